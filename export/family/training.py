@@ -1,0 +1,294 @@
+"""Data-parallel training on a few CPU cores, steady on a busy machine.
+
+Every step is cut into micro-batches. Workers (one process and one thread each) take the
+next micro-batch from a shared counter until none is left, so a slow core does less and
+nobody waits at an OpenMP barrier. What a step reads depends on (seed, step) alone: a
+resumed run sees the same data, whatever the number of workers. Only the order of the
+floating-point sums may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from draftwire.export.family.muon import Muon
+
+__all__ = ["Plan", "Stream", "learning_rate", "train"]
+
+LossFn = Callable[[nn.Module, Tensor], "tuple[Tensor, dict[str, float]]"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Token streams with their shares of each batch.
+
+    Attributes:
+        paths: One ``.npy`` file of uint16 ids per source.
+        shares: Their weights; normalised here.
+    """
+
+    paths: tuple[Path, ...]
+    shares: tuple[float, ...]
+
+    def open(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the memory-mapped streams and normalised shares."""
+        shares = np.array(self.shares, np.float64)
+        return [np.load(p, mmap_mode="r") for p in self.paths], shares / shares.sum()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Tokens per step.
+        micro: Tokens per micro-batch, a multiple of the longest length.
+        lengths: ``(fraction of steps, sequence length)``, in order.
+        lr: Peak learning rate of AdamW (embeddings, norms, biases).
+        matrix_lr: Peak learning rate of Muon (hidden matrices).
+        warmup: Steps of linear warm-up.
+        decay: Last fraction of the steps over which the rate falls to zero.
+        weight_decay: On matrices alone.
+        seed: Of data order.
+        workers: Processes.
+        save_every: Seconds between checkpoints.
+    """
+
+    steps: int
+    batch: int = 12288
+    micro: int = 2048
+    lengths: tuple[tuple[float, int], ...] = ((0.75, 256), (1.0, 1024))
+    lr: float = 3e-3
+    matrix_lr: float = 6e-3
+    warmup: int = 25
+    decay: float = 0.6
+    weight_decay: float = 0.1
+    seed: int = 1
+    workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    save_every: float = 120.0
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Return the factor on the peak rate at ``step``: warm-up, plateau, linear decay."""
+    up = min(1.0, (step + 1) / max(1, plan.warmup))
+    down = (plan.steps - step) / max(1.0, plan.decay * plan.steps)
+    return min(up, down, 1.0)
+
+
+def _length_at(plan: Plan, step: int) -> int:
+    for until, length in plan.lengths:
+        if step < until * plan.steps:
+            return length
+    return plan.lengths[-1][1]
+
+
+def _micro_batch(
+    plan: Plan, streams: list[np.ndarray], shares: np.ndarray, step: int, index: int
+) -> Tensor:
+    length = _length_at(plan, step)
+    rows = max(1, plan.micro // length)
+    rng = np.random.default_rng((plan.seed, step, index))
+    out = np.empty((rows, length + 1), np.int64)
+    for row, source in enumerate(rng.choice(len(streams), rows, p=shares)):
+        stream = streams[source]
+        start = int(rng.integers(0, max(1, len(stream) - length - 1)))
+        piece = stream[start : start + length + 1]
+        out[row, : len(piece)] = piece
+        out[row, len(piece) :] = 0
+    return torch.from_numpy(out)
+
+
+def _worker(
+    rank: int,
+    plan: Plan,
+    data: Stream,
+    model: nn.Module,
+    loss_fn: LossFn,
+    grads: Tensor,
+    sums: Tensor,
+    counter: "mp.Value",
+    step_of: "mp.Value",
+    start: "mp.Barrier",
+    done: "mp.Barrier",
+    lock: "mp.Lock",
+) -> None:
+    torch.set_num_threads(1)
+    streams, shares = data.open()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    micros = plan.batch // plan.micro
+    while True:
+        start.wait()
+        step = step_of.value
+        if step < 0:
+            return
+        local = None
+        total, count = 0.0, 0
+        while True:
+            with counter.get_lock():
+                index = counter.value
+                counter.value += 1
+            if index >= micros:
+                break
+            loss, _ = loss_fn(model, _micro_batch(plan, streams, shares, step, index))
+            found = torch.autograd.grad(loss, trained)
+            flat = torch.cat([g.reshape(-1) for g in found])
+            local = flat if local is None else local.add_(flat)
+            total, count = total + float(loss.detach()), count + 1
+        with lock:
+            if local is not None:
+                grads.add_(local)
+            sums[0] += total
+            sums[1] += count
+        done.wait()
+
+
+def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            hidden = p.ndim == 2 and "embed" not in name and "lora" not in name
+            (matrices if hidden else others).append(p)
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(
+            Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay)
+        )
+    if others:
+        found.append(
+            torch.optim.AdamW(others, lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        )
+    for optimiser in found:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return found
+
+
+def train(
+    model: nn.Module,
+    data: Stream,
+    plan: Plan,
+    loss_fn: LossFn,
+    work: Path,
+    *,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, float]]:
+    """Train ``model`` in place; checkpoint to ``work``, and resume from there.
+
+    Args:
+        model: Parameters with ``requires_grad`` are trained.
+        data: What to read.
+        plan: How.
+        loss_fn: ``(model, ids (rows, length + 1)) -> (mean loss, figures)``; must be
+            picklable when there are several workers.
+        work: Folder of ``checkpoint.pt`` and ``log.jsonl``.
+        say: Gets a line of progress now and then.
+
+    Returns:
+        The log: one dict a step with ``step``, ``loss``, ``seconds``.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint, log_path = work / "checkpoint.pt", work / "log.jsonl"
+    optimisers = _optimisers(model, plan)
+    first, log = 0, []
+    if checkpoint.exists():
+        # weights_only: a checkpoint is data, nothing in it may run.
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"]):
+            optimiser.load_state_dict(saved)
+        first = state["step"]
+        log = [json.loads(x) for x in log_path.read_text().splitlines()][:first]
+        say(f"resumed at step {first} of {plan.steps}")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.share_memory()
+    size = sum(p.numel() for p in trained)
+    grads, sums = torch.zeros(size).share_memory_(), torch.zeros(2).share_memory_()
+    context = mp.get_context("fork")
+    counter, step_of = context.Value("q", 0), context.Value("q", 0)
+    start, done = context.Barrier(plan.workers + 1), context.Barrier(plan.workers + 1)
+    lock = context.Lock()
+    shared = (grads, sums, counter, step_of, start, done, lock)
+    team = [
+        context.Process(
+            target=_worker, args=(r, plan, data, model, loss_fn, *shared), daemon=True
+        )
+        for r in range(plan.workers)
+    ]
+    for process in team:
+        process.start()
+
+    def save(step: int) -> None:
+        part = checkpoint.with_suffix(".part")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in optimisers],
+                "step": step,
+            },
+            part,
+        )
+        log_path.write_text("".join(json.dumps(row) + "\n" for row in log))
+        part.replace(checkpoint)
+
+    began = saved = told = time.monotonic()
+    spent = log[-1]["seconds"] if log else 0.0
+    try:
+        for step in range(first, plan.steps):
+            grads.zero_()
+            sums.zero_()
+            counter.value, step_of.value = 0, step
+            start.wait()
+            done.wait()
+            micros = float(sums[1])
+            grads.div_(micros)
+            norm = float(grads.norm())
+            grads.mul_(min(1.0, 1.0 / (norm + 1e-6)))
+            at = 0
+            for p in trained:
+                p.grad = grads[at : at + p.numel()].view_as(p)
+                at += p.numel()
+            factor = learning_rate(plan, step)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["peak"] * factor
+                optimiser.step()
+            now = time.monotonic()
+            log.append(
+                {
+                    "step": step,
+                    "loss": round(float(sums[0]) / micros, 5),
+                    "grad_norm": round(norm, 4),
+                    "seconds": round(spent + now - began, 1),
+                }
+            )
+            if now - told > 20 or step + 1 == plan.steps:
+                told = now
+                rate = (step + 1 - first) * plan.batch / (now - began)
+                left = (plan.steps - step - 1) * plan.batch / rate
+                recent = np.mean([row["loss"] for row in log[-20:]])
+                say(
+                    f"step {step + 1}/{plan.steps} loss {recent:.3f} "
+                    f"{rate:,.0f} tokens/s, {left / 60:.0f} min left"
+                )
+            if now - saved > plan.save_every or step + 1 == plan.steps:
+                saved = now
+                save(step + 1)
+        step_of.value = -1
+        start.wait()
+    finally:
+        for process in team:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+    return log

@@ -1,0 +1,47 @@
+"""Where each part of ``draftwire`` lives: one top-level folder per subpackage."""
+
+import os
+
+import setuptools
+
+# Older ones ignore [project] in pyproject.toml and install "UNKNOWN 0.0.0".
+if int(setuptools.__version__.split(".")[0]) < 64:
+    raise SystemExit("draftwire needs setuptools>=64 (drop --no-build-isolation?)")
+
+FOLDERS = (
+    "bench",
+    "boards",
+    "energy",
+    "export",
+    "runtime",
+    "sampling",
+    "transport",
+    "verifier",
+)
+
+
+def subpackages(folder):
+    """Return the dotted names of ``folder`` and the packages inside it."""
+    found = []
+    for here, _, files in os.walk(folder):
+        if "__init__.py" in files:
+            found.append(here.replace(os.sep, "."))
+    return sorted(found)
+
+
+rooms = {f"draftwire.{name}": name.replace(".", "/") for f in FOLDERS for name in subpackages(f)}
+
+setuptools.setup(
+    packages=["draftwire", "draftwire.cli", *rooms],
+    package_dir={
+        **rooms,
+        "draftwire": "src/draftwire",
+        "": "src",  # legacy and compat editable installs follow the links there
+    },
+    package_data={
+        "draftwire": ["py.typed"],
+        "draftwire.boards": ["*.toml"],
+        "draftwire.transport": ["*.md"],
+    },
+    include_package_data=False,
+)

@@ -1,0 +1,101 @@
+"""Every error draftwire raises on purpose.
+
+DraftwireError
+├── ConfigError          a file, flag or environment variable is wrong      exit 2
+├── BoardError           this machine lacks what the profile promises       exit 3
+│   └── SensorError      a power rail cannot be read
+├── TransportError       the peer is gone, late or refused us               exit 4
+│   ├── ProtocolError    the peer broke the wire format
+│   └── RefusedError     the peer answered, and said no
+└── ModelError           a model does not load, or does not match           exit 5
+    ├── PackageError     a draft or target package is damaged or unknown
+    └── IncompatibleError  draft and target do not belong together
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "BoardError",
+    "ConfigError",
+    "DraftwireError",
+    "IncompatibleError",
+    "ModelError",
+    "PackageError",
+    "ProtocolError",
+    "RefusedError",
+    "SensorError",
+    "TransportError",
+]
+
+
+class DraftwireError(Exception):
+    """Base class: ``except DraftwireError`` catches what we foresaw, no bugs.
+
+    Args:
+        message: One sentence: what is wrong, with the names and numbers.
+        hint: One line: what to do next. Falls back to the class's own.
+
+    Attributes:
+        exit_code: What a command ends with.
+        hint: What to do next, or "".
+    """
+
+    exit_code: ClassVar[int] = 1
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint or self.default_hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), str(self), self.hint))
+
+
+def _rebuild(kind: type[DraftwireError], message: str, hint: str) -> DraftwireError:
+    return kind(message, hint=hint)
+
+
+class ConfigError(DraftwireError):
+    """A setting is missing, unknown or out of range."""
+
+    exit_code = 2
+
+
+class BoardError(DraftwireError):
+    """This machine lacks what its board profile promises."""
+
+    exit_code = 3
+
+
+class SensorError(BoardError):
+    """A power rail cannot be read."""
+
+
+class TransportError(DraftwireError):
+    """The connection to the verifier failed."""
+
+    exit_code = 4
+
+
+class ProtocolError(TransportError):
+    """The peer sent bytes that the wire format does not allow."""
+
+
+class RefusedError(TransportError):
+    """The verifier answered and refused: token, limit, busy, draining."""
+
+
+class ModelError(DraftwireError):
+    """A model does not load, or does not match its peer."""
+
+    exit_code = 5
+
+
+class PackageError(ModelError):
+    """A draft or target package is damaged, incomplete or of an unknown format."""
+
+
+class IncompatibleError(ModelError):
+    """The draft and the target do not share tokenizer, vocabulary or family."""
