@@ -1,0 +1,91 @@
+"""Coupled sampling: both sides race the same noise, and usually agree.
+
+For every position ``t`` and token ``i`` both sides can compute the same exponential
+noise ``E_t[i]`` from the seed. The device drafts ``argmin E_t / q``, the cloud commits
+``argmin E_t / p``, which is a sample of ``p`` by the Gumbel-max trick whatever the draft
+was. So the output is the target's own sample for that seed: exact, reproducible with any
+draft, block size or network, and only token ids ever cross the wire.
+
+Acceptance of one token is ``sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)``, at least
+``(1 - TV) / (1 + TV)``.
+
+Source:
+    Daliri, Musco, Suresh 2024, https://arxiv.org/abs/2408.07978.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.sampling.laws import Law, SamplingParams, law_of
+from draftwire.sampling.philox import exponentials
+from draftwire.sampling.scheme import Card, Decision, Proposal
+
+__all__ = ["CARD", "make_decider", "make_proposer", "race"]
+
+CARD = Card(
+    "coupled",
+    exact=True,
+    note="ids up; one id down; the noise is shared by seed",
+    greedy=False,
+    sampled=True,
+)
+
+
+def race(law: Law, seed: int, position: int) -> int:
+    """Return the winner of ``argmin E / p``: a sample of ``law`` fixed by the seed.
+
+    Args:
+        law: What to sample.
+        seed: 64 bits.
+        position: Absolute position of the token.
+    """
+    if law.ids is None:
+        noise = exponentials(seed, position, len(law.probs))
+        with np.errstate(divide="ignore"):  # probability 0: never the winner
+            return int(np.argmin(noise / law.probs))
+    noise = exponentials(seed, position, law.ids)
+    return int(law.ids[np.argmin(noise / law.probs)])
+
+
+class _Proposer:
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        law = law_of(logits, self._params)
+        token = race(law, self._params.seed, position)
+        return Proposal(token, law.prob(token))
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        return b""
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        raise ValueError("coupled: the cloud draws every correction")
+
+
+class _Decider:
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        for j in range(len(tokens) + 1):
+            law = law_of(logits[j], self._params)
+            token = race(law, self._params.seed, position + j)
+            if j == len(tokens) or token != tokens[j]:
+                return Decision(j, token)
+        raise AssertionError("unreachable: the last row always decides")
+
+
+def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
+    """Return the device half."""
+    return _Proposer(params)
+
+
+def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half."""
+    return _Decider(params)

@@ -1,0 +1,50 @@
+"""Greedy decoding: the most likely token of the target, always.
+
+The device drafts its own most likely token; the cloud keeps it while it equals the
+target's. Ties go to the smallest id on both sides (``numpy.argmax``).
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.sampling.laws import SamplingParams
+from draftwire.sampling.scheme import Card, Decision, Proposal
+
+__all__ = ["CARD", "make_decider", "make_proposer"]
+
+CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
+
+
+class _Proposer:
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        return Proposal(int(logits.argmax()))
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        return b""
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        raise ValueError("greedy: the cloud draws every correction")
+
+
+class _Decider:
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        best = logits.argmax(axis=-1)
+        accepted = 0
+        while accepted < len(tokens) and tokens[accepted] == best[accepted]:
+            accepted += 1
+        return Decision(accepted, int(best[accepted]))
+
+
+def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
+    """Return the device half."""
+    return _Proposer()
+
+
+def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half."""
+    return _Decider()

@@ -1,0 +1,139 @@
+"""Counter-based noise that the device and the cloud compute alike.
+
+Philox 4x32-10 turns (key, counter) into four 32-bit words without any state, so the
+noise of one token at one position can be had alone: only the support that top-k / top-p
+leave is ever computed. Layout (``transport/PROTOCOL.md`` fixes it for other languages)::
+
+    key      (seed low 32 bits, seed high 32 bits)
+    counter  (token id >> 1, position low 32 bits, position high 32 bits, domain)
+    words    0 and 1 belong to the even token id, 2 and 3 to the odd one
+
+Source:
+    Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",
+    https://doi.org/10.1145/2063384.2063405; known-answer vectors of Random123 1.09.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+__all__ = ["Domain", "exponentials", "philox4x32", "uniforms"]
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_S32, _S5, _S6 = np.uint64(32), np.uint64(5), np.uint64(6)
+_TWO26 = np.float64(2.0**26)
+_UNIT = np.float64(2.0**-53)
+_ROUNDS = 10
+
+
+class Domain(enum.IntEnum):
+    """What the noise is for; two uses never share a stream.
+
+    Sharing the stream of the draft with that of the accept coin would bias the output,
+    which is why they are apart by construction.
+    """
+
+    COUPLED = 0
+    DRAFT = 1
+    ACCEPT = 2
+    CORRECT = 3
+
+
+def philox4x32(
+    counter: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], key: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the four output words of Philox 4x32 with ten rounds.
+
+    Args:
+        counter: Four arrays ``(n,)`` of uint64 that hold 32-bit words.
+        key: Two 32-bit words.
+
+    Returns:
+        Four arrays ``(n,)`` of uint64 that hold 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1, c2, c3 = (
+            (p1 >> _S32) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _S32) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _words(
+    seed: int, position: int, cells: np.ndarray, domain: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    zeros = np.zeros_like(cells)
+    return philox4x32(
+        (
+            cells,
+            zeros + np.uint64(position & 0xFFFFFFFF),
+            zeros + np.uint64(position >> 32 & 0xFFFFFFFF),
+            zeros + np.uint64(domain),
+        ),
+        (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF),
+    )
+
+
+def _unit(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    # 27 + 26 bits, then one added: (0, 1] in steps of 2**-53, all exact in float64. A
+    # float32 uniform would cut the tail of the noise and with it rare tokens.
+    n = (high >> _S5).astype(np.float64) * _TWO26 + (low >> _S6).astype(np.float64)
+    unit: np.ndarray = (n + 1.0) * _UNIT
+    return unit
+
+
+def uniforms(
+    seed: int, position: int, ids: np.ndarray, *, domain: int = Domain.COUPLED
+) -> np.ndarray:
+    """Return the uniform number of each token id at ``position``.
+
+    Args:
+        seed: 64 bits.
+        position: Absolute position of the token to be chosen, at least 0.
+        ids: ``(n,)`` integers, token ids (or plain counters in other domains).
+        domain: See :class:`Domain`.
+
+    Returns:
+        ``(n,)`` float64 in (0, 1], multiples of 2**-53.
+    """
+    cells = np.asarray(ids).astype(np.uint64)
+    w0, w1, w2, w3 = _words(seed, position, cells >> np.uint64(1), domain)
+    odd = (cells & np.uint64(1)).astype(bool)
+    return _unit(np.where(odd, w2, w0), np.where(odd, w3, w1))
+
+
+def exponentials(seed: int, position: int, ids: np.ndarray | int) -> np.ndarray:
+    """Return the exponential noise ``E = -ln u`` of token ids at ``position``.
+
+    ``-ln E`` is the Gumbel noise of the Gumbel-max trick; ``argmax(ln p - ln E)`` and
+    ``argmin(E / p)`` choose the same token, the latter with one logarithm fewer.
+
+    Args:
+        seed: 64 bits.
+        position: Absolute position.
+        ids: ``(n,)`` token ids, or the vocabulary size for all ids ``0..n-1``.
+
+    Returns:
+        ``(n,)`` float64, greater than 0.
+    """
+    if isinstance(ids, (int, np.integer)):
+        cells = np.arange((int(ids) + 1) // 2, dtype=np.uint64)
+        w0, w1, w2, w3 = _words(seed, position, cells, Domain.COUPLED)
+        unit = np.empty(2 * len(cells))
+        unit[0::2], unit[1::2] = _unit(w0, w1), _unit(w2, w3)
+        unit = unit[: int(ids)]
+    else:
+        unit = uniforms(seed, position, ids)
+    # u = 1 gives E = 0 once in 2**53; half a step keeps it a number.
+    noise: np.ndarray = np.maximum(-np.log(unit), 2.0**-54)
+    return noise
