@@ -1,0 +1,277 @@
+"""What stands in a package's manifest, and whether its files are what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.errors import PackageError
+
+__all__ = [
+    "DAMAGED",
+    "FILE_NAME",
+    "FORMATS",
+    "MANIFESTS",
+    "NAME",
+    "Family",
+    "PackageFile",
+    "Shape",
+    "file_hash",
+    "identity",
+    "read_manifest",
+    "wrong",
+]
+
+MANIFESTS = {"draft": "draft.json", "target": "target.json"}
+FORMATS = {"draft": "draftwire.draft/1", "target": "draftwire.target/1"}
+
+MAX_MANIFEST = 1 << 20  # bytes: a manifest is a page of text
+MAX_FILES = 64
+MAX_VOCAB = 1 << 24
+MAX_CONTEXT = 1 << 24
+
+# No separators, no leading dot: such a name cannot leave its folder.
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,127}\Z")
+HEX = re.compile(r"[0-9a-f]{64}\Z")
+_WORDS = ("engine", "precision", "graph", "min_engine")
+DAMAGED = "copy or export the package again"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Which models belong together.
+
+    Attributes:
+        name: For people.
+        backbone: Fingerprint of the anchor weights that draft and targets share,
+            64 hex digits, or None when they share none.
+        tokenizer: Fingerprint of the tokenizer, 64 hex digits.
+    """
+
+    name: str
+    backbone: str | None
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a key/value cache for the model needs to know."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """One file of a package, its content checked.
+
+    Attributes:
+        path: Where it lies.
+        sha256: Of its content, 64 hex digits.
+        bytes: Its length.
+        engine: What runs it ("onnxruntime"), or "" for data.
+        precision: "fp32", "int8", "int4", ..., or "" for data.
+        graph: How the cache is passed ("gqa", "concat", "target"), or "".
+        min_engine: Oldest version of the engine that runs it right, or "".
+        details: The file's whole entry in the manifest.
+    """
+
+    path: Path
+    sha256: str
+    bytes: int
+    engine: str = ""
+    precision: str = ""
+    graph: str = ""
+    min_engine: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """Read and check what both kinds of package have in common.
+
+    Args:
+        path: The package's folder.
+        kind: "draft" or "target".
+
+    Returns:
+        The fields of a package, every file read and hashed.
+
+    Raises:
+        PackageError: Something is missing, damaged or of an unknown format.
+    """
+    path = Path(os.path.abspath(path))
+    raw = _read_json(path, kind)
+    where = path.name
+
+    def whole(name: str, low: int, high: int, data: Mapping[str, Any] = raw) -> int:
+        value = data.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise wrong(where, name, "a whole number")
+        if not low <= value <= high:
+            raise wrong(where, name, f"between {low} and {high}")
+        return value
+
+    if not isinstance(raw.get("name"), str) or not NAME.match(raw["name"]):
+        raise wrong(where, "name", "a short name")
+    vocab_size = whole("vocab_size", 2, MAX_VOCAB)
+    bos_id = None
+    if raw.get("bos_id") is not None:
+        bos_id = whole("bos_id", 0, vocab_size - 1)
+    eos_ids = raw.get("eos_ids")
+    if not isinstance(eos_ids, list) or len(eos_ids) > MAX_FILES:
+        raise wrong(where, "eos_ids", "a list of token ids")
+    eos = tuple(whole("eos_ids", 0, vocab_size - 1, {"eos_ids": i}) for i in eos_ids)
+    sizes = raw.get("shape")
+    if not isinstance(sizes, dict):
+        raise wrong(where, "shape", "an object")
+    shape = Shape(
+        **{k: whole(k, 1, 1 << 20, sizes) for k in Shape.__dataclass_fields__}
+    )
+    package = {
+        "path": path,
+        "id": raw.get("id"),
+        "name": raw["name"],
+        "family": _read_family(where, raw.get("family")),
+        "vocab_size": vocab_size,
+        "context": whole("context", 1, MAX_CONTEXT),
+        "bos_id": bos_id,
+        "eos_ids": eos,
+        "shape": shape,
+        "files": _check_files(path, raw.get("files")),
+        "raw": raw,
+    }
+    found = identity(kind, raw)
+    if raw.get("id") != found:
+        raise PackageError(
+            f"{where} says its id is {str(raw.get('id'))[:12]}, "
+            f"but its content has {found[:12]}",
+            hint=DAMAGED,
+        )
+    return package
+
+
+def _read_json(path: Path, kind: str) -> dict[str, Any]:
+    manifest = path / MANIFESTS[kind]
+    if not path.is_dir():
+        raise PackageError(
+            f"there is no {kind} package at {path}", hint="check the path"
+        )
+    other = MANIFESTS["target" if kind == "draft" else "draft"]
+    if not manifest.is_file():
+        if (path / other).is_file():
+            raise PackageError(f"{path.name} holds {other}, so it is no {kind} package")
+        raise PackageError(
+            f"{path.name} has no {manifest.name}, so it is no {kind} package",
+            hint="`draftwire export onnx` makes one from a checkpoint",
+        )
+    try:
+        with open(manifest, "rb") as stream:
+            text = stream.read(MAX_MANIFEST + 1)
+        if len(text) > MAX_MANIFEST:
+            raise PackageError(f"{path.name}/{manifest.name} is too long")
+        raw = json.loads(text.decode("utf-8"))
+    except OSError as exc:
+        raise PackageError(f"{manifest} cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise PackageError(
+            f"{path.name}/{manifest.name} is not JSON", hint=DAMAGED
+        ) from exc
+    if not isinstance(raw, dict):
+        raise PackageError(f"{path.name}/{manifest.name} is not an object")
+    if raw.get("format") != FORMATS[kind]:
+        raise PackageError(
+            f"{path.name} has format {raw.get('format')!r}, "
+            f"this draftwire reads {FORMATS[kind]!r}",
+            hint="update draftwire, or export the model again",
+        )
+    return raw
+
+
+def _read_family(where: str, raw: Any) -> Family:
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str):
+        raise wrong(where, "family", "an object with a name")
+    for key in ("backbone", "tokenizer"):
+        value = raw.get(key)
+        if key == "backbone" and value is None:
+            continue
+        if not isinstance(value, str) or not HEX.match(value):
+            raise wrong(where, f"family.{key}", "64 hex digits")
+    return Family(raw["name"], raw.get("backbone"), raw["tokenizer"])
+
+
+def _check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
+    where = path.name
+    if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_FILES:
+        raise wrong(where, "files", f"an object of 1 to {MAX_FILES} entries")
+    files = {}
+    for name, entry in raw.items():
+        if not FILE_NAME.match(name) or name in MANIFESTS.values():
+            raise PackageError(f"{where} lists a file with the unfit name {name!r}")
+        if not isinstance(entry, dict):
+            raise wrong(where, f"files[{name}]", "an object")
+        words = {k: entry.get(k, "") for k in _WORDS}
+        sha256, size = entry.get("sha256"), entry.get("bytes")
+        if not all(isinstance(w, str) for w in words.values()) or not isinstance(
+            size, int
+        ):
+            raise wrong(where, f"files[{name}]", "words and a length")
+        if not isinstance(sha256, str) or not HEX.match(sha256):
+            raise wrong(where, f"files[{name}].sha256", "64 hex digits")
+        file = path / name
+        if not file.is_file():
+            raise PackageError(f"{where} lacks its file {name}", hint=DAMAGED)
+        if file.stat().st_size != size:
+            raise PackageError(
+                f"{where}/{name} has {file.stat().st_size} bytes, not {size}",
+                hint=DAMAGED,
+            )
+        if file_hash(file) != sha256:
+            raise PackageError(f"{where}/{name} does not match its hash", hint=DAMAGED)
+        files[name] = PackageFile(file, sha256, size, details=entry, **words)
+    return files
+
+
+def file_hash(file: Path) -> str:
+    """Return the sha256 of a file's content, 64 hex digits."""
+    digest = hashlib.sha256()
+    try:
+        with open(file, "rb") as stream:
+            for chunk in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(chunk)
+    except OSError as exc:
+        raise PackageError(f"{file} cannot be read: {exc.strerror}") from exc
+    return digest.hexdigest()
+
+
+def identity(kind: str, raw: Mapping[str, Any]) -> str:
+    """Return the id of a manifest: what it is made of, not what it is called."""
+    base = raw.get("base")
+    content = {
+        "format": FORMATS[kind],
+        "files": [f"{n} {e['sha256']}" for n, e in sorted(raw["files"].items())],
+        "family": [raw["family"].get("backbone"), raw["family"]["tokenizer"]],
+        "shape": {k: raw["shape"][k] for k in Shape.__dataclass_fields__},
+        "tokens": [
+            raw["vocab_size"],
+            raw["context"],
+            raw.get("bos_id"),
+            raw["eos_ids"],
+        ],
+        "base": base["id"] if isinstance(base, dict) and "id" in base else None,
+        "adapter": raw.get("adapter"),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def wrong(where: str, field_name: str, wanted: str) -> PackageError:
+    """Return the error for a manifest field that is not ``wanted``."""
+    return PackageError(f"{where}: {field_name} must be {wanted}", hint=DAMAGED)

@@ -1,0 +1,304 @@
+"""Draft and target packages: folders whose every byte is named by a manifest.
+
+``NAME.draft/`` holds ``draft.json``, ``tokenizer.json`` and one model file for each
+precision; ``NAME.target/`` holds ``target.json`` and either a whole target or an
+adapter on top of another package.  The id of a package is a hash over its content,
+so a frozen draft keeps its id for ever and a changed byte cannot hide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Iterator, Mapping
+
+from draftwire.errors import ConfigError, PackageError
+from draftwire.manifest import (
+    DAMAGED,
+    FILE_NAME,
+    FORMATS,
+    MANIFESTS,
+    NAME,
+    Family,
+    PackageFile,
+    Shape,
+    file_hash,
+    identity,
+    read_manifest,
+    wrong,
+)
+from draftwire.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
+
+__all__ = [
+    "DraftPackage",
+    "Family",
+    "NewFile",
+    "PackageFile",
+    "Shape",
+    "TargetPackage",
+    "Tokenizer",
+    "load_draft",
+    "load_target",
+    "load_tokenizer",
+    "tokenizer_fingerprint",
+    "write_package",
+]
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class _Package:
+    path: Path
+    id: str
+    name: str
+    family: Family
+    vocab_size: int
+    context: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    shape: Shape
+    files: Mapping[str, PackageFile]
+    raw: Mapping[str, Any]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The package's own ``tokenizer.json``."""
+        return self.path / TOKENIZER_FILE
+
+
+@dataclass(frozen=True)
+class DraftPackage(_Package):
+    """A frozen draft on disk, checked."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions there is a model file for, smallest file first."""
+        models = [f for f in self.files.values() if f.precision]
+        return tuple(f.precision for f in sorted(models, key=lambda f: f.bytes))
+
+    def model_file(
+        self, precision: str | None = None, *, engine: str = "onnxruntime"
+    ) -> PackageFile:
+        """Return the model file of ``precision``; by default int8, else the smallest.
+
+        Raises:
+            ConfigError: The package has no such file.
+        """
+        found = [f for f in self.files.values() if f.precision and f.engine == engine]
+        models = {f.precision: f for f in sorted(found, key=lambda f: f.bytes)}
+        if precision is None:
+            precision = "int8" if "int8" in models else next(iter(models), "")
+        if precision not in models:
+            raise ConfigError(
+                f"{self.path.name} has no {precision or 'model'} file for {engine}, "
+                f"it has {', '.join(models) or 'none'}",
+                hint="name one of those, or export the model in that precision",
+            )
+        return models[precision]
+
+    def model_path(self, precision: str | None = None) -> Path:
+        """Return where the model file of ``precision`` lies."""
+        return self.model_file(precision).path
+
+
+@dataclass(frozen=True)
+class TargetPackage(_Package):
+    """A target on disk, checked, with the base that it builds on.
+
+    Attributes:
+        version: The verifier's name for this state of the target, e.g. "v2".
+        base: The package whose graph and weights it uses, or None.
+        adapter: The LoRA file that is merged into the base's weights, or None.
+    """
+
+    version: str = ""
+    base: TargetPackage | None = None
+    adapter: PackageFile | None = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Its own ``tokenizer.json``, or its base's."""
+        if TOKENIZER_FILE in self.files or self.base is None:
+            return self.path / TOKENIZER_FILE
+        return self.base.tokenizer_path
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file to put into a package.
+
+    Attributes:
+        source: Where it lies now, or its content.
+        details: What the manifest says about it besides hash and length:
+            engine, precision, graph, min_engine, parity.
+    """
+
+    source: Path | bytes
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_draft(path: str | Path) -> DraftPackage:
+    """Read and check a draft package.
+
+    Args:
+        path: Its folder.
+
+    Returns:
+        The package; every listed file has been read and its hash compared.
+
+    Raises:
+        PackageError: It is missing, damaged, incomplete or of an unknown format.
+    """
+    common = read_manifest(Path(path), "draft")
+    package = DraftPackage(**common)
+    if TOKENIZER_FILE not in package.files:
+        raise PackageError(f"{package.path.name} has no {TOKENIZER_FILE}", hint=DAMAGED)
+    if not package.precisions:
+        raise PackageError(f"{package.path.name} lists no model file", hint=DAMAGED)
+    return package
+
+
+def load_target(path: str | Path) -> TargetPackage:
+    """Read and check a target package, and its base when it has one.
+
+    Raises:
+        PackageError: It or its base is missing, damaged or of an unknown format.
+    """
+    return _load_target(Path(path), depth=0)
+
+
+def _load_target(path: Path, *, depth: int) -> TargetPackage:
+    common = read_manifest(path, "target")
+    where, raw, files = common["path"].name, common["raw"], common["files"]
+    version = raw.get("version")
+    if not isinstance(version, str) or not NAME.match(version):
+        raise wrong(where, "version", "a short word")
+    adapter = raw.get("adapter")
+    if adapter is not None and adapter not in files:
+        raise wrong(where, "adapter", "one of its files")
+    link = raw.get("base")
+    if (link is None) != (adapter is None):
+        raise PackageError(
+            f"{where} must name both a base and an adapter, or neither", hint=DAMAGED
+        )
+    if link is None:
+        if TOKENIZER_FILE not in files:
+            raise PackageError(f"{where} has no {TOKENIZER_FILE}", hint=DAMAGED)
+        return TargetPackage(**common, version=version)
+    if depth:
+        raise PackageError(
+            f"{where} is the base of another target but has a base itself",
+            hint="an evolved target must name a whole target as its base",
+        )
+    base = _load_base(common["path"], link)
+    if base.family.tokenizer != common["family"].tokenizer:
+        raise PackageError(f"{where} and its base differ in tokenizer", hint=DAMAGED)
+    if (base.vocab_size, base.shape) != (common["vocab_size"], common["shape"]):
+        raise PackageError(f"{where} and its base differ in shape", hint=DAMAGED)
+    return TargetPackage(**common, version=version, base=base, adapter=files[adapter])
+
+
+def _load_base(path: Path, link: Any) -> TargetPackage:
+    where = path.name
+    if not isinstance(link, dict) or not isinstance(link.get("path"), str):
+        raise wrong(where, "base", "an object with path and id")
+    parts = PurePosixPath(link["path"]).parts
+    inside = parts[1:] if parts[:1] == ("..",) else ()
+    if len(inside) != 1 or not FILE_NAME.match(inside[0]):
+        raise wrong(where, "base", 'a sibling folder such as "../v1.target"')
+    folder = path.parent / inside[0]
+    if not folder.is_dir():
+        raise PackageError(
+            f"{where} builds on {inside[0]}, which is not beside it",
+            hint=f"copy {inside[0]} to {path.parent}",
+        )
+    base = _load_target(folder, depth=1)
+    if base.id != link.get("id"):
+        raise PackageError(
+            f"{where} builds on another state of {inside[0]} "
+            f"(id {str(link.get('id'))[:12]}, found {base.id[:12]})",
+            hint="put the base it was made from beside it, or make the adapter again",
+        )
+    return base
+
+
+def write_package(
+    folder: str | Path,
+    kind: str,
+    fields: Mapping[str, Any],
+    files: Mapping[str, NewFile],
+    *,
+    replace: bool = False,
+) -> str:
+    """Write a package so that it is there as a whole or not at all.
+
+    Args:
+        folder: Where, ``NAME.draft`` or ``NAME.target``; must not exist.
+        kind: "draft" or "target".
+        fields: The manifest without format, id and files.
+        files: By file name.
+        replace: Put it in the place of an older package of that kind.
+
+    Returns:
+        The new package's id.
+
+    Raises:
+        ConfigError: There is something at ``folder`` already.
+        PackageError: The result would not load.
+    """
+    folder = Path(os.path.abspath(folder))
+    with _replacing(folder, kind, replace=replace) as scratch:
+        entries = {}
+        for name, new in files.items():
+            if not FILE_NAME.match(name):
+                raise PackageError(f"{name!r} is no fit name for a package file")
+            place = scratch / name
+            if isinstance(new.source, bytes):
+                place.write_bytes(new.source)
+            else:
+                shutil.copyfile(new.source, place)
+            entries[name] = {
+                "sha256": file_hash(place),
+                "bytes": place.stat().st_size,
+                **new.details,
+            }
+        raw = {"format": FORMATS[kind], "id": "", **fields, "files": entries}
+        raw["id"] = identity(kind, raw)
+        text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+        (scratch / MANIFESTS[kind]).write_text(text, encoding="utf-8")
+        # The scratch folder is a sibling, so a base beside it is found from there.
+        (load_draft if kind == "draft" else load_target)(scratch)
+    return str(raw["id"])
+
+
+@contextmanager
+def _replacing(folder: Path, kind: str, *, replace: bool) -> Iterator[Path]:
+    old = None
+    if folder.exists():
+        if not replace or not (folder / MANIFESTS[kind]).is_file():
+            raise ConfigError(
+                f"there is something at {folder} already",
+                hint="choose another place, or remove it first",
+            )
+        old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    scratch = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if old is not None:
+            os.rename(folder, old)
+        os.rename(scratch, folder)
+    except OSError as exc:
+        if old is not None and old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise ConfigError(f"{folder} cannot be written: {exc}") from exc
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if old is not None and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,295 @@
+"""Packages: what loads, what is refused, and how they are written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from draftwire.errors import ConfigError, PackageError
+from draftwire.packages import NewFile, load_draft, load_target, write_package
+
+FIELDS = {
+    "name": "tiny",
+    "family": {"name": "tiny", "backbone": None, "tokenizer": "ab" * 32},
+    "vocab_size": 64,
+    "context": 128,
+    "bos_id": 0,
+    "eos_ids": [0],
+    "shape": {"layers": 1, "kv_heads": 2, "head_dim": 8, "hidden": 32},
+    "made": {"by": "test"},
+}
+MODEL = {"engine": "onnxruntime", "precision": "int8", "graph": "gqa"}
+
+
+def draft_files(**more):
+    return {
+        "tokenizer.json": NewFile(b"{}"),
+        "model.int8.onnx": NewFile(b"int8 weights", MODEL),
+        "model.fp32.onnx": NewFile(
+            b"fp32 weights, longer", {**MODEL, "precision": "fp32"}
+        ),
+        **more,
+    }
+
+
+@pytest.fixture
+def draft(tmp_path):
+    folder = tmp_path / "tiny.draft"
+    write_package(folder, "draft", FIELDS, draft_files())
+    return folder
+
+
+@pytest.fixture
+def targets(tmp_path):
+    """A whole target v1 and a v2 that builds on it."""
+    fields = {**FIELDS, "version": "v1", "base": None, "adapter": None}
+    files = {n: NewFile(n.encode()) for n in ("tokenizer.json", "model.onnx")}
+    base_id = write_package(tmp_path / "v1.target", "target", fields, files)
+    fields = {
+        **FIELDS,
+        "version": "v2",
+        "base": {"path": "../v1.target", "id": base_id},
+        "adapter": "adapter.safetensors",
+    }
+    files = {"adapter.safetensors": NewFile(b"a and b")}
+    write_package(tmp_path / "v2.target", "target", fields, files)
+    return tmp_path
+
+
+def edit(folder, change, name="draft.json"):
+    manifest = folder / name
+    raw = json.loads(manifest.read_text())
+    change(raw)
+    manifest.write_text(json.dumps(raw))
+
+
+def test_a_draft_loads_as_written(draft):
+    package = load_draft(str(draft))
+    assert package.name == "tiny"
+    assert package.family.tokenizer == "ab" * 32
+    assert (package.vocab_size, package.context, package.eos_ids) == (64, 128, (0,))
+    assert package.shape.head_dim == 8
+    assert package.precisions == ("int8", "fp32")
+    assert package.model_path() == draft / "model.int8.onnx"
+    assert package.model_path("fp32").read_bytes() == b"fp32 weights, longer"
+    assert package.model_file().graph == "gqa"
+    with pytest.raises(ConfigError, match="no int4"):
+        package.model_path("int4")
+
+
+def test_the_smallest_model_is_the_default_without_int8(tmp_path):
+    files = {
+        "tokenizer.json": NewFile(b"{}"),
+        "model.fp32.onnx": NewFile(b"longer", {**MODEL, "precision": "fp32"}),
+        "model.int4.onnx": NewFile(b"short", {**MODEL, "precision": "int4"}),
+    }
+    write_package(tmp_path / "a.draft", "draft", FIELDS, files)
+    assert load_draft(tmp_path / "a.draft").model_file().precision == "int4"
+
+
+def test_the_id_follows_content_and_not_place_or_name(tmp_path):
+    one = write_package(tmp_path / "a.draft", "draft", FIELDS, draft_files())
+    two = write_package(
+        tmp_path / "b.draft", "draft", {**FIELDS, "name": "other"}, draft_files()
+    )
+    changed = draft_files(**{"model.int8.onnx": NewFile(b"int8 weightz", MODEL)})
+    three = write_package(tmp_path / "c.draft", "draft", FIELDS, changed)
+    assert one == two != three
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"int8 weightS", "does not match its hash"), (b"int8", "has 4 bytes, not 12")],
+)
+def test_a_tampered_file_is_refused(draft, content, what):
+    (draft / "model.int8.onnx").write_bytes(content)
+    with pytest.raises(PackageError, match=what):
+        load_draft(draft)
+
+
+def test_a_missing_file_is_refused(draft):
+    (draft / "model.int8.onnx").unlink()
+    with pytest.raises(PackageError, match=r"lacks its file model\.int8\.onnx"):
+        load_draft(draft)
+
+
+def test_a_tampered_manifest_is_refused(draft):
+    edit(draft, lambda raw: raw.update(context=4096))
+    with pytest.raises(PackageError, match="says its id is"):
+        load_draft(draft)
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 500])
+def test_a_truncated_manifest_is_refused(draft, length):
+    text = (draft / "draft.json").read_bytes()
+    (draft / "draft.json").write_bytes(text[:length])
+    with pytest.raises(PackageError, match="not JSON"):
+        load_draft(draft)
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe{}", b"[" * 100_000, b"[]", b"7", b"null"])
+def test_a_manifest_that_is_no_object_is_refused(draft, text):
+    (draft / "draft.json").write_bytes(text)
+    with pytest.raises(PackageError):
+        load_draft(draft)
+
+
+def test_a_manifest_has_a_length_limit(draft):
+    (draft / "draft.json").write_bytes(b" " * (2 << 20))
+    with pytest.raises(PackageError, match="too long"):
+        load_draft(draft)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        ".",
+        "",
+        ".hidden",
+        "a\\b",
+        "a\n",
+        "draft.json",
+    ],
+)
+def test_file_names_cannot_leave_the_folder(draft, name):
+    def change(raw):
+        raw["files"][name] = raw["files"]["tokenizer.json"]
+
+    edit(draft, change)
+    with pytest.raises(PackageError, match="unfit name"):
+        load_draft(draft)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "draftwire.draft/2"),
+        ("name", 7),
+        ("name", "a\nb"),
+        ("vocab_size", "64"),
+        ("vocab_size", True),
+        ("vocab_size", -1),
+        ("context", None),
+        ("context", 1 << 40),
+        ("bos_id", 64),
+        ("eos_ids", 0),
+        ("eos_ids", [64]),
+        ("eos_ids", [[0]]),
+        ("shape", {"layers": 1}),
+        ("shape", []),
+        ("family", None),
+        ("family", {"name": "x", "backbone": "zz", "tokenizer": "ab" * 32}),
+        ("family", {"name": "x", "backbone": None, "tokenizer": "AB" * 32}),
+        ("files", {}),
+        ("files", []),
+        ("files", {"tokenizer.json": None}),
+        ("files", {"tokenizer.json": {"sha256": "ab", "bytes": 2}}),
+        ("id", None),
+        ("id", ["x"]),
+    ],
+)
+def test_each_wrong_field_is_one_sentence(draft, key, value):
+    edit(draft, lambda raw: raw.update({key: value}))
+    with pytest.raises(PackageError) as caught:
+        load_draft(draft)
+    assert "tiny.draft" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_or_foreign_folder_is_refused(tmp_path, draft):
+    with pytest.raises(PackageError, match="no draft package at"):
+        load_draft(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PackageError, match=r"has no draft\.json"):
+        load_draft(tmp_path / "empty")
+    with pytest.raises(PackageError, match=r"holds draft\.json, so it is no target"):
+        load_target(draft)
+
+
+def test_a_target_finds_its_base(targets):
+    v1, v2 = load_target(targets / "v1.target"), load_target(targets / "v2.target")
+    assert v1.base is None and v1.adapter is None and v1.version == "v1"
+    assert v2.base is not None and v2.base.id == v1.id
+    assert v2.adapter is not None and v2.adapter.path.read_bytes() == b"a and b"
+    assert v2.tokenizer_path == v1.tokenizer_path
+    assert v2.id != v1.id
+
+
+def test_a_missing_base_is_named(targets):
+    shutil.rmtree(targets / "v1.target")
+    with pytest.raises(PackageError, match=r"v1\.target, which is not beside"):
+        load_target(targets / "v2.target")
+
+
+def test_another_base_is_refused(targets):
+    shutil.rmtree(targets / "v1.target")
+    fields = {**FIELDS, "version": "v1", "base": None, "adapter": None}
+    files = {"tokenizer.json": NewFile(b"other")}
+    write_package(targets / "v1.target", "target", fields, files)
+    with pytest.raises(PackageError, match="another state of v1"):
+        load_target(targets / "v2.target")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../v1.target",
+        "/v1.target",
+        "v1.target",
+        "..",
+        "../.hid",
+        "../a/../v1.target",
+    ],
+)
+def test_a_base_is_a_sibling(targets, path):
+    edit(targets / "v2.target", lambda r: r["base"].update(path=path), "target.json")
+    with pytest.raises(PackageError, match="sibling"):
+        load_target(targets / "v2.target")
+
+
+def test_a_base_cannot_have_a_base(targets):
+    v2 = load_target(targets / "v2.target")
+    fields = {
+        **FIELDS,
+        "version": "v3",
+        "base": {"path": "../v2.target", "id": v2.id},
+        "adapter": "adapter.safetensors",
+    }
+    files = {"adapter.safetensors": NewFile(b"more")}
+    with pytest.raises(PackageError, match="has a base itself"):
+        write_package(targets / "v3.target", "target", fields, files)
+
+
+def test_a_package_is_written_whole_or_not_at_all(tmp_path):
+    with pytest.raises(PackageError, match="no model file"):
+        write_package(
+            tmp_path / "a.draft", "draft", FIELDS, {"tokenizer.json": NewFile(b"{}")}
+        )
+    with pytest.raises(PackageError, match="no fit name"):
+        write_package(
+            tmp_path / "a.draft", "draft", FIELDS, draft_files(**{"../x": NewFile(b"")})
+        )
+    with pytest.raises(ConfigError, match="cannot be written"):
+        missing = NewFile(tmp_path / "missing")
+        write_package(tmp_path / "a.draft", "draft", FIELDS, draft_files(x=missing))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, draft):
+    before = load_draft(draft).id
+    changed = draft_files(**{"model.int8.onnx": NewFile(b"new", MODEL)})
+    with pytest.raises(ConfigError, match="already"):
+        write_package(draft, "draft", FIELDS, changed)
+    assert load_draft(draft).id == before
+    after = write_package(draft, "draft", FIELDS, changed, replace=True)
+    assert load_draft(draft).id == after != before
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.draft"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match="already"):
+        write_package(tmp_path / "mine", "draft", FIELDS, changed, replace=True)
