@@ -1,0 +1,249 @@
+"""The frozen draft model: tokens in, logits of the last one out, rewind for free."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Sequence, Union
+
+import numpy as np
+
+from draftwire.errors import ConfigError, ModelError
+from draftwire.runtime.engine import Engine, ModelSpec
+
+if TYPE_CHECKING:
+    from draftwire.packages import DraftPackage
+
+__all__ = ["DraftModel", "Threads"]
+
+Threads = Union[int, str, None]
+
+# Engine names of ``draft.json`` and the module that opens their files.
+_ENGINES = {"onnxruntime": "draftwire.runtime.onnx_engine"}
+
+# threads="auto" times this many steps at each setting, and leaves one thread only for a
+# gain that is more than noise: threads cost energy and the other cores.
+_AUTO_STEPS = 24
+_AUTO_GAIN = 0.85
+
+
+class DraftModel:
+    """One frozen draft on one engine, with one KV cache.
+
+    The state is one integer, :attr:`length`: tokens beyond it are forgotten. Not
+    thread-safe: one thread at a time.
+
+    Attributes:
+        vocab_size: Size of the logits.
+        context: Tokens that the KV cache holds at most.
+        engine: Engine and version, e.g. "onnxruntime 1.23.2".
+        precision: Precision of the weights, e.g. "int8".
+        threads: Threads inside one operator.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        vocab_size: int,
+        context: int,
+        precision: str,
+        threads: int = 1,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.context = context
+        self.engine = engine.name
+        self.precision = precision
+        self.threads = threads
+        self._length = 0
+        self._engine = engine
+        self._step = engine.step
+
+    @classmethod
+    def load(
+        cls,
+        package: Union[DraftPackage, str, os.PathLike[str]],
+        *,
+        precision: str | None = None,
+        threads: Threads = None,
+        max_context: int | None = None,
+        spin: bool = False,
+    ) -> DraftModel:
+        """Open a draft package on this device.
+
+        Args:
+            package: A loaded package, or the path of one.
+            precision: Which of the package's models; by default the package's choice.
+            threads: Threads inside one operator (default 1), or "auto" to measure.
+            max_context: Tokens to reserve a KV cache for, at most the model's context.
+            spin: Let idle threads spin instead of sleeping.
+
+        Raises:
+            ConfigError: A setting is out of range, or the engine is not installed.
+            PackageError: The package is damaged.
+            ModelError: The engine cannot run the model, or its logits are not numbers.
+        """
+        if isinstance(package, (str, os.PathLike)):
+            from draftwire.packages import load_draft
+
+            package = load_draft(package)
+        context = _choose_context(package.context, max_context)
+        entry = package.model_file(precision)
+        path = entry.path
+        module = _ENGINES.get(entry.engine)
+        if module is None:
+            raise ModelError(
+                f"{path.name} is for the engine {entry.engine!r}, this version has "
+                f"{', '.join(sorted(_ENGINES))}",
+                hint="choose another precision, or update draftwire",
+            )
+        spec = ModelSpec(
+            layers=package.shape.layers,
+            kv_heads=package.shape.kv_heads,
+            head_dim=package.shape.head_dim,
+            vocab_size=package.vocab_size,
+            capacity=context,
+            graph=entry.graph,
+            min_engine=entry.min_engine,
+        )
+        open_engine = importlib.import_module(module).open_engine
+
+        def make(count: int) -> Engine:
+            engine: Engine = open_engine(path, spec, threads=count, spin=spin)
+            _check_logits(engine, path)
+            return engine
+
+        if threads == "auto":
+            count, engine = _measure_threads(make, context)
+        else:
+            count = _check_threads(threads)
+            engine = make(count)
+        return cls(
+            engine,
+            vocab_size=package.vocab_size,
+            context=context,
+            precision=entry.precision,
+            threads=count,
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens in the KV cache."""
+        return self._length
+
+    @property
+    def multi_token(self) -> bool:
+        """Whether several tokens with a past take one forward here."""
+        return self._engine.multi_token
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append ``tokens`` and return the logits of the last one.
+
+        Args:
+            tokens: One or more ids, ``0 .. vocab_size - 1``.
+
+        Returns:
+            ``(vocab_size,)`` float32, a view that the next call overwrites.
+
+        Raises:
+            ConfigError: The tokens do not fit in the context; nothing was appended.
+            ValueError: No tokens, or an id outside the vocabulary.
+        """
+        count = len(tokens)
+        past = self._length
+        if past + count > self.context:
+            raise ConfigError(
+                f"the draft's context is full: {past} tokens held and {count} more "
+                f"asked, room for {self.context}",
+                hint="shorten the prompt or ask for fewer new tokens",
+            )
+        if count == 1:
+            token = tokens[0]
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token {token}, the vocabulary has {self.vocab_size}")
+            logits = self._step(token, past)
+        else:
+            if not count:
+                raise ValueError("forward() needs at least one token")
+            if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+                raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
+            logits = self._engine.block(tokens, past)
+        self._length = past + count
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens.
+
+        Raises:
+            ValueError: ``length`` is negative or more than is held.
+        """
+        if not 0 <= length <= self._length:
+            raise ValueError(f"rewind to {length} of {self._length} tokens")
+        self._length = length
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self._length = 0
+
+
+def _choose_context(package_context: int, wanted: int | None) -> int:
+    if wanted is None:
+        return package_context
+    if not 1 <= wanted <= package_context:
+        raise ConfigError(
+            f"a context of {wanted} tokens was asked, the draft has {package_context}",
+            hint=f"choose a context of 1 to {package_context} tokens",
+        )
+    return wanted
+
+
+def _check_threads(threads: Threads) -> int:
+    if threads is None:
+        return 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(
+            f"threads is {threads!r}", hint="give a number from 1, or 'auto'"
+        )
+    return threads
+
+
+def _check_logits(engine: Engine, path: Path) -> None:
+    """Refuse a model that loads and computes nonsense (it happens, silently)."""
+    logits = engine.step(0, 0)
+    if not np.isfinite(logits).all() or logits.max() == logits.min():
+        raise ModelError(
+            f"{engine.name} runs {path.name}, but its logits are not usable numbers",
+            hint="choose another precision, or update the engine",
+        )
+
+
+def _measure_threads(
+    make: Callable[[int], Engine], context: int
+) -> tuple[int, Engine]:
+    """Return the quickest thread count on this machine now, and its engine."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    counts = sorted({1, 2, min(4, cores), cores})
+    best_count, best_engine, best_s = 0, None, 0.0
+    for count in counts:
+        if count > cores:
+            break
+        engine = make(count)
+        step_s = _median_step_s(engine, min(8, context))
+        if best_engine is None or step_s < best_s * _AUTO_GAIN:
+            best_count, best_engine, best_s = count, engine, step_s
+    assert best_engine is not None
+    return best_count, best_engine
+
+
+def _median_step_s(engine: Engine, limit: int) -> float:
+    times = []
+    for past in range(_AUTO_STEPS):
+        start = time.perf_counter()
+        engine.step(0, past % limit)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]

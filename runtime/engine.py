@@ -1,0 +1,55 @@
+"""What a draft engine is: something that steps one model over one KV cache.
+
+The engine holds the cache's memory and no count: the caller says how many cached
+tokens are valid, so rewinding is the caller lowering a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+import numpy as np
+
+__all__ = ["Engine", "ModelSpec"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What an engine must know of the model before it opens the file.
+
+    Attributes:
+        layers: Transformer layers, each with one key and one value cache.
+        kv_heads: Key/value heads.
+        head_dim: Values per head.
+        vocab_size: Rows of the logits.
+        capacity: Tokens the KV cache shall hold.
+        graph: Form of the graph, as ``draft.json`` names it ("gqa", "concat").
+        min_engine: Oldest engine version that loads the file, or "".
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    capacity: int
+    graph: str
+    min_engine: str = ""
+
+
+class Engine(Protocol):
+    """One model and the memory of its KV cache.
+
+    Attributes:
+        name: Engine and version, e.g. "onnxruntime 1.23.2".
+        multi_token: False when a forward with a past is right for one token only.
+    """
+
+    name: str
+    multi_token: bool
+
+    def step(self, token: int, past: int) -> np.ndarray:
+        """Run ``token`` at position ``past``; logits ``(vocab,)``, a reused view."""
+
+    def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
+        """Run ``tokens`` from position ``past``; logits ``(vocab,)`` of the last."""

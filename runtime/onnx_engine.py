@@ -1,0 +1,339 @@
+"""The draft engine on onnxruntime.
+
+Two forms of graph are known. ``gqa`` keeps past and present of a layer in one
+preallocated buffer, bound once by pointer: a step copies nothing and rewinding is free.
+``concat`` (Optimum's form: past in, longer present out) runs on any onnxruntime, and
+copies the cache at every step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from draftwire.errors import ConfigError, ModelError
+from draftwire.runtime.engine import Engine, ModelSpec
+
+__all__ = ["open_engine", "parse_version"]
+
+# GroupQueryAttention of 1.18 and 1.19 gives wrong logits, without an error, for several
+# new tokens with a past (checked on 1.18.1 and 1.19.2; right on 1.20.1 and later).
+_GQA_LOADS_FROM = (1, 18)
+_GQA_MULTI_TOKEN_FROM = (1, 20)
+
+# Tokens per prefill forward: long enough to fill the matrix units, short enough that the
+# attention scores of a long prompt stay in the cache.
+_CHUNK = 128
+# Where blocks with a past are wrong, the first forward (no past) takes all it can.
+_FIRST_CHUNK = 1024
+# Bindings kept per block length; longer ones are rebuilt, which costs microseconds.
+_KEPT_BINDINGS = 16
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def parse_version(text: str) -> Tuple[int, ...]:
+    """Return the leading numbers of a version: ``"1.20.1+cu12"`` is ``(1, 20, 1)``."""
+    numbers: List[int] = []
+    for part in text.split("."):
+        digits = ""
+        for char in part:
+            if not char.isdigit():
+                break
+            digits += char
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise ConfigError(
+            "the draft needs onnxruntime, which is not installed",
+            hint="pip install 'draftwire[ort]' (on a Jetson: NVIDIA's onnxruntime-gpu)",
+        ) from exc
+    return onnxruntime
+
+
+def _engine_errors(ort: Any) -> Tuple[type, ...]:
+    """Return every error class of onnxruntime; they have no common base."""
+    state = ort.capi.onnxruntime_pybind11_state
+    found = [
+        value
+        for value in vars(state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    return (*found, RuntimeError, ValueError)
+
+
+def open_engine(
+    path: Path, spec: ModelSpec, *, threads: int = 1, spin: bool = False
+) -> Engine:
+    """Open an ONNX draft.
+
+    Args:
+        path: The ``.onnx`` file.
+        spec: The model's shape, form of graph and cache capacity.
+        threads: Threads inside one operator.
+        spin: Let idle threads spin: quicker on an idle board, and a waste of energy and
+            of the other cores everywhere else.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        ModelError: This onnxruntime cannot run the file, or the file is not the model
+            that the package describes.
+    """
+    ort = _import_onnxruntime()
+    version = parse_version(ort.__version__)
+    needed = parse_version(spec.min_engine)
+    if spec.graph == "gqa":
+        needed = max(needed, _GQA_LOADS_FROM)
+    elif spec.graph != "concat":
+        raise ModelError(
+            f"{path.name} has the form {spec.graph!r}, this version knows gqa and concat",
+            hint="update draftwire on this device",
+        )
+    if version < needed:
+        raise ModelError(
+            f"{path.name} needs onnxruntime {'.'.join(map(str, needed))} or newer, "
+            f"this is {ort.__version__}",
+            hint="update onnxruntime, or export the draft with --graph concat",
+        )
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads > 1 and not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except _engine_errors(ort) as exc:
+        raise ModelError(
+            f"onnxruntime {ort.__version__} cannot load {path}: {_first_line(exc)}",
+            hint="export the draft again, or update onnxruntime",
+        ) from exc
+    _check_caches(session, spec, path)
+    name = f"onnxruntime {ort.__version__}"
+    if spec.graph == "gqa":
+        return _SharedCacheEngine(
+            session, spec, name=name, multi_token=version >= _GQA_MULTI_TOKEN_FROM
+        )
+    return _ConcatEngine(session, spec, name=name)
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = str(exc).strip().splitlines()
+    return lines[0] if lines else type(exc).__name__
+
+
+def _cache_inputs(spec: ModelSpec) -> List[str]:
+    return [
+        f"past_key_values.{layer}.{part}"
+        for layer in range(spec.layers)
+        for part in ("key", "value")
+    ]
+
+
+def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
+    inputs = {node.name: node for node in session.get_inputs()}
+    wanted = _cache_inputs(spec)
+    present = [name for name in inputs if name.startswith("past_key_values.")]
+    if sorted(present) != sorted(wanted) or "input_ids" not in inputs:
+        raise ModelError(
+            f"{path.name} has {len(present)} cache inputs, its package says "
+            f"{spec.layers} layers ({len(wanted)} inputs)"
+        )
+    for name in wanted:
+        node = inputs[name]
+        found = (node.shape[1], node.shape[3]) if len(node.shape) == 4 else node.shape
+        if found != (spec.kv_heads, spec.head_dim) or node.type not in _DTYPES:
+            raise ModelError(
+                f"{path.name}: {name} is {node.type} with heads and values {found}, "
+                f"its package says ({spec.kv_heads}, {spec.head_dim})"
+            )
+    logits = session.get_outputs()[0]
+    if logits.name != "logits" or logits.type != "tensor(float)":
+        raise ModelError(f"{path.name}: the first output must be float32 'logits'")
+    rows = logits.shape[-1]
+    if isinstance(rows, int) and rows != spec.vocab_size:
+        raise ModelError(
+            f"{path.name} has {rows} logits, its package says {spec.vocab_size}"
+        )
+
+
+class _Bound:
+    """Everything bound for one block length: the ids, and where the logits land."""
+
+    def __init__(self, length: int, vocab_size: int, *, last_only: bool) -> None:
+        self.ids = np.zeros((1, length), np.int64)
+        self.first_row = np.array([length - 1], np.int64)
+        rows = 1 if last_only else length
+        self.logits = np.zeros((1, rows, vocab_size), np.float32)
+        self.last = self.logits[0, -1]
+        self.binding: Any = None
+
+
+class _SharedCacheEngine:
+    """A ``gqa`` graph over caches ``(1, kv_heads, capacity, head_dim)``, bound once."""
+
+    def __init__(
+        self, session: Any, spec: ModelSpec, *, name: str, multi_token: bool
+    ) -> None:
+        self.name = name
+        self.multi_token = multi_token
+        self._session = session
+        self._vocab_size = spec.vocab_size
+        inputs = {node.name: node for node in session.get_inputs()}
+        self._last_only = "logits_from" in inputs
+        shape = (1, spec.kv_heads, spec.capacity, spec.head_dim)
+        self._caches = {
+            key: np.zeros(shape, _DTYPES[inputs[key].type])
+            for key in _cache_inputs(spec)
+        }
+        self._seqlens = np.zeros(1, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._blocks: Dict[int, _Bound] = {}
+
+        self._one = self._bind(1)
+        self._token = self._one.ids[0]
+        self._last = self._one.last
+        self._binding = self._one.binding
+        self._run = session.run_with_iobinding
+
+    def _bind(self, length: int) -> _Bound:
+        bound = _Bound(length, self._vocab_size, last_only=self._last_only)
+        binding = self._session.io_binding()
+
+        def bind_input(key: str, array: np.ndarray) -> None:
+            binding.bind_input(
+                key, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+            )
+
+        bind_input("input_ids", bound.ids)
+        bind_input("seqlens_k", self._seqlens)
+        bind_input("total_seq_len", self._total)
+        if self._last_only:
+            bind_input("logits_from", bound.first_row)
+        logits = bound.logits
+        binding.bind_output(
+            "logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data
+        )
+        for key, cache in self._caches.items():
+            bind_input(key, cache)
+            binding.bind_output(
+                key.replace("past_key_values", "present"),
+                "cpu",
+                0,
+                cache.dtype.type,
+                cache.shape,
+                cache.ctypes.data,
+            )
+        bound.binding = binding
+        return bound
+
+    def step(self, token: int, past: int) -> np.ndarray:
+        """Run one token; the hot loop: four writes and one call."""
+        self._token[0] = token
+        self._seqlens[0] = past
+        self._total[()] = past + 1
+        self._run(self._binding)
+        return self._last
+
+    def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
+        """Run several tokens, in as few forwards as this onnxruntime gets right."""
+        count = len(tokens)
+        done = 0
+        logits = self._last
+        while done < count:
+            if self.multi_token:
+                size = min(_CHUNK, count - done)
+            else:
+                size = min(_FIRST_CHUNK, count - done) if past + done == 0 else 1
+            if size == 1:
+                logits = self.step(tokens[done], past + done)
+            else:
+                logits = self._forward(tokens[done : done + size], past + done)
+            done += size
+        return logits
+
+    def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
+        length = len(tokens)
+        bound = self._blocks.get(length)
+        if bound is None:
+            bound = self._bind(length)
+            if length <= _KEPT_BINDINGS or length == _CHUNK:
+                self._blocks[length] = bound
+        bound.ids[0] = tokens
+        total = past + length
+        self._seqlens[0] = total - 1
+        self._total[()] = total
+        self._run(bound.binding)
+        return bound.last
+
+
+class _ConcatEngine:
+    """A ``concat`` graph: the present of a step is the past of the next."""
+
+    multi_token = True
+
+    def __init__(self, session: Any, spec: ModelSpec, *, name: str) -> None:
+        self.name = name
+        self._session = session
+        inputs = {node.name: node for node in session.get_inputs()}
+        self._wants = frozenset(inputs)
+        known = {"input_ids", "attention_mask", "position_ids", "logits_from"}
+        strange = sorted(
+            key
+            for key in inputs
+            if key not in known and not key.startswith("past_key_values.")
+        )
+        if strange:
+            raise ModelError(f"the draft's graph wants an unknown input: {strange[0]}")
+        self._keys = _cache_inputs(spec)
+        self._outputs = ["logits"] + [
+            key.replace("past_key_values", "present") for key in self._keys
+        ]
+        empty = (1, spec.kv_heads, 0, spec.head_dim)
+        self._past = [np.zeros(empty, _DTYPES[inputs[key].type]) for key in self._keys]
+        self._ones = np.ones((1, spec.capacity), np.int64)
+        self._positions = np.arange(spec.capacity, dtype=np.int64)[None]
+
+    def step(self, token: int, past: int) -> np.ndarray:
+        """Run one token."""
+        return self._forward((token,), past)
+
+    def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
+        """Run several tokens, in chunks."""
+        logits = None
+        for start in range(0, len(tokens), _CHUNK):
+            logits = self._forward(tokens[start : start + _CHUNK], past + start)
+        assert logits is not None
+        return logits
+
+    def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
+        length = len(tokens)
+        total = past + length
+        feeds: Dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
+        if "attention_mask" in self._wants:
+            feeds["attention_mask"] = self._ones[:, :total]
+        if "position_ids" in self._wants:
+            feeds["position_ids"] = self._positions[:, past:total]
+        if "logits_from" in self._wants:
+            feeds["logits_from"] = np.array([length - 1], np.int64)
+        for key, cache in zip(self._keys, self._past):
+            # A rewind since the last step: only the first ``past`` tokens are valid.
+            if cache.shape[2] != past:
+                cache = np.ascontiguousarray(cache[:, :, :past])
+            feeds[key] = cache
+        logits, *self._past = self._session.run(self._outputs, feeds)
+        return logits[0, -1]
