@@ -28,7 +28,7 @@ __all__ = [
     "make_proposer",
 ]
 
-SCHEMES: Dict[str, ModuleType] = {m.CARD.name: m for m in (greedy, coupled)}
+SCHEMES: dict[str, ModuleType] = {m.CARD.name: m for m in (greedy, coupled)}
 
 
 def _scheme(params: SamplingParams) -> ModuleType:

@@ -15,7 +15,9 @@ from draftwire.sampling.scheme import Card, Decision, Proposal
 
 __all__ = ["CARD", "make_decider", "make_proposer"]
 
-CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
+CARD = Card(
+    "greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False
+)
 
 
 class _Proposer:

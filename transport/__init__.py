@@ -1,0 +1,1 @@
+"""The wire: messages, codec, websocket client. ``PROTOCOL.md`` is the specification."""

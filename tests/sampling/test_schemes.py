@@ -11,13 +11,18 @@ from draftwire.sampling.coupled import race
 
 
 def logits_from(seed, rows, vocab, spread=2.0):
-    return np.random.default_rng(seed).normal(0, spread, (rows, vocab)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).normal(0, spread, (rows, vocab)).astype(np.float32)
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 10**6), st.integers(2, 40), st.integers(0, 8),
-    st.sampled_from(["greedy", "coupled"]), st.integers(0, 2**64 - 1),
+    st.integers(0, 10**6),
+    st.integers(2, 40),
+    st.integers(0, 8),
+    st.sampled_from(["greedy", "coupled"]),
+    st.integers(0, 2**64 - 1),
 )
 def test_output_is_the_targets_own_for_any_draft(seed, vocab, k, scheme, noise_seed):
     t = 0.0 if scheme == "greedy" else 0.9
@@ -28,8 +33,10 @@ def test_output_is_the_targets_own_for_any_draft(seed, vocab, k, scheme, noise_s
         decider.decide([], b"", target[j : j + 1], 100 + j).token for j in range(k + 1)
     ]
     rng = np.random.default_rng(seed)
-    drafted = [int(alone[j]) if rng.random() < 0.7 else int(rng.integers(vocab))
-               for j in range(k)]
+    drafted = [
+        int(alone[j]) if rng.random() < 0.7 else int(rng.integers(vocab))
+        for j in range(k)
+    ]
     accepted, token, evidence = decider.decide(drafted, b"", target, 100)
     assert drafted[:accepted] + [token] == alone[: accepted + 1]
     assert accepted == k or drafted[accepted] != alone[accepted]
@@ -52,7 +59,8 @@ def test_coupled_acceptance_meets_its_formula():
     p = law_of(logits_from(2, 1, 12)[0], params)
     q = law_of(logits_from(2, 1, 12)[0] + logits_from(3, 1, 12, 0.5)[0], params)
     formula = sum(
-        1 / sum(max(p.probs[i] / p.probs[j], q.probs[i] / q.probs[j]) for i in range(12))
+        1
+        / sum(max(p.probs[i] / p.probs[j], q.probs[i] / q.probs[j]) for i in range(12))
         for j in range(12)
     )
     n = 6000
@@ -70,8 +78,11 @@ def test_same_model_on_both_sides_is_always_accepted():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(0, 10**6), st.integers(1, 700), st.integers(0, 50),
-    st.floats(0.05, 1.0), st.floats(0.2, 3.0),
+    st.integers(0, 10**6),
+    st.integers(1, 700),
+    st.integers(0, 50),
+    st.floats(0.05, 1.0),
+    st.floats(0.2, 3.0),
 )
 def test_law_against_a_plain_reading_of_top_k_and_top_p(seed, vocab, k, p, t):
     logits = logits_from(seed, 1, vocab)[0]
