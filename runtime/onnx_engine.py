@@ -9,7 +9,7 @@ copies the cache at every step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ _FIRST_CHUNK = 1024
 # Bindings kept per block length; longer ones are rebuilt, which costs microseconds.
 _KEPT_BINDINGS = 16
 
+_NOTHING = np.empty(0, np.float32)
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -204,11 +205,7 @@ class _SharedCacheEngine:
         self._total = np.zeros((), np.int32)
         self._blocks: Dict[int, _Bound] = {}
 
-        self._one = self._bind(1)
-        self._token = self._one.ids[0]
-        self._last = self._one.last
-        self._binding = self._one.binding
-        self._run = session.run_with_iobinding
+        self.step = self._make_step()
 
     def _bind(self, length: int) -> _Bound:
         bound = _Bound(length, self._vocab_size, last_only=self._last_only)
@@ -241,19 +238,28 @@ class _SharedCacheEngine:
         bound.binding = binding
         return bound
 
-    def step(self, token: int, past: int) -> np.ndarray:
-        """Run one token; the hot loop: four writes and one call."""
-        self._token[0] = token
-        self._seqlens[0] = past
-        self._total[()] = past + 1
-        self._run(self._binding)
-        return self._last
+    def _make_step(self) -> Callable[[int, int], np.ndarray]:
+        """Return the hot loop's step, over local names: three writes and one call."""
+        # Kept: onnxruntime holds bare addresses, so the arrays must outlive this call.
+        bound = self._blocks[1] = self._bind(1)
+        ids, seqlens, total = bound.ids[0], self._seqlens, self._total
+        binding, last = bound.binding, bound.last
+        run = self._session.run_with_iobinding
+
+        def step(token: int, past: int) -> np.ndarray:
+            ids[0] = token
+            seqlens[0] = past
+            total[()] = past + 1
+            run(binding)
+            return last
+
+        return step
 
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Run several tokens, in as few forwards as this onnxruntime gets right."""
         count = len(tokens)
         done = 0
-        logits = self._last
+        logits = _NOTHING
         while done < count:
             if self.multi_token:
                 size = min(_CHUNK, count - done)
@@ -277,7 +283,7 @@ class _SharedCacheEngine:
         total = past + length
         self._seqlens[0] = total - 1
         self._total[()] = total
-        self._run(bound.binding)
+        self._session.run_with_iobinding(bound.binding)
         return bound.last
 
 
@@ -314,10 +320,9 @@ class _ConcatEngine:
 
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Run several tokens, in chunks."""
-        logits = None
+        logits = _NOTHING
         for start in range(0, len(tokens), _CHUNK):
             logits = self._forward(tokens[start : start + _CHUNK], past + start)
-        assert logits is not None
         return logits
 
     def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
