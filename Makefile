@@ -1,0 +1,31 @@
+# Every verb sets up what it needs in .venv and reuses it while it is current.
+# PYTHON=/path/to/python3 chooses the interpreter, ARGS="..." goes to the command.
+
+PYTHON ?= python3
+VENV := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+export PYTHONPATH :=
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## a verifier and a device on this machine, the models of models/, a real websocket
+	@$(PYTHON) tools/venvs.py make device
+	@$(VENV)/draftwire demo $(ARGS)
+
+test: ## everything on .venv, then the device rooms on each Python of the boards found
+	@$(PYTHON) tools/venvs.py test $(ARGS)
+
+lint: ## ruff and mypy
+	@$(PYTHON) tools/venvs.py make device lint
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+
+format: ## rewrite the code in the one format
+	@$(PYTHON) tools/venvs.py make device lint
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix-only .
+
+clean: ## remove what the verbs above made
+	rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,71 @@
+"""Where the reference family of models is: the embedded default of every command."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Mapping, Optional
+
+from draftwire.errors import ConfigError
+
+__all__ = ["draft_path", "models_folder", "target_names", "target_path"]
+
+DRAFT = "reference.draft"
+
+
+def models_folder(environ: Optional[Mapping[str, str]] = None) -> Path:
+    """Return the folder with the reference family.
+
+    ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder of
+    the checkout that this package runs from.
+
+    Raises:
+        ConfigError: There is no such folder, or it holds no ``reference.draft``.
+    """
+    environ = os.environ if environ is None else environ
+    named = environ.get("DRAFTWIRE_MODELS", "")
+    if named:
+        folder = Path(named).expanduser()
+        if not (folder / DRAFT).is_dir():
+            raise ConfigError(
+                f"DRAFTWIRE_MODELS is {named}, and there is no {DRAFT} in it",
+                hint="name the folder that holds reference.draft and v1.target",
+            )
+        return folder
+    checkout = Path(__file__).resolve().parents[2] / "models"
+    for folder in (Path("models"), checkout):
+        if (folder / DRAFT).is_dir():
+            return folder
+    raise ConfigError(
+        f"no models folder with {DRAFT} here or beside the package",
+        hint="run it in the checkout, or set DRAFTWIRE_MODELS to its models folder",
+    )
+
+
+def draft_path() -> Path:
+    """Return the folder of the frozen reference draft."""
+    return models_folder() / DRAFT
+
+
+def target_names() -> list[str]:
+    """Return the names of the reference targets, sorted: ``["v1", "v2", "v3"]``."""
+    return sorted(path.name[: -len(".target")] for path in models_folder().glob("*.target"))
+
+
+def target_path(name: str) -> Path:
+    """Return the folder of the reference target ``name``, e.g. ``"v1"``.
+
+    Raises:
+        ConfigError: There is no such target.
+    """
+    folder = models_folder()
+    path = folder / f"{name}.target"
+    if os.sep in name or not path.is_dir():
+        names = target_names()
+        close = difflib.get_close_matches(name, names, n=1)
+        raise ConfigError(
+            f"there is no target {name!r} in {folder}",
+            hint=f"did you mean {close[0]}?" if close else f"it holds {', '.join(names)}",
+        )
+    return path

@@ -1,0 +1,264 @@
+"""Makes the virtual environments that the Makefile's verbs run in, and reuses them.
+
+    python3 tools/venvs.py make device [test] [workstation] [lint]   ->  .venv
+    python3 tools/venvs.py test [pytest arguments]                   ->  make test
+
+Standard library only, and old syntax: it must run under whatever ``python3`` is.
+"""
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# Group -> (requirements file, install it without the dependencies it declares).
+GROUPS = {
+    "device": (("requirements/device.txt", True),),
+    "test": (("requirements/test.txt", True),),
+    "workstation": (
+        ("requirements/torch.txt", False),
+        ("requirements/workstation.txt", False),
+    ),
+    "lint": (("requirements/lint.txt", False),),
+}
+ORDER = ("device", "test", "workstation", "lint")
+
+OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
+# The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
+DEVICE_PYTHONS = ((3, 8), (3, 10), (3, 12))
+DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
+
+_PROBE = (
+    "import sys, venv, ensurepip, ssl; "
+    "path = getattr(sys, '_base_executable', None) or sys.executable; "
+    "print('%d.%d %s' % (sys.version_info[0], sys.version_info[1], path))"
+)
+
+
+def say(text):
+    """Print one line of progress."""
+    print(text)
+    sys.stdout.flush()
+
+
+def dotted(version):
+    """Return ``"3.8"`` for ``(3, 8)``."""
+    return "%d.%d" % version
+
+
+def probe(command):
+    """Return ``(version, path)`` of a usable interpreter, or None.
+
+    Of a virtual environment it is the interpreter that it was made with.  A pyenv shim of a version that is not selected exists and fails; a Debian Python
+    may lack ensurepip.  Both are as good as not there.
+    """
+    try:
+        out = subprocess.run(
+            [command, "-c", _PROBE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=True,
+            cwd=ROOT,
+        ).stdout.decode()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    words = out.split(None, 1)
+    if len(words) != 2:
+        return None
+    major, minor = words[0].split(".")
+    return (int(major), int(minor)), words[1].strip()
+
+
+def find_python(version):
+    """Return the path of an interpreter of ``version`` on this machine, or None."""
+    name = "python" + dotted(version)
+    home = os.path.expanduser("~")
+    candidates = [os.path.join(d, name) for d in os.get_exec_path()]
+    pyenv = os.environ.get("PYENV_ROOT", os.path.join(home, ".pyenv"))
+    for pattern in (
+        os.path.join(pyenv, "versions", dotted(version) + ".*", "bin", name),
+        os.path.join(home, ".local/share/uv/python/*", "bin", name),
+        os.path.join(home, "*conda*", "envs", "*", "bin", name),
+        os.path.join("/opt", "*", "bin", name),
+        os.path.join("/opt", "*", "*", "bin", name),
+        os.path.join("/usr/local/bin", name),
+    ):
+        candidates += sorted(glob.glob(pattern), reverse=True)
+    if sys.version_info[:2] == version:
+        candidates.append(sys.executable)
+    for candidate in dict.fromkeys(candidates):
+        if os.access(candidate, os.X_OK):
+            found = probe(candidate)
+            if found and found[0] == version:
+                return found[1]
+    return None
+
+
+def main_python():
+    """Return ``(version, path)`` of the Python that .venv is made with."""
+    asked = os.environ.get("PYTHON", "").strip()
+    if asked:
+        found = probe(shutil.which(asked) or asked)
+        if not found or found[0] < OLDEST:
+            raise SystemExit(
+                "PYTHON=%s is not a Python %s or newer with venv and ensurepip"
+                % (asked, dotted(OLDEST))
+            )
+        return found
+    found = probe(os.path.join(ROOT, ".venv", "bin", "python"))  # keep what is there
+    if found and found[0] >= OLDEST:
+        return found
+    found = probe(sys.executable)
+    if found and found[0] >= OLDEST:
+        return found
+    for version in PREFERRED:
+        path = find_python(version)
+        if path:
+            return version, path
+    raise SystemExit(
+        "no Python %s or newer with venv and ensurepip found (on Debian: "
+        "apt install python3-venv); PYTHON=/path/to/python3 names one" % dotted(OLDEST)
+    )
+
+
+def stamp_of(group, python):
+    """Return what ``group`` was installed from: it is current while this is equal."""
+    digest = hashlib.sha256(repr(python).encode())
+    files = [name for name, _ in GROUPS[group]]
+    if group == "device":  # this group installs draftwire as well
+        files += ["setup.py", "pyproject.toml"]
+    for name in files:
+        with open(os.path.join(ROOT, name), "rb") as handle:
+            digest.update(handle.read())
+    return digest.hexdigest()
+
+
+def run(command, **options):
+    """Run ``command`` in the checkout; stop with its exit code when it fails."""
+    code = subprocess.call(command, cwd=ROOT, **options)
+    if code:
+        raise SystemExit(code)
+
+
+def ensure(folder, python, groups):
+    """Bring the environment at ``folder`` up to date and return its interpreter."""
+    version, path = python
+    inside = os.path.join(folder, "bin", "python")
+    relative = os.path.relpath(folder, ROOT)
+    made = os.path.join(folder, ".made-with")
+    if not _same(made, repr(python)) or probe(inside) is None:
+        say("%s: Python %s (%s)" % (relative, dotted(version), path))
+        shutil.rmtree(folder, ignore_errors=True)
+        run([path, "-m", "venv", folder])
+        _write(made, repr(python))
+    for group in (name for name in ORDER if name in groups):
+        stamp = os.path.join(folder, ".installed-" + group)
+        wanted = stamp_of(group, python)
+        if _same(stamp, wanted):
+            continue
+        started = time.monotonic()
+        for name, alone in GROUPS[group]:
+            say("%s: installing %s" % (relative, name))
+            _pip(inside, ["--no-deps"] if alone else [], ["-r", name])
+        if group == "device":
+            alone = ["--no-deps", "--no-build-isolation"]
+            _pip(inside, alone, ["-e", "."])
+        _write(stamp, wanted)
+        say("%s: %s in %.0f s" % (relative, group, time.monotonic() - started))
+    return inside
+
+
+def _pip(python, flags, what):
+    options = ["-qq", "--disable-pip-version-check", "--no-input"]
+    run([python, "-m", "pip", "install"] + options + flags + what)
+
+
+def _same(path, text):
+    try:
+        with open(path) as handle:
+            return handle.read() == text
+    except OSError:
+        return False
+
+
+def _write(path, text):
+    with open(path, "w") as handle:
+        handle.write(text)
+
+
+def make(groups):
+    """Make ``.venv`` with ``groups``."""
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown or not groups:
+        raise SystemExit("groups are %s, not %s" % (", ".join(ORDER), unknown))
+    return ensure(os.path.join(ROOT, ".venv"), main_python(), groups)
+
+
+def pytest(python, arguments):
+    """Run pytest; return ``(exit code, its summary line)``."""
+    command = [python, "-m", "pytest", "-q", "--timeout=300"] + arguments
+    environment = dict(os.environ, PYTHONPATH=os.path.join(ROOT, "src"))
+    environment.setdefault("OMP_NUM_THREADS", "2")
+    last = ""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        for raw in process.stdout:
+            sys.stdout.buffer.write(raw)
+            sys.stdout.flush()
+            text = re.sub(r"\x1b\[[0-9;]*m", "", raw.decode("utf-8", "replace")).strip()
+            if re.search(r"\d+ (passed|failed|error|skipped|deselected)", text):
+                last = text.strip("= ")
+    return process.returncode, last or "no tests ran"
+
+
+def test(arguments):
+    """Run the whole suite on ``.venv``, then the device tests on the boards' Pythons."""
+    started = time.monotonic()
+    everything = not arguments
+    inside = make(["device", "test", "workstation"])
+    results = []
+    say("\n== Python %s: the whole suite" % dotted(probe(inside)[0]))
+    code, summary = pytest(inside, arguments or ["-m", "not slow", "tests"])
+    results.append((".venv", code, summary))
+    if everything:
+        rooms = [os.path.join("tests", name) for name in DEVICE_TESTS]
+        rooms = [name for name in rooms if os.path.isdir(os.path.join(ROOT, name))]
+        for version in DEVICE_PYTHONS:
+            label = "Python " + dotted(version)
+            path = find_python(version)
+            if path is None:
+                results.append((label, None, "not found on this machine, not tested"))
+                continue
+            folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
+            say("\n== %s: the device rooms" % label)
+            inside = ensure(folder, (version, path), ["device", "test"])
+            code, summary = pytest(inside, ["-m", "not workstation and not slow"] + rooms)
+            results.append((label, code, summary))
+    say("\n%-12s %s" % ("where", "result"))
+    for label, code, summary in results:
+        verdict = "--" if code is None else "FAILED" if code else "ok"
+        say("%-12s %-6s  %s" % (label, verdict, summary))
+    say("%.0f s in all" % (time.monotonic() - started))
+    return 1 if any(code for _, code, _ in results) else 0
+
+
+def main(arguments):
+    """Run ``make GROUP...`` or ``test [PYTEST ARGUMENT...]``."""
+    if arguments[:1] == ["make"]:
+        make(arguments[1:])
+        return 0
+    if arguments[:1] == ["test"]:
+        return test(arguments[1:])
+    raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
