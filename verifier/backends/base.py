@@ -5,8 +5,8 @@ each with its own context length and its own number of new tokens. Rewinding is 
 tokens that start below a slot's length overwrite what was there.
 
 A backend must be *block invariant*: the logits of k tokens in one forward equal those
-of k single forwards up to float noise, whatever else is in the batch. Otherwise the text
-of speculative decoding would not be the target's own.
+of k single forwards up to float noise, whatever else is in the batch. Otherwise the
+text of speculative decoding would not be the target's own.
 """
 
 from __future__ import annotations

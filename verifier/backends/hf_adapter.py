@@ -1,0 +1,111 @@
+"""Merges a LoRA adapter in PEFT's file format into a model, without peft."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from draftwire.errors import ConfigError, ModelError
+
+__all__ = ["adapter_base", "merge_adapter"]
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Features that change the sum W + scale * B A; anything of these switched on is refused
+# rather than merged wrongly.
+_UNKNOWN = (
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "trainable_token_indices",
+    "lora_bias",
+)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / _CONFIG} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(
+            f"{folder} holds no LoRA adapter",
+            hint="only LoRA adapters in PEFT's format can be merged",
+        )
+    return config
+
+
+def adapter_base(folder: Path) -> Path | None:
+    """Return the base checkpoint that an adapter folder names, None for no adapter.
+
+    Args:
+        folder: A checkpoint or adapter folder.
+
+    Raises:
+        ConfigError: The base is not a folder on this machine.
+        ModelError: The adapter's configuration is damaged.
+    """
+    if not (folder / _CONFIG).is_file():
+        return None
+    named = str(_read(folder).get("base_model_name_or_path", ""))
+    for base in (folder / named, Path(named)):
+        if named and (base / "config.json").is_file():
+            return base
+    raise ConfigError(
+        f"the base {named!r} of adapter {folder} is not a folder on this machine",
+        hint=f"set base_model_name_or_path in {_CONFIG} to the base's folder",
+    )
+
+
+def merge_adapter(model: Any, folder: Path) -> None:
+    """Add the adapter's product to the weights that it names.
+
+    Args:
+        model: The base, a transformers model.
+        folder: The adapter.
+
+    Raises:
+        ModelError: The adapter is damaged, does not belong to the model, or uses a
+            feature beyond plain LoRA.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = _read(folder)
+    odd = [key for key in _UNKNOWN if config.get(key)]
+    if config.get("bias", "none") != "none":
+        odd.append("bias")
+    if odd:
+        raise ModelError(
+            f"the adapter {folder} uses {', '.join(odd)}, which is not plain LoRA",
+            hint="merge it with peft's merge_and_unload and serve the result",
+        )
+    try:
+        tensors = load_file(str(folder / _WEIGHTS))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the adapter {folder} cannot be read: {error}") from error
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    weights = dict(model.named_parameters())
+    for key in sorted(k for k in tensors if ".lora_A." in k):
+        down, up = tensors[key], tensors.get(key.replace(".lora_A.", ".lora_B."))
+        name = key[len(_PREFIX) :].replace(".lora_A.", ".")
+        weight = weights.get(name) if key.startswith(_PREFIX) else None
+        if (
+            weight is None
+            or up is None
+            or (up.shape[0], down.shape[1]) != tuple(weight.shape)
+        ):
+            raise ModelError(f"tensor {key} of {folder} does not fit the base model")
+        with torch.no_grad():
+            change = scale * (up.float() @ down.float())
+            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+    others = [k for k in tensors if ".lora_A." not in k and ".lora_B." not in k]
+    if others:
+        raise ModelError(f"the adapter {folder} has tensors beyond LoRA: {others[0]}")

@@ -1,0 +1,344 @@
+"""Target backend on Hugging Face transformers: any local causal language model.
+
+The KV cache is ours: one preallocated ``(slots, heads, context + 1, head_dim)`` tensor
+pair a layer, explicit positions and an explicit additive mask. So sessions of different
+lengths and blocks of different sizes share one forward, and a rewind is a number.
+
+Blocks are right-aligned in the batch: the rows that are asked for then sit at the end
+of every row and the head runs on those alone. Padding writes to the scratch column
+behind the context.
+
+Nothing is fetched and no code from a checkpoint runs: local files, safetensors, classes
+of transformers itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from draftwire.errors import ConfigError, IncompatibleError, ModelError
+from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.verifier.backends.base import SlotInput, SlotTable
+from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
+
+__all__ = ["HFTarget"]
+
+_INSTALL = "pip install 'draftwire[verifier]'"
+_TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+
+
+def _imports() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"the transformers backend needs {error.name}, which is not installed",
+            hint=_INSTALL,
+        ) from error
+    return torch, transformers
+
+
+class HFTarget:
+    """A causal language model of transformers with KV slots.
+
+    Args:
+        path: Folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``, or
+            a LoRA adapter in PEFT's format whose base is such a folder.
+        slots: Sessions at the same time.
+        context: Most tokens of a session; None takes the model's own limit, at most
+            4096.
+        device: Torch device; None takes CUDA when there is one.
+        dtype: "float32", "float16" or "bfloat16"; None takes float32 on a CPU and the
+            checkpoint's own elsewhere. Below float32 two near-equal tokens can change
+            places between batch shapes.
+        threads: Torch threads; None leaves torch's choice.
+        name: Name to offer; None takes the folder's.
+        version: Version to offer; None takes the folder's name.
+
+    Raises:
+        ConfigError: torch or transformers is missing, or an option does not fit.
+        ModelError: The checkpoint does not load.
+        IncompatibleError: Its cache cannot be rewound.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        slots: int = 8,
+        context: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        threads: int | None = None,
+        name: str | None = None,
+        version: str | None = None,
+    ) -> None:
+        self._torch, transformers = _imports()
+        torch = self._torch
+        folder = Path(path)
+        base = adapter_base(folder) or folder
+        if not (base / "config.json").is_file():
+            raise ModelError(
+                f"{base} is no checkpoint folder: it has no config.json",
+                hint="give the folder that Hugging Face's save_pretrained wrote",
+            )
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if dtype is None:
+            dtype = "float32" if self._device == "cpu" else "auto"
+        self._model = _load(torch, transformers, base, dtype)
+        if base != folder:
+            merge_adapter(self._model, folder)
+        self._model.to(self._device).eval().requires_grad_(False)
+        config = self._model.config.get_text_config()
+        tokenizer = next(
+            (f for f in (folder, base) if (f / "tokenizer.json").is_file()), base
+        )
+        words = load_tokenizer(tokenizer / "tokenizer.json").vocab_size
+        self.id = f"hf:{folder.name}"
+        self.name = name or folder.name
+        self.version = version or folder.name
+        self.family = Family(
+            name=str(config.model_type),
+            backbone=None,
+            tokenizer=tokenizer_fingerprint(tokenizer / "tokenizer.json"),
+        )
+        # Rows that pad the embedding to a round size are no tokens.
+        self.vocab_size = min(int(config.vocab_size), words)
+        self.context = _context(config, context)
+        self.bos_id = config.bos_token_id
+        self.eos_ids = _eos_ids(self._model, config)
+        self.slots = slots
+        self._table = SlotTable(slots, self.context, self.vocab_size)
+        self._used = [0] * slots  # columns of a slot that hold anything
+        self._cache = _slot_cache(config, slots, self.context, self._model)
+        self._probe()
+
+    def allocate(self) -> int:
+        """Take a KV slot; see ``TargetBackend.allocate``."""
+        return self._table.allocate()
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        self._table.release(slot)
+
+    def forward(self, batch: Sequence[SlotInput]) -> list[np.ndarray[Any, Any]]:
+        """Run one ragged forward; see ``TargetBackend.forward``."""
+        torch = self._torch
+        self._table.check(batch)
+        width = max(len(item) for item in batch)
+        ids = np.zeros((len(batch), width), np.int64)
+        positions = np.zeros((len(batch), width), np.int64)
+        columns = np.full((len(batch), width), self.context, np.int64)
+        for row, item in enumerate(batch):
+            n = len(item)
+            ids[row, width - n :] = item.tokens
+            positions[row, width - n :] = columns[row, width - n :] = np.arange(
+                item.start, item.start + n
+            )
+        keep = max(1, max(item.rows for item in batch))
+        with torch.inference_mode():
+            for item in batch:
+                if item.start == 0 and self._used[item.slot]:
+                    # Another session was here, and masked columns must be finite.
+                    self._cache.wipe(item.slot, self._used[item.slot])
+                    self._used[item.slot] = 0
+            places = torch.from_numpy(positions).to(self._device)
+            self._cache.aim(
+                [item.slot for item in batch],
+                torch.from_numpy(columns).to(self._device),
+                max(item.start + len(item) for item in batch),
+            )
+            logits = self._model(
+                input_ids=torch.from_numpy(ids).to(self._device),
+                attention_mask=self._cache.mask(places, self._model.dtype),
+                position_ids=places,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits[..., : self.vocab_size]
+            rows = logits.float().cpu().numpy()
+        self._table.commit(batch)
+        for item in batch:
+            end = item.start + len(item)
+            self._used[item.slot] = max(self._used[item.slot], end)
+        return [rows[i, keep - item.rows :] for i, item in enumerate(batch)]
+
+    def _probe(self) -> None:
+        """Check on the model itself that blocks, batches and rewinds change nothing."""
+        torch = self._torch
+        rng = np.random.default_rng(0)
+        n = min(12, self.context)
+        ids = rng.integers(0, self.vocab_size, n)
+        junk = rng.integers(0, self.vocab_size, n)
+        with torch.inference_mode():
+            batch = torch.from_numpy(ids)[None].to(self._device)
+            full = self._model(input_ids=batch, use_cache=False).logits[0]
+        wanted = full.float().cpu().numpy()[:, : self.vocab_size]
+        slot = self.allocate()
+        cut = n // 3
+        self.forward([SlotInput(slot, 0, ids[:cut], 0)])
+        self.forward([SlotInput(slot, cut, junk[cut:], 0)])
+        (rows,) = self.forward([SlotInput(slot, cut, ids[cut:], n - cut)])
+        self.release(slot)
+        error = float(np.abs(rows - wanted[cut:]).max())
+        scale = float(np.abs(wanted).max()) or 1.0
+        limit = _TOLERANCE.get(str(self._model.dtype).rpartition(".")[2], 1e-1)
+        if not error <= limit * scale:
+            raise IncompatibleError(
+                f"the cache of {self.name} cannot be rewound: logits after a rewind "
+                f"differ by {error:.3g} (largest logit {scale:.3g})",
+                hint="serve a model with plain attention in every layer",
+            )
+
+
+def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
+    from safetensors import SafetensorError
+
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(path), **local)
+        _refuse_unfit(transformers, config, path)
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=config,
+            use_safetensors=True,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation="sdpa",
+            **local,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {path}: {error}",
+            hint="the folder needs config.json and *.safetensors of a model that "
+            "transformers itself knows",
+        ) from error
+
+
+def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
+    """Refuse models that keep a state which no rewind brings back."""
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    odd = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
+    if type(config) in classes and getattr(
+        classes[type(config)], "_is_stateful", False
+    ):
+        odd.append("recurrent state")
+    if config.is_encoder_decoder:
+        odd.append("encoder")
+    if odd:
+        raise IncompatibleError(
+            f"{path} ({config.model_type}) cannot verify drafts: its cache cannot be "
+            f"rewound ({', '.join(odd)})",
+            hint="serve a model with plain attention in every layer",
+        )
+
+
+def _context(config: Any, wanted: int | None) -> int:
+    limits = [int(config.max_position_embeddings)]
+    # Inside its window a sliding layer equals full attention; beyond it a slot cache
+    # would need a second mask. Inside their first length scaled rotations are fixed.
+    for key in ("sliding_window", "attention_chunk_size"):
+        limits += [int(getattr(config, key, None) or limits[0])]
+    rope = (
+        getattr(config, "rope_parameters", None)
+        or getattr(config, "rope_scaling", None)
+        or {}
+    )
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        first = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limits += [int(first or limits[0])]
+    limit = min(limits)
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise ConfigError(f"a context of {wanted} is outside 1..{limit} of this model")
+    return wanted or min(limit, 4096)
+
+
+def _eos_ids(model: Any, config: Any) -> tuple[int, ...]:
+    found: set[int] = set()
+    for source in (config, getattr(model, "generation_config", None)):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return tuple(sorted(i for i in found if i is not None))
+
+
+def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
+    """Return a transformers ``Cache`` whose layers are rows of slots."""
+    import torch
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class SlotLayer(DynamicLayer):  # type: ignore[misc]
+        """One layer's keys and values for all slots."""
+
+        owner: Any
+
+        def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
+            self.dtype, self.device = key_states.dtype, key_states.device
+
+            # Zeros, not empty: masked columns still meet a weight of 0 in a product,
+            # and 0 * NaN is NaN.
+            def room(states: Any) -> Any:
+                _, heads, _, dim = states.shape
+                return states.new_zeros((slots, heads, context + 1, dim))
+
+            self.keys, self.values = room(key_states), room(value_states)
+            self.is_initialized = True
+
+        def update(
+            self, key_states: Any, value_states: Any, *_: Any, **__: Any
+        ) -> tuple[Any, Any]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            rows, columns, used = self.owner.rows, self.owner.columns, self.owner.used
+            # Advanced indices around a slice: the result has them in front.
+            self.keys[rows[:, None], :, columns] = key_states.transpose(1, 2)
+            self.values[rows[:, None], :, columns] = value_states.transpose(1, 2)
+            span = self.owner.span
+            if span is not None:  # neighbouring slots: a view, no copy
+                return self.keys[span, :, :used], self.values[span, :, :used]
+            keys = self.keys[:, :, :used].index_select(0, rows)
+            return keys, self.values[:, :, :used].index_select(0, rows)
+
+        def get_seq_length(self) -> int:
+            return 0  # positions and mask are explicit
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            return int(self.owner.used), 0
+
+    class SlotCache(Cache):  # type: ignore[misc]
+        """All layers; ``aim`` says which slots and columns the next forward uses."""
+
+        rows: Any
+        columns: Any
+        used: int
+        span: slice | None
+
+        def aim(self, rows: list[int], columns: Any, used: int) -> None:
+            near = rows == list(range(rows[0], rows[0] + len(rows)))
+            self.span = slice(rows[0], rows[0] + len(rows)) if near else None
+            self.rows = torch.tensor(rows, device=columns.device)
+            self.columns, self.used = columns, used
+
+        def mask(self, places: Any, dtype: Any) -> Any:
+            keys = torch.arange(self.used, device=places.device)
+            hidden = keys[None, None, None, :] > places[:, None, :, None]
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=places.device)
+            return mask.masked_fill_(hidden, torch.finfo(dtype).min)
+
+        def wipe(self, row: int, used: int) -> None:
+            for layer in self.layers:
+                layer.keys[row, :, :used] = 0
+                layer.values[row, :, :used] = 0
+
+    layers = [SlotLayer() for _ in range(config.num_hidden_layers)]
+    cache = SlotCache(layers=layers)
+    for layer in layers:
+        layer.owner = cache
+    return cache
