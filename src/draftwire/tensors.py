@@ -1,0 +1,341 @@
+"""Safetensors files with numpy alone: read, checked; written; adapters merged.
+
+Source:
+    The safetensors format: 8 bytes little-endian header length, a JSON header,
+    then the data, its tensors side by side without holes.
+    https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, MutableMapping
+
+import numpy as np
+
+from draftwire.errors import PackageError
+
+if TYPE_CHECKING:
+    from draftwire.packages import TargetPackage
+
+__all__ = [
+    "RawTensor",
+    "TensorFile",
+    "merge_lora",
+    "read_tensors",
+    "target_weights",
+    "write_tensors",
+]
+
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_DIMS = 8
+SIZES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+}
+_FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+_LENGTH = struct.Struct("<Q")
+
+LORA_A = ".lora_a"
+LORA_B = ".lora_b"
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as it lies in a file.
+
+    Attributes:
+        dtype: The format's word, e.g. "BF16".
+        shape: Its dimensions.
+        data: Its bytes, ``uint8``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray[Any, Any]
+
+    def float32(self) -> np.ndarray[Any, Any]:
+        """Return the values as a new float32 array.
+
+        Raises:
+            PackageError: They are no floating-point numbers.
+        """
+        if self.dtype not in _FLOATS:
+            raise PackageError(f"a weight has dtype {self.dtype}, which is no float")
+        values = self.data.view(_FLOATS[self.dtype])
+        if self.dtype == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32).reshape(self.shape)
+
+
+class TensorFile:
+    """A safetensors file, its header checked, its data mapped and not yet read.
+
+    Args:
+        path: Where it lies.
+
+    Attributes:
+        metadata: The header's own strings.
+
+    Raises:
+        PackageError: It is missing, truncated or breaks the format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            size = os.stat(self.path).st_size
+            with open(self.path, "rb") as stream:
+                start = stream.read(8)
+                if len(start) < 8:
+                    raise self._broken("is too short")
+                (length,) = _LENGTH.unpack(start)
+                if length > min(MAX_HEADER, size - 8):
+                    raise self._broken(f"claims a header of {length} bytes")
+                text = stream.read(length)
+        except FileNotFoundError as exc:
+            raise PackageError(f"there is no {self.path}") from exc
+        except OSError as exc:
+            raise PackageError(f"{self.path} cannot be read: {exc.strerror}") from exc
+        self._base = 8 + length
+        self._size = size - self._base
+        entries = self._parse(text)
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()
+        ):
+            raise self._broken("has metadata that are not strings")
+        self.metadata: Mapping[str, str] = metadata
+        self._entries = {name: self._entry(name, e) for name, e in entries.items()}
+        end = 0
+        for name, (_, _, begin, stop) in sorted(
+            self._entries.items(), key=lambda item: item[1][2:]
+        ):
+            if begin != end:
+                raise self._broken(f"has a hole or an overlap before {name}")
+            end = stop
+        if end != self._size:
+            raise self._broken(f"holds {self._size} bytes of data, not {end}")
+        self._data = (
+            np.memmap(self.path, np.uint8, "r", self._base, (self._size,))
+            if self._size
+            else np.zeros(0, np.uint8)
+        )
+
+    def _broken(self, what: str) -> PackageError:
+        return PackageError(
+            f"{self.path.name} {what}", hint="copy or download the file again"
+        )
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) != len(pairs):
+                raise ValueError("a name stands twice")
+            return found
+
+        try:
+            entries = json.loads(text.decode("utf-8"), object_pairs_hook=once)
+        except (ValueError, RecursionError) as exc:
+            raise self._broken("has a header that is not JSON") from exc
+        if not isinstance(entries, dict):
+            raise self._broken("has a header that is no object")
+        return entries
+
+    def _entry(self, name: str, raw: Any) -> tuple[str, tuple[int, ...], int, int]:
+        if not isinstance(raw, dict):
+            raise self._broken(f"describes {name} with no object")
+        dtype = raw.get("dtype")
+        shape, span = _whole(raw.get("shape")), _whole(raw.get("data_offsets"))
+        if not isinstance(dtype, str) or dtype not in SIZES:
+            raise self._broken(f"holds {name} as {dtype!r}, which is not supported")
+        if shape is None or len(shape) > MAX_DIMS:
+            raise self._broken(f"gives {name} an unfit shape")
+        if span is None or len(span) != 2 or not span[0] <= span[1] <= self._size:
+            raise self._broken(f"places {name} outside of its data")
+        count = 1
+        for dim in shape:
+            count *= dim
+        if count * SIZES[dtype] != span[1] - span[0]:
+            raise self._broken(f"gives {name} a shape that does not fit its bytes")
+        return dtype, tuple(shape), span[0], span[1]
+
+    def names(self) -> Iterable[str]:
+        """Return the names of its tensors, in the header's order."""
+        return self._entries.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._entries[name][1]
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype in the format's words, e.g. "BF16"."""
+        return self._entries[name][0]
+
+    def raw(self, name: str) -> RawTensor:
+        """Return a tensor as it lies in the file, not copied."""
+        dtype, shape, begin, end = self._entries[name]
+        return RawTensor(dtype, shape, self._data[begin:end])
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as a new float32 array.
+
+        Raises:
+            PackageError: It holds no floating-point numbers.
+        """
+        dtype, _, _, _ = self._entries[name]
+        if dtype not in _FLOATS:
+            raise self._broken(f"holds {name} as {dtype}, which is no float")
+        return self.raw(name).float32()
+
+
+def _whole(values: Any) -> list[int] | None:
+    """Return ``values`` when they are a list of counts, else None."""
+    if isinstance(values, list) and all(type(v) is int and v >= 0 for v in values):
+        return values
+    return None
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return every tensor of a safetensors file as float32.
+
+    Raises:
+        PackageError: It is missing, truncated or breaks the format.
+    """
+    file = TensorFile(path)
+    return {name: file.read(name) for name in file.names()}
+
+
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, RawTensor | np.ndarray[Any, Any]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file; the bytes follow from the arguments alone.
+
+    Args:
+        path: Where; replaced as a whole when it exists.
+        tensors: By name: float16 or float32 arrays, or raw tensors.
+        metadata: Strings for the header.
+    """
+    words = {np.dtype("<f2"): "F16", np.dtype("<f4"): "F32"}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts = []
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, RawTensor):
+            array = np.ascontiguousarray(tensor)
+            if array.dtype not in words:
+                raise ValueError(f"{name} has dtype {array.dtype}, not float16 or 32")
+            flat = array.reshape(-1).view(np.uint8)
+            tensor = RawTensor(words[array.dtype], tensor.shape, flat)
+        begin, end = end, end + tensor.data.size
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        parts.append(tensor.data)
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # the data starts aligned, as the format asks
+    path = Path(path)
+    scratch = path.with_name(path.name + ".partial")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(_LENGTH.pack(len(text)) + text)
+            for part in parts:
+                stream.write(part.data)
+        os.replace(scratch, path)
+    finally:
+        if scratch.exists():
+            scratch.unlink()
+
+
+def merge_lora(
+    weights: MutableMapping[str, np.ndarray[Any, Any]],
+    adapter: Mapping[str, np.ndarray[Any, Any]],
+    scale: float,
+) -> None:
+    """Add an adapter to weights: ``weight += scale * lora_b @ lora_a``.
+
+    Args:
+        weights: By parameter name, ``(out, in)``, float32; changed in place.
+        adapter: ``<parameter>.lora_a`` ``(r, in)`` and ``<parameter>.lora_b``
+            ``(out, r)``.
+        scale: What LoRA calls alpha over rank.
+
+    Raises:
+        PackageError: The adapter does not fit the weights; they are unchanged.
+
+    Source:
+        Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, s. 4.1.
+    """
+    pairs = []
+    for name in adapter:
+        stem = name[: -len(LORA_A)]
+        if name.endswith(LORA_B) and name[: -len(LORA_B)] + LORA_A in adapter:
+            continue
+        if not name.endswith(LORA_A) or stem + LORA_B not in adapter:
+            raise PackageError(f"the adapter's {name} is not half of a pair")
+        first, second = adapter[name], adapter[stem + LORA_B]
+        if stem not in weights:
+            raise PackageError(f"the adapter changes {stem}, which the base lacks")
+        wanted = weights[stem].shape
+        if (
+            first.ndim != 2
+            or second.ndim != 2
+            or first.shape[0] != second.shape[1]
+            or (second.shape[0], first.shape[1]) != wanted
+        ):
+            raise PackageError(
+                f"the adapter's {stem} has shapes {second.shape} and {first.shape}, "
+                f"the base's weight {wanted}"
+            )
+        pairs.append((stem, first, second))
+    if not np.isfinite(scale):
+        raise PackageError("the adapter's scale is not finite")
+    for stem, first, second in pairs:
+        change = np.float32(scale) * (
+            second.astype(np.float32) @ first.astype(np.float32)
+        )
+        weights[stem] = weights[stem] + change
+
+
+def target_weights(package: TargetPackage) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the weights of a target as float32, its adapter merged.
+
+    Args:
+        package: A whole target, or an evolved one with its base.
+
+    Raises:
+        PackageError: Its tensors are damaged or do not fit each other.
+    """
+    whole = package if package.base is None else package.base
+    weights = read_tensors(whole.path / "weights.safetensors")
+    if package.adapter is not None:
+        file = TensorFile(package.adapter.path)
+        try:
+            scale = float(file.metadata.get("scale", ""))
+        except ValueError as exc:
+            raise PackageError(
+                f"{package.path.name} names no scale for its adapter",
+                hint="make the adapter package again",
+            ) from exc
+        merge_lora(weights, {n: file.read(n) for n in file.names()}, scale)
+    return weights
