@@ -219,9 +219,7 @@ def _check_logits(engine: Engine, path: Path) -> None:
         )
 
 
-def _measure_threads(
-    make: Callable[[int], Engine], context: int
-) -> tuple[int, Engine]:
+def _measure_threads(make: Callable[[int], Engine], context: int) -> tuple[int, Engine]:
     """Return the quickest thread count on this machine now, and its engine."""
     try:
         cores = len(os.sched_getaffinity(0))

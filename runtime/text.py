@@ -1,0 +1,269 @@
+"""Text out of a stream of tokens: whole characters only, and stop strings kept back.
+
+``Detokenizer`` turns ids into text at a bounded cost for each token; ``StopFilter``
+lets text through until a stop string begins; ``TextStream`` is both in a row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import OrderedDict
+from typing import Any, Dict, Iterable, List, Protocol, Sequence, Tuple
+
+from draftwire.errors import ConfigError
+
+__all__ = ["Detokenizer", "StopFilter", "TextStream"]
+
+# A character takes at most four byte tokens; a longer tail of replacement characters is
+# invalid text that waiting does not mend.
+_MAX_HELD = 8
+# Tokens of the prompt that decoders may look back at (a leading space is dropped only
+# at the very beginning of a text).
+_LOOK_BACK = 4
+
+
+class _Decoder(Protocol):
+    def push(self, ids: Iterable[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Detokenizer:
+    """Turns ids into text as they come; the chunks joined are the whole decoding.
+
+    Special tokens have no text. A character whose bytes are spread over several tokens
+    comes out with the last of them.
+
+    Args:
+        tokenizer: A ``draftwire.tokenizer.Tokenizer`` or a ``tokenizers.Tokenizer``.
+        prompt_ids: Tokens before the first one pushed; their text is not repeated, but
+            a word that continues it keeps its leading space.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
+        engine = getattr(tokenizer, "_engine", tokenizer)
+        # The library skips special tokens before it decodes, so they may be dropped
+        # here; that keeps them out of the window, where they would hide a first word.
+        special = {
+            token_id
+            for token_id, token in engine.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._decoder: _Decoder
+        if _decoder_type(engine) == "ByteLevel":
+            self._decoder = _ByteDecoder(engine, special)
+        else:
+            self._decoder = _WindowDecoder(engine, special, prompt_ids)
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Take further ids; return the text that they complete."""
+        return self._decoder.push(ids)
+
+    def flush(self) -> str:
+        """Return what is left; half a character becomes U+FFFD."""
+        return self._decoder.flush()
+
+
+def _decoder_type(engine: Any) -> str:
+    # The pickled state of a decoder is its JSON; the whole tokenizer's would be large.
+    decoder = engine.decoder
+    if decoder is None:
+        return ""
+    state = json.loads(decoder.__getstate__())
+    return str(state.get("type", ""))
+
+
+def _byte_alphabet() -> Dict[str, int]:
+    """Return the byte that each character of a byte-level vocabulary stands for.
+
+    Source:
+        ``bytes_to_unicode`` of GPT-2: printable bytes stand for themselves, the others
+        are numbered from U+0100 on.
+    """
+    table = {}
+    extra = 0
+    for byte in range(256):
+        if 33 <= byte <= 126 or 161 <= byte <= 172 or 174 <= byte <= 255:
+            table[chr(byte)] = byte
+        else:
+            table[chr(256 + extra)] = byte
+            extra += 1
+    return table
+
+
+class _ByteDecoder:
+    """Byte-level vocabularies: every token is some bytes, joined and read as UTF-8."""
+
+    _ALPHABET = _byte_alphabet()
+
+    def __init__(self, engine: Any, special: Iterable[int]) -> None:
+        self._token = engine.id_to_token
+        self._bytes: Dict[int, bytes] = {token_id: b"" for token_id in special}
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        token = self._token(token_id) or ""  # padding rows of the model have no token
+        alphabet = self._ALPHABET
+        if all(char in alphabet for char in token):
+            found = bytes([alphabet[char] for char in token])
+        else:  # an added token, spelt as itself
+            found = token.encode("utf-8", "replace")
+        self._bytes[token_id] = found
+        return found
+
+    def push(self, ids: Iterable[int]) -> str:
+        known = self._bytes
+        return self._utf8.decode(
+            b"".join([known[i] if i in known else self._bytes_of(i) for i in ids])
+        )
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class _WindowDecoder:
+    """Any other decoder: decode a short window twice and take the difference."""
+
+    def __init__(
+        self, engine: Any, special: Iterable[int], prompt_ids: Sequence[int]
+    ) -> None:
+        self._decode = engine.decode
+        self._token = engine.id_to_token
+        self._special = frozenset(special)
+        before = [i for i in prompt_ids if i not in self._special]
+        self._window: List[int] = before[-_LOOK_BACK:]
+        self._shown = len(self._window)  # tokens of the window whose text is out
+        self._text = self._decode(self._window) if self._window else ""
+
+    def push(self, ids: Iterable[int]) -> str:
+        out = []
+        for token_id in ids:
+            # Padding rows of the model have no token, and no text.
+            if token_id not in self._special and self._token(token_id) is not None:
+                self._window.append(token_id)
+                out.append(self._take(final=False))
+        return "".join(out)
+
+    def flush(self) -> str:
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        held = len(self._window) - self._shown
+        if not held:
+            return ""
+        now = self._decode(self._window)
+        if now.endswith("\ufffd") and not final and held < _MAX_HELD:
+            return ""
+        if now.startswith(self._text):
+            fresh = now[len(self._text) :]
+        else:  # invalid bytes, and the decoder takes back what it had made of them
+            fresh = self._decode(self._window[self._shown :])
+        if fresh:
+            # A window must begin with a token that has text: what a decoder trims at
+            # the beginning is then trimmed from text that is out already.
+            self._window = self._window[self._shown :]
+            self._text = self._decode(self._window)
+        self._shown = len(self._window)
+        return fresh
+
+
+class StopFilter:
+    """Lets text through up to the first stop string, which it swallows.
+
+    The first is the one that is complete first; where two are complete at the same
+    character, the longer. So the result does not depend on how the text was cut.
+
+    Args:
+        stop: Stop strings, none of them empty.
+
+    Attributes:
+        stopped: The stop string that was met, or None.
+
+    Raises:
+        ConfigError: A stop string is empty.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        if isinstance(stop, str):
+            stop = (stop,)
+        if not all(stop):
+            raise ConfigError("a stop string is empty", hint="leave it out")
+        # Longest first, so that ties are won by the longer.
+        self._stop: Tuple[str, ...] = tuple(
+            OrderedDict.fromkeys(sorted(stop, key=len, reverse=True))
+        )
+        self._longest = max((len(s) for s in self._stop), default=0)
+        self._held = ""
+        self.stopped: str | None = None
+
+    def push(self, text: str) -> str:
+        """Take further text; return what certainly comes before any stop string."""
+        if self.stopped is not None:
+            return ""
+        if not self._stop:
+            return text
+        text = self._held + text
+        first_end = len(text) + 1
+        begin = 0
+        for stop in self._stop:
+            found = text.find(stop, 0, first_end)
+            if found >= 0 and found + len(stop) < first_end:
+                begin, first_end = found, found + len(stop)
+                self.stopped = stop
+        if self.stopped is not None:
+            self._held = ""
+            return text[:begin]
+        keep = self._overlap(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what was held back; no more text will come."""
+        held, self._held = self._held, ""
+        return held
+
+    def _overlap(self, text: str) -> int:
+        """Return the length of the longest tail that may begin a stop string."""
+        for size in range(min(len(text), self._longest - 1), 0, -1):
+            tail = text[-size:]
+            if any(stop.startswith(tail) for stop in self._stop):
+                return size
+        return 0
+
+
+class TextStream:
+    """Ids in, text for the user out.
+
+    Args:
+        tokenizer: As for :class:`Detokenizer`.
+        prompt_ids: As for :class:`Detokenizer`.
+        stop: As for :class:`StopFilter`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        prompt_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._filter = StopFilter(stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that was met, or None."""
+        return self._filter.stopped
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Take further ids; return text, never half a character or half a stop string.
+
+        After a stop string was met it returns "".
+        """
+        return self._filter.push(self._detokenizer.push(ids))
+
+    def flush(self) -> str:
+        """Return what was held back; the generation is over."""
+        text = self._filter.push(self._detokenizer.flush())
+        return text + self._filter.flush()
