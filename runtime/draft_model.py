@@ -64,7 +64,7 @@ class DraftModel:
     @classmethod
     def load(
         cls,
-        package: Union[DraftPackage, str, os.PathLike[str]],
+        package: DraftPackage | str | os.PathLike[str],
         *,
         precision: str | None = None,
         threads: Threads = None,
@@ -88,7 +88,7 @@ class DraftModel:
         if isinstance(package, (str, os.PathLike)):
             from draftwire.packages import load_draft
 
-            package = load_draft(package)
+            package = load_draft(os.fspath(package))
         context = _choose_context(package.context, max_context)
         entry = package.model_file(precision)
         path = entry.path

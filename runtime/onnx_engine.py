@@ -9,7 +9,7 @@ copies the cache at every step.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ __all__ = ["open_engine", "parse_version"]
 _GQA_LOADS_FROM = (1, 18)
 _GQA_MULTI_TOKEN_FROM = (1, 20)
 
-# Tokens per prefill forward: long enough to fill the matrix units, short enough that the
+# Tokens per prefill forward: enough to fill the matrix units, few enough that the
 # attention scores of a long prompt stay in the cache.
 _CHUNK = 128
 # Where blocks with a past are wrong, the first forward (no past) takes all it can.
@@ -35,9 +35,9 @@ _NOTHING = np.empty(0, np.float32)
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def parse_version(text: str) -> Tuple[int, ...]:
+def parse_version(text: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: ``"1.20.1+cu12"`` is ``(1, 20, 1)``."""
-    numbers: List[int] = []
+    numbers: list[int] = []
     for part in text.split("."):
         digits = ""
         for char in part:
@@ -63,7 +63,7 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _engine_errors(ort: Any) -> Tuple[type, ...]:
+def _engine_errors(ort: Any) -> tuple[type[Exception], ...]:
     """Return every error class of onnxruntime; they have no common base."""
     state = ort.capi.onnxruntime_pybind11_state
     found = [
@@ -98,7 +98,7 @@ def open_engine(
         needed = max(needed, _GQA_LOADS_FROM)
     elif spec.graph != "concat":
         raise ModelError(
-            f"{path.name} has the form {spec.graph!r}, this version knows gqa and concat",
+            f"{path.name} has the form {spec.graph!r}, known are gqa, concat",
             hint="update draftwire on this device",
         )
     if version < needed:
@@ -137,7 +137,7 @@ def _first_line(exc: BaseException) -> str:
     return lines[0] if lines else type(exc).__name__
 
 
-def _cache_inputs(spec: ModelSpec) -> List[str]:
+def _cache_inputs(spec: ModelSpec) -> list[str]:
     return [
         f"past_key_values.{layer}.{part}"
         for layer in range(spec.layers)
@@ -180,7 +180,7 @@ class _Bound:
         self.first_row = np.array([length - 1], np.int64)
         rows = 1 if last_only else length
         self.logits = np.zeros((1, rows, vocab_size), np.float32)
-        self.last = self.logits[0, -1]
+        self.last: np.ndarray = self.logits[0, -1]
         self.binding: Any = None
 
 
@@ -203,7 +203,7 @@ class _SharedCacheEngine:
         }
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
-        self._blocks: Dict[int, _Bound] = {}
+        self._blocks: dict[int, _Bound] = {}
 
         self.step = self._make_step()
 
@@ -328,7 +328,7 @@ class _ConcatEngine:
     def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
         length = len(tokens)
         total = past + length
-        feeds: Dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
+        feeds: dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
         if "attention_mask" in self._wants:
             feeds["attention_mask"] = self._ones[:, :total]
         if "position_ids" in self._wants:
@@ -341,4 +341,5 @@ class _ConcatEngine:
                 cache = np.ascontiguousarray(cache[:, :, :past])
             feeds[key] = cache
         logits, *self._past = self._session.run(self._outputs, feeds)
-        return logits[0, -1]
+        last: np.ndarray = logits[0, -1]
+        return last

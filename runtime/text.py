@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections import OrderedDict
-from typing import Any, Dict, Iterable, List, Protocol, Sequence, Tuple
+from typing import Any, Iterable, Protocol, Sequence
 
 from draftwire.errors import ConfigError
 
@@ -74,7 +74,7 @@ def _decoder_type(engine: Any) -> str:
     return str(state.get("type", ""))
 
 
-def _byte_alphabet() -> Dict[str, int]:
+def _byte_alphabet() -> dict[str, int]:
     """Return the byte that each character of a byte-level vocabulary stands for.
 
     Source:
@@ -99,7 +99,7 @@ class _ByteDecoder:
 
     def __init__(self, engine: Any, special: Iterable[int]) -> None:
         self._token = engine.id_to_token
-        self._bytes: Dict[int, bytes] = {token_id: b"" for token_id in special}
+        self._bytes: dict[int, bytes] = {token_id: b"" for token_id in special}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def _bytes_of(self, token_id: int) -> bytes:
@@ -132,7 +132,7 @@ class _WindowDecoder:
         self._token = engine.id_to_token
         self._special = frozenset(special)
         before = [i for i in prompt_ids if i not in self._special]
-        self._window: List[int] = before[-_LOOK_BACK:]
+        self._window: list[int] = before[-_LOOK_BACK:]
         self._shown = len(self._window)  # tokens of the window whose text is out
         self._text = self._decode(self._window) if self._window else ""
 
@@ -190,7 +190,7 @@ class StopFilter:
         if not all(stop):
             raise ConfigError("a stop string is empty", hint="leave it out")
         # Longest first, so that ties are won by the longer.
-        self._stop: Tuple[str, ...] = tuple(
+        self._stop: tuple[str, ...] = tuple(
             OrderedDict.fromkeys(sorted(stop, key=len, reverse=True))
         )
         self._longest = max((len(s) for s in self._stop), default=0)

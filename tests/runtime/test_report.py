@@ -1,0 +1,191 @@
+"""Run reports: every key there, null for what was not measured, read back and summed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from draftwire.cli import main
+from draftwire.errors import ConfigError
+from draftwire.runtime.report import RunRecord, build_report, check_report, write_report
+from draftwire.runtime.summary import load_reports, summarise
+
+KEYS = {
+    "schema": None,
+    "versions": None,
+    "draft": {"id", "name", "engine", "precision"},
+    "target": {"name", "version", "family"},
+    "sampling": {"scheme", "temperature", "top_k", "top_p", "seed"},
+    "mode": {"objective", "pipeline", "controller"},
+    "prompt_tokens": None,
+    "tokens": None,
+    "token_ids": None,
+    "text": None,
+    "finish": None,
+    "rounds": None,
+    "drafted": None,
+    "accepted": None,
+    "accepted_by_position": None,
+    "target_forwards": None,
+    "bytes": {"up_payload", "down_payload", "up_wire", "down_wire"},
+    "seconds": {"total", "prefill", "first_token", "draft", "wait", "verify"},
+    "energy": {"joules", "source", "scope", "uncertainty", "by_phase", "why_null"},
+    "link": {"rtt_ms", "up_mbit_s", "reconnects"},
+    "warnings": None,
+}
+
+
+def full_record() -> RunRecord:
+    return RunRecord(
+        prompt_tokens=5,
+        token_ids=[4, 8, 15, 16, 23, 42, 7, 1],
+        text="eight tokens",
+        finish="length",
+        rounds=4,
+        drafted=8,
+        accepted=4,
+        accepted_by_position=[3, 1],
+        judged_by_position=[4, 4],
+        target_forwards=4,
+        bytes={"up_payload": 40, "down_payload": 16},
+        seconds={"total": 2.0},
+    )
+
+
+def test_an_empty_run_has_every_key_and_invents_no_number():
+    report = build_report(RunRecord())
+    for key, members in KEYS.items():
+        assert key in report
+        if members is not None:
+            assert members <= set(report[key])
+    assert report["schema"] == "draftwire.report/1"
+    assert report["tokens"] == 0
+    for group in ("bytes", "seconds", "link"):
+        assert set(report[group].values()) == {None}
+    assert report["energy"]["joules"] is None
+    assert report["energy"]["why_null"]
+    assert report["target_forwards"] is None
+
+
+def test_measured_energy_needs_no_reason():
+    energy = {"joules": 1.5, "source": "ina3221", "scope": "board"}
+    report = build_report(RunRecord(energy=energy))
+    assert report["energy"]["why_null"] is None
+    assert report["energy"]["uncertainty"] is None
+
+
+def test_numpy_numbers_and_nan_become_json():
+    record = RunRecord(
+        token_ids=list(np.arange(3)), link={"rtt_ms": np.float32(2.5), "jitter": np.nan}
+    )
+    report = json.loads(json.dumps(build_report(record), allow_nan=False))
+    assert report["token_ids"] == [0, 1, 2]
+    assert report["link"]["rtt_ms"] == 2.5
+    assert report["link"]["jitter"] is None
+
+
+def test_a_record_that_contradicts_itself_is_our_bug():
+    with pytest.raises(ValueError, match="5 accepted of 4"):
+        build_report(RunRecord(accepted=5, drafted=4))
+    with pytest.raises(ValueError, match="finish"):
+        build_report(RunRecord(finish="done"))
+
+
+def test_written_as_a_whole_or_not_at_all(tmp_path, capsys):
+    target = tmp_path / "run.json"
+    write_report(build_report(RunRecord()), target)
+    before = target.read_text()
+    with pytest.raises(ValueError):
+        write_report({"x": float("nan")}, target)
+    assert target.read_text() == before
+    assert os.listdir(tmp_path) == ["run.json"]
+    with pytest.raises(ConfigError, match="cannot write"):
+        write_report({}, tmp_path / "missing" / "run.json")
+    write_report([build_report(RunRecord())], "-")
+    assert json.loads(capsys.readouterr().out)[0]["schema"] == "draftwire.report/1"
+
+
+def test_ratios_come_from_the_counters():
+    summary = summarise("run", build_report(full_record()))
+    assert summary.acceptance == 0.5
+    assert summary.accepted_per_block == 1.0
+    assert summary.forwards_per_token == 0.5
+    assert summary.bytes_per_drafted == 5.0
+    assert summary.tokens_per_s == 4.0
+    assert summary.joules_per_token is None
+    assert summary.by_position == (0.75, 0.25)
+
+
+def test_nothing_measured_gives_no_ratio():
+    summary = summarise("run", build_report(RunRecord()))
+    assert (summary.acceptance, summary.tokens_per_s) == (None, None)
+    assert summary.by_position is None
+
+
+def test_command_reads_files_and_lists(tmp_path, capsys):
+    one, many = tmp_path / "one.json", tmp_path / "many.json"
+    write_report(build_report(full_record()), one)
+    write_report([build_report(full_record()), build_report(RunRecord())], many)
+    assert main(["report", str(one), str(many)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["run", "tokens", "rounds", "acceptance"]
+    assert [line.split()[0] for line in lines[1:4]] == [
+        "one.json",
+        "many.json#1",
+        "many.json#2",
+    ]
+    assert any(line.startswith("accepted at position") for line in lines)
+    assert main(["report", str(one), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["runs"][0]["accepted_per_block"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("3", "not a JSON object"),
+        ("[]", "empty list"),
+        ('{"schema": "draftwire.bench/1"}', "draftwire.bench/1"),
+        ('{"schema": "draftwire.report/1"}', "prompt_tokens"),
+    ],
+)
+def test_what_is_no_report_is_refused(tmp_path, capsys, content, complaint):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=complaint):
+        load_reports([path])
+    assert main(["report", str(path)]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", "3"),
+        ("rounds", -1),
+        ("bytes", None),
+        ("seconds", {"total": "soon"}),
+        ("accepted_by_position", [1.5]),
+        ("accepted", True),
+    ],
+)
+def test_a_wrong_value_is_named(key, value):
+    report = build_report(full_record())
+    report[key] = value
+    with pytest.raises(ConfigError, match=key):
+        check_report(report, "run.json")
+
+
+def test_plot_says_what_to_install(tmp_path, monkeypatch, capsys):
+    import sys
+
+    path = tmp_path / "one.json"
+    write_report(build_report(full_record()), path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(path), "--plot", str(tmp_path / "x.png")]) == 2
+    assert "pip install 'draftwire[plots]'" in capsys.readouterr().err
