@@ -18,7 +18,15 @@ from typing import Literal, Sequence, Union
 from draftwire.errors import ProtocolError
 from draftwire.runtime.controller import Controller
 from draftwire.sampling import Proposal, Proposer, SamplingParams
-from draftwire.transport.messages import Block, Bye, Commit, Finish, Message, Open, Opened
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Finish,
+    Message,
+    Open,
+    Opened,
+)
 
 __all__ = [
     "Action",
@@ -217,8 +225,11 @@ class EdgeSession:
             ProtocolError: It contradicts what was said before.
         """
         if isinstance(message, Opened):
-            self.opened = message
+            if message.stream == self._stream:
+                self.opened = message
             return []
+        if self.opened is None:
+            return []  # still on its way from an earlier stream of this connection
         if isinstance(message, Commit):
             return [] if self.done else self._commit(message)
         if isinstance(message, Bye):

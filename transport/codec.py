@@ -10,6 +10,7 @@ Golden vectors: ``tests/golden/wire_v1.json``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from typing import Any, Callable, NamedTuple
@@ -237,6 +238,9 @@ _GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
     ),
     Bye: (Kind.BYE, (_Field(1, "reason", *_TEXT),)),
 }
+_DEFAULTS = {
+    cls: {f.name: f.default for f in dataclasses.fields(cls)} for cls in _GROWING
+}
 _BY_KIND = {kind: (cls, fields) for cls, (kind, fields) in _GROWING.items()}
 
 _EVIDENCE, _MORE, _CORRECTION = 0x10, 0x20, 0x40  # block flags
@@ -288,12 +292,15 @@ class Codec:
             head = bytes((Kind.PROVISIONAL, message.epoch & 0xFF))
             return head + varint(message.accepted) + token
         kind, fields = _GROWING[type(message)]
+        defaults = _DEFAULTS[type(message)]
         out = bytearray((kind,))
         for field in fields:
-            data = field.pack(self, getattr(message, field.name))
-            if data or field.required:
-                out += varint(field.number << 1 | field.required)
-                out += varint(len(data)) + data
+            value = getattr(message, field.name)
+            if not field.required and value == defaults[field.name]:
+                continue
+            data = field.pack(self, value)
+            out += varint(field.number << 1 | field.required)
+            out += varint(len(data)) + data
         return bytes(out)
 
     def decode(self, data: bytes) -> Message:

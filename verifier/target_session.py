@@ -119,6 +119,7 @@ class TargetSession:
         self._partial: _Segment | None = None
         self._epoch = 0
         self._busy = False
+        self._judging = 0
         self._awaits_correction = False
         self.finish = Finish.NOT_YET
         self.counts = StreamCounts()
@@ -180,7 +181,7 @@ class TargetSession:
 
     def _append(self, block: Block) -> None:
         committed = len(self._tokens) - self._prompt
-        waiting = sum(len(s.tokens) for s in self._pending)
+        waiting = self._judging + sum(len(s.tokens) for s in self._pending)
         if self._partial is not None:
             waiting += len(self._partial.tokens)
         expected = committed + waiting
@@ -259,6 +260,7 @@ class TargetSession:
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]
         self._busy = True
+        self._judging = len(taken.tokens)
         tail = self._tokens[self._cached :]
         return Work(
             self._cached,
@@ -292,6 +294,7 @@ class TargetSession:
             ProtocolError: The block's evidence is not valid.
         """
         self._busy = False
+        self._judging = 0
         if work.prefill:
             self._cached = work.start + len(work.tokens)
             return []

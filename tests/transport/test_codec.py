@@ -1,0 +1,185 @@
+"""``draftwire.v1`` against vectors written by hand from PROTOCOL.md, and its limits."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from draftwire.errors import ProtocolError
+from draftwire.transport import codec as codec_module
+from draftwire.transport import messages
+from draftwire.transport.bits import (
+    Reader,
+    id_bits,
+    pack_ids,
+    pack_time,
+    packed_size,
+    unpack_ids,
+    unpack_time,
+    varint,
+)
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Block, Commit, Finish, Open
+
+VECTORS = json.loads(
+    (Path(__file__).parent.parent / "golden" / "wire_v1.json").read_text()
+)
+CODEC = Codec(2048)
+
+
+def unhex(text):
+    return bytes.fromhex(text.replace("|", ""))
+
+
+def message_of(vector):
+    fields = {}
+    for name, value in vector["fields"].items():
+        if isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, dict):
+            value = unhex(value["hex"])
+        elif name == "finish":
+            value = Finish(value)
+        fields[name] = value
+    return getattr(messages, vector["kind"])(**fields)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_vector_both_ways(vector):
+    frame = unhex(vector["hex"])
+    assert CODEC.encode(message_of(vector)) == frame
+    decoded = CODEC.decode(frame)
+    if isinstance(decoded, Commit):  # durations are rounded to twelve bits
+        assert decoded.queue_s == pytest.approx(vector["fields"].get("queue_s", 0))
+        assert decoded.compute_s == pytest.approx(vector["fields"].get("compute_s", 0))
+        assert CODEC.encode(decoded) == frame
+    else:
+        assert decoded == message_of(vector)
+
+
+def test_every_message_kind_has_a_vector():
+    named = {getattr(messages, v["kind"]) for v in VECTORS}
+    assert named == set(messages.Message.__args__)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_every_strict_prefix_is_refused_or_means_something_else(vector):
+    frame = unhex(vector["hex"])
+    for n in range(len(frame)):
+        try:
+            assert CODEC.decode(frame[:n]) != CODEC.decode(frame)
+        except ProtocolError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("frame", "complaint"),
+    [
+        ("", "cut short"),
+        ("00", "unknown message kind 0"),
+        ("0c", "unknown message kind 12"),
+        ("11", "unknown flags"),
+        ("85 00 00 00", "unknown flag on a block"),
+        ("05 00 00 02 ff07", "3 bytes announced, 2 left"),
+        ("05 00 00 01 ff0f", "spare bits"),
+        ("05 00 00 01 ff07 00", "1 bytes after the end"),
+        ("05 00 00 8002", "block length is 256, the limit is 255"),
+        ("05 00 8000 00", "longer than it needs"),
+        ("05 00 ffffffffffffffffffff7f 00", "more than ten bytes"),
+        ("15 00 00 00 ffffffff0f", "evidence length"),
+        ("0b 02 04 7374", "4 bytes announced, 2 left"),
+        ("0b 02 01 ff", "not UTF-8"),
+        ("0b 02 01 61 02 01 61", "reason twice"),
+        ("0b 7f 00", "must be understood"),
+        ("0a 03 00", "lacks message"),
+        ("04 05 00", "0 bytes|lacks stream"),
+        ("08 03 07 01020304050607", "7 bytes, not 8"),
+    ],
+)
+def test_bad_frame_is_refused(frame, complaint):
+    with pytest.raises(ProtocolError, match=complaint):
+        CODEC.decode(unhex(frame))
+
+
+def test_unknown_optional_fields_are_skipped():
+    assert CODEC.decode(unhex("0b fe01 03 aabbcc 02 01 61")) == messages.Bye("a")
+
+
+def test_token_ids_before_the_welcome_are_refused():
+    with pytest.raises(ProtocolError, match="before the welcome"):
+        Codec().decode(unhex("05 00 00 01 ff07"))
+
+
+def test_ids_outside_an_odd_vocabulary_are_refused():
+    with pytest.raises(ProtocolError, match="2047 is outside the vocabulary of 2000"):
+        Codec(2000).decode(unhex("05 00 00 01 ff07"))
+
+
+def test_an_oversized_frame_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr(codec_module, "MAX_FRAME", 10)
+    with pytest.raises(ProtocolError, match="limit 10"):
+        CODEC.decode(bytes(11))
+
+
+@pytest.mark.parametrize("vocab", [32000])
+def test_budgets_of_the_wire(vocab):
+    codec = Codec(vocab)
+    block = codec.encode(Block(200, 16383, (31999,) * 5))
+    commit = codec.encode(Commit(200, 5, 31999, queue_s=3.0, compute_s=0.2))
+    assert len(block) <= 16 and len(commit) <= 8
+
+
+def test_a_field_too_wide_is_our_bug_not_the_peers():
+    with pytest.raises(ValueError, match="does not fit 11 bits"):
+        CODEC.encode(Block(0, 0, (2048,)))
+    with pytest.raises(ValueError, match="limit 255"):
+        CODEC.encode(Block(0, 0, (1,) * 256))
+
+
+@given(st.integers(2, 200_000), st.data())
+@settings(deadline=None, max_examples=80)
+def test_ids_survive_packing(vocab, data):
+    ids = data.draw(st.lists(st.integers(0, vocab - 1), max_size=80))
+    bits = id_bits(vocab)
+    packed = pack_ids(ids, bits)
+    assert len(packed) == packed_size(len(ids), bits)
+    assert unpack_ids(packed, len(ids), bits, vocab) == tuple(ids)
+    assert vocab - 1 < 1 << bits and (bits == 1 or vocab > 1 << (bits - 1))
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varints_survive(value):
+    reader = Reader(varint(value))
+    assert reader.varint(2**64 - 1, "x") == value
+    reader.end()
+
+
+@given(st.floats(0, 200_000))
+def test_times_keep_two_and_a_half_digits(seconds):
+    code = pack_time(seconds)
+    assert 0 <= code < 4096
+    assert unpack_time(code) == pytest.approx(seconds, rel=0.004, abs=6e-7)
+    assert pack_time(unpack_time(code)) == code
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=400)
+def test_any_bytes_are_a_message_or_a_protocol_error(data):
+    try:
+        message = CODEC.decode(data)
+    except ProtocolError:
+        return
+    assert CODEC.decode(CODEC.encode(message)) == message
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_prompts_survive(data):
+    prompt = tuple(data.draw(st.lists(st.integers(0, 2047), min_size=1, max_size=300)))
+    message = Open(
+        1, prompt, "coupled", data.draw(st.floats(0, 100)), 0, 1.0,
+        data.draw(st.integers(0, 2**64 - 1)), 5,
+    )
+    assert CODEC.decode(CODEC.encode(message)) == message
