@@ -211,6 +211,7 @@ class Scheduler:
             self._withdraw(request)
             if not request.future.done():
                 request.future.set_exception(RefusedError(why))
+                request.future.exception()  # its waiter may be gone: do not log that
 
     def _next_batch(self) -> list[_Request]:
         """Choose the requests of the next forward, all of one kind."""

@@ -11,6 +11,7 @@ text of speculative decoding would not be the target's own.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Sequence
 
@@ -134,6 +135,8 @@ class SlotTable:
         self.lengths: list[int] = [0] * slots
         # The lowest free slot first, so that memory of the high ones stays untouched.
         self._free = list(range(slots - 1, -1, -1))
+        # Slots are taken on the event loop and checked on the worker thread.
+        self._lock = threading.Lock()
 
     def allocate(self) -> int:
         """Take the lowest free slot.
@@ -141,13 +144,14 @@ class SlotTable:
         Raises:
             RefusedError: None is free.
         """
-        if not self._free:
-            raise RefusedError(
-                f"the target is busy: all {len(self.lengths)} slots hold a session",
-                hint="try again later, or start the verifier with more --slots",
-            )
-        slot = self._free.pop()
-        self.lengths[slot] = 0
+        with self._lock:
+            if not self._free:
+                raise RefusedError(
+                    f"the target is busy: all {len(self.lengths)} slots hold a session",
+                    hint="try again later, or start the verifier with more --slots",
+                )
+            slot = self._free.pop()
+            self.lengths[slot] = 0
         return slot
 
     def release(self, slot: int) -> None:
@@ -156,11 +160,12 @@ class SlotTable:
         Raises:
             ValueError: It was not taken.
         """
-        if not 0 <= slot < len(self.lengths) or slot in self._free:
-            raise ValueError(f"slot {slot} is not in use")
-        self.lengths[slot] = 0
-        self._free.append(slot)
-        self._free.sort(reverse=True)
+        with self._lock:
+            if not 0 <= slot < len(self.lengths) or slot in self._free:
+                raise ValueError(f"slot {slot} is not in use")
+            self.lengths[slot] = 0
+            self._free.append(slot)
+            self._free.sort(reverse=True)
 
     def check(self, batch: Sequence[SlotInput]) -> None:
         """Refuse a batch that would read or write outside a session's own tokens.
@@ -169,13 +174,15 @@ class SlotTable:
             ModelError: An input is empty, overlong, leaves a gap, or names a slot
                 twice or an unknown token.
         """
+        with self._lock:
+            free = frozenset(self._free)
         seen = set()
         for item in batch:
             n = len(item)
             if item.slot in seen:
                 raise ModelError(f"slot {item.slot} is twice in one forward")
             seen.add(item.slot)
-            if not 0 <= item.slot < len(self.lengths) or item.slot in self._free:
+            if not 0 <= item.slot < len(self.lengths) or item.slot in free:
                 raise ModelError(f"slot {item.slot} is not in use")
             if n < 1 or not 0 <= item.rows <= n:
                 raise ModelError(f"cannot return {item.rows} rows for {n} tokens")

@@ -1,0 +1,517 @@
+"""The service over a real loopback socket, with a target made of arithmetic."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.request
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from draftwire.errors import ConfigError
+from draftwire.packages import Family
+from draftwire.transport.codec import SUBPROTOCOL, Codec
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Error,
+    Finish,
+    Hello,
+    Open,
+    Opened,
+    Resume,
+    Welcome,
+)
+from draftwire.verifier.backends.base import SlotTable
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.service import VerifierService
+
+VOCAB = 50
+FAMILY = Family("arithmetic", "b" * 64, "a" * 64)
+
+
+def next_token(history):
+    return (sum((i + 1) * t for i, t in enumerate(history)) * 7 + 3) % VOCAB
+
+
+def continuation(prompt, n):
+    text = list(prompt)
+    for _ in range(n):
+        text.append(next_token(text))
+    return text[len(prompt) :]
+
+
+class ArithmeticBackend:
+    """Its next token follows from the slot's whole content, so a lost one shows."""
+
+    bos_id, eos_ids = None, (49,)
+
+    def __init__(self, version="v1", slots=4, context=256, family=FAMILY):
+        self.id = version.encode().hex().rjust(64, "0")
+        self.name, self.version = "sum", version
+        self.family, self.vocab_size, self.context = family, VOCAB, context
+        self.slots = slots
+        self.table = SlotTable(slots, context, VOCAB)
+        self.content = {}
+        self.broken = False
+
+    def allocate(self):
+        slot = self.table.allocate()
+        self.content[slot] = []
+        return slot
+
+    def release(self, slot):
+        self.table.release(slot)
+
+    def forward(self, batch):
+        if self.broken:
+            raise RuntimeError("out of order")
+        self.table.check(batch)
+        answers = []
+        for item in batch:
+            text = self.content[item.slot]
+            text[item.start :] = item.tokens.tolist()
+            rows = np.zeros((item.rows, VOCAB), np.float32)
+            for i in range(item.rows):
+                rows[i, next_token(text[: len(text) - item.rows + 1 + i])] = 1
+            answers.append(rows)
+        self.table.commit(batch)
+        return answers
+
+
+@asynccontextmanager
+async def serving(*backends, **options):
+    registry = Registry(lambda path: None)
+    for backend in backends or (ArithmeticBackend(),):
+        registry.add(backend)
+    service = VerifierService(registry, **options)
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+class Device:
+    """A hand-driven device end."""
+
+    def __init__(self, socket):
+        self.socket = socket
+        self.codec = Codec()
+
+    async def say(self, message):
+        await self.socket.send(self.codec.encode(message))
+
+    async def hear(self):
+        return self.codec.decode(await asyncio.wait_for(self.socket.recv(), 10))
+
+    async def greet(self, **changes):
+        fields = {
+            "versions": (1,),
+            "agent": "test",
+            "target": "",
+            "tokenizer": b"\xaa" * 32,
+            "backbone": b"\xbb" * 32,
+            "vocab_size": VOCAB,
+            "family": "arithmetic",
+            "capabilities": ("teleport",),
+        }
+        await self.say(Hello(**{**fields, **changes}))
+        answer = await self.hear()
+        if isinstance(answer, Welcome):
+            self.codec = Codec(answer.vocab_size)
+        return answer
+
+    async def open(self, prompt, n, stream=1):
+        await self.say(Open(stream, tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n))
+        return await self.hear()
+
+    async def generate(self, prompt, n, k=3, wrong_every=3, stream=1):
+        """Draft the right text with a wrong token now and then; return what comes."""
+        assert await self.open(prompt, n, stream) == Opened(stream)
+        text, epoch, drafted = [], 0, 0
+        while True:
+            guess = continuation(list(prompt) + text, k)
+            for i in range(k):
+                drafted += 1
+                if drafted % wrong_every == 0:
+                    guess[i] = (guess[i] + 1) % VOCAB
+            await self.say(Block(epoch, len(text), tuple(guess)))
+            commit = await self.hear()
+            assert isinstance(commit, Commit), commit
+            assert commit.epoch == epoch
+            text += guess[: commit.accepted]
+            text += [] if commit.token is None else [commit.token]
+            epoch += commit.accepted < len(guess)
+            if commit.finish:
+                return text, commit.finish
+
+
+@asynccontextmanager
+async def device(service, **options):
+    options.setdefault("subprotocols", [SUBPROTOCOL])
+    async with connect(service.url, compression=None, **options) as socket:
+        yield Device(socket)
+
+
+def run(test):
+    return asyncio.run(asyncio.wait_for(test(), 30))
+
+
+async def closed(dev, code):
+    with pytest.raises(ConnectionClosed) as caught:
+        await dev.hear()
+    assert caught.value.rcvd.code == code
+
+
+async def get(service, path, **headers):
+    url = service.url.replace("ws://", "http://") + path
+
+    def fetch():
+        try:
+            request = urllib.request.Request(url, headers=headers)
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return await asyncio.get_running_loop().run_in_executor(None, fetch)
+
+
+def test_several_devices_get_the_targets_own_text():
+    async def test():
+        async with serving() as service:
+
+            async def one(seed):
+                prompt = [seed, 1, 2 + seed]
+                async with device(service) as dev:
+                    welcome = await dev.greet()
+                    assert welcome.capabilities == ()
+                    assert welcome.compatibility == "family"
+                    assert welcome.target_version == "v1"
+                    text, finish = await dev.generate(prompt, 40, k=1 + seed)
+                    assert text == continuation(prompt, 40)
+                    assert finish is Finish.LENGTH
+                    # the connection serves a second stream
+                    text, _ = await dev.generate([9], 10, stream=2)
+                    assert text == continuation([9], 10)
+
+            await asyncio.gather(*(one(seed) for seed in range(4)))
+            status, page = await get(service, "/metrics")
+            assert status == 200
+            numbers = dict(
+                line.rsplit(" ", 1)
+                for line in page.splitlines()
+                if not line.startswith("#")
+            )
+            tags = '{target="sum",version="v1"}'
+            prefix = "draftwire_verifier_"
+            drafted = int(numbers[f"{prefix}drafted_tokens_total{tags}"])
+            accepted = int(numbers[f"{prefix}accepted_tokens_total{tags}"])
+            assert 0 < accepted < drafted
+            assert int(numbers[f"{prefix}committed_tokens_total{tags}"]) == 200
+            assert int(numbers[f"{prefix}streams_total"]) == 8
+            verify = numbers[f"{prefix}verify_seconds_count"]
+            assert int(verify) == int(numbers[f"{prefix}queue_seconds_count"]) > 0
+
+    run(test)
+
+
+def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
+    async def test():
+        async with serving(token="right") as service:
+            for headers in (
+                {},
+                {"Authorization": "Bearer wrong"},
+                {"Authorization": "Basic right"},
+                {"Authorization": "Bearer"},
+            ):
+                with pytest.raises(InvalidStatus) as caught:
+                    async with device(service, additional_headers=headers):
+                        pass
+                assert caught.value.response.status_code == 401
+                assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
+            assert (await get(service, "/metrics"))[0] == 401
+            right = {"Authorization": "Bearer right"}
+            assert (await get(service, "/metrics", **right))[0] == 200
+            async with device(service, additional_headers=right) as dev:
+                assert isinstance(await dev.greet(), Welcome)
+
+    run(test)
+
+
+def test_health_names_the_targets():
+    async def test():
+        backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+        async with serving(*backends, token="secret") as service:
+            status, body = await get(service, "/healthz")
+            assert status == 200
+            health = json.loads(body)
+            assert health["status"] == "ok"
+            assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
+            assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
+            assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 404
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\x00", b"\xff" * 40, b"\x05\x00", b"\x01\x02\xff", "text", os.urandom(99)],
+)
+@pytest.mark.parametrize("greeted", [False, True])
+def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
+    async def test():
+        async with serving() as service:
+            async with device(service) as dev:
+                if greeted:
+                    await dev.greet()
+                await dev.socket.send(frame)
+                answer = await dev.hear()
+                assert isinstance(answer, Error) and answer.fatal
+                assert answer.code == "protocol"
+                await closed(dev, 1002)
+            async with device(service) as dev:
+                await dev.greet()
+                assert (await dev.generate([5], 8))[0] == continuation([5], 8)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"tokenizer": b"\x01" * 32}, "tokenizer", ["010101", "aaaaaa", "sum v1"]),
+        ({"target": "v9"}, "target", ["'v9'", "sum v1, sum v2"]),
+        ({"versions": (7, 8)}, "version", ["7, 8", "version 1"]),
+    ],
+)
+def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
+    async def test():
+        backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+        if code == "tokenizer":
+            backends = backends[:1]
+        async with serving(*backends) as service, device(service) as dev:
+            answer = await dev.greet(**changes)
+            assert isinstance(answer, Error) and answer.fatal
+            assert answer.code == code and answer.hint
+            for word in words:
+                assert word in answer.message
+            await closed(dev, 1002 if code == "version" else 1008)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "version"),
+    [("", "v10"), ("v9", "v9"), ("sum", "v10"), ("sum:v9", "v9")],
+)
+def test_a_device_picks_its_target_and_gets_the_newest_by_default(wanted, version):
+    async def test():
+        backends = ArithmeticBackend("v10"), ArithmeticBackend("v9")
+        async with serving(*backends) as service, device(service) as dev:
+            assert (await dev.greet(target=wanted)).target_version == version
+
+    run(test)
+
+
+def test_another_backbone_works_and_says_that_the_draft_ages():
+    async def test():
+        async with serving() as service, device(service) as dev:
+            welcome = await dev.greet(backbone=b"\x02" * 32, vocab_size=40)
+            assert welcome.compatibility == "tokenizer"
+            assert welcome.vocab_size == 40
+            assert welcome.eos_ids == ()
+
+    run(test)
+
+
+def test_without_the_subprotocol_nobody_is_served():
+    async def test():
+        async with serving() as service:
+            with pytest.raises(InvalidStatus) as caught:
+                async with device(service, subprotocols=["chat"]):
+                    pass
+            assert caught.value.response.status_code == 400
+
+    run(test)
+
+
+def test_an_open_that_cannot_be_served_ends_the_stream_only():
+    async def test():
+        async with serving() as service, device(service) as dev:
+            await dev.greet()
+            answer = await dev.open([1] * 300, 5)
+            assert (answer.code, answer.fatal) == ("request", False)
+            assert "300 tokens" in answer.message
+            await dev.say(Resume(b"\x00" * 8, b"\x00" * 16, 0))
+            assert (await dev.hear()).fatal is False
+            assert (await dev.generate([1], 5))[0] == continuation([1], 5)
+
+    run(test)
+
+
+def test_more_streams_than_slots_are_told_to_wait():
+    async def test():
+        backend = ArithmeticBackend(slots=1)
+        async with serving(backend) as service, device(service) as first:
+            await first.greet()
+            await first.open([1], 50)
+            async with device(service) as second:
+                await second.greet()
+                answer = await second.open([1], 50)
+                assert (answer.code, answer.fatal) == ("busy", False)
+                await first.say(Bye("cancelled"))
+                while service.streams < 2:
+                    await asyncio.sleep(0.01)
+                    answer = await second.open([4], 6)
+                    if isinstance(answer, Opened):
+                        break
+                await second.say(Block(0, 0, ()))
+                assert (await second.hear()).token == next_token([4])
+
+    run(test)
+
+
+def test_a_vanished_device_gives_its_slot_back():
+    async def test():
+        backend = ArithmeticBackend(slots=1)
+        async with serving(backend) as service:
+            async with device(service) as dev:
+                await dev.greet()
+                await dev.open([1], 50)
+                dev.socket.transport.abort()
+            async with device(service) as dev:
+                await dev.greet()
+                for _ in range(200):
+                    if isinstance(await dev.open([2], 5), Opened):
+                        break
+                    await asyncio.sleep(0.01)
+                else:
+                    pytest.fail("the slot stayed taken")
+
+    run(test)
+
+
+def test_a_failing_model_ends_the_stream_and_not_the_verifier():
+    async def test():
+        backend = ArithmeticBackend()
+        async with serving(backend) as service, device(service) as dev:
+            await dev.greet()
+            backend.broken = True
+            await dev.open([1, 2], 5)
+            answer = await dev.hear()
+            assert (answer.code, answer.fatal) == ("internal", False)
+            assert "out of order" in answer.message
+            backend.broken = False
+            assert (await dev.generate([1], 5))[0] == continuation([1], 5)
+
+    run(test)
+
+
+def test_too_many_devices_and_silent_ones_are_shown_out():
+    async def test():
+        limits = Limits(connections=1, hello_s=0.2, idle_s=0.2)
+        async with serving(limits=limits) as service, device(service) as first:
+            await first.greet()
+            async with device(service) as second:
+                answer = await second.greet()
+                assert (answer.code, answer.fatal) == ("busy", True)
+            answer = await first.hear()
+            assert answer.code == "limit" and "0.2 seconds" in answer.message
+            await closed(first, 1008)
+            async with device(service) as mute:
+                assert "no hello" in (await mute.hear()).message
+
+    run(test)
+
+
+def test_a_long_frame_is_cut_off():
+    async def test():
+        limits = Limits(message_bytes=512)
+        async with serving(limits=limits) as service, device(service) as dev:
+            await dev.greet()
+            await dev.socket.send(bytes(600))
+            await closed(dev, 1009)
+
+    run(test)
+
+
+def test_draining_lets_streams_finish_and_refuses_new_ones():
+    async def test():
+        async with serving() as service:
+            async with device(service) as idle, device(service) as busy:
+                await idle.greet()
+                await busy.greet()
+                await busy.open([3], 4)
+                draining = asyncio.ensure_future(service.drain(10))
+                assert (await idle.hear()).code == "draining"
+                await closed(idle, 1001)
+                status, body = await get(service, "/healthz")
+                assert status == 503 and json.loads(body)["draining"] is True
+                with pytest.raises(InvalidStatus) as caught:
+                    async with device(service):
+                        pass
+                assert caught.value.response.status_code == 503
+                text = continuation([3], 4)
+                await busy.say(Block(0, 0, tuple(text)))
+                commit = await busy.hear()
+                assert commit.finish is Finish.LENGTH
+                assert (await busy.hear()).code == "draining"
+                await closed(busy, 1001)
+                await draining
+
+    run(test)
+
+
+def test_draining_does_not_wait_for_ever():
+    async def test():
+        async with serving() as service, device(service) as dev:
+            await dev.greet()
+            await dev.open([3], 4)
+            await service.drain(0.1)
+            assert (await dev.hear()).code == "draining"
+            await closed(dev, 1001)
+
+    run(test)
+
+
+def test_a_new_version_is_served_without_a_restart():
+    async def test():
+        async with serving(ArithmeticBackend("v1")) as service:
+            async with device(service) as old:
+                assert (await old.greet()).target_version == "v1"
+                service.registry.add(ArithmeticBackend("v2"))
+                (first,) = [
+                    s for s in service.registry.targets if s.backend.version == "v1"
+                ]
+                service.registry.retire(first)
+                async with device(service) as new:
+                    assert (await new.greet()).target_version == "v2"
+                # who began with v1 goes on with it
+                assert (await old.generate([1], 9))[0] == continuation([1], 9)
+                assert first in service.registry.all
+            while first in service.registry.all:
+                await asyncio.sleep(0.01)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"host": "0.0.0.0"}, {"host": "0.0.0.0", "token": "x"}, {"host": "verifier"}],
+)
+def test_plain_or_open_service_off_loopback_is_refused(options):
+    async def test():
+        with pytest.raises(ConfigError, match="plain ws://"):
+            VerifierService(Registry(lambda path: None), **options)
+
+    run(test)

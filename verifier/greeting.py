@@ -1,0 +1,120 @@
+"""The verifier's side of the greeting: which target, on which terms, or why not.
+
+A refusal says which side to change: the person who reads it has only one of them.
+"""
+
+from __future__ import annotations
+
+from draftwire import __version__
+from draftwire.errors import ProtocolError, RefusedError
+from draftwire.sampling import SCHEMES
+from draftwire.transport.codec import VERSION
+from draftwire.transport.messages import Error, Hello, Welcome
+from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Registry, Served
+
+__all__ = ["CAPABILITIES", "DRAINING", "FatalError", "choose", "welcome_to"]
+
+CAPABILITIES: frozenset[str] = frozenset()  # none beyond the base protocol yet
+
+DRAINING = Error(
+    "draining",
+    "this verifier is going away",
+    "connect again, to another verifier or in a while",
+)
+
+
+class FatalError(Exception):
+    """Ends a connection with an error frame.
+
+    Args:
+        code: Word of PROTOCOL.md, section 5.
+        message: One sentence.
+        hint: What to do.
+    """
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        # A text field holds 4096 bytes, a character takes up to four.
+        self.error = Error(code, message[:1000], hint[:1000])
+
+    @classmethod
+    def of(cls, error: Error) -> FatalError:
+        """Return the exception that sends ``error``."""
+        return cls(error.code, error.message, error.hint)
+
+
+def choose(hello: Hello, registry: Registry) -> Served:
+    """Return the target for a device.
+
+    Raises:
+        FatalError: There is none, or it does not go with the device's draft.
+        ProtocolError: The hello makes no sense.
+    """
+    if VERSION not in hello.versions:
+        raise FatalError(
+            "version",
+            f"the device speaks version {', '.join(map(str, hello.versions))} of the "
+            f"protocol, this verifier version {VERSION}",
+            "update draftwire on the device or here, whichever is older",
+        )
+    if hello.vocab_size < 2:
+        raise ProtocolError(f"a vocabulary of {hello.vocab_size}")
+    tokenizer = hello.tokenizer.hex()
+    try:
+        served = registry.find(hello.target, tokenizer)
+    except RefusedError as error:
+        raise FatalError("target", str(error), error.hint) from None
+    family = served.backend.family
+    if family.tokenizer != tokenizer:
+        of_family = f" of family {hello.family!r}" if hello.family else ""
+        raise FatalError(
+            "tokenizer",
+            f"the draft{of_family} has tokenizer {tokenizer[:12]}, target "
+            f"{served.label} of family {family.name!r} has {family.tokenizer[:12]}: "
+            "their token ids mean different text",
+            "on the device use a draft made for this target, or here serve a target of "
+            "the draft's family",
+        )
+    return served
+
+
+def welcome_to(hello: Hello, backend: TargetBackend, limits: Limits) -> Welcome:
+    """Return the terms of a connection, within what both sides can do."""
+    family = backend.family
+    vocab_size = min(hello.vocab_size, backend.vocab_size)
+    return Welcome(
+        version=VERSION,
+        agent=f"draftwire-verifier/{__version__}",
+        target=backend.name,
+        target_version=backend.version,
+        family=family.name,
+        tokenizer=bytes.fromhex(family.tokenizer),
+        backbone=bytes.fromhex(family.backbone or ""),
+        vocab_size=vocab_size,
+        context=min(backend.context, limits.context or backend.context),
+        max_block=limits.block,
+        eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
+        compatibility=_compatibility(hello, backend),
+        capabilities=tuple(c for c in hello.capabilities if c in CAPABILITIES),
+        schemes=tuple(SCHEMES),
+        target_id=_content_hash(backend.id),
+    )
+
+
+def _content_hash(package_id: str) -> bytes:
+    try:
+        digest = bytes.fromhex(package_id)
+    except ValueError:  # a checkpoint folder has a name only
+        return b""
+    return digest if len(digest) == 32 else b""
+
+
+def _compatibility(hello: Hello, backend: TargetBackend) -> str:
+    """Say how well the draft will age, as PROTOCOL.md 4.1 has it."""
+    if hello.backbone:
+        same = hello.backbone.hex() == backend.family.backbone
+    else:
+        same = hello.family == backend.family.name
+    return "family" if same else "tokenizer"

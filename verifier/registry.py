@@ -1,0 +1,231 @@
+"""The targets that a verifier serves, by name and version, loaded and replaced live.
+
+Targets come from ``--target PATH`` and from the folders inside ``--targets-dir``. That
+folder is read again every few seconds and on SIGHUP: a new package is loaded beside the
+others, a changed one takes the place of its older self for new connections, a removed
+one is retired. Connections keep the target they began with; a retired target is closed
+when the last of them has gone. No device has to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from draftwire.errors import ConfigError, DraftwireError, RefusedError
+from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.scheduler import Scheduler
+
+__all__ = ["Registry", "Served"]
+
+log = logging.getLogger("draftwire.verifier")
+
+
+@dataclass(eq=False)
+class Served:
+    """One target in service.
+
+    Attributes:
+        backend: The model.
+        scheduler: Batches its work.
+        words: Names that a device can ask for it by.
+        drafted: Drafted tokens judged so far.
+        accepted: Those of them that were kept.
+        emitted: Tokens committed.
+        connections: Connections that use it now.
+        retired: New connections do not get it any more.
+        source: Folder in ``--targets-dir`` and its manifest's stamp, or None.
+    """
+
+    backend: TargetBackend
+    scheduler: Scheduler
+    words: frozenset[str]
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    connections: int = 0
+    retired: bool = False
+    source: tuple[Path, tuple[int, int]] | None = field(default=None)
+
+    @property
+    def label(self) -> str:
+        """Name and version for people."""
+        return f"{self.backend.name} {self.backend.version}"
+
+
+class Registry:
+    """Targets in service.
+
+    Args:
+        load: Makes a backend of a path; runs in a worker thread.
+        scheduler: Keyword arguments of every :class:`Scheduler`.
+        default: What a device gets that asks for no target; "" means the newest
+            version that shares its tokenizer.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Path], TargetBackend],
+        *,
+        scheduler: dict[str, Any] | None = None,
+        default: str = "",
+    ) -> None:
+        self._load = load
+        self._options = scheduler or {}
+        self._default = default
+        self._served: list[Served] = []
+        self._leaving: list[Served] = []
+        self._failed: dict[Path, tuple[int, int]] = {}
+        self._scanning: asyncio.Lock | None = None  # made inside the loop, for 3.8
+
+    @property
+    def targets(self) -> Sequence[Served]:
+        """Targets that new connections can get."""
+        return tuple(self._served)
+
+    @property
+    def all(self) -> Sequence[Served]:
+        """Those, and the retired ones that still serve a connection."""
+        return (*self._served, *self._leaving)
+
+    def add(self, backend: TargetBackend, *, stem: str = "") -> Served:
+        """Put a backend into service; one of the same name and version is retired.
+
+        Args:
+            backend: The model.
+            stem: Further name to be asked by, the package's folder without suffix.
+        """
+        words = {
+            backend.name,
+            backend.version,
+            f"{backend.name}:{backend.version}",
+            *((stem, f"{stem}.target") if stem else ()),
+        }
+        served = Served(backend, Scheduler(backend, **self._options), frozenset(words))
+        for old in list(self._served):
+            same = (backend.name, backend.version)
+            if (old.backend.name, old.backend.version) == same:
+                self.retire(old)
+        self._served.append(served)
+        log.info("serving %s (%s)", served.label, backend.id[:12])
+        return served
+
+    async def load(self, path: Path) -> Served:
+        """Load the target at ``path`` in a worker thread and put it into service.
+
+        Raises:
+            DraftwireError: It does not load.
+        """
+        loop = asyncio.get_running_loop()
+        backend = await loop.run_in_executor(None, self._load, path)
+        return self.add(backend, stem=path.name.replace(".target", ""))
+
+    def retire(self, served: Served) -> None:
+        """Give ``served`` to no new connection, and close it when unused."""
+        if served.retired:
+            return
+        served.retired = True
+        self._served.remove(served)
+        self._leaving.append(served)
+        log.info("retiring %s (%s)", served.label, served.backend.id[:12])
+        self._sweep()
+
+    def find(self, wanted: str, tokenizer: str) -> Served:
+        """Return the target that a device asks for.
+
+        Args:
+            wanted: Its name, version or package name; "" for the default.
+            tokenizer: Fingerprint of the device's tokenizer, for the default's choice.
+
+        Raises:
+            RefusedError: There is none, or several go by that name.
+        """
+        wanted = wanted or self._default
+        hits = [s for s in self._served if not wanted or wanted in s.words]
+        if not hits:
+            raise RefusedError(
+                f"there is no target {wanted!r} here, there are: {self.listing()}"
+                if wanted
+                else "no target is loaded here yet",
+                hint="ask for one of those, or leave the target out to get the newest",
+            )
+        fit = [s for s in hits if s.backend.family.tokenizer == tokenizer] or hits
+        # Several versions go by one name: that means the newest of them.
+        return max(fit, key=lambda s: _natural(s.backend.version))
+
+    def listing(self) -> str:
+        """Names and versions in service, for people."""
+        return ", ".join(sorted(s.label for s in self._served)) or "none"
+
+    def enter(self, served: Served) -> None:
+        """Count a connection in."""
+        served.connections += 1
+
+    def leave(self, served: Served) -> None:
+        """Count a connection out."""
+        served.connections -= 1
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for served in list(self._leaving):
+            if not served.connections:
+                self._leaving.remove(served)
+                asyncio.ensure_future(served.scheduler.close())
+
+    async def scan(self, folder: Path) -> None:
+        """Bring the targets in line with the packages in ``folder``.
+
+        A package that does not load is reported once and tried again when it changes.
+        """
+        if self._scanning is None:
+            self._scanning = asyncio.Lock()
+        async with self._scanning:
+            found = _packages(folder)
+            for served in list(self._served):
+                if served.source is not None and served.source[0] not in found:
+                    self.retire(served)
+            known = {s.source for s in self._served if s.source is not None}
+            for path, stamp in sorted(found.items()):
+                if (path, stamp) in known or self._failed.get(path) == stamp:
+                    continue
+                try:
+                    (await self.load(path)).source = (path, stamp)
+                except DraftwireError as error:
+                    self._failed[path] = stamp
+                    log.error("cannot serve %s: %s %s", path.name, error, error.hint)
+
+    async def close(self) -> None:
+        """Close every scheduler."""
+        targets, self._served, self._leaving = self.all, [], []
+        for served in targets:
+            served.retired = True
+            await served.scheduler.close()
+
+
+def _packages(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the target packages in ``folder`` with their manifests' stamps."""
+    found = {}
+    try:
+        for path in folder.iterdir():
+            if path.name.startswith(".") or not path.name.endswith(".target"):
+                continue  # half-written packages begin with a dot
+            try:
+                stat = (path / "target.json").stat()
+            except OSError:
+                continue
+            found[path] = (stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        raise ConfigError(
+            f"the targets folder {folder} cannot be read: {error.strerror}"
+        ) from error
+    return found
+
+
+def _natural(version: str) -> list[tuple[int, str]]:
+    """Sort key that puts v10 after v9."""
+    parts = re.findall(r"\d+|\D+", version)
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]

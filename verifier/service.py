@@ -1,0 +1,343 @@
+"""The verifier's websocket service: who may come in, how long, and how it ends.
+
+One listening socket serves the protocol (path ``/``), ``/healthz`` and ``/metrics``.
+Credentials are checked before the upgrade. The service owns no model: the registry has
+the targets, each connection drives its own session, the schedulers batch their work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import http
+import ipaddress
+import json
+import logging
+import socket as sockets
+import ssl
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.server import serve
+
+from draftwire.errors import ConfigError
+from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.verifier.connection import Connection
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
+from draftwire.verifier.registry import Registry
+
+__all__ = ["VerifierService", "is_loopback", "tls_context"]
+
+log = logging.getLogger("draftwire.verifier")
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` is reachable from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: it may resolve to anything
+
+
+def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """Return the server's TLS settings.
+
+    Args:
+        cert: Certificate chain, PEM.
+        key: Its private key, PEM.
+        client_ca: When given, devices must show a certificate that it has signed.
+
+    Raises:
+        ConfigError: A file is missing or does not fit.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"TLS cannot start with {cert}, {key}"
+            f"{f', {client_ca}' if client_ca else ''}: {error}",
+            hint="give PEM files: --tls-cert, its --tls-key, --tls-client-ca",
+        ) from error
+    return context
+
+
+class VerifierService:
+    """Accepts devices and serves them.
+
+    Args:
+        registry: The targets.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        token: Bearer token that devices must show; None lets everyone in, and is
+            refused off loopback.
+        tls: From :func:`tls_context`, or None for plain ``ws://``.
+        insecure: Allow plain ``ws://`` and no token off loopback.
+        limits: Bounds for each device.
+
+    Attributes:
+        connections: Those that are open.
+        draining: True once the service is going away.
+
+    Raises:
+        ConfigError: The address needs TLS or a token that is not there.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        insecure: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        if not is_loopback(host) and not insecure:
+            if tls is None:
+                raise ConfigError(
+                    f"plain ws:// on {host} would show tokens and text to the network",
+                    hint="give --tls-cert and --tls-key, or --insecure behind a proxy "
+                    "that does TLS",
+                )
+            if token is None:
+                raise ConfigError(
+                    f"without a token anyone who reaches {host} could use it",
+                    hint="make one: draftwire verifier token --out FILE, then "
+                    "--token-file FILE",
+                )
+        self.registry = registry
+        self.limits = limits or Limits()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.streams = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.verify_seconds = Histogram(_SECONDS)
+        self.queue_seconds = Histogram(_SECONDS)
+        self._refused: dict[str, int] = {}
+        self._host, self._port, self._tls = host, port, tls
+        self._token = None if token is None else token.encode("utf-8")
+        self._server: Any = None
+        self._watchdog: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where devices connect."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"ws{'s' if self._tls else ''}://{host}:{self._port}"
+
+    def refused(self, code: str) -> None:
+        """Count an error sent to a device."""
+        self._refused[code] = self._refused.get(code, 0) + 1
+
+    async def start(self) -> None:
+        """Begin to listen; ``url`` is final after that.
+
+        Raises:
+            ConfigError: The address cannot be had.
+        """
+        try:
+            self._server = await serve(
+                self._handle,
+                self._host,
+                self._port,
+                process_request=self._before_upgrade,
+                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+                compression=None,  # packed ids do not shrink
+                max_size=self.limits.message_bytes,
+                max_queue=16,
+                ping_interval=20,
+                ping_timeout=20,
+                close_timeout=2,
+                server_header=None,
+                ssl=self._tls,
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self._host} port {self._port}: {error.strerror}",
+                hint="choose another --port (0 takes a free one) or --host",
+            ) from error
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._watchdog = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        """Show out silent devices; one timer for all is cheaper than one a frame."""
+        limits = self.limits
+        while True:
+            await asyncio.sleep(min(1.0, limits.hello_s / 4, limits.idle_s / 4))
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.connections):
+                allowed_s = limits.idle_s if connection.greeted else limits.hello_s
+                if now - connection.active_s > allowed_s:
+                    asyncio.ensure_future(connection.expire())
+                    self.connections.discard(connection)  # expired once is enough
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let running streams finish, then show everyone out.
+
+        New connections and streams are refused at once, and ``/healthz`` says 503, so
+        that a balancer looks elsewhere.
+
+        Args:
+            timeout_s: Seconds that running streams may still take.
+        """
+        self.draining = True
+        log.info("draining: %d connections", len(self.connections))
+        await self._show_out(now=False)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.connections and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        await self._show_out(now=True)
+
+    async def _show_out(self, *, now: bool) -> None:
+        leaving = [asyncio.ensure_future(c.drain(now=now)) for c in self.connections]
+        if leaving:
+            await asyncio.wait(leaving)
+
+    async def close(self) -> None:
+        """Stop listening, close connections and targets."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        await self.registry.close()
+
+    async def _handle(self, socket: Any) -> None:
+        raw = socket.transport.get_extra_info("socket")
+        if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
+            # asyncio sets it too; a round would cost 40 ms more without it.
+            raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+        connection = Connection(socket, self)
+        self.connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self.connections.discard(connection)
+
+    # ---- before the upgrade
+
+    def _before_upgrade(self, socket: Any, request: Any) -> Any:
+        """Answer plain HTTP, and refuse upgrades without the token."""
+        path = request.path.partition("?")[0]
+        if path == "/healthz":
+            return self._health(socket)
+        if not self._allowed(request.headers.get_all("Authorization")):
+            self.refused("token")
+            log.warning("%s: missing or wrong token", socket.remote_address)
+            answer = socket.respond(
+                http.HTTPStatus.UNAUTHORIZED,
+                "missing or wrong token: send the verifier's token as "
+                "'Authorization: Bearer TOKEN' (--token-file on the device)\n",
+            )
+            answer.headers["WWW-Authenticate"] = "Bearer"
+            return answer
+        if path == "/metrics":
+            return _typed(
+                socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE
+            )
+        if path != "/":
+            return socket.respond(
+                http.HTTPStatus.NOT_FOUND, "nothing here; the protocol is at /\n"
+            )
+        if self.draining:
+            return socket.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE, "this verifier is going away\n"
+            )
+        return None
+
+    def _allowed(self, headers: list[str]) -> bool:
+        if self._token is None:
+            return True
+        if len(headers) != 1:
+            return False
+        scheme, _, token = headers[0].partition(" ")
+        given = token.strip().encode("utf-8", "surrogateescape")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
+
+    def _health(self, socket: Any) -> Any:
+        ready = not self.draining and bool(self.registry.targets)
+        status = "draining" if self.draining else "ok" if ready else "no target"
+        body = {
+            "status": status,
+            "draining": self.draining,
+            "targets": [
+                {
+                    "name": s.backend.name,
+                    "version": s.backend.version,
+                    "family": s.backend.family.name,
+                    "context": s.backend.context,
+                }
+                for s in self.registry.targets
+            ],
+            "sessions": len(self.connections),
+            "streams": sum(c.busy for c in self.connections),
+        }
+        code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
+        return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
+
+    def _metrics(self) -> str:
+        page = Page()
+        add = page.add
+        add("sessions", "gauge", "Open connections.", len(self.connections))
+        running = sum(c.busy for c in self.connections)
+        add("streams", "gauge", "Running streams.", running)
+        add("streams_total", "counter", "Streams opened.", self.streams)
+        add("draining", "gauge", "1 while going away.", int(self.draining))
+        add("received_bytes_total", "counter", "Payload received.", self.bytes_in)
+        add("sent_bytes_total", "counter", "Payload sent.", self.bytes_out)
+        for code, count in sorted(self._refused.items()):
+            add("errors_total", "counter", "Errors sent.", count, {"code": code})
+        for served in self.registry.all:
+            self._target_metrics(page, served)
+        page.add_histogram(
+            "verify_seconds", "Forwards that carried a block.", self.verify_seconds
+        )
+        page.add_histogram(
+            "queue_seconds", "Waiting of a block for its forward.", self.queue_seconds
+        )
+        return page.text()
+
+    @staticmethod
+    def _target_metrics(page: Page, served: Any) -> None:
+        tags = {"target": served.backend.name, "version": served.backend.version}
+        count = served.scheduler.counters
+        verify = count.forwards - count.prefill_forwards
+        for name, help_text, value in (
+            ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
+            ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
+            ("committed_tokens_total", "Tokens committed.", served.emitted),
+            ("forward_tokens_total", "Tokens computed.", count.tokens),
+            ("forward_seconds_total", "Time in forwards.", count.compute_s),
+            ("failed_requests_total", "Requests with an error.", count.failed),
+            ("cancelled_requests_total", "Requests withdrawn.", count.cancelled),
+        ):
+            page.add(name, "counter", help_text, value, tags)
+        forwards = "Forwards of the target."
+        for kind, value in (("prefill", count.prefill_forwards), ("verify", verify)):
+            page.add(
+                "forwards_total", "counter", forwards, value, {**tags, "kind": kind}
+            )
+        waiting = served.scheduler.waiting
+        page.add("waiting_requests", "gauge", "Waiting for a forward.", waiting, tags)
+        sizes = Histogram((1, 2, 4, 8, 16, 32, 64))
+        for size, times in count.batch_sizes.items():
+            sizes.add(size, times)
+        page.add_histogram("batch_size", "Blocks in a verify forward.", sizes, tags)
+
+
+def _typed(response: Any, content_type: str) -> Any:
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    return response
