@@ -29,7 +29,11 @@ def subpackages(folder):
     return sorted(found)
 
 
-rooms = {f"draftwire.{name}": name.replace(".", "/") for f in FOLDERS for name in subpackages(f)}
+rooms = {
+    f"draftwire.{name}": name.replace(".", "/")
+    for f in FOLDERS
+    for name in subpackages(f)
+}
 
 setuptools.setup(
     packages=["draftwire", "draftwire.cli", *rooms],

@@ -34,6 +34,7 @@ OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 DEVICE_PYTHONS = ((3, 8), (3, 10), (3, 12))
 DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
 
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _PROBE = (
     "import sys, venv, ensurepip, ssl; "
     "path = getattr(sys, '_base_executable', None) or sys.executable; "
@@ -49,14 +50,15 @@ def say(text):
 
 def dotted(version):
     """Return ``"3.8"`` for ``(3, 8)``."""
-    return "%d.%d" % version
+    return ".".join(str(part) for part in version)
 
 
 def probe(command):
     """Return ``(version, path)`` of a usable interpreter, or None.
 
-    Of a virtual environment it is the interpreter that it was made with.  A pyenv shim of a version that is not selected exists and fails; a Debian Python
-    may lack ensurepip.  Both are as good as not there.
+    Of a virtual environment it is the interpreter that it was made with.  A pyenv shim
+    of a version that is not selected exists and fails; a Debian Python may lack
+    ensurepip.  Both are as good as not there.
     """
     try:
         out = subprocess.run(
@@ -108,8 +110,8 @@ def main_python():
         found = probe(shutil.which(asked) or asked)
         if not found or found[0] < OLDEST:
             raise SystemExit(
-                "PYTHON=%s is not a Python %s or newer with venv and ensurepip"
-                % (asked, dotted(OLDEST))
+                f"PYTHON={asked} is not a Python {dotted(OLDEST)} or newer "
+                "with venv and ensurepip"
             )
         return found
     found = probe(os.path.join(ROOT, ".venv", "bin", "python"))  # keep what is there
@@ -123,8 +125,8 @@ def main_python():
         if path:
             return version, path
     raise SystemExit(
-        "no Python %s or newer with venv and ensurepip found (on Debian: "
-        "apt install python3-venv); PYTHON=/path/to/python3 names one" % dotted(OLDEST)
+        f"no Python {dotted(OLDEST)} or newer with venv and ensurepip found "
+        "(on Debian: apt install python3-venv); PYTHON=/path/to/python3 names one"
     )
 
 
@@ -154,7 +156,7 @@ def ensure(folder, python, groups):
     relative = os.path.relpath(folder, ROOT)
     made = os.path.join(folder, ".made-with")
     if not _same(made, repr(python)) or probe(inside) is None:
-        say("%s: Python %s (%s)" % (relative, dotted(version), path))
+        say(f"{relative}: Python {dotted(version)} ({path})")
         shutil.rmtree(folder, ignore_errors=True)
         run([path, "-m", "venv", folder])
         _write(made, repr(python))
@@ -165,13 +167,13 @@ def ensure(folder, python, groups):
             continue
         started = time.monotonic()
         for name, alone in GROUPS[group]:
-            say("%s: installing %s" % (relative, name))
+            say(f"{relative}: installing {name}")
             _pip(inside, ["--no-deps"] if alone else [], ["-r", name])
         if group == "device":
             alone = ["--no-deps", "--no-build-isolation"]
             _pip(inside, alone, ["-e", "."])
         _write(stamp, wanted)
-        say("%s: %s in %.0f s" % (relative, group, time.monotonic() - started))
+        say(f"{relative}: {group} in {time.monotonic() - started:.0f} s")
     return inside
 
 
@@ -197,7 +199,7 @@ def make(groups):
     """Make ``.venv`` with ``groups``."""
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown or not groups:
-        raise SystemExit("groups are %s, not %s" % (", ".join(ORDER), unknown))
+        raise SystemExit(f"groups are {', '.join(ORDER)}, not {unknown}")
     return ensure(os.path.join(ROOT, ".venv"), main_python(), groups)
 
 
@@ -213,7 +215,7 @@ def pytest(python, arguments):
         for raw in process.stdout:
             sys.stdout.buffer.write(raw)
             sys.stdout.flush()
-            text = re.sub(r"\x1b\[[0-9;]*m", "", raw.decode("utf-8", "replace")).strip()
+            text = _ESCAPES.sub("", raw.decode("utf-8", "replace")).strip()
             if re.search(r"\d+ (passed|failed|error|skipped|deselected)", text):
                 last = text.strip("= ")
     return process.returncode, last or "no tests ran"
@@ -225,7 +227,7 @@ def test(arguments):
     everything = not arguments
     inside = make(["device", "test", "workstation"])
     results = []
-    say("\n== Python %s: the whole suite" % dotted(probe(inside)[0]))
+    say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     code, summary = pytest(inside, arguments or ["-m", "not slow", "tests"])
     results.append((".venv", code, summary))
     if everything:
@@ -238,15 +240,17 @@ def test(arguments):
                 results.append((label, None, "not found on this machine, not tested"))
                 continue
             folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
-            say("\n== %s: the device rooms" % label)
+            say(f"\n== {label}: the device rooms")
             inside = ensure(folder, (version, path), ["device", "test"])
-            code, summary = pytest(inside, ["-m", "not workstation and not slow"] + rooms)
+            code, summary = pytest(
+                inside, ["-m", "not workstation and not slow"] + rooms
+            )
             results.append((label, code, summary))
-    say("\n%-12s %s" % ("where", "result"))
+    say("\nwhere        result")
     for label, code, summary in results:
         verdict = "--" if code is None else "FAILED" if code else "ok"
-        say("%-12s %-6s  %s" % (label, verdict, summary))
-    say("%.0f s in all" % (time.monotonic() - started))
+        say(f"{label:<12} {verdict:<6}  {summary}")
+    say(f"{time.monotonic() - started:.0f} s in all")
     return 1 if any(code for _, code, _ in results) else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Mapping
 
 from draftwire.errors import ConfigError
 
@@ -14,11 +14,11 @@ __all__ = ["draft_path", "models_folder", "target_names", "target_path"]
 DRAFT = "reference.draft"
 
 
-def models_folder(environ: Optional[Mapping[str, str]] = None) -> Path:
+def models_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Return the folder with the reference family.
 
-    ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder of
-    the checkout that this package runs from.
+    ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder
+    of the checkout that this package runs from.
 
     Raises:
         ConfigError: There is no such folder, or it holds no ``reference.draft``.
@@ -50,7 +50,9 @@ def draft_path() -> Path:
 
 def target_names() -> list[str]:
     """Return the names of the reference targets, sorted: ``["v1", "v2", "v3"]``."""
-    return sorted(path.name[: -len(".target")] for path in models_folder().glob("*.target"))
+    return sorted(
+        path.name[: -len(".target")] for path in models_folder().glob("*.target")
+    )
 
 
 def target_path(name: str) -> Path:
@@ -66,6 +68,8 @@ def target_path(name: str) -> Path:
         close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError(
             f"there is no target {name!r} in {folder}",
-            hint=f"did you mean {close[0]}?" if close else f"it holds {', '.join(names)}",
+            hint=f"did you mean {close[0]}?"
+            if close
+            else f"it holds {', '.join(names)}",
         )
     return path

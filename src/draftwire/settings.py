@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping
 
 from draftwire.errors import ConfigError
 
@@ -62,10 +62,6 @@ class Value:
     origin: str
 
 
-def _positive(value: float) -> bool:
-    return value >= 1
-
-
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -74,12 +70,7 @@ SETTINGS = {
         Setting("target", str, None, "name of the target at the verifier"),
         Setting("token_file", Path, None, "file with the verifier's bearer token"),
         Setting(
-            "scheme",
-            str,
-            None,
-            "greedy or coupled (default: coupled above temperature 0)",
-            lambda value: value in ("greedy", "coupled"),
-            "greedy or coupled",
+            "scheme", str, None, "greedy, or coupled (the default above temperature 0)"
         ),
         Setting(
             "temperature",
@@ -105,8 +96,22 @@ SETTINGS = {
             lambda value: 0 < value <= 1,
             "above 0 and at most 1",
         ),
-        Setting("block", int, 4, "tokens drafted a block", _positive, "1 or more"),
-        Setting("threads", int, None, "threads of the draft", _positive, "1 or more"),
+        Setting(
+            "block",
+            int,
+            4,
+            "tokens drafted a block",
+            lambda value: 1 <= value <= 255,
+            "1 to 255",
+        ),
+        Setting(
+            "threads",
+            int,
+            None,
+            "threads of the draft (default: 1)",
+            lambda value: value >= 1,
+            "1 or more",
+        ),
     )
 }
 
@@ -114,9 +119,9 @@ SETTINGS = {
 def resolve(
     flags: Mapping[str, Any],
     *,
-    config: Optional[Path] = None,
-    environ: Optional[Mapping[str, str]] = None,
-    folder: Optional[Path] = None,
+    config: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, Value]:
     """Return every setting's value and origin.
 
@@ -144,9 +149,11 @@ def resolve(
     return values
 
 
-def _user_file(environ: Mapping[str, str]) -> Optional[Path]:
+def _user_file(environ: Mapping[str, str]) -> Path | None:
     home = environ.get("HOME", "")
-    base = environ.get("XDG_CONFIG_HOME", "") or (home and os.path.join(home, ".config"))
+    base = environ.get("XDG_CONFIG_HOME", "") or (
+        home and os.path.join(home, ".config")
+    )
     return Path(base) / "draftwire" / "config.toml" if base else None
 
 
@@ -160,7 +167,7 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
                 _convert(setting, environ[variable], variable), variable
             )
         elif variable.startswith(PREFIX) and variable not in variables:
-            # A variable may belong to another program; one that nearly is ours is a slip.
+            # A variable may be another program's; one that is nearly ours is a slip.
             close = difflib.get_close_matches(
                 variable, [*variables, *_OTHER_VARIABLES], n=1, cutoff=0.88
             )

@@ -1,0 +1,102 @@
+"""A verifier process on this machine, for as long as a ``with`` lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from draftwire.errors import TransportError
+
+__all__ = ["local_verifier"]
+
+START_S = 90.0  # a slow board may need a while to load a target
+STOP_S = 15.0
+_URL = re.compile(r"\bws://[\w.\[\]:-]+:\d+")
+
+
+@contextlib.contextmanager
+def local_verifier(targets: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Serve ``targets`` on a free loopback port; yield its URL and token.
+
+    Raises:
+        TransportError: The verifier did not start; the message is its own.
+    """
+    token = secrets.token_urlsafe(24)
+    with tempfile.TemporaryDirectory(prefix="draftwire-") as folder:
+        token_file = Path(folder) / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(token + "\n", encoding="ascii")
+        log = Path(folder) / "verifier.log"
+        command = [sys.executable, "-m", "draftwire", "verifier", "serve"]
+        command += ["--host", "127.0.0.1", "--port", "0"]
+        command += ["--token-file", str(token_file)]
+        for target in targets:
+            command += ["--target", str(target)]
+        with open(log, "wb") as handle:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is ours: the session closes first
+            )
+        try:
+            yield _wait_for_url(process, log), token
+        finally:
+            _stop(process)
+
+
+def _environment() -> dict[str, str]:
+    """Return ours, with a path on which the child finds this very package."""
+    home = str(Path(__file__).absolute().parents[2])
+    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*path, home]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_S
+    pause = threading.Event()
+    while time.monotonic() < deadline:
+        ended = process.poll()
+        text = log.read_text(encoding="utf-8", errors="replace")
+        found = _URL.search(text)
+        if found:
+            return found.group()
+        if ended is not None:
+            raise _failure(f"the local verifier ended with exit code {ended}", text)
+        pause.wait(0.02)
+    raise _failure(f"the local verifier said no address within {START_S:.0f} s", text)
+
+
+def _failure(what: str, text: str) -> TransportError:
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = next(
+        (line for line in lines if "error: " in line), lines[-1] if lines else ""
+    )
+    said = said.replace("draftwire: error: ", "")
+    hint = next((x[len("hint: ") :] for x in lines if x.startswith("hint: ")), "")
+    return TransportError(f"{what}: {said}" if said else what, hint=hint)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

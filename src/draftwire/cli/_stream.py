@@ -1,0 +1,101 @@
+"""Shows a generation as it comes: each token in the colour of how it came about."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
+
+if TYPE_CHECKING:
+    from draftwire.tokenizer import Tokenizer
+
+__all__ = ["Painter", "summary"]
+
+# How a token came about -> SGR parameters.  They differ in weight and not in hue alone.
+COLOURS = {"accepted": "32", "correction": "1;33", "bonus": "1;36"}
+LEGEND = {
+    "accepted": "drafted here and accepted",
+    "correction": "corrected by the target",
+    "bonus": "added by the target after a whole block",
+}
+
+
+class Painter:
+    """Writes chunks to a stream, coloured when the stream wants it.
+
+    Args:
+        stream: Where the text goes.
+        tokenizer: Splits a chunk's text into tokens; needed for colours alone.
+        colour: Whether to colour.
+    """
+
+    def __init__(
+        self, stream: IO[str], tokenizer: Tokenizer | None = None, *, colour: bool
+    ) -> None:
+        self._stream = stream
+        self._colour = colour and tokenizer is not None
+        self._pieces: Any = None
+        if self._colour:
+            from draftwire.runtime.text import TextStream
+
+            assert tokenizer is not None
+            self._pieces = TextStream(tokenizer)
+        self._kind = "accepted"
+        self.ended_line = True
+
+    def legend(self) -> None:
+        """Say what the colours mean, when there are any."""
+        if self._colour:
+            for kind, meaning in LEGEND.items():
+                self._stream.write(self._paint(meaning, kind) + "\n")
+            self._stream.write("\n")
+
+    def prompt(self, text: str) -> None:
+        """Show the prompt, before the text that continues it."""
+        self._put(f"\x1b[2m{text}\x1b[0m" if self._colour else text)
+        self.ended_line = text.endswith("\n")
+
+    def show(self, chunk: Any) -> None:
+        """Show a chunk: its text, and which of it came about how."""
+        if not chunk.text and not chunk.tokens:
+            return
+        if self._colour:
+            self._put("".join(self._painted(chunk)))
+        else:
+            self._put(chunk.text)
+        if chunk.text:
+            self.ended_line = chunk.text.endswith("\n")
+
+    def _painted(self, chunk: Any) -> Iterator[str]:
+        rest: str = chunk.text
+        for token in chunk.tokens:
+            self._kind = token.kind
+            # The chunk is the authority: a stop string may hold back or cut its text.
+            piece = rest[: len(self._pieces.push([token.id]))]
+            rest = rest[len(piece) :]
+            if piece:
+                yield self._paint(piece, self._kind)
+        if rest:
+            yield self._paint(rest, self._kind)
+
+    def _paint(self, text: str, kind: str) -> str:
+        return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
+
+    def _put(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return one line on a run: what it cost and what the draft saved."""
+    from draftwire.runtime.summary import summarise
+
+    found = summarise("", report)
+    parts = [f"{found.tokens} tokens in {found.rounds} rounds"]
+    for value, words in (
+        (found.accepted_per_block, "accepted a block"),
+        (found.forwards_per_token, "target forwards a token"),
+        (found.bytes_per_drafted, "bytes up a drafted token"),
+        (found.tokens_per_s, "tokens/s"),
+    ):
+        if value is not None:
+            parts.append(f"{value:.2f} {words}")
+    return f"{', '.join(parts)} ({report['finish']})"

@@ -1,0 +1,179 @@
+"""``draftwire demo``: a verifier and a device on this machine, a real websocket."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
+
+from draftwire.cli import _common
+
+if TYPE_CHECKING:
+    from draftwire.cli._stream import Painter
+
+__all__ = ["PROMPTS", "register"]
+
+# What each reference target was trained to continue.
+PROMPTS = {
+    "v1": (
+        "Once upon a time there was a king who",
+        "The little girl looked out of the window and saw",
+        '"I am not afraid of the dragon," said',
+    ),
+    "v2": (
+        "User: turn off the lights in the kitchen\nIntent:",
+        "Command: walk left twice and jump\nPlan:",
+        "Command: look around right and walk twice\nPlan:",
+    ),
+    "v3": (
+        "User: Can I get a latte with oat milk please?\nAgent:",
+        "User: Hi, I'd like to order a coffee.\nAgent:",
+        "User: I want a large cappuccino.\nAgent:",
+    ),
+}
+SETTINGS = ("scheme", "temperature", "top_k", "top_p", "block", "threads")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    about = "Run a verifier and a device on this machine, with the reference models."
+    parser = subparsers.add_parser(
+        "demo", help="both sides on this machine", description=about
+    )
+    parser.add_argument(
+        "--target", default="v1", help="v1, v2 or v3 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        nargs="+",
+        metavar="TEXT",
+        help="continue these texts in place of the demo's three",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=80, help="default: %(default)s"
+    )
+    _common.add_settings(parser, SETTINGS)
+    _common.add_common_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate from each prompt and print the table."""
+    import draftwire
+    from draftwire.cli._local_verifier import local_verifier
+    from draftwire.reference import draft_path, target_path
+
+    options = _common.generate_options(args)
+    prompts = [text for texts in args.prompt or () for text in texts]
+    prompts = prompts or list(PROMPTS.get(args.target, PROMPTS["v1"]))
+    draft, target = draft_path(), target_path(args.target)
+    _common.start_logging(verbose=args.verbose)
+    # The document has stdout to itself.
+    screen: IO[str] = sys.stderr if args.json == "-" else sys.stdout
+    signal.signal(signal.SIGTERM, _terminated)
+
+    reports: list[dict[str, Any]] = []
+    with local_verifier([target]) as (url, token):
+        with draftwire.connect(
+            url,
+            draft=str(draft),
+            target=args.target,
+            token=token,
+            **_common.connect_options(args),
+        ) as session:
+            colour = _common.wants_colour(screen, never=args.no_color)
+            for number, prompt in enumerate(prompts):
+                painter = None if args.quiet else _painter(screen, draft, colour)
+                if painter:
+                    if number == 0:
+                        screen.write(_opening(args.target, url, options))
+                        painter.legend()
+                    painter.prompt(prompt)
+                for chunk in session.generate(prompt, **options):
+                    if painter:
+                        painter.show(chunk)
+                reports.append(dict(session.report))
+                if painter:
+                    screen.write("\n\n")
+    if not args.quiet or not args.json:
+        screen.write(results(reports) + "\n")
+        screen.flush()
+    if args.json:
+        _common.write_json(reports, args.json)
+        if args.json != "-" and not args.quiet:
+            print(f"run reports written to {args.json}", file=sys.stderr)
+    return 0
+
+
+def _painter(screen: IO[str], draft: Any, colour: bool) -> Painter:
+    from draftwire.cli._stream import Painter
+    from draftwire.tokenizer import load_tokenizer
+
+    return Painter(screen, load_tokenizer(draft) if colour else None, colour=colour)
+
+
+def _opening(target: str, url: str, options: dict[str, Any]) -> str:
+    scheme, temperature = options["scheme"], options["temperature"]
+    how = f"{scheme} at temperature {temperature:g}"
+    return f"frozen draft here, target {target} at {url}, {how}\n\n"
+
+
+def results(reports: Sequence[dict[str, Any]]) -> str:
+    """Return the table of several runs and their totals."""
+    header = (
+        "prompt",
+        "tokens",
+        "rounds",
+        "accepted/block",
+        "forwards",
+        "cloud-only",
+        "forwards/token",
+        "bytes up/drafted",
+        "tokens/s",
+    )
+    rows = [_row(str(i + 1), report) for i, report in enumerate(reports)]
+    if len(reports) > 1:
+        rows.append(_row("all", _sum(reports)))
+    note = "forwards: of the target, after prefill; cloud-only: one a token, no draft"
+    return f"{_common.format_table(header, rows)}\n{note}"
+
+
+def _row(name: str, report: dict[str, Any]) -> list[object]:
+    from draftwire.runtime.summary import summarise
+
+    found = summarise(name, report)
+    return [
+        name,
+        found.tokens,
+        found.rounds,
+        found.accepted_per_block,
+        report["target_forwards"],
+        found.tokens,
+        found.forwards_per_token,
+        found.bytes_per_drafted,
+        found.tokens_per_s,
+    ]
+
+
+def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    counts = ("tokens", "rounds", "accepted", "drafted", "target_forwards")
+    total: dict[str, Any] = {
+        key: _sum_known([report[key] for report in reports]) for key in counts
+    }
+    up = [report["bytes"]["up_payload"] for report in reports]
+    seconds = [report["seconds"]["total"] for report in reports]
+    total["bytes"] = {"up_payload": _sum_known(up)}
+    total["seconds"] = {"total": _sum_known(seconds)}
+    total["energy"] = {}
+    return total
+
+
+def _sum_known(values: Sequence[Any]) -> float | None:
+    return None if any(value is None for value in values) else sum(values)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)  # unwinds, which stops the verifier

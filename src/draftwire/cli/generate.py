@@ -1,0 +1,132 @@
+"""``draftwire generate``: write text with a draft here and a target at a verifier."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import IO, Any
+
+from draftwire.cli import _common
+from draftwire.errors import ConfigError
+
+__all__ = ["register"]
+
+SETTINGS = (
+    "verifier",
+    "draft",
+    "target",
+    "token_file",
+    "scheme",
+    "temperature",
+    "top_k",
+    "top_p",
+    "block",
+    "threads",
+)
+INTERRUPTED = 130
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="write text",
+        description="Continue a prompt. The text goes to stdout, the totals to stderr.",
+    )
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from stdin"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of the sampling noise (default: a new one each time)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text (may be repeated)",
+    )
+    _common.add_settings(parser, SETTINGS)
+    _common.add_common_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, stream, and print the totals."""
+    import draftwire
+    from draftwire.cli._stream import Painter, summary
+
+    options = _common.generate_options(args)
+    options["stop"] = list(args.stop)
+    where = _where(args)
+    prompt = _prompt(args.prompt)
+    _common.start_logging(verbose=args.verbose)
+    screen: IO[str] = sys.stderr if args.json == "-" else sys.stdout
+    colour = _common.wants_colour(screen, never=args.no_color)
+    tokenizer = None
+    if colour:
+        from draftwire.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(where["draft"])
+    painter = Painter(screen, tokenizer, colour=colour)
+    code = 0
+    with draftwire.connect(**where, **_common.connect_options(args)) as session:
+        chunks = session.generate(prompt, **options)
+        try:
+            for chunk in chunks:
+                if args.json != "-" or not args.quiet:
+                    painter.show(chunk)
+        except KeyboardInterrupt:
+            chunks.close()  # tells the verifier, and completes the report
+            code = INTERRUPTED
+        report = session.report
+    if not painter.ended_line:
+        screen.write("\n")
+        screen.flush()
+    if report and not args.quiet:
+        print(summary(report), file=sys.stderr)
+    if report and args.json:
+        _common.write_json(report, args.json)
+    return code
+
+
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `draftwire.connect` needs to know of the settings."""
+    values = {name: v.value for name, v in _common.read_settings(args).items()}
+    for name, example in (("verifier", "ws://127.0.0.1:8765"), ("target", "v1")):
+        if values[name] is None:
+            raise ConfigError(
+                f"no {name} is set",
+                hint=f"give --{name} {example}, or {name} = ... in draftwire.toml",
+            )
+    if values["draft"] is None:
+        from draftwire.reference import draft_path
+
+        values["draft"] = draft_path()
+    token_file = values["token_file"]
+    return {
+        "url": values["verifier"],
+        "draft": str(values["draft"]),
+        "target": values["target"],
+        "token": None if token_file is None else _common.read_token(token_file),
+    }
+
+
+def _prompt(given: str | None) -> str:
+    """Return the prompt: the argument, a pipe on stdin, or an error."""
+    if given is not None and given != "-":
+        return given
+    if given is None and sys.stdin.isatty():
+        raise ConfigError(
+            "there is no prompt", hint='draftwire generate "Once upon a time"'
+        )
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"the prompt on stdin is not UTF-8: {exc}") from exc
+    if not text:
+        raise ConfigError("the prompt on stdin is empty")
+    return text

@@ -1,0 +1,55 @@
+"""The error tree: exit codes, hints, pickling."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from draftwire import errors
+from draftwire.errors import DraftwireError
+
+EXIT_CODES = {
+    "DraftwireError": 1,
+    "ConfigError": 2,
+    "BoardError": 3,
+    "SensorError": 3,
+    "TransportError": 4,
+    "ProtocolError": 4,
+    "RefusedError": 4,
+    "ModelError": 5,
+    "PackageError": 5,
+    "IncompatibleError": 5,
+}
+KINDS = [getattr(errors, name) for name in errors.__all__]
+
+
+def test_the_module_lists_every_class_and_its_docstring_draws_it() -> None:
+    defined = {n for n, v in vars(errors).items() if isinstance(v, type)}
+    ours = {n for n in defined if issubclass(getattr(errors, n), Exception)}
+    assert ours == set(errors.__all__) == set(EXIT_CODES)
+    assert all(name in (errors.__doc__ or "") for name in ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exit_code(kind: type[DraftwireError]) -> None:
+    assert kind("x").exit_code == EXIT_CODES[kind.__name__]
+    assert issubclass(kind, DraftwireError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_pickling(kind: type[DraftwireError]) -> None:
+    error = kind("the draft has 12 layers, not 6", hint="export it again")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert again.hint == "export it again"
+
+
+def test_a_hint_falls_back_to_the_class() -> None:
+    class Late(DraftwireError):
+        default_hint = "wait"
+
+    assert Late("x").hint == "wait"
+    assert Late("x", hint="hurry").hint == "hurry"
+    assert DraftwireError("x").hint == ""

@@ -1,0 +1,186 @@
+"""Who may import whom, and what a device never loads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FACE = "face"
+LEAVES = {"sampling", "transport", "energy", "boards"}
+# Room -> the other rooms that it may know.  The face and the bench may know everyone.
+ARROWS = {
+    **{leaf: set() for leaf in LEAVES},
+    "runtime": LEAVES,
+    "verifier": {"sampling", "transport"},
+    "export": set(),
+}
+EVERYONE = {FACE, "bench"}
+# Files of the face at the bottom of everything: what packages are, and errors.
+GROUND = {"errors", "manifest", "packages", "tensors", "tokenizer"}
+DEVICE = sorted({*LEAVES, "runtime", FACE})
+HEAVY = {"torch", "transformers", "onnx"}
+
+
+class Import(NamedTuple):
+    """One imported module and where it stands."""
+
+    module: str
+    line: int
+    lazy: bool  # inside a function, or for type checkers alone
+
+
+def folder(room: str) -> Path:
+    return ROOT / "src" / "draftwire" if room == FACE else ROOT / room
+
+
+def files(room: str) -> list[Path]:
+    if room == FACE:  # without the links to the rooms
+        here = folder(FACE)
+        return sorted([*here.glob("*.py"), *here.glob("cli/**/*.py")])
+    return sorted(folder(room).rglob("*.py"))
+
+
+def rooms() -> list[str]:
+    links = [p.name for p in folder(FACE).iterdir() if p.is_symlink()]
+    return sorted([*links, FACE])
+
+
+def module_name(room: str, path: Path) -> str:
+    parts = path.relative_to(folder(room)).with_suffix("").parts
+    if parts[-1] == "__init__":
+        parts = parts[:-1]
+    return ".".join(["draftwire", *([] if room == FACE else [room]), *parts])
+
+
+def imports(room: str, path: Path) -> Iterator[Import]:
+    """Every import of the file, absolute, those of type checkers included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    package = module_name(room, path)
+    if path.name != "__init__.py":
+        package = package.rpartition(".")[0]
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for name in child.names:
+                    yield Import(name.name, child.lineno, lazy)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    up = package.split(".")
+                    up = up[: len(up) - child.level + 1]
+                    base = ".".join([*up, base] if base else up)
+                for name in child.names:
+                    yield Import(f"{base}.{name.name}", child.lineno, lazy)
+            else:
+                later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+                    isinstance(child, ast.If)
+                    and "TYPE_CHECKING" in ast.dump(child.test)
+                )
+                yield from walk(child, lazy or later)
+
+    yield from walk(tree, False)
+
+
+def where(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+@pytest.mark.parametrize("room", sorted(set(rooms()) - EVERYONE))
+def test_a_room_knows_only_the_rooms_below(room: str) -> None:
+    assert room in ARROWS, f"say in ARROWS which rooms {room} may import"
+    wrong = []
+    for path in files(room):
+        for found in imports(room, path):
+            parts = found.module.split(".")
+            if parts[0] != "draftwire" or len(parts) < 2:
+                continue
+            ground = {"errors"} if room in LEAVES else GROUND
+            if parts[1] not in {room, *ARROWS[room], *ground}:
+                wrong.append(f"{where(path, found.line)} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_face_imports_rooms_only_when_they_are_used() -> None:
+    wrong = []
+    for path in files(FACE):
+        for found in imports(FACE, path):
+            parts = found.module.split(".")
+            if parts[0] == "draftwire" and parts[1:2] and parts[1] in rooms():
+                if not found.lazy:
+                    wrong.append(f"{where(path, found.line)} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_go_by_their_full_name() -> None:
+    """``import runtime`` would make a second copy of every class."""
+    bare = set(rooms()) - {FACE}
+    wrong = []
+    for room in rooms():
+        for path in files(room):
+            for found in imports(room, path):
+                if found.module.split(".")[0] in bare:
+                    wrong.append(f"{where(path, found.line)} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", DEVICE)
+def test_a_device_room_names_no_heavy_library(room: str) -> None:
+    wrong = []
+    for path in files(room):
+        for found in imports(room, path):
+            if found.module.split(".")[0] in HEAVY:
+                wrong.append(f"{where(path, found.line)} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("room", DEVICE)
+def test_a_device_room_is_python_3_8(room: str) -> None:
+    for path in files(room):
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source, str(path), feature_version=(3, 8))
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.AnnAssign)
+        if any(isinstance(node, kinds) for node in ast.walk(tree)):
+            assert "from __future__ import annotations" in source, path
+
+
+IMPORT_ALL = """
+import importlib, importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {heavy!r}:
+            raise ImportError("a device has no " + name)
+        return None
+
+sys.meta_path.insert(0, Blocker())
+for name in {modules!r}:
+    importlib.import_module(name)
+print(json.dumps(sorted(name.split(".")[0] for name in sys.modules)))
+"""
+
+
+def test_every_device_module_imports_without_heavy_libraries() -> None:
+    modules = [
+        module_name(room, path)
+        for room in DEVICE
+        if folder(room).is_dir()
+        for path in files(room)
+        if path.name != "__main__.py"
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL.format(heavy=sorted(HEAVY), modules=modules)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert not HEAVY & set(json.loads(done.stdout.decode().splitlines()[-1]))

@@ -1,0 +1,121 @@
+"""Folders, links and ``setup.py`` agree, and what is built from them works."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FACE = ROOT / "src" / "draftwire"
+BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def declared() -> set[str]:
+    """Return FOLDERS of setup.py, read and not run."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.dump(node.targets[0]).count("FOLDERS"):
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("setup.py has no FOLDERS")
+
+
+def test_folders_links_and_setup_agree() -> None:
+    links = {p.name: os.readlink(p) for p in FACE.iterdir() if p.is_symlink()}
+    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert links == {name: f"../../{name}" for name in declared()}
+    assert folders == declared()
+
+
+def test_every_room_does_something() -> None:
+    for name in sorted(declared()):
+        code = [p for p in (ROOT / name).rglob("*.py") if p.read_text().strip()]
+        assert code, f"{name} is an empty stub"
+
+
+def test_nothing_at_the_root_pulls_it_onto_the_path() -> None:
+    assert not (ROOT / "conftest.py").exists()
+    assert not (ROOT / "__init__.py").exists()
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+def test_no_name_differs_by_case_alone_or_needs_quoting() -> None:
+    done = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, check=False
+    )
+    names = done.stdout.decode().splitlines()
+    assert len({name.lower() for name in names}) == len(names)
+    assert not [name for name in names if " " in name or '"' in name]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel from a copy: a build in the tree leaves files behind."""
+    home = tmp_path_factory.mktemp("wheel")
+    source = home / "source"
+    source.mkdir()
+    for name in BUILT_FROM:
+        shutil.copy(ROOT / name, source)
+    leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("src", *sorted(declared())):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "."]
+    try:
+        import setuptools
+    except ImportError:
+        pass  # pip fetches one
+    else:
+        if int(setuptools.__version__.split(".")[0]) >= 64:
+            command.append("--no-build-isolation")
+    done = subprocess.run(
+        [*command, str(source)],
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    (built,) = home.glob("draftwire-*-py3-none-any.whl")
+    return built
+
+
+def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel: Path) -> None:
+    wanted = {
+        f"draftwire/{path.relative_to(FACE).as_posix()}"
+        for path in [*FACE.glob("*.py"), *FACE.glob("cli/**/*.py")]
+    }
+    for room in declared():
+        for path in (ROOT / room).rglob("*.py"):
+            wanted.add(f"draftwire/{path.relative_to(ROOT).as_posix()}")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert wanted == {name for name in names if name.endswith(".py")}
+    assert {"draftwire/py.typed", "draftwire/transport/PROTOCOL.md"} <= names
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"draftwire"}
+
+
+def test_the_installed_wheel_runs(wheel: Path, tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")], check=True
+    )
+    python = tmp_path / "v" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = tmp_path / "v" / "bin" / "draftwire"
+    for words in ([str(command)], [str(python), "-m", "draftwire"]):
+        done = subprocess.run(
+            [*words, "--version"],
+            cwd=tmp_path,
+            env=clean,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        version = wheel.name.split("-")[1]
+        assert done.stdout.decode() == f"draftwire {version}\n"
