@@ -95,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
                 for chunk in session.generate(prompt, **options):
                     if painter:
                         painter.show(chunk)
-                reports.append(dict(session.report))
+                if session.report is not None:
+                    reports.append(session.report)
                 if painter:
                     screen.write("\n\n")
     if not args.quiet or not args.json:

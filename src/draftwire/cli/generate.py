@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Generator, cast
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire import Chunk
 
 __all__ = ["register"]
 
@@ -74,13 +77,15 @@ def run(args: argparse.Namespace) -> int:
     painter = Painter(screen, tokenizer, colour=colour)
     code = 0
     with draftwire.connect(**where, **_common.connect_options(args)) as session:
-        chunks = session.generate(prompt, **options)
+        # A generator, whose close() ends the stream wherever Ctrl-C caught us.
+        stream = session.generate(prompt, **options)
+        chunks = cast("Generator[Chunk, None, None]", stream)
         try:
             for chunk in chunks:
                 if args.json != "-" or not args.quiet:
                     painter.show(chunk)
         except KeyboardInterrupt:
-            chunks.close()  # tells the verifier, and completes the report
+            chunks.close()
             code = INTERRUPTED
         report = session.report
     if not painter.ended_line:
