@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from draftwire.export.architecture import Architecture, UnknownArchitecture
 from draftwire.export.checkpoint import Checkpoint
 from draftwire.export.onnx_builder import MICROSOFT, GraphBuilder, Value, value
 
@@ -35,14 +36,41 @@ def build_gqa_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     return writer(checkpoint).build()
 
 
+def _rotation(a: Architecture) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+    """Return the rates the operator gets, and the order of a head's dimensions.
+
+    The operator rotates pairs in multiples of 8 only.  A partial rotation of fewer is
+    filled up with pairs that turn at rate 0; since scores do not depend on the order
+    of dimensions, the queries' and keys' are sorted so that those pairs are ones
+    that the model leaves alone.
+    """
+    half = len(a.rope_rates)
+    wide = -(-half // 8) * 8
+    if wide == half:
+        return a.rope_rates, None
+    if 2 * wide > a.head_dim:
+        raise UnknownArchitecture(
+            f"a model with {a.head_dim} dimensions a head, {2 * half} of them rotated, "
+            "does not fit onnxruntime's GroupQueryAttention"
+        )
+    first, second = np.arange(half), np.arange(half, 2 * half)
+    still = np.arange(2 * half, a.head_dim)
+    fill = wide - half
+    order = [first, still[:fill], second, still[fill : 2 * fill], still[2 * fill :]]
+    return np.concatenate([a.rope_rates, np.zeros(fill)]), np.concatenate(order)
+
+
 class _Writer:
+    order: NDArray[np.int64] | None = None
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.a = checkpoint, checkpoint.architecture
         self.g = GraphBuilder()
 
     def build(self) -> onnx.ModelProto:
         a, g = self.a, self.g
-        angles = np.outer(np.arange(a.context), a.rope_rates)
+        rates, self.order = _rotation(a)
+        angles = np.outer(np.arange(a.context), rates)
         g.constant("cos", np.cos(angles).astype(np.float32))
         g.constant("sin", np.sin(angles).astype(np.float32))
         table = g.constant("embedding", self.checkpoint.weight(a.embedding))
@@ -95,6 +123,13 @@ class _Writer:
         if bias is None:
             return y
         return g.node("Add", [y, g.constant(name + ".bias", bias)], name + ".biased")
+
+    def sort(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sort the rows of a query or key projection as the rotation needs them."""
+        if self.order is None:
+            return rows
+        heads = rows.reshape(-1, self.a.head_dim, *rows.shape[1:])
+        return heads[:, self.order].reshape(rows.shape)
 
     def bias(self, name: str) -> NDArray[np.float32] | None:
         return self.checkpoint.weight(name) if name in self.checkpoint else None
@@ -151,16 +186,16 @@ class _LlamaWriter(_Writer):
         """All three projections in one product: a step is bound by memory."""
         p = self.a.layer(i) + "self_attn."
         weights = [self.checkpoint.weight(f"{p}{k}_proj.weight") for k in "qkv"]
+        biases = [self.bias(f"{p}{k}_proj.bias") for k in "qkv"]
         bias = None
-        if any(f"{p}{k}_proj.bias" in self.checkpoint for k in "qkv"):
-            parts = [self.bias(f"{p}{k}_proj.bias") for k in "qkv"]
-            bias = np.concatenate(
-                [
-                    np.zeros(len(w), np.float32) if b is None else b
-                    for w, b in zip(weights, parts, strict=True)
-                ]
-            )
-        return self.linear(x, f"l{i}.qkv", np.concatenate(weights), bias)
+        if any(b is not None for b in biases):
+            parts = [
+                np.zeros(len(w), np.float32) if b is None else b
+                for w, b in zip(weights, biases, strict=True)
+            ]
+            bias = np.concatenate([*map(self.sort, parts[:2]), parts[2]])
+        weight = np.concatenate([*map(self.sort, weights[:2]), weights[2]])
+        return self.linear(x, f"l{i}.qkv", weight, bias)
 
     def mlp(self, x: str, i: int) -> str:
         g, p = self.g, self.a.layer(i) + "mlp."
@@ -194,14 +229,20 @@ class _NeoxWriter(_Writer):
         )
 
     def qkv(self, x: str, i: int) -> str:
-        """The fused projection, sorted from head by head to all q, all k, all v."""
-        a, p = self.a, self.a.layer(i) + "attention.query_key_value"
+        _a, p = self.a, self.a.layer(i) + "attention.query_key_value"
         weight = self.checkpoint.weight(p + ".weight")
-        weight = weight.reshape(a.heads, 3, a.head_dim, a.hidden).swapaxes(0, 1)
+        weight = self.by_kind(weight)
         bias = self.bias(p + ".bias")
         if bias is not None:
-            bias = bias.reshape(a.heads, 3, a.head_dim).swapaxes(0, 1).reshape(-1)
-        return self.linear(x, f"l{i}.qkv", weight.reshape(-1, a.hidden), bias)
+            bias = self.by_kind(bias)
+        return self.linear(x, f"l{i}.qkv", weight, bias)
+
+    def by_kind(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn rows of q, k, v for each head into all q, all k, all v."""
+        a, rest = self.a, rows.shape[1:]
+        kinds = rows.reshape(a.heads, 3, a.head_dim, *rest).swapaxes(0, 1)
+        q, k, v = kinds.reshape(3, a.heads * a.head_dim, *rest)
+        return np.concatenate([self.sort(q), self.sort(k), v])
 
     def mlp(self, x: str, i: int) -> str:
         p = self.a.layer(i) + "mlp."

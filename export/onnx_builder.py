@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ _TYPES = {
     "int32": TensorProto.INT32,
 }
 
-Value = onnx.ValueInfoProto
+Value: TypeAlias = onnx.ValueInfoProto
 
 
 def value(name: str, dtype: str, shape: Sequence[int | str]) -> Value:

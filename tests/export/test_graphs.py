@@ -1,0 +1,155 @@
+"""The graphs and the numpy forward against transformers, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+import onnxruntime as ort  # noqa: E402
+
+from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.gqa_graph import build_gqa_graph  # noqa: E402
+from draftwire.export.parity import DraftRunner  # noqa: E402
+from draftwire.export.reference import reference_logits  # noqa: E402
+from draftwire.export.target_graph import build_target_graph  # noqa: E402
+
+SHAPES = [
+    "llama",
+    "llama_tied_biased",
+    "llama_scaled",
+    "llama_linear",
+    "mistral",
+    "qwen2",
+    "gpt_neox",
+    "gpt_neox_sequential",
+]
+LENGTH = 90
+
+
+def options():
+    found = ort.SessionOptions()
+    found.intra_op_num_threads = 1
+    found.log_severity_level = 3
+    return found
+
+
+@pytest.fixture(params=SHAPES)
+def case(request, models, torch_logits):
+    """A checkpoint, a text, and what transformers says about it."""
+    folder = models(request.param)
+    ids = np.random.default_rng(1).integers(0, 320, LENGTH)
+    return load_checkpoint(folder), ids, torch_logits(folder, ids)
+
+
+class Target:
+    """The target graph with caches as a verifier would hold them."""
+
+    def __init__(self, checkpoint):
+        self.shape = checkpoint.architecture
+        weights = {n: checkpoint.weight(n) for n in checkpoint.parameters}
+        settings = options()
+        settings.add_external_initializers(
+            list(weights),
+            [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()],
+        )
+        graph = build_target_graph(checkpoint).SerializeToString()
+        self.session = ort.InferenceSession(graph, settings)
+        self.names = [o.name for o in self.session.get_outputs()]
+
+    def caches(self, batch, length):
+        a = self.shape
+        rng = np.random.default_rng(2)
+        return {
+            f"past.{i}.{kind}": 50
+            * rng.standard_normal((batch, a.kv_heads, length, a.head_dim)).astype("f4")
+            for i in range(a.layers)
+            for kind in ("key", "value")
+        }
+
+    def __call__(self, ids, lens, rows, caches):
+        feeds = {
+            "input_ids": np.asarray(ids, np.int64),
+            "past_lens": np.asarray(lens, np.int64),
+            "rows": np.asarray(rows, np.int64),
+            **caches,
+        }
+        return dict(zip(self.names, self.session.run(self.names, feeds)))
+
+
+def test_the_numpy_forward_is_the_model(case):
+    checkpoint, ids, expected = case
+    found = reference_logits(checkpoint, ids)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_draft_steps_of_any_size_and_rewinds(case):
+    checkpoint, ids, expected = case
+    runner = DraftRunner(
+        build_gqa_graph(checkpoint).SerializeToString(), checkpoint.architecture
+    )
+    done = 0
+    for size in (20, 1, 3, 1, 7, 1, 1, 30):
+        found = runner.forward(ids[done : done + size], rows=size)
+        np.testing.assert_allclose(
+            found, expected[done : done + size], atol=1e-4, rtol=1e-4
+        )
+        done += size
+    runner.forward(ids[::-1][:6])
+    runner.rewind(40)
+    found = runner.forward(ids[40:55])
+    np.testing.assert_allclose(found, expected[54:55], atol=1e-4, rtol=1e-4)
+
+
+def test_a_ragged_batch_of_the_target_is_its_single_forwards(case):
+    checkpoint, ids, expected = case
+    target = Target(checkpoint)
+    whole = target([ids], [0], range(LENGTH), target.caches(1, 0))
+    np.testing.assert_allclose(whole["logits"], expected, atol=1e-4, rtol=1e-4)
+    # Rows with 40 and 7 cached tokens and one without, 5, 2 and 3 new ones; what
+    # lies behind the cached tokens is noise.
+    caches = target.caches(3, 48)
+    for name, cache in caches.items():
+        fresh = whole[name.replace("past", "new")][0]
+        cache[0, :, :40], cache[1, :, :7] = fresh[:, :40], fresh[:, :7]
+    batch = np.zeros((3, 5), np.int64)
+    batch[0], batch[1, :2], batch[2, :3] = ids[40:45], ids[7:9], ids[:3]
+    rows = [0, 1, 2, 3, 4, 5, 6, 10, 11, 12]
+    found = target(batch, [40, 7, 0], rows, caches)
+    texts = np.concatenate([expected[40:45], expected[7:9], expected[:3]])
+    np.testing.assert_allclose(found["logits"], texts, atol=1e-4, rtol=1e-4)
+    for name, fresh in whole.items():
+        if name != "logits":
+            np.testing.assert_allclose(
+                found[name][0], fresh[0, :, 40:45], atol=1e-4, rtol=1e-4
+            )
+    nothing = target(batch, [40, 7, 0], [], caches)
+    assert nothing["logits"].shape == (0, 320)
+
+
+def test_target_blocks_are_single_steps(case):
+    checkpoint, ids, expected = case
+    target = Target(checkpoint)
+    caches = target.caches(1, 24)
+    done = 0
+    found = []
+    for size in (9, 1, 4, 1, 1, 6):
+        step = target([ids[done : done + size]], [done], range(size), caches)
+        found.append(step["logits"])
+        for name, cache in caches.items():
+            fresh = step[name.replace("past", "new")]
+            cache[:, :, done : done + size] = fresh
+        done += size
+    np.testing.assert_allclose(
+        np.concatenate(found), expected[:done], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_target_graph_holds_no_weights(case):
+    graph = build_target_graph(case[0])
+    assert len(graph.SerializeToString()) < 100_000
+    outside = {t.name for t in graph.graph.initializer if t.external_data}
+    assert outside == set(case[0].parameters)
