@@ -14,9 +14,9 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
 
 if TYPE_CHECKING:
-    from draftwire.packages import DraftPackage
+    from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["DraftModel", "Threads"]
+__all__ = ["DraftModel", "Threads", "spec_of"]
 
 Threads = Union[int, str, None]
 
@@ -99,15 +99,7 @@ class DraftModel:
                 f"{', '.join(sorted(_ENGINES))}",
                 hint="choose another precision, or update draftwire",
             )
-        spec = ModelSpec(
-            layers=package.shape.layers,
-            kv_heads=package.shape.kv_heads,
-            head_dim=package.shape.head_dim,
-            vocab_size=package.vocab_size,
-            capacity=context,
-            graph=entry.graph,
-            min_engine=entry.min_engine,
-        )
+        spec = spec_of(package, entry, capacity=context)
         open_engine = importlib.import_module(module).open_engine
 
         def make(count: int) -> Engine:
@@ -188,6 +180,19 @@ class DraftModel:
         self._length = 0
 
 
+def spec_of(package: DraftPackage, file: PackageFile, *, capacity: int) -> ModelSpec:
+    """Return what an engine must know to open ``file`` of ``package``."""
+    return ModelSpec(
+        layers=package.shape.layers,
+        kv_heads=package.shape.kv_heads,
+        head_dim=package.shape.head_dim,
+        vocab_size=package.vocab_size,
+        capacity=capacity,
+        graph=file.graph,
+        min_engine=file.min_engine,
+    )
+
+
 def _choose_context(package_context: int, wanted: int | None) -> int:
     if wanted is None:
         return package_context
@@ -203,9 +208,7 @@ def _check_threads(threads: Threads) -> int:
     if threads is None:
         return 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ConfigError(
-            f"threads is {threads!r}", hint="give a number from 1, or 'auto'"
-        )
+        raise ConfigError(f"threads is {threads!r}", hint="give a number from 1, or 'auto'")
     return threads
 
 

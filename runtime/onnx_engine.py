@@ -16,7 +16,7 @@ import numpy as np
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
 
-__all__ = ["open_engine", "parse_version"]
+__all__ = ["ConcatEngine", "SharedCacheEngine", "open_engine", "parse_version"]
 
 # GroupQueryAttention of 1.18 and 1.19 gives wrong logits, without an error, for several
 # new tokens with a past (checked on 1.18.1 and 1.19.2; right on 1.20.1 and later).
@@ -126,10 +126,10 @@ def open_engine(
     _check_caches(session, spec, path)
     name = f"onnxruntime {ort.__version__}"
     if spec.graph == "gqa":
-        return _SharedCacheEngine(
+        return SharedCacheEngine(
             session, spec, name=name, multi_token=version >= _GQA_MULTI_TOKEN_FROM
         )
-    return _ConcatEngine(session, spec, name=name)
+    return ConcatEngine(session, spec, name=name)
 
 
 def _first_line(exc: BaseException) -> str:
@@ -184,22 +184,26 @@ class _Bound:
         self.binding: Any = None
 
 
-class _SharedCacheEngine:
-    """A ``gqa`` graph over caches ``(1, kv_heads, capacity, head_dim)``, bound once."""
+class SharedCacheEngine:
+    """A ``gqa`` graph whose caches are bound once.
+
+    Attributes:
+        session: The ``onnxruntime.InferenceSession``.
+        caches: By input name, each ``(1, kv_heads, capacity, head_dim)``.
+    """
 
     def __init__(
         self, session: Any, spec: ModelSpec, *, name: str, multi_token: bool
     ) -> None:
         self.name = name
         self.multi_token = multi_token
-        self._session = session
+        self.session = session
         self._vocab_size = spec.vocab_size
         inputs = {node.name: node for node in session.get_inputs()}
         self._last_only = "logits_from" in inputs
         shape = (1, spec.kv_heads, spec.capacity, spec.head_dim)
-        self._caches = {
-            key: np.zeros(shape, _DTYPES[inputs[key].type])
-            for key in _cache_inputs(spec)
+        self.caches = {
+            key: np.zeros(shape, _DTYPES[inputs[key].type]) for key in _cache_inputs(spec)
         }
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
@@ -209,7 +213,7 @@ class _SharedCacheEngine:
 
     def _bind(self, length: int) -> _Bound:
         bound = _Bound(length, self._vocab_size, last_only=self._last_only)
-        binding = self._session.io_binding()
+        binding = self.session.io_binding()
 
         def bind_input(key: str, array: np.ndarray) -> None:
             binding.bind_input(
@@ -225,7 +229,7 @@ class _SharedCacheEngine:
         binding.bind_output(
             "logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data
         )
-        for key, cache in self._caches.items():
+        for key, cache in self.caches.items():
             bind_input(key, cache)
             binding.bind_output(
                 key.replace("past_key_values", "present"),
@@ -244,7 +248,7 @@ class _SharedCacheEngine:
         bound = self._blocks[1] = self._bind(1)
         ids, seqlens, total = bound.ids[0], self._seqlens, self._total
         binding, last = bound.binding, bound.last
-        run = self._session.run_with_iobinding
+        run = self.session.run_with_iobinding
 
         def step(token: int, past: int) -> np.ndarray:
             ids[0] = token
@@ -283,11 +287,11 @@ class _SharedCacheEngine:
         total = past + length
         self._seqlens[0] = total - 1
         self._total[()] = total
-        self._session.run_with_iobinding(bound.binding)
+        self.session.run_with_iobinding(bound.binding)
         return bound.last
 
 
-class _ConcatEngine:
+class ConcatEngine:
     """A ``concat`` graph: the present of a step is the past of the next."""
 
     multi_token = True

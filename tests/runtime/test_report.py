@@ -1,4 +1,4 @@
-"""Run reports: every key there, null for what was not measured, read back and summed."""
+"""Run reports: every key there, null for what was not measured, and read back."""
 
 from __future__ import annotations
 

@@ -1,0 +1,114 @@
+"""``draftwire bench WHAT``: measure the parts. A leaf is a line of ``LEAVES``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from draftwire.cli._common import add_common_flags, write_json
+from draftwire.errors import ConfigError
+
+__all__ = ["LEAVES", "Leaf", "register"]
+
+
+class Leaf(NamedTuple):
+    """One ``draftwire bench`` command.
+
+    Attributes:
+        summary: One line for ``draftwire bench --help``.
+        add_flags: Adds the leaf's own flags.
+        run: Name of the function in this module, or ``"module:function"``; gets the
+            parsed arguments and returns the exit code.
+    """
+
+    summary: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: str
+
+
+def _draft_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="DIR",
+        help="draft package (default: the reference draft)",
+    )
+    parser.add_argument("--precision", help="which of its models (default: int8)")
+    parser.add_argument(
+        "--contexts",
+        type=_counts,
+        default=(32, 256, 1024),
+        metavar="N,N",
+        help="tokens in the KV cache (default: 32,256,1024)",
+    )
+    parser.add_argument("--threads", type=_count, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--blocks",
+        type=_count,
+        default=60,
+        help="undisturbed rounds of 16 tokens for each context (default: 60)",
+    )
+    parser.add_argument(
+        "--no-genai", action="store_true", help="leave onnxruntime-genai out"
+    )
+    parser.add_argument(
+        "--no-spawn", action="store_true", help="leave import time and memory out"
+    )
+
+
+def _draft(args: argparse.Namespace) -> int:
+    from draftwire.bench.draft import Settings, bench_draft, render
+    from draftwire.reference import draft_path
+
+    document = bench_draft(
+        Settings(
+            draft=draft_path() if args.draft is None else args.draft,
+            precision=args.precision,
+            contexts=args.contexts,
+            threads=args.threads,
+            blocks=args.blocks,
+            spawn=0 if args.no_spawn else 5,
+            genai=not args.no_genai,
+        )
+    )
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-":
+        print(render(document))
+    return 0
+
+
+LEAVES = {
+    "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
+}
+
+
+def register(subparsers: Any) -> None:
+    """Add the command and its leaves."""
+    parser = subparsers.add_parser(
+        "bench", help="measure the parts", description="Measure the parts."
+    )
+    leaves = parser.add_subparsers(dest="leaf", metavar="WHAT", required=True)
+    for name, leaf in LEAVES.items():
+        one = leaves.add_parser(name, help=leaf.summary, description=leaf.summary)
+        leaf.add_flags(one)
+        add_common_flags(one)
+        one.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    module, _, name = LEAVES[args.leaf].run.rpartition(":")
+    run = getattr(importlib.import_module(module), name) if module else globals()[name]
+    return int(run(args))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{text!r} is no count", hint="a whole number from 1")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part.strip()) for part in text.split(","))
