@@ -5,13 +5,25 @@ numpy alone; no I/O, no models. ``SCHEMES`` is the table that ``--scheme`` reads
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Dict
-
 from draftwire.errors import ConfigError
-from draftwire.sampling import coupled, greedy
+from draftwire.sampling import (
+    argmax,
+    coupled,
+    greedy,
+    match,
+    qs,
+    residual,
+    separate,
+)
 from draftwire.sampling.laws import Law, SamplingParams, law_of
-from draftwire.sampling.scheme import Card, Decider, Decision, Proposal, Proposer
+from draftwire.sampling.scheme import (
+    Card,
+    Decider,
+    Decision,
+    Proposal,
+    Proposer,
+    Scheme,
+)
 
 __all__ = [
     "SCHEMES",
@@ -22,34 +34,52 @@ __all__ = [
     "Proposal",
     "Proposer",
     "SamplingParams",
+    "Scheme",
     "card_of",
     "law_of",
+    "loss_of",
     "make_decider",
     "make_proposer",
 ]
 
-SCHEMES: dict[str, ModuleType] = {m.CARD.name: m for m in (greedy, coupled)}
+SCHEMES: dict[str, Scheme] = {
+    scheme.card.name: scheme
+    for scheme in (
+        greedy.SCHEME,
+        coupled.SCHEME,
+        match.SCHEME,
+        residual.SCHEME,
+        qs.SCHEME,
+        separate.SCHEME,
+        separate.LOSSY_SCHEME,
+        argmax.SCHEME,
+    )
+}
 
 
-def _scheme(params: SamplingParams) -> ModuleType:
-    module = SCHEMES.get(params.scheme)
-    if module is None:
+def _named(name: str) -> Scheme:
+    scheme = SCHEMES.get(name)
+    if scheme is None:
         raise ConfigError(
-            f"unknown sampling scheme {params.scheme!r}",
+            f"unknown sampling scheme {name!r}",
             hint="known schemes: " + ", ".join(SCHEMES),
         )
-    if params.temperature > 0 and not module.CARD.sampled:
+    return scheme
+
+
+def _scheme(params: SamplingParams) -> Scheme:
+    scheme = _named(params.scheme)
+    if params.temperature > 0 and not scheme.card.sampled:
         raise ConfigError(
-            f"scheme {params.scheme!r} cannot sample at temperature "
-            f"{params.temperature:g}",
+            f"scheme {params.scheme!r} cannot sample at temperature {params.temperature:g}",
             hint="use --scheme coupled, or --temperature 0",
         )
-    if params.temperature == 0 and not module.CARD.greedy:
+    if params.temperature == 0 and not scheme.card.greedy:
         raise ConfigError(
             f"scheme {params.scheme!r} needs a temperature above 0",
             hint="use --scheme greedy, or --temperature 0.8",
         )
-    return module
+    return scheme
 
 
 def card_of(scheme: str) -> Card:
@@ -58,30 +88,34 @@ def card_of(scheme: str) -> Card:
     Raises:
         ConfigError: No such scheme.
     """
-    if scheme not in SCHEMES:
-        raise ConfigError(
-            f"unknown sampling scheme {scheme!r}",
-            hint="known schemes: " + ", ".join(SCHEMES),
-        )
-    card: Card = SCHEMES[scheme].CARD
-    return card
+    return _named(scheme).card
+
+
+def loss_of(params: SamplingParams, vocab_size: int) -> str:
+    """Say what these settings lose against the target's law.
+
+    Returns:
+        One sentence for reports and warnings, "" when the output is exact.
+
+    Raises:
+        ConfigError: No such scheme, or not at this temperature.
+    """
+    return _scheme(params).loss(params, vocab_size)
 
 
 def make_proposer(params: SamplingParams, vocab_size: int) -> Proposer:
     """Return the device half of ``params.scheme``.
 
     Raises:
-        ConfigError: No such scheme, or not at this temperature.
+        ConfigError: No such scheme, or not with these settings.
     """
-    proposer: Proposer = _scheme(params).make_proposer(params, vocab_size)
-    return proposer
+    return _scheme(params).make_proposer(params, vocab_size)
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> Decider:
     """Return the cloud half of ``params.scheme``.
 
     Raises:
-        ConfigError: No such scheme, or not at this temperature.
+        ConfigError: No such scheme, or not with these settings.
     """
-    decider: Decider = _scheme(params).make_decider(params, vocab_size)
-    return decider
+    return _scheme(params).make_decider(params, vocab_size)

@@ -2,9 +2,9 @@
 
 For every position ``t`` and token ``i`` both sides can compute the same exponential
 noise ``E_t[i]`` from the seed. The device drafts ``argmin E_t / q``, the cloud commits
-``argmin E_t / p``, which is a sample of ``p`` by the Gumbel-max trick whatever the draft
-was. So the output is the target's own sample for that seed: exact, reproducible with any
-draft, block size or network, and only token ids ever cross the wire.
+``argmin E_t / p``, which is a sample of ``p`` by the Gumbel-max trick whatever the
+draft was. So the output is the target's own sample for that seed: exact, reproducible
+with any draft, block size or network, and only token ids ever cross the wire.
 
 Acceptance of one token is ``sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)``, at least
 ``(1 - TV) / (1 + TV)``.
@@ -19,11 +19,12 @@ from typing import Sequence
 
 import numpy as np
 
+from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import exponentials
-from draftwire.sampling.scheme import Card, Decision, Proposal
+from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme, refuse_evidence
 
-__all__ = ["CARD", "make_decider", "make_proposer", "race"]
+__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer", "race"]
 
 CARD = Card(
     "coupled",
@@ -63,7 +64,7 @@ class _Proposer:
         return b""
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ValueError("coupled: the cloud draws every correction")
+        raise ProtocolError("coupled: the cloud draws every correction")
 
 
 class _Decider:
@@ -73,6 +74,7 @@ class _Decider:
     def decide(
         self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
     ) -> Decision:
+        refuse_evidence(CARD.name, evidence)
         for j in range(len(tokens) + 1):
             law = law_of(logits[j], self._params)
             token = race(law, self._params.seed, position + j)
@@ -89,3 +91,6 @@ def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
 def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
     """Return the cloud half."""
     return _Decider(params)
+
+
+SCHEME = Scheme(CARD, make_proposer, make_decider)

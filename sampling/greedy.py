@@ -10,14 +10,13 @@ from typing import Sequence
 
 import numpy as np
 
+from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import SamplingParams
-from draftwire.sampling.scheme import Card, Decision, Proposal
+from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme, refuse_evidence
 
-__all__ = ["CARD", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer"]
 
-CARD = Card(
-    "greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False
-)
+CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
 
 class _Proposer:
@@ -28,13 +27,14 @@ class _Proposer:
         return b""
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ValueError("greedy: the cloud draws every correction")
+        raise ProtocolError("greedy: the cloud draws every correction")
 
 
 class _Decider:
     def decide(
         self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
     ) -> Decision:
+        refuse_evidence(CARD.name, evidence)
         best = logits.argmax(axis=-1)
         accepted = 0
         while accepted < len(tokens) and tokens[accepted] == best[accepted]:
@@ -50,3 +50,6 @@ def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
 def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
     """Return the cloud half."""
     return _Decider()
+
+
+SCHEME = Scheme(CARD, make_proposer, make_decider)

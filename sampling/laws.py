@@ -13,7 +13,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError
 
-__all__ = ["Law", "SamplingParams", "law_of"]
+__all__ = ["Law", "SamplingParams", "largest", "law_of"]
 
 _FIRST_GUESS = 256  # top-p rarely keeps more; doubled until it suffices
 
@@ -80,9 +80,21 @@ class Law:
         found = np.flatnonzero(self.ids == token)
         return float(self.probs[found[0]]) if len(found) else 0.0
 
+    def draw(self, unit: float) -> int:
+        """Return the token that a uniform number in (0, 1] falls on."""
+        sums = np.cumsum(self.probs)
+        # The first sum to reach a number above 0 is never that of a zero probability.
+        at = int(np.searchsorted(sums, unit * sums[-1]))
+        return at if self.ids is None else int(self.ids[at])
 
-def _largest(values: np.ndarray, n: int) -> np.ndarray:
-    """Return the ids of the ``n`` largest values, largest first, ties by id."""
+
+def largest(values: np.ndarray, n: int) -> np.ndarray:
+    """Return the ids of the ``n`` largest values, largest first, ties by id.
+
+    Args:
+        values: ``(vocab,)`` floats.
+        n: How many; more than there are means all.
+    """
     if n < len(values):
         ids = np.sort(np.argpartition(-values, n - 1)[:n])
     else:
@@ -112,12 +124,12 @@ def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
     if params.top_p >= 1.0:
         if keep == vocab:
             return Law(None, weights / weights.sum())
-        ids = _largest(weights, keep)
+        ids = largest(weights, keep)
         return Law(ids, weights[ids] / weights[ids].sum())
     count = keep if keep < vocab else min(_FIRST_GUESS, vocab)
     total = None if keep < vocab else float(weights.sum())
     while True:
-        ids = _largest(weights, count)
+        ids = largest(weights, count)
         sums = np.cumsum(weights[ids])
         goal = params.top_p * (float(sums[-1]) if total is None else total)
         # In floating point the sum of a part may miss the whole by a rounding error.

@@ -8,13 +8,22 @@ Both halves of a scheme live in one module, so that they can be read side by sid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, NamedTuple, Protocol, Sequence
 
 import numpy as np
 
+from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import SamplingParams
 
-__all__ = ["Card", "Decider", "Decision", "Proposal", "Proposer", "Scheme"]
+__all__ = [
+    "Card",
+    "Decider",
+    "Decision",
+    "Proposal",
+    "Proposer",
+    "Scheme",
+    "refuse_evidence",
+]
 
 
 class Proposal(NamedTuple):
@@ -52,10 +61,15 @@ class Card:
 
     Attributes:
         name: As in ``--scheme``.
-        exact: True when the output has exactly the target's law.
+        exact: True when the output has exactly the target's law with every setting that
+            the scheme takes. Ask ``draftwire.sampling.loss_of`` about given settings.
         note: One line: what crosses the network, and what is lost if not exact.
         greedy: Works at temperature 0.
         sampled: Works above temperature 0.
+        any_draft: True when drafted tokens may come from anywhere (a suffix cache, a
+            user), and be dropped after a look at them. Otherwise every token must come
+            from :meth:`Proposer.propose`, and whether it is sent must be settled before
+            it is drawn: a block may end after a weak token, not before it.
     """
 
     name: str
@@ -63,6 +77,7 @@ class Card:
     note: str
     greedy: bool
     sampled: bool
+    any_draft: bool = True
 
 
 class Proposer(Protocol):
@@ -72,10 +87,23 @@ class Proposer(Protocol):
         """Choose a token for ``position`` from draft ``logits`` ``(vocab,)``."""
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        """Return the evidence of a block; empty when the ids say it all."""
+        """Return the evidence of a block; empty when the ids say it all.
+
+        It is a concatenation: ``pack(a + b) == pack(a) + pack(b)``, so that a block can
+        be cut or joined between any two tokens.
+        """
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Draw the correction after ``proposal`` was rejected (``Decision.evidence``)."""
+        """Draw the correction after ``proposal`` was rejected.
+
+        Args:
+            proposal: The first rejected one, as :meth:`propose` returned it.
+            evidence: ``Decision.evidence``.
+            position: Absolute position of the rejected token.
+
+        Raises:
+            ProtocolError: The evidence is not valid, or the scheme asks for none.
+        """
 
 
 class Decider(Protocol):
@@ -97,13 +125,31 @@ class Decider(Protocol):
         """
 
 
-class Scheme(Protocol):
-    """A module of this package that defines a scheme."""
+@dataclass(frozen=True)
+class Scheme:
+    """Both halves and the name card.
 
-    CARD: Card
+    Attributes:
+        card: Its name card.
+        make_proposer: Returns the device half for parameters and a vocabulary size.
+        make_decider: Returns the cloud half.
+        loss: Says in one sentence what the output of these parameters loses against
+            the target's law, "" when nothing.
+    """
 
-    def make_proposer(self, params: SamplingParams, vocab_size: int) -> Proposer:
-        """Return the device half."""
+    card: Card
+    make_proposer: Callable[[SamplingParams, int], Proposer]
+    make_decider: Callable[[SamplingParams, int], Decider]
+    loss: Callable[[SamplingParams, int], str] = lambda params, vocab_size: ""
 
-    def make_decider(self, params: SamplingParams, vocab_size: int) -> Decider:
-        """Return the cloud half."""
+
+def refuse_evidence(scheme: str, evidence: bytes) -> None:
+    """Check that there is no evidence, where the ids say it all.
+
+    Raises:
+        ProtocolError: There is some.
+    """
+    if evidence:
+        raise ProtocolError(
+            f"scheme {scheme!r} takes no evidence, but {len(evidence)} bytes came"
+        )

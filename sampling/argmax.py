@@ -1,0 +1,90 @@
+"""Argmax: a drafted token stays iff it is the target's most likely one.
+
+At temperature 0 this is greedy decoding, and exact. Above it the device samples its
+drafts and the cloud still keeps only the target's most likely tokens, so the text is
+the greedy one at every temperature: lossy, and kept as the published baseline it is.
+
+Source:
+    FlexSpec, https://arxiv.org/abs/2601.00644.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.errors import ProtocolError
+from draftwire.sampling import philox
+from draftwire.sampling.laws import SamplingParams, law_of
+from draftwire.sampling.philox import Domain
+from draftwire.sampling.scheme import (
+    Card,
+    Decision,
+    Proposal,
+    Scheme,
+    refuse_evidence,
+)
+
+__all__ = ["CARD", "SCHEME", "loss", "make_decider", "make_proposer"]
+
+CARD = Card(
+    "argmax",
+    exact=False,
+    note="ids up; one id down; LOSSY above temperature 0: the text stays greedy",
+    greedy=True,
+    sampled=True,
+)
+
+
+class _Proposer:
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        if self._params.temperature == 0:
+            return Proposal(int(logits.argmax()))
+        law = law_of(logits, self._params)
+        token = law.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        return Proposal(token, law.prob(token))
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        return b""
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        raise ProtocolError("argmax: the cloud gives every correction")
+
+
+class _Decider:
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        refuse_evidence(CARD.name, evidence)
+        best = logits.argmax(axis=-1)
+        accepted = 0
+        while accepted < len(tokens) and tokens[accepted] == best[accepted]:
+            accepted += 1
+        return Decision(accepted, int(best[accepted]))
+
+
+def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
+    """Return the device half."""
+    return _Proposer(params)
+
+
+def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half."""
+    return _Decider()
+
+
+def loss(params: SamplingParams, vocab_size: int) -> str:
+    """Say what is lost: everything but the most likely text."""
+    if params.temperature == 0:
+        return ""
+    return (
+        "scheme 'argmax' keeps only the target's most likely tokens: the text is the "
+        f"greedy one, not a sample at temperature {params.temperature:g}"
+    )
+
+
+SCHEME = Scheme(CARD, make_proposer, make_decider, loss)

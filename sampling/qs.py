@@ -1,0 +1,233 @@
+"""QS: quantise, sample, verify. A few bits of draft law go up instead of all of it.
+
+The device cuts the draft's law to a support, rounds it to a lattice of whole numbers
+(``draftwire.sampling.lattice``), and only then draws the token. The cloud decodes the
+same whole numbers, so rejection sampling returns exactly the target's law.
+
+Per token the device chooses
+
+- the support: tokens above a threshold that moves so that the dropped mass averages a
+  budget (conformal), at most ``support`` of them;
+- the resolution: the coarsest lattice whose rounding moves at most ``tolerance`` of the
+  mass, so that a confident law takes one byte and a flat one takes what it needs.
+
+Both follow from the law at this position and from earlier ones, never from the token
+that is drawn at this one: otherwise the draw would no longer have the law that is sent.
+
+Evidence up: for each token the bits of :mod:`draftwire.sampling.qs_codec`.
+
+Source:
+    Quantize-Sample-and-Verify, https://arxiv.org/abs/2507.00605; sparse and conformal,
+    https://arxiv.org/abs/2510.09942. The threshold's rule, the choice of the resolution
+    and the code are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.errors import ConfigError, ProtocolError
+from draftwire.sampling import philox, qs_codec
+from draftwire.sampling.bits import BitReader
+from draftwire.sampling.lattice import Lattice, quantise
+from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
+from draftwire.sampling.philox import Domain
+from draftwire.sampling.qs_codec import MAX_SUPPORT, RESOLUTIONS
+from draftwire.sampling.rejection import check_tokens, judge
+from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
+
+__all__ = [
+    "CARD",
+    "SCHEME",
+    "QsProposer",
+    "QsSettings",
+    "make_decider",
+    "make_proposer",
+    "unpack",
+]
+
+CARD = Card(
+    "qs",
+    exact=True,
+    note="ids and a quantised draft law up (1 to some 100 bytes a token); one id down",
+    greedy=False,
+    sampled=True,
+    any_draft=False,
+)
+
+_FIRST_THRESHOLD = 1e-3
+_LOWEST, _HIGHEST = 1e-7, 0.999
+_REMEMBERED = 512  # positions whose threshold can be returned to after a rejection
+_GRID = np.array(RESOLUTIONS, np.float64)[:, None]
+
+
+@dataclass(frozen=True)
+class QsSettings:
+    """How much of the draft's law to send; the cloud need not know.
+
+    Attributes:
+        support: Most tokens of a law, 1..128.
+        budget: Mass to drop on average by the threshold; 0 keeps the top ``support``.
+        rate: How fast the threshold moves.
+        resolution: One of ``qs_codec.RESOLUTIONS``, or 0 to choose by ``tolerance``.
+        tolerance: Mass that rounding may move, the smaller the more bits.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+
+    support: int = 64
+    budget: float = 0.01
+    rate: float = 0.02
+    resolution: int = 0
+    tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.support <= MAX_SUPPORT:
+            raise ConfigError(f"support {self.support} is outside 1..{MAX_SUPPORT}")
+        if not (0 <= self.budget < 1 and 0 <= self.rate <= 1):
+            raise ConfigError("budget must be in [0, 1) and rate in [0, 1]")
+        if self.resolution and self.resolution not in RESOLUTIONS:
+            raise ConfigError(
+                f"resolution {self.resolution} has no code",
+                hint="choose 0 or one of " + ", ".join(map(str, RESOLUTIONS)),
+            )
+        if not 0 < self.tolerance < 1:
+            raise ConfigError(f"tolerance {self.tolerance} is outside (0, 1)")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the lattice over the whole vocabulary comes out.
+
+        At most ``resolution`` of its weights are above 0, and they are those of the
+        likeliest tokens: with as much support nothing is cut.
+        """
+        return not self.budget and 0 < self.resolution <= self.support
+
+
+class QsProposer:
+    """Device half.
+
+    Args:
+        params: Of the draft's law.
+        vocab_size: Of the connection.
+        settings: May be replaced between tokens, e.g. when the uplink gets slower.
+    """
+
+    def __init__(
+        self, params: SamplingParams, vocab_size: int, settings: QsSettings
+    ) -> None:
+        self.settings = settings
+        self._params = params
+        self._vocab_size = vocab_size
+        # Thresholds after each position. A discarded branch must leave no trace: its
+        # thresholds would carry its noise, which the next branch draws from again.
+        self._trail: list[tuple[int, float]] = []
+
+    @property
+    def threshold(self) -> float:
+        """The conformal threshold after the last proposed position."""
+        return self._trail[-1][1] if self._trail else _FIRST_THRESHOLD
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        """See :class:`draftwire.sampling.scheme.Proposer`."""
+        law = law_of(logits[: self._vocab_size], self._params)
+        draft = self._lattice(law, position)
+        token = draft.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        return Proposal(token, law.prob(token), draft)
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        """See :class:`draftwire.sampling.scheme.Proposer`."""
+        return b"".join(
+            [qs_codec.encode(p.evidence, p.token, self._vocab_size) for p in proposals]
+        )
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        """Raise: the cloud draws every correction."""
+        raise ProtocolError("qs: the cloud draws every correction")
+
+    def _lattice(self, law: Law, position: int) -> Lattice:
+        settings = self.settings
+        while self._trail and self._trail[-1][0] >= position:
+            self._trail.pop()
+        threshold = self.threshold if settings.budget else 0.0
+        ids, probs = _cut(law, threshold, settings.support)
+        mass = float(probs.sum())
+        if settings.budget:
+            moved = threshold + settings.rate * (settings.budget - (1.0 - mass))
+            self._trail.append((position, min(max(moved, _LOWEST), _HIGHEST)))
+            del self._trail[:-_REMEMBERED]
+        return _round(ids, probs if settings.dense else probs / mass, settings)
+
+
+def _cut(law: Law, threshold: float, support: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and probabilities of the support; at least one token, unordered."""
+    kept = np.flatnonzero(law.probs >= threshold) if threshold else None
+    if kept is None or len(kept) > support or not len(kept):
+        kept = largest(law.probs, support if kept is None or len(kept) else 1)
+    return (kept if law.ids is None else law.ids[kept]), law.probs[kept]
+
+
+def _round(ids: np.ndarray, probs: np.ndarray, settings: QsSettings) -> Lattice:
+    """Return the lattice law, in the order of rising ids, without zero weights."""
+    if len(ids) == 1:
+        return Lattice(ids, np.ones(1, np.int64), 1)
+    resolution = settings.resolution
+    if not resolution:
+        moved = np.abs(np.floor(probs * _GRID + 0.5) / _GRID - probs).sum(axis=1) / 2
+        fine = np.flatnonzero(moved <= settings.tolerance)
+        resolution = RESOLUTIONS[fine[0] if len(fine) else -1]
+    weights = quantise(probs, resolution)
+    kept = np.flatnonzero(weights)
+    if len(kept) == 1:
+        return Lattice(ids[kept], np.ones(1, np.int64), 1)
+    kept = kept[np.argsort(ids[kept])]
+    return Lattice(ids[kept], weights[kept], resolution)
+
+
+def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Lattice]:
+    """Return the law that each token was drawn from.
+
+    Raises:
+        ProtocolError: The evidence is not that of these tokens.
+    """
+    if len(evidence) > qs_codec.MAX_BYTES * len(tokens):
+        raise ProtocolError(
+            f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, at most "
+            f"{qs_codec.MAX_BYTES} each"
+        )
+    check_tokens(tokens, vocab_size)
+    bits = BitReader(evidence)
+    drafts = [qs_codec.decode(bits, token, vocab_size) for token in tokens]
+    bits.finish()
+    return drafts
+
+
+class _Decider:
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params = params
+        self._vocab_size = vocab_size
+
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        drafts = unpack(tokens, evidence, self._vocab_size)
+        return judge(tokens, drafts, logits, self._params, position)
+
+
+def make_proposer(
+    params: SamplingParams, vocab_size: int, settings: QsSettings | None = None
+) -> QsProposer:
+    """Return the device half."""
+    return QsProposer(params, vocab_size, settings or QsSettings())
+
+
+def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half."""
+    return _Decider(params, vocab_size)
+
+
+SCHEME = Scheme(CARD, make_proposer, make_decider)

@@ -1,0 +1,91 @@
+"""Rejection sampling, the cloud half that ``residual``, ``qs`` and ``separate`` share.
+
+A drafted token ``x`` stays with probability ``min(1, p(x) / q(x))``. The first one that
+does not is replaced by a draw from ``norm(max(0, p - q))``; after a block without a
+rejection the target adds one token drawn from ``p``. The output then has exactly the
+law ``p``, provided that ``x`` was drawn from this very ``q``, with noise that is
+independent of the accept coin and of the correction's.
+
+Source:
+    Leviathan, Kalman, Matias 2023, https://arxiv.org/abs/2211.17192.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.errors import ProtocolError
+from draftwire.sampling import philox
+from draftwire.sampling.lattice import Lattice
+from draftwire.sampling.laws import Law, SamplingParams, law_of
+from draftwire.sampling.philox import Domain
+from draftwire.sampling.scheme import Decision
+
+__all__ = ["check_tokens", "judge", "residual_of"]
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
+    """Refuse ids that are no tokens.
+
+    Raises:
+        ProtocolError: An id is outside the vocabulary.
+    """
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise ProtocolError(
+                f"token id {token} is outside the vocabulary of {vocab_size}"
+            )
+
+
+def residual_of(law: Law, draft: Lattice) -> Law:
+    """Return ``norm(max(0, p - q))``, the law of the correction.
+
+    Args:
+        law: ``p``.
+        draft: ``q``.
+    """
+    ids = np.arange(len(draft.weights)) if draft.ids is None else draft.ids
+    probs = draft.weights / draft.total
+    rest = law.probs.copy()
+    if law.ids is None:
+        rest[ids] -= probs
+    else:
+        order = np.argsort(law.ids)
+        at = np.searchsorted(law.ids, ids, sorter=order)
+        at = order[np.minimum(at, len(order) - 1)]
+        shared = law.ids[at] == ids
+        rest[at[shared]] -= probs[shared]
+    rest = np.maximum(rest, 0.0)
+    total = rest.sum()
+    # Equal laws up to rounding leave nothing, and are never rejected but by rounding.
+    return Law(law.ids, rest / total) if total > 0 else law
+
+
+def judge(
+    tokens: Sequence[int],
+    drafts: Sequence[Lattice],
+    logits: np.ndarray,
+    params: SamplingParams,
+    position: int,
+) -> Decision:
+    """Judge a block whose draft laws are known.
+
+    Args:
+        tokens: ``k`` drafted ids.
+        drafts: The law that each was drawn from; none gives its token weight 0.
+        logits: ``(k + 1, vocab)`` of the target.
+        params: Of the target's law; its seed moves the coins.
+        position: Absolute position of ``tokens[0]``.
+    """
+    seed = params.seed
+    for j, token in enumerate(tokens):
+        law, draft, at = law_of(logits[j], params), drafts[j], position + j
+        coin = philox.coin(seed, at, Domain.ACCEPT)
+        if coin * draft.weight(token) > law.prob(token) * draft.total:
+            rest = residual_of(law, draft)
+            return Decision(j, rest.draw(philox.coin(seed, at, Domain.CORRECT)))
+    k = len(tokens)
+    law = law_of(logits[k], params)
+    return Decision(k, law.draw(philox.coin(seed, position + k, Domain.CORRECT)))

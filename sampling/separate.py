@@ -1,0 +1,267 @@
+"""Separate: one number up per token; on a rejection the device draws the correction.
+
+The device sends the probability ``q(x)`` of each drafted token and keeps the rest of
+``q``. The cloud runs the accept test. Only on a rejection do the ``SUPPORT`` largest
+entries of the target's law ``p`` come down, once, and the device draws from
+``norm(max(0, p - q))``.
+
+``q`` is rounded to multiples of 2**-24 before the draw, and so is a ``p`` that the
+entries cover, before the accept test: what crosses the network is what was used. With
+``1 <= top_k <= SUPPORT`` they do cover it and the output has the target's law (rounded
+to 2**-24). Without it the correction cannot reach the tail: ``separate`` refuses, and
+``separate-lossy``, the scheme as published, says so.
+
+Evidence up: for each token ``q(x) * 2**24 - 1`` in 3 bytes, little-endian. Evidence
+down: 7 bits for the number ``n`` of entries, their ids (``subsets.put_set``, without
+the rejected token, ids above it lowered by 1), then for each in rising order
+``p * 2**24 - 1`` in 24 bits.
+
+Source:
+    PicoSpec, https://arxiv.org/abs/2603.19133.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+
+from draftwire.errors import ConfigError, ProtocolError
+from draftwire.sampling import philox
+from draftwire.sampling.bits import BitReader, BitWriter
+from draftwire.sampling.lattice import Lattice, quantise
+from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
+from draftwire.sampling.philox import Domain
+from draftwire.sampling.rejection import check_tokens
+from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
+from draftwire.sampling.subsets import get_set, put_set
+
+__all__ = [
+    "CARD",
+    "LOSSY_CARD",
+    "LOSSY_SCHEME",
+    "SCHEME",
+    "SUPPORT",
+    "covers",
+    "loss",
+    "make_decider",
+    "make_lossy_decider",
+    "make_lossy_proposer",
+    "make_proposer",
+    "pack_entries",
+    "unpack",
+    "unpack_entries",
+]
+
+SUPPORT = 64  # entries of the target's law that come down on a rejection
+_BITS = 24
+_ONE = 1 << _BITS
+
+CARD = Card(
+    "separate",
+    exact=True,
+    note=f"ids and 3 bytes a token up; {SUPPORT} entries down on a rejection; "
+    f"needs top-k of 1..{SUPPORT}",
+    greedy=False,
+    sampled=True,
+    any_draft=False,
+)
+LOSSY_CARD = Card(
+    "separate-lossy",
+    exact=False,
+    note=f"as separate with any top-k; LOSSY where {SUPPORT} entries do not cover the "
+    "target's law",
+    greedy=False,
+    sampled=True,
+    any_draft=False,
+)
+
+
+def covers(params: SamplingParams, vocab_size: int) -> bool:
+    """Return whether ``SUPPORT`` entries always hold the whole law."""
+    return min(params.top_k or vocab_size, vocab_size) <= SUPPORT
+
+
+def loss(params: SamplingParams, vocab_size: int) -> str:
+    """Say what the corrections lose, "" when nothing."""
+    if covers(params, vocab_size):
+        return ""
+    return (
+        f"scheme 'separate-lossy' approximates: corrections come from the {SUPPORT} "
+        f"largest entries of the target's law, which top-k {params.top_k} does not fit"
+    )
+
+
+def _on_grid(law: Law) -> Lattice:
+    return Lattice(law.ids, quantise(law.probs, _ONE), _ONE)
+
+
+class _Proposer:
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params = params
+        self._vocab_size = vocab_size
+        self._exact = covers(params, vocab_size)
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        law = law_of(logits[: self._vocab_size], self._params)
+        draft = _on_grid(law)
+        token = draft.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        return Proposal(token, law.prob(token), draft)
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        return b"".join(
+            [(p.evidence.weight(p.token) - 1).to_bytes(3, "little") for p in proposals]
+        )
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        token, draft = proposal.token, proposal.evidence
+        ids, target = unpack_entries(evidence, token, self._vocab_size)
+        if draft.ids is None:
+            known = draft.weights[ids]
+        else:
+            order = np.argsort(draft.ids)
+            at = np.searchsorted(draft.ids, ids, sorter=order)
+            at = order[np.minimum(at, len(order) - 1)]
+            known = np.where(draft.ids[at] == ids, draft.weights[at], 0)
+        rest = np.maximum(target - known, 0)
+        total = int(rest.sum())
+        if not total:
+            if self._exact:
+                raise ProtocolError("the target's entries leave no correction to draw")
+            rest, total = target, int(target.sum())  # the tail is what we lack
+        coin = philox.coin(self._params.seed, position, Domain.CORRECT)
+        return Lattice(ids, rest, total).draw(coin)
+
+
+def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[int]:
+    """Return ``q(x) * 2**24`` of each token.
+
+    Raises:
+        ProtocolError: The evidence is not that of these tokens.
+    """
+    if len(evidence) != 3 * len(tokens):
+        raise ProtocolError(
+            f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, 3 bytes each"
+        )
+    check_tokens(tokens, vocab_size)
+    return [
+        int.from_bytes(evidence[at : at + 3], "little") + 1
+        for at in range(0, len(evidence), 3)
+    ]
+
+
+def pack_entries(
+    ids: np.ndarray, weights: np.ndarray, token: int, vocab_size: int
+) -> bytes:
+    """Return the evidence that goes down.
+
+    Args:
+        ids: ``(n,)`` at most ``SUPPORT``, in rising order, without ``token``.
+        weights: ``(n,)`` ``p * 2**24``, above 0.
+        token: The rejected one.
+        vocab_size: How many ids there are.
+    """
+    bits = BitWriter()
+    bits.put(len(ids), 7)
+    put_set(bits, (ids - (ids > token)).tolist(), vocab_size - 1)
+    for weight in weights.tolist():
+        bits.put(weight - 1, _BITS)
+    return bits.done()
+
+
+def unpack_entries(
+    evidence: bytes, token: int, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Undo :func:`pack_entries`.
+
+    Raises:
+        ProtocolError: The evidence is no part of a law.
+    """
+    bits = BitReader(evidence)
+    count = bits.take(7)
+    if not 1 <= count <= min(SUPPORT, vocab_size - 1):
+        raise ProtocolError(f"{count} entries of the target's law")
+    ids = np.array(get_set(bits, count, vocab_size - 1), np.int64)
+    weights = np.array([bits.take(_BITS) + 1 for _ in range(count)], np.int64)
+    bits.finish()
+    if weights.sum() > _ONE + SUPPORT:  # each may be rounded up
+        raise ProtocolError("the entries of the target's law sum to more than 1")
+    return ids + (ids >= token), weights
+
+
+class _Decider:
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params = params
+        self._vocab_size = vocab_size
+        self._exact = covers(params, vocab_size)
+
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        weights = unpack(tokens, evidence, self._vocab_size)
+        seed = self._params.seed
+        for j, token in enumerate(tokens):
+            law = self._law(logits[j])
+            coin = philox.coin(seed, position + j, Domain.ACCEPT)
+            if coin * weights[j] > law.prob(token) * _ONE:
+                return Decision(j, -1, self._entries(law, token))
+        k = len(tokens)
+        coin = philox.coin(seed, position + k, Domain.CORRECT)
+        return Decision(k, self._law(logits[k]).draw(coin))
+
+    def _law(self, logits: np.ndarray) -> Law:
+        law = law_of(logits[: self._vocab_size], self._params)
+        if not self._exact:
+            return law
+        return Law(law.ids, quantise(law.probs, _ONE) / _ONE)
+
+    def _entries(self, law: Law, token: int) -> bytes:
+        best = largest(law.probs, SUPPORT + 1)
+        ids = best if law.ids is None else law.ids[best]
+        weights = np.maximum(np.rint(law.probs[best] * _ONE), 1).astype(np.int64)
+        kept = np.flatnonzero((ids != token) & (law.probs[best] > 0))[:SUPPORT]
+        kept = kept[np.argsort(ids[kept])]
+        return pack_entries(ids[kept], weights[kept], token, self._vocab_size)
+
+
+def make_lossy_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
+    """Return the device half, exact or not."""
+    return _Proposer(params, vocab_size)
+
+
+def make_lossy_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half, exact or not."""
+    return _Decider(params, vocab_size)
+
+
+def _check(params: SamplingParams, vocab_size: int) -> None:
+    if not covers(params, vocab_size):
+        raise ConfigError(
+            f"scheme 'separate' sends {SUPPORT} entries of the target's law, which "
+            f"top-k {params.top_k} does not fit: corrections would be biased",
+            hint=f"use --top-k {SUPPORT} or less, or --scheme separate-lossy",
+        )
+
+
+def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
+    """Return the device half.
+
+    Raises:
+        ConfigError: The entries that come down would not cover the target's law.
+    """
+    _check(params, vocab_size)
+    return _Proposer(params, vocab_size)
+
+
+def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+    """Return the cloud half.
+
+    Raises:
+        ConfigError: The entries that go down would not cover the target's law.
+    """
+    _check(params, vocab_size)
+    return _Decider(params, vocab_size)
+
+
+SCHEME = Scheme(CARD, make_proposer, make_decider)
+LOSSY_SCHEME = Scheme(LOSSY_CARD, make_lossy_proposer, make_lossy_decider, loss)
