@@ -230,9 +230,7 @@ def _context(fields: _Fields, wanted: int | None) -> int:
     return wanted
 
 
-def _rope_rates(
-    fields: _Fields, head_dim: int, *, partial: float
-) -> NDArray[np.float64]:
+def _rope_rates(fields: _Fields, head_dim: int, *, partial: float) -> NDArray[np.float64]:
     """Return radians per position for each rotated pair.
 
     Source:

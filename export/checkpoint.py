@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ class Checkpoint:
     def tokenizer(self) -> Path:
         """Its ``tokenizer.json``."""
         return self.folder / "tokenizer.json"
+
+    def cut(self, context: int) -> Checkpoint:
+        """Return the same model with at most ``context`` positions."""
+        fewer = min(context, self.architecture.context)
+        return replace(self, architecture=replace(self.architecture, context=fewer))
 
     def __contains__(self, name: str) -> bool:
         return name in self.parameters

@@ -99,8 +99,7 @@ class Parity:
                 f"{name} picks the checkpoint's most likely token at "
                 f"{self.agreement:.1%} of {self.tokens} positions, "
                 f"the limit is {limit.agreement:.1%}",
-                hint="choose a wider precision, or lower the limit with "
-                "--min-agreement",
+                hint="choose a wider precision, or lower the limit with --min-agreement",
             )
         if limit.difference is None:
             return
@@ -169,6 +168,7 @@ def _torch_logits(
         if required == "torch":
             raise
         return None, "numpy"
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(folder),
         dtype=torch.float32,

@@ -61,9 +61,7 @@ from draftwire.export.onnx_builder import MICROSOFT, GraphBuilder, Value, value
 __all__ = ["MIN_ENGINE", "build_target_graph"]
 
 MIN_ENGINE = "1.19"
-_NEVER = np.array(
-    -1e30, np.float32
-)  # added to a score: exp() of it is 0, and no inf - inf
+_NEVER = np.array(-1e30, np.float32)  # added to a score: exp() of it is 0, and no inf - inf
 
 
 def build_target_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
@@ -120,9 +118,7 @@ class _Writer:
         g, weight = self.g, self.weight(name + ".weight")
         if self.a.neox:
             bias = self.weight(name + ".bias")
-            return g.node(
-                "LayerNormalization", [x, weight, bias], name, epsilon=self.a.eps
-            )
+            return g.node("LayerNormalization", [x, weight, bias], name, epsilon=self.a.eps)
         return g.node(
             "SimplifiedLayerNormalization",
             [x, weight],
@@ -221,12 +217,8 @@ class _Writer:
             for table in ("cos", "sin")
         }
         turned = [
-            g.node(
-                "Sub", [products["first", "cos"], products["second", "sin"]], n + "re"
-            ),
-            g.node(
-                "Add", [products["second", "cos"], products["first", "sin"]], n + "im"
-            ),
+            g.node("Sub", [products["first", "cos"], products["second", "sin"]], n + "re"),
+            g.node("Add", [products["second", "cos"], products["first", "sin"]], n + "im"),
         ]
         return g.node("Concat", [*turned, *parts[2:]], n + "turned", axis=-1)
 

@@ -1,0 +1,54 @@
+"""What a draft shares with its targets, as one number."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["anchor_parameters", "backbone_fingerprint"]
+
+_EMBEDDINGS = frozenset({"model.embed_tokens.weight", "gpt_neox.embed_in.weight"})
+_LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.")
+
+
+def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
+    """Return the parameters of the anchor: embedding and the first ``layers``."""
+    found = []
+    for name in names:
+        match = _LAYER.match(name)
+        if name in _EMBEDDINGS or (match and int(match[1]) < layers):
+            found.append(name)
+    return sorted(found)
+
+
+def backbone_fingerprint(
+    names: Iterable[str],
+    weight: Callable[[str], NDArray[np.float32]],
+    *,
+    layers: int,
+) -> str:
+    """Return the fingerprint of a model's anchor.
+
+    The anchor is what draft and targets of a family have in common and what no
+    evolution may touch.  Weights are rounded to float16 first, so that a checkpoint
+    and its float16 package have the same value.
+
+    Args:
+        names: The model's parameters.
+        weight: Gives one of them, float32.
+        layers: How many of the first layers belong to the anchor.
+
+    Returns:
+        64 hex digits.
+    """
+    digest = hashlib.sha256(f"draftwire.backbone/1 {layers}\n".encode())
+    for name in anchor_parameters(names, layers):
+        with np.errstate(over="ignore"):
+            values = weight(name).astype("<f2") + np.float16(0)  # one zero, not two
+        digest.update(f"{name} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

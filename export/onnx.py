@@ -1,0 +1,343 @@
+"""From a Hugging Face checkpoint to a package: the way behind ``export onnx``."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export import gqa_graph, target_graph
+from draftwire.export.architecture import UnknownArchitecture
+from draftwire.export.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.fingerprint import backbone_fingerprint
+from draftwire.export.parity import (
+    LIMITS,
+    Limit,
+    Logits,
+    Parity,
+    check_draft,
+    compare,
+    expected_logits,
+    probe_tokens,
+    run_target,
+)
+from draftwire.export.quantise import PRECISIONS, quantise
+from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
+from draftwire.tensors import read_tensors, write_tensors
+
+__all__ = ["DRAFT_CONTEXT", "export_onnx", "made_with", "model_files"]
+
+# A draft's cache takes memory for all of it, so a long trained context is cut.
+DRAFT_CONTEXT = 4096
+# From here on weights lie beside the graph: onnxruntime maps them instead of copying.
+EXTERNAL_BYTES = 64 << 20
+TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for, but for the model and the place."""
+
+    name: str | None
+    version: str
+    family_name: str | None
+    anchor_layers: int
+    min_agreement: float | None
+    against: str
+
+    def limit(self, precision: str) -> Limit:
+        limit = LIMITS[precision]
+        if self.min_agreement is None:
+            return limit
+        return Limit(limit.difference, self.min_agreement)
+
+
+def export_onnx(
+    model_dir: str | Path,
+    out: str | Path,
+    *,
+    precision: str | Sequence[str] | None = None,
+    role: str = "draft",
+    name: str | None = None,
+    version: str = "v1",
+    family_name: str | None = None,
+    context: int | None = None,
+    anchor_layers: int = 0,
+    min_agreement: float | None = None,
+    against: str = "auto",
+    replace: bool = False,
+) -> Path:
+    """Export a checkpoint as a draft or target package.
+
+    The result is compared with the checkpoint first; nothing is written when it
+    says something else.
+
+    Args:
+        model_dir: A Hugging Face directory with safetensors weights.
+        out: The package, ``NAME.draft`` or ``NAME.target``.
+        precision: For a draft any of "fp32", "int8", "int4" (default int8); for a
+            target how its weights are stored, "fp16" (default) or "fp32".
+        role: "draft" or "target".
+        name: The package's name; by default the folder's.
+        version: The target's version.
+        family_name: For people; by default the name.
+        context: Positions to serve; by default the trained ones, for a draft at
+            most 4096.
+        anchor_layers: How many first layers draft and targets share; 0 for none.
+        min_agreement: Least share of positions with the checkpoint's most likely
+            token, in place of the precision's own limit.
+        against: "torch", "numpy", or "auto" for transformers where installed.
+        replace: Put it in the place of an older package.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        ConfigError: An argument is wrong, or ``out`` exists.
+        ModelError: The checkpoint is damaged or of an unknown shape, or the result
+            differs from it by more than the limit.
+    """
+    out = Path(out)
+    if role not in ("draft", "target"):
+        raise ConfigError(f"there is no role {role!r}", hint="draft or target")
+    if out.suffix != f".{role}":
+        raise ConfigError(
+            f"a {role} package is called NAME.{role}, not {out.name}",
+            hint=f"--out {out.stem}.{role}",
+        )
+    if out.exists() and not replace:
+        raise ConfigError(
+            f"there is something at {out} already",
+            hint="choose another place, or remove it first",
+        )
+    precisions = _precisions(precision, role)
+    request = _Request(
+        name or out.stem,
+        version,
+        family_name,
+        anchor_layers,
+        min_agreement,
+        against,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
+        make = _draft if role == "draft" else _target
+        try:
+            checkpoint = load_checkpoint(model_dir, context=context)
+            if role == "draft" and context is None:
+                checkpoint = checkpoint.cut(DRAFT_CONTEXT)
+            fields, files = make(checkpoint, precisions, request, Path(scratch))
+        except UnknownArchitecture as exc:
+            if role == "target":
+                raise ModelError(
+                    str(exc),
+                    hint="as a target it can be served by the transformers backend",
+                ) from exc
+            from draftwire.export.concat_graph import export_with_optimum
+
+            fields, files = export_with_optimum(
+                Path(model_dir),
+                Path(scratch),
+                precisions,
+                limit=request.limit,
+                context=context,
+                why=exc,
+            )
+            fields |= {"name": request.name}
+            fields["family"]["name"] = request.family_name or request.name
+        write_package(out, role, fields, files, replace=replace)
+    return out
+
+
+def _precisions(wanted: str | Sequence[str] | None, role: str) -> list[str]:
+    known = PRECISIONS if role == "draft" else tuple(TARGET_PRECISIONS)
+    if wanted is None:
+        wanted = "int8" if role == "draft" else "fp16"
+    chosen = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    for precision in chosen:
+        if precision not in known:
+            raise ConfigError(
+                f"a {role} has no precision {precision!r}",
+                hint=f"choose from {', '.join(known)}",
+            )
+    if not chosen or (role == "target" and len(chosen) > 1):
+        raise ConfigError(f"{len(chosen)} precisions for a {role} were given")
+    return chosen
+
+
+def _draft(
+    checkpoint: Checkpoint, precisions: Sequence[str], request: _Request, scratch: Path
+) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    architecture = checkpoint.architecture
+    ids = probe_tokens(checkpoint)
+    expected, against = expected_logits(checkpoint, ids, against=request.against)
+    whole = scratch / "whole.onnx"
+    save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
+    files = {"tokenizer.json": NewFile(checkpoint.tokenizer)}
+    for precision in precisions:
+
+        def check(path: Path) -> Parity:
+            return check_draft(str(path), architecture, ids, expected, against)
+
+        files |= model_files(
+            whole,
+            precision,
+            check,
+            request.limit(precision),
+            {"graph": "gqa", "min_engine": gqa_graph.MIN_ENGINE},
+        )
+    return _fields(checkpoint, request), files
+
+
+def model_files(
+    whole: Path,
+    precision: str,
+    check: Any,
+    limit: Limit,
+    details: Mapping[str, Any],
+) -> dict[str, NewFile]:
+    """Return the files of one precision of a draft, past the gate.
+
+    Args:
+        whole: The float32 graph.
+        precision: What to make of it.
+        check: Takes a path and returns a :class:`Parity`.
+        limit: What it must reach.
+        details: For the manifest: how the graph is used.
+
+    Raises:
+        ModelError: The limit is not reached.
+    """
+    name = f"model.{precision}.onnx"
+    path = whole.parent / name
+    if precision == "fp32":
+        save_model(onnx.load(str(whole)), path)
+    else:
+        quantise(whole, path, precision)
+        save_model(onnx.load(str(path)), path)
+    parity = check(path)
+    parity.require(name, limit)
+    entry = {
+        "engine": "onnxruntime",
+        "precision": precision,
+        **details,
+        "parity": parity.record(),
+    }
+    files = {name: NewFile(path, entry)}
+    data = path.with_name(name + ".data")
+    if data.exists():
+        files[data.name] = NewFile(data, {"of": name})
+    return files
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; large weights go to ``<name>.data`` beside it."""
+    size = sum(len(t.raw_data) for t in model.graph.initializer)
+    if size < EXTERNAL_BYTES:
+        onnx.save_model(model, str(path))
+        return
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)  # the library appends to what is there
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=data.name,
+        size_threshold=1024,
+    )
+
+
+def _target(
+    checkpoint: Checkpoint, precisions: Sequence[str], request: _Request, scratch: Path
+) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    precision = precisions[0]
+    graph = target_graph.build_target_graph(checkpoint).SerializeToString()
+    weights = scratch / "weights.safetensors"
+    kind = TARGET_PRECISIONS[precision]
+    with np.errstate(over="ignore"):
+        tensors = {n: checkpoint.weight(n).astype(kind) for n in checkpoint.parameters}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise ModelError(
+                f"{checkpoint.folder.name}: {name} does not fit into {precision}",
+                hint="--precision fp32",
+            )
+    write_tensors(weights, tensors)
+    ids = probe_tokens(checkpoint)
+    expected, against = expected_logits(checkpoint, ids, against=request.against)
+    found: Logits = run_target(graph, read_tensors(weights), checkpoint.architecture, ids)
+    parity = compare(found, expected, against)
+    parity.require("the target", request.limit(precision))
+    files = {
+        "tokenizer.json": NewFile(checkpoint.tokenizer),
+        "model.onnx": NewFile(
+            graph,
+            {
+                "engine": "onnxruntime",
+                "graph": "target",
+                "min_engine": target_graph.MIN_ENGINE,
+            },
+        ),
+        "weights.safetensors": NewFile(
+            weights, {"precision": precision, "parity": parity.record()}
+        ),
+    }
+    fields = _fields(checkpoint, request)
+    return {**fields, "version": request.version, "base": None, "adapter": None}, files
+
+
+def _fields(checkpoint: Checkpoint, request: _Request) -> dict[str, Any]:
+    a = checkpoint.architecture
+    if request.anchor_layers > a.layers or request.anchor_layers < 0:
+        raise ConfigError(
+            f"an anchor of {request.anchor_layers} layers was asked for, "
+            f"{checkpoint.folder.name} has {a.layers}"
+        )
+    backbone = None
+    if request.anchor_layers:
+        backbone = backbone_fingerprint(
+            checkpoint.parameters, checkpoint.weight, layers=request.anchor_layers
+        )
+    return {
+        "name": request.name,
+        "family": {
+            "name": request.family_name or request.name,
+            "backbone": backbone,
+            "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
+        },
+        "vocab_size": a.vocab_size,
+        "context": a.context,
+        "bos_id": checkpoint.bos_id,
+        "eos_ids": list(checkpoint.eos_ids),
+        "shape": {
+            "layers": a.layers,
+            "kv_heads": a.kv_heads,
+            "head_dim": a.head_dim,
+            "hidden": a.hidden,
+        },
+        "made": {
+            "from": checkpoint.name,
+            "model_type": a.model_type,
+            "anchor_layers": request.anchor_layers,
+            **made_with(),
+        },
+    }
+
+
+def made_with() -> dict[str, str]:
+    """Return the versions that make an export repeatable."""
+    return {
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
