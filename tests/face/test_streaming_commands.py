@@ -1,0 +1,289 @@
+"""``draftwire generate`` and ``draftwire demo``, with a played session."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+
+from draftwire import Chunk, Token
+from draftwire.cli import _common, main
+
+
+def test_text_on_stdout_totals_on_stderr(
+    played: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(played.words()) == 0
+    captured = capsys.readouterr()
+    assert captured.out == " lived in a café.\n"
+    assert captured.err == (
+        "4 tokens in 2 rounds, 3.00 accepted a block, 0.50 target forwards a token, "
+        "2.50 bytes up a drafted token, 8.00 tokens/s (length)\n"
+    )
+
+
+def test_what_is_asked_for_reaches_the_session(
+    played: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "draftwire.toml").write_text('top_k = 50\nscheme = "coupled"\n')
+    monkeypatch.setenv("DRAFTWIRE_TEMPERATURE", "0.8")
+    words = [*played.words(), "--top-p", "0.9", "--seed", "7", "--block", "6"]
+    words += [
+        "--stop",
+        "\n",
+        "--stop",
+        "END",
+        "--max-new-tokens",
+        "9",
+        "--threads",
+        "2",
+    ]
+    assert main([*words, "-q"]) == 0
+    assert played.where == {
+        "url": "ws://x:1",
+        "draft": "d.draft",
+        "target": "v1",
+        "token": "secret",
+        "threads": 2,
+    }
+    assert played.calls == [
+        (
+            "Once",
+            {
+                "max_new_tokens": 9,
+                "scheme": "coupled",
+                "temperature": 0.8,
+                "top_k": 50,
+                "top_p": 0.9,
+                "seed": 7,
+                "block": 6,
+                "stop": ["\n", "END"],
+            },
+        )
+    ]
+
+
+def test_json_has_stdout_to_itself(played: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*played.words(), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == played.report_of(4, "length")
+    assert " lived in a café." in captured.err
+    assert main([*played.words(), "--json", "-q"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == played.report_of(4, "length")
+    assert captured.err == ""
+
+
+def test_json_to_a_file_keeps_the_text(
+    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*played.words(), "--json", "out.json"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["tokens"] == 4
+    assert capsys.readouterr().out == " lived in a café.\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "token"]
+
+
+def test_ctrl_c_ends_with_the_totals_and_130(
+    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    played.interrupt = True
+    assert main([*played.words(), "--json", "out.json"]) == 130
+    captured = capsys.readouterr()
+    assert captured.out == " lived\n"
+    assert "(cancelled)" in captured.err
+    assert json.loads((tmp_path / "out.json").read_text())["finish"] == "cancelled"
+
+
+@pytest.mark.parametrize("dash", [True, False])
+def test_the_prompt_comes_from_a_pipe(
+    dash: bool, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = io.TextIOWrapper(io.BytesIO("Grüße\n".encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", typed)
+    words = [w for w in played.words() if w != "Once"]
+    assert main(words + (["-"] if dash else [])) == 0
+    assert played.calls[0][0] == "Grüße\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read"),
+        ("", "one line"),
+        ("two words", "one line"),
+        ("\x80", "cannot"),
+    ],
+)
+def test_a_bad_token_file_is_a_clear_error(
+    text: str | None,
+    message: str,
+    played: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "token").unlink()
+    if text is not None:
+        (tmp_path / "token").write_bytes(text.encode("latin-1"))
+    assert main(played.words()) == 2
+    err = capsys.readouterr().err
+    assert message in err and "token" in err and "secret" not in err
+
+
+# ---- demo
+
+
+@pytest.fixture
+def demo(
+    played: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[list[list[Path]]]:
+    """Make the verifier of the demo a played one too; yields what it was given."""
+    from draftwire.cli import _local_verifier
+    from draftwire.cli import demo as command
+
+    served: list[list[Path]] = []
+
+    @contextmanager
+    def local_verifier(targets: list[Path]) -> Iterator[tuple[str, str]]:
+        served.append(targets)
+        yield "ws://127.0.0.1:4321", "fresh"
+
+    monkeypatch.setattr(_local_verifier, "local_verifier", local_verifier)
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    for name in ("reference.draft", "v1.target", "v2.target"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    yield served
+
+
+def test_demo_shows_three_prompts_and_a_table(
+    demo: list[list[Path]],
+    played: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert main(["demo", "--target", "v2", "--json", "out.json"]) == 0
+    out = capsys.readouterr().out
+    assert demo == [[Path("models/v2.target")]]
+    assert played.where["token"] == "fresh" and played.where["target"] == "v2"
+    assert len(played.calls) == 3
+    for prompt, options in played.calls:
+        assert f"{prompt} lived in a café.\n" in out
+        assert (options["scheme"], options["seed"]) == ("greedy", 0)
+    lines = out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("prompt "))
+    total = lines[header + 5].split()
+    assert total == ["all", "12", "6", "3.00", "6", "12", "0.50", "2.50", "8.00"]
+    reports = json.loads((tmp_path / "out.json").read_text())
+    assert reports == [played.report_of(4, "length")] * 3
+
+
+def test_demo_takes_prompts_and_samples_when_it_is_warm(
+    demo: list[list[Path]], played: Any
+) -> None:
+    words = ["demo", "--prompt", "One", "Two", "--prompt", "Three"]
+    words += ["--temperature", "0.8", "--seed", "7"]
+    assert main(words) == 0
+    assert [prompt for prompt, _ in played.calls] == ["One", "Two", "Three"]
+    assert {options["scheme"] for _, options in played.calls} == {"coupled"}
+    assert {options["seed"] for _, options in played.calls} == {7}
+
+
+def test_demo_names_the_targets_there_are(
+    demo: list[list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--target", "v7"]) == 2
+    assert "v1" in capsys.readouterr().err
+    assert main(["demo", "--target", "../models/v1"]) == 2
+    assert demo == []
+
+
+def test_demo_without_models_says_where_it_looked(
+    demo: list[list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DRAFTWIRE_MODELS", str(tmp_path / "empty"))
+    assert main(["demo"]) == 2
+    assert "DRAFTWIRE_MODELS" in capsys.readouterr().err
+
+
+# ---- colours
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "never", "wanted"),
+    [
+        ({}, True, False, True),
+        ({}, False, False, False),
+        ({}, True, True, False),
+        ({"NO_COLOR": "1"}, True, False, False),
+        ({"NO_COLOR": ""}, True, False, True),
+        ({"FORCE_COLOR": "1"}, False, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False, False),
+        ({"FORCE_COLOR": "1"}, True, True, False),
+        ({"TERM": "dumb"}, True, False, False),
+    ],
+)
+def test_colours_are_for_terminals(
+    variables: dict[str, str],
+    terminal: bool,
+    never: bool,
+    wanted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = Terminal() if terminal else io.StringIO()
+    assert _common.wants_colour(stream, never=never) is wanted
+
+
+def words() -> Any:
+    """Return a byte-level tokenizer of the words that the played session says."""
+    tokenizers = pytest.importorskip("tokenizers")
+    spelt = ["?", "Ġlived", "Ġin", "Ġa", "ĠcafÃ©."]
+    vocabulary = {word: number for number, word in enumerate(spelt)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "?"))
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
+def test_each_token_has_the_colour_of_how_it_came_about(played: Any) -> None:
+    from draftwire.cli._stream import COLOURS, Painter
+
+    screen = io.StringIO()
+    painter = Painter(screen, words(), colour=True)
+    for chunk in played("ws://x").generate("Once"):
+        painter.show(chunk)
+    green, yellow, cyan = (COLOURS[k] for k in ("accepted", "correction", "bonus"))
+    assert screen.getvalue() == (
+        f"\x1b[{green}m lived\x1b[0m"
+        f"\x1b[{green}m in\x1b[0m\x1b[{yellow}m a\x1b[0m"
+        f"\x1b[{cyan}m café.\x1b[0m"
+    )
+
+
+def test_a_stop_string_may_cut_or_hold_back_the_text() -> None:
+    from draftwire.cli._stream import Painter
+
+    screen = io.StringIO()
+    painter = Painter(screen, words(), colour=True)
+    tokens = (Token(1, "accepted"), Token(2, "correction"))
+    painter.show(Chunk(" liv", tokens, 0.0))
+    painter.show(Chunk("ed in", (), 0.0))
+    shown = screen.getvalue()
+    for code in ("\x1b[32m", "\x1b[1;33m", "\x1b[0m"):
+        shown = shown.replace(code, "")
+    assert shown == " lived in"
