@@ -1,7 +1,7 @@
 """Makes the virtual environments that the Makefile's verbs run in, and reuses them.
 
     python3 tools/venvs.py make device [test] [workstation] [lint]   ->  .venv
-    python3 tools/venvs.py test [pytest arguments]                   ->  make test
+    python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
 """
@@ -221,31 +221,41 @@ def pytest(python, arguments):
     return process.returncode, last or "no tests ran"
 
 
-def test(arguments):
-    """Run the whole suite on ``.venv``, then the device tests on the boards' Pythons."""
-    started = time.monotonic()
-    everything = not arguments
+def suite(arguments):
+    """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
     inside = make(["device", "test", "workstation"])
-    results = []
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
-    code, summary = pytest(inside, arguments or ["-m", "not slow", "tests"])
-    results.append((".venv", code, summary))
-    if everything:
-        rooms = [os.path.join("tests", name) for name in DEVICE_TESTS]
-        rooms = [name for name in rooms if os.path.isdir(os.path.join(ROOT, name))]
-        for version in DEVICE_PYTHONS:
-            label = "Python " + dotted(version)
-            path = find_python(version)
-            if path is None:
-                results.append((label, None, "not found on this machine, not tested"))
-                continue
-            folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
-            say(f"\n== {label}: the device rooms")
-            inside = ensure(folder, (version, path), ["device", "test"])
-            code, summary = pytest(
-                inside, ["-m", "not workstation and not slow"] + rooms
-            )
-            results.append((label, code, summary))
+    return [(".venv", *pytest(inside, arguments or ["-m", "not slow", "tests"]))]
+
+
+def devices():
+    """Run the tests of the device rooms on each Python of the boards found here."""
+    rooms = [os.path.join("tests", name) for name in DEVICE_TESTS]
+    rooms = [name for name in rooms if os.path.isdir(os.path.join(ROOT, name))]
+    results = []
+    for version in DEVICE_PYTHONS:
+        label = "Python " + dotted(version)
+        path = find_python(version)
+        if path is None:
+            results.append((label, None, "not found on this machine, not tested"))
+            continue
+        folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
+        say(f"\n== {label}: the device rooms")
+        inside = ensure(folder, (version, path), ["device", "test"])
+        arguments = ["-m", "not workstation and not slow"] + rooms
+        results.append((label, *pytest(inside, arguments)))
+    return results
+
+
+def test(arguments):
+    """Run everything, or the tests that ``arguments`` name; return the exit code."""
+    started = time.monotonic()
+    if arguments == ["devices"]:
+        results = devices()
+    else:
+        results = suite(arguments)
+        if not arguments:
+            results += devices()
     say("\nwhere        result")
     for label, code, summary in results:
         verdict = "--" if code is None else "FAILED" if code else "ok"
