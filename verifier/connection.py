@@ -256,9 +256,7 @@ class Connection:
             self._release(stream)
             self._service.refused(code)
             try:
-                await self._send(
-                    Error(code, str(error)[:1000], error.hint, fatal=False)
-                )
+                await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
             except ConnectionClosed:
                 pass
         except Exception as error:

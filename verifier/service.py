@@ -244,9 +244,7 @@ class VerifierService:
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
         if path == "/metrics":
-            return _typed(
-                socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE
-            )
+            return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
         if path != "/":
             return socket.respond(
                 http.HTTPStatus.NOT_FOUND, "nothing here; the protocol is at /\n"
@@ -326,9 +324,7 @@ class VerifierService:
             page.add(name, "counter", help_text, value, tags)
         forwards = "Forwards of the target."
         for kind, value in (("prefill", count.prefill_forwards), ("verify", verify)):
-            page.add(
-                "forwards_total", "counter", forwards, value, {**tags, "kind": kind}
-            )
+            page.add("forwards_total", "counter", forwards, value, {**tags, "kind": kind})
         waiting = served.scheduler.waiting
         page.add("waiting_requests", "gauge", "Waiting for a forward.", waiting, tags)
         sizes = Histogram((1, 2, 4, 8, 16, 32, 64))

@@ -46,9 +46,7 @@ def save(folder, config):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return save(
-        tmp_path_factory.mktemp("hf") / "tiny", transformers.LlamaConfig(**SHAPE)
-    )
+    return save(tmp_path_factory.mktemp("hf") / "tiny", transformers.LlamaConfig(**SHAPE))
 
 
 def recompute(target, ids):

@@ -82,9 +82,7 @@ def test_waiting_blocks_share_one_forward():
         scheduler = Scheduler(backend)
         first = await hold(backend, scheduler)
         slots = [backend.allocate() for _ in range(3)]
-        tasks = await queued(
-            scheduler, *(job(block(s, 0, range(s, s + s))) for s in slots)
-        )
+        tasks = await queued(scheduler, *(job(block(s, 0, range(s, s + s))) for s in slots))
         backend.gate.set()
         answers = await asyncio.gather(first, *tasks)
         assert backend.batches[1:] == [[(s, 0, s) for s in slots]]
@@ -161,9 +159,7 @@ def test_a_poisoned_request_fails_alone_and_the_rest_are_served():
         scheduler = Scheduler(backend)
         first = await hold(backend, scheduler)
         good, bad = backend.allocate(), backend.allocate()
-        tasks = await queued(
-            scheduler, job(block(good, 0, [5])), job(block(bad, 0, [13]))
-        )
+        tasks = await queued(scheduler, job(block(good, 0, [5])), job(block(bad, 0, [13])))
         backend.gate.set()
         await first
         with pytest.raises(ModelError, match="fake v1 failed: MemoryError: no memory"):
@@ -204,9 +200,7 @@ def test_a_withdrawn_request_never_runs():
         scheduler = Scheduler(backend)
         first = await hold(backend, scheduler)
         slot = backend.allocate()
-        tasks = await queued(
-            scheduler, job(block(slot, 0, [3])), job(block(slot, 0, [4]))
-        )
+        tasks = await queued(scheduler, job(block(slot, 0, [3])), job(block(slot, 0, [4])))
         tasks[0].cancel()
         await asyncio.sleep(0)
         assert scheduler.waiting == 2  # the held one and the second

@@ -106,12 +106,26 @@ class Device:
     def __init__(self, socket):
         self.socket = socket
         self.codec = Codec()
+        # websockets 13 drops frames that nobody awaits when the close comes, so read on.
+        self.frames = asyncio.Queue()
+        self.reader = asyncio.ensure_future(self.read())
+
+    async def read(self):
+        try:
+            async for frame in self.socket:
+                self.frames.put_nowait(frame)
+        except ConnectionClosed:
+            pass
+        self.frames.put_nowait(None)
 
     async def say(self, message):
         await self.socket.send(self.codec.encode(message))
 
     async def hear(self):
-        return self.codec.decode(await asyncio.wait_for(self.socket.recv(), 10))
+        frame = await asyncio.wait_for(self.frames.get(), 10)
+        if frame is None:
+            await self.socket.recv()  # raises what ended the connection
+        return self.codec.decode(frame)
 
     async def greet(self, **changes):
         fields = {

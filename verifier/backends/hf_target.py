@@ -225,9 +225,7 @@ def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     odd = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
-    if type(config) in classes and getattr(
-        classes[type(config)], "_is_stateful", False
-    ):
+    if type(config) in classes and getattr(classes[type(config)], "_is_stateful", False):
         odd.append("recurrent state")
     if config.is_encoder_decoder:
         odd.append("encoder")

@@ -1,0 +1,273 @@
+"""``draftwire verifier serve|check|token``: the cloud side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftwire.cli import _common
+from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.verifier.service import VerifierService
+
+__all__ = ["register"]
+
+SCHEMA = "draftwire.verifier/1"
+CHECK_S = 10.0
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "verifier",
+        help="serve targets to devices",
+        description="Hold target models and verify what devices draft.",
+    )
+    parser.set_defaults(run=_nothing)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    _register_serve(actions)
+    check = actions.add_parser(
+        "check",
+        help="ask a running verifier how it is",
+        description="Ask a running verifier for its health and its targets.",
+    )
+    check.add_argument("url", help="ws://HOST:PORT or wss://HOST:PORT")
+    check.add_argument("--ca", type=Path, metavar="PEM", help="authority to trust")
+    _common.add_common_flags(check)
+    check.set_defaults(run=_check)
+    token = actions.add_parser(
+        "token",
+        help="make a bearer token",
+        description="Make a random token; to stdout, or to a file for its owner alone.",
+    )
+    token.add_argument("--out", type=Path, metavar="FILE", help="write it there, 0600")
+    _common.add_common_flags(token)
+    token.set_defaults(run=_token)
+
+
+def _register_serve(actions: Any) -> None:
+    serve = actions.add_parser(
+        "serve",
+        help="serve targets until SIGTERM",
+        description="Serve targets to devices. SIGTERM and Ctrl-C let running streams "
+        "finish; SIGHUP reads --targets-dir again.",
+    )
+    models = serve.add_argument_group("targets")
+    add = models.add_argument
+    add(
+        "--target",
+        dest="targets",  # `target` is a setting of devices
+        action="append",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="a target package or checkpoint folder; more than once for several "
+        "(default: the reference targets)",
+    )
+    add(
+        "--targets-dir",
+        type=Path,
+        metavar="DIR",
+        help="serve every *.target in DIR; new ones are taken in while it runs",
+    )
+    add(
+        "--scan-seconds",
+        type=_positive,
+        default=5.0,
+        metavar="S",
+        help="how often DIR is looked at (default: 5)",
+    )
+    add("--default", default="", metavar="NAME", help="for devices that name no target")
+    add(
+        "--backend",
+        choices=("auto", "onnx", "hf"),
+        default="auto",
+        help="onnxruntime for packages, transformers for checkpoints (default: auto)",
+    )
+    add("--threads", type=_count, metavar="N", help="of the engine (default: cores)")
+    add("--slots", type=_count, default=16, metavar="N", help="streams a target (16)")
+    add("--context", type=_count, metavar="N", help="most tokens of a stream")
+    add("--device", metavar="NAME", help="torch device, for checkpoints")
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="torch dtype, for checkpoints (default: float32 on a CPU)",
+    )
+    add("--batch-tokens", type=_count, default=512, metavar="N", help="a forward (512)")
+    add("--prefill-chunk", type=_count, default=128, metavar="N", help="a prompt (128)")
+    _register_network(serve)
+    _common.add_common_flags(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _register_network(serve: argparse.ArgumentParser) -> None:
+    add = serve.add_argument_group("network").add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    add("--port", type=_port, default=8765, help="0 takes a free one (default: 8765)")
+    _common.add_settings(serve, ("token_file",))
+    add("--tls-cert", type=Path, metavar="PEM", help="certificate chain, for wss://")
+    add("--tls-key", type=Path, metavar="PEM", help="its private key")
+    add("--tls-client-ca", type=Path, metavar="PEM", help="ask devices for certificates")
+    add("--insecure", action="store_true", help="allow plain ws:// off loopback")
+    add = serve.add_argument_group("limits").add_argument
+    add("--max-sessions", type=_count, default=64, metavar="N", help="devices (64)")
+    add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
+    add("--max-message-bytes", type=_count, default=1 << 20, metavar="N", help="(1 MiB)")
+    add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
+    add("--drain-timeout", type=_positive, default=10.0, metavar="S", help="(10)")
+
+
+def _nothing(args: argparse.Namespace) -> int:
+    raise ConfigError("name an ACTION", hint="see `draftwire verifier --help`")
+
+
+def _serve(args: argparse.Namespace) -> int:
+    token_file = _common.read_settings(args)["token_file"].value
+    tls = (args.tls_cert, args.tls_key, args.tls_client_ca)
+    if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not tls[0]):
+        raise ConfigError(
+            "TLS needs both --tls-cert and --tls-key",
+            hint="give both PEM files; --tls-client-ca goes with them",
+        )
+    targets = list(args.targets)
+    if not targets and args.targets_dir is None:
+        from draftwire import reference
+
+        targets = [reference.target_path(name) for name in reference.target_names()]
+    from draftwire.verifier import serving
+    from draftwire.verifier.backends.loading import Loader
+    from draftwire.verifier.limits import Limits
+
+    _common.start_logging(verbose=args.verbose)
+    token = None if token_file is None else serving.read_token_file(token_file)
+    options = serving.Options(
+        targets=tuple(targets),
+        targets_dir=args.targets_dir,
+        scan_s=args.scan_seconds,
+        default=args.default,
+        loader=Loader(
+            backend=args.backend,
+            slots=args.slots,
+            context=args.context,
+            threads=args.threads,
+            device=args.device,
+            dtype=args.dtype,
+        ),
+        host=args.host,
+        port=args.port,
+        token=token,
+        tls=tls if args.tls_cert else None,
+        insecure=args.insecure,
+        limits=Limits(
+            connections=args.max_sessions,
+            context=args.context,
+            block=args.max_block,
+            message_bytes=args.max_message_bytes,
+            idle_s=args.idle_timeout,
+        ),
+        batch_tokens=args.batch_tokens,
+        prefill_chunk=args.prefill_chunk,
+        drain_s=args.drain_timeout,
+    )
+    if token is None and not args.quiet:
+        print(
+            "no token file: everyone on "
+            f"{'this machine' if not args.insecure else 'the network'} may connect",
+            file=sys.stderr,
+        )
+
+    def listening(service: VerifierService) -> None:
+        served = [
+            {
+                "name": s.backend.name,
+                "version": s.backend.version,
+                "id": s.backend.id,
+                "context": s.backend.context,
+            }
+            for s in service.registry.targets
+        ]
+        if args.json is not None:
+            document = {"schema": SCHEMA, "url": service.url, "targets": served}
+            _common.write_json(document, args.json)
+        if args.json != "-":
+            # The first line, so that a program that starts us can read the port.
+            print(f"listening on {service.url}", flush=True)
+            if not args.quiet:
+                print(f"targets: {service.registry.listing()}", flush=True)
+
+    serving.serve(options, listening)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import json
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    from draftwire.errors import TransportError
+
+    scheme, colon, rest = args.url.partition("://")
+    if not colon or scheme not in ("ws", "wss"):
+        raise ConfigError(f"{args.url} is no ws:// or wss:// address")
+    url = f"http{'s' if scheme == 'wss' else ''}://{rest.rstrip('/')}/healthz"
+    try:
+        context = ssl.create_default_context(cafile=args.ca) if scheme == "wss" else None
+        with urllib.request.urlopen(url, timeout=CHECK_S, context=context) as answer:
+            body = answer.read(1 << 20)
+    except urllib.error.HTTPError as error:
+        body = error.read(1 << 20)  # 503 while it drains: the body says so
+    except (OSError, ValueError) as error:
+        raise TransportError(
+            f"no verifier answers at {args.url}: {getattr(error, 'reason', error)}",
+            hint="check the address, and that `draftwire verifier serve` runs there",
+        ) from error
+    try:
+        health = json.loads(body)
+        targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
+        line = f"{health['status']}: {', '.join(targets)}; {health['sessions']} devices"
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransportError(
+            f"what answers at {args.url} is no draftwire verifier"
+        ) from error
+    if args.json is not None:
+        _common.write_json({"schema": SCHEMA, **health}, args.json)
+    if args.json != "-":
+        print(line)
+    return 0 if health["status"] == "ok" else TransportError.exit_code
+
+
+def _token(args: argparse.Namespace) -> int:
+    from draftwire.verifier import serving
+
+    if args.out is None:
+        print(serving.make_token())
+        return 0
+    serving.write_token_file(args.out)
+    if not args.quiet:
+        print(f"wrote {args.out}; copy it to the devices for --token-file")
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"{value} is no port")
+    return value

@@ -1,0 +1,88 @@
+"""From a path to a backend: which engine a target needs, and its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from draftwire.errors import ConfigError
+from draftwire.verifier.backends.onnx_target import OnnxTarget, WeightStore
+
+if TYPE_CHECKING:
+    from draftwire.verifier.backends.base import TargetBackend
+
+__all__ = ["BACKENDS", "Loader"]
+
+BACKENDS = ("auto", "onnx", "hf")
+
+
+@dataclass
+class Loader:
+    """Loads targets that run side by side in one process.
+
+    Attributes:
+        backend: ``"onnx"`` for target packages, ``"hf"`` for checkpoint and adapter
+            folders, ``"auto"`` to look which one a path is.
+        slots: Sessions of each target at the same time.
+        context: Most tokens of a session; None takes each target's own.
+        threads: Of an engine; None takes its default.
+        device: Torch device, for ``hf``.
+        dtype: Torch dtype, for ``hf``.
+    """
+
+    backend: str = "auto"
+    slots: int = 16
+    context: int | None = None
+    threads: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    _store: WeightStore = field(default_factory=WeightStore)
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(
+                f"unknown backend {self.backend!r}",
+                hint=f"one of {', '.join(BACKENDS)}",
+            )
+
+    def __call__(self, path: Path) -> TargetBackend:
+        """Load the target at ``path``.
+
+        Raises:
+            ConfigError: It is neither a package nor a checkpoint, or an option or a
+                library does not fit.
+            ModelError: It is damaged or unfit to verify drafts.
+        """
+        kind = self.backend if self.backend != "auto" else _kind(path)
+        if kind == "onnx":
+            return OnnxTarget(
+                path,
+                slots=self.slots,
+                context=self.context,
+                threads=self.threads,
+                store=self._store,
+            )
+        from draftwire.verifier.backends.hf_target import HFTarget
+
+        return HFTarget(
+            path,
+            slots=self.slots,
+            context=self.context,
+            threads=self.threads,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def _kind(path: Path) -> str:
+    if not path.is_dir():
+        raise ConfigError(f"there is no target at {path}", hint="check the path")
+    if (path / "target.json").is_file():
+        return "onnx"
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return "hf"
+    raise ConfigError(
+        f"{path} is neither a target package (target.json) nor a checkpoint (config.json)",
+        hint="`draftwire export onnx --role target` makes a package of a checkpoint",
+    )

@@ -1,0 +1,188 @@
+"""A verifier process from start to end: load, listen, watch, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+from draftwire.errors import ConfigError
+from draftwire.verifier.backends.loading import Loader
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.service import VerifierService, tls_context
+
+__all__ = ["Options", "make_token", "read_token_file", "serve", "write_token_file"]
+
+log = logging.getLogger("draftwire.verifier")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve.
+
+    Attributes:
+        targets: Packages or checkpoint folders.
+        targets_dir: Folder whose ``*.target`` packages come and go while it runs.
+        scan_s: Seconds between two looks at ``targets_dir``.
+        default: Target of devices that ask for none; "" means the newest.
+        loader: Makes backends of paths.
+        host: Address to listen on.
+        port: 0 takes a free one.
+        token: Bearer token, or None.
+        tls: Certificate, key and the client authority (or None), or None for plain.
+        insecure: Allow plain connections off loopback.
+        limits: Of each device.
+        batch_tokens: Most tokens in one forward.
+        prefill_chunk: Most tokens of one prompt in one forward.
+        drain_s: Seconds that running streams may take at the end.
+    """
+
+    targets: tuple[Path, ...] = ()
+    targets_dir: Path | None = None
+    scan_s: float = 5.0
+    default: str = ""
+    loader: Loader = field(default_factory=Loader)
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token: str | None = None
+    tls: tuple[Path, Path, Path | None] | None = None
+    insecure: bool = False
+    limits: Limits = field(default_factory=Limits)
+    batch_tokens: int = 512
+    prefill_chunk: int = 128
+    drain_s: float = 10.0
+
+
+def serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
+
+    SIGHUP reads ``targets_dir`` again without waiting for the next look.
+
+    Args:
+        options: How to serve.
+        listening: Called once, when devices can connect.
+
+    Raises:
+        ConfigError: An option does not fit, or the address cannot be had.
+        ModelError: A target of ``options.targets`` does not load.
+    """
+    asyncio.run(_serve(options, listening))
+
+
+async def _serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
+    if not 1 <= options.prefill_chunk <= options.batch_tokens:
+        raise ConfigError(
+            f"a prompt chunk of {options.prefill_chunk} tokens is not within 1 and the "
+            f"{options.batch_tokens} tokens of a forward"
+        )
+    registry = Registry(
+        options.loader,
+        scheduler={"max_tokens": options.batch_tokens, "chunk": options.prefill_chunk},
+        default=options.default,
+    )
+    service = VerifierService(
+        registry,
+        host=options.host,
+        port=options.port,
+        token=options.token,
+        tls=tls_context(*options.tls) if options.tls else None,
+        insecure=options.insecure,
+        limits=options.limits,
+    )
+    stop, again = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
+    watcher = None
+    try:
+        for path in options.targets:
+            await registry.load(path)
+        if options.targets_dir is not None:
+            await registry.scan(options.targets_dir)
+            watcher = asyncio.ensure_future(_watch(registry, options, again))
+        if options.default:
+            registry.find(options.default, "")
+        await service.start()
+        listening(service)
+        await stop.wait()
+        # From here on the signals have their usual effect: a second one is for good.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        await service.drain(options.drain_s)
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+        await service.close()
+
+
+async def _watch(registry: Registry, options: Options, again: asyncio.Event) -> None:
+    assert options.targets_dir is not None
+    while True:
+        try:
+            await asyncio.wait_for(again.wait(), options.scan_s)
+        except asyncio.TimeoutError:
+            pass
+        if again.is_set():
+            again.clear()
+            log.warning("reading %s again", options.targets_dir)
+        try:
+            await registry.scan(options.targets_dir)
+        except ConfigError as error:  # a folder that is away now may come back
+            log.error("%s", error)
+
+
+def read_token_file(path: Path) -> str:
+    """Return the token in ``path``; warn when others can read it.
+
+    Raises:
+        ConfigError: It cannot be read, or holds no proper token.
+    """
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the token file {path}: {error}",
+            hint=f"make one: draftwire verifier token --out {path}",
+        ) from error
+    if len(token) < 16 or len(token.split()) != 1:
+        raise ConfigError(
+            f"the token file {path} must hold one line with one token of at least 16 "
+            "characters",
+            hint=f"make one: draftwire verifier token --out {path}",
+        )
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning("other users can read the token file %s: chmod 600 %s", path, path)
+    return token
+
+
+def write_token_file(path: Path) -> None:
+    """Write a new token to ``path``, readable by its owner alone.
+
+    Raises:
+        ConfigError: There is something at ``path``, or it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"there is something at {path} already",
+            hint="remove it first when devices need a new token, or choose another name",
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    with os.fdopen(handle, "w", encoding="ascii") as stream:
+        stream.write(make_token() + "\n")
+
+
+def make_token() -> str:
+    """Return a new random token of 256 bits."""
+    return secrets.token_urlsafe(32)
