@@ -15,7 +15,14 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.export.architecture import Architecture, read_architecture
 from draftwire.tensors import RawTensor, TensorFile
 
-__all__ = ["Checkpoint", "load_checkpoint", "read_json"]
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "open_weights",
+    "read_config",
+    "read_json",
+    "special_ids",
+]
 
 MAX_JSON = 64 << 20  # bytes; tokenizer.json is the largest one read
 INDEX = "model.safetensors.index.json"
@@ -98,8 +105,8 @@ def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkp
             hint="save it there: AutoTokenizer.from_pretrained(...)."
             "save_pretrained(DIR), with a fast tokenizer",
         )
-    parameters = _check(folder, architecture, _open_weights(folder))
-    bos_id, eos_ids = _special_ids(folder, config, architecture.vocab_size)
+    parameters = _check(folder, architecture, open_weights(folder))
+    bos_id, eos_ids = special_ids(folder, config, architecture.vocab_size)
     return Checkpoint(folder, architecture, parameters, bos_id, eos_ids)
 
 
@@ -145,8 +152,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _open_weights(folder: Path) -> dict[str, TensorFile]:
-    """Return the file of each tensor, from one file or from shards."""
+def open_weights(folder: Path) -> dict[str, TensorFile]:
+    """Return the file of each tensor, from one file or from shards.
+
+    Raises:
+        ModelError: There are no safetensors weights, or a shard is missing.
+    """
     if (folder / "model.safetensors").is_file():
         file = TensorFile(folder / "model.safetensors")
         return dict.fromkeys(file.names(), file)
@@ -227,10 +238,14 @@ def _same_biases(
             raise ModelError(f"{folder.name} has {kind} in some layers only")
 
 
-def _special_ids(
+def special_ids(
     folder: Path, config: Mapping[str, Any], vocab_size: int
 ) -> tuple[int | None, tuple[int, ...]]:
-    """Return what starts a prompt and what ends a text."""
+    """Return what starts a prompt and what ends a text.
+
+    Raises:
+        ModelError: One of them is outside of the vocabulary.
+    """
     sources = [config]
     if (folder / "generation_config.json").is_file():
         sources.append(read_json(folder / "generation_config.json"))

@@ -46,7 +46,7 @@ TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 class _Request:
     """What was asked for, but for the model and the place."""
 
-    name: str | None
+    name: str
     version: str
     family_name: str | None
     anchor_layers: int
@@ -66,6 +66,7 @@ def export_onnx(
     *,
     precision: str | Sequence[str] | None = None,
     role: str = "draft",
+    graph: str = "auto",
     name: str | None = None,
     version: str = "v1",
     family_name: str | None = None,
@@ -86,6 +87,8 @@ def export_onnx(
         precision: For a draft any of "fp32", "int8", "int4" (default int8); for a
             target how its weights are stored, "fp16" (default) or "fp32".
         role: "draft" or "target".
+        graph: How a draft's cache is passed: "concat" for Optimum's graph, "auto" for
+            the in-place one where the architecture is known here.
         name: The package's name; by default the folder's.
         version: The target's version.
         family_name: For people; by default the name.
@@ -129,32 +132,51 @@ def export_onnx(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-        make = _draft if role == "draft" else _target
+        fields, files = _make(
+            Path(model_dir), role, graph, context, precisions, request, Path(scratch)
+        )
+        write_package(out, role, fields, files, replace=replace)
+    return out
+
+
+def _make(
+    folder: Path,
+    role: str,
+    graph: str,
+    context: int | None,
+    precisions: Sequence[str],
+    request: _Request,
+    scratch: Path,
+) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    """Return the fields and files of the package, by the way that fits."""
+    why = None
+    if graph == "auto" or role == "target":
         try:
-            checkpoint = load_checkpoint(model_dir, context=context)
-            if role == "draft" and context is None:
+            checkpoint = load_checkpoint(folder, context=context)
+            if role == "target":
+                return _target(checkpoint, precisions, request, scratch)
+            if context is None:
                 checkpoint = checkpoint.cut(DRAFT_CONTEXT)
-            fields, files = make(checkpoint, precisions, request, Path(scratch))
+            return _draft(checkpoint, precisions, request, scratch)
         except UnknownArchitecture as exc:
             if role == "target":
                 raise ModelError(
                     str(exc),
                     hint="as a target it can be served by the transformers backend",
                 ) from exc
-            from draftwire.export.concat_graph import export_with_optimum
+            why = exc
+    elif graph != "concat":
+        raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
+    if request.anchor_layers:
+        raise ConfigError("a concat draft shares no anchor layers with a target")
+    from draftwire.export.concat_graph import export_with_optimum
 
-            fields, files = export_with_optimum(
-                Path(model_dir),
-                Path(scratch),
-                precisions,
-                limit=request.limit,
-                context=context,
-                why=exc,
-            )
-            fields |= {"name": request.name}
-            fields["family"]["name"] = request.family_name or request.name
-        write_package(out, role, fields, files, replace=replace)
-    return out
+    fields, files = export_with_optimum(
+        folder, scratch, precisions, limit=request.limit, context=context, why=why
+    )
+    fields["name"] = request.name
+    fields["family"]["name"] = request.family_name or request.name
+    return fields, files
 
 
 def _precisions(wanted: str | Sequence[str] | None, role: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ __all__ = [
     "check_draft",
     "compare",
     "expected_logits",
+    "finite_logits",
+    "probe_ids",
     "probe_tokens",
     "run_target",
+    "torch_logits",
 ]
 
 Logits = NDArray[np.float32]
+
+MAX_PROBE = 224  # tokens: enough to see a fault, few enough for a laptop
 
 # Plain prose, code, numbers: what a draft meets.  About 250 tokens at V = 2048.
 PROBE_TEXT = """\
@@ -111,22 +117,34 @@ class Parity:
             )
 
 
-def probe_tokens(checkpoint: Checkpoint, *, limit: int = 224) -> list[int]:
-    """Return the tokens that graph and checkpoint are compared on.
+def probe_tokens(checkpoint: Checkpoint) -> list[int]:
+    """Return the tokens that graph and checkpoint are compared on."""
+    a = checkpoint.architecture
+    return probe_ids(
+        checkpoint.folder,
+        a.vocab_size,
+        checkpoint.bos_id,
+        limit=min(MAX_PROBE, a.context),
+    )
+
+
+def probe_ids(
+    folder: Path, vocab_size: int, bos_id: int | None, *, limit: int
+) -> list[int]:
+    """Return at most ``limit`` tokens of the probe text.
 
     Raises:
-        ModelError: The tokenizer knows more tokens than the model has rows.
+        ModelError: The tokenizer gives ids that the model has no row for.
     """
-    tokenizer = load_tokenizer(checkpoint.tokenizer)
-    rows = checkpoint.architecture.vocab_size
-    ids = tokenizer.encode(PROBE_TEXT, bos_id=checkpoint.bos_id)
-    if max(ids) >= rows:
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    ids = tokenizer.encode(PROBE_TEXT, bos_id=bos_id)
+    if not ids or max(ids) >= vocab_size:
         raise ModelError(
-            f"{checkpoint.folder.name}: its tokenizer gives token {max(ids)}, "
-            f"its embedding has {rows} rows",
+            f"{folder.name}: its tokenizer gives token {max(ids, default=None)}, "
+            f"its embedding has {vocab_size} rows",
             hint="tokenizer.json belongs to another model",
         )
-    return ids[: min(limit, checkpoint.architecture.context)]
+    return ids[:limit]
 
 
 def expected_logits(
@@ -145,38 +163,51 @@ def expected_logits(
     Raises:
         ModelError: The result is not finite.
     """
-    logits, source = None, "numpy"
-    if against != "numpy":
-        logits, source = _torch_logits(checkpoint.folder, ids, required=against)
-    if logits is None:
+    installed = all(find_spec(name) for name in ("torch", "transformers"))
+    if against == "torch" or (against == "auto" and installed):
+        logits, source = torch_logits(checkpoint.folder, ids)
+    else:
         logits, source = reference_logits(checkpoint, ids), "numpy"
+    return finite_logits(checkpoint.folder.name, logits), source
+
+
+def finite_logits(name: str, logits: Logits) -> Logits:
+    """Return ``logits``.
+
+    Raises:
+        ModelError: They are not finite.
+    """
     if not np.isfinite(logits).all():
         raise ModelError(
-            f"{checkpoint.folder.name} gives logits that are not finite",
+            f"{name} gives logits that are not finite",
             hint="the checkpoint is damaged, or its training diverged",
         )
-    return logits, source
+    return logits
 
 
-def _torch_logits(
-    folder: Path, ids: Sequence[int], *, required: str
-) -> tuple[Logits | None, str]:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        if required == "torch":
-            raise
-        return None, "numpy"
+def torch_logits(folder: Path, ids: Sequence[int]) -> tuple[Logits, str]:
+    """Return transformers' logits ``(T, V)`` for a text, and its version.
+
+    Raises:
+        ModelError: It cannot load the model.
+    """
+    import torch
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(folder),
-        dtype=torch.float32,
-        attn_implementation="eager",
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-    ).eval()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        ).eval()
+    except (KeyError, OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {folder.name}: "
+            f"{str(exc).splitlines()[0][:200]}"
+        ) from exc
     with torch.no_grad():
         logits = model(torch.tensor([list(ids)])).logits[0].float().numpy()
     return logits, f"transformers {transformers.__version__}"

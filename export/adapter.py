@@ -1,0 +1,255 @@
+"""Evolved targets: a LoRA adapter on top of a target package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftwire.errors import ConfigError, ModelError, PackageError
+from draftwire.export.checkpoint import read_json
+from draftwire.export.fingerprint import anchor_parameters, backbone_fingerprint
+from draftwire.packages import NewFile, TargetPackage, load_target, write_package
+from draftwire.tensors import (
+    LORA_A,
+    LORA_B,
+    TensorFile,
+    merge_lora,
+    read_tensors,
+    write_tensors,
+)
+
+__all__ = ["package_adapter", "read_adapter", "write_evolved_target"]
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+ADAPTER_FILE = "adapter.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+_PEFT_HALVES = {".lora_A.weight": LORA_A, ".lora_B.weight": LORA_B}
+# What makes a PEFT adapter more than weight + scale * B @ A, and the value that does
+# not.
+_PEFT_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+}
+
+
+def package_adapter(
+    adapter: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    version: str,
+    name: str | None = None,
+    replace: bool = False,
+) -> Path:
+    """Package an adapter directory as an evolved target.
+
+    Args:
+        adapter: A PEFT directory, or one with ``adapter.safetensors`` of ours.
+        base: The whole target that it was trained on, a package beside ``out``.
+        out: ``NAME.target``.
+        version: What the verifier calls this state of the target, e.g. "v2".
+        name: The package's name; by default the folder's.
+        replace: Put it in the place of an older package.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        ModelError: The adapter is damaged, is more than plain LoRA, or does not fit
+            the base.
+    """
+    tensors, scale = read_adapter(Path(adapter))
+    return write_evolved_target(
+        tensors,
+        scale,
+        base,
+        out,
+        version=version,
+        name=name,
+        made={"from": Path(adapter).name},
+        replace=replace,
+    )
+
+
+def write_evolved_target(
+    tensors: Tensors,
+    scale: float,
+    base: str | Path,
+    out: str | Path,
+    *,
+    version: str,
+    name: str | None = None,
+    made: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> Path:
+    """Package low-rank changes as an evolved target.
+
+    Args:
+        tensors: ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``.
+        scale: Alpha over rank.
+        base: The whole target that they change, a package beside ``out``.
+        out: ``NAME.target``.
+        version: What the verifier calls this state of the target.
+        name: The package's name; by default the folder's.
+        made: How it was made, for the manifest.
+        replace: Put it in the place of an older package.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        ModelError: The changes do not fit the base.
+    """
+    base, out = Path(base).absolute(), Path(out).absolute()
+    if out.suffix != ".target":
+        raise ConfigError(
+            f"a target package is called NAME.target, not {out.name}",
+            hint=f"--out {out.stem}.target",
+        )
+    if base.parent != out.parent:
+        raise ConfigError(
+            f"an evolved target lies beside its base, {out} and {base} do not",
+            hint=f"--out {base.parent / out.name}",
+        )
+    package = load_target(base)
+    if package.base is not None:
+        raise ConfigError(
+            f"{base.name} is an evolved target itself",
+            hint=f"name its base {package.base.path.name} and merge the adapters",
+        )
+    with np.errstate(over="ignore"):
+        halves = {n: np.asarray(t).astype(np.float16) for n, t in tensors.items()}
+    for key, half in halves.items():
+        if not np.isfinite(half).all():
+            raise ModelError(f"the adapter's {key} does not fit into float16")
+    if not halves:
+        raise ModelError("the adapter changes nothing")
+    family = _merged_family(package, halves, scale)
+    rounded = read_scale(repr(float(scale)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.adapter")
+    try:
+        write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
+        content = scratch.read_bytes()
+    finally:
+        scratch.unlink(missing_ok=True)
+    fields = {
+        **{
+            key: package.raw[key]
+            for key in ("vocab_size", "context", "bos_id", "eos_ids", "shape")
+        },
+        "name": name or out.stem,
+        "version": version,
+        "family": family,
+        "base": {"path": f"../{base.name}", "id": package.id},
+        "adapter": ADAPTER_FILE,
+        "made": {
+            **(made or {}),
+            "rank": max(len(t) for n, t in halves.items() if n.endswith(LORA_A)),
+            "scale": rounded,
+        },
+    }
+    write_package(out, "target", fields, {ADAPTER_FILE: NewFile(content)}, replace=replace)
+    return out
+
+
+def _merged_family(
+    package: TargetPackage, halves: Mapping[str, NDArray[Any]], scale: float
+) -> dict[str, Any]:
+    """Return the family of the evolved target: does its anchor still stand?"""
+    weights = read_tensors(package.path / "weights.safetensors")
+    merge_lora(weights, halves, scale)
+    for key, weight in weights.items():
+        if not np.isfinite(weight).all():
+            raise ModelError(f"{key} is not finite with the adapter merged")
+    family = dict(package.raw["family"])
+    made = package.raw.get("made")
+    layers = made.get("anchor_layers", 0) if isinstance(made, dict) else 0
+    if family["backbone"] is not None:
+        changed = {key.rpartition(".lora_")[0] for key in halves}
+        if changed & set(anchor_parameters(weights, layers)):
+            family["backbone"] = backbone_fingerprint(
+                weights, weights.__getitem__, layers=layers
+            )
+    return family
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], float]:
+    """Read an adapter directory, PEFT's or ours.
+
+    Returns:
+        ``<parameter>.lora_a`` and ``.lora_b``, and the scale.
+
+    Raises:
+        ConfigError: There is no adapter at ``folder``.
+        ModelError: It is damaged, or more than plain LoRA.
+    """
+    if (folder / ADAPTER_FILE).is_file():
+        file = TensorFile(folder / ADAPTER_FILE)
+        found = {name: file.read(name) for name in file.names()}
+        return found, read_scale(file.metadata.get("scale", ""))
+    if not (folder / PEFT_CONFIG).is_file():
+        raise ConfigError(
+            f"there is no adapter at {folder}",
+            hint=f"give a folder with {PEFT_CONFIG} and {PEFT_WEIGHTS}",
+        )
+    config = read_json(folder / PEFT_CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder.name} is a {config.get('peft_type')} adapter")
+    for key, plain in _PEFT_PLAIN.items():
+        if config.get(key) not in plain:
+            raise ModelError(
+                f"{folder.name} uses {key} = {config[key]!r}, which is not plain LoRA",
+                hint="merge it into a checkpoint and export that as a target",
+            )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise ModelError(f"{folder.name} has r = {rank!r}, lora_alpha = {alpha!r}")
+    if not (folder / PEFT_WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder.name} has no {PEFT_WEIGHTS}",
+            hint="save it again with save_pretrained(DIR, safe_serialization=True)",
+        )
+    file = TensorFile(folder / PEFT_WEIGHTS)
+    tensors = {_from_peft(folder, name): file.read(name) for name in file.names()}
+    return tensors, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _from_peft(folder: Path, name: str) -> str:
+    for ending, half in _PEFT_HALVES.items():
+        if name.startswith(_PEFT_PREFIX) and name.endswith(ending):
+            return name[len(_PEFT_PREFIX) : -len(ending)] + ".weight" + half
+    raise ModelError(f"{folder.name} holds {name}, which is not half of a LoRA pair")
+
+
+def read_scale(text: str) -> float:
+    """Return the scale that an adapter's header names.
+
+    Raises:
+        PackageError: It is no finite number.
+    """
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise PackageError(f"the adapter names {text!r} as its scale")
+    return scale

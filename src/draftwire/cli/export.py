@@ -1,0 +1,238 @@
+"""``draftwire export ...``: packages from checkpoints and adapters."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from draftwire.cli._common import add_common_flags, write_json
+
+__all__ = ["LEAVES", "Leaf", "register"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One thing that can be exported.
+
+    Attributes:
+        summary: For the list of leaves.
+        description: For its own help.
+        arguments: Adds its flags.
+        run: Makes the package and returns its folder.
+    """
+
+    summary: str
+    description: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Path]
+
+
+def register(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command and its leaves."""
+    parser = commands.add_parser(
+        "export",
+        help="make draft and target packages",
+        description="Make draft and target packages, on a workstation.",
+    )
+    leaves = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, leaf in LEAVES.items():
+        child = leaves.add_parser(name, help=leaf.summary, description=leaf.description)
+        leaf.arguments(child)
+        add_common_flags(child)
+        child.set_defaults(run=run, leaf=leaf)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the package, load it back, say what is in it."""
+    out = args.leaf.run(args)
+    summary = _summary(out)
+    if args.json is not None:
+        write_json(summary, args.json)
+    if args.json != "-" and not args.quiet:
+        _show(summary)
+    return 0
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    from draftwire.packages import load_draft, load_target
+
+    package = load_draft(out) if out.suffix == ".draft" else load_target(out)
+    return {
+        "schema": "draftwire.export/1",
+        "path": str(out),
+        "id": package.id,
+        "name": package.name,
+        "family": package.raw["family"],
+        "vocab_size": package.vocab_size,
+        "context": package.context,
+        "files": {name: dict(f.details) for name, f in package.files.items()},
+    }
+
+
+def _show(summary: dict[str, Any]) -> None:
+    print(f"{summary['path']}  id {summary['id'][:12]}")
+    for name, file in summary["files"].items():
+        line = f"  {name:24s} {file['bytes'] / 1e6:9.2f} MB"
+        parity = file.get("parity")
+        if parity:
+            line += (
+                f"  same token {parity['agreement']:.1%}"
+                f"  logits within {parity['max_difference']:.2g}"
+                f"  ({parity['tokens']} positions, {parity['against']})"
+            )
+        print(line)
+
+
+def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model_dir", metavar="MODEL_DIR", type=Path, help="a Hugging Face directory"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NAME.draft",
+        help="the package to write (NAME.target with --role target)",
+    )
+    parser.add_argument(
+        "--role",
+        choices=("draft", "target"),
+        default="draft",
+        help="what the model will be (default: draft)",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="P[,P...]",
+        help="draft: int8 (default), int4, fp32; target: fp16 (default), fp32",
+    )
+    parser.add_argument(
+        "--graph",
+        choices=("auto", "concat"),
+        default="auto",
+        help="how a draft's cache is passed; concat needs optimum (default: auto)",
+    )
+    parser.add_argument("--name", help="the package's name (default: from --out)")
+    parser.add_argument(
+        "--version", default="v1", help="of a target (default: v1)", dest="version_name"
+    )
+    parser.add_argument("--family", help="the family's name (default: --name)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="positions to serve (default: the trained ones, a draft at most 4096)",
+    )
+    parser.add_argument(
+        "--anchor-layers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="first layers that draft and targets share (default: 0)",
+    )
+    parser.add_argument(
+        "--min-agreement",
+        type=float,
+        metavar="SHARE",
+        help="least share of positions with the checkpoint's most likely token",
+    )
+    _replace_flag(parser)
+
+
+def _replace_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--replace", action="store_true", help="put it in the place of an older one"
+    )
+
+
+def _onnx(args: argparse.Namespace) -> Path:
+    _require_onnx()
+    from draftwire.export.onnx import export_onnx
+
+    return export_onnx(
+        args.model_dir,
+        args.out,
+        precision=args.precision.split(",") if args.precision else None,
+        role=args.role,
+        graph=args.graph,
+        name=args.name,
+        version=args.version_name,
+        family_name=args.family,
+        context=args.context,
+        anchor_layers=args.anchor_layers,
+        min_agreement=args.min_agreement,
+        replace=args.replace,
+    )
+
+
+def _require_onnx() -> None:
+    from draftwire.errors import ConfigError
+
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import tokenizers  # noqa: F401
+    except ImportError as exc:
+        raise ConfigError(
+            f"exporting needs {exc.name}, which is not installed",
+            hint="pip install 'draftwire[export]', on a workstation",
+        ) from exc
+
+
+def _adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapter", metavar="ADAPTER_DIR", type=Path, help="a PEFT LoRA directory"
+    )
+    parser.add_argument(
+        "--base",
+        required=True,
+        type=Path,
+        metavar="BASE.target",
+        help="the whole target that it was trained on",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="NAME.target",
+        help="the package to write, beside the base",
+    )
+    parser.add_argument(
+        "--version",
+        required=True,
+        dest="version_name",
+        help='of the evolved target, e.g. "v2"',
+    )
+    parser.add_argument("--name", help="the package's name (default: from --out)")
+    _replace_flag(parser)
+
+
+def _adapter(args: argparse.Namespace) -> Path:
+    from draftwire.export.adapter import package_adapter
+
+    return package_adapter(
+        args.adapter,
+        args.base,
+        args.out,
+        version=args.version_name,
+        name=args.name,
+        replace=args.replace,
+    )
+
+
+LEAVES = {
+    "onnx": Leaf(
+        "a draft or target package from a checkpoint",
+        "Make a draft or target package from a Hugging Face checkpoint.  The result is "
+        "compared with the checkpoint; nothing is written when it says something else.",
+        _onnx_arguments,
+        _onnx,
+    ),
+    "adapter": Leaf(
+        "an evolved target package from a LoRA adapter",
+        "Make an evolved target from a LoRA adapter and the target it was trained on.",
+        _adapter_arguments,
+        _adapter,
+    ),
+}
