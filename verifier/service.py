@@ -81,7 +81,7 @@ class VerifierService:
         token: Bearer token that devices must show; None lets everyone in, and is
             refused off loopback.
         tls: From :func:`tls_context`, or None for plain ``ws://``.
-        insecure: Allow plain ``ws://`` and no token off loopback.
+        insecure: Allow plain ``ws://`` off loopback.
         limits: Bounds for each device.
 
     Attributes:
@@ -103,8 +103,8 @@ class VerifierService:
         insecure: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        if not is_loopback(host) and not insecure:
-            if tls is None:
+        if not is_loopback(host):
+            if tls is None and not insecure:
                 raise ConfigError(
                     f"plain ws:// on {host} would show tokens and text to the network",
                     hint="give --tls-cert and --tls-key, or --insecure behind a proxy "
@@ -112,7 +112,7 @@ class VerifierService:
                 )
             if token is None:
                 raise ConfigError(
-                    f"without a token anyone who reaches {host} could use it",
+                    f"without a token anyone who reaches {host} could use this verifier",
                     hint="make one: draftwire verifier token --out FILE, then "
                     "--token-file FILE",
                 )

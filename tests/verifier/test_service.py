@@ -520,12 +520,17 @@ def test_a_new_version_is_served_without_a_restart():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"host": "0.0.0.0"}, {"host": "0.0.0.0", "token": "x"}, {"host": "verifier"}],
+    ("options", "complaint"),
+    [
+        ({"host": "0.0.0.0"}, "plain ws://"),
+        ({"host": "0.0.0.0", "token": "x"}, "plain ws://"),
+        ({"host": "verifier"}, "plain ws://"),
+        ({"host": "::", "insecure": True}, "without a token"),
+    ],
 )
-def test_plain_or_open_service_off_loopback_is_refused(options):
+def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
     async def test():
-        with pytest.raises(ConfigError, match="plain ws://"):
+        with pytest.raises(ConfigError, match=complaint):
             VerifierService(Registry(lambda path: None), **options)
 
     run(test)

@@ -24,6 +24,7 @@ _UNKNOWN = (
     "layer_replication",
     "trainable_token_indices",
     "lora_bias",
+    "target_parameters",
 )
 
 

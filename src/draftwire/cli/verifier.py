@@ -172,14 +172,10 @@ def _serve(args: argparse.Namespace) -> int:
         prefill_chunk=args.prefill_chunk,
         drain_s=args.drain_timeout,
     )
-    if token is None and not args.quiet:
-        print(
-            "no token file: everyone on "
-            f"{'this machine' if not args.insecure else 'the network'} may connect",
-            file=sys.stderr,
-        )
 
     def listening(service: VerifierService) -> None:
+        if token is None and not args.quiet:  # the service takes only loopback then
+            print("no token file: everyone on this machine may connect", file=sys.stderr)
         served = [
             {
                 "name": s.backend.name,

@@ -1,0 +1,175 @@
+"""``draftwire verifier`` as processes: first line, tokens, signals, new targets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+import draftwire
+from draftwire.cli import main
+from draftwire.errors import RefusedError
+from draftwire.packages import load_target
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.onnx_target import OnnxTarget
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "fixtures" / "tiny.target"
+DRAFT = ROOT / "tests" / "fixtures" / "tiny.draft"
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")},
+    "PYTHONPATH": str(ROOT / "src"),
+}
+
+
+@contextmanager
+def serving(*words, folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
+        + ["--threads", "1", *map(str, words)],
+        env=ENVIRONMENT,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
+        yield process, first.split()[-1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.stderr.close()
+        process.wait()
+
+
+def check(url, capsys):
+    code = main(["verifier", "check", url, "--json"])
+    text = capsys.readouterr().out
+    return code, json.loads(text) if text else None
+
+
+def greedy(prompt, n):
+    target = OnnxTarget(TINY, slots=1, threads=1)
+    slot, text = target.allocate(), list(prompt)
+    for i in range(n):
+        start = 0 if i == 0 else len(text) - 1
+        (rows,) = target.forward([SlotInput(slot, start, np.array(text[start:]), 1)])
+        text.append(int(rows[0].argmax()))
+    return text[len(prompt) :]
+
+
+def test_a_device_gets_the_targets_text_and_sigterm_ends_it(tmp_path, capsys):
+    token = tmp_path / "token"
+    assert main(["verifier", "token", "--out", str(token)]) == 0
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    word = token.read_text().strip()
+    with serving("--target", TINY, "--token-file", token, folder=tmp_path) as (
+        process,
+        url,
+    ):
+        capsys.readouterr()
+        code, health = check(url, capsys)
+        assert code == 0 and health["status"] == "ok"
+        assert health["targets"][0]["version"] == "v1"
+        with pytest.raises(RefusedError):
+            draftwire.connect(url, draft=DRAFT, token="wrong" * 5).close()
+        with draftwire.connect(url, draft=DRAFT, token=word) as session:
+            prompt = [5, 6, 7, 8]
+            found = [
+                t.id
+                for chunk in session.generate(prompt, max_new_tokens=24)
+                for t in chunk.tokens
+            ]
+        wanted = greedy(prompt, 24)
+        stops = load_target(TINY).eos_ids
+        end = next((i + 1 for i, t in enumerate(wanted) if t in stops), 24)
+        assert found == wanted[:end]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert check(url, capsys)[0] == 4
+
+
+def test_new_targets_come_and_go_while_it_runs(tmp_path, capsys):
+    shop = tmp_path / "targets"
+    shop.mkdir()
+    words = ("--targets-dir", shop, "--scan-seconds", "0.1")
+
+    def wait_for(count):
+        for _ in range(200):
+            code, health = check(url, capsys)
+            if len(health["targets"]) == count:
+                assert code == (0 if count else 4)
+                return
+            time.sleep(0.05)
+        pytest.fail(f"never saw {count} targets")
+
+    with serving(*words, folder=tmp_path) as (process, url):
+        wait_for(0)
+        (shop / "broken.target").mkdir()
+        (shop / "broken.target" / "target.json").write_text("{}")
+        shutil.copytree(TINY, shop / ".new.partial")
+        os.rename(shop / ".new.partial", shop / "tiny.target")
+        wait_for(1)
+        process.send_signal(signal.SIGHUP)
+        shutil.rmtree(shop / "tiny.target")
+        wait_for(0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "cannot serve broken.target" in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--host", "0.0.0.0"], "plain ws://"),
+        (["--host", "0.0.0.0", "--insecure"], "without a token"),
+        (["--tls-cert", "x.pem"], "--tls-key"),
+        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], "TLS cannot start"),
+        (["--token-file", "gone"], "token file"),
+        (["--max-block", "400"], "block"),
+        (["--prefill-chunk", "900"], "900"),
+        (["--default", "v9"], "'v9'"),
+        (["--target", "gone.target"], "no target at"),
+        (["--port", "70000"], "--port"),
+    ],
+)
+def test_wrong_options_are_one_sentence(words, complaint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = ["verifier", "serve", "--port", "0", "--target", str(TINY)]
+    assert main([*base, "--threads", "1", *words]) in (2, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("draftwire: error: ") and complaint in lines[0], lines
+
+
+def test_a_readable_token_file_is_warned_about(tmp_path, caplog):
+    from draftwire.verifier.serving import read_token_file
+
+    file = tmp_path / "token"
+    file.write_text("x" * 20 + "\n")
+    file.chmod(0o640)
+    assert read_token_file(file) == "x" * 20
+    assert "chmod 600" in caplog.text
+
+
+def test_a_token_is_never_overwritten(tmp_path, capsys):
+    file = tmp_path / "token"
+    file.write_text("old")
+    assert main(["verifier", "token", "--out", str(file)]) == 2
+    assert file.read_text() == "old"
+    assert main(["verifier", "token"]) == 0
+    assert len(capsys.readouterr().out.strip()) >= 32
