@@ -67,6 +67,7 @@ class DraftModel:
         package: DraftPackage | str | os.PathLike[str],
         *,
         precision: str | None = None,
+        engine: str = "onnxruntime",
         threads: Threads = None,
         max_context: int | None = None,
         spin: bool = False,
@@ -76,6 +77,7 @@ class DraftModel:
         Args:
             package: A loaded package, or the path of one.
             precision: Which of the package's models; by default the package's choice.
+            engine: Which engine to run it on.
             threads: Threads inside one operator (default 1), or "auto" to measure.
             max_context: Tokens to reserve a KV cache for, at most the model's context.
             spin: Let idle threads spin instead of sleeping.
@@ -90,30 +92,29 @@ class DraftModel:
 
             package = load_draft(os.fspath(package))
         context = _choose_context(package.context, max_context)
-        entry = package.model_file(precision)
-        path = entry.path
-        module = _ENGINES.get(entry.engine)
+        module = _ENGINES.get(engine)
         if module is None:
-            raise ModelError(
-                f"{path.name} is for the engine {entry.engine!r}, this version has "
-                f"{', '.join(sorted(_ENGINES))}",
-                hint="choose another precision, or update draftwire",
+            raise ConfigError(
+                f"there is no engine {engine!r}",
+                hint=f"this version has {', '.join(sorted(_ENGINES))}",
             )
+        entry = package.model_file(precision, engine=engine)
+        path = entry.path
         spec = spec_of(package, entry, capacity=context)
         open_engine = importlib.import_module(module).open_engine
 
         def make(count: int) -> Engine:
-            engine: Engine = open_engine(path, spec, threads=count, spin=spin)
-            _check_logits(engine, path)
-            return engine
+            opened: Engine = open_engine(path, spec, threads=count, spin=spin)
+            _check_logits(opened, path)
+            return opened
 
         if threads == "auto":
-            count, engine = _measure_threads(make, context)
+            count, opened = _measure_threads(make, context)
         else:
             count = _check_threads(threads)
-            engine = make(count)
+            opened = make(count)
         return cls(
-            engine,
+            opened,
             vocab_size=package.vocab_size,
             context=context,
             precision=entry.precision,
