@@ -135,7 +135,9 @@ class Llama(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def hidden(self, ids: Tensor, layers: tuple[int, ...] = ()) -> tuple[Tensor, list[Tensor]]:
+    def hidden(
+        self, ids: Tensor, layers: tuple[int, ...] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the final normalised states and the raw states after ``layers``.
 
         Args:

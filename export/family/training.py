@@ -9,8 +9,10 @@ floating-point sums may differ.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ from draftwire.export.family.muon import Muon
 
 __all__ = ["Plan", "Stream", "learning_rate", "train"]
 
-LossFn = Callable[[nn.Module, Tensor], "tuple[Tensor, dict[str, float]]"]
+LossFn = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,48 +111,104 @@ def _micro_batch(
     return torch.from_numpy(out)
 
 
-def _worker(
-    rank: int,
-    plan: Plan,
-    data: Stream,
-    model: nn.Module,
-    loss_fn: LossFn,
-    grads: Tensor,
-    sums: Tensor,
-    counter: "mp.Value",
-    step_of: "mp.Value",
-    start: "mp.Barrier",
-    done: "mp.Barrier",
-    lock: "mp.Lock",
-) -> None:
-    torch.set_num_threads(1)
-    streams, shares = data.open()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    micros = plan.batch // plan.micro
-    while True:
-        start.wait()
-        step = step_of.value
-        if step < 0:
-            return
-        local = None
-        total, count = 0.0, 0
+class _Local:
+    """Gradients in this process, on whatever device the model lives."""
+
+    def __init__(self, plan: Plan, data: Stream, model: nn.Module, loss_fn: LossFn) -> None:
+        self._plan, self._model, self._loss_fn = plan, model, loss_fn
+        self._streams, self._shares = data.open()
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._device = next(model.parameters()).device
+        self._half = self._device.type == "cuda"
+
+    def micro(self, step: int, index: int) -> tuple[Tensor, float]:
+        """Return the flat gradient and loss of one micro-batch."""
+        ids = _micro_batch(self._plan, self._streams, self._shares, step, index)
+        ids = ids.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            loss = self._loss_fn(self._model, ids)
+        found = torch.autograd.grad(loss, self._trained)
+        return torch.cat([g.reshape(-1) for g in found]), float(loss.detach())
+
+    def gradients(self, step: int) -> tuple[Tensor, float]:
+        """Return the mean gradient and loss of a whole step."""
+        micros = self._plan.batch // self._plan.micro
+        flat, total = self.micro(step, 0)
+        for index in range(1, micros):
+            more, loss = self.micro(step, index)
+            flat, total = flat.add_(more), total + loss
+        return flat.div_(micros), total / micros
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class _Team:
+    """Gradients from several single-threaded processes over shared memory."""
+
+    def __init__(self, plan: Plan, data: Stream, model: nn.Module, loss_fn: LossFn) -> None:
+        model.share_memory()
+        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self._grads = torch.zeros(size).share_memory_()
+        self._sums = torch.zeros(2).share_memory_()
+        context = mp.get_context("fork")
+        self._counter, self._step = context.Value("q", 0), context.Value("q", 0)
+        self._start = context.Barrier(plan.workers + 1)
+        self._done = context.Barrier(plan.workers + 1)
+        self._lock = context.Lock()
+        self._plan = plan
+        local = _Local(plan, data, model, loss_fn)
+        self._team = [
+            context.Process(target=self._work, args=(local,), daemon=True)
+            for _ in range(plan.workers)
+        ]
+        for process in self._team:
+            process.start()
+
+    def _work(self, local: _Local) -> None:
+        torch.set_num_threads(1)
+        micros = self._plan.batch // self._plan.micro
         while True:
-            with counter.get_lock():
-                index = counter.value
-                counter.value += 1
-            if index >= micros:
-                break
-            loss, _ = loss_fn(model, _micro_batch(plan, streams, shares, step, index))
-            found = torch.autograd.grad(loss, trained)
-            flat = torch.cat([g.reshape(-1) for g in found])
-            local = flat if local is None else local.add_(flat)
-            total, count = total + float(loss.detach()), count + 1
-        with lock:
-            if local is not None:
-                grads.add_(local)
-            sums[0] += total
-            sums[1] += count
-        done.wait()
+            self._start.wait()
+            step = self._step.value
+            if step < 0:
+                return
+            mine: Tensor | None = None
+            total, count = 0.0, 0
+            while True:
+                with self._counter.get_lock():
+                    index = self._counter.value
+                    self._counter.value += 1
+                if index >= micros:
+                    break
+                flat, loss = local.micro(step, index)
+                mine = flat if mine is None else mine.add_(flat)
+                total, count = total + loss, count + 1
+            with self._lock:
+                if mine is not None:
+                    self._grads.add_(mine)
+                self._sums.add_(torch.tensor([total, float(count)]))
+            self._done.wait()
+
+    def gradients(self, step: int) -> tuple[Tensor, float]:
+        """Return the mean gradient and loss of a whole step."""
+        self._grads.zero_()
+        self._sums.zero_()
+        self._counter.value, self._step.value = 0, step
+        self._start.wait()
+        self._done.wait()
+        micros = float(self._sums[1])
+        return self._grads.div_(micros), float(self._sums[0]) / micros
+
+    def close(self) -> None:
+        """Send the workers home."""
+        self._step.value = -1
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._start.wait(timeout=5)
+        for process in self._team:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
 
 
 def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -161,9 +219,7 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
             (matrices if hidden else others).append(p)
     found: list[torch.optim.Optimizer] = []
     if matrices:
-        found.append(
-            Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay)
-        )
+        found.append(Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay))
     if others:
         found.append(
             torch.optim.AdamW(others, lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
@@ -189,8 +245,7 @@ def train(
         model: Parameters with ``requires_grad`` are trained.
         data: What to read.
         plan: How.
-        loss_fn: ``(model, ids (rows, length + 1)) -> (mean loss, figures)``; must be
-            picklable when there are several workers.
+        loss_fn: ``(model, ids (rows, length + 1)) -> mean loss``.
         work: Folder of ``checkpoint.pt`` and ``log.jsonl``.
         say: Gets a line of progress now and then.
 
@@ -211,22 +266,9 @@ def train(
         log = [json.loads(x) for x in log_path.read_text().splitlines()][:first]
         say(f"resumed at step {first} of {plan.steps}")
     trained = [p for p in model.parameters() if p.requires_grad]
-    model.share_memory()
-    size = sum(p.numel() for p in trained)
-    grads, sums = torch.zeros(size).share_memory_(), torch.zeros(2).share_memory_()
-    context = mp.get_context("fork")
-    counter, step_of = context.Value("q", 0), context.Value("q", 0)
-    start, done = context.Barrier(plan.workers + 1), context.Barrier(plan.workers + 1)
-    lock = context.Lock()
-    shared = (grads, sums, counter, step_of, start, done, lock)
-    team = [
-        context.Process(
-            target=_worker, args=(r, plan, data, model, loss_fn, *shared), daemon=True
-        )
-        for r in range(plan.workers)
-    ]
-    for process in team:
-        process.start()
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    kind = _Team if on_cpu and plan.workers > 1 else _Local
+    team = kind(plan, data, model, loss_fn)
 
     def save(step: int) -> None:
         part = checkpoint.with_suffix(".part")
@@ -245,13 +287,7 @@ def train(
     spent = log[-1]["seconds"] if log else 0.0
     try:
         for step in range(first, plan.steps):
-            grads.zero_()
-            sums.zero_()
-            counter.value, step_of.value = 0, step
-            start.wait()
-            done.wait()
-            micros = float(sums[1])
-            grads.div_(micros)
+            grads, loss = team.gradients(step)
             norm = float(grads.norm())
             grads.mul_(min(1.0, 1.0 / (norm + 1e-6)))
             at = 0
@@ -267,7 +303,7 @@ def train(
             log.append(
                 {
                     "step": step,
-                    "loss": round(float(sums[0]) / micros, 5),
+                    "loss": round(loss, 5),
                     "grad_norm": round(norm, 4),
                     "seconds": round(spent + now - began, 1),
                 }
@@ -284,11 +320,6 @@ def train(
             if now - saved > plan.save_every or step + 1 == plan.steps:
                 saved = now
                 save(step + 1)
-        step_of.value = -1
-        start.wait()
     finally:
-        for process in team:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
+        team.close()
     return log

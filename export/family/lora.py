@@ -1,0 +1,74 @@
+"""Low-rank adapters: how a target evolves while its anchor layers stay as they are.
+
+Source:
+    Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from draftwire.export.family.model import Llama
+
+__all__ = ["add_lora", "lora_tensors", "merge_lora_"]
+
+
+class _LoraLinear(nn.Module):
+    def __init__(self, base: nn.Linear, rank: int, seed: int) -> None:
+        super().__init__()
+        self.weight = base.weight
+        generator = torch.Generator().manual_seed(seed)
+        bound = 1 / math.sqrt(base.in_features)
+        self.lora_a = nn.Parameter(
+            torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        )
+        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight) + F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
+def add_lora(model: Llama, *, rank: int, anchor_layers: int, seed: int) -> None:
+    """Freeze ``model`` and give every matrix above the anchor an adapter, in place.
+
+    Args:
+        model: The base.
+        rank: Of the adapters; their scale is 1.
+        anchor_layers: The first layers, which stay untouched.
+        seed: Of the initial adapters.
+    """
+    model.requires_grad_(False)
+    for number, block in enumerate(model.model.layers):
+        if number < anchor_layers:
+            continue
+        for part in (block.self_attn, block.mlp):
+            for name, child in list(part.named_children()):
+                if isinstance(child, nn.Linear):
+                    seed += 1
+                    setattr(part, name, _LoraLinear(child, rank, seed))
+
+
+def lora_tensors(model: Llama) -> dict[str, Tensor]:
+    """Return the adapters as ``{"<weight name>.lora_a": (rank, in), "...lora_b": ...}``."""
+    found = {}
+    for name, p in model.named_parameters():
+        if name.endswith((".lora_a", ".lora_b")):
+            prefix, _, part = name.rpartition(".")
+            found[f"{prefix}.weight.{part}"] = p.detach().contiguous()
+    return found
+
+
+def merge_lora_(model: Llama) -> None:
+    """Fold the adapters of ``model`` into its weights, in place."""
+    for block in model.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, child in list(part.named_children()):
+                if isinstance(child, _LoraLinear):
+                    weight = child.weight + child.lora_b @ child.lora_a
+                    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+                    linear.weight = nn.Parameter(weight.detach())
+                    setattr(part, name, linear)
