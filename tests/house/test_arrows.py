@@ -82,8 +82,7 @@ def imports(room: str, path: Path) -> Iterator[Import]:
                     yield Import(f"{base}.{name.name}", child.lineno, lazy)
             else:
                 later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
-                    isinstance(child, ast.If)
-                    and "TYPE_CHECKING" in ast.dump(child.test)
+                    isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
                 )
                 yield from walk(child, lazy or later)
 

@@ -1,0 +1,72 @@
+"""``draftwire demo`` as a user runs it: two processes, a websocket, the real models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(*words: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "draftwire", "demo", *words],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        **options,
+    )
+
+
+@pytest.mark.parametrize("target", ["v1", "v2", "v3"])
+def test_text_then_a_table_then_the_reports(target: str, tmp_path: Path) -> None:
+    words = ["--target", target, "--temperature", "0.8", "--seed", "7"]
+    words += ["--max-new-tokens", "12", "--json", "out.json"]
+    process = demo(*words, folder=tmp_path)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    reports = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert len(reports) == 3
+    for report in reports:
+        assert report["schema"] == "draftwire.report/1"
+        assert report["sampling"]["scheme"] == "coupled"
+        assert report["target"]["name"].startswith(target)
+        assert 1 <= report["tokens"] == len(report["token_ids"]) <= 12
+        assert report["text"] in out
+    assert "\x1b" not in out and "cloud-only" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json"]
+
+
+def test_greedy_says_the_same_twice_whatever_the_block(tmp_path: Path) -> None:
+    texts = []
+    for block in ("1", "4"):
+        words = ["--prompt", "Once upon a time", "--block", block, "--json"]
+        process = demo(*words, "--max-new-tokens", "16", "-q", folder=tmp_path)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        (report,) = json.loads(out)
+        assert report["sampling"]["scheme"] == "greedy"
+        texts.append(report["text"])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+    process = demo("--max-new-tokens", "400", folder=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("frozen draft here")
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+"""What `make` sets up: reused while current, and honest about what it did not find."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def venvs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("venvs", ROOT / "tools" / "venvs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def executable(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_a_python_that_does_not_run_is_not_found(venvs: ModuleType, tmp_path: Path) -> None:
+    shim = executable(tmp_path / "python3.8", "#!/bin/sh\necho not selected; exit 127\n")
+    assert venvs.probe(str(shim)) is None
+    assert venvs.probe(str(tmp_path / "gone")) is None
+    found = venvs.probe(sys.executable)
+    assert found is not None and found[0] == sys.version_info[:2]
+
+
+def test_a_version_is_looked_for_behind_a_broken_shim(
+    venvs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable(tmp_path / "bin" / "python9.9", "#!/bin/sh\nexit 127\n")
+    real = executable(
+        tmp_path / "pyenv" / "versions" / "9.9.1" / "bin" / "python9.9",
+        "#!/bin/sh\necho 9.9 /somewhere/python\n",
+    )
+    assert real.exists()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    assert venvs.find_python((9, 9)) == "/somewhere/python"
+    assert venvs.find_python((9, 8)) is None
+
+
+def test_what_was_installed_is_current_until_its_files_change(
+    venvs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("requirements/lint.txt", "requirements/device.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a==1\n")
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> None:
+        ran.append(command[1:3] + command[-1:])
+
+    monkeypatch.setattr(venvs, "ROOT", str(tmp_path))
+    monkeypatch.setattr(venvs, "run", run)
+    monkeypatch.setattr(venvs, "probe", lambda command: ((3, 11), command))
+    folder, python = tmp_path / "v", ((3, 11), "/somewhere/python")
+    folder.mkdir()
+    (folder / ".made-with").write_text(repr(python))
+
+    groups = ["lint", "device"]
+    venvs.ensure(str(folder), python, groups)
+    assert [words[-1] for words in ran] == [
+        "requirements/device.txt",
+        ".",
+        "requirements/lint.txt",
+    ]
+    ran.clear()
+    venvs.ensure(str(folder), python, groups)
+    assert ran == []
+    (tmp_path / "requirements/lint.txt").write_text("a==2\n")
+    venvs.ensure(str(folder), python, groups)
+    assert [words[-1] for words in ran] == ["requirements/lint.txt"]
+
+
+def test_every_requirement_is_pinned() -> None:
+    for path in sorted((ROOT / "requirements").glob("*.txt")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line and not line.startswith("#"):
+                assert re.match(r"^[A-Za-z0-9_-]+==[0-9][0-9.]*(; |$)", line), line
+
+
+def test_the_continuous_integration_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text()
+    done = subprocess.run(["make", "help"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    for verb in ("demo", "test", "lint"):
+        assert f"make {verb} " in done.stdout.decode()
