@@ -152,13 +152,13 @@ class _WindowDecoder:
         held = len(self._window) - self._shown
         if not held:
             return ""
-        now = self._decode(self._window)
+        now: str = self._decode(self._window)
         if now.endswith("\ufffd") and not final and held < _MAX_HELD:
             return ""
         if now.startswith(self._text):
             fresh = now[len(self._text) :]
         else:  # invalid bytes, and the decoder takes back what it had made of them
-            fresh = self._decode(self._window[self._shown :])
+            fresh = str(self._decode(self._window[self._shown :]))
         if fresh:
             # A window must begin with a token that has text: what a decoder trims at
             # the beginning is then trimmed from text that is out already.
