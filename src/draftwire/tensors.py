@@ -166,8 +166,12 @@ class TensorFile:
             raise self._broken(f"holds {name} as {dtype!r}, which is not supported")
         if shape is None or len(shape) > MAX_DIMS:
             raise self._broken(f"gives {name} an unfit shape")
-        if span is None or len(span) != 2 or not span[0] <= span[1] <= self._size:
-            raise self._broken(f"places {name} outside of its data")
+        if span is None or len(span) != 2 or span[0] > span[1]:
+            raise self._broken(f"gives {name} unfit offsets")
+        if span[1] > self._size:
+            raise self._broken(
+                f"is cut short: {name} ends at byte {span[1]} of {self._size}"
+            )
         count = 1
         for dim in shape:
             count *= dim
@@ -311,9 +315,7 @@ def merge_lora(
     if not np.isfinite(scale):
         raise PackageError("the adapter's scale is not finite")
     for stem, first, second in pairs:
-        change = np.float32(scale) * (
-            second.astype(np.float32) @ first.astype(np.float32)
-        )
+        change = np.float32(scale) * (second.astype(np.float32) @ first.astype(np.float32))
         weights[stem] = weights[stem] + change
 
 

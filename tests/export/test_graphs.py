@@ -143,9 +143,7 @@ def test_target_blocks_are_single_steps(case):
             fresh = step[name.replace("past", "new")]
             cache[:, :, done : done + size] = fresh
         done += size
-    np.testing.assert_allclose(
-        np.concatenate(found), expected[:done], atol=1e-4, rtol=1e-4
-    )
+    np.testing.assert_allclose(np.concatenate(found), expected[:done], atol=1e-4, rtol=1e-4)
 
 
 def test_the_target_graph_holds_no_weights(case):

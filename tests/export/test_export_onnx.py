@@ -1,0 +1,368 @@
+"""Whole exports: what is written, what is refused, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+from draftwire.cli import main  # noqa: E402
+from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
+from draftwire.export import onnx as exporter  # noqa: E402
+from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.parity import DraftRunner  # noqa: E402
+from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.tensors import target_weights  # noqa: E402
+
+IDS = list(range(5, 45))
+
+
+def read_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def edit(folder, **changes):
+    config = {**read_config(folder), **changes}
+    config = {k: v for k, v in config.items() if v != "drop"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
+    folder = models("llama")
+    out = export_onnx(
+        folder,
+        tmp_path / "tiny.draft",
+        precision=["fp32", "int8", "int4"],
+        family_name="tiny family",
+        anchor_layers=1,
+        min_agreement=0.3,  # random weights are the worst case for rounding
+    )
+    package = load_draft(out)
+    assert package.family.name == "tiny family"
+    assert package.family.backbone is not None
+    assert (package.vocab_size, package.context) == (320, 160)
+    assert (package.bos_id, package.eos_ids) == (0, (0,))
+    assert package.shape.kv_heads == 2
+    assert set(package.precisions) == {"fp32", "int8", "int4"}
+    expected = torch_logits(folder, IDS)
+    architecture = load_checkpoint(folder).architecture
+    scale = np.abs(expected).max()
+    for precision, share in (("fp32", 1e-4), ("int8", 0.4), ("int4", 0.8)):
+        file = package.model_file(precision)
+        assert (file.engine, file.graph) == ("onnxruntime", "gqa")
+        assert file.details["parity"]["tokens"] > 100
+        runner = DraftRunner(str(file.path), architecture)
+        found = runner.forward(IDS, rows=len(IDS))
+        assert np.abs(found - expected).max() < share * scale
+    sizes = [package.model_file(p).bytes for p in ("fp32", "int8", "int4")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.draft"]
+
+
+def test_the_id_is_the_same_the_second_time(models, tmp_path):
+    ids = [
+        load_draft(
+            export_onnx(
+                models("qwen2"),
+                tmp_path / f"{n}.draft",
+                min_agreement=0.3,
+                against="numpy",
+            )
+        ).id
+        for n in "ab"
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_a_target_keeps_its_weights_beside_the_graph(models, tmp_path):
+    folder = models("qwen2")
+    target = load_target(
+        export_onnx(folder, tmp_path / "v1.target", role="target", anchor_layers=1)
+    )
+    draft = load_draft(
+        export_onnx(folder, tmp_path / "v1.draft", anchor_layers=1, min_agreement=0.3)
+    )
+    assert target.version == "v1"
+    assert target.family.backbone == draft.family.backbone
+    assert target.family.tokenizer == draft.family.tokenizer
+    assert target.files["model.onnx"].graph == "target"
+    assert target.files["model.onnx"].bytes < 100_000
+    weights = target_weights(target)
+    checkpoint = load_checkpoint(folder)
+    assert weights.keys() == checkpoint.parameters.keys()
+    for name, weight in weights.items():
+        np.testing.assert_allclose(weight, checkpoint.weight(name), atol=1e-3)
+
+
+def test_large_weights_lie_beside_the_graph(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporter, "EXTERNAL_BYTES", 1000)
+    out = export_onnx(
+        models("llama"),
+        tmp_path / "a.draft",
+        precision=["fp32", "int8"],
+        min_agreement=0.3,
+        against="numpy",
+    )
+    package = load_draft(out)
+    assert package.files["model.fp32.onnx.data"].bytes > 100_000
+    assert package.model_file("fp32").bytes < 50_000
+    runner = DraftRunner(
+        str(package.model_path("fp32")), load_checkpoint(models("llama")).architecture
+    )
+    assert np.isfinite(runner.forward(IDS)).all()
+
+
+def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    source = model_copy("gpt_neox")
+    folder = tmp_path / "sharded.hf"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="60KB")
+    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    assert (folder / "model.safetensors.index.json").is_file()
+    checkpoint = load_checkpoint(folder)
+    assert (
+        checkpoint.parameters[checkpoint.architecture.head].dtype(
+            checkpoint.architecture.head
+        )
+        == "BF16"
+    )
+    out = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="torch")
+    parity = load_draft(out).model_file("fp32").details["parity"]
+    assert parity["against"].startswith("transformers")
+    assert parity["agreement"] == 1.0
+    (shard, *_) = sorted(folder.glob("model-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(ModelError, match="lacks its shard"):
+        load_checkpoint(folder)
+
+
+def test_both_spellings_of_rope_are_read(model_copy):
+    folder = model_copy("llama_scaled")
+    new = load_checkpoint(folder).architecture.rope_rates
+    rope = dict(read_config(folder)["rope_parameters"])
+    theta = rope.pop("rope_theta")
+    edit(folder, rope_parameters="drop", rope_theta=theta, rope_scaling=rope)
+    np.testing.assert_array_equal(load_checkpoint(folder).architecture.rope_rates, new)
+    folder = model_copy("gpt_neox")
+    new = load_checkpoint(folder).architecture
+    edit(folder, rope_parameters="drop", rotary_pct=0.25, rotary_emb_base=10000)
+    old = load_checkpoint(folder).architecture
+    assert old.rotary_dim == 4
+    np.testing.assert_array_equal(old.rope_rates, new.rope_rates)
+
+
+def test_a_draft_serves_a_shorter_context(models, tmp_path):
+    out = export_onnx(
+        models("llama"),
+        tmp_path / "a.draft",
+        precision="fp32",
+        context=64,
+        against="numpy",
+    )
+    assert load_draft(out).context == 64
+    with pytest.raises(ConfigError, match="161 was asked for"):
+        export_onnx(models("llama"), tmp_path / "b.draft", context=161)
+
+
+def drop(folder, *names):
+    for name in names:
+        (folder / name).unlink()
+
+
+def weights_with(folder, **changes):
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    tensors = {k: v for k, v in tensors.items() if v is not None}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def cut(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def long_header(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+
+
+def as_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+BIG = "model.layers.0.mlp.up_proj.weight"
+FAULTS = {
+    "no config": (lambda f: drop(f, "config.json"), "no config.json"),
+    "config cut": (lambda f: (f / "config.json").write_text('{"a": '), "not JSON"),
+    "config list": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+    "no tokenizer": (lambda f: drop(f, "tokenizer.json"), "has no tokenizer.json"),
+    "bad tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text("{}"),
+        "not a tokenizer",
+    ),
+    "no weights": (lambda f: drop(f, "model.safetensors"), "has no model.safetensors"),
+    "a pickle": (as_pickle, "never opened"),
+    "weights cut": (cut, "is cut short"),
+    "header length": (long_header, "claims a header"),
+    "a weight lost": (lambda f: weights_with(f, **{BIG: None}), f"lacks the weight {BIG}"),
+    "a weight's shape": (
+        lambda f: weights_with(f, **{BIG: np.zeros((2, 2), np.float32)}),
+        "has shape",
+    ),
+    "whole numbers": (
+        lambda f: weights_with(f, **{BIG: np.zeros((96, 64), np.int32)}),
+        "stored as I32",
+    ),
+    "not finite": (
+        lambda f: weights_with(f, **{BIG: np.full((96, 64), np.nan, np.float32)}),
+        "not finite",
+    ),
+    "a strange weight": (
+        lambda f: weights_with(f, **{"model.layers.0.q_norm": np.ones(4, np.float32)}),
+        "does not have",
+    ),
+    "a bias in one layer": (
+        lambda f: weights_with(
+            f, **{"model.layers.0.mlp.up_proj.bias": np.ones(96, np.float32)}
+        ),
+        "in some layers only",
+    ),
+    "heads": (lambda f: edit(f, num_attention_heads=3), "do not fit|has shape"),
+    "vocabulary": (lambda f: edit(f, vocab_size=400), "has shape"),
+    "no layers": (lambda f: edit(f, num_hidden_layers="drop"), "num_hidden_layers"),
+    "layers in words": (lambda f: edit(f, num_hidden_layers="two"), "num_hidden_layers"),
+    "eps": (lambda f: edit(f, rms_norm_eps=-1), "rms_norm_eps"),
+    "eos": (lambda f: edit(f, eos_token_id=99999), "outside of the vocabulary"),
+    "quantised": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_sentence_and_leaves_nothing(fault, model_copy, tmp_path):
+    folder = model_copy("llama")
+    change, sentence = FAULTS[fault]
+    change(folder)
+    out = tmp_path / "out" / "a.draft"
+    with pytest.raises(DraftwireError, match=sentence) as caught:
+        export_onnx(folder, out, against="numpy")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code in (2, 5)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "gpt2"},
+        {"model_type": None},
+        {"hidden_act": "relu"},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+    ],
+)
+def test_other_architectures_go_to_optimum(changes, model_copy, tmp_path, monkeypatch):
+    import sys
+
+    # None in sys.modules makes an import fail, as on a machine without it.
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    folder = model_copy("llama")
+    edit(folder, **changes)
+    with pytest.raises(ConfigError, match="Optimum.* is not installed") as caught:
+        export_onnx(folder, tmp_path / "a.draft")
+    assert "pip install" in caught.value.hint
+    with pytest.raises(ModelError) as caught:
+        export_onnx(folder, tmp_path / "a.target", role="target")
+    assert "transformers backend" in caught.value.hint
+
+
+def test_optimum_writes_what_is_not_known_here(tmp_path, tokenizer_file):
+    pytest.importorskip("optimum.exporters.onnx")
+    import shutil
+
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=320, n_embd=64, n_layer=2, n_head=4, n_positions=128,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path / "gpt2.hf"
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    shutil.copy(tokenizer_file, folder)
+    package = load_draft(
+        export_onnx(
+            folder,
+            tmp_path / "a.draft",
+            precision=["fp32", "int8"],
+            min_agreement=0.5,
+        )
+    )
+    assert package.model_file("fp32").graph == "concat"
+    assert package.model_file("fp32").details["parity"]["agreement"] > 0.5
+    assert (package.shape.layers, package.shape.kv_heads, package.context) == (2, 4, 128)
+
+
+def test_the_gate_refuses_a_poor_model(models, tmp_path):
+    with pytest.raises(ModelError, match="most likely token") as caught:
+        export_onnx(
+            models("llama"), tmp_path / "a.draft", precision="int4", min_agreement=1.0
+        )
+    assert "--min-agreement" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_notices_a_wrong_graph(models, tmp_path, monkeypatch):
+    right = exporter.gqa_graph._rotation
+
+    def wrong(architecture):
+        rates, order = right(architecture)
+        return rates * 1.05, order
+
+    monkeypatch.setattr(exporter.gqa_graph, "_rotation", wrong)
+    with pytest.raises(ModelError):
+        export_onnx(models("llama"), tmp_path / "a.draft", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"precision": "int3"}, "no precision"),
+        ({"precision": []}, "0 precisions"),
+        ({"role": "target", "out": "a.target", "precision": "int8"}, "no precision"),
+        ({"role": "judge"}, "no role"),
+        ({"graph": "tree"}, "no graph"),
+        ({"out": "a.target"}, "called NAME.draft"),
+        ({"anchor_layers": 9}, "anchor of 9"),
+        ({"name": "a\nb"}, "name must be"),
+    ],
+)
+def test_wrong_arguments(arguments, sentence, models, tmp_path):
+    arguments = {"against": "numpy", "min_agreement": 0.0, **arguments}
+    out = tmp_path / arguments.pop("out", "a.draft")
+    with pytest.raises(DraftwireError, match=sentence):
+        export_onnx(models("llama"), out, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(models, tmp_path, capsys):
+    out = tmp_path / "a.draft"
+    words = ["export", "onnx", str(models("llama")), "--out", str(out), "--json"]
+    assert main([*words, "--precision", "fp32,int8", "--min-agreement", "0.3"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["id"] == load_draft(out).id
+    assert summary["files"]["model.fp32.onnx"]["parity"]["agreement"] == 1.0
+    assert main(words) == 2
+    assert "already" in capsys.readouterr().err
+    assert main(["export", "onnx", str(tmp_path), "--out", str(out), "--replace"]) == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert load_draft(out).id == summary["id"]
