@@ -20,7 +20,7 @@ __all__ = ["local_verifier"]
 
 START_S = 90.0  # a slow board may need a while to load a target
 STOP_S = 15.0
-_URL = re.compile(r"\bws://[\w.\[\]:-]+:\d+")
+_URL = re.compile(r"^listening on (ws://\S+)\n", re.M)
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
         found = _URL.search(text)
         if found:
-            return found.group()
+            return found.group(1)
         if ended is not None:
             raise _failure(f"the local verifier ended with exit code {ended}", text)
         pause.wait(0.02)
