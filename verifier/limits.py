@@ -26,7 +26,7 @@ class Limits:
     connections: int = 64
     context: int | None = None
     block: int = 64
-    message_bytes: int = 1 << 20
+    message_bytes: int = MAX_FRAME
     hello_s: float = 10.0
     idle_s: float = 300.0
 

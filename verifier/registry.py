@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -38,7 +38,7 @@ class Served:
         emitted: Tokens committed.
         connections: Connections that use it now.
         retired: New connections do not get it any more.
-        source: Folder in ``--targets-dir`` and its manifest's stamp, or None.
+        source: Its folder in ``--targets-dir``, or None.
     """
 
     backend: TargetBackend
@@ -49,7 +49,7 @@ class Served:
     emitted: int = 0
     connections: int = 0
     retired: bool = False
-    source: tuple[Path, tuple[int, int]] | None = field(default=None)
+    source: Path | None = None
 
     @property
     def label(self) -> str:
@@ -79,7 +79,7 @@ class Registry:
         self._default = default
         self._served: list[Served] = []
         self._leaving: list[Served] = []
-        self._failed: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, int]] = {}  # last state that was taken in
         self._scanning: asyncio.Lock | None = None  # made inside the loop, for 3.8
 
     @property
@@ -92,37 +92,49 @@ class Registry:
         """Those, and the retired ones that still serve a connection."""
         return (*self._served, *self._leaving)
 
-    def add(self, backend: TargetBackend, *, stem: str = "") -> Served:
-        """Put a backend into service; one of the same name and version is retired.
+    def add(
+        self, backend: TargetBackend, *, stem: str = "", replaces: Path | None = None
+    ) -> Served:
+        """Put a backend into service.
 
         Args:
             backend: The model.
             stem: Further name to be asked by, the package's folder without suffix.
+            replaces: The folder it comes from; an older target from there is retired.
+
+        Raises:
+            ConfigError: Another target has its name and version.
         """
-        words = {
-            backend.name,
-            backend.version,
-            f"{backend.name}:{backend.version}",
-            *((stem, f"{stem}.target") if stem else ()),
-        }
-        served = Served(backend, Scheduler(backend, **self._options), frozenset(words))
+        label = (backend.name, backend.version)
         for old in list(self._served):
-            same = (backend.name, backend.version)
-            if (old.backend.name, old.backend.version) == same:
+            if replaces is not None and old.source == replaces:
                 self.retire(old)
+            elif (old.backend.name, old.backend.version) == label:
+                raise ConfigError(
+                    f"two targets are called {old.label}",
+                    hint="give one of them another version when exporting it",
+                )
+        words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
+        scheduler = Scheduler(backend, **self._options)
+        served = Served(backend, scheduler, frozenset(words), source=replaces)
         self._served.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served
 
-    async def load(self, path: Path) -> Served:
+    async def load(self, path: Path, *, replace: bool = False) -> Served:
         """Load the target at ``path`` in a worker thread and put it into service.
 
+        Args:
+            path: Its folder.
+            replace: Retire what was loaded from there before.
+
         Raises:
-            DraftwireError: It does not load.
+            DraftwireError: It does not load, or another has its name and version.
         """
         loop = asyncio.get_running_loop()
         backend = await loop.run_in_executor(None, self._load, path)
-        return self.add(backend, stem=path.name.replace(".target", ""))
+        stem = path.name.replace(".target", "")
+        return self.add(backend, stem=stem, replaces=path if replace else None)
 
     def retire(self, served: Served) -> None:
         """Give ``served`` to no new connection, and close it when unused."""
@@ -186,16 +198,16 @@ class Registry:
         async with self._scanning:
             found = _packages(folder)
             for served in list(self._served):
-                if served.source is not None and served.source[0] not in found:
+                if served.source is not None and served.source not in found:
                     self.retire(served)
-            known = {s.source for s in self._served if s.source is not None}
+            self._seen = {p: s for p, s in self._seen.items() if p in found}
             for path, stamp in sorted(found.items()):
-                if (path, stamp) in known or self._failed.get(path) == stamp:
+                if self._seen.get(path) == stamp:
                     continue
+                self._seen[path] = stamp
                 try:
-                    (await self.load(path)).source = (path, stamp)
+                    await self.load(path, replace=True)
                 except DraftwireError as error:
-                    self._failed[path] = stamp
                     log.error("cannot serve %s: %s %s", path.name, error, error.hint)
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ their own get the error. The scheduler itself goes on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ import numpy as np
 
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
+
+log = logging.getLogger("draftwire.verifier")
 
 __all__ = ["Counters", "Scheduler", "Verified"]
 
@@ -201,7 +204,12 @@ class Scheduler:
         while not self._closed:
             batch = self._next_batch()
             if batch:
-                await self._forward(batch)
+                try:
+                    await self._forward(batch)
+                except Exception:
+                    # A bug here must not leave every session waiting for ever.
+                    log.exception("the scheduler failed in a forward")
+                    self._drop(batch, "the verifier failed")
             else:
                 self._wake.clear()
                 await self._wake.wait()

@@ -156,7 +156,7 @@ class VerifierService:
                 subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
                 compression=None,  # packed ids do not shrink
                 max_size=self.limits.message_bytes,
-                max_queue=16,
+                max_queue=4,  # frames may be large; a device that floods is slowed down
                 ping_interval=20,
                 ping_timeout=20,
                 close_timeout=2,

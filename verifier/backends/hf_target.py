@@ -263,8 +263,9 @@ def _eos_ids(model: Any, config: Any) -> tuple[int, ...]:
     found: set[int] = set()
     for source in (config, getattr(model, "generation_config", None)):
         ids = getattr(source, "eos_token_id", None)
-        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
-    return tuple(sorted(i for i in found if i is not None))
+        if ids is not None:
+            found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return tuple(sorted(found))
 
 
 def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
@@ -272,7 +273,7 @@ def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
     import torch
     from transformers.cache_utils import Cache, DynamicLayer
 
-    class SlotLayer(DynamicLayer):  # type: ignore[misc]
+    class SlotLayer(DynamicLayer):
         """One layer's keys and values for all slots."""
 
         owner: Any
@@ -310,7 +311,7 @@ def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
             return int(self.owner.used), 0
 
-    class SlotCache(Cache):  # type: ignore[misc]
+    class SlotCache(Cache):
         """All layers; ``aim`` says which slots and columns the next forward uses."""
 
         rows: Any

@@ -115,7 +115,7 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument_group("limits").add_argument
     add("--max-sessions", type=_count, default=64, metavar="N", help="devices (64)")
     add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
-    add("--max-message-bytes", type=_count, default=1 << 20, metavar="N", help="(1 MiB)")
+    add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help="(8 MiB)")
     add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
     add("--drain-timeout", type=_positive, default=10.0, metavar="S", help="(10)")
 

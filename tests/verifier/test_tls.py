@@ -1,0 +1,70 @@
+"""wss with and without client certificates, made by openssl for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage
+
+from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.service import VerifierService, tls_context
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs the openssl command"
+)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    subprocess.run(
+        ["openssl", *words.split(), "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        + ["-keyout", str(key), "-out", str(cert)],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+async def upgrade(service, context):
+    async with connect(
+        service.url, ssl=context, subprotocols=[SUBPROTOCOL], compression=None
+    ) as socket:
+        return socket.subprotocol
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_wss(certificate, mutual):
+    cert, key = certificate
+
+    async def test():
+        service = VerifierService(
+            Registry(lambda path: None),
+            host="127.0.0.1",
+            token=None,
+            tls=tls_context(cert, key, cert if mutual else None),
+        )
+        await service.start()
+        assert service.url.startswith("wss://127.0.0.1:")
+        context = ssl.create_default_context(cafile=str(cert))
+        try:
+            if mutual:
+                with pytest.raises((OSError, EOFError, InvalidMessage)):
+                    await upgrade(service, context)
+                context.load_cert_chain(cert, key)
+            assert await upgrade(service, context) == SUBPROTOCOL
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await upgrade(service, ssl.create_default_context())
+        finally:
+            await service.close()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
