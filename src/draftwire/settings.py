@@ -67,7 +67,9 @@ SETTINGS = {
     for setting in (
         Setting("verifier", str, None, "URL of the verifier, ws://HOST:PORT"),
         Setting("draft", Path, None, "draft package (default: the reference draft)"),
-        Setting("target", str, None, "name of the target at the verifier"),
+        Setting(
+            "target", str, None, "name of the target at the verifier (default: its newest)"
+        ),
         Setting("token_file", Path, None, "file with the verifier's bearer token"),
         Setting(
             "scheme", str, None, "greedy, or coupled (the default above temperature 0)"
@@ -143,17 +145,13 @@ def resolve(
     values.update(_read_environment(environ))
     for name, setting in SETTINGS.items():
         if flags.get(name) is not None:
-            values[name] = Value(
-                _convert(setting, flags[name], setting.flag), setting.flag
-            )
+            values[name] = Value(_convert(setting, flags[name], setting.flag), setting.flag)
     return values
 
 
 def _user_file(environ: Mapping[str, str]) -> Path | None:
     home = environ.get("HOME", "")
-    base = environ.get("XDG_CONFIG_HOME", "") or (
-        home and os.path.join(home, ".config")
-    )
+    base = environ.get("XDG_CONFIG_HOME", "") or (home and os.path.join(home, ".config"))
     return Path(base) / "draftwire" / "config.toml" if base else None
 
 

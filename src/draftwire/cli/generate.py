@@ -101,12 +101,11 @@ def run(args: argparse.Namespace) -> int:
 def _where(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `draftwire.connect` needs to know of the settings."""
     values = {name: v.value for name, v in _common.read_settings(args).items()}
-    for name, example in (("verifier", "ws://127.0.0.1:8765"), ("target", "v1")):
-        if values[name] is None:
-            raise ConfigError(
-                f"no {name} is set",
-                hint=f"give --{name} {example}, or {name} = ... in draftwire.toml",
-            )
+    if values["verifier"] is None:
+        raise ConfigError(
+            "no verifier is set",
+            hint="give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml",
+        )
     if values["draft"] is None:
         from draftwire.reference import draft_path
 
@@ -115,7 +114,7 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "url": values["verifier"],
         "draft": str(values["draft"]),
-        "target": values["target"],
+        "target": values["target"] or "",
         "token": None if token_file is None else _common.read_token(token_file),
     }
 
