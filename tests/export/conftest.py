@@ -58,6 +58,19 @@ _CLASSES = {
 }
 
 
+def _settings(shape, major):
+    """Return a shape's settings as this transformers spells them."""
+    settings = dict(SHAPES[shape])
+    if major < 5 and "rope_parameters" in settings:
+        rope = settings.pop("rope_parameters").copy()
+        settings["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            settings["rotary_pct"] = rope.pop("partial_rotary_factor")
+        if rope["rope_type"] != "default":
+            settings["rope_scaling"] = rope
+    return settings
+
+
 def _seeded(shape):
     import torch
     import transformers
@@ -75,7 +88,7 @@ def _seeded(shape):
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        **SHAPES[shape],
+        **_settings(shape, int(transformers.__version__.split(".")[0])),
     )
     torch.manual_seed(0)
     model = getattr(transformers, prefix + "ForCausalLM")(config).eval()

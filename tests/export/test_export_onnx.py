@@ -148,19 +148,56 @@ def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
         load_checkpoint(folder)
 
 
-def test_both_spellings_of_rope_are_read(model_copy):
-    folder = model_copy("llama_scaled")
-    new = load_checkpoint(folder).architecture.rope_rates
-    rope = dict(read_config(folder)["rope_parameters"])
-    theta = rope.pop("rope_theta")
-    edit(folder, rope_parameters="drop", rope_theta=theta, rope_scaling=rope)
-    np.testing.assert_array_equal(load_checkpoint(folder).architecture.rope_rates, new)
-    folder = model_copy("gpt_neox")
-    new = load_checkpoint(folder).architecture
-    edit(folder, rope_parameters="drop", rotary_pct=0.25, rotary_emb_base=10000)
-    old = load_checkpoint(folder).architecture
-    assert old.rotary_dim == 4
-    np.testing.assert_array_equal(old.rope_rates, new.rope_rates)
+NO_ROPE = dict.fromkeys(
+    ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base"),
+    "drop",
+)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "old", "new", "dims"),
+    [
+        (
+            "llama",
+            {"rope_theta": 500.0, "rope_scaling": LLAMA3},
+            {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}},
+            16,
+        ),
+        (
+            "llama",
+            {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {
+                "rope_parameters": {
+                    "rope_theta": 500.0,
+                    "rope_type": "linear",
+                    "factor": 2.0,
+                }
+            },
+            16,
+        ),
+        (
+            "gpt_neox",
+            {"rotary_pct": 0.5, "rotary_emb_base": 500},
+            {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+            8,
+        ),
+    ],
+)
+def test_both_spellings_of_rope_are_read(shape, old, new, dims, model_copy):
+    folder = model_copy(shape)
+    found = []
+    for spelling in (old, new):
+        edit(folder, **{**NO_ROPE, **spelling})
+        found.append(load_checkpoint(folder).architecture.rope_rates)
+    assert len(found[0]) == dims / 2
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_draft_serves_a_shorter_context(models, tmp_path):
