@@ -106,6 +106,10 @@ class Connection:
             await self._leave(Error("protocol", str(error)[:1000], error.hint))
         except DraftwireError as error:
             await self._leave(Error("internal", str(error)[:1000], error.hint))
+        except Exception as error:
+            # A bug of ours ends this device's connection, never the verifier.
+            log.exception("connection of %s failed", self._socket.remote_address)
+            await self._leave(_failure(error))
         finally:
             await self._end_stream()
             if self._served is not None:
@@ -260,11 +264,8 @@ class Connection:
             except ConnectionClosed:
                 pass
         except Exception as error:
-            # A bug of ours ends this device's connection, never the verifier.
             log.exception("stream of %s failed", self._socket.remote_address)
-            await self._leave(
-                Error("internal", f"the verifier failed: {type(error).__name__}")
-            )
+            await self._leave(_failure(error))
 
     async def _run(self, stream: _Stream, work: Work) -> list[Message]:
         assert self._served is not None
@@ -344,3 +345,7 @@ class Connection:
 
 def _name(message: Message) -> str:
     return type(message).__name__.lower()
+
+
+def _failure(error: Exception) -> Error:
+    return Error("internal", f"the verifier failed: {type(error).__name__}")

@@ -31,6 +31,10 @@ __all__ = ["VerifierService", "is_loopback", "tls_context"]
 
 log = logging.getLogger("draftwire.verifier")
 
+# websockets writes a traceback for every port scan; what matters is in our own log.
+_QUIET = logging.getLogger("draftwire.verifier.websockets")
+_QUIET.setLevel(logging.CRITICAL)
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -162,6 +166,7 @@ class VerifierService:
                 close_timeout=2,
                 server_header=None,
                 ssl=self._tls,
+                logger=_QUIET,
             )
         except OSError as error:
             raise ConfigError(

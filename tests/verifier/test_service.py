@@ -448,6 +448,20 @@ def test_too_many_devices_and_silent_ones_are_shown_out():
     run(test)
 
 
+def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
+    async def test():
+        async with serving() as service:
+            for _ in range(2):
+                reader, writer = await asyncio.open_connection("127.0.0.1", service._port)
+                writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+                await asyncio.wait_for(reader.read(), 10)
+                writer.close()
+            assert (await get(service, "/healthz"))[0] == 200
+
+    run(test)
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
+
+
 def test_a_long_frame_is_cut_off():
     async def test():
         limits = Limits(message_bytes=512)
