@@ -11,9 +11,7 @@ from draftwire.sampling.coupled import race
 
 
 def logits_from(seed, rows, vocab, spread=2.0):
-    return (
-        np.random.default_rng(seed).normal(0, spread, (rows, vocab)).astype(np.float32)
-    )
+    return np.random.default_rng(seed).normal(0, spread, (rows, vocab)).astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,8 +32,7 @@ def test_output_is_the_targets_own_for_any_draft(seed, vocab, k, scheme, noise_s
     ]
     rng = np.random.default_rng(seed)
     drafted = [
-        int(alone[j]) if rng.random() < 0.7 else int(rng.integers(vocab))
-        for j in range(k)
+        int(alone[j]) if rng.random() < 0.7 else int(rng.integers(vocab)) for j in range(k)
     ]
     accepted, token, evidence = decider.decide(drafted, b"", target, 100)
     assert drafted[:accepted] + [token] == alone[: accepted + 1]
@@ -59,8 +56,7 @@ def test_coupled_acceptance_meets_its_formula():
     p = law_of(logits_from(2, 1, 12)[0], params)
     q = law_of(logits_from(2, 1, 12)[0] + logits_from(3, 1, 12, 0.5)[0], params)
     formula = sum(
-        1
-        / sum(max(p.probs[i] / p.probs[j], q.probs[i] / q.probs[j]) for i in range(12))
+        1 / sum(max(p.probs[i] / p.probs[j], q.probs[i] / q.probs[j]) for i in range(12))
         for j in range(12)
     )
     n = 6000
