@@ -149,7 +149,14 @@ def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
 
 
 NO_ROPE = dict.fromkeys(
-    ("rope_parameters", "rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base"),
+    (
+        "rope_parameters",
+        "rope_theta",
+        "rope_scaling",
+        "rotary_pct",
+        "rotary_emb_base",
+        "partial_rotary_factor",
+    ),
     "drop",
 )
 LLAMA3 = {
