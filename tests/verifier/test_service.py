@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
@@ -14,7 +13,6 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from draftwire.errors import ConfigError
 from draftwire.packages import Family
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import (
@@ -279,7 +277,7 @@ def test_health_names_the_targets():
 
 @pytest.mark.parametrize(
     "frame",
-    [b"", b"\x00", b"\xff" * 40, b"\x05\x00", b"\x01\x02\xff", "text", os.urandom(99)],
+    [b"", b"\x00", b"\xff" * 40, b"\x05\x00", b"\x01\x02\xff", "text", bytes(range(99))],
 )
 @pytest.mark.parametrize("greeted", [False, True])
 def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
@@ -320,19 +318,6 @@ def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
             for word in words:
                 assert word in answer.message
             await closed(dev, 1002 if code == "version" else 1008)
-
-    run(test)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "version"),
-    [("", "v10"), ("v9", "v9"), ("sum", "v10"), ("sum:v9", "v9")],
-)
-def test_a_device_picks_its_target_and_gets_the_newest_by_default(wanted, version):
-    async def test():
-        backends = ArithmeticBackend("v10"), ArithmeticBackend("v9")
-        async with serving(*backends) as service, device(service) as dev:
-            assert (await dev.greet(target=wanted)).target_version == version
 
     run(test)
 
@@ -384,11 +369,8 @@ def test_more_streams_than_slots_are_told_to_wait():
                 answer = await second.open([1], 50)
                 assert (answer.code, answer.fatal) == ("busy", False)
                 await first.say(Bye("cancelled"))
-                while service.streams < 2:
+                while not isinstance(await second.open([4], 6), Opened):
                     await asyncio.sleep(0.01)
-                    answer = await second.open([4], 6)
-                    if isinstance(answer, Opened):
-                        break
                 await second.say(Block(0, 0, ()))
                 assert (await second.hear()).token == next_token([4])
 
@@ -405,12 +387,8 @@ def test_a_vanished_device_gives_its_slot_back():
                 dev.socket.transport.abort()
             async with device(service) as dev:
                 await dev.greet()
-                for _ in range(200):
-                    if isinstance(await dev.open([2], 5), Opened):
-                        break
-                    await asyncio.sleep(0.01)
-                else:
-                    pytest.fail("the slot stayed taken")
+                while not isinstance(await dev.open([2], 5), Opened):
+                    await asyncio.sleep(0.01)  # `run` ends a wait for ever
 
     run(test)
 
@@ -446,20 +424,6 @@ def test_too_many_devices_and_silent_ones_are_shown_out():
                 assert "no hello" in (await mute.hear()).message
 
     run(test)
-
-
-def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
-    async def test():
-        async with serving() as service:
-            for _ in range(2):
-                reader, writer = await asyncio.open_connection("127.0.0.1", service._port)
-                writer.write(b"\x16\x03\x01 hello\r\n\r\n")
-                await asyncio.wait_for(reader.read(), 10)
-                writer.close()
-            assert (await get(service, "/healthz"))[0] == 200
-
-    run(test)
-    assert "Traceback" not in caplog.text + capfd.readouterr().err
 
 
 def test_a_long_frame_is_cut_off():
@@ -529,22 +493,5 @@ def test_a_new_version_is_served_without_a_restart():
                 assert first in service.registry.all
             while first in service.registry.all:
                 await asyncio.sleep(0.01)
-
-    run(test)
-
-
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ({"host": "0.0.0.0"}, "plain ws://"),
-        ({"host": "0.0.0.0", "token": "x"}, "plain ws://"),
-        ({"host": "verifier"}, "plain ws://"),
-        ({"host": "::", "insecure": True}, "without a token"),
-    ],
-)
-def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
-    async def test():
-        with pytest.raises(ConfigError, match=complaint):
-            VerifierService(Registry(lambda path: None), **options)
 
     run(test)

@@ -1,4 +1,4 @@
-"""wss with and without client certificates, made by openssl for the test."""
+"""Who may connect: wss with and without client certificates, and plain loopback."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage
 
+from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.service import VerifierService, tls_context
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="needs the openssl command"
-)
-
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
@@ -68,3 +67,36 @@ def test_wss(certificate, mutual):
             await service.close()
 
     asyncio.run(asyncio.wait_for(test(), 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"host": "0.0.0.0"}, "plain ws://"),
+        ({"host": "0.0.0.0", "token": "x"}, "plain ws://"),
+        ({"host": "verifier"}, "plain ws://"),
+        ({"host": "::", "insecure": True}, "without a token"),
+    ],
+)
+def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
+    async def test():
+        with pytest.raises(ConfigError, match=complaint):
+            VerifierService(Registry(lambda path: None), **options)
+
+    asyncio.run(test())
+
+
+def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
+    async def test():
+        service = VerifierService(Registry(lambda path: None))
+        await service.start()
+        port = int(service.url.rpartition(":")[2])
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+            await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        await service.close()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
