@@ -189,3 +189,14 @@ def test_plot_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(path), "--plot", str(tmp_path / "x.png")]) == 2
     assert "pip install 'draftwire[plots]'" in capsys.readouterr().err
+
+
+def test_plot_is_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path, target = tmp_path / "one.json", tmp_path / "x.png"
+    write_report(build_report(full_record()), path)
+    assert main(["report", str(path), "--plot", str(target)]) == 0
+    assert target.read_bytes()[:4] == b"\x89PNG"
+    assert main(["report", str(path), "--plot", str(tmp_path / "x.doc")]) == 2
+    assert "kind of picture" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "x.png"]

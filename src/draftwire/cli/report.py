@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any, Sequence
 
 from draftwire.cli._common import add_common_flags, write_json
@@ -86,15 +87,19 @@ def _plot(summaries: Sequence[Summary], target: str) -> None:
     right.barh([s.label for s in measured], [s.tokens_per_s or 0.0 for s in measured])
     right.set(xlabel="tokens/s")
     figure.tight_layout()
-    kinds = figure.canvas.get_supported_filetypes()
-    if target.rpartition(".")[2].lower() not in kinds:
-        raise ConfigError(
-            f"--plot {target}: the name must end in a kind of picture",
-            hint="for example out.png",
-        )
+    kind = target.rpartition(".")[2].lower()
+    scratch = f"{target}.{os.getpid()}.partial"
     try:
-        figure.savefig(target)
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise ConfigError(
+                f"--plot {target}: the name must end in a kind of picture",
+                hint="for example out.png",
+            )
+        figure.savefig(scratch, format=kind)
+        os.replace(scratch, target)
     except OSError as exc:
         raise ConfigError(f"cannot write {target}: {exc.strerror}") from exc
     finally:
         pyplot.close(figure)
+        if os.path.exists(scratch):
+            os.unlink(scratch)
