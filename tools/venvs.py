@@ -36,8 +36,8 @@ DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 _PROBE = (
-    "import sys, venv, ensurepip, ssl; "
-    "path = getattr(sys, '_base_executable', None) or sys.executable; "
+    "import os, sys, venv, ensurepip, ssl; "
+    "path = os.path.realpath(getattr(sys, '_base_executable', '') or sys.executable); "
     "print('%d.%d %s' % (sys.version_info[0], sys.version_info[1], path))"
 )
 
