@@ -1,0 +1,398 @@
+"""Every sampling scheme on the same draft, target and prompts: what it keeps and sends.
+
+Device and cloud halves run in one process, block after block, with the real models and
+the real codec: the bytes are those of the frames that would cross the network (payload,
+without websocket, TLS and TCP). Nothing is timed here.
+
+Two things to know when reading it. ``accepted`` counts drafted tokens only; a block
+commits one token more (correction or bonus). And acceptance has an error: the standard
+error over prompts is printed beside it, since neighbouring blocks are alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
+
+import numpy as np
+
+from draftwire.errors import ConfigError, IncompatibleError
+from draftwire.sampling import (
+    SCHEMES,
+    Proposal,
+    SamplingParams,
+    card_of,
+    loss_of,
+    make_decider,
+    make_proposer,
+)
+from draftwire.transport.codec import MAX_BLOCK, Codec
+from draftwire.transport.messages import Block, Commit
+from draftwire.verifier.backends.base import SlotInput, TargetBackend
+
+if TYPE_CHECKING:
+    from draftwire.runtime.draft_model import DraftModel
+
+__all__ = ["PROMPTS", "Count", "Settings", "measure", "render", "sampling_table"]
+
+PROMPTS = (
+    "Before sunrise the old ferry left the harbour with eleven passengers and a goat.",
+    "To repair a bicycle tyre, first take the wheel off and find the hole.",
+    "The committee met on Tuesday to talk about the new bridge across the river.",
+    "Rain had fallen for three days, and the cellar of the bakery was full of water.",
+    "A robot arm needs two things to pick up a cup: a good camera and patience.",
+    "My grandmother kept her recipes in a tin box under the stairs.",
+    "When the power failed, the whole street came out to look at the stars.",
+    "The most common mistake in planning a garden is to forget how tall things grow.",
+    "She opened the letter slowly, because she knew the handwriting.",
+    "Sound travels faster in water than in air, which is why whales can call so far.",
+    "The train was late again, so the two strangers began to play chess.",
+    "At the end of the harvest the village holds a race with wooden carts.",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        block: Drafted tokens of each block (K).
+        temperature: Of the schemes that sample; the others run at 0.
+        top_k: As in ``SamplingParams``.
+        top_p: As in ``SamplingParams``.
+        seed: Of the first prompt; each further one adds 1.
+        tokens: New tokens for each prompt.
+        prompts: How many prompts at most.
+        prompt_tokens: Length of the prompts cut from a file.
+        schemes: Names; empty takes all.
+
+    Raises:
+        ConfigError: A value is out of range, or a scheme is unknown.
+    """
+
+    block: int = 4
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int = 1
+    tokens: int = 64
+    prompts: int = 12
+    prompt_tokens: int = 32
+    schemes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= MAX_BLOCK:
+            raise ConfigError(f"a block of {self.block} tokens is outside 1..{MAX_BLOCK}")
+        if not self.temperature > 0:
+            raise ConfigError(
+                "the table samples, so its temperature must be above 0",
+                hint="the greedy schemes are in it anyway, at temperature 0",
+            )
+        for name in ("tokens", "prompts", "prompt_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more")
+        for scheme in self.schemes:
+            card_of(scheme)
+
+
+@dataclass
+class Count:
+    """What one scheme did on one prompt.
+
+    Attributes:
+        rounds: Blocks that were judged.
+        drafted: Drafted tokens in them.
+        accepted: Those that were kept.
+        emitted: Tokens committed, corrections and bonus tokens included.
+        up_bytes: Block frames.
+        down_bytes: Commit frames.
+        evidence_bytes: Their part that is evidence, both ways.
+    """
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    evidence_bytes: int = 0
+
+
+@dataclass
+class _Text:
+    tokens: list[int]
+    prompt: int
+    cached: int = 0  # tokens that the target's slot holds
+    epoch: int = 0
+    correction: int | None = None
+    count: Count = field(default_factory=Count)
+
+
+def measure(
+    draft: DraftModel,
+    target: TargetBackend,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    block: int,
+    tokens: int,
+) -> Count:
+    """Write ``tokens`` new tokens (or up to the end of the text) and count.
+
+    Args:
+        draft: Is reset first.
+        target: One of its slots is used and given back.
+        prompt: At least one token.
+        params: Of both sides.
+        block: Drafted tokens of each block.
+        tokens: New tokens; the last block may commit more.
+    """
+    vocab = min(draft.vocab_size, target.vocab_size)
+    proposer, decider = make_proposer(params, vocab), make_decider(params, vocab)
+    codec = Codec(vocab)
+    text = _Text(list(prompt), len(prompt))
+    draft.reset()
+    slot = target.allocate()
+    try:
+        while text.count.emitted < tokens:
+            base = len(text.tokens)
+            proposals = _draft(draft, text, proposer, block, vocab)
+            ids = [p.token for p in proposals]
+            frame = Block(
+                text.epoch & 0xFF,
+                base - text.prompt,
+                tuple(ids),
+                proposer.pack(proposals),
+                correction=text.correction,
+            )
+            text.count.up_bytes += len(codec.encode(frame))
+            fresh = np.array(text.tokens[text.cached :] + ids, np.int64)
+            work = SlotInput(slot, text.cached, fresh, len(ids) + 1)
+            logits = target.forward([work])[0][:, :vocab]
+            decision = decider.decide(ids, frame.evidence, logits, base)
+            owed = decision.token < 0
+            commit = Commit(
+                text.epoch & 0xFF,
+                decision.accepted,
+                None if owed else decision.token,
+                evidence=decision.evidence,
+            )
+            text.count.down_bytes += len(codec.encode(commit))
+            token = decision.token
+            if owed:
+                token = proposer.correct(
+                    proposals[decision.accepted],
+                    decision.evidence,
+                    base + decision.accepted,
+                )
+            text.correction = token if owed else None
+            kept = [*ids[: decision.accepted], token]
+            if decision.accepted < len(ids):
+                text.epoch += 1
+            text.tokens += kept
+            text.cached = base + decision.accepted
+            draft.rewind(min(draft.length, text.cached))
+            count = text.count
+            count.rounds += 1
+            count.drafted += len(ids)
+            count.accepted += decision.accepted
+            count.emitted += len(kept)
+            count.evidence_bytes += len(frame.evidence) + len(decision.evidence)
+            if set(kept) & set(target.eos_ids):
+                break
+    finally:
+        target.release(slot)
+    return text.count
+
+
+def _draft(
+    draft: DraftModel, text: _Text, proposer: Any, block: int, vocab: int
+) -> list[Proposal]:
+    proposals: list[Proposal] = []
+    fresh = text.tokens[draft.length :]
+    for j in range(block):
+        logits = draft.forward(fresh)[:vocab]
+        proposals.append(proposer.propose(logits, len(text.tokens) + j))
+        fresh = [proposals[-1].token]
+    return proposals
+
+
+def sampling_table(
+    draft: Path, target: Path, settings: Settings, *, text: Path | None = None
+) -> dict[str, Any]:
+    """Run every scheme and return the table.
+
+    Args:
+        draft: Draft package.
+        target: Target package, or a checkpoint folder.
+        settings: What to run.
+        text: Held-out text to cut prompts from; None takes the built-in ones.
+
+    Returns:
+        A JSON-ready document, see ``schema``.
+
+    Raises:
+        ConfigError: The text is too short or cannot be read, or a package's is.
+        IncompatibleError: Draft and target do not share a tokenizer.
+        PackageError: A package is damaged.
+    """
+    from draftwire.packages import load_draft
+    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.tokenizer import load_tokenizer
+    from draftwire.verifier.backends.loading import Loader
+
+    package = load_draft(draft)
+    backend = Loader(slots=1, threads=1)(target)
+    if package.family.tokenizer != backend.family.tokenizer:
+        raise IncompatibleError(
+            f"the draft {package.name} and the target {backend.name} do not share a "
+            "tokenizer",
+            hint="take two packages of one family",
+        )
+    model = DraftModel.load(package, threads=1)
+    tokenizer = load_tokenizer(draft)
+    context = min(model.context, backend.context)
+    prompts = [
+        [backend.bos_id, *ids] if backend.bos_id is not None else ids
+        for ids in _prompts(tokenizer, settings, text)
+    ]
+    longest = max(map(len, prompts)) + settings.tokens + 2 * settings.block + 2
+    if longest > context:
+        raise ConfigError(
+            f"prompts and new tokens need a context of {longest}, the models have "
+            f"{context}",
+            hint="lower --tokens or --prompt-tokens",
+        )
+    vocab = min(model.vocab_size, backend.vocab_size)
+    rows = []
+    for scheme in settings.schemes or tuple(SCHEMES):
+        row = {"scheme": scheme, "note": card_of(scheme).note}
+        try:
+            row.update(_row(scheme, model, backend, prompts, settings, vocab))
+        except ConfigError as error:  # this scheme cannot do these settings
+            row["refused"] = str(error)
+        rows.append(row)
+    return {
+        "schema": "draftwire.sampling_table/1",
+        "draft": {
+            "id": package.id,
+            "name": package.name,
+            "engine": model.engine,
+            "precision": model.precision,
+        },
+        "target": {"id": backend.id, "name": backend.name, "version": backend.version},
+        "vocab_size": vocab,
+        "text": "built-in prompts" if text is None else text.name,
+        "prompts": len(prompts),
+        "settings": asdict(settings),
+        "rows": rows,
+    }
+
+
+def _row(
+    scheme: str,
+    draft: DraftModel,
+    target: TargetBackend,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    vocab: int,
+) -> dict[str, Any]:
+    temperature = settings.temperature if card_of(scheme).sampled else 0.0
+    counts, params = [], SamplingParams()
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(
+            scheme, temperature, settings.top_k, settings.top_p, settings.seed + i
+        )
+        counts.append(
+            measure(
+                draft,
+                target,
+                prompt,
+                params,
+                block=settings.block,
+                tokens=settings.tokens,
+            )
+        )
+    lost = loss_of(params, vocab)
+    total = {key: sum(asdict(c)[key] for c in counts) for key in asdict(counts[0])}
+    shares = np.array([c.accepted / c.drafted for c in counts])
+    error = float(shares.std(ddof=1)) / math.sqrt(len(counts)) if len(counts) > 1 else None
+    return {
+        "exact": lost == "",
+        "loss": lost,
+        "temperature": temperature,
+        **total,
+        "acceptance": total["accepted"] / total["drafted"],
+        "acceptance_error": error,
+        "accepted_per_block": total["accepted"] / total["rounds"],
+        "tokens_per_block": total["emitted"] / total["rounds"],
+        "up_bytes_per_token": total["up_bytes"] / total["emitted"],
+        "down_bytes_per_token": total["down_bytes"] / total["emitted"],
+    }
+
+
+def _prompts(tokenizer: Any, settings: Settings, text: Path | None) -> list[list[int]]:
+    if text is None:
+        return [tokenizer.encode(p) for p in PROMPTS[: settings.prompts]]
+    try:
+        whole = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read {text}: {exc}") from exc
+    return list(_windows(tokenizer, whole, settings, text))
+
+
+def _windows(
+    tokenizer: Any, whole: str, settings: Settings, text: Path
+) -> Iterator[list[int]]:
+    """Cut prompts out of a text, evenly spaced, from the starts of words."""
+    # Some eight characters a token are always enough to fill one.
+    size = 8 * settings.prompt_tokens
+    stride = max(size, len(whole) // settings.prompts)
+    found = 0
+    for start in range(0, len(whole), stride):
+        piece = whole[start : start + size]
+        if start:
+            piece = piece.partition(" ")[2]
+        ids = tokenizer.encode(piece)[: settings.prompt_tokens]
+        if len(ids) == settings.prompt_tokens and found < settings.prompts:
+            found += 1
+            yield ids
+    if not found:
+        raise ConfigError(
+            f"{text} holds no prompt of {settings.prompt_tokens} tokens",
+            hint="give a longer text, or lower --prompt-tokens",
+        )
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the table as text, what is lossy or refused in words below it."""
+    from draftwire.cli._common import format_table
+
+    settings = document["settings"]
+    header = ["scheme", "T", "law", "acceptance", "+-", "accepted/block"]
+    header += ["tokens/block", "up B/token", "down B/token"]
+    lines, notes = [], []
+    for row in document["rows"]:
+        if "refused" in row:
+            notes.append(f"{row['scheme']}: left out: {row['refused']}")
+            continue
+        law = "exact" if row["exact"] else "LOSSY"
+        error = row["acceptance_error"]
+        shares = [f"{row['acceptance']:.3f}", None if error is None else f"{error:.3f}"]
+        keys = ("accepted_per_block", "tokens_per_block")
+        keys += ("up_bytes_per_token", "down_bytes_per_token")
+        numbers = [row[key] for key in keys]
+        lines.append([row["scheme"], row["temperature"], law, *shares, *numbers])
+        if row["loss"]:
+            notes.append(f"{row['scheme']}: {row['loss']}")
+    target = document["target"]
+    head = (
+        f"draft {document['draft']['name']} ({document['draft']['precision']}), target "
+        f"{target['name']}, {document['text']}: "
+        f"{document['prompts']} prompts of {settings['tokens']} new tokens, "
+        f"K {settings['block']}, top-k {settings['top_k']}, top-p {settings['top_p']:g}"
+    )
+    foot = "\n".join(["bytes are payload of block and commit frames", *notes])
+    return f"{head}\n\n{format_table(header, lines)}\n\n{foot}"
