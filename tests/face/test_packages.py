@@ -27,9 +27,7 @@ def draft_files(**more):
     return {
         "tokenizer.json": NewFile(b"{}"),
         "model.int8.onnx": NewFile(b"int8 weights", MODEL),
-        "model.fp32.onnx": NewFile(
-            b"fp32 weights, longer", {**MODEL, "precision": "fp32"}
-        ),
+        "model.fp32.onnx": NewFile(b"fp32 weights, longer", {**MODEL, "precision": "fp32"}),
         **more,
     }
 

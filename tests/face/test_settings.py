@@ -21,9 +21,7 @@ def test_the_nearest_source_wins(tmp_path: Path) -> None:
         tmp_path / "xdg" / "draftwire" / "config.toml",
         'verifier = "ws://user:1"\ntop_k = 1\ntop_p = 0.1\nblock = 1\n',
     )
-    here = write(
-        tmp_path / "here" / "draftwire.toml", "top_k = 2\ntop_p = 0.2\nblock = 2"
-    )
+    here = write(tmp_path / "here" / "draftwire.toml", "top_k = 2\ntop_p = 0.2\nblock = 2")
     environ = {
         "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
         "DRAFTWIRE_TOP_P": "0.3",

@@ -24,9 +24,7 @@ def path(tmp_path_factory):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    engine.train_from_iterator(
-        ["the robot takes the red cup to the table"] * 4, trainer
-    )
+    engine.train_from_iterator(["the robot takes the red cup to the table"] * 4, trainer)
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     engine.save(str(file))
     return file
@@ -98,9 +96,7 @@ def test_a_pad_token_at_the_end_does_not_change_the_fingerprint(path, tmp_path):
     engine = tokenizers.Tokenizer.from_file(str(path))
     engine.add_special_tokens(["[PAD]"])
     engine.save(str(tmp_path / "padded.json"))
-    assert tokenizer_fingerprint(tmp_path / "padded.json") == tokenizer_fingerprint(
-        path
-    )
+    assert tokenizer_fingerprint(tmp_path / "padded.json") == tokenizer_fingerprint(path)
 
 
 def test_another_vocabulary_or_special_token_changes_it(path, copy, tmp_path):

@@ -7,10 +7,11 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Generator, cast
 
 from draftwire.cli import _common
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, DraftwireError
 
 if TYPE_CHECKING:
     from draftwire import Chunk
+    from draftwire.cli._stream import Painter
 
 __all__ = ["register"]
 
@@ -87,15 +88,22 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             chunks.close()
             code = INTERRUPTED
+        except DraftwireError:
+            _end_line(painter, screen)  # the message starts on a line of its own
+            raise
         report = session.report
-    if not painter.ended_line:
-        screen.write("\n")
-        screen.flush()
+    _end_line(painter, screen)
     if report and not args.quiet:
         print(summary(report), file=sys.stderr)
     if report and args.json:
         _common.write_json(report, args.json)
     return code
+
+
+def _end_line(painter: Painter, screen: IO[str]) -> None:
+    if not painter.ended_line:
+        screen.write("\n")
+        screen.flush()
 
 
 def _where(args: argparse.Namespace) -> dict[str, Any]:
