@@ -27,6 +27,8 @@ from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
 __all__ = ["HFTarget"]
 
 _INSTALL = "pip install 'draftwire[verifier]'"
+# What models raise whose attention wants a mask or a cache of its own form.
+_UNFIT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 
 
@@ -174,25 +176,34 @@ class HFTarget:
         torch = self._torch
         rng = np.random.default_rng(0)
         n = min(12, self.context)
-        ids = rng.integers(0, self.vocab_size, n)
-        junk = rng.integers(0, self.vocab_size, n)
-        with torch.inference_mode():
-            batch = torch.from_numpy(ids)[None].to(self._device)
-            full = self._model(input_ids=batch, use_cache=False).logits[0]
-        wanted = full.float().cpu().numpy()[:, : self.vocab_size]
-        slot = self.allocate()
         cut = n // 3
-        self.forward([SlotInput(slot, 0, ids[:cut], 0)])
-        self.forward([SlotInput(slot, cut, junk[cut:], 0)])
-        (rows,) = self.forward([SlotInput(slot, cut, ids[cut:], n - cut)])
-        self.release(slot)
-        error = float(np.abs(rows - wanted[cut:]).max())
+        ids, junk = rng.integers(0, self.vocab_size, (2, n))
+        slots = [self.allocate() for _ in range(min(2, self.slots))]
+        last = [SlotInput(slots[0], cut, ids[cut:], n - cut)]
+        last += [SlotInput(slot, 0, ids, n) for slot in slots[1:]]  # a ragged batch
+        try:
+            with torch.inference_mode():
+                batch = torch.from_numpy(ids)[None].to(self._device)
+                full = self._model(input_ids=batch, use_cache=False).logits[0]
+            wanted = full.float().cpu().numpy()[:, : self.vocab_size]
+            self.forward([SlotInput(slots[0], 0, ids[:cut], 0)])
+            self.forward([SlotInput(slots[0], cut, junk[cut:], 0)])
+            found = self.forward(last)
+        except _UNFIT as error:
+            raise IncompatibleError(
+                f"{self.name} ({self.family.name}) does not run with a cache of slots: "
+                f"{error}",
+                hint="serve a model with plain attention in every layer",
+            ) from error
+        for slot in slots:
+            self.release(slot)
+        off = max(float(np.abs(rows - wanted[n - len(rows) :]).max()) for rows in found)
         scale = float(np.abs(wanted).max()) or 1.0
         limit = _TOLERANCE.get(str(self._model.dtype).rpartition(".")[2], 1e-1)
-        if not error <= limit * scale:
+        if not off <= limit * scale:
             raise IncompatibleError(
                 f"the cache of {self.name} cannot be rewound: logits after a rewind "
-                f"differ by {error:.3g} (largest logit {scale:.3g})",
+                f"differ by {off:.3g} (largest logit {scale:.3g})",
                 hint="serve a model with plain attention in every layer",
             )
 
@@ -204,12 +215,15 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), **local)
         _refuse_unfit(transformers, config, path)
+        model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         return transformers.AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
             use_safetensors=True,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation="sdpa",
+            attn_implementation="sdpa"
+            if getattr(model, "_supports_sdpa", False)
+            else "eager",
             **local,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -238,7 +252,13 @@ def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
 
 
 def _context(config: Any, wanted: int | None) -> int:
-    limits = [int(config.max_position_embeddings)]
+    longest = getattr(config, "max_position_embeddings", None) or wanted
+    if longest is None:
+        raise ConfigError(
+            f"a {config.model_type} model names no longest context",
+            hint="say how many tokens a stream may have: --context N",
+        )
+    limits = [int(longest)]
     # Inside its window a sliding layer equals full attention; beyond it a slot cache
     # would need a second mask. Inside their first length scaled rotations are fixed.
     for key in ("sliding_window", "attention_chunk_size"):
