@@ -32,10 +32,10 @@ from draftwire.runtime.edge_session import (
     Send,
     Token,
 )
-from draftwire.runtime.report import RunRecord, build_report
+from draftwire.runtime.stream_facts import StreamFacts, report_of
 from draftwire.runtime.text import TextStream
 from draftwire.sampling import Proposal, SamplingParams, make_proposer
-from draftwire.transport.client import Connection, Traffic, tls_context, to_exception
+from draftwire.transport.client import Connection, tls_context, to_exception
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Error, Hello
 
@@ -283,7 +283,7 @@ class Session:
             before = self._connection.traffic.copy()
             self._drafter.begin(proposer)
             self._apply(machine.start())
-        facts = _Facts(began, len(ids), params, controller.name, before)
+        facts = StreamFacts(began, len(ids), params, controller.name, before)
         try:
             yield from self._drain(machine, out, text, facts, deadline_s)
         finally:
@@ -291,14 +291,14 @@ class Session:
             with self._lock:
                 if self._machine is machine:
                     self._stop("cancelled")
-            self.report = self._build_report(machine, facts)
+            self.report = self._report(machine, facts)
 
     def _drain(
         self,
         machine: EdgeSession,
         out: queue.Queue[Any],
         text: TextStream,
-        facts: _Facts,
+        facts: StreamFacts,
         deadline_s: float | None,
     ) -> Iterator[Chunk]:
         while True:
@@ -403,91 +403,23 @@ class Session:
         if self._failure is not None:
             raise self._failure
 
-    # ---- report
-
-    def _build_report(self, machine: EdgeSession, facts: _Facts) -> dict[str, Any]:
-        counts = machine.counts
-        traffic = self._connection.traffic.minus(facts.before)
-        total = time.perf_counter() - facts.began
-        welcome, package, model = self.welcome, self._package, self._model
-        draft_s, prefill_s = self._drafter.draft_s, self._drafter.prefill_s
-        return build_report(
-            RunRecord(
-                draft={
-                    "id": package.id,
-                    "name": package.name,
-                    "engine": model.engine,
-                    "precision": model.precision,
-                },
-                target={
-                    "name": welcome.target,
-                    "version": welcome.target_version,
-                    "family": welcome.family,
-                },
-                sampling={
-                    "scheme": facts.params.scheme,
-                    "temperature": facts.params.temperature,
-                    "top_k": facts.params.top_k,
-                    "top_p": facts.params.top_p,
-                    "seed": facts.params.seed,
-                },
-                mode={
-                    "objective": "cost",
-                    "pipeline": 1,
-                    "controller": facts.controller,
-                },
-                prompt_tokens=facts.prompt_tokens,
-                token_ids=facts.ids,
-                text="".join(facts.text),
-                finish=facts.finish,
-                rounds=counts.rounds,
-                drafted=counts.drafted,
-                accepted=counts.accepted,
-                accepted_by_position=list(counts.accepted_by_position),
-                judged_by_position=list(counts.judged_by_position),
-                # Stop-and-wait: every round is one forward of the target.
-                target_forwards=counts.rounds,
-                bytes={
-                    "up_payload": traffic.up_payload,
-                    "down_payload": traffic.down_payload,
-                    "up_wire": traffic.up_wire,
-                    "down_wire": traffic.down_wire,
-                },
-                seconds={
-                    "total": total,
-                    "prefill": prefill_s,
-                    "first_token": facts.first_token_s,
-                    "draft": draft_s,
-                    "wait": max(0.0, total - draft_s - prefill_s),
-                    "verify": counts.compute_s,
-                },
-                energy={"why_null": "no power meter was asked for"},
-                link={
-                    "url": self._connection.url,
-                    "compatibility": welcome.compatibility,
-                    "reconnects": 0,
-                    "wire_bytes": "computed from payloads and header sizes",
-                },
-                warnings=list(self._warnings),
-            )
+    def _report(self, machine: EdgeSession, facts: StreamFacts) -> dict[str, Any]:
+        package, model = self._package, self._model
+        return report_of(
+            facts,
+            machine.counts,
+            self.welcome,
+            draft={
+                "id": package.id,
+                "name": package.name,
+                "engine": model.engine,
+                "precision": model.precision,
+            },
+            traffic=self._connection.traffic.minus(facts.before),
+            draft_s=self._drafter.draft_s,
+            prefill_s=self._drafter.prefill_s,
+            warnings=self._warnings,
         )
-
-
-@dataclass
-class _Facts:
-    """What a stream gathers outside the state machine."""
-
-    began: float
-    prompt_tokens: int
-    params: SamplingParams
-    controller: str
-    before: Traffic
-    finish: str = "cancelled"
-    first_token_s: float | None = None
-
-    def __post_init__(self) -> None:
-        self.ids: list[int] = []
-        self.text: list[str] = []
 
 
 def _hello(package: DraftPackage, target: str) -> Hello:

@@ -1,0 +1,119 @@
+"""What one live stream gathers, and the report that comes of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Sequence
+
+from draftwire.runtime.edge_session import Counts
+from draftwire.runtime.report import RunRecord, build_report
+from draftwire.sampling import SamplingParams
+from draftwire.transport.client import Traffic
+from draftwire.transport.messages import Welcome
+
+__all__ = ["StreamFacts", "report_of"]
+
+
+@dataclass
+class StreamFacts:
+    """What a stream gathers outside its state machine.
+
+    Attributes:
+        began: ``time.perf_counter()`` at the start.
+        prompt_tokens: Length of the prompt.
+        params: Sampling.
+        controller: Name of the length policy.
+        before: Traffic of the connection before the stream.
+        finish: Why it ended.
+        first_token_s: Seconds until the first final token.
+        ids: Final token ids.
+        text: Pieces of the text.
+    """
+
+    began: float
+    prompt_tokens: int
+    params: SamplingParams
+    controller: str
+    before: Traffic
+    finish: str = "cancelled"
+    first_token_s: float | None = None
+    ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+
+
+def report_of(
+    facts: StreamFacts,
+    counts: Counts,
+    welcome: Welcome,
+    *,
+    draft: Mapping[str, Any],
+    traffic: Traffic,
+    draft_s: float,
+    prefill_s: float,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """Return the run report of a stream that has ended.
+
+    Args:
+        facts: Of the stream.
+        counts: Of its state machine.
+        welcome: Of its connection.
+        draft: Id, name, engine and precision of the draft.
+        traffic: What crossed the network during the stream.
+        draft_s: Seconds of drafting.
+        prefill_s: Seconds in which the draft read the prompt.
+        warnings: Sentences for the user.
+    """
+    total = time.perf_counter() - facts.began
+    params = facts.params
+    return build_report(
+        RunRecord(
+            draft=draft,
+            target={
+                "name": welcome.target,
+                "version": welcome.target_version,
+                "family": welcome.family,
+            },
+            sampling={
+                "scheme": params.scheme,
+                "temperature": params.temperature,
+                "top_k": params.top_k,
+                "top_p": params.top_p,
+                "seed": params.seed,
+            },
+            mode={"objective": "cost", "pipeline": 1, "controller": facts.controller},
+            prompt_tokens=facts.prompt_tokens,
+            token_ids=facts.ids,
+            text="".join(facts.text),
+            finish=facts.finish,
+            rounds=counts.rounds,
+            drafted=counts.drafted,
+            accepted=counts.accepted,
+            accepted_by_position=list(counts.accepted_by_position),
+            judged_by_position=list(counts.judged_by_position),
+            # Stop-and-wait: every round is one forward of the target.
+            target_forwards=counts.rounds,
+            bytes={
+                "up_payload": traffic.up_payload,
+                "down_payload": traffic.down_payload,
+                "up_wire": traffic.up_wire,
+                "down_wire": traffic.down_wire,
+            },
+            seconds={
+                "total": total,
+                "prefill": prefill_s,
+                "first_token": facts.first_token_s,
+                "draft": draft_s,
+                "wait": max(0.0, total - draft_s - prefill_s),
+                "verify": counts.compute_s,
+            },
+            energy={"why_null": "no power meter was asked for"},
+            link={
+                "compatibility": welcome.compatibility,
+                "reconnects": 0,
+                "wire_bytes": "computed from payloads and header sizes",
+            },
+            warnings=list(warnings),
+        )
+    )
