@@ -21,7 +21,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
-from draftwire.transport.messages import Block, Commit, Finish, Message, Open
+from draftwire.transport.messages import Block, Commit, Finish, Message, Open, Resumed
 
 __all__ = ["StreamCounts", "TargetSession", "Work"]
 
@@ -138,6 +138,41 @@ class TargetSession:
         """Return the committed ids from ``position`` (after the prompt) on."""
         return tuple(self._tokens[self._prompt + position :])
 
+    # ---- a lost link
+
+    def detach(self, *, cached: bool) -> None:
+        """The link is gone: forget what was on its way, keep the text.
+
+        Work that was handed out must not be completed any more.
+
+        Args:
+            cached: True when the slot keeps its KV rows; False when it is given back,
+                so that the text has to be read again after :meth:`resume`.
+        """
+        self._busy = False
+        self._judging = 0
+        self._drop_pending()
+        # A correction that the device owes is drawn again: noise belongs to positions,
+        # so the same draft meets the same verdict there.
+        self._awaits_correction = False
+        if not cached:
+            self._cached = 0
+        self._cached = min(self._cached, len(self._tokens) - 1)
+
+    def resume(self, position: int) -> Resumed:
+        """Go on with a device that holds ``position`` committed tokens.
+
+        Raises:
+            ProtocolError: It claims more text than there is.
+        """
+        if position > len(self._tokens) - self._prompt:
+            raise ProtocolError(
+                f"the device holds {position} tokens of a text of "
+                f"{len(self._tokens) - self._prompt}"
+            )
+        self._epoch = (self._epoch + 1) & 0xFF
+        return Resumed(self._epoch, position, self.committed(position), self.finish)
+
     # ---- messages in
 
     def receive(self, block: Block) -> list[Message]:
@@ -197,9 +232,7 @@ class TargetSession:
         known = committed - block.base if not waiting else 0
         if known > 0:
             if block.evidence:
-                raise ProtocolError(
-                    "a block with evidence must start at the text's end"
-                )
+                raise ProtocolError("a block with evidence must start at the text's end")
             at = self._prompt + block.base
             same = self._tokens[at : at + len(tokens)]
             if tokens[: len(same)] != same:

@@ -1,0 +1,149 @@
+"""Law 1 on the reference family: the streamed tokens are the target's own.
+
+Twenty prompts x three targets x (greedy, coupled at 0.8), a verifier process and a real
+websocket, against plain decoding of the same package: one forward, one token, no draft.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import draftwire
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.packages import load_draft, load_tokenizer
+from draftwire.sampling import SamplingParams, make_decider
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.onnx_target import OnnxTarget
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+TARGETS = ("v1", "v2", "v3")
+COUNT = 24
+
+PROMPTS = (
+    "Once upon a time there was a king who",
+    "The little girl looked out of the window and saw",
+    '"I am not afraid," said',
+    "In the middle of the forest there stood",
+    "The old woman gave him a",
+    "He ran down to the river, and",
+    "There was once a tailor",
+    "When the sun rose the next morning",
+    "User: Can I get a latte with oat milk please?\nAgent:",
+    "User: Hello\nAgent:",
+    "User: I'd like a mocha.\nAgent: Is the order correct?\nUser:",
+    "User: turn off the lights in the kitchen\nIntent:",
+    "User: wake me up at seven\nIntent:",
+    "User: play some jazz\nIntent:",
+    "Command: walk left twice and jump\nPlan:",
+    "Command: look around right and walk thrice\nPlan:",
+    "Question: Tom has 3 apples and buys 4 more. How many apples has he now?\nAnswer:",
+    "KING:\nWhat news,",
+    "a",
+    "caf\u00e9 \U0001f916",
+)
+MODES = {"greedy": {"temperature": 0.0}, "coupled": {"temperature": 0.8, "top_p": 0.95}}
+
+
+@pytest.fixture(scope="module")
+def backends():
+    return {name: OnnxTarget(MODELS / f"{name}.target", threads=1) for name in TARGETS}
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with local_verifier([MODELS / f"{name}.target" for name in TARGETS]) as found:
+        yield found
+
+
+def target_only(backend, prompt, params):
+    """Decode without a draft."""
+    slot = backend.allocate()
+    decider = make_decider(params, backend.vocab_size)
+    tokens, cached, out = list(prompt), 0, []
+    try:
+        while len(out) < COUNT:
+            fresh = np.array(tokens[cached:], np.int64)
+            (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
+            cached = len(tokens)
+            token = decider.decide([], b"", row, len(tokens)).token
+            tokens.append(token)
+            out.append(token)
+            if token in backend.eos_ids:
+                break
+    finally:
+        backend.release(slot)
+    return out
+
+
+def streamed(session, prompt, mode, seed, **options):
+    tokens = [
+        token.id
+        for chunk in session.generate(
+            prompt, max_new_tokens=COUNT, seed=seed, **MODES[mode], **options
+        )
+        for token in chunk.tokens
+    ]
+    assert session.report["token_ids"] == tokens
+    return tokens
+
+
+def params_of(mode, seed):
+    options = MODES[mode]
+    return SamplingParams(mode, options["temperature"], 0, options.get("top_p", 1.0), seed)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_targets_own_text(backends, verifier, target, mode):
+    url, token = verifier
+    draft = load_draft(MODELS / "reference.draft")
+    tokenizer = load_tokenizer(draft.tokenizer_path)
+    blocks = itertools.cycle((4, 1, 7, 16))
+    with draftwire.connect(url, draft=draft, target=target, token=token) as session:
+        for seed, (text, block) in enumerate(zip(PROMPTS, blocks)):
+            prompt = tokenizer.encode(text, bos_id=draft.bos_id)
+            expected = target_only(backends[target], prompt, params_of(mode, seed))
+            found = streamed(session, text, mode, seed, block=block)
+            assert found == expected, f"{target} {mode} {text!r} block {block}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_draft_of_random_weights_changes_nothing_but_speed(backends, tmp_path, mode):
+    # The fixture's draft is random, and has a vocabulary of its own: its target too.
+    target = OnnxTarget(FIXTURES / "tiny.target", threads=1)
+    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
+        with draftwire.connect(
+            url, draft=FIXTURES / "tiny.draft", token=token
+        ) as session:
+            for seed in range(6):
+                prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
+                expected = target_only(target, prompt, params_of(mode, seed))
+                assert streamed(session, prompt, mode, seed) == expected
+            assert session.report["drafted"] > 0
+
+
+def test_the_frozen_draft_earns_its_place(verifier):
+    """What the family must show on v1: at least 2 of 4 accepted, under half a forward."""
+    url, token = verifier
+    draft = MODELS / "reference.draft"
+    drafted = accepted = rounds = tokens = forwards = payload = 0
+    with draftwire.connect(url, draft=draft, target="v1", token=token) as session:
+        for prompt in PROMPTS[:8]:
+            for _ in session.generate(prompt, max_new_tokens=64, block=4):
+                pass
+            report = session.report
+            drafted += report["drafted"]
+            accepted += report["accepted"]
+            rounds += report["rounds"]
+            tokens += report["tokens"]
+            forwards += report["target_forwards"]
+            payload += report["bytes"]["up_payload"]
+    assert accepted / rounds >= 2.0
+    assert forwards / tokens < 0.5
+    # The prompts crossed too: they are in these bytes.
+    assert payload / drafted < 4.0
