@@ -144,11 +144,12 @@ def write_evolved_target(
         raise ModelError("the adapter changes nothing")
     family = _merged_family(package, halves, scale)
     rounded = read_scale(repr(float(scale)))
-    out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.adapter")
     try:
         write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
         content = scratch.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"{out} cannot be written: {exc}") from exc
     finally:
         scratch.unlink(missing_ok=True)
     fields = {

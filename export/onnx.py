@@ -130,12 +130,21 @@ def export_onnx(
         min_agreement,
         against,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-        fields, files = _make(
-            Path(model_dir), role, graph, context, precisions, request, Path(scratch)
-        )
-        write_package(out, role, fields, files, replace=replace)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
+            fields, files = _make(
+                Path(model_dir),
+                role,
+                graph,
+                context,
+                precisions,
+                request,
+                Path(scratch),
+            )
+            write_package(out, role, fields, files, replace=replace)
+    except OSError as exc:
+        raise ConfigError(f"{out} cannot be written: {exc}") from exc
     return out
 
 

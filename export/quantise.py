@@ -24,8 +24,8 @@ def quantise(source: Path, target: Path, precision: str) -> None:
     """Write a float32 graph again with smaller weights.
 
     int8 is dynamic: weights per output channel, activations per tensor and step; it
-    runs on every supported onnxruntime and gives the same numbers on every core.  int4 keeps activations in float and blocks
-    of 32 weights; its embedding is int8.
+    runs on every supported onnxruntime and saturates on no core.  int4 keeps
+    activations in float and scales blocks of 32 weights; its embedding is int8.
 
     Args:
         source: The float32 graph.

@@ -132,9 +132,7 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     sizes = raw.get("shape")
     if not isinstance(sizes, dict):
         raise wrong(where, "shape", "an object")
-    shape = Shape(
-        **{k: whole(k, 1, 1 << 20, sizes) for k in Shape.__dataclass_fields__}
-    )
+    shape = Shape(**{k: whole(k, 1, 1 << 20, sizes) for k in Shape.__dataclass_fields__})
     package = {
         "path": path,
         "id": raw.get("id"),
@@ -161,9 +159,7 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
 def _read_json(path: Path, kind: str) -> dict[str, Any]:
     manifest = path / MANIFESTS[kind]
     if not path.is_dir():
-        raise PackageError(
-            f"there is no {kind} package at {path}", hint="check the path"
-        )
+        raise PackageError(f"there is no {kind} package at {path}", hint="check the path")
     other = MANIFESTS["target" if kind == "draft" else "draft"]
     if not manifest.is_file():
         if (path / other).is_file():
@@ -219,9 +215,7 @@ def _check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
             raise wrong(where, f"files[{name}]", "an object")
         words = {k: entry.get(k, "") for k in _WORDS}
         sha256, size = entry.get("sha256"), entry.get("bytes")
-        if not all(isinstance(w, str) for w in words.values()) or not isinstance(
-            size, int
-        ):
+        if not all(isinstance(w, str) for w in words.values()) or not isinstance(size, int):
             raise wrong(where, f"files[{name}]", "words and a length")
         if not isinstance(sha256, str) or not HEX.match(sha256):
             raise wrong(where, f"files[{name}].sha256", "64 hex digits")

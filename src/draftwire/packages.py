@@ -80,7 +80,12 @@ class DraftPackage(_Package):
     def precisions(self) -> tuple[str, ...]:
         """Precisions there is a model file for, smallest file first."""
         models = [f for f in self.files.values() if f.precision]
-        return tuple(f.precision for f in sorted(models, key=lambda f: f.bytes))
+        return tuple(f.precision for f in sorted(models, key=self._size))
+
+    def _size(self, model: PackageFile) -> int:
+        """Return a model's bytes with those that lie beside its graph."""
+        data = self.files.get(model.path.name + ".data")
+        return model.bytes + (data.bytes if data else 0)
 
     def model_file(
         self, precision: str | None = None, *, engine: str = "onnxruntime"
@@ -91,7 +96,7 @@ class DraftPackage(_Package):
             ConfigError: The package has no such file.
         """
         found = [f for f in self.files.values() if f.precision and f.engine == engine]
-        models = {f.precision: f for f in sorted(found, key=lambda f: f.bytes)}
+        models = {f.precision: f for f in sorted(found, key=self._size)}
         if precision is None:
             precision = "int8" if "int8" in models else next(iter(models), "")
         if precision not in models:

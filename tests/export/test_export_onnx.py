@@ -207,6 +207,45 @@ def test_both_spellings_of_rope_are_read(shape, old, new, dims, model_copy):
     np.testing.assert_array_equal(*found)
 
 
+def test_a_tied_head_may_be_stored_twice(model_copy):
+    folder = model_copy("qwen2")
+    weights_with(folder, **{"lm_head.weight": np.zeros((320, 64), np.float32)})
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.architecture.head == "model.embed_tokens.weight"
+    assert "lm_head.weight" not in checkpoint
+
+
+def test_a_sliding_window_bounds_the_context(model_copy):
+    folder = model_copy("mistral")
+    edit(folder, sliding_window=64)
+    assert load_checkpoint(folder).architecture.context == 64
+    edit(folder, sliding_window=64, use_sliding_window=False)
+    assert load_checkpoint(folder).architecture.context == 160
+
+
+def test_where_a_prompt_begins(model_copy):
+    folder = model_copy("llama")
+    assert load_checkpoint(folder).bos_id == 0
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert load_checkpoint(folder).bos_id is None
+    (folder / "tokenizer_config.json").unlink()
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["post_processor"] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert load_checkpoint(folder).bos_id is None
+
+
+def test_a_place_that_cannot_be_written(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        export_onnx(models("llama"), tmp_path / "file" / "a.draft")
+
+
 def test_a_draft_serves_a_shorter_context(models, tmp_path):
     out = export_onnx(
         models("llama"),

@@ -20,13 +20,13 @@ class Leaf:
         summary: For the list of leaves.
         description: For its own help.
         arguments: Adds its flags.
-        run: Makes the package and returns its folder.
+        run: Makes packages and returns their folders.
     """
 
     summary: str
     description: str
     arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], Path]
+    run: Callable[[argparse.Namespace], list[Path]]
 
 
 def register(commands: argparse._SubParsersAction[Any]) -> None:
@@ -45,13 +45,13 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the package, load it back, say what is in it."""
-    out = args.leaf.run(args)
-    summary = _summary(out)
+    """Make the packages, load them back, say what is in them."""
+    summaries = [_summary(out) for out in args.leaf.run(args)]
     if args.json is not None:
-        write_json(summary, args.json)
+        write_json(summaries[0] if len(summaries) == 1 else summaries, args.json)
     if args.json != "-" and not args.quiet:
-        _show(summary)
+        for summary in summaries:
+            _show(summary)
     return 0
 
 
@@ -146,11 +146,11 @@ def _replace_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _onnx(args: argparse.Namespace) -> Path:
+def _onnx(args: argparse.Namespace) -> list[Path]:
     _require_onnx()
     from draftwire.export.onnx import export_onnx
 
-    return export_onnx(
+    out = export_onnx(
         args.model_dir,
         args.out,
         precision=args.precision.split(",") if args.precision else None,
@@ -164,6 +164,7 @@ def _onnx(args: argparse.Namespace) -> Path:
         min_agreement=args.min_agreement,
         replace=args.replace,
     )
+    return [out]
 
 
 def _require_onnx() -> None:
@@ -208,16 +209,68 @@ def _adapter_arguments(parser: argparse.ArgumentParser) -> None:
     _replace_flag(parser)
 
 
-def _adapter(args: argparse.Namespace) -> Path:
+def _adapter(args: argparse.Namespace) -> list[Path]:
+    _require_onnx()
     from draftwire.export.adapter import package_adapter
 
-    return package_adapter(
+    out = package_adapter(
         args.adapter,
         args.base,
         args.out,
         version=args.version_name,
         name=args.name,
         replace=args.replace,
+    )
+    return [out]
+
+
+def _family_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the folder with the corpus files that models/cards name",
+    )
+    parser.add_argument(
+        "--work",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="the folder for checkpoints; run again with it to go on",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="where packages go"
+    )
+    parser.add_argument(
+        "--steps",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="train so many times longer than published (default: 1)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="training processes")
+    _replace_flag(parser)
+
+
+def _family(args: argparse.Namespace) -> list[Path]:
+    _require_onnx("torch")
+    import sys
+    from dataclasses import replace
+
+    from draftwire.export.family.package import make_family
+    from draftwire.export.family.recipe import FamilySettings
+
+    settings = FamilySettings().longer(args.steps)
+    if args.workers:
+        settings = replace(settings, workers=args.workers)
+    return make_family(
+        args.corpus,
+        args.work,
+        args.out,
+        settings=settings,
+        replace=args.replace,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
 
 
@@ -234,5 +287,13 @@ LEAVES = {
         "Make an evolved target from a LoRA adapter and the target it was trained on.",
         _adapter_arguments,
         _adapter,
+    ),
+    "family": Leaf(
+        "the reference family, from corpora to packages",
+        "Train, evaluate and package the reference family: a base target, a frozen "
+        "draft and evolved targets.  Hours on two cores, minutes on a GPU; checkpoints "
+        "and resumes.",
+        _family_arguments,
+        _family,
     ),
 }
