@@ -80,10 +80,10 @@ class QsSettings:
     """
 
     support: int = 64
-    budget: float = 0.01
+    budget: float = 0.05
     rate: float = 0.02
     resolution: int = 0
-    tolerance: float = 0.02
+    tolerance: float = 0.05
 
     def __post_init__(self) -> None:
         if not 1 <= self.support <= MAX_SUPPORT:

@@ -111,6 +111,24 @@ def test_quantised_laws_come_back(seed, vocab, support, resolution, flat):
     assert found.total == draft.total
 
 
+@pytest.mark.parametrize(
+    ("vocab", "ids", "weights", "token", "expected"),
+    [
+        # Worked out on paper from the tables in qs_codec and subsets.
+        # 1 | 1 << 7 | rank 0 of C(3, 1) << 11 | rank 0 of C(3, 1) << 13
+        (4, [0, 2], [1, 3], 2, "8100"),
+        # others 10 and 998 of 999: r 6, highs 0 and 15 + 1 of 17, C(16, 2) = 120;
+        # lows 10 | 38 << 6; cuts 1 and 2 of 7, C(1, 1) + C(2, 2) = 2
+        # 2 | 2 << 7 | 120 << 11 | 2442 << 19 | 2 << 31
+        (1000, [10, 500, 999], [2, 1, 5], 500, "02c1534c01"),
+        (1000, [10], [1], 10, "00"),
+    ],
+)
+def test_the_code_is_the_one_on_paper(vocab, ids, weights, token, expected):
+    draft = Lattice(np.array(ids), np.array(weights), sum(weights))
+    assert qs_codec.encode(draft, token, vocab).hex() == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(2, 300), st.integers(0, 5), st.integers(0, 5))
 def test_blocks_can_be_cut_and_joined_anywhere(seed, vocab, first, more):
