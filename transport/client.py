@@ -26,6 +26,7 @@ from websockets.exceptions import (
 )
 
 from draftwire.errors import (
+    BusyError,
     ConfigError,
     IncompatibleError,
     ProtocolError,
@@ -70,9 +71,11 @@ class Traffic:
             *(getattr(self, f) - getattr(before, f) for f in self.__dataclass_fields__)
         )
 
-    def copy(self) -> Traffic:
-        """Return a snapshot."""
-        return Traffic(*(getattr(self, f) for f in self.__dataclass_fields__))
+    def plus(self, other: Traffic) -> Traffic:
+        """Return the sum of both."""
+        return Traffic(
+            *(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__)
+        )
 
 
 def _header_size(payload: int) -> int:
@@ -121,6 +124,8 @@ def to_exception(error: Error) -> Exception:
         return ProtocolError(message, hint=error.hint)
     if error.code in ("request", "target"):
         return ConfigError(message, hint=error.hint)
+    if error.code in ("busy", "draining", "internal"):
+        return BusyError(message, hint=error.hint)
     return RefusedError(message, hint=error.hint)
 
 
@@ -333,7 +338,7 @@ def _refused(url: str, status: int) -> RefusedError:
             hint="give the right one with --token-file",
         )
     if status == 503:
-        return RefusedError(
+        return BusyError(
             f"the verifier at {url} takes no new devices now (503)",
             hint="try again later, or another verifier",
         )

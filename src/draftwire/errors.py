@@ -7,6 +7,7 @@ DraftwireError
 ├── TransportError       the peer is gone, late or refused us               exit 4
 │   ├── ProtocolError    the peer broke the wire format
 │   └── RefusedError     the peer answered, and said no
+│       └── BusyError    it may say yes later
 └── ModelError           a model does not load, or does not match           exit 5
     ├── PackageError     a draft or target package is damaged or unknown
     └── IncompatibleError  draft and target do not belong together
@@ -18,6 +19,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "BoardError",
+    "BusyError",
     "ConfigError",
     "DraftwireError",
     "IncompatibleError",
@@ -84,7 +86,19 @@ class ProtocolError(TransportError):
 
 
 class RefusedError(TransportError):
-    """The verifier answered and refused: token, limit, busy, draining."""
+    """The verifier answered and refused: token, limit, busy, draining.
+
+    Attributes:
+        transient: True when trying again later may help (busy, draining).
+    """
+
+    transient = False
+
+
+class BusyError(RefusedError):
+    """The verifier has no room now, or is going away."""
+
+    transient = True
 
 
 class ModelError(DraftwireError):

@@ -14,10 +14,17 @@ from hypothesis import strategies as st
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.runtime.controller import FixedLength
-from draftwire.runtime.edge_session import Draft, EdgeSession, Emit, Finished, Send
+from draftwire.runtime.edge_session import (
+    Draft,
+    EdgeSession,
+    Emit,
+    Finished,
+    Revise,
+    Send,
+)
 from draftwire.sampling import Proposal, SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Bye, Commit, Finish, Open, Opened
+from draftwire.transport.messages import Block, Bye, Commit, Finish, Open, Opened, Resume
 from draftwire.verifier.target_session import TargetSession
 
 VOCAB = 23
@@ -44,19 +51,24 @@ def target_only(prompt, params, salt, count, context, stops):
 class World:
     """One device, one verifier, two pipes; ``step`` does one enabled thing."""
 
-    def __init__(self, prompt, params, salt, *, k, count, context, stops, luck, rng):
+    def __init__(
+        self, prompt, params, salt, *, k, count, context, stops, luck, rng, cuts=0,
+        offline=False,
+    ):
+        self.cuts, self.keeps, self.attached = cuts, None, True
         self.params, self.salt, self.luck, self.rng = params, salt, luck, rng
         self.codec = Codec(VOCAB)
         self.edge = EdgeSession(
             prompt, params=params, proposer=make_proposer(params, VOCAB),
             controller=FixedLength(k), max_new_tokens=count, context=context,
-            stop_ids=stops,
+            stop_ids=stops, guess_offline=offline,
         )
         self.context = context
         self.cloud = None
         self.up, self.down = deque(), deque()
         self.sequence, self.order, self.todo = [], None, 0
         self.shown, self.finish, self.work = [], None, None
+        self.guessed = []
         self.act(self.edge.start())
 
     def act(self, actions):
@@ -68,7 +80,20 @@ class World:
                 self.order, self.todo = action, action.count
             elif isinstance(action, Emit):
                 assert self.finish is None
-                self.shown += [t.id for t in action.tokens]
+                ids = [t.id for t in action.tokens]
+                if action.tokens[0].kind == "unverified":
+                    assert not self.attached
+                    self.guessed += ids
+                    continue
+                seen, fresh = ids[: action.shown], ids[action.shown :]
+                assert self.guessed[: len(seen)] == seen
+                del self.guessed[: len(seen)]
+                assert not (fresh and self.guessed)
+                self.shown += ids
+            elif isinstance(action, Revise):
+                keep = action.position - len(self.shown)
+                assert 0 <= keep < len(self.guessed)
+                del self.guessed[keep:]
             elif isinstance(action, Finished):
                 self.finish = action.reason
 
@@ -76,6 +101,10 @@ class World:
         found = []
         if self.todo:
             found.append(self.draft)
+        if self.cuts and self.attached:
+            found.append(self.cut)
+        if not self.attached:
+            found.append(self.restore)
         if self.up:
             found.append(self.deliver_up)
         if self.down:
@@ -85,6 +114,24 @@ class World:
         if self.work is not None:
             found.append(self.compute)
         return found
+
+    def cut(self):
+        """Lose the link, with every frame that is on its way."""
+        self.cuts -= 1
+        self.attached = False
+        self.up.clear()
+        self.down.clear()
+        self.work = None
+        if self.cloud is not None:
+            self.cloud.detach(cached=bool(self.rng.random() < 0.5))
+            self.keeps, self.cloud = self.cloud, None
+        if self.rng.random() < 0.3:
+            self.keeps = None  # restarted, expired or out of memory
+        self.act(self.edge.link_lost())
+
+    def restore(self):
+        self.attached = True
+        self.act(self.edge.link_up(resume=True))
 
     def draft(self):
         self.todo -= 1
@@ -103,7 +150,14 @@ class World:
             self.cloud = TargetSession(
                 message, vocab_size=VOCAB, context=self.context, max_block=255
             )
-            self.down.append(self.codec.encode(Opened(message.stream)))
+            opened = Opened(message.stream, b"12345678", b"0123456789abcdef")
+            self.down.append(self.codec.encode(opened))
+        elif isinstance(message, Resume):
+            if self.keeps is None:
+                self.act(self.edge.link_up(resume=False))  # told: session unknown
+                return
+            self.cloud, self.keeps = self.keeps, None
+            self.down.append(self.codec.encode(self.cloud.resume(message.position)))
         elif isinstance(message, Block):
             self.down.extend(map(self.codec.encode, self.cloud.receive(message)))
 
@@ -124,10 +178,10 @@ class World:
         self.down.extend(map(self.codec.encode, self.cloud.complete(work, rows)))
 
     def prompt_and_text(self):
-        return list(self.edge._prompt) + list(self.cloud.committed())
+        return list(self.cloud._tokens)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_the_targets_text_whatever_the_interleaving(data):
     seed = data.draw(st.integers(0, 2**32 - 1))
@@ -145,9 +199,11 @@ def test_the_targets_text_whatever_the_interleaving(data):
     world = World(
         prompt, params, salt, k=data.draw(st.integers(1, 7)), count=count,
         context=context, stops=stops, luck=data.draw(st.sampled_from([0, 0.5, 0.9, 1])),
-        rng=rng,
+        rng=rng, cuts=data.draw(st.sampled_from([0, 0, 1, 5])),
+        offline=data.draw(st.booleans()),
     )
-    for _ in range(2000):
+    cuts = world.cuts
+    for _ in range(3000):
         moves = world.enabled()
         if world.finish is not None or not moves:
             break
@@ -159,6 +215,9 @@ def test_the_targets_text_whatever_the_interleaving(data):
     assert world.finish == ("stop" if ended else "length")
     counts = world.edge.counts
     assert counts.tokens == len(expected) and counts.accepted <= counts.drafted
+    assert world.guessed == []
+    if cuts:
+        return
     assert counts.rounds == world.cloud.counts.forwards
     assert counts.accepted == world.cloud.counts.accepted
     if world.luck == 1 and not stops:
