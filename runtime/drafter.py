@@ -14,7 +14,9 @@ from typing import Callable, Protocol, Sequence
 import numpy as np
 
 from draftwire.errors import DraftwireError
-from draftwire.runtime.edge_session import Draft
+from draftwire.runtime.actions import (
+    Draft,
+)
 from draftwire.sampling import Proposal, Proposer
 
 __all__ = ["Drafter", "Model"]

@@ -17,10 +17,19 @@ like any other, and a :class:`Revise` says from where on the text changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, Sequence, Union
+from typing import Sequence
 
 from draftwire.errors import ProtocolError
+from draftwire.runtime.actions import (
+    Action,
+    Counts,
+    Draft,
+    Emit,
+    Finished,
+    Revise,
+    Send,
+    Token,
+)
 from draftwire.runtime.controller import Controller
 from draftwire.sampling import Proposal, Proposer, SamplingParams
 from draftwire.transport.messages import (
@@ -35,128 +44,9 @@ from draftwire.transport.messages import (
     Resumed,
 )
 
-__all__ = [
-    "Action",
-    "Counts",
-    "Draft",
-    "EdgeSession",
-    "Emit",
-    "Finished",
-    "Revise",
-    "Send",
-    "Token",
-]
+__all__ = ["EdgeSession"]
 
-TokenKind = Literal["accepted", "correction", "bonus", "resumed", "unverified"]
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of the text.
-
-    Attributes:
-        id: Token id.
-        kind: ``"accepted"`` (drafted here), ``"correction"`` or ``"bonus"`` (the
-            verifier's own), ``"resumed"`` (committed while the link was lost), or
-            ``"unverified"`` (a guess shown while there was no verifier).
-    """
-
-    id: int
-    kind: TokenKind
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send ``message`` to the verifier."""
-
-    message: Message
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Tell the drafter to make its sequence ``sequence[:valid] + tokens`` and go on.
-
-    Replaces whatever the drafter was doing.
-
-    Attributes:
-        branch: Tag for the proposals; those of older tags are void.
-        valid: How much of the drafter's present sequence stays.
-        tokens: What follows.
-        count: How many tokens to propose; 0 only corrects the sequence.
-    """
-
-    branch: int
-    valid: int
-    tokens: tuple[int, ...]
-    count: int
-
-
-@dataclass(frozen=True)
-class Emit:
-    """Show ``tokens`` to the user.
-
-    They are final, unless their kind is ``"unverified"``.
-
-    Attributes:
-        tokens: In the order of the text.
-        shown: So many of them were shown as unverified before, and are final now.
-    """
-
-    tokens: tuple[Token, ...]
-    shown: int = 0
-
-
-@dataclass(frozen=True)
-class Revise:
-    """Unverified tokens that were shown are void.
-
-    Attributes:
-        position: Of the first void token, counted from the end of the prompt.
-    """
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The stream is over.
-
-    Attributes:
-        reason: ``"length" | "stop" | "deadline" | "budget" | "cancelled"``.
-    """
-
-    reason: str
-
-
-Action = Union[Send, Draft, Emit, Revise, Finished]
-
-
-@dataclass
-class Counts:
-    """Running totals; every ratio is derived from these.
-
-    Attributes:
-        rounds: Verdicts received.
-        drafted: Drafted tokens that were sent.
-        accepted: Those that became text.
-        tokens: Tokens of the text after the prompt.
-        wasted: Drafted tokens thrown away before they were sent.
-        accepted_by_position: ``[i]``: blocks whose draft ``i`` (from 0) was accepted.
-        judged_by_position: ``[i]``: blocks whose draft ``i`` was sent and judged.
-        queue_s: Seconds of queueing, told by the verifier.
-        compute_s: Seconds of forwards, told by the verifier.
-    """
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    tokens: int = 0
-    wasted: int = 0
-    accepted_by_position: list[int] = field(default_factory=list)
-    judged_by_position: list[int] = field(default_factory=list)
-    queue_s: float = 0.0
-    compute_s: float = 0.0
 
 
 class EdgeSession:
@@ -452,7 +342,9 @@ class EdgeSession:
             )
         kept = [Token(p.token, "accepted") for p in self._drafted[:accepted]]
         if commit.token is not None:
-            kept.append(Token(commit.token, "bonus" if accepted == judged else "correction"))
+            kept.append(
+                Token(commit.token, "bonus" if accepted == judged else "correction")
+            )
         elif commit.evidence and accepted < judged:
             self._owed = True
             self._correction = self._proposer.correct(

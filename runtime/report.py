@@ -162,9 +162,7 @@ def build_report(record: RunRecord) -> dict[str, Any]:
         "accepted": record.accepted,
         "accepted_by_position": list(record.accepted_by_position),
         "judged_by_position": (
-            None
-            if record.judged_by_position is None
-            else list(record.judged_by_position)
+            None if record.judged_by_position is None else list(record.judged_by_position)
         ),
         "target_forwards": record.target_forwards,
         "warnings": list(record.warnings),

@@ -1,7 +1,8 @@
 """The live session: a draft model, a connection, and the state machine between them.
 
 Three threads work on one stream. The drafting thread runs the model, the receiving
-thread waits for verdicts, and the caller's thread takes text out of a queue. The state
+thread waits for verdicts (and reconnects), and the caller's thread takes text out of a
+queue. The state
 machine (:class:`~draftwire.runtime.edge_session.EdgeSession`) runs under one lock in
 whichever thread brings the event, so no event waits for another thread to wake up.
 """
@@ -9,54 +10,38 @@ whichever thread brings the event, so no event waits for another thread to wake 
 from __future__ import annotations
 
 import queue
-import secrets
 import ssl
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import draftwire
-from draftwire.errors import ConfigError, DraftwireError, ModelError
+from draftwire.errors import BusyError, ConfigError, DraftwireError, ModelError
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
-from draftwire.runtime.controller import Controller, make_controller
-from draftwire.runtime.draft_model import DraftModel
-from draftwire.runtime.drafter import Drafter
-from draftwire.runtime.edge_session import (
+from draftwire.runtime.actions import (
     Action,
     Draft,
-    EdgeSession,
     Emit,
     Finished,
+    Revise,
     Send,
     Token,
 )
+from draftwire.runtime.controller import Controller
+from draftwire.runtime.draft_model import DraftModel
+from draftwire.runtime.drafter import Drafter
+from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.link import Link, LinkState
+from draftwire.runtime.options import PATIENCE_S, Chunk, StreamOptions
+from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream_facts import StreamFacts, report_of
-from draftwire.runtime.text import TextStream
-from draftwire.sampling import Proposal, SamplingParams, make_proposer
+from draftwire.sampling import Proposal, make_proposer
 from draftwire.transport.client import Connection, tls_context, to_exception
 from draftwire.transport.codec import VERSION
-from draftwire.transport.messages import Error, Hello
+from draftwire.transport.messages import Error, Hello, Message
 
 __all__ = ["Chunk", "Session", "Token"]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of the stream.
-
-    Attributes:
-        text: New text; valid UTF-8, possibly empty (a character may need more tokens).
-        tokens: The final tokens behind this piece.
-        t_s: Seconds since the generation began.
-        finish: Why the stream ended, on the last chunk; else None.
-    """
-
-    text: str
-    tokens: tuple[Token, ...]
-    t_s: float
-    finish: str | None = None
 
 
 class Session:
@@ -113,22 +98,26 @@ class Session:
         tls: ssl.SSLContext | None = None
         if tls_ca or tls_cert:
             tls = tls_context(ca=tls_ca, cert=tls_cert, key=tls_key)
-        self._connection = Connection(
-            url,
-            _hello(package, target),
-            token=token,
-            insecure=insecure,
-            tls=tls,
-            timeout=timeout,
-        )
-        self.welcome = self._connection.welcome
-        self.report: dict[str, Any] | None = None
         self._lock = threading.RLock()
         self._machine: EdgeSession | None = None
         self._out: queue.Queue[Any] = queue.Queue()
-        self._failure: Exception | None = None
+        self._options: StreamOptions | None = None
         self._streams = 0
         self._closed = False
+        self.report: dict[str, Any] | None = None
+
+        def connect() -> Connection:
+            return Connection(
+                url,
+                _hello(package, target),
+                token=token,
+                insecure=insecure,
+                tls=tls,
+                timeout=timeout,
+            )
+
+        self._link = Link(connect, self)
+        self.welcome = self._link.connection.welcome
         self._warnings: list[str] = []
         if self.welcome.compatibility != "family":
             self._warnings.append(
@@ -141,10 +130,7 @@ class Session:
             on_proposal=self._on_proposal,
             on_error=self._on_draft_error,
         )
-        self._receiver = threading.Thread(
-            target=self._receive, name="draftwire-receiver", daemon=True
-        )
-        self._receiver.start()
+        self._link.start()
 
     def __enter__(self) -> Session:
         return self
@@ -159,9 +145,13 @@ class Session:
                 return
             self._closed = True
             self._stop("cancelled")
-        self._connection.close()
+        self._link.close()
         self._drafter.close()
-        self._receiver.join(timeout=5)
+
+    @property
+    def link(self) -> LinkState:
+        """How the link to the verifier is doing."""
+        return self._link.state()
 
     def cancel(self) -> None:
         """End the running stream; callable from any thread, harmless without one."""
@@ -182,6 +172,8 @@ class Session:
         block: int = 4,
         controller: str | Controller | None = None,
         deadline_s: float | None = None,
+        offline: str = "wait",
+        patience_s: float = PATIENCE_S,
     ) -> Iterator[Chunk]:
         """Stream the target's continuation of ``prompt``.
 
@@ -200,6 +192,10 @@ class Session:
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, e.g. ``"fixed:4"``.
             deadline_s: Return what is there after so many seconds.
+            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
+                on alone and show guesses as such, or raise the ``"error"``.
+            patience_s: How long to bear a lost link before that is an error all the
+                same (with ``"draft"``: once the draft has no more to say).
 
         Returns:
             Iterator of chunks. :attr:`report` is set when it ends.
@@ -208,29 +204,21 @@ class Session:
             ConfigError: A value is out of range, or the prompt is too long.
             TransportError: The link or the verifier failed on the way.
         """
-        params = SamplingParams(
-            scheme or ("greedy" if temperature == 0 else "coupled"),
-            float(temperature),
-            top_k,
-            float(top_p),
-            secrets.randbits(63) if seed is None else seed,
+        options = StreamOptions.of(
+            self.welcome,
+            max_new_tokens=max_new_tokens,
+            scheme=scheme,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            controller=f"fixed:{block}" if controller is None else controller,
+            deadline_s=deadline_s,
+            offline=offline,
+            patience_s=patience_s,
         )
-        if params.scheme not in self.welcome.schemes:
-            raise ConfigError(
-                f"the verifier does not know the sampling scheme {params.scheme!r}",
-                hint="it knows " + ", ".join(self.welcome.schemes),
-            )
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
-        if deadline_s is not None and not deadline_s > 0:
-            raise ConfigError(f"deadline_s is {deadline_s}, must be above 0")
         ids = self._encode(prompt)
-        if controller is None:
-            controller = f"fixed:{block}"
-        if isinstance(controller, str):
-            controller = make_controller(controller)
-        text = TextStream(self._tokenizer, prompt_ids=ids, stop=stop)
-        return self._stream(ids, params, controller, text, max_new_tokens, deadline_s)
+        return self._stream(ids, options, Screen(self._tokenizer, ids, stop))
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -252,40 +240,38 @@ class Session:
         return ids
 
     def _stream(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        controller: Controller,
-        text: TextStream,
-        max_new_tokens: int,
-        deadline_s: float | None,
+        self, ids: list[int], options: StreamOptions, screen: Screen
     ) -> Iterator[Chunk]:
         began = time.perf_counter()
-        proposer = make_proposer(params, self.welcome.vocab_size)
+        proposer = make_proposer(options.params, self.welcome.vocab_size)
         with self._lock:
-            self._check_usable()
+            self._check_usable(options.offline)
             self._stop("cancelled")  # a stream that was left lying
             self._streams += 1
             machine = EdgeSession(
                 ids,
-                params=params,
+                params=options.params,
                 proposer=proposer,
-                controller=controller,
-                max_new_tokens=max_new_tokens,
+                controller=options.controller,
+                max_new_tokens=options.max_new_tokens,
                 context=min(self.welcome.context, self._model.context),
                 stop_ids=sorted({*self.welcome.eos_ids, *self._package.eos_ids}),
                 stream=self._streams,
                 max_block=self.welcome.max_block,
+                guess_offline=options.offline == "draft",
             )
-            self._machine = machine
+            self._machine, self._options = machine, options
             out: queue.Queue[Any] = queue.Queue()
             self._out = out
-            before = self._connection.traffic.copy()
+            before = self._link.traffic()
             self._drafter.begin(proposer)
-            self._apply(machine.start())
-        facts = StreamFacts(began, len(ids), params, controller.name, before)
+            up = self._link.up
+            self._apply(machine.start() if up else machine.start_offline())
+        facts = StreamFacts(
+            began, len(ids), options.params, options.controller.name, before
+        )
         try:
-            yield from self._drain(machine, out, text, facts, deadline_s)
+            yield from self._drain(out, screen, facts, options.deadline_s)
         finally:
             # Also on break, Ctrl-C and errors: nothing goes on behind the user's back.
             with self._lock:
@@ -295,9 +281,8 @@ class Session:
 
     def _drain(
         self,
-        machine: EdgeSession,
         out: queue.Queue[Any],
-        text: TextStream,
+        screen: Screen,
         facts: StreamFacts,
         deadline_s: float | None,
     ) -> Iterator[Chunk]:
@@ -317,23 +302,28 @@ class Session:
                 facts.finish = "error"
                 raise event
             if isinstance(event, Finished):
-                rest = text.flush()
-                facts.text.append(rest)
+                rest = screen.flush()
                 facts.finish = event.reason
+                facts.take(screen)
                 yield Chunk(rest, (), now, event.reason)
                 return
-            if facts.first_token_s is None:
+            if isinstance(event, Revise):
+                screen.revise(event.position)
+                facts.take(screen)
+                yield Chunk("", (), now, revision=event.position, kept_text=screen.text)
+                continue
+            final = event.tokens[0].kind != "unverified"
+            if final and facts.first_token_s is None:
                 facts.first_token_s = now
-            facts.ids += [t.id for t in event.tokens]
-            piece = text.push(t.id for t in event.tokens)
-            facts.text.append(piece)
-            if text.stopped is not None:
+            piece = screen.push(event)
+            facts.take(screen)
+            if screen.stopped and final:
                 facts.finish = "stop"
                 with self._lock:
                     self._stop("stop")
                 yield Chunk(piece, event.tokens, now, "stop")
                 return
-            yield Chunk(piece, event.tokens, now)
+            yield Chunk(piece, event.tokens, now, verified=final)
 
     # ---- events, from any thread
 
@@ -348,45 +338,89 @@ class Session:
         with self._lock:
             self._fail_stream(error)
 
-    def _receive(self) -> None:
-        while True:
-            try:
-                message = self._connection.receive()
-                with self._lock:
-                    if isinstance(message, Error):
-                        self._fail_stream(to_exception(message))
-                        if message.fatal:
-                            self._failure = to_exception(message)
-                    elif self._machine is not None:
-                        self._apply(self._machine.message(message))
-            except DraftwireError as exc:
-                with self._lock:
-                    if self._failure is None:
-                        self._failure = exc
-                    self._fail_stream(self._failure)
-                self._connection.close()
+    def link_message(self, message: Message) -> None:
+        """Take a message of the verifier; called by the link."""
+        with self._lock:
+            if isinstance(message, Error):
+                self._error(message)
+            elif self._machine is not None:
+                self._apply(self._machine.message(message))
+
+    def _error(self, message: Error) -> None:
+        error = to_exception(message)
+        if message.fatal:
+            raise error
+        if message.code == "session" and self._machine is not None:
+            self._apply(self._machine.link_up(resume=False))
+        elif isinstance(error, BusyError) and self._mode != "error":
+            # No room for the stream now: a later connection may find some.
+            raise error
+        else:
+            self._fail_stream(error)
+
+    def link_lost(self, error: DraftwireError) -> None:
+        """Put the stream on hold; called by the link."""
+        with self._lock:
+            machine = self._machine
+            if machine is None:
                 return
+            if self._mode == "error":
+                self._fail_stream(error)
+            else:
+                self._apply(machine.link_lost())
+
+    def link_still_down(self, error: DraftwireError, down_s: float) -> None:
+        """Lose patience some time; called by the link."""
+        with self._lock:
+            machine, options = self._machine, self._options
+            if machine is None or machine.done or options is None:
+                return
+            if down_s < options.patience_s:
+                return
+            if self._mode == "draft":
+                if machine.guessed_all:
+                    self._warnings_once(
+                        f"{len(machine.unverified)} tokens are the draft's alone: the "
+                        "link did not come back in time"
+                    )
+                    self._stop("length")
+                return
+            self._fail_stream(error)
+
+    def link_up(self) -> None:
+        """Take the stream up again; called by the link."""
+        with self._lock:
+            self.welcome = self._link.connection.welcome
+            if self._machine is not None:
+                self._apply(self._machine.link_up(resume=True))
+
+    def link_failed(self, error: DraftwireError) -> None:
+        """Give up; called by the link."""
+        with self._lock:
+            self._fail_stream(error)
+
+    @property
+    def _mode(self) -> str:
+        return "error" if self._options is None else self._options.offline
+
+    def _warnings_once(self, sentence: str) -> None:
+        if sentence not in self._warnings:
+            self._warnings.append(sentence)
 
     def _apply(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Send):
-                self._connection.send(action.message)
+                self._link.send(action.message)
             elif isinstance(action, Draft):
                 self._drafter.submit(action)
             else:
-                assert isinstance(action, (Emit, Finished))
+                assert isinstance(action, (Emit, Revise, Finished))
                 self._out.put(action)
 
     def _stop(self, reason: str) -> None:
         machine = self._machine
-        if machine is None or machine.done:
-            return
-        try:
+        if machine is not None and not machine.done:
             self._apply(machine.stop(reason))
-        except DraftwireError as exc:  # the link is gone: there is nobody to tell
-            self._out.put(Finished(reason))
-            if self._failure is None:
-                self._failure = exc
 
     def _fail_stream(self, error: Exception) -> None:
         machine = self._machine
@@ -397,11 +431,13 @@ class Session:
                 self._drafter.submit(action)
         self._out.put(error)
 
-    def _check_usable(self) -> None:
+    def _check_usable(self, offline: str) -> None:
         if self._closed:
             raise ConfigError("this session is closed")
-        if self._failure is not None:
-            raise self._failure
+        error = self._link.error
+        if error is not None and (self._link.failed or offline == "error"):
+            if not self._link.up:
+                raise error
 
     def _report(self, machine: EdgeSession, facts: StreamFacts) -> dict[str, Any]:
         package, model = self._package, self._model
@@ -415,7 +451,8 @@ class Session:
                 "engine": model.engine,
                 "precision": model.precision,
             },
-            traffic=self._connection.traffic.minus(facts.before),
+            traffic=self._link.traffic().minus(facts.before),
+            reconnects=self._link.reconnects,
             draft_s=self._drafter.draft_s,
             prefill_s=self._drafter.prefill_s,
             warnings=self._warnings,
@@ -433,4 +470,5 @@ def _hello(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
+        ("resume",),
     )

@@ -6,8 +6,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
-from draftwire.runtime.edge_session import Counts
+from draftwire.runtime.actions import (
+    Counts,
+)
 from draftwire.runtime.report import RunRecord, build_report
+from draftwire.runtime.screen import Screen
 from draftwire.sampling import SamplingParams
 from draftwire.transport.client import Traffic
 from draftwire.transport.messages import Welcome
@@ -27,8 +30,8 @@ class StreamFacts:
         before: Traffic of the connection before the stream.
         finish: Why it ended.
         first_token_s: Seconds until the first final token.
-        ids: Final token ids.
-        text: Pieces of the text.
+        ids: Token ids of the answer.
+        text: Its text.
     """
 
     began: float
@@ -39,7 +42,11 @@ class StreamFacts:
     finish: str = "cancelled"
     first_token_s: float | None = None
     ids: list[int] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
+    text: str = ""
+
+    def take(self, screen: Screen) -> None:
+        """Note what the user sees now."""
+        self.ids, self.text = screen.ids, screen.text
 
 
 def report_of(
@@ -51,6 +58,7 @@ def report_of(
     traffic: Traffic,
     draft_s: float,
     prefill_s: float,
+    reconnects: int,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Return the run report of a stream that has ended.
@@ -63,6 +71,7 @@ def report_of(
         traffic: What crossed the network during the stream.
         draft_s: Seconds of drafting.
         prefill_s: Seconds in which the draft read the prompt.
+        reconnects: Of the session so far.
         warnings: Sentences for the user.
     """
     total = time.perf_counter() - facts.began
@@ -85,7 +94,7 @@ def report_of(
             mode={"objective": "cost", "pipeline": 1, "controller": facts.controller},
             prompt_tokens=facts.prompt_tokens,
             token_ids=facts.ids,
-            text="".join(facts.text),
+            text=facts.text,
             finish=facts.finish,
             rounds=counts.rounds,
             drafted=counts.drafted,
@@ -111,7 +120,7 @@ def report_of(
             energy={"why_null": "no power meter was asked for"},
             link={
                 "compatibility": welcome.compatibility,
-                "reconnects": 0,
+                "reconnects": reconnects,
                 "wire_bytes": "computed from payloads and header sizes",
             },
             warnings=list(warnings),

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.runtime.controller import FixedLength
-from draftwire.runtime.edge_session import (
+from draftwire.runtime.actions import (
     Draft,
-    EdgeSession,
     Emit,
     Finished,
     Revise,
     Send,
 )
+from draftwire.runtime.controller import FixedLength
+from draftwire.runtime.edge_session import EdgeSession
 from draftwire.sampling import Proposal, SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Bye, Commit, Finish, Open, Opened, Resume
@@ -52,16 +52,32 @@ class World:
     """One device, one verifier, two pipes; ``step`` does one enabled thing."""
 
     def __init__(
-        self, prompt, params, salt, *, k, count, context, stops, luck, rng, cuts=0,
+        self,
+        prompt,
+        params,
+        salt,
+        *,
+        k,
+        count,
+        context,
+        stops,
+        luck,
+        rng,
+        cuts=0,
         offline=False,
     ):
         self.cuts, self.keeps, self.attached = cuts, None, True
         self.params, self.salt, self.luck, self.rng = params, salt, luck, rng
         self.codec = Codec(VOCAB)
         self.edge = EdgeSession(
-            prompt, params=params, proposer=make_proposer(params, VOCAB),
-            controller=FixedLength(k), max_new_tokens=count, context=context,
-            stop_ids=stops, guess_offline=offline,
+            prompt,
+            params=params,
+            proposer=make_proposer(params, VOCAB),
+            controller=FixedLength(k),
+            max_new_tokens=count,
+            context=context,
+            stop_ids=stops,
+            guess_offline=offline,
         )
         self.context = context
         self.cloud = None
@@ -166,13 +182,21 @@ class World:
 
     def compute(self):
         work, self.work = self.work, None
-        text = [*self.prompt_and_text(), *map(int, work.tokens[len(work.tokens) - work.drafted:])] \
-            if work.drafted else self.prompt_and_text()
+        text = (
+            [
+                *self.prompt_and_text(),
+                *map(int, work.tokens[len(work.tokens) - work.drafted :]),
+            ]
+            if work.drafted
+            else self.prompt_and_text()
+        )
         end = work.start + len(work.tokens)
         assert list(work.tokens) == list(text[work.start : end])
         rows = np.array(
-            [target_logits(text[: end - work.rows + 1 + j], self.salt)
-             for j in range(work.rows)],
+            [
+                target_logits(text[: end - work.rows + 1 + j], self.salt)
+                for j in range(work.rows)
+            ],
             np.float32,
         ).reshape(work.rows, VOCAB)
         self.down.extend(map(self.codec.encode, self.cloud.complete(work, rows)))
@@ -188,8 +212,11 @@ def test_the_targets_text_whatever_the_interleaving(data):
     rng = np.random.default_rng(seed)
     sampled = data.draw(st.booleans())
     params = SamplingParams(
-        "coupled" if sampled else "greedy", 0.9 if sampled else 0.0, 0,
-        data.draw(st.sampled_from([1.0, 0.8])), seed,
+        "coupled" if sampled else "greedy",
+        0.9 if sampled else 0.0,
+        0,
+        data.draw(st.sampled_from([1.0, 0.8])),
+        seed,
     )
     prompt = rng.integers(0, VOCAB, rng.integers(1, 9)).tolist()
     count = data.draw(st.integers(1, 40))
@@ -197,9 +224,16 @@ def test_the_targets_text_whatever_the_interleaving(data):
     stops = [3] if data.draw(st.booleans()) else []
     salt = rng.bytes(4)
     world = World(
-        prompt, params, salt, k=data.draw(st.integers(1, 7)), count=count,
-        context=context, stops=stops, luck=data.draw(st.sampled_from([0, 0.5, 0.9, 1])),
-        rng=rng, cuts=data.draw(st.sampled_from([0, 0, 1, 5])),
+        prompt,
+        params,
+        salt,
+        k=data.draw(st.integers(1, 7)),
+        count=count,
+        context=context,
+        stops=stops,
+        luck=data.draw(st.sampled_from([0, 0.5, 0.9, 1])),
+        rng=rng,
+        cuts=data.draw(st.sampled_from([0, 0, 1, 5])),
         offline=data.draw(st.booleans()),
     )
     cuts = world.cuts
@@ -229,7 +263,9 @@ def edge(**options):
     params = SamplingParams()
     defaults = {"controller": FixedLength(3), "max_new_tokens": 20, "context": 100}
     return EdgeSession(
-        [1, 2, 3], params=params, proposer=make_proposer(params, VOCAB),
+        [1, 2, 3],
+        params=params,
+        proposer=make_proposer(params, VOCAB),
         **{**defaults, **options},
     )
 
@@ -318,8 +354,14 @@ def test_cancel_says_goodbye_once_and_stops_drafting():
 
 def target(**changes):
     fields = dict(
-        stream=1, prompt=(1, 2, 3), scheme="greedy", temperature=0.0, top_k=0,
-        top_p=1.0, seed=0, max_new_tokens=9,
+        stream=1,
+        prompt=(1, 2, 3),
+        scheme="greedy",
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        max_new_tokens=9,
     )
     return TargetSession(
         Open(**{**fields, **changes}), vocab_size=VOCAB, context=64, max_block=8

@@ -22,9 +22,7 @@ CORPUS = [
 
 def byte_level() -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-        add_prefix_space=False
-    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
@@ -121,9 +119,7 @@ def test_chunks_join_to_the_whole_text(name, text, places):
 
 
 @settings(deadline=None, max_examples=300)
-@given(
-    ids=st.lists(st.integers(0, 420), max_size=30), places=st.lists(st.integers(0, 99))
-)
+@given(ids=st.lists(st.integers(0, 420), max_size=30), places=st.lists(st.integers(0, 99)))
 def test_any_byte_level_ids_join_to_the_whole_text(ids, places):
     tokenizer = ALL["byte-level"]
     known = [i for i in ids if tokenizer.id_to_token(i) is not None]
@@ -237,9 +233,7 @@ def test_an_empty_stop_string_is_refused():
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    text=TEXT, stop=st.text(min_size=1, max_size=3), places=st.lists(st.integers(0, 99))
-)
+@given(text=TEXT, stop=st.text(min_size=1, max_size=3), places=st.lists(st.integers(0, 99)))
 def test_a_text_stream_stops_as_the_whole_text_would(text, stop, places):
     tokenizer = ALL["byte-level"]
     ids = tokenizer.encode(text).ids

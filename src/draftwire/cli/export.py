@@ -147,7 +147,7 @@ def _replace_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _onnx(args: argparse.Namespace) -> list[Path]:
-    _require_onnx()
+    _require()
     from draftwire.export.onnx import export_onnx
 
     out = export_onnx(
@@ -167,18 +167,17 @@ def _onnx(args: argparse.Namespace) -> list[Path]:
     return [out]
 
 
-def _require_onnx() -> None:
+def _require(*modules: str) -> None:
+    import importlib.util
+
     from draftwire.errors import ConfigError
 
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import tokenizers  # noqa: F401
-    except ImportError as exc:
-        raise ConfigError(
-            f"exporting needs {exc.name}, which is not installed",
-            hint="pip install 'draftwire[export]', on a workstation",
-        ) from exc
+    for module in ("onnx", "onnxruntime", "tokenizers", *modules):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"exporting needs {module}, which is not installed",
+                hint="pip install 'draftwire[export]', on a workstation",
+            )
 
 
 def _adapter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,7 +209,7 @@ def _adapter_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _adapter(args: argparse.Namespace) -> list[Path]:
-    _require_onnx()
+    _require()
     from draftwire.export.adapter import package_adapter
 
     out = package_adapter(
@@ -254,7 +253,7 @@ def _family_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _family(args: argparse.Namespace) -> list[Path]:
-    _require_onnx("torch")
+    _require("torch", "safetensors")
     import sys
     from dataclasses import replace
 

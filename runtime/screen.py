@@ -1,0 +1,66 @@
+"""What the user sees of an answer: tokens and their text, with guesses that may go."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from draftwire.runtime.actions import (
+    Emit,
+)
+from draftwire.runtime.text import TextStream
+
+__all__ = ["Screen"]
+
+
+class Screen:
+    """Turns what a session emits into text.
+
+    Args:
+        tokenizer: As for :class:`~draftwire.runtime.text.TextStream`.
+        prompt_ids: As there.
+        stop: As there.
+
+    Attributes:
+        ids: Token ids of the answer so far, guesses included.
+        text: The text so far.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]
+    ) -> None:
+        self._new = lambda: TextStream(tokenizer, prompt_ids=prompt_ids, stop=stop)
+        self._stream = self._new()
+        self._verified = 0
+        self.ids: list[int] = []
+        self.text = ""
+
+    @property
+    def stopped(self) -> bool:
+        """True when a stop string was met in the verified part of the text."""
+        if self._stream.stopped is None or self._verified == len(self.ids):
+            return self._stream.stopped is not None
+        verified = self._new()
+        verified.push(self.ids[: self._verified])
+        return verified.stopped is not None
+
+    def push(self, event: Emit) -> str:
+        """Show further tokens; return the text that is new."""
+        fresh = [t.id for t in event.tokens[event.shown :]]
+        self.ids += fresh
+        if event.tokens[0].kind != "unverified":
+            self._verified += len(event.tokens)
+        piece = self._stream.push(fresh)
+        self.text += piece
+        return piece
+
+    def revise(self, position: int) -> None:
+        """Take back every token from ``position`` on."""
+        self.ids = self.ids[:position]
+        self._stream = self._new()
+        self.text = self._stream.push(self.ids)
+
+    def flush(self) -> str:
+        """Return what was held back; the answer is over."""
+        rest = self._stream.flush()
+        self.text += rest
+        return rest
