@@ -381,8 +381,8 @@ def render(document: dict[str, Any]) -> str:
         law = "exact" if row["exact"] else "LOSSY"
         error = row["acceptance_error"]
         shares = [f"{row['acceptance']:.3f}", None if error is None else f"{error:.3f}"]
-        keys = ("accepted_per_block", "tokens_per_block")
-        keys += ("up_bytes_per_token", "down_bytes_per_token")
+        keys = ["accepted_per_block", "tokens_per_block"]
+        keys += ["up_bytes_per_token", "down_bytes_per_token"]
         numbers = [row[key] for key in keys]
         lines.append([row["scheme"], row["temperature"], law, *shares, *numbers])
         if row["loss"]:
