@@ -42,7 +42,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
-        engine = getattr(tokenizer, "_engine", tokenizer)
+        engine = getattr(tokenizer, "engine", tokenizer)
         # The library skips special tokens before it decodes, so they may be dropped
         # here; that keeps them out of the window, where they would hide a first word.
         special = {

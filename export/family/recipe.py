@@ -73,10 +73,10 @@ class FamilySettings:
     anchor_layers: int = 2
     trained_layers: int = 2
     base_steps: int = 650
-    draft_steps: int = 300
+    draft_steps: int = 220
     evolutions: tuple[Evolution, ...] = (
-        Evolution("v2", ("home", "plans"), 100),
-        Evolution("v3", ("coffee",), 50),
+        Evolution("v2", ("home", "plans"), 80),
+        Evolution("v3", ("coffee",), 40),
     )
     rank: int = 16
     seed: int = 1

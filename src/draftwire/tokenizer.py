@@ -1,15 +1,15 @@
-"""The tokenizer of a package: encoding, streaming text out, and its fingerprint."""
+"""The tokenizer of a package: text to ids and back, and its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Sequence
 
 from draftwire.errors import ConfigError, PackageError
 
-__all__ = ["TextStream", "Tokenizer", "load_tokenizer", "tokenizer_fingerprint"]
+__all__ = ["Tokenizer", "load_tokenizer", "tokenizer_fingerprint"]
 
 MAX_TOKENIZER = 64 << 20  # bytes; the largest published ones have about 35 MB
 
@@ -43,6 +43,11 @@ class Tokenizer:
         self._engine = engine
 
     @property
+    def engine(self) -> Any:
+        """The ``tokenizers.Tokenizer`` inside."""
+        return self._engine
+
+    @property
     def vocab_size(self) -> int:
         """Tokens it knows, added ones included, padding rows of a model not."""
         return int(self._engine.get_vocab_size(with_added_tokens=True))
@@ -60,44 +65,6 @@ class Tokenizer:
         """Return the id of ``token`` as the vocabulary spells it, or None."""
         found = self._engine.token_to_id(token)
         return None if found is None else int(found)
-
-
-class TextStream:
-    """Turns a stream of tokens into a stream of text, never half a character.
-
-    Args:
-        tokenizer: Whose tokens they are.
-    """
-
-    # A character takes at most four byte tokens; longer replacement tails are
-    # invalid text that will not get better by waiting.
-    _MAX_HELD = 8
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = 0  # tokens whose text is out
-        self._start = 0  # where the window begins, for decoders that look left
-
-    def push(self, ids: Iterable[int]) -> str:
-        """Take further tokens; return the text that is certain by now."""
-        self._ids.extend(ids)
-        return self._take(final=False)
-
-    def finish(self) -> str:
-        """Return the rest, with a replacement mark for half a character."""
-        return self._take(final=True)
-
-    def _take(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[self._start : self._shown])
-        now = self._tokenizer.decode(self._ids[self._start :])
-        held = len(self._ids) - self._shown
-        if now.endswith("\ufffd") and not final and held <= self._MAX_HELD:
-            return ""
-        if len(now) <= len(before):
-            return ""
-        self._start, self._shown = self._shown, len(self._ids)
-        return now[len(before) :]
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -10,7 +10,6 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from draftwire.errors import PackageError  # noqa: E402
 from draftwire.packages import load_tokenizer, tokenizer_fingerprint  # noqa: E402
-from draftwire.tokenizer import TextStream  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +51,6 @@ def test_text_comes_back(path):
     assert tokenizer.token_id("<|endoftext|>") == 0
     assert tokenizer.token_id("no such token") is None
     assert load_tokenizer(path.parent).encode("cup") == tokenizer.encode("cup")
-
-
-def test_the_stream_holds_back_half_a_character(path):
-    tokenizer = load_tokenizer(path)
-    text = "Zoë takes 你好 and 😀."
-    stream = TextStream(tokenizer)
-    parts = [stream.push([i]) for i in tokenizer.encode(text)]
-    assert not any("\ufffd" in part for part in parts)
-    assert "".join(parts) + stream.finish() == text
-    stream = TextStream(tokenizer)
-    shown = stream.push(tokenizer.encode("a😀")[:-1])
-    assert shown + stream.finish() == "a\ufffd"
 
 
 def test_formatting_and_padding_do_not_change_the_fingerprint(path, copy):
