@@ -13,7 +13,6 @@ from typing import Callable, Protocol, Sequence
 
 import numpy as np
 
-from draftwire.errors import DraftwireError
 from draftwire.runtime.actions import (
     Draft,
 )
@@ -113,9 +112,7 @@ class Drafter:
                 continue
             try:
                 self._draft(order, proposer)
-            except DraftwireError as exc:
-                self._on_error(exc)
-            except RuntimeError as exc:  # what onnxruntime raises from its native code
+            except Exception as exc:  # noqa: BLE001 - a dead thread would hang the stream
                 self._on_error(exc)
 
     def _take_orders(self) -> Draft:
@@ -126,7 +123,11 @@ class Drafter:
             if self._model.length > order.valid:
                 self._model.rewind(order.valid)
             if not self._orders:
-                return order
+                break
+        # The last token is fed again when nothing else is new: its logits are wanted.
+        if order.count and self._model.length >= len(self._sequence):
+            self._model.rewind(len(self._sequence) - 1)
+        return order
 
     def _overtaken(self) -> bool:
         return bool(self._orders) or self._stopping

@@ -116,6 +116,11 @@ class EdgeSession:
         return tuple(self._committed)
 
     @property
+    def waiting(self) -> bool:
+        """True while the verifier owes an answer."""
+        return self._attached and (self._sent > 0 or self._resuming or not self._wanted)
+
+    @property
     def unverified(self) -> tuple[int, ...]:
         """Ids that were shown, and are not judged yet."""
         return tuple(p.token for p in self._drafted[: self._shown])

@@ -48,6 +48,9 @@ class LinkEvents(Protocol):
     def link_message(self, message: Message) -> None:
         """Take a message; may raise DraftwireError, which ends the link for good."""
 
+    def link_quiet(self) -> bool:
+        """Nothing came for a while; return True if something should have come."""
+
     def link_lost(self, error: DraftwireError) -> None:
         """The connection is gone; tries to reconnect follow."""
 
@@ -67,6 +70,8 @@ class Link:
     Args:
         connect: Makes a greeted connection; the first one is made here and now.
         events: The owner.
+        silence_s: A verdict that takes longer means that the link is dead, even if
+            TCP has not noticed.
         jitter: Source of the jitter on pauses.
     """
 
@@ -75,10 +80,12 @@ class Link:
         connect: Callable[[], Connection],
         events: LinkEvents,
         *,
+        silence_s: float = 15.0,
         jitter: random.Random | None = None,
     ) -> None:
         self._connect = connect
         self._events = events
+        self._silence_s = silence_s
         self._jitter = jitter or random.Random()
         self._closed = threading.Event()
         self._past = Traffic()
@@ -159,7 +166,13 @@ class Link:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self._events.link_message(self.connection.receive())
+                message = self.connection.receive(self._silence_s)
+                if message is not None:
+                    self._events.link_message(message)
+                elif self._events.link_quiet():
+                    raise TransportError(
+                        f"no word from {self.connection.url} for {self._silence_s:g} s"
+                    )
             except DraftwireError as exc:
                 if self._closed.is_set():
                     return

@@ -61,6 +61,7 @@ class Session:
         tls_cert: This device's certificate, for mutual TLS.
         tls_key: Its key.
         timeout: Seconds for connecting.
+        silence_s: Seconds without a verdict after which the link counts as lost.
 
     Attributes:
         welcome: What the verifier said of itself.
@@ -86,6 +87,7 @@ class Session:
         tls_cert: str | Path | None = None,
         tls_key: str | Path | None = None,
         timeout: float = 10.0,
+        silence_s: float = 15.0,
     ) -> None:
         package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
@@ -116,7 +118,7 @@ class Session:
                 timeout=timeout,
             )
 
-        self._link = Link(connect, self)
+        self._link = Link(connect, self, silence_s=silence_s)
         self.welcome = self._link.connection.welcome
         self._warnings: list[str] = []
         if self.welcome.compatibility != "family":
@@ -357,6 +359,11 @@ class Session:
             raise error
         else:
             self._fail_stream(error)
+
+    def link_quiet(self) -> bool:
+        """Tell whether a verdict is overdue; called by the link."""
+        machine = self._machine
+        return machine is not None and not machine.done and machine.waiting
 
     def link_lost(self, error: DraftwireError) -> None:
         """Put the stream on hold; called by the link."""

@@ -231,6 +231,10 @@ class Connection:
     def _greet(self, hello: Hello, timeout: float) -> Welcome:
         self.send(hello)
         answer = self.receive(timeout)
+        if answer is None:
+            raise TransportError(
+                f"{self.url} took the connection but did not answer within {timeout:g} s"
+            )
         if isinstance(answer, Error):
             raise to_exception(answer)
         if not isinstance(answer, Welcome):
@@ -266,24 +270,25 @@ class Connection:
             self.traffic.up_payload += len(data)
             self.traffic.up_wire += self._wire(len(data)) + _MASK
 
-    def receive(self, timeout: float | None = None) -> Message:
+    def receive(self, timeout: float | None = None) -> Message | None:
         """Wait for the next message; one thread at a time.
 
         Args:
             timeout: Seconds; None waits for ever.
 
+        Returns:
+            The message, or None when nothing came in time.
+
         Raises:
-            TransportError: The connection is lost, or nothing came in time.
+            TransportError: The connection is lost.
             ProtocolError: What came is not valid.
         """
         try:
             data = self._socket.recv(timeout)
         except ConnectionClosed as exc:
             raise self._lost(exc) from exc
-        except TimeoutError as exc:
-            raise TransportError(
-                f"{self.url} took the connection but did not answer in time"
-            ) from exc
+        except TimeoutError:
+            return None
         if isinstance(data, str):
             raise ProtocolError("a text frame; draftwire.v1 is binary")
         self.traffic.down_frames += 1

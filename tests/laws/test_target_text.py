@@ -7,6 +7,8 @@ websocket, against plain decoding of the same package: one forward, one token, n
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +114,66 @@ def test_the_targets_own_text(backends, verifier, target, mode):
             assert found == expected, f"{target} {mode} {text!r} block {block}"
 
 
+@pytest.fixture(scope="module")
+def random_draft(tmp_path_factory):
+    """A draft of the family's tokenizer and shape, and nothing learned."""
+    pytest.importorskip("onnx", reason="making a draft needs onnx")
+    from draftwire.export.onnx import export_onnx
+    from draftwire.tensors import write_tensors
+
+    folder = tmp_path_factory.mktemp("random") / "random.hf"
+    folder.mkdir()
+    vocab, hidden, inner = 2048, 64, 96
+    rng = np.random.default_rng(5)
+    shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "model.layers.0.input_layernorm.weight": (hidden,),
+        "model.layers.0.post_attention_layernorm.weight": (hidden,),
+        "model.layers.0.mlp.gate_proj.weight": (inner, hidden),
+        "model.layers.0.mlp.up_proj.weight": (inner, hidden),
+        "model.layers.0.mlp.down_proj.weight": (hidden, inner),
+    }
+    for part in "qkvo":
+        shapes[f"model.layers.0.self_attn.{part}_proj.weight"] = (hidden, hidden)
+    write_tensors(
+        folder / "model.safetensors",
+        {k: rng.normal(0, 0.5, v).astype(np.float32) for k, v in shapes.items()},
+    )
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "vocab_size": vocab, "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": True, "hidden_act": "silu",
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = MODELS / "reference.draft" / "tokenizer.json"
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    return export_onnx(
+        folder, folder.with_name("random.draft"), precision="fp32", family_name="storyteller"
+    )
+
+
+@pytest.mark.workstation
 @pytest.mark.parametrize("mode", MODES)
-def test_a_draft_of_random_weights_changes_nothing_but_speed(backends, tmp_path, mode):
-    # The fixture's draft is random, and has a vocabulary of its own: its target too.
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_draft_of_random_weights_changes_nothing_but_speed(
+    backends, verifier, random_draft, target, mode
+):
+    url, token = verifier
+    tokenizer = load_tokenizer(random_draft / "tokenizer.json")
+    with draftwire.connect(url, draft=random_draft, target=target, token=token) as session:
+        for seed, text in enumerate(PROMPTS):
+            prompt = tokenizer.encode(text, bos_id=0)
+            expected = target_only(backends[target], prompt, params_of(mode, seed))
+            assert streamed(session, text, mode, seed) == expected
+            assert session.report["accepted"] < session.report["drafted"] / 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_tiny_family_keeps_the_law_too(mode):
     target = OnnxTarget(FIXTURES / "tiny.target", threads=1)
     with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
         with draftwire.connect(

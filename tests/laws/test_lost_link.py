@@ -1,0 +1,261 @@
+"""Law 2 with real processes and sockets: the link dies, the text does not change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import draftwire
+from draftwire.errors import TransportError
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+PROMPT = [5, 17, 3, 99, 41]
+
+
+class Verifier:
+    """A verifier process on a port of its own that can be killed and started again."""
+
+    def __init__(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process = None
+
+    def start(self):
+        words = ["verifier", "serve", "--target", str(FIXTURES / "tiny.target")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "draftwire", *words, "--port", str(self.port)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            time.sleep(0.05)
+        raise AssertionError("the verifier did not start")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Proxy:
+    """A TCP relay that can cut, refuse, tear frames and swallow everything."""
+
+    def __init__(self, port):
+        self.target = port
+        self.open = True
+        self.frozen = threading.Event()
+        self.pairs = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"ws://127.0.0.1:{self.server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self.server.accept()
+            except OSError:
+                return
+            if not self.open:
+                near.close()
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                continue
+            for s in (near, far):
+                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.pairs.append((near, far))
+            for a, b in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(a, b), daemon=True).start()
+
+    def _relay(self, source, sink):
+        with contextlib.suppress(OSError):
+            while True:
+                data = source.recv(4096)
+                if not data:
+                    break
+                if not self.frozen.is_set():
+                    sink.sendall(data)
+        for s in (source, sink):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+    def cut(self, *, torn=False):
+        for near, far in self.pairs:
+            with contextlib.suppress(OSError):
+                if torn:  # the beginning of a frame that never ends
+                    near.sendall(b"\x82\x7e\x01")
+                near.shutdown(socket.SHUT_RDWR)
+                far.shutdown(socket.SHUT_RDWR)
+        self.pairs.clear()
+
+    def close(self):
+        self.server.close()
+        self.cut()
+
+
+@pytest.fixture
+def verifier():
+    found = Verifier()
+    found.start()
+    yield found
+    found.process.send_signal(signal.SIGCONT)
+    found.kill()
+
+
+@pytest.fixture
+def proxy(verifier):
+    found = Proxy(verifier.port)
+    yield found
+    found.close()
+
+
+def connect(url, **options):
+    return draftwire.connect(url, draft=FIXTURES / "tiny.draft", **options)
+
+
+def undisturbed(verifier, **options):
+    with connect(f"ws://127.0.0.1:{verifier.port}") as session:
+        return [
+            t.id
+            for chunk in session.generate(PROMPT, seed=3, **options)
+            for t in chunk.tokens
+        ]
+
+
+class Reader:
+    """What a user who follows every chunk sees in the end."""
+
+    def __init__(self):
+        self.ids, self.text, self.guessed, self.revised = [], "", 0, 0
+
+    def take(self, chunk):
+        if chunk.revision is not None:
+            self.ids = self.ids[: chunk.revision]
+            self.text = chunk.kept_text
+            self.revised += 1
+        self.text += chunk.text
+        if not chunk.verified:
+            self.guessed += len(chunk.tokens)
+        return chunk
+
+
+@pytest.mark.parametrize("mode", [{"temperature": 0.0}, {"temperature": 0.8}])
+def test_cut_again_and_again(verifier, proxy, mode):
+    expected = undisturbed(verifier, max_new_tokens=100, **mode)
+    rng = random.Random(1)
+    with connect(proxy.url) as session:
+        found = []
+        for chunk in session.generate(PROMPT, max_new_tokens=100, seed=3, **mode):
+            found += [t.id for t in chunk.tokens]
+            if rng.random() < 0.4:
+                proxy.cut(torn=rng.random() < 0.5)
+        assert found == expected
+        assert session.report["token_ids"] == expected
+        assert session.link.reconnects >= 3
+        assert session.report["link"]["reconnects"] == session.link.reconnects
+
+
+def test_a_killed_and_restarted_verifier_goes_on_with_the_same_text(verifier, proxy):
+    expected = undisturbed(verifier, max_new_tokens=60)
+    with connect(proxy.url) as session:
+        found = []
+        for chunk in session.generate(PROMPT, max_new_tokens=60, seed=3):
+            found += [t.id for t in chunk.tokens]
+            if len(found) > 10 and verifier.process.poll() is None and not found[60:]:
+                if not getattr(verifier, "killed", False):
+                    verifier.killed = True
+                    verifier.kill()
+                    verifier.start()
+        assert found == expected
+
+
+def test_a_frozen_verifier_counts_as_lost(verifier, proxy):
+    expected = undisturbed(verifier, max_new_tokens=40)
+    with connect(proxy.url, silence_s=0.5, timeout=1.0) as session:
+        found = []
+        for chunk in session.generate(PROMPT, max_new_tokens=40, seed=3):
+            if not found:
+                verifier.process.send_signal(signal.SIGSTOP)
+                threading.Timer(
+                    2.0, verifier.process.send_signal, [signal.SIGCONT]
+                ).start()
+            found += [t.id for t in chunk.tokens]
+        assert found == expected
+        assert session.link.reconnects >= 1
+
+
+def test_error_mode_says_so_at_once(verifier, proxy):
+    with connect(proxy.url) as session:
+        with pytest.raises(TransportError, match="gone|closed"):
+            for _ in session.generate(PROMPT, max_new_tokens=80, offline="error"):
+                proxy.open = False
+                proxy.cut()
+        assert session.report["finish"] == "error"
+        assert session.link.state == "reconnecting"
+
+
+def test_patience_ends(verifier, proxy):
+    with connect(proxy.url) as session:
+        with pytest.raises(TransportError):
+            for _ in session.generate(PROMPT, max_new_tokens=80, patience_s=0.3):
+                proxy.open = False
+                proxy.cut()
+
+
+def test_guesses_are_shown_as_guesses_and_put_right(verifier, proxy):
+    expected = undisturbed(verifier, max_new_tokens=90)
+    with connect(proxy.url) as session:
+        reader = Reader()
+        stream = session.generate(PROMPT, max_new_tokens=90, seed=3, offline="draft")
+        for chunk in stream:
+            reader.take(chunk)
+            if not reader.guessed and len(session.report or ()) == 0 and proxy.open:
+                proxy.open = False
+                proxy.cut()
+            if reader.guessed > 20:
+                proxy.open = True
+        assert session.report["token_ids"] == expected
+        assert reader.guessed > 20
+        assert reader.text == session.report["text"]
+
+
+def test_a_deadline_is_kept_without_a_link(verifier, proxy):
+    with connect(proxy.url) as session:
+        chunks = []
+        began = time.monotonic()
+        for chunk in session.generate(PROMPT, max_new_tokens=5000, deadline_s=1.5):
+            chunks.append(chunk)
+            proxy.open = False
+            proxy.cut()
+        assert chunks[-1].finish == session.report["finish"] == "deadline"
+        assert time.monotonic() - began < 20
+        proxy.open = True
+        # The session is still good.
+        again = [c for c in session.generate(PROMPT, max_new_tokens=5, seed=3)]
+        assert sum(len(c.tokens) for c in again) == 5
+
+
+def test_leaving_the_loop_cancels_and_the_session_goes_on(verifier, proxy):
+    with connect(proxy.url) as session:
+        for _ in session.generate(PROMPT, max_new_tokens=80):
+            break
+        assert session.report["finish"] == "cancelled"
+        assert sum(1 for _ in session.generate(PROMPT, max_new_tokens=4)) >= 1
