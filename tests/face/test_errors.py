@@ -13,6 +13,7 @@ EXIT_CODES = {
     "DraftwireError": 1,
     "ConfigError": 2,
     "BoardError": 3,
+    "BusyError": 4,
     "SensorError": 3,
     "TransportError": 4,
     "ProtocolError": 4,

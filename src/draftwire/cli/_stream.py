@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 __all__ = ["Painter", "summary"]
 
 # How a token came about -> SGR parameters.  They differ in weight and not in hue alone.
-COLOURS = {"accepted": "32", "correction": "1;33", "bonus": "1;36"}
+COLOURS = {
+    "accepted": "32",
+    "correction": "1;33",
+    "bonus": "1;36",
+    "resumed": "36",
+    "unverified": "2;3",
+}
 LEGEND = {
     "accepted": "drafted here and accepted",
     "correction": "corrected by the target",
@@ -55,6 +61,10 @@ class Painter:
 
     def show(self, chunk: Any) -> None:
         """Show a chunk: its text, and which of it came about how."""
+        if chunk.revision is not None:
+            # Guesses of the draft alone were wrong: say so, and show what stands.
+            self._put(f"\n[revised from token {chunk.revision} on]\n{chunk.kept_text}")
+            self.ended_line = False
         if not chunk.text and not chunk.tokens:
             return
         if self._colour:

@@ -32,6 +32,7 @@ PROMPTS = {
         "User: I want a large cappuccino.\nAgent:",
     ),
 }
+PATIENCE_S = 5.0  # the verifier is a child: if it is gone it stays gone
 SETTINGS = ("scheme", "temperature", "top_k", "top_p", "block", "threads")
 
 
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.reference import draft_path, target_path
 
     options = _common.generate_options(args)
+    options["patience_s"] = PATIENCE_S
     prompts = [text for texts in args.prompt or () for text in texts]
     prompts = prompts or list(PROMPTS.get(args.target, PROMPTS["v1"]))
     draft, target = draft_path(), target_path(args.target)

@@ -53,6 +53,37 @@ def register(subparsers: Any) -> None:
         metavar="TEXT",
         help="end before this text (may be repeated)",
     )
+    parser.add_argument(
+        "--offline",
+        choices=("wait", "draft", "error"),
+        default="wait",
+        help="while the link is lost: wait for it, go on with the draft alone (guesses "
+        "are marked and put right later), or fail at once (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long a link may be lost before that is an error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        help="end after so many seconds with what is there",
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="allow plain ws:// to another machine: token and text can be read on the way",
+    )
+    for flag, what in (
+        ("--tls-ca", "trust the certificates in this file"),
+        ("--tls-cert", "show this certificate to the verifier (mutual TLS)"),
+        ("--tls-key", "the key of --tls-cert, if it is in a file of its own"),
+    ):
+        parser.add_argument(flag, metavar="FILE", help=what)
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
     parser.set_defaults(run=run)
@@ -64,7 +95,12 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.cli._stream import Painter, summary
 
     options = _common.generate_options(args)
-    options["stop"] = list(args.stop)
+    options.update(
+        stop=list(args.stop),
+        offline=args.offline,
+        patience_s=args.patience,
+        deadline_s=args.deadline,
+    )
     where = _where(args)
     prompt = _prompt(args.prompt)
     _common.start_logging(verbose=args.verbose)
@@ -119,11 +155,18 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
 
         values["draft"] = draft_path()
     token_file = values["token_file"]
+    security = {
+        "insecure": args.insecure,
+        "tls_ca": args.tls_ca,
+        "tls_cert": args.tls_cert,
+        "tls_key": args.tls_key,
+    }
     return {
         "url": values["verifier"],
         "draft": str(values["draft"]),
         "target": values["target"] or "",
         "token": None if token_file is None else _common.read_token(token_file),
+        **{name: value for name, value in security.items() if value},
     }
 
 

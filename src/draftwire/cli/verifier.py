@@ -17,6 +17,7 @@ __all__ = ["register"]
 
 SCHEMA = "draftwire.verifier/1"
 CHECK_S = 10.0
+_RESUME = "keep a stream whose link is lost so long, 0 for never (120)"
 
 
 def register(subparsers: Any) -> None:
@@ -97,6 +98,7 @@ def _register_serve(actions: Any) -> None:
         help="torch dtype, for checkpoints (default: float32 on a CPU)",
     )
     add("--batch-tokens", type=_count, default=512, metavar="N", help="a forward (512)")
+    add("--max-batch", type=_count, default=64, metavar="N", help="streams a forward (64)")
     add("--prefill-chunk", type=_count, default=128, metavar="N", help="a prompt (128)")
     _register_network(serve)
     _common.add_common_flags(serve)
@@ -117,6 +119,10 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
     add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help="(8 MiB)")
     add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
+    add("--send-timeout", type=_positive, default=15.0, metavar="S", help="(15)")
+    add("--resume-ttl", type=_seconds, default=120.0, metavar="S", help=_RESUME)
+    add("--resume-streams", type=_count, default=1024, metavar="N", help="kept (1024)")
+    add("--resume-mib", type=_count, default=64, metavar="N", help="of kept text (64)")
     add("--drain-timeout", type=_positive, default=10.0, metavar="S", help="(10)")
 
 
@@ -138,11 +144,12 @@ def _serve(args: argparse.Namespace) -> int:
 
         targets = [reference.target_path(name) for name in reference.target_names()]
     from draftwire.verifier import serving
+    from draftwire.verifier.accounts import read_accounts
     from draftwire.verifier.backends.loading import Loader
     from draftwire.verifier.limits import Limits
 
     _common.start_logging(verbose=args.verbose)
-    token = None if token_file is None else serving.read_token_file(token_file)
+    accounts = () if token_file is None else read_accounts(token_file)
     options = serving.Options(
         targets=tuple(targets),
         targets_dir=args.targets_dir,
@@ -158,7 +165,7 @@ def _serve(args: argparse.Namespace) -> int:
         ),
         host=args.host,
         port=args.port,
-        token=token,
+        accounts=accounts,
         tls=tls if args.tls_cert else None,
         insecure=args.insecure,
         limits=Limits(
@@ -167,14 +174,19 @@ def _serve(args: argparse.Namespace) -> int:
             block=args.max_block,
             message_bytes=args.max_message_bytes,
             idle_s=args.idle_timeout,
+            send_s=args.send_timeout,
+            resume_s=args.resume_ttl,
+            parked=args.resume_streams,
+            parked_bytes=args.resume_mib << 20,
         ),
         batch_tokens=args.batch_tokens,
+        batch=args.max_batch,
         prefill_chunk=args.prefill_chunk,
         drain_s=args.drain_timeout,
     )
 
     def listening(service: VerifierService) -> None:
-        if token is None and not args.quiet:  # the service takes only loopback then
+        if not accounts and not args.quiet:  # the service takes only loopback then
             print("no token file: everyone on this machine may connect", file=sys.stderr)
         served = [
             {
@@ -259,6 +271,13 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
 
 
