@@ -1,9 +1,9 @@
 """One device's connection: greeting, then streams, one at a time.
 
 Two tasks share a connection. The *reader* takes frames in; the *worker* of the open
-stream asks the session for work, waits for the scheduler and sends the verdicts. Both
-run on one event loop, so the session needs no lock except while a large verdict is
-decided in a helper thread.
+stream (:mod:`draftwire.verifier.worker`) asks the session for work, waits for the
+scheduler and sends the verdicts. When the link is lost the stream is kept
+(:mod:`draftwire.verifier.streams`) for another connection to go on with.
 """
 
 from __future__ import annotations
@@ -31,11 +31,21 @@ from draftwire.transport.messages import (
     Open,
     Opened,
     Resume,
+    Welcome,
 )
-from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.greeting import DRAINING, FatalError, choose, welcome_to
+from draftwire.verifier.accounts import LimitError, Usage
+from draftwire.verifier.greeting import (
+    DRAINING,
+    FatalError,
+    check_room,
+    choose,
+    welcome_to,
+)
+from draftwire.verifier.limits import prompt_limit
 from draftwire.verifier.registry import Served
-from draftwire.verifier.target_session import TargetSession, Work
+from draftwire.verifier.streams import Stream, UnknownStreamError
+from draftwire.verifier.target_session import TargetSession
+from draftwire.verifier.worker import drive
 
 if TYPE_CHECKING:
     from draftwire.verifier.service import VerifierService
@@ -44,23 +54,7 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("draftwire.verifier")
 
-# Logits above this many numbers are judged in a helper thread: a full law over a large
-# vocabulary takes milliseconds that all other devices would wait for.
-_INLINE_LOGITS = 1 << 16
 _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal": 1011}
-
-
-class _Stream:
-    """An open stream: its session, its slot and its worker."""
-
-    def __init__(self, number: int, session: TargetSession, slot: int) -> None:
-        self.number = number
-        self.session = session
-        self.slot = slot
-        self.wake = asyncio.Event()
-        self.lock = asyncio.Lock()
-        self.worker: asyncio.Task[None] | None = None
-        self.booked = (0, 0, 0)  # drafted, accepted, emitted that metrics have seen
 
 
 class Connection:
@@ -69,18 +63,30 @@ class Connection:
     Args:
         socket: A ``websockets.asyncio`` server connection, upgraded and authorised.
         service: Registry, limits and counters.
+        usage: Of the account that the device belongs to.
+
+    Attributes:
+        active_s: When the last frame came or went.
+        blocked_s: Since when the device reads nothing of what is sent, or None.
+        expired: True once it is being shown out.
     """
 
-    def __init__(self, socket: Any, service: VerifierService) -> None:
+    session_class = TargetSession
+
+    def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
         self._socket = socket
         self._service = service
+        self._usage = usage
         self._codec = Codec()
         self._served: Served | None = None
-        self._vocab_size = 0
-        self._context = 0
-        self._stream: _Stream | None = None
+        self._welcome: Welcome | None = None
+        self._stream: Stream | None = None
+        self._ended: Stream | None = None  # its device may not have seen the end yet
+        self._forgets = False
         self._clock = asyncio.get_running_loop().time
         self.active_s = self._clock()
+        self.blocked_s: float | None = None
+        self.expired = False
         self._draining = False
 
     @property
@@ -111,12 +117,13 @@ class Connection:
             log.exception("connection of %s failed", self._socket.remote_address)
             await self._leave(_failure(error))
         finally:
-            await self._end_stream()
+            await self._end_stream(park=not self._forgets)
             if self._served is not None:
                 self._service.registry.leave(self._served)
 
     async def expire(self) -> None:
         """Show out a device that has been silent for too long."""
+        self.expired = True
         if self._served is None:
             error = Error("limit", "no hello came after the upgrade")
         else:
@@ -125,8 +132,12 @@ class Connection:
                 f"no message for {self._service.limits.idle_s:g} seconds",
                 "connect again when there is something to verify",
             )
-        await self._end_stream()
+        await self._end_stream(park=True)
         await self._leave(error)
+
+    def abort(self) -> None:
+        """Cut the connection without a word: nobody reads at its other end."""
+        self._socket.transport.abort()
 
     async def drain(self, *, now: bool) -> None:
         """End the connection because the verifier goes away.
@@ -136,7 +147,7 @@ class Connection:
         """
         self._draining = True
         if self._stream is None or now:
-            await self._end_stream()
+            await self._end_stream(park=False)
             await self._leave(DRAINING)
 
     async def _greet(self) -> None:
@@ -149,23 +160,17 @@ class Connection:
         hello = await self._receive()
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is {_name(hello)}, not a hello")
-        service, limits = self._service, self._service.limits
+        service, account = self._service, self._usage.account
         if service.draining:
             raise FatalError.of(DRAINING)
-        if len(service.connections) > limits.connections:
-            raise FatalError(
-                "busy",
-                f"{limits.connections} devices are connected, that is this verifier's "
-                "limit",
-                "try again later, or raise --max-sessions",
-            )
+        check_room(len(service.connections), service.limits, self._usage)
         served = choose(hello, service.registry)
         service.registry.enter(served)
         self._served = served
-        welcome = welcome_to(hello, served.backend, limits)
+        welcome = welcome_to(hello, served.backend, service.limits, account.context)
         await self._send(welcome)
-        self._vocab_size, self._context = welcome.vocab_size, welcome.context
-        self._codec = Codec(welcome.vocab_size)
+        self._welcome = welcome
+        self._codec = Codec(welcome.vocab_size, max_ids=prompt_limit(welcome.context))
         log.info(
             "%s: %r on %s", self._socket.remote_address, hello.agent[:80], served.label
         )
@@ -178,78 +183,155 @@ class Connection:
         if not isinstance(frame, bytes):
             raise ProtocolError("a text frame; every message is a binary frame")
         self._service.bytes_in += len(frame)
-        return self._codec.decode(frame)
+        message = self._codec.decode(frame)
+        await self._pace(len(frame), isinstance(message, Block))
+        return message
+
+    async def _pace(self, size: int, is_block: bool) -> None:
+        """Wait as the account's rates demand: what is not read slows the sender."""
+        try:
+            wait = self._usage.pace(size, int(is_block), self.active_s)
+        except LimitError as error:
+            raise FatalError("limit", str(error), error.hint) from None
+        if wait:
+            await asyncio.sleep(wait)
 
     async def _read(self) -> None:
         while True:
-            message = await self._receive()
-            await self._take(message)
+            await self._take(await self._receive())
 
     async def _take(self, message: Message) -> None:
-        stream = self._stream
         if isinstance(message, Open):
             await self._open(message)
         elif isinstance(message, Block):
-            if stream is None:
-                return  # of a stream that ended meanwhile
-            async with stream.lock:
-                answers = stream.session.receive(message)
-            await self._after(stream, answers)
-            stream.wake.set()
+            await self._block(message)
         elif isinstance(message, (Bye, Error)):
-            await self._end_stream()
+            await self._end_stream(park=False)
             if self._draining:
                 raise FatalError.of(DRAINING)
             if isinstance(message, Error) and message.fatal:
                 await self._socket.close(1000)
         elif isinstance(message, Resume):
-            await self._send(
-                Error(
-                    "request",
-                    "this verifier keeps no streams of lost connections",
-                    "open the stream again with the text so far as its prompt",
-                    fatal=False,
-                )
-            )
+            await self._resume(message)
         else:
             raise ProtocolError(f"{_name(message)} does not go to a verifier")
+
+    async def _block(self, block: Block) -> None:
+        stream = self._stream
+        if stream is None:
+            return  # of a stream that ended meanwhile
+        async with stream.lock:
+            if self._stream is not stream:
+                return
+            stream.unjudged += len(block.evidence)
+            if stream.unjudged > self._service.limits.message_bytes:
+                raise FatalError(
+                    "limit",
+                    f"{stream.unjudged} bytes of evidence wait for judgement, the limit "
+                    f"is {self._service.limits.message_bytes}",
+                    "wait for verdicts before sending more",
+                )
+            answers = stream.session.receive(block)
+        await self._after(stream, answers)
+        stream.wake.set()
 
     # ---- streams
 
     async def _open(self, request: Open) -> None:
-        if self._stream is not None:
-            raise ProtocolError("an open while a stream is running")
-        if self._draining:
-            raise FatalError.of(DRAINING)
-        assert self._served is not None
+        served, welcome = self._ready("an open")
+        kept = self._service.kept
+        if self._ended is not None:  # whoever opens the next has seen the last one end
+            kept.forget(self._ended)
+            self._ended = None
         try:
-            session = TargetSession(
+            session = self.session_class(
                 request,
-                vocab_size=self._vocab_size,
-                context=self._context,
+                vocab_size=welcome.vocab_size,
+                context=welcome.context,
                 max_block=self._service.limits.block,
             )
-            slot = self._served.backend.allocate()
+            slot = kept.allocate(served, self._usage)
         except (ConfigError, RefusedError) as error:
-            code = "request" if isinstance(error, ConfigError) else "busy"
-            self._service.refused(code)
-            await self._send(Error(code, str(error), error.hint, fatal=False))
+            await self._refuse(error)
             return
-        stream = self._stream = _Stream(request.stream, session, slot)
+        stream = Stream(
+            session,
+            served,
+            slot,
+            self._usage,
+            self,
+            len(request.prompt),
+            welcome.vocab_size,
+        )
+        if "resume" in welcome.capabilities:
+            kept.enter(stream)
         self._service.streams += 1
-        await self._send(Opened(request.stream))
-        stream.worker = asyncio.ensure_future(self._work(stream))
+        self.hold(stream)
+        await self._send(Opened(request.stream, stream.id, stream.secret))
+        self._start(stream)
 
-    async def _work(self, stream: _Stream) -> None:
+    async def _resume(self, request: Resume) -> None:
+        served, welcome = self._ready("a resume")
+        try:
+            stream, answer = await self._service.kept.resume(
+                request, served, self._usage, welcome.vocab_size, self
+            )
+        except RefusedError as error:
+            await self._refuse(error)
+            return
+        await self._send(answer)
+        self._start(stream)
+
+    def _ready(self, what: str) -> tuple[Served, Welcome]:
+        if self._stream is not None:
+            raise ProtocolError(f"{what} while a stream is running")
+        if self._draining:
+            raise FatalError.of(DRAINING)
+        assert self._served is not None and self._welcome is not None
+        return self._served, self._welcome
+
+    async def _refuse(self, error: ConfigError | RefusedError) -> None:
+        """Say why there is no stream; the connection stays."""
+        if isinstance(error, ConfigError):
+            code = "request"
+        elif isinstance(error, LimitError):
+            code = "limit"
+        else:
+            code = "session" if isinstance(error, UnknownStreamError) else "busy"
+        self._service.refused(code)
+        await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
+
+    def hold(self, stream: Stream) -> None:
+        """Drive ``stream`` from now on; one that has ended only waits to be seen."""
+        if stream.session.done:
+            self._ended = stream
+        else:
+            self._stream = stream
+            self._usage.streams += 1
+
+    def lose(self, stream: Stream) -> None:
+        """Let go of ``stream``: its device has come back on another connection."""
+        self._detached(stream)
+        if self._ended is stream:
+            self._ended = None
+        self.abort()
+
+    def _detached(self, stream: Stream) -> bool:
+        """Stop holding ``stream``; False when somebody else has done so."""
+        if self._stream is not stream:
+            return False
+        self._stream = None
+        self._usage.streams -= 1
+        return True
+
+    def _start(self, stream: Stream) -> None:
+        if self._stream is stream:  # nobody took it over meanwhile
+            stream.worker = asyncio.ensure_future(self._work(stream))
+
+    async def _work(self, stream: Stream) -> None:
         """Drive one stream's session until it is done."""
         try:
-            while not stream.session.done:
-                work = stream.session.poll()
-                if work is None:
-                    stream.wake.clear()
-                    await stream.wake.wait()
-                    continue
-                await self._after(stream, await self._run(stream, work))
+            await drive(stream, self._service, self._after)
         except ConnectionClosed:
             pass  # the reader sees it too
         except ProtocolError as error:
@@ -257,7 +339,8 @@ class Connection:
         except (ModelError, RefusedError) as error:
             code = "busy" if isinstance(error, RefusedError) else "internal"
             log.warning("stream of %s: %s", self._socket.remote_address, error)
-            self._release(stream)
+            if self._detached(stream):
+                self._service.kept.forget(stream)
             self._service.refused(code)
             try:
                 await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
@@ -267,62 +350,33 @@ class Connection:
             log.exception("stream of %s failed", self._socket.remote_address)
             await self._leave(_failure(error))
 
-    async def _run(self, stream: _Stream, work: Work) -> list[Message]:
-        assert self._served is not None
-        verified = await self._served.scheduler.submit(
-            SlotInput(stream.slot, work.start, work.tokens, work.rows),
-            prefill=work.prefill,
-        )
-        if not work.prefill:
-            self._service.verify_seconds.add(verified.compute_s)
-            self._service.queue_seconds.add(verified.queue_s)
-
-        def complete() -> list[Message]:
-            return stream.session.complete(
-                work,
-                verified.rows,
-                queue_s=verified.queue_s,
-                compute_s=verified.compute_s,
-            )
-
-        async with stream.lock:
-            if verified.rows.size <= _INLINE_LOGITS:
-                return complete()
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, complete)
-
-    async def _after(self, stream: _Stream, answers: list[Message]) -> None:
+    async def _after(self, stream: Stream, answers: list[Message]) -> None:
         """Book what the stream did, release it when it is done, send ``answers``."""
-        assert self._served is not None
-        counts = stream.session.counts
-        now = (counts.drafted, counts.accepted, counts.emitted)
-        drafted, accepted, emitted = (a - b for a, b in zip(now, stream.booked))
-        self._served.drafted += drafted
-        self._served.accepted += accepted
-        self._served.emitted += emitted
-        stream.booked = now
-        if stream.session.done:
-            self._release(stream)
+        stream.book()
+        if stream.session.done and self._detached(stream):
+            stream.release()
+            if stream.id:
+                self._ended = stream
         for answer in answers:
             await self._send(answer)
         if self._draining and self._stream is None:
             await self._leave(DRAINING)
 
-    def _release(self, stream: _Stream) -> None:
-        if self._stream is stream:
-            self._stream = None
-            assert self._served is not None
-            self._served.scheduler.release(stream.slot)
-
-    async def _end_stream(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is None:
-            return
-        if stream.worker is not None and stream.worker is not asyncio.current_task():
-            stream.worker.cancel()
-            await asyncio.wait([stream.worker])
-        assert self._served is not None
-        self._served.scheduler.release(stream.slot)
+    async def _end_stream(self, *, park: bool) -> None:
+        """End the stream, or keep it for its device to come back."""
+        for stream in (self._stream, self._ended):
+            if stream is None:
+                continue
+            async with stream.moving:
+                if stream.holder is not self:
+                    continue  # its device was quicker
+                self._detached(stream)
+                await stream.stop()
+                if park and stream.id:
+                    self._service.kept.park(stream, self._clock())
+                else:
+                    self._service.kept.forget(stream)
+        self._ended = None
 
     # ---- sending and leaving
 
@@ -330,12 +384,16 @@ class Connection:
         frame = self._codec.encode(message)
         self._service.bytes_out += len(frame)
         self.active_s = self._clock()
+        if self.blocked_s is None:
+            self.blocked_s = self.active_s
         await self._socket.send(frame)
+        self.blocked_s = None
 
     async def _leave(self, error: Error) -> None:
         self._service.refused(error.code)
         if error is not DRAINING:
             log.info("%s: %s", self._socket.remote_address, error.message)
+        self._forgets = True
         try:
             await self._send(error)
         except ConnectionClosed:

@@ -10,13 +10,12 @@ from draftwire.errors import ProtocolError, RefusedError
 from draftwire.sampling import SCHEMES
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Error, Hello, Welcome
+from draftwire.verifier.accounts import Usage
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry, Served
 
-__all__ = ["CAPABILITIES", "DRAINING", "FatalError", "choose", "welcome_to"]
-
-CAPABILITIES: frozenset[str] = frozenset()  # none beyond the base protocol yet
+__all__ = ["DRAINING", "FatalError", "check_room", "choose", "welcome_to"]
 
 DRAINING = Error(
     "draining",
@@ -43,6 +42,36 @@ class FatalError(Exception):
     def of(cls, error: Error) -> FatalError:
         """Return the exception that sends ``error``."""
         return cls(error.code, error.message, error.hint)
+
+
+def check_room(connections: int, limits: Limits, usage: Usage) -> None:
+    """Refuse a device when too many are connected.
+
+    A device whose link broke may be back before its old connection is seen to be dead,
+    so an account may have some more connections than streams.
+
+    Args:
+        connections: Those that are open, this one included.
+        limits: Of the verifier.
+        usage: Of the device's account, this connection included.
+
+    Raises:
+        FatalError: There are too many.
+    """
+    if connections > limits.connections:
+        raise FatalError(
+            "busy",
+            f"{limits.connections} devices are connected, that is this verifier's limit",
+            "try again later, or raise --max-sessions",
+        )
+    sessions = usage.account.sessions
+    if sessions is not None and usage.connections > 2 * sessions + 2:
+        raise FatalError(
+            "limit",
+            f"token {usage.account.name!r} allows {sessions} sessions, and "
+            f"{usage.connections} of its devices are connected",
+            "disconnect some of them; lost ones are noticed within a minute",
+        )
 
 
 def choose(hello: Hello, registry: Registry) -> Served:
@@ -80,8 +109,18 @@ def choose(hello: Hello, registry: Registry) -> Served:
     return served
 
 
-def welcome_to(hello: Hello, backend: TargetBackend, limits: Limits) -> Welcome:
-    """Return the terms of a connection, within what both sides can do."""
+def welcome_to(
+    hello: Hello, backend: TargetBackend, limits: Limits, context: int | None = None
+) -> Welcome:
+    """Return the terms of a connection, within what both sides can do.
+
+    Args:
+        hello: The device's.
+        backend: The target.
+        limits: Of the verifier.
+        context: Longest sequence that the device's account allows, or None.
+    """
+    capabilities = ("resume",) if limits.resume_s > 0 else ()
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)
     return Welcome(
@@ -93,11 +132,13 @@ def welcome_to(hello: Hello, backend: TargetBackend, limits: Limits) -> Welcome:
         tokenizer=bytes.fromhex(family.tokenizer),
         backbone=bytes.fromhex(family.backbone or ""),
         vocab_size=vocab_size,
-        context=min(backend.context, limits.context or backend.context),
+        context=min(
+            backend.context, limits.context or backend.context, context or backend.context
+        ),
         max_block=limits.block,
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
         compatibility=_compatibility(hello, backend),
-        capabilities=tuple(c for c in hello.capabilities if c in CAPABILITIES),
+        capabilities=tuple(c for c in hello.capabilities if c in capabilities),
         schemes=tuple(SCHEMES),
         target_id=_content_hash(backend.id),
     )

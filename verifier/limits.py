@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME
 
-__all__ = ["Limits"]
+__all__ = ["QUEUED_FRAMES", "Limits", "prompt_limit"]
+
+QUEUED_FRAMES = 2  # a device that floods is slowed down by its own connection
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,11 @@ class Limits:
         message_bytes: Longest frame from a device.
         hello_s: Seconds to greet after the upgrade.
         idle_s: Seconds without a frame before a silent device is shown out.
+        send_s: Seconds that a device may take to read one message.
+        resume_s: Seconds that a stream waits for its device after a lost link; 0 keeps
+            none.
+        parked: Streams that wait so, at most.
+        parked_bytes: Memory of their texts, at most.
     """
 
     connections: int = 64
@@ -29,6 +36,10 @@ class Limits:
     message_bytes: int = MAX_FRAME
     hello_s: float = 10.0
     idle_s: float = 300.0
+    send_s: float = 15.0
+    resume_s: float = 120.0
+    parked: int = 1024
+    parked_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -36,8 +47,34 @@ class Limits:
             ("block", self.block, MAX_BLOCK),
             ("message_bytes", self.message_bytes, MAX_FRAME),
             ("context", 2 if self.context is None else self.context - 1, 1 << 24),
+            ("parked", self.parked, 1 << 20),
+            ("parked_bytes", self.parked_bytes, 1 << 40),
         ):
             if not 1 <= value <= most:
                 raise ConfigError(f"the limit on {name} must be within 1..{most}")
-        if not (self.hello_s > 0 and self.idle_s > 0):
+        if not (self.hello_s > 0 and self.idle_s > 0 and self.send_s > 0):
             raise ConfigError("time limits must be above 0 seconds")
+        if self.resume_s < 0:
+            raise ConfigError("the time to resume must be 0 seconds or more")
+
+    def session_bytes(self, context: int) -> int:
+        """Return the most memory that one device can take here, its KV slot apart.
+
+        Frames: :data:`QUEUED_FRAMES` that wait, one that is coming in, one in hand, one
+        frame's worth of evidence that waits for judgement and one under judgement.
+        Tokens: the prompt as it comes in and the text, at 40 bytes an id.
+
+        Args:
+            context: Longest sequence of the target, in tokens.
+        """
+        frames = (QUEUED_FRAMES + 4) * self.message_bytes
+        return frames + 40 * (prompt_limit(context) + context) + (1 << 18)
+
+
+def prompt_limit(context: int) -> int:
+    """Return how many ids a prompt may hold before it is not even read.
+
+    A prompt somewhat too long is answered in a sentence; one of millions of ids would
+    take memory only to be refused.
+    """
+    return 2 * context + 1024

@@ -100,6 +100,7 @@ class Scheduler:
     Args:
         backend: The target.
         max_tokens: Most tokens in one forward, padding of ragged blocks included.
+        max_batch: Most sessions in one forward; 1 is no batching.
         chunk: Most tokens of one prompt in one forward.
         max_waiting: Requests that may wait before new ones are refused.
         clock: Monotonic seconds.
@@ -110,15 +111,19 @@ class Scheduler:
         backend: TargetBackend,
         *,
         max_tokens: int = 512,
+        max_batch: int = 64,
         chunk: int = 128,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if not 1 <= chunk <= max_tokens:
             raise ValueError(f"{chunk=} must be within 1..{max_tokens=}")
+        if max_batch < 1:
+            raise ValueError(f"{max_batch=} is below 1")
         self.backend = backend
         self.counters = Counters()
         self._max_tokens = max_tokens
+        self._max_batch = max_batch
         self._chunk = chunk
         self._max_waiting = max_waiting
         self._clock = clock
@@ -232,6 +237,8 @@ class Scheduler:
         for request in heads:
             if request.prefill != prompts:
                 continue
+            if len(batch) == self._max_batch:
+                break
             width = max(widest, self._width(request))
             # Ragged inputs are padded to the longest, so that is what costs.
             if batch and width * (len(batch) + 1) > self._max_tokens:

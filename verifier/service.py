@@ -8,7 +8,6 @@ the targets, each connection drives its own session, the schedulers batch their 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import http
 import ipaddress
 import json
@@ -22,10 +21,12 @@ from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.verifier.accounts import Accounts, Usage
 from draftwire.verifier.connection import Connection
-from draftwire.verifier.limits import Limits
+from draftwire.verifier.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
+from draftwire.verifier.streams import KeptStreams
 
 __all__ = ["VerifierService", "is_loopback", "tls_context"]
 
@@ -82,19 +83,23 @@ class VerifierService:
         registry: The targets.
         host: Address to listen on.
         port: 0 takes a free one.
-        token: Bearer token that devices must show; None lets everyone in, and is
-            refused off loopback.
+        accounts: Who may connect; without any everyone may, which is refused off
+            loopback.
         tls: From :func:`tls_context`, or None for plain ``ws://``.
         insecure: Allow plain ``ws://`` off loopback.
         limits: Bounds for each device.
 
     Attributes:
+        accounts: Who may connect.
         connections: Those that are open.
+        kept: Streams that can be resumed.
         draining: True once the service is going away.
 
     Raises:
         ConfigError: The address needs TLS or a token that is not there.
     """
+
+    connection_class = Connection
 
     def __init__(
         self,
@@ -102,7 +107,7 @@ class VerifierService:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        token: str | None = None,
+        accounts: Accounts | None = None,
         tls: ssl.SSLContext | None = None,
         insecure: bool = False,
         limits: Limits | None = None,
@@ -114,7 +119,7 @@ class VerifierService:
                     hint="give --tls-cert and --tls-key, or --insecure behind a proxy "
                     "that does TLS",
                 )
-            if token is None:
+            if accounts is None or accounts.open:
                 raise ConfigError(
                     f"without a token anyone who reaches {host} could use this verifier",
                     hint="make one: draftwire verifier token --out FILE, then "
@@ -123,6 +128,7 @@ class VerifierService:
         self.registry = registry
         self.limits = limits or Limits()
         self.connections: set[Connection] = set()
+        self.kept = KeptStreams(self.limits)
         self.draining = False
         self.streams = 0
         self.bytes_in = 0
@@ -131,7 +137,7 @@ class VerifierService:
         self.queue_seconds = Histogram(_SECONDS)
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
-        self._token = None if token is None else token.encode("utf-8")
+        self.accounts = accounts or Accounts()
         self._server: Any = None
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -160,7 +166,7 @@ class VerifierService:
                 subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
                 compression=None,  # packed ids do not shrink
                 max_size=self.limits.message_bytes,
-                max_queue=4,  # frames may be large; a device that floods is slowed down
+                max_queue=QUEUED_FRAMES,
                 ping_interval=20,
                 ping_timeout=20,
                 close_timeout=2,
@@ -179,14 +185,21 @@ class VerifierService:
     async def _watch(self) -> None:
         """Show out silent devices; one timer for all is cheaper than one a frame."""
         limits = self.limits
+        times = (limits.hello_s, limits.idle_s, limits.send_s, limits.resume_s or 4.0)
+        pause = min(1.0, min(times) / 4)
         while True:
-            await asyncio.sleep(min(1.0, limits.hello_s / 4, limits.idle_s / 4))
+            await asyncio.sleep(pause)
             now = asyncio.get_running_loop().time()
+            self.kept.sweep(now)
             for connection in tuple(self.connections):
+                blocked_s = connection.blocked_s
+                if blocked_s is not None and now - blocked_s > limits.send_s:
+                    log.warning("a device reads nothing: cutting its connection")
+                    connection.abort()
+                    continue
                 allowed_s = limits.idle_s if connection.greeted else limits.hello_s
-                if now - connection.active_s > allowed_s:
+                if now - connection.active_s > allowed_s and not connection.expired:
                     asyncio.ensure_future(connection.expire())
-                    self.connections.discard(connection)  # expired once is enough
 
     async def drain(self, timeout_s: float) -> None:
         """Let running streams finish, then show everyone out.
@@ -224,12 +237,15 @@ class VerifierService:
         if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
             # asyncio sets it too; a round would cost 40 ms more without it.
             raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
-        connection = Connection(socket, self)
+        usage = socket.account_usage
+        usage.connections += 1
+        connection = self.connection_class(socket, self, usage)
         self.connections.add(connection)
         try:
             await connection.run()
         finally:
             self.connections.discard(connection)
+            usage.connections -= 1
 
     # ---- before the upgrade
 
@@ -238,7 +254,8 @@ class VerifierService:
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return self._health(socket)
-        if not self._allowed(request.headers.get_all("Authorization")):
+        usage = self.accounts.find(request.headers.get_all("Authorization"))
+        if usage is None:
             self.refused("token")
             log.warning("%s: missing or wrong token", socket.remote_address)
             answer = socket.respond(
@@ -258,16 +275,8 @@ class VerifierService:
             return socket.respond(
                 http.HTTPStatus.SERVICE_UNAVAILABLE, "this verifier is going away\n"
             )
+        socket.account_usage = usage
         return None
-
-    def _allowed(self, headers: list[str]) -> bool:
-        if self._token is None:
-            return True
-        if len(headers) != 1:
-            return False
-        scheme, _, token = headers[0].partition(" ")
-        given = token.strip().encode("utf-8", "surrogateescape")
-        return scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
 
     def _health(self, socket: Any) -> Any:
         ready = not self.draining and bool(self.registry.targets)
@@ -297,6 +306,19 @@ class VerifierService:
         running = sum(c.busy for c in self.connections)
         add("streams", "gauge", "Running streams.", running)
         add("streams_total", "counter", "Streams opened.", self.streams)
+        kept = self.kept
+        add("kept_streams", "gauge", "Streams that wait for their device.", len(kept))
+        add("kept_bytes", "gauge", "Memory of their texts, about.", kept.kept_bytes)
+        add("kept_slots", "gauge", "KV slots kept for them.", kept.kept_slots)
+        for how, count in (
+            ("resumed", kept.resumed),
+            ("refused", kept.refused),
+            ("expired", kept.expired),
+            ("evicted", kept.evicted),
+        ):
+            add("resumes_total", "counter", "Lost links.", count, {"outcome": how})
+        for usage in self.accounts.all:
+            self._account_metrics(page, usage)
         add("draining", "gauge", "1 while going away.", int(self.draining))
         add("received_bytes_total", "counter", "Payload received.", self.bytes_in)
         add("sent_bytes_total", "counter", "Payload sent.", self.bytes_out)
@@ -311,6 +333,13 @@ class VerifierService:
             "queue_seconds", "Waiting of a block for its forward.", self.queue_seconds
         )
         return page.text()
+
+    @staticmethod
+    def _account_metrics(page: Page, usage: Usage) -> None:
+        tags, add = {"account": usage.account.name}, page.add
+        add("account_sessions", "gauge", "Connections.", usage.connections, tags)
+        add("account_streams", "gauge", "Running streams.", usage.streams, tags)
+        add("paused_seconds_total", "counter", "Held back.", usage.paused_s, tags)
 
     @staticmethod
     def _target_metrics(page: Page, served: Any) -> None:

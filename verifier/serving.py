@@ -7,18 +7,18 @@ import logging
 import os
 import secrets
 import signal
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
 from draftwire.errors import ConfigError
+from draftwire.verifier.accounts import Account, Accounts
 from draftwire.verifier.backends.loading import Loader
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.service import VerifierService, tls_context
 
-__all__ = ["Options", "make_token", "read_token_file", "serve", "write_token_file"]
+__all__ = ["Options", "make_token", "serve", "write_token_file"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -35,11 +35,12 @@ class Options:
         loader: Makes backends of paths.
         host: Address to listen on.
         port: 0 takes a free one.
-        token: Bearer token, or None.
+        accounts: Who may connect; none for everyone.
         tls: Certificate, key and the client authority (or None), or None for plain.
         insecure: Allow plain connections off loopback.
         limits: Of each device.
         batch_tokens: Most tokens in one forward.
+        batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
         drain_s: Seconds that running streams may take at the end.
     """
@@ -51,11 +52,12 @@ class Options:
     loader: Loader = field(default_factory=Loader)
     host: str = "127.0.0.1"
     port: int = 8765
-    token: str | None = None
+    accounts: tuple[Account, ...] = ()
     tls: tuple[Path, Path, Path | None] | None = None
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
     batch_tokens: int = 512
+    batch: int = 64
     prefill_chunk: int = 128
     drain_s: float = 10.0
 
@@ -84,14 +86,18 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         )
     registry = Registry(
         options.loader,
-        scheduler={"max_tokens": options.batch_tokens, "chunk": options.prefill_chunk},
+        scheduler={
+            "max_tokens": options.batch_tokens,
+            "max_batch": options.batch,
+            "chunk": options.prefill_chunk,
+        },
         default=options.default,
     )
     service = VerifierService(
         registry,
         host=options.host,
         port=options.port,
-        token=options.token,
+        accounts=Accounts(options.accounts),
         tls=tls_context(*options.tls) if options.tls else None,
         insecure=options.insecure,
         limits=options.limits,
@@ -137,31 +143,6 @@ async def _watch(registry: Registry, options: Options, again: asyncio.Event) -> 
             await registry.scan(options.targets_dir)
         except ConfigError as error:  # a folder that is away now may come back
             log.error("%s", error)
-
-
-def read_token_file(path: Path) -> str:
-    """Return the token in ``path``; warn when others can read it.
-
-    Raises:
-        ConfigError: It cannot be read, or holds no proper token.
-    """
-    try:
-        mode = path.stat().st_mode
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the token file {path}: {error}",
-            hint=f"make one: draftwire verifier token --out {path}",
-        ) from error
-    if len(token) < 16 or len(token.split()) != 1:
-        raise ConfigError(
-            f"the token file {path} must hold one line with one token of at least 16 "
-            "characters",
-            hint=f"make one: draftwire verifier token --out {path}",
-        )
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        log.warning("other users can read the token file %s: chmod 600 %s", path, path)
-    return token
 
 
 def write_token_file(path: Path) -> None:

@@ -13,6 +13,7 @@ from websockets.exceptions import InvalidMessage
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.service import VerifierService, tls_context
 
@@ -49,7 +50,6 @@ def test_wss(certificate, mutual):
         service = VerifierService(
             Registry(lambda path: None),
             host="127.0.0.1",
-            token=None,
             tls=tls_context(cert, key, cert if mutual else None),
         )
         await service.start()
@@ -73,7 +73,7 @@ def test_wss(certificate, mutual):
     ("options", "complaint"),
     [
         ({"host": "0.0.0.0"}, "plain ws://"),
-        ({"host": "0.0.0.0", "token": "x"}, "plain ws://"),
+        ({"host": "0.0.0.0", "accounts": Accounts.of("x")}, "plain ws://"),
         ({"host": "verifier"}, "plain ws://"),
         ({"host": "::", "insecure": True}, "without a token"),
     ],

@@ -4,198 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
-from contextlib import asynccontextmanager
 
-import numpy as np
 import pytest
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from verifier_lab import (
+    ArithmeticBackend,
+    closed,
+    continuation,
+    device,
+    get,
+    next_token,
+    run,
+    serving,
+)
+from websockets.exceptions import InvalidStatus
 
-from draftwire.packages import Family
-from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import (
     Block,
     Bye,
-    Commit,
     Error,
     Finish,
-    Hello,
-    Open,
     Opened,
     Resume,
     Welcome,
 )
-from draftwire.verifier.backends.base import SlotTable
+from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.limits import Limits
-from draftwire.verifier.registry import Registry
-from draftwire.verifier.service import VerifierService
-
-VOCAB = 50
-FAMILY = Family("arithmetic", "b" * 64, "a" * 64)
-
-
-def next_token(history):
-    return (sum((i + 1) * t for i, t in enumerate(history)) * 7 + 3) % VOCAB
-
-
-def continuation(prompt, n):
-    text = list(prompt)
-    for _ in range(n):
-        text.append(next_token(text))
-    return text[len(prompt) :]
-
-
-class ArithmeticBackend:
-    """Its next token follows from the slot's whole content, so a lost one shows."""
-
-    bos_id, eos_ids = None, (49,)
-
-    def __init__(self, version="v1", slots=4, context=256, family=FAMILY):
-        self.id = version.encode().hex().rjust(64, "0")
-        self.name, self.version = "sum", version
-        self.family, self.vocab_size, self.context = family, VOCAB, context
-        self.slots = slots
-        self.table = SlotTable(slots, context, VOCAB)
-        self.content = {}
-        self.broken = False
-
-    def allocate(self):
-        slot = self.table.allocate()
-        self.content[slot] = []
-        return slot
-
-    def release(self, slot):
-        self.table.release(slot)
-
-    def forward(self, batch):
-        if self.broken:
-            raise RuntimeError("out of order")
-        self.table.check(batch)
-        answers = []
-        for item in batch:
-            text = self.content[item.slot]
-            text[item.start :] = item.tokens.tolist()
-            rows = np.zeros((item.rows, VOCAB), np.float32)
-            for i in range(item.rows):
-                rows[i, next_token(text[: len(text) - item.rows + 1 + i])] = 1
-            answers.append(rows)
-        self.table.commit(batch)
-        return answers
-
-
-@asynccontextmanager
-async def serving(*backends, **options):
-    registry = Registry(lambda path: None)
-    for backend in backends or (ArithmeticBackend(),):
-        registry.add(backend)
-    service = VerifierService(registry, **options)
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.close()
-
-
-class Device:
-    """A hand-driven device end."""
-
-    def __init__(self, socket):
-        self.socket = socket
-        self.codec = Codec()
-        # websockets 13 drops frames that nobody awaits when the close comes, so read on.
-        self.frames = asyncio.Queue()
-        self.reader = asyncio.ensure_future(self.read())
-
-    async def read(self):
-        try:
-            async for frame in self.socket:
-                self.frames.put_nowait(frame)
-        except ConnectionClosed:
-            pass
-        self.frames.put_nowait(None)
-
-    async def say(self, message):
-        await self.socket.send(self.codec.encode(message))
-
-    async def hear(self):
-        frame = await asyncio.wait_for(self.frames.get(), 10)
-        if frame is None:
-            await self.socket.recv()  # raises what ended the connection
-        return self.codec.decode(frame)
-
-    async def greet(self, **changes):
-        fields = {
-            "versions": (1,),
-            "agent": "test",
-            "target": "",
-            "tokenizer": b"\xaa" * 32,
-            "backbone": b"\xbb" * 32,
-            "vocab_size": VOCAB,
-            "family": "arithmetic",
-            "capabilities": ("teleport",),
-        }
-        await self.say(Hello(**{**fields, **changes}))
-        answer = await self.hear()
-        if isinstance(answer, Welcome):
-            self.codec = Codec(answer.vocab_size)
-        return answer
-
-    async def open(self, prompt, n, stream=1):
-        await self.say(Open(stream, tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n))
-        return await self.hear()
-
-    async def generate(self, prompt, n, k=3, wrong_every=3, stream=1):
-        """Draft the right text with a wrong token now and then; return what comes."""
-        assert await self.open(prompt, n, stream) == Opened(stream)
-        text, epoch, drafted = [], 0, 0
-        while True:
-            guess = continuation(list(prompt) + text, k)
-            for i in range(k):
-                drafted += 1
-                if drafted % wrong_every == 0:
-                    guess[i] = (guess[i] + 1) % VOCAB
-            await self.say(Block(epoch, len(text), tuple(guess)))
-            commit = await self.hear()
-            assert isinstance(commit, Commit), commit
-            assert commit.epoch == epoch
-            text += guess[: commit.accepted]
-            text += [] if commit.token is None else [commit.token]
-            epoch += commit.accepted < len(guess)
-            if commit.finish:
-                return text, commit.finish
-
-
-@asynccontextmanager
-async def device(service, **options):
-    options.setdefault("subprotocols", [SUBPROTOCOL])
-    async with connect(service.url, compression=None, **options) as socket:
-        yield Device(socket)
-
-
-def run(test):
-    return asyncio.run(asyncio.wait_for(test(), 30))
-
-
-async def closed(dev, code):
-    with pytest.raises(ConnectionClosed) as caught:
-        await dev.hear()
-    assert caught.value.rcvd.code == code
-
-
-async def get(service, path, **headers):
-    url = service.url.replace("ws://", "http://") + path
-
-    def fetch():
-        try:
-            request = urllib.request.Request(url, headers=headers)
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    return await asyncio.get_running_loop().run_in_executor(None, fetch)
 
 
 def test_several_devices_get_the_targets_own_text():
@@ -206,7 +39,7 @@ def test_several_devices_get_the_targets_own_text():
                 prompt = [seed, 1, 2 + seed]
                 async with device(service) as dev:
                     welcome = await dev.greet()
-                    assert welcome.capabilities == ()
+                    assert welcome.capabilities == ("resume",)
                     assert welcome.compatibility == "family"
                     assert welcome.target_version == "v1"
                     text, finish = await dev.generate(prompt, 40, k=1 + seed)
@@ -239,7 +72,7 @@ def test_several_devices_get_the_targets_own_text():
 
 def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
     async def test():
-        async with serving(token="right") as service:
+        async with serving(accounts=Accounts.of("right")) as service:
             for headers in (
                 {},
                 {"Authorization": "Bearer wrong"},
@@ -263,7 +96,7 @@ def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
 def test_health_names_the_targets():
     async def test():
         backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
-        async with serving(*backends, token="secret") as service:
+        async with serving(*backends, accounts=Accounts.of("secret")) as service:
             status, body = await get(service, "/healthz")
             assert status == 200
             health = json.loads(body)

@@ -157,12 +157,12 @@ def test_wrong_options_are_one_sentence(words, complaint, tmp_path, monkeypatch,
 
 
 def test_a_readable_token_file_is_warned_about(tmp_path, caplog):
-    from draftwire.verifier.serving import read_token_file
+    from draftwire.verifier.accounts import Account, read_accounts
 
     file = tmp_path / "token"
     file.write_text("x" * 20 + "\n")
     file.chmod(0o640)
-    assert read_token_file(file) == "x" * 20
+    assert read_accounts(file) == (Account("x" * 20),)
     assert "chmod 600" in caplog.text
 
 
