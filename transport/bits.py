@@ -21,6 +21,7 @@ __all__ = [
 
 MAX_VARINT = 2**64 - 1
 _SMALL = 32  # ids: below this, plain integers beat numpy
+_PIECE = 4096  # ids; a multiple of 8, so that a piece begins with a whole byte
 
 
 def varint(value: int) -> bytes:
@@ -84,10 +85,16 @@ def unpack_ids(data: bytes, count: int, bits: int, vocab_size: int) -> tuple[int
         ids = tuple((joined >> (i * bits)) & mask for i in range(count))
         spare = joined >> (count * bits)
     else:
-        flat = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        used = flat[: count * bits].reshape(count, bits).astype(np.int64)
-        ids = tuple((used << np.arange(bits)).sum(axis=1).tolist())
-        spare = int(flat[count * bits :].any())
+        # Piece by piece: spread bits take 64 times the memory of the frame.
+        pieces: list[int] = []
+        for first in range(0, count, _PIECE):
+            part = np.frombuffer(data, np.uint8)[first * bits // 8 :]
+            n = min(_PIECE, count - first)
+            flat = np.unpackbits(part[: packed_size(n, bits)], bitorder="little")
+            used = flat[: n * bits].reshape(n, bits).astype(np.int64)
+            pieces += (used << np.arange(bits)).sum(axis=1).tolist()
+        ids = tuple(pieces)
+        spare = data[-1] >> (count * bits % 8) if count * bits % 8 else 0
     if spare:
         raise ProtocolError("spare bits after packed token ids are not zero")
     if ids and max(ids) >= vocab_size:

@@ -120,7 +120,7 @@ _NUMBERS = (lambda codec, value: b"".join(varint(v) for v in value), _read_numbe
 
 
 def _read_ids(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
-    count = reader.varint(MAX_SEQUENCE, f"{name} count")
+    count = reader.varint(codec.max_ids, f"{name} count")
     data = reader.take(packed_size(count, codec.bits))
     return unpack_ids(data, count, codec.bits, codec.vocab_size)
 
@@ -253,9 +253,13 @@ class Codec:
     Args:
         vocab_size: Of the connection (``Welcome.vocab_size``); None before the
             welcome, when no message carries token ids.
+        max_ids: Longest list of ids that is read.
     """
 
-    def __init__(self, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, vocab_size: int | None = None, *, max_ids: int = MAX_SEQUENCE
+    ) -> None:
+        self.max_ids = max_ids
         self._vocab_size = vocab_size
         self._bits = None if vocab_size is None else id_bits(vocab_size)
 
