@@ -42,6 +42,14 @@ def test_what_is_asked_for_reaches_the_session(
         "9",
         "--threads",
         "2",
+        "--offline",
+        "draft",
+        "--patience",
+        "3",
+        "--deadline",
+        "0.8",
+        "--tls-ca",
+        "ca.pem",
     ]
     assert main([*words, "-q"]) == 0
     assert played.where == {
@@ -50,6 +58,7 @@ def test_what_is_asked_for_reaches_the_session(
         "target": "v1",
         "token": "secret",
         "threads": 2,
+        "tls_ca": "ca.pem",
     }
     assert played.calls == [
         (
@@ -63,6 +72,9 @@ def test_what_is_asked_for_reaches_the_session(
                 "seed": 7,
                 "block": 6,
                 "stop": ["\n", "END"],
+                "offline": "draft",
+                "patience_s": 3.0,
+                "deadline_s": 0.8,
             },
         )
     ]
