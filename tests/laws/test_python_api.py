@@ -1,0 +1,179 @@
+"""The Python API against a real verifier process, with the tiny family of the fixtures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+import draftwire
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.errors import (
+    ConfigError,
+    IncompatibleError,
+    PackageError,
+    RefusedError,
+    TransportError,
+)
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+DRAFT = FIXTURES / "tiny.draft"
+PROMPT = "the robot and"
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with local_verifier([FIXTURES / "tiny.target"]) as found:
+        yield found
+
+
+@pytest.fixture
+def session(verifier):
+    url, token = verifier
+    with draftwire.connect(url, draft=DRAFT, token=token) as found:
+        yield found
+
+
+def test_chunks_join_to_the_text_of_the_report(session):
+    chunks = list(session.generate(PROMPT, max_new_tokens=40, temperature=1.0, seed=4))
+    report = session.report
+    assert "".join(c.text for c in chunks) == report["text"]
+    assert [t.id for c in chunks for t in c.tokens] == report["token_ids"]
+    assert chunks[-1].finish == report["finish"] == "length"
+    assert all(c.text.encode("utf-8").decode("utf-8") == c.text for c in chunks)
+    assert all(a.t_s <= b.t_s for a, b in zip(chunks, chunks[1:]))
+    assert report["tokens"] == 40 and report["sampling"]["seed"] == 4
+    assert report["accepted"] <= report["drafted"] and report["rounds"] >= 8
+    assert report["energy"]["joules"] is None and report["energy"]["why_null"]
+    json.dumps(report)
+
+
+def test_a_seed_that_was_not_given_is_in_the_report(session):
+    list(session.generate(PROMPT, max_new_tokens=8, temperature=1.0))
+    first, seed = session.report["token_ids"], session.report["sampling"]["seed"]
+    list(session.generate(PROMPT, max_new_tokens=8, temperature=1.0, seed=seed))
+    assert session.report["token_ids"] == first
+
+
+def test_a_stop_string_ends_the_text_before_it(session):
+    list(session.generate(PROMPT, max_new_tokens=40))
+    text = session.report["text"]
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    assert len(stop) == 3
+    found = "".join(c.text for c in session.generate(PROMPT, max_new_tokens=40, stop=[stop]))
+    assert found == text[: text.index(stop)]
+    assert session.report["finish"] == "stop" and session.report["text"] == found
+
+
+def test_streams_follow_each_other_on_one_connection(session):
+    alone = [list(session.generate(PROMPT, max_new_tokens=12)) for _ in range(3)]
+    ids = [[t.id for c in chunks for t in c.tokens] for chunks in alone]
+    assert ids[0] == ids[1] == ids[2]
+    # One that is left lying is cancelled by the next.
+    lying = session.generate(PROMPT, max_new_tokens=100)
+    next(lying)
+    again = [t.id for c in session.generate(PROMPT, max_new_tokens=12) for t in c.tokens]
+    assert again == ids[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": -1}, "temperature -1"),
+        ({"scheme": "nonsense"}, "nonsense"),
+        ({"block": 0}, "outside 1..255"),
+        ({"controller": "magic"}, "unknown controller"),
+        ({"offline": "pray"}, "offline='pray'"),
+        ({"deadline_s": 0}, "deadline_s"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_sent(session, options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        session.generate(PROMPT, **options)
+    assert sum(len(c.tokens) for c in session.generate(PROMPT, max_new_tokens=3)) == 3
+
+
+def test_a_prompt_beyond_the_context_gives_both_numbers(session):
+    with pytest.raises(ConfigError, match=r"200 tokens, but draft and target hold 160"):
+        session.generate([1] * 200)
+    with pytest.raises(ConfigError, match="outside 0"):
+        session.generate([10**6])
+    with pytest.raises(ConfigError, match="empty"):
+        session.generate([])
+
+
+def test_the_context_ends_a_text(session):
+    list(session.generate([1] * 150, max_new_tokens=100))
+    assert session.report["tokens"] == 10 and session.report["finish"] == "length"
+
+
+def test_who_is_not_let_in_is_told_why(verifier, tmp_path):
+    url, token = verifier
+    with pytest.raises(RefusedError, match="refuses the token"):
+        draftwire.connect(url, draft=DRAFT, token="wrong")
+    with pytest.raises(ConfigError, match="no target|nowhere"):
+        draftwire.connect(url, draft=DRAFT, token=token, target="nowhere")
+    with pytest.raises(TransportError, match="cannot reach"):
+        draftwire.connect("ws://127.0.0.1:9", draft=DRAFT)
+    with pytest.raises(ConfigError, match="in the clear"):
+        draftwire.connect("ws://verifier.example:1", draft=DRAFT)
+    with pytest.raises(ConfigError, match="not a verifier's address"):
+        draftwire.connect("http://127.0.0.1", draft=DRAFT)
+    with pytest.raises(PackageError, match="no draft package"):
+        draftwire.connect(url, draft=tmp_path / "x.draft", token=token)
+    with draftwire.connect(url, draft=DRAFT, token=token) as session:  # it lives on
+        assert list(session.generate(PROMPT, max_new_tokens=2))
+
+
+def test_a_draft_of_another_tokenizer_is_refused(verifier):
+    reference = Path(__file__).resolve().parents[2] / "models" / "reference.draft"
+    url, token = verifier
+    with pytest.raises(IncompatibleError, match="tokenizer"):
+        draftwire.connect(url, draft=reference, token=token)
+
+
+def test_a_closed_session_says_so(verifier):
+    url, token = verifier
+    session = draftwire.connect(url, draft=DRAFT, token=token)
+    session.close()
+    session.close()
+    with pytest.raises(ConfigError, match="closed"):
+        list(session.generate(PROMPT))
+
+
+def test_the_async_twin_streams_the_same(verifier, session):
+    url, token = verifier
+    list(session.generate(PROMPT, max_new_tokens=16))
+    expected = session.report["token_ids"]
+
+    async def use():
+        async with draftwire.aio.connect(url, draft=DRAFT, token=token) as twin:
+            ids = [
+                t.id
+                async for chunk in twin.generate(PROMPT, max_new_tokens=16)
+                for t in chunk.tokens
+            ]
+            assert twin.report["token_ids"] == ids
+
+            async def forever():
+                async for _ in twin.generate(PROMPT, max_new_tokens=150):
+                    started.set()
+
+            started = asyncio.Event()
+            task = asyncio.ensure_future(forever())
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            after = [
+                t.id
+                async for chunk in twin.generate(PROMPT, max_new_tokens=16)
+                for t in chunk.tokens
+            ]
+            assert after == ids
+            return ids
+
+    assert asyncio.run(asyncio.wait_for(use(), 60)) == expected
