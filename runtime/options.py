@@ -27,6 +27,7 @@ class Chunk:
         t_s: Seconds since the generation began.
         finish: Why the stream ended, on the last chunk; else None.
         verified: False for guesses of the draft alone (``offline="draft"``).
+        unverified: How many tokens shown so far are still guesses.
         revision: Usually None. Otherwise guesses shown before were wrong: everything
             after the first ``revision`` tokens of the answer is void, and ``kept_text``
             is the whole text up to there.
@@ -38,6 +39,7 @@ class Chunk:
     t_s: float
     finish: str | None = None
     verified: bool = True
+    unverified: int = 0
     revision: int | None = None
     kept_text: str | None = None
 

@@ -35,6 +35,11 @@ class Screen:
         self.text = ""
 
     @property
+    def unverified(self) -> int:
+        """How many tokens shown are still guesses."""
+        return len(self.ids) - self._verified
+
+    @property
     def stopped(self) -> bool:
         """True when a stop string was met in the verified part of the text."""
         if self._stream.stopped is None or self._verified == len(self.ids):

@@ -36,7 +36,7 @@ from draftwire.runtime.link import Link, LinkState
 from draftwire.runtime.options import PATIENCE_S, Chunk, StreamOptions
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream_facts import StreamFacts, report_of
-from draftwire.sampling import Proposal, make_proposer
+from draftwire.sampling import Proposal, loss_of, make_proposer
 from draftwire.transport.client import Connection, tls_context, to_exception
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Error, Hello, Message
@@ -307,12 +307,19 @@ class Session:
                 rest = screen.flush()
                 facts.finish = event.reason
                 facts.take(screen)
-                yield Chunk(rest, (), now, event.reason)
+                yield Chunk(rest, (), now, event.reason, unverified=screen.unverified)
                 return
             if isinstance(event, Revise):
                 screen.revise(event.position)
                 facts.take(screen)
-                yield Chunk("", (), now, revision=event.position, kept_text=screen.text)
+                yield Chunk(
+                    "",
+                    (),
+                    now,
+                    unverified=screen.unverified,
+                    revision=event.position,
+                    kept_text=screen.text,
+                )
                 continue
             final = event.tokens[0].kind != "unverified"
             if final and facts.first_token_s is None:
@@ -325,7 +332,13 @@ class Session:
                     self._stop("stop")
                 yield Chunk(piece, event.tokens, now, "stop")
                 return
-            yield Chunk(piece, event.tokens, now, verified=final)
+            yield Chunk(
+                piece,
+                event.tokens,
+                now,
+                verified=final,
+                unverified=screen.unverified,
+            )
 
     # ---- events, from any thread
 
@@ -462,7 +475,10 @@ class Session:
             reconnects=self._link.reconnects,
             draft_s=self._drafter.draft_s,
             prefill_s=self._drafter.prefill_s,
-            warnings=self._warnings,
+            warnings=[
+                *self._warnings,
+                *filter(None, [loss_of(facts.params, self.welcome.vocab_size)]),
+            ],
         )
 
 

@@ -244,11 +244,10 @@ class TargetSession:
                 f"{waiting + len(tokens)} drafted tokens wait for judgement, "
                 f"the limit is {self._max_block}"
             )
-        if self._partial is not None and not block.evidence:
-            self._partial.tokens += tokens
-            segment = self._partial
-        else:
-            segment = _Segment(tokens, block.evidence)
+        # Evidence of consecutive tokens is the concatenation of their evidence.
+        segment = self._partial or _Segment([], b"")
+        segment.tokens += tokens
+        segment.evidence += block.evidence
         if block.more:
             self._partial = segment
         else:
@@ -285,10 +284,12 @@ class TargetSession:
                 return Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
         if not self._pending or self._awaits_correction:
             return None
-        # Without evidence blocks are plain ids and may be judged together.
-        taken = self._pending.pop(0)
-        while self._pending and not taken.evidence and not self._pending[0].evidence:
-            taken.tokens += self._pending.pop(0).tokens
+        # What has come meanwhile is judged together.
+        taken = _Segment([], b"")
+        for segment in self._pending:
+            taken.tokens += segment.tokens
+            taken.evidence += segment.evidence
+        self._pending.clear()
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]

@@ -233,7 +233,7 @@ def test_guesses_are_shown_as_guesses_and_put_right(verifier, proxy):
             if reader.guessed > 20:
                 proxy.open = True
         assert session.report["token_ids"] == expected
-        assert reader.guessed > 20
+        assert reader.guessed > 20 and chunk.unverified == 0
         assert reader.text == session.report["text"]
 
 
