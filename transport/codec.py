@@ -50,6 +50,7 @@ __all__ = [
     "SUBPROTOCOL",
     "VERSION",
     "Codec",
+    "fields_of",
 ]
 
 SUBPROTOCOL = "draftwire.v1"
@@ -238,10 +239,14 @@ _GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
     ),
     Bye: (Kind.BYE, (_Field(1, "reason", *_TEXT),)),
 }
-_DEFAULTS = {
-    cls: {f.name: f.default for f in dataclasses.fields(cls)} for cls in _GROWING
-}
+_DEFAULTS = {cls: {f.name: f.default for f in dataclasses.fields(cls)} for cls in _GROWING}
 _BY_KIND = {kind: (cls, fields) for cls, (kind, fields) in _GROWING.items()}
+
+
+def fields_of(kind: Kind) -> dict[int, _Field]:
+    """Return the fields of a growing message by number."""
+    return {field.number: field for field in _BY_KIND[kind][1]}
+
 
 _EVIDENCE, _MORE, _CORRECTION = 0x10, 0x20, 0x40  # block flags
 _NO_TOKEN, _FINISH_SHIFT = 0x20, 6  # commit flags, beside _EVIDENCE
@@ -365,9 +370,7 @@ class Codec:
 
     def _encode_block(self, block: Block) -> bytes:
         if len(block.tokens) > MAX_BLOCK:
-            raise ValueError(
-                f"a block of {len(block.tokens)} tokens, limit {MAX_BLOCK}"
-            )
+            raise ValueError(f"a block of {len(block.tokens)} tokens, limit {MAX_BLOCK}")
         flags = _EVIDENCE if block.evidence else 0
         flags |= _MORE if block.more else 0
         ids = block.tokens

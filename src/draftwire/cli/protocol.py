@@ -1,0 +1,110 @@
+"""``draftwire protocol decode HEX``: what a frame on the wire says."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from draftwire.cli import _common
+from draftwire.errors import ConfigError, ProtocolError
+
+__all__ = ["register"]
+
+SCHEMA = "draftwire.frame/1"
+_WIDEST = 24  # hex digits of one line
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "protocol",
+        help="explain what crosses the wire",
+        description="Tools for draftwire.v1, the protocol of transport/PROTOCOL.md.",
+    )
+    parser.set_defaults(run=_nothing)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    decode = actions.add_parser(
+        "decode",
+        help="explain a frame field by field",
+        description="Explain one frame (the payload of one binary websocket message) "
+        "field by field; exit code 4 when it is not valid.",
+    )
+    decode.add_argument(
+        "hex",
+        nargs="+",
+        metavar="HEX",
+        help="the frame in hex; spaces, ':' and '|' are skipped, - reads stdin",
+    )
+    decode.add_argument(
+        "--vocab",
+        type=_vocab,
+        metavar="N",
+        help="vocab_size of the connection's welcome, to read token ids",
+    )
+    _common.add_common_flags(decode)
+    decode.set_defaults(run=_decode)
+
+
+def _nothing(args: argparse.Namespace) -> int:
+    raise ConfigError("name an ACTION", hint="see `draftwire protocol --help`")
+
+
+def _vocab(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= 1 << 24:
+        raise argparse.ArgumentTypeError(f"{text} is no vocabulary size")
+    return int(text)
+
+
+def _decode(args: argparse.Namespace) -> int:
+    from draftwire.transport.explain import explain
+
+    text = sys.stdin.read() if args.hex == ["-"] else "".join(args.hex)
+    for skipped in " :|\t\r\n":
+        text = text.replace(skipped, "")
+    text = text[2:] if text.startswith("0x") else text
+    try:
+        frame = bytes.fromhex(text)
+    except ValueError:
+        raise ConfigError(
+            "HEX is not an even number of hex digits", hint="such as: 0503c801030110c00000"
+        ) from None
+    found = explain(frame, args.vocab)
+    if args.json is not None:
+        pieces = [
+            {"offset": p.offset, "hex": p.data.hex(), "name": p.name, "meaning": p.meaning}
+            for p in found.pieces
+        ]
+        document = {"schema": SCHEMA, "kind": found.kind, "bytes": len(frame)}
+        _common.write_json(
+            {**document, "pieces": pieces, "error": found.error or None}, args.json
+        )
+    if args.json != "-":
+        rows = [(p.offset, _short(p.data), p.name, p.meaning) for p in found.pieces]
+        for row in _aligned([("byte", "hex", "field", "meaning"), *rows]):
+            print(row)
+        if not found.error:
+            print(f"a valid {found.kind} of {len(frame)} bytes")
+    if found.error:
+        hint = "give --vocab N, the vocab_size of the welcome"
+        raise ProtocolError(
+            f"not a valid frame: {found.error}",
+            hint=hint if found.error.startswith("token ids before") else "",
+        )
+    return 0
+
+
+def _short(data: bytes) -> str:
+    text = data.hex()
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
+
+
+def _aligned(rows: list[Any]) -> list[str]:
+    cells = [[str(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(3)]
+    return [
+        "  ".join(
+            [row[0].rjust(widths[0]), *(row[i].ljust(widths[i]) for i in (1, 2)), row[3]]
+        ).rstrip()
+        for row in cells
+    ]

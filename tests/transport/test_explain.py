@@ -1,0 +1,77 @@
+"""``draftwire protocol decode``: every golden vector, and frames that are wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from draftwire.cli import main
+from draftwire.transport.explain import explain
+
+VECTORS = json.loads((Path(__file__).parent.parent / "golden" / "wire_v1.json").read_text())
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+def test_the_pieces_of_a_vector_are_the_frame(vector):
+    frame = bytes.fromhex(vector["hex"].replace("|", ""))
+    found = explain(frame, 2048)
+    assert found.error == "" and found.kind == vector["kind"].lower()
+    assert b"".join(piece.data for piece in found.pieces) == frame
+    at = 0
+    for piece in found.pieces:
+        assert piece.offset == at and piece.meaning
+        at += len(piece.data)
+    named = " ".join(piece.name for piece in found.pieces)
+    for field in vector["fields"]:
+        known = {"queue_s": "times", "compute_s": "times", "tokens": "tokens"}
+        if field in ("finish", "more", "evidence", "epoch", "token") or field in known:
+            continue
+        assert field in named, (field, named)
+    for n in range(len(frame)):  # cut short it is explained as far as it goes
+        part = explain(frame[:n], 2048)
+        assert b"".join(piece.data for piece in part.pieces) == frame[:n]
+
+
+def test_a_frame_in_words(capsys):
+    assert (
+        main(["protocol", "decode", "05 03 c801 03 | 0110c00000", "--vocab", "2048"]) == 0
+    )
+    text = capsys.readouterr().out
+    for words in ("5 block", "epoch", "200", "1 2 3 (3 x 11 bits)", "block of 10 bytes"):
+        assert words in text
+    assert main(["protocol", "decode", "550001010538", "0002abcd", "--vocab", "2048"]) == 0
+    assert "block (evidence, correction)" in capsys.readouterr().out
+
+
+def test_ids_need_the_vocabulary(capsys):
+    assert main(["protocol", "decode", "0503c801030110c00000"]) == 4
+    said = capsys.readouterr()
+    assert "--vocab N" in said.err and "200" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["zz"], 2, "hex digits"),
+        (["0"], 2, "hex digits"),
+        ([""], 4, "cut short"),
+        (["0f"], 4, "unknown message kind 15"),
+        (["0503c80103", "--vocab", "2048"], 4, "cut short"),
+        (["05", "--vocab", "1"], 2, "--vocab"),
+    ],
+)
+def test_what_is_wrong_is_said(words, code, complaint, capsys):
+    assert main(["protocol", "decode", *words]) == code
+    assert complaint in capsys.readouterr().err
+
+
+def test_json(capsys):
+    assert main(["protocol", "decode", "0b", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "bye" and document["error"] is None
+    assert document["pieces"][0] == {
+        "offset": 0,
+        "hex": "0b",
+        "name": "kind",
+        "meaning": "11 bye",
+    }
