@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import draftwire
+from draftwire.bench.faults import FaultProxy, VerifierProcess
 from draftwire.errors import TransportError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,106 +18,17 @@ FIXTURES = ROOT / "tests" / "fixtures"
 PROMPT = [5, 17, 3, 99, 41]
 
 
-class Verifier:
-    """A verifier process on a port of its own that can be killed and started again."""
-
-    def __init__(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.process = None
-
-    def start(self):
-        words = ["verifier", "serve", "--target", str(FIXTURES / "tiny.target")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "draftwire", *words, "--port", str(self.port)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            time.sleep(0.05)
-        raise AssertionError("the verifier did not start")
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-
-class Proxy:
-    """A TCP relay that can cut, refuse, tear frames and swallow everything."""
-
-    def __init__(self, port):
-        self.target = port
-        self.open = True
-        self.frozen = threading.Event()
-        self.pairs = []
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"ws://127.0.0.1:{self.server.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self.server.accept()
-            except OSError:
-                return
-            if not self.open:
-                near.close()
-                continue
-            try:
-                far = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                near.close()
-                continue
-            for s in (near, far):
-                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.pairs.append((near, far))
-            for a, b in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(a, b), daemon=True).start()
-
-    def _relay(self, source, sink):
-        with contextlib.suppress(OSError):
-            while True:
-                data = source.recv(4096)
-                if not data:
-                    break
-                if not self.frozen.is_set():
-                    sink.sendall(data)
-        for s in (source, sink):
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-
-    def cut(self, *, torn=False):
-        for near, far in self.pairs:
-            with contextlib.suppress(OSError):
-                if torn:  # the beginning of a frame that never ends
-                    near.sendall(b"\x82\x7e\x01")
-                near.shutdown(socket.SHUT_RDWR)
-                far.shutdown(socket.SHUT_RDWR)
-        self.pairs.clear()
-
-    def close(self):
-        self.server.close()
-        self.cut()
-
-
 @pytest.fixture
 def verifier():
-    found = Verifier()
+    found = VerifierProcess([FIXTURES / "tiny.target"])
     found.start()
     yield found
-    found.process.send_signal(signal.SIGCONT)
     found.kill()
 
 
 @pytest.fixture
 def proxy(verifier):
-    found = Proxy(verifier.port)
+    found = FaultProxy(verifier.port)
     yield found
     found.close()
 
@@ -176,15 +82,14 @@ def test_cut_again_and_again(verifier, proxy, mode):
 def test_a_killed_and_restarted_verifier_goes_on_with_the_same_text(verifier, proxy):
     expected = undisturbed(verifier, max_new_tokens=60)
     with connect(proxy.url) as session:
-        found = []
+        found, killed = [], 0
         for chunk in session.generate(PROMPT, max_new_tokens=60, seed=3):
             found += [t.id for t in chunk.tokens]
-            if len(found) > 10 and verifier.process.poll() is None and not found[60:]:
-                if not getattr(verifier, "killed", False):
-                    verifier.killed = True
-                    verifier.kill()
-                    verifier.start()
-        assert found == expected
+            if len(found) > 10 and not killed:
+                killed += 1
+                verifier.kill()
+                verifier.start()
+        assert found == expected and killed
 
 
 def test_a_frozen_verifier_counts_as_lost(verifier, proxy):
@@ -193,10 +98,8 @@ def test_a_frozen_verifier_counts_as_lost(verifier, proxy):
         found = []
         for chunk in session.generate(PROMPT, max_new_tokens=40, seed=3):
             if not found:
-                verifier.process.send_signal(signal.SIGSTOP)
-                threading.Timer(
-                    2.0, verifier.process.send_signal, [signal.SIGCONT]
-                ).start()
+                verifier.freeze()
+                threading.Timer(2.0, verifier.thaw).start()
             found += [t.id for t in chunk.tokens]
         assert found == expected
         assert session.link.reconnects >= 1

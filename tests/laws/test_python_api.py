@@ -62,7 +62,9 @@ def test_a_stop_string_ends_the_text_before_it(session):
     text = session.report["text"]
     stop = text[len(text) // 2 : len(text) // 2 + 3]
     assert len(stop) == 3
-    found = "".join(c.text for c in session.generate(PROMPT, max_new_tokens=40, stop=[stop]))
+    found = "".join(
+        c.text for c in session.generate(PROMPT, max_new_tokens=40, stop=[stop])
+    )
     assert found == text[: text.index(stop)]
     assert session.report["finish"] == "stop" and session.report["text"] == found
 

@@ -152,7 +152,10 @@ def random_draft(tmp_path_factory):
     tokenizer = MODELS / "reference.draft" / "tokenizer.json"
     shutil.copy(tokenizer, folder / "tokenizer.json")
     return export_onnx(
-        folder, folder.with_name("random.draft"), precision="fp32", family_name="storyteller"
+        folder,
+        folder.with_name("random.draft"),
+        precision="fp32",
+        family_name="storyteller",
     )
 
 
@@ -176,9 +179,7 @@ def test_a_draft_of_random_weights_changes_nothing_but_speed(
 def test_the_tiny_family_keeps_the_law_too(mode):
     target = OnnxTarget(FIXTURES / "tiny.target", threads=1)
     with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
-        with draftwire.connect(
-            url, draft=FIXTURES / "tiny.draft", token=token
-        ) as session:
+        with draftwire.connect(url, draft=FIXTURES / "tiny.draft", token=token) as session:
             for seed in range(6):
                 prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
                 expected = target_only(target, prompt, params_of(mode, seed))

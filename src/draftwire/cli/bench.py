@@ -80,8 +80,43 @@ def _draft(args: argparse.Namespace) -> int:
     return 0
 
 
+def _chaos_flags(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (("--draft", "draft package"), ("--target", "target package")):
+        parser.add_argument(
+            flag, type=Path, metavar="DIR", help=f"{what} (default: the reference one)"
+        )
+    parser.add_argument(
+        "--faults", type=_count, default=200, help="how many (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+
+
+def _chaos(args: argparse.Namespace) -> int:
+    import sys
+
+    from draftwire.bench.chaos import run_chaos
+    from draftwire.reference import draft_path, target_path
+
+    result = run_chaos(
+        draft_path() if args.draft is None else args.draft,
+        target_path("v1") if args.target is None else args.target,
+        faults=args.faults,
+        seed=args.seed,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    document = result.report()
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-":
+        for name, value in document.items():
+            print(f"{name:15s} {value}")
+    # A lost or changed token is a broken law: say so to scripts too.
+    return 1 if result.wrong else 0
+
+
 LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
+    "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }
 
 

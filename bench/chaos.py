@@ -1,0 +1,186 @@
+"""``draftwire bench chaos``: faults by the hundred, and not a token lost.
+
+A verifier process, a device and a relay between them. While texts are generated the
+verifier is killed and restarted, frozen, and the link is cut, reset, torn in mid-frame
+and swallowed. Every text must be the one that an undisturbed run gives.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import draftwire
+from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.errors import DraftwireError
+
+__all__ = ["ChaosResult", "FAULTS", "run_chaos"]
+
+FAULTS = ("cut", "reset", "torn", "swallow", "freeze", "kill")
+_SILENCE_S = 0.4
+
+
+@dataclass
+class ChaosResult:
+    """What happened.
+
+    Attributes:
+        faults: Faults by kind.
+        texts: Texts generated under faults.
+        tokens: Their tokens.
+        wrong: Texts that differ from the undisturbed one, or failed; must be 0.
+        reconnects: Links that came back.
+        recovery_s: Seconds from each fault to the next token, sorted.
+        seconds: Of the whole run.
+    """
+
+    faults: dict[str, int] = field(default_factory=dict)
+    texts: int = 0
+    tokens: int = 0
+    wrong: int = 0
+    reconnects: int = 0
+    recovery_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Return the result as a document."""
+        times = sorted(self.recovery_s)
+
+        def quantile(q: float) -> float | None:
+            return (
+                round(times[min(len(times) - 1, int(q * len(times)))], 4) if times else None
+            )
+
+        document = asdict(self)
+        del document["recovery_s"]
+        return {
+            "schema": "draftwire.chaos/1",
+            **document,
+            "seconds": round(self.seconds, 1),
+            "recovery_p50_s": quantile(0.5),
+            "recovery_p99_s": quantile(0.99),
+        }
+
+
+def run_chaos(
+    draft: str | Path,
+    target: str | Path,
+    *,
+    faults: int = 200,
+    tokens: int = 48,
+    seed: int = 1,
+    say: Callable[[str], None] = print,
+) -> ChaosResult:
+    """Generate texts under ``faults`` faults and compare them with undisturbed ones.
+
+    Args:
+        draft: Draft package.
+        target: Target package.
+        faults: How many faults.
+        tokens: Tokens of each text.
+        seed: Of the kinds and moments of the faults.
+        say: Gets lines of progress.
+    """
+    rng = random.Random(seed)
+    verifier = VerifierProcess([Path(target)])
+    verifier.start()
+    proxy = FaultProxy(verifier.port)
+    result = ChaosResult(dict.fromkeys(FAULTS, 0))
+    began = time.monotonic()
+    try:
+        prompts = [[rng.randrange(1, 200) for _ in range(6)] for _ in range(4)]
+        expected = _undisturbed(draft, verifier.port, prompts, tokens)
+        with draftwire.connect(
+            proxy.url, draft=str(draft), silence_s=_SILENCE_S, timeout=1.0
+        ) as session:
+            while sum(result.faults.values()) < faults:
+                number = result.texts % len(prompts)
+                found = _one_text(
+                    session, prompts[number], tokens, rng, result, verifier, proxy
+                )
+                result.texts += 1
+                result.tokens += len(found)
+                if found != expected[number]:
+                    result.wrong += 1
+                    say(f"text {result.texts} differs: {found} and not {expected[number]}")
+                if result.texts % 10 == 0:
+                    say(f"{sum(result.faults.values())} faults, {result.wrong} wrong texts")
+            result.reconnects = session.link.reconnects
+    finally:
+        proxy.close()
+        verifier.kill()
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _undisturbed(
+    draft: str | Path, port: int, prompts: list[list[int]], tokens: int
+) -> list[list[int]]:
+    texts = []
+    with draftwire.connect(f"ws://127.0.0.1:{port}", draft=str(draft)) as session:
+        for number, prompt in enumerate(prompts):
+            texts.append([])
+            for chunk in session.generate(prompt, **_options(number, tokens)):
+                texts[-1] += [t.id for t in chunk.tokens]
+    return texts
+
+
+def _options(number: int, tokens: int) -> dict[str, Any]:
+    temperature = 0.8 if number % 2 else 0.0
+    return {"max_new_tokens": tokens, "temperature": temperature, "seed": number}
+
+
+def _one_text(
+    session: draftwire.Session,
+    prompt: list[int],
+    tokens: int,
+    rng: random.Random,
+    result: ChaosResult,
+    verifier: VerifierProcess,
+    proxy: FaultProxy,
+) -> list[int]:
+    found: list[int] = []
+    struck: float | None = None
+    options = _options(result.texts % 4, tokens)
+    try:
+        for chunk in session.generate(prompt, patience_s=60.0, **options):
+            now = time.monotonic()
+            if struck is not None and chunk.tokens:
+                result.recovery_s.append(now - struck)
+                struck = None
+            found += [t.id for t in chunk.tokens]
+            if struck is None and rng.random() < 0.35:
+                kind = rng.choice(FAULTS)
+                result.faults[kind] += 1
+                struck = time.monotonic()
+                _strike(kind, rng, verifier, proxy)
+    except DraftwireError as exc:
+        found.append(-1)  # never an id: the text counts as wrong
+        print(f"a stream failed: {exc}")
+    return found
+
+
+def _strike(
+    kind: str, rng: random.Random, verifier: VerifierProcess, proxy: FaultProxy
+) -> None:
+    if kind == "kill":
+        verifier.kill()
+        verifier.start()
+    elif kind == "freeze":
+        verifier.freeze()
+        threading.Timer(rng.uniform(0.1, 1.0), verifier.thaw).start()
+    elif kind == "swallow":
+        proxy.swallow.set()
+
+        def end() -> None:
+            # What was swallowed left a hole in the stream of bytes: it cannot go on.
+            proxy.cut()
+            proxy.swallow.clear()
+
+        threading.Timer(rng.uniform(0.1, 0.8), end).start()
+    else:
+        proxy.cut(torn=kind == "torn", reset=kind == "reset")
