@@ -109,7 +109,7 @@ def _raw(*sizes: int) -> tuple[Callable[..., bytes], Callable[..., bytes]]:
 
 
 def _read_numbers(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
-    found = []
+    found: list[int] = []
     while reader.left():
         if len(found) >= _MAX_LIST:
             raise ProtocolError(f"{name} has more than {_MAX_LIST} entries")

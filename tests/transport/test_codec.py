@@ -149,6 +149,7 @@ def test_ids_survive_packing(vocab, data):
     assert vocab - 1 < 1 << bits and (bits == 1 or vocab > 1 << (bits - 1))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_varints_survive(value):
     reader = Reader(varint(value))
@@ -156,6 +157,7 @@ def test_varints_survive(value):
     reader.end()
 
 
+@settings(deadline=None)
 @given(st.floats(0, 200_000))
 def test_times_keep_two_and_a_half_digits(seconds):
     code = pack_time(seconds)
@@ -165,7 +167,7 @@ def test_times_keep_two_and_a_half_digits(seconds):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=400)
+@settings(deadline=None, max_examples=400)
 def test_any_bytes_are_a_message_or_a_protocol_error(data):
     try:
         message = CODEC.decode(data)

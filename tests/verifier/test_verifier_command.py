@@ -58,7 +58,7 @@ def serving(*words, folder):
 
 
 def check(url, capsys):
-    code = main(["verifier", "check", url, "--json"])
+    code = main(["verifier", "check", url, "--health", "--json"])
     text = capsys.readouterr().out
     return code, json.loads(text) if text else None
 
@@ -131,6 +131,30 @@ def test_new_targets_come_and_go_while_it_runs(tmp_path, capsys):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert "cannot serve broken.target" in process.stderr.read()
+
+
+def test_the_reference_verifier_conforms(tmp_path, capsys):
+    token = tmp_path / "token"
+    main(["verifier", "token", "--out", str(token)])
+    with serving("--target", TINY, "--token-file", token, folder=tmp_path) as (_, url):
+        capsys.readouterr()
+        words = ["verifier", "check", url, "--draft", str(DRAFT)]
+        words += ["--token-file", str(token), "--exhaust"]
+        assert main([*words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["conforms"] is True and found["counts"]["fail"] == 0
+        skipped = {c["name"] for c in found["checks"] if c["result"] == "skip"}
+        assert skipped <= {
+            "error draining",
+            "error internal",
+            "id outside the vocabulary",  # when 2^b ids are all there
+            "spare bits",
+        }
+        assert main([*words[:-1], "-q"]) == 0
+        assert capsys.readouterr().out.count("\n") == 1
+        wrong = [*words[:3], "--draft", str(DRAFT)]
+        assert main(wrong) == 4
+        assert "--token-file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

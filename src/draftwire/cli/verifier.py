@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftwire.cli import _common
+from draftwire.cli import _common, _verifier_check
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 SCHEMA = "draftwire.verifier/1"
-CHECK_S = 10.0
 _RESUME = "keep a stream whose link is lost so long, 0 for never (120)"
 
 
@@ -30,15 +29,7 @@ def register(subparsers: Any) -> None:
     parser.set_defaults(run=_nothing)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     _register_serve(actions)
-    check = actions.add_parser(
-        "check",
-        help="ask a running verifier how it is",
-        description="Ask a running verifier for its health and its targets.",
-    )
-    check.add_argument("url", help="ws://HOST:PORT or wss://HOST:PORT")
-    check.add_argument("--ca", type=Path, metavar="PEM", help="authority to trust")
-    _common.add_common_flags(check)
-    check.set_defaults(run=_check)
+    _verifier_check.register(actions)
     token = actions.add_parser(
         "token",
         help="make a bearer token",
@@ -208,44 +199,6 @@ def _serve(args: argparse.Namespace) -> int:
 
     serving.serve(options, listening)
     return 0
-
-
-def _check(args: argparse.Namespace) -> int:
-    import json
-    import ssl
-    import urllib.error
-    import urllib.request
-
-    from draftwire.errors import TransportError
-
-    scheme, colon, rest = args.url.partition("://")
-    if not colon or scheme not in ("ws", "wss"):
-        raise ConfigError(f"{args.url} is no ws:// or wss:// address")
-    url = f"http{'s' if scheme == 'wss' else ''}://{rest.rstrip('/')}/healthz"
-    try:
-        context = ssl.create_default_context(cafile=args.ca) if scheme == "wss" else None
-        with urllib.request.urlopen(url, timeout=CHECK_S, context=context) as answer:
-            body = answer.read(1 << 20)
-    except urllib.error.HTTPError as error:
-        body = error.read(1 << 20)  # 503 while it drains: the body says so
-    except (OSError, ValueError) as error:
-        raise TransportError(
-            f"no verifier answers at {args.url}: {getattr(error, 'reason', error)}",
-            hint="check the address, and that `draftwire verifier serve` runs there",
-        ) from error
-    try:
-        health = json.loads(body)
-        targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
-        line = f"{health['status']}: {', '.join(targets)}; {health['sessions']} devices"
-    except (ValueError, KeyError, TypeError) as error:
-        raise TransportError(
-            f"what answers at {args.url} is no draftwire verifier"
-        ) from error
-    if args.json is not None:
-        _common.write_json({"schema": SCHEMA, **health}, args.json)
-    if args.json != "-":
-        print(line)
-    return 0 if health["status"] == "ok" else TransportError.exit_code
 
 
 def _token(args: argparse.Namespace) -> int:
