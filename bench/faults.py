@@ -49,12 +49,11 @@ class VerifierProcess:
         Raises:
             TransportError: It does not.
         """
-        home = str(Path(__file__).absolute().parents[1])
+        home = str(Path(__file__).absolute().parents[2])  # where this package lies
         path = os.environ.get("PYTHONPATH", "")
-        src = str(Path(home) / "src")
         self._process = subprocess.Popen(
             self._words,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (path, src) if p)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (path, home) if p)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -17,6 +17,7 @@ from draftwire.errors import ConfigError
 __all__ = ["PRECISIONS", "quantise"]
 
 PRECISIONS = ("fp32", "int8", "int4")
+EMBEDDING, HEAD = "embedding", "head.weight"  # as the graph writers call them
 BLOCK = 32  # weights that share a scale in int4
 
 
@@ -24,7 +25,8 @@ def quantise(source: Path, target: Path, precision: str) -> None:
     """Write a float32 graph again with smaller weights.
 
     int8 is dynamic: weights per output channel, activations per tensor and step; it
-    runs on every supported onnxruntime and saturates on no core.  int4 keeps
+    runs on every supported onnxruntime and saturates on no core.  A head that is tied
+    to the embedding shares its bytes (and its one scale).  int4 keeps
     activations in float and scales blocks of 32 weights; its embedding is int8.
 
     Args:
@@ -39,6 +41,7 @@ def quantise(source: Path, target: Path, precision: str) -> None:
     with _quiet():
         if precision == "int8":
             _dynamic(source, target, ["MatMul", "Gather"])
+            _share_tied_head(source, target)
         elif precision == "int4":
             halfway = target.with_name(target.name + ".int4")
             _four_bits(source, halfway)
@@ -65,6 +68,36 @@ def _dynamic(source: Path, target: Path, operators: list[str]) -> None:
         # The types behind onnxruntime's own operators cannot be inferred.
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
+
+
+def _share_tied_head(source: Path, target: Path) -> None:
+    """Store an embedding once that is the head's matrix too."""
+    before = {t.name: t for t in onnx.load(str(source)).graph.initializer}
+    tied = EMBEDDING in before and HEAD in before
+    if not tied or not np.array_equal(
+        numpy_helper.to_array(before[EMBEDDING]), numpy_helper.to_array(before[HEAD]).T
+    ):
+        return
+    model = onnx.load(str(target))
+    graph = model.graph
+    dropped = [f"{HEAD}_{part}" for part in ("quantized", "scale", "zero_point")]
+    kept = [t for t in graph.initializer if t.name not in dropped]
+    if len(kept) != len(graph.initializer) - len(dropped):
+        return
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name in dropped[1:]:
+                node.input[i] = name.replace(HEAD, EMBEDDING)
+    # onnxruntime folds this into a constant when it loads the graph.
+    graph.node.insert(
+        0,
+        helper.make_node(
+            "Transpose", [f"{EMBEDDING}_quantized"], [dropped[0]], perm=[1, 0]
+        ),
+    )
+    onnx.save(model, str(target))
 
 
 def _four_bits(source: Path, target: Path) -> None:

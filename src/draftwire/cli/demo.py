@@ -17,9 +17,9 @@ __all__ = ["PROMPTS", "register"]
 # What each reference target was trained to continue.
 PROMPTS = {
     "v1": (
-        "Once upon a time there was a king who",
-        "The little girl looked out of the window and saw",
-        '"I am not afraid of the dragon," said',
+        "The old woman gave him a golden apple, and said",
+        "They came at last to the palace of the king, and",
+        "The ship sailed away over the sea until",
     ),
     "v2": (
         "User: turn off the lights in the kitchen\nIntent:",
@@ -54,7 +54,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=80, help="default: %(default)s"
+        "--max-new-tokens", type=int, default=64, help="default: %(default)s"
     )
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
