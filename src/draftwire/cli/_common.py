@@ -113,9 +113,7 @@ def start_logging(*, verbose: bool) -> None:
         level=logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    logging.getLogger("draftwire").setLevel(
-        logging.DEBUG if verbose else logging.WARNING
-    )
+    logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -84,9 +84,7 @@ def _wait_for_url(process: subprocess.Popen[bytes], log: Path) -> str:
 
 def _failure(what: str, text: str) -> TransportError:
     lines = [line for line in text.splitlines() if line.strip()]
-    said = next(
-        (line for line in lines if "error: " in line), lines[-1] if lines else ""
-    )
+    said = next((line for line in lines if "error: " in line), lines[-1] if lines else "")
     said = said.replace("draftwire: error: ", "")
     hint = next((x[len("hint: ") :] for x in lines if x.startswith("hint: ")), "")
     return TransportError(f"{what}: {said}" if said else what, hint=hint)
