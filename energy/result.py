@@ -171,6 +171,7 @@ def build_result(
     notes: Sequence[str] = (),
     flags: Sequence[str] = (),
     context: Mapping[str, Any] | None = None,
+    gaps_outside: bool = False,
 ) -> EnergyResult:
     """Make the result of a finished integrator."""
     choice = projector.choice
@@ -224,6 +225,7 @@ def build_result(
         context_step2=context_step2,
         clock_u_s=clock_u_s,
         observed_step_w=observed_step_w,
+        gaps_outside=gaps_outside,
     )
     steps = [a.step_w for a in accuracies if a.step_w is not None]
     step_w = max(steps) if steps else observed_step_w

@@ -61,6 +61,7 @@ def estimate(
     context_step2: float = 0.0,
     clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
+    gaps_outside: bool = False,
 ) -> Uncertainty:
     """Return the uncertainty of an integral's total.
 
@@ -72,6 +73,7 @@ def estimate(
             window; a window of few samples cannot know it by itself.
         clock_u_s: Standard uncertainty of the window's length.
         observed_step_w: Smallest step seen, for rails whose step is not known.
+        gaps_outside: The joules speak of the covered time only (pauses in a log).
     """
     seconds, joules = integral.covered_s[0], integral.joules[0]
     mean_w = joules / seconds if seconds > 0 else 0.0
@@ -112,7 +114,7 @@ def estimate(
     if clock_u_s:
         terms["clock"] = clock_u_s * abs(mean_w)
     missing_s = integral.seconds - seconds
-    if missing_s > 1e-9:
+    if missing_s > 1e-9 and not gaps_outside:
         terms["gap"] = missing_s * abs(mean_w) / 2.0
     total = 2.0 * math.sqrt(sum(term * term for term in terms.values()))
     return Uncertainty(total, terms, bool(known) and len(known) == len(accuracies))

@@ -6,15 +6,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Protocol
 
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
-
-if False:  # typing.Protocol costs an import of 2 ms on a board; only checkers need it
-    from typing import Protocol
-else:
-    Protocol = object
 
 __all__ = [
     "Clock",

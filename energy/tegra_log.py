@@ -1,0 +1,480 @@
+"""Any tegrastats log: samples, runs, clocks and what is odd about it.
+
+Streamed: only powers (4 bytes a rail) and stamps (8 bytes) of each sample stay in memory,
+so that a log of 500 MB needs less than 100 MB.  Stamps have 1 s resolution, so a line is
+fitted through (sample number, stamp) and used as the clock; where the stamps jump, each
+side is fitted alone.  A log without stamps needs an interval or a duration.
+"""
+
+from __future__ import annotations
+
+import calendar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator, List, Optional, Tuple
+
+import numpy as np
+
+from draftwire.energy.sources.tegrastats import (
+    MAX_SAMPLE,
+    SAMPLE_START,
+    Sample,
+    parse_heat,
+    parse_sample,
+)
+from draftwire.errors import ConfigError
+
+__all__ = ["Log", "LogFinding", "Run", "Segment", "read_log", "sample_texts"]
+
+MISSING = np.iinfo(np.int32).min
+BLOCK = 8192
+NO_STAMP = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class LogFinding:
+    """One odd thing in a log.
+
+    Attributes:
+        kind: Short and stable, for programs.
+        sample: Number of the sample, from 1, or None for the whole log.
+        text: One sentence for people.
+    """
+
+    kind: str
+    sample: Optional[int]
+    text: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples ``first`` to ``last`` (exclusive) of a run, with times in seconds."""
+
+    first: int
+    last: int
+    times_s: np.ndarray
+    period_s: Optional[float]
+    clock_u_s: float
+
+
+@dataclass
+class Run:
+    """What one tegrastats process wrote.
+
+    Attributes:
+        first_sample: Its first sample in the log, from 1.
+        rails: Names in order; repeated ones are numbered, ``NC`` is left out.
+        segments: Stretches without a jump of the stamps, after ``set_clock``.
+        mean_checked: How many (now, mean) pairs agreed with the running mean.
+        mean_wrong: How many did not.
+    """
+
+    first_sample: int
+    rails: Tuple[str, ...]
+    places: Tuple[int, ...]
+    segments: List[Segment] = field(default_factory=list)
+    heat_first: dict = field(default_factory=dict)
+    heat_last: dict = field(default_factory=dict)
+    mean_checked: int = 0
+    mean_wrong: int = 0
+    three_fields: bool = False
+    samples: int = 0
+    _blocks: List[np.ndarray] = field(default_factory=list)
+    _stamps: List[np.ndarray] = field(default_factory=list)
+    _fill: int = 0
+
+    def append(self, values: List[int], stamp: int) -> None:
+        """Add a sample: milliwatts by rail, and the stamp in seconds."""
+        if not self._blocks or self._fill == BLOCK:
+            self._blocks.append(np.empty((BLOCK, len(self.rails)), np.int32))
+            self._stamps.append(np.empty(BLOCK, np.int64))
+            self._fill = 0
+        self._blocks[-1][self._fill] = values
+        self._stamps[-1][self._fill] = stamp
+        self._fill += 1
+        self.samples += 1
+
+    def stamps(self) -> np.ndarray:
+        """Return the stamps, seconds, ``(samples,)``; ``NO_STAMP`` where there is none."""
+        if not self._stamps:
+            return np.empty(0, np.int64)
+        return np.concatenate(self._stamps)[: self.samples]
+
+    def rows(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Yield milliwatts of each sample, ``(rails,)``."""
+        for i in range(first, last):
+            yield self._blocks[i // BLOCK][i % BLOCK]
+
+    def observed_step_w(self) -> Optional[float]:
+        """Return a low percentile of the steps seen on the rails, or None."""
+        if self.samples < 3 or not self.rails:
+            return None
+        last = self._fill if len(self._blocks) == 1 else BLOCK
+        steps = np.abs(np.diff(self._blocks[0][:last].astype(np.int64), axis=0))
+        steps = steps[(steps > 0) & (steps < 10**6)]
+        return float(np.percentile(steps, 25)) * 1e-3 if steps.size else None
+
+
+@dataclass
+class Log:
+    """A tegrastats log that was read.
+
+    Attributes:
+        name: The file, as given.
+        bytes_read: Its size.
+        samples: How many samples it holds.
+        runs: What the tegrastats processes wrote, one after the other.
+        findings: What is odd.
+        stamped: True when its samples carry date and time.
+    """
+
+    name: str
+    bytes_read: int = 0
+    samples: int = 0
+    runs: List[Run] = field(default_factory=list)
+    findings: List[LogFinding] = field(default_factory=list)
+    stamped: bool = False
+
+    def note(self, kind: str, sample: Optional[int], text: str) -> None:
+        """Add a finding."""
+        self.findings.append(LogFinding(kind, sample, text))
+
+
+def sample_texts(file: BinaryIO, log: Log) -> Iterator[bytes]:
+    """Yield the text of each sample, however the lines are broken."""
+    tail = b""
+    dropped = 0
+    while True:
+        chunk = file.read(1 << 20)
+        log.bytes_read += len(chunk)
+        text = tail + chunk
+        starts = [match.start() for match in SAMPLE_START.finditer(text)]
+        if starts and starts[0] > 0:
+            dropped += len(text[: starts[0]].strip())
+        for a, b in zip(starts, starts[1:]):
+            yield text[a:b][:MAX_SAMPLE]
+        rest = text[starts[-1] :] if starts else text
+        if not chunk:
+            if starts:
+                yield rest[:MAX_SAMPLE]
+            else:
+                dropped += len(rest.strip())
+            break
+        if not starts and len(rest) > MAX_SAMPLE:  # rubbish: keep what may be a start
+            dropped += len(rest) - 128
+            rest = rest[-128:]
+        elif len(rest) > MAX_SAMPLE:
+            dropped += len(rest) - MAX_SAMPLE
+            rest = rest[:MAX_SAMPLE]
+        tail = rest
+    if dropped:
+        log.note("not-tegrastats", None, f"{dropped} bytes are no tegrastats sample")
+
+
+def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
+    """Read a log and tell what is odd.
+
+    Args:
+        path: The file; its name is kept for the report.
+        file: Read from here instead.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no sample at all.
+    """
+    log = Log(str(path))
+    try:
+        if file is None:
+            with open(path, "rb") as opened:
+                _read(opened, log)
+        else:
+            _read(file, log)
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    if not log.samples:
+        raise ConfigError(
+            f"{path} holds no tegrastats sample",
+            hint="a sample starts with `RAM n/nMB`; USB-meter files end in .csv",
+        )
+    for run in log.runs:
+        if not run.rails:
+            log.note(
+                "no-rails",
+                run.first_sample,
+                f"samples {run.first_sample} to {run.first_sample + run.samples - 1} "
+                "have no power rail: no energy can be told",
+            )
+        if run.mean_wrong:
+            log.note(
+                "mean-broken",
+                run.first_sample,
+                "the mean column does not follow from the powers: samples were lost",
+            )
+        if run.three_fields:
+            log.note(
+                "three-fields",
+                run.first_sample,
+                "three power fields (L4T R39): now, mean, maximum; the first is used",
+            )
+    if len(log.runs) > 1:
+        log.note(
+            "several-runs",
+            None,
+            f"{len(log.runs)} runs of tegrastats in one file; each is integrated alone",
+        )
+    return log
+
+
+def _read(file: BinaryIO, log: Log) -> None:
+    mean: Optional[_MeanColumn] = None
+    run: Optional[Run] = None
+    short, first_short = 0, 0
+    unstamped = 0
+    last_text, previous = b"", None
+    for text in sample_texts(file, log):
+        sample = parse_sample(text)
+        if sample is None:
+            continue
+        log.samples += 1
+        number = log.samples
+        if sample.stamp is not None:
+            log.stamped = True
+        else:
+            unstamped += 1
+        names = _numbered(sample.rails)
+        if run is not None and set(names) < set(run.rails) and len(names) < len(run.rails):
+            short += 1  # a cut line, or a rail that failed: keep what is there
+            first_short = first_short or number
+            _append(run, names, sample)
+            mean = None
+            last_text = text
+            continue
+        restarted = mean is not None and mean.restarts(sample)
+        if run is None or names != run.rails_all or restarted:
+            if restarted:
+                log.note(
+                    "restart",
+                    number,
+                    f"the mean column restarts at sample {number}: a new tegrastats run",
+                )
+            elif run is not None:
+                log.note("rails-change", number, f"other rails from sample {number} on")
+            if run is not None:
+                run.heat_last = parse_heat(last_text)
+            run = _new_run(number, names)
+            run.heat_first = parse_heat(text)
+            log.runs.append(run)
+            mean = _MeanColumn(sample, run)
+            if mean.mid_run and names:
+                log.note(
+                    "mid-run",
+                    number,
+                    f"at sample {number} the mean differs from the power: this log starts "
+                    "in the middle of a run, its mean column is older than the log",
+                )
+        elif mean is None:
+            mean = _MeanColumn(sample, run, resync=True)
+        else:
+            mean.check(sample)
+        run.three_fields = run.three_fields or sample.max_mw is not None
+        _append(run, names, sample)
+        last_text, previous = text, sample
+    if run is not None:
+        run.heat_last = parse_heat(last_text)
+    if short:
+        log.note(
+            "cut-sample",
+            first_short,
+            f"{short} samples lack rails (first: sample {first_short}): cut lines; what "
+            "they hold is used, missing rails are gaps",
+        )
+    if log.stamped and unstamped:
+        log.note("stamps-missing", None, f"{unstamped} samples have no stamp")
+    if not log.stamped and previous is not None:
+        log.note(
+            "no-stamps",
+            None,
+            "no time stamps (L4T R32 or a shortened log): give --interval or --duration",
+        )
+
+
+class _MeanColumn:
+    """Follows the mean column: an oracle inside the data, and what shows a restart."""
+
+    def __init__(self, sample: Sample, run: Run, *, resync: bool = False) -> None:
+        self.run = run
+        self.mid_run = sample.now_mw != sample.mean_mw
+        self.known = not self.mid_run and not resync
+        self.n = 1
+        self.sums = list(sample.now_mw)
+        self.last_mean = sample.mean_mw
+        if self.known:
+            run.mean_checked += len(self.sums)
+
+    def restarts(self, sample: Sample) -> bool:
+        """Return True when this sample can only be the first of a new run."""
+        if len(sample.now_mw) != len(self.sums) or not self.sums:
+            return False
+        if sample.now_mw != sample.mean_mw:
+            return False
+        if self.known:
+            return any(
+                abs(_cut(s + now, self.n + 1) - mean) > 1
+                for s, now, mean in zip(self.sums, sample.now_mw, sample.mean_mw)
+            )
+        return any(
+            abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean)
+        )
+
+    def check(self, sample: Sample) -> None:
+        """Compare the mean column with the running mean of the powers."""
+        self.last_mean = sample.mean_mw
+        if not self.known:
+            return
+        self.n += 1
+        for i, (now, mean) in enumerate(zip(sample.now_mw, sample.mean_mw)):
+            self.sums[i] += now
+            if abs(_cut(self.sums[i], self.n) - mean) <= 1:
+                self.run.mean_checked += 1
+            else:
+                self.run.mean_wrong += 1
+                self.known = False
+
+
+def _cut(total: int, count: int) -> int:
+    return int(total / count)
+
+
+def _numbered(names: Tuple[str, ...]) -> Tuple[str, ...]:
+    seen: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(numbered)
+
+
+def _new_run(number: int, names: Tuple[str, ...]) -> Run:
+    keep = [i for i, name in enumerate(names) if name.split("#")[0] != "NC"]
+    run = Run(number, tuple(names[i] for i in keep), tuple(keep))
+    run.rails_all = names  # type: ignore[attr-defined]
+    return run
+
+
+def _append(run: Run, names: Tuple[str, ...], sample: Sample) -> None:
+    found = dict(zip(names, sample.now_mw))
+    values = [found.get(rail, MISSING) for rail in run.rails]
+    run.append(values, _seconds(sample.stamp))
+
+
+def _seconds(stamp: Optional[Tuple[int, ...]]) -> int:
+    if stamp is None:
+        return int(NO_STAMP)
+    month, day, year, hour, minute, second = stamp
+    try:
+        return calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
+    except ValueError:
+        return int(NO_STAMP)
+
+
+def set_clock(
+    log: Log, *, interval_s: float | None = None, duration_s: float | None = None
+) -> None:
+    """Give every run its times; findings about the clock are added to the log.
+
+    Args:
+        log: As ``read_log`` returns it.
+        interval_s: For logs without stamps: what was asked of tegrastats.
+        duration_s: For logs without stamps: how long the log took, as a whole.
+
+    Raises:
+        ConfigError: Interval or duration are not positive.
+    """
+    for value in (interval_s, duration_s):
+        if value is not None and not value > 0:
+            raise ConfigError("interval and duration must be positive")
+    base = 0.0
+    if duration_s is not None:
+        steps = sum(max(run.samples - 1, 0) for run in log.runs)
+        interval_s = duration_s / steps if steps else None
+    origin: Optional[int] = None
+    for run in log.runs:
+        stamps = run.stamps()
+        good = stamps != NO_STAMP
+        if run.samples >= 2 and bool(good.all()):
+            origin = int(stamps[0]) if origin is None else origin
+            _stamped(log, run, stamps - origin)
+            continue
+        if int(good.sum()) >= max(3, run.samples // 2):
+            origin = int(stamps[good][0]) if origin is None else origin
+            _fill_stamps(stamps, good)
+            _stamped(log, run, stamps - origin)
+            continue
+        if interval_s is None:
+            run.segments = []
+            continue
+        times = base + np.arange(run.samples) * interval_s
+        length = max(run.samples - 1, 0) * interval_s
+        clock_u = 0.0
+        if duration_s is None:
+            clock_u = 0.05 * length
+            log.note(
+                "nominal-interval",
+                run.first_sample,
+                "times are the nominal interval: real periods are 3 to 7 % longer, and "
+                "so is the energy",
+            )
+        run.segments = [Segment(0, run.samples, times, interval_s, clock_u)]
+        base = float(times[-1]) + interval_s if run.samples else base
+
+
+def _fill_stamps(stamps: np.ndarray, good: np.ndarray) -> None:
+    index = np.arange(len(stamps))
+    stamps[~good] = np.interp(index[~good], index[good], stamps[good]).astype(np.int64)
+
+
+def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
+    steps = np.diff(stamps)
+    middle = float(np.median(steps[steps >= 0])) if (steps >= 0).any() else 1.0
+    usual = steps[(steps >= 0) & (steps <= 3 * middle + 2)]
+    period = float(usual.mean()) if usual.size else 1.0
+    breaks = np.flatnonzero((steps < 0) | (steps > 2 * period + 1)) + 1
+    for place in breaks:
+        step = int(steps[place - 1])
+        number = run.first_sample + int(place)
+        if step < 0:
+            text = f"stamps go back by {-step} s at sample {number}: the clock was set"
+            log.note("stamps-back", number, text)
+        else:
+            text = f"a gap of {step} s before sample {number} is not integrated"
+            log.note("gap", number, text)
+    edges = [0, *(int(b) for b in breaks), run.samples]
+    run.segments = [
+        _fit(stamps, a, b, period) for a, b in zip(edges, edges[1:]) if b > a
+    ]
+
+
+def _fit(stamps: np.ndarray, a: int, b: int, period: float) -> Segment:
+    part = stamps[a:b].astype(np.float64)
+    n = b - a
+    if n < 3 or part[-1] == part[0]:
+        # Too few for a line: the stamps, spread by the period of the rest of the run.
+        step = (part[-1] - part[0]) / (n - 1) if n > 1 and part[-1] > part[0] else period
+        clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
+        return Segment(a, b, part[0] + np.arange(n) * step, step, clock_u)
+    index = np.arange(n, dtype=np.float64)
+    slope, start = np.polyfit(index, part, 1)
+    times = start + slope * index
+    off = part - times
+    if n > 400 and float(off.max() - off.min()) > 2.0:  # the period itself changed
+        half = n // 2
+        left = _fit(stamps, a, a + half, period)
+        right = _fit(stamps, a + half, b, period)
+        times = np.maximum.accumulate(np.concatenate([left.times_s, right.times_s]))
+        return Segment(a, b, times, float(slope), max(left.clock_u_s, right.clock_u_s))
+    # 1 s rounding has sd 0.29 s; the fitted length of n samples has 0.29 x sqrt(12 / n).
+    return Segment(a, b, times, float(slope), 0.29 * float(np.sqrt(12.0 / n)))
+
+
+def context_of(run: Run) -> dict[str, Any]:
+    """Return the temperatures at the start and the end of a run."""
+    return {"heat_c": {"start": run.heat_first, "end": run.heat_last}}
