@@ -20,7 +20,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SCHEMA", "Match", "Profile", "find_profile", "load_profiles", "read_profile"]
+__all__ = [
+    "SCHEMA",
+    "Match",
+    "Profile",
+    "find_profile",
+    "load_profiles",
+    "read_profile",
+]
 
 SCHEMA = "draftwire.board/1"
 FOLDER = Path(__file__).resolve().parent

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.meter import Meter, compare_context
@@ -93,8 +93,8 @@ class Account:
         self._why = why
         self._clock = clock
         self._lock = threading.Lock()
-        self._phases: Dict[str, _Phase] = {}
-        self._switches: Deque[Tuple[int, str]] = deque()
+        self._phases: dict[str, _Phase] = {}
+        self._switches: deque[tuple[int, str]] = deque()
         self._tokens = {"drafted": 0, "accepted": 0, "emitted": 0}
         self._now = ""  # phase at the last folded moment
         self._folded = 0
@@ -103,8 +103,9 @@ class Account:
         self._integral: Integrator | None = None
         self._start = 0
         self._end = 0
-        self._done: Dict[str, Any] | None = None
-        self._before: Dict[str, Any] = {}
+        self._done: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
+        self.energy: EnergyResult | None = None  # the whole result, once closed
 
     # What the runtime calls.
 
@@ -122,9 +123,7 @@ class Account:
             self._start = self._folded = self._clock()
             self._now = phase
             width = meter.projector.width
-            self._integral = Integrator(
-                width, self._start, max_gap_ns=meter.max_gap_ns
-            )
+            self._integral = Integrator(width, self._start, max_gap_ns=meter.max_gap_ns)
             last = meter.last
             if last is not None:
                 self._integral.add(last.t_ns, last.watts, last.joules)
@@ -132,9 +131,9 @@ class Account:
             meter.add_listener(self)
         return self
 
-    def phase(self, name: str) -> None:
-        """Say that from now on the device does something else."""
-        self._switches.append((self._clock(), name))
+    def phase(self, name: str, t_ns: int | None = None) -> None:
+        """Say that from now on (or from ``t_ns``) the device does something else."""
+        self._switches.append((self._clock() if t_ns is None else t_ns, name))
         if self.meter is None and len(self._switches) >= 1024:
             with self._lock:
                 self._fold(self._switches[-1][0])
@@ -161,14 +160,14 @@ class Account:
             return None  # the sensor went away: a budget must not run on old news
         return integral.joules[0] + self._w * ahead
 
-    def watts_by_phase(self) -> Dict[str, float | None]:
+    def watts_by_phase(self) -> dict[str, float | None]:
         """Return the mean power of each phase so far, for the controller."""
         with self._lock:
             if self.model is not None and self.meter is None:
                 return {name: self.model.watts.get(name) for name in self._phases}
             return {name: phase.watts() for name, phase in self._phases.items()}
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """Close the account and return the ``energy`` entry of a run report.
 
         Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
@@ -183,12 +182,12 @@ class Account:
 
     # Samples come in here, in the sampler's thread.
 
-    def sample(self, t_ns: int, watts: Vector, joules: Optional[Vector]) -> None:
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Take one sample from the meter."""
         with self._lock:
             self._take(t_ns, watts, joules)
 
-    def _take(self, t_ns: int, watts: Vector, joules: Optional[Vector]) -> None:
+    def _take(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         integral = self._integral
         if integral is None or t_ns <= self._t:
             return
@@ -217,7 +216,7 @@ class Account:
             phase.x1 += watt
             phase.x2 += watt * watt
 
-    def _fold(self, until: int, line: Tuple[int, float, float] | None = None) -> None:
+    def _fold(self, until: int, line: tuple[int, float, float] | None = None) -> None:
         """Give the time up to ``until`` to its phases."""
         switches = self._switches
         while self._folded < until:
@@ -241,7 +240,7 @@ class Account:
 
     # Closing.
 
-    def _close(self) -> Dict[str, Any]:
+    def _close(self) -> dict[str, Any]:
         meter = self.meter
         if meter is None:
             with self._lock:
@@ -276,7 +275,7 @@ class Account:
         by_phase, few = self._split(result)
         return self._entry(result, by_phase, few)
 
-    def _split(self, result: EnergyResult) -> Tuple[Dict[str, float] | None, List[str]]:
+    def _split(self, result: EnergyResult) -> tuple[dict[str, float] | None, list[str]]:
         """Split the total over the phases; they sum to it exactly."""
         if result.energy_j is None:
             return None, []
@@ -284,7 +283,8 @@ class Account:
         few = sorted(name for name, p in self._phases.items() if p.n < FEW)
         mean_w = result.mean_w or 0.0
         shares = {
-            name: (mean_w if watts[name] is None else watts[name] or 0.0) * phase.seconds
+            name: (mean_w if watts[name] is None else watts[name] or 0.0)
+            * phase.seconds
             for name, phase in self._phases.items()
         }
         whole = sum(shares.values())
@@ -298,7 +298,7 @@ class Account:
             result.energy_j,
         ), few
 
-    def _without_meter(self) -> Dict[str, Any]:
+    def _without_meter(self) -> dict[str, Any]:
         if self.model is None:
             return self._entry(null_result("session", self._why), None, [])
         joules, by_phase, unknown = self._modelled()
@@ -307,10 +307,12 @@ class Account:
             why = f"the model {self.model.name} has no watts for phase {names}"
             none = null_result("session", why, source=self.model.name, kind="modelled")
             return self._entry(none, None, [])
-        result = self.model.result(joules, sum(p.seconds for p in self._phases.values()))
+        result = self.model.result(
+            joules, sum(p.seconds for p in self._phases.values())
+        )
         return self._entry(result, close_sum(by_phase, joules), [])
 
-    def _modelled(self) -> Tuple[float | None, Dict[str, float], List[str]]:
+    def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
         assert self.model is not None
         known = self.model.watts
         unknown = sorted(name for name in self._phases if name not in known)
@@ -322,8 +324,9 @@ class Account:
         return (None if unknown else sum(by_phase.values())), by_phase, unknown
 
     def _entry(
-        self, result: EnergyResult, by_phase: Dict[str, float] | None, few: List[str]
-    ) -> Dict[str, Any]:
+        self, result: EnergyResult, by_phase: dict[str, float] | None, few: list[str]
+    ) -> dict[str, Any]:
+        self.energy = result
         joules = result.energy_j
         seconds = {name: phase.seconds for name, phase in self._phases.items()}
         return {
@@ -354,8 +357,8 @@ class Account:
 
 
 def per_token(
-    joules: float | None, by_phase: Dict[str, float] | None, tokens: Dict[str, int]
-) -> Dict[str, float | None]:
+    joules: float | None, by_phase: dict[str, float] | None, tokens: dict[str, int]
+) -> dict[str, float | None]:
     """Return joules per token; what each is over is in its name.
 
     ``drafted`` divides the draft phase by the drafted tokens; ``accepted`` and
@@ -373,7 +376,7 @@ def per_token(
     }
 
 
-def close_sum(parts: Dict[str, float], total: float) -> Dict[str, float]:
+def close_sum(parts: dict[str, float], total: float) -> dict[str, float]:
     """Give the rounding error to the largest part, so that the parts sum exactly."""
     if not parts:
         return parts

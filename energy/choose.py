@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.energy.context import Context
 from draftwire.energy.meter import DEFAULT_HZ, Meter
@@ -41,7 +41,7 @@ class Chosen:
     passed_over: tuple[Finding, ...] = ()
 
 
-def find_sources(root: Path = Path("/")) -> List[Finding]:
+def find_sources(root: Path = Path("/")) -> list[Finding]:
     """Look for every source, in the order of choice; nothing is left open."""
     findings = []
     for name in (*ORDER, "nvml"):
@@ -78,7 +78,7 @@ def choose_source(
     if name != "auto" and name not in _OPENERS:
         known = ", ".join(("auto", *_OPENERS))
         raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
-    passed: List[Finding] = []
+    passed: list[Finding] = []
     for candidate in names:
         finding = _PROBES[candidate](root)
         if not finding.usable and name == "auto":
@@ -101,7 +101,9 @@ def choose_source(
     raise SensorError(
         "no power source on this machine: "
         + "; ".join(f"{f.source}: {f.detail}" for f in passed),
-        hint=remedies[0] if remedies else "use a USB meter and `draftwire energy import`",
+        hint=remedies[0]
+        if remedies
+        else "use a USB meter and `draftwire energy import`",
     )
 
 
@@ -116,7 +118,9 @@ def total_of(
     """Return the total of a source: its own, or by the rail tables."""
     if source.scope is not None and not rails:
         return TotalChoice(Total(source.scope, tuple(source.total)), how="the source")
-    return choose_total(source.rails, tables, board=board, user_rails=rails, scope=scope)
+    return choose_total(
+        source.rails, tables, board=board, user_rails=rails, scope=scope
+    )
 
 
 def open_meter(
@@ -141,7 +145,7 @@ def open_meter(
     return Meter(chosen.source, chosen.choice, hz=hz, context=Context(root))
 
 
-_PROBES: Dict[str, Callable[[Path], Finding]] = {
+_PROBES: dict[str, Callable[[Path], Finding]] = {
     "sysfs": ina.probe,
     "pmic": lambda root: pmic.probe(),
     "jtop": jtop.probe,
@@ -150,7 +154,7 @@ _PROBES: Dict[str, Callable[[Path], Finding]] = {
     "battery": battery.probe,
     "nvml": lambda root: nvml.probe(),
 }
-_OPENERS: Dict[str, Callable[[Path], PowerSource]] = {
+_OPENERS: dict[str, Callable[[Path], PowerSource]] = {
     "sysfs": ina.InaSource,
     "pmic": lambda root: pmic.PmicSource(),
     "jtop": lambda root: jtop.JtopSource(),

@@ -41,8 +41,14 @@ def read_context(root: Path = Path("/")) -> dict[str, Any]:
         found["power_mode"] = mode
     caps, now, governors = [], [], set()
     for cpu in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
-        cap, current = read_int(cpu / "scaling_max_freq"), read_int(cpu / "scaling_cur_freq")
-        low, governor = read_int(cpu / "scaling_min_freq"), read_text(cpu / "scaling_governor")
+        cap, current = (
+            read_int(cpu / "scaling_max_freq"),
+            read_int(cpu / "scaling_cur_freq"),
+        )
+        low, governor = (
+            read_int(cpu / "scaling_min_freq"),
+            read_text(cpu / "scaling_governor"),
+        )
         if cap is not None:
             caps.append((cap, low))
         if current is not None:
@@ -69,7 +75,9 @@ def read_context(root: Path = Path("/")) -> dict[str, Any]:
         found["heat_c"] = heat
     throttled = read_text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     if throttled:
-        value = int(throttled, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled) else 0
+        value = (
+            int(throttled, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled) else 0
+        )
         # The low bits are now; bits 16 and up are since boot and stay set.
         found["throttled"] = hex(value & 0xFFFF)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Sequence
 
 from draftwire.energy import tegra_log
 from draftwire.energy.integrate import Integrator
@@ -22,7 +22,7 @@ class RunEnergy:
 
     first_sample: int
     samples: int
-    period_s: Optional[float]
+    period_s: float | None
     result: EnergyResult
 
 
@@ -41,21 +41,21 @@ class Imported:
 
     name: str
     samples: int
-    runs: List[RunEnergy] = field(default_factory=list)
-    findings: List[LogFinding] = field(default_factory=list)
+    runs: list[RunEnergy] = field(default_factory=list)
+    findings: list[LogFinding] = field(default_factory=list)
     mean_checked: int = 0
     mean_wrong: int = 0
-    log: Optional[Log] = field(default=None, repr=False)
+    log: Log | None = field(default=None, repr=False)
 
     @property
-    def energy_j(self) -> Optional[float]:
+    def energy_j(self) -> float | None:
         """Joules of all runs, or None when one of them has none."""
         values = [run.result.energy_j for run in self.runs]
         if not values or any(value is None for value in values):
             return None
         return sum(value for value in values if value is not None)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {
             "schema": "draftwire.energy-import/1",
@@ -76,7 +76,7 @@ class Imported:
         }
 
 
-def parse_window(text: str) -> Tuple[float, float]:
+def parse_window(text: str) -> tuple[float, float]:
     """Parse ``a:b``, seconds from the first sample; either side may be empty.
 
     Raises:
@@ -101,7 +101,7 @@ def import_tegrastats(
     board: str | None = None,
     rails: Sequence[str] | None = None,
     scope: str | None = None,
-    window: Tuple[float, float] | None = None,
+    window: tuple[float, float] | None = None,
     interval_s: float | None = None,
     duration_s: float | None = None,
 ) -> Imported:
@@ -124,7 +124,9 @@ def import_tegrastats(
     log = tegra_log.read_log(path, file)
     tegra_log.set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log.name, log.samples, findings=log.findings, log=log)
-    origin = next((float(r.segments[0].times_s[0]) for r in log.runs if r.segments), 0.0)
+    origin = next(
+        (float(r.segments[0].times_s[0]) for r in log.runs if r.segments), 0.0
+    )
     bounds = None
     if window is not None:
         bounds = (origin + window[0], origin + window[1])
@@ -148,12 +150,12 @@ def import_tegrastats(
 
 
 def _energy(
-    run: Run, projector: Projector, bounds: Tuple[float, float] | None
+    run: Run, projector: Projector, bounds: tuple[float, float] | None
 ) -> EnergyResult | None:
     """Integrate a run; None when the window misses it."""
     label = f"samples {run.first_sample} to {run.first_sample + run.samples - 1}"
     source = "tegrastats-log"
-    common: Dict[str, Any] = {"source": source, "samples": run.samples}
+    common: dict[str, Any] = {"source": source, "samples": run.samples}
     if not run.rails:
         return null_result(label, "the log has no power rail", **common)
     if run.samples < 2:
@@ -195,7 +197,9 @@ def _energy(
         share = (b - a) / max(float(segment.times_s[-1] - segment.times_s[0]), 1e-9)
         clock_u2 += (segment.clock_u_s * share) ** 2
     if not parts:
-        return null_result(label, "every stretch of the log is a single sample", **common)
+        return null_result(
+            label, "every stretch of the log is a single sample", **common
+        )
     whole = _join(parts)
     whole.start_ns, whole.end_ns = int(start * 1e9), int(end * 1e9)
     return build_result(
@@ -210,7 +214,7 @@ def _energy(
     )
 
 
-def _join(parts: List[Integrator]) -> Integrator:
+def _join(parts: list[Integrator]) -> Integrator:
     """Add integrals of stretches that do not touch; between them is a gap."""
     first = parts[0]
     for other in parts[1:]:
@@ -231,7 +235,7 @@ def _join(parts: List[Integrator]) -> Integrator:
     return first
 
 
-def _mean_powers(run: Run, projector: Projector) -> Tuple[str, ...]:
+def _mean_powers(run: Run, projector: Projector) -> tuple[str, ...]:
     """Say the mean power: without a clock that is all a log can give."""
     total = projector.choice.total
     if total is None:

@@ -8,7 +8,7 @@ counters are subtracted instead.  What the uncertainty needs is gathered on the 
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Sequence
+from typing import List, Sequence
 
 __all__ = ["Integrator", "NO_VALUE", "Vector"]
 
@@ -57,11 +57,11 @@ class Integrator:
         self.counted = False  # True when counters were used for the total
         self._same_since = 0
         self._t = 0
-        self._x: Optional[Vector] = None
-        self._c: Optional[Vector] = None
+        self._x: Vector | None = None
+        self._c: Vector | None = None
 
     def add(
-        self, t_ns: int, watts: Vector, joules: Optional[Sequence[float]] = None
+        self, t_ns: int, watts: Vector, joules: Sequence[float] | None = None
     ) -> None:
         """Take the next sample; stamps that do not grow are dropped.
 
@@ -89,7 +89,7 @@ class Integrator:
             self._count(watts[0])
         self._t, self._x, self._c = t_ns, watts, counters
 
-    def _first(self, t_ns: int, watts: Vector, counters: Optional[Vector]) -> None:
+    def _first(self, t_ns: int, watts: Vector, counters: Vector | None) -> None:
         if self.start_ns is None:
             self.start_ns = t_ns
         self._t, self._x, self._c = t_ns, watts, counters
@@ -114,7 +114,7 @@ class Integrator:
             self.last_w = watt
 
     def _interval(
-        self, a: int, b: int, t_ns: int, watts: Vector, counters: Optional[Vector]
+        self, a: int, b: int, t_ns: int, watts: Vector, counters: Vector | None
     ) -> None:
         old = self._x
         assert old is not None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, List, Sequence, TypeVar
+from typing import Any, Callable, Sequence, TypeVar
 
 from draftwire.energy.choose import open_meter
 from draftwire.energy.meter import DEFAULT_HZ, Meter, Window
@@ -104,7 +104,7 @@ class measure:  # noqa: N801 - used like a function
 
     def __call__(self, function: Function) -> Function:
         """Decorate a function; its results are in ``function.energy``."""
-        results: List[EnergyResult] = []
+        results: list[EnergyResult] = []
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:

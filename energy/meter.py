@@ -17,7 +17,7 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import Any, Callable, Deque, List, NamedTuple, Optional, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.rails import TotalChoice
@@ -40,13 +40,13 @@ class RingSample(NamedTuple):
 
     t_ns: int
     watts: Vector
-    joules: Optional[Vector]
+    joules: Vector | None
 
 
 class Listener(Protocol):
     """Gets every sample, in the sampler's thread, in order of time."""
 
-    def sample(self, t_ns: int, watts: Vector, joules: Optional[Vector]) -> None:
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Take one sample."""
 
 
@@ -99,11 +99,11 @@ class Meter:
         self.cpu_s = 0.0
         self.broken = ""
         self.baseline_w: float | None = None
-        self.ring: Deque[RingSample] = deque(maxlen=ring)
+        self.ring: deque[RingSample] = deque(maxlen=ring)
         self.context = context
         self._clock = clock
         self._lock = threading.RLock()
-        self._listeners: List[Listener] = []
+        self._listeners: list[Listener] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._step2 = 0.0  # running mean of (difference x period)^2
@@ -267,7 +267,7 @@ class Window:
             meter.add_listener(self)
         return self
 
-    def sample(self, t_ns: int, watts: Vector, joules: Optional[Vector]) -> None:
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Take one sample from the meter."""
         assert self._integral is not None
         self._integral.add(t_ns, watts, joules)

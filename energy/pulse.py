@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def make_pulse(
     *,
     threads: int = 2,
     sleep: Callable[[float], None] = time.sleep,
-) -> List[int]:
+) -> list[int]:
     """Make the load pulse; return the nanoseconds of each switch, on first.
 
     Python threads share one lock, so numpy's matrix product, which lets it go, loads the
@@ -72,7 +72,7 @@ def make_pulse(
 
 
 def find_offset(
-    samples: Sequence[Tuple[float, float]],
+    samples: Sequence[tuple[float, float]],
     edges_s: Sequence[float],
     *,
     step_s: float = 0.01,

@@ -181,7 +181,8 @@ def choose_total(
         missing = [rail for rail in user_rails if rail not in names]
         if missing:
             raise ConfigError(
-                f"no rail {missing[0]!r}", hint=f"rails here: {', '.join(sorted(names))}"
+                f"no rail {missing[0]!r}",
+                hint=f"rails here: {', '.join(sorted(names))}",
             )
         own = next((t for t in tables if t.board == board), None)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
@@ -214,7 +215,9 @@ def choose_total(
         table, totals, how = by_board, board_totals, "board"
         if not names <= (by_board.known_rails() if by_board else set()):
             odd = sorted(names - by_board.known_rails()) if by_board else []
-            warnings.append(f"rails that the profile of {board} lacks: {', '.join(odd)}")
+            warnings.append(
+                f"rails that the profile of {board} lacks: {', '.join(odd)}"
+            )
     elif name_totals:
         table, totals, how = voters[0], name_totals, "rail names"
         if by_board is not None:
@@ -260,14 +263,18 @@ def load_tables(folder: Path | None = None) -> list[RailTable]:
     else:
         import tomli as tomllib
 
-    folder = Path(__file__).resolve().parent.parent / "boards" if folder is None else folder
+    folder = (
+        Path(__file__).resolve().parent.parent / "boards" if folder is None else folder
+    )
     tables = []
     for path in sorted(folder.glob("*.toml")):
         try:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as exc:
             raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
-        tables.append(RailTable.from_dict(str(raw.get("name", path.stem)), raw.get("rails", {})))
+        tables.append(
+            RailTable.from_dict(str(raw.get("name", path.stem)), raw.get("rails", {}))
+        )
     return tables
 
 

@@ -23,7 +23,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Iterator
 
 from draftwire.energy.integrate import Vector
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice
@@ -62,8 +62,8 @@ class Recorder:
         projector: Projector,
         *,
         board: str | None = None,
-        context: Dict[str, Any] | None = None,
-        extra: Dict[str, Any] | None = None,
+        context: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
         force: bool = False,
     ) -> None:
         self.path = path
@@ -75,7 +75,9 @@ class Recorder:
                 path, "w" if force else "x", encoding="utf-8", buffering=1
             )
         except FileExistsError as exc:
-            raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
+            raise ConfigError(
+                f"{path} exists", hint="name another, or --force"
+            ) from exc
         except OSError as exc:
             raise ConfigError(f"cannot write {path}: {exc}") from exc
         choice = projector.choice
@@ -106,7 +108,7 @@ class Recorder:
             }
         )
 
-    def _put(self, line: Dict[str, Any]) -> None:
+    def _put(self, line: dict[str, Any]) -> None:
         if self._file is None:
             return
         try:
@@ -124,10 +126,10 @@ class Recorder:
             except OSError:
                 os.close(os.open(os.devnull, os.O_RDONLY))  # nothing left to flush to
 
-    def sample(self, t_ns: int, watts: Vector, joules: Optional[Vector]) -> None:
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Write one sample of the meter."""
         rails = slice(1, 1 + self._count)
-        line: Dict[str, Any] = {"t": t_ns, "w": [_clean(w) for w in watts[rails]]}
+        line: dict[str, Any] = {"t": t_ns, "w": [_clean(w) for w in watts[rails]]}
         if joules is not None:
             line["c"] = [_clean(c) for c in joules[rails]]
         self._put(line)
@@ -145,7 +147,7 @@ class Recorder:
         """Write token counts."""
         self._put({"tokens": counts})
 
-    def end(self, t_ns: int, result: Dict[str, Any]) -> None:
+    def end(self, t_ns: int, result: dict[str, Any]) -> None:
         """Write the result and close the file."""
         self._put({"kind": "end", "t": t_ns, "result": result})
         self._abandon()
@@ -170,20 +172,20 @@ class Recording:
     """
 
     path: str
-    header: Dict[str, Any]
+    header: dict[str, Any]
     choice: TotalChoice
-    accuracy: Dict[str, Accuracy]
-    samples: List[Reading] = field(default_factory=list)
-    phases: List[Tuple[int, str]] = field(default_factory=list)
-    marks: List[Tuple[int, str]] = field(default_factory=list)
-    tokens: Dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, Accuracy]
+    samples: list[Reading] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
     end_ns: int = 0
     complete: bool = False
     bad_lines: int = 0
-    result: Dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def rails(self) -> Tuple[str, ...]:
+    def rails(self) -> tuple[str, ...]:
         """Names of the rails."""
         return tuple(self.header["rails"])
 
@@ -229,7 +231,7 @@ def read_recording(path: Path) -> Recording:
     return recording
 
 
-def _lines(path: Path) -> Iterator[Dict[str, Any] | None]:
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     try:
         with open(path, "rb") as file:
             while True:
@@ -245,7 +247,7 @@ def _lines(path: Path) -> Iterator[Dict[str, Any] | None]:
         raise ConfigError(f"cannot read {path}: {exc}") from exc
 
 
-def _header(path: Path, line: Dict[str, Any]) -> Recording:
+def _header(path: Path, line: dict[str, Any]) -> Recording:
     if line.get("schema") != SCHEMA or line.get("kind") != "header":
         raise ConfigError(
             f"{path} is not a recording of draftwire energy ({SCHEMA})",
@@ -271,7 +273,7 @@ def _header(path: Path, line: Dict[str, Any]) -> Recording:
         raise ConfigError(f"{path}: the header is damaged ({exc!r})") from exc
 
 
-def _take(recording: Recording, line: Dict[str, Any]) -> None:
+def _take(recording: Recording, line: dict[str, Any]) -> None:
     if "w" in line:
         rails = recording.rails
         watts = {r: float(w) for r, w in zip(rails, line["w"]) if w is not None}
@@ -292,7 +294,7 @@ def _take(recording: Recording, line: Dict[str, Any]) -> None:
         recording.complete = True
 
 
-def _total(total: Total | None) -> Dict[str, Any] | None:
+def _total(total: Total | None) -> dict[str, Any] | None:
     return None if total is None else {"scope": total.scope, "rails": list(total.rails)}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import calendar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, List, Optional, Tuple
+from typing import Any, BinaryIO, Iterator
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class LogFinding:
     """
 
     kind: str
-    sample: Optional[int]
+    sample: int | None
     text: str
 
 
@@ -53,7 +53,7 @@ class Segment:
     first: int
     last: int
     times_s: np.ndarray
-    period_s: Optional[float]
+    period_s: float | None
     clock_u_s: float
 
 
@@ -70,20 +70,20 @@ class Run:
     """
 
     first_sample: int
-    rails: Tuple[str, ...]
-    places: Tuple[int, ...]
-    segments: List[Segment] = field(default_factory=list)
+    rails: tuple[str, ...]
+    places: tuple[int, ...]
+    segments: list[Segment] = field(default_factory=list)
     heat_first: dict = field(default_factory=dict)
     heat_last: dict = field(default_factory=dict)
     mean_checked: int = 0
     mean_wrong: int = 0
     three_fields: bool = False
     samples: int = 0
-    _blocks: List[np.ndarray] = field(default_factory=list)
-    _stamps: List[np.ndarray] = field(default_factory=list)
+    _blocks: list[np.ndarray] = field(default_factory=list)
+    _stamps: list[np.ndarray] = field(default_factory=list)
     _fill: int = 0
 
-    def append(self, values: List[int], stamp: int) -> None:
+    def append(self, values: list[int], stamp: int) -> None:
         """Add a sample: milliwatts by rail, and the stamp in seconds."""
         if not self._blocks or self._fill == BLOCK:
             self._blocks.append(np.empty((BLOCK, len(self.rails)), np.int32))
@@ -105,7 +105,7 @@ class Run:
         for i in range(first, last):
             yield self._blocks[i // BLOCK][i % BLOCK]
 
-    def observed_step_w(self) -> Optional[float]:
+    def observed_step_w(self) -> float | None:
         """Return a low percentile of the steps seen on the rails, or None."""
         if self.samples < 3 or not self.rails:
             return None
@@ -131,11 +131,11 @@ class Log:
     name: str
     bytes_read: int = 0
     samples: int = 0
-    runs: List[Run] = field(default_factory=list)
-    findings: List[LogFinding] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    findings: list[LogFinding] = field(default_factory=list)
     stamped: bool = False
 
-    def note(self, kind: str, sample: Optional[int], text: str) -> None:
+    def note(self, kind: str, sample: int | None, text: str) -> None:
         """Add a finding."""
         self.findings.append(LogFinding(kind, sample, text))
 
@@ -225,8 +225,8 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
 
 
 def _read(file: BinaryIO, log: Log) -> None:
-    mean: Optional[_MeanColumn] = None
-    run: Optional[Run] = None
+    mean: _MeanColumn | None = None
+    run: Run | None = None
     short, first_short = 0, 0
     unstamped = 0
     last_text, previous = b"", None
@@ -241,7 +241,11 @@ def _read(file: BinaryIO, log: Log) -> None:
         else:
             unstamped += 1
         names = _numbered(sample.rails)
-        if run is not None and set(names) < set(run.rails) and len(names) < len(run.rails):
+        if (
+            run is not None
+            and set(names) < set(run.rails)
+            and len(names) < len(run.rails)
+        ):
             short += 1  # a cut line, or a rail that failed: keep what is there
             first_short = first_short or number
             _append(run, names, sample)
@@ -344,7 +348,7 @@ def _cut(total: int, count: int) -> int:
     return int(total / count)
 
 
-def _numbered(names: Tuple[str, ...]) -> Tuple[str, ...]:
+def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     numbered = []
     for name in names:
@@ -353,20 +357,20 @@ def _numbered(names: Tuple[str, ...]) -> Tuple[str, ...]:
     return tuple(numbered)
 
 
-def _new_run(number: int, names: Tuple[str, ...]) -> Run:
+def _new_run(number: int, names: tuple[str, ...]) -> Run:
     keep = [i for i, name in enumerate(names) if name.split("#")[0] != "NC"]
     run = Run(number, tuple(names[i] for i in keep), tuple(keep))
     run.rails_all = names  # type: ignore[attr-defined]
     return run
 
 
-def _append(run: Run, names: Tuple[str, ...], sample: Sample) -> None:
+def _append(run: Run, names: tuple[str, ...], sample: Sample) -> None:
     found = dict(zip(names, sample.now_mw))
     values = [found.get(rail, MISSING) for rail in run.rails]
     run.append(values, _seconds(sample.stamp))
 
 
-def _seconds(stamp: Optional[Tuple[int, ...]]) -> int:
+def _seconds(stamp: tuple[int, ...] | None) -> int:
     if stamp is None:
         return int(NO_STAMP)
     month, day, year, hour, minute, second = stamp
@@ -396,7 +400,7 @@ def set_clock(
     if duration_s is not None:
         steps = sum(max(run.samples - 1, 0) for run in log.runs)
         interval_s = duration_s / steps if steps else None
-    origin: Optional[int] = None
+    origin: int | None = None
     for run in log.runs:
         stamps = run.stamps()
         good = stamps != NO_STAMP
@@ -458,7 +462,9 @@ def _fit(stamps: np.ndarray, a: int, b: int, period: float) -> Segment:
     n = b - a
     if n < 3 or part[-1] == part[0]:
         # Too few for a line: the stamps, spread by the period of the rest of the run.
-        step = (part[-1] - part[0]) / (n - 1) if n > 1 and part[-1] > part[0] else period
+        step = (
+            (part[-1] - part[0]) / (n - 1) if n > 1 and part[-1] > part[0] else period
+        )
         clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
         return Segment(a, b, part[0] + np.arange(n) * step, step, clock_u)
     index = np.arange(n, dtype=np.float64)

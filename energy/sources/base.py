@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Protocol
+from typing import Callable, Mapping, NamedTuple, Protocol
 
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
@@ -36,8 +36,8 @@ class Reading(NamedTuple):
     """
 
     t_ns: int
-    watts: Dict[str, float]
-    joules: Optional[Dict[str, float]] = None
+    watts: dict[str, float]
+    joules: dict[str, float] | None = None
 
 
 class PowerSource(Protocol):

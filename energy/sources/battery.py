@@ -53,7 +53,9 @@ class BatterySource:
         self.rails = tuple(path.name for path in self._batteries)
         self.total = self.rails
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = ("fuel gauges are slow and smoothed: good for minutes, not tokens",)
+        self.notes = (
+            "fuel gauges are slow and smoothed: good for minutes, not tokens",
+        )
         self.read()
 
     def read(self) -> Reading:
@@ -75,7 +77,9 @@ class BatterySource:
             if power is not None:
                 watts[path.name] = power
         if not watts:
-            raise sensor_error("a battery", self._batteries[0], "no power or current file")
+            raise sensor_error(
+                "a battery", self._batteries[0], "no power or current file"
+            )
         return Reading((start + self._clock()) // 2, watts)
 
     def close(self) -> None:

@@ -46,7 +46,9 @@ class JtopSource:
         self._clock = clock
         self._client = _connect() if client is None else client
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
+        self.notes = (
+            "jtop renews once or twice a second and has no sensor time: coarse",
+        )
         watts = rail_watts(self._client.power)
         if not watts:
             self.close()
@@ -99,7 +101,9 @@ def probe(root: Path = Path("/")) -> Finding:
         return Finding("jtop", False, detail, remedy)
     if not os.access(socket, os.R_OK | os.W_OK):
         detail = "no right to /run/jtop.sock (group jtop)"
-        return Finding("jtop", False, detail, 'sudo usermod -aG jtop "$USER"  # log in again')
+        return Finding(
+            "jtop", False, detail, 'sudo usermod -aG jtop "$USER"  # log in again'
+        )
     if not found:
         detail = "the service runs, but Python has no module jtop"
         return Finding("jtop", False, detail, "pip install 'draftwire[jetson]'")
@@ -118,5 +122,7 @@ def _connect() -> Any:
     try:
         client.start()
     except problems as exc:
-        raise SensorError(f"jtop: {exc}", hint="see `draftwire energy sources`") from exc
+        raise SensorError(
+            f"jtop: {exc}", hint="see `draftwire energy sources`"
+        ) from exc
     return client

@@ -10,7 +10,7 @@ import csv
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Iterator, Mapping, Sequence
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import Reading
@@ -22,7 +22,16 @@ __all__ = ["MeterCsvSource"]
 RAIL = "METER"
 _SCALE = {"m": 1e-3, "u": 1e-6, "\u00b5": 1e-6, "k": 1e3, "": 1.0}
 _NAMES = {
-    "time": ("timestamp", "time", "t", "seconds", "elapsed", "datetime", "date", "uptime"),
+    "time": (
+        "timestamp",
+        "time",
+        "t",
+        "seconds",
+        "elapsed",
+        "datetime",
+        "date",
+        "uptime",
+    ),
     "power": ("power", "watt", "watts", "p", "pwr"),
     "voltage": ("voltage", "volt", "volts", "v", "vbus", "u"),
     "current": ("current", "ampere", "amps", "amp", "a", "i", "ibus"),
@@ -67,7 +76,7 @@ class MeterCsvSource:
         self._offset_ns = round(offset_s * 1e9)
         self._columns = columns or {}
         self._rows = self._read()
-        self._ahead: Optional[Reading] = next(self._rows, None)
+        self._ahead: Reading | None = next(self._rows, None)
         if self._ahead is None:
             raise ConfigError(f"{path} holds no reading")
 
@@ -89,7 +98,9 @@ class MeterCsvSource:
 
     def _read(self) -> Iterator[Reading]:
         try:
-            with open(self.path, encoding="utf-8-sig", errors="replace", newline="") as f:
+            with open(
+                self.path, encoding="utf-8-sig", errors="replace", newline=""
+            ) as f:
                 rows = _rows(f)
                 places, scales = _header(next(rows, []), self._columns, self.path)
                 last = None
@@ -109,7 +120,7 @@ class MeterCsvSource:
             raise ConfigError(f"cannot read {self.path}: {exc}") from exc
 
 
-def _rows(file: Iterator[str]) -> Iterator[List[str]]:
+def _rows(file: Iterator[str]) -> Iterator[list[str]]:
     """Split lines by whatever separates them; comments and blank lines are dropped."""
     separator: str | None = None
     for line in file:
@@ -123,14 +134,16 @@ def _rows(file: Iterator[str]) -> Iterator[List[str]]:
         if separator == " ":
             yield line.split()
         else:
-            yield [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
+            yield [
+                cell.strip() for cell in next(csv.reader([line], delimiter=separator))
+            ]
 
 
 def _header(
     names: Sequence[str], wanted: Mapping[str, str], path: Path
-) -> Tuple[Dict[str, int], Dict[str, float]]:
-    places: Dict[str, int] = {}
-    scales: Dict[str, float] = {}
+) -> tuple[dict[str, int], dict[str, float]]:
+    places: dict[str, int] = {}
+    scales: dict[str, float] = {}
     for kind in _NAMES:
         if kind in wanted:
             if wanted[kind] not in names:
@@ -152,7 +165,7 @@ def _header(
     return places, scales
 
 
-def _column(name: str) -> Tuple[str, float]:
+def _column(name: str) -> tuple[str, float]:
     """Return what a column holds, and the factor to SI, from ``Voltage(mV)`` and such."""
     parts = [p for p in re.split(r"[^a-z\u00b5]+", name.strip().lower()) if p]
     if not parts:
@@ -173,7 +186,7 @@ def _column(name: str) -> Tuple[str, float]:
 
 def _values(
     row: Sequence[str], places: Mapping[str, int], scales: Mapping[str, float]
-) -> Tuple[float, float]:
+) -> tuple[float, float]:
     t_s = _time(row[places["time"]]) * scales["time"]
     if "power" in places:
         return t_s, float(row[places["power"]]) * scales["power"]
