@@ -41,6 +41,7 @@ __all__ = [
     "find_sources",
     "import_tegrastats",
     "load_tables",
+    "mark",
     "measure",
     "open_meter",
 ]
@@ -56,6 +57,7 @@ _HOMES = {
     "find_sources": "choose",
     "import_tegrastats": "importer",
     "load_tables": "rails",
+    "mark": "marks",
     "measure": "measure",
     "open_meter": "choose",
 }

@@ -138,6 +138,12 @@ class Account:
             with self._lock:
                 self._fold(self._switches[-1][0])
 
+    def close_at(self, t_ns: int) -> None:
+        """Set the right edge ahead of ``result``: samples after it only close it."""
+        self._end = t_ns
+        if self._integral is not None:
+            self._integral.end_ns = t_ns
+
     def count(self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0) -> None:
         """Add tokens, for joules per token."""
         tokens = self._tokens
@@ -244,11 +250,11 @@ class Account:
         meter = self.meter
         if meter is None:
             with self._lock:
-                self._end = self._clock()
+                self._end = self._end or self._clock()
                 self._fold(self._end)
                 return self._without_meter()
         with meter._lock:
-            self._end = self._clock()
+            self._end = self._end or self._clock()
             assert self._integral is not None, "result() before start()"
             self._integral.end_ns = self._end
             meter.read_now()

@@ -170,14 +170,16 @@ def analyse(
             if started:
                 account.phase(event)
         else:
-            if t_ns > end and now == end:
-                meter.push(event)
-                break
+            if t_ns > end:
+                account.close_at(end)
             meter.push(event)
+            if t_ns > end:
+                break
     if not started:
         now = start
         account.start(current)
     now = end
+    account.close_at(end)
     account.count(**{k: v for k, v in recording.tokens.items() if k in _COUNTS})
     return account.result(), account
 
