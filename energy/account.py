@@ -351,6 +351,7 @@ class Account:
             if by_phase is not None
             else None,
             "few_samples": few,
+            "tokens": dict(self._tokens),
             "per_token": per_token(joules, by_phase, self._tokens),
             "net": result.net_j,
             "coverage": result.coverage,

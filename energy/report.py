@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 from draftwire.energy.account import Account, per_token
-from draftwire.energy.importer import import_tegrastats
+from draftwire.energy.importer import Imported, import_tegrastats
 from draftwire.energy.meter import Meter
 from draftwire.energy.rails import RailTable
 from draftwire.energy.recording import Recording, is_recording, read_recording
@@ -54,6 +54,7 @@ class Row:
     flags: Sequence[str] = ()
     why_null: str | None = None
     notes: Sequence[str] = ()
+    first_sample: int | None = None  # of a run inside a log
 
     @property
     def answers_per_wh(self) -> float | None:
@@ -97,12 +98,20 @@ def load_rows(
     if path.suffix.lower() in (".json", ".jsonl"):
         return list(_rows_of_reports(path))
     imported = import_tegrastats(path, tables, window=window, **log_options)
+    return rows_of_import(imported, tokens or {})
+
+
+def rows_of_import(
+    imported: Imported, tokens: Mapping[str, int] | None = None
+) -> list[Row]:
+    """Return a row for each run in a log."""
+    counts = dict(tokens or {})
     rows = []
     for run in imported.runs:
         result = run.result
         rows.append(
             Row(
-                str(path),
+                imported.name,
                 result.label,
                 result.energy_j,
                 result.uncertainty_j,
@@ -114,12 +123,13 @@ def load_rows(
                 result.scope,
                 result.samples,
                 result.coverage,
-                tokens=tokens or {},
-                per_token_j=per_token(result.energy_j, None, dict(tokens or {})),
+                tokens=counts,
+                per_token_j=per_token(result.energy_j, None, counts),
                 terms={} if result.uncertainty is None else result.uncertainty.terms,
                 flags=result.flags,
                 why_null=result.why_null or None,
                 notes=[*result.notes, *(f.text for f in imported.findings)],
+                first_sample=run.first_sample,
             )
         )
     return rows
@@ -291,6 +301,34 @@ def recording_of_meter(path: Path, **options: Any) -> Recording:
     if source.bad_rows:
         recording.header["notes"].append(f"{source.bad_rows} rows could not be read")
     recording.end_ns = recording.samples[-1].t_ns
+    return recording
+
+
+def recording_of_log(path: Path, first_sample: int | None = None) -> Recording:
+    """Read one run of a stamped tegrastats log as a recording, for a picture.
+
+    Raises:
+        ConfigError: It is no log.
+    """
+    from draftwire.energy import tegra_log
+    from draftwire.energy.rails import choose_total, load_tables
+
+    log = tegra_log.read_log(path)
+    tegra_log.set_clock(log)
+    runs = [r for r in log.runs if first_sample in (None, r.first_sample)]
+    run = runs[0]
+    header = {"source": "tegrastats-log", "rails": list(run.rails)}
+    choice = choose_total(run.rails, load_tables())
+    recording = Recording(str(path), header, choice, {})
+    for segment in run.segments:
+        rows = run.rows(segment.first, segment.last)
+        for t, row in zip(segment.times_s, rows):
+            watts = {
+                rail: int(milli) * 1e-3
+                for rail, milli in zip(run.rails, row)
+                if milli != tegra_log.MISSING
+            }
+            recording.samples.append(Reading(int(t * 1e9), watts))
     return recording
 
 
