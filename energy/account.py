@@ -273,6 +273,7 @@ class Account:
             accuracy=meter.source.accuracy,
             update_s=meter.source.update_s,
             context_step2=meter.context_step2,
+            observed_step_w=meter.min_step_w,
             baseline_w=meter.baseline_w,
             notes=meter.source.notes,
             flags=flags,

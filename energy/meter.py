@@ -13,6 +13,7 @@ rate would otherwise be seen always in the same phase, and the error would not s
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -106,6 +107,7 @@ class Meter:
         self._listeners: list[Listener] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self.min_step_w: float | None = None  # smallest change of the total so far
         self._step2 = 0.0  # running mean of (difference x period)^2
         self._last: RingSample | None = None
 
@@ -205,6 +207,10 @@ class Meter:
             if last is not None and reading.t_ns <= last.t_ns:
                 return
             sample = RingSample(reading.t_ns, watts, joules)
+            if last is not None:
+                change = abs(watts[0] - last.watts[0])
+                if 1e-9 < change < (self.min_step_w or math.inf):
+                    self.min_step_w = change
             if last is not None and reading.t_ns - last.t_ns <= self.max_gap_ns:
                 step = (watts[0] - last.watts[0]) * (reading.t_ns - last.t_ns) * 1e-9
                 if step == step:
@@ -301,6 +307,7 @@ class Window:
             accuracy=meter.source.accuracy,
             update_s=meter.source.update_s,
             context_step2=meter.context_step2,
+            observed_step_w=meter.min_step_w,
             baseline_w=meter.baseline_w,
             notes=notes,
             flags=flags,

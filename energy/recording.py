@@ -44,6 +44,7 @@ class Recorder:
         path: A file that does not exist yet, unless ``force``.
         source: The source, for the header.
         projector: The signals that the meter samples.
+        hz: The meter's rate; readers tell a gap from a period by it.
         board: Name of the board's profile, or None.
         context: Power mode, clocks and temperatures at the start.
         force: Overwrite.
@@ -61,6 +62,7 @@ class Recorder:
         source: PowerSource,
         projector: Projector,
         *,
+        hz: float | None = None,
         board: str | None = None,
         context: dict[str, Any] | None = None,
         extra: dict[str, Any] | None = None,
@@ -94,6 +96,7 @@ class Recorder:
                 "how": choice.how,
                 "why_none": choice.why_none,
                 "warnings": list(choice.warnings),
+                "hz": hz,
                 "board": board,
                 "accuracy": {
                     rail: vars(source.accuracy.get(rail) or choice.accuracy(rail))

@@ -151,7 +151,8 @@ def analyse(
     if not samples:
         raise ConfigError(f"{recording.path} holds no sample")
     steps = [b.t_ns - a.t_ns for a, b in zip(samples, samples[1:])]
-    period_s = statistics.median(steps) * 1e-9 if steps else 1.0
+    hz = recording.header.get("hz")
+    period_s = 1.0 / hz if hz else statistics.median(steps) * 1e-9 if steps else 1.0
     source = ReplaySource(recording)
     now = samples[0].t_ns
     meter = Meter(source, recording.choice, hz=1 / max(period_s, 1e-3), ring=1)
@@ -292,7 +293,7 @@ def recording_of_meter(path: Path, **options: Any) -> Recording:
         "rails": list(source.rails),
         "notes": list(source.notes),
     }
-    recording = Recording(str(path), header, total_of(source, ()), {})
+    recording = Recording(str(path), header, total_of(source, ()), dict(source.accuracy))
     while True:
         try:
             recording.samples.append(source.read())

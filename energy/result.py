@@ -233,7 +233,9 @@ def build_result(
     parts = sum(
         by_rail.get(r, 0.0) for r in (choice.table.parts if choice.table else ())
     )
-    if parts > integral.joules[0] + u.joules and choice.how != "user":
+    if u is None:
+        found.append("resolution unknown")
+    if parts > integral.joules[0] + (0.0 if u is None else u.joules) and choice.how != "user":
         found.append("parts exceed the total")
     net_j = None
     if baseline_w is not None:

@@ -62,8 +62,11 @@ def estimate(
     clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
     gaps_outside: bool = False,
-) -> Uncertainty:
+) -> Uncertainty | None:
     """Return the uncertainty of an integral's total.
+
+    None when nothing can be said: the reading never changed and its resolution is not
+    known.
 
     Args:
         integral: A finished integrator.
@@ -90,6 +93,8 @@ def estimate(
         a.step_w if a.step_w is not None else observed_step_w or 0.0 for a in accuracies
     ]
     step_w = math.sqrt(sum(step * step for step in steps))
+    if step_w == 0 and integral.changes == 0 and not integral.counted:
+        return None
     if not integral.counted:
         terms["quantisation"] = (
             step_w * seconds / _ROOT12 / math.sqrt(1 + integral.changes)

@@ -75,10 +75,13 @@ class MeterCsvSource:
         self.notes: tuple[str, ...] = (f"external meter, file {path.name}",)
         self._offset_ns = round(offset_s * 1e9)
         self._columns = columns or {}
+        self._step_w: float | None = None
         self._rows = self._read()
         self._ahead: Reading | None = next(self._rows, None)
         if self._ahead is None:
             raise ConfigError(f"{path} holds no reading")
+        if self._step_w is not None:
+            self.accuracy = {RAIL: Accuracy(self._step_w, source="digits of the file")}
 
     def read(self) -> Reading:
         """Return the next reading.
@@ -115,6 +118,8 @@ class MeterCsvSource:
                         self.bad_rows += t_ns < last
                         continue
                     last = t_ns
+                    if self._step_w is None:
+                        self._step_w = _step(row, places, scales)
                     yield Reading(t_ns, {RAIL: watt})
         except OSError as exc:
             raise ConfigError(f"cannot read {self.path}: {exc}") from exc
@@ -192,6 +197,23 @@ def _values(
         return t_s, float(row[places["power"]]) * scales["power"]
     volt = float(row[places["voltage"]]) * scales["voltage"]
     return t_s, volt * float(row[places["current"]]) * scales["current"]
+
+
+def _step(
+    row: Sequence[str], places: Mapping[str, int], scales: Mapping[str, float]
+) -> float:
+    """Return what one unit of the last digit is worth, watts."""
+
+    def last_digit(kind: str) -> float:
+        text = row[places[kind]]
+        digits = len(text.partition(".")[2]) if "e" not in text.lower() else 6
+        return 10.0**-digits * scales[kind]
+
+    if "power" in places:
+        return last_digit("power")
+    volt = abs(float(row[places["voltage"]]) * scales["voltage"])
+    amp = abs(float(row[places["current"]]) * scales["current"])
+    return last_digit("current") * volt + last_digit("voltage") * amp
 
 
 def _time(text: str) -> float:

@@ -329,6 +329,7 @@ def _record(args: argparse.Namespace) -> int:
             args.out,
             meter.source,
             meter.projector,
+            hz=meter.hz,
             board=board,
             context=read_context(args.root),
             extra=extra,
