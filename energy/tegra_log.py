@@ -448,6 +448,8 @@ def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
         if step < 0:
             text = f"stamps go back by {-step} s at sample {number}: the clock was set"
             log.note("stamps-back", number, text)
+            # How long the hole was nobody knows: go on one period later.
+            stamps[place:] += -step + max(1, round(period))
         else:
             text = f"a gap of {step} s before sample {number} is not integrated"
             log.note("gap", number, text)
