@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import Any, Callable
 
 from draftwire.energy.integrate import Integrator, Vector
@@ -300,10 +301,8 @@ class Account:
             whole = sum(shares.values())
         if not whole > 0:
             return {}, few
-        return close_sum(
-            {name: share * result.energy_j / whole for name, share in shares.items()},
-            result.energy_j,
-        ), few
+        scale = result.energy_j / whole
+        return {name: share * scale for name, share in shares.items()}, few
 
     def _without_meter(self) -> dict[str, Any]:
         if self.model is None:
@@ -317,7 +316,7 @@ class Account:
         result = self.model.result(
             joules, sum(p.seconds for p in self._phases.values())
         )
-        return self._entry(result, close_sum(by_phase, joules), [])
+        return self._entry(result, by_phase, [])
 
     def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
         assert self.model is not None
@@ -333,6 +332,9 @@ class Account:
     def _entry(
         self, result: EnergyResult, by_phase: dict[str, float] | None, few: list[str]
     ) -> dict[str, Any]:
+        if by_phase and result.energy_j is not None:
+            # The last bit: the total is the sum of what is printed, in that order.
+            result = replace(result, energy_j=sum(by_phase.values()))
         self.energy = result
         joules = result.energy_j
         seconds = {name: phase.seconds for name, phase in self._phases.items()}
@@ -382,19 +384,6 @@ def per_token(
         "accepted": over(joules, tokens.get("accepted", 0)),
         "emitted": over(joules, tokens.get("emitted", 0)),
     }
-
-
-def close_sum(parts: dict[str, float], total: float) -> dict[str, float]:
-    """Give the rounding error to the largest part, so that the parts sum exactly."""
-    if not parts:
-        return parts
-    largest = max(parts, key=lambda name: abs(parts[name]))
-    for _ in range(4):
-        error = total - math.fsum(parts.values())
-        if error == 0:
-            break
-        parts[largest] += error
-    return parts
 
 
 class Budget:
