@@ -48,7 +48,7 @@ __all__ = [
 
 _HOMES = {
     "Account": "account",
-    "Budget": "account",
+    "Budget": "budget",
     "EnergyResult": "result",
     "Meter": "meter",
     "ModelSource": "sources.modelled",
@@ -64,7 +64,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: nothing of this room costs a command that does not need it."""
+    """Import on first use: nothing of this room costs a command that does not need
+    it."""
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

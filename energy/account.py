@@ -12,16 +12,17 @@ How the runtime uses it::
     account.count(drafted=5, accepted=3, emitted=4)
     report["energy"] = account.result()     # the "energy" key of a run report
 
-``phase`` costs under a microsecond: it appends to a list that the sampler's thread folds
-in, so memory stays bounded for any length.  Phases are words of design.md: ``prefill``,
-``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other word works too.
+``phase`` costs under a microsecond: it appends to a list that the sampler's thread
+folds in, so memory stays bounded for any length.  Phases are words of design.md:
+``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
+word works too.
 
 How energy is split.  Phases are shorter than the sampling period (a drafted token takes
-5 to 50 ms, a sample comes each 50 ms), so interpolating power between samples would smear
-one phase over the next.  Each sample counts for the phase in which it was taken; the mean
-power of a phase times its exact seconds is its energy, and all are scaled by one factor
-so that they sum to the trapezoid's total exactly.  A phase with too few samples takes
-the interpolated power of its stretches, and says so.
+5 to 50 ms, a sample comes each 50 ms), so interpolating power between samples would
+smear one phase over the next.  Each sample counts for the phase in which it was taken;
+the mean power of a phase times its exact seconds is its energy, and all are scaled by
+one factor so that they sum to the trapezoid's total exactly.  A phase with too few
+samples takes the interpolated power of its stretches, and says so.
 """
 
 from __future__ import annotations
@@ -30,16 +31,15 @@ import math
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import Any, Callable
+from typing import Any
 
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.meter import Meter, compare_context
 from draftwire.energy.result import EnergyResult, build_result, null_result
 from draftwire.energy.sources.base import Clock, monotonic_ns
 from draftwire.energy.sources.modelled import ModelSource
-from draftwire.errors import ConfigError
 
-__all__ = ["Account", "Budget", "PHASES"]
+__all__ = ["Account", "PHASES", "per_token"]
 
 PHASES = ("prefill", "draft", "transmit", "wait", "verify-wait", "idle")
 FEW = 5  # samples below which a phase's own mean is not trusted
@@ -179,9 +179,9 @@ class Account:
 
         Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
         ``by_phase`` (joules, or None without a source), ``why_null``; beside them
-        ``kind``, ``seconds_by_phase``, ``watts_by_phase``, ``few_samples``, ``per_token``,
-        ``coverage``, ``samples``, ``flags``, ``net``, ``by_rail``, ``context``, ``notes``.
-        Calling it again returns the same.
+        ``kind``, ``seconds_by_phase``, ``watts_by_phase``, ``few_samples``,
+        ``per_token``, ``coverage``, ``samples``, ``flags``, ``net``, ``by_rail``,
+        ``context``, ``notes``. Calling it again returns the same.
         """
         if self._done is None:
             self._done = self._close()
@@ -384,43 +384,3 @@ def per_token(
         "accepted": over(joules, tokens.get("accepted", 0)),
         "emitted": over(joules, tokens.get("emitted", 0)),
     }
-
-
-class Budget:
-    """Stops a generation when it has spent its joules.
-
-    Args:
-        account: A started account.
-        max_joules: What may be spent.
-        clock_check: Called for the joules so far; tests replace it.
-
-    Raises:
-        ConfigError: Nothing here measures or models joules, or the limit is not positive.
-    """
-
-    def __init__(
-        self,
-        account: Account,
-        max_joules: float,
-        *,
-        clock_check: Callable[[], float | None] | None = None,
-    ) -> None:
-        if not max_joules > 0:
-            raise ConfigError(f"max_joules is {max_joules}, it must be positive")
-        if account.meter is None and account.model is None:
-            raise ConfigError(
-                "max_joules needs a power source, and there is none",
-                hint="`draftwire energy sources` tells what is missing",
-            )
-        self.max_joules = max_joules
-        self._spent = account.joules if clock_check is None else clock_check
-
-    def left(self) -> float | None:
-        """Return the joules that are left, or None while the sensor is silent."""
-        spent = self._spent()
-        return None if spent is None else self.max_joules - spent
-
-    def exceeded(self) -> bool:
-        """Return True when nothing is left, or when nobody can tell any more."""
-        left = self.left()
-        return left is None or left <= 0

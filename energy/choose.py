@@ -1,9 +1,10 @@
 """Which source to take, and why.
 
-The order: what the user names; sysfs (the board's own rails, 20 Hz, no process); the Pi 5
-PMIC; jtop (where sysfs cannot be reached, as in a container); tegrastats (a process and
-text for the numbers of sysfs); RAPL; a discharging battery.  A GPU alone is no total of
-a device, so NVML is taken only by name.  The stated model is never chosen by itself.
+The order: what the user names; sysfs (the board's own rails, 20 Hz, no process); the Pi
+5 PMIC; jtop (where sysfs cannot be reached, as in a container); tegrastats (a process
+and text for the numbers of sysfs); RAPL; a discharging battery.  A GPU alone is no
+total of a device, so NVML is taken only by name.  The stated model is never chosen by
+itself.
 """
 
 from __future__ import annotations

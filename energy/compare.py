@@ -78,7 +78,9 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "total") -> Compar
         ConfigError: A run has no joules, or scopes differ.
     """
     if per not in _VALUES:
-        raise ConfigError(f"cannot compare {per!r}", hint=f"one of {', '.join(_VALUES)}")
+        raise ConfigError(
+            f"cannot compare {per!r}", hint=f"one of {', '.join(_VALUES)}"
+        )
     values = [[_value(row, per) for row in side] for side in (a, b)]
     if not values[0] or not values[1]:
         raise ConfigError("nothing to compare: each side needs at least one run")
@@ -154,7 +156,8 @@ def _random(row: Row, per: str) -> float:
 
 
 def _systematic(a: Sequence[Row], b: Sequence[Row], per: str) -> float:
-    """Return the standard uncertainty of the difference that the sensor itself makes."""
+    """Return the standard uncertainty of the difference that the sensor itself
+    makes."""
 
     def mean(rows: Sequence[Row], term: str) -> float:
         return statistics.fmean(r.terms.get(term, 0.0) * _scale(r, per) for r in rows)

@@ -1,7 +1,7 @@
 """What a power figure means nothing without: power mode, clocks, temperatures.
 
-Read from files, so no root and no tool is needed; mode numbers differ between boards and
-firmware, so modes go by name.
+Read from files, so no root and no tool is needed; mode numbers differ between boards
+and firmware, so modes go by name.
 """
 
 from __future__ import annotations

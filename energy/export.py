@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -17,14 +18,13 @@ __all__ = ["FORMATS", "as_csv", "as_json", "as_prometheus", "as_table", "write"]
 
 def as_table(rows: Sequence[Row], *, battery_wh: float | None = None) -> str:
     """Return a table for a terminal, with the details that make it worth defending."""
-    head = ("file", "energy", "+-", "seconds", "mean W", "scope", "source")
+    head = ("file", "energy", "seconds", "mean W", "scope", "source")
     lines = [head]
     for row in rows:
         lines.append(
             (
                 Path(row.file).name,
-                _joules(row.energy_j),
-                _joules(row.uncertainty_j),
+                quantity(row.energy_j, row.uncertainty_j),
                 _fixed(row.seconds, 2),
                 _fixed(row.mean_w, 2),
                 row.scope or "-",
@@ -87,8 +87,22 @@ def _joules(value: float | None) -> str:
         return "-"
     for factor, unit in ((1.0, "J"), (1e3, "mJ"), (1e6, "uJ")):
         if abs(value) * factor >= 1 or unit == "uJ":
-            return f"{value * factor:.4g} {unit}" if abs(value) < 1e5 else f"{value:.0f} J"
+            return (
+                f"{value * factor:.3g} {unit}" if abs(value) < 1e3 else f"{value:.0f} J"
+            )
     return f"{value:g} J"
+
+
+def quantity(value: float | None, half: float | None, unit: str = "J") -> str:
+    """Return a value rounded to what its uncertainty leaves of it: ``1350 +- 14 J``."""
+    if value is None:
+        return "-"
+    if half is None or not half > 0:
+        return f"{value:.3g} {unit}"
+    digits = 1 - math.floor(math.log10(half))  # two digits of the uncertainty
+    half = round(half, digits)
+    places = max(digits, 0)
+    return f"{round(value, digits):.{places}f} +- {half:.{places}f} {unit}"
 
 
 def _fixed(value: float | None, digits: int) -> str:
@@ -100,7 +114,9 @@ def _align(lines: Sequence[Sequence[str]]) -> str:
     text = []
     for line in lines:
         cells = [
-            cell.ljust(width) if place == 0 or place > 4 else cell.rjust(width)
+            cell.ljust(width)
+            if place == 0 or place > 3 and len(line) > 5
+            else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths))
         ]
         text.append("  ".join(cells).rstrip())
@@ -184,12 +200,18 @@ def as_prometheus(rows: Sequence[Row]) -> str:
             if number is not None:
                 lines.append(f"draftwire_{name}{_labels(row)} {number!r}")
     name = "energy_phase_joules"
-    lines += [f"# HELP draftwire_{name} Energy by phase.", f"# TYPE draftwire_{name} gauge"]
+    lines += [
+        f"# HELP draftwire_{name} Energy by phase.",
+        f"# TYPE draftwire_{name} gauge",
+    ]
     for row in rows:
         for phase, joules in (row.by_phase_j or {}).items():
             lines.append(f"draftwire_{name}{_labels(row, phase=phase)} {joules!r}")
     name = "energy_per_token_joules"
-    lines += [f"# HELP draftwire_{name} Energy per token.", f"# TYPE draftwire_{name} gauge"]
+    lines += [
+        f"# HELP draftwire_{name} Energy per token.",
+        f"# TYPE draftwire_{name} gauge",
+    ]
     for row in rows:
         for kind, per in row.per_token_j.items():
             if per is not None:

@@ -10,6 +10,7 @@ from draftwire.energy import tegra_log
 from draftwire.energy.integrate import Integrator
 from draftwire.energy.rails import RailTable, choose_total
 from draftwire.energy.result import EnergyResult, Projector, build_result, null_result
+from draftwire.energy.tegra_clock import set_clock
 from draftwire.energy.tegra_log import MISSING, Log, LogFinding, Run
 from draftwire.errors import ConfigError
 
@@ -122,7 +123,7 @@ def import_tegrastats(
         ConfigError: No sample in the file, or a setting is wrong.
     """
     log = tegra_log.read_log(path, file)
-    tegra_log.set_clock(log, interval_s=interval_s, duration_s=duration_s)
+    set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log.name, log.samples, findings=log.findings, log=log)
     origin = next(
         (float(r.segments[0].times_s[0]) for r in log.runs if r.segments), 0.0

@@ -1,7 +1,7 @@
 """Phases of a program that `draftwire energy record -- COMMAND` watches from outside.
 
-The recorder names a file in ``DRAFTWIRE_ENERGY_MARKS``; the program appends lines to it.
-The monotonic clock is one for the whole machine, so the stamps agree.
+The recorder names a file in ``DRAFTWIRE_ENERGY_MARKS``; the program appends lines to
+it. The monotonic clock is one for the whole machine, so the stamps agree.
 
     draftwire.energy.mark("draft")          # does nothing when nobody records
     draftwire.energy.mark(drafted=5, accepted=3, emitted=4)

@@ -2,9 +2,9 @@
 
 The thread wakes on absolute deadlines, so it does not drift.  Each deadline lies at
 another, random place of its period: a load that pulses at the sampling rate would
-otherwise be seen always in the same phase, and the error would not show.  (A golden-ratio
-sequence spreads more evenly, but ties the weight of a sample to its place: 7 % wrong for
-a pulse at the sampling rate.)
+otherwise be seen always in the same phase, and the error would not show.  (A
+golden-ratio sequence spreads more evenly, but ties the weight of a sample to its place:
+7 % wrong for a pulse at the sampling rate.)
 
     with Meter(source, choice) as meter:
         with meter.window("draft") as w:

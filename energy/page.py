@@ -12,7 +12,7 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.energy.export import flat, write_whole
+from draftwire.energy.export import flat, quantity, write_whole
 from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, colour_of
 
@@ -25,21 +25,21 @@ _CSS = """
 :root{color-scheme:light dark;--ink:#1b1b1b;--dim:#666;--line:#ddd;--paper:#fff;
 --card:#f7f7f7}
 @media(prefers-color-scheme:dark){:root{--ink:#eee;--dim:#aaa;--line:#444;--paper:#161616;
---card:#222}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:980px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.4rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:2rem 0 .3rem}
+--card:#222}} body{font:15px/1.5
+system-ui,sans-serif;color:var(--ink);background:var(--paper);
+max-width:980px;margin:2rem auto;padding:0 1rem} h1{font-size:1.4rem;margin:0 0
+.2rem}h2{font-size:1.05rem;margin:2rem 0 .3rem}
 .dim{color:var(--dim)}.big{font-size:1.9rem;font-weight:600}
 .cards{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}
 .card{background:var(--card);border-radius:8px;padding:.6rem .9rem;min-width:7.5rem}
-.card b{display:block;font-size:1.15rem}
-table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);text-align:right}
+.card b{display:block;font-size:1.15rem} table{border-collapse:collapse;margin:.6rem
+0;font-variant-numeric:tabular-nums} th,td{padding:.25rem .8rem .25rem
+0;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}th{color:var(--dim);font-weight:500}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .35em 0 0}
 .flag{background:#D55E00;color:#fff;border-radius:4px;padding:.05rem .45rem;
-margin-right:.3rem}svg{width:100%;height:auto;display:block}
-svg text{fill:var(--dim);font:11px system-ui,sans-serif}
+margin-right:.3rem}svg{width:100%;height:auto;display:block} svg
+text{fill:var(--dim);font:11px system-ui,sans-serif}
 .grid{stroke:var(--line)}.trace{fill:none;stroke:var(--ink);stroke-width:1.1}
 .mean{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:.9}
 #tip{position:fixed;background:var(--ink);color:var(--paper);border-radius:4px;
@@ -48,7 +48,8 @@ padding:.15rem .5rem;font-size:12px;pointer-events:none;display:none}
 
 _SCRIPT = """
 for(const svg of document.querySelectorAll('svg[data-t]')){
-const t=JSON.parse(svg.dataset.t),w=JSON.parse(svg.dataset.w),p=JSON.parse(svg.dataset.p);
+const t=JSON.parse(svg.dataset.t),w=JSON.parse(svg.dataset.w);
+const p=JSON.parse(svg.dataset.p);
 const tip=document.getElementById('tip'),b=JSON.parse(svg.dataset.b);
 svg.addEventListener('mousemove',e=>{const r=svg.getBoundingClientRect();
 const s=b[2]*((e.clientX-r.left)*b[3]/r.width-b[0])/(b[1]-b[0]);
@@ -107,11 +108,12 @@ def _section(row: Row, trace: Trace | None) -> str:
     if row.energy_j is None:
         parts.append(f"<p><b>No joules.</b> {_esc(row.why_null or '')}</p>")
     else:
-        half = "" if row.uncertainty_j is None else f" \u00b1 {row.uncertainty_j:.2g}"
+        energy = quantity(row.energy_j, row.uncertainty_j).replace("+-", "\u00b1")
         kind = "<span class=flag>modelled</span>" if row.kind == "modelled" else ""
         parts.append(
-            f"<div class=big>{row.energy_j:.5g}{half} J</div><div class=dim>"
-            f"scope {_esc(row.scope or '-')}, source {_esc(row.source or '-')} {kind}</div>"
+            f"<div class=big>{energy}</div><div class=dim>"
+            f"scope {_esc(row.scope or '-')}, source {_esc(row.source or '-')} "
+            f"{kind}</div>"
         )
     parts.append(_cards(row))
     if trace is not None:
@@ -137,13 +139,16 @@ def _cards(row: Row) -> str:
     ]
     cards += [(f"J / {kind} token", v, "{:.3g}") for kind, v in row.per_token_j.items()]
     shown = [
-        f"<div class=card><span class=dim>{name}</span><b>{form.format(value)}</b></div>"
+        f"<div class=card><span class=dim>{name}</span>"
+        f"<b>{form.format(value)}</b></div>"
         for name, value, form in cards
         if value is not None
     ]
     if row.power_mode:
         mode = _esc(row.power_mode)
-        shown.append(f"<div class=card><span class=dim>power mode</span><b>{mode}</b></div>")
+        shown.append(
+            f"<div class=card><span class=dim>power mode</span><b>{mode}</b></div>"
+        )
     return f"<div class=cards>{''.join(shown)}</div>"
 
 
@@ -167,7 +172,8 @@ def _legend(trace: Trace) -> str:
     if len(trace.phases) < 2:
         return ""
     keys = [
-        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>{_esc(p)}'
+        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>'
+        f"{_esc(p)}"
         for p in trace.phases
     ]
     return f"<p class=dim>{' &nbsp; '.join(keys)}</p>"
@@ -201,12 +207,12 @@ def _svg(trace: Trace, row: Row) -> str:
         out.append(
             f'<line class=grid x1={LEFT} x2={WIDTH - 10} y1="{y(watt):.1f}" '
             f'y2="{y(watt):.1f}"/><text x={LEFT - 6} y="{y(watt) + 4:.1f}" '
-            f'text-anchor=end>{watt:g}</text>'
+            f"text-anchor=end>{watt:g}</text>"
         )
     for second in _ticks(0.0, end):
         out.append(
             f'<text x="{x(second):.1f}" y={HEIGHT - BOTTOM + 16} '
-            f'text-anchor=middle>{second:g}</text>'
+            f"text-anchor=middle>{second:g}</text>"
         )
     for start, stop, phase in trace.spans:
         inside = (t > start) & (t < stop)

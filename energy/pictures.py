@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
+from draftwire.energy.as_recording import recording_of_log, recording_of_meter
 from draftwire.energy.page import write_page
 from draftwire.energy.plots import plot_rows, plot_trace
 from draftwire.energy.recording import Recording, is_recording, read_recording
-from draftwire.energy.report import Row, recording_of_log, recording_of_meter
+from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, trace_of
 from draftwire.errors import ConfigError
 

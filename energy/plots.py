@@ -7,7 +7,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from draftwire.energy.export import write_whole
+from draftwire.energy.export import quantity, write_whole
 from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, colour_of
 from draftwire.errors import ConfigError
@@ -84,16 +84,18 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
             axes.fill_between(x, y, color=colour, alpha=0.55, linewidth=0, label=label)
         axes.plot(t, w, color="#222222", linewidth=0.9)
         if row.mean_w is not None:
-            axes.axhline(row.mean_w, color="#222222", linewidth=0.7, linestyle=(0, (4, 3)))
+            axes.axhline(
+                row.mean_w, color="#222222", linewidth=0.7, linestyle=(0, (4, 3))
+            )
             axes.annotate(
-                f"mean {row.mean_w:.2f} W",
+                f"mean\n{row.mean_w:.2f}",
                 (1.0, row.mean_w),
                 xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
+                xytext=(3, 0),
                 textcoords="offset points",
-                ha="right",
+                ha="left",
+                va="center",
                 fontsize=8,
-                bbox={"fc": "white", "ec": "none", "alpha": 0.75, "pad": 1},
             )
     else:
         for rail, values in trace.rails_w.items():
@@ -109,16 +111,19 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
     axes.set_title(_title(row))
     if len(shown) > 1:
         axes.legend(
-            loc="upper left", ncols=min(len(shown), 6), handlelength=1.0, columnspacing=1.0
+            loc="upper left",
+            ncols=min(len(shown), 6),
+            handlelength=1.0,
+            columnspacing=1.0,
         )
 
 
 def _title(row: Row) -> str:
     if row.energy_j is None:
         return f"no joules: {row.why_null}"[:80]
-    half = "" if row.uncertainty_j is None else f" \u00b1 {_short(row.uncertainty_j)}"
+    energy = quantity(row.energy_j, row.uncertainty_j).replace("+-", "\u00b1")
     kind = ", MODELLED" if row.kind == "modelled" else ""
-    return f"{_short(row.energy_j)}{half} J  ({row.source}, {row.scope}{kind})"
+    return f"{energy}  ({row.source}, {row.scope}{kind})"
 
 
 def _short(value: float) -> str:
@@ -175,7 +180,9 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
         names = [Path(row.file).stem for row in known]
         axes.set_xticks(places, names, rotation=25 if len(known) > 3 else 0)
         scopes = {row.scope for row in known}
-        axes.set_ylabel(f"energy, {' / '.join(str(s) for s in sorted(scopes, key=str))} (J)")
+        axes.set_ylabel(
+            f"energy, {' / '.join(str(s) for s in sorted(scopes, key=str))} (J)"
+        )
         axes.grid(axis="x", visible=False)
         if len(phases) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -1,7 +1,7 @@
 """Aligns an external meter with our clock by a load pulse.
 
-``make_pulse`` keeps the processor busy in a pattern that nothing else makes, and returns
-when it switched.  ``find_offset`` looks for the pattern in the meter's file.
+``make_pulse`` keeps the processor busy in a pattern that nothing else makes, and
+returns when it switched.  ``find_offset`` looks for the pattern in the meter's file.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def make_pulse(
 ) -> list[int]:
     """Make the load pulse; return the nanoseconds of each switch, on first.
 
-    Python threads share one lock, so numpy's matrix product, which lets it go, loads the
-    cores.
+    Python threads share one lock, so numpy's matrix product, which lets it go, loads
+    the cores.
     """
     on = threading.Event()
     done = threading.Event()

@@ -3,7 +3,8 @@
 Summing every rail is wrong by +69 % on a real Xavier NX log and +8 % on a real AGX Orin
 log: parts hang below other rails.  The table comes from the board profiles as data; two
 votes are taken, one from the board and one from the set of rail names alone.  When they
-disagree there is a warning, and when neither knows there is no total: nothing is guessed.
+disagree there is a warning, and when neither knows there is no total: nothing is
+guessed.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def choose_total(
         if set(board_totals[0].rails) != set(name_totals[0].rails):
             warnings.append(
                 f"the board {board} makes its total of {_plus(board_totals[0])}, but "
-                f"the rail names look like {voters[0].board} ({_plus(name_totals[0])}); "
+                f"the rail names look like {voters[0].board} "
+                f"({_plus(name_totals[0])}); "
                 "the board's table was used"
             )
             how = "board, against the rail names"

@@ -1,4 +1,5 @@
-"""``draftwire energy record``: a meter, an account and a file, around a command or a time.
+"""``draftwire energy record``: a meter, an account and a file, around a command or a
+time.
 
 Ctrl-C ends the measurement and not the record of it; a full disk ends the file and not
 the measurement.
@@ -47,7 +48,9 @@ class Recorded(NamedTuple):
 class _Tap:
     """Brings the marks of the command into account and file, ahead of each sample."""
 
-    def __init__(self, account: Account, recorder: Recorder | None, marks: Path) -> None:
+    def __init__(
+        self, account: Account, recorder: Recorder | None, marks: Path
+    ) -> None:
         self.account = account
         self.recorder = recorder
         self.reader = MarkReader(marks)

@@ -2,16 +2,16 @@
 
 Lines, told by their keys::
 
-    {"schema": "draftwire.energy/1", "kind": "header", "source": ..., "rails": [...], ...}
-    {"t": 123456789, "w": [4.1, 0.5]}          watts by rail, null where unreadable
+    {"schema": "draftwire.energy/1", "kind": "header", "source": ..., "rails": [...],
+    ...} {"t": 123456789, "w": [4.1, 0.5]}          watts by rail, null where unreadable
     {"t": 123456789, "w": [...], "c": [...]}   beside them running joules of counters
-    {"t": 123456789, "phase": "draft"}         the device does something else
-    {"t": 123456789, "mark": "pulse on"}       anything worth a time stamp
-    {"tokens": {"drafted": 5, "accepted": 3, "emitted": 4}}
-    {"kind": "end", "t": 123456789, "result": {...}}
+    {"t": 123456789, "phase": "draft"}         the device does something else {"t":
+    123456789, "mark": "pulse on"}       anything worth a time stamp {"tokens":
+    {"drafted": 5, "accepted": 3, "emitted": 4}} {"kind": "end", "t": 123456789,
+    "result": {...}}
 
-``t`` is nanoseconds of the recording machine's monotonic clock.  A recording is appended
-to in place and not written beside and renamed: half of it is worth having.
+``t`` is nanoseconds of the recording machine's monotonic clock.  A recording is
+appended to in place and not written beside and renamed: half of it is worth having.
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 from draftwire.energy.account import Account, per_token
+from draftwire.energy.as_recording import recording_of_meter
 from draftwire.energy.importer import Imported, import_tegrastats
 from draftwire.energy.meter import Meter
 from draftwire.energy.rails import RailTable
 from draftwire.energy.recording import Recording, is_recording, read_recording
 from draftwire.energy.sources.base import Reading
-from draftwire.energy.sources.meter_csv import MeterCsvSource
 from draftwire.energy.sources.replay import ReplaySource
 from draftwire.errors import ConfigError
 
@@ -281,58 +281,6 @@ def _row_of_meter(
     return row
 
 
-def recording_of_meter(path: Path, **options: Any) -> Recording:
-    """Read a meter's file whole, as a recording."""
-    from draftwire.energy.choose import total_of
-    from draftwire.energy.sources.replay import RecordingEnded
-
-    source = MeterCsvSource(path, **options)
-    header = {
-        "source": source.name,
-        "source_kind": source.kind,
-        "rails": list(source.rails),
-        "notes": list(source.notes),
-    }
-    recording = Recording(str(path), header, total_of(source, ()), dict(source.accuracy))
-    while True:
-        try:
-            recording.samples.append(source.read())
-        except RecordingEnded:
-            break
-    if source.bad_rows:
-        recording.header["notes"].append(f"{source.bad_rows} rows could not be read")
-    recording.end_ns = recording.samples[-1].t_ns
-    return recording
-
-
-def recording_of_log(path: Path, first_sample: int | None = None) -> Recording:
-    """Read one run of a stamped tegrastats log as a recording, for a picture.
-
-    Raises:
-        ConfigError: It is no log.
-    """
-    from draftwire.energy import tegra_log
-    from draftwire.energy.rails import choose_total, load_tables
-
-    log = tegra_log.read_log(path)
-    tegra_log.set_clock(log)
-    runs = [r for r in log.runs if first_sample in (None, r.first_sample)]
-    run = runs[0]
-    header = {"source": "tegrastats-log", "rails": list(run.rails)}
-    choice = choose_total(run.rails, load_tables())
-    recording = Recording(str(path), header, choice, {})
-    for segment in run.segments:
-        rows = run.rows(segment.first, segment.last)
-        for t, row in zip(segment.times_s, rows):
-            watts = {
-                rail: int(milli) * 1e-3
-                for rail, milli in zip(run.rails, row)
-                if milli != tegra_log.MISSING
-            }
-            recording.samples.append(Reading(int(t * 1e9), watts))
-    return recording
-
-
 def _rows_of_reports(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -352,7 +300,9 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
                 f"{path} holds no run report ({REPORT}) and no recording",
                 hint="tegrastats logs end in .log or .txt, meter files in .csv",
             )
-        yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
+        yield row_of_report(
+            report, f"{path}#{number}" if len(reports) > 1 else str(path)
+        )
 
 
 def row_of_report(report: Mapping[str, Any], name: str) -> Row:
@@ -370,7 +320,9 @@ def row_of_report(report: Mapping[str, Any], name: str) -> Row:
         )
         if count is not None
     }
-    why = energy.get("why_null") or (None if joules is not None else "the report has none")
+    why = energy.get("why_null") or (
+        None if joules is not None else "the report has none"
+    )
     mode = report.get("mode") or {}
     context = energy.get("context") or {}
     return Row(

@@ -1,4 +1,5 @@
-"""The result of a measurement: joules with source, scope and uncertainty, or why not."""
+"""The result of a measurement: joules with source, scope and uncertainty, or why
+not."""
 
 from __future__ import annotations
 
@@ -235,7 +236,10 @@ def build_result(
     )
     if u is None:
         found.append("resolution unknown")
-    if parts > integral.joules[0] + (0.0 if u is None else u.joules) and choice.how != "user":
+    if (
+        parts > integral.joules[0] + (0.0 if u is None else u.joules)
+        and choice.how != "user"
+    ):
         found.append("parts exceed the total")
     net_j = None
     if baseline_w is not None:

@@ -1,8 +1,8 @@
 """``draftwire energy sweep``: one command in several power modes, and the Pareto front.
 
 Faster is not thriftier and slower is not either: on one board the middle mode wins, on
-another the fastest.  The tool never changes a mode by itself: the user sets it, or gives
-the command that does and agrees to it.
+another the fastest.  The tool never changes a mode by itself: the user sets it, or
+gives the command that does and agrees to it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def set_mode(
     else:
         if "{id}" in template and number is None:
             raise ConfigError(
-                f"no id of mode {mode} in /etc/nvpmodel.conf", hint="use {mode} in --set"
+                f"no id of mode {mode} in /etc/nvpmodel.conf",
+                hint="use {mode} in --set",
             )
         words = [
             word.replace("{mode}", mode).replace("{id}", str(number))
@@ -143,7 +144,9 @@ def _point(mode: str, runs: list[dict[str, Any]]) -> Point:
     if any(run["joules"] is None for run in runs):
         return Point(mode, None, None, time, per, runs)
     joules = [run["joules"] / n for run, n in zip(runs, over)]
-    own = statistics.median((run["uncertainty"] or 0.0) / n for run, n in zip(runs, over))
+    own = statistics.median(
+        (run["uncertainty"] or 0.0) / n for run, n in zip(runs, over)
+    )
     spread = 0.0
     if len(joules) > 1:
         spread = 2.0 * statistics.stdev(joules) / len(joules) ** 0.5

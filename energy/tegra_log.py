@@ -1,9 +1,9 @@
 """Any tegrastats log: samples, runs, clocks and what is odd about it.
 
-Streamed: only powers (4 bytes a rail) and stamps (8 bytes) of each sample stay in memory,
-so that a log of 500 MB needs less than 100 MB.  Stamps have 1 s resolution, so a line is
-fitted through (sample number, stamp) and used as the clock; where the stamps jump, each
-side is fitted alone.  A log without stamps needs an interval or a duration.
+Streamed: only powers (4 bytes a rail) and stamps (8 bytes) of each sample stay in
+memory, so that a log of 500 MB needs less than 100 MB.  Stamps have 1 s resolution, so
+a line is fitted through (sample number, stamp) and used as the clock; where the stamps
+jump, each side is fitted alone.  A log without stamps needs an interval or a duration.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Run:
     Attributes:
         first_sample: Its first sample in the log, from 1.
         rails: Names in order; repeated ones are numbered, ``NC`` is left out.
+        rails_all: The same with ``NC``.
         segments: Stretches without a jump of the stamps, after ``set_clock``.
         mean_checked: How many (now, mean) pairs agreed with the running mean.
         mean_wrong: How many did not.
@@ -71,7 +72,7 @@ class Run:
 
     first_sample: int
     rails: tuple[str, ...]
-    places: tuple[int, ...]
+    rails_all: tuple[str, ...] = ()
     segments: list[Segment] = field(default_factory=list)
     heat_first: dict = field(default_factory=dict)
     heat_last: dict = field(default_factory=dict)
@@ -95,7 +96,8 @@ class Run:
         self.samples += 1
 
     def stamps(self) -> np.ndarray:
-        """Return the stamps, seconds, ``(samples,)``; ``NO_STAMP`` where there is none."""
+        """Return the stamps, seconds, ``(samples,)``; ``NO_STAMP`` where there is
+        none."""
         if not self._stamps:
             return np.empty(0, np.int64)
         return np.concatenate(self._stamps)[: self.samples]
@@ -258,7 +260,7 @@ def _read(file: BinaryIO, log: Log) -> None:
                 log.note(
                     "restart",
                     number,
-                    f"the mean column restarts at sample {number}: a new tegrastats run",
+                    f"the mean column restarts at sample {number}: a new run",
                 )
             elif run is not None:
                 log.note("rails-change", number, f"other rails from sample {number} on")
@@ -272,8 +274,8 @@ def _read(file: BinaryIO, log: Log) -> None:
                 log.note(
                     "mid-run",
                     number,
-                    f"at sample {number} the mean differs from the power: this log starts "
-                    "in the middle of a run, its mean column is older than the log",
+                    f"at sample {number} the mean differs from the power: this log "
+                    "starts in the middle of a run, its mean column is older than the log",
                 )
         elif mean is None:
             mean = _MeanColumn(sample, run, resync=True)
@@ -288,8 +290,8 @@ def _read(file: BinaryIO, log: Log) -> None:
         log.note(
             "cut-sample",
             first_short,
-            f"{short} samples lack rails (first: sample {first_short}): cut lines; what "
-            "they hold is used, missing rails are gaps",
+            f"{short} samples lack rails (first: sample {first_short}): cut lines; "
+            "what they hold is used, missing rails are gaps",
         )
     if log.stamped and unstamped:
         log.note("stamps-missing", None, f"{unstamped} samples have no stamp")
@@ -297,7 +299,7 @@ def _read(file: BinaryIO, log: Log) -> None:
         log.note(
             "no-stamps",
             None,
-            "no time stamps (L4T R32 or a shortened log): give --interval or --duration",
+            "no time stamps (L4T R32, or shortened): give --interval or --duration",
         )
 
 
@@ -359,9 +361,7 @@ def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _new_run(number: int, names: tuple[str, ...]) -> Run:
     keep = [i for i, name in enumerate(names) if name.split("#")[0] != "NC"]
-    run = Run(number, tuple(names[i] for i in keep), tuple(keep))
-    run.rails_all = names  # type: ignore[attr-defined]
-    return run
+    return Run(number, tuple(names[i] for i in keep), names)
 
 
 def _append(run: Run, names: tuple[str, ...], sample: Sample) -> None:
@@ -378,109 +378,6 @@ def _seconds(stamp: tuple[int, ...] | None) -> int:
         return calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
     except ValueError:
         return int(NO_STAMP)
-
-
-def set_clock(
-    log: Log, *, interval_s: float | None = None, duration_s: float | None = None
-) -> None:
-    """Give every run its times; findings about the clock are added to the log.
-
-    Args:
-        log: As ``read_log`` returns it.
-        interval_s: For logs without stamps: what was asked of tegrastats.
-        duration_s: For logs without stamps: how long the log took, as a whole.
-
-    Raises:
-        ConfigError: Interval or duration are not positive.
-    """
-    for value in (interval_s, duration_s):
-        if value is not None and not value > 0:
-            raise ConfigError("interval and duration must be positive")
-    base = 0.0
-    if duration_s is not None:
-        steps = sum(max(run.samples - 1, 0) for run in log.runs)
-        interval_s = duration_s / steps if steps else None
-    origin: int | None = None
-    for run in log.runs:
-        stamps = run.stamps()
-        good = stamps != NO_STAMP
-        if run.samples >= 2 and bool(good.all()):
-            origin = int(stamps[0]) if origin is None else origin
-            _stamped(log, run, stamps - origin)
-            continue
-        if int(good.sum()) >= max(3, run.samples // 2):
-            origin = int(stamps[good][0]) if origin is None else origin
-            _fill_stamps(stamps, good)
-            _stamped(log, run, stamps - origin)
-            continue
-        if interval_s is None:
-            run.segments = []
-            continue
-        times = base + np.arange(run.samples) * interval_s
-        length = max(run.samples - 1, 0) * interval_s
-        clock_u = 0.0
-        if duration_s is None:
-            clock_u = 0.05 * length
-            log.note(
-                "nominal-interval",
-                run.first_sample,
-                "times are the nominal interval: real periods are 3 to 7 % longer, and "
-                "so is the energy",
-            )
-        run.segments = [Segment(0, run.samples, times, interval_s, clock_u)]
-        base = float(times[-1]) + interval_s if run.samples else base
-
-
-def _fill_stamps(stamps: np.ndarray, good: np.ndarray) -> None:
-    index = np.arange(len(stamps))
-    stamps[~good] = np.interp(index[~good], index[good], stamps[good]).astype(np.int64)
-
-
-def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
-    steps = np.diff(stamps)
-    middle = float(np.median(steps[steps >= 0])) if (steps >= 0).any() else 1.0
-    usual = steps[(steps >= 0) & (steps <= 3 * middle + 2)]
-    period = float(usual.mean()) if usual.size else 1.0
-    breaks = np.flatnonzero((steps < 0) | (steps > 2 * period + 1)) + 1
-    for place in breaks:
-        step = int(steps[place - 1])
-        number = run.first_sample + int(place)
-        if step < 0:
-            text = f"stamps go back by {-step} s at sample {number}: the clock was set"
-            log.note("stamps-back", number, text)
-            # How long the hole was nobody knows: go on one period later.
-            stamps[place:] += -step + max(1, round(period))
-        else:
-            text = f"a gap of {step} s before sample {number} is not integrated"
-            log.note("gap", number, text)
-    edges = [0, *(int(b) for b in breaks), run.samples]
-    run.segments = [
-        _fit(stamps, a, b, period) for a, b in zip(edges, edges[1:]) if b > a
-    ]
-
-
-def _fit(stamps: np.ndarray, a: int, b: int, period: float) -> Segment:
-    part = stamps[a:b].astype(np.float64)
-    n = b - a
-    if n < 3 or part[-1] == part[0]:
-        # Too few for a line: the stamps, spread by the period of the rest of the run.
-        step = (
-            (part[-1] - part[0]) / (n - 1) if n > 1 and part[-1] > part[0] else period
-        )
-        clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
-        return Segment(a, b, part[0] + np.arange(n) * step, step, clock_u)
-    index = np.arange(n, dtype=np.float64)
-    slope, start = np.polyfit(index, part, 1)
-    times = start + slope * index
-    off = part - times
-    if n > 400 and float(off.max() - off.min()) > 2.0:  # the period itself changed
-        half = n // 2
-        left = _fit(stamps, a, a + half, period)
-        right = _fit(stamps, a + half, b, period)
-        times = np.maximum.accumulate(np.concatenate([left.times_s, right.times_s]))
-        return Segment(a, b, times, float(slope), max(left.clock_u_s, right.clock_u_s))
-    # 1 s rounding has sd 0.29 s; the fitted length of n samples has 0.29 x sqrt(12 / n).
-    return Segment(a, b, times, float(slope), 0.29 * float(np.sqrt(12.0 / n)))
 
 
 def context_of(run: Run) -> dict[str, Any]:

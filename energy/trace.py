@@ -1,4 +1,5 @@
-"""What a picture of a recording shows: power over time, and the phase at each moment."""
+"""What a picture of a recording shows: power over time, and the phase at each
+moment."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 Usable only while it discharges: on mains the battery sees none of what the board draws.
 
 Source:
-    Linux, Documentation/ABI/testing/sysfs-class-power (microwatt, microvolt, microampere).
+    Linux, Documentation/ABI/testing/sysfs-class-power (microwatt, microvolt,
+    microampere).
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class BatterySource:
         """Read every battery.
 
         Raises:
-            SensorError: One charges or is full: its reading is not what the board draws.
+            SensorError: One charges or is full: its reading is not what the board
+            draws.
         """
         start = self._clock()
         watts = {}

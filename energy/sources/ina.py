@@ -69,7 +69,7 @@ class Channel:
             step_w=amp * volt,
             offset_w=SHUNT_OFFSET_V / self.shunt_ohm * volt,
             gain=GAIN,
-            source=f"TI INA3221 data sheet, shunt {self.shunt_ohm * 1e3:g} mohm of sysfs",
+            source=f"TI INA3221 data sheet, shunt {self.shunt_ohm * 1e3:g} mohm",
         )
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """jetson-stats (jtop), when the user has it: never required, nothing of it copied.
 
-Both shapes of its API: until 4.1.5 ``power`` was a tuple ``(total, rails)`` with ``cur``
-in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  Its ``avg`` is a
-half-weight filter and its ``tot`` adds rails twice on AGX Orin: neither is used.
-A sample carries no sensor time, and the first client sets the pace for all.
+Both shapes of its API: until 4.1.5 ``power`` was a tuple ``(total, rails)`` with
+``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  Its ``avg``
+is a half-weight filter and its ``tot`` adds rails twice on AGX Orin: neither is used. A
+sample carries no sensor time, and the first client sets the pace for all.
 """
 
 from __future__ import annotations

@@ -163,15 +163,17 @@ def _header(
     power = "power" in places or ("voltage" in places and "current" in places)
     if "time" not in places or not power:
         have = ", ".join(names) or "nothing"
+        lacks = "power" if "time" in places else "time"
         raise ConfigError(
-            f"{path}: no column for {'power' if 'time' in places else 'time'} in: {have}",
+            f"{path}: no column for {lacks} in: {have}",
             hint="--columns time=NAME,power=NAME or time=,voltage=,current=",
         )
     return places, scales
 
 
 def _column(name: str) -> tuple[str, float]:
-    """Return what a column holds, and the factor to SI, from ``Voltage(mV)`` and such."""
+    """Return what a column holds, and the factor to SI, from ``Voltage(mV)`` and
+    such."""
     parts = [p for p in re.split(r"[^a-z\u00b5]+", name.strip().lower()) if p]
     if not parts:
         return "", 1.0

@@ -1,7 +1,8 @@
 """Raspberry Pi 5: the ADC of its power chip, through ``vcgencmd pmic_read_adc``.
 
-Twelve currents and twelve voltages, paired by rail name (their numbers differ).  The sum
-misses USB and the 5 V path; ``EXT5V`` has a voltage and no current.  A Pi 4 has none.
+Twelve currents and twelve voltages, paired by rail name (their numbers differ).  The
+sum misses USB and the 5 V path; ``EXT5V`` has a voltage and no current.  A Pi 4 has
+none.
 """
 
 from __future__ import annotations

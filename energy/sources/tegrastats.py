@@ -1,7 +1,7 @@
 """tegrastats: the grammar of its samples, and the live process.
 
-The second number of a rail is the mean since that tegrastats started, not a window mean:
-it is read only to find restarts.  Powers can be negative.  ``NC`` can come twice.
+The second number of a rail is the mean since that tegrastats started, not a window
+mean: it is read only to find restarts.  Powers can be negative.  ``NC`` can come twice.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class TegrastatsSource:
         except OSError as exc:
             raise SensorError(
                 f"cannot start {command[0]}: {exc}",
-                hint="tegrastats is on Jetson boards only; see `draftwire energy sources`",
+                hint="it is on Jetson boards only; see `draftwire energy sources`",
             ) from exc
         assert self._process.stdout is not None
         timeout_s = max(5.0, 10 * self.update_s)
@@ -187,7 +187,8 @@ class TegrastatsSource:
         return Reading(t_ns, watts)
 
     def close(self) -> None:
-        """End the process that we started; never ``tegrastats --stop``, which ends others."""
+        """End the process that we started; never ``tegrastats --stop``, which ends
+        others."""
         if self._process.poll() is None:
             self._process.terminate()
             try:

@@ -16,12 +16,14 @@ import time
 
 import numpy as np
 import pytest
+
+from draftwire.energy.as_recording import recording_of_meter
 from draftwire.energy.choose import total_of
 from draftwire.energy.importer import import_tegrastats
 from draftwire.energy.meter import Meter, deadline_ns
 from draftwire.energy.rails import load_tables
 from draftwire.energy.recording import Recorder, read_recording
-from draftwire.energy.report import analyse, recording_of_meter, row_of_recording
+from draftwire.energy.report import analyse, row_of_recording
 from draftwire.energy.sources.battery import BatterySource
 from draftwire.energy.sources.ina import InaSource
 from draftwire.energy.sources.jtop import JtopSource
@@ -87,7 +89,7 @@ class Wave:
 
 
 class Sensor:
-    """Offset, gain and resolution, drawn once a case from what the data sheet allows."""
+    """Offset, gain and resolution, drawn once a case from the data sheet's limits."""
 
     def __init__(self, rng, step, offset, gain):
         self.step = step
@@ -208,7 +210,8 @@ def test_sysfs_r32(tmp_path):
     """One power file in milliwatt, as NVIDIA's old driver has it."""
     base = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     fds = files(
-        tmp_path, {f"{base}/rail_name_0": "POM_5V_IN", f"{base}/in_power0_input": "live"}
+        tmp_path,
+        {f"{base}/rail_name_0": "POM_5V_IN", f"{base}/in_power0_input": "live"},
     )
     rng = np.random.default_rng(2)
     errors = []
@@ -290,7 +293,11 @@ def test_battery(tmp_path):
     base = "sys/class/power_supply/BAT0"
     fds = files(
         tmp_path,
-        {f"{base}/type": "Battery", f"{base}/status": "Discharging", f"{base}/power_now": "live"},
+        {
+            f"{base}/type": "Battery",
+            f"{base}/status": "Discharging",
+            f"{base}/power_now": "live",
+        },
     )
     write_at(fds, [5_000_000])
     rng = np.random.default_rng(5)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from draftwire.energy.importer import import_tegrastats, parse_window
 from draftwire.energy.rails import load_tables
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
@@ -105,7 +106,8 @@ def lines(powers, *, rails=("VDD_IN",), start=0, period=1.0, unit="mW", third=Fa
             field = f"{rail} {value}{unit}/{mean}{unit}"
             fields.append(field + (f"/{value}{unit}" if third else ""))
         second = int(start + (n - 1) * period)
-        stamp = f"01-02-2026 {second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d} "
+        clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+        stamp = f"01-02-2026 {clock} "
         text.append(
             f"{stamp if unit else ''}RAM 10/20MB (lfb 4x4MB) SWAP 0/9MB (cached 0MB) "
             f"CPU [1%@729,off] EMC_FREQ 0%@204 GR3D_FREQ 0%@[0,0] NVDEC off APE 174 "
@@ -284,7 +286,9 @@ def test_damaged_logs_never_crash_and_never_say_zero(seed):
 
 
 def test_window():
-    imported = read(lines([(4000,)] * 30 + [(8000,)] * 30), window=parse_window("10:20"))
+    imported = read(
+        lines([(4000,)] * 30 + [(8000,)] * 30), window=parse_window("10:20")
+    )
     assert imported.energy_j == pytest.approx(40.0)
     assert imported.runs[0].result.duration_s == pytest.approx(10.0)
     for bad in ("5", "a:b", "9:3"):

@@ -7,8 +7,10 @@ import math
 import threading
 
 import pytest
+
 from draftwire import energy
-from draftwire.energy.account import Account, Budget
+from draftwire.energy.account import Account
+from draftwire.energy.budget import Budget
 from draftwire.energy.meter import Meter, deadline_ns
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.sources.base import Reading
@@ -254,7 +256,9 @@ def alternate(start, end, draft_s, wait_s):
 
 def test_phases_sum_to_the_total_exactly():
     account, entry = run_account(
-        lambda t: 5 + 3 * math.sin(t), [(0.5, "prefill"), (1.7, "draft"), (3.3, "wait")], 6.1
+        lambda t: 5 + 3 * math.sin(t),
+        [(0.5, "prefill"), (1.7, "draft"), (3.3, "wait")],
+        6.1,
     )
     assert sum(entry["by_phase"].values()) == entry["joules"]
     assert entry["seconds_by_phase"]["draft"] == pytest.approx(1.6)
@@ -318,7 +322,9 @@ def test_without_a_source_time_is_split_and_joules_are_null():
 
 def test_a_model_is_labelled_and_knows_its_limits():
     now = Now()
-    model = ModelSource("nano", {"draft": 8.0, "wait": 3.0}, uncertainty=0.3, origin="paper")
+    model = ModelSource(
+        "nano", {"draft": 8.0, "wait": 3.0}, uncertainty=0.3, origin="paper"
+    )
     account = Account(None, model=model, clock=now).start("draft")
     now.ns = 10**9
     account.phase("wait")

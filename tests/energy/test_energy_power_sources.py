@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+
 from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.battery import BatterySource
@@ -62,7 +63,10 @@ def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Pa
                 f"{base}/shunt{channel}_resistor": 5000,
             },
         )
-    put(root, {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999})
+    put(
+        root,
+        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
+    )
     link = root / f"sys/class/hwmon/hwmon{hwmon}"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(root / base)
@@ -80,9 +84,17 @@ def tx2(root):
     return r32(
         root,
         {
-            "0-0040": [("VDD_SYS_GPU", 152), ("VDD_SYS_SOC", 609), ("VDD_4V0_WIFI", 19)],
+            "0-0040": [
+                ("VDD_SYS_GPU", 152),
+                ("VDD_SYS_SOC", 609),
+                ("VDD_4V0_WIFI", 19),
+            ],
             "0-0041": [("VDD_IN", 5297), ("VDD_SYS_CPU", 1917), ("VDD_SYS_DDR", 1241)],
-            "0-0042": [("VDD_MUX", 6000), ("VDD_5V0_IO_SYS", 900), ("VDD_3V3_SYS", 800)],
+            "0-0042": [
+                ("VDD_MUX", 6000),
+                ("VDD_5V0_IO_SYS", 900),
+                ("VDD_3V3_SYS", 800),
+            ],
         },
     )
 
@@ -99,7 +111,10 @@ def nx_rails(root):
 def agx_xavier(root):
     mainline(root, 0, [("GPU", 19000, 20), ("CPU", 19000, 30), ("SOC", 19000, 60)])
     return mainline(
-        root, 1, [("CV", 19000, 0), ("VDDRQ", 19000, 10), ("SYS5V", 5000, 400)], "1-0041"
+        root,
+        1,
+        [("CV", 19000, 0), ("VDDRQ", 19000, 10), ("SYS5V", 5000, 400)],
+        "1-0041",
     )
 
 
@@ -107,10 +122,17 @@ def agx_orin(root):
     mainline(
         root,
         2,
-        [("VDD_GPU_SOC", 20000, 120), ("VDD_CPU_CV", 20000, -20), ("VIN_SYS_5V0", 5000, 640)],
+        [
+            ("VDD_GPU_SOC", 20000, 120),
+            ("VDD_CPU_CV", 20000, -20),
+            ("VIN_SYS_5V0", 5000, 640),
+        ],
     )
     mainline(
-        root, 4, [("NC", 5000, 1), ("VDDQ_VDD2_1V8AO", 5000, 100), ("NC", 5000, 1)], "1-0041"
+        root,
+        4,
+        [("NC", 5000, 1), ("VDDQ_VDD2_1V8AO", 5000, 100), ("NC", 5000, 1)],
+        "1-0041",
     )
     # A disabled channel answers EIO; this file does too.
     broken = root / "sys/bus/i2c/drivers/ina3221/1-0041/hwmon/hwmon4"
@@ -124,7 +146,11 @@ def thor(root):
     mainline(
         root,
         1,
-        [("VDD_GPU", 12040, 163), ("VDD_CPU_SOC_MSS", 12040, 489), ("VIN_SYS_5V0", 5090, 1107)],
+        [
+            ("VDD_GPU", 12040, 163),
+            ("VDD_CPU_SOC_MSS", 12040, 489),
+            ("VIN_SYS_5V0", 5090, 1107),
+        ],
     )
     base = "sys/class/hwmon/hwmon5"
     return put(
@@ -396,7 +422,7 @@ def test_tegrastats_process(tmp_path):
     script = """#!/bin/sh
 echo 'WARNING: not invoking as root'
 while :; do
-  echo '01-02-2026 03:04:05 RAM 1/2MB CPU [1%@729] VDD_IN -398mW/4000mW NC 1mW/1mW NC 2mW/2mW'
+  echo '01-02-2026 03:04:05 RAM 1/2MB VDD_IN -398mW/4000mW NC 1mW/1mW NC 2mW/2mW'
   sleep 0.02
 done
 """
