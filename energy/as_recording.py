@@ -57,7 +57,7 @@ def recording_of_log(path: Path, first_sample: int | None = None) -> Recording:
     recording = Recording(str(path), header, choice, {})
     for segment in run.segments:
         rows = run.rows(segment.first, segment.last)
-        for t, row in zip(segment.times_s, rows):
+        for t, row in zip(segment.times(), rows):
             watts = {
                 rail: int(milli) * 1e-3
                 for rail, milli in zip(run.rails, row)

@@ -125,9 +125,7 @@ def import_tegrastats(
     log = tegra_log.read_log(path, file)
     set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log.name, log.samples, findings=log.findings, log=log)
-    origin = next(
-        (float(r.segments[0].times_s[0]) for r in log.runs if r.segments), 0.0
-    )
+    origin = next((r.segments[0].start_s for r in log.runs if r.segments), 0.0)
     bounds = None
     if window is not None:
         bounds = (origin + window[0], origin + window[1])
@@ -167,22 +165,22 @@ def _energy(
         why = "the log has no time stamps: give --interval or --duration"
         common["notes"] = _mean_powers(run, projector)
         return null_result(label, why, **common)
-    start, end = run.segments[0].times_s[0], run.segments[-1].times_s[-1]
+    start, end = run.segments[0].start_s, run.segments[-1].end_s
     if bounds is not None:
         start, end = max(start, bounds[0]), min(end, bounds[1])
         if end <= start:
             return None
     parts, clock_u2 = [], 0.0
     for segment in run.segments:
-        a = max(start, float(segment.times_s[0]))
-        b = min(end, float(segment.times_s[-1]))
+        a = max(start, segment.start_s)
+        b = min(end, segment.end_s)
         if b <= a:
             continue
         period_ns = int((segment.period_s or 1.0) * 1e9)
         integral = Integrator(
             projector.width, int(a * 1e9), int(b * 1e9), max_gap_ns=2 * period_ns + 1
         )
-        for t, row in zip(segment.times_s, run.rows(segment.first, segment.last)):
+        for t, row in zip(segment.times(), run.rows(segment.first, segment.last)):
             if t < a - 3 * (segment.period_s or 1.0):
                 continue
             watts = {
@@ -195,7 +193,7 @@ def _energy(
                 break
         integral.finish()
         parts.append(integral)
-        share = (b - a) / max(float(segment.times_s[-1] - segment.times_s[0]), 1e-9)
+        share = (b - a) / max(segment.end_s - segment.start_s, 1e-9)
         clock_u2 += (segment.clock_u_s * share) ** 2
     if not parts:
         return null_result(

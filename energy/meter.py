@@ -233,10 +233,9 @@ class Meter:
             if not self.source.paced:
                 k += 1
                 wait_ns = begin + deadline_ns(k, self.period_ns) - self._clock()
-                if wait_ns < -self.period_ns:  # suspended, or starved: go on from now
+                if wait_ns < -self.period_ns:  # starved, or suspended: go on from now
                     self.late += 1
                     k = (self._clock() - begin) // self.period_ns
-                    continue
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
                 with self._lock:

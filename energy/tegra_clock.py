@@ -7,6 +7,8 @@ alone.
 
 from __future__ import annotations
 
+from typing import Iterator
+
 import numpy as np
 
 from draftwire.energy.tegra_log import NO_STAMP, Log, Run, Segment
@@ -51,7 +53,6 @@ def set_clock(
         if interval_s is None:
             run.segments = []
             continue
-        times = base + np.arange(run.samples) * interval_s
         length = max(run.samples - 1, 0) * interval_s
         clock_u = 0.0
         if duration_s is None:
@@ -62,8 +63,9 @@ def set_clock(
                 "times are the nominal interval: real periods are 3 to 7 % longer, and "
                 "so is the energy",
             )
-        run.segments = [Segment(0, run.samples, times, interval_s, clock_u)]
-        base = float(times[-1]) + interval_s if run.samples else base
+        pieces = ((run.samples, base, interval_s),)
+        run.segments = [Segment(0, run.samples, pieces, clock_u)]
+        base += run.samples * interval_s
 
 
 def _fill_stamps(stamps: np.ndarray, good: np.ndarray) -> None:
@@ -95,25 +97,48 @@ def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
 
 
 def _fit(stamps: np.ndarray, a: int, b: int, period: float) -> Segment:
-    part = stamps[a:b].astype(np.float64)
     n = b - a
-    if n < 3 or part[-1] == part[0]:
+    first, last = int(stamps[a]), int(stamps[b - 1])
+    if n < 3 or first == last:
         # Too few for a line: the stamps, spread by the period of the rest of the run.
-        step = (
-            (part[-1] - part[0]) / (n - 1) if n > 1 and part[-1] > part[0] else period
-        )
+        step = (last - first) / (n - 1) if last > first else period
         clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
-        return Segment(a, b, part[0] + np.arange(n) * step, step, clock_u)
-    index = np.arange(n, dtype=np.float64)
-    slope, start = np.polyfit(index, part, 1)
-    times = start + slope * index
-    off = part - times
-    if n > 400 and float(off.max() - off.min()) > 2.0:  # the period itself changed
-        half = n // 2
-        left = _fit(stamps, a, a + half, period)
-        right = _fit(stamps, a + half, b, period)
-        times = np.maximum.accumulate(np.concatenate([left.times_s, right.times_s]))
-        return Segment(a, b, times, float(slope), max(left.clock_u_s, right.clock_u_s))
-    # 1 s rounding has sd 0.29 s; the fitted length of n samples has 0.29 x sqrt(12 /
-    # n).
-    return Segment(a, b, times, float(slope), 0.29 * float(np.sqrt(12.0 / n)))
+        return Segment(a, b, ((n, float(first), step),), clock_u)
+    # 1 s rounding has sd 0.29 s; a fitted length of n samples 0.29 x sqrt(12 / n).
+    pieces = _lines(stamps, a, b)
+    return Segment(a, b, tuple(pieces), 0.29 * float(np.sqrt(12.0 * len(pieces) / n)))
+
+
+def _lines(stamps: np.ndarray, a: int, b: int) -> list[tuple[int, float, float]]:
+    """Fit a line, or several where the period itself changed."""
+    n = b - a
+    middle = (n - 1) / 2.0
+    sum_t = sum_it = 0.0
+    for i, part in _chunks(stamps, a, b):
+        sum_t += float(part.sum())
+        sum_it += float(((i - middle) * part).sum())
+    slope = sum_it / (n * (n * n - 1.0) / 12.0)
+    start = sum_t / n - slope * middle
+    low, high = np.inf, -np.inf
+    for i, part in _chunks(stamps, a, b):
+        off = part - (start + slope * i)
+        low, high = min(low, float(off.min())), max(high, float(off.max()))
+    if n <= 400 or high - low <= 2.0:
+        return [(n, start, slope)]
+    half = a + n // 2
+    left, right = _lines(stamps, a, half), _lines(stamps, half, b)
+    count, begin, step = left[-1]
+    end = begin + (count - 1) * step
+    if right[0][1] <= end:  # the lines cross: time must not run back
+        right[0] = (right[0][0], end + step / 2, right[0][2])
+    return [*left, *right]
+
+
+def _chunks(
+    stamps: np.ndarray, a: int, b: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield sample numbers and stamps in parts: a long log must not be copied whole."""
+    for low in range(a, b, 65536):
+        high = min(low + 65536, b)
+        index = np.arange(low - a, high - a, dtype=np.float64)
+        yield index, stamps[low:high].astype(np.float64)

@@ -48,13 +48,43 @@ class LogFinding:
 
 @dataclass(frozen=True)
 class Segment:
-    """Samples ``first`` to ``last`` (exclusive) of a run, with times in seconds."""
+    """Samples ``first`` to ``last`` (exclusive) of a run, without a jump between them.
+
+    Attributes:
+        first: Place of its first sample in the run.
+        last: Place after its last one.
+        pieces: ``(samples, seconds of the first, seconds between)``; more than one when
+            the period itself changed.
+        clock_u_s: Standard uncertainty of its length.
+    """
 
     first: int
     last: int
-    times_s: np.ndarray
-    period_s: float | None
+    pieces: tuple[tuple[int, float, float], ...]
     clock_u_s: float
+
+    @property
+    def period_s(self) -> float:
+        """Mean time between samples."""
+        n = self.last - self.first
+        return (self.end_s - self.start_s) / (n - 1) if n > 1 else self.pieces[0][2]
+
+    @property
+    def start_s(self) -> float:
+        """Time of the first sample."""
+        return self.pieces[0][1]
+
+    @property
+    def end_s(self) -> float:
+        """Time of the last sample."""
+        n, start, step = self.pieces[-1]
+        return start + (n - 1) * step
+
+    def times(self) -> Iterator[float]:
+        """Yield the time of each sample."""
+        for n, start, step in self.pieces:
+            for i in range(n):
+                yield start + i * step
 
 
 @dataclass
@@ -275,7 +305,7 @@ def _read(file: BinaryIO, log: Log) -> None:
                     "mid-run",
                     number,
                     f"at sample {number} the mean differs from the power: this log "
-                    "starts in the middle of a run, its mean column is older than the log",
+                    "starts in the middle of a run, its mean column is older",
                 )
         elif mean is None:
             mean = _MeanColumn(sample, run, resync=True)

@@ -126,7 +126,7 @@ def test_record_a_command_with_marks(tmp_path, capsys):
         "energy.mark('wait'); time.sleep(0.2)\n"
         "energy.mark(drafted=4, accepted=3, emitted=4)\n"
     )
-    where = ("--root", tree(tmp_path / "board"))
+    where = ("--hz", "5", "--root", tree(tmp_path / "board"))
     words = ("--out", out, "--json", *where, "--", sys.executable, "-c", code)
     assert run("record", *words) == 0
     entry = json.loads(capsys.readouterr().out)
@@ -146,7 +146,7 @@ def test_record_a_command_with_marks(tmp_path, capsys):
 def test_record_survives_a_full_disk(tmp_path, capsys):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    where = ("--root", tree(tmp_path))
+    where = ("--hz", "5", "--root", tree(tmp_path))
     assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 0
     captured = capsys.readouterr()
     assert "ends early: the disk is full" in captured.err
@@ -416,7 +416,17 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     setter = tmp_path / "set"
     setter.write_text(f"#!/bin/sh\necho pmode:000$1 > {status}\n")
     setter.chmod(0o755)
-    sweep = ("sweep", "--root", root, "--modes", "15W,25W", "--repeats", "1")
+    sweep = (
+        "sweep",
+        "--hz",
+        "5",
+        "--root",
+        root,
+        "--modes",
+        "15W,25W",
+        "--repeats",
+        "1",
+    )
     slow = (
         "--settle",
         "1ms",
