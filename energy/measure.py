@@ -64,7 +64,7 @@ class measure:  # noqa: N801 - used like a function
         self.label = label
         self.result: EnergyResult = null_result(label, "the block has not ended yet")
         self._shared = meter
-        self._options = {
+        self._options: dict[str, Any] = {
             "name": source,
             "board": board,
             "rails": rails,

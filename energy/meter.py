@@ -340,7 +340,7 @@ def compare_context(
         flags.append("mode changed")
     if after.get("throttled") and after["throttled"] not in ("0x0", False):
         flags.append("throttled")
-    caps = (before.get("cpu_cap_hz"), after.get("cpu_cap_hz"))
-    if None not in caps and caps[1] < caps[0]:
+    cap, cap_now = before.get("cpu_cap_hz"), after.get("cpu_cap_hz")
+    if cap is not None and cap_now is not None and cap_now < cap:
         flags.append("clocks fell")
     return {"start": before, "end": after}, flags

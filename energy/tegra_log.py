@@ -104,8 +104,8 @@ class Run:
     rails: tuple[str, ...]
     rails_all: tuple[str, ...] = ()
     segments: list[Segment] = field(default_factory=list)
-    heat_first: dict = field(default_factory=dict)
-    heat_last: dict = field(default_factory=dict)
+    heat_first: dict[str, float] = field(default_factory=dict)
+    heat_last: dict[str, float] = field(default_factory=dict)
     mean_checked: int = 0
     mean_wrong: int = 0
     three_fields: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from draftwire.energy.recording import Recording
 from draftwire.energy.result import Projector
+from draftwire.energy.sources.base import Reading
 from draftwire.errors import ConfigError
 
 __all__ = ["PHASE_COLOURS", "Trace", "colour_of", "trace_of"]
@@ -75,7 +76,7 @@ def trace_of(recording: Recording, *, bins: int = 600) -> Trace:
     return Trace(t_s, table[:, 0], rails, spans, names, scope)
 
 
-def _power(samples: list, i: int) -> dict[str, float]:
+def _power(samples: list[Reading], i: int) -> dict[str, float]:
     """Return watts; a counter's first reading has none, so the next one's are shown."""
     return dict(samples[i].watts or samples[min(i + 1, len(samples) - 1)].watts)
 

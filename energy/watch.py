@@ -84,8 +84,8 @@ def render(
     joules = account.joules()
     spent = "-" if joules is None else f"{joules:.2f} J"
     lines.append(f"{'session':<22}{spent}")
-    for phase, watt in account.watts_by_phase().items():
-        text = "-" if watt is None else f"{watt:.2f} W"
+    for phase, power in account.watts_by_phase().items():
+        text = "-" if power is None else f"{power:.2f} W"
         lines.append(f"{'  in ' + phase:<22}{text}")
     if meter.failed_reads:
         lines.append(f"{meter.failed_reads} reads failed")

@@ -42,19 +42,21 @@ class BatterySource:
 
     name = "battery"
     kind = "measured"
-    scope = "battery"
+    scope: str | None = "battery"
     paced = False
-    update_s = 1.0  # fuel gauges renew about once a second; some every 30 s
+    update_s: float | None = (
+        1.0  # fuel gauges renew about once a second; some every 30 s
+    )
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._batteries = _batteries(root)
         if not self._batteries:
             raise sensor_error("a battery", root / FOLDER, "there is none")
-        self.rails = tuple(path.name for path in self._batteries)
-        self.total = self.rails
+        self.rails: tuple[str, ...] = tuple(path.name for path in self._batteries)
+        self.total: tuple[str, ...] = self.rails
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             "fuel gauges are slow and smoothed: good for minutes, not tokens",
         )
         self.read()

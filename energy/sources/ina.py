@@ -91,7 +91,7 @@ class InaSource:
     """
 
     kind = "measured"
-    scope = None
+    scope: str | None = None
     total: tuple[str, ...] = ()
     paced = False
 
@@ -102,12 +102,14 @@ class InaSource:
         if not self._channels:
             finding = probe(root)
             raise sensor_error("INA3221", root / "sys", finding.detail, finding.remedy)
-        self.rails = tuple(_unique([channel.rail for channel in self._channels]))
+        self.rails: tuple[str, ...] = tuple(
+            _unique([channel.rail for channel in self._channels])
+        )
         chips = sorted({channel.chip for channel in self._channels})
         self.name = "sysfs-" + "+".join(chips)
-        self.notes = tuple(skipped)
+        self.notes: tuple[str, ...] = tuple(skipped)
         times = [c.update_s for c in self._channels if c.update_s is not None]
-        self.update_s = max(times) if times else None
+        self.update_s: float | None = max(times) if times else None
         self.accuracy: Mapping[str, Accuracy] = {
             rail: accuracy
             for rail, channel in zip(self.rails, self._channels)
@@ -213,7 +215,9 @@ def _readable(channels: list[Channel]) -> tuple[list[Channel], list[str]]:
 def _mainline(folder: Path) -> list[Channel]:
     channels = []
     update_ms = read_int(folder / "update_interval")
-    update_s = None if update_ms is None else update_ms * 1e-3  # all channels, averaged
+    update_s: float | None = (
+        None if update_ms is None else update_ms * 1e-3
+    )  # all channels, averaged
     for number in (1, 2, 3):  # in4 to in7 are shunt voltages, not rails
         rail = read_text(folder / f"in{number}_label")
         if not rail or rail == "NC" or read_int(folder / f"in{number}_enable") == 0:

@@ -37,23 +37,23 @@ class JtopSource:
 
     name = "jtop"
     kind = "measured"
-    scope = None
+    scope: str | None = None
     total: tuple[str, ...] = ()
     paced = True
-    update_s = INTERVAL_S
+    update_s: float | None = INTERVAL_S
 
     def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._client = _connect() if client is None else client
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             "jtop renews once or twice a second and has no sensor time: coarse",
         )
         watts = rail_watts(self._client.power)
         if not watts:
             self.close()
             raise SensorError("jtop shows no power rail on this board")
-        self.rails = tuple(watts)
+        self.rails: tuple[str, ...] = tuple(watts)
 
     def read(self) -> Reading:
         """Wait for the next update."""

@@ -56,9 +56,9 @@ class MeterCsvSource:
     name = "meter-csv"
     kind = "measured"
     paced = True
-    rails = (RAIL,)
-    total = (RAIL,)
-    update_s = None
+    rails: tuple[str, ...] = (RAIL,)
+    total: tuple[str, ...] = (RAIL,)
+    update_s: float | None = None
 
     def __init__(
         self,

@@ -33,11 +33,11 @@ class ModelSource:
     """
 
     kind = "modelled"
-    scope = "modelled"
-    rails = ("MODEL",)
-    total = ("MODEL",)
+    scope: str | None = "modelled"
+    rails: tuple[str, ...] = ("MODEL",)
+    total: tuple[str, ...] = ("MODEL",)
     paced = False
-    update_s = None
+    update_s: float | None = None
 
     def __init__(
         self,

@@ -31,9 +31,11 @@ class NvmlSource:
 
     name = "nvml"
     kind = "measured"
-    scope = "gpu"
+    scope: str | None = "gpu"
     paced = False
-    update_s = 0.1  # boards renew between 20 and 100 ms; averaged over longer on some
+    update_s: float | None = (
+        0.1  # boards renew between 20 and 100 ms; averaged over longer on some
+    )
 
     def __init__(self, library: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -58,8 +60,8 @@ class NvmlSource:
             )
             self.close()
             raise SensorError(f"NVML is there, but power {why}")
-        self.rails = tuple(self._devices)
-        self.total = self.rails
+        self.rails: tuple[str, ...] = tuple(self._devices)
+        self.total: tuple[str, ...] = self.rails
         self.accuracy: Mapping[str, Accuracy] = {
             # nvml.h: "+/- 5 % of current power draw" for Fermi and later.
             rail: Accuracy(0.001, 0.0, 0.05, "nvml.h, nvmlDeviceGetPowerUsage")

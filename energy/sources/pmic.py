@@ -41,10 +41,10 @@ class PmicSource:
 
     name = "pi5-pmic"
     kind = "measured"
-    scope = None
+    scope: str | None = None
     total: tuple[str, ...] = ()
     paced = False
-    update_s = 0.1  # what a subprocess a reading allows
+    update_s: float | None = 0.1  # what a subprocess a reading allows
 
     def __init__(
         self, run: Callable[[], str] | None = None, *, clock: Clock = monotonic_ns
@@ -52,8 +52,8 @@ class PmicSource:
         self._run = _vcgencmd if run is None else run
         self._clock = clock
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = ("the PMIC sum misses USB and the 5 V path",)
-        self.rails = tuple(self.read().watts)
+        self.notes: tuple[str, ...] = ("the PMIC sum misses USB and the 5 V path",)
+        self.rails: tuple[str, ...] = tuple(self.read().watts)
 
     def read(self) -> Reading:
         """Run vcgencmd once.

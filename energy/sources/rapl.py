@@ -42,9 +42,9 @@ class RaplSource:
 
     name = "rapl"
     kind = "measured"
-    scope = "package"
+    scope: str | None = "package"
     paced = False
-    update_s = 0.001  # the counters move about every millisecond
+    update_s: float | None = 0.001  # the counters move about every millisecond
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -70,11 +70,15 @@ class RaplSource:
         if not self._files:
             raise sensor_error("RAPL", root / ZONES, problem, probe(root).remedy)
         self._then = clock()
-        self.rails = tuple(self._files)
-        self.total = tuple(rail for rail in self.rails if rail.startswith("package"))
+        self.rails: tuple[str, ...] = tuple(self._files)
+        self.total: tuple[str, ...] = tuple(
+            rail for rail in self.rails if rail.startswith("package")
+        )
         self.total = self.total or self.rails
         self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes = ("RAPL covers the processor package: no board, disk or display",)
+        self.notes: tuple[str, ...] = (
+            "RAPL covers the processor package: no board, disk or display",
+        )
 
     def read(self) -> Reading:
         """Read the counters; power is the mean since the last read."""

@@ -127,7 +127,7 @@ class TegrastatsSource:
 
     name = "tegrastats"
     kind = "measured"
-    scope = None
+    scope: str | None = None
     total: tuple[str, ...] = ()
     paced = True
 
@@ -138,7 +138,7 @@ class TegrastatsSource:
         command: Sequence[str] = ("tegrastats",),
         clock: Clock = monotonic_ns,
     ) -> None:
-        self.update_s = interval_ms * 1e-3
+        self.update_s: float | None = interval_ms * 1e-3
         self.accuracy: Mapping[str, Accuracy] = {}
         self.notes: tuple[str, ...] = ()
         full = [*command, "--interval", str(interval_ms)]
@@ -152,14 +152,16 @@ class TegrastatsSource:
                 hint="it is on Jetson boards only; see `draftwire energy sources`",
             ) from exc
         assert self._process.stdout is not None
-        timeout_s = max(5.0, 10 * self.update_s)
+        timeout_s = max(5.0, 0.01 * interval_ms)
         self._feed = LineFeed(self._process.stdout.fileno(), clock, timeout_s)
         try:
             first = self._sample()[1]
         except SensorError:
             self.close()
             raise
-        self.rails = tuple(dict.fromkeys(rail for rail in first.rails if rail != "NC"))
+        self.rails: tuple[str, ...] = tuple(
+            dict.fromkeys(rail for rail in first.rails if rail != "NC")
+        )
         if not self.rails:
             self.close()
             raise SensorError(
