@@ -41,14 +41,13 @@ def set_clock(
     for run in log.runs:
         stamps = run.stamps()
         good = stamps != NO_STAMP
-        if run.samples >= 2 and bool(good.all()):
-            origin = int(stamps[0]) if origin is None else origin
-            _stamped(log, run, stamps - origin)
-            continue
-        if int(good.sum()) >= max(3, run.samples // 2):
-            origin = int(stamps[good][0]) if origin is None else origin
-            _fill_stamps(stamps, good)
-            _stamped(log, run, stamps - origin)
+        count = int(good.sum())
+        if run.samples >= 2 and count >= max(2, run.samples // 2):
+            assert run.base_stamp is not None
+            origin = run.base_stamp if origin is None else origin
+            if count < run.samples:
+                _fill_stamps(stamps, good)
+            _stamped(log, run, stamps, float(run.base_stamp - origin))
             continue
         if interval_s is None:
             run.segments = []
@@ -70,10 +69,10 @@ def set_clock(
 
 def _fill_stamps(stamps: np.ndarray, good: np.ndarray) -> None:
     index = np.arange(len(stamps))
-    stamps[~good] = np.interp(index[~good], index[good], stamps[good]).astype(np.int64)
+    stamps[~good] = np.interp(index[~good], index[good], stamps[good]).astype(np.int32)
 
 
-def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
+def _stamped(log: Log, run: Run, stamps: np.ndarray, shift: float) -> None:
     steps = np.diff(stamps)
     middle = float(np.median(steps[steps >= 0])) if (steps >= 0).any() else 1.0
     usual = steps[(steps >= 0) & (steps <= 3 * middle + 2)]
@@ -92,20 +91,20 @@ def _stamped(log: Log, run: Run, stamps: np.ndarray) -> None:
             log.note("gap", number, text)
     edges = [0, *(int(b) for b in breaks), run.samples]
     run.segments = [
-        _fit(stamps, a, b, period) for a, b in zip(edges, edges[1:]) if b > a
+        _fit(stamps, a, b, period, shift) for a, b in zip(edges, edges[1:]) if b > a
     ]
 
 
-def _fit(stamps: np.ndarray, a: int, b: int, period: float) -> Segment:
+def _fit(stamps: np.ndarray, a: int, b: int, period: float, shift: float) -> Segment:
     n = b - a
     first, last = int(stamps[a]), int(stamps[b - 1])
     if n < 3 or first == last:
         # Too few for a line: the stamps, spread by the period of the rest of the run.
         step = (last - first) / (n - 1) if last > first else period
         clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
-        return Segment(a, b, ((n, float(first), step),), clock_u)
+        return Segment(a, b, ((n, first + shift, step),), clock_u)
     # 1 s rounding has sd 0.29 s; a fitted length of n samples 0.29 x sqrt(12 / n).
-    pieces = _lines(stamps, a, b)
+    pieces = [(k, start + shift, step) for k, start, step in _lines(stamps, a, b)]
     return Segment(a, b, tuple(pieces), 0.29 * float(np.sqrt(12.0 * len(pieces) / n)))
 
 

@@ -28,7 +28,7 @@ __all__ = ["Log", "LogFinding", "Run", "Segment", "read_log", "sample_texts"]
 
 MISSING = np.iinfo(np.int32).min
 BLOCK = 8192
-NO_STAMP = np.iinfo(np.int64).min
+NO_STAMP = np.iinfo(np.int32).min
 
 
 @dataclass(frozen=True)
@@ -110,27 +110,36 @@ class Run:
     mean_wrong: int = 0
     three_fields: bool = False
     samples: int = 0
+    base_stamp: int | None = None
     _blocks: list[np.ndarray] = field(default_factory=list)
     _stamps: list[np.ndarray] = field(default_factory=list)
     _fill: int = 0
 
-    def append(self, values: list[int], stamp: int) -> None:
+    def append(self, values: list[int], stamp: int | None) -> None:
         """Add a sample: milliwatts by rail, and the stamp in seconds."""
         if not self._blocks or self._fill == BLOCK:
             self._blocks.append(np.empty((BLOCK, len(self.rails)), np.int32))
-            self._stamps.append(np.empty(BLOCK, np.int64))
+            self._stamps.append(np.empty(BLOCK, np.int32))
             self._fill = 0
         self._blocks[-1][self._fill] = values
-        self._stamps[-1][self._fill] = stamp
+        if stamp is not None and self.base_stamp is None:
+            self.base_stamp = stamp
+        after = NO_STAMP if stamp is None else stamp - (self.base_stamp or 0)
+        # A damaged year can lie anywhere; 34 years from the first stamp is no stamp.
+        self._stamps[-1][self._fill] = after if abs(after) < 2**30 else NO_STAMP
         self._fill += 1
         self.samples += 1
 
     def stamps(self) -> np.ndarray:
-        """Return the stamps, seconds, ``(samples,)``; ``NO_STAMP`` where there is
-        none."""
+        """Return the stamps, seconds from ``base_stamp``, ``(samples,)``, int32.
+
+        ``NO_STAMP`` stands where a sample has none.  For a run that is read whole.
+        """
         if not self._stamps:
-            return np.empty(0, np.int64)
-        return np.concatenate(self._stamps)[: self.samples]
+            return np.empty(0, np.int32)
+        whole = np.concatenate(self._stamps)[: self.samples]
+        self._stamps = [whole]
+        return whole
 
     def rows(self, first: int, last: int) -> Iterator[np.ndarray]:
         """Yield milliwatts of each sample, ``(rails,)``."""
@@ -400,14 +409,14 @@ def _append(run: Run, names: tuple[str, ...], sample: Sample) -> None:
     run.append(values, _seconds(sample.stamp))
 
 
-def _seconds(stamp: tuple[int, ...] | None) -> int:
+def _seconds(stamp: tuple[int, ...] | None) -> int | None:
     if stamp is None:
-        return int(NO_STAMP)
+        return None
     month, day, year, hour, minute, second = stamp
     try:
         return calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
     except ValueError:
-        return int(NO_STAMP)
+        return None
 
 
 def context_of(run: Run) -> dict[str, Any]:
