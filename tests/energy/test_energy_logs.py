@@ -30,7 +30,7 @@ def samples_of(path):
 
 
 @needs_logs
-@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LOGS, ids=[path.stem for path in LOGS])
 def test_real_log_reads_without_loss(path):
     imported = import_tegrastats(path, TABLES)
     assert imported.samples == samples_of(path)

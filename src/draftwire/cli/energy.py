@@ -5,44 +5,44 @@ from __future__ import annotations
 import argparse
 from typing import Callable
 
-from draftwire.cli import energy_files, energy_live
+from draftwire.cli import _energy_files, _energy_live
 
 __all__ = ["register"]
 
 _VERBS: dict[str, tuple[Callable[..., None], Callable[..., int], str]] = {
     "sources": (
-        energy_live.add_sources,
-        energy_live.run_sources,
+        _energy_live.add_sources,
+        _energy_live.run_sources,
         "what can be measured here, and what is missing",
     ),
     "watch": (
-        energy_live.add_watch,
-        energy_live.run_watch,
+        _energy_live.add_watch,
+        _energy_live.run_watch,
         "live view of rails, phases and session",
     ),
     "record": (
-        energy_live.add_record,
-        energy_live.run_record,
+        _energy_live.add_record,
+        _energy_live.run_record,
         "record a command, a time, or until Ctrl-C",
     ),
     "import": (
-        energy_files.add_import,
-        energy_files.run_import,
+        _energy_files.add_import,
+        _energy_files.run_import,
         "read a tegrastats log or a meter's file",
     ),
     "report": (
-        energy_files.add_report,
-        energy_files.run_report,
+        _energy_files.add_report,
+        _energy_files.run_report,
         "tables, CSV, Prometheus, plots from recordings",
     ),
     "compare": (
-        energy_files.add_compare,
-        energy_files.run_compare,
+        _energy_files.add_compare,
+        _energy_files.run_compare,
         "is B really thriftier than A?",
     ),
     "sweep": (
-        energy_live.add_sweep,
-        energy_live.run_sweep,
+        _energy_live.add_sweep,
+        _energy_live.run_sweep,
         "one command over power modes, with a Pareto chart",
     ),
 }

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftwire.cli.energy_common import (
+from draftwire.cli._energy_common import (
     add_json,
     add_logs,
     add_tokens,

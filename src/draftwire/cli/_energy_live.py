@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
-from draftwire.cli.energy_common import (
+from draftwire.cli._energy_common import (
     add_board,
     add_json,
     add_live,
