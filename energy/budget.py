@@ -37,6 +37,11 @@ class Budget:
                 "max_joules needs a power source, and there is none",
                 hint="`draftwire energy sources` tells what is missing",
             )
+        meter = account.meter
+        if meter is not None and meter.projector.choice.total is None:
+            raise ConfigError(
+                f"max_joules needs a total: {meter.projector.choice.why_none}"
+            )
         self.max_joules = max_joules
         self._spent = account.joules if clock_check is None else clock_check
 

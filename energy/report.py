@@ -158,6 +158,7 @@ def analyse(
     meter = Meter(source, recording.choice, hz=1 / max(period_s, 1e-3), ring=1)
     # What one period may be: the recorded deadlines are dithered, gaps are counted.
     meter.period_ns = int(period_s * 1e9)
+    meter.baseline_w = recording.header.get("baseline_w")
     start, end = _session(recording)
     if window is not None:
         start = max(start, samples[0].t_ns + int(window[0] * 1e9))

@@ -241,6 +241,11 @@ def build_result(
         and choice.how != "user"
     ):
         found.append("parts exceed the total")
+    for line in choice.table.estimates if choice.table else ():
+        if line.of == total.scope:
+            wider = line.gain * integral.joules[0] + line.offset_w * covered
+            note = f"{line.scope}, estimated and not measured: {wider:.3g} J"
+            common["notes"] = (*common["notes"], f"{note} ({line.source})")
     net_j = None
     if baseline_w is not None:
         net_j = integral.joules[0] - baseline_w * covered

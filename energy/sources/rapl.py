@@ -94,16 +94,20 @@ class RaplSource:
         if not now:
             raise sensor_error("RAPL", "energy_uj", problem)
         elapsed_s = (t_ns - self._then) * 1e-9
+        lost: list[str] = []
         for rail, value in now.items():
             step = value - self._last[rail]
+            self._last[rail] = value
             if step < 0:  # the counter went round
                 step += self._wrap[rail]
-            self._last[rail] = value
+            if step < 0:  # or it was set back, and its range is not known
+                lost.append(rail)
+                continue
             self._joules[rail] += step * 1e-6
             if elapsed_s > 0:
                 self._watts[rail] = step * 1e-6 / elapsed_s
         self._then = t_ns
-        seen = {rail: self._joules[rail] for rail in now}
+        seen = {rail: self._joules[rail] for rail in now if rail not in lost}
         return Reading(t_ns, dict(self._watts), seen)
 
     def close(self) -> None:

@@ -421,3 +421,15 @@ def test_the_sampler_costs_little():
     per_sample = (real.process_time() - begin) / 1000
     account.result()
     assert 20 * per_sample < 0.01
+
+
+def test_the_pi5_estimate_is_a_note_and_not_a_measurement():
+    now = Now()
+    tables = energy.load_tables()
+    pi = next(table for table in tables if table.board == "raspberry-pi-5")
+    choice = TotalChoice(Total("pmic-rails", ("VDD_IN",)), table=pi)
+    meter = Meter(Fake(now, lambda t: 7.24), choice, clock=now)
+    with meter.window() as window:
+        advance(now, meter, 1.0)
+    (note,) = [text for text in window.result.notes if "estimated" in text]
+    assert "8.88 J" in note and window.energy_j == pytest.approx(7.24)

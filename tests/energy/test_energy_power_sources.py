@@ -470,3 +470,9 @@ def test_nvml_not_supported_is_no_zero():
     with pytest.raises(SensorError, match="NotSupported"):
         NvmlSource(Nvml(3))
     assert NvmlSource(Nvml(0)).read().watts == {"GPU0": pytest.approx(71.234)}
+
+
+def test_rapl_set_back_without_a_range_is_no_energy(tmp_path):
+    source = RaplSource(rapl(tmp_path, [900_000], wrap=0))
+    rapl(tmp_path, [100], wrap=0)
+    assert source.read().joules == {}
