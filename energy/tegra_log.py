@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Iterator
 
 import numpy as np
 
+from draftwire.energy.mean_column import MeanColumn
 from draftwire.energy.sources.tegrastats import (
     MAX_SAMPLE,
     SAMPLE_START,
@@ -266,7 +267,7 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
 
 
 def _read(file: BinaryIO, log: Log) -> None:
-    mean: _MeanColumn | None = None
+    mean: MeanColumn | None = None
     run: Run | None = None
     short, first_short = 0, 0
     unstamped = 0
@@ -308,7 +309,7 @@ def _read(file: BinaryIO, log: Log) -> None:
             run = _new_run(number, names)
             run.heat_first = parse_heat(text)
             log.runs.append(run)
-            mean = _MeanColumn(sample, run)
+            mean = MeanColumn(sample, run)
             if mean.mid_run and names:
                 log.note(
                     "mid-run",
@@ -317,7 +318,7 @@ def _read(file: BinaryIO, log: Log) -> None:
                     "starts in the middle of a run, its mean column is older",
                 )
         elif mean is None:
-            mean = _MeanColumn(sample, run, resync=True)
+            mean = MeanColumn(sample, run, resync=True)
         else:
             mean.check(sample)
         run.three_fields = run.three_fields or sample.max_mw is not None
@@ -340,53 +341,6 @@ def _read(file: BinaryIO, log: Log) -> None:
             None,
             "no time stamps (L4T R32, or shortened): give --interval or --duration",
         )
-
-
-class _MeanColumn:
-    """Follows the mean column: an oracle inside the data, and what shows a restart."""
-
-    def __init__(self, sample: Sample, run: Run, *, resync: bool = False) -> None:
-        self.run = run
-        self.mid_run = sample.now_mw != sample.mean_mw
-        self.known = not self.mid_run and not resync
-        self.n = 1
-        self.sums = list(sample.now_mw)
-        self.last_mean = sample.mean_mw
-        if self.known:
-            run.mean_checked += len(self.sums)
-
-    def restarts(self, sample: Sample) -> bool:
-        """Return True when this sample can only be the first of a new run."""
-        if len(sample.now_mw) != len(self.sums) or not self.sums:
-            return False
-        if sample.now_mw != sample.mean_mw:
-            return False
-        if self.known:
-            return any(
-                abs(_cut(s + now, self.n + 1) - mean) > 1
-                for s, now, mean in zip(self.sums, sample.now_mw, sample.mean_mw)
-            )
-        return any(
-            abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean)
-        )
-
-    def check(self, sample: Sample) -> None:
-        """Compare the mean column with the running mean of the powers."""
-        self.last_mean = sample.mean_mw
-        if not self.known:
-            return
-        self.n += 1
-        for i, (now, mean) in enumerate(zip(sample.now_mw, sample.mean_mw)):
-            self.sums[i] += now
-            if abs(_cut(self.sums[i], self.n) - mean) <= 1:
-                self.run.mean_checked += 1
-            else:
-                self.run.mean_wrong += 1
-                self.known = False
-
-
-def _cut(total: int, count: int) -> int:
-    return int(total / count)
 
 
 def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
