@@ -1,0 +1,74 @@
+"""Energy: every joule with its source, its scope and its uncertainty.
+
+For other people's code::
+
+    with draftwire.energy.measure("grasp") as m:
+        grasp()
+    print(m.energy_j, m.uncertainty_j, m.scope, m.source, m.why_null)
+
+For a runtime that accounts for itself (see ``account`` for the whole story)::
+
+    from draftwire import energy
+
+    try:
+        meter = energy.open_meter(energy.load_tables(), board="jetson-orin-nano")
+        meter.start()
+        account = energy.Account(meter)
+    except SensorError as exc:
+        account = energy.Account(None, why=str(exc))
+    account.start("prefill")
+    account.phase("draft")                      # on every change
+    account.count(drafted=4, accepted=3, emitted=4)
+    report["energy"] = account.result()         # the "energy" key of the run report
+
+What was not measured is None with a reason, never 0.  This room imports none of the
+others; the rail tables reach it as data.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = [
+    "Account",
+    "Budget",
+    "EnergyResult",
+    "Meter",
+    "ModelSource",
+    "RailTable",
+    "choose_source",
+    "find_sources",
+    "import_tegrastats",
+    "load_tables",
+    "mark",
+    "measure",
+    "open_meter",
+]
+
+_HOMES = {
+    "Account": "account",
+    "Budget": "budget",
+    "EnergyResult": "result",
+    "Meter": "meter",
+    "ModelSource": "sources.modelled",
+    "RailTable": "rails",
+    "choose_source": "choose",
+    "find_sources": "choose",
+    "import_tegrastats": "importer",
+    "load_tables": "rails",
+    "mark": "marks",
+    "measure": "measure",
+    "open_meter": "choose",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: nothing of this room costs a command that does not need
+    it."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"draftwire.energy.{home}"), name)
+    globals()[name] = value
+    return value

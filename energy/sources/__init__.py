@@ -1,0 +1,1 @@
+"""Where watts come from: one small class each, behind the protocol of ``base``."""

@@ -1,0 +1,128 @@
+"""jetson-stats (jtop), when the user has it: never required, nothing of it copied.
+
+Both shapes of its API: until 4.1.5 ``power`` was a tuple ``(total, rails)`` with
+``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  Its ``avg``
+is a half-weight filter and its ``tot`` adds rails twice on AGX Orin: neither is used. A
+sample carries no sensor time, and the first client sets the pace for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.energy.rails import Accuracy
+from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.errors import SensorError
+
+__all__ = ["JtopSource", "rail_watts"]
+
+SOCKET = "run/jtop.sock"
+INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #414)
+
+
+class JtopSource:
+    """Rails as the jtop service tells them, once or twice a second.
+
+    Args:
+        client: An object with ``ok()``, ``power`` and ``close()``; None imports jtop.
+        clock: Nanoseconds, monotonic.
+
+    Raises:
+        SensorError: jtop or its service is not there, or it shows no rail.
+    """
+
+    name = "jtop"
+    kind = "measured"
+    scope: str | None = None
+    total: tuple[str, ...] = ()
+    paced = True
+    update_s: float | None = INTERVAL_S
+
+    def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
+        self._clock = clock
+        self._client = _connect() if client is None else client
+        self.accuracy: Mapping[str, Accuracy] = {}
+        self.notes: tuple[str, ...] = (
+            "jtop renews once or twice a second and has no sensor time: coarse",
+        )
+        watts = rail_watts(self._client.power)
+        if not watts:
+            self.close()
+            raise SensorError("jtop shows no power rail on this board")
+        self.rails: tuple[str, ...] = tuple(watts)
+
+    def read(self) -> Reading:
+        """Wait for the next update."""
+        if not self._client.ok():
+            raise SensorError("the jtop service went away")
+        t_ns = self._clock()
+        watts = rail_watts(self._client.power)
+        if not watts:
+            raise SensorError("jtop shows no power rail any more")
+        return Reading(t_ns, watts)
+
+    def close(self) -> None:
+        """Leave the service."""
+        self._client.close()
+
+
+def rail_watts(power: Any) -> dict[str, float]:
+    """Return watts by rail from either shape; rails without a number are left out."""
+    if isinstance(power, Mapping):
+        table, key = power.get("rail", {}), "power"
+    elif isinstance(power, tuple) and len(power) == 2:
+        table, key = power[1], "cur"
+    else:
+        return {}
+    if not isinstance(table, Mapping):
+        return {}
+    watts = {}
+    for name, values in table.items():
+        number = values.get(key) if isinstance(values, Mapping) else None
+        if name != "NC" and isinstance(number, (int, float)):
+            watts[str(name)] = number * 1e-3
+    return watts
+
+
+def probe(root: Path = Path("/")) -> Finding:
+    """Tell whether the service and the module are there, without connecting."""
+    socket = root / SOCKET
+    try:
+        found = importlib.util.find_spec("jtop") is not None
+    except (ImportError, ValueError):
+        found = False
+    if not socket.exists():
+        detail = "no /run/jtop.sock: the jtop service does not run here"
+        remedy = "sudo systemctl start jtop" if found else ""
+        return Finding("jtop", False, detail, remedy)
+    if not os.access(socket, os.R_OK | os.W_OK):
+        detail = "no right to /run/jtop.sock (group jtop)"
+        return Finding(
+            "jtop", False, detail, 'sudo usermod -aG jtop "$USER"  # log in again'
+        )
+    if not found:
+        detail = "the service runs, but Python has no module jtop"
+        return Finding("jtop", False, detail, "pip install 'draftwire[jetson]'")
+    return Finding("jtop", True, "service and module are there; 1 to 2 Hz, coarse")
+
+
+def _connect() -> Any:
+    try:
+        module = importlib.import_module("jtop")
+    except ImportError as exc:
+        raise SensorError(
+            "jtop is not installed", hint="pip install 'draftwire[jetson]'"
+        ) from exc
+    client = module.jtop(interval=INTERVAL_S)
+    problems = (getattr(module, "JtopException", OSError), OSError)
+    try:
+        client.start()
+    except problems as exc:
+        raise SensorError(
+            f"jtop: {exc}", hint="see `draftwire energy sources`"
+        ) from exc
+    return client

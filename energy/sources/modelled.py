@@ -1,0 +1,108 @@
+"""A stated model: watts per phase from a profile, for machines without a sensor.
+
+Nobody measured these joules, and everything that shows them says so: the kind is
+``modelled`` and the source's name starts with ``model:``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from draftwire.energy.rails import Accuracy
+from draftwire.energy.result import EnergyResult
+from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.energy.uncertainty import Uncertainty
+from draftwire.errors import ConfigError
+
+__all__ = ["ModelSource"]
+
+
+class ModelSource:
+    """Watts per phase.
+
+    Args:
+        name: What the model is called, without ``model:``.
+        watts: Watts of each phase.
+        uncertainty: Relative half-width as the profile states it, or None: then the
+            result has no uncertainty, and says that it has none.
+        origin: Where the figures come from.
+        clock: Nanoseconds, monotonic.
+
+    Raises:
+        ConfigError: A power is negative or not a number.
+    """
+
+    kind = "modelled"
+    scope: str | None = "modelled"
+    rails: tuple[str, ...] = ("MODEL",)
+    total: tuple[str, ...] = ("MODEL",)
+    paced = False
+    update_s: float | None = None
+
+    def __init__(
+        self,
+        name: str,
+        watts: Mapping[str, float],
+        *,
+        uncertainty: float | None = None,
+        origin: str = "",
+        clock: Clock = monotonic_ns,
+    ) -> None:
+        for phase, watt in watts.items():
+            if not (isinstance(watt, (int, float)) and watt >= 0):
+                raise ConfigError(f"model {name}: {watt!r} W in phase {phase}")
+        if not watts:
+            raise ConfigError(f"model {name} has no phase")
+        self.name = f"model:{name}"
+        self.watts = {phase: float(watt) for phase, watt in watts.items()}
+        self.uncertainty = uncertainty
+        self.accuracy: Mapping[str, Accuracy] = {}
+        self.notes: tuple[str, ...] = (
+            f"modelled, not measured ({origin or 'origin not stated'})",
+        )
+        self.phase = next(iter(self.watts))
+        self._clock = clock
+
+    @classmethod
+    def from_dict(cls, name: str, raw: Mapping[str, Any]) -> ModelSource:
+        """Build it from ``{"watts": {...}, "uncertainty": 0.3, "source": "..."}``.
+
+        Raises:
+            ConfigError: The table has another shape.
+        """
+        watts = raw.get("watts")
+        if not isinstance(watts, Mapping):
+            raise ConfigError(f"model {name}: table `watts` is missing")
+        return cls(
+            name,
+            watts,
+            uncertainty=raw.get("uncertainty"),
+            origin=str(raw.get("source", "")),
+        )
+
+    def read(self) -> Reading:
+        """Return the watts of the present phase."""
+        return Reading(self._clock(), {"MODEL": self.watts[self.phase]})
+
+    def result(self, joules: float, seconds: float) -> EnergyResult:
+        """Return the result for joules that the account worked out."""
+        u = None
+        if self.uncertainty is not None:
+            half = self.uncertainty * joules
+            u = Uncertainty(half, {"model": half / 2.0}, False)
+        return EnergyResult(
+            "session",
+            joules,
+            self.name,
+            self.kind,
+            self.scope,
+            self.rails,
+            duration_s=seconds,
+            mean_w=joules / seconds if seconds > 0 else None,
+            uncertainty=u,
+            flags=("modelled",),
+            notes=self.notes,
+        )
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,83 @@
+"""Readings from a recording, as if they came from the sensor."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable, Mapping
+
+from draftwire.energy.rails import Accuracy
+from draftwire.energy.recording import Recording, read_recording
+from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.errors import SensorError
+
+__all__ = ["RecordingEnded", "ReplaySource"]
+
+
+class RecordingEnded(SensorError):
+    """There is nothing more in the recording."""
+
+
+class ReplaySource:
+    """Plays a recording.
+
+    Args:
+        recording: The recording or its path.
+        speed: 1 plays as it was, 10 ten times faster; 0 gives the readings with their
+            own stamps, at once.
+        clock: Nanoseconds, monotonic.
+        sleep: Waits; tests pass their own.
+    """
+
+    paced = True
+
+    def __init__(
+        self,
+        recording: Recording | Path,
+        *,
+        speed: float = 0.0,
+        clock: Clock = monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if isinstance(recording, Path):
+            recording = read_recording(recording)
+        self.recording = recording
+        header = recording.header
+        self.name = f"replay:{recording.name}"
+        self.kind = str(header.get("source_kind", "measured"))
+        self.rails = recording.rails
+        total = recording.choice.total
+        self.scope = None if total is None else total.scope
+        self.total = () if total is None else total.rails
+        self.accuracy: Mapping[str, Accuracy] = recording.accuracy
+        self.update_s: float | None = header.get("update_s")
+        self.notes: tuple[str, ...] = tuple(header.get("notes", ()))
+        self._speed = speed
+        self._clock = clock
+        self._sleep = sleep
+        self._next = 0
+        self._begin = 0
+
+    def read(self) -> Reading:
+        """Return the next reading.
+
+        Raises:
+            RecordingEnded: That was the last one.
+        """
+        samples = self.recording.samples
+        if self._next >= len(samples):
+            raise RecordingEnded(f"{self.recording.path} ended")
+        reading = samples[self._next]
+        self._next += 1
+        if self._speed <= 0:
+            return reading
+        if self._next == 1:
+            self._begin = self._clock()
+        t_ns = self._begin + int((reading.t_ns - samples[0].t_ns) / self._speed)
+        wait_s = (t_ns - self._clock()) * 1e-9
+        if wait_s > 0:
+            self._sleep(wait_s)
+        return Reading(t_ns, reading.watts, reading.joules)
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,378 @@
+"""Any tegrastats log: samples, runs, clocks and what is odd about it.
+
+Streamed: only powers (4 bytes a rail) and stamps (8 bytes) of each sample stay in
+memory, so that a log of 500 MB needs less than 100 MB.  Stamps have 1 s resolution, so
+a line is fitted through (sample number, stamp) and used as the clock; where the stamps
+jump, each side is fitted alone.  A log without stamps needs an interval or a duration.
+"""
+
+from __future__ import annotations
+
+import calendar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Iterator
+
+import numpy as np
+
+from draftwire.energy.mean_column import MeanColumn
+from draftwire.energy.sources.tegrastats import (
+    MAX_SAMPLE,
+    SAMPLE_START,
+    Sample,
+    parse_heat,
+    parse_sample,
+)
+from draftwire.errors import ConfigError
+
+__all__ = ["Log", "LogFinding", "Run", "Segment", "read_log", "sample_texts"]
+
+MISSING = np.iinfo(np.int32).min
+BLOCK = 8192
+NO_STAMP = np.iinfo(np.int32).min
+
+
+@dataclass(frozen=True)
+class LogFinding:
+    """One odd thing in a log.
+
+    Attributes:
+        kind: Short and stable, for programs.
+        sample: Number of the sample, from 1, or None for the whole log.
+        text: One sentence for people.
+    """
+
+    kind: str
+    sample: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Samples ``first`` to ``last`` (exclusive) of a run, without a jump between them.
+
+    Attributes:
+        first: Place of its first sample in the run.
+        last: Place after its last one.
+        pieces: ``(samples, seconds of the first, seconds between)``; more than one when
+            the period itself changed.
+        clock_u_s: Standard uncertainty of its length.
+    """
+
+    first: int
+    last: int
+    pieces: tuple[tuple[int, float, float], ...]
+    clock_u_s: float
+
+    @property
+    def period_s(self) -> float:
+        """Mean time between samples."""
+        n = self.last - self.first
+        return (self.end_s - self.start_s) / (n - 1) if n > 1 else self.pieces[0][2]
+
+    @property
+    def start_s(self) -> float:
+        """Time of the first sample."""
+        return self.pieces[0][1]
+
+    @property
+    def end_s(self) -> float:
+        """Time of the last sample."""
+        n, start, step = self.pieces[-1]
+        return start + (n - 1) * step
+
+    def times(self) -> Iterator[float]:
+        """Yield the time of each sample."""
+        for n, start, step in self.pieces:
+            for i in range(n):
+                yield start + i * step
+
+
+@dataclass
+class Run:
+    """What one tegrastats process wrote.
+
+    Attributes:
+        first_sample: Its first sample in the log, from 1.
+        rails: Names in order; repeated ones are numbered, ``NC`` is left out.
+        rails_all: The same with ``NC``.
+        segments: Stretches without a jump of the stamps, after ``set_clock``.
+        mean_checked: How many (now, mean) pairs agreed with the running mean.
+        mean_wrong: How many did not.
+    """
+
+    first_sample: int
+    rails: tuple[str, ...]
+    rails_all: tuple[str, ...] = ()
+    segments: list[Segment] = field(default_factory=list)
+    heat_first: dict[str, float] = field(default_factory=dict)
+    heat_last: dict[str, float] = field(default_factory=dict)
+    mean_checked: int = 0
+    mean_wrong: int = 0
+    three_fields: bool = False
+    samples: int = 0
+    base_stamp: int | None = None
+    _blocks: list[np.ndarray] = field(default_factory=list)
+    _stamps: list[np.ndarray] = field(default_factory=list)
+    _fill: int = 0
+
+    def append(self, values: list[int], stamp: int | None) -> None:
+        """Add a sample: milliwatts by rail, and the stamp in seconds."""
+        if not self._blocks or self._fill == BLOCK:
+            self._blocks.append(np.empty((BLOCK, len(self.rails)), np.int32))
+            self._stamps.append(np.empty(BLOCK, np.int32))
+            self._fill = 0
+        self._blocks[-1][self._fill] = values
+        if stamp is not None and self.base_stamp is None:
+            self.base_stamp = stamp
+        after = NO_STAMP if stamp is None else stamp - (self.base_stamp or 0)
+        # A damaged year can lie anywhere; 34 years from the first stamp is no stamp.
+        self._stamps[-1][self._fill] = after if abs(after) < 2**30 else NO_STAMP
+        self._fill += 1
+        self.samples += 1
+
+    def stamps(self) -> np.ndarray:
+        """Return the stamps, seconds from ``base_stamp``, ``(samples,)``, int32.
+
+        ``NO_STAMP`` stands where a sample has none.  For a run that is read whole.
+        """
+        if not self._stamps:
+            return np.empty(0, np.int32)
+        whole = np.concatenate(self._stamps)[: self.samples]
+        self._stamps = [whole]
+        return whole
+
+    def rows(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Yield milliwatts of each sample, ``(rails,)``."""
+        for i in range(first, last):
+            yield self._blocks[i // BLOCK][i % BLOCK]
+
+    def observed_step_w(self) -> float | None:
+        """Return a low percentile of the steps seen on the rails, or None."""
+        if self.samples < 3 or not self.rails:
+            return None
+        last = self._fill if len(self._blocks) == 1 else BLOCK
+        steps = np.abs(np.diff(self._blocks[0][:last].astype(np.int64), axis=0))
+        steps = steps[(steps > 0) & (steps < 10**6)]
+        return float(np.percentile(steps, 25)) * 1e-3 if steps.size else None
+
+
+@dataclass
+class Log:
+    """A tegrastats log that was read.
+
+    Attributes:
+        name: The file, as given.
+        bytes_read: Its size.
+        samples: How many samples it holds.
+        runs: What the tegrastats processes wrote, one after the other.
+        findings: What is odd.
+        stamped: True when its samples carry date and time.
+    """
+
+    name: str
+    bytes_read: int = 0
+    samples: int = 0
+    runs: list[Run] = field(default_factory=list)
+    findings: list[LogFinding] = field(default_factory=list)
+    stamped: bool = False
+
+    def note(self, kind: str, sample: int | None, text: str) -> None:
+        """Add a finding."""
+        self.findings.append(LogFinding(kind, sample, text))
+
+
+def sample_texts(file: BinaryIO, log: Log) -> Iterator[bytes]:
+    """Yield the text of each sample, however the lines are broken."""
+    tail = b""
+    dropped = 0
+    while True:
+        chunk = file.read(1 << 20)
+        log.bytes_read += len(chunk)
+        text = tail + chunk
+        starts = [match.start() for match in SAMPLE_START.finditer(text)]
+        if starts and starts[0] > 0:
+            dropped += len(text[: starts[0]].strip())
+        for a, b in zip(starts, starts[1:]):
+            yield text[a:b][:MAX_SAMPLE]
+        rest = text[starts[-1] :] if starts else text
+        if not chunk:
+            if starts:
+                yield rest[:MAX_SAMPLE]
+            else:
+                dropped += len(rest.strip())
+            break
+        if not starts and len(rest) > MAX_SAMPLE:  # rubbish: keep what may be a start
+            dropped += len(rest) - 128
+            rest = rest[-128:]
+        elif len(rest) > MAX_SAMPLE:
+            dropped += len(rest) - MAX_SAMPLE
+            rest = rest[:MAX_SAMPLE]
+        tail = rest
+    if dropped:
+        log.note("not-tegrastats", None, f"{dropped} bytes are no tegrastats sample")
+
+
+def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
+    """Read a log and tell what is odd.
+
+    Args:
+        path: The file; its name is kept for the report.
+        file: Read from here instead.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no sample at all.
+    """
+    log = Log(str(path))
+    try:
+        if file is None:
+            with open(path, "rb") as opened:
+                _read(opened, log)
+        else:
+            _read(file, log)
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    if not log.samples:
+        raise ConfigError(
+            f"{path} holds no tegrastats sample",
+            hint="a sample starts with `RAM n/nMB`; USB-meter files end in .csv",
+        )
+    for run in log.runs:
+        if not run.rails:
+            log.note(
+                "no-rails",
+                run.first_sample,
+                f"samples {run.first_sample} to {run.first_sample + run.samples - 1} "
+                "have no power rail: no energy can be told",
+            )
+        if run.mean_wrong:
+            log.note(
+                "mean-broken",
+                run.first_sample,
+                "the mean column does not follow from the powers: samples were lost",
+            )
+        if run.three_fields:
+            log.note(
+                "three-fields",
+                run.first_sample,
+                "three power fields (L4T R39): now, mean, maximum; the first is used",
+            )
+    if len(log.runs) > 1:
+        log.note(
+            "several-runs",
+            None,
+            f"{len(log.runs)} runs of tegrastats in one file; each is integrated alone",
+        )
+    return log
+
+
+def _read(file: BinaryIO, log: Log) -> None:
+    mean: MeanColumn | None = None
+    run: Run | None = None
+    short, first_short = 0, 0
+    unstamped = 0
+    last_text, previous = b"", None
+    for text in sample_texts(file, log):
+        sample = parse_sample(text)
+        if sample is None:
+            continue
+        log.samples += 1
+        number = log.samples
+        if sample.stamp is not None:
+            log.stamped = True
+        else:
+            unstamped += 1
+        names = _numbered(sample.rails)
+        if (
+            run is not None
+            and set(names) < set(run.rails)
+            and len(names) < len(run.rails)
+        ):
+            short += 1  # a cut line, or a rail that failed: keep what is there
+            first_short = first_short or number
+            _append(run, names, sample)
+            mean = None
+            last_text = text
+            continue
+        restarted = mean is not None and mean.restarts(sample)
+        if run is None or names != run.rails_all or restarted:
+            if restarted:
+                log.note(
+                    "restart",
+                    number,
+                    f"the mean column restarts at sample {number}: a new run",
+                )
+            elif run is not None:
+                log.note("rails-change", number, f"other rails from sample {number} on")
+            if run is not None:
+                run.heat_last = parse_heat(last_text)
+            run = _new_run(number, names)
+            run.heat_first = parse_heat(text)
+            log.runs.append(run)
+            mean = MeanColumn(sample, run)
+            if mean.mid_run and names:
+                log.note(
+                    "mid-run",
+                    number,
+                    f"at sample {number} the mean differs from the power: this log "
+                    "starts in the middle of a run, its mean column is older",
+                )
+        elif mean is None:
+            mean = MeanColumn(sample, run, resync=True)
+        else:
+            mean.check(sample)
+        run.three_fields = run.three_fields or sample.max_mw is not None
+        _append(run, names, sample)
+        last_text, previous = text, sample
+    if run is not None:
+        run.heat_last = parse_heat(last_text)
+    if short:
+        log.note(
+            "cut-sample",
+            first_short,
+            f"{short} samples lack rails (first: sample {first_short}): cut lines; "
+            "what they hold is used, missing rails are gaps",
+        )
+    if log.stamped and unstamped:
+        log.note("stamps-missing", None, f"{unstamped} samples have no stamp")
+    if not log.stamped and previous is not None:
+        log.note(
+            "no-stamps",
+            None,
+            "no time stamps (L4T R32, or shortened): give --interval or --duration",
+        )
+
+
+def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(numbered)
+
+
+def _new_run(number: int, names: tuple[str, ...]) -> Run:
+    keep = [i for i, name in enumerate(names) if name.split("#")[0] != "NC"]
+    return Run(number, tuple(names[i] for i in keep), names)
+
+
+def _append(run: Run, names: tuple[str, ...], sample: Sample) -> None:
+    found = dict(zip(names, sample.now_mw))
+    values = [found.get(rail, MISSING) for rail in run.rails]
+    run.append(values, _seconds(sample.stamp))
+
+
+def _seconds(stamp: tuple[int, ...] | None) -> int | None:
+    if stamp is None:
+        return None
+    month, day, year, hour, minute, second = stamp
+    try:
+        return calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
+    except ValueError:
+        return None
+
+
+def context_of(run: Run) -> dict[str, Any]:
+    """Return the temperatures at the start and the end of a run."""
+    return {"heat_c": {"start": run.heat_first, "end": run.heat_last}}

@@ -1,0 +1,190 @@
+"""``draftwire energy import | report | compare``: from files, on any machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftwire.cli._energy_common import (
+    add_json,
+    add_logs,
+    add_tokens,
+    counts,
+    emit,
+    named_board,
+    rail_tables,
+    say,
+    split,
+)
+from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.energy.report import Row
+
+
+# energy import
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", help="a tegrastats log, a meter's .csv, or - for stdin")
+    add_logs(parser)
+    parser.add_argument("--align", type=Path, help="recording with pulses, for a meter")
+    parser.add_argument("--columns", help="time=NAME,power=NAME of a meter's file")
+    add_json(parser)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    if args.log.lower().endswith((".csv", ".tsv")):
+        return _import_meter(args)
+    from draftwire.energy.export import as_table
+    from draftwire.energy.importer import import_tegrastats, parse_window
+    from draftwire.energy.report import rows_of_import
+
+    imported = import_tegrastats(
+        "stdin" if args.log == "-" else args.log,
+        rail_tables(args),
+        file=sys.stdin.buffer if args.log == "-" else None,
+        board=named_board(args),
+        rails=split(args.rails),
+        scope=args.scope,
+        window=parse_window(args.window) if args.window else None,
+        interval_s=args.interval / 1000 if args.interval else None,
+        duration_s=args.duration,
+    )
+    if not emit(args, imported.to_dict()):
+        print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
+        pairs = f"{imported.mean_checked} pairs"
+        wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
+        print(
+            f"running mean of the first field against the second: {pairs} agree{wrong}"
+        )
+        for finding in imported.findings:
+            print(f"found: {finding.text}")
+        rows = rows_of_import(imported)
+        for row in rows:
+            row.notes = [n for n in row.notes if n not in _texts(imported)]
+        print(as_table(rows))
+    return 0 if imported.energy_j is not None else 3
+
+
+def _texts(imported: Any) -> set[str]:
+    return {finding.text for finding in imported.findings}
+
+
+def _import_meter(args: argparse.Namespace) -> int:
+    from draftwire.energy.align import align
+    from draftwire.energy.as_recording import recording_of_meter
+    from draftwire.energy.export import as_table
+    from draftwire.energy.importer import parse_window
+    from draftwire.energy.report import row_of_recording
+
+    columns = dict(part.split("=", 1) for part in split(args.columns) or ["="])
+    columns.pop("", None)
+    options: dict[str, Any] = {"columns": columns}
+    if args.scope:
+        options["scope"] = args.scope
+    meter = recording_of_meter(Path(args.log), **options)
+    meter.complete = True
+    if args.align:
+        offset = align(meter, args.align)
+        say(
+            f"meter clock + {offset.seconds:.3f} s is ours, "
+            f"+- {offset.uncertainty_s:.3f} s "
+            f"(correlation {offset.correlation:.2f})"
+        )
+    window = parse_window(args.window) if args.window else None
+    row = row_of_recording(meter, window=window)
+    if not emit(args, {"schema": "draftwire.energy-import/1", **row.to_dict()}):
+        print(as_table([row]))
+    return 0 if row.energy_j is not None else 3
+
+
+# energy report
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, help="recordings, reports, logs")
+    add_logs(parser)
+    add_tokens(parser)
+    parser.add_argument("--battery-wh", type=float, help="battery of the robot")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "json", "prometheus", "parquet")
+    )
+    parser.add_argument("--out", type=Path, help="file for --format")
+    parser.add_argument("--plot", type=Path, help="picture: .png, .pdf or .svg")
+    parser.add_argument("--html", type=Path, help="one self-contained page")
+    add_json(parser)
+
+
+def _load(args: argparse.Namespace, path: Path) -> list[Row]:
+    from draftwire.energy.importer import parse_window
+    from draftwire.energy.report import load_rows
+
+    return load_rows(
+        path,
+        rail_tables(args),
+        tokens=counts(getattr(args, "tokens", None)),
+        window=parse_window(args.window) if args.window else None,
+        board=named_board(args),
+        rails=split(args.rails),
+        scope=args.scope,
+        interval_s=args.interval / 1000 if args.interval else None,
+        duration_s=args.duration,
+    )
+
+
+def run_report(args: argparse.Namespace) -> int:
+    from draftwire.energy import export, pictures
+
+    rows = [row for path in args.files for row in _load(args, path)]
+    form = args.format or ("json" if args.json is not None else "table")
+    target = args.out or (Path(args.json) if args.json not in (None, "-") else None)
+    if target is not None:
+        export.write(rows, target, form)
+    elif form == "parquet":
+        raise ConfigError("Parquet is binary", hint="name a file with --out")
+    elif form == "table":
+        print(export.as_table(rows, battery_wh=args.battery_wh))
+    else:
+        sys.stdout.write(export.FORMATS[form](rows))
+    if args.plot:
+        pictures.plot(args.files, rows, args.plot)
+    if args.html:
+        pictures.write_html(args.files, rows, args.html)
+    return 0 if all(row.energy_j is not None for row in rows) else 3
+
+
+# energy compare
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="one file, or several runs with commas between")
+    parser.add_argument("b", help="the other side")
+    parser.add_argument(
+        "--per",
+        default="total",
+        choices=("total", "net", "emitted", "accepted", "drafted"),
+        help="compare joules of the run, or joules per token",
+    )
+    add_logs(parser)
+    add_json(parser)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from draftwire.energy.compare import compare
+
+    sides = [
+        [row for name in side.split(",") for row in _load(args, Path(name))]
+        for side in (args.a, args.b)
+    ]
+    result = compare(*sides, per=args.per)
+    if not emit(args, result.to_dict()):
+        unit = "J" if args.per in ("total", "net") else f"J per {args.per} token"
+        print(f"A  {result.a_j:.5g} {unit}  ({result.runs[0]} runs)")
+        print(f"B  {result.b_j:.5g} {unit}  ({result.runs[1]} runs)")
+        print(result.verdict)
+        for warning in result.warnings:
+            print(f"warning: {warning}")
+    return 0

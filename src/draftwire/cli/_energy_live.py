@@ -1,0 +1,315 @@
+"""``draftwire energy sources | watch | record | sweep``: on the board, now."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from draftwire.cli._energy_common import (
+    add_board,
+    add_json,
+    add_live,
+    emit,
+    open_live,
+    put,
+    rail_tables,
+    say,
+    seconds_of,
+    sentence,
+    split,
+    watts,
+)
+from draftwire.errors import ConfigError, SensorError
+
+if TYPE_CHECKING:
+    pass
+
+
+# energy sources
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
+    add_board(parser)
+    add_json(parser)
+
+
+def run_sources(args: argparse.Namespace) -> int:
+    from draftwire.boards.profiles import find_profile, load_profiles
+    from draftwire.energy.choose import choose_source, find_sources
+
+    profiles = load_profiles(*([args.profiles] if args.profiles else []))
+    match = find_profile(args.root, profiles, board=args.board)
+    findings = find_sources(args.root)
+    chosen = None
+    problem: SensorError | None = None
+    try:
+        chosen = choose_source(
+            rail_tables(args),
+            board=None if match.profile.generic else match.profile.name,
+            rails=split(args.rails),
+            scope=args.scope,
+            root=args.root,
+        )
+        chosen.source.close()
+    except SensorError as exc:
+        problem = exc
+    total = None if chosen is None else chosen.choice.total
+    document = {
+        "schema": "draftwire.energy-sources/1",
+        "board": {"name": match.profile.name, "how": match.how},
+        "sources": [vars(finding) for finding in findings],
+        "chosen": None if chosen is None else chosen.source.name,
+        "why": str(problem) if chosen is None else chosen.why,
+        "rails": [] if chosen is None else list(chosen.source.rails),
+        "total": None
+        if total is None
+        else {"scope": total.scope, "rails": total.rails},
+        "total_by": None if chosen is None else chosen.choice.how,
+        "why_no_total": None if chosen is None else chosen.choice.why_none or None,
+        "warnings": [] if chosen is None else list(chosen.choice.warnings),
+    }
+    if emit(args, document):
+        return 0 if chosen else 3
+    print(f"board    {match.profile.title} ({match.how})")
+    for finding in findings:
+        usable = "yes" if finding.usable else "no"
+        print(f"{usable:<4} {finding.source:<11}{finding.detail}")
+        if finding.remedy:
+            print(f"                to make it readable: {finding.remedy}")
+    if chosen is None:
+        assert problem is not None
+        print(f"chosen   none. {problem.hint}")
+        return 3
+    print(f"chosen   {chosen.source.name}: {chosen.why}")
+    for note in (*chosen.source.notes, *chosen.choice.warnings):
+        print(f"note     {note}")
+    if total is None:
+        print(f"total    none: {chosen.choice.why_none}")
+    else:
+        rails = " + ".join(total.rails)
+        print(f"total    {rails} (scope {total.scope}, by {chosen.choice.how})")
+        for other in chosen.choice.others:
+            print(f"also     {' + '.join(other.rails)} (scope {other.scope})")
+    return 0
+
+
+# energy watch
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    add_live(parser)
+    parser.add_argument("--for", dest="seconds", help="e.g. 60s, 5m")
+    parser.add_argument(
+        "--marks", type=Path, help="file that a program writes phases to"
+    )
+    parser.add_argument("--prom", type=Path, help="Prometheus text file, renewed")
+    add_json(parser)
+
+
+def run_watch(args: argparse.Namespace) -> int:
+    from draftwire.energy.marks import MarkReader
+    from draftwire.energy.watch import as_event, frames
+
+    meter, _ = open_live(args)
+    marks = MarkReader(args.marks) if args.marks else None
+    live = sys.stdout.isatty() and args.json is None
+    height = 0
+    account = None
+    with meter:
+        try:
+            for account, text in frames(
+                meter, seconds=seconds_of(args.seconds), marks=marks
+            ):
+                if args.json is not None:
+                    print(json.dumps(as_event(account, meter)), flush=True)
+                elif live:
+                    up = f"\x1b[{height}F\x1b[J" if height else ""
+                    print(up + text, flush=True)
+                    height = text.count("\n") + 1
+                else:
+                    print(text.replace("\n", " | "), flush=True)
+                if args.prom:
+                    _prometheus(args.prom, account, meter)
+        except KeyboardInterrupt:
+            pass
+        entry = None if account is None else account.result()
+    if entry is not None and args.json is None:
+        say(sentence(entry))
+    return 0
+
+
+def _prometheus(path: Path, account: Any, meter: Any) -> None:
+    from draftwire.energy.export import as_prometheus, write_whole
+    from draftwire.energy.report import Row
+
+    total = meter.projector.choice.total
+    row = Row(
+        "watch",
+        "watch",
+        account.joules(),
+        source=meter.source.name,
+        kind=meter.source.kind,
+        scope=None if total is None else total.scope,
+    )
+    write_whole(path, lambda temporary: put(temporary, as_prometheus([row])))
+
+
+# energy record
+
+
+def add_record(parser: argparse.ArgumentParser) -> None:
+    add_live(parser)
+    parser.add_argument("--for", dest="seconds", help="e.g. 60s, 5m; else until Ctrl-C")
+    parser.add_argument("--out", type=Path, required=True, help="recording (.jsonl)")
+    parser.add_argument("--force", action="store_true", help="overwrite")
+    parser.add_argument("--baseline", help="measure idle power first, e.g. 30s")
+    parser.add_argument(
+        "--pulse",
+        action="store_true",
+        help="load pulses that a USB meter is aligned by",
+    )
+    add_json(parser)
+    parser.add_argument(
+        "words", nargs="*", metavar="-- COMMAND", help="what to measure"
+    )
+
+
+def run_record(args: argparse.Namespace) -> int:
+    from draftwire.energy.context import read_context
+    from draftwire.energy.record import record
+    from draftwire.energy.recording import Recorder
+
+    seconds = seconds_of(args.seconds)
+    command = args.words[1:] if args.words[:1] == ["--"] else args.words
+    meter, board = open_live(args)
+    with meter:
+        if args.baseline:
+            idle = meter.measure_baseline(seconds_of(args.baseline) or 0.0)
+            say(f"baseline {watts(idle.mean_w)} ({idle.scope})")
+        extra = {"command": command, "baseline_w": meter.baseline_w}
+        recorder = Recorder(
+            args.out,
+            meter.source,
+            meter.projector,
+            hz=meter.hz,
+            board=board,
+            context=read_context(args.root),
+            extra=extra,
+            force=args.force,
+        )
+        done = record(
+            meter,
+            recorder,
+            seconds=seconds,
+            command=command,
+            pulse=args.pulse,
+            stdout=2 if args.json == "-" else None,  # the document is alone on stdout
+        )
+    if done.truncated:
+        say(f"warning: {done.truncated}")
+    if not emit(args, {"schema": "draftwire.energy-record/1", **done.entry}):
+        print(sentence(done.entry))
+        print(f"{recorder.samples} samples in {args.out}")
+    if done.exit_code:
+        say(f"the command ended with {done.exit_code}")
+        return done.exit_code if done.exit_code > 0 else 128 - done.exit_code
+    return 130 if done.interrupted and command else 0
+
+
+# energy sweep
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    add_live(parser)
+    parser.add_argument("--modes", required=True, help="names, comma between")
+    parser.add_argument(
+        "--set",
+        metavar="CMD",
+        help="e.g. 'sudo nvpmodel -m {id}'; else you set the mode",
+    )
+    parser.add_argument("--yes", action="store_true", help="agree to --set beforehand")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--settle", default="10s", help="wait after a change of mode")
+    parser.add_argument("--plot", type=Path, help="Pareto chart: .png, .pdf or .svg")
+    add_json(parser)
+    parser.add_argument("words", nargs="+", metavar="-- COMMAND", help="what to run")
+
+
+def _agree(args: argparse.Namespace) -> Callable[[str], None]:
+    def ask(text: str) -> None:
+        if args.yes and args.set:
+            say(text)
+            return
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                f"nobody here to {text}",
+                hint="give --set CMD and --yes, or use a terminal",
+            )
+        say(f"{text} [Enter, or n to stop]")
+        if input().strip().lower() in ("n", "no"):
+            raise KeyboardInterrupt
+
+    return ask
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    from draftwire.energy.context import power_mode, power_modes
+    from draftwire.energy.record import Recorded, record
+    from draftwire.energy.sweep import set_mode, sweep
+
+    command = args.words[1:] if args.words[:1] == ["--"] else args.words
+    ids = {name: number for number, name in power_modes(args.root).items()}
+    notes: list[str] = []
+
+    def enter(mode: str) -> None:
+        note = set_mode(
+            mode,
+            ids.get(mode),
+            template=args.set,
+            present=lambda: power_mode(args.root),
+            agree=_agree(args),
+        )
+        if note:
+            notes.append(note)
+
+    def run(mode: str, number: int) -> Recorded:
+        meter, _ = open_live(args)
+        with meter:
+            say(f"{mode}: run {number + 1} of {args.repeats}")
+            return record(meter, None, command=command, stdout=2)  # stdout is ours
+
+    settle_s = seconds_of(args.settle) or 0.0
+    points = sweep(
+        split(args.modes) or [],
+        enter=enter,
+        run=run,
+        repeats=args.repeats,
+        settle=lambda: time.sleep(settle_s),
+    )
+    document = {
+        "schema": "draftwire.energy-sweep/1",
+        "command": command,
+        "notes": notes,
+        "points": [vars(point) for point in points],
+    }
+    if not emit(args, document):
+        print(
+            f"{'mode':<20}{'seconds':>10}{'joules':>12}{'+-':>10}  per {points[0].per}"
+        )
+        for p in points:
+            joules = "-" if p.energy_j is None else f"{p.energy_j:.4g}"
+            half = "-" if p.uncertainty_j is None else f"{p.uncertainty_j:.2g}"
+            mark = "  Pareto" if p.pareto else ""
+            print(f"{p.mode:<20}{p.seconds:>10.4g}{joules:>12}{half:>10}{mark}")
+        for note in notes:
+            print(f"note: {note}")
+    if args.plot:
+        from draftwire.energy.plots import plot_pareto
+
+        plot_pareto([vars(point) for point in points], args.plot, per=points[0].per)
+    return 0 if all(point.energy_j is not None for point in points) else 3

@@ -1,0 +1,97 @@
+"""Board profiles: every file is sound, and boards are known by what they show."""
+
+from __future__ import annotations
+
+import pytest
+
+from draftwire.boards.profiles import FOLDER, find_profile, load_profiles, read_profile
+from draftwire.energy.rails import RailTable, choose_total
+from draftwire.errors import ConfigError
+
+PROFILES = load_profiles()
+TABLES = [RailTable.from_dict(p.name, p.rails) for p in PROFILES.values()]
+
+
+def board(root, compatible="", model=""):
+    tree = root / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_bytes(compatible.encode() + b"\0")
+    (tree / "model").write_bytes(model.encode() + b"\0")
+    return root
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+def test_each_profile_is_sound(path):
+    profile = read_profile(path)
+    assert profile.name == path.stem and profile.title
+    assert profile.generic or profile.compatible
+    table = RailTable.from_dict(profile.name, profile.rails)
+    for total in table.totals:
+        assert total.rails and total.scope
+        assert not set(total.rails) & (set(table.parts) | set(table.unused))
+        for rail in table.accuracy:
+            assert table.accuracy[rail].source, "a fact has a source"
+    assert profile.generic or profile.raw["notes"]["sources"], "a fact has a source"
+    assert len({total.scope for total in table.totals}) == len(table.totals)
+
+
+@pytest.mark.parametrize(
+    ("compatible", "model", "name"),
+    [
+        ("nvidia,p3450-0000\0nvidia,tegra210", "", "jetson-nano"),
+        ("nvidia,p2771-0000\0nvidia,tegra186", "", "jetson-tx2"),
+        ("nvidia,p3509-0000+p3636-0001", "", "jetson-tx2-nx"),
+        ("nvidia,p3509-0000+p3668-0001\0nvidia,tegra194", "", "jetson-xavier-nx"),
+        ("nvidia,p2972-0000\0nvidia,tegra194", "", "jetson-agx-xavier"),
+        ("nvidia,p3768-0000+p3767-0005-super", "", "jetson-orin-nano"),
+        ("nvidia,p3509-0000+p3767-0000", "", "jetson-orin-nx"),
+        ("nvidia,p3737-0000+p3701-0005\0nvidia,tegra234", "", "jetson-agx-orin"),
+        ("nvidia,p3971-0089+p3834-0008\0nvidia,tegra264", "", "jetson-agx-thor"),
+        ("raspberrypi,5-model-b\0brcm,bcm2712", "", "raspberry-pi-5"),
+        ("raspberrypi,4-model-b\0brcm,bcm2711", "", "raspberry-pi-4"),
+        ("radxa,rock-5b\0rockchip,rk3588", "", "rock-5b"),
+        ("acme,carrier", "NVIDIA Jetson AGX Orin Developer Kit", "jetson-agx-orin"),
+    ],
+)
+def test_a_board_is_known(tmp_path, compatible, model, name):
+    match = find_profile(board(tmp_path, compatible, model), PROFILES)
+    assert match.profile.name == name
+    assert "device tree" in match.how
+
+
+def test_an_unknown_board_is_generic_and_says_so(tmp_path):
+    match = find_profile(board(tmp_path, "acme,lanai-3636", "p\u00ff\u00ff"), PROFILES)
+    assert match.profile.generic and "no known board" in match.how
+
+
+def test_a_named_board_wins(tmp_path, monkeypatch):
+    root = board(tmp_path, "nvidia,p3450-0000")
+    assert find_profile(root, PROFILES, board="jetson-tx2").profile.name == "jetson-tx2"
+    monkeypatch.setenv("DRAFTWIRE_BOARD", "rock-5b")
+    assert find_profile(root, PROFILES).profile.name == "rock-5b"
+    with pytest.raises(ConfigError, match="no board profile 'toaster'"):
+        find_profile(root, PROFILES, board="toaster")
+
+
+def test_profiles_of_the_user_override(tmp_path):
+    text = 'schema = "draftwire.board/1"\nname = "rock-5b"\ntitle = "Mine"\n'
+    (tmp_path / "rock-5b.toml").write_text(text)
+    assert load_profiles(tmp_path)["rock-5b"].title == "Mine"
+    (tmp_path / "rock-5b.toml").write_text(text + "colour = 1\n")
+    with pytest.raises(ConfigError, match="unknown key 'colour'"):
+        load_profiles(tmp_path)
+    (tmp_path / "rock-5b.toml").write_text("name = [")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_profiles(tmp_path)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.board)
+def test_the_rail_names_alone_find_the_same_total(table):
+    """Two votes: for each board, its whole set of rails leads to its own total."""
+    if not table.totals:
+        pytest.skip("this board cannot measure itself")
+    rails = {rail for total in table.totals for rail in total.rails}
+    first = choose_total(rails, TABLES)
+    assert first.total is not None and first.total.rails == table.totals[0].rails
+    both = choose_total(rails, TABLES, board=table.board)
+    assert both.how == "board and rail names" and not both.warnings

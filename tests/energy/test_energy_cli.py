@@ -1,0 +1,465 @@
+"""``draftwire energy``, from the words on the command line to the files it writes."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from draftwire.cli import energy as command
+from draftwire.energy.compare import compare
+from draftwire.energy.pulse import PATTERN_S, find_offset
+from draftwire.energy.recording import read_recording
+from draftwire.energy.report import Row, analyse, load_rows
+from draftwire.energy.sweep import Point, pareto, set_mode
+from draftwire.errors import BoardError, ConfigError, DraftwireError, SensorError
+
+
+def run(*words):
+    parser = argparse.ArgumentParser(prog="draftwire")
+    command.register(parser.add_subparsers(required=True))
+    args = parser.parse_args([str(word) for word in ("energy", *words)])
+    return args.run(args)
+
+
+def write_recording(
+    path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20
+):
+    header = {
+        "schema": "draftwire.energy/1",
+        "kind": "header",
+        "source": "sysfs-ina3221",
+        "source_kind": "measured",
+        "rails": ["VDD_IN", "VDD_SOC"],
+        "total": {"scope": "module", "rails": ["VDD_IN"]},
+        "others": [],
+        "hz": hz,
+        "accuracy": {
+            "VDD_IN": {
+                "step_w": 0.04,
+                "offset_w": 0.08,
+                "gain": 0.0025,
+                "source": "test",
+            }
+        },
+        "context": {"power_mode": "15W"},
+    }
+    lines = [header]
+    for i, watt in enumerate(watts):
+        w = [watt, None if watt is None else watt / 5]
+        lines.append({"t": int(i * period * 1e9), "w": w})
+    lines += [{"t": int(t * 1e9), "phase": name} for t, name in phases]
+    if tokens:
+        lines.append({"tokens": tokens})
+    if close:
+        end = int((len(watts) - 1) * period * 1e9)
+        lines.append({"kind": "end", "t": end, "result": {}})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def recording(tmp_path):
+    watts = [4.0 + 0.04 * (i % 2) for i in range(101)] + [
+        9.0 + 0.04 * (i % 2) for i in range(100)
+    ]
+    return write_recording(
+        tmp_path / "run.jsonl",
+        watts,
+        phases=[(0.0, "prefill"), (5.0, "draft")],
+        tokens={"drafted": 40, "accepted": 20, "emitted": 25},
+    )
+
+
+def tree(root):
+    """An Orin Nano with a device tree, a power mode and one INA3221."""
+    texts = {
+        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n"
+        "< POWER_MODEL ID=1 NAME=25W >",
+        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
+        "sys/class/hwmon/hwmon0/name": "ina3221",
+        "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
+        "sys/class/hwmon/hwmon0/in1_input": "5000",
+        "sys/class/hwmon/hwmon0/curr1_input": "1000",
+        "sys/class/hwmon/hwmon0/shunt1_resistor": "5000",
+        "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+        "sys/class/thermal/thermal_zone0/temp": "48500",
+    }
+    for name, text in texts.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_sources_on_a_board(tmp_path, capsys):
+    assert run("sources", "--root", tree(tmp_path), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["board"]["name"] == "jetson-orin-nano"
+    assert found["chosen"] == "sysfs-ina3221"
+    assert found["total"] == {"scope": "module", "rails": ["VDD_IN"]}
+    assert found["total_by"] == "board and rail names"
+    assert run("sources", "--root", tmp_path) == 0
+    assert "scope module" in capsys.readouterr().out
+
+
+def test_sources_without_any(tmp_path, capsys):
+    assert run("sources", "--root", tmp_path) == 3
+    out = capsys.readouterr().out
+    assert "chosen   none" in out and "no   rapl" in out
+
+
+def test_record_a_command_with_marks(tmp_path, capsys):
+    out = tmp_path / "run.jsonl"
+    root = str(Path(command.__file__).resolve().parents[2])
+    code = (
+        f"import sys, time; sys.path.insert(0, {root!r})\n"
+        "from draftwire import energy\n"
+        "energy.mark('draft'); time.sleep(0.3)\n"
+        "energy.mark('wait'); time.sleep(0.2)\n"
+        "energy.mark(drafted=4, accepted=3, emitted=4)\n"
+    )
+    where = ("--hz", "5", "--root", tree(tmp_path / "board"))
+    words = ("--out", out, "--json", *where, "--", sys.executable, "-c", code)
+    assert run("record", *words) == 0
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["joules"] > 0 and set(entry["by_phase"]) == {"run", "draft", "wait"}
+    assert sum(entry["by_phase"].values()) == entry["joules"]
+    assert entry["tokens"] == {"drafted": 4, "accepted": 3, "emitted": 4}
+    assert entry["context"]["start"]["power_mode"] == "25W"
+    again, _ = analyse(read_recording(out))
+    assert again["joules"] == pytest.approx(entry["joules"], rel=0.02)
+    assert again["seconds_by_phase"]["draft"] == pytest.approx(
+        entry["seconds_by_phase"]["draft"], abs=1e-3
+    )
+    with pytest.raises(ConfigError, match="exists"):
+        run("record", "--out", out, "--for", "1s", *where)
+
+
+def test_record_survives_a_full_disk(tmp_path, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    where = ("--hz", "5", "--root", tree(tmp_path))
+    assert run("record", "--out", "/dev/full", "--force", "--for", "300ms", *where) == 0
+    captured = capsys.readouterr()
+    assert "ends early: the disk is full" in captured.err
+    assert " J in " in captured.out
+
+
+def test_record_returns_the_code_of_the_command(tmp_path, capsys):
+    words = ("--out", tmp_path / "a.jsonl", "--root", tree(tmp_path / "board"))
+    assert run("record", *words, "--", sys.executable, "-c", "raise SystemExit(7)") == 7
+
+
+def test_record_without_a_sensor(tmp_path):
+    with pytest.raises(SensorError, match="no power source"):
+        run("record", "--out", tmp_path / "a.jsonl", "--for", "1s", "--root", tmp_path)
+
+
+def test_a_cut_recording_is_still_worth_something(tmp_path):
+    path = write_recording(tmp_path / "run.jsonl", [5.0, 5.04] * 50, close=False)
+    path.write_bytes(path.read_bytes()[:-20] + b"\xff\xfe")
+    (row,) = load_rows(path, ())
+    assert row.energy_j == pytest.approx(5.02 * 4.9, rel=0.01)
+    assert "not closed" in row.flags
+
+
+def test_report_formats(recording, tmp_path, capsys):
+    assert run("report", recording, "--battery-wh", "50") == 0
+    table = capsys.readouterr().out
+    assert "65.1 +- " in table and "per emitted token" in table and "runs like" in table
+    assert run("report", recording, "--format", "csv") == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(row["phase_draft_j"]) == pytest.approx(45.1, rel=0.01)
+    assert float(row["j_per_emitted"]) == pytest.approx(65.1 / 25, rel=0.01)
+    assert row["net_j"] == ""
+    assert run("report", recording, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["scope"] == "module" and row["power_mode"] == "15W"
+    assert run("report", recording, "--format", "prometheus") == 0
+    text = capsys.readouterr().out
+    pattern = r"^(# (HELP|TYPE) \w+ .+|\w+\{(\w+=\"[^\"]*\",?)+\} -?[\d.e+-]+)$"
+    assert all(re.match(pattern, line) for line in text.splitlines())
+    assert 'draftwire_energy_phase_joules{file="run.jsonl"' in text
+    with pytest.raises(ConfigError, match="Parquet is binary"):
+        run("report", recording, "--format", "parquet")
+
+
+def test_report_parquet(recording, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert (
+        run("report", recording, "--format", "parquet", "--out", tmp_path / "a.parquet")
+        == 0
+    )
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert row["energy_j"] == pytest.approx(65.1, rel=0.01) and row["net_j"] is None
+
+
+def test_report_pictures(recording, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("a.png", "a.svg"):
+        assert run("report", recording, "--plot", tmp_path / name) == 0
+        assert (tmp_path / name).stat().st_size > 5000
+    assert run("report", recording, recording, "--plot", tmp_path / "b.png") == 0
+    with pytest.raises(ConfigError, match=r"\.png"):
+        run("report", recording, "--plot", tmp_path / "a.bmp")
+
+
+def test_report_html_is_self_contained(recording, tmp_path, capsys):
+    assert run("report", recording, "--html", tmp_path / "a.html") == 0
+    text = (tmp_path / "a.html").read_text()
+    assert "<svg" in text and "prefill" in text and "65." in text
+    assert not re.search(r"(src|href)=|https?://|@import", text)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_report_of_run_reports(tmp_path, capsys):
+    report = {
+        "schema": "draftwire.report/1",
+        "tokens": 20,
+        "drafted": 30,
+        "accepted": 15,
+        "seconds": {"total": 4.0},
+        "mode": {"objective": "energy"},
+        "energy": {
+            "joules": 20.0,
+            "source": "sysfs-ina3221",
+            "scope": "module",
+            "uncertainty": 0.8,
+            "by_phase": {"draft": 15.0, "wait": 5.0},
+            "why_null": None,
+        },
+    }
+    null = {**report, "energy": {"joules": None, "why_null": "no sensor"}}
+    path = tmp_path / "runs.json"
+    path.write_text(json.dumps([report, null]))
+    assert run("report", path, "--json") == 3
+    first, second = json.loads(capsys.readouterr().out)["rows"]
+    assert first["per_token_j"] == {"drafted": 0.5, "accepted": 20 / 15, "emitted": 1.0}
+    assert second["energy_j"] is None and second["why_null"] == "no sensor"
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match="no run report"):
+        run("report", path)
+
+
+def lines(powers, *, rails=("VDD_IN",)):
+    """Write stamped samples with a true running mean."""
+    text, sums = [], [0] * len(rails)
+    for n, values in enumerate(powers, 1):
+        fields = []
+        for i, (rail, value) in enumerate(zip(rails, values)):
+            sums[i] += value
+            fields.append(f"{rail} {value}mW/{int(sums[i] / n)}mW")
+        stamp = f"01-02-2026 03:{n // 60:02d}:{n % 60:02d}"
+        text.append(f"{stamp} RAM 1/2MB CPU [1%@729] tj@50C {' '.join(fields)}")
+    return text
+
+
+def test_import_tells_what_it_found(tmp_path, capsys):
+    log = tmp_path / "tegrastats.log"
+    log.write_text("\n".join(lines([(5000,)] * 21)))
+    assert run("import", log) == 0
+    out = capsys.readouterr().out
+    assert "21 samples" in out and "100.0 +- " in out
+    assert run("import", log, "--window", "5:15", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["energy_j"] == pytest.approx(50.0)
+    log.write_text("\n".join(lines([(5000,)] * 21, rails=("VDD_FOO",))))
+    assert run("import", log) == 3
+    assert "--rails" in capsys.readouterr().out
+    assert run("import", log, "--rails", "VDD_FOO") == 0
+
+
+def meter_file(path, edges, *, shift, rate=100.0, length=14.0):
+    """A meter that starts ``shift`` seconds before our zero; idle 3 W, busy 9 W."""
+    rows = ["Time(s),Voltage(V),Current(mA)"]
+    for i in range(int(length * rate)):
+        t = i / rate
+        busy = sum(edge <= t - shift for edge in edges) % 2
+        rows.append(f"{t:.3f},5.000,{(9.0 if busy else 3.0) / 5 * 1000:.1f}")
+    path.write_text("\n".join(rows))
+    return path
+
+
+def pulse_edges(begin):
+    edges = [begin]
+    for length in PATTERN_S:
+        edges.append(edges[-1] + length)
+    return edges
+
+
+def test_import_a_meter_and_align_it(tmp_path, capsys):
+    edges = pulse_edges(1.0)
+    log = meter_file(tmp_path / "meter.csv", edges, shift=2.37)
+    path = write_recording(
+        tmp_path / "run.jsonl", [4.0] * 180, phases=[(7.0, "draft"), (8.0, "wait")]
+    )
+    with open(path, "a") as file:
+        for i, edge in enumerate(edges):
+            mark = "pulse off" if i % 2 else "pulse on"
+            file.write(json.dumps({"t": int(edge * 1e9), "mark": mark}) + "\n")
+    assert run("import", log, "--align", path, "--json") == 0
+    captured = capsys.readouterr()
+    assert "clock + -2.37" in captured.err
+    row = json.loads(captured.out)
+    assert row["scope"] == "board-input"
+    assert row["by_phase_j"]["draft"] == pytest.approx(3.0, rel=0.05)
+    write_recording(path, [4.0] * 10)
+    with pytest.raises(ConfigError, match="no load pulse"):
+        run("import", log, "--align", path)
+
+
+def test_a_meter_that_does_not_show_the_pulse():
+    samples = [(i * 0.01, 5.0 + (i * 37 % 11) * 0.01) for i in range(1000)]
+    with pytest.raises(ConfigError, match="no load pulse"):
+        find_offset(samples, pulse_edges(0.0))
+
+
+@pytest.mark.parametrize(
+    ("head", "line", "watts"),
+    [
+        ("timestamp sample_in_packet voltage_V current_A dp_V", "{t} 0 5.0 0.8 0", 4.0),
+        ("Time (ms);Power (mW)", "{ms};4000", 4.0),
+        ("datetime,power", "2026-01-02T03:04:{t:06.3f},4.0", 4.0),
+        ("elapsed\tvbus\tibus", "00:00:{t:06.3f}\t5.0\t0.8", 4.0),
+    ],
+)
+def test_meter_columns(tmp_path, head, line, watts):
+    path = tmp_path / "meter.csv"
+    rows = [line.format(t=i * 0.1, ms=i * 100) for i in range(50)]
+    path.write_text("# a comment\n" + head + "\n" + "\n".join(rows) + "\nnonsense\n")
+    (row,) = load_rows(path, ())
+    assert row.mean_w == pytest.approx(watts)
+    assert row.seconds == pytest.approx(4.9)
+
+
+def test_a_meter_file_without_power(tmp_path):
+    path = tmp_path / "meter.csv"
+    path.write_text("time,temperature\n0,20\n")
+    with pytest.raises(ConfigError, match="no column for power"):
+        load_rows(path, ())
+
+
+def row(joules, half, **rest):
+    terms = {"offset": 0.1, "gain": 0.05, "sampling": (half or 0) / 2}
+    defaults = {
+        "source": "sysfs",
+        "scope": "module",
+        "kind": "measured",
+        "terms": terms,
+    }
+    return Row("run", "run", joules, half, **{**defaults, **rest})
+
+
+def test_compare_one_run_each():
+    same = compare([row(100.0, 2.0)], [row(101.0, 2.0)])
+    assert not same.real and "no difference" in same.verdict
+    other = compare([row(100.0, 2.0)], [row(110.0, 2.0)])
+    assert other.real and "more" in other.verdict
+    assert other.ratio == pytest.approx(1.1)
+    assert any("one run" in text for text in other.warnings)
+
+
+def test_compare_shares_what_one_sensor_shares():
+    big = {"offset": 5.0, "gain": 1.0, "sampling": 0.5}
+    one = compare([row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big)])
+    assert one.real, "the same offset on both sides cancels"
+    two = compare(
+        [row(100.0, 10.0, terms=big)], [row(104.0, 10.0, terms=big, source="meter")]
+    )
+    assert not two.real and any("sources differ" in text for text in two.warnings)
+
+
+def test_compare_runs_decides_by_their_spread():
+    a = [row(j, 0.2) for j in (100.0, 106.0, 94.0)]
+    b = [row(j, 0.2) for j in (103.0, 109.0, 97.0)]
+    assert not compare(a, b).real
+    tight = compare(
+        [row(j, 0.2) for j in (100.0, 100.1)], [row(j, 0.2) for j in (103.0, 103.1)]
+    )
+    assert tight.real
+
+
+def test_compare_refuses_what_cannot_be_compared():
+    with pytest.raises(ConfigError, match="scopes differ"):
+        compare([row(1.0, 0.1)], [row(1.0, 0.1, scope="board")])
+    with pytest.raises(ConfigError, match="no sensor"):
+        compare([row(None, None, why_null="no sensor")], [row(1.0, 0.1)])
+
+
+def test_compare_command(recording, tmp_path, capsys):
+    other = write_recording(tmp_path / "b.jsonl", [8.0, 8.04] * 100)
+    assert run("compare", recording, f"{other},{other}", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["real"] is True and result["runs"] == [1, 2]
+
+
+def test_watch_a_replay(recording, capsys):
+    words = ("--replay", recording, "--speed", "50", "--for", "600ms")
+    assert run("watch", *words) == 0
+    captured = capsys.readouterr()
+    assert "total, module" in captured.out and "VDD_SOC" in captured.out
+    assert run("watch", *words, "--json") == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["source"] == "replay:sysfs-ina3221" and first["scope"] == "module"
+
+
+def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
+    root = tree(tmp_path)
+    status = root / "var/lib/nvpmodel/status"
+    setter = tmp_path / "set"
+    setter.write_text(f"#!/bin/sh\necho pmode:000$1 > {status}\n")
+    setter.chmod(0o755)
+    sweep = (
+        "sweep",
+        "--hz",
+        "5",
+        "--root",
+        root,
+        "--modes",
+        "15W,25W",
+        "--repeats",
+        "1",
+    )
+    slow = (
+        "--settle",
+        "1ms",
+        "--",
+        sys.executable,
+        "-c",
+        "import time; time.sleep(0.2)",
+    )
+    assert run(*sweep, "--set", f"{setter} {{id}}", "--yes", "--json", *slow) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [p["mode"] for p in points] == ["15W", "25W"]
+    assert all(p["energy_j"] > 0 and p["per"] == "run" for p in points)
+    with pytest.raises(DraftwireError, match="nobody here"):
+        run(*sweep, *slow)
+
+
+def test_sweep_notices_a_mode_that_did_not_change():
+    with pytest.raises(BoardError, match="in power mode 15W, not 25W"):
+        set_mode(
+            "25W", 1, template="true", present=lambda: "15W", agree=lambda text: None
+        )
+    note = set_mode(
+        "25W", 1, template="true", present=lambda: None, agree=lambda text: None
+    )
+    assert note is not None and "the user says so" in note
+
+
+def test_pareto():
+    points = [
+        Point("fast", 10.0, 0.1, 1.0, "run"),
+        Point("middle", 7.0, 0.1, 2.0, "run"),
+        Point("bad", 8.0, 0.1, 3.0, "run"),
+        Point("null", None, None, 0.5, "run"),
+    ]
+    pareto(points)
+    assert [p.mode for p in points if p.pareto] == ["fast", "middle"]

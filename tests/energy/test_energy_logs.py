@@ -1,0 +1,359 @@
+"""tegrastats logs: real ones when they are beside the repository, ours always."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from draftwire.energy.importer import import_tegrastats, parse_window
+from draftwire.energy.rails import load_tables
+from draftwire.energy.sources.pmic import PmicSource, parse_adc
+from draftwire.energy.sources.tegrastats import parse_sample
+from draftwire.energy.tegra_log import read_log
+from draftwire.errors import ConfigError
+
+TABLES = load_tables()
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = Path(os.environ.get("DRAFTWIRE_SHARED", ROOT.parent / "shared")) / "data"
+LOGS = sorted((SHARED / "tegrastats").glob("*.log"))
+needs_logs = pytest.mark.skipif(not LOGS, reason="the real logs are not here")
+
+
+def samples_of(path):
+    return path.read_bytes().count(b"RAM ") - path.read_bytes().count(b"IRAM ")
+
+
+@needs_logs
+@pytest.mark.parametrize("path", LOGS, ids=[path.stem for path in LOGS])
+def test_real_log_reads_without_loss(path):
+    imported = import_tegrastats(path, TABLES)
+    assert imported.samples == samples_of(path)
+    assert imported.mean_wrong == 0, "the running mean of field 1 is field 2"
+    for run in imported.runs:
+        result = run.result
+        assert (result.energy_j is None) == bool(result.why_null)
+        assert result.energy_j != 0
+    kinds = {finding.kind for finding in imported.findings}
+    assert "not-tegrastats" not in kinds and "cut-sample" not in kinds
+    if imported.mean_checked == 0:  # the mean is older than the excerpt, or no rails
+        assert kinds & {"mid-run", "no-rails"}
+
+
+def named(part):
+    found = [path for path in LOGS if part in path.name]
+    if not found:
+        pytest.skip("the real logs are not here")
+    return import_tegrastats(found[0], TABLES)
+
+
+def test_the_xavier_nx_burn_is_1350_joules():
+    imported = named("xavier-nx-8g_r35_bjgeiser")
+    assert imported.energy_j == pytest.approx(1350, rel=0.01)
+    assert imported.mean_checked == 309
+    result = imported.runs[0].result
+    assert result.rails == ("VDD_IN",) and result.scope == "module"
+    assert result.duration_s == pytest.approx(105.3, abs=0.3)
+    assert 5 < result.uncertainty_j < 30
+
+
+def test_a_board_without_rails_has_no_joules():
+    imported = named("no-rails")
+    assert imported.energy_j is None
+    assert "no power rail" in imported.runs[0].result.why_null
+
+
+def test_two_machines_in_one_file_are_two_runs():
+    imported = named("orin-nano-8g_r36_beszel")
+    assert len(imported.runs) == 2
+    assert {"restart", "several-runs"} <= {f.kind for f in imported.findings}
+
+
+def test_thor_takes_the_module_and_knows_the_board():
+    result = named("agx-thor_r38.4").runs[0].result
+    assert "13.48 W" in result.notes[0]
+
+
+def test_the_pi5_sample_is_7_240_watts():
+    path = SHARED / "rpi_pmic/pi5_load_zeus-test.txt"
+    if not path.is_file():
+        pytest.skip("the real sample is not here")
+    text = path.read_text()
+    assert len(parse_adc(text)) == 12
+    source = PmicSource(lambda: text)
+    total = next(t for t in TABLES if t.board == "raspberry-pi-5").totals[0]
+    watts = source.read().watts
+    assert sum(watts[rail] for rail in total.rails) == pytest.approx(7.240, abs=5e-4)
+    assert set(total.rails) == set(watts)
+
+
+# Lines of our own, in the shapes of every L4T.
+
+
+def lines(powers, *, rails=("VDD_IN",), start=0, period=1.0, unit="mW", third=False):
+    """Write samples with a true running mean; ``powers`` is a list of tuples."""
+    text, sums = [], [0] * len(rails)
+    for n, values in enumerate(powers, 1):
+        fields = []
+        for i, (rail, value) in enumerate(zip(rails, values)):
+            sums[i] += value
+            mean = int(sums[i] / n)
+            field = f"{rail} {value}{unit}/{mean}{unit}"
+            fields.append(field + (f"/{value}{unit}" if third else ""))
+        second = int(start + (n - 1) * period)
+        clock = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}"
+        stamp = f"01-02-2026 {clock} "
+        text.append(
+            f"{stamp if unit else ''}RAM 10/20MB (lfb 4x4MB) SWAP 0/9MB (cached 0MB) "
+            f"CPU [1%@729,off] EMC_FREQ 0%@204 GR3D_FREQ 0%@[0,0] NVDEC off APE 174 "
+            f"CV0@-256C tj@{40 + n % 5}.5C {' '.join(fields)}"
+        )
+    return text
+
+
+def read(text, **options):
+    data = text if isinstance(text, bytes) else "\n".join(text).encode()
+    return import_tegrastats("log", TABLES, file=io.BytesIO(data), **options)
+
+
+def kinds(imported):
+    return [finding.kind for finding in imported.findings]
+
+
+def test_constant_power():
+    imported = read(lines([(5000,)] * 61))
+    assert imported.energy_j == pytest.approx(300.0, rel=1e-6)
+    assert not imported.findings
+
+
+def test_eighteen_samples_on_one_line():
+    one = " ".join(lines([(5000,)] * 18)).encode()
+    assert read(one).samples == 18
+    glued = "".join(lines([(5000,)] * 18)).encode()
+    imported = read(glued)
+    assert imported.samples == 18 and imported.energy_j == pytest.approx(85.0)
+
+
+def test_three_fields_of_r39():
+    rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    imported = read(lines([(4000, -398, 3000)] * 10, rails=rails, third=True))
+    result = imported.runs[0].result
+    assert result.rails == rails
+    assert result.mean_w == pytest.approx(6.602)
+    assert kinds(imported) == ["three-fields"]
+
+
+def test_negative_power_is_neither_dropped_nor_clamped():
+    sample = parse_sample(b"RAM 1/2MB VDD_CPU_CV -398mW/400mW VIN_SYS_5V0 10mW/10mW")
+    assert sample.now_mw == (-398, 10) and sample.mean_mw == (400, 10)
+
+
+def test_nc_twice_keeps_the_other_rails():
+    rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "NC", "VDDQ_VDD2_1V8AO", "NC")
+    imported = read(lines([(4000, 800, 3000, 7, 900, 8)] * 5, rails=rails))
+    result = imported.runs[0].result
+    assert result.mean_w == pytest.approx(7.8)
+    assert set(result.by_rail) == set(rails) - {"NC"}
+
+
+def test_rails_named_like_loads_and_temperatures():
+    text = (
+        b"RAM 1/2MB CPU [1%@1190] GPU@32C CPU@33.5C MTS fg 1% bg 9% "
+        b"GPU 0/0 CPU 216/216 SOC 864/864 CV 0/0 VDDRQ 144/144 SYS5V 1889/1889"
+    )
+    sample = parse_sample(text)
+    assert dict(zip(sample.rails, sample.now_mw))["GPU"] == 0
+    assert sum(sample.now_mw) == 3113
+
+
+def test_two_runs_in_one_file_are_integrated_alone():
+    text = lines([(5000,)] * 11 + [(6000,)] * 10) + lines([(9000,)] * 11, start=25)
+    imported = read(text)
+    assert len(imported.runs) == 2
+    assert kinds(imported) == ["restart", "several-runs"]
+    second = imported.runs[1].result
+    assert second.energy_j == pytest.approx(90.0)
+    assert imported.mean_wrong == 0
+
+
+def test_a_log_that_starts_in_the_middle_of_a_run():
+    text = lines([(5000,)] * 5 + [(7000,)] * 20)[10:]
+    imported = read(text)
+    assert kinds(imported) == ["mid-run"] and len(imported.runs) == 1
+    assert imported.energy_j == pytest.approx(7.0 * 14)
+
+
+def test_lost_samples_break_the_mean_column():
+    text = lines([(5000,)] * 10 + [(7000,)] * 10)
+    del text[12:15]
+    assert "mean-broken" in kinds(read(text))
+
+
+def test_stamps_that_jump():
+    before = lines([(5000,)] * 10)
+    later = lines([(5000,)] * 10, start=100)
+    imported = read(before + later)
+    assert "gap" in kinds(imported)
+    result = imported.runs[0].result
+    assert result.energy_j == pytest.approx(5.0 * 18)
+    assert "gaps" in result.flags and result.coverage < 0.5
+    back = read(lines([(5000,)] * 10, start=100) + before)
+    assert "stamps-back" in kinds(back)
+    assert back.energy_j == pytest.approx(5.0 * 18)
+
+
+def test_half_second_stamps_are_a_line_not_steps():
+    powers = [(4000,)] * 100 + [(8000,)] * 100
+    imported = read(lines(powers, period=0.522))
+    exact = 0.522 * (99 * 4 + 99 * 8 + 6)
+    result = imported.runs[0].result
+    assert result.energy_j == pytest.approx(exact, rel=0.01)
+    assert abs(result.energy_j - exact) < result.uncertainty_j
+    assert imported.runs[0].period_s == pytest.approx(0.522, rel=0.01)
+
+
+def test_unstamped_logs_need_an_interval_or_a_duration():
+    text = lines([(5000,)] * 11, rails=("POM_5V_IN",), unit="")
+    bare = read(text)
+    assert bare.energy_j is None and "--interval" in bare.runs[0].result.why_null
+    assert "5.00 W" in bare.runs[0].result.notes[0]
+    assert read(text, interval_s=1.0).energy_j == pytest.approx(50.0)
+    assert "nominal-interval" in kinds(read(text, interval_s=1.0))
+    assert read(text, duration_s=10.5).energy_j == pytest.approx(52.5)
+
+
+def test_a_cut_line_is_used_for_what_it_holds():
+    rails = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
+    text = lines([(5000, 900, 700)] * 20, rails=rails)
+    text[7] = text[7][: text[7].index("VDD_CPU_GPU_CV")]
+    text[-1] = text[-1][: text[-1].index("VDD_IN") + 9]
+    imported = read(text)
+    assert kinds(imported) == ["cut-sample"]
+    assert imported.samples == 20 and len(imported.runs) == 1
+    assert imported.runs[0].result.energy_j == pytest.approx(5.0 * 18)
+
+
+def test_an_unknown_board_is_asked_for_its_rails():
+    text = lines([(5000, 3000)] * 20, rails=("VDD_FOO", "VDD_BAR"))
+    imported = read(text)
+    assert imported.energy_j is None and "--rails" in imported.runs[0].result.why_null
+    assert read(text, rails=["VDD_FOO"]).energy_j == pytest.approx(95.0)
+
+
+def test_a_dead_rail_is_no_zero():
+    imported = read(lines([(0,)] * 30))
+    assert imported.energy_j is None
+    assert "0 W throughout" in imported.runs[0].result.why_null
+
+
+def test_binary_rubbish():
+    rng = random.Random(5)
+    noise = bytes(rng.randrange(256) for _ in range(200_000))
+    with pytest.raises(ConfigError, match="no tegrastats sample"):
+        read(noise)
+    with pytest.raises(ConfigError, match="no tegrastats sample"):
+        read(b"")
+    good = "\n".join(lines([(5000,)] * 30)).encode()
+    imported = read(noise + b"\n" + good)
+    assert imported.samples == 30 and "not-tegrastats" in kinds(imported)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_damaged_logs_never_crash_and_never_say_zero(seed):
+    rng = random.Random(seed)
+    rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    data = bytearray("\n".join(lines([(4000, 900, 3000)] * 40, rails=rails)).encode())
+    for _ in range(rng.randrange(1, 60)):
+        kind, place = rng.randrange(3), rng.randrange(len(data))
+        if kind == 0:
+            data[place] = rng.randrange(256)
+        elif kind == 1:
+            del data[place : place + rng.randrange(200)]
+        else:
+            data[place:place] = bytes(rng.randrange(256) for _ in range(20))
+    try:
+        imported = read(bytes(data))
+    except ConfigError:
+        return
+    for run in imported.runs:
+        assert run.result.energy_j != 0
+        assert run.result.energy_j is not None or run.result.why_null
+
+
+def test_window():
+    imported = read(
+        lines([(4000,)] * 30 + [(8000,)] * 30), window=parse_window("10:20")
+    )
+    assert imported.energy_j == pytest.approx(40.0)
+    assert imported.runs[0].result.duration_s == pytest.approx(10.0)
+    for bad in ("5", "a:b", "9:3"):
+        with pytest.raises(ConfigError):
+            parse_window(bad)
+    with pytest.raises(ConfigError, match="outside"):
+        read(lines([(4000,)] * 30), window=(100.0, 200.0))
+
+
+BIG = r"""
+import io, re, sys
+from draftwire.energy.importer import import_tegrastats
+from draftwire.energy.rails import load_tables
+class Endless(io.RawIOBase):
+    def __init__(self, line, count):
+        self.line, self.left, self.n = line, count, 0
+    def read(self, size=-1):
+        take = min(self.left, max(1, size // 300))
+        self.left -= take
+        out = []
+        for _ in range(take):
+            s = self.n; self.n += 1
+            out.append(self.line % (s // 3600 % 24, s // 60 % 60, s % 60))
+        return b"".join(out)
+line = (b"01-02-2026 %02d:%02d:%02d RAM 1/2MB CPU [" + b"1%%@729," * 12 + b"off] "
+        + b"cpu@50C " * 12
+        + b"VDD_IN 5000mW/5000mW VDD_CPU_GPU_CV 900mW/900mW VDD_SOC 700mW/700mW\n")
+count = int(sys.argv[1]) // (len(line) - 3)
+log = import_tegrastats("big", load_tables(), file=Endless(line, count))
+assert log.samples == count, (log.samples, count)
+# The peak of this program alone: getrusage would count what it was forked from.
+peak = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read()).group(1))
+print(peak // 1024, count, log.energy_j)
+"""
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="no /proc/self/status here"
+)
+
+
+def big(megabytes):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", BIG, str(megabytes * 1_000_000)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return int(done.stdout.split()[0])
+
+
+@needs_proc
+def test_memory_of_a_10_mb_log():
+    assert big(10) < 100
+
+
+@pytest.mark.slow
+@needs_proc
+def test_memory_of_a_500_mb_log():
+    assert big(500) < 100
+
+
+def test_log_of_another_kind_of_file():
+    with pytest.raises(ConfigError, match="no tegrastats sample"):
+        read_log(__file__ + ".nothing", io.BytesIO(b"time,power\n1,2\n"))
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_log("/nowhere/at/all.log")

@@ -1,0 +1,435 @@
+"""Meter, windows, account and budget on a virtual clock."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+
+import pytest
+
+from draftwire import energy
+from draftwire.energy.account import Account
+from draftwire.energy.budget import Budget
+from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
+from draftwire.energy.sources.base import Reading
+from draftwire.energy.sources.modelled import ModelSource
+from draftwire.errors import ConfigError, SensorError
+
+CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
+
+
+class Now:
+    def __init__(self):
+        self.ns = 0
+
+    def __call__(self):
+        return self.ns
+
+
+class Fake:
+    """A sensor whose power is a function of time."""
+
+    name = "fake"
+    kind = "measured"
+    scope = None
+    total = ()
+    paced = False
+    update_s = None
+    notes = ()
+    rails = ("VDD_IN",)
+
+    def __init__(self, clock, power):
+        self.clock, self.power = clock, power
+        self.accuracy = {"VDD_IN": Accuracy(0.04, 0.08, 0.0025, "test")}
+        self.closed = False
+
+    def read(self):
+        t = self.clock()
+        watt = self.power(t * 1e-9)
+        if watt is None:
+            raise SensorError("bus error")
+        return Reading(t, {"VDD_IN": watt})
+
+    def close(self):
+        self.closed = True
+
+
+def setup(power, hz=20.0, **options):
+    now = Now()
+    meter = Meter(Fake(now, power), CHOICE, hz=hz, clock=now, **options)
+    return now, meter
+
+
+def advance(now, meter, to_s, events=()):
+    """Go on to a time, sampling on the meter's deadlines, with events between."""
+    begin = now.ns
+    times = []
+    k = 0
+    while True:
+        k += 1
+        t = begin + deadline_ns(k, meter.period_ns)
+        if t >= to_s * 1e9:
+            break
+        times.append((t, meter.read_now))
+    times += [(int(t * 1e9), action) for t, action in events]
+    for t, action in sorted(times, key=lambda item: item[0]):
+        now.ns = t
+        action()
+    now.ns = int(to_s * 1e9)
+
+
+def test_window_between_samples_is_exact_for_a_ramp():
+    now, meter = setup(lambda t: 2.0 + t)
+    advance(now, meter, 1.013)
+    with meter.window("ramp") as window:
+        advance(now, meter, 4.571)
+    exact = 2 * (4.571 - 1.013) + (4.571**2 - 1.013**2) / 2
+    result = window.result
+    assert result.energy_j == pytest.approx(exact, rel=1e-6)
+    assert result.coverage == pytest.approx(1.0)
+    assert result.scope == "module" and result.source == "fake"
+    assert result.duration_s == pytest.approx(3.558)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_windows_nest_and_share_nothing():
+    now, meter = setup(lambda t: 5.0)
+    with meter.window("outer") as outer:
+        advance(now, meter, 1.0)
+        with meter.window("inner") as inner:
+            advance(now, meter, 2.0)
+        advance(now, meter, 3.0)
+    assert inner.energy_j == pytest.approx(5.0)
+    assert outer.energy_j == pytest.approx(15.0)
+
+
+def test_a_short_window_is_coarse_and_says_so():
+    now, meter = setup(lambda t: 5.0 + math.sin(40 * t))
+    advance(now, meter, 2.0)
+    with meter.window() as window:
+        advance(now, meter, 2.02)
+    result = window.result
+    assert "coarse" in result.flags
+    assert result.uncertainty_j > 0.02  # the neighbourhood swings by 2 W
+
+
+def test_a_gap_is_flagged_and_not_filled():
+    now, meter = setup(lambda t: None if 1.0 < t < 2.0 else 5.0)
+    with meter.window() as window:
+        advance(now, meter, 3.0)
+    result = window.result
+    assert "gaps" in result.flags and "failed reads" in result.flags
+    assert result.energy_j == pytest.approx(10.0, abs=0.6)
+    assert result.coverage == pytest.approx(2 / 3, abs=0.05)
+    assert result.uncertainty_j >= 15.0 - result.energy_j - 0.6
+
+
+def test_a_sensor_that_dies_gives_null_not_zero():
+    now, meter = setup(lambda t: None)
+    with meter.window() as window:
+        advance(now, meter, 1.0)
+    assert window.result.energy_j is None
+    assert "no sample" in window.result.why_null
+    assert meter.broken == "bus error"
+
+
+def test_a_sensor_that_reads_zero_gives_null():
+    now, meter = setup(lambda t: 0.0)
+    with meter.window() as window:
+        advance(now, meter, 1.0)
+    assert window.result.energy_j is None
+    assert "dead sensor" in window.result.flags
+
+
+def test_a_stuck_sensor_is_flagged():
+    now, meter = setup(lambda t: 4.2)
+    with meter.window() as window:
+        advance(now, meter, 12.0)
+    assert "stuck" in window.result.flags
+
+
+def test_negative_power_averages_out():
+    now, meter = setup(lambda t: -0.4 if int(t * 1000) % 2 else 0.4)
+    with meter.window() as window:
+        advance(now, meter, 5.0)
+    assert window.result.energy_j is not None
+    assert abs(window.result.energy_j) < 1.0
+    assert meter.ring and min(s.watts[0] for s in meter.ring) == -0.4
+
+
+def test_no_total_no_joules_but_rails():
+    now = Now()
+    choice = choose_total(["VDD_IN"], [RailTable("other")])
+    meter = Meter(Fake(now, lambda t: 5.0), choice, clock=now)
+    with meter.window() as window:
+        advance(now, meter, 2.0)
+    result = window.result
+    assert result.energy_j is None and "--rails" in result.why_null
+    assert result.by_rail["VDD_IN"] == pytest.approx(10.0)
+
+
+def test_baseline_and_net():
+    now, meter = setup(lambda t: 4.0 if t < 2 else 9.0)
+    meter.baseline_w = 4.0
+    advance(now, meter, 2.0)
+    with meter.window() as window:
+        advance(now, meter, 4.0)
+    assert window.result.net_j == pytest.approx(10.0)
+    meter.baseline_w = 8.99
+    with meter.window() as window:
+        advance(now, meter, 6.0)
+    assert window.result.net_j is None and "net below one step" in window.result.flags
+
+
+def test_bursts_at_the_sampling_rate_are_not_aliased():
+    """A load that pulses 20 times a second, sampled 20 times a second."""
+    now, meter = setup(lambda t: 12.0 if (t * 20) % 1.0 < 0.3 else 2.0)
+    with meter.window() as window:
+        advance(now, meter, 20.0)
+    exact = 20 * (0.3 * 12 + 0.7 * 2)
+    assert window.energy_j == pytest.approx(exact, rel=0.06)
+    assert abs(window.energy_j - exact) < window.result.uncertainty_j
+
+
+def test_mode_change_and_throttling_are_flagged():
+    looks = [
+        {"power_mode": "15W", "cpu_cap_hz": 2e9},
+        {"power_mode": "25W", "cpu_cap_hz": 1e9, "throttled": "0x4"},
+    ]
+    now, meter = setup(lambda t: 5.0, context=lambda: looks.pop(0))
+    with meter.window() as window:
+        advance(now, meter, 2.0)
+    assert {"mode changed", "clocks fell", "throttled"} <= set(window.result.flags)
+
+
+def test_deadlines_do_not_drift_and_cover_the_period():
+    places = [deadline_ns(k, 1000) - 1000 * k for k in range(1, 500)]
+    assert min(places) >= 0 and max(places) < 1000
+    assert max(places) - min(places) > 950
+    gaps = [deadline_ns(k + 1, 1000) - deadline_ns(k, 1000) for k in range(1, 500)]
+    assert min(gaps) > 0 and max(gaps) < 2000
+
+
+def test_the_thread_samples_and_stops():
+    meter = Meter(Fake(energy.meter.monotonic_ns, lambda t: 5.0), CHOICE, hz=100)
+    seen = threading.Event()
+    meter.add_listener(type("L", (), {"sample": lambda self, *a: seen.set()})())
+    with meter:
+        with meter.window() as window:
+            assert seen.wait(10.0)
+    assert window.energy_j > 0
+    assert meter.source.closed
+    assert not any(t.name == "draftwire-energy" for t in threading.enumerate())
+
+
+def test_the_ring_is_bounded_and_windows_do_not_need_it():
+    now, meter = setup(lambda t: 5.0, ring=10)
+    with meter.window() as window:
+        advance(now, meter, 30.0)
+    assert len(meter.ring) == 10
+    assert window.energy_j == pytest.approx(150.0)
+
+
+# The account.
+
+
+def run_account(power, switches, end, hz=20.0):
+    now, meter = setup(power, hz)
+    advance(now, meter, 0.5)
+    account = Account(meter, clock=now).start(switches[0][1])
+    events = [(t, lambda n=name: account.phase(n)) for t, name in switches[1:]]
+    advance(now, meter, end, events)
+    return account, account.result()
+
+
+def alternate(start, end, draft_s, wait_s):
+    switches, t = [(start, "draft")], start
+    while t < end:
+        t += draft_s
+        switches.append((t, "wait"))
+        t += wait_s
+        switches.append((t, "draft"))
+    return [s for s in switches if s[0] < end]
+
+
+def test_phases_sum_to_the_total_exactly():
+    account, entry = run_account(
+        lambda t: 5 + 3 * math.sin(t),
+        [(0.5, "prefill"), (1.7, "draft"), (3.3, "wait")],
+        6.1,
+    )
+    assert sum(entry["by_phase"].values()) == entry["joules"]
+    assert entry["seconds_by_phase"]["draft"] == pytest.approx(1.6)
+    assert sum(entry["seconds_by_phase"].values()) == pytest.approx(5.6)
+    assert set(entry) >= {
+        "joules", "source", "scope", "uncertainty", "by_phase", "why_null"
+    }  # fmt: skip
+    assert account.result() is entry
+
+
+def test_phases_shorter_than_the_period_are_told_apart():
+    """15 ms of drafting at 12 W, 35 ms of waiting at 4 W, sampled each 50 ms."""
+    switches = alternate(0.5, 60.5, 0.015, 0.035)
+    power = {name: watt for name, watt in (("draft", 12.0), ("wait", 4.0))}
+
+    def at(t):
+        return power["draft"] if (t - 0.5) % 0.05 < 0.015 else power["wait"]
+
+    _, entry = run_account(at, switches, 60.5)
+    watts = entry["watts_by_phase"]
+    assert watts["draft"] == pytest.approx(12.0, rel=0.05)
+    assert watts["wait"] == pytest.approx(4.0, rel=0.05)
+    assert sum(entry["by_phase"].values()) == entry["joules"]
+
+
+def test_a_phase_that_no_sample_hit_is_marked():
+    _, entry = run_account(
+        lambda t: 5.0, [(0.5, "draft"), (1.51, "transmit"), (1.513, "draft")], 4.0
+    )
+    assert entry["few_samples"] == ["transmit"]
+    assert entry["by_phase"]["transmit"] == pytest.approx(0.003 * 5.0, rel=0.01)
+
+
+def test_tokens():
+    account, _ = run_account(lambda t: 5.0, [(0.5, "draft"), (1.5, "wait")], 2.5)
+    now, meter = setup(lambda t: 5.0)
+    account = Account(meter, clock=now).start("draft")
+    account.count(drafted=8, accepted=4)
+    account.count(emitted=5)
+    advance(now, meter, 2.0, [(1.0, lambda: account.phase("wait"))])
+    per = account.result()["per_token"]
+    assert per["drafted"] == pytest.approx(5.0 / 8)
+    assert per["accepted"] == pytest.approx(10.0 / 4)
+    assert per["emitted"] == pytest.approx(10.0 / 5)
+
+
+def test_without_a_source_time_is_split_and_joules_are_null():
+    now = Now()
+    account = Account(None, why="no sensor on this board", clock=now).start("draft")
+    for i in range(5000):
+        now.ns += 1_000_000
+        account.phase("wait" if i % 2 else "transmit")
+    assert len(account._switches) < 2048
+    now.ns += 1_000_000
+    entry = account.result()
+    assert entry["joules"] is None and entry["by_phase"] is None
+    assert entry["why_null"] == "no sensor on this board"
+    assert sum(entry["seconds_by_phase"].values()) == pytest.approx(5.001)
+    assert entry["per_token"]["emitted"] is None
+
+
+def test_a_model_is_labelled_and_knows_its_limits():
+    now = Now()
+    model = ModelSource(
+        "nano", {"draft": 8.0, "wait": 3.0}, uncertainty=0.3, origin="paper"
+    )
+    account = Account(None, model=model, clock=now).start("draft")
+    now.ns = 10**9
+    account.phase("wait")
+    now.ns = 3 * 10**9
+    assert account.joules() == pytest.approx(14.0)
+    entry = account.result()
+    assert entry["joules"] == pytest.approx(14.0)
+    assert entry["source"] == "model:nano" and entry["kind"] == "modelled"
+    assert "modelled" in entry["flags"]
+    assert entry["uncertainty"] == pytest.approx(4.2)
+    other = Account(None, model=model, clock=now).start("prefill")
+    now.ns += 10**9
+    entry = other.result()
+    assert entry["joules"] is None and "prefill" in entry["why_null"]
+
+
+def test_budget():
+    now, meter = setup(lambda t: 5.0)
+    account = Account(meter, clock=now).start("draft")
+    budget = Budget(account, 10.0)
+    advance(now, meter, 1.9)
+    assert not budget.exceeded() and budget.left() == pytest.approx(0.5)
+    advance(now, meter, 2.1)
+    assert budget.exceeded()
+    with pytest.raises(ConfigError, match="power source"):
+        Budget(Account(None), 10.0)
+    with pytest.raises(ConfigError, match="positive"):
+        Budget(account, 0.0)
+
+
+def test_a_budget_ends_when_the_sensor_goes_silent():
+    now, meter = setup(lambda t: 5.0 if t < 1.0 else None)
+    account = Account(meter, clock=now).start("draft")
+    budget = Budget(account, 1000.0)
+    advance(now, meter, 0.9)
+    assert not budget.exceeded()
+    advance(now, meter, 3.0)
+    assert budget.left() is None and budget.exceeded()
+
+
+def test_watts_by_phase_for_the_controller():
+    now, meter = setup(lambda t: 10.0 if t < 2 else 4.0)
+    account = Account(meter, clock=now).start("draft")
+    advance(now, meter, 4.0, [(2.0, lambda: account.phase("wait"))])
+    meter.read_now()
+    watts = account.watts_by_phase()
+    assert watts["draft"] == pytest.approx(10.0, rel=0.05)
+    assert watts["wait"] == pytest.approx(4.0, rel=0.05)
+
+
+# For other people's code.
+
+
+def test_measure_as_context_and_decorator():
+    now, meter = setup(lambda t: 5.0)
+    with energy.measure("grasp", meter=meter) as m:
+        advance(now, meter, 2.0)
+    assert m.energy_j == pytest.approx(10.0) and m.scope == "module" and not m.why_null
+
+    @energy.measure(meter=meter)
+    def plan():
+        advance(now, meter, 3.0)
+        return 42
+
+    assert plan() == 42
+    assert plan.energy[-1].energy_j == pytest.approx(5.0)
+    assert plan.energy[-1].label == "plan"
+
+
+def test_measure_without_a_sensor_still_runs_the_code(tmp_path):
+    with energy.measure("grasp", source="sysfs", root=tmp_path) as m:
+        done = True
+    assert done and m.energy_j is None and "INA3221" in m.why_null
+
+
+def test_the_room_is_light_to_import():
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = "import sys, draftwire.energy; assert 'numpy' not in sys.modules"
+    source = str(Path(energy.__file__).resolve().parents[1] / "src")
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": source})
+
+
+def test_the_sampler_costs_little():
+    """Processor time of a thousand samples: 20 a second take under 1 % of a core."""
+    import time as real
+
+    now, meter = setup(lambda t: 5.0 + (t % 0.3))
+    account = Account(meter, clock=now).start("draft")
+    begin = real.process_time()
+    advance(now, meter, 50.0)
+    per_sample = (real.process_time() - begin) / 1000
+    account.result()
+    assert 20 * per_sample < 0.01
+
+
+def test_the_pi5_estimate_is_a_note_and_not_a_measurement():
+    now = Now()
+    tables = energy.load_tables()
+    pi = next(table for table in tables if table.board == "raspberry-pi-5")
+    choice = TotalChoice(Total("pmic-rails", ("VDD_IN",)), table=pi)
+    meter = Meter(Fake(now, lambda t: 7.24), choice, clock=now)
+    with meter.window() as window:
+        advance(now, meter, 1.0)
+    (note,) = [text for text in window.result.notes if "estimated" in text]
+    assert "8.88 J" in note and window.energy_j == pytest.approx(7.24)

@@ -1,0 +1,478 @@
+"""Each source against fake trees, programs and clients of the same shape."""
+
+from __future__ import annotations
+
+import os
+import stat
+import types
+from pathlib import Path
+
+import pytest
+
+from draftwire.energy.choose import choose_source, find_sources
+from draftwire.energy.rails import choose_total, load_tables
+from draftwire.energy.sources.battery import BatterySource
+from draftwire.energy.sources.ina import InaSource
+from draftwire.energy.sources.jtop import JtopSource, rail_watts
+from draftwire.energy.sources.nvml import NvmlSource
+from draftwire.energy.sources.pmic import PmicSource, parse_adc
+from draftwire.energy.sources.rapl import RaplSource
+from draftwire.energy.sources.tegrastats import TegrastatsSource
+from draftwire.errors import ConfigError, SensorError
+
+TABLES = load_tables()
+
+
+def put(root: Path, files: dict) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def r32(root: Path, chips: dict) -> Path:
+    """Make the tree of NVIDIA's own driver: channels from 0, one power file."""
+    for address, rails in chips.items():
+        base = f"sys/bus/i2c/drivers/ina3221x/{address}/iio:device0"
+        for channel, (rail, milliwatt) in enumerate(rails):
+            put(
+                root,
+                {
+                    f"{base}/rail_name_{channel}": rail,
+                    f"{base}/in_power{channel}_input": milliwatt,
+                    f"{base}/in_voltage{channel}_input": 5000,
+                    f"{base}/crit_current_limit_{channel}": "32760 ma",
+                },
+            )
+    return root
+
+
+def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
+    """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
+    base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
+    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
+    for channel, (label, volt, amp) in enumerate(rails, 1):
+        put(
+            root,
+            {
+                f"{base}/in{channel}_label": label,
+                f"{base}/in{channel}_input": volt,
+                f"{base}/curr{channel}_input": amp,
+                f"{base}/in{channel + 3}_input": 12345,
+                f"{base}/shunt{channel}_resistor": 5000,
+            },
+        )
+    put(
+        root,
+        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
+    )
+    link = root / f"sys/class/hwmon/hwmon{hwmon}"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(root / base)
+    return root
+
+
+def nano(root):
+    return r32(
+        root,
+        {"6-0040": [("POM_5V_IN", 4200), ("POM_5V_GPU", 80), ("POM_5V_CPU", 1200)]},
+    )
+
+
+def tx2(root):
+    return r32(
+        root,
+        {
+            "0-0040": [
+                ("VDD_SYS_GPU", 152),
+                ("VDD_SYS_SOC", 609),
+                ("VDD_4V0_WIFI", 19),
+            ],
+            "0-0041": [("VDD_IN", 5297), ("VDD_SYS_CPU", 1917), ("VDD_SYS_DDR", 1241)],
+            "0-0042": [
+                ("VDD_MUX", 6000),
+                ("VDD_5V0_IO_SYS", 900),
+                ("VDD_3V3_SYS", 800),
+            ],
+        },
+    )
+
+
+def nx_rails(root):
+    return mainline(
+        root,
+        3,
+        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
+        "7-0040",
+    )
+
+
+def agx_xavier(root):
+    mainline(root, 0, [("GPU", 19000, 20), ("CPU", 19000, 30), ("SOC", 19000, 60)])
+    return mainline(
+        root,
+        1,
+        [("CV", 19000, 0), ("VDDRQ", 19000, 10), ("SYS5V", 5000, 400)],
+        "1-0041",
+    )
+
+
+def agx_orin(root):
+    mainline(
+        root,
+        2,
+        [
+            ("VDD_GPU_SOC", 20000, 120),
+            ("VDD_CPU_CV", 20000, -20),
+            ("VIN_SYS_5V0", 5000, 640),
+        ],
+    )
+    mainline(
+        root,
+        4,
+        [("NC", 5000, 1), ("VDDQ_VDD2_1V8AO", 5000, 100), ("NC", 5000, 1)],
+        "1-0041",
+    )
+    # A disabled channel answers EIO; this file does too.
+    broken = root / "sys/bus/i2c/drivers/ina3221/1-0041/hwmon/hwmon4"
+    (broken / "in3_label").write_text("VDD_SPARE\n")
+    (broken / "in3_input").unlink()
+    (broken / "in3_input").symlink_to("/proc/self/mem")
+    return root
+
+
+def thor(root):
+    mainline(
+        root,
+        1,
+        [
+            ("VDD_GPU", 12040, 163),
+            ("VDD_CPU_SOC_MSS", 12040, 489),
+            ("VIN_SYS_5V0", 5090, 1107),
+        ],
+    )
+    base = "sys/class/hwmon/hwmon5"
+    return put(
+        root,
+        {
+            f"{base}/name": "ina238",
+            f"{base}/in1_label": "VIN",
+            f"{base}/power1_input": 19780000,
+            f"{base}/in1_input": 19000,
+            f"{base}/curr1_input": 1041,
+        },
+    )
+
+
+BOARDS = [
+    ("jetson-nano", nano, "module", ["POM_5V_IN"], 4.2),
+    ("jetson-tx2", tx2, "module", ["VDD_IN"], 5.297),
+    ("jetson-xavier-nx", nx_rails, "module", ["VDD_IN"], 5.0),
+    (
+        "jetson-agx-xavier",
+        agx_xavier,
+        "module",
+        ["GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"],
+        0.38 + 0.57 + 1.14 + 0 + 0.19 + 2.0,
+    ),
+    ("jetson-orin-nano", nx_rails, "module", ["VDD_IN"], 5.0),
+    ("jetson-orin-nx", nx_rails, "module", ["VDD_IN"], 5.0),
+    (
+        "jetson-agx-orin",
+        agx_orin,
+        "module",
+        ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"],
+        2.4 - 0.4 + 3.2,
+    ),
+    (
+        "jetson-agx-thor",
+        thor,
+        "module",
+        ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"],
+        12.04 * (0.163 + 0.489) + 5.09 * 1.107,
+    ),
+]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["board known", "rails alone"])
+@pytest.mark.parametrize("board", BOARDS, ids=lambda b: b[0])
+def test_right_rails_right_total_right_scope(tmp_path, board, named):
+    name, make, scope, rails, watts = board
+    make(tmp_path)
+    chosen = choose_source(TABLES, board=name if named else None, root=tmp_path)
+    total = chosen.choice.total
+    assert total is not None and total.scope == scope
+    assert sorted(total.rails) == sorted(rails)
+    reading = chosen.source.read()
+    assert sum(reading.watts[rail] for rail in total.rails) == pytest.approx(watts)
+    assert not chosen.choice.warnings
+    assert not {"NC", "sum of shunt voltages", "VDD_SPARE"} & set(reading.watts)
+    chosen.source.close()
+
+
+def test_thor_has_the_board_as_a_second_total(tmp_path):
+    chosen = choose_source(TABLES, board="jetson-agx-thor", root=thor(tmp_path))
+    assert [other.scope for other in chosen.choice.others] == ["board"]
+    assert chosen.source.read().watts["VIN"] == pytest.approx(19.78)
+    board = choose_source(
+        TABLES, board="jetson-agx-thor", root=tmp_path, scope="board"
+    ).choice.total
+    assert board is not None and board.rails == ("VIN",)
+
+
+def test_a_negative_reading_is_kept(tmp_path):
+    source = InaSource(agx_orin(tmp_path))
+    assert source.read().watts["VDD_CPU_CV"] == pytest.approx(-0.4)
+
+
+def test_shunt_gives_the_accuracy(tmp_path):
+    accuracy = InaSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
+    assert accuracy.step_w == pytest.approx(0.04)  # 40 uV over 5 mohm at 5 V
+    assert accuracy.offset_w == pytest.approx(0.08)
+
+
+def test_hwmon_numbers_that_move_are_followed(tmp_path):
+    source = InaSource(nx_rails(tmp_path))
+    old = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
+    source.read()
+    source.close()  # as the kernel closes the files of a driver that goes
+    old.rename(old.with_name("hwmon7"))
+    (tmp_path / "sys/class/hwmon/hwmon3").unlink()
+    with pytest.raises(SensorError):
+        source.read()
+    assert source.read().watts["VDD_IN"] == pytest.approx(5.0)
+
+
+def test_one_failing_rail_does_not_stop_the_others(tmp_path):
+    source = InaSource(nx_rails(tmp_path))
+    base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
+    (base / "in3_input").write_text("rubbish\n")
+    assert set(source.read().watts) == {"VDD_IN", "VDD_CPU_GPU_CV"}
+
+
+def test_no_sensor_says_what_is_missing(tmp_path):
+    with pytest.raises(SensorError, match="no INA3221"):
+        choose_source(TABLES, name="sysfs", root=tmp_path)
+    findings = {finding.source: finding for finding in find_sources(tmp_path)}
+    assert not findings["sysfs"].usable and not findings["rapl"].usable
+    assert not findings["battery"].usable and not findings["jtop"].usable
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_rail_without_permission_names_the_remedy(tmp_path):
+    nx_rails(tmp_path)
+    for path in tmp_path.rglob("*_input"):
+        path.chmod(0)
+    findings = {finding.source: finding for finding in find_sources(tmp_path)}
+    assert "chmod" in findings["sysfs"].remedy
+
+
+def test_unknown_rails_have_no_total_until_the_user_names_them(tmp_path):
+    mainline(tmp_path, 0, [("VDD_MYSTERY", 5000, 100), ("VDD_OTHER", 5000, 50)])
+    chosen = choose_source(TABLES, root=tmp_path)
+    assert chosen.choice.total is None and "--rails" in chosen.choice.why_none
+    named = choose_source(TABLES, root=tmp_path, rails=["VDD_MYSTERY"]).choice.total
+    assert named is not None and named.scope == "user-chosen"
+    with pytest.raises(ConfigError, match="no rail 'VDD_NONE'"):
+        choose_source(TABLES, root=tmp_path, rails=["VDD_NONE"])
+
+
+def test_votes_that_disagree_warn():
+    rails = ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]
+    choice = choose_total(rails, TABLES, board="jetson-xavier-nx")
+    assert choice.total is not None and choice.total.rails == tuple(rails)
+    assert any("jetson-agx-orin" in text for text in choice.warnings)
+
+
+def test_vin_sys_alone_is_not_a_total():
+    assert choose_total(["VIN_SYS_5V0"], TABLES).total is None
+    assert choose_total(["VIN_SYS_5V0"], TABLES, board="jetson-agx-orin").total is None
+
+
+def test_a_board_without_rails_is_no_zero():
+    choice = choose_total([], TABLES, board="jetson-nano-2gb")
+    assert choice.total is None and "no power rail" in choice.why_none
+
+
+class Client:
+    def __init__(self, power):
+        self.power = power
+        self.closed = False
+
+    def ok(self):
+        return True
+
+    def close(self):
+        self.closed = True
+
+
+OLD = (
+    {"cur": 99999, "avg": 1},
+    {"POM_5V_IN": {"cur": 4200, "avg": 1}, "POM_5V_GPU": {"cur": 80, "avg": 1}},
+)
+NEW = {
+    "rail": {
+        "VDD_IN": {"volt": 5000, "curr": 840, "power": 4200, "avg": 1, "online": True},
+        "VDD_SOC": {},
+        "NC": {"power": 7},
+    },
+    "tot": {"power": 99999, "avg": 1},
+}
+
+
+@pytest.mark.parametrize(("power", "rail"), [(OLD, "POM_5V_IN"), (NEW, "VDD_IN")])
+def test_jtop_both_shapes(power, rail):
+    source = JtopSource(Client(power))
+    watts = source.read().watts
+    assert watts[rail] == pytest.approx(4.2)
+    assert "NC" not in watts and "VDD_SOC" not in watts
+    choice = choose_total(source.rails, TABLES)
+    assert choice.total is not None and choice.total.rails == (rail,)
+
+
+def test_jtop_without_rails_is_no_zero():
+    client = Client({"rail": {}, "tot": {"power": 0}})
+    with pytest.raises(SensorError, match="no power rail"):
+        JtopSource(client)
+    assert client.closed
+    assert rail_watts(None) == {}
+
+
+PMIC = """ 3V3_SYS_A current(1)=0.10000000A
+  VDD_CORE_A current(7)=2.00000000A
+    3V3_SYS_V volt(9)=3.30000000V
+   VDD_CORE_V volt(15)=0.85000000V
+     EXT5V_V volt(24)=5.09066000V
+      BATT_V volt(25)=0.00000000V
+"""
+
+
+def test_pmic_pairs_by_name():
+    assert parse_adc(PMIC) == {
+        "3V3_SYS": pytest.approx(0.33),
+        "VDD_CORE": pytest.approx(1.7),
+    }
+    assert PmicSource(lambda: PMIC).rails == ("3V3_SYS", "VDD_CORE")
+
+
+def test_pmic_that_refuses_is_no_zero():
+    with pytest.raises(SensorError, match="VCHI"):
+        PmicSource(lambda: "VCHI initialization failed")
+
+
+def rapl(root, counts, wrap=1_000_000):
+    for number, count in enumerate(counts):
+        base = f"sys/class/powercap/intel-rapl:{number}"
+        put(
+            root,
+            {
+                f"{base}/name": f"package-{number}",
+                f"{base}/energy_uj": count,
+                f"{base}/max_energy_range_uj": wrap,
+                f"sys/class/powercap/intel-rapl:{number}:0/name": "core",
+                f"sys/class/powercap/intel-rapl:{number}:0/energy_uj": 5,
+            },
+        )
+    return root
+
+
+def test_rapl_wraps_and_adds_packages_only(tmp_path):
+    times = iter(range(0, 10**12, 500_000_000))
+    source = RaplSource(rapl(tmp_path, [900_000, 100]), clock=lambda: next(times))
+    assert source.rails == ("package-0", "package-1")
+    rapl(tmp_path, [400_000, 100_100])
+    reading = source.read()
+    assert reading.joules == {
+        "package-0": pytest.approx(0.5),
+        "package-1": pytest.approx(0.1),
+    }
+
+
+def battery(root, **files):
+    base = "sys/class/power_supply/BAT0"
+    texts = {"type": "Battery", "status": "Discharging", **files}
+    return put(root, {f"{base}/{name}": text for name, text in texts.items()})
+
+
+def test_battery_power_and_product(tmp_path):
+    assert BatterySource(battery(tmp_path / "a", power_now=7_500_000)).read().watts == {
+        "BAT0": pytest.approx(7.5)
+    }
+    source = BatterySource(
+        battery(tmp_path / "b", voltage_now=11_100_000, current_now=-500_000)
+    )
+    assert source.read().watts["BAT0"] == pytest.approx(5.55)
+
+
+def test_a_charging_battery_is_no_source(tmp_path):
+    battery(tmp_path, status="Charging", power_now=1)
+    with pytest.raises(SensorError, match="charging"):
+        BatterySource(tmp_path)
+
+
+def program(tmp_path, text):
+    path = tmp_path / "tegrastats"
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_tegrastats_process(tmp_path):
+    script = """#!/bin/sh
+echo 'WARNING: not invoking as root'
+while :; do
+  echo '01-02-2026 03:04:05 RAM 1/2MB VDD_IN -398mW/4000mW NC 1mW/1mW NC 2mW/2mW'
+  sleep 0.02
+done
+"""
+    source = TegrastatsSource(20, command=[str(program(tmp_path, script))])
+    first, second = source.read(), source.read()
+    assert first.watts == {"VDD_IN": pytest.approx(-0.398)}
+    assert second.t_ns > first.t_ns
+    source.close()
+    source.close()
+
+
+def test_tegrastats_without_rails_or_program(tmp_path):
+    script = "#!/bin/sh\necho 'RAM 1/2MB CPU [1%@729] PLL@50C'\nsleep 5\n"
+    with pytest.raises(SensorError, match="no power rail"):
+        TegrastatsSource(20, command=[str(program(tmp_path, script))])
+    with pytest.raises(SensorError, match="cannot start"):
+        TegrastatsSource(command=[str(tmp_path / "nothing")])
+
+
+class Nvml(types.SimpleNamespace):
+    """The library's functions as ctypes has them."""
+
+    def __init__(self, code):
+        super().__init__(code=code, shut=0)
+
+    def nvmlInit_v2(self):  # noqa: N802
+        return 0
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.shut += 1
+
+    def nvmlDeviceGetCount_v2(self, count):  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):  # noqa: N802
+        return 0
+
+    def nvmlDeviceGetPowerUsage(self, handle, milliwatt):  # noqa: N802
+        milliwatt._obj.value = 0 if self.code else 71234
+        return self.code
+
+
+def test_nvml_not_supported_is_no_zero():
+    with pytest.raises(SensorError, match="NotSupported"):
+        NvmlSource(Nvml(3))
+    assert NvmlSource(Nvml(0)).read().watts == {"GPU0": pytest.approx(71.234)}
+
+
+def test_rapl_set_back_without_a_range_is_no_energy(tmp_path):
+    source = RaplSource(rapl(tmp_path, [900_000], wrap=0))
+    rapl(tmp_path, [100], wrap=0)
+    assert source.read().joules == {}
