@@ -54,6 +54,7 @@ class StreamOptions:
     deadline_s: float | None
     offline: str
     patience_s: float
+    max_joules: float | None = None
 
     @classmethod
     def of(
@@ -70,6 +71,7 @@ class StreamOptions:
         deadline_s: float | None,
         offline: str,
         patience_s: float,
+        max_joules: float | None = None,
     ) -> StreamOptions:
         """Check the arguments of ``Session.generate``.
 
@@ -100,4 +102,12 @@ class StreamOptions:
             )
         if isinstance(controller, str):
             controller = make_controller(controller)
-        return cls(params, controller, max_new_tokens, deadline_s, offline, patience_s)
+        return cls(
+            params,
+            controller,
+            max_new_tokens,
+            deadline_s,
+            offline,
+            patience_s,
+            max_joules,
+        )

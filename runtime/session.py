@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
-import draftwire
+from draftwire.energy.budget import Budget
 from draftwire.errors import BusyError, ConfigError, DraftwireError, ModelError
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
+from draftwire.runtime.accounting import EnergyChoice, PowerMeter, StreamAccount
 from draftwire.runtime.actions import (
     Action,
     Draft,
@@ -28,18 +29,19 @@ from draftwire.runtime.actions import (
     Send,
     Token,
 )
+from draftwire.runtime.chunks import chunks_of
 from draftwire.runtime.controller import Controller
 from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.greeting import hello_of
 from draftwire.runtime.link import Link, LinkState
 from draftwire.runtime.options import PATIENCE_S, Chunk, StreamOptions
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream_facts import StreamFacts, report_of
 from draftwire.sampling import Proposal, loss_of, make_proposer
 from draftwire.transport.client import Connection, tls_context, to_exception
-from draftwire.transport.codec import VERSION
-from draftwire.transport.messages import Error, Hello, Message
+from draftwire.transport.messages import Error, Message
 
 __all__ = ["Chunk", "Session", "Token"]
 
@@ -62,6 +64,8 @@ class Session:
         tls_key: Its key.
         timeout: Seconds for connecting.
         silence_s: Seconds without a verdict after which the link counts as lost.
+        energy: Power source for the reports, see
+            :class:`~draftwire.runtime.accounting.PowerMeter`.
 
     Attributes:
         welcome: What the verifier said of itself.
@@ -88,6 +92,7 @@ class Session:
         tls_key: str | Path | None = None,
         timeout: float = 10.0,
         silence_s: float = 15.0,
+        energy: EnergyChoice = "auto",
     ) -> None:
         package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
@@ -111,13 +116,16 @@ class Session:
         def connect() -> Connection:
             return Connection(
                 url,
-                _hello(package, target),
+                hello_of(package, target),
                 token=token,
                 insecure=insecure,
                 tls=tls,
                 timeout=timeout,
             )
 
+        self._power = PowerMeter(energy)
+        self._account: StreamAccount | None = None
+        self._budget: Budget | None = None
         self._link = Link(connect, self, silence_s=silence_s)
         self.welcome = self._link.connection.welcome
         self._warnings: list[str] = []
@@ -149,6 +157,7 @@ class Session:
             self._stop("cancelled")
         self._link.close()
         self._drafter.close()
+        self._power.close()
 
     @property
     def link(self) -> LinkState:
@@ -157,8 +166,7 @@ class Session:
 
     def cancel(self) -> None:
         """End the running stream; callable from any thread, harmless without one."""
-        with self._lock:
-            self._stop("cancelled")
+        self._stop_from_outside("cancelled")
 
     def generate(
         self,
@@ -176,6 +184,7 @@ class Session:
         deadline_s: float | None = None,
         offline: str = "wait",
         patience_s: float = PATIENCE_S,
+        max_joules: float | None = None,
     ) -> Iterator[Chunk]:
         """Stream the target's continuation of ``prompt``.
 
@@ -198,6 +207,8 @@ class Session:
                 on alone and show guesses as such, or raise the ``"error"``.
             patience_s: How long to bear a lost link before that is an error all the
                 same (with ``"draft"``: once the draft has no more to say).
+            max_joules: End with what is there once the device has spent so much
+                (``finish`` is ``"budget"``); needs a power source.
 
         Returns:
             Iterator of chunks. :attr:`report` is set when it ends.
@@ -218,6 +229,7 @@ class Session:
             deadline_s=deadline_s,
             offline=offline,
             patience_s=patience_s,
+            max_joules=max_joules,
         )
         ids = self._encode(prompt)
         return self._stream(ids, options, Screen(self._tokenizer, ids, stop))
@@ -267,13 +279,19 @@ class Session:
             self._out = out
             before = self._link.traffic()
             self._drafter.begin(proposer)
+            self._account = self._power.account()
+            self._budget = None
+            if options.max_joules is not None:
+                self._budget = Budget(self._account.account, options.max_joules)
             up = self._link.up
             self._apply(machine.start() if up else machine.start_offline())
         facts = StreamFacts(
             began, len(ids), options.params, options.controller.name, before
         )
         try:
-            yield from self._drain(out, screen, facts, options.deadline_s)
+            yield from chunks_of(
+                out, screen, facts, options.deadline_s, self._stop_from_outside
+            )
         finally:
             # Also on break, Ctrl-C and errors: nothing goes on behind the user's back.
             with self._lock:
@@ -281,69 +299,12 @@ class Session:
                     self._stop("cancelled")
             self.report = self._report(machine, facts)
 
-    def _drain(
-        self,
-        out: queue.Queue[Any],
-        screen: Screen,
-        facts: StreamFacts,
-        deadline_s: float | None,
-    ) -> Iterator[Chunk]:
-        while True:
-            left = None
-            if deadline_s is not None:
-                left = max(0.0, facts.began + deadline_s - time.perf_counter())
-            try:
-                event = out.get(timeout=left)
-            except queue.Empty:
-                with self._lock:
-                    self._stop("deadline")
-                deadline_s = None
-                continue
-            now = time.perf_counter() - facts.began
-            if isinstance(event, Exception):
-                facts.finish = "error"
-                raise event
-            if isinstance(event, Finished):
-                rest = screen.flush()
-                facts.finish = event.reason
-                facts.take(screen)
-                yield Chunk(rest, (), now, event.reason, unverified=screen.unverified)
-                return
-            if isinstance(event, Revise):
-                screen.revise(event.position)
-                facts.take(screen)
-                yield Chunk(
-                    "",
-                    (),
-                    now,
-                    unverified=screen.unverified,
-                    revision=event.position,
-                    kept_text=screen.text,
-                )
-                continue
-            final = event.tokens[0].kind != "unverified"
-            if final and facts.first_token_s is None:
-                facts.first_token_s = now
-            piece = screen.push(event)
-            facts.take(screen)
-            if screen.stopped and final:
-                facts.finish = "stop"
-                with self._lock:
-                    self._stop("stop")
-                yield Chunk(piece, event.tokens, now, "stop")
-                return
-            yield Chunk(
-                piece,
-                event.tokens,
-                now,
-                verified=final,
-                unverified=screen.unverified,
-            )
-
     # ---- events, from any thread
 
     def _on_proposal(self, branch: int, proposal: Proposal) -> None:
         with self._lock:
+            if self._account is not None:
+                self._account.proposal()
             if self._machine is not None:
                 self._apply(self._machine.drafted(branch, proposal))
 
@@ -360,6 +321,8 @@ class Session:
                 self._error(message)
             elif self._machine is not None:
                 self._apply(self._machine.message(message))
+                if self._budget is not None and self._budget.exceeded():
+                    self._stop("budget")
 
     def _error(self, message: Error) -> None:
         error = to_exception(message)
@@ -387,6 +350,8 @@ class Session:
             if self._mode == "error":
                 self._fail_stream(error)
             else:
+                if self._account is not None:
+                    self._account.link_lost()
                 self._apply(machine.link_lost())
 
     def link_still_down(self, error: DraftwireError, down_s: float) -> None:
@@ -428,7 +393,10 @@ class Session:
             self._warnings.append(sentence)
 
     def _apply(self, actions: Sequence[Action]) -> None:
+        account = self._account
         for action in actions:
+            if account is not None:
+                account.before(action)
             if isinstance(action, Send):
                 self._link.send(action.message)
             elif isinstance(action, Draft):
@@ -436,6 +404,12 @@ class Session:
             else:
                 assert isinstance(action, (Emit, Revise, Finished))
                 self._out.put(action)
+            if account is not None:
+                account.after(action)
+
+    def _stop_from_outside(self, reason: str) -> None:
+        with self._lock:
+            self._stop(reason)
 
     def _stop(self, reason: str) -> None:
         machine = self._machine
@@ -459,6 +433,15 @@ class Session:
             if not self._link.up:
                 raise error
 
+    def _energy(self, machine: EdgeSession) -> dict[str, Any]:
+        if self._account is None:
+            return {"why_null": self._power.why_null}
+        counts, account = machine.counts, self._account.account
+        account.count(
+            drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
+        )
+        return account.result()
+
     def _report(self, machine: EdgeSession, facts: StreamFacts) -> dict[str, Any]:
         package, model = self._package, self._model
         return report_of(
@@ -473,6 +456,7 @@ class Session:
             },
             traffic=self._link.traffic().minus(facts.before),
             reconnects=self._link.reconnects,
+            energy=self._energy(machine),
             draft_s=self._drafter.draft_s,
             prefill_s=self._drafter.prefill_s,
             warnings=[
@@ -480,18 +464,3 @@ class Session:
                 *filter(None, [loss_of(facts.params, self.welcome.vocab_size)]),
             ],
         )
-
-
-def _hello(package: DraftPackage, target: str) -> Hello:
-    backbone = package.family.backbone
-    return Hello(
-        (VERSION,),
-        f"draftwire/{draftwire.__version__}",
-        target,
-        bytes.fromhex(package.family.tokenizer),
-        bytes.fromhex(backbone) if backbone else b"",
-        package.vocab_size,
-        bytes.fromhex(package.id),
-        package.family.name,
-        ("resume",),
-    )

@@ -59,6 +59,7 @@ def report_of(
     draft_s: float,
     prefill_s: float,
     reconnects: int,
+    energy: Mapping[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Return the run report of a stream that has ended.
@@ -72,6 +73,7 @@ def report_of(
         draft_s: Seconds of drafting.
         prefill_s: Seconds in which the draft read the prompt.
         reconnects: Of the session so far.
+        energy: The account's result.
         warnings: Sentences for the user.
     """
     total = time.perf_counter() - facts.began
@@ -117,7 +119,7 @@ def report_of(
                 "wait": max(0.0, total - draft_s - prefill_s),
                 "verify": counts.compute_s,
             },
-            energy={"why_null": "no power meter was asked for"},
+            energy=energy,
             link={
                 "compatibility": welcome.compatibility,
                 "reconnects": reconnects,

@@ -59,6 +59,7 @@ def test_what_is_asked_for_reaches_the_session(
         "token": "secret",
         "threads": 2,
         "tls_ca": "ca.pem",
+        "energy": "auto",
     }
     assert played.calls == [
         (
@@ -75,6 +76,7 @@ def test_what_is_asked_for_reaches_the_session(
                 "offline": "draft",
                 "patience_s": 3.0,
                 "deadline_s": 0.8,
+                "max_joules": None,
             },
         )
     ]

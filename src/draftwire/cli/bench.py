@@ -114,8 +114,48 @@ def _chaos(args: argparse.Namespace) -> int:
     return 1 if result.wrong else 0
 
 
+def _verifier_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", type=Path, metavar="DIR", help="default: the reference target v1")
+    add("--devices", type=_count, default=64, metavar="N", help="default: %(default)s")
+    add("--seconds", type=float, default=60.0, metavar="S", help="a run (default: 60)")
+    add("--block", type=_count, default=4, help="drafted tokens (default: %(default)s)")
+    add("--acceptance", type=float, default=0.8, help="of a draft (default: %(default)s)")
+    add("--tokens", type=_count, default=64, help="of a text (default: %(default)s)")
+    add("--think-ms", type=float, default=0.0, metavar="MS", help="drafting takes so long")
+    add("--threads", type=_count, metavar="N", help="of the verifier's engine")
+    add("--no-compare", action="store_true", help="leave the run without batching out")
+
+
+def _verifier(args: argparse.Namespace) -> int:
+    from draftwire.bench.verifier import Load, bench_verifier, render
+    from draftwire.reference import target_path
+
+    if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
+        raise ConfigError("--seconds, --acceptance or --think-ms is out of range")
+    document = bench_verifier(
+        Load(
+            target=target_path("v1") if args.target is None else args.target,
+            devices=args.devices,
+            seconds=args.seconds,
+            block=args.block,
+            acceptance=args.acceptance,
+            tokens=args.tokens,
+            think_s=args.think_ms / 1e3,
+            threads=args.threads,
+        ),
+        (None,) if args.no_compare else (None, 1),
+    )
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-":
+        print(render(document))
+    return 1 if any(run["errors"] for run in document["runs"]) else 0
+
+
 LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
+    "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }
 

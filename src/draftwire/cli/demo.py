@@ -56,6 +56,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, help="default: %(default)s"
     )
+    parser.add_argument(
+        "--energy",
+        default="auto",
+        metavar="SOURCE",
+        help="power source of the reports: auto, off, a name, or model:draft=6,wait=3 "
+        "in watts (default: %(default)s)",
+    )
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
     parser.set_defaults(run=run)
@@ -84,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             draft=str(draft),
             target=args.target,
             token=token,
+            energy=args.energy,
             **_common.connect_options(args),
         ) as session:
             colour = _common.wants_colour(screen, never=args.no_color)

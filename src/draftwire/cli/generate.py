@@ -74,6 +74,19 @@ def register(subparsers: Any) -> None:
         help="end after so many seconds with what is there",
     )
     parser.add_argument(
+        "--max-joules",
+        type=float,
+        metavar="J",
+        help="end with what is there once this device has spent so much",
+    )
+    parser.add_argument(
+        "--energy",
+        default="auto",
+        metavar="SOURCE",
+        help="auto, off, a source of `draftwire energy sources`, or "
+        "model:draft=6,wait=3,... in watts (default: %(default)s)",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         help="allow plain ws:// to another machine: token and text can be read on the way",
@@ -100,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         offline=args.offline,
         patience_s=args.patience,
         deadline_s=args.deadline,
+        max_joules=args.max_joules,
     )
     where = _where(args)
     prompt = _prompt(args.prompt)
@@ -166,6 +180,7 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
         "draft": str(values["draft"]),
         "target": values["target"] or "",
         "token": None if token_file is None else _common.read_token(token_file),
+        "energy": args.energy,
         **{name: value for name, value in security.items() if value},
     }
 

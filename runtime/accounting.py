@@ -1,0 +1,143 @@
+"""The session's power meter, and the account of each stream's joules.
+
+What the device does at a moment is the account's phase: ``prefill`` (the draft reads the
+prompt), ``draft``, ``transmit``, ``verify-wait`` (a block is out, nothing else to do),
+``wait`` (for a link or an answer of another kind) and ``idle``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Union
+
+from draftwire.errors import BoardError, ConfigError
+from draftwire.runtime.actions import Draft, Send
+from draftwire.transport.messages import Block
+
+if TYPE_CHECKING:
+    from draftwire.energy.account import Account
+    from draftwire.energy.meter import Meter
+    from draftwire.energy.sources.modelled import ModelSource
+
+__all__ = ["EnergyChoice", "PowerMeter", "StreamAccount"]
+
+EnergyChoice = Union[str, "Meter", "ModelSource"]
+OFF = "energy accounting was switched off"
+
+
+class PowerMeter:
+    """Opens the power source that a session was asked for; one meter for all streams.
+
+    Args:
+        choice: ``"auto"`` takes the best source there is, ``"off"`` none, another word a
+            source by name (see ``draftwire energy sources``), ``"model:draft=6,wait=3"``
+            watts by phase from the user; or a meter, or a model of watts.
+
+    Attributes:
+        why_null: Why there is no meter, or "".
+
+    Raises:
+        ConfigError: The choice is not understood.
+        SensorError: A source that was named cannot be read.
+    """
+
+    def __init__(self, choice: EnergyChoice = "auto") -> None:
+        self._meter: Meter | None = None
+        self._model: ModelSource | None = None
+        self._own = False
+        self.why_null = ""
+        if not isinstance(choice, str):
+            if hasattr(choice, "watts"):
+                self._model = choice  # type: ignore[assignment]
+            else:
+                self._meter = choice  # type: ignore[assignment]
+        elif choice == "off":
+            self.why_null = OFF
+        elif choice.startswith("model:"):
+            self._model = _parse_model(choice)
+        else:
+            self._open(choice)
+
+    def _open(self, choice: str) -> None:
+        from draftwire.boards.profiles import find_profile, load_profiles
+        from draftwire.energy.choose import open_meter
+        from draftwire.energy.rails import RailTable
+
+        profiles = load_profiles()
+        tables = [RailTable.from_dict(p.name, p.rails) for p in profiles.values()]
+        try:
+            found = find_profile(profiles=profiles)
+            board = None if found.profile.generic else found.profile.name
+            self._meter = open_meter(tables, board=board, name=choice)
+            self._meter.start()
+            self._own = True
+        except BoardError as exc:
+            if choice != "auto":
+                raise
+            self.why_null = f"{exc}; see `draftwire energy sources`"
+
+    def account(self) -> StreamAccount:
+        """Return the account of a new stream, started."""
+        from draftwire.energy.account import Account
+
+        return StreamAccount(
+            Account(self._meter, model=self._model, why=self.why_null or OFF)
+        )
+
+    def close(self) -> None:
+        """Stop the meter, if it is this object's own."""
+        if self._own and self._meter is not None:
+            self._meter.stop()
+
+
+class StreamAccount:
+    """Follows what the device does during one stream.
+
+    Args:
+        account: Not started yet.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self._reading = True
+        account.start("prefill")
+
+    def before(self, action: object) -> None:
+        """Note what carrying out ``action`` makes the device do."""
+        if isinstance(action, Send):
+            self.account.phase("transmit")
+        elif isinstance(action, Draft) and action.count:
+            self.account.phase("prefill" if self._reading else "draft")
+
+    def after(self, action: object) -> None:
+        """Note what the device does once ``action`` is carried out."""
+        if isinstance(action, Send):
+            block = isinstance(action.message, Block)
+            self.account.phase("verify-wait" if block else "wait")
+
+    def proposal(self) -> None:
+        """Note that a token was drafted: the prompt is read."""
+        if self._reading:
+            self._reading = False
+            self.account.phase("draft")
+
+    def link_lost(self) -> None:
+        """Note that there is nothing but waiting."""
+        self.account.phase("wait")
+
+
+def _parse_model(choice: str) -> ModelSource:
+    from draftwire.energy.sources.modelled import ModelSource
+
+    watts = {}
+    for part in choice[len("model:") :].split(","):
+        phase, equals, number = part.partition("=")
+        try:
+            watts[phase.strip()] = float(number)
+        except ValueError:
+            equals = ""
+        if not equals or not phase.strip():
+            raise ConfigError(
+                f"{choice!r} is not a model of watts",
+                hint="for example model:prefill=9,draft=6,transmit=4,verify-wait=3,wait=3",
+            )
+    return ModelSource("flags", watts, origin="given by the user")
