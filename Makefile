@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test fuzz lint format clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -17,6 +17,10 @@ demo: ## a verifier and a device on this machine, the models of models/, a real 
 test: ## everything on .venv, then the device rooms on each Python of the boards found
 	@$(PYTHON) tools/venvs.py test $(ARGS)
 
+fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
+	@$(PYTHON) tools/venvs.py make device test fuzz
+	@$(VENV)/python tests/fuzz/fuzz.py $(ARGS)
+
 lint: ## ruff and mypy
 	@$(PYTHON) tools/venvs.py make device lint
 	$(VENV)/ruff check .
@@ -28,4 +32,4 @@ format: ## rewrite the code in the one format
 	$(VENV)/ruff check --fix-only .
 
 clean: ## remove what the verbs above made
-	rm -rf .venv .venvs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venvs build dist fuzz-crashes .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Makes the virtual environments that the Makefile's verbs run in, and reuses them.
 
-    python3 tools/venvs.py make device [test] [workstation] [lint]   ->  .venv
+    python3 tools/venvs.py make device [test] [workstation] [lint] [fuzz]   ->  .venv
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
@@ -26,8 +26,9 @@ GROUPS = {
         ("requirements/workstation.txt", False),
     ),
     "lint": (("requirements/lint.txt", False),),
+    "fuzz": (("requirements/fuzz.txt", True),),
 }
-ORDER = ("device", "test", "workstation", "lint")
+ORDER = ("device", "test", "workstation", "lint", "fuzz")
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.

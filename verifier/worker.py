@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Awaitable, Callable
 
+from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Message
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.streams import Stream
@@ -31,6 +32,11 @@ async def drive(
         stream: It has a slot, and nobody else drives it.
         service: For its counters.
         deliver: Sends what comes out.
+
+    Raises:
+        ProtocolError: The device broke the protocol.
+        ModelError: The model failed.
+        RefusedError: The scheduler takes no more work.
     """
     while not stream.session.done:
         work = stream.session.poll()
@@ -45,6 +51,8 @@ async def drive(
 
 async def _run(stream: Stream, work: Work, service: VerifierService) -> list[Message]:
     assert stream.slot is not None
+    if work.start + len(work.tokens) > stream.served.backend.context:
+        raise ProtocolError("drafts beyond the context of the target")
     verified = await stream.served.scheduler.submit(
         SlotInput(stream.slot, work.start, work.tokens, work.rows),
         prefill=work.prefill,

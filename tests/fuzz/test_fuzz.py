@@ -1,0 +1,33 @@
+"""A short slice of ``make fuzz``: the corpus and some thousand mutations of it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+SPEC = importlib.util.spec_from_file_location("fuzz", HERE / "fuzz.py")
+fuzz = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(fuzz)  # puts the helpers on the path
+
+from fuzz_targets import TARGETS, seeds  # noqa: E402
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_but_foreseen_errors(name):
+    assert fuzz.loop(name, 3000, seed=len(name)) > 3000
+
+
+def test_the_corpus_begins_with_the_golden_vectors():
+    assert len(seeds("codec")) > 20 and all(seeds(name) for name in TARGETS)
+
+
+def test_a_planted_fault_is_found(monkeypatch, capsys):
+    from draftwire.transport import bits
+
+    monkeypatch.setattr(bits.Reader, "end", lambda self: None)  # trailing bytes pass
+    with pytest.raises(AssertionError):
+        fuzz.loop("codec", 3000, seed=1)
+    assert "the input: " in capsys.readouterr().err
+    assert "atheris" not in sys.modules

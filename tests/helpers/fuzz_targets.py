@@ -1,0 +1,370 @@
+"""What is fuzzed: bytes in, either a foreseen error or every invariant holds.
+
+``codec``: a frame off the wire. ``target`` and ``edge``: a session and a history, both
+read from the bytes. Anything but the errors that a peer's mistake may cause is a bug.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from draftwire.errors import ConfigError, ProtocolError
+from draftwire.runtime.actions import Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.controller import FixedLength
+from draftwire.runtime.edge_session import EdgeSession
+from draftwire.sampling import SCHEMES, SamplingParams, make_decider, make_proposer
+from draftwire.transport.codec import Codec
+from draftwire.transport.explain import explain
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Error,
+    Finish,
+    Open,
+    Opened,
+    Provisional,
+    Resumed,
+)
+from draftwire.verifier.target_session import TargetSession
+
+__all__ = ["TARGETS", "seeds"]
+
+TESTS = Path(__file__).resolve().parents[1]
+V = 11  # four bits, with ids outside the vocabulary
+SCHEME_NAMES = tuple(SCHEMES)
+
+
+class Bites:
+    """Reads choices from bytes; zeros after their end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def __bool__(self) -> bool:
+        return self.at < len(self.data)
+
+    def byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1] if self.at <= len(self.data) else 0
+
+    def below(self, n: int) -> int:
+        return self.byte() % n
+
+    def raw(self, n: int) -> bytes:
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def ids(self, n: int) -> tuple[int, ...]:
+        return tuple(self.below(V) for _ in range(n))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def logits_after(history: tuple[int, ...]) -> np.ndarray:
+    """Return ``(V,)`` logits that depend on the whole history."""
+    mixed = zlib.crc32(bytes(history))
+    row = np.empty(V, np.float32)
+    for i in range(V):
+        mixed = (mixed * 1664525 + 1013904223) & 0xFFFFFFFF
+        row[i] = (mixed >> 16) / 9362.0  # within 0..7
+    return row
+
+
+def params_of(bites: Bites) -> SamplingParams:
+    scheme = SCHEME_NAMES[bites.below(len(SCHEME_NAMES))]
+    temperature = (0.0, 1.0, 0.5)[bites.below(3)]
+    top_k, top_p = bites.below(4), (1.0, 0.9, 0.3)[bites.below(3)]
+    return SamplingParams(scheme, temperature, top_k, top_p, bites.byte())
+
+
+# ---- codec
+
+
+def codec(data: bytes) -> None:
+    """A frame is refused, or means something that has one encoding."""
+    bites = Bites(data)
+    vocab = (None, 2, V, 2048, 32000, 151936)[bites.below(6)]
+    ends = Codec(vocab, max_ids=4096)
+    frame = data[1:]
+    explained = explain(frame, vocab)
+    assert b"".join(piece.data for piece in explained.pieces) == frame[: _length(explained)]
+    try:
+        message = ends.decode(frame)
+    except ProtocolError as error:
+        assert str(error)
+        assert explained.error or "the limit is 4096" in str(error)
+        return
+    again = ends.encode(message)
+    assert ends.decode(again) == message
+    assert len(again) <= len(frame), (frame.hex(), again.hex())
+    assert ends.encode(ends.decode(again)) == again
+    hot = isinstance(message, (Block, Commit, Provisional))
+    if hot and not (frame[0] & 0x10 and not getattr(message, "evidence", b"")):
+        assert again == frame, "two frames for one message"
+    assert not explained.error, explained.error
+
+
+def _length(explained) -> int:
+    return sum(len(piece.data) for piece in explained.pieces)
+
+
+# ---- the cloud's session
+
+
+class _Cloud:
+    """A target session, the cache that its slot would have, and its text so far."""
+
+    def __init__(self, bites: Bites) -> None:
+        self.params = params_of(bites)
+        self.prompt = bites.ids(1 + bites.below(4))
+        self.count = 1 + bites.below(24)
+        self.context = 2 + bites.below(40)
+        stops = bites.ids(bites.below(3))
+        self.max_block = 1 + bites.below(12)
+        p = self.params
+        request = Open(
+            1,
+            self.prompt,
+            p.scheme,
+            p.temperature,
+            p.top_k,
+            p.top_p,
+            p.seed,
+            self.count,
+            stops,
+        )
+        self.session = TargetSession(
+            request, vocab_size=V, context=self.context, max_block=self.max_block
+        )
+        self.cache: list[int] = []
+        self.text: tuple[int, ...] = ()
+        self.work = None
+
+    def step(self, bites: Bites) -> None:
+        session, op = self.session, bites.below(16)
+        if op < 6:
+            self.check(session.receive(self.block(bites)))
+        elif op < 11:
+            self.poll()
+        elif op < 14:
+            self.complete()
+        else:
+            cached = bites.below(2) == 1
+            self.work = None
+            session.detach(cached=cached)
+            if not cached:
+                self.cache = []
+            held = bites.below(len(self.text) + 1)
+            answer = session.resume(held)
+            assert answer.tokens == self.text[held:] and answer.finish == session.finish
+        self.check([])
+
+    def block(self, bites: Bites) -> Block:
+        epoch = (self.session.epoch + (0, 0, 0, 0, 0, 1, 255, 128)[bites.below(8)]) & 0xFF
+        base = len(self.text) + (0, 0, 0, 0, 1, 2, 3, -1, -2, 9)[bites.below(10)]
+        how = bites.byte()
+        tokens = list(bites.ids(how % 8))
+        if how & 8:  # right for as long as it can be
+            history = [*self.prompt, *self.text]
+            for i in range(len(tokens)):
+                tokens[i] = int(logits_after(tuple(history)).argmax())
+                history.append(tokens[i])
+        evidence = bites.raw(bites.below(40)) if how & 16 else b""
+        correction = bites.below(V) if how & 32 else None
+        return Block(
+            epoch, max(0, base), tuple(tokens), evidence, how & 0xC0 == 0xC0, correction
+        )
+
+    def poll(self) -> None:
+        work = self.session.poll()
+        if work is None:
+            return
+        assert self.work is None, "two pieces of work at a time"
+        assert 0 <= work.start <= len(self.cache), "a gap in the cache"
+        assert len(work.tokens) >= 1 and 0 <= work.rows <= len(work.tokens)
+        if work.start + len(work.tokens) > self.context:  # as `drive` does
+            raise ProtocolError("drafts beyond the context")
+        assert work.tokens.min() >= 0 and work.tokens.max() < V
+        self.cache[work.start :] = work.tokens.tolist()
+        text = [*self.prompt, *self.text][: len(self.cache)]
+        assert self.cache[: len(text)] == text, "the cache is not the text"
+        self.work = work
+
+    def complete(self) -> None:
+        work, self.work = self.work, None
+        if work is None:
+            return
+        end = len(self.cache)
+        rows = [tuple(self.cache[: end - work.rows + 1 + i]) for i in range(work.rows)]
+        logits = np.zeros((work.rows, V), np.float32)
+        for i, history in enumerate(rows):
+            logits[i] = logits_after(history)
+        self.check(self.session.complete(work, logits))
+
+    def check(self, messages) -> None:
+        for message in messages:
+            codec_v = Codec(V)
+            assert isinstance(message, Commit)
+            sent = codec_v.decode(codec_v.encode(message))
+            assert (sent.accepted, sent.token) == (message.accepted, message.token)
+        text = self.session.committed()
+        assert text[: len(self.text)] == self.text, "text was taken back"
+        assert len(text) <= min(self.count, self.context - len(self.prompt))
+        self.text = text
+        assert self.session.counts.accepted <= self.session.counts.drafted
+
+
+def target(data: bytes) -> None:
+    """Whatever a device sends, the text is the target's own and the cache is sound."""
+    bites = Bites(data)
+    try:
+        cloud = _Cloud(bites)
+    except ConfigError:
+        return
+    try:
+        while bites:
+            cloud.step(bites)
+    except ProtocolError:
+        pass  # the connection ends here
+    if cloud.params.scheme in ("greedy", "coupled"):
+        decider = make_decider(cloud.params, V)
+        history = list(cloud.prompt)
+        for token in cloud.text:
+            row = logits_after(tuple(history))[None]
+            wanted = decider.decide([], b"", row, len(history)).token
+            assert token == wanted, "not the target's text"
+            history.append(token)
+
+
+# ---- the device's session
+
+
+def edge(data: bytes) -> None:
+    """Whatever a verifier sends, each token comes once and guesses are marked."""
+    bites = Bites(data)
+    params = params_of(bites)
+    try:
+        proposer = make_proposer(params, V)
+    except ConfigError:
+        return
+    prompt = bites.ids(1 + bites.below(3))
+    count, context = 1 + bites.below(20), 8 + bites.below(20)
+    session = EdgeSession(
+        prompt,
+        params=params,
+        proposer=proposer,
+        controller=FixedLength(1 + bites.below(6)),
+        max_new_tokens=count,
+        context=context,
+        stop_ids=bites.ids(bites.below(3)),
+        max_block=1 + bites.below(8),
+        guess_offline=bites.below(2) == 1,
+    )
+    world = _Device(session, proposer, prompt, min(count, context - len(prompt)))
+    try:
+        world.act(session.start_offline() if bites.below(4) == 0 else session.start())
+        while bites:
+            world.step(bites)
+    except ProtocolError:
+        pass  # the connection ends here
+
+
+class _Device:
+    def __init__(self, session, proposer, prompt, limit) -> None:
+        self.session, self.proposer, self.prompt = session, proposer, prompt
+        self.limit = limit
+        self.final: list[int] = []
+        self.guesses: list[int] = []
+        self.sequence: list[int] = []
+        self.branch = self.todo = 0
+        self.finished = False
+        self.attached = False
+
+    def step(self, bites: Bites) -> None:
+        session, op = self.session, bites.below(16)
+        if self.finished:
+            return
+        if op < 7:
+            if self.todo:
+                row = logits_after(tuple(self.sequence))
+                proposal = self.proposer.propose(row, len(self.sequence))
+                self.todo -= 1
+                self.sequence.append(proposal.token)
+                self.act(session.drafted(self.branch, proposal))
+        elif op < 14:
+            self.act(session.message(self.message(bites)))
+        elif op == 14:
+            if bites.below(3):
+                self.act(session.link_lost())
+            else:
+                self.act(session.link_up(resume=bites.below(2) == 1))
+        elif bites.below(4) == 0:
+            self.act(session.stop("cancelled"))
+
+    def message(self, bites: Bites):
+        kind = bites.below(8)
+        if kind == 0:
+            return Opened(1, b"s" * 8 * bites.below(2), b"t" * 16)
+        if kind == 1:
+            held = len(self.final) + (0, 0, 0, 1)[bites.below(4)]
+            tokens = bites.ids(bites.below(5))
+            return Resumed(bites.byte(), held, tokens, Finish(bites.below(4)))
+        if kind == 2:
+            return (Bye("x"), Error("busy", "x"), Opened(2), Bye())[bites.below(4)]
+        how = bites.byte()
+        token = bites.below(V) if how & 3 else None
+        finish = Finish(how >> 6) if how & 0x20 else Finish.NOT_YET
+        evidence = bites.raw(bites.below(30)) if how & 8 else b""
+        epoch = bites.below(3) if how & 4 else 0
+        return Commit(epoch, bites.below(5), token, finish, 0.0, 0.0, evidence)
+
+    def act(self, actions) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                frame = Codec(V).encode(action.message)
+                assert Codec(V).decode(frame) == action.message
+            elif isinstance(action, Draft):
+                self.branch, self.todo = action.branch, action.count
+                assert action.valid <= max(len(self.sequence), 0) or not action.count
+                self.sequence = [*self.sequence[: action.valid], *action.tokens]
+            elif isinstance(action, Emit):
+                assert not self.finished, "text after the end"
+                self.emit(action)
+            elif isinstance(action, Revise):
+                at = action.position - len(self.final)
+                assert 0 <= at < len(self.guesses), "revises what was not shown"
+                del self.guesses[at:]
+            else:
+                assert isinstance(action, Finished) and not self.finished
+                self.finished = True
+        assert tuple(self.final) == self.session.committed
+        assert len(self.final) + len(self.guesses) <= max(self.limit, 0)
+
+    def emit(self, action: Emit) -> None:
+        ids = [t.id for t in action.tokens]
+        if any(t.kind == "unverified" for t in action.tokens):
+            assert all(t.kind == "unverified" for t in action.tokens)
+            self.guesses += ids
+            return
+        assert ids[: action.shown] == self.guesses[: action.shown]
+        self.guesses = self.guesses[len(ids) :]
+        self.final += ids
+
+
+TARGETS = {"codec": codec, "target": target, "edge": edge}
+
+
+def seeds(name: str) -> list[bytes]:
+    """Return the corpus of a target; the codec's are the golden vectors."""
+    found = json.loads((TESTS / "fuzz" / "corpus.json").read_text())[name]
+    known = [bytes.fromhex(text) for text in found]
+    if name == "codec":
+        vectors = json.loads((TESTS / "golden" / "wire_v1.json").read_text())
+        known += [b"\x03" + bytes.fromhex(v["hex"].replace("|", "")) for v in vectors]
+    return known
