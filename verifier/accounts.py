@@ -22,7 +22,14 @@ from typing import Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
 
-__all__ = ["Account", "Accounts", "LimitError", "Usage", "read_accounts"]
+__all__ = [
+    "Account",
+    "Accounts",
+    "LimitError",
+    "Usage",
+    "parse_account",
+    "read_accounts",
+]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -198,6 +205,19 @@ def read_accounts(path: Path) -> tuple[Account, ...]:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         log.warning("other users can read the token file %s: chmod 600 %s", path, path)
     return tuple(found)
+
+
+def parse_account(line: str, where: str) -> Account:
+    """Return the account of one line of a token file.
+
+    Args:
+        line: ``TOKEN [KEY=VALUE ...]``, without a comment.
+        where: It stands, for complaints.
+
+    Raises:
+        ConfigError: The line is wrong.
+    """
+    return _account(line.split(), "default", where)
 
 
 def _account(words: Sequence[str], name: str, where: str) -> Account:

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Callable
 
 from draftwire.errors import ConfigError
-from draftwire.verifier.accounts import Account, Accounts
+from draftwire.verifier.accounts import (
+    Account,
+    Accounts,
+    parse_account,
+    read_accounts,
+)
 from draftwire.verifier.backends.loading import Loader
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.service import VerifierService, tls_context
 
-__all__ = ["Options", "make_token", "serve", "write_token_file"]
+__all__ = ["Options", "make_token_line", "serve", "write_token_file"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -145,25 +150,49 @@ async def _watch(registry: Registry, options: Options, again: asyncio.Event) -> 
             log.error("%s", error)
 
 
-def write_token_file(path: Path) -> None:
-    """Write a new token to ``path``, readable by its owner alone.
+def write_token_file(path: Path, line: str, *, append: bool = False) -> None:
+    """Write a token's line to ``path``, readable by its owner alone.
+
+    Args:
+        path: The token file.
+        line: From :func:`make_token_line`.
+        append: Add it to the tokens that are there; otherwise there must be none.
 
     Raises:
-        ConfigError: There is something at ``path``, or it cannot be written.
+        ConfigError: There is something at ``path``, or it cannot be written, or the
+            line does not go with those that are there.
     """
+    if append and path.exists():
+        known = read_accounts(path)  # says what is wrong with it, if anything
+        name = parse_account(line, "the new line").name
+        if name in {account.name for account in known}:
+            raise ConfigError(
+                f"there is a token of the name {name} in {path} already",
+                hint="give another one: --limits name=WHO",
+            )
+    flags = os.O_APPEND if append else os.O_EXCL
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
     except FileExistsError as error:
         raise ConfigError(
             f"there is something at {path} already",
-            hint="remove it first when devices need a new token, or choose another name",
+            hint="add to it with --append, or choose another name",
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     with os.fdopen(handle, "w", encoding="ascii") as stream:
-        stream.write(make_token() + "\n")
+        stream.write(line + "\n")
 
 
-def make_token() -> str:
-    """Return a new random token of 256 bits."""
-    return secrets.token_urlsafe(32)
+def make_token_line(limits: str = "") -> str:
+    """Return a line of a token file with a new random token of 256 bits.
+
+    Args:
+        limits: What follows the token.
+
+    Raises:
+        ConfigError: A limit is unknown or out of range.
+    """
+    line = f"{secrets.token_urlsafe(32)} {limits}".strip()
+    parse_account(line, "--limits")
+    return line

@@ -197,3 +197,25 @@ def test_a_token_is_never_overwritten(tmp_path, capsys):
     assert file.read_text() == "old"
     assert main(["verifier", "token"]) == 0
     assert len(capsys.readouterr().out.strip()) >= 32
+
+
+def test_tokens_with_limits_are_added_to_a_file(tmp_path, capsys):
+    from draftwire.verifier.accounts import read_accounts
+
+    file = tmp_path / "tokens"
+    words = ["verifier", "token", "--out", str(file), "--append"]
+    assert main(words) == 0
+    assert main([*words, "--limits", "name=arm sessions=2 blocks_per_s=50"]) == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    first, second = read_accounts(file)
+    assert (first.name, first.sessions) == ("default", None)
+    assert (second.name, second.sessions, second.blocks_per_s) == ("arm", 2, 50.0)
+    before = file.read_text()
+    for more in (["--limits", "name=arm"], ["--limits", "speed=9"], []):
+        assert main([*words, *more]) == 2
+    assert main(["verifier", "token", "--append"]) == 2
+    assert file.read_text() == before
+    said = capsys.readouterr()
+    assert "no limit 'speed'" in said.err
+    assert main(["verifier", "token", "--limits", "sessions=1"]) == 0
+    assert capsys.readouterr().out.endswith(" sessions=1\n")

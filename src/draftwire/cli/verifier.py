@@ -33,9 +33,19 @@ def register(subparsers: Any) -> None:
     token = actions.add_parser(
         "token",
         help="make a bearer token",
-        description="Make a random token; to stdout, or to a file for its owner alone.",
+        description="Make a random token; to stdout, or to a file for its owner alone. A "
+        "token file may hold several tokens, one a line, each with limits of its own: "
+        "TOKEN name=WHO sessions=N context=N blocks_per_s=N bytes_per_s=N. Devices get "
+        "the token alone.",
     )
     token.add_argument("--out", type=Path, metavar="FILE", help="write it there, 0600")
+    token.add_argument("--append", action="store_true", help="add it to what is in FILE")
+    token.add_argument(
+        "--limits",
+        default="",
+        metavar="WORDS",
+        help="after the token, such as 'name=arm sessions=2 blocks_per_s=50'",
+    )
     _common.add_common_flags(token)
     token.set_defaults(run=_token)
 
@@ -204,12 +214,15 @@ def _serve(args: argparse.Namespace) -> int:
 def _token(args: argparse.Namespace) -> int:
     from draftwire.verifier import serving
 
+    if args.append and args.out is None:
+        raise ConfigError("--append needs --out FILE")
+    line = serving.make_token_line(args.limits)
     if args.out is None:
-        print(serving.make_token())
+        print(line)
         return 0
-    serving.write_token_file(args.out)
+    serving.write_token_file(args.out, line, append=args.append)
     if not args.quiet:
-        print(f"wrote {args.out}; copy it to the devices for --token-file")
+        print(f"wrote {args.out}; devices get the token in it for their --token-file")
     return 0
 
 
