@@ -120,7 +120,7 @@ def run_chaos(
 def _undisturbed(
     draft: str | Path, port: int, prompts: list[list[int]], tokens: int
 ) -> list[list[int]]:
-    texts = []
+    texts: list[list[int]] = []
     with draftwire.connect(f"ws://127.0.0.1:{port}", draft=str(draft)) as session:
         for number, prompt in enumerate(prompts):
             texts.append([])

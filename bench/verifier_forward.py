@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -70,9 +71,9 @@ def measure(
                 tokens = rng.integers(0, model.vocab_size, block)
                 batch.append(SlotInput(slot, mix[i % len(mix)], tokens, block))
             kinds: dict[str, Callable[[], Any]] = {
-                "shared_ms": lambda b=batch: model.run_together(b),
-                "looped_ms": lambda b=batch: [model.run_together([i]) for i in b],
-                "served_ms": lambda b=batch: model.forward(b),
+                "shared_ms": partial(model.run_together, batch),
+                "looped_ms": partial(_looped, model, batch),
+                "served_ms": partial(model.forward, batch),
             }
             for kind in kinds.values():
                 kind()
@@ -91,6 +92,10 @@ def measure(
         for slot in slots:
             model.release(slot)
     return found
+
+
+def _looped(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:
+    return [model.run_together([one]) for one in batch]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

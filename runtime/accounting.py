@@ -7,7 +7,7 @@ prompt), ``draft``, ``transmit``, ``verify-wait`` (a block is out, nothing else 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Union, cast
 
 from draftwire.errors import BoardError, ConfigError
 from draftwire.runtime.actions import Draft, Send
@@ -47,9 +47,9 @@ class PowerMeter:
         self.why_null = ""
         if not isinstance(choice, str):
             if hasattr(choice, "watts"):
-                self._model = choice  # type: ignore[assignment]
+                self._model = cast("ModelSource", choice)
             else:
-                self._meter = choice  # type: ignore[assignment]
+                self._meter = choice
         elif choice == "off":
             self.why_null = OFF
         elif choice.startswith("model:"):
@@ -86,7 +86,7 @@ class PowerMeter:
     def close(self) -> None:
         """Stop the meter, if it is this object's own."""
         if self._own and self._meter is not None:
-            self._meter.stop()
+            self._meter.close()
 
 
 class StreamAccount:

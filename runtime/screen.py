@@ -28,11 +28,15 @@ class Screen:
     def __init__(
         self, tokenizer: Any, prompt_ids: Sequence[int], stop: Sequence[str]
     ) -> None:
-        self._new = lambda: TextStream(tokenizer, prompt_ids=prompt_ids, stop=stop)
+        self._source = (tokenizer, prompt_ids, stop)
         self._stream = self._new()
         self._verified = 0
         self.ids: list[int] = []
         self.text = ""
+
+    def _new(self) -> TextStream:
+        tokenizer, prompt_ids, stop = self._source
+        return TextStream(tokenizer, prompt_ids=prompt_ids, stop=stop)
 
     @property
     def unverified(self) -> int:

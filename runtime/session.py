@@ -100,7 +100,7 @@ class Session:
         self._model = DraftModel.load(
             package,
             precision=precision,
-            threads=threads,  # type: ignore[arg-type]
+            threads=threads,
         )
         tls: ssl.SSLContext | None = None
         if tls_ca or tls_cert:

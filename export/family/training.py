@@ -212,7 +212,8 @@ class _Team:
 
 
 def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
             hidden = p.ndim == 2 and "embed" not in name and "lora" not in name

@@ -179,3 +179,35 @@ def test_the_async_twin_streams_the_same(verifier, session):
             return ids
 
     assert asyncio.run(asyncio.wait_for(use(), 60)) == expected
+
+
+WATTS = "model:prefill=9,draft=6,transmit=4,verify-wait=3,wait=2,idle=1"
+
+
+def test_joules_are_accounted_by_phase_and_labelled(verifier):
+    url, token = verifier
+    with draftwire.connect(url, draft=DRAFT, token=token, energy=WATTS) as session:
+        list(session.generate(PROMPT, max_new_tokens=40))
+        energy = session.report["energy"]
+        assert energy["source"] == "model:flags" and energy["scope"] == "modelled"
+        assert {"prefill", "draft", "transmit", "verify-wait"} <= set(energy["by_phase"])
+        assert sum(energy["by_phase"].values()) == pytest.approx(energy["joules"])
+        total = session.report["seconds"]["total"]
+        assert sum(energy["seconds_by_phase"].values()) == pytest.approx(total, rel=0.2)
+        assert energy["joules"] <= 9 * total * 1.2
+        # A budget of a third of that ends the text early, and says why.
+        third = energy["joules"] / 3
+        list(session.generate(PROMPT, max_new_tokens=150, max_joules=third))
+        report = session.report
+        assert report["finish"] == "budget" and 0 < report["tokens"] < 150
+
+
+def test_a_budget_without_a_power_source_is_refused(verifier):
+    url, token = verifier
+    with draftwire.connect(url, draft=DRAFT, token=token, energy="off") as session:
+        with pytest.raises(ConfigError, match="needs a power source"):
+            list(session.generate(PROMPT, max_joules=1.0))
+        list(session.generate(PROMPT, max_new_tokens=3))
+        assert "switched off" in session.report["energy"]["why_null"]
+    with pytest.raises(ConfigError, match="not a model of watts"):
+        draftwire.connect(url, draft=DRAFT, token=token, energy="model:draft")
