@@ -21,6 +21,12 @@ sys.path[:0] = [str(HERE.parent / "helpers"), str(HERE.parents[1] / "src")]
 SHARES = {"codec": 0.4, "target": 0.3, "edge": 0.3}
 
 
+def noise(rng: random.Random, most: int) -> bytes:
+    """Return 1 to ``most`` random bytes; ``randbytes`` is not in Python 3.8."""
+    n = rng.randrange(1, most + 1)
+    return rng.getrandbits(8 * n).to_bytes(n, "little")
+
+
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     """Return ``data`` with a few changes."""
     out = bytearray(data)
@@ -31,7 +37,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
         elif kind == 1 and out:
             out[at % len(out)] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
         elif kind == 2:
-            out[at:at] = rng.randbytes(rng.randrange(1, 9))
+            out[at:at] = noise(rng, 8)
         elif kind == 3:
             del out[at : at + rng.randrange(1, 9)]
         elif kind == 4:
@@ -40,7 +46,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
         elif kind == 5:
             out[at:at] = out[at : at + rng.randrange(1, 17)]
         elif kind == 6:
-            out += rng.randbytes(rng.randrange(1, 33))
+            out += noise(rng, 32)
         else:
             out[at:at] = b"\xff" * rng.randrange(1, 12)
     return bytes(out[:600])
