@@ -75,6 +75,11 @@ class PowerMeter:
                 raise
             self.why_null = f"{exc}; see `draftwire energy sources`"
 
+    @property
+    def measures(self) -> bool:
+        """True when there is a meter or a model."""
+        return self._meter is not None or self._model is not None
+
     def account(self) -> StreamAccount:
         """Return the account of a new stream, started."""
         from draftwire.energy.account import Account

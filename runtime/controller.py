@@ -5,7 +5,7 @@ The interface that every policy shares, and the plainest one: a fixed number of 
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Mapping, Protocol, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.sampling import Proposal
@@ -26,6 +26,9 @@ class Controller(Protocol):
 
     def judged(self, drafted: int, accepted: int) -> None:
         """Learn from a verdict."""
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        """Learn the mean watts of each phase so far; called where a source is open."""
 
 
 class FixedLength:
@@ -50,6 +53,9 @@ class FixedLength:
         return False
 
     def judged(self, drafted: int, accepted: int) -> None:
+        """Learn nothing."""
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
         """Learn nothing."""
 
 

@@ -321,6 +321,9 @@ class Session:
                 self._error(message)
             elif self._machine is not None:
                 self._apply(self._machine.message(message))
+                if self._power.measures and self._account and self._options:
+                    watts = self._account.account.watts_by_phase()
+                    self._options.controller.power(watts)
                 if self._budget is not None and self._budget.exceeded():
                     self._stop("budget")
 

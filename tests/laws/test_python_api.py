@@ -211,3 +211,23 @@ def test_a_budget_without_a_power_source_is_refused(verifier):
         assert "switched off" in session.report["energy"]["why_null"]
     with pytest.raises(ConfigError, match="not a model of watts"):
         draftwire.connect(url, draft=DRAFT, token=token, energy="model:draft")
+
+
+def test_a_controller_hears_of_verdicts_and_watts(verifier):
+    from draftwire.runtime.controller import FixedLength
+
+    class Curious(FixedLength):
+        verdicts, watts = 0, None
+
+        def judged(self, drafted, accepted):
+            self.verdicts += 1
+
+        def power(self, watts):
+            self.watts = watts
+
+    url, token = verifier
+    controller = Curious(3)
+    with draftwire.connect(url, draft=DRAFT, token=token, energy=WATTS) as session:
+        list(session.generate(PROMPT, max_new_tokens=12, controller=controller))
+        assert controller.verdicts == session.report["rounds"]
+        assert controller.watts["draft"] == 6.0
