@@ -171,6 +171,7 @@ class Account:
         """Return the mean power of each phase so far, for the controller."""
         with self._lock:
             if self.model is not None and self.meter is None:
+                self._fold(self._clock())
                 return {name: self.model.watts.get(name) for name in self._phases}
             return {name: phase.watts() for name, phase in self._phases.items()}
 
