@@ -21,8 +21,10 @@ class Limits:
         context: Longest sequence in tokens; None leaves the target's own.
         block: Most drafted tokens that wait for judgement.
         message_bytes: Longest frame from a device.
-        hello_s: Seconds to greet after the upgrade.
+        hello_s: Seconds to upgrade, and to greet after that.
         idle_s: Seconds without a frame before a silent device is shown out.
+        ping_s: Seconds between two pings, and for the answer: a link that is half open
+            is noticed within twice that.
         send_s: Seconds that a device may take to read one message.
         resume_s: Seconds that a stream waits for its device after a lost link; 0 keeps
             none.
@@ -36,6 +38,7 @@ class Limits:
     message_bytes: int = MAX_FRAME
     hello_s: float = 10.0
     idle_s: float = 300.0
+    ping_s: float = 20.0
     send_s: float = 15.0
     resume_s: float = 120.0
     parked: int = 1024
@@ -52,7 +55,7 @@ class Limits:
         ):
             if not 1 <= value <= most:
                 raise ConfigError(f"the limit on {name} must be within 1..{most}")
-        if not (self.hello_s > 0 and self.idle_s > 0 and self.send_s > 0):
+        if min(self.hello_s, self.idle_s, self.ping_s, self.send_s) <= 0:
             raise ConfigError("time limits must be above 0 seconds")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")

@@ -167,8 +167,9 @@ class VerifierService:
                 compression=None,  # packed ids do not shrink
                 max_size=self.limits.message_bytes,
                 max_queue=QUEUED_FRAMES,
-                ping_interval=20,
-                ping_timeout=20,
+                open_timeout=self.limits.hello_s,
+                ping_interval=self.limits.ping_s,
+                ping_timeout=self.limits.ping_s,
                 close_timeout=2,
                 server_header=None,
                 ssl=self._tls,

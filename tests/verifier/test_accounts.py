@@ -257,6 +257,29 @@ def test_a_device_that_reads_nothing_is_cut_off():
     run(test)
 
 
+def test_half_open_sockets_time_out():
+    async def test():
+        limits = Limits(hello_s=0.3, ping_s=0.2)
+        async with serving(limits=limits) as service:
+            port = int(service.url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await reader.read() == b""  # no upgrade came
+            writer.close()
+            async with device(service) as dev:
+                await dev.greet()
+                opened = await dev.open([1, 2], 9)
+                dev.socket.transport.pause_reading()  # answers no ping, as a dead link
+                while not len(service.kept):
+                    await asyncio.sleep(0.01)
+                dev.cut()
+            assert not service.connections
+            async with device(service) as dev:
+                await dev.greet()
+                assert isinstance(await dev.resume(opened, 0), Resumed)
+
+    run(test)
+
+
 def test_evidence_that_waits_is_bounded():
     async def test():
         limits = Limits(message_bytes=4096, block=64)

@@ -120,6 +120,7 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
     add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help="(8 MiB)")
     add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
+    add("--ping-seconds", type=_positive, default=20.0, metavar="S", help="(20)")
     add("--send-timeout", type=_positive, default=15.0, metavar="S", help="(15)")
     add("--resume-ttl", type=_seconds, default=120.0, metavar="S", help=_RESUME)
     add("--resume-streams", type=_count, default=1024, metavar="N", help="kept (1024)")
@@ -175,6 +176,7 @@ def _serve(args: argparse.Namespace) -> int:
             block=args.max_block,
             message_bytes=args.max_message_bytes,
             idle_s=args.idle_timeout,
+            ping_s=args.ping_seconds,
             send_s=args.send_timeout,
             resume_s=args.resume_ttl,
             parked=args.resume_streams,
