@@ -326,7 +326,7 @@ class VerifierService:
         for code, count in sorted(self._refused.items()):
             add("errors_total", "counter", "Errors sent.", count, {"code": code})
         for served in self.registry.all:
-            self._target_metrics(page, served)
+            self._target_metrics(page, served, self.limits)
         page.add_histogram(
             "verify_seconds", "Forwards that carried a block.", self.verify_seconds
         )
@@ -343,7 +343,7 @@ class VerifierService:
         add("paused_seconds_total", "counter", "Held back.", usage.paused_s, tags)
 
     @staticmethod
-    def _target_metrics(page: Page, served: Any) -> None:
+    def _target_metrics(page: Page, served: Any, limits: Limits) -> None:
         tags = {"target": served.backend.name, "version": served.backend.version}
         count = served.scheduler.counters
         verify = count.forwards - count.prefill_forwards
@@ -360,6 +360,9 @@ class VerifierService:
         forwards = "Forwards of the target."
         for kind, value in (("prefill", count.prefill_forwards), ("verify", verify)):
             page.add("forwards_total", "counter", forwards, value, {**tags, "kind": kind})
+        most = limits.session_bytes(served.backend.context)
+        help_text = "Most memory that one device can take, its KV slot apart."
+        page.add("session_bytes_limit", "gauge", help_text, most, tags)
         waiting = served.scheduler.waiting
         page.add("waiting_requests", "gauge", "Waiting for a forward.", waiting, tags)
         sizes = Histogram((1, 2, 4, 8, 16, 32, 64))

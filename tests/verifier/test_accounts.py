@@ -313,3 +313,11 @@ def test_a_prompt_of_millions_is_not_read():
 def test_the_memory_of_a_device_is_stated():
     limits = Limits(message_bytes=1 << 20)
     assert 6 << 20 < limits.session_bytes(2048) < 7 << 20
+
+    async def test():
+        async with serving(limits=limits) as service:
+            page = (await get(service, "/metrics"))[1]
+            assert "session_bytes_limit{target=" in page
+            assert f" {limits.session_bytes(256)}" in page
+
+    run(test)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 SCHEMA = "draftwire.verifier/1"
+_FRAME = "a frame (8 MiB); a device can take six times that of memory"
 _RESUME = "keep a stream whose link is lost so long, 0 for never (120)"
 
 
@@ -118,7 +119,7 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument_group("limits").add_argument
     add("--max-sessions", type=_count, default=64, metavar="N", help="devices (64)")
     add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
-    add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help="(8 MiB)")
+    add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help=_FRAME)
     add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
     add("--ping-seconds", type=_positive, default=20.0, metavar="S", help="(20)")
     add("--send-timeout", type=_positive, default=15.0, metavar="S", help="(15)")
