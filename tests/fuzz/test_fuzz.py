@@ -23,11 +23,23 @@ def test_the_corpus_begins_with_the_golden_vectors():
     assert len(seeds("codec")) > 20 and all(seeds(name) for name in TARGETS)
 
 
-def test_a_planted_fault_is_found(monkeypatch, capsys):
-    from draftwire.transport import bits
+PLANTED = {
+    # trailing bytes pass
+    "codec": ("draftwire.transport.bits.Reader.end", lambda self: None),
+    # the cache of a lost slot counts as there
+    "target": (
+        "draftwire.verifier.target_session.TargetSession.detach",
+        lambda self, *, cached: None,
+    ),
+    # drafts beyond the text's end
+    "edge": ("draftwire.runtime.edge_session.EdgeSession._room", lambda self: 300),
+}
 
-    monkeypatch.setattr(bits.Reader, "end", lambda self: None)  # trailing bytes pass
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_found(name, monkeypatch, capsys):
+    monkeypatch.setattr(*PLANTED[name])
     with pytest.raises(AssertionError):
-        fuzz.loop("codec", 3000, seed=1)
+        fuzz.loop(name, 3000, seed=1)
     assert "the input: " in capsys.readouterr().err
     assert "atheris" not in sys.modules
