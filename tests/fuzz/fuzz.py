@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "helpers"), str(HERE.parents[1] / "src")]
 
-SHARES = {"codec": 0.4, "target": 0.3, "edge": 0.3}
+SHARES = {"codec": 0.5, "target": 0.3, "edge": 0.2}
 
 
 def noise(rng: random.Random, most: int) -> bytes:
@@ -49,7 +49,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
             out += noise(rng, 32)
         else:
             out[at:at] = b"\xff" * rng.randrange(1, 12)
-    return bytes(out[:600])
+    return bytes(out[:300])
 
 
 def loop(name: str, runs: int, seed: int) -> int:
@@ -90,7 +90,7 @@ def guided(name: str, runs: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(seeds(name)):
             (Path(folder) / f"{number:04}").write_bytes(data)
-        words = [f"-runs={runs}", f"-seed={seed}", "-max_len=600", "-timeout=30"]
+        words = [f"-runs={runs}", f"-seed={seed}", "-max_len=300", "-timeout=30"]
         words += [f"-artifact_prefix={crashes}/", "-print_final_stats=1", folder]
         atheris.Setup([sys.argv[0], *words], lambda data: one(run, data))
         atheris.Fuzz()
