@@ -149,7 +149,8 @@ class EdgeSession:
         if self._guess_offline:
             fresh = self._show(self._drafted[self._shown :])
         self._branch += 1
-        self._wanted = self._room() if self._guess_offline else 0
+        guess = self._guess_offline and not self.guessed_all
+        self._wanted = self._room() if guess else 0
         length = len(self._prompt) + len(self._committed) + len(self._drafted)
         return [*fresh, Draft(self._branch, length, (), self._wanted)]
 
@@ -167,14 +168,15 @@ class EdgeSession:
         if resume and opened is not None and opened.session and not self._owed:
             self._resuming = True
             held = len(self._committed) - self._origin
-            return [Send(Resume(opened.session, opened.secret, held))]
+            request = Send(Resume(opened.session, opened.secret, held))
+            return [*self._halt(), request]
         self._resuming = False
         self._correction = None
         self._owed = False
         self.opened = None
         self._origin = len(self._committed)
         self._epoch = 0
-        return [self._open(), *self._continue()]
+        return [*self._halt(), self._open(), *self._continue()]
 
     def drafted(self, branch: int, proposal: Proposal) -> list[Action]:
         """Take in a proposal; it may complete a block."""
@@ -184,13 +186,11 @@ class EdgeSession:
         self._wanted -= 1
         ends = proposal.token in self._stop_ids  # drafting beyond the end is waste
         if not self._attached:
-            if ends:
-                self._wanted = 0
-            return self._show([proposal])
+            return self._show([proposal]) + (self._halt() if ends else [])
         block = self._drafted[self._sent :]
         if self._wanted and not ends and not self._controller.enough(block):
             return []
-        return self._send_block()
+        return [*self._halt(), *self._send_block()]
 
     @property
     def guessed_all(self) -> bool:
@@ -267,6 +267,15 @@ class EdgeSession:
             return actions + self._continue()
         valid = len(self._prompt) + len(self._committed) - len(kept) + same
         return actions + self._draft(valid, kept[same:])
+
+    def _halt(self) -> list[Action]:
+        """Stop the drafter, if it is at work."""
+        if not self._wanted:
+            return []
+        self._wanted = 0
+        self._branch += 1
+        length = len(self._prompt) + len(self._committed) + len(self._drafted)
+        return [Draft(self._branch, length, (), 0)]
 
     def _continue(self) -> list[Action]:
         """Go on with the drafts at hand, or draft some."""
