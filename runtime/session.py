@@ -13,6 +13,7 @@ import queue
 import ssl
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -40,7 +41,8 @@ from draftwire.runtime.options import PATIENCE_S, Chunk, StreamOptions
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream_facts import StreamFacts, report_of
 from draftwire.sampling import Proposal, loss_of, make_proposer
-from draftwire.transport.client import Connection, tls_context, to_exception
+from draftwire.transport.capture import WireCapture
+from draftwire.transport.client import Connection, Traffic, tls_context, to_exception
 from draftwire.transport.messages import Error, Message
 
 __all__ = ["Chunk", "Session", "Token"]
@@ -66,6 +68,7 @@ class Session:
         silence_s: Seconds without a verdict after which the link counts as lost.
         energy: Power source for the reports, see
             :class:`~draftwire.runtime.accounting.PowerMeter`.
+        capture: Count the bytes on the wire instead of computing them (root).
 
     Attributes:
         welcome: What the verifier said of itself.
@@ -93,6 +96,7 @@ class Session:
         timeout: float = 10.0,
         silence_s: float = 15.0,
         energy: EnergyChoice = "auto",
+        capture: bool = False,
     ) -> None:
         package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
@@ -140,6 +144,9 @@ class Session:
             on_proposal=self._on_proposal,
             on_error=self._on_draft_error,
         )
+        self._capture = (
+            WireCapture(lambda: self._link.connection.ports) if capture else None
+        )
         self._link.start()
 
     def __enter__(self) -> Session:
@@ -158,6 +165,8 @@ class Session:
         self._link.close()
         self._drafter.close()
         self._power.close()
+        if self._capture is not None:
+            self._capture.close()
 
     @property
     def link(self) -> LinkState:
@@ -277,7 +286,7 @@ class Session:
             self._machine, self._options = machine, options
             out: queue.Queue[Any] = queue.Queue()
             self._out = out
-            before = self._link.traffic()
+            before = self._traffic()
             self._drafter.begin(proposer)
             self._account = self._power.account()
             self._budget = None
@@ -436,6 +445,13 @@ class Session:
             if not self._link.up:
                 raise error
 
+    def _traffic(self) -> Traffic:
+        traffic = self._link.traffic()
+        if self._capture is None:
+            return traffic
+        time.sleep(0.02)  # the last packets are on their way through the kernel
+        return replace(traffic, up_wire=self._capture.up, down_wire=self._capture.down)
+
     def _energy(self, machine: EdgeSession) -> dict[str, Any]:
         if self._account is None:
             return {"why_null": self._power.why_null}
@@ -457,7 +473,8 @@ class Session:
                 "engine": model.engine,
                 "precision": model.precision,
             },
-            traffic=self._link.traffic().minus(facts.before),
+            traffic=self._traffic().minus(facts.before),
+            wire="computed" if self._capture is None else "captured",
             reconnects=self._link.reconnects,
             energy=self._energy(machine),
             draft_s=self._drafter.draft_s,

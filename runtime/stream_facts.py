@@ -59,6 +59,7 @@ def report_of(
     draft_s: float,
     prefill_s: float,
     reconnects: int,
+    wire: str,
     energy: Mapping[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def report_of(
         draft_s: Seconds of drafting.
         prefill_s: Seconds in which the draft read the prompt.
         reconnects: Of the session so far.
+        wire: How ``up_wire`` and ``down_wire`` were had: computed or captured.
         energy: The account's result.
         warnings: Sentences for the user.
     """
@@ -123,7 +125,7 @@ def report_of(
             link={
                 "compatibility": welcome.compatibility,
                 "reconnects": reconnects,
-                "wire_bytes": "computed from payloads and header sizes",
+                "wire_bytes": wire,
             },
             warnings=list(warnings),
         )

@@ -252,6 +252,14 @@ class Connection:
             )
         return answer
 
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Local and remote TCP port, ``(0, 0)`` once the connection is gone."""
+        try:
+            return self._socket.local_address[1], self._socket.remote_address[1]
+        except OSError:
+            return 0, 0
+
     def send(self, message: Message) -> None:
         """Send ``message``; callable from any thread.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,21 @@ def test_a_controller_hears_of_verdicts_and_watts(verifier):
         list(session.generate(PROMPT, max_new_tokens=12, controller=controller))
         assert controller.verdicts == session.report["rounds"]
         assert controller.watts["draft"] == 6.0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="counting packets needs root")
+def test_computed_wire_bytes_agree_with_a_capture(verifier):
+    url, token = verifier
+    with draftwire.connect(url, draft=DRAFT, token=token, capture=True) as session:
+        list(session.generate(PROMPT, max_new_tokens=120, temperature=1.0, seed=2))
+        counted = session.report["bytes"]
+        assert session.report["link"]["wire_bytes"] == "captured"
+    with draftwire.connect(url, draft=DRAFT, token=token) as session:
+        list(session.generate(PROMPT, max_new_tokens=120, temperature=1.0, seed=2))
+        computed = session.report["bytes"]
+        assert session.report["link"]["wire_bytes"] == "computed"
+    assert counted["up_payload"] == computed["up_payload"]
+    for way in ("up_wire", "down_wire"):
+        # A bare acknowledgement of 52 bytes may come on top of every message.
+        frames = session.report["rounds"] + 2
+        assert computed[way] <= counted[way] <= computed[way] + 52 * frames

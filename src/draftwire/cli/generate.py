@@ -87,6 +87,11 @@ def register(subparsers: Any) -> None:
         "model:draft=6,wait=3,... in watts (default: %(default)s)",
     )
     parser.add_argument(
+        "--capture",
+        action="store_true",
+        help="count the bytes on the wire instead of computing them (root)",
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         help="allow plain ws:// to another machine: token and text can be read on the way",
@@ -170,6 +175,7 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
         values["draft"] = draft_path()
     token_file = values["token_file"]
     security = {
+        "capture": args.capture,
         "insecure": args.insecure,
         "tls_ca": args.tls_ca,
         "tls_cert": args.tls_cert,
