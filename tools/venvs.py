@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -253,16 +254,38 @@ def test(arguments):
     started = time.monotonic()
     if arguments == ["devices"]:
         results = devices()
-    else:
+    elif arguments:
         results = suite(arguments)
-        if not arguments:
-            results += devices()
+    else:
+        results = both()
     say("\nwhere        result")
     for label, code, summary in results:
         verdict = "--" if code is None else "FAILED" if code else "ok"
         say(f"{label:<12} {verdict:<6}  {summary}")
     say(f"{time.monotonic() - started:.0f} s in all")
     return 1 if any(code for _, code, _ in results) else 0
+
+
+def both():
+    """Run the whole suite, and the boards' Pythons beside it on the other core."""
+    with tempfile.TemporaryFile() as log:
+        beside = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "test", "devices"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            results = suite([])
+            code = beside.wait()
+        except BaseException:
+            beside.terminate()
+            beside.wait()
+            raise
+        log.seek(0)
+        text = log.read().decode("utf-8", "replace")
+    say("\n" + text.rstrip())
+    return results + [("the boards'", code, "Pythons: see the table above")]
 
 
 def main(arguments):
