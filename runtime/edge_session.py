@@ -205,6 +205,8 @@ class EdgeSession:
         Raises:
             ProtocolError: It contradicts what was said before.
         """
+        if self.done:
+            return []  # still on its way when the stream ended
         if isinstance(message, Opened):
             if message.stream == self._stream:
                 self.opened = message
@@ -214,7 +216,7 @@ class EdgeSession:
         if self.opened is None or self._resuming:
             return []  # still on its way from an earlier stream of this connection
         if isinstance(message, Commit):
-            return [] if self.done else self._commit(message)
+            return self._commit(message)
         if isinstance(message, Bye):
             return self._end(message.reason or "cancelled")
         raise ProtocolError(f"{type(message).__name__} does not belong to a stream")

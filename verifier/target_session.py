@@ -244,6 +244,8 @@ class TargetSession:
                 f"{waiting + len(tokens)} drafted tokens wait for judgement, "
                 f"the limit is {self._max_block}"
             )
+        if block.evidence and expected + len(tokens) >= self._end - self._prompt:
+            raise ProtocolError("drafts with evidence beyond the end of the text")
         # Evidence of consecutive tokens is the concatenation of their evidence.
         segment = self._partial or _Segment([], b"")
         segment.tokens += tokens

@@ -288,8 +288,6 @@ class _Device:
 
     def step(self, bites: Bites) -> None:
         session, op = self.session, bites.below(16)
-        if self.finished:
-            return
         if op < 7:
             if self.todo:
                 row = logits_after(tuple(self.sequence))

@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
                     reports.append(session.report)
                 if painter:
                     screen.write("\n\n")
+    for sentence in dict.fromkeys(w for r in reports for w in r.get("warnings") or ()):
+        print(f"warning: {sentence}", file=sys.stderr)
     if not args.quiet or not args.json:
         screen.write(results(reports) + "\n")
         screen.flush()

@@ -148,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         report = session.report
     _end_line(painter, screen)
+    for sentence in (report or {}).get("warnings") or ():
+        print(f"warning: {sentence}", file=sys.stderr)
     if report and not args.quiet:
         print(summary(report), file=sys.stderr)
     if report and args.json:
