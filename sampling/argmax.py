@@ -14,13 +14,13 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.errors import ProtocolError
 from draftwire.sampling import philox
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
     Card,
     Decision,
+    IdsOnly,
     Proposal,
     Scheme,
     refuse_evidence,
@@ -37,7 +37,7 @@ CARD = Card(
 )
 
 
-class _Proposer:
+class _Proposer(IdsOnly):
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
 
@@ -47,12 +47,6 @@ class _Proposer:
         law = law_of(logits, self._params)
         token = law.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
         return Proposal(token, law.prob(token))
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b""
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("argmax: the cloud gives every correction")
 
 
 class _Decider:

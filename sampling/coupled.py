@@ -19,10 +19,16 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import exponentials
-from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme, refuse_evidence
+from draftwire.sampling.scheme import (
+    Card,
+    Decision,
+    IdsOnly,
+    Proposal,
+    Scheme,
+    refuse_evidence,
+)
 
 __all__ = ["CARD", "SCHEME", "make_decider", "make_proposer", "race"]
 
@@ -51,7 +57,7 @@ def race(law: Law, seed: int, position: int) -> int:
     return int(law.ids[np.argmin(noise / law.probs)])
 
 
-class _Proposer:
+class _Proposer(IdsOnly):
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
 
@@ -59,12 +65,6 @@ class _Proposer:
         law = law_of(logits, self._params)
         token = race(law, self._params.seed, position)
         return Proposal(token, law.prob(token))
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b""
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("coupled: the cloud draws every correction")
 
 
 class _Decider:

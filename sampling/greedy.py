@@ -10,24 +10,24 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import SamplingParams
-from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme, refuse_evidence
+from draftwire.sampling.scheme import (
+    Card,
+    Decision,
+    IdsOnly,
+    Proposal,
+    Scheme,
+    refuse_evidence,
+)
 
 __all__ = ["CARD", "SCHEME", "make_decider", "make_proposer"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
 
-class _Proposer:
+class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         return Proposal(int(logits.argmax()))
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b""
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("greedy: the cloud draws every correction")
 
 
 class _Decider:

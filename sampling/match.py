@@ -15,13 +15,13 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.errors import ProtocolError
 from draftwire.sampling import philox
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
     Card,
     Decision,
+    IdsOnly,
     Proposal,
     Scheme,
     refuse_evidence,
@@ -38,19 +38,13 @@ CARD = Card(
 )
 
 
-class _Proposer:
+class _Proposer(IdsOnly):
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         token = int(logits.argmax())
         return Proposal(token, law_of(logits, self._params).prob(token))
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b""
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("match: the cloud draws every correction")
 
 
 class _Decider:

@@ -19,6 +19,7 @@ __all__ = [
     "Card",
     "Decider",
     "Decision",
+    "IdsOnly",
     "Proposal",
     "Proposer",
     "Scheme",
@@ -104,6 +105,22 @@ class Proposer(Protocol):
         Raises:
             ProtocolError: The evidence is not valid, or the scheme asks for none.
         """
+
+
+class IdsOnly:
+    """What the device halves share whose blocks carry ids and nothing else."""
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        """Return no evidence."""
+        return b""
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        """Refuse: the cloud gives every correction of such a scheme.
+
+        Raises:
+            ProtocolError: Always.
+        """
+        raise ProtocolError("a correction to be drawn here: the cloud gives every one")
 
 
 class Decider(Protocol):
