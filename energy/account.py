@@ -108,6 +108,16 @@ class Account:
         self._before: dict[str, Any] = {}
         self.energy: EnergyResult | None = None  # the whole result, once closed
 
+    @property
+    def start_ns(self) -> int:
+        """Left edge, nanoseconds of the clock; 0 before :meth:`start`."""
+        return self._start
+
+    @property
+    def end_ns(self) -> int:
+        """Right edge; 0 before :meth:`result`."""
+        return self._end
+
     # What the runtime calls.
 
     def start(self, phase: str = "idle") -> Account:

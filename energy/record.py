@@ -112,7 +112,7 @@ def record(
             _pulse(recorder)
         account.start(phase)
         if recorder is not None:
-            recorder.phase(time.monotonic_ns(), phase)
+            recorder.phase(account.start_ns, phase)
         try:
             if command:
                 exit_code = _run(command, name, stop, seconds, stdout)
@@ -123,7 +123,8 @@ def record(
         interrupted = interrupted or stop.is_set()
         tap.pull()
         entry = account.result()
-        end = time.monotonic_ns()
+        # The recording has the very edges of the account: read back, it says the same.
+        end = account.end_ns
         if pulse and not interrupted:
             _pulse(recorder)
     finally:
