@@ -21,6 +21,9 @@ fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz
 	@$(VENV)/python tests/fuzz/fuzz.py $(ARGS)
 
+slow: ## the tests that make test leaves out (minutes: logs of 500 MB)
+	@$(PYTHON) tools/venvs.py test -m slow tests
+
 lint: ## ruff and mypy
 	@$(PYTHON) tools/venvs.py make device lint
 	$(VENV)/ruff check .
