@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections import OrderedDict
 from typing import Any, Iterable, Protocol, Sequence
 
@@ -21,6 +22,7 @@ _MAX_HELD = 8
 # Tokens of the prompt that decoders may look back at (a leading space is dropped only
 # at the very beginning of a text).
 _LOOK_BACK = 4
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # byte fallback, as Llama spells it
 
 
 class _Decoder(Protocol):
@@ -153,7 +155,7 @@ class _WindowDecoder:
         if not held:
             return ""
         now: str = self._decode(self._window)
-        if now.endswith("\ufffd") and not final and held < _MAX_HELD:
+        if now.endswith("\ufffd") and not final and self._may_go_on(held):
             return ""
         if now.startswith(self._text):
             fresh = now[len(self._text) :]
@@ -166,6 +168,28 @@ class _WindowDecoder:
             self._text = self._decode(self._window)
         self._shown = len(self._window)
         return fresh
+
+
+    def _may_go_on(self, held: int) -> bool:
+        """Return whether a text that ends in a replacement character may mend.
+
+        It may also be a replacement character that the text really holds; bytes tell.
+        """
+        tail = []
+        for token_id in reversed(self._window[len(self._window) - held :]):
+            found = _BYTE_TOKEN.match(str(self._token(token_id)))
+            if not found:
+                break
+            tail.append(int(found.group(1), 16))
+        if tail:
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                decoder.decode(bytes(reversed(tail)))
+            except UnicodeDecodeError:
+                pass  # invalid already; waiting is for the usual limit
+            else:
+                return bool(decoder.getstate()[0])
+        return held < _MAX_HELD
 
 
 class StopFilter:

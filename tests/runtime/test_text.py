@@ -7,7 +7,7 @@ import pytest
 tokenizers = pytest.importorskip("tokenizers")
 hypothesis = pytest.importorskip("hypothesis")
 
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from draftwire.errors import ConfigError  # noqa: E402
@@ -109,6 +109,8 @@ def stream(detokenizer, pieces):
 @pytest.mark.parametrize("name", sorted(ALL))
 @settings(deadline=None, max_examples=150)
 @given(text=TEXT, places=st.lists(st.integers(0, 99), max_size=12))
+@example(text="\ufffd\ufffd\u200d", places=[])
+@example(text="\ufffd" * 6 + "\U0001f916", places=[3])
 def test_chunks_join_to_the_whole_text(name, text, places):
     tokenizer = ALL[name]
     ids = tokenizer.encode(text).ids
