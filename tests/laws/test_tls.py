@@ -29,19 +29,58 @@ def openssl(folder, *words):
 def certificates(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     openssl(
-        folder, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-        "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca",
-    )  # fmt: skip
+        folder,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test ca",
+    )
     (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
     for name in ("server", "device"):
         openssl(
-            folder, "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}",
-        )  # fmt: skip
+            folder,
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            f"/CN={name}",
+        )
         openssl(
-            folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-            "-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", "san",
-        )  # fmt: skip
+            folder,
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            f"{name}.pem",
+            "-days",
+            "2",
+            "-extfile",
+            "san",
+        )
     return folder
 
 
@@ -52,15 +91,23 @@ def verifier(request, certificates):
         words += ["--tls-client-ca", "ca.pem"]
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "draftwire", "verifier", "serve",
-            "--target", str(FIXTURES / "tiny.target"), "--port", "0", *words,
+            sys.executable,
+            "-m",
+            "draftwire",
+            "verifier",
+            "serve",
+            "--target",
+            str(FIXTURES / "tiny.target"),
+            "--port",
+            "0",
+            *words,
         ],
         cwd=certificates,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    )  # fmt: skip
+    )
     line = process.stdout.readline()
     url = next(word for word in line.split() if word.startswith("wss://"))
     yield url, request.param == "mutual"
