@@ -44,7 +44,7 @@ setuptools.setup(
     },
     package_data={
         "draftwire": ["py.typed"],
-        "draftwire.boards": ["*.toml"],
+        "draftwire.boards.profiles": ["*.toml"],
         "draftwire.transport": ["*.md"],
     },
     include_package_data=False,

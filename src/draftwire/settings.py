@@ -20,7 +20,7 @@ __all__ = ["SETTINGS", "Setting", "Value", "resolve"]
 FILE_NAME = "draftwire.toml"
 PREFIX = "DRAFTWIRE_"
 # Read from the environment by other parts: no setting, and no spelling mistake.
-_OTHER_VARIABLES = ("DRAFTWIRE_MODELS",)
+_OTHER_VARIABLES = ("DRAFTWIRE_BOARD", "DRAFTWIRE_MODELS", "DRAFTWIRE_PROFILE_DIR")
 
 
 @dataclass(frozen=True)

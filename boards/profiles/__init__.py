@@ -1,0 +1,314 @@
+"""Board profiles: one TOML file for each board, checked, and the one for a machine.
+
+A profile is matched by the module part of ``/proc/device-tree/compatible``
+(``p3767-0003``), because carriers are many and modules are few; then by the model
+string; then by the processor architecture, which gives a generic profile that says so.
+
+Profiles of the user override ours by name and are matched first: those of
+``$XDG_CONFIG_HOME/draftwire/boards``, then of the folder that ``DRAFTWIRE_PROFILE_DIR``
+names, then of the folders that a command is given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.boards.cores import architecture
+from draftwire.boards.tree import Tree
+from draftwire.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "SCHEMA",
+    "Match",
+    "Profile",
+    "Variant",
+    "find_profile",
+    "load_profiles",
+    "read_profile",
+    "user_folders",
+]
+
+SCHEMA = "draftwire.board/1"
+FOLDER = Path(__file__).resolve().parent
+BOARD_VARIABLE = "DRAFTWIRE_BOARD"
+FOLDER_VARIABLE = "DRAFTWIRE_PROFILE_DIR"
+
+_TABLES = ("match", "rails", "engines", "notes")
+_LISTS = ("sensor", "modes", "cores", "variant", "memory_gb", "l4t")
+_TEXTS = ("schema", "name", "title", "soc", "arch", "cuda_sm", "extends")
+_KEYS = {*_TABLES, *_LISTS, *_TEXTS}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the forms that a board is sold in.
+
+    Attributes:
+        name: E.g. ``"8GB"``.
+        compatible: Module parts of the device tree that mean this one, or none.
+        memory_gb: What it has, or None where that does not tell it from the others.
+        cores: Its processor cores, or 0 where they do not tell.
+    """
+
+    name: str
+    compatible: tuple[str, ...] = ()
+    memory_gb: float | None = None
+    cores: int = 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One board.
+
+    Attributes:
+        name: Short name, also the file's name, e.g. ``"jetson-orin-nano"``.
+        title: What people call it.
+        soc: System on chip, e.g. ``"tegra234"``, or "".
+        arch: ``uname -m``.
+        compatible: Strings to find in the device tree.
+        models: Strings to find in the model name.
+        rails: The ``[rails]`` table as it stands; ``energy`` reads it.
+        modes: Power modes by name, one entry for each variant of the board.
+        variants: Forms that the board is sold in.
+        prefer: Execution providers of onnxruntime worth having here, best first.
+        quirks: Sentences that a user of this board should know.
+        unverified: Facts of the file that no source was read for.
+        sources: Where the other facts come from.
+        path: The file.
+        raw: The whole file.
+    """
+
+    name: str
+    title: str
+    soc: str
+    arch: str
+    compatible: tuple[str, ...]
+    models: tuple[str, ...]
+    rails: Mapping[str, Any]
+    modes: tuple[Mapping[str, Any], ...] = ()
+    variants: tuple[Variant, ...] = ()
+    prefer: tuple[str, ...] = ("CPUExecutionProvider",)
+    quirks: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    path: Path = Path()
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def generic(self) -> bool:
+        """True for the profiles of boards that we do not know."""
+        return self.name.startswith("generic-")
+
+    @property
+    def own(self) -> bool:
+        """True for a profile of the user."""
+        return self.path.parent != FOLDER
+
+    @property
+    def jetson(self) -> bool:
+        """True for NVIDIA's boards, which have L4T, nvpmodel and a shared memory."""
+        return self.soc.startswith("tegra")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which profile was chosen, and by what.
+
+    Attributes:
+        profile: The profile.
+        how: One clause for people: what was found, and where.
+    """
+
+    profile: Profile
+    how: str
+
+
+def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Profile:
+    """Read one profile.
+
+    Args:
+        path: The TOML file.
+        bases: Profiles that ``extends`` may name: their keys hold where the file has
+            none of its own.
+
+    Raises:
+        ConfigError: The file is not a board profile.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = tomllib.load(file)
+    except OSError as exc:
+        raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    if raw.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
+    unknown = sorted(set(raw) - _KEYS)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], sorted(_KEYS), n=1)
+        raise ConfigError(
+            f"{path}: unknown key {unknown[0]!r}",
+            hint=f"did you mean {close[0]!r}?" if close else "",
+        )
+    for names, kind, wanted in (
+        (_TABLES, dict, "a table"),
+        (_LISTS, list, "a list"),
+        (_TEXTS, str, "a text"),
+    ):
+        for name in names:
+            if name in raw and not isinstance(raw[name], kind):
+                raise ConfigError(f"{path}: {name!r} must be {wanted}")
+    base = raw.get("extends")
+    if base is not None:
+        if not bases or base not in bases:
+            raise ConfigError(f"{path} extends {base!r}, and there is no such profile")
+        raw = {**bases[base].raw, **raw}
+    try:
+        return _profile(path, raw)
+    except KeyError as exc:
+        raise ConfigError(f"{path}: key {exc} is missing") from exc
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise ConfigError(f"{path} has another shape than a board profile: {exc}") from exc
+
+
+def _profile(path: Path, raw: Mapping[str, Any]) -> Profile:
+    match, notes = raw.get("match", {}), raw.get("notes", {})
+    engines = raw.get("engines", {})
+    return Profile(
+        name=raw["name"],
+        title=raw["title"],
+        soc=raw.get("soc", ""),
+        arch=raw.get("arch", ""),
+        compatible=_texts(match.get("compatible", [])),
+        models=_texts(match.get("model", [])),
+        rails=dict(raw.get("rails", {})),
+        modes=tuple(dict(mode) for mode in raw.get("modes", ())),
+        variants=tuple(
+            Variant(
+                str(v["name"]),
+                _texts(v.get("compatible", [])),
+                None if "memory_gb" not in v else float(v["memory_gb"]),
+                int(v.get("cores", 0)),
+            )
+            for v in raw.get("variant", ())
+        ),
+        prefer=_texts(engines.get("prefer", ["CPUExecutionProvider"])),
+        quirks=_texts(notes.get("quirks", [])),
+        unverified=_texts(notes.get("unverified", [])),
+        sources=_texts(notes.get("sources", [])),
+        path=path.resolve(),
+        raw=raw,
+    )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"{values!r} should be a list of texts")
+    return tuple(values)
+
+
+def user_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
+    """Return where the user's own profiles lie, the weaker first.
+
+    Raises:
+        ConfigError: ``DRAFTWIRE_PROFILE_DIR`` names no folder.
+    """
+    environ = os.environ if environ is None else environ
+    folders = []
+    home = environ.get("HOME", "")
+    base = environ.get("XDG_CONFIG_HOME", "") or (home and os.path.join(home, ".config"))
+    if base and (Path(base) / "draftwire" / "boards").is_dir():
+        folders.append(Path(base) / "draftwire" / "boards")
+    named = environ.get(FOLDER_VARIABLE, "")
+    if named:
+        if not Path(named).expanduser().is_dir():
+            raise ConfigError(f"{FOLDER_VARIABLE} is {named}, and that is no folder")
+        folders.append(Path(named).expanduser())
+    return folders
+
+
+def load_profiles(*folders: Path) -> dict[str, Profile]:
+    """Read all profiles: ours, the user's, then those of ``folders``.
+
+    Returns:
+        By name; a later one overrides, and the user's come first, so that they are the
+        first to be matched.
+
+    Raises:
+        ConfigError: A folder is missing, or a file is not a board profile.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder} with board profiles")
+    profiles: dict[str, Profile] = {}
+    for folder in (FOLDER, *user_folders(), *folders):
+        own = {}
+        for path in sorted(folder.glob("*.toml")):
+            profile = read_profile(path, profiles)
+            own[profile.name] = profile
+        profiles = {**own, **{n: p for n, p in profiles.items() if n not in own}}
+    return profiles
+
+
+def find_profile(
+    root: Path = Path("/"),
+    profiles: Mapping[str, Profile] | None = None,
+    *,
+    board: str | None = None,
+) -> Match:
+    """Tell which board this is.
+
+    Args:
+        root: Where ``proc`` lies; tests and recorded trees pass their own.
+        profiles: All profiles by name; None reads them.
+        board: A name that overrides what is found.  None asks ``DRAFTWIRE_BOARD``.
+
+    Raises:
+        ConfigError: ``board`` names no profile.
+    """
+    known = load_profiles() if profiles is None else profiles
+    asked = board or os.environ.get(BOARD_VARIABLE)
+    if asked and asked != "auto":
+        if asked not in known:
+            close = difflib.get_close_matches(asked, list(known), n=1)
+            raise ConfigError(
+                f"no board profile {asked!r}",
+                hint=f"did you mean {close[0]}?"
+                if close
+                else f"known: {', '.join(sorted(known))}",
+            )
+        return Match(known[asked], "named by the user")
+    tree = Tree(root)
+    for text in tree.strings("proc/device-tree/compatible"):
+        for profile in known.values():
+            if any(_compatible(pattern, text) for pattern in profile.compatible):
+                return Match(profile, f"device tree: compatible {text!r}")
+    for text in tree.strings("proc/device-tree/model"):
+        for profile in known.values():
+            if any(pattern in text for pattern in profile.models):
+                return Match(profile, f"device tree: model {text!r}")
+    arch = architecture(tree)
+    wanted = {"x86_64": "generic-x86", "i686": "generic-x86", "armv7l": "generic-armv7"}
+    name = wanted.get(arch, "generic-aarch64")
+    model = tree.strings("proc/device-tree/model")
+    seen = f", model {model[0]!r}" if model else ""
+    return Match(
+        known[name],
+        f"no known board in the device tree{seen}; machine is {arch or 'not known'}",
+    )
+
+
+def _compatible(pattern: str, text: str) -> bool:
+    """Match whole parts only: ``jetson-xavier`` is not ``jetson-xavier-nx``."""
+    text = text[: -len("-super")] if text.endswith("-super") else text
+    return pattern == text or pattern in text.split(",")[-1].split("+")
