@@ -217,9 +217,7 @@ def choose_total(
         table, totals, how = by_board, board_totals, "board"
         if not names <= (by_board.known_rails() if by_board else set()):
             odd = sorted(names - by_board.known_rails()) if by_board else []
-            warnings.append(
-                f"rails that the profile of {board} lacks: {', '.join(odd)}"
-            )
+            warnings.append(f"rails that the profile of {board} lacks: {', '.join(odd)}")
     elif name_totals:
         table, totals, how = voters[0], name_totals, "rail names"
         if by_board is not None:
@@ -265,9 +263,8 @@ def load_tables(folder: Path | None = None) -> list[RailTable]:
     else:
         import tomli as tomllib
 
-    folder = (
-        Path(__file__).resolve().parent.parent / "boards" if folder is None else folder
-    )
+    if folder is None:
+        folder = Path(__file__).resolve().parent.parent / "boards" / "profiles"
     tables = []
     for path in sorted(folder.glob("*.toml")):
         try:
