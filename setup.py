@@ -46,6 +46,7 @@ setuptools.setup(
         "draftwire": ["py.typed"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.transport": ["*.md"],
+        "draftwire.bench.link": ["*.toml"],
     },
     include_package_data=False,
 )
