@@ -1,0 +1,128 @@
+"""Running a part of draftwire in a process of its own, whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+__all__ = ["Child", "run_python"]
+
+_KEPT = 4000  # characters of what it said
+
+
+@dataclass(frozen=True)
+class Child:
+    """How a process ended.
+
+    Attributes:
+        code: Exit code, negative for a signal, None when it was stopped for time.
+        out: What it wrote to stdout.
+        err: The end of what it wrote to stderr.
+        seconds: How long it took.
+    """
+
+    code: int | None
+    out: str
+    err: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """True when it ended with 0."""
+        return self.code == 0
+
+    @property
+    def illegal(self) -> bool:
+        """True when the processor met an instruction that it does not have.
+
+        A shell or an emulator between says 128 + the signal.
+        """
+        return self.code in (-signal.SIGILL, 128 + signal.SIGILL)
+
+    def document(self) -> dict[str, Any] | None:
+        """Return the JSON object on the last line of its output, or None."""
+        lines = self.out.strip().splitlines()
+        try:
+            found = json.loads(lines[-1]) if lines else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def how(self) -> str:
+        """Return how it ended in a few words."""
+        if self.code is None:
+            return f"no answer within {self.seconds:.0f} s"
+        if self.code < 0 or 128 < self.code < 160:
+            number = -self.code if self.code < 0 else self.code - 128
+            try:
+                name = signal.Signals(number).name
+            except ValueError:
+                name = f"signal {number}"
+            return {
+                "SIGILL": "illegal instruction (SIGILL)",
+                "SIGSEGV": "segmentation fault (SIGSEGV)",
+                "SIGBUS": "bus error (SIGBUS)",
+                "SIGKILL": "killed (SIGKILL), as when memory runs out",
+            }.get(name, name)
+        lines = [line for line in self.err.strip().splitlines() if line.strip()]
+        return lines[-1].strip()[:200] if lines else f"exit code {self.code}"
+
+
+def run_python(
+    words: Sequence[str],
+    *,
+    timeout_s: float = 60.0,
+    extra: Mapping[str, str] | None = None,
+    python: str | None = None,
+) -> Child:
+    """Run this Python with ``words``.
+
+    Args:
+        words: Its arguments, e.g. ``["-c", "import numpy"]``.
+        timeout_s: When to stop it.
+        extra: Variables to add to its environment.
+        python: Another interpreter; tests pass their own.
+    """
+    # Not resolved through the rooms' links: that would be the folder above ours.
+    import draftwire
+
+    home = str(Path(draftwire.__file__).resolve().parent.parent)
+    paths = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(extra or {})}
+    start = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            [python or sys.executable, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd="/",  # nothing of the user's folder is imported by chance
+        )
+    except OSError as exc:
+        return Child(127, "", str(exc), 0.0)
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+        code: int | None = process.returncode
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        code = None
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    seconds = time.monotonic() - start
+    return Child(
+        code,
+        out.decode("utf-8", "replace"),
+        err.decode("utf-8", "replace")[-_KEPT:],
+        seconds,
+    )

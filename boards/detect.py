@@ -1,0 +1,297 @@
+"""What this machine is: board, system, cores, power mode, sensors, engines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.boards.cores import Cluster, architecture, clusters, parse_list, quota_cores
+from draftwire.boards.engines import Installed, find_engines, python_version
+from draftwire.boards.profiles import Match, Profile, find_profile
+from draftwire.boards.sensors import Sensor, find_sensors
+from draftwire.boards.system import (
+    L4t,
+    Memory,
+    PowerMode,
+    heat,
+    l4t,
+    libc,
+    memory,
+    os_release,
+    power_mode,
+    pythons,
+)
+from draftwire.boards.tree import Tree
+
+__all__ = ["Detection", "detect", "find_variant"]
+
+SCHEMA = "draftwire.detect/1"
+_PMIC = "vcgencmd pmic_read_adc"
+
+
+@dataclass(frozen=True)
+class Detection:
+    """All that is known of a machine; ``to_dict`` is the document of ``--json``."""
+
+    tree: Tree
+    match: Match
+    variant: str
+    arch: str
+    l4t: L4t | None
+    system: Mapping[str, str]
+    kernel: str
+    libc: str
+    pythons: tuple[str, ...]
+    memory: Memory
+    clusters: tuple[Cluster, ...]
+    quota: float | None
+    mode: PowerMode | None
+    heat_c: Mapping[str, float]
+    sensors: tuple[Sensor, ...]
+    engines: tuple[Installed, ...] | None
+    container: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> Profile:
+        """The profile of the board."""
+        return self.match.profile
+
+    @property
+    def online(self) -> tuple[int, ...]:
+        """Numbers of the cores that run now."""
+        return tuple(cpu for cluster in self.clusters for cpu in cluster.online)
+
+    @property
+    def title(self) -> str:
+        """The board as people call it, with its variant."""
+        return f"{self.profile.title} {self.variant}".rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it; null is what could not be known."""
+        profile, mode = self.profile, self.mode
+        return {
+            "schema": SCHEMA,
+            "root": str(self.tree.root),
+            "board": {
+                "name": profile.name,
+                "title": profile.title,
+                "variant": self.variant or None,
+                "generic": profile.generic,
+                "how": self.match.how,
+                "model": (self.tree.strings("proc/device-tree/model") or [None])[0],
+                "profile": str(profile.path),
+            },
+            "soc": profile.soc or None,
+            "arch": self.arch or None,
+            "l4t": None
+            if self.l4t is None
+            else {"version": self.l4t.version, "jetpack_hint": self.l4t.jetpack or None},
+            "os": self.system.get("PRETTY_NAME"),
+            "kernel": self.kernel or None,
+            "libc": self.libc or None,
+            "container": self.container,
+            "python": {
+                "running": python_version() if self.tree.host else None,
+                "executable": sys.executable if self.tree.host else None,
+                "installed": list(self.pythons),
+            },
+            "memory": {
+                "total_bytes": self.memory.total,
+                "available_bytes": self.memory.available,
+                "swap_bytes": self.memory.swap,
+                "limit_bytes": self.memory.limit,
+                "free_4mb_blocks": self.memory.free_4mb,
+            },
+            "cores": [_cluster(cluster) for cluster in self.clusters],
+            "cores_online": len(self.online),
+            "cores_quota": self.quota,
+            "power_mode": None
+            if mode is None
+            else {
+                "name": mode.name,
+                "id": mode.number,
+                "names": list(mode.names),
+                "default": mode.default or None,
+            },
+            "heat_c": dict(self.heat_c),
+            "sensors": [_sensor(sensor) for sensor in self.sensors],
+            "totals": [
+                {"scope": total.get("scope"), "rails": list(total.get("rails", ()))}
+                for total in profile.rails.get("total", ())
+            ],
+            "engines": None
+            if self.engines is None
+            else [engine.to_dict() for engine in self.engines],
+            "engines_why_null": "" if self.engines is not None else self._why_no_engines(),
+            "quirks": list(profile.quirks),
+            "warnings": list(self.warnings),
+        }
+
+    def _why_no_engines(self) -> str:
+        if self.tree.host:
+            return "not asked for"
+        return f"the files are those of {self.tree.root}, nothing of them was run"
+
+
+def _cluster(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "kind": cluster.kind,
+        "small": cluster.small,
+        "cpus": list(cluster.possible),
+        "online": list(cluster.online),
+        "max_hz": cluster.max_hz,
+        "cap_hz": cluster.cap_hz,
+        "min_hz": cluster.min_hz,
+        "now_hz": cluster.now_hz,
+        "governor": cluster.governor or None,
+        "locked": cluster.locked,
+    }
+
+
+def _sensor(sensor: Sensor) -> dict[str, Any]:
+    return {
+        "driver": sensor.driver,
+        "path": sensor.path,
+        "rails": list(sensor.rails),
+        "readable": sensor.readable,
+        "why_not": sensor.why_not,
+    }
+
+
+def detect(
+    root: Path = Path("/"),
+    profiles: Mapping[str, Profile] | None = None,
+    *,
+    board: str | None = None,
+    engines: bool = True,
+) -> Detection:
+    """Look at a machine.
+
+    Args:
+        root: ``/``, or where another machine's ``proc``, ``sys`` and ``etc`` lie; then
+            nothing is run, and nothing of this machine is reported.
+        profiles: All profiles by name; None reads them.
+        board: A profile's name that overrides what is found.
+        engines: Whether to run a small model on each execution provider.
+
+    Raises:
+        ConfigError: ``board`` names no profile, or a profile is broken.
+    """
+    tree = Tree(root)
+    match = find_profile(tree.root, profiles, board=board)
+    profile = match.profile
+    found = tuple(clusters(tree))
+    ram = memory(tree)
+    pmic = any(sensor.get("driver") == _PMIC for sensor in profile.raw.get("sensor", ()))
+    variant = find_variant(tree, profile, ram, found)
+    arch = architecture(tree)
+    run = engines and tree.host
+    release = l4t(tree) if profile.jetson or profile.generic else None
+    detection = Detection(
+        tree=tree,
+        match=match,
+        variant=variant,
+        arch=arch,
+        l4t=release,
+        system=os_release(tree),
+        kernel=os.uname().release if tree.host else _kernel(tree),
+        libc=libc(tree),
+        pythons=tuple(pythons(tree)),
+        memory=ram,
+        clusters=found,
+        quota=quota_cores(tree),
+        mode=power_mode(tree),
+        heat_c=heat(tree),
+        sensors=tuple(find_sensors(tree, pmic=pmic)),
+        engines=tuple(find_engines(profile.prefer)) if run else None,
+        container=tree.exists(".dockerenv") or tree.exists("run/.containerenv"),
+    )
+    return _with_warnings(detection)
+
+
+def _kernel(tree: Tree) -> str:
+    text = tree.text("proc/sys/kernel/osrelease")
+    if text:
+        return text
+    words = (tree.text("proc/version") or "").split()
+    return words[2] if len(words) > 2 and words[:2] == ["Linux", "version"] else ""
+
+
+def find_variant(
+    tree: Tree, profile: Profile, ram: Memory, cores: tuple[Cluster, ...]
+) -> str:
+    """Return the name of the board's variant, or "" when nothing tells.
+
+    The device tree's module part tells first; then the memory, as the kernel sees it
+    (what the firmware keeps is missing); then the number of cores.
+    """
+    strings = tree.strings("proc/device-tree/compatible")
+    parts = [part for text in strings for part in text.split(",")[-1].split("+")]
+    plain = [p[: -len("-super")] if p.endswith("-super") else p for p in parts]
+    fit = [v for v in profile.variants if set(v.compatible) & set(plain)]
+    fit = fit or list(profile.variants)
+    if len(fit) > 1 and ram.total:
+        size = ram.total / 1e9
+        near = [v for v in fit if v.memory_gb and 0.7 <= size / v.memory_gb <= 1.1]
+        fit = near or fit
+    count = sum(len(cluster.possible) for cluster in cores)
+    if len(fit) > 1:
+        fit = [v for v in fit if v.cores == count] or fit
+    name = fit[0].name if len(fit) == 1 else ""
+    fast = any(text.endswith("-super") for text in strings) or any(
+        "Super" in text for text in tree.strings("proc/device-tree/model")
+    )
+    return f"{name} Super".strip() if fast else name
+
+
+def _with_warnings(found: Detection) -> Detection:
+    from dataclasses import replace
+
+    profile, tree = found.profile, found.tree
+    warnings = []
+    if profile.generic:
+        warnings.append(
+            f"{found.match.how}: the generic profile is used; no rails, no power modes "
+            "and no quirks of this board are known"
+        )
+    elif profile.arch and found.arch and profile.arch != found.arch:
+        warnings.append(f"the profile is for {profile.arch}, this machine is {found.arch}")
+    offline = [cpu for c in found.clusters for cpu in c.possible if cpu not in c.online]
+    if offline:
+        mode = found.mode.name if found.mode else None
+        because = f" in the power mode {mode}" if mode else ""
+        numbers = ", ".join(map(str, offline))
+        warnings.append(f"cores {numbers} are offline{because}: threads must follow")
+    if found.mode and found.mode.number is not None and found.mode.name is None:
+        warnings.append(
+            f"power mode {found.mode.number} has no name in /etc/nvpmodel.conf, and a "
+            "number alone means another mode on another board"
+        )
+    known = {str(n) for modes in profile.modes for n in modes.get("names", ())}
+    if found.mode and found.mode.number is not None and found.mode.name and known:
+        if found.mode.name not in known:
+            warnings.append(f"the profile does not know the power mode {found.mode.name}")
+    online = parse_list(tree.text("sys/devices/system/cpu/online"))
+    if not online and not found.clusters:
+        warnings.append("neither sysfs nor /proc/cpuinfo names a processor core")
+    rails = {rail for sensor in found.sensors for rail in sensor.rails}
+    totals = profile.rails.get("total", ())
+    wanted = [set(total.get("rails", ())) for total in totals]
+    if wanted and not _pmic_only(profile) and not any(w <= rails for w in wanted):
+        seen = ", ".join(sorted(rails)) or "none"
+        first = " + ".join(totals[0].get("rails", ()))
+        warnings.append(f"the board's total is {first}; rails found: {seen}")
+    for engine in found.engines or ():
+        if len(engine.packages) > 1:
+            names = " and ".join(engine.packages)
+            warnings.append(f"{names} overwrite each other's files: keep one")
+    return replace(found, warnings=tuple(warnings))
+
+
+def _pmic_only(profile: Profile) -> bool:
+    drivers = [sensor.get("driver") for sensor in profile.raw.get("sensor", ())]
+    return drivers == [_PMIC]

@@ -1,0 +1,287 @@
+"""Facts of a Linux machine, read from its files: system, memory, power mode, heat."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from draftwire.boards.tree import Tree
+
+__all__ = [
+    "L4t",
+    "Memory",
+    "PowerMode",
+    "heat",
+    "l4t",
+    "libc",
+    "memory",
+    "os_release",
+    "power_mode",
+    "pythons",
+    "throttling",
+]
+
+# First two numbers of L4T to JetPack. Tools disagree on some (36.5 is 6.2.1 or 6.2.2),
+# so this is a hint and the L4T number is the fact.
+# Source: jetson-stats' table, jetson-containers' l4t_version.py, meta-tegra R39.2.
+_JETPACK = {
+    "32": "4.2 to 4.6",
+    "34": "5.0 preview",
+    "35": "5.0.2 to 5.1",
+    "36.2": "6.0 preview",
+    "36.3": "6.0",
+    "36.4": "6.1 to 6.2.1",
+    "36.5": "6.2",
+    "38": "7.0 to 7.1",
+    "39": "7.2",
+}
+_RELEASE = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
+_PACKAGE = re.compile(r"^Package: nvidia-l4t-core$.*?^Version: (\d+\.[\d.]+)", re.M | re.S)
+_LIBC = re.compile(rb"GNU C Library [^\n]*release version (\d+\.\d+)")
+_MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
+_STATUS = re.compile(r"pmode:(\d+)")
+_RATHER_HOT_K = 5.0  # below the first trip point that slows the machine
+
+# Raspberry Pi, get_throttled: the low bits are now, those 16 higher since boot.
+_PI_BITS = (
+    (0, "under-voltage"),
+    (1, "the clock is capped"),
+    (2, "throttled"),
+    (3, "the soft temperature limit is reached"),
+)
+
+
+@dataclass(frozen=True)
+class L4t:
+    """NVIDIA's Linux for Tegra.
+
+    Attributes:
+        version: E.g. ``"36.4.3"``.
+        jetpack: JetPack versions that come with it, a hint, or "".
+        found_in: The file that says so.
+    """
+
+    version: str
+    jetpack: str
+    found_in: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        total: Of the machine, without what the firmware keeps.
+        available: What new work can have without swapping.
+        swap: Swap space.
+        limit: What a container may have, or None.
+        free_4mb: Free blocks of 4 MB or more, as large pages and GPU buffers want
+            them (tegrastats' ``lfb``); None when the kernel does not tell.
+    """
+
+    total: int | None = None
+    available: int | None = None
+    swap: int | None = None
+    limit: int | None = None
+    free_4mb: int | None = None
+
+
+@dataclass(frozen=True)
+class PowerMode:
+    """The power mode of a Jetson (nvpmodel), or the platform profile of a PC.
+
+    Attributes:
+        name: E.g. ``"MAXN_SUPER"``; None when it cannot be known by name.
+        number: nvpmodel's id, which means another mode on another board.
+        names: All modes, in the order of their ids.
+        default: The mode that the board starts with, or "".
+    """
+
+    name: str | None
+    number: int | None = None
+    names: tuple[str, ...] = ()
+    default: str = ""
+
+
+def os_release(tree: Tree) -> dict[str, str]:
+    """Return ``/etc/os-release`` as a dict; empty without one."""
+    text = tree.text("etc/os-release") or tree.text("usr/lib/os-release") or ""
+    found = re.findall(r"^([A-Z_]+)=\"?(.*?)\"?$", text, re.M)
+    return dict(found)
+
+
+def l4t(tree: Tree) -> L4t | None:
+    """Return the L4T release, or None where there is none."""
+    where = "etc/nv_tegra_release"
+    match = _RELEASE.search(tree.text(where) or "")
+    if match:
+        version = f"{match.group(1)}.{match.group(2)}"
+    else:  # not in every container; the package is
+        where = "var/lib/dpkg/status"
+        package = _PACKAGE.search(_status(tree))
+        if package is None:
+            return None
+        version = package.group(1)
+    version = version.rstrip(".")
+    parts = version.split(".")
+    jetpack = _JETPACK.get(".".join(parts[:2])) or _JETPACK.get(parts[0], "")
+    return L4t(version, jetpack, f"/{where}")
+
+
+def _status(tree: Tree) -> str:
+    """Return dpkg's status file, which is longer than what ``Tree`` reads."""
+    try:
+        with open(tree.path("var/lib/dpkg/status"), "rb") as file:
+            data = file.read(32 << 20)
+    except OSError:
+        return ""
+    place = data.find(b"Package: nvidia-l4t-core\n")
+    return data[place : place + 4096].decode("utf-8", "replace") if place >= 0 else ""
+
+
+def libc(tree: Tree) -> str:
+    """Return e.g. ``"glibc 2.35"``, ``"musl"``, or "" when it is not found."""
+    if tree.host:
+        try:
+            return (os.confstr("CS_GNU_LIBC_VERSION") or "").strip()
+        except (ValueError, OSError):
+            return "musl" if tree.find("lib/ld-musl-*") else ""
+    for pattern in ("lib/*/libc.so.6", "usr/lib/*/libc.so.6", "lib*/libc.so.6"):
+        for name in tree.find(pattern):
+            match = re.search(r"libc-(\d+\.\d+)\.so", tree.path(name).name)
+            if match:
+                return f"glibc {match.group(1)}"
+            found = _LIBC.search(_library(tree, name))
+            if found:
+                return f"glibc {found.group(1).decode()}"
+    return "musl" if tree.find("lib/ld-musl-*") else ""
+
+
+def _library(tree: Tree, name: str) -> bytes:
+    try:
+        with open(tree.path(name), "rb") as file:
+            return file.read(8 << 20)
+    except OSError:
+        return b""
+
+
+def pythons(tree: Tree) -> list[str]:
+    """Return the Python versions under ``/usr/bin`` of the root, e.g. ``["3.10"]``."""
+    found = {
+        match.group(1)
+        for name in (*tree.names("usr/bin"), *tree.names("usr/local/bin"))
+        for match in [re.fullmatch(r"python(3\.\d+)", name)]
+        if match
+    }
+    return sorted(found, key=lambda text: int(text.split(".")[1]))
+
+
+def memory(tree: Tree) -> Memory:
+    """Return how much memory there is."""
+    text = tree.text("proc/meminfo") or ""
+    found = {k: int(v) << 10 for k, v in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.M)}
+    limit = tree.number("sys/fs/cgroup/memory.max")
+    if limit is None:
+        limit = tree.number("sys/fs/cgroup/memory/memory.limit_in_bytes")
+    total = found.get("MemTotal")
+    if limit is not None and (total is None or limit >= total):
+        limit = None  # the kernel's word for "no limit"
+    return Memory(
+        total, found.get("MemAvailable"), found.get("SwapTotal"), limit, _free_4mb(tree)
+    )
+
+
+def _free_4mb(tree: Tree) -> int | None:
+    """Count free blocks of order 10, which are 4 MB at pages of 4 KB.
+
+    Source:
+        Linux, Documentation/filesystems/proc.rst, buddyinfo.
+    """
+    rows = (tree.text("proc/buddyinfo") or "").splitlines()
+    counts = [row.split()[4:] for row in rows if row.startswith("Node")]
+    if not counts or any(len(c) < 11 or not c[10].isdigit() for c in counts):
+        return None
+    return sum(int(c[10]) for c in counts)
+
+
+def power_mode(tree: Tree) -> PowerMode | None:
+    """Return the present power mode by name, from files that need no root.
+
+    Ids are not ordered and mean something else on every board, so an id without the
+    table of this very system stays an id.
+    """
+    text = tree.text("etc/nvpmodel.conf") or ""
+    modes = {int(number): name for number, name in _MODE.findall(text)}
+    status = _STATUS.search(tree.text("var/lib/nvpmodel/status") or "")
+    names = tuple(name for _, name in sorted(modes.items()))
+    start = re.search(r"<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>", text)
+    default = modes.get(int(start.group(1)), "") if start else ""
+    if status is not None:
+        number = int(status.group(1))
+        return PowerMode(modes.get(number), number, names, default)
+    if modes:
+        return PowerMode(None, None, names, default)
+    profile = tree.text("sys/firmware/acpi/platform_profile")
+    choices = (tree.text("sys/firmware/acpi/platform_profile_choices") or "").split()
+    return PowerMode(profile, None, tuple(choices)) if profile else None
+
+
+def heat(tree: Tree) -> dict[str, float]:
+    """Return the temperature of each zone in degrees Celsius."""
+    found = {}
+    for zone in tree.find("sys/class/thermal/thermal_zone*"):
+        value = tree.number(f"{zone}/temp")
+        if value is not None and -50_000 < value < 200_000:  # -256 C: switched off
+            found[tree.text(f"{zone}/type") or zone.rsplit("/", 1)[-1]] = value / 1000
+    return found
+
+
+def throttling(tree: Tree) -> dict[str, Any]:
+    """Return what slows the machine.
+
+    Returns:
+        ``now`` and ``since_boot``: lists of sentences; ``known``: whether anything
+        tells. A number of events since boot is no fault of this moment.
+    """
+    now: list[str] = []
+    before: list[str] = []
+    known = False
+    flags = tree.text("sys/devices/platform/soc/soc:firmware/get_throttled")
+    if flags and re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", flags):
+        known = True
+        value = int(flags, 16)
+        now += [words for bit, words in _PI_BITS if value >> bit & 1]
+        before += [words for bit, words in _PI_BITS if value >> bit + 16 & 1]
+    for name in tree.find("sys/class/hwmon/hwmon*/oc*_event_cnt"):
+        known = True
+        count = tree.number(name)  # over-current and under-voltage of a Jetson
+        if count:
+            before.append(f"{name.rsplit('/', 1)[-1][:-10]}: {count} over-current events")
+    for name in tree.find("sys/class/hwmon/hwmon*/curr*_m*_alarm"):
+        known = True
+        if tree.number(name) == 1:
+            rail = name.rsplit("/", 1)[-1].split("_")[0]
+            now.append(f"{rail} of {name.split('/')[3]} is above its limit")
+    for zone in tree.find("sys/class/thermal/thermal_zone*"):
+        known = True
+        now += _near_trip(tree, zone)
+    return {"known": known, "now": now, "since_boot": before}
+
+
+def _near_trip(tree: Tree, zone: str) -> list[str]:
+    value = tree.number(f"{zone}/temp")
+    if value is None or not -50_000 < value < 200_000:
+        return []
+    for name in tree.find(f"{zone}/trip_point_*_type"):
+        limit = tree.number(name[: -len("_type")] + "_temp")
+        if tree.text(name) not in ("passive", "hot") or not limit or limit <= 0:
+            continue
+        if value >= limit - _RATHER_HOT_K * 1000:
+            label = tree.text(f"{zone}/type") or zone.rsplit("/", 1)[-1]
+            at = f"{label} is at {value / 1000:.0f} C"
+            if value >= limit:
+                return [f"{at}, above its limit of {limit / 1000:.0f} C"]
+            return [f"{at}, it slows down at {limit / 1000:.0f} C"]
+    return []
