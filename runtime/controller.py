@@ -1,25 +1,72 @@
 """Decides how far to draft.
 
 The interface that every policy shares, and the plainest one: a fixed number of tokens.
+The others live in modules of their own: ``controller_auto`` (ours),
+``controller_baselines`` (published rules, and an oracle for simulators).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Mapping, Protocol, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.sampling import Proposal
 
-__all__ = ["Controller", "FixedLength", "make_controller"]
+__all__ = ["Controller", "FixedLength", "Policy", "Round", "make_controller"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one commit taught about the costs.
+
+    Attributes:
+        t_s: When it came, seconds of the caller's clock.
+        tokens: New tokens of the text.
+        drafted: Drafted tokens that it judged; 0 when it answers no block.
+        accepted: Those that became text.
+        wait_s: From the sending of the block that it answers, or None.
+        network_s: ``wait_s`` without the verifier's own time; None where the block may
+            have waited behind another, so that nobody can tell.
+        queue_s: Seconds of queueing, told by the verifier.
+        compute_s: Seconds of the forward, told by the verifier.
+        up_bytes: On the wire, of the blocks that it answers.
+        rtt_s: Smoothed round trip of the link, or None while unknown.
+        up_bytes_s: Goodput up, bytes a second, or None while nothing tells it.
+        in_flight: Blocks that are still out after it.
+    """
+
+    t_s: float
+    tokens: int
+    drafted: int
+    accepted: int
+    wait_s: float | None = None
+    network_s: float | None = None
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    up_bytes: int = 0
+    rtt_s: float | None = None
+    up_bytes_s: float | None = None
+    in_flight: int = 0
 
 
 class Controller(Protocol):
-    """A policy for the length of draft blocks."""
+    """A policy for the length of draft blocks; :class:`Policy` has the defaults."""
 
     name: str
 
     def limit(self) -> int:
-        """Return the most tokens of the next block."""
+        """Return the most tokens of the next block.
+
+        0 is "off": draft nothing, and let the verifier stream; asked again after every
+        commit then.
+        """
+
+    def depth(self, most: int) -> int:
+        """Return how many blocks may be in flight, of at most ``most``."""
+
+    def resolution(self) -> int:
+        """Return the lattice resolution for ``qs``; 0 leaves it to the scheme."""
 
     def enough(self, block: Sequence[Proposal]) -> bool:
         """Return True when ``block`` should leave as it is, short of the limit."""
@@ -27,11 +74,58 @@ class Controller(Protocol):
     def judged(self, drafted: int, accepted: int) -> None:
         """Learn from a verdict."""
 
+    def measured(self, round: Round) -> None:
+        """Learn what a commit cost; called after :meth:`judged`."""
+
+    def drafted_in(self, seconds: float) -> None:
+        """Learn what one drafted token took."""
+
     def power(self, watts: Mapping[str, float | None]) -> None:
         """Learn the mean watts of each phase so far; called where a source is open."""
 
+    def explain(self) -> str:
+        """Return one line: why the last block ended; "" while there is none."""
 
-class FixedLength:
+
+class Policy:
+    """What a policy does unless it says otherwise: nothing."""
+
+    name = "policy"
+
+    def limit(self) -> int:
+        """Draft four tokens."""
+        return 4
+
+    def depth(self, most: int) -> int:
+        """Allow what the mode allows."""
+        return most
+
+    def resolution(self) -> int:
+        """Leave it to the scheme."""
+        return 0
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        """Never stop early."""
+        return False
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """Learn nothing."""
+
+    def measured(self, round: Round) -> None:
+        """Learn nothing."""
+
+    def drafted_in(self, seconds: float) -> None:
+        """Learn nothing."""
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        """Learn nothing."""
+
+    def explain(self) -> str:
+        """Name the limit."""
+        return f"limit {self.limit()}"
+
+
+class FixedLength(Policy):
     """Every block has the same length (``fixed:K``).
 
     Args:
@@ -47,16 +141,6 @@ class FixedLength:
     def limit(self) -> int:
         """Return the fixed length."""
         return self._length
-
-    def enough(self, block: Sequence[Proposal]) -> bool:
-        """Never stop early."""
-        return False
-
-    def judged(self, drafted: int, accepted: int) -> None:
-        """Learn nothing."""
-
-    def power(self, watts: Mapping[str, float | None]) -> None:
-        """Learn nothing."""
 
 
 def make_controller(spec: str) -> Controller:
