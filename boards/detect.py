@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -249,14 +249,12 @@ def find_variant(
 
 
 def _with_warnings(found: Detection) -> Detection:
-    from dataclasses import replace
-
     profile, tree = found.profile, found.tree
     warnings = []
     if profile.generic:
         warnings.append(
-            f"{found.match.how}: the generic profile is used; no rails, no power modes "
-            "and no quirks of this board are known"
+            "this is no board that draftwire knows: the generic profile names no rails, "
+            "no power modes and no quirks (`draftwire boards show --toml` starts your own)"
         )
     elif profile.arch and found.arch and profile.arch != found.arch:
         warnings.append(f"the profile is for {profile.arch}, this machine is {found.arch}")
