@@ -1,0 +1,239 @@
+"""``emulate``: a link between programs on this machine, by whatever method works here.
+
+::
+
+    with emulate("80ms/2mbit/loss=1%", port) as link:
+        draftwire.connect(f"ws://127.0.0.1:{link.url_port}", ...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from draftwire.bench.link.spec import LinkSpec
+from draftwire.errors import BoardError, ConfigError, DraftwireError
+
+__all__ = ["METHODS", "Emulator", "choose_method", "emulate"]
+
+METHODS = ("auto", "proxy", "tun", "netem")
+_START_S = 60.0
+_ANSWER_S = 15.0
+
+
+def choose_method(spec: LinkSpec, method: str = "auto") -> tuple[str, list[str]]:
+    """Return the method for a link on this machine, and why not the better ones.
+
+    netem where the kernel has it and the link asks for nothing beyond it; else packets
+    over TUN as root; else the proxy.
+
+    Raises:
+        ConfigError: The method is unknown or cannot do this link.
+        BoardError: The method asked for is not to be had here.
+    """
+    from draftwire.bench.link.netem import why_no_netem, why_not_netem
+    from draftwire.bench.link.netns import why_no_tun
+
+    if method not in METHODS:
+        raise ConfigError(f"no method {method!r}", hint=f"one of {', '.join(METHODS)}")
+    if method == "netem" and why_not_netem(spec):
+        raise ConfigError(why_not_netem(spec), hint="use --method tun or proxy")
+    notes = []
+    for name in ("netem", "tun"):
+        if method not in (name, "auto"):
+            continue
+        if name == "tun":
+            why = why_no_tun()
+        else:
+            why = why_not_netem(spec) or why_no_netem()
+        if not why:
+            return name, notes
+        if method == name:
+            raise BoardError(f"no link over {name} here: {why}", hint="use --method proxy")
+        notes.append(f"not {name}: {why}")
+    if spec.loss or spec.bursts is not None:
+        notes.append("a proxy loses no packets: loss is imitated as the stall it causes")
+    return "proxy", notes
+
+
+class Emulator:
+    """A running link; made by `emulate`.
+
+    Attributes:
+        spec: What it is like.
+        method: ``"proxy"``, ``"tun"`` or ``"netem"``.
+        url_port: Port of 127.0.0.1 to connect to instead of the server's own.
+        detour_us: Round trip that the emulator itself costs, measured at the start and
+            taken off the delay; None when it was not measured.
+        scheduling: ``"fifo"``, ``"normal"`` or ``"kernel"``.
+        notes: Why not a better method, and what this one cannot do.
+    """
+
+    def __init__(
+        self,
+        spec: LinkSpec,
+        target: tuple[str, int],
+        method: str,
+        *,
+        listen_port: int,
+        calibrate: bool,
+    ) -> None:
+        self.spec = spec
+        self.method, self.notes = choose_method(spec, method)
+        spec = _checked(spec)
+        home = str(Path(__file__).absolute().parents[3])  # where this package lies
+        path = os.environ.get("PYTHONPATH", "")
+        self._said = b""
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "draftwire.bench.link.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (home, path) if p)},
+            start_new_session=True,  # Ctrl-C is for us, the link ends after that
+        )
+        try:
+            first = self._ask(
+                json.dumps(
+                    {
+                        "spec": spec.to_dict(),
+                        "target": list(target),
+                        "listen": listen_port,
+                        "method": self.method,
+                        "calibrate": calibrate,
+                    }
+                ),
+                _START_S,
+            )
+            if "error" in first:
+                kind = ConfigError if first.get("kind") == "ConfigError" else BoardError
+                raise kind(f"the link did not start: {first['error']}", hint=first["hint"])
+        except BaseException:
+            self.close()
+            raise
+        self.url_port = int(first["port"])
+        self.detour_us: float | None = first["detour_us"]
+        self.scheduling = str(first["scheduling"])
+
+    def __enter__(self) -> Emulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process that is the link still runs."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the link."""
+        return self._process.pid
+
+    def stats(self) -> dict[str, Any]:
+        """Return what has passed and was lost in each direction, and the lateness.
+
+        Raises:
+            BoardError: The link is gone.
+        """
+        return self._ask("stats", _ANSWER_S)
+
+    def close(self) -> None:
+        """End the link: connections over it are cut, devices and namespaces go."""
+        process = self._process
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._errors.close()
+
+    def _ask(self, line: str, timeout_s: float) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError) as exc:
+            raise self._gone() from exc
+        out = self._process.stdout.fileno()
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._said:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([out], [], [], left)[0]:
+                raise BoardError(f"the link did not answer within {timeout_s:.0f} s")
+            data = os.read(out, 65536)
+            if not data:
+                raise self._gone()
+            self._said += data
+        answer, _, self._said = self._said.partition(b"\n")
+        document: dict[str, Any] = json.loads(answer)
+        return document
+
+    def _gone(self) -> DraftwireError:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return BoardError(
+            f"the link's process is gone: {lines[-1] if lines else 'no word'}"
+        )
+
+
+def _checked(spec: LinkSpec) -> LinkSpec:
+    """Read the traces here, where an error has somebody to hear it."""
+    from draftwire.bench.link.model import LinkModel
+
+    for way in ("up", "down"):
+        LinkModel(spec, way)
+    return spec
+
+
+def emulate(
+    spec: LinkSpec | str,
+    target_port: int,
+    method: str = "auto",
+    *,
+    target_host: str = "127.0.0.1",
+    listen_port: int = 0,
+    calibrate: bool = True,
+) -> Emulator:
+    """Put a link in front of a server; a context manager.
+
+    The link is a process of its own, so that it keeps time while this one works, and it
+    ends with this one however that ends.
+
+    Args:
+        spec: The link, or its text form.
+        target_port: Where the server listens.
+        method: ``"auto"``, ``"proxy"``, ``"tun"`` or ``"netem"``.
+        target_host: The server's host.
+        listen_port: Port of 127.0.0.1 to offer; 0 for any.
+        calibrate: Measure first what the detour costs, and take it off the delay.
+
+    Returns:
+        The running link; connect to ``127.0.0.1:link.url_port``.
+
+    Raises:
+        ConfigError: The link or the method is wrong, or a trace is.
+        BoardError: The method is not to be had here, or the port is taken.
+    """
+    link = LinkSpec.parse(spec) if isinstance(spec, str) else spec
+    return Emulator(
+        link,
+        (target_host, target_port),
+        method,
+        listen_port=listen_port,
+        calibrate=calibrate,
+    )

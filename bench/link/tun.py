@@ -1,0 +1,165 @@
+"""A link of packets: two namespaces, two TUN devices, and this process between them.
+
+Packets of real TCP connections wait, are paced, dropped and delivered as ``LinkModel``
+says.  Works without netem; needs root and /dev/net/tun.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import socket
+import time
+from typing import Any, Callable
+
+from draftwire.bench.link.clock import Lateness
+from draftwire.bench.link.model import LinkModel, OutagePlan
+from draftwire.bench.link.netns import Namespace, open_tun, set_address
+from draftwire.bench.link.relay import Route, fork_relay
+from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
+
+__all__ = ["NEAR", "FAR", "TunLink", "make_routes"]
+
+NEAR, FAR = "10.213.7.1", "10.213.7.2"  # in private namespaces: nobody else sees them
+_MAX_PACKET = 65536
+_BATCH = 64
+
+
+def make_routes(far: Namespace, targets: list[tuple[tuple[str, int], int]]) -> list[Route]:
+    """Return listening sockets on both sides for each target and listening port.
+
+    Raises:
+        OSError: A port is taken.
+    """
+    routes: list[Route] = []
+    for target, listen_port in targets:
+        here = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        here.bind(("127.0.0.1", listen_port))
+        here.listen(128)
+        there = far.socket()
+        there.bind((FAR, 0))
+        there.listen(128)
+        routes.append((here, there, there.getsockname(), target))
+    return routes
+
+
+class TunLink:
+    """Carries packets between two namespaces; call `pump` until it returns.
+
+    Args:
+        spec: The link.
+        targets: Where connections go in the end, each with the port to listen on.
+
+    Raises:
+        BoardError: No namespace or no TUN device is to be had.
+        OSError: A port is taken.
+    """
+
+    def __init__(self, spec: LinkSpec, targets: list[tuple[tuple[str, int], int]]) -> None:
+        self.spec = spec
+        self.near, self.far = Namespace(), Namespace()
+        with self.near.inside():
+            near_fd = open_tun("dw-near")
+            set_address("dw-near", NEAR)
+        with self.far.inside():
+            far_fd = open_tun("dw-far")
+            set_address("dw-far", FAR)
+        self._ways = {near_fd: ("up", far_fd), far_fd: ("down", near_fd)}
+        routes = make_routes(self.far, targets)
+        self.ports = [route[0].getsockname()[1] for route in routes]
+        self.relay, self._lifeline = fork_relay(routes, self.near.socket)
+        for here, there, _, _ in routes:
+            here.close()
+            there.close()
+        self.compensation_s = 0.0
+        self.lateness = Lateness()
+        self.use(LinkSpec())
+
+    def use(self, spec: LinkSpec) -> None:
+        """Follow ``spec`` from now on: the link's time starts again at 0."""
+        outages = OutagePlan(spec.outages, spec.seed)
+        self.models = {way: LinkModel(spec, way, outages=outages) for way in DIRECTIONS}
+        names = ("packets", "bytes", "queue", "loss", "outage")
+        self.counts = {way: dict.fromkeys(names, 0) for way in DIRECTIONS}
+        self.lateness = Lateness()
+        self.start_s = time.monotonic()
+        self._heap: list[tuple[float, int, str, int, bytes]] = []
+        self._order = 0
+
+    def report(self) -> dict[str, Any]:
+        """Return what has passed, what was dropped and why, and how late it was."""
+        return {**self.counts, "lateness": self.lateness.report()}
+
+    def alive(self) -> bool:
+        """Return whether the relay still runs."""
+        return os.waitpid(self.relay, os.WNOHANG) == (0, 0)
+
+    def close(self) -> None:
+        """End the relay; devices and namespaces go with their descriptors."""
+        os.close(self._lifeline)
+        os.waitpid(self.relay, 0)
+        for fd in [*self._ways, self.near.fd, self.far.fd]:
+            os.close(fd)
+
+    def pump(self, control_fd: int, control: Callable[[], bool]) -> None:
+        """Carry packets until ``control`` returns False.
+
+        Args:
+            control_fd: Watched beside the devices.
+            control: Called when there is something to read from it.
+        """
+        watched = [*self._ways, control_fd]
+        while True:
+            ordered = self._heap[0][0] - self.lateness.lead_s if self._heap else None
+            now = time.monotonic()
+            wait = None if ordered is None else max(0.0, ordered - now)
+            ready, _, _ = select.select(watched, [], [], wait)
+            if not ready and ordered is not None and wait:
+                self.lateness.woke(time.monotonic() - ordered)
+                rest = self._heap[0][0] - time.monotonic()
+                if rest > 5e-6:
+                    ready, _, _ = select.select(watched, [], [], rest)
+            for fd in ready:
+                if fd != control_fd:
+                    self._take(fd)
+            self._deliver()
+            if control_fd in ready and not control():
+                return
+
+    def _take(self, fd: int) -> None:
+        way, out = self._ways[fd]
+        counts, model = self.counts[way], self.models[way]
+        for _ in range(_BATCH):
+            try:
+                packet = os.read(fd, _MAX_PACKET)
+            except BlockingIOError:
+                return
+            if packet[0] >> 4 != 4:
+                continue  # the kernel's own IPv6 chatter
+            at = time.monotonic() - self.start_s
+            found = model.send(at, len(packet))
+            counts["packets"] += 1
+            counts["bytes"] += len(packet)
+            if found.arrival_s is None:
+                counts[found.lost] += 1
+                continue
+            # What the detour itself costs is taken off, but never more than the wait.
+            due = self.start_s + max(at, found.arrival_s - self.compensation_s)
+            self._order += 1
+            heapq.heappush(self._heap, (due, self._order, way, out, packet))
+
+    def _deliver(self) -> None:
+        while self._heap:
+            now = time.monotonic()
+            due, _, way, fd, packet = self._heap[0]
+            if due > now + 5e-6:
+                return
+            heapq.heappop(self._heap)
+            self.lateness.done(now - due)
+            try:
+                os.write(fd, packet)
+            except OSError:
+                # The device takes no more just now: a packet lost, as on a real link.
+                self.counts[way]["queue"] += 1

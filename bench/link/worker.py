@@ -1,0 +1,238 @@
+"""The process that is the link: ``python -m draftwire.bench.link.worker``.
+
+The first line on stdin says what to do, as JSON; the first line on stdout says what was
+done, or why not.  After that ``stats`` on stdin is answered with a line, and the end of
+stdin ends the link: it never outlives the program that wanted it, however that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from draftwire.bench.link.clock import fine_loop, go_realtime
+from draftwire.bench.link.netem import NetemLink
+from draftwire.bench.link.proxy import LinkProxy
+from draftwire.bench.link.spec import LinkSpec
+from draftwire.bench.link.tun import TunLink
+from draftwire.errors import DraftwireError
+
+__all__ = ["main"]
+
+_PINGS = 150
+_PING = b"p" * 64
+
+
+class _Echo(threading.Thread):
+    """Answers one connection at a time with what it said, to time the detour."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._door.getsockname()[1]
+
+    def run(self) -> None:
+        """Serve two connections: one direct, one by the detour."""
+        for _ in range(2):
+            link, _ = self._door.accept()
+            with link:
+                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while data := link.recv(4096):
+                    link.sendall(data)
+        self._door.close()
+
+
+def _best_trip_s(port: int) -> float:
+    """Return the shortest of many round trips through a port of this machine."""
+    best = 1.0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(_PINGS):
+            start = time.perf_counter()
+            link.sendall(_PING)
+            got = 0
+            while got < len(_PING):
+                piece = len(link.recv(4096))
+                if not piece:
+                    raise OSError("the detour closed the connection")
+                got += piece
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _detour_s(echo_port: int, port: int) -> float:
+    """Return what the way through ``port`` costs, a round trip, without any delay."""
+    direct = _best_trip_s(echo_port)
+    return max(0.0, _best_trip_s(port) - direct)
+
+
+class _Control:
+    """The worker's side of the conversation with its parent."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def first(self) -> dict[str, Any]:
+        """Read what to do."""
+        while b"\n" not in self._buffer:
+            data = os.read(0, 65536)
+            if not data:
+                raise SystemExit(1)
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        wanted: dict[str, Any] = json.loads(line)
+        return wanted
+
+    def say(self, document: dict[str, Any]) -> None:
+        """Write one line."""
+        os.write(1, json.dumps(document).encode() + b"\n")
+
+    def lines(self) -> list[str] | None:
+        """Return the lines that have come, or None at the end."""
+        data = os.read(0, 65536)
+        if not data:
+            return None
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        return [line.decode() for line in lines]
+
+
+def main() -> int:
+    """Be a link until stdin ends."""
+    control = _Control()
+    wanted = control.first()
+    try:
+        spec = LinkSpec.from_dict(wanted["spec"])
+        target = (str(wanted["target"][0]), int(wanted["target"][1]))
+        run = {"proxy": _proxy, "tun": _tun, "netem": _netem}[wanted["method"]]
+        run(control, spec, target, int(wanted["listen"]), bool(wanted["calibrate"]))
+    except (DraftwireError, OSError) as exc:
+        hint = getattr(exc, "hint", "")
+        control.say({"error": str(exc), "hint": hint, "kind": type(exc).__name__})
+        return getattr(exc, "exit_code", 3)
+    return 0
+
+
+def _ready(
+    control: _Control, method: str, port: int, detour_s: float | None, scheduling: str
+) -> None:
+    detour = None if detour_s is None else round(detour_s * 1e6, 1)
+    control.say(
+        {"port": port, "method": method, "detour_us": detour, "scheduling": scheduling}
+    )
+
+
+def _tun(
+    control: _Control, spec: LinkSpec, target: tuple[str, int], listen: int, calibrate: bool
+) -> None:
+    echo = _Echo()
+    link = TunLink(spec, [(target, listen), (("127.0.0.1", echo.port), 0)])
+    try:
+        scheduling = go_realtime()
+        detour_s = None
+        if calibrate:
+            echo.start()
+            stop_r, stop_w = os.pipe()
+            found: list[float] = []
+
+            def measure() -> None:
+                try:
+                    found.append(_detour_s(echo.port, link.ports[1]))
+                finally:
+                    os.close(stop_w)
+
+            timing = threading.Thread(target=measure, daemon=True)
+            timing.start()
+            link.pump(stop_r, lambda: False)
+            timing.join()
+            os.close(stop_r)
+            detour_s = found[0] if found else None
+            link.compensation_s = (detour_s or 0.0) / 2
+        link.use(spec)
+        _ready(control, "tun", link.ports[0], detour_s, scheduling)
+
+        def answer() -> bool:
+            lines = control.lines()
+            for line in lines or ():
+                if line == "stats":
+                    control.say(link.report())
+            return lines is not None
+
+        # A link without its relay is none: end, so that the parent notices.
+        signal.signal(signal.SIGCHLD, lambda *_: os._exit(1))
+        link.pump(0, answer)
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        link.close()
+
+
+def _netem(
+    control: _Control, spec: LinkSpec, target: tuple[str, int], listen: int, calibrate: bool
+) -> None:
+    echo = _Echo()
+    link = NetemLink(spec, [(target, listen), (("127.0.0.1", echo.port), 0)])
+    try:
+        detour_s = None
+        if calibrate:
+            echo.start()
+            detour_s = _detour_s(echo.port, link.ports[1])
+        link.use(less_s=(detour_s or 0.0) / 2)
+        _ready(control, "netem", link.ports[0], detour_s, "kernel")
+        while True:
+            select.select([0], [], [])
+            lines = control.lines()
+            if lines is None:
+                return
+            for line in lines:
+                if line == "stats":
+                    control.say(link.report())
+    finally:
+        link.close()
+
+
+def _proxy(
+    control: _Control, spec: LinkSpec, target: tuple[str, int], listen: int, calibrate: bool
+) -> None:
+    scheduling = go_realtime()
+    loop = fine_loop()
+
+    async def serve() -> None:
+        detour_s = None
+        if calibrate:
+            echo = _Echo()
+            echo.start()
+            bare = LinkProxy(LinkSpec(), ("127.0.0.1", echo.port))
+            port = await bare.start()
+            detour_s = await loop.run_in_executor(None, _detour_s, echo.port, port)
+            await bare.stop()
+        proxy = LinkProxy(spec, target)
+        proxy.compensation_s = (detour_s or 0.0) / 2
+        port = await proxy.start(listen)
+        _ready(control, "proxy", port, detour_s, scheduling)
+        over = asyncio.Event()
+
+        def answer() -> None:
+            lines = control.lines()
+            for line in lines or ():
+                if line == "stats":
+                    control.say(proxy.report())
+            if lines is None:
+                over.set()
+
+        loop.add_reader(0, answer)
+        await over.wait()
+        await proxy.stop()
+
+    loop.run_until_complete(serve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
