@@ -201,7 +201,7 @@ def _table(rows: Rows, *, acceptance: bool) -> list[str]:
 
 _HOW_MEASURED = (
     "Measured by the recipe in float32: 24 prompts of 48 tokens from held-out text, "
-    "continued by 64 tokens. \"Accepted of 4\" counts drafted tokens kept per block of "
+    'continued by 64 tokens. "Accepted of 4" counts drafted tokens kept per block of '
     "four; overlap is the mean of sum min(p, q), what rejection sampling would accept; "
     "few distinct 4-grams mean that the greedy text loops, which flatters the first two."
 )

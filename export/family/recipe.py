@@ -21,15 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
+from draftwire.export.backbone.draft import DraftTrainer, make_draft
+from draftwire.export.backbone.evaluate import acceptance, validation_loss
+from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
 from draftwire.export.family.corpus import (
     DOMAINS,
     build_tokenizer,
     encode_parts,
     split_documents,
 )
-from draftwire.export.family.distil import DraftTrainer, make_draft
-from draftwire.export.family.evaluate import acceptance, validation_loss
-from draftwire.export.family.lora import add_lora, lora_tensors, merge_lora_
 from draftwire.export.family.model import Llama, LlamaConfig, load_llama, save_llama
 from draftwire.export.family.training import Plan, Stream, train
 
@@ -182,7 +182,10 @@ def make_frozen_draft(work: Path, base: Llama, settings: FamilySettings, say: Sa
             work / "draft",
             say=say,
         )
-        save_llama(draft.cpu(), work / "draft.hf")
+        layers = settings.anchor_layers + settings.trained_layers
+        result = Llama(replace(settings.config, num_hidden_layers=layers))
+        result.load_state_dict(draft.cpu().state_dict())
+        save_llama(result, work / "draft.hf")
     return load_llama(work / "draft.hf")
 
 

@@ -14,20 +14,36 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from draftwire.errors import ConfigError
 from draftwire.export.family.muon import Muon
 
-__all__ = ["Plan", "Stream", "learning_rate", "train"]
+__all__ = ["Plan", "Reader", "Source", "Stream", "half_precision", "learning_rate", "train"]
 
-LossFn = Callable[[nn.Module, Tensor], Tensor]
+LossFn = Callable[..., Tensor]  # (model, *tensors of a micro-batch) -> mean loss
+
+
+class Reader(Protocol):
+    """Reads micro-batches; the same (plan, step, index) gives the same one."""
+
+    def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
+        """Return the tensors that the loss gets beside the model."""
+
+
+class Source(Protocol):
+    """What a training reads."""
+
+    def open(self) -> Reader:
+        """Return its reader."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +58,9 @@ class Stream:
     paths: tuple[Path, ...]
     shares: tuple[float, ...]
 
-    def open(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return the memory-mapped streams and normalised shares."""
-        shares = np.array(self.shares, np.float64)
-        return [np.load(p, mmap_mode="r") for p in self.paths], shares / shares.sum()
+    def open(self) -> Reader:
+        """Return a reader of the memory-mapped streams."""
+        return _StreamReader(self)
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,9 @@ class Plan:
         seed: Of data order.
         workers: Processes.
         save_every: Seconds between checkpoints.
+        precision: "float32", "bfloat16" (weights stay float32), or "auto": bfloat16
+            on CUDA and on CPUs with matrix units for it, where it is faster.
+        watch_every: Steps between two looks at how good the model is; 0 for none.
     """
 
     steps: int
@@ -79,6 +97,8 @@ class Plan:
     seed: int = 1
     workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
     save_every: float = 120.0
+    precision: str = "auto"
+    watch_every: int = 0
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -88,6 +108,19 @@ def learning_rate(plan: Plan, step: int) -> float:
     return min(up, down, 1.0)
 
 
+def half_precision(plan: Plan, device: str) -> bool:
+    """Tell whether the heavy arithmetic runs in bfloat16."""
+    if plan.precision != "auto":
+        return plan.precision == "bfloat16"
+    if device == "cpu":
+        try:
+            # Without AMX a CPU runs bfloat16 several times slower than float32.
+            return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        except OSError:
+            return False
+    return device == "cuda" and torch.cuda.is_bf16_supported()
+
+
 def _length_at(plan: Plan, step: int) -> int:
     for until, length in plan.lengths:
         if step < until * plan.steps:
@@ -95,38 +128,42 @@ def _length_at(plan: Plan, step: int) -> int:
     return plan.lengths[-1][1]
 
 
-def _micro_batch(
-    plan: Plan, streams: list[np.ndarray], shares: np.ndarray, step: int, index: int
-) -> Tensor:
-    length = _length_at(plan, step)
-    rows = max(1, plan.micro // length)
-    rng = np.random.default_rng((plan.seed, step, index))
-    out = np.empty((rows, length + 1), np.int64)
-    for row, source in enumerate(rng.choice(len(streams), rows, p=shares)):
-        stream = streams[source]
-        start = int(rng.integers(0, max(1, len(stream) - length - 1)))
-        piece = stream[start : start + length + 1]
-        out[row, : len(piece)] = piece
-        out[row, len(piece) :] = 0
-    return torch.from_numpy(out)
+class _StreamReader:
+    def __init__(self, data: Stream) -> None:
+        self._streams = [np.load(p, mmap_mode="r") for p in data.paths]
+        shares = np.array(data.shares, np.float64)
+        self._shares = shares / shares.sum()
+
+    def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
+        length = _length_at(plan, step)
+        rows = max(1, plan.micro // length)
+        rng = np.random.default_rng((plan.seed, step, index))
+        out = np.empty((rows, length + 1), np.int64)
+        for row, source in enumerate(rng.choice(len(self._streams), rows, p=self._shares)):
+            stream = self._streams[source]
+            start = int(rng.integers(0, max(1, len(stream) - length - 1)))
+            piece = stream[start : start + length + 1]
+            out[row, : len(piece)] = piece
+            out[row, len(piece) :] = 0
+        return (torch.from_numpy(out),)
 
 
 class _Local:
     """Gradients in this process, on whatever device the model lives."""
 
-    def __init__(self, plan: Plan, data: Stream, model: nn.Module, loss_fn: LossFn) -> None:
+    def __init__(self, plan: Plan, data: Source, model: nn.Module, loss_fn: LossFn) -> None:
         self._plan, self._model, self._loss_fn = plan, model, loss_fn
-        self._streams, self._shares = data.open()
+        self._reader = data.open()
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._device = next(model.parameters()).device
-        self._half = self._device.type == "cuda"
+        self._half = half_precision(plan, self._device.type)
 
     def micro(self, step: int, index: int) -> tuple[Tensor, float]:
         """Return the flat gradient and loss of one micro-batch."""
-        ids = _micro_batch(self._plan, self._streams, self._shares, step, index)
-        ids = ids.to(self._device)
+        batch = self._reader.micro(self._plan, step, index)
+        batch = tuple(tensor.to(self._device) for tensor in batch)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            loss = self._loss_fn(self._model, ids)
+            loss = self._loss_fn(self._model, *batch)
         found = torch.autograd.grad(loss, self._trained)
         return torch.cat([g.reshape(-1) for g in found]), float(loss.detach())
 
@@ -146,7 +183,7 @@ class _Local:
 class _Team:
     """Gradients from several single-threaded processes over shared memory."""
 
-    def __init__(self, plan: Plan, data: Stream, model: nn.Module, loss_fn: LossFn) -> None:
+    def __init__(self, plan: Plan, data: Source, model: nn.Module, loss_fn: LossFn) -> None:
         model.share_memory()
         size = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._grads = torch.zeros(size).share_memory_()
@@ -211,6 +248,24 @@ class _Team:
                 process.terminate()
 
 
+def _plan_text(plan: Plan) -> str:
+    """Return what of a plan decides the result."""
+    ignored = ("workers", "save_every", "watch_every")
+    return repr({k: v for k, v in asdict(plan).items() if k not in ignored})
+
+
+def _check_plan(
+    checkpoint: Path, state: Mapping[str, Any], model: nn.Module, plan: Plan
+) -> None:
+    trained = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    saved = {n: t.shape for n, t in state["model"].items() if n in trained}
+    if trained != saved or state.get("plan", _plan_text(plan)) != _plan_text(plan):
+        raise ConfigError(
+            f"{checkpoint.parent} holds the checkpoint of another training",
+            hint="give the settings it was begun with, or another --work folder",
+        )
+
+
 def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -233,12 +288,13 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
 
 def train(
     model: nn.Module,
-    data: Stream,
+    data: Source,
     plan: Plan,
     loss_fn: LossFn,
     work: Path,
     *,
     say: Callable[[str], None] = print,
+    watch: Callable[[], Mapping[str, float]] | None = None,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place; checkpoint to ``work``, and resume from there.
 
@@ -246,12 +302,18 @@ def train(
         model: Parameters with ``requires_grad`` are trained.
         data: What to read.
         plan: How.
-        loss_fn: ``(model, ids (rows, length + 1)) -> mean loss``.
+        loss_fn: ``(model, ids (rows, length + 1)) -> mean loss``, or with the tensors
+            that another kind of data gives.
         work: Folder of ``checkpoint.pt`` and ``log.jsonl``.
         say: Gets a line of progress now and then.
+        watch: Says how good the model is now, every ``plan.watch_every`` steps and at
+            the end; its values join the log.
 
     Returns:
         The log: one dict a step with ``step``, ``loss``, ``seconds``.
+
+    Raises:
+        ConfigError: The checkpoint in ``work`` belongs to another training.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, log_path = work / "checkpoint.pt", work / "log.jsonl"
@@ -259,8 +321,9 @@ def train(
     first, log = 0, []
     if checkpoint.exists():
         # weights_only: a checkpoint is data, nothing in it may run.
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        _check_plan(checkpoint, state, model, plan)
+        model.load_state_dict(state["model"], strict=False)
         for optimiser, saved in zip(optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
         first = state["step"]
@@ -275,7 +338,8 @@ def train(
         part = checkpoint.with_suffix(".part")
         torch.save(
             {
-                "model": model.state_dict(),
+                "model": {n: p for n, p in model.named_parameters() if p.requires_grad},
+                "plan": _plan_text(plan),
                 "optimisers": [o.state_dict() for o in optimisers],
                 "step": step,
             },
@@ -309,6 +373,9 @@ def train(
                     "seconds": round(spent + now - began, 1),
                 }
             )
+            last = step + 1 == plan.steps
+            if watch and plan.watch_every and (last or (step + 1) % plan.watch_every == 0):
+                log[-1].update(watch())
             if now - told > 20 or step + 1 == plan.steps:
                 told = now
                 rate = (step + 1 - first) * plan.batch / (now - began)

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftwire.export.family.model import Llama
+from draftwire.export.backbone.model import Transformer
 
 __all__ = ["acceptance", "accepted_per_block", "continuations", "validation_loss"]
 
 
 @torch.no_grad()
-def validation_loss(model: Llama, stream: np.ndarray, *, length: int = 512) -> float:
+def validation_loss(model: Transformer, stream: np.ndarray, *, length: int = 512) -> float:
     """Return the mean cross-entropy in nats per token on a held-out stream."""
     rows = min(24, (len(stream) - 1) // length)
     if rows < 1:
@@ -36,7 +36,7 @@ def validation_loss(model: Llama, stream: np.ndarray, *, length: int = 512) -> f
 
 @torch.no_grad()
 def continuations(
-    model: Llama, prompts: Tensor, *, count: int, temperature: float, seed: int
+    model: Transformer, prompts: Tensor, *, count: int, temperature: float, seed: int
 ) -> Tensor:
     """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens each, ``(n, p + count)``.
 
@@ -48,17 +48,16 @@ def continuations(
         seed: Of the sampling.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = prompts
+    pieces, cache, given = [prompts], None, prompts
     for _ in range(count):
-        states = model.hidden(ids)[0][:, -1]
-        logits = states @ model.model.embed_tokens.weight.T
+        logits, cache = model.extend(given, cache)
         if temperature == 0:
-            following = logits.argmax(-1, keepdim=True)
+            given = logits.argmax(-1, keepdim=True)
         else:
-            probs = F.softmax(logits / temperature, -1)
-            following = torch.multinomial(probs, 1, generator=generator)
-        ids = torch.cat([ids, following], 1)
-    return ids
+            probs = F.softmax(logits.float() / temperature, -1).cpu()
+            given = torch.multinomial(probs, 1, generator=generator).to(prompts.device)
+        pieces.append(given)
+    return torch.cat(pieces, 1)
 
 
 def accepted_per_block(agrees: np.ndarray, block: int) -> float:
@@ -81,8 +80,8 @@ def accepted_per_block(agrees: np.ndarray, block: int) -> float:
 
 @torch.no_grad()
 def acceptance(
-    target: Llama,
-    draft: Llama,
+    target: Transformer,
+    draft: Transformer,
     stream: np.ndarray,
     *,
     prompts: int = 24,
