@@ -9,7 +9,14 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.providers import CPU, Trial, explain
 
-__all__ = ["Installed", "find_engines", "packages", "trial_of", "try_providers"]
+__all__ = [
+    "Installed",
+    "find_engines",
+    "list_providers",
+    "packages",
+    "trial_of",
+    "try_providers",
+]
 
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino")
 TFLITE = (
@@ -99,6 +106,13 @@ def _onnxruntime(prefer: Sequence[str], environ: Mapping[str, str] | None) -> In
     return Installed(
         "onnxruntime", brought, True, "", str(found.get("version", "")), tuple(trials)
     )
+
+
+def list_providers(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return what onnxruntime says it was built with; empty without onnxruntime."""
+    child = run_python(["-m", "draftwire.boards.trial"], extra=environ)
+    found = child.document() if child.ok else None
+    return [str(name) for name in (found or {}).get("providers", ())]
 
 
 def try_providers(

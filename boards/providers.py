@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -24,6 +22,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 __all__ = [
     "CPU",
+    "CPU_MEMORY",
     "Trial",
     "check_session",
     "engine_errors",
@@ -35,6 +34,14 @@ __all__ = [
 ]
 
 CPU = "CPUExecutionProvider"
+# Providers that compute in the memory of the CPU: arrays bound there need no copy.
+CPU_MEMORY = (
+    CPU,
+    "XnnpackExecutionProvider",
+    "ACLExecutionProvider",
+    "ArmNNExecutionProvider",
+    "DnnlExecutionProvider",
+)
 # Hands work to a server on the network and never runs a node of a local model.
 _REMOTE = ("AzureExecutionProvider",)
 _SIDE = 64
@@ -112,6 +119,8 @@ def try_provider(
         steps: Runs to time.
     """
     try:
+        import tempfile
+
         import onnxruntime
     except ImportError as exc:
         return Trial(provider, False, False, why_not=f"onnxruntime: {_first_line(exc)}")
@@ -196,7 +205,7 @@ def _timed(
         start = time.perf_counter()
         session.run(None, values)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]) * 1e3, check_session(session, chosen[0])
+    return sorted(times[1:])[steps // 2] * 1e3, check_session(session, chosen[0])
 
 
 def engine_errors(ort: Any) -> tuple[type[Exception], ...]:

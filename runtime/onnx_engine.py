@@ -13,6 +13,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from draftwire.boards.providers import CPU, CPU_MEMORY, check_session, engine_errors
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
 
@@ -63,19 +64,13 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _engine_errors(ort: Any) -> tuple[type[Exception], ...]:
-    """Return every error class of onnxruntime; they have no common base."""
-    state = ort.capi.onnxruntime_pybind11_state
-    found = [
-        value
-        for value in vars(state).values()
-        if isinstance(value, type) and issubclass(value, Exception)
-    ]
-    return (*found, RuntimeError, ValueError)
-
-
 def open_engine(
-    path: Path, spec: ModelSpec, *, threads: int = 1, spin: bool = False
+    path: Path,
+    spec: ModelSpec,
+    *,
+    threads: int = 1,
+    spin: bool = False,
+    provider: str = CPU,
 ) -> Engine:
     """Open an ONNX draft.
 
@@ -85,6 +80,8 @@ def open_engine(
         threads: Threads inside one operator.
         spin: Let idle threads spin: quicker on an idle board, and a waste of energy and
             of the other cores everywhere else.
+        provider: Execution provider, with the CPU behind it. onnxruntime falls back
+            without an error; the engine's ``warnings`` then say so.
 
     Raises:
         ConfigError: onnxruntime is not installed.
@@ -108,6 +105,13 @@ def open_engine(
             hint="update onnxruntime, or export the draft with --graph concat",
         )
 
+    if spec.graph == "gqa" and provider not in CPU_MEMORY:
+        raise ModelError(
+            f"{path.name} keeps its cache in the memory of the CPU, and {provider} has "
+            "a memory of its own",
+            hint="run it on the CPU, or export the draft with --graph concat",
+        )
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -115,21 +119,25 @@ def open_engine(
     if threads > 1 and not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except _engine_errors(ort) as exc:
+        chosen = [CPU] if provider == CPU else [provider, CPU]
+        session = ort.InferenceSession(str(path), options, providers=chosen)
+    except engine_errors(ort) as exc:
         raise ModelError(
             f"onnxruntime {ort.__version__} cannot load {path}: {_first_line(exc)}",
             hint="export the draft again, or update onnxruntime",
         ) from exc
     _check_caches(session, spec, path)
     name = f"onnxruntime {ort.__version__}"
+    engine: SharedCacheEngine | ConcatEngine
     if spec.graph == "gqa":
-        return SharedCacheEngine(
+        engine = SharedCacheEngine(
             session, spec, name=name, multi_token=version >= _GQA_MULTI_TOKEN_FROM
         )
-    return ConcatEngine(session, spec, name=name)
+    else:
+        engine = ConcatEngine(session, spec, name=name)
+    fell_back = check_session(session, provider)
+    engine.warnings = (fell_back,) if fell_back else ()
+    return engine
 
 
 def _first_line(exc: BaseException) -> str:
@@ -190,7 +198,10 @@ class SharedCacheEngine:
     Attributes:
         session: The ``onnxruntime.InferenceSession``.
         caches: By input name, each ``(1, kv_heads, capacity, head_dim)``.
+        warnings: Sentences for the run report.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self, session: Any, spec: ModelSpec, *, name: str, multi_token: bool
@@ -295,6 +306,7 @@ class ConcatEngine:
     """A ``concat`` graph: the present of a step is the past of the next."""
 
     multi_token = True
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, session: Any, spec: ModelSpec, *, name: str) -> None:
         self.name = name

@@ -1,0 +1,144 @@
+"""Does this Python import what a draft needs? Each import is a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Mapping, Sequence
+
+from draftwire.boards.child import Child, run_python
+from draftwire.boards.engines import ONNXRUNTIME, packages
+from draftwire.boards.findings import FAIL, OK, WARN, Finding, pip_install
+
+__all__ = ["CORETYPE", "check_imports", "check_python"]
+
+# OpenBLAS asks the processor for its kind; 0.3.13 in numpy 1.19.5 answers wrongly on
+# Cortex-A57 and Carmel. Source: numpy issues 18131, 18175, 18468.
+CORETYPE = "OPENBLAS_CORETYPE"
+_ARMV8 = {CORETYPE: "ARMV8"}
+
+_NUMPY = (
+    "import numpy; a = numpy.ones((64, 64), numpy.float32); "
+    "assert (a @ a)[0, 0] == 64; print(numpy.__version__)"
+)
+_ENGINES = (
+    ("onnxruntime", "import onnxruntime; print(onnxruntime.__version__)"),
+    ("ai-edge-litert", "import ai_edge_litert.interpreter"),
+    ("tflite-runtime", "import tflite_runtime.interpreter"),
+)
+_OLDEST = (3, 8)
+
+
+def check_python() -> Finding:
+    """Tell whether this Python is new enough."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _OLDEST:
+        fix = "sudo apt-get install python3.8 python3.8-venv"
+        return Finding("python", FAIL, f"{version} is older than 3.8", fix)
+    return Finding("python", OK, f"{version}, {sys.executable}")
+
+
+def check_imports(
+    wanted: Sequence[str], *, python: str | None = None
+) -> tuple[list[Finding], Mapping[str, str]]:
+    """Import numpy, the engines, the websocket and the tokenizer.
+
+    Args:
+        wanted: Engine packages for this board, the best first.
+        python: Another interpreter; tests pass their own.
+
+    Returns:
+        The findings, and variables without which the other processes would end as
+        these did.
+    """
+    environ: Mapping[str, str] = {}
+    findings = []
+    child = run_python(["-c", _NUMPY], python=python)
+    if child.illegal and CORETYPE not in os.environ:
+        again = run_python(["-c", _NUMPY], python=python, extra=_ARMV8)
+        if again.ok:
+            environ = _ARMV8
+            findings.append(
+                Finding(
+                    "numpy",
+                    FAIL,
+                    "its OpenBLAS uses an instruction that this processor does not have; "
+                    f"with {CORETYPE}=ARMV8 it works",
+                    f"echo 'export {CORETYPE}=ARMV8' >> ~/.profile && . ~/.profile",
+                )
+            )
+    if not findings:
+        findings.append(_imported("numpy", child, "numpy"))
+    engines = _engines(environ, wanted, python)
+    findings += engines
+    for name, package in (("websockets", "websockets"), ("tokenizers", "tokenizers")):
+        code = f"import {name}; print({name}.__version__)"
+        child = run_python(["-c", code], python=python, extra=environ)
+        findings.append(_imported(name, child, package))
+    return findings, environ
+
+
+def _engines(
+    environ: Mapping[str, str], wanted: Sequence[str], python: str | None
+) -> list[Finding]:
+    found: list[Finding] = []
+    brought = packages(ONNXRUNTIME)
+    for package, code in _ENGINES:
+        child = run_python(["-c", code], python=python, extra=environ)
+        if child.ok:
+            version = child.out.strip() or "".join(packages((package,)))[len(package) :]
+            found.append(Finding(package, OK, version.strip() or "imports"))
+        elif not _absent(child):
+            found.append(_imported(package, child, package))
+    if not any(finding.status == OK for finding in found):
+        first = wanted[0] if wanted else "onnxruntime"
+        fix = pip_install(first)
+        if found:  # there and broken: told with its own fix
+            return found
+        return [Finding("engine", FAIL, "no engine for drafts is installed", fix)]
+    # One engine that works is enough.
+    found = [f if f.status == OK else Finding(f.name, WARN, f.detail, f.fix) for f in found]
+    if len(brought) > 1:
+        fix = pip_install(
+            brought[-1].split()[0], options="--force-reinstall --no-deps"
+        ).replace(" -m pip install", _uninstall(brought), 1)
+        names = " and ".join(brought)
+        found.append(Finding("onnxruntime", WARN, f"{names} overwrite each other", fix))
+    return found
+
+
+def _uninstall(brought: Sequence[str]) -> str:
+    names = " ".join(name.split()[0] for name in brought[:-1])
+    return f" -m pip uninstall -y {names} && {sys.executable} -m pip install"
+
+
+def _absent(child: Child) -> bool:
+    return "ModuleNotFoundError" in child.err or "No module named" in child.err
+
+
+def _imported(name: str, child: Child, package: str) -> Finding:
+    if child.ok:
+        return Finding(name, OK, child.out.strip())
+    if _absent(child) and f"'{name.replace('-', '_')}" in child.err:
+        return Finding(name, FAIL, "is not installed", pip_install(package))
+    if child.illegal:
+        return Finding(
+            name,
+            FAIL,
+            "the import ends with an illegal instruction (SIGILL): it was built for "
+            "another processor",
+            pip_install(package, options="--force-reinstall --no-cache-dir"),
+        )
+    text = child.err
+    if "compiled using NumPy 1" in text or "_ARRAY_API not found" in text:
+        detail = "it was built for numpy 1, and numpy 2 is installed"
+        return Finding(name, FAIL, detail, pip_install("numpy<2"))
+    if "GLIBC" in text and "not found" in text:
+        detail = f"it wants a newer system: {child.how()}"
+        return Finding(name, FAIL, detail, pip_install(package, options="--upgrade"))
+    return Finding(
+        name,
+        FAIL,
+        f"the import fails: {child.how()}",
+        pip_install(package, options="--force-reinstall --no-cache-dir"),
+    )

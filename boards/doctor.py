@@ -1,0 +1,138 @@
+"""Would a draft run on this machine, and what mends it if not?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+from draftwire.boards.check_draft import DraftResult, check_draft
+from draftwire.boards.check_machine import (
+    check_gpu_rights,
+    check_machine,
+    check_memory,
+    check_threads,
+)
+from draftwire.boards.check_python import check_imports, check_python
+from draftwire.boards.detect import Detection
+from draftwire.boards.engines import find_engines, list_providers
+from draftwire.boards.findings import FAIL, OK, SKIP, WARN, Finding, failures
+from draftwire.boards.providers import CPU, Trial
+
+__all__ = ["Report", "examine"]
+
+SCHEMA = "draftwire.doctor/1"
+_GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, in the order in which they were made.
+
+    Attributes:
+        machine: What the machine is.
+        findings: Of the machine, its Python and the draft; then the face's own.
+        draft: What came of the draft, or None when none was opened.
+    """
+
+    machine: Detection
+    findings: tuple[Finding, ...]
+    draft: DraftResult | None = None
+
+    @property
+    def would_run(self) -> bool | None:
+        """Whether a draft would run; None when nothing could be run to tell."""
+        if failures(self.findings):
+            return False
+        return None if self.draft is None else True
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the code of the first failure: 3 machine, 4 verifier, 5 draft."""
+        bad = failures(self.findings)
+        return bad[0].exit_code if bad else 0
+
+    def plus(self, findings: Sequence[Finding]) -> Report:
+        """Return the report with more findings."""
+        return Report(self.machine, (*self.findings, *findings), self.draft)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        draft = self.draft
+        return {
+            "schema": SCHEMA,
+            "would_run": self.would_run,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "draft": None
+            if draft is None
+            else {
+                "runs": [dict(run) for run in draft.runs],
+                "providers": [trial.to_dict() for trial in draft.trials],
+            },
+            "machine": self.machine.to_dict(),
+        }
+
+
+def examine(
+    found: Detection,
+    command: Sequence[str] | None,
+    *,
+    threads: int = 1,
+    secure: bool = False,
+    python: str | None = None,
+) -> Report:
+    """Look at a machine, import what a draft needs, and open the draft.
+
+    Args:
+        found: The machine, detected without engines.
+        command: How to open the draft (``check_draft``), or None without a draft.
+        threads: Threads inside one operator.
+        secure: Whether the verifier's certificate must be checked.
+        python: Another interpreter for the imports; tests pass their own.
+    """
+    if not found.tree.host:
+        findings = check_machine(found)
+        findings += [check_threads(found, threads), *check_memory(found)]
+        text = f"nothing below {found.tree.root} was run: Python, engines, draft"
+        return Report(found, (*findings, Finding("draft", SKIP, text)))
+    findings = [*check_machine(found, secure=secure), check_python()]
+    wanted = found.profile.raw.get("engines", {}).get("packages", ())
+    imports, environ = check_imports(wanted, python=python)
+    findings += imports
+    draft = None
+    listed: list[str] = []
+    if _broken(imports, environ):
+        findings.append(Finding("draft", SKIP, "not opened: what it needs is missing"))
+    elif command is None:
+        trials = find_engines((), environ=environ)[0].providers
+        listed = [trial.provider for trial in trials if trial.listed]
+        text = "no draft at hand; only a model of two nodes was run"
+        fix = "draftwire boards doctor --draft DIR"
+        findings += [*_tiny(trials), Finding("draft", WARN, text, fix)]
+    else:
+        listed = list_providers(environ)
+        draft = check_draft(command, listed, environ=environ, threads=threads)
+        findings += draft.findings
+    gpu = any(name in listed for name in _GPU)
+    needs = None if draft is None or draft.best is None else draft.best.get("peak_bytes")
+    if gpu and found.profile.jetson:
+        findings.append(check_gpu_rights())
+    findings += [
+        check_threads(found, threads),
+        *check_memory(found, needs=needs, gpu=gpu),
+    ]
+    return Report(found, tuple(findings), draft)
+
+
+def _broken(imports: Sequence[Finding], environ: Mapping[str, str]) -> bool:
+    """Tell whether opening the draft can only repeat what an import has said."""
+    bad = [f.name for f in failures(imports)]
+    return any(name != "websockets" for name in bad if not (environ and name == "numpy"))
+
+
+def _tiny(trials: Sequence[Trial]) -> list[Finding]:
+    for trial in trials:
+        if trial.provider == CPU:
+            if trial.ran:
+                return [Finding("engine", OK, f"{trial.engine} ran a model of two nodes")]
+            return [Finding("engine", FAIL, trial.why_not, "draftwire boards detect")]
+    return []

@@ -1,0 +1,167 @@
+"""The doctor's look at the verifier: does it answer, and does it take this draft?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from draftwire.errors import ConfigError, DraftwireError, RefusedError, TransportError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from draftwire.boards.findings import Finding
+
+__all__ = ["add_flags", "check_verifier", "is_secure"]
+
+_ANSWER_S = 8.0
+_LARGEST = 1 << 20
+_CLOCK_S = 120.0  # a certificate's edges and a log's order can do with less
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the link."""
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="trust the certificates in this file"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow plain ws:// to other machines"
+    )
+
+
+def is_secure(url: str | None) -> bool:
+    """Return whether the verifier's certificate will be checked."""
+    return bool(url) and urlsplit(str(url)).scheme == "wss"
+
+
+def check_verifier(
+    url: str,
+    draft: Path | None,
+    *,
+    token_file: Path | None,
+    target: str,
+    ca: Path | None,
+    insecure: bool,
+) -> list[Finding]:
+    """Ask the verifier for its health, then greet it as a session would.
+
+    Raises:
+        ConfigError: The address, or a file of the user, is wrong.
+    """
+    from draftwire.cli._common import read_token
+    from draftwire.transport.client import tls_context
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigError(f"{url} is no ws:// or wss:// address")
+    token = None if token_file is None else read_token(token_file)
+    tls = tls_context(ca=ca, cert=None, key=None) if parts.scheme == "wss" else None
+    findings = _health(url, tls)
+    if findings[0].status == "fail" or draft is None:
+        return findings
+    return [*findings, _greet(url, draft, token, tls, target=target, insecure=insecure)]
+
+
+def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
+    import urllib.error
+    import urllib.request
+
+    from draftwire.boards.findings import Finding
+    from draftwire.transport.client import is_loopback
+
+    parts = urlsplit(url)
+    base = f"{'https' if tls else 'http'}://{parts.netloc}"
+    asked = f"{base}/healthz"
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
+    )
+    try:
+        with opener.open(asked, timeout=_ANSWER_S) as answer:
+            body, date = answer.read(_LARGEST), answer.headers.get("Date")
+    except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
+        body, date = exc.read(_LARGEST), exc.headers.get("Date")
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", exc)
+        port = parts.port or (443 if tls else 80)
+        fix = f"nc -vz {parts.hostname} {port}"
+        if isinstance(reason, ConnectionRefusedError):
+            fix = f"draftwire verifier serve --target models/v1.target --port {port}"
+            if not is_loopback(parts.hostname or ""):
+                fix = f"ssh {parts.hostname} draftwire verifier serve --port {port}"
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            fix = f"openssl s_client -connect {parts.hostname}:{port} -showcerts"
+        detail = f"{url} does not answer: {reason}"
+        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
+    findings = []
+    try:
+        health = json.loads(body)
+        targets = ", ".join(f"{t['name']} {t['version']}" for t in health["targets"])
+        status = str(health["status"])
+    except (ValueError, KeyError, TypeError):
+        detail = f"what answers at {asked} is no draftwire verifier"
+        fix = f"curl -i {asked}"
+        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
+    if status == "ok":
+        findings.append(Finding("verifier", "ok", f"{url}: {targets}"))
+    else:
+        fix = f"curl {asked}"
+        findings.append(Finding("verifier", "warn", f"{url} is {status}: {targets}", fix))
+    return findings + _clock(date)
+
+
+def _clock(date: str | None) -> list[Finding]:
+    """Compare this machine's clock with the verifier's, which its answer carries."""
+    from draftwire.boards.findings import Finding
+
+    try:
+        theirs = parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError, IndexError):
+        return []
+    ahead = time.time() - theirs
+    if abs(ahead) <= _CLOCK_S:
+        return []
+    side = "ahead of" if ahead > 0 else "behind"
+    detail = f"{abs(ahead):.0f} s {side} the verifier's"
+    return [Finding("clock", "warn", detail, "sudo timedatectl set-ntp true")]
+
+
+def _greet(
+    url: str,
+    draft: Path,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    *,
+    target: str,
+    insecure: bool,
+) -> Finding:
+    from draftwire.boards.findings import Finding
+    from draftwire.packages import load_draft
+    from draftwire.runtime.greeting import hello_of
+    from draftwire.transport.client import Connection
+
+    options: dict[str, Any] = {"token": token, "insecure": insecure, "tls": tls}
+    start = time.monotonic()
+    try:
+        hello = hello_of(load_draft(draft), target)
+        connection = Connection(url, hello, timeout=_ANSWER_S, **options)
+    except RefusedError as exc:
+        fix = exc.hint if exc.hint.startswith("draftwire ") else ""
+        if token is None:
+            fix = f"draftwire boards doctor --verifier {url} --token-file FILE"
+        detail = f"it refuses this device: {exc}"
+        again = fix or f"draftwire verifier check {url} --health"
+        return Finding("handshake", "fail", detail, again, exc.exit_code)
+    except DraftwireError as exc:
+        hint = f" ({exc.hint})" if exc.hint else ""
+        fix = f"draftwire verifier check {url} --health"
+        return Finding("handshake", "fail", f"{exc}{hint}", fix, exc.exit_code)
+    taken = time.monotonic() - start
+    welcome = connection.welcome
+    connection.close()
+    text = f"it takes this draft for target {welcome.target}; {taken * 1e3:.0f} ms"
+    return Finding("handshake", "ok", text)
