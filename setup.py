@@ -44,6 +44,7 @@ setuptools.setup(
     },
     package_data={
         "draftwire": ["py.typed"],
+        "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.transport": ["*.md"],
         "draftwire.bench.link": ["*.toml"],

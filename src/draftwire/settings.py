@@ -71,6 +71,9 @@ SETTINGS = {
             "target", str, None, "name of the target at the verifier (default: its newest)"
         ),
         Setting("token_file", Path, None, "file with the verifier's bearer token"),
+        Setting("tls_ca", Path, None, "trust the certificates in this file"),
+        Setting("tls_cert", Path, None, "certificate to show to the verifier (mutual TLS)"),
+        Setting("tls_key", Path, None, "its key, if that is in a file of its own"),
         Setting(
             "scheme", str, None, "greedy, or coupled (the default above temperature 0)"
         ),

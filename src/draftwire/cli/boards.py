@@ -34,6 +34,13 @@ LEAVES = {
     ),
     "list": Leaf("the boards that draftwire knows", "draftwire.cli._boards_list"),
     "show": Leaf("what draftwire knows of one board", "draftwire.cli._boards_show"),
+    "bundle": Leaf(
+        "everything a board needs, in one signed archive", "draftwire.cli._boards_bundle"
+    ),
+    "key": Leaf("the key that signs bundles", "draftwire.cli._boards_key"),
+    "installer": Leaf(
+        "the install.sh that checks and installs bundles", "draftwire.cli._boards_installer"
+    ),
 }
 
 

@@ -20,6 +20,9 @@ SETTINGS = (
     "draft",
     "target",
     "token_file",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
     "scheme",
     "temperature",
     "top_k",
@@ -96,12 +99,6 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="allow plain ws:// to another machine: token and text can be read on the way",
     )
-    for flag, what in (
-        ("--tls-ca", "trust the certificates in this file"),
-        ("--tls-cert", "show this certificate to the verifier (mutual TLS)"),
-        ("--tls-key", "the key of --tls-cert, if it is in a file of its own"),
-    ):
-        parser.add_argument(flag, metavar="FILE", help=what)
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
     parser.set_defaults(run=run)
@@ -179,9 +176,9 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
     security = {
         "capture": args.capture,
         "insecure": args.insecure,
-        "tls_ca": args.tls_ca,
-        "tls_cert": args.tls_cert,
-        "tls_key": args.tls_key,
+        "tls_ca": values["tls_ca"],
+        "tls_cert": values["tls_cert"],
+        "tls_key": values["tls_key"],
     }
     return {
         "url": values["verifier"],

@@ -1,0 +1,247 @@
+"""A bundle: everything that a board needs to run a draft, in one signed archive.
+
+The archive is made of nothing but its inputs: no time, no user, no order of a folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import draftwire
+from draftwire.boards.install.archive import (
+    MANIFEST,
+    SCHEMA,
+    SIGNATURE,
+    check_name,
+    signed_message,
+)
+from draftwire.boards.install.script import installer_script
+from draftwire.boards.install.trouble import InstallError
+from draftwire.boards.own_wheel import own_wheel
+from draftwire.boards.signing import Signer
+from draftwire.boards.userlands import Userland
+from draftwire.errors import ConfigError
+
+__all__ = ["Content", "bundle_files", "bundle_manifest", "write_bundle"]
+
+_FOLDER = Path(__file__).resolve().parent / "install"
+_TEMPLATES = (
+    "draftwire.service",
+    "journald@draftwire.conf",
+    "60-draftwire.rules",
+    "handover.sh",
+)
+_BLOCK = 512
+_MODULE_MIB = 320  # Python, numpy and an engine, loaded
+_GROUPS = "a group that every system has, such as video or dialout"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What goes into a bundle.
+
+    Attributes:
+        board: Name of its profile.
+        title: What people call it.
+        arch: ``uname -m``.
+        userland: Its system.
+        draft: Folder of the draft package, already checked.
+        draft_id: The package's id.
+        wheels: Wheel files beside draftwire's own.
+        modules: What is imported to try the result out.
+        system_modules: What the board must have itself.
+        verifier: URL for the configuration, or "".
+        group: Who may use the service's socket.
+        memory_mib: Most memory of the service; 0 takes one from the draft's size.
+        settings: Further lines of the configuration.
+    """
+
+    board: str
+    title: str
+    arch: str
+    userland: Userland
+    draft: Path
+    draft_id: str
+    wheels: Sequence[Path]
+    modules: Sequence[str]
+    system_modules: Sequence[str] = ()
+    verifier: str = ""
+    group: str = "video"
+    memory_mib: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def bundle_files(content: Content) -> dict[str, bytes]:
+    """Return the bundle's files by name, manifest and signature aside.
+
+    Raises:
+        ConfigError: A name or a value is unfit.
+    """
+    if not content.group.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"{content.group!r} is no group", hint=_GROUPS)
+    name, wheel = own_wheel()
+    files = {"install.sh": installer_script(), f"wheels/{name}": wheel}
+    for path in content.wheels:
+        files[_member(path)] = _read(path)
+    draft_bytes = 0
+    for path in sorted(content.draft.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            data = _read(path)
+            draft_bytes += len(data)
+            files[f"draft/{content.draft.name}/{path.name}"] = data
+    memory = content.memory_mib or -(-(_MODULE_MIB + 4 * (draft_bytes >> 20)) // 64) * 64
+    for template in _TEMPLATES:
+        text = _read(_FOLDER / template).decode("ascii")
+        text = text.replace("@GROUP@", content.group).replace("@MEMORY@", str(memory))
+        files[f"system/{template}"] = text.encode("ascii")
+    files["etc/draftwire.toml"] = _config(content).encode("utf-8")
+    for name in files:
+        try:
+            check_name(name)
+        except InstallError as exc:
+            raise ConfigError(str(exc), hint="rename the file") from exc
+    return files
+
+
+def _member(wheel: Path) -> str:
+    """Return a wheel's name in the bundle; with all its tags it may be too long for tar."""
+    return "wheels/" + "-".join(wheel.name.split("-")[:2]) + ".whl"
+
+
+def _config(content: Content) -> str:
+    lines = [
+        "# draftwire on this board: yours to edit, never overwritten by an update.",
+        "# `draftwire config show --origin --config FILE` explains what counts.",
+        "# A bearer token goes to the file `token` beside this one (owner root, 0600).",
+        "",
+    ]
+    if content.verifier:
+        lines.append(f"verifier = {json.dumps(content.verifier)}")
+    else:
+        lines.append('# verifier = "wss://HOST:PORT"')
+    lines.append(f'draft = "../current/draft/{content.draft.name}"')
+    lines += [f"{key} = {json.dumps(value)}" for key, value in content.settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def bundle_manifest(content: Content, files: Mapping[str, bytes]) -> bytes:
+    """Return the manifest of these files, as it is signed."""
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "draftwire": draftwire.__version__,
+        "board": content.board,
+        "title": content.title,
+        "arch": content.arch,
+        "python": content.userland.python,
+        "glibc": content.userland.glibc,
+        "draft": content.draft.name,
+        "draft_id": content.draft_id,
+        "modules": list(content.modules),
+        "system_modules": list(content.system_modules),
+        "installed_bytes": sum(_unpacked(name, data) for name, data in files.items()),
+        "wheels": {_member(path): path.name for path in content.wheels},
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in sorted(files.items())
+        },
+    }
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    body["id"] = f"{draftwire.__version__}-{digest[:12]}"
+    return (json.dumps(body, sort_keys=True, indent=1) + "\n").encode("utf-8")
+
+
+def write_bundle(content: Content, out: Path, signer: Signer | None) -> dict[str, Any]:
+    """Write a bundle, whole or not at all; return its manifest.
+
+    Args:
+        content: What goes into it.
+        out: Where.
+        signer: Signs the manifest; None leaves the bundle unsigned.
+
+    Raises:
+        ConfigError: It cannot be written, or a name in it is unfit.
+    """
+    files = bundle_files(content)
+    manifest = bundle_manifest(content, files)
+    signature = b"" if signer is None else signer.signature_of(signed_message(manifest))
+    members = {MANIFEST: manifest, SIGNATURE: signature, **dict(sorted(files.items()))}
+    partial = ""
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=out.parent, prefix=f".{out.name}.", delete=False
+        ) as file:
+            partial = file.name
+            # Wheels are zips already; level 6 for the rest.
+            with gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
+                for name, data in members.items():
+                    stream.write(_header(name, len(data)))
+                    stream.write(data)
+                    stream.write(b"\0" * (-len(data) % _BLOCK))
+                stream.write(b"\0" * _BLOCK * 2)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(partial, 0o666 & ~mask)
+        os.replace(partial, out)
+    except OSError as exc:
+        if partial and os.path.exists(partial):
+            os.unlink(partial)
+        raise ConfigError(f"cannot write {out}: {exc.strerror}") from exc
+    found: dict[str, Any] = json.loads(manifest)
+    return found
+
+
+def _header(name: str, size: int) -> bytes:
+    """Return a ustar header of a plain file of nobody, made at no time.
+
+    Source:
+        POSIX.1-1988: name 100, mode 8, uid 8, gid 8, size 12, mtime 12, checksum 8,
+        type 1, link 100, magic "ustar\\0" and "00", ..., prefix 155.
+    """
+    raw, folder = name.encode("ascii"), b""
+    if len(raw) > 100:
+        cut = raw[:156].rfind(b"/")
+        folder, raw = raw[:cut], raw[cut + 1 :]
+        if cut < 1 or len(raw) > 100:
+            raise ConfigError(f"the name {name} is too long for a bundle")
+    mode = b"0000755" if name == "install.sh" else b"0000644"
+    fields = [
+        (raw, 100),
+        (mode, 8),
+        (b"0000000", 8),
+        (b"0000000", 8),
+        (b"%011o" % size, 12),
+        (b"%011o" % 0, 12),
+        (b" " * 8, 8),
+        (b"0", 1),
+        (b"", 100),
+        (b"ustar\x0000", 8),
+        (b"", 80),
+        (folder, 155),
+        (b"", 12),
+    ]
+    header = b"".join(value.ljust(width, b"\0") for value, width in fields)
+    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+
+
+def _unpacked(name: str, data: bytes) -> int:
+    if not name.endswith(".whl"):
+        return len(data) + _BLOCK * 8
+    with zipfile.ZipFile(io.BytesIO(data)) as wheel:
+        return sum(entry.file_size + _BLOCK * 8 for entry in wheel.infolist())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc

@@ -1,0 +1,322 @@
+"""Reads a bundle: the signature first, then every byte against the signed manifest.
+
+A bundle is a gzipped ustar archive of regular files: ``manifest.json``,
+``manifest.sig``, then what the manifest names. This reader knows nothing else, so a
+link, a device, a long-name extension or an absolute path is refused by what it is not.
+
+Source:
+    POSIX.1-1988 ustar interchange format.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import gzip
+import hashlib
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import IO, Any, Iterator, NamedTuple
+
+from draftwire.boards.install.ed25519 import verify_signature
+from draftwire.boards.install.trouble import BUNDLE, USAGE, InstallError
+
+__all__ = [
+    "MANIFEST",
+    "MAX_MANIFEST",
+    "SCHEMA",
+    "SIGNATURE",
+    "Checked",
+    "Key",
+    "check_bundle",
+    "check_name",
+    "read_key",
+    "read_members",
+    "signed_message",
+]
+
+SCHEMA = "draftwire.bundle/1"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
+MAX_MANIFEST = 1 << 20  # bytes; read before anything is known to be ours
+MAX_SIGNATURE = 1 << 10
+MAX_FILES = 4096
+_BLOCK = 512
+_CHUNK = 1 << 18
+# Said before the manifest, so that the key's signatures on other things mean nothing.
+_DOMAIN = b"draftwire.bundle/1 manifest\n"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}\Z")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}\Z")
+_KEY = re.compile(r"ed25519:([A-Za-z0-9+/]{43}=)\Z")
+
+
+class Key(NamedTuple):
+    """A public key.
+
+    Attributes:
+        raw: 32 bytes.
+    """
+
+    raw: bytes
+
+    @property
+    def text(self) -> str:
+        """The key as people pass it on: ``ed25519:`` and base64."""
+        return "ed25519:" + base64.b64encode(self.raw).decode("ascii")
+
+
+class Checked(NamedTuple):
+    """A bundle whose every byte is what its manifest says.
+
+    Attributes:
+        path: The file.
+        manifest: The manifest.
+        manifest_bytes: The manifest as it was signed.
+        signature: The content of ``manifest.sig``, empty when unsigned.
+        key: Whose signature it carries, or None.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    manifest_bytes: bytes
+    signature: bytes
+    key: Key | None
+
+
+def signed_message(manifest: bytes) -> bytes:
+    """Return what is signed for a manifest."""
+    return _DOMAIN + manifest
+
+
+def read_key(text: str) -> Key:
+    """Read a public key: the text itself, or a file that holds it.
+
+    Raises:
+        InstallError: It is neither.
+    """
+    found = _KEY.match(text.strip())
+    if not found:
+        try:
+            words = Path(text).read_text(encoding="ascii").split()
+        except (OSError, ValueError) as exc:
+            raise InstallError(
+                f"{text} is neither a public key (ed25519:...) nor a file with one",
+                USAGE,
+                "`draftwire boards key show` prints the public half of a key",
+            ) from exc
+        found = _KEY.match(words[0]) if words else None
+    if not found:
+        raise InstallError(f"{text} holds no public key (ed25519:...)", USAGE)
+    return Key(base64.b64decode(found.group(1)))
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could leave the folder that it is put in.
+
+    Raises:
+        InstallError: It is absolute, climbs, is hidden or holds odd characters.
+    """
+    parts = name.split("/")
+    if len(parts) > 8 or not all(_NAME.match(part) for part in parts):
+        raise InstallError(
+            f"the bundle holds a file with the unfit name {name[:80]!r}", BUNDLE
+        )
+
+
+def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
+    """Check a bundle from the first byte to the last, writing nothing.
+
+    Args:
+        path: The bundle.
+        trusted: The key that must have signed it.
+        unsigned: Take it without a signature; with one, that is checked all the same.
+
+    Raises:
+        InstallError: It is damaged, signed by another key, or not signed.
+    """
+    members = read_members(path)
+    manifest_bytes = _small(next(members, None), MANIFEST, MAX_MANIFEST)
+    signature = _small(next(members, None), SIGNATURE, MAX_SIGNATURE)
+    key = _check_signature(manifest_bytes, signature, trusted, unsigned=unsigned)
+    manifest = _read_manifest(manifest_bytes)
+    files = manifest["files"]
+    seen = set()
+    for name, size, stream in members:
+        if name in seen or name not in files:
+            what = "twice" if name in seen else "which its manifest does not name"
+            raise InstallError(f"the bundle holds {name} {what}", BUNDLE)
+        seen.add(name)
+        if size != files[name]["bytes"]:
+            raise InstallError(
+                f"{name} has {size} bytes, the manifest says {files[name]['bytes']}",
+                BUNDLE,
+                "copy the bundle again",
+            )
+        digest = hashlib.sha256()
+        for chunk in iter(lambda: stream.read(_CHUNK), b""):  # noqa: B023  used at once
+            digest.update(chunk)
+        if digest.hexdigest() != files[name]["sha256"]:
+            raise InstallError(
+                f"{name} in the bundle does not have the hash that the manifest says",
+                BUNDLE,
+                "copy the bundle again",
+            )
+    missing = sorted(set(files) - seen)
+    if missing:
+        raise InstallError(f"the bundle lacks {missing[0]}", BUNDLE, "copy it again")
+    return Checked(path, manifest, manifest_bytes, signature, key)
+
+
+def _check_signature(
+    manifest: bytes, signature: bytes, trusted: Key | None, *, unsigned: bool
+) -> Key | None:
+    if not signature.strip():
+        if unsigned:
+            return None
+        raise InstallError(
+            "the bundle is not signed",
+            BUNDLE,
+            "sign it with `draftwire boards bundle --key FILE`, "
+            "or say --allow-unsigned if you trust the way it came",
+        )
+    try:
+        word, value = signature.decode("ascii").split()
+        raw = base64.b64decode(value, validate=True)
+        found = _KEY.match(word)
+    except (ValueError, binascii.Error):
+        found = None
+    if not found:
+        raise InstallError(f"{SIGNATURE} is not a signature", BUNDLE)
+    key = Key(base64.b64decode(found.group(1)))
+    if trusted is None and not unsigned:
+        raise InstallError(
+            f"no key says whom to trust; this bundle claims to be signed by {key.text}",
+            USAGE,
+            "give the key that you got from its maker: --key ed25519:... or --key FILE",
+        )
+    if trusted is not None and trusted != key:
+        raise InstallError(
+            f"the bundle is signed by {key.text}, this board trusts {trusted.text}",
+            BUNDLE,
+            "get a bundle from the right maker; --replace-key --key KEY changes the trust",
+        )
+    if not verify_signature(key.raw, signed_message(manifest), raw):
+        raise InstallError(
+            "the signature does not fit the manifest: the bundle was changed",
+            BUNDLE,
+            "copy it again, and if that does not help, ask its maker",
+        )
+    return key
+
+
+def _small(member: tuple[str, int, IO[bytes]] | None, name: str, most: int) -> bytes:
+    if member is None or member[0] != name:
+        raise InstallError(
+            f"this is no draftwire bundle: {name} is not where it must be", BUNDLE
+        )
+    if member[1] > most:
+        raise InstallError(f"{name} has {member[1]} bytes, at most {most} fit", BUNDLE)
+    return member[2].read(member[1])
+
+
+def _read_manifest(data: bytes) -> dict[str, Any]:
+    try:
+        manifest: Any = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise InstallError(f"{MANIFEST} is not JSON", BUNDLE) from exc
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise InstallError(
+            f"the bundle has format {schema!r}, this installer knows {SCHEMA!r}",
+            BUNDLE,
+            "use the install.sh that came with it",
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not 0 < len(files) <= MAX_FILES:
+        raise InstallError(f"{MANIFEST} names no files, or too many", BUNDLE)
+    for name, entry in files.items():
+        check_name(name)
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("bytes"), int)
+            and isinstance(entry.get("sha256"), str)
+        ):
+            raise InstallError(f"{MANIFEST}: {name} needs bytes and sha256", BUNDLE)
+    for field in ("id", "board", "arch", "python", "glibc", "draft"):
+        if not _WORD.match(str(manifest.get(field, ""))):
+            raise InstallError(f"{MANIFEST}: {field} is missing or unfit", BUNDLE)
+    for field in ("modules", "system_modules"):
+        words = manifest.get(field)
+        if not isinstance(words, list) or not all(_WORD.match(str(w)) for w in words):
+            raise InstallError(f"{MANIFEST}: {field} must be a list of names", BUNDLE)
+    if not isinstance(manifest.get("installed_bytes"), int):
+        raise InstallError(f"{MANIFEST}: installed_bytes is missing", BUNDLE)
+    found: dict[str, Any] = manifest
+    return found
+
+
+class _Part:
+    """The next so many bytes of a stream, as a file."""
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self._stream = stream
+        self.left = size
+
+    def read(self, most: int = -1) -> bytes:
+        wanted = self.left if most < 0 else min(most, self.left)
+        data: bytes = self._stream.read(wanted) if wanted else b""
+        if len(data) < wanted and not data:
+            raise InstallError("the bundle ends too early", BUNDLE, "copy it again")
+        self.left -= len(data)
+        return data
+
+
+def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
+    """Yield ``(name, bytes, stream)`` of a bundle's files; read each before the next.
+
+    Raises:
+        InstallError: It is no gzipped ustar archive of plain files with fit names.
+    """
+    try:
+        with gzip.open(path, "rb") as stream:
+            while True:
+                header = stream.read(_BLOCK)
+                if len(header) == _BLOCK and not header.strip(b"\0"):
+                    return
+                name, size = _read_header(header)
+                part = _Part(stream, size)
+                yield name, size, part
+                while part.left:
+                    part.read(_CHUNK)
+                stream.read(-size % _BLOCK)
+    except FileNotFoundError as exc:
+        raise InstallError(f"there is no bundle at {path}", USAGE) from exc
+    except (OSError, EOFError, zlib.error) as exc:
+        raise InstallError(
+            f"{path} cannot be read as a bundle: {exc}", BUNDLE, "copy it again"
+        ) from exc
+
+
+def _read_header(header: bytes) -> tuple[str, int]:
+    if len(header) < _BLOCK or header[257:263] != b"ustar\0":
+        raise InstallError("the bundle is damaged or no ustar archive", BUNDLE)
+    summed = header[:148] + b" " * 8 + header[156:]
+    try:
+        sum_said = int(header[148:156].strip(b" \0"), 8)
+        size = int(header[124:136].strip(b" \0"), 8)
+        name = header[:100].rstrip(b"\0").decode("ascii")
+        folder = header[345:500].rstrip(b"\0").decode("ascii")
+    except ValueError as exc:
+        raise InstallError("the bundle is damaged: a header is unreadable", BUNDLE) from exc
+    if sum(summed) != sum_said:
+        raise InstallError("the bundle is damaged: a header has a wrong sum", BUNDLE)
+    name = f"{folder}/{name}" if folder else name
+    if header[156:157] != b"0":
+        raise InstallError(
+            f"the bundle holds {name[:80]!r}, which is no plain file (a link, a device "
+            "or an extension)",
+            BUNDLE,
+        )
+    check_name(name)
+    return name, size

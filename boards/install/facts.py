@@ -1,0 +1,131 @@
+"""What the installer must know of a board: processor, Python, C library."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from draftwire.boards.install.disk import Disk
+from draftwire.boards.install.trouble import BOARD, InstallError
+
+__all__ = ["Facts", "find_facts", "need_fitting", "version_tuple"]
+
+# e_machine and class of an ELF header -> what `uname -m` says.
+_MACHINES = {(183, 2): "aarch64", (40, 1): "armv7l", (62, 2): "x86_64"}
+_LIBRARY_FOLDERS = (
+    "/lib/aarch64-linux-gnu",
+    "/lib/arm-linux-gnueabihf",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib/arm-linux-gnueabihf",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+)
+_PYTHON_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/python/bin")
+_GLIBC = re.compile(rb"GNU C Library [^\n]*?version (\d+\.\d+)")
+
+
+class Facts(NamedTuple):
+    """A board's facts, of the running system or of an unpacked one.
+
+    Attributes:
+        python: Path of the Python asked for, or "".
+        arch: What that Python is built for, or "".
+        glibc: Version of the C library, or "".
+        pythons: Versions found, for the message.
+    """
+
+    python: str
+    arch: str
+    glibc: str
+    pythons: tuple[str, ...]
+
+
+def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
+    """Look at the file system; nothing of it is run.
+
+    Args:
+        disk: The board's file system.
+        python: Version wanted, ``"3.10"``.
+        named: A path that a person gave in place of the search.
+    """
+    candidates = [named] if named else [f"{f}/python{python}" for f in _PYTHON_FOLDERS]
+    for path in candidates:
+        real = disk.real(path)
+        if real.is_file():
+            return Facts(path, _arch(disk, path), _glibc(disk), ())
+    return Facts("", _arch(disk, "/bin/sh"), _glibc(disk), tuple(_pythons(disk)))
+
+
+def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -> None:
+    """Refuse a board that the bundle was not made for.
+
+    Raises:
+        InstallError: Another processor, no such Python, or an older C library.
+    """
+    again = f"make one for it: draftwire boards bundle --board {board} --python ..."
+    if facts.arch and facts.arch != arch:
+        raise InstallError(
+            f"the bundle is for {arch}, this system is {facts.arch}", BOARD, again
+        )
+    if not facts.python:
+        found = ", ".join(facts.pythons) or "none"
+        raise InstallError(
+            f"the bundle is for Python {python}, found here: {found}",
+            BOARD,
+            f"{again}; or name one that is elsewhere: --python PATH",
+        )
+    if facts.glibc and version_tuple(facts.glibc) < version_tuple(glibc):
+        raise InstallError(
+            f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}",
+            BOARD,
+            f"make one with --glibc {facts.glibc}",
+        )
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """Return ``(2, 35)`` for ``"2.35"``."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def _arch(disk: Disk, path: str) -> str:
+    try:
+        with open(str(disk.real(path)), "rb") as file:
+            header = file.read(20)
+    except OSError:
+        return ""
+    if header[:4] != b"\x7fELF" or len(header) < 20:
+        return ""
+    machine = int.from_bytes(header[18:20], "little")
+    return _MACHINES.get((machine, header[4]), f"ELF machine {machine}")
+
+
+def _glibc(disk: Disk) -> str:
+    if not disk.foreign:
+        try:
+            words = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        except (ValueError, OSError):
+            words = []
+        if len(words) == 2:
+            return words[1]
+    for folder in _LIBRARY_FOLDERS:
+        real = disk.real(folder + "/libc.so.6")
+        if real.is_file():
+            found = _GLIBC.search(real.read_bytes())
+            if found:
+                return found.group(1).decode("ascii")
+    return ""
+
+
+def _pythons(disk: Disk) -> list[str]:
+    found = set()
+    for folder in _PYTHON_FOLDERS:
+        for name in disk.children(folder):
+            match = re.match(r"python(3\.\d+)\Z", name)
+            if match:
+                found.add(match.group(1))
+    return sorted(found, key=version_tuple)

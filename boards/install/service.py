@@ -1,0 +1,140 @@
+"""What runs on the board during an installation: byte code, a first try, systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+from draftwire.boards.install.disk import Disk
+from draftwire.boards.install.trouble import BOARD, InstallError
+
+__all__ = ["Service"]
+
+UNIT_NAME = "draftwire.service"
+_TRY_S = 120  # a slow board imports numpy and an engine for the first time
+_NEVER_IMPORTED = r"/(tests|transformers|quantization|tools)/"
+_TRY = """\
+import importlib, sys
+for name in sys.argv[1].split(","):
+    importlib.import_module(name)
+from draftwire.packages import load_draft
+load_draft(sys.argv[2])
+"""
+
+
+class Service:
+    """Runs things for the installer; on a foreign root it runs nothing of the board's.
+
+    Args:
+        disk: The board's file system.
+        start: Whether to start and stop the service.
+        compile_bytecode: Whether to make byte code.
+    """
+
+    def __init__(self, disk: Disk, *, start: bool, compile_bytecode: bool) -> None:
+        self._disk = disk
+        self._compile = compile_bytecode
+        booted = os.path.isdir("/run/systemd/system")
+        self._systemd = start and booted and not disk.foreign and not disk.dry
+
+    def compiler(self, python: str, version: str) -> list[str] | None:
+        """Return the command that makes byte code for the board, or None.
+
+        For an unpacked root, a Python of the same version on this machine serves: byte
+        code knows versions and no processors.
+        """
+        if not self._compile:
+            return None
+        if not self._disk.foreign:
+            return [python, "-m", "compileall", "-q"]
+        here = shutil.which(f"python{version}")
+        if here is None or version == "3.8":  # whose compileall cannot cut the root off
+            return None
+        return [here, "-m", "compileall", "-q", "-s", str(self._disk.root), "-p", "/"]
+
+    def compile(self, command: list[str] | None, folder: str) -> None:
+        """Make byte code for the modules in ``folder``; those that fail stay source."""
+        if command is None or self._disk.dry:
+            return
+        # Checked by nobody: the folder is never edited, and the clock may stand in 1970.
+        words = [*command, "--invalidation-mode", "unchecked-hash", "-x", _NEVER_IMPORTED]
+        subprocess.call(
+            [*words, str(self._disk.real(folder))],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def try_out(self, folder: str, python: str, manifest: dict[str, Any]) -> None:
+        """Import what the bundle brought and load its draft, before anyone relies on it.
+
+        Raises:
+            InstallError: That failed; the message is Python's own.
+        """
+        if self._disk.foreign:
+            return
+        real = str(self._disk.real(folder))
+        modules = ["draftwire.cli", *manifest["modules"], *manifest["system_modules"]]
+        draft = f"{real}/draft/{manifest['draft']}"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": real + "/site",
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            done = subprocess.run(
+                [python, "-s", "-c", _TRY, ",".join(modules), draft],
+                env=environment,
+                cwd=real,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_TRY_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            raise InstallError(f"the new version cannot be tried: {exc}", BOARD) from exc
+        if done.returncode:
+            lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+            said = lines[-1] if lines else f"ended with {done.returncode}"
+            raise InstallError(
+                f"the new version does not run here: {said}",
+                BOARD,
+                "see `draftwire boards doctor`; what ran before still does",
+            )
+
+    def reload(self) -> None:
+        """Let systemd and udev read the files again."""
+        if self._systemd:
+            self._call("systemctl", "daemon-reload")
+            self._call("udevadm", "control", "--reload")
+            for subsystem in ("hwmon", "iio"):
+                self._call("udevadm", "trigger", "--subsystem-match=" + subsystem)
+
+    def restart(self) -> str:
+        """Restart the service; return why that failed, or ""."""
+        if not self._systemd:
+            return ""
+        self._call("systemctl", "reset-failed", UNIT_NAME)
+        return self._call("systemctl", "restart", UNIT_NAME)
+
+    def stop(self) -> None:
+        """Stop the service."""
+        if self._systemd:
+            self._call("systemctl", "stop", UNIT_NAME)
+
+    @staticmethod
+    def _call(*words: str) -> str:
+        try:
+            done = subprocess.run(
+                list(words),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=180,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as exc:
+            return str(exc)
+        said = done.stdout.decode("utf-8", "replace").strip().splitlines()
+        return (said[0] if said else "failed") if done.returncode else ""

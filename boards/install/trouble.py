@@ -1,0 +1,23 @@
+"""The one error of the installer."""
+
+from __future__ import annotations
+
+__all__ = ["BOARD", "BUNDLE", "USAGE", "InstallError"]
+
+# The exit codes of draftwire: usage, board, package.
+USAGE, BOARD, BUNDLE = 2, 3, 5
+
+
+class InstallError(Exception):
+    """An installation that stopped, with nothing changed that was in use.
+
+    Args:
+        message: One sentence: what is wrong.
+        code: What the script ends with.
+        hint: What to do next.
+    """
+
+    def __init__(self, message: str, code: int, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint

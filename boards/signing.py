@@ -1,0 +1,112 @@
+"""Keys for bundles, on the workstation: made and used with ``cryptography``."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from draftwire.boards.install.archive import Key
+from draftwire.errors import ConfigError
+
+__all__ = ["Signer", "load_signer", "make_key", "public_key"]
+
+_MISSING = "pip install 'draftwire[ship]'"
+
+
+class Signer(NamedTuple):
+    """Signs for one key.
+
+    Attributes:
+        key: The public half.
+        sign: Returns the 64 bytes of a signature.
+    """
+
+    key: Key
+    sign: Callable[[bytes], bytes]
+
+    def signature_of(self, message: bytes) -> bytes:
+        """Return the content of a bundle's ``manifest.sig``."""
+        value = base64.b64encode(self.sign(message)).decode("ascii")
+        return f"{self.key.text} {value}\n".encode("ascii")
+
+
+def make_key(path: Path) -> Key:
+    """Make a key: the secret half at ``path`` (0600), the public one at ``path.pub``.
+
+    Raises:
+        ConfigError: There is a file already, or ``cryptography`` is missing.
+    """
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    except ImportError as exc:
+        raise ConfigError("making keys needs cryptography", hint=_MISSING) from exc
+    secret = Ed25519PrivateKey.generate()
+    text = secret.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    raw = secret.public_key().public_bytes(
+        serialization.Encoding.Raw, serialization.PublicFormat.Raw
+    )
+    public = path.with_name(path.name + ".pub")
+    try:
+        for place, data, mode in (
+            (path, text, 0o600),
+            (public, (Key(raw).text + "\n").encode("ascii"), 0o644),
+        ):
+            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+    except FileExistsError as exc:
+        raise ConfigError(
+            f"{exc.filename} is there already",
+            hint="boards that trust it would not take bundles signed with another",
+        ) from exc
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+    return Key(raw)
+
+
+def load_signer(path: Path) -> Signer:
+    """Return the signer for the secret key in ``path``, a PEM file without password.
+
+    Raises:
+        ConfigError: It is no Ed25519 key, or others may read it.
+    """
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    except ImportError as exc:
+        raise ConfigError("signing needs cryptography", hint=_MISSING) from exc
+    try:
+        data = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot read the key {path}: {exc.strerror}",
+            hint="`draftwire boards key new FILE` makes one",
+        ) from exc
+    if mode & 0o077:
+        raise ConfigError(
+            f"others may read the secret key {path}", hint=f"chmod 600 {path}"
+        )
+    try:
+        secret = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        raise ConfigError(f"{path} is no secret key in PEM: {exc}") from exc
+    if not isinstance(secret, Ed25519PrivateKey):
+        raise ConfigError(f"{path} is a key of another kind than Ed25519")
+    raw = secret.public_key().public_bytes(
+        serialization.Encoding.Raw, serialization.PublicFormat.Raw
+    )
+    return Signer(Key(raw), secret.sign)
+
+
+def public_key(path: Path) -> Key:
+    """Return the public half of the key in ``path``."""
+    return load_signer(path).key

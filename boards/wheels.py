@@ -1,0 +1,389 @@
+"""The wheels for a board, resolved on a workstation for the board's own Python and ABI.
+
+pip does the resolving, told what the board is; its answer is kept with hashes, so that
+the second bundle needs no network. Every wheel is then read once more: a tag may say
+glibc 2.27 where the code inside wants 2.34.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from draftwire.boards.userlands import Userland
+from draftwire.errors import BoardError, ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "ENGINES",
+    "Resolved",
+    "Wanted",
+    "check_wheel",
+    "default_cache",
+    "fetch_wheels",
+    "platform_tags",
+    "resolve_wheels",
+    "wanted_wheels",
+    "wheel_tags",
+]
+
+PINS = Path(__file__).resolve().parent / "install" / "wheels.toml"
+ENGINES = ("onnxruntime", "litert")
+_PIP_S = 1800
+_SYMBOL = re.compile(rb"\b(GLIBC|GLIBCXX)_(\d+(?:\.\d+)+)\b")
+_OLD_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a bundle needs beside draftwire itself.
+
+    Attributes:
+        requirements: ``"numpy==2.2.6"`` and so on, sorted.
+        modules: What they are imported as.
+        system_modules: What the board must have itself.
+    """
+
+    requirements: tuple[str, ...]
+    modules: tuple[str, ...]
+    system_modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One wheel of the answer."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+
+
+def default_cache() -> Path:
+    """Return the folder where wheels are kept: ``$XDG_CACHE_HOME/draftwire/wheels``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "draftwire" / "wheels"
+
+
+def wanted_wheels(
+    arch: str,
+    python: str,
+    *,
+    engines: Sequence[str],
+    without: Sequence[str] = (),
+    changed: Mapping[str, str] | None = None,
+) -> Wanted:
+    """Return what a board needs.
+
+    Args:
+        arch: ``uname -m``.
+        python: ``"3.10"``.
+        engines: Some of ``ENGINES``.
+        without: Names that the board brings itself.
+        changed: Other versions than ours, by name.
+
+    Raises:
+        ConfigError: No wheels are known for that Python, or the engine has none there.
+    """
+    with open(PINS, "rb") as file:
+        table = tomllib.load(file)
+    if python not in table["python"]:
+        raise ConfigError(
+            f"no wheels are known for Python {python}",
+            hint=f"there are some for {', '.join(table['python'])}",
+        )
+    special = table.get(arch, {})
+    pins = {**table["python"][python], **special.get("python", {}).get(python, {})}
+    system = [name for name in special.get("system", ()) if name not in (changed or {})]
+    engine_names = {name for names in table["engine"].values() for name in names}
+    modules = []
+    chosen = []
+    for engine in engines:
+        there = [name for name in table["engine"].get(engine, {}) if pins.get(name)]
+        if not there or engine not in special.get("engines", ENGINES):
+            raise ConfigError(
+                f"there is no wheel of {engine} for Python {python} on {arch}",
+                hint="name another with --engine, or bring one with --wheel FILE",
+            )
+        chosen.append(there[0])
+        modules.append(table["engine"][engine][there[0]])
+    kept = [
+        name
+        for name in pins
+        if (name in chosen or name not in engine_names)
+        and name not in system
+        and name not in without
+    ]
+    versions = {**{name: pins[name] for name in kept}, **(changed or {})}
+    modules += [name for name in kept if name not in engine_names]
+    return Wanted(
+        tuple(f"{name}=={versions[name]}" for name in sorted(versions)),
+        tuple(sorted(m for m in modules if m not in system)),
+        tuple(sorted({*system, *(n for n in without if n in pins)})),
+    )
+
+
+def platform_tags(arch: str, glibc: str) -> list[str]:
+    """Return the platform tags that a system takes, newest first (PEP 600)."""
+    minor = int(glibc.split(".")[1])
+    oldest = 5 if arch == "x86_64" else 17
+    tags = []
+    for number in range(minor, oldest - 1, -1):
+        tags.append(f"manylinux_2_{number}_{arch}")
+        if number in _OLD_TAGS:
+            tags.append(f"{_OLD_TAGS[number]}_{arch}")
+    return tags
+
+
+def resolve_wheels(
+    wanted: Wanted, userland: Userland, arch: str, *, cache: Path | None = None
+) -> list[Resolved]:
+    """Ask the package registry which wheels a board would get; download none.
+
+    Raises:
+        BoardError: One of them does not exist for this board, or there is no registry.
+    """
+    text = "\n".join([*wanted.requirements, userland.python, userland.glibc, arch])
+    folder = cache or default_cache()
+    place = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    kept = _read_lock(place)
+    if kept is not None:
+        return kept
+    with tempfile.TemporaryDirectory(prefix="draftwire-") as scratch:
+        report = Path(scratch) / "report.json"
+        _pip(
+            [
+                "install",
+                "--dry-run",
+                "--ignore-installed",
+                f"--report={report}",
+                f"--target={scratch}/none",
+                *_board_flags(userland, arch),
+                *wanted.requirements,
+            ],
+            f"{userland.name} (Python {userland.python}, glibc {userland.glibc}, {arch})",
+        )
+        items = json.loads(report.read_text(encoding="utf-8"))["install"]
+    found = []
+    for item in items:
+        info = item["download_info"]
+        archive = info.get("archive_info", {})
+        digest = archive.get("hashes", {}).get("sha256")
+        if digest is None:
+            raise BoardError(
+                f"the registry gives no sha256 for {item['metadata']['name']}",
+                hint="use another package index",
+            )
+        name = info["url"].split("#")[0].rsplit("/", 1)[-1].replace("%2B", "+")
+        meta = item["metadata"]
+        found.append(Resolved(meta["name"], meta["version"], name, digest))
+    found.sort(key=lambda wheel: wheel.name.lower())
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(place, json.dumps([asdict(wheel) for wheel in found], indent=1).encode())
+    return found
+
+
+def fetch_wheels(
+    resolved: Sequence[Resolved],
+    userland: Userland,
+    arch: str,
+    *,
+    cache: Path | None = None,
+) -> list[Path]:
+    """Return the wheels as files, from the cache or the registry, hashes checked.
+
+    Raises:
+        BoardError: They cannot be had, or do not run on the board.
+    """
+    folder = cache or default_cache()
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [wheel for wheel in resolved if not _has(folder, wheel)]
+    if missing:
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
+            lock = Path(scratch) / "lock.txt"
+            lock.write_text(
+                "".join(
+                    f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in missing
+                )
+            )
+            _pip(
+                [
+                    "download",
+                    "--require-hashes",
+                    f"--dest={scratch}",
+                    *_board_flags(userland, arch),
+                    f"--requirement={lock}",
+                ],
+                f"{userland.name}, {arch}",
+            )
+            for path in Path(scratch).glob("*.whl"):
+                os.replace(path, folder / path.name)
+    paths = []
+    for wheel in resolved:
+        if not _has(folder, wheel):
+            raise BoardError(f"the registry gave another file than {wheel.filename}")
+        check_wheel(folder / wheel.filename, userland, arch)
+        paths.append(folder / wheel.filename)
+    return paths
+
+
+def check_wheel(path: Path, userland: Userland, arch: str, *, local: bool = False) -> None:
+    """Refuse a wheel that the board's pip, or its C library, would refuse.
+
+    Args:
+        path: The wheel.
+        userland: The board's system.
+        arch: The board's processor.
+        local: Also take ``linux_ARCH``, the tag of wheels that never were on PyPI.
+
+    Raises:
+        BoardError: Its tags, or the symbols that its code wants, do not fit.
+    """
+    pythons, abis, platforms = wheel_tags(path.name)
+    digits = userland.python.replace(".", "")
+    minor = int(userland.python.split(".")[1])
+    stable = any(
+        tag.startswith("cp3") and tag[3:].isdigit() and int(tag[3:]) <= minor
+        for tag in pythons
+    )
+    fits = (f"cp{digits}" in pythons and {f"cp{digits}", "none", "abi3"} & abis) or (
+        "abi3" in abis and stable
+    )
+    plain = pythons & {"py3", "py2.py3", f"py{digits}"} and "none" in abis
+    allowed = {"any", *platform_tags(arch, userland.glibc)}
+    if local:
+        allowed.add(f"linux_{arch}")
+    if not (fits or plain) or not platforms & allowed:
+        raise BoardError(
+            f"{path.name} does not fit Python {userland.python}, {arch}, "
+            f"glibc {userland.glibc}",
+            hint="its name says what it is for",
+        )
+    needs = _needed_symbols(path)
+    for library, has in (("GLIBC", userland.glibc), ("GLIBCXX", userland.glibcxx)):
+        if needs.get(library, ()) > _numbers(has):
+            version = ".".join(str(part) for part in needs[library])
+            raise BoardError(
+                f"{path.name} is tagged as fit, but its code needs "
+                f"{library}_{version}, and {userland.name} has {has}",
+                hint="take an older version: --require NAME==VERSION",
+            )
+
+
+def wheel_tags(filename: str) -> tuple[set[str], set[str], set[str]]:
+    """Return a wheel's Python, ABI and platform tags.
+
+    Raises:
+        BoardError: The name is no wheel's.
+    """
+    parts = filename[: -len(".whl")].split("-") if filename.endswith(".whl") else []
+    if len(parts) not in (5, 6):
+        raise BoardError(f"{filename} is not the name of a wheel")
+    python, abi, platform = (set(part.split(".")) for part in parts[-3:])
+    return python, abi, platform
+
+
+def _needed_symbols(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the newest symbol versions that a wheel's shared objects name."""
+    newest: dict[str, tuple[int, ...]] = {}
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            for entry in wheel.infolist():
+                if ".so" in entry.filename.rsplit("/", 1)[-1]:
+                    for library, version in set(_SYMBOL.findall(wheel.read(entry))):
+                        key = library.decode("ascii")
+                        newest[key] = max(newest.get(key, ()), _numbers(version.decode()))
+    except (OSError, zipfile.BadZipFile) as exc:
+        raise BoardError(f"{path.name} cannot be read as a wheel: {exc}") from exc
+    return newest
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def _board_flags(userland: Userland, arch: str) -> list[str]:
+    digits = userland.python.replace(".", "")
+    flags = ["--no-deps", "--only-binary=:all:", "--implementation=cp"]
+    flags += [f"--python-version={userland.python}"]
+    flags += [f"--abi={abi}" for abi in (f"cp{digits}", "abi3", "none")]
+    return flags + [f"--platform={tag}" for tag in platform_tags(arch, userland.glibc)]
+
+
+def _pip(words: Sequence[str], whom: str) -> None:
+    command = [sys.executable, "-m", "pip", words[0], "--quiet", "--no-input"]
+    command += ["--disable-pip-version-check", *words[1:]]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=_PIP_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise BoardError(f"pip cannot be run: {exc}") from exc
+    if done.returncode == 0:
+        return
+    said = done.stderr.decode("utf-8", "replace")
+    if "No module named pip" in said:
+        raise ConfigError(
+            "this Python has no pip, which resolves the board's wheels",
+            hint="python3 -m ensurepip, or use a virtual environment",
+        )
+    errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
+    missing = re.search(r"No matching distribution found for (\S+)", said)
+    if missing:
+        trouble = _no_registry(said)
+        if trouble:
+            raise BoardError(f"the package registry cannot be reached: {trouble}")
+        raise BoardError(
+            f"there is no wheel of {missing.group(1)} for {whom}",
+            hint="name another version with --require NAME==VERSION, bring a wheel with "
+            "--wheel FILE, or leave it to the board with --without NAME",
+        )
+    last = (errors or said.strip().splitlines() or ["it said nothing"])[-1]
+    raise BoardError(f"pip failed: {last}", hint="is the package registry reachable?")
+
+
+def _no_registry(said: str) -> str:
+    """Return why pip saw no index at all, or ""."""
+    found = re.search(
+        r"(NewConnectionError|Failed to establish a new connection|ProxyError|"
+        r"NameResolutionError|ConnectTimeoutError|SSLError|Max retries exceeded)[^\n]*",
+        said,
+    )
+    return found.group(0)[:120] if found else ""
+
+
+def _has(folder: Path, wheel: Resolved) -> bool:
+    path = folder / wheel.filename
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wheel.sha256
+
+
+def _read_lock(path: Path) -> list[Resolved] | None:
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        found = [Resolved(**entry) for entry in raw]
+    except (OSError, ValueError, TypeError):
+        return None
+    # A name from a file becomes a path: only a wheel's own name may.
+    return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)

@@ -1,0 +1,248 @@
+"""``draftwire boards bundle``: everything a board needs, made on a workstation."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from draftwire.cli import _common
+from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.boards.bundle import Content
+    from draftwire.boards.profiles import Profile
+    from draftwire.packages import DraftPackage
+
+__all__ = ["add_flags", "run"]
+
+SCHEMA = "draftwire.bundled/1"
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
+# The draft package's word for what runs a file -> the bundle's word for the wheels.
+_ENGINES = {"onnxruntime": "onnxruntime", "litert": "litert", "tflite": "litert"}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    add = parser.add_argument
+    add("--board", required=True, metavar="NAME", help="see `draftwire boards list`")
+    add("--python", metavar="X.Y", help="the board's Python, such as 3.10")
+    add("--glibc", metavar="X.Y", help="the board's C library, if it is an odd one")
+    add("--out", type=Path, default=Path("bundle.tar.gz"), help="default: %(default)s")
+    _common.add_settings(parser, ("draft", "verifier", "target"))
+    add("--key", type=Path, metavar="FILE", help="secret key that signs (`boards key new`)")
+    add(
+        "--unsigned",
+        action="store_true",
+        help="do not sign: boards must be told to bear it",
+    )
+    add(
+        "--engine",
+        action="append",
+        choices=("onnxruntime", "litert"),
+        help="what runs the draft (default: what its package holds files for)",
+    )
+    add(
+        "--require",
+        action="append",
+        default=[],
+        metavar="NAME==VERSION",
+        help="another version than ours, or one wheel more",
+    )
+    add(
+        "--wheel",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a wheel of your own in place of ours, such as NVIDIA's onnxruntime_gpu",
+    )
+    add(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave it out: the board has its own",
+    )
+    add("--group", default="video", help="who may use the service (default: %(default)s)")
+    add("--memory-mib", type=int, default=0, metavar="N", help="most memory of the service")
+    add("--cache", type=Path, metavar="DIR", help="where wheels are kept")
+    add("--dry-run", action="store_true", help="say which wheels it would hold")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make a bundle."""
+    from draftwire.boards import wheels
+    from draftwire.boards.bundle import write_bundle
+    from draftwire.boards.signing import load_signer
+    from draftwire.boards.userlands import choose_userland, userlands_of
+    from draftwire.packages import load_draft
+
+    values = {name: v.value for name, v in _common.read_settings(args).items()}
+    signer = None
+    if args.key is not None:
+        signer = load_signer(args.key)
+    elif not args.unsigned and not args.dry_run:
+        raise ConfigError(
+            "a bundle is signed, and no --key says by whom",
+            hint="`draftwire boards key new FILE` makes one; --unsigned goes without",
+        )
+    profile = _profile(args.board)
+    userland = choose_userland(
+        profile.name, userlands_of(profile.raw), args.python, args.glibc
+    )
+    package = load_draft(_draft_folder(values["draft"]))
+    local = {_distribution(path): path for path in args.wheel}
+    for path in args.wheel:
+        wheels.check_wheel(path, userland, profile.arch, local=True)
+    engines = args.engine or _engines(package, local)
+    wanted = wheels.wanted_wheels(
+        profile.arch,
+        userland.python,
+        engines=[e for e in engines if not _brought(e, local)],
+        without=[*args.without, *local],
+        changed=dict(_requirement(text) for text in args.require),
+    )
+    resolved = wheels.resolve_wheels(wanted, userland, profile.arch, cache=args.cache)
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "board": profile.name,
+        "userland": {
+            "name": userland.name,
+            "python": userland.python,
+            "glibc": userland.glibc,
+            "arch": profile.arch,
+        },
+        "draft": {"name": package.name, "id": package.id},
+        "wheels": [
+            *({"filename": w.filename, "sha256": w.sha256} for w in resolved),
+            *({"filename": path.name, "sha256": None} for path in args.wheel),
+        ],
+    }
+    if not args.dry_run:
+        fetched = wheels.fetch_wheels(resolved, userland, profile.arch, cache=args.cache)
+        content = _content(args, profile, package, userland, values)
+        brought = tuple(sorted(_module(name) for name in local))
+        system = tuple(n for n in wanted.system_modules if n not in local)
+        manifest = write_bundle(
+            _with_wheels(
+                content, [*fetched, *args.wheel], wanted.modules + brought, system
+            ),
+            args.out,
+            signer,
+        )
+        document.update(
+            id=manifest["id"],
+            file=str(args.out),
+            bytes=args.out.stat().st_size,
+            installed_bytes=manifest["installed_bytes"],
+            key=None if signer is None else signer.key.text,
+        )
+    if args.json is not None:
+        _common.write_json(document, args.json)
+    if args.json != "-" and not args.quiet:
+        _print(document)
+    return 0
+
+
+def _print(document: dict[str, Any]) -> None:
+    place = document["userland"]
+    print(
+        f"{document['board']}: {place['name']}, Python {place['python']}, {place['arch']}"
+    )
+    for wheel in document["wheels"]:
+        print(f"  {wheel['filename']}")
+    if "id" not in document:
+        return
+    signed = f"signed by {document['key']}" if document["key"] else "NOT SIGNED"
+    print(
+        f"{document['file']}: {document['bytes'] / 1e6:.1f} MB, "
+        f"{document['installed_bytes'] / 1e6:.0f} MB installed, {signed}"
+    )
+    trust = document["key"] or "--allow-unsigned"
+    key = f"--key {trust}" if document["key"] else trust
+    print(f"on the board: sudo sh install.sh {Path(document['file']).name} {key}")
+    print("`draftwire boards installer --out install.sh` makes that script here")
+
+
+def _profile(name: str) -> Profile:
+    """Return a profile by its name, or by what follows the maker's."""
+    from draftwire.boards.profiles import find_profile, load_profiles
+
+    known = load_profiles()
+    for candidate in (name, f"jetson-{name}", f"raspberry-{name}"):
+        if candidate in known:
+            return known[candidate]
+    return find_profile(profiles=known, board=name).profile
+
+
+def _draft_folder(named: Path | None) -> Path:
+    if named is not None:
+        return named
+    from draftwire.reference import draft_path
+
+    return draft_path()
+
+
+def _distribution(path: Path) -> str:
+    return path.name.split("-")[0].lower().replace("_", "-")
+
+
+def _module(distribution: str) -> str:
+    """Return what a wheel of ours is imported as; most go by their own name."""
+    if distribution.startswith("onnxruntime"):  # -gpu and others hold the same module
+        return "onnxruntime"
+    return distribution.replace("-", "_")
+
+
+def _brought(engine: str, local: dict[str, Path]) -> bool:
+    return any(name.startswith(engine) for name in local)
+
+
+def _engines(package: DraftPackage, local: dict[str, Path]) -> list[str]:
+    found = {_ENGINES.get(file.engine, "") for file in package.files.values()} - {""}
+    if "onnxruntime" in found or not found:
+        return ["onnxruntime"]
+    return sorted(found)
+
+
+def _requirement(text: str) -> tuple[str, str]:
+    found = _REQUIREMENT.match(text)
+    if not found:
+        raise ConfigError(f"--require {text} is not NAME==VERSION")
+    return found.group(1).lower().replace("_", "-"), found.group(2)
+
+
+def _content(
+    args: argparse.Namespace,
+    profile: Profile,
+    package: DraftPackage,
+    userland: Any,
+    values: dict[str, Any],
+) -> Content:
+    from draftwire.boards.bundle import Content
+
+    settings = {} if values["target"] is None else {"target": str(values["target"])}
+    return Content(
+        board=profile.name,
+        title=profile.title,
+        arch=profile.arch,
+        userland=userland,
+        draft=package.path,
+        draft_id=package.id,
+        wheels=(),
+        modules=(),
+        verifier=values["verifier"] or "",
+        group=args.group,
+        memory_mib=args.memory_mib,
+        settings=settings,
+    )
+
+
+def _with_wheels(
+    content: Content, paths: list[Path], modules: tuple[str, ...], system: tuple[str, ...]
+) -> Content:
+    from dataclasses import replace
+
+    return replace(content, wheels=paths, modules=modules, system_modules=system)
