@@ -1,0 +1,130 @@
+"""The clairvoyant bound: how fast one stream of drafts could possibly be.
+
+The game. A text of ``N`` tokens is to be committed. Position ``i`` is *right* when the
+draft model, its context right, proposes what the target writes there.
+
+- The device drafts one token after another, ``t_d`` each, always behind a context that
+  it knows or has drafted itself: one linear stream, no second choices. A token can leave
+  at once and is at the server ``d_up`` later.
+- The server runs one forward at a time. A forward that starts with ``c`` tokens
+  committed takes in the next ``m`` drafts, which must have arrived, and commits those
+  that are right and one token of its own. It may take in at most ``M - 1`` drafts, and
+  costs ``t_v(m + 1)``, which does not fall with ``m``.
+- What a forward commits is known to the device ``d_down`` after its end.
+
+The bound is the least time of the last commit when both sides know beforehand which
+positions are right, and nothing is ever started that will not be of use. No scheme with
+one linear stream of drafts beats it; suffix caches and drafts of other outcomes are other
+games. At time 0 both sides know the prompt and are idle; nothing counts for reading it.
+
+Why this is exact:
+
+1. *Wrong drafts are never made.* They commit nothing, cost time, and carry no knowledge
+   to one who knows which they are.
+2. *The eager device is best.* Let ``K_i`` be when the device knows position ``i`` from
+   the server, ``D_i`` when its draft of ``i`` is done. A draft of ``i`` takes ``t_d`` and
+   needs ``i - 1``, so ``D_i >= t_d + min(K_{i-1}, D_{i-1} if i-1 is right)``. The device
+   that always works on the first position that it does not know reaches equality
+   everywhere: what it leaves behind when news overtake it is committed already. And
+   ``D`` only gets earlier when commits do.
+3. So only the server chooses: how many drafts ``m`` each forward takes in. Given ``m``,
+   the best start is the first moment when the server is free and the last of them has
+   arrived: a later start makes every later time later.
+4. *Every wrong position is a gate.* It can be committed by the server's own token only,
+   so some forward ends exactly there, and the device's drafts begin anew after it: of two
+   schedules, the one that passes the gate earlier is better, whatever came before.
+5. Between two gates the state is ``(c, T, D)``: committed, the time, and when the draft
+   of ``c - 1`` was done. Smaller is better in both times, so a dynamic programme over
+   ``c`` that keeps the pairs ``(T, D)`` that no other pair beats is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Sequence
+
+__all__ = ["clairvoyant_s"]
+
+
+def clairvoyant_s(
+    right: Sequence[bool],
+    *,
+    draft_s: float,
+    forward_s: Callable[[int], float],
+    up_s: float,
+    down_s: float,
+    most: int = 17,
+) -> float:
+    """Return the least seconds until the whole text is committed.
+
+    Args:
+        right: For each position whether the draft is right there, ``(N,)``.
+        draft_s: Of a drafted token.
+        forward_s: Of a forward over that many tokens: drafts and one more.
+        up_s: From the device to the server.
+        down_s: Back.
+        most: Tokens that a forward can take.
+
+    Returns:
+        Seconds from the start, both sides idle and knowing the prompt, to the end of
+        the last forward.
+
+    Raises:
+        ValueError: ``most`` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"a forward of {most} tokens")
+    cost = [forward_s(n) for n in range(1, most + 1)]
+    n = len(right)
+    begin, at_s = 0, 0.0
+    known_s = 0.0  # the prompt is known to the device at the start, not after a trip
+    while begin < n:
+        gate = begin
+        while gate < n - 1 and right[gate]:
+            gate += 1
+        at_s = _to_gate(begin, gate, at_s, known_s, draft_s, cost, up_s, down_s)
+        begin, known_s = gate + 1, at_s + down_s
+    return at_s
+
+
+def _to_gate(
+    begin: int,
+    gate: int,
+    at_s: float,
+    known_s: float,
+    draft_s: float,
+    cost: Sequence[float],
+    up_s: float,
+    down_s: float,
+) -> float:
+    """Return when position ``gate`` is committed; ``begin`` is the first that is not.
+
+    The positions ``begin .. gate - 1`` are right. ``gate`` is wrong, or the last of the
+    text: no draft of it is ever needed, because the forward that ends there brings it.
+    """
+    # fronts[c]: pairs (server free, device ready to draft position c), none beaten.
+    fronts: dict[int, list[tuple[float, float]]] = {begin: [(at_s, known_s)]}
+    best = math.inf
+    for c in range(begin, gate + 1):
+        for free_s, ready_s in fronts.pop(c, ()):
+            for m in range(min(len(cost) - 1, gate - c) + 1):
+                start_s = free_s
+                if m:
+                    start_s = max(free_s, ready_s + m * draft_s + up_s)
+                end_s = start_s + cost[m]
+                after = c + m + 1
+                if after > gate:
+                    best = min(best, end_s)
+                    continue
+                # The draft of the server's own token may be at hand before its commit.
+                ready = min(ready_s + (m + 1) * draft_s, end_s + down_s)
+                _keep(fronts.setdefault(after, []), (end_s, ready))
+    return best
+
+
+def _keep(front: list[tuple[float, float]], new: tuple[float, float]) -> None:
+    """Add ``new`` unless it is beaten; drop what it beats."""
+    if any(t <= new[0] and d <= new[1] for t, d in front):
+        return
+    front[:] = [(t, d) for t, d in front if not (new[0] <= t and new[1] <= d)]
+    front.append(new)
