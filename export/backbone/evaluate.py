@@ -101,12 +101,12 @@ def acceptance(
         loops, which flatters greedy acceptance.
     """
     rng = np.random.default_rng(seed)
-    starts = rng.integers(0, len(stream) - prompt_tokens, prompts)
+    starts = rng.integers(0, max(1, len(stream) - prompt_tokens), prompts)
     rows = np.stack([stream[s : s + prompt_tokens] for s in starts]).astype(np.int64)
-    given = torch.from_numpy(rows)
+    given = torch.from_numpy(rows).to(target.embedding.weight.device)
     text = continuations(target, given, count=count, temperature=0, seed=seed)
     at = slice(prompt_tokens - 1, -1)
-    agrees = (draft(text)[:, at].argmax(-1) == text[:, prompt_tokens:]).numpy()
+    agrees = (draft(text)[:, at].argmax(-1) == text[:, prompt_tokens:]).cpu().numpy()
     sampled = continuations(target, given, count=count, temperature=1, seed=seed)
     p = F.softmax(target(sampled)[:, at].float(), -1)
     q = F.softmax(draft(sampled)[:, at].float(), -1)

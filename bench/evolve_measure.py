@@ -1,0 +1,210 @@
+"""How well a draft foretells a target, on text that the target itself continues.
+
+With the target's own text given no speculative loop is needed: a block of ``K`` drafts
+is accepted up to the first position where the draft's choice is not the text's. At
+temperature 1 both sides choose with the same Gumbel noise, as the coupled scheme does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from draftwire.export.backbone.evaluate import accepted_per_block, validation_loss
+from draftwire.export.backbone.model import KeyValues, Transformer
+
+__all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]
+
+# The suffix cache speaks when at least so many of the last tokens were seen before.
+LEAST_MATCH = 4
+LONGEST_MATCH = 16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is measured on.
+
+    Attributes:
+        prompts: Prompts of a domain.
+        prompt_tokens: Their length.
+        count: Tokens that follow.
+        block: Drafts of a block.
+        seed: Of the prompts and of the noise.
+    """
+
+    prompts: int = 32
+    prompt_tokens: int = 40
+    count: int = 72
+    block: int = 4
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a target says to its prompts.
+
+    Attributes:
+        greedy: ``(prompts, prompt_tokens + count)`` ids.
+        sampled: The same at temperature 1.
+        noise: ``(count, prompts, vocab)`` Gumbel noise of ``sampled``.
+        chances: ``(prompts, count, vocab)`` the target's probabilities of ``sampled``.
+        probe: How it was asked.
+    """
+
+    greedy: Tensor
+    sampled: Tensor
+    noise: Tensor
+    chances: Tensor
+    probe: Probe
+
+    def facts(self) -> dict[str, float]:
+        """Return how much the texts repeat themselves: distinct 4-grams over all."""
+        at = self.probe.prompt_tokens
+        return {
+            "distinct_4_greedy": _distinct(self.greedy[:, at:]),
+            "distinct_4_sampled": _distinct(self.sampled[:, at:]),
+        }
+
+
+@torch.no_grad()
+def speak(target: Transformer, stream: np.ndarray, probe: Probe) -> Spoken:
+    """Let a target continue prompts from a held-out stream."""
+    rng = np.random.default_rng(probe.seed)
+    last = len(stream) - probe.prompt_tokens
+    starts = rng.choice(last, probe.prompts, replace=last < probe.prompts)
+    rows = np.stack([stream[s : s + probe.prompt_tokens] for s in starts])
+    given = torch.from_numpy(rows.astype(np.int64))
+    generator = torch.Generator().manual_seed(probe.seed)
+    shape = (probe.count, probe.prompts, target.architecture.vocab_size)
+    uniform = torch.rand(shape, generator=generator).clamp_min(1e-9)
+    noise = -torch.log(-torch.log(uniform))
+    sampled = _continue(target, given, probe.count, noise)
+    return Spoken(
+        _continue(target, given, probe.count, None),
+        sampled,
+        noise,
+        F.softmax(target(sampled)[:, probe.prompt_tokens - 1 : -1].float(), -1),
+        probe,
+    )
+
+
+def _continue(
+    target: Transformer, given: Tensor, count: int, noise: Tensor | None
+) -> Tensor:
+    pieces = [given]
+    cache: KeyValues | None = None
+    for step in range(count):
+        logits, cache = target.extend(pieces[-1], cache)
+        if noise is not None:
+            logits = F.log_softmax(logits.float(), -1) + noise[step]
+        pieces.append(logits.argmax(-1, keepdim=True))
+    return torch.cat(pieces, 1)
+
+
+@torch.no_grad()
+def measure(
+    draft: Transformer, spoken: Spoken, *, suffix: bool = False
+) -> dict[str, list[float]]:
+    """Measure a draft on what a target says.
+
+    Args:
+        draft: Who foretells it.
+        spoken: The texts.
+        suffix: A cache of prompt, accepted text and earlier sessions speaks first.
+
+    Returns:
+        One value for each prompt: ``greedy`` mean accepted of a block, ``coupled`` the
+        same at temperature 1, ``agree`` and ``coupled_agree`` the shares of tokens
+        that agree, ``overlap`` the mean of ``sum min(p, q)`` at temperature 1 (for a
+        token of the cache: the target's probability of it).
+    """
+    p, block = spoken.probe.prompt_tokens, spoken.probe.block
+    at = slice(p - 1, -1)
+    found: dict[str, list[float]] = {}
+    rows: dict[str, Any] = {}
+    rows["greedy"] = draft(spoken.greedy)[:, at].argmax(-1)
+    mine = F.log_softmax(draft(spoken.sampled)[:, at].float(), -1)
+    theirs = spoken.chances
+    rows["coupled"] = (mine + spoken.noise.transpose(0, 1)).argmax(-1)
+    overlap = torch.minimum(mine.exp(), theirs).sum(-1)
+    for name, text in (("greedy", spoken.greedy), ("coupled", spoken.sampled)):
+        choice = rows[name]
+        if suffix:
+            cached = torch.from_numpy(suffix_choices(text.numpy(), p))
+            choice = torch.where(cached >= 0, cached, choice)
+            if name == "coupled":
+                chance = theirs.gather(-1, cached.clamp_min(0)[..., None])[..., 0]
+                overlap = torch.where(cached >= 0, chance, overlap)
+        agrees = (choice == text[:, p:]).numpy()
+        found[name] = [accepted_per_block(row[None], block) for row in agrees]
+        share = "agree" if name == "greedy" else "coupled_agree"
+        found[share] = [float(row.mean()) for row in agrees]
+    found["overlap"] = [float(x) for x in overlap.mean(-1)]
+    return {k: [round(x, 4) for x in v] for k, v in found.items()}
+
+
+def suffix_choices(
+    texts: np.ndarray,
+    prompt_tokens: int,
+    *,
+    least: int = LEAST_MATCH,
+    longest: int = LONGEST_MATCH,
+) -> np.ndarray:
+    """Return what a suffix cache proposes at each position, or -1.
+
+    The longest suffix of what is known so far that occurred before decides, the latest
+    occurrence first. Known are the prompt, the text so far and all earlier rows.
+
+    Args:
+        texts: ``(sessions, prompt + count)`` ids, in the order of the sessions.
+        prompt_tokens: Tokens of each that are given.
+        least: Shortest match that is trusted.
+        longest: Longest match looked for.
+
+    Returns:
+        ``(sessions, count)`` ids or -1.
+    """
+    following: dict[tuple[int, ...], int] = {}
+    found = np.full((texts.shape[0], texts.shape[1] - prompt_tokens), -1, np.int64)
+    for number, row in enumerate(texts.tolist()):
+        for place, token in enumerate(row):
+            keys = [
+                tuple(row[place - n : place]) for n in range(least, min(longest, place) + 1)
+            ]
+            if place >= prompt_tokens:
+                for key in reversed(keys):
+                    if key in following:
+                        found[number, place - prompt_tokens] = following[key]
+                        break
+            for key in keys:
+                following[key] = token
+    return found
+
+
+@torch.no_grad()
+def distance(
+    base: Transformer, target: Transformer, stream: np.ndarray, *, length: int
+) -> dict[str, float]:
+    """Return how far a target has gone: losses on held-out text, and divergence."""
+    size = min(length, len(stream) - 1)
+    rows = max(1, min(12, (len(stream) - 1) // size))
+    pieces = np.stack([stream[i * size :][:size] for i in range(rows)])
+    ids = torch.from_numpy(pieces.astype(np.int64))
+    mine = F.log_softmax(target(ids).float(), -1)
+    theirs = F.log_softmax(base(ids).float(), -1)
+    divergence = (mine.exp() * (mine - theirs)).sum(-1).mean()
+    return {
+        "loss": round(validation_loss(target, stream, length=size), 4),
+        "base_loss": round(validation_loss(base, stream, length=size), 4),
+        "kl_to_base": round(float(divergence), 4),
+    }
+
+
+def _distinct(texts: Tensor) -> float:
+    grams = [tuple(row[i : i + 4]) for row in texts.tolist() for i in range(len(row) - 3)]
+    return round(len(set(grams)) / max(1, len(grams)), 4)

@@ -1,0 +1,353 @@
+"""The models of a study of evolving targets: versions of the target, and drafts.
+
+Every model is made once, in the study's work folder, and found there afterwards; an
+interrupted training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from draftwire.bench.evolve_text import Texts
+from draftwire.export.architecture import Architecture
+from draftwire.export.backbone.base import transformer_of
+from draftwire.export.backbone.draft import DraftTrainer, Weights, distil_loss, make_draft
+from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
+from draftwire.export.backbone.model import Transformer, fresh_weights_
+from draftwire.export.backbone.rows import TeacherRows, make_rows
+from draftwire.export.family.training import Plan, Stream, train
+from draftwire.packages import load_target
+
+__all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One evolved target.
+
+    Attributes:
+        name: For tables.
+        domains: What it reads (parts that the base has not seen).
+        steps: Of its LoRA training; 0 for a package.
+        free: The anchor is trained too.
+        package: An evolved target made elsewhere, or None.
+    """
+
+    name: str
+    domains: tuple[str, ...]
+    steps: int = 0
+    free: bool = False
+    package: Path | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What everything may cost.
+
+    Attributes:
+        anchor_layers: Blocks that the frozen draft shares with the base.
+        trained_layers: Its trained blocks; an independent draft has as many in all.
+        draft_tokens: Tokens that the frozen draft reads; other drafts read what the
+            same arithmetic buys.
+        long: How many times that arithmetic the long independent draft gets.
+        retrain: Share of that arithmetic for a draft re-trained for one version, on
+            top of the frozen draft's.
+        pool_tokens: Tokens that the base reads once as a teacher for all drafts.
+        rank: Of the LoRA adapters.
+        batch: Tokens of a step.
+        length: Of a row of text.
+        seeds: Of the drafts.
+        lora_lr: Peak learning rate of the adapters.
+    """
+
+    anchor_layers: int = 2
+    trained_layers: int = 2
+    draft_tokens: int = 204_800
+    long: float = 8.0
+    retrain: float = 0.5
+    pool_tokens: int = 600_000
+    rank: int = 16
+    batch: int = 2048
+    length: int = 256
+    seeds: tuple[int, ...] = (1, 2, 3)
+    lora_lr: float = 3e-3
+
+    def steps(self, tokens: float) -> int:
+        """Return the optimiser steps that read about ``tokens``."""
+        return max(2, round(tokens / self.batch))
+
+
+def flops_per_token(
+    a: Architecture, *, trained_layers: int, head: bool, length: int
+) -> float:
+    """Return the arithmetic of one training token, forward and backward.
+
+    The teacher's is left out: it reads the text once for all drafts. What a draft's
+    frozen anchor says of the text is read there too.
+
+    Args:
+        a: Shape of the draft.
+        trained_layers: Layers that run and are trained.
+        head: The head is trained too, not only passed through.
+        length: Of a row; attention costs grow with it.
+    """
+    shapes = a.parameters()[0]
+    prefix = a.layer(0)
+    layer = sum(s[0] * s[1] for n, s in shapes.items() if n.startswith(prefix) and s[1:])
+    layer += a.heads * a.head_dim * length  # half a square of scores, and of values
+    vocab = a.vocab_size * a.hidden
+    # Two operations a weight forward, four backward, two where nothing is trained; and
+    # the teacher's logits, made of its states by one more product.
+    return 2.0 * (3 * layer * trained_layers + (3 if head else 2) * vocab + vocab)
+
+
+@dataclass
+class Workshop:
+    """Makes and finds the models of a study.
+
+    Attributes:
+        base: The base target.
+        texts: What is read.
+        budget: What it may cost.
+        work: The study's folder.
+        say: Gets lines of progress.
+        made: What each model took: tokens, arithmetic, seconds.
+    """
+
+    base: Transformer
+    texts: Texts
+    budget: Budget
+    work: Path
+    say: Say
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def target(self, version: Version | None) -> Transformer:
+        """Return a target as the verifier serves it; None is the base."""
+        if version is None:
+            return self.base
+        if version.package is not None:
+            return transformer_of(load_target(version.package))
+        model = self._copy()
+        b, name = self.budget, f"target.{version.name}"
+        anchor = 0 if version.free else b.anchor_layers
+        add_lora(model, rank=b.rank, anchor_layers=anchor, seed=1000)
+        paths = tuple(self.texts.path(d, "unseen") for d in version.domains)
+        plan = Plan(
+            steps=version.steps,
+            batch=b.batch,
+            micro=b.batch,
+            lengths=((1.0, b.length),),
+            lr=b.lora_lr,
+            warmup=max(1, min(10, version.steps // 4)),
+            seed=3,
+            workers=1,
+        )
+        data = Stream(paths, tuple(float(self._size(p)) for p in paths))
+        tensors = self._once(
+            name,
+            lambda folder: train(model, data, plan, _text_loss, folder, say=self.say),
+            # Halves, as in the package that a verifier would load.
+            lambda: {k: v.half() for k, v in lora_tensors(model).items()},
+            {"tokens": version.steps * b.batch},
+        )
+        halves = {
+            k.replace(".weight.lora_", ".lora_"): v.float() for k, v in tensors.items()
+        }
+        model.load_state_dict(halves, strict=False)
+        merge_lora_(model)
+        return model.requires_grad_(False)
+
+    def frozen(self, seed: int) -> Transformer:
+        """Return the shared-backbone draft of the base."""
+        return self._distilled(f"frozen.{seed}", self.base, None, seed, None)
+
+    def retrained(self, version: Version, target: Transformer, seed: int) -> Transformer:
+        """Return that draft, its trained part trained on for one version."""
+        start = self.frozen(seed)
+        name = f"retrained.{version.name}.{seed}"
+        return self._distilled(name, target, version, seed, start)
+
+    def independent(self, seed: int, *, times: float) -> Transformer:
+        """Return a draft that shares nothing but the tokenizer.
+
+        Args:
+            seed: Of its first weights and of the order of its text.
+            times: The frozen draft's arithmetic that it gets.
+        """
+        b, a = self.budget, self.base.architecture
+        layers = b.anchor_layers + b.trained_layers
+        shape = replace(a, layers=layers)
+        model = Transformer(shape, biased=self.base.biased)
+        fresh_weights_(model, seed=seed)
+        cost = flops_per_token(shape, trained_layers=layers, head=True, length=b.length)
+        steps = b.steps(times * self._unit() / cost)
+        plan = self._plan(steps, seed, lr=3e-3, matrix_lr=6e-3)
+        base = self.base
+
+        def loss(model: nn.Module, ids: Tensor, _: Tensor, last: Tensor) -> Tensor:
+            student = model(ids[:, :-1])
+            return distil_loss(student, base.logits(last), ids[:, 1:], Weights())
+
+        name = f"independent.{times:g}x.{seed}"
+        rows = self._rows(None, self.base)
+        tensors = self._once(
+            name,
+            lambda folder: train(model, rows, plan, loss, folder, say=self.say),
+            lambda: dict(model.state_dict()),
+            {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
+        )
+        model.load_state_dict(tensors)
+        return model.requires_grad_(False)
+
+    def _distilled(
+        self,
+        name: str,
+        target: Transformer,
+        version: Version | None,
+        seed: int,
+        start: Transformer | None,
+    ) -> Transformer:
+        b = self.budget
+        draft = make_draft(
+            target, anchor_layers=b.anchor_layers, trained_layers=b.trained_layers
+        )
+        if start is not None:
+            for block, trained in zip(draft.layers, start.layers):
+                if next(block.parameters()).requires_grad:
+                    block.load_state_dict(trained.state_dict())
+            draft.final_norm.load_state_dict(start.final_norm.state_dict())
+        cost = self._unit() / b.draft_tokens
+        steps = b.steps(b.draft_tokens * (1.0 if version is None else b.retrain))
+        plan = self._plan(steps, seed, lr=1e-3, matrix_lr=3e-3)
+        trainer = DraftTrainer(target, draft, anchor_layers=b.anchor_layers)
+
+        def loss(_: nn.Module, ids: Tensor, anchor: Tensor, last: Tensor) -> Tensor:
+            return trainer.loss_from(anchor, last, target.logits(last), ids[:, 1:])
+
+        trained = {n: p for n, p in draft.named_parameters() if p.requires_grad}
+
+        def run(folder: Path) -> Any:
+            rows = self._rows(version, target)
+            return train(draft, rows, plan, loss, folder, say=self.say)
+
+        tensors = self._once(
+            name,
+            run,
+            lambda: {n: p.detach() for n, p in trained.items()},
+            {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
+        )
+        draft.load_state_dict(tensors, strict=False)
+        return draft.requires_grad_(False)
+
+    def _unit(self) -> float:
+        """Return the arithmetic of one frozen draft."""
+        b, a = self.budget, self.base.architecture
+        cost = flops_per_token(
+            a, trained_layers=b.trained_layers, head=False, length=b.length
+        )
+        return cost * b.draft_tokens
+
+    def _plan(self, steps: int, seed: int, *, lr: float, matrix_lr: float) -> Plan:
+        b = self.budget
+        return Plan(
+            steps=steps,
+            batch=b.batch,
+            micro=b.batch,
+            lengths=((1.0, b.length),),
+            lr=lr,
+            matrix_lr=matrix_lr,
+            warmup=max(1, min(25, steps // 8)),
+            seed=seed,
+            workers=1,
+        )
+
+    def _rows(self, version: Version | None, teacher: Transformer) -> TeacherRows:
+        b, texts = self.budget, self.texts
+        if version is None:
+            chosen = [(d, "seen", s) for d, s in texts.shares.items()]
+            tokens = b.pool_tokens
+        else:
+            chosen = [(d, "unseen", 1.0) for d in version.domains]
+            tokens = round(b.draft_tokens * b.retrain)
+        name = "base" if version is None else version.name
+        folder = self.work / "rows" / name
+        if not (folder / "last.npy").exists():
+            self.say(f"{name}: a teacher reads {tokens:,} tokens")
+        began = time.process_time()
+        rows = make_rows(
+            teacher,
+            [texts.stream(d, part) for d, part, _ in chosen],
+            [share for _, _, share in chosen],
+            folder,
+            rows=max(2, tokens // b.length),
+            length=b.length,
+            anchor_layers=b.anchor_layers,
+            seed=5,
+        )
+        self.made.setdefault(
+            f"rows.{name}",
+            {"tokens": tokens, "cpu_seconds": round(time.process_time() - began, 1)},
+        )
+        return rows
+
+    def _once(
+        self,
+        name: str,
+        run: Callable[[Path], Any],
+        result: Callable[[], dict[str, Tensor]],
+        cost: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Return a model's tensors, trained now or in an earlier run."""
+        path = self.work / "models" / f"{name}.safetensors"
+        note = path.with_suffix(".json")
+        if not (path.exists() and note.exists()):
+            self.say(f"{name}: {cost['tokens']:,} tokens")
+            began = time.process_time()
+            log = run(self.work / "checkpoints" / name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            save_file({n: t.contiguous() for n, t in result().items()}, part)
+            part.replace(path)
+            tail = [row["loss"] for row in log[-10:]]
+            details = {
+                **cost,
+                "steps": len(log),
+                "loss": round(sum(tail) / len(tail), 4),
+                "cpu_seconds": round(time.process_time() - began, 1),
+            }
+            note.write_text(json.dumps(details) + "\n")
+            shutil.rmtree(self.work / "checkpoints" / name, ignore_errors=True)
+            shutil.rmtree(self.work / "rows" / name.split(".")[1], ignore_errors=True) if (
+                name.startswith("retrained.") and name.endswith(f".{self.budget.seeds[-1]}")
+            ) else None
+        self.made[name] = json.loads(note.read_text())
+        return load_file(path)
+
+    def _copy(self) -> Transformer:
+        base = self.base
+        model = Transformer(base.architecture, biased=base.biased)
+        model.load_state_dict(base.state_dict())
+        return model
+
+    @staticmethod
+    def _size(path: Path) -> int:
+        import numpy as np
+
+        return len(np.load(path, mmap_mode="r"))
+
+
+def _text_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    logits = model(ids[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1))

@@ -1,0 +1,104 @@
+"""What a training did: one JSON document, and a picture where matplotlib is there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["write_report"]
+
+SCHEMA = "draftwire.training/1"
+
+
+def write_report(
+    folder: Path,
+    *,
+    kind: str,
+    settings: Mapping[str, Any],
+    log: Sequence[Mapping[str, float]],
+    held_out: Mapping[str, Mapping[str, Any]],
+    say: Callable[[str], None],
+) -> Path:
+    """Write ``report.json`` and ``report.png``.
+
+    Args:
+        folder: Where.
+        kind: "draft" or "evolve".
+        settings: What was asked for.
+        log: A row a step; rows with "accepted" were looks at held-out text.
+        held_out: Results on held-out text, by file.
+        say: Is told when there is no picture, and why.
+
+    Returns:
+        The document's path.
+    """
+    document = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "settings": dict(settings),
+        "steps": len(log),
+        "seconds": log[-1]["seconds"] if log else 0.0,
+        "held_out": held_out,
+        "log": list(log),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    path = folder / "report.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1) + "\n")
+    part.replace(path)
+    if find_spec("matplotlib") is None:
+        say("no report.png: pictures need matplotlib, pip install 'draftwire[plots]'")
+    else:
+        _draw(folder / "report.png", kind, log)
+    return path
+
+
+def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    looks = [row for row in log if "accepted" in row]
+    figure, axes = pyplot.subplots(
+        1, 2 if looks else 1, figsize=(8.4 if looks else 4.6, 3.1), squeeze=False
+    )
+    left = axes[0][0]
+    steps = [row["step"] + 1 for row in log]
+    losses = [row["loss"] for row in log]
+    left.plot(steps, losses, linewidth=0.6, color="#9ab8d6", label="each step")
+    window = max(1, len(log) // 25)
+    mean = [
+        sum(losses[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1))
+        for i in range(len(losses))
+    ]
+    left.plot(steps, mean, linewidth=1.6, color="#1f5a96", label=f"mean of {window}")
+    what = "distillation loss" if kind == "draft" else "cross-entropy"
+    left.set(xlabel="step", ylabel=f"{what} (nats per token)", ylim=(0, None))
+    left.legend(frameon=False, fontsize="small")
+    if looks:
+        right = axes[0][1]
+        right.plot(
+            [row["step"] + 1 for row in looks],
+            [row["accepted"] for row in looks],
+            marker="o",
+            color="#b3541e",
+        )
+        right.set(
+            xlabel="step", ylabel="accepted of 4, greedy, held-out text", ylim=(0, 4.1)
+        )
+    for each in axes[0]:
+        each.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format="png", dpi=130)
+    pyplot.close(figure)
+    part.replace(path)
