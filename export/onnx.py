@@ -33,7 +33,7 @@ from draftwire.export.quantise import PRECISIONS, quantise
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
 
-__all__ = ["DRAFT_CONTEXT", "export_onnx", "made_with", "model_files"]
+__all__ = ["DRAFT_CONTEXT", "export_onnx", "made_with", "model_files", "package_fields"]
 
 # A draft's cache takes memory for all of it, so a long trained context is cut.
 DRAFT_CONTEXT = 4096
@@ -327,21 +327,37 @@ def _target(
 
 
 def _fields(checkpoint: Checkpoint, request: _Request) -> dict[str, Any]:
+    return package_fields(
+        checkpoint,
+        name=request.name,
+        family_name=request.family_name,
+        anchor_layers=request.anchor_layers,
+    )
+
+
+def package_fields(
+    checkpoint: Checkpoint, *, name: str, family_name: str | None, anchor_layers: int
+) -> dict[str, Any]:
+    """Return what a package's manifest says of the model, without its files.
+
+    Raises:
+        ConfigError: The anchor does not fit the model.
+    """
     a = checkpoint.architecture
-    if request.anchor_layers > a.layers or request.anchor_layers < 0:
+    if anchor_layers > a.layers or anchor_layers < 0:
         raise ConfigError(
-            f"an anchor of {request.anchor_layers} layers was asked for, "
+            f"an anchor of {anchor_layers} layers was asked for, "
             f"{checkpoint.folder.name} has {a.layers}"
         )
     backbone = None
-    if request.anchor_layers:
+    if anchor_layers:
         backbone = backbone_fingerprint(
-            checkpoint.parameters, checkpoint.weight, layers=request.anchor_layers
+            checkpoint.parameters, checkpoint.weight, layers=anchor_layers
         )
     return {
-        "name": request.name,
+        "name": name,
         "family": {
-            "name": request.family_name or request.name,
+            "name": family_name or name,
             "backbone": backbone,
             "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
         },
@@ -358,7 +374,7 @@ def _fields(checkpoint: Checkpoint, request: _Request) -> dict[str, Any]:
         "made": {
             "from": checkpoint.name,
             "model_type": a.model_type,
-            "anchor_layers": request.anchor_layers,
+            "anchor_layers": anchor_layers,
             **made_with(),
         },
     }

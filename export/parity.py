@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +20,7 @@ from draftwire.tokenizer import load_tokenizer
 
 __all__ = [
     "LIMITS",
+    "CacheShape",
     "DraftRunner",
     "Limit",
     "Parity",
@@ -225,6 +226,30 @@ def compare(found: Logits, expected: Logits, against: str) -> Parity:
     )
 
 
+class CacheShape(Protocol):
+    """What a runner must know of a model."""
+
+    @property
+    def layers(self) -> int:
+        """Its layers."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Its key/value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Values of a head."""
+
+    @property
+    def context(self) -> int:
+        """Positions that it serves."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of its logits."""
+
+
 class DraftRunner:
     """A draft graph with a cache that is updated in place, for the gate and tests.
 
@@ -233,7 +258,7 @@ class DraftRunner:
         architecture: Its shape.
     """
 
-    def __init__(self, model: bytes | str, architecture: Architecture) -> None:
+    def __init__(self, model: bytes | str, architecture: CacheShape) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3

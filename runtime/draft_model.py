@@ -12,6 +12,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
+from draftwire.runtime.engine_choice import ENGINES, choose_engine
 
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["DraftModel", "Threads", "spec_of"]
 
 Threads = Union[int, str, None]
-
-# Engine names of ``draft.json`` and the module that opens their files.
-_ENGINES = {"onnxruntime": "draftwire.runtime.onnx_engine"}
 
 # threads="auto" times this many steps at each setting, and leaves one thread only for a
 # gain that is more than noise: threads cost energy and the other cores.
@@ -41,6 +39,7 @@ class DraftModel:
         engine: Engine and version, e.g. "onnxruntime 1.23.2".
         precision: Precision of the weights, e.g. "int8".
         threads: Threads inside one operator.
+        warnings: Sentences for the run report, e.g. of a provider that fell back.
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class DraftModel:
         self.engine = engine.name
         self.precision = precision
         self.threads = threads
+        self.warnings: tuple[str, ...] = tuple(getattr(engine, "warnings", ()))
         self._length = 0
         self._engine = engine
         self._step = engine.step
@@ -67,7 +67,7 @@ class DraftModel:
         package: DraftPackage | str | os.PathLike[str],
         *,
         precision: str | None = None,
-        engine: str = "onnxruntime",
+        engine: str | None = None,
         threads: Threads = None,
         max_context: int | None = None,
         spin: bool = False,
@@ -77,7 +77,8 @@ class DraftModel:
         Args:
             package: A loaded package, or the path of one.
             precision: Which of the package's models; by default the package's choice.
-            engine: Which engine to run it on.
+            engine: "onnxruntime" or "litert"; by default onnxruntime where it is
+                installed, else LiteRT.
             threads: Threads inside one operator (default 1), or "auto" to measure.
             max_context: Tokens to reserve a KV cache for, at most the model's context.
             spin: Let idle threads spin instead of sleeping.
@@ -92,16 +93,10 @@ class DraftModel:
 
             package = load_draft(os.fspath(package))
         context = _choose_context(package.context, max_context)
-        module = _ENGINES.get(engine)
-        if module is None:
-            raise ConfigError(
-                f"there is no engine {engine!r}",
-                hint=f"this version has {', '.join(sorted(_ENGINES))}",
-            )
-        entry = package.model_file(precision, engine=engine)
+        name, entry = choose_engine(package, precision, engine)
         path = entry.path
         spec = spec_of(package, entry, capacity=context)
-        open_engine = importlib.import_module(module).open_engine
+        open_engine = importlib.import_module(ENGINES[name]).open_engine
 
         def make(count: int) -> Engine:
             opened: Engine = open_engine(path, spec, threads=count, spin=spin)

@@ -24,7 +24,7 @@ class ModelSpec:
         head_dim: Values per head.
         vocab_size: Rows of the logits.
         capacity: Tokens the KV cache shall hold.
-        graph: Form of the graph, as ``draft.json`` names it ("gqa", "concat").
+        graph: Form of the graph, as ``draft.json`` names it ("gqa", "concat", "static").
         min_engine: Oldest engine version that loads the file, or "".
     """
 
@@ -43,6 +43,8 @@ class Engine(Protocol):
     Attributes:
         name: Engine and version, e.g. "onnxruntime 1.23.2".
         multi_token: False when a forward with a past is right for one token only.
+
+    An engine may have ``warnings`` too: sentences for the run report.
     """
 
     name: str

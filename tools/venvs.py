@@ -1,6 +1,6 @@
 """Makes the virtual environments that the Makefile's verbs run in, and reuses them.
 
-    python3 tools/venvs.py make device [test] [workstation] [lint] [fuzz]   ->  .venv
+    python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
@@ -21,6 +21,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Group -> (requirements file, install it without the dependencies it declares).
 GROUPS = {
     "device": (("requirements/device.txt", True),),
+    "litert": (("requirements/litert.txt", True),),
     "test": (("requirements/test.txt", True),),
     "workstation": (
         ("requirements/torch.txt", False),
@@ -29,7 +30,7 @@ GROUPS = {
     "lint": (("requirements/lint.txt", False),),
     "fuzz": (("requirements/fuzz.txt", True),),
 }
-ORDER = ("device", "test", "workstation", "lint", "fuzz")
+ORDER = ("device", "litert", "test", "workstation", "lint", "fuzz")
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
@@ -225,7 +226,7 @@ def pytest(python, arguments):
 
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
-    inside = make(["device", "test", "workstation"])
+    inside = make(["device", "litert", "test", "workstation"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     return [(".venv", *pytest(inside, arguments or ["-m", "not slow", "tests"]))]
 
@@ -243,7 +244,7 @@ def devices():
             continue
         folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
         say(f"\n== {label}: the device rooms")
-        inside = ensure(folder, (version, path), ["device", "test"])
+        inside = ensure(folder, (version, path), ["device", "litert", "test"])
         arguments = ["-m", "not workstation and not slow"] + rooms
         results.append((label, *pytest(inside, arguments)))
     return results

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping
 
 from draftwire.errors import ConfigError, PackageError
+from draftwire.exits import EXITS_FORMAT, Exit, Exits, read_exits
 from draftwire.manifest import (
     DAMAGED,
     FILE_NAME,
@@ -36,7 +37,10 @@ from draftwire.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
     "DraftPackage",
+    "Exit",
+    "Exits",
     "Family",
+    "NewExits",
     "NewFile",
     "PackageFile",
     "Shape",
@@ -80,7 +84,8 @@ class DraftPackage(_Package):
     def precisions(self) -> tuple[str, ...]:
         """Precisions there is a model file for, smallest file first."""
         models = [f for f in self.files.values() if f.precision]
-        return tuple(f.precision for f in sorted(models, key=self._size))
+        by_size = sorted(models, key=self._size)
+        return tuple(dict.fromkeys(f.precision for f in by_size))
 
     def _size(self, model: PackageFile) -> int:
         """Return a model's bytes with those that lie beside its graph."""
@@ -120,11 +125,13 @@ class TargetPackage(_Package):
         version: The verifier's name for this state of the target, e.g. "v2".
         base: The package whose graph and weights it uses, or None.
         adapter: The LoRA file that is merged into the base's weights, or None.
+        exits: Its early exits, or None; an evolved target does not inherit any.
     """
 
     version: str = ""
     base: TargetPackage | None = None
     adapter: PackageFile | None = None
+    exits: Exits | None = None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -146,6 +153,19 @@ class NewFile:
 
     source: Path | bytes
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NewExits:
+    """Early exits to put into a target package.
+
+    Attributes:
+        fields: Their section without format, target and files.
+        files: By file name.
+    """
+
+    fields: Mapping[str, Any]
+    files: Mapping[str, NewFile]
 
 
 def load_draft(path: str | Path) -> DraftPackage:
@@ -187,6 +207,7 @@ def _load_target(path: Path, *, depth: int) -> TargetPackage:
     adapter = raw.get("adapter")
     if adapter is not None and adapter not in files:
         raise wrong(where, "adapter", "one of its files")
+    exits = read_exits(common["path"], raw, layers=common["shape"].layers)
     link = raw.get("base")
     if (link is None) != (adapter is None):
         raise PackageError(
@@ -195,7 +216,7 @@ def _load_target(path: Path, *, depth: int) -> TargetPackage:
     if link is None:
         if TOKENIZER_FILE not in files:
             raise PackageError(f"{where} has no {TOKENIZER_FILE}", hint=DAMAGED)
-        return TargetPackage(**common, version=version)
+        return TargetPackage(**common, version=version, exits=exits)
     if depth:
         raise PackageError(
             f"{where} is the base of another target but has a base itself",
@@ -206,7 +227,9 @@ def _load_target(path: Path, *, depth: int) -> TargetPackage:
         raise PackageError(f"{where} and its base differ in tokenizer", hint=DAMAGED)
     if (base.vocab_size, base.shape) != (common["vocab_size"], common["shape"]):
         raise PackageError(f"{where} and its base differ in shape", hint=DAMAGED)
-    return TargetPackage(**common, version=version, base=base, adapter=files[adapter])
+    return TargetPackage(
+        **common, version=version, base=base, adapter=files[adapter], exits=exits
+    )
 
 
 def _load_base(path: Path, link: Any) -> TargetPackage:
@@ -239,6 +262,7 @@ def write_package(
     fields: Mapping[str, Any],
     files: Mapping[str, NewFile],
     *,
+    exits: NewExits | None = None,
     replace: bool = False,
 ) -> str:
     """Write a package so that it is there as a whole or not at all.
@@ -248,6 +272,7 @@ def write_package(
         kind: "draft" or "target".
         fields: The manifest without format, id and files.
         files: By file name.
+        exits: Early exits of a target; they leave its id as it is.
         replace: Put it in the place of an older package of that kind.
 
     Returns:
@@ -259,27 +284,40 @@ def write_package(
     """
     folder = Path(os.path.abspath(folder))
     with _replacing(folder, kind, replace=replace) as scratch:
-        entries = {}
-        for name, new in files.items():
-            if not FILE_NAME.match(name):
-                raise PackageError(f"{name!r} is no fit name for a package file")
-            place = scratch / name
-            if isinstance(new.source, bytes):
-                place.write_bytes(new.source)
-            else:
-                shutil.copyfile(new.source, place)
-            entries[name] = {
-                "sha256": file_hash(place),
-                "bytes": place.stat().st_size,
-                **new.details,
-            }
+        entries = _store(scratch, files)
         raw = {"format": FORMATS[kind], "id": "", **fields, "files": entries}
         raw["id"] = identity(kind, raw)
+        if exits is not None:
+            raw["exits"] = {
+                "format": EXITS_FORMAT,
+                "target": raw["id"],
+                **exits.fields,
+                "files": _store(scratch, exits.files),
+            }
         text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
         (scratch / MANIFESTS[kind]).write_text(text, encoding="utf-8")
         # The scratch folder is a sibling, so a base beside it is found from there.
         (load_draft if kind == "draft" else load_target)(scratch)
     return str(raw["id"])
+
+
+def _store(scratch: Path, files: Mapping[str, NewFile]) -> dict[str, Any]:
+    """Put files into a package that is being written; return their entries."""
+    entries = {}
+    for name, new in files.items():
+        place = scratch / name
+        if not FILE_NAME.match(name) or place.exists():
+            raise PackageError(f"{name!r} is no fit name for a package file")
+        if isinstance(new.source, bytes):
+            place.write_bytes(new.source)
+        else:
+            shutil.copyfile(new.source, place)
+        entries[name] = {
+            "sha256": file_hash(place),
+            "bytes": place.stat().st_size,
+            **new.details,
+        }
+    return entries
 
 
 @contextmanager

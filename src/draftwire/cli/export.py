@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from draftwire.cli import _export_training as training
 from draftwire.cli._common import add_common_flags, write_json
 
 __all__ = ["LEAVES", "Leaf", "register"]
@@ -58,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
 def _summary(out: Path) -> dict[str, Any]:
     from draftwire.packages import load_draft, load_target
 
+    if out.suffix not in (".draft", ".target"):  # an adapter directory
+        files = {p.name: {"bytes": p.stat().st_size} for p in sorted(out.iterdir())}
+        return {"schema": "draftwire.export/1", "path": str(out), "id": "", "files": files}
     package = load_draft(out) if out.suffix == ".draft" else load_target(out)
     return {
         "schema": "draftwire.export/1",
@@ -72,7 +76,8 @@ def _summary(out: Path) -> dict[str, Any]:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    print(f"{summary['path']}  id {summary['id'][:12]}")
+    note = f"  id {summary['id'][:12]}" if summary["id"] else ""
+    print(f"{summary['path']}{note}")
     for name, file in summary["files"].items():
         line = f"  {name:24s} {file['bytes'] / 1e6:9.2f} MB"
         parity = file.get("parity")
@@ -180,6 +185,69 @@ def _require(*modules: str) -> None:
             )
 
 
+def _tflite_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="PACKAGE.draft",
+        type=Path,
+        help="the draft package to add to, or a Hugging Face directory",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="NAME.draft",
+        help="the package to write (without it: --replace PACKAGE.draft)",
+    )
+    add("--precision", metavar="P[,P]", default="int8", help="int8 (default), fp32")
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="MODEL_DIR",
+        help="what the package was made from: weights that were not rounded yet",
+    )
+    add("--name", help="of a package from a directory (default: from --out)")
+    add("--family", help="of a package from a directory (default: --name)")
+    add("--context", type=int, metavar="N", help="of a package from a directory")
+    add("--anchor-layers", type=int, default=0, metavar="N", help="as for onnx")
+    add(
+        "--min-agreement",
+        type=float,
+        metavar="SHARE",
+        help="least share of positions with the origin's most likely token",
+    )
+    _replace_flag(parser)
+
+
+def _tflite(args: argparse.Namespace) -> list[Path]:
+    _require("ai_edge_litert", "flatbuffers")
+    from draftwire.export.tflite import export_tflite
+
+    out = export_tflite(
+        args.source,
+        args.out,
+        precision=args.precision.split(","),
+        checkpoint=args.checkpoint,
+        name=args.name,
+        family_name=args.family,
+        context=args.context,
+        anchor_layers=args.anchor_layers,
+        min_agreement=args.min_agreement,
+        replace=args.replace,
+    )
+    return [out]
+
+
+def _draft(args: argparse.Namespace) -> list[Path]:
+    _require("torch", "safetensors")
+    return training.draft(args)
+
+
+def _evolve(args: argparse.Namespace) -> list[Path]:
+    _require("torch", "safetensors")
+    return training.evolve(args)
+
+
 def _adapter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapter", metavar="ADAPTER_DIR", type=Path, help="a PEFT LoRA directory"
@@ -281,11 +349,35 @@ LEAVES = {
         _onnx_arguments,
         _onnx,
     ),
+    "tflite": Leaf(
+        "a LiteRT engine for a draft package",
+        "Add model.PRECISION.tflite to a draft package, for ai-edge-litert and "
+        "tflite-runtime.  It is compared with the package's own model (or the "
+        "checkpoint's); nothing is written when it says something else.  The result "
+        "has an id of its own.",
+        _tflite_arguments,
+        _tflite,
+    ),
     "adapter": Leaf(
         "an evolved target package from a LoRA adapter",
         "Make an evolved target from a LoRA adapter and the target it was trained on.",
         _adapter_arguments,
         _adapter,
+    ),
+    "draft": Leaf(
+        "train a frozen draft for any base, once",
+        "Train a shared-backbone draft: the base's embeddings, first layers and head, "
+        "frozen, around a small part that learns from the base.  Checkpoints, resumes "
+        "when run again, writes a report, and freezes the result as a draft package.",
+        training.draft_arguments,
+        _draft,
+    ),
+    "evolve": Leaf(
+        "train an evolved target by LoRA",
+        "Make an evolved target by LoRA on text.  With its anchor frozen (the default) "
+        "the drafts of the family go on as they are.",
+        training.evolve_arguments,
+        _evolve,
     ),
     "family": Leaf(
         "the reference family, from corpora to packages",

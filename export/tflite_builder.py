@@ -1,0 +1,352 @@
+"""A typed way to write a ``.tflite`` file: tensors, operators, signatures.
+
+The weights of a model lie in the file once, whatever number of signatures use them.
+
+Source:
+    The schema of TensorFlow Lite (``schema.fbs``), as the LiteRT package generates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from draftwire.errors import ModelError
+
+__all__ = ["GRAPH_LIMIT", "Constant", "ModelBuilder", "Subgraph"]
+
+# A flatbuffer addresses its content by signed 32-bit offsets.
+GRAPH_LIMIT = (1 << 31) - (64 << 20)
+
+_ALIGNMENT = 16  # bytes: what vector loads of the kernels want
+_OPS, _TYPES, _OPTIONS = (
+    schema.BuiltinOperator,
+    schema.TensorType,
+    schema.BuiltinOptions,
+)
+_DTYPES = {
+    np.dtype(np.float32): _TYPES.FLOAT32,
+    np.dtype(np.int32): _TYPES.INT32,
+    np.dtype(np.int8): _TYPES.INT8,
+    np.dtype(np.bool_): _TYPES.BOOL,
+}
+FLOAT, INT, BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
+
+
+class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    """Starts every vector of bytes at a multiple of 16."""
+
+    def CreateNumpyVector(self, x: NDArray[Any]) -> Any:
+        if x.dtype != np.uint8:
+            return super().CreateNumpyVector(x)
+        self.StartVector(1, x.size, _ALIGNMENT)
+        self.head -= x.size
+        self.Bytes[self.head : self.head + x.size] = x.tobytes()
+        self.vectorNumElems = x.size
+        return self.EndVector()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Values that lie in the file once.
+
+    Attributes:
+        buffer: Their place.
+        shape: Of the array.
+        dtype: Of the array.
+        scale: Of int8 values, or None.
+    """
+
+    buffer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scale: float | None
+
+
+class ModelBuilder:
+    """Collects the subgraphs of one file."""
+
+    def __init__(self, description: str) -> None:
+        self._model = schema.ModelT()
+        self._model.version = 3
+        self._model.description = description.encode()
+        self._model.operatorCodes = []
+        self._model.subgraphs = []
+        self._model.signatureDefs = []
+        self._model.buffers = [schema.BufferT()]  # buffer 0 means "no values"
+        self._codes: dict[tuple[int, int], int] = {}
+        self._constants: dict[str, Constant] = {}
+        self._bytes = 0
+
+    def constant(
+        self,
+        name: str,
+        values: Callable[[], NDArray[Any]],
+        *,
+        scale: float | None = None,
+    ) -> Constant:
+        """Return the constant ``name``, made by ``values`` the first time.
+
+        Raises:
+            ModelError: The file would be larger than its format can be.
+        """
+        if name not in self._constants:
+            array = values()
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(array.tobytes(), np.uint8)
+            self._bytes += array.nbytes
+            if self._bytes > GRAPH_LIMIT:
+                raise ModelError(
+                    "the model does not fit into the 2 GB of a .tflite file",
+                    hint="--precision int8, or take a smaller draft",
+                )
+            self._model.buffers.append(buffer)
+            place = len(self._model.buffers) - 1
+            self._constants[name] = Constant(place, array.shape, array.dtype, scale)
+        return self._constants[name]
+
+    def subgraph(self, name: str) -> Subgraph:
+        """Start the subgraph of a signature."""
+        graph = schema.SubGraphT()
+        graph.name = name.encode()
+        graph.tensors, graph.operators = [], []
+        self._model.subgraphs.append(graph)
+        return Subgraph(self, graph, name, len(self._model.subgraphs) - 1)
+
+    def code(self, operator: int, version: int) -> int:
+        """Return the index of an operator's code."""
+        key = (operator, version)
+        if key not in self._codes:
+            code = schema.OperatorCodeT()
+            code.builtinCode, code.version = operator, version
+            # Old readers look here; 127 sends them to builtinCode.
+            code.deprecatedBuiltinCode = min(operator, 127)
+            self._model.operatorCodes.append(code)
+            self._codes[key] = len(self._model.operatorCodes) - 1
+        return self._codes[key]
+
+    def signature(
+        self,
+        graph: Subgraph,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
+    ) -> None:
+        """Name a subgraph's inputs and outputs."""
+        graph.close(list(inputs.values()), list(outputs.values()))
+        signature = schema.SignatureDefT()
+        signature.signatureKey = graph.name.encode()
+        signature.subgraphIndex = graph.index
+        signature.inputs = [_named(*item) for item in inputs.items()]
+        signature.outputs = [_named(*item) for item in outputs.items()]
+        self._model.signatureDefs.append(signature)
+
+    def finish(self) -> bytes:
+        """Return the file's content; the same for the same model."""
+        builder = _AlignedBuilder(self._bytes + (1 << 20))
+        builder.Finish(self._model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+
+def _named(name: str, tensor: int) -> Any:
+    entry = schema.TensorMapT()
+    entry.name, entry.tensorIndex = name.encode(), tensor
+    return entry
+
+
+class Subgraph:
+    """One computation. Tensors go by their index, an ``int``."""
+
+    def __init__(self, model: ModelBuilder, graph: Any, name: str, index: int) -> None:
+        self.name, self.index = name, index
+        self._model, self._graph = model, graph
+        self._shapes: list[tuple[int, ...]] = []
+        self._local: dict[str, int] = {}
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._shapes[tensor]
+
+    def close(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Say which tensors come in and go out."""
+        self._graph.inputs = np.array(inputs, np.int32)
+        self._graph.outputs = np.array(outputs, np.int32)
+
+    def tensor(
+        self,
+        shape: Sequence[int],
+        dtype: np.dtype[Any] = FLOAT,
+        name: str = "",
+        *,
+        buffer: int = 0,
+        scale: float | None = None,
+    ) -> int:
+        """Add a tensor."""
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type = np.array(shape, np.int32), _DTYPES[dtype]
+        tensor.buffer = buffer
+        tensor.name = (name or f"{self.name}.{len(self._shapes)}").encode()
+        tensor.quantization = schema.QuantizationParametersT()
+        if scale is not None:
+            tensor.quantization.scale = np.array([scale], np.float32)
+            tensor.quantization.zeroPoint = np.zeros(1, np.int64)
+        self._graph.tensors.append(tensor)
+        self._shapes.append(tuple(int(size) for size in shape))
+        return len(self._shapes) - 1
+
+    def constant(
+        self,
+        name: str,
+        values: Callable[[], NDArray[Any]],
+        *,
+        scale: float | None = None,
+    ) -> int:
+        """Return the tensor of a constant that all subgraphs share."""
+        if name not in self._local:
+            made = self._model.constant(name, values, scale=scale)
+            self._local[name] = self.tensor(
+                made.shape, made.dtype, name, buffer=made.buffer, scale=made.scale
+            )
+        return self._local[name]
+
+    def values(self, array: NDArray[Any]) -> int:
+        """Return the tensor of a small constant, named by what it holds."""
+        key = f"{array.dtype}{list(array.shape)}:{array.tobytes().hex()}"
+        return self.constant(key, lambda: array)
+
+    def ints(self, *numbers: int) -> int:
+        """Return a constant vector of int32."""
+        return self.values(np.array(numbers, np.int32))
+
+    def number(self, value: float) -> int:
+        """Return a constant float32 scalar."""
+        return self.values(np.float32(value).reshape(()))
+
+    def operator(
+        self,
+        name: str,
+        inputs: Sequence[int],
+        shape: Sequence[int],
+        dtype: np.dtype[Any] = FLOAT,
+        *,
+        version: int = 1,
+        options: str = "",
+        **fields: Any,
+    ) -> int:
+        """Add an operator with one output; return that.
+
+        Args:
+            name: As in the schema, e.g. "ADD".
+            inputs: Tensors, -1 for one left out.
+            shape: Of the output.
+            dtype: Of the output.
+            version: Of the operator.
+            options: Its options table, e.g. "AddOptions", or "" for none.
+            **fields: What the table holds.
+        """
+        output = self.tensor(shape, dtype)
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._model.code(getattr(_OPS, name), version)
+        operator.inputs = np.array(inputs, np.int32)
+        operator.outputs = np.array([output], np.int32)
+        if options:
+            table = getattr(schema, options + "T")()
+            for field, value in fields.items():
+                setattr(table, field, value)
+            operator.builtinOptionsType = getattr(_OPTIONS, options)
+            operator.builtinOptions = table
+        self._graph.operators.append(operator)
+        return output
+
+    # ---- the operators that a decoder is made of
+
+    def _binary(self, name: str, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
+        shape = np.broadcast_shapes(self.shape(a), self.shape(b))
+        options = name.capitalize() + "Options"
+        return self.operator(name, [a, b], shape, dtype, options=options)
+
+    def add(self, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
+        """Return ``a + b``, broadcast."""
+        return self._binary("ADD", a, b, dtype)
+
+    def sub(self, a: int, b: int) -> int:
+        """Return ``a - b``, broadcast."""
+        return self._binary("SUB", a, b)
+
+    def mul(self, a: int, b: int) -> int:
+        """Return ``a * b``, broadcast."""
+        return self._binary("MUL", a, b)
+
+    def unary(self, name: str, a: int) -> int:
+        """Return an elementwise function without options: "RSQRT", "LOGISTIC"."""
+        return self.operator(name, [a], self.shape(a))
+
+    def reshape(self, a: int, shape: Sequence[int], dtype: np.dtype[Any] = FLOAT) -> int:
+        """Return ``a`` in another shape; ``a`` itself when it has it."""
+        if self.shape(a) == tuple(shape):
+            return a
+        sizes = np.array(shape, np.int32)
+        return self.operator(
+            "RESHAPE",
+            [a, self.ints(*shape)],
+            shape,
+            dtype,
+            options="ReshapeOptions",
+            newShape=sizes,
+        )
+
+    def transpose(self, a: int, order: Sequence[int]) -> int:
+        """Return ``a`` with its dimensions in another order."""
+        shape = [self.shape(a)[i] for i in order]
+        inputs = [a, self.ints(*order)]
+        return self.operator("TRANSPOSE", inputs, shape, options="TransposeOptions")
+
+    def slice(self, a: int, axis: int, begin: int, end: int) -> int:
+        """Return ``a`` from ``begin`` to ``end`` of one dimension."""
+        shape = list(self.shape(a))
+        if (begin, end) == (0, shape[axis]):
+            return a
+        first = [begin if i == axis else 0 for i in range(len(shape))]
+        shape[axis] = end - begin
+        inputs = [a, self.ints(*first), self.ints(*shape)]
+        return self.operator("SLICE", inputs, shape, options="SliceOptions")
+
+    def concat(self, parts: Sequence[int], axis: int) -> int:
+        """Return tensors one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        shape = list(self.shape(parts[0]))
+        shape[axis] = sum(self.shape(part)[axis] for part in parts)
+        return self.operator(
+            "CONCATENATION", parts, shape, options="ConcatenationOptions", axis=axis
+        )
+
+    def mean(self, a: int) -> int:
+        """Return the mean over the last dimension, which stays with size 1."""
+        shape = (*self.shape(a)[:-1], 1)
+        inputs = [a, self.ints(len(shape) - 1)]
+        return self.operator("MEAN", inputs, shape, options="ReducerOptions", keepDims=True)
+
+    def gather(self, table: int, rows: int) -> int:
+        """Return rows of a table."""
+        shape = (*self.shape(rows), *self.shape(table)[1:])
+        inputs = [table, rows]
+        return self.operator("GATHER", inputs, shape, options="GatherOptions", axis=0)
+
+    def product(self, a: int, b: int) -> int:
+        """Return ``a @ b.T`` over the last two dimensions."""
+        shape = (*self.shape(a)[:-1], self.shape(b)[-2])
+        return self.operator(
+            "BATCH_MATMUL", [a, b], shape, options="BatchMatMulOptions", adjY=True
+        )
+
+    def softmax(self, a: int) -> int:
+        """Return the softmax over the last dimension."""
+        return self.operator(
+            "SOFTMAX", [a], self.shape(a), options="SoftmaxOptions", beta=1.0
+        )

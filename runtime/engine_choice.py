@@ -1,0 +1,82 @@
+"""Which engine runs a draft package on this device."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.packages import DraftPackage, PackageFile
+
+__all__ = ["ENGINES", "choose_engine", "importable"]
+
+# Engine names of ``draft.json``, the one preferred first, and what opens their files.
+ENGINES = {
+    "onnxruntime": "draftwire.runtime.onnx_engine",
+    "litert": "draftwire.runtime.litert_engine",
+}
+_LIBRARIES = {
+    "onnxruntime": ("onnxruntime",),
+    "litert": ("ai_edge_litert.interpreter", "tflite_runtime.interpreter"),
+}
+_EXTRAS = {
+    "onnxruntime": "draftwire[ort]",
+    "litert": "draftwire[tflite]",
+}
+
+
+def choose_engine(
+    package: DraftPackage, precision: str | None = None, engine: str | None = None
+) -> tuple[str, PackageFile]:
+    """Return the engine's name and the model file that it shall open.
+
+    Without a wish it is onnxruntime where that is installed, else LiteRT, of those that
+    the package has a file for.
+
+    Args:
+        package: The draft.
+        precision: Which of its models; by default the package's choice.
+        engine: "onnxruntime", "litert", or None.
+
+    Raises:
+        ConfigError: There is no such engine or file, or no engine is installed.
+    """
+    if engine is not None:
+        if engine not in ENGINES:
+            raise ConfigError(
+                f"there is no engine {engine!r}",
+                hint=f"this version has {', '.join(sorted(ENGINES))}",
+            )
+        return engine, package.model_file(precision, engine=engine)
+    models = [file for file in package.files.values() if file.precision]
+    has = [name for name in ENGINES if any(f.engine == name for f in models)]
+    fits = [
+        name
+        for name in has
+        if precision is None
+        or any((f.engine, f.precision) == (name, precision) for f in models)
+    ]
+    for name in fits:
+        if importable(name):
+            return name, package.model_file(precision, engine=name)
+    if not fits:  # says which precisions there are
+        name = (has or list(ENGINES))[0]
+        return name, package.model_file(precision, engine=name)
+    raise ConfigError(
+        f"{package.path.name} runs on {' or '.join(fits)}, which is not installed",
+        hint=" or ".join(f"pip install '{_EXTRAS[name]}'" for name in fits)
+        + " (on a Jetson: NVIDIA's onnxruntime-gpu)",
+    )
+
+
+def importable(engine: str) -> bool:
+    """Tell whether an engine's library is installed and loads."""
+    for library in _LIBRARIES[engine]:
+        try:
+            importlib.import_module(library)
+        except ImportError:
+            continue
+        return True
+    return False
