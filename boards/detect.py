@@ -82,7 +82,7 @@ class Detection:
                 "variant": self.variant or None,
                 "generic": profile.generic,
                 "how": self.match.how,
-                "model": (self.tree.strings("proc/device-tree/model") or [None])[0],
+                "model": next(iter(self.tree.strings("proc/device-tree/model")), None),
                 "profile": str(profile.path),
             },
             "soc": profile.soc or None,

@@ -87,7 +87,7 @@ def probe_draft(
 
     start = time.perf_counter()
     load_tokenizer(package.tokenizer_path).encode("Once upon a time")
-    wanted = {} if engine is None else {"engine": engine}
+    wanted: dict[str, Any] = {} if engine is None else {"engine": engine}
     model = DraftModel.load(package, threads=threads, **wanted)
     load_s = time.perf_counter() - start
     first = 0 if package.bos_id is None else package.bos_id

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from draftwire.boards.profiles import FOLDER, find_profile, load_profiles, read_profile
+from draftwire.cli import main
 from draftwire.energy.rails import RailTable, choose_total
 from draftwire.errors import ConfigError
 
@@ -85,11 +88,101 @@ def test_profiles_of_the_user_override(tmp_path):
         load_profiles(tmp_path)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.board)
+OWN = 'schema = "draftwire.board/1"\nname = "my-robot"\ntitle = "My robot"\n'
+
+
+def test_a_profile_may_extend_another_and_is_matched_first(tmp_path):
+    text = OWN + 'extends = "jetson-orin-nano"\n[match]\ncompatible = ["p3767-0005"]\n'
+    (tmp_path / "my-robot.toml").write_text(text)
+    profiles = load_profiles(tmp_path)
+    match = find_profile(board(tmp_path / "r", "nvidia,p3768-0000+p3767-0005"), profiles)
+    assert match.profile.name == "my-robot" and match.profile.own
+    assert match.profile.rails == PROFILES["jetson-orin-nano"].rails
+    assert profiles["jetson-orin-nano"].title == PROFILES["jetson-orin-nano"].title
+    (tmp_path / "my-robot.toml").write_text(OWN + 'extends = "toaster"\n')
+    with pytest.raises(ConfigError, match="extends 'toaster'"):
+        load_profiles(tmp_path)
+
+
+def test_where_the_users_profiles_lie(tmp_path, monkeypatch):
+    config, named = tmp_path / "config/draftwire/boards", tmp_path / "named"
+    for folder, title in ((config, "by XDG"), (named, "by the variable")):
+        folder.mkdir(parents=True)
+        (folder / "mine.toml").write_text(OWN.replace("My robot", title))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert load_profiles()["my-robot"].title == "by XDG"
+    monkeypatch.setenv("DRAFTWIRE_PROFILE_DIR", str(named))
+    assert load_profiles()["my-robot"].title == "by the variable"
+    flagged = tmp_path / "flag"
+    flagged.mkdir()
+    (flagged / "mine.toml").write_text(OWN.replace("My robot", "by the flag"))
+    assert load_profiles(flagged)["my-robot"].title == "by the flag"
+    monkeypatch.setenv("DRAFTWIRE_PROFILE_DIR", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match="DRAFTWIRE_PROFILE_DIR"):
+        load_profiles()
+    with pytest.raises(ConfigError, match="no folder"):
+        load_profiles(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rails = 1\n",
+        "[match]\ncompatible = 3\n",
+        '[[variant]]\nmemory_gb = "big"\n',
+        "modes = [1]\n",
+        'memory_gb = "8"\n',
+        "[notes]\nquirks = [1]\n",
+        "name = 3\n",
+    ],
+)
+def test_a_profile_of_another_shape_is_refused(tmp_path, text):
+    whole = text if text.startswith("name") else OWN + text
+    if text.startswith("name"):
+        whole = OWN.replace('name = "my-robot"', "name = 3")
+    (tmp_path / "mine.toml").write_text(whole)
+    with pytest.raises(ConfigError, match="mine.toml"):
+        load_profiles(tmp_path)
+
+
+def test_every_profile_says_what_it_could_not_check():
+    words = {
+        "jetson-tx2": "carrier",
+        "jetson-nano-2gb": "match strings",
+        "jetson-tx2-nx": "model string",
+        "jetson-agx-xavier": "model strings",
+        "jetson-agx-thor": "VIN_SYS_5V0",
+    }
+    for name, word in words.items():
+        assert any(word in text for text in PROFILES[name].unverified), name
+
+
+def test_list_and_show_as_a_user_meets_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(OWN)
+    assert main(["boards", "list", "--profile-dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "jetson-orin-nano" in out and "* your own profile" in out
+    assert main(["boards", "list", "--json"]) == 0
+    names = {entry["name"] for entry in json.loads(capsys.readouterr().out)["boards"]}
+    assert names == set(PROFILES)
+    assert main(["boards", "show", "jetson-tx2"]) == 0
+    out = capsys.readouterr().out
+    assert "MAXP_CORE_ALL" in out and "unverified" in out and "energymon" in out
+    assert main(["boards", "show", "pi5"]) == 2
+    capsys.readouterr()
+    assert main(["boards", "show", "jetson-nano", "--toml"]) == 0
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy/jetson-nano.toml"
+    copy.write_text(capsys.readouterr().out)
+    assert read_profile(copy).rails == PROFILES["jetson-nano"].rails
+
+
+@pytest.mark.parametrize(
+    "table", [table for table in TABLES if table.totals], ids=lambda table: table.board
+)
 def test_the_rail_names_alone_find_the_same_total(table):
     """Two votes: for each board, its whole set of rails leads to its own total."""
-    if not table.totals:
-        pytest.skip("this board cannot measure itself")
     rails = {rail for total in table.totals for rail in total.rails}
     first = choose_total(rails, TABLES)
     assert first.total is not None and first.total.rails == table.totals[0].rails

@@ -1,0 +1,456 @@
+"""Roots of boards that nobody has here: the files a real one shows, written from data.
+
+Every line is made by this file in the shape that the kernel and NVIDIA's tools give
+theirs; nothing is copied from a board.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["BOARDS", "Cores", "Fake", "build"]
+
+# Implementer and part of MIDR_EL1 (Linux, arch/arm64/include/asm/cputype.h).
+_PARTS = {
+    "Cortex-A7": (0x41, 0xC07),
+    "Cortex-A55": (0x41, 0xD05),
+    "Cortex-A57": (0x41, 0xD07),
+    "Cortex-A72": (0x41, 0xD08),
+    "Cortex-A76": (0x41, 0xD0B),
+    "Cortex-A78AE": (0x41, 0xD42),
+    "Neoverse-V3AE": (0x41, 0xD83),
+    "Denver 2": (0x4E, 0x003),
+    "Carmel": (0x4E, 0x004),
+}
+_MACHINES = {"aarch64": 183, "armv7l": 40, "x86_64": 62}
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Some cores of one kind, in the order of their numbers."""
+
+    kind: str
+    count: int
+    max_khz: int = 1_500_000
+
+
+@dataclass(frozen=True)
+class Fake:
+    """One board, and what detection must say of it."""
+
+    profile: str
+    title: str
+    compatible: tuple[str, ...] = ()
+    model: str = ""
+    arch: str = "aarch64"
+    os: str = "Ubuntu 22.04.5 LTS"
+    glibc: str = "2.35"
+    python: str = "3.10"
+    l4t: str = ""  # "R36 REVISION 4.3"
+    memory_kib: int = 4_000_000
+    cores: tuple[Cores, ...] = (Cores("Cortex-A76", 4),)
+    offline: tuple[int, ...] = ()
+    modes: tuple[str, ...] = ()
+    mode: int | None = None
+    default_mode: int = 0
+    rails: tuple[tuple[str, ...], ...] = ()  # channels of each INA3221
+    driver: str = "ina3221"
+    ina238: bool = False
+    vcgencmd: bool = False
+    throttled: str = ""
+    heat_c: float = 45.5
+
+
+_JP4 = {"os": "Ubuntu 18.04.6 LTS", "glibc": "2.27", "python": "3.6"}
+_JP5 = {"os": "Ubuntu 20.04.6 LTS", "glibc": "2.31", "python": "3.8"}
+_JP7 = {"os": "Ubuntu 24.04.3 LTS", "glibc": "2.39", "python": "3.12"}
+_PI = {"os": "Debian GNU/Linux 12 (bookworm)", "glibc": "2.36", "python": "3.11"}
+_ORIN = ("nvidia,tegra234",)
+_VDD = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
+_XAVIER_MODES = (
+    "MODE_15W_2CORE", "MODE_15W_4CORE", "MODE_15W_6CORE", "MODE_10W_2CORE",
+    "MODE_10W_4CORE", "MODE_10W_DESKTOP", "MODE_20W_2CORE", "MODE_20W_4CORE",
+    "MODE_20W_6CORE",
+)  # fmt: skip
+
+BOARDS = {
+    "nano": Fake(
+        "jetson-nano",
+        "NVIDIA Jetson Nano 4GB",
+        ("nvidia,p3450-0000", "nvidia,jetson-nano", "nvidia,tegra210"),
+        "NVIDIA Jetson Nano Developer Kit",
+        l4t="R32 7.6",
+        memory_kib=4_051_048,
+        cores=(Cores("Cortex-A57", 4, 1_479_000),),
+        modes=("MAXN", "5W"),
+        mode=0,
+        rails=(("POM_5V_IN", "POM_5V_GPU", "POM_5V_CPU"),),
+        driver="ina3221x",
+        **_JP4,
+    ),
+    "nano-2gb": Fake(
+        "jetson-nano-2gb",
+        "NVIDIA Jetson Nano 2GB",
+        ("nvidia,p3542-0000", "nvidia,tegra210"),
+        "NVIDIA Jetson Nano 2GB Developer Kit",
+        l4t="R32 7.1",
+        memory_kib=2_027_772,
+        cores=(Cores("Cortex-A57", 4, 1_479_000),),
+        offline=(2, 3),
+        modes=("MAXN", "5W"),
+        mode=1,
+        **_JP4,
+    ),
+    "tx1": Fake(
+        "jetson-tx1",
+        "NVIDIA Jetson TX1",
+        ("nvidia,p2371-2180", "nvidia,jetson-cv", "nvidia,tegra210"),
+        "jetson_tx1",
+        l4t="R32 7.4",
+        cores=(Cores("Cortex-A57", 4, 1_734_000),),
+        rails=(("VDD_IN", "VDD_GPU", "VDD_CPU"),),
+        driver="ina3221x",
+        **_JP4,
+    ),
+    "tx2": Fake(
+        "jetson-tx2",
+        "NVIDIA Jetson TX2 8GB",
+        ("nvidia,p2771-0000", "nvidia,tegra186"),
+        "quill",
+        l4t="R32 7.6",
+        memory_kib=8_042_428,
+        cores=(
+            Cores("Cortex-A57", 1, 2_035_200),
+            Cores("Denver 2", 2, 2_035_200),
+            Cores("Cortex-A57", 3, 2_035_200),
+        ),
+        offline=(1, 2),
+        modes=("MAXN", "MAXQ", "MAXP_CORE_ALL", "MAXP_CORE_ARM"),
+        mode=3,
+        default_mode=2,
+        rails=(
+            ("VDD_SYS_GPU", "VDD_SYS_SOC", "VDD_4V0_WIFI"),
+            ("VDD_IN", "VDD_SYS_CPU", "VDD_SYS_DDR"),
+            ("VDD_MUX", "VDD_5V0_IO_SYS", "VDD_3V3_SYS"),
+        ),
+        driver="ina3221x",
+        **_JP4,
+    ),
+    "tx2-nx": Fake(
+        "jetson-tx2-nx",
+        "NVIDIA Jetson TX2 NX",
+        ("nvidia,p3509-0000+p3636-0001", "nvidia,tegra186"),
+        "NVIDIA Jetson TX2 NX Developer Kit",
+        l4t="R32 6.1",
+        memory_kib=3_964_000,
+        cores=(Cores("Denver 2", 2), Cores("Cortex-A57", 4)),
+        **_JP4,
+    ),
+    "xavier-nx": Fake(
+        "jetson-xavier-nx",
+        "NVIDIA Jetson Xavier NX 8GB",
+        ("nvidia,p3509-0000+p3668-0001", "nvidia,tegra194"),
+        "NVIDIA Jetson Xavier NX Developer Kit",
+        l4t="R35 4.1",
+        memory_kib=7_007_000,
+        cores=(Cores("Carmel", 6, 1_907_200),),
+        offline=(4, 5),
+        modes=_XAVIER_MODES,
+        mode=5,
+        default_mode=5,
+        rails=(_VDD,),
+        **_JP5,
+    ),
+    "agx-xavier": Fake(
+        "jetson-agx-xavier",
+        "NVIDIA Jetson AGX Xavier 32GB",
+        ("nvidia,p2972-0000", "nvidia,tegra194"),
+        "NVIDIA Jetson AGX Xavier Developer Kit",
+        l4t="R35 3.1",
+        memory_kib=31_922_000,
+        cores=(Cores("Carmel", 8, 2_265_600),),
+        modes=("MAXN", "MODE_10W", "MODE_15W", "MODE_30W_ALL"),
+        mode=0,
+        rails=(("GPU", "CPU", "SOC"), ("CV", "VDDRQ", "SYS5V")),
+        **_JP5,
+    ),
+    "orin-nano-4gb": Fake(
+        "jetson-orin-nano",
+        "NVIDIA Jetson Orin Nano 4GB",
+        ("nvidia,p3768-0000+p3767-0004", *_ORIN),
+        "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit",
+        l4t="R36 3.0",
+        memory_kib=3_620_000,
+        cores=(Cores("Cortex-A78AE", 6, 1_510_400),),
+        modes=("10W", "7W_AI", "7W_CPU"),
+        mode=0,
+        rails=(_VDD,),
+    ),
+    "orin-nano-8gb": Fake(
+        "jetson-orin-nano",
+        "NVIDIA Jetson Orin Nano 8GB",
+        ("nvidia,p3509-0000+p3767-0003", "nvidia,p3767-0005", *_ORIN),
+        "NVIDIA Orin Nano Developer Kit",
+        l4t="R35 4.1",
+        memory_kib=7_801_000,
+        cores=(Cores("Cortex-A78AE", 6, 1_510_400),),
+        modes=("15W", "7W"),
+        mode=0,
+        rails=(_VDD,),
+        **_JP5,
+    ),
+    "orin-nano-super": Fake(
+        "jetson-orin-nano",
+        "NVIDIA Jetson Orin Nano 8GB Super",
+        ("nvidia,p3768-0000+p3767-0005-super", *_ORIN),
+        "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        l4t="R36 4.3",
+        memory_kib=7_802_000,
+        cores=(Cores("Cortex-A78AE", 6, 1_728_000),),
+        modes=("15W", "25W", "MAXN_SUPER"),
+        mode=1,
+        default_mode=1,
+        rails=(_VDD,),
+    ),
+    "orin-nx": Fake(
+        "jetson-orin-nx",
+        "NVIDIA Jetson Orin NX 16GB",
+        ("nvidia,p3768-0000+p3767-0000", *_ORIN),
+        "NVIDIA Jetson Orin NX Engineering Reference Developer Kit",
+        l4t="R36 4.0",
+        memory_kib=15_900_000,
+        cores=(Cores("Cortex-A78AE", 8, 1_984_000),),
+        offline=(4, 5, 6, 7),
+        modes=("MAXN", "10W", "15W", "25W"),
+        mode=2,
+        default_mode=2,
+        rails=(_VDD,),
+    ),
+    "agx-orin": Fake(
+        "jetson-agx-orin",
+        "NVIDIA Jetson AGX Orin 64GB",
+        ("nvidia,p3737-0000+p3701-0005", *_ORIN),
+        "NVIDIA Jetson AGX Orin Developer Kit",
+        l4t="R36 4.7",
+        memory_kib=64_300_000,
+        cores=(Cores("Cortex-A78AE", 12, 2_201_600),),
+        modes=("MAXN", "MODE_15W", "MODE_30W", "MODE_50W"),
+        mode=3,
+        default_mode=2,
+        rails=(
+            ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+            ("NC", "VDDQ_VDD2_1V8AO", "NC"),
+        ),
+    ),
+    "agx-thor": Fake(
+        "jetson-agx-thor",
+        "NVIDIA Jetson AGX Thor T5000",
+        ("nvidia,p3971-0089+p3834-0008", "nvidia,tegra264"),
+        "NVIDIA Jetson AGX Thor Developer Kit",
+        l4t="R38 2.1",
+        memory_kib=128_790_000,
+        cores=(Cores("Neoverse-V3AE", 14, 2_601_000),),
+        modes=("MAXN", "120W", "90W", "70W"),
+        mode=1,
+        default_mode=1,
+        rails=(("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),),
+        ina238=True,
+        **_JP7,
+    ),
+    "pi4": Fake(
+        "raspberry-pi-4",
+        "Raspberry Pi 4 4GB",
+        ("raspberrypi,4-model-b", "brcm,bcm2711"),
+        "Raspberry Pi 4 Model B Rev 1.4",
+        memory_kib=3_885_000,
+        cores=(Cores("Cortex-A72", 4, 1_800_000),),
+        vcgencmd=True,
+        throttled="50005",
+        **_PI,
+    ),
+    "pi5": Fake(
+        "raspberry-pi-5",
+        "Raspberry Pi 5 8GB",
+        ("raspberrypi,5-model-b", "brcm,bcm2712"),
+        "Raspberry Pi 5 Model B Rev 1.0",
+        memory_kib=8_245_000,
+        cores=(Cores("Cortex-A76", 4, 2_400_000),),
+        vcgencmd=True,
+        throttled="0",
+        **_PI,
+    ),
+    "rock-5b": Fake(
+        "rock-5b",
+        "Radxa ROCK 5B 16GB",
+        ("radxa,rock-5b", "rockchip,rk3588"),
+        "Radxa ROCK 5B",
+        memory_kib=15_960_000,
+        cores=(Cores("Cortex-A55", 4, 1_800_000), Cores("Cortex-A76", 4, 2_400_000)),
+        **_PI,
+    ),
+    "unknown-aarch64": Fake(
+        "generic-aarch64",
+        "64-bit ARM board",
+        ("acme,lanai-3636", "acme,soc"),
+        "ACME Carrier",
+        **_PI,
+    ),
+    "unknown-armv7": Fake(
+        "generic-armv7",
+        "32-bit ARM board",
+        ("acme,small",),
+        "ACME Small",
+        arch="armv7l",
+        memory_kib=500_000,
+        cores=(Cores("Cortex-A7", 4, 1_000_000),),
+        **_PI,
+    ),
+    "pc": Fake(
+        "generic-x86",
+        "x86-64 machine",
+        arch="x86_64",
+        cores=(Cores("Brand X Processor", 8, 3_000_000),),
+        os="Ubuntu 24.04 LTS",
+        glibc="2.39",
+        python="3.12",
+    ),
+}
+
+
+def build(root: Path, fake: Fake) -> Path:
+    """Write the files of ``fake`` below ``root``."""
+
+    def put(name: str, text: str | bytes) -> Path:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    if fake.compatible:
+        strings = b"".join(text.encode() + b"\0" for text in fake.compatible)
+        put("proc/device-tree/compatible", strings)
+        put("proc/device-tree/model", fake.model.encode() + b"\0")
+    _system(put, root, fake)
+    _cpus(put, fake)
+    if fake.modes:
+        _nvpmodel(put, root, fake)
+    for number, rails in enumerate(fake.rails):
+        _ina3221(put, fake.driver, number, rails)
+    if fake.ina238:
+        put("sys/class/hwmon/hwmon9/name", "ina238\n")
+        for name, value in (("power1", 19_780_000), ("in1", 19_800), ("curr1", 999)):
+            put(f"sys/class/hwmon/hwmon9/{name}_input", f"{value}\n")
+    # Not a power sensor: every board has one of these.
+    put("sys/class/hwmon/hwmon0/name", "tmp451\n")
+    put("sys/class/hwmon/hwmon0/temp1_input", "41000\n")
+    zone = "sys/class/thermal/thermal_zone0"
+    put(f"{zone}/type", "cpu-thermal\n")
+    put(f"{zone}/temp", f"{int(fake.heat_c * 1000)}\n")
+    put(f"{zone}/trip_point_0_type", "passive\n")
+    put(f"{zone}/trip_point_0_temp", "99000\n")
+    put("sys/class/thermal/thermal_zone1/type", "cv0-thermal\n")
+    put("sys/class/thermal/thermal_zone1/temp", "-256000\n")  # switched off
+    if fake.vcgencmd:
+        put("usr/bin/vcgencmd", b"\x7fELF").chmod(0o755)
+    if fake.throttled:
+        put("sys/devices/platform/soc/soc:firmware/get_throttled", fake.throttled + "\n")
+    return root
+
+
+def _system(put, root: Path, fake: Fake) -> None:
+    name = fake.os.split()[0].lower()
+    put("usr/lib/os-release", f'PRETTY_NAME="{fake.os}"\nID={name}\n')
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/os-release").symlink_to("../usr/lib/os-release")
+    version = f"GNU C Library (stuff) stable release version {fake.glibc}.\nCopyright"
+    triplet = {"aarch64": "aarch64-linux-gnu", "x86_64": "x86_64-linux-gnu"}.get(
+        fake.arch, "arm-linux-gnueabihf"
+    )
+    put(f"lib/{triplet}/libc.so.6", b"\x7fELF...\0" + version.encode() + b"\0")
+    put(f"usr/bin/python{fake.python}", b"\x7fELF")
+    head = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    put("bin/sh", head + struct.pack("<HH", 3, _MACHINES[fake.arch]))
+    kib = fake.memory_kib
+    put(
+        "proc/meminfo",
+        f"MemTotal:       {kib} kB\nMemFree:        {kib // 3} kB\n"
+        f"MemAvailable:   {kib // 2} kB\nSwapTotal:      {kib // 4} kB\n",
+    )
+    free = "      1      2      3      4      5      6      7      8      9     10    321"
+    put("proc/buddyinfo", f"Node 0, zone   Normal {free} \n")
+    put("proc/version", "Linux version 5.15.148-fake (builder@nowhere) #1 SMP\n")
+    if fake.l4t:
+        major, revision = fake.l4t.split()
+        put(
+            "etc/nv_tegra_release",
+            f"# {major} (release), REVISION: {revision}, GCID: 12345678, BOARD: generic, "
+            "EABI: aarch64, DATE: Thu Jan  1 00:00:00 UTC 2026\n",
+        )
+
+
+def _cpus(put, fake: Fake) -> None:
+    each = [(c.kind, c.max_khz) for c in fake.cores for _ in range(c.count)]
+    online = [n for n in range(len(each)) if n not in fake.offline]
+    cpu = "sys/devices/system/cpu"
+    put(f"{cpu}/possible", f"0-{len(each) - 1}\n")
+    put(f"{cpu}/present", f"0-{len(each) - 1}\n")
+    put(f"{cpu}/online", ",".join(map(str, online)) + "\n")
+    blocks = []
+    for number, (kind, khz) in enumerate(each):
+        maker, part = _PARTS.get(kind, (0, 0))
+        if number in online:  # an offline core has no clocks and no line
+            for name, value in (
+                ("cpuinfo_max_freq", khz),
+                ("scaling_max_freq", khz),
+                ("scaling_min_freq", 115_200),
+                ("scaling_cur_freq", khz // 2),
+            ):
+                put(f"{cpu}/cpu{number}/cpufreq/{name}", f"{value}\n")
+            put(f"{cpu}/cpu{number}/cpufreq/scaling_governor", "schedutil\n")
+            if fake.arch == "x86_64":
+                blocks.append(
+                    f"processor\t: {number}\nvendor_id\t: BrandX\nmodel name\t: {kind}\n"
+                )
+                continue
+            level = 7 if fake.arch == "armv7l" else 8
+            blocks.append(
+                f"processor\t: {number}\nBogoMIPS\t: 62.50\n"
+                "Features\t: fp asimd evtstrm aes\n"
+                f"CPU implementer\t: {maker:#04x}\nCPU architecture: {level}\n"
+                f"CPU variant\t: 0x1\nCPU part\t: {part:#05x}\nCPU revision\t: 0\n"
+            )
+        if fake.arch == "aarch64":
+            midr = maker << 24 | 0xF << 16 | part << 4
+            where = f"{cpu}/cpu{number}/regs/identification/midr_el1"
+            put(where, f"{midr:#018x}\n")
+    put("proc/cpuinfo", "\n".join(blocks))
+
+
+def _nvpmodel(put, root: Path, fake: Fake) -> None:
+    lines = []
+    for number, name in enumerate(fake.modes):
+        lines.append(f"< POWER_MODEL ID={number} NAME={name} >\nCPU_ONLINE CORE_0 1\n")
+    lines.append(f"< PM_CONFIG DEFAULT={fake.default_mode} >\n")
+    put("etc/nvpmodel/nvpmodel_board.conf", "\n".join(lines))
+    # As on a board: an absolute link, which below another root must not lead outside.
+    (root / "etc/nvpmodel.conf").symlink_to("/etc/nvpmodel/nvpmodel_board.conf")
+    if fake.mode is not None:
+        put("var/lib/nvpmodel/status", f"pmode:{fake.mode:04d} fmode:quiet\n")
+
+
+def _ina3221(put, driver: str, number: int, rails: tuple[str, ...]) -> None:
+    if driver == "ina3221x":  # NVIDIA's own, L4T R32: channels from 0, a power file
+        folder = f"sys/bus/i2c/drivers/ina3221x/1-004{number}/iio:device{number}"
+        for channel, rail in enumerate(rails):
+            put(f"{folder}/rail_name_{channel}", f"{rail}\n")
+            put(f"{folder}/in_power{channel}_input", "1234\n")
+        return
+    folder = f"sys/class/hwmon/hwmon{number + 3}"
+    put(f"{folder}/name", "ina3221\n")
+    for channel, rail in enumerate(rails, 1):
+        put(f"{folder}/in{channel}_label", f"{rail}\n")
+        put(f"{folder}/in{channel}_input", "5000\n")
+        put(f"{folder}/curr{channel}_input", "400\n")
+    put(f"{folder}/in7_label", "sum of shunt voltages\n")
