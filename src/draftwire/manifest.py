@@ -21,6 +21,7 @@ __all__ = [
     "Family",
     "PackageFile",
     "Shape",
+    "check_files",
     "file_hash",
     "identity",
     "read_manifest",
@@ -143,7 +144,7 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         "bos_id": bos_id,
         "eos_ids": eos,
         "shape": shape,
-        "files": _check_files(path, raw.get("files")),
+        "files": check_files(path, raw.get("files")),
         "raw": raw,
     }
     found = identity(kind, raw)
@@ -203,7 +204,16 @@ def _read_family(where: str, raw: Any) -> Family:
     return Family(raw["name"], raw.get("backbone"), raw["tokenizer"])
 
 
-def _check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
+def check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
+    """Check a manifest's table of files against the folder, content included.
+
+    Args:
+        path: The package's folder.
+        raw: The table: by name, an object with ``sha256``, ``bytes`` and details.
+
+    Raises:
+        PackageError: The table is unfit, or a file is missing or changed.
+    """
     where = path.name
     if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_FILES:
         raise wrong(where, "files", f"an object of 1 to {MAX_FILES} entries")

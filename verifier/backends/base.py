@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Callable, List, Sequence
 
 import numpy as np
 
@@ -22,11 +22,15 @@ from draftwire.errors import ConfigError, ModelError, RefusedError
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from draftwire.packages import Family
+    from draftwire.packages import Exit, Family
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
-__all__ = ["SlotInput", "SlotTable", "TargetBackend"]
+__all__ = ["ExitListener", "SlotInput", "SlotTable", "TargetBackend"]
+
+# Takes the number of an exit, and for each input of the forward the exit's logits
+# ``(rows, vocab_size)``: see ``TargetBackend.forward``.
+ExitListener = Callable[[int, List["np.ndarray[Any, Any]"]], None]
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class TargetBackend(Protocol):
         bos_id: Token that starts a text, or None.
         eos_ids: Tokens that end one.
         slots: How many sessions fit at the same time.
+        exits: Early exits, from the lowest up; empty for a target that has none.
     """
 
     id: str
@@ -89,6 +94,7 @@ class TargetBackend(Protocol):
     bos_id: int | None
     eos_ids: tuple[int, ...]
     slots: int
+    exits: tuple[Exit, ...]
 
     def allocate(self) -> int:
         """Take a KV slot.
@@ -102,11 +108,19 @@ class TargetBackend(Protocol):
         """Give a slot back; its content is forgotten."""
         raise NotImplementedError
 
-    def forward(self, batch: Sequence[SlotInput]) -> list[np.ndarray[Any, Any]]:
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Run one forward; blocking, for one worker thread.
 
         Args:
             batch: Inputs of different slots.
+            on_exit: Called from the same thread in the middle of the forward, once an
+                exit is reached: its number, and its logits of the wanted rows of each
+                input. A backend that cuts the batch calls it for each cut, with no
+                rows for the inputs that are not in it. What it raises ends the
+                forward; the slots are then as before it, or rewound to the inputs'
+                first tokens. None is the plain forward at its plain price.
 
         Returns:
             For each input, ``(rows, vocab_size)`` float32 logits of its last ``rows``

@@ -25,18 +25,22 @@ sessions   contexts             shared  looped  served
 
 from __future__ import annotations
 
+import logging
 import weakref
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import TensorFile, merge_lora, read_tensors
-from draftwire.verifier.backends.base import SlotInput, SlotTable
+from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.verifier.backends.onnx_parts import TargetParts
 
 __all__ = ["OnnxTarget", "WeightStore"]
+
+log = logging.getLogger("draftwire.verifier")
 
 _GRAPH = "model.onnx"
 _WEIGHTS = "weights.safetensors"
@@ -152,7 +156,10 @@ class OnnxTarget:
         # as reading some five times its bytes of weights.
         column = 5 * 4 * shape.layers * 2 * shape.kv_heads * shape.head_dim
         self._padding = sum(w.nbytes for w in self._weights.values()) // column
+        self._package, self._threads = package, threads
         self._session = _session(package, self._weights, threads)
+        self.exits = package.exits.exits if package.exits is not None else ()
+        self._parts: TargetParts | None = None  # loaded when first asked for
         self._names = [(f"past.{i}.key", f"past.{i}.value") for i in range(shape.layers)]
         self._outputs = ["logits"] + [
             f"new.{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")
@@ -167,12 +174,24 @@ class OnnxTarget:
         self._table.release(slot)
         self._caches.pop(slot, None)
 
-    def forward(self, batch: Sequence[SlotInput]) -> list[np.ndarray[Any, Any]]:
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Run a ragged batch; see ``TargetBackend.forward``."""
         self._table.check(batch)
-        answers: list[np.ndarray[Any, Any]] = [np.empty(0)] * len(batch)
+        nothing = np.empty((0, self.vocab_size), np.float32)
+        answers = [nothing] * len(batch)
         for group in self._groups(batch):
-            rows = self.run_together([batch[i] for i in group])
+
+            def tell(k: int, rows: list[np.ndarray[Any, Any]]) -> None:
+                everyone = [nothing] * len(batch)
+                for i, logits in zip(group, rows):  # noqa: B023 - called in this turn
+                    everyone[i] = logits
+                assert on_exit is not None
+                on_exit(k, everyone)
+
+            items = [batch[i] for i in group]
+            rows = self.run_together(items, tell if on_exit is not None else None)
             for i, logits in zip(group, rows):
                 answers[i] = logits
         self._table.commit(batch)
@@ -197,7 +216,9 @@ class OnnxTarget:
                 padding = 0
         return groups
 
-    def run_together(self, batch: Sequence[SlotInput]) -> list[np.ndarray[Any, Any]]:
+    def run_together(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Run one forward of the engine for all of ``batch``, unchecked."""
         width = max(len(item) for item in batch)
         ids = np.zeros((len(batch), width), np.int64)
@@ -217,16 +238,42 @@ class OnnxTarget:
         past = self._past(batch)
         for names, layer in zip(self._names, past):
             feeds[names[0]], feeds[names[1]] = layer[0], layer[1]
-        logits, *new = self._session.run(self._outputs, feeds)
+        ends = np.cumsum([item.rows for item in batch])[:-1]
+        parts = self._in_parts() if on_exit is not None else None
+        if parts is None:
+            logits, *new = self._session.run(self._outputs, feeds)
+        else:
+
+            def tell(k: int, rows: np.ndarray[Any, Any]) -> None:
+                assert on_exit is not None
+                on_exit(k, np.split(rows[:, : self.vocab_size], ends))
+
+            found = parts.run(feeds, tell)
+            logits, *new = (found[name] for name in self._outputs)
+        # Nothing is kept before the last part is through: what a listener breaks off has
+        # left no trace.
         for b, item in enumerate(batch):
             end = item.start + len(item)
             cache = self._caches[item.slot].data[:, :, :, item.start : end]
             for i in range(self._layers):
                 cache[i, 0] = new[2 * i][b, :, : len(item)]
                 cache[i, 1] = new[2 * i + 1][b, :, : len(item)]
-        ends = np.cumsum([item.rows for item in batch])
-        logits = logits[:, : self.vocab_size]
-        return np.split(logits, ends[:-1])
+        return np.split(logits[:, : self.vocab_size], ends)
+
+    def _in_parts(self) -> TargetParts | None:
+        """Return the target in parts, or None when it has no exits (that work)."""
+        if self._parts is None and self.exits:
+            try:
+                self._parts = TargetParts(
+                    self._package,
+                    self._weights,
+                    lambda path, weights: _engine(path, weights, self._threads),
+                )
+            except (ModelError, PackageError) as error:
+                # Exits are hints: a stream goes on without them.
+                log.warning("%s serves without its exits: %s", self.name, error)
+                self.exits = ()
+        return self._parts
 
     def _past(self, batch: Sequence[SlotInput]) -> np.ndarray[Any, Any]:
         """Return ``(layers, 2, B, kv_heads, P, head_dim)`` of the cached tokens."""
@@ -247,16 +294,10 @@ class OnnxTarget:
 
 
 def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ConfigError(
-            "the onnx backend needs onnxruntime, which is not installed",
-            hint="pip install 'draftwire[ort]'",
-        ) from error
     base = package.base or package
     if _GRAPH not in base.files:
         raise PackageError(f"{base.path.name} has no {_GRAPH}")
+    ort = _onnxruntime()
     needs = base.files[_GRAPH].min_engine
     if needs and _version(ort.__version__) < _version(needs):
         raise ConfigError(
@@ -264,6 +305,14 @@ def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
             f"{ort.__version__}",
             hint=f"pip install 'onnxruntime>={needs}'",
         )
+    return _engine(base.path / _GRAPH, weights, threads)
+
+
+def _engine(
+    path: Path, weights: Mapping[str, np.ndarray[Any, Any]], threads: int | None
+) -> Any:
+    """Return a session of the graph at ``path``; every tensor is one that it asks for."""
+    ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
@@ -277,15 +326,24 @@ def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
     values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
     options.add_external_initializers(names, values)
     try:
-        return ort.InferenceSession(
-            str(base.path / _GRAPH), options, providers=["CPUExecutionProvider"]
-        )
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the engine's classes are its own
         raise ModelError(
-            f"onnxruntime {ort.__version__} cannot load {package.path.name}: "
+            f"onnxruntime {ort.__version__} cannot load {path.parent.name}/{path.name}: "
             f"{str(error).splitlines()[0][:300]}",
             hint="export the target again with this version of draftwire",
         ) from error
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(
+            "the onnx backend needs onnxruntime, which is not installed",
+            hint="pip install 'draftwire[ort]'",
+        ) from error
+    return onnxruntime
 
 
 def _version(text: str) -> tuple[int, ...]:

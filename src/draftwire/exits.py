@@ -1,0 +1,198 @@
+"""Early exits of a target: what a manifest says about them, read and checked.
+
+An exit sits between two layers and guesses the target's verdict while the upper layers
+still run.  It never changes what a target says, so its files stand in a section of their
+own, ``exits``, outside the package's id; readers that know nothing of it skip it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.errors import PackageError
+from draftwire.manifest import DAMAGED, PackageFile, check_files, wrong
+
+__all__ = [
+    "EXITS_FILE",
+    "EXITS_FORMAT",
+    "Exit",
+    "ExitPart",
+    "Exits",
+    "exits_of_header",
+    "read_exits",
+]
+
+EXITS_FORMAT = "draftwire.exits/1"
+EXITS_FILE = "exits.safetensors"
+MAX_EXITS = 16
+
+
+@dataclass(frozen=True)
+class Exit:
+    """One early exit of a target.
+
+    Attributes:
+        layer: After how many layers it sits.
+        threshold: Least probability of its most likely token for it to speak.
+        agreement: Share of the positions where it speaks at which it names the
+            target's own most likely token: what ``threshold`` was calibrated for.
+        measured: The same share on text that the calibration has not seen, or None.
+        speaks: Share of the positions of that text at which it speaks, or None.
+    """
+
+    layer: int
+    threshold: float
+    agreement: float
+    measured: float | None = None
+    speaks: float | None = None
+
+
+@dataclass(frozen=True)
+class ExitPart:
+    """Some neighbouring layers of a target as a graph of their own.
+
+    Attributes:
+        file: The graph.
+        first: Its first layer, from 0.
+        last: The layer behind its last one.
+        weights: Names of the tensors to supply.
+    """
+
+    file: PackageFile
+    first: int
+    last: int
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exits:
+    """The exits of a target package.
+
+    Attributes:
+        exits: From the lowest up.
+        tensors: Their weights.
+        parts: The target in parts, one more than there are exits.
+        rank: Of their residuals.
+    """
+
+    exits: tuple[Exit, ...]
+    tensors: PackageFile
+    parts: tuple[ExitPart, ...]
+    rank: int
+
+
+def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | None:
+    """Read and check the section ``exits`` of a target's manifest.
+
+    Args:
+        path: The package's folder.
+        raw: Its manifest.
+        layers: Of the target.
+
+    Returns:
+        The exits, or None when there are none, or of a format that is not known here.
+
+    Raises:
+        PackageError: They are damaged, incomplete, or another target's.
+    """
+    section = raw.get("exits")
+    if section is None:
+        return None
+    where = path.name
+    if not isinstance(section, dict):
+        raise wrong(where, "exits", "an object")
+    if section.get("format") != EXITS_FORMAT:
+        return None
+    if section.get("target") != raw.get("id"):
+        raise PackageError(
+            f"the exits of {where} were made for another target",
+            hint="make them again: draftwire export exits",
+        )
+    files = check_files(path, section.get("files"))
+    exits = _exits(where, section.get("exits"), layers)
+    if EXITS_FILE not in files:
+        raise PackageError(f"{where} has exits but no {EXITS_FILE}", hint=DAMAGED)
+    rank = section.get("rank")
+    if not _whole(rank, 1, 1 << 20):
+        raise wrong(where, "exits.rank", "a whole number")
+    bounds = [0, *(exit.layer for exit in exits), layers]
+    parts = section.get("parts")
+    if not isinstance(parts, list) or len(parts) != len(exits) + 1:
+        raise wrong(where, "exits.parts", "one part more than there are exits")
+    found = []
+    for part, first, last in zip(parts, bounds, bounds[1:]):
+        names = part.get("weights") if isinstance(part, dict) else None
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(name, str) for name in names)
+            or part.get("file") not in files
+        ):
+            raise wrong(where, "exits.parts", "files with names of weights")
+        found.append(ExitPart(files[part["file"]], first, last, tuple(names)))
+    return Exits(exits, files[EXITS_FILE], tuple(found), rank)
+
+
+def exits_of_header(
+    where: str, metadata: Mapping[str, str], *, layers: int
+) -> tuple[tuple[Exit, ...], int]:
+    """Read exits from the header of an ``exits.safetensors`` beside a checkpoint.
+
+    Args:
+        where: What to call it in errors.
+        metadata: The header's own strings.
+        layers: Of the target.
+
+    Returns:
+        The exits, and the rank of their residuals.
+
+    Raises:
+        PackageError: It does not say what it must.
+    """
+    if metadata.get("format") != EXITS_FORMAT:
+        raise PackageError(
+            f"{where} has format {metadata.get('format')!r}, "
+            f"this draftwire reads {EXITS_FORMAT!r}",
+            hint="make the exits again: draftwire export exits",
+        )
+    try:
+        content = json.loads(metadata.get("exits", ""))
+        rank = int(metadata.get("rank", ""))
+    except (ValueError, RecursionError) as exc:
+        raise PackageError(f"{where} says nothing of its exits", hint=DAMAGED) from exc
+    return _exits(where, content, layers), rank
+
+
+def _exits(where: str, raw: Any, layers: int) -> tuple[Exit, ...]:
+    if not isinstance(raw, list) or not 0 < len(raw) <= MAX_EXITS:
+        raise wrong(where, "exits", f"a list of 1 to {MAX_EXITS}")
+    found = []
+    lowest = 1
+    for entry in raw:
+        if not isinstance(entry, dict) or not _whole(
+            entry.get("layer"), lowest, layers - 1
+        ):
+            raise wrong(where, "exits", f"exits after layers 1 to {layers - 1}, rising")
+        lowest = entry["layer"] + 1
+        numbers = {}
+        for key in ("threshold", "agreement", "measured", "speaks"):
+            value = entry.get(key)
+            if value is None and key in ("measured", "speaks"):
+                continue
+            if (
+                not isinstance(value, (int, float))
+                or isinstance(value, bool)
+                or not math.isfinite(value)
+                or not 0 <= value <= 1
+            ):
+                raise wrong(where, f"exits: {key}", "a number from 0 to 1")
+            numbers[key] = float(value)
+        found.append(Exit(entry["layer"], **numbers))
+    return tuple(found)
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
