@@ -326,6 +326,8 @@ class Connection:
 
     def _start(self, stream: Stream) -> None:
         if self._stream is stream:  # nobody took it over meanwhile
+            assert self._welcome is not None
+            stream.exits = "exits" in self._welcome.capabilities
             stream.worker = asyncio.ensure_future(self._work(stream))
 
     async def _work(self, stream: Stream) -> None:

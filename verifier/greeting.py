@@ -120,7 +120,10 @@ def welcome_to(
         limits: Of the verifier.
         context: Longest sequence that the device's account allows, or None.
     """
-    capabilities = ("resume",) if limits.resume_s > 0 else ()
+    capabilities = [
+        *(["resume"] if limits.resume_s > 0 else []),
+        *(["exits"] if backend.exits else []),
+    ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)
     return Welcome(

@@ -10,6 +10,11 @@ scheduler looks at everything that waits:
 
 A forward that fails is repeated one request at a time, so that only those that fail on
 their own get the error. The scheduler itself goes on.
+
+A request may listen to the target's early exits. Forwards with such requests go in parts,
+and what an exit says reaches the event loop while the next part runs; what comes after
+the forward's end is dropped. A forward whose every request has been withdrawn is broken
+off between two parts.
 """
 
 from __future__ import annotations
@@ -29,7 +34,10 @@ from draftwire.verifier.backends.base import SlotInput, TargetBackend
 
 log = logging.getLogger("draftwire.verifier")
 
-__all__ = ["Counters", "Scheduler", "Verified"]
+__all__ = ["Counters", "OnExit", "Scheduler", "Verified"]
+
+# Takes the number of an exit and its logits ``(rows, vocab)``, on the event loop.
+OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
 
 
 class Verified(NamedTuple):
@@ -60,6 +68,9 @@ class Counters:
         queue_s: Seconds that answered requests spent waiting, summed.
         compute_s: Seconds of the worker thread in forwards.
         batch_sizes: How many block forwards had this many sessions.
+        exits_heard: Rows of an exit that were passed on in time.
+        exits_late: Those that were dropped, because the forward had ended.
+        broken_off: Forwards ended between two parts, for want of anybody to wait.
     """
 
     forwards: int = 0
@@ -71,12 +82,28 @@ class Counters:
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_sizes: dict[int, int] = field(default_factory=dict)
+    exits_heard: int = 0
+    exits_late: int = 0
+    broken_off: int = 0
+
+
+class _BrokenOff(Exception):
+    """Nobody waits for the running forward any more."""
 
 
 class _Request:
     """One submitted input on its way through one or more forwards."""
 
-    __slots__ = ("compute_s", "done", "future", "item", "prefill", "rows", "since")
+    __slots__ = (
+        "compute_s",
+        "done",
+        "future",
+        "item",
+        "on_exit",
+        "prefill",
+        "rows",
+        "since",
+    )
 
     def __init__(
         self,
@@ -84,14 +111,61 @@ class _Request:
         prefill: bool,
         since: float,
         future: asyncio.Future[Verified],
+        on_exit: OnExit | None,
     ) -> None:
         self.item = item
+        self.on_exit = on_exit
         self.prefill = prefill
         self.since = since
         self.future = future
         self.done = 0  # tokens computed
         self.rows: list[np.ndarray[Any, Any]] = []
         self.compute_s = 0.0
+
+
+class _Ears:
+    """Carries what exits say from the worker thread to the event loop.
+
+    Args:
+        requests: Of the forward, in its order.
+        loop: Where they wait.
+        counters: To book into.
+
+    Attributes:
+        over: True once the forward has ended.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[_Request],
+        loop: asyncio.AbstractEventLoop,
+        counters: Counters,
+    ) -> None:
+        self._requests = requests
+        self._loop = loop
+        self._counters = counters
+        self.over = False
+
+    def hear(self, number: int, rows: list[np.ndarray[Any, Any]]) -> None:
+        """Take in an exit's logits, on the worker thread."""
+        if all(request.future.done() for request in self._requests):
+            raise _BrokenOff
+        for request, logits in zip(self._requests, rows):
+            # A part of a long block says nothing about the rest of it.
+            if request.on_exit is not None and 0 < len(logits) == request.item.rows:
+                try:
+                    self._loop.call_soon_threadsafe(self._pass, request, number, logits)
+                except RuntimeError:  # the loop has ended, and with it all that listen
+                    raise _BrokenOff from None
+
+    def _pass(self, request: _Request, number: int, logits: np.ndarray[Any, Any]) -> None:
+        """Pass it on, on the event loop."""
+        if self.over or request.future.done():
+            self._counters.exits_late += 1
+            return
+        self._counters.exits_heard += 1
+        assert request.on_exit is not None
+        request.on_exit(number, logits)
 
 
 class Scheduler:
@@ -143,12 +217,20 @@ class Scheduler:
         """Requests that wait for a forward."""
         return self._waiting
 
-    async def submit(self, item: SlotInput, *, prefill: bool = False) -> Verified:
+    async def submit(
+        self,
+        item: SlotInput,
+        *,
+        prefill: bool = False,
+        on_exit: OnExit | None = None,
+    ) -> Verified:
         """Wait for the logits of ``item``; cancel the call to withdraw it.
 
         Args:
             item: Tokens of one slot.
             prefill: It is a prompt: it may be cut into chunks and yields to blocks.
+            on_exit: Called on the event loop with what the target's early exits say,
+                never after the forward has ended.
 
         Returns:
             Logits and where the time went.
@@ -171,7 +253,9 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         # A block too long for one forward would starve the others as a prompt would.
         prefill = prefill or len(item) > self._chunk
-        request = _Request(item, prefill, self._clock(), loop.create_future())
+        if not self.backend.exits:
+            on_exit = None
+        request = _Request(item, prefill, self._clock(), loop.create_future(), on_exit)
         self._queues.setdefault(item.slot, deque()).append(request)
         self._waiting += 1
         self._wake.set()
@@ -256,7 +340,7 @@ class Scheduler:
         parts = [r.item.part(r.done, r.done + self._width(r)) for r in batch]
         self._running = frozenset(part.slot for part in parts)
         try:
-            answers, seconds = await self._compute(parts)
+            answers, seconds = await self._compute(batch, parts)
         finally:
             self._running = frozenset()
             for slot in sorted(self._releasing):
@@ -268,27 +352,51 @@ class Scheduler:
             self._advance(request, part, answer, now)
 
     async def _compute(
-        self, parts: Sequence[SlotInput]
+        self, batch: Sequence[_Request], parts: Sequence[SlotInput]
     ) -> tuple[list[np.ndarray[Any, Any] | DraftwireError], float]:
         """Run ``parts`` together, or after a failure one by one."""
-        loop = asyncio.get_running_loop()
         begin = self._clock()
         answers: list[np.ndarray[Any, Any] | DraftwireError]
         try:
-            rows = await loop.run_in_executor(self._thread, self.backend.forward, parts)
+            rows = await self._run_backend(batch, parts)
             if [len(r) for r in rows] != [part.rows for part in parts]:
                 raise ModelError("the backend returned a wrong number of rows")
             answers = [*rows]
             self._count(parts)
+        except _BrokenOff:
+            self.counters.broken_off += 1
+            answers = [RefusedError("nobody waits for it")] * len(parts)
         except Exception as error:  # noqa: BLE001 - engines raise their own classes
             if len(parts) == 1:
                 answers = [self._failure(error)]
             else:
-                answers = [(await self._compute([part]))[0][0] for part in parts]
+                pairs = zip(batch, parts)
+                answers = [(await self._compute([r], [p]))[0][0] for r, p in pairs]
                 return answers, self._clock() - begin
         seconds = self._clock() - begin
         self.counters.compute_s += seconds
         return answers, seconds
+
+    async def _run_backend(
+        self, batch: Sequence[_Request], parts: Sequence[SlotInput]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Run one forward on the worker thread, in parts when somebody listens."""
+        loop = asyncio.get_running_loop()
+        forward = self.backend.forward
+        listening = any(
+            request.on_exit is not None and part.rows for request, part in zip(batch, parts)
+        )
+        if not listening:
+            return await loop.run_in_executor(self._thread, forward, parts)
+        ears = _Ears(batch, loop, self.counters)
+
+        def run() -> list[np.ndarray[Any, Any]]:
+            try:
+                return forward(parts, on_exit=ears.hear)
+            finally:
+                ears.over = True
+
+        return await loop.run_in_executor(self._thread, run)
 
     def _count(self, parts: Sequence[SlotInput]) -> None:
         counters = self.counters

@@ -133,6 +133,7 @@ class VerifierService:
         self.streams = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.provisionals = 0
         self.verify_seconds = Histogram(_SECONDS)
         self.queue_seconds = Histogram(_SECONDS)
         self._refused: dict[str, int] = {}
@@ -323,6 +324,8 @@ class VerifierService:
         add("draining", "gauge", "1 while going away.", int(self.draining))
         add("received_bytes_total", "counter", "Payload received.", self.bytes_in)
         add("sent_bytes_total", "counter", "Payload sent.", self.bytes_out)
+        told = self.provisionals
+        add("provisionals_total", "counter", "Hints of early exits sent.", told)
         for code, count in sorted(self._refused.items()):
             add("errors_total", "counter", "Errors sent.", count, {"code": code})
         for served in self.registry.all:

@@ -58,6 +58,7 @@ class Stream:
         moving: Held while the stream changes hands.
         worker: Drives the session.
         unjudged: Bytes of evidence that may wait for judgement.
+        exits: Whether its device wants to hear from early exits.
         parked_s: When its link was lost.
     """
 
@@ -83,6 +84,7 @@ class Stream:
         self.moving = asyncio.Lock()
         self.worker: asyncio.Task[None] | None = None
         self.unjudged = 0
+        self.exits = False
         self.parked_s = 0.0
         self.vocab_size = vocab_size
         self._prompt = prompt

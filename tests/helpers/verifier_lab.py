@@ -44,7 +44,7 @@ def continuation(prompt, n):
 class ArithmeticBackend:
     """Its next token follows from the slot's whole content, so a lost one shows."""
 
-    bos_id, eos_ids = None, (49,)
+    bos_id, eos_ids, exits = None, (49,), ()
 
     def __init__(self, version="v1", slots=4, context=256, family=FAMILY):
         self.id = version.encode().hex().rjust(64, "0")

@@ -18,7 +18,7 @@ VOCAB = 16
 class FakeBackend:
     """Row for a token is its value everywhere; forwards wait for `gate` when closed."""
 
-    name, version = "fake", "v1"
+    name, version, exits = "fake", "v1", ()
 
     def __init__(self, slots=8, context=4096):
         self.table = SlotTable(slots, context, VOCAB)
