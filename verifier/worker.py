@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, TypeVar
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, TypeVar
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class _Glimpses:
         self._work = work
         self._service = service
         self._deliver = deliver
-        self._heard: Deque[tuple[int, np.ndarray[Any, Any]]] = deque()
+        self._heard: deque[tuple[int, np.ndarray[Any, Any]]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
