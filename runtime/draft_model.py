@@ -71,6 +71,7 @@ class DraftModel:
         threads: Threads = None,
         max_context: int | None = None,
         spin: bool = False,
+        provider: str | None = None,
     ) -> DraftModel:
         """Open a draft package on this device.
 
@@ -82,6 +83,9 @@ class DraftModel:
             threads: Threads inside one operator (default 1), or "auto" to measure.
             max_context: Tokens to reserve a KV cache for, at most the model's context.
             spin: Let idle threads spin instead of sleeping.
+            provider: Where onnxruntime computes: "cpu", "cuda", "tensorrt", or "auto"
+                (the default) for the best one here that can run the graph. What falls
+                back to the CPU is in :attr:`warnings`.
 
         Raises:
             ConfigError: A setting is out of range, or the engine is not installed.
@@ -97,9 +101,16 @@ class DraftModel:
         path = entry.path
         spec = spec_of(package, entry, capacity=context)
         open_engine = importlib.import_module(ENGINES[name]).open_engine
+        extra: dict[str, str | None] = {}
+        if name == "onnxruntime":
+            extra = {"provider": provider, "draft_id": package.id}
+        elif provider not in (None, "auto", "cpu"):
+            raise ConfigError(
+                f"{name} has no provider {provider!r}", hint="it computes on the CPU"
+            )
 
         def make(count: int) -> Engine:
-            opened: Engine = open_engine(path, spec, threads=count, spin=spin)
+            opened: Engine = open_engine(path, spec, threads=count, spin=spin, **extra)
             _check_logits(opened, path)
             return opened
 

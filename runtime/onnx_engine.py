@@ -8,14 +8,28 @@ copies the cache at every step.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from draftwire.boards.providers import CPU, CPU_MEMORY, check_session, engine_errors
+from draftwire.boards.providers import (
+    CPU,
+    CPU_MEMORY,
+    check_session,
+    engine_errors,
+    short_name,
+)
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
+from draftwire.runtime.onnx_providers import (
+    Profile,
+    cache_folder,
+    choose_provider,
+    first_run,
+    provider_options,
+)
 
 __all__ = ["ConcatEngine", "SharedCacheEngine", "open_engine", "parse_version"]
 
@@ -70,7 +84,8 @@ def open_engine(
     *,
     threads: int = 1,
     spin: bool = False,
-    provider: str = CPU,
+    provider: str | None = None,
+    draft_id: str = "",
 ) -> Engine:
     """Open an ONNX draft.
 
@@ -80,8 +95,10 @@ def open_engine(
         threads: Threads inside one operator.
         spin: Let idle threads spin: quicker on an idle board, and a waste of energy and
             of the other cores everywhere else.
-        provider: Execution provider, with the CPU behind it. onnxruntime falls back
-            without an error; the engine's ``warnings`` then say so.
+        provider: Execution provider, with the CPU behind it: "cpu", "cuda",
+            "tensorrt", a name of onnxruntime's, or None for the best one that can run
+            the graph. Whatever falls back to the CPU is in the engine's ``warnings``.
+        draft_id: Id of the package, for what a provider builds and keeps.
 
     Raises:
         ConfigError: onnxruntime is not installed.
@@ -105,6 +122,10 @@ def open_engine(
             hint="update onnxruntime, or export the draft with --graph concat",
         )
 
+    name = f"onnxruntime {ort.__version__}"
+    provider, warnings = choose_provider(
+        ort.get_available_providers(), provider, spec.graph, name=name
+    )
     if spec.graph == "gqa" and provider not in CPU_MEMORY:
         raise ModelError(
             f"{path.name} keeps its cache in the memory of the CPU, and {provider} has "
@@ -112,14 +133,43 @@ def open_engine(
             hint="run it on the CPU, or export the draft with --graph concat",
         )
 
+    if provider != CPU:
+        try:
+            engine = _open(ort, path, spec, threads, spin, provider, draft_id)
+        except (ModelError, *engine_errors(ort)) as exc:
+            fell = f"{short_name(provider)} cannot run the draft: {_first_line(exc)}"
+            warnings = (*warnings, fell + "; it runs on the CPU")
+        else:
+            engine.warnings = (*warnings, *engine.warnings)
+            return engine
+    engine = _open(ort, path, spec, threads, spin, CPU, draft_id)
+    engine.warnings = warnings
+    return engine
+
+
+def _open(
+    ort: Any,
+    path: Path,
+    spec: ModelSpec,
+    threads: int,
+    spin: bool,
+    provider: str,
+    draft_id: str,
+) -> SharedCacheEngine | ConcatEngine:
+    """Open a draft on one provider; what it does not run is in the warnings."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if threads > 1 and not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    cache = cache_folder(os.environ, draft_id or path.stem, ort.__version__)
+    chosen: list[Any] = [CPU]
+    profile = None
+    if provider != CPU:
+        chosen.insert(0, (provider, provider_options(provider, spec, cache)))
+        profile = Profile(options)
     try:
-        chosen = [CPU] if provider == CPU else [provider, CPU]
         session = ort.InferenceSession(str(path), options, providers=chosen)
     except engine_errors(ort) as exc:
         raise ModelError(
@@ -130,13 +180,15 @@ def open_engine(
     name = f"onnxruntime {ort.__version__}"
     engine: SharedCacheEngine | ConcatEngine
     if spec.graph == "gqa":
-        engine = SharedCacheEngine(
-            session, spec, name=name, multi_token=version >= _GQA_MULTI_TOKEN_FROM
-        )
+        right = parse_version(ort.__version__) >= _GQA_MULTI_TOKEN_FROM
+        engine = SharedCacheEngine(session, spec, name=name, multi_token=right)
     else:
         engine = ConcatEngine(session, spec, name=name)
     fell_back = check_session(session, provider)
-    engine.warnings = (fell_back,) if fell_back else ()
+    if fell_back:
+        engine.warnings = (fell_back,)
+    elif profile is not None:
+        engine.warnings = first_run(engine, session, provider, profile, cache=cache)
     return engine
 
 

@@ -132,7 +132,7 @@ class Session:
         self._budget: Budget | None = None
         self._link = Link(connect, self, silence_s=silence_s)
         self.welcome = self._link.connection.welcome
-        self._warnings: list[str] = []
+        self._warnings: list[str] = list(self._model.warnings)
         if self.welcome.compatibility != "family":
             self._warnings.append(
                 f"target {self.welcome.target!r} shares the draft's tokenizer but not "
