@@ -6,19 +6,16 @@ What a target says does not change, and neither does its id: exits are hints.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.exits import EXITS_FILE
 from draftwire.export.exits_data import (
     WINDOW,
     Text,
@@ -26,8 +23,8 @@ from draftwire.export.exits_data import (
     training_batches,
     windows,
 )
-from draftwire.export.exits_graph import exit_tensors, split_target_graph
-from draftwire.export.exits_model import GraphModel, StudiedModel, engine_session
+from draftwire.export.exits_model import GraphModel, StudiedModel
+from draftwire.export.exits_package import exit_files
 from draftwire.export.exits_training import (
     ExitHead,
     calibrate,
@@ -37,23 +34,20 @@ from draftwire.export.exits_training import (
 )
 from draftwire.export.onnx import made_with
 from draftwire.packages import (
-    NewExits,
     NewFile,
     TargetPackage,
     load_target,
     load_tokenizer,
     write_package,
 )
-from draftwire.tensors import read_tensors, write_tensors
+from draftwire.tensors import read_tensors
 
 __all__ = ["ExitSettings", "StudiedExits", "default_layers", "export_exits", "study"]
 
 Say = Callable[[str], None]
-Floats = NDArray[np.float32]
 
 _BATCH = 1024  # tokens of a training step
 _OWN_ROWS = 32  # texts that the target writes side by side
-_TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
 
 
 @dataclass(frozen=True)
@@ -160,7 +154,9 @@ def export_exits(
         "torch": torch.__version__,
     }
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
-        new = _files(model, studied, made, Path(scratch), say)
+        new = exit_files(
+            model, studied.entries, studied.tensors, studied.rank, made, Path(scratch)
+        )
         files = {
             name: NewFile(
                 file.path,
@@ -400,98 +396,3 @@ def _taken_over(
             weight.data = torch.from_numpy(found)
         exits.append(exit_head.requires_grad_(False))
     return exits
-
-
-def _files(
-    model: GraphModel,
-    studied: StudiedExits,
-    made: Mapping[str, Any],
-    scratch: Path,
-    say: Say,
-) -> NewExits:
-    """Return the section and the files, past the gate: the parts say what the whole says.
-
-    Raises:
-        ModelError: They do not.
-    """
-    graphs = split_target_graph(model.graph, studied.layers, rank=studied.rank)
-    weights = dict(model.weights)
-    for k in range(len(studied.layers)):
-        for name, shape in exit_tensors(model.names, k, studied.rank).items():
-            weight = studied.tensors[name].astype(np.float32)
-            if weight.shape != shape or not np.isfinite(weight).all():
-                raise ModelError(f"training of the exits diverged: {name} is not finite")
-            weights[name] = weight
-    _gate(model, graphs, weights, say)
-    write_tensors(scratch / EXITS_FILE, studied.tensors)
-    files = {EXITS_FILE: NewFile(scratch / EXITS_FILE, {"precision": "fp16"})}
-    parts = []
-    for k, graph in enumerate(graphs):
-        name = f"part{k}.onnx"
-        files[name] = NewFile(
-            graph.SerializeToString(deterministic=True),
-            {"engine": "onnxruntime", "graph": "target-part"},
-        )
-        location = onnx.TensorProto.EXTERNAL
-        names = [t.name for t in graph.graph.initializer if t.data_location == location]
-        parts.append({"file": name, "weights": names})
-    fields = {
-        "rank": studied.rank,
-        "exits": list(studied.entries),
-        "parts": parts,
-        "made": dict(made),
-    }
-    return NewExits(fields, files)
-
-
-def _gate(
-    model: GraphModel,
-    graphs: Sequence[onnx.ModelProto],
-    weights: dict[str, Floats],
-    say: Say,
-) -> None:
-    """Compare whole and parts on a made-up block, and say what the exits cost."""
-    rng = np.random.default_rng(0)
-    whole = engine_session(model.graph, weights)
-    parts = [engine_session(graph, weights) for graph in graphs]
-    past, block = max(1, min(128, model.context // 2)), max(1, min(5, model.context // 4))
-    feeds: dict[str, Any] = {
-        "input_ids": rng.integers(0, model.vocab_size, (1, block)),
-        "past_lens": np.array([past]),
-        "rows": np.arange(block),
-    }
-    for info in whole.get_inputs():
-        if info.name.startswith("past."):
-            shape = (1, info.shape[1], past, info.shape[3])
-            feeds[info.name] = rng.normal(size=shape).astype(np.float32)
-
-    def in_parts() -> dict[str, Floats]:
-        found: dict[str, Any] = dict(feeds)
-        for part in parts:
-            names = [output.name for output in part.get_outputs()]
-            wanted = {i.name: found[i.name] for i in part.get_inputs()}
-            found.update(zip(names, part.run(names, wanted), strict=True))
-        return found
-
-    found = in_parts()
-    for info, result in zip(whole.get_outputs(), whole.run(None, feeds), strict=True):
-        limit = _TOLERANCE * max(1.0, float(np.abs(result).max()))
-        if not float(np.abs(result - found[info.name]).max()) <= limit:
-            raise ModelError(
-                f"the target in parts differs from the whole one in {info.name}",
-                hint="this is a fault of the exporter: please report the model",
-            )
-    seconds = [_median_s(lambda: whole.run(None, feeds)), _median_s(in_parts)]
-    say(
-        f"a forward of {block} tokens on {past} takes {seconds[0] * 1e3:.2f} ms here, "
-        f"with exits {seconds[1] * 1e3:.2f} ms"
-    )
-
-
-def _median_s(run: Callable[[], Any], turns: int = 15) -> float:
-    taken = []
-    for _ in range(turns):
-        begin = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - begin)
-    return float(np.median(taken))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
+from draftwire.cli import _export_exits
 from draftwire.cli import _export_training as training
 from draftwire.cli._common import add_common_flags, write_json
 
@@ -72,6 +73,7 @@ def _summary(out: Path) -> dict[str, Any]:
         "vocab_size": package.vocab_size,
         "context": package.context,
         "files": {name: dict(f.details) for name, f in package.files.items()},
+        **_export_exits.summary(package),
     }
 
 
@@ -88,6 +90,7 @@ def _show(summary: dict[str, Any]) -> None:
                 f"  ({parity['tokens']} positions, {parity['against']})"
             )
         print(line)
+    _export_exits.show(summary)
 
 
 def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
@@ -341,6 +344,11 @@ def _family(args: argparse.Namespace) -> list[Path]:
     )
 
 
+def _exits(args: argparse.Namespace) -> list[Path]:
+    _require("torch")
+    return _export_exits.exits(args)
+
+
 LEAVES = {
     "onnx": Leaf(
         "a draft or target package from a checkpoint",
@@ -378,6 +386,14 @@ LEAVES = {
         "the drafts of the family go on as they are.",
         training.evolve_arguments,
         _evolve,
+    ),
+    "exits": Leaf(
+        "early exits for a target package",
+        "Train the exits of a target, calibrate how sure each must be to speak, measure "
+        "that on other text, and write them into the package.  What the target says "
+        "stays as it is, and so does its id.",
+        _export_exits.exits_arguments,
+        _exits,
     ),
     "family": Leaf(
         "the reference family, from corpora to packages",
