@@ -136,8 +136,8 @@ def show(report: Mapping[str, Any]) -> None:
         agrees = "none" if measured is None else f"{measured:.1%}"
         print(
             f"  exit after layer {found['layer']}: speaks from {found['threshold']:.3f} "
-            f"on, at {found.get('speaks') or 0:.1%} of the positions; agrees at {agrees} of those "
-            f"(calibrated to {found['agreement']:.0%})"
+            f"on, at {found.get('speaks') or 0:.1%} of the positions; agrees at {agrees} "
+            f"of those (calibrated to {found['agreement']:.0%})"
         )
     if "exits_bytes" in report:
         print(f"  exits take {report['exits_bytes'] / 1e6:.2f} MB")
