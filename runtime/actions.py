@@ -112,7 +112,15 @@ class Counts:
         drafted: Drafted tokens that were sent.
         accepted: Those that became text.
         tokens: Tokens of the text after the prompt.
-        wasted: Drafted tokens thrown away before they were sent.
+        proposed: Tokens that the draft model proposed.
+        preempted: Those that it proposed while a verdict was out.
+        preempted_used: Those among them that outlived that verdict.
+        overtaken: Drafted tokens that the verifier committed by itself before it had
+            judged them.
+        provisional: Hints of early exits.
+        provisional_right: Those that the verdict confirmed.
+        outcomes: Lines that were drafted for other outcomes than the expected one.
+        outcomes_used: Verdicts that found such a line ready.
         accepted_by_position: ``[i]``: blocks whose draft ``i`` (from 0) was accepted.
         judged_by_position: ``[i]``: blocks whose draft ``i`` was sent and judged.
         queue_s: Seconds of queueing, told by the verifier.
@@ -123,8 +131,36 @@ class Counts:
     drafted: int = 0
     accepted: int = 0
     tokens: int = 0
-    wasted: int = 0
+    proposed: int = 0
+    preempted: int = 0
+    preempted_used: int = 0
+    overtaken: int = 0
+    provisional: int = 0
+    provisional_right: int = 0
+    outcomes: int = 0
+    outcomes_used: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
     judged_by_position: list[int] = field(default_factory=list)
     queue_s: float = 0.0
     compute_s: float = 0.0
+
+    @property
+    def wasted(self) -> int:
+        """Drafted tokens that were not sent."""
+        return max(0, self.proposed - self.drafted)
+
+    def judge(self, offset: int, judged: int, accepted: int) -> None:
+        """Count the verdict on a block.
+
+        Args:
+            offset: Index in the block of the first token judged now.
+            judged: How many are.
+            accepted: How many of them became text.
+        """
+        longer = offset + judged - len(self.judged_by_position)
+        self.judged_by_position += [0] * longer
+        self.accepted_by_position += [0] * longer
+        for i in range(offset, offset + judged):
+            self.judged_by_position[i] += 1
+        for i in range(offset, offset + accepted):
+            self.accepted_by_position[i] += 1

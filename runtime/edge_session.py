@@ -1,13 +1,18 @@
 """One stream on the device's side: drafts and verdicts in, blocks and text out.
 
 No I/O, no model, no clock, no thread. Events are method calls; each returns the actions
-to carry out, in order. The same object runs live (:mod:`draftwire.runtime.loop`), under
-property tests with any interleaving, and in a simulator.
+to carry out, in order. The same object runs live (:mod:`draftwire.runtime.session`),
+under property tests with any interleaving, and in a simulator.
 
-The sequence is ``prompt + committed + drafted``. Committed tokens are final; drafted ones
-are guesses, of which the first ``sent`` are on their way to the verifier. A verdict turns
-some drafts into text, and throws the rest away when it contradicts them. Throwing away
-drafts that were sent raises the epoch, so that the verifier can tell the dead branch.
+The sequence is ``prompt + committed + drafts``. Committed tokens are final; drafts are
+guesses (:class:`~draftwire.runtime.lines.Lines`), and what the verifier has been sent of
+them is in flight (:class:`~draftwire.runtime.in_flight.InFlight`). A verdict turns some
+drafts into text, and throws those away that contradict it. Throwing away drafts that were
+sent begins a new branch with a new epoch, so that the verifier can tell the dead one.
+
+After every event the session asks itself two questions: may a block leave
+(``_dispatch``), and what should the drafter do now (``_steer``). What they may do while a
+verdict is out is the stream's :class:`~draftwire.runtime.mode.Mode`.
 
 A lost link changes nothing in the text. The session waits (or, ``offline="draft"``, goes
 on drafting and shows its guesses as such); with a new link it resumes the stream, or opens
@@ -23,15 +28,19 @@ from draftwire.errors import ProtocolError
 from draftwire.runtime.actions import (
     Action,
     Counts,
-    Draft,
-    Emit,
     Finished,
-    Revise,
     Send,
     Token,
 )
 from draftwire.runtime.controller import Controller
-from draftwire.sampling import Proposal, Proposer, SamplingParams
+from draftwire.runtime.drafter_view import DrafterView
+from draftwire.runtime.guesses import Guesses
+from draftwire.runtime.in_flight import InFlight, common
+from draftwire.runtime.lines import Line, Lines
+from draftwire.runtime.mode import DEFAULT_MODE, Mode
+from draftwire.runtime.preemption import Preemption
+from draftwire.runtime.verdict import read_verdict
+from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -40,6 +49,7 @@ from draftwire.transport.messages import (
     Message,
     Open,
     Opened,
+    Provisional,
     Resume,
     Resumed,
 )
@@ -62,8 +72,9 @@ class EdgeSession:
         context: Longest sequence both models can hold.
         stop_ids: Ids that end the text.
         stream: Number of the stream on its connection.
-        max_block: The verifier's limit for one block.
+        max_block: The verifier's limit for what waits for judgement.
         guess_offline: Go on with the draft alone while the link is lost.
+        mode: What to do while verdicts are out.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class EdgeSession:
         stream: int = 1,
         max_block: int = 255,
         guess_offline: bool = False,
+        mode: Mode = DEFAULT_MODE,
     ) -> None:
         self._prompt = tuple(prompt)
         self._params = params
@@ -88,22 +100,33 @@ class EdgeSession:
         self._stop_ids = tuple(stop_ids)
         self._stream = stream
         self._max_block = max_block
+        self._mode = mode
+        self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
+        # Without a bonus the next block of a pipeline need not guess it.
+        self._bonus = self._free or (mode.pipeline == 1 and not mode.racing)
         self._committed: list[int] = []
-        self._drafted: list[Proposal] = []
-        self._sent = 0
-        self._epoch = 0
-        self._branch = 0
-        self._wanted = 0
+        self._lines = Lines()
+        self._wire = InFlight(whole=not self._free)
+        # The block in hand: drafts of the main line from index `_start` on. `_quota` is
+        # the length it shall have, None before it begins.
+        self._start = 0
+        self._quota: int | None = None
+        self._ready = False
+        self._last_limit = 1
+        self._off = False  # the controller wants no drafts
+        self._streaming = False  # so the verifier was told to go on alone
+        self._drafter = DrafterView(self._prompt)
         self._correction: int | None = None
         self._guess_offline = guess_offline
         self._attached = False
         self._resuming = False
         self._owed = False  # a correction was drawn here, and not acknowledged yet
         self._origin = 0  # committed tokens that the present stream has in its prompt
-        self._shown = 0  # drafted tokens that the user has seen as unverified
+        self._guesses = Guesses()
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
+        self._preemption = Preemption(self._lines, self._wire, self.counts)
 
     @property
     def done(self) -> bool:
@@ -118,41 +141,42 @@ class EdgeSession:
     @property
     def waiting(self) -> bool:
         """True while the verifier owes an answer."""
-        return self._attached and (self._sent > 0 or self._resuming or not self._wanted)
+        owes = self._in_flight > 0 or self._resuming or not self._drafter.wanted
+        return self._attached and (owes or self._mode.racing or self._streaming)
 
     @property
     def unverified(self) -> tuple[int, ...]:
         """Ids that were shown, and are not judged yet."""
-        return tuple(p.token for p in self._drafted[: self._shown])
+        return tuple(self._guesses.ids)
+
+    @property
+    def guessed_all(self) -> bool:
+        """True when the draft alone has reached the end of the text."""
+        main = self._lines.main
+        return main.ends(self._stop_ids) or self._room(main) == 0
 
     # ---- events
 
     def start(self) -> list[Action]:
         """Open the stream and begin to draft."""
         self._attached = True
-        return [self._open(), *self._draft(0, self._prompt)]
+        return [self._open(), *self._go_on()]
 
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
-        count = self._room() if self._guess_offline else 0
-        self._branch += 1
-        self._wanted = count
-        return [Draft(self._branch, 0, self._prompt, count)]
+        return self._steer()
 
     def link_lost(self) -> list[Action]:
         """Stop to wait for verdicts that cannot come."""
         self._attached = self._resuming = False
         if self.done:
             return []
-        self._sent = 0
+        self._forget_wire(self._wire.epoch)
         fresh: list[Action] = []
         if self._guess_offline:
-            fresh = self._show(self._drafted[self._shown :])
-        self._branch += 1
-        guess = self._guess_offline and not self.guessed_all
-        self._wanted = self._room() if guess else 0
-        length = len(self._prompt) + len(self._committed) + len(self._drafted)
-        return [*fresh, Draft(self._branch, length, (), self._wanted)]
+            shown = len(self._guesses.ids)
+            fresh = self._guesses.show(self._lines.main.ids[shown:])
+        return [*fresh, *self._steer()]
 
     def link_up(self, *, resume: bool) -> list[Action]:
         """Take the stream up again on a new link.
@@ -169,35 +193,34 @@ class EdgeSession:
             self._resuming = True
             held = len(self._committed) - self._origin
             request = Send(Resume(opened.session, opened.secret, held))
-            return [*self._halt(), request]
+            return [*self._drafter.halt(), request]
         self._resuming = False
         self._correction = None
         self._owed = False
         self.opened = None
         self._origin = len(self._committed)
-        self._epoch = 0
-        return [*self._halt(), self._open(), *self._continue()]
+        self._forget_wire(0)
+        return [self._open(), *self._go_on()]
 
     def drafted(self, branch: int, proposal: Proposal) -> list[Action]:
         """Take in a proposal; it may complete a block."""
-        if self.done or branch != self._branch or not self._wanted:
+        drafter = self._drafter
+        if self.done or not drafter.takes(branch):
             return []
-        self._drafted.append(proposal)
-        self._wanted -= 1
+        drafter.took(proposal)
+        self.counts.proposed += 1
         ends = proposal.token in self._stop_ids  # drafting beyond the end is waste
         if not self._attached:
-            return self._show([proposal]) + (self._halt() if ends else [])
-        block = self._drafted[self._sent :]
-        if self._wanted and not ends and not self._controller.enough(block):
-            return []
-        return [*self._halt(), *self._send_block()]
-
-    @property
-    def guessed_all(self) -> bool:
-        """True when the draft alone has reached the end of the text."""
-        guesses = self._drafted
-        ended = bool(guesses) and guesses[-1].token in self._stop_ids
-        return ended or self._room() == 0
+            shown = self._guesses.show([proposal.token])
+            return shown + (drafter.halt() if ends else [])
+        if self._in_flight:
+            self._preemption.drafted()
+        main = self._lines.main
+        if drafter.line is main and self._quota is not None:
+            block = main.proposals[self._start :]
+            full = len(block) >= self._quota or self._room(main) == 0 or ends
+            self._ready = full or self._controller.enough(block)
+        return self._go_on()
 
     def message(self, message: Message) -> list[Action]:
         """Take in a message of this stream.
@@ -217,6 +240,8 @@ class EdgeSession:
             return []  # still on its way from an earlier stream of this connection
         if isinstance(message, Commit):
             return self._commit(message)
+        if isinstance(message, Provisional):
+            return self._provisional(message)
         if isinstance(message, Bye):
             return self._end(message.reason or "cancelled")
         raise ProtocolError(f"{type(message).__name__} does not belong to a stream")
@@ -227,20 +252,23 @@ class EdgeSession:
             return []
         return [Send(Bye(reason)), *self._end(reason)]
 
-    # ---- the inside
+    # ---- opening and resuming
 
     def _open(self) -> Send:
+        params, mode = self._params, self._mode
         return Send(
             Open(
                 self._stream,
                 (*self._prompt, *self._committed),
-                self._params.scheme,
-                self._params.temperature,
-                self._params.top_k,
-                self._params.top_p,
-                self._params.seed,
+                params.scheme,
+                params.temperature,
+                params.top_k,
+                params.top_p,
+                params.seed,
                 self._limit - len(self._committed),
                 self._stop_ids,
+                objective=mode.objective,
+                bonus=self._bonus,
             )
         )
 
@@ -253,164 +281,229 @@ class EdgeSession:
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         self._resuming = False
-        self._epoch = message.epoch
         self.counts.tokens += len(message.tokens)
-        kept = list(message.tokens)
-        guessed = [p.token for p in self._drafted[: len(kept)]]
-        same = 0
-        while same < len(guessed) and guessed[same] == kept[same]:
-            same += 1
-        tokens = [Token(t, "resumed") for t in kept]
-        rest = self._drafted[len(kept) :] if same == len(kept) else []
-        actions = self._keep(tokens, rest)
+        actions = self._keep([Token(t, "resumed") for t in message.tokens])
+        self._forget_wire(message.epoch)
         if message.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[message.finish])
-        if same == len(kept):
-            return actions + self._continue()
-        valid = len(self._prompt) + len(self._committed) - len(kept) + same
-        return actions + self._draft(valid, kept[same:])
+        return actions + self._go_on()
 
-    def _halt(self) -> list[Action]:
-        """Stop the drafter, if it is at work."""
-        if not self._wanted:
-            return []
-        self._wanted = 0
-        self._branch += 1
-        length = len(self._prompt) + len(self._committed) + len(self._drafted)
-        return [Draft(self._branch, length, (), 0)]
+    def _forget_wire(self, epoch: int) -> None:
+        """Nothing is in flight; what the main line holds is one block, ready to go."""
+        self._wire.reset(epoch)
+        self._lines.drop_others()
+        self._new_block(0)
+        self._ready = len(self._lines.main) > 0
+        self._streaming = False
+        self._preemption.reset()
 
-    def _continue(self) -> list[Action]:
-        """Go on with the drafts at hand, or draft some."""
-        if self._drafted:
-            return self._send_block()
-        return self._draft(len(self._prompt) + len(self._committed), ())
+    # ---- verdicts
 
-    def _show(self, proposals: Sequence[Proposal]) -> list[Action]:
-        self._shown += len(proposals)
-        tokens = tuple(Token(p.token, "unverified") for p in proposals)
-        return [Emit(tokens)] if tokens else []
-
-    def _keep(self, tokens: Sequence[Token], rest: list[Proposal]) -> list[Action]:
-        """Make ``tokens`` text and ``rest`` the drafts after it; tell the user."""
+    def _commit(self, commit: Commit) -> list[Action]:
         before = len(self._committed)
-        shown = [p.token for p in self._drafted[: self._shown]]
-        same = 0
-        while same < min(len(shown), len(tokens)) and shown[same] == tokens[same].id:
-            same += 1
-        actions: list[Action] = []
-        void = len(shown) > same if same < len(tokens) else len(shown) > same + len(rest)
-        if void:
-            actions.append(Revise(before + same))
-        if tokens:
-            actions.append(Emit(tuple(tokens), same))
-        self._committed += [t.id for t in tokens]
-        self._drafted = rest
-        self._sent = 0
-        self._shown = 0 if void else max(0, len(shown) - len(tokens))
-        return actions
+        verdict = read_verdict(
+            commit, self._wire, self._lines, self._proposer, len(self._prompt) + before
+        )
+        kept = verdict.tokens
+        self._owed = verdict.correction is not None
+        self._correction = verdict.correction
+        if before + len(kept) > self._limit:
+            raise ProtocolError("the verifier sent more tokens than were asked for")
+        new = [token.id for token in kept]
+        self._count(commit, new)
+        actions = self._keep(kept)
+        if commit.finish is not Finish.NOT_YET:
+            return actions + self._end(_FINISH[commit.finish])
+        return actions + self._go_on(verdict=True)
 
-    def _end(self, reason: str) -> list[Action]:
-        self.finish = reason
-        self._wanted = 0
-        self._branch += 1
-        return [Draft(self._branch, 0, (), 0), Finished(reason)]
+    def _count(self, commit: Commit, new: Sequence[int]) -> None:
+        counts, accepted = self.counts, commit.accepted
+        counts.rounds += 1
+        counts.accepted += accepted
+        counts.tokens += len(new)
+        counts.queue_s += commit.queue_s
+        counts.compute_s += commit.compute_s
+        branch = self._wire.branch(commit.epoch)
+        if len(branch) > accepted and list(branch[: len(new)]) == list(new):
+            counts.overtaken += len(new) - accepted
+        self._preemption.compare(new)
+        for block in self._wire.advance(commit.epoch, new, accepted, len(self._committed)):
+            counts.judge(block.offset, block.judged, block.accepted)
+            self._controller.judged(block.judged, block.accepted)
 
-    def _room(self) -> int:
-        """Return how many drafts still make sense.
+    def _keep(self, tokens: Sequence[Token]) -> list[Action]:
+        """Make ``tokens`` text; tell the user; sort out which drafts live on."""
+        before = len(self._committed)
+        ids = [token.id for token in tokens]
+        self._committed += ids
+        self._follow(ids, before)
+        return self._guesses.settle(tokens, before, self._lines.main.ids)
+
+    def _follow(self, ids: Sequence[int], before: int) -> None:
+        """Bring the lines, the block in hand and the drafter up to the new text."""
+        lines, wire = self._lines, self._wire
+        self._drafter.follow(ids, before)
+        replaced = lines.advance(ids)
+        main = lines.main
+        if main.assumed >= 0 and not self._free and not self._in_flight:
+            del main.proposals[main.assumed :]  # it cannot be sent: no evidence
+            main.assumed = -1
+            replaced = True
+        self._preemption.judged()
+        if replaced:
+            on_wire = common(main.ids, wire.tokens) == len(wire.tokens)
+            self._new_block(len(wire.tokens) if on_wire else 0)
+            self.counts.outcomes_used += len(main) > 0
+            return
+        gone = max(0, len(ids) - self._start)  # tokens of the block in hand
+        self._start = max(0, self._start - len(ids))
+        if self._quota is not None:
+            self._quota -= gone
+        if len(main) <= self._start and (self._ready or not self._quota):
+            self._new_block(self._start)
+
+    def _new_block(self, start: int) -> None:
+        self._start = start
+        self._quota = None
+        self._ready = False
+
+    def _provisional(self, message: Provisional) -> list[Action]:
+        """Believe what an exit says, until the verdict comes."""
+        if "exits" not in self._mode.preempt:
+            return []
+        room = self._limit - len(self._committed) - 1
+        believed = self._preemption.believe(message, room=room, bonus=self._bonus)
+        if not believed:
+            return []
+        self._new_block(believed)
+        return self._go_on()
+
+    # ---- what to do next
+
+    @property
+    def _in_flight(self) -> int:
+        """Blocks that wait for a verdict."""
+        return self._wire.blocks(len(self._committed))
+
+    def _room(self, line: Line) -> int:
+        """Return how many drafts still make sense behind ``line``.
 
         The verifier adds one token to what it accepts, so the last one needs no draft.
         """
         left = self._limit - len(self._committed) - 1
-        return max(0, left - len(self._drafted))
+        return max(0, left - len(line))
 
-    def _draft(self, valid: int, tokens: Sequence[int]) -> list[Action]:
-        count = min(self._controller.limit(), self._max_block, self._room())
-        self._branch += 1
-        self._wanted = count
-        draft = Draft(self._branch, valid, tuple(tokens), count)
-        if count:
-            return [draft]
-        return [draft, *self._send_block()]  # an empty block asks for the last token
+    def _go_on(self, *, verdict: bool = False) -> list[Action]:
+        """Begin a block, send what may leave, keep the drafter at work."""
+        if not self._attached or self._resuming:
+            return self._steer()
+        self._begin_block()
+        sent = self._dispatch(verdict)
+        if sent:
+            self._begin_block()
+        return [*sent, *self._steer()]
+
+    def _begin_block(self) -> None:
+        """Decide how long the block in hand shall be, when that is not decided yet."""
+        if self._quota is not None or self._ready:
+            return
+        main, mode = self._lines.main, self._mode
+        waits = not mode.racing and self._in_flight >= mode.pipeline
+        if waits and not mode.preempt & {"guess", "exits"}:
+            return
+        block = len(main) - self._start
+        if main.ends(self._stop_ids) or self._room(main) == 0:
+            self._ready = block > 0
+            return
+        limit = self._controller.limit()
+        self._off = limit < 1
+        if self._off:
+            return
+        self._last_limit = limit
+        # The bonus that comes with the verdict takes the first of these drafts.
+        spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
+        self._quota = min(limit + spare, self._max_block)
+        self._ready = block >= self._quota
+
+    def _dispatch(self, verdict: bool) -> list[Action]:
+        """Send what may leave now."""
+        mode, main, wire = self._mode, self._lines.main, self._wire
+        actions: list[Action] = []
+        in_flight = self._in_flight
+        if not mode.racing and self._streaming != self._off:
+            if self._off and in_flight:
+                return []
+            self._streaming = self._off
+            base = len(self._committed) - self._origin + len(wire.tokens)
+            actions.append(Send(Block(wire.epoch, base, (), race=self._off)))
+        block = len(main) - self._start
+        full = len(main) > self._max_block and in_flight
+        held = (in_flight >= mode.pipeline and not mode.racing) or full
+        if held or (main.assumed >= 0 and not self._free):
+            return actions
+        if block and (self._ready or (verdict and mode.cut and not in_flight)):
+            return [*actions, *self._send_block()]
+        if self._quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):
+            return [*actions, self._send(more=True)]
+        if not (in_flight or mode.racing or len(main) or self._room(main)):
+            actions.append(self._send(more=False))  # asks for the last token
+        return actions
 
     def _send_block(self) -> list[Action]:
-        """Send what was drafted and not sent yet, as far as one block goes."""
-        self._wanted = 0
-        fresh = self._drafted[self._sent : self._sent + self._max_block]
+        """Send the block in hand, as far as one block goes."""
+        send = self._send(more=False)
+        sent = len(self._wire.tokens)
+        rest = len(self._lines.main) > sent
+        self._new_block(sent)
+        self._ready = rest
+        return [send]
+
+    def _send(self, *, more: bool) -> Send:
+        """Send what the verifier has not got of the main line."""
+        wire, main = self._wire, self._lines.main
+        given_up: list[int] = []
+        if common(main.ids, wire.tokens) < len(wire.tokens):
+            given_up = wire.turn()
+        n = len(wire.tokens)
+        fresh = main.proposals[n : self._max_block]
+        ids = [p.token for p in fresh]
+        before = len(self._committed)
+        self.counts.drafted += len(ids) - common(ids, given_up)
         block = Block(
-            self._epoch,
-            len(self._committed) - self._origin + self._sent,
-            tuple(p.token for p in fresh),
+            wire.epoch,
+            before - self._origin + n,
+            tuple(ids),
             self._proposer.pack(fresh) if fresh else b"",
+            more=more,
             correction=self._correction,
+            race=self._mode.racing or self._streaming,
         )
         self._correction = None
-        self._sent += len(fresh)
-        self.counts.drafted += len(fresh)
-        return [Send(block)]
+        start = before + min(n, self._start)
+        wire.send(ids, None if more else start, before + n + len(ids))
+        return Send(block)
 
-    def _commit(self, commit: Commit) -> list[Action]:
-        accepted, judged = commit.accepted, self._sent
-        self._owed = False
-        if accepted > judged or (accepted and commit.epoch != self._epoch):
-            raise ProtocolError(
-                f"the verifier accepted {accepted} tokens of branch {commit.epoch}, but "
-                f"{judged} of branch {self._epoch} are out"
-            )
-        kept = [Token(p.token, "accepted") for p in self._drafted[:accepted]]
-        if commit.token is not None:
-            kept.append(
-                Token(commit.token, "bonus" if accepted == judged else "correction")
-            )
-        elif commit.evidence and accepted < judged:
-            self._owed = True
-            self._correction = self._proposer.correct(
-                self._drafted[accepted],
-                commit.evidence,
-                len(self._prompt) + len(self._committed) + accepted,
-            )
-            kept.append(Token(self._correction, "correction"))
-        if len(self._committed) + len(kept) > self._limit:
-            raise ProtocolError("the verifier sent more tokens than were asked for")
-        if not kept and commit.finish is Finish.NOT_YET:
-            raise ProtocolError("the verifier answered a block without a token")
-        self._count(commit, judged, accepted, len(kept))
-        # Guesses beyond an accepted block live on if the bonus is the first of them.
-        rest = self._drafted[accepted:] if accepted == judged else []
-        extra = [t.id for t in kept[accepted:]]
-        if rest and extra:
-            rest = rest[1:] if rest[0].token == extra[0] else []
-        guessed_right = bool(rest) or (
-            bool(extra)
-            and accepted == judged < len(self._drafted)
-            and self._drafted[accepted].token == extra[0]
-        )
-        if not guessed_right:
-            self.counts.wasted += len(self._drafted) - judged
-        if accepted < judged:
-            self._epoch = (self._epoch + 1) & 0xFF
-        before = len(self._prompt) + len(self._committed)
-        actions = self._keep(kept, rest)
-        if commit.finish is not Finish.NOT_YET:
-            return actions + self._end(_FINISH[commit.finish])
-        if rest:
-            return actions + self._send_block()
-        if guessed_right:
-            return actions + self._draft(before + len(kept), ())
-        return actions + self._draft(before + accepted, extra)
+    def _steer(self) -> list[Action]:
+        """Give the drafter what is most useful now."""
+        line, count = self._task()
+        return self._drafter.order(line, count, self._committed)
 
-    def _count(self, commit: Commit, judged: int, accepted: int, new: int) -> None:
-        counts = self.counts
-        counts.rounds += 1
-        counts.accepted += accepted
-        counts.tokens += new
-        counts.queue_s += commit.queue_s
-        counts.compute_s += commit.compute_s
-        self._controller.judged(judged, accepted)
-        longer = judged - len(counts.judged_by_position)
-        if longer > 0:
-            counts.judged_by_position += [0] * longer
-            counts.accepted_by_position += [0] * longer
-        for i in range(judged):
-            counts.judged_by_position[i] += 1
-        for i in range(accepted):
-            counts.accepted_by_position[i] += 1
+    def _task(self) -> tuple[Line, int]:
+        main = self._lines.main
+        if self._resuming or main.ends(self._stop_ids):
+            return main, 0
+        if not self._attached:
+            return main, self._room(main) if self._guess_offline else 0
+        if self._quota is not None and not self._ready:
+            missing = self._quota - (len(main) - self._start)
+            return main, min(missing, self._room(main))
+        if "outcomes" in self._mode.preempt and self._in_flight:
+            line = self._preemption.outcome(self._last_limit, self._room, self._stop_ids)
+            if line is not None:
+                missing = line.assumed + 1 + self._last_limit - len(line)
+                return line, min(missing, self._room(line))
+        return main, 0
+
+    def _end(self, reason: str) -> list[Action]:
+        self.finish = reason
+        return [*self._drafter.end(), Finished(reason)]

@@ -34,11 +34,13 @@ class Proposal(NamedTuple):
         token: Its id.
         confidence: The draft's probability of it, or None when not computed.
         evidence: What :meth:`Proposer.pack` will need; its type is the scheme's own.
+        runner_up: The id it would have been otherwise, or None when not computed.
     """
 
     token: int
     confidence: float | None = None
     evidence: Any = None
+    runner_up: int | None = None
 
 
 class Decision(NamedTuple):

@@ -201,6 +201,7 @@ _GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
             _Field(8, "max_new_tokens", *_number(MAX_SEQUENCE), required=True),
             _Field(9, "stop_ids", *_NUMBERS),
             _Field(10, "objective", *_TEXT),
+            _Field(11, "bonus", *_FLAG),
         ),
     ),
     Opened: (
@@ -248,7 +249,7 @@ def fields_of(kind: Kind) -> dict[int, _Field]:
     return {field.number: field for field in _BY_KIND[kind][1]}
 
 
-_EVIDENCE, _MORE, _CORRECTION = 0x10, 0x20, 0x40  # block flags
+_EVIDENCE, _MORE, _CORRECTION, _RACE = 0x10, 0x20, 0x40, 0x80  # block flags
 _NO_TOKEN, _FINISH_SHIFT = 0x20, 6  # commit flags, beside _EVIDENCE
 
 
@@ -373,6 +374,7 @@ class Codec:
             raise ValueError(f"a block of {len(block.tokens)} tokens, limit {MAX_BLOCK}")
         flags = _EVIDENCE if block.evidence else 0
         flags |= _MORE if block.more else 0
+        flags |= _RACE if block.race else 0
         ids = block.tokens
         if block.correction is not None:
             flags |= _CORRECTION
@@ -384,8 +386,6 @@ class Codec:
         return out
 
     def _decode_block(self, reader: Reader, flags: int) -> Block:
-        if flags & 0x80:
-            raise ProtocolError("unknown flag on a block")
         epoch = reader.byte()
         base = reader.varint(MAX_SEQUENCE, "block base")
         count = reader.varint(MAX_BLOCK, "block length")
@@ -403,6 +403,7 @@ class Codec:
             evidence=evidence,
             more=bool(flags & _MORE),
             correction=ids[0] if extra else None,
+            race=bool(flags & _RACE),
         )
 
     def _encode_commit(self, commit: Commit) -> bytes:

@@ -133,7 +133,9 @@ class Open:
         seed: 64 bits.
         max_new_tokens: Tokens after the prompt, at most.
         stop_ids: Ids that end the stream; the id itself is still committed.
-        objective: ``"cost"`` (forwards wait for blocks) or ``"latency"``.
+        objective: ``"cost"`` (forwards wait for blocks) or ``"latency"`` (they do not).
+        bonus: Draw a token after a block that was accepted whole. Without it the next
+            block of a pipeline, which is on its way, need not guess that token.
     """
 
     stream: int
@@ -146,6 +148,7 @@ class Open:
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
     objective: str = "cost"
+    bonus: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Block:
         evidence: What the sampling scheme needs beside the ids.
         more: The block goes on in the next frame; judge it when that has come.
         correction: Id at ``base - 1`` that the device drew itself, or None.
+        race: Go on decoding without waiting for the next block.
     """
 
     epoch: int
@@ -182,6 +186,7 @@ class Block:
     evidence: bytes = b""
     more: bool = False
     correction: int | None = None
+    race: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ throws away drafts that it had sent. After a rejection the verifier expects the 
 number, so blocks of the dead branch that are still on their way are recognised and
 dropped. After an accepted block the verifier commits one more token (the bonus), which
 the device may have guessed already: a block may therefore start inside the committed
-text; where it repeats that text it goes on, where it differs its branch is dead.
+text; where it repeats that text it goes on, where it differs its branch is dead
+(:class:`~draftwire.verifier.branch.Branch`).
+
+Objectives. ``cost``: the model runs only when the device asks for more text than there
+is. ``latency``: a race; the model decodes on without waiting, and every step judges what
+drafts have come meanwhile. Each step commits at least one token, so no token is later
+than by plain decoding, counted in forwards.
 """
 
 from __future__ import annotations
@@ -21,7 +27,16 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
-from draftwire.transport.messages import Block, Commit, Finish, Message, Open, Resumed
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Finish,
+    Message,
+    Open,
+    Provisional,
+    Resumed,
+)
+from draftwire.verifier.branch import Branch
 
 __all__ = ["StreamCounts", "TargetSession", "Work"]
 
@@ -38,6 +53,7 @@ class Work:
         prefill: True for context that is only read (``rows`` is 0).
         drafted: The last ``drafted`` of ``tokens`` are under judgement.
         evidence: What the device sent for them.
+        epoch: Branch that they belong to.
     """
 
     start: int
@@ -46,6 +62,12 @@ class Work:
     prefill: bool
     drafted: int = 0
     evidence: bytes = b""
+    epoch: int = 0
+
+    @property
+    def drafts(self) -> list[int]:
+        """The ids under judgement."""
+        return [int(t) for t in self.tokens[len(self.tokens) - self.drafted :]]
 
 
 @dataclass
@@ -65,12 +87,6 @@ class StreamCounts:
     discarded: int = 0
     forwards: int = 0
     emitted: int = 0
-
-
-@dataclass
-class _Segment:
-    tokens: list[int]
-    evidence: bytes
 
 
 class TargetSession:
@@ -109,20 +125,19 @@ class TargetSession:
         )
         self._decider = make_decider(self.params, vocab_size)
         self._vocab_size = vocab_size
-        self._max_block = max_block
         self._stops = frozenset(request.stop_ids)
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
         self._end = min(context, self._prompt + request.max_new_tokens)
         self._cached = 0
-        self._pending: list[_Segment] = []
-        self._partial: _Segment | None = None
-        self._epoch = 0
+        self._branch = Branch(max_block)
         self._busy = False
-        self._judging = 0
         self._awaits_correction = False
+        self._bonus = request.bonus
+        self._racing = request.objective == "latency"
+        self._glimpsed: Provisional | None = None
+        self._counts = StreamCounts()
         self.finish = Finish.NOT_YET
-        self.counts = StreamCounts()
 
     @property
     def done(self) -> bool:
@@ -132,7 +147,18 @@ class TargetSession:
     @property
     def epoch(self) -> int:
         """Branch number of the blocks that would be judged now."""
-        return self._epoch
+        return self._branch.epoch
+
+    @property
+    def racing(self) -> bool:
+        """True while the model decodes on without waiting for blocks."""
+        return self._racing
+
+    @property
+    def counts(self) -> StreamCounts:
+        """What the stream did so far."""
+        self._counts.discarded = self._branch.discarded
+        return self._counts
 
     def committed(self, position: int = 0) -> tuple[int, ...]:
         """Return the committed ids from ``position`` (after the prompt) on."""
@@ -150,8 +176,7 @@ class TargetSession:
                 so that the text has to be read again after :meth:`resume`.
         """
         self._busy = False
-        self._judging = 0
-        self._drop_pending()
+        self._branch.clear()
         # A correction that the device owes is drawn again: noise belongs to positions,
         # so the same draft meets the same verdict there.
         self._awaits_correction = False
@@ -170,8 +195,8 @@ class TargetSession:
                 f"the device holds {position} tokens of a text of "
                 f"{len(self._tokens) - self._prompt}"
             )
-        self._epoch = (self._epoch + 1) & 0xFF
-        return Resumed(self._epoch, position, self.committed(position), self.finish)
+        self._branch.kill()
+        return Resumed(self.epoch, position, self.committed(position), self.finish)
 
     # ---- messages in
 
@@ -186,13 +211,12 @@ class TargetSession:
         """
         if self.done:
             return []
-        ahead = (block.epoch - self._epoch) & 0xFF
-        if ahead >= 128:  # serial numbers: behind, so its branch is dead
-            self.counts.discarded += len(block.tokens)
+        branch = self._branch
+        self._racing = block.race
+        if branch.behind(block.epoch):
+            branch.discarded += len(block.tokens)
             return []
-        if ahead:
-            self._epoch = block.epoch
-            self._drop_pending()
+        branch.turn(block.epoch)
         if self._awaits_correction:
             return self._take_correction(block)
         if block.correction is not None:
@@ -207,68 +231,19 @@ class TargetSession:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
         self._awaits_correction = False
         self._tokens.append(block.correction)
-        self.counts.emitted += 1
+        self._counts.emitted += 1
         self._check_end()
         if self.done:
-            return [Commit(self._epoch, 0, None, self.finish)]
+            return [Commit(self.epoch, 0, None, self.finish)]
         self._append(block)
         return []
 
     def _append(self, block: Block) -> None:
-        committed = len(self._tokens) - self._prompt
-        waiting = self._judging + sum(len(s.tokens) for s in self._pending)
-        if self._partial is not None:
-            waiting += len(self._partial.tokens)
-        expected = committed + waiting
-        if block.base > expected:
-            raise ProtocolError(
-                f"a block at {block.base} leaves a gap: {expected} comes next"
-            )
-        if waiting and block.base < expected:
-            raise ProtocolError(f"a block at {block.base} repeats drafts, not text")
-        if block.base < 0:
-            raise ProtocolError("a block inside the prompt")
-        tokens = list(block.tokens)
-        known = committed - block.base if not waiting else 0
-        if known > 0:
-            if block.evidence:
-                raise ProtocolError("a block with evidence must start at the text's end")
-            at = self._prompt + block.base
-            same = self._tokens[at : at + len(tokens)]
-            if tokens[: len(same)] != same:
-                self._kill_branch(len(tokens))
-                return
-            tokens = tokens[len(same) :]
-        if waiting + len(tokens) > self._max_block:
-            raise ProtocolError(
-                f"{waiting + len(tokens)} drafted tokens wait for judgement, "
-                f"the limit is {self._max_block}"
-            )
-        if block.evidence and expected + len(tokens) >= self._end - self._prompt:
+        last = block.base + len(block.tokens)
+        if block.evidence and last >= self._end - self._prompt:
             raise ProtocolError("drafts with evidence beyond the end of the text")
-        # Evidence of consecutive tokens is the concatenation of their evidence.
-        segment = self._partial or _Segment([], b"")
-        segment.tokens += tokens
-        segment.evidence += block.evidence
-        if block.more:
-            self._partial = segment
-        else:
-            self._partial = None
-            if segment.tokens or not self._pending:
-                self._pending.append(segment)
-
-    def _kill_branch(self, lost: int) -> None:
-        self.counts.discarded += lost
-        self._drop_pending()
-        self._epoch = (self._epoch + 1) & 0xFF
-
-    def _drop_pending(self) -> None:
-        for segment in self._pending:
-            self.counts.discarded += len(segment.tokens)
-        if self._partial is not None:
-            self.counts.discarded += len(self._partial.tokens)
-        self._pending.clear()
-        self._partial = None
+        self._branch.add(block, len(self._tokens) - self._prompt)
+        self._branch.settle(self._tokens, self._prompt)
 
     # ---- work for the model
 
@@ -277,35 +252,59 @@ class TargetSession:
 
         One piece of work at a time: the next one comes after :meth:`complete`.
         """
-        if self.done or self._busy:
+        if self.done or self._busy or self._awaits_correction:
             return None
-        if self._cached < len(self._tokens) - 1 and not self._awaits_correction:
-            tail = self._tokens[self._cached : len(self._tokens) - 1]
-            if len(tail) > 1 or not self._pending:
-                self._busy = True
-                return Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
-        if not self._pending or self._awaits_correction:
+        branch = self._branch
+        asked = self._racing or branch.asks > len(self._tokens) - self._prompt
+        unread = len(self._tokens) - 1 - self._cached
+        if unread > 1 or (unread and not asked):
+            self._busy = True
+            tail = self._tokens[self._cached : -1]
+            return Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
+        if not asked:
             return None
         # What has come meanwhile is judged together.
-        taken = _Segment([], b"")
-        for segment in self._pending:
-            taken.tokens += segment.tokens
-            taken.evidence += segment.evidence
-        self._pending.clear()
+        taken = branch.take(partial=self._racing)
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]
         self._busy = True
-        self._judging = len(taken.tokens)
-        tail = self._tokens[self._cached :]
+        self._glimpsed = None
         return Work(
             self._cached,
-            np.array(tail + drafted, np.int64),
+            np.array(self._tokens[self._cached :] + drafted, np.int64),
             len(drafted) + 1,
             prefill=False,
             drafted=len(drafted),
             evidence=taken.evidence,
+            epoch=branch.epoch,
         )
+
+    def glimpse(self, work: Work, logits: np.ndarray, threshold: float) -> list[Message]:
+        """Take in what an early exit expects of ``work``, while the model runs.
+
+        Args:
+            work: From :meth:`poll`, not completed yet.
+            logits: ``(rows, vocab)`` float32 of the exit.
+            threshold: The least top probability with which the exit may speak.
+
+        Returns:
+            A :class:`Provisional`, unless the exit is unsure or says nothing new.
+
+        Source:
+            Early exits and preemptive drafting, https://arxiv.org/abs/2505.21594.
+        """
+        if self.done or not self._busy or work.prefill:
+            return []
+        rows = logits[:, : self._vocab_size]
+        decision = self._decider.decide(work.drafts, work.evidence, rows, len(self._tokens))
+        if decision.token < 0 or _top_probability(rows, decision.accepted) < threshold:
+            return []
+        glimpse = Provisional(work.epoch, decision.accepted, decision.token)
+        if glimpse == self._glimpsed:
+            return []
+        self._glimpsed = glimpse
+        return [glimpse]
 
     def complete(
         self,
@@ -330,41 +329,42 @@ class TargetSession:
             ProtocolError: The block's evidence is not valid.
         """
         self._busy = False
-        self._judging = 0
+        self._branch.judged()
         if work.prefill:
             self._cached = work.start + len(work.tokens)
             return []
         if self.done:
             return []
-        self.counts.forwards += 1
+        self._counts.forwards += 1
         before = len(self._tokens)
-        drafted = [int(t) for t in work.tokens[len(work.tokens) - work.drafted :]]
+        drafted = work.drafts
         decision = self._decider.decide(
             drafted, work.evidence, logits[:, : self._vocab_size], before
         )
-        self.counts.drafted += len(drafted)
+        self._counts.drafted += len(drafted)
         kept = drafted[: decision.accepted]
-        if decision.token >= 0:
+        all_kept = decision.accepted == len(drafted)
+        if decision.token >= 0 and (self._bonus or not drafted or not all_kept):
             kept = [*kept, decision.token]
         kept = kept[: self._first_stop(kept)][: self._end - before]
         accepted = min(len(kept), decision.accepted)
         token = kept[accepted] if len(kept) > accepted else None
-        self.counts.accepted += accepted
-        self.counts.emitted += len(kept)
+        self._counts.accepted += accepted
+        self._counts.emitted += len(kept)
         self._tokens += kept
-        # The cache holds the accepted drafts, but never the token after them.
-        self._cached = before + accepted
+        # The cache holds the accepted drafts, but never the last token of the text: its
+        # logits are wanted next.
+        self._cached = min(before + accepted, len(self._tokens) - 1)
         self._check_end()
-        epoch = self._epoch
         owes = decision.token < 0 and accepted == decision.accepted and not self.done
         self._awaits_correction = owes
-        if decision.accepted < len(drafted) or owes:
-            self._kill_branch(0)
-        elif token is not None:
-            self._match_bonus(token)
+        if work.epoch == self.epoch and (owes or not all_kept):
+            self._branch.kill()
+        else:
+            self._branch.settle(self._tokens, self._prompt)
         return [
             Commit(
-                epoch,
+                work.epoch,
                 accepted,
                 token,
                 self.finish,
@@ -373,17 +373,6 @@ class TargetSession:
                 decision.evidence if owes else b"",
             )
         ]
-
-    def _match_bonus(self, token: int) -> None:
-        """Compare the bonus with drafts that arrived while the model ran."""
-        segments = [s for s in (*self._pending, self._partial) if s is not None]
-        waiting = [s for s in segments if s.tokens]
-        if not waiting:
-            return
-        if waiting[0].tokens[0] == token and not waiting[0].evidence:
-            del waiting[0].tokens[0]
-        else:
-            self._kill_branch(0)
 
     def _first_stop(self, tokens: Sequence[int]) -> int:
         for i, token in enumerate(tokens):
@@ -396,3 +385,10 @@ class TargetSession:
             self.finish = Finish.STOP
         elif len(self._tokens) >= self._end:
             self.finish = Finish.LENGTH
+
+
+def _top_probability(logits: np.ndarray, accepted: int) -> float:
+    """Return the least of the top probabilities of rows ``0..accepted``."""
+    rows = logits[: accepted + 1].astype(np.float64)
+    rows -= rows.max(axis=-1, keepdims=True)
+    return float(1.0 / np.exp(rows).sum(axis=-1).max())

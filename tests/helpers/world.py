@@ -13,12 +13,34 @@ import numpy as np
 from draftwire.runtime.actions import Draft, Emit, Finished, Revise, Send
 from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.mode import Mode
 from draftwire.sampling import SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Open, Opened, Resume
 from draftwire.verifier.target_session import TargetSession
 
 VOCAB = 23
+STOP_AND_WAIT = Mode(preempt=frozenset())
+MECHANISMS = {
+    "stop-and-wait": [STOP_AND_WAIT],
+    "pipeline": [
+        Mode.of(pipeline=2),
+        Mode.of(pipeline=3, cut=True),
+        Mode.of(pipeline=2, preempt="off", batch=2),
+    ],
+    "preempt": [
+        Mode.of(preempt="guess"),
+        Mode.of(preempt="exits"),
+        Mode.of(preempt="guess,exits,outcomes"),
+        Mode.of(pipeline=2, preempt="guess,exits"),
+        Mode.of(pipeline=3, preempt="exits,outcomes", cut=True),
+    ],
+    "race": [
+        Mode.of("latency"),
+        Mode.of("latency", preempt="guess,exits"),
+        Mode.of("latency", batch=1),
+    ],
+}
 
 
 def target_logits(sequence, salt):
@@ -56,6 +78,8 @@ class World:
         rng,
         cuts=0,
         offline=False,
+        mode=STOP_AND_WAIT,
+        controller=None,
     ):
         self.cuts, self.keeps, self.attached = cuts, None, True
         self.params, self.salt, self.luck, self.rng = params, salt, luck, rng
@@ -64,12 +88,14 @@ class World:
             prompt,
             params=params,
             proposer=make_proposer(params, VOCAB),
-            controller=FixedLength(k),
+            controller=controller or FixedLength(k),
             max_new_tokens=count,
             context=context,
             stop_ids=stops,
             guess_offline=offline,
+            mode=mode,
         )
+        self.glimpses = self.forwards = 0
         self.context = context
         self.cloud = None
         self.up, self.down = deque(), deque()
@@ -120,6 +146,8 @@ class World:
             self.work = self.cloud.poll()
         if self.work is not None:
             found.append(self.compute)
+            if self.glimpses < 2:
+                found.append(self.glimpse)
         return found
 
     def cut(self):
@@ -147,6 +175,11 @@ class World:
             logits = self.rng.normal(0, 2, VOCAB).astype(np.float32)
         proposer = make_proposer(self.params, VOCAB)
         proposal = proposer.propose(logits, len(self.sequence))
+        if self.rng.random() < 0.9:
+            proposal = proposal._replace(
+                confidence=float(self.rng.random()),
+                runner_up=int(self.rng.integers(VOCAB)),
+            )
         self.sequence.append(proposal.token)
         branch = self.order.branch
         self.act(self.edge.drafted(branch, proposal))
@@ -171,34 +204,56 @@ class World:
     def deliver_down(self):
         self.act(self.edge.message(self.codec.decode(self.down.popleft())))
 
-    def compute(self):
-        work, self.work = self.work, None
-        text = (
-            [
-                *self.prompt_and_text(),
-                *map(int, work.tokens[len(work.tokens) - work.drafted :]),
-            ]
-            if work.drafted
-            else self.prompt_and_text()
-        )
+    def rows(self, work):
+        text = [*self.prompt_and_text(), *work.drafts]
         end = work.start + len(work.tokens)
         assert list(work.tokens) == list(text[work.start : end])
-        rows = np.array(
-            [
-                target_logits(text[: end - work.rows + 1 + j], self.salt)
-                for j in range(work.rows)
-            ],
-            np.float32,
-        ).reshape(work.rows, VOCAB)
-        self.down.extend(map(self.codec.encode, self.cloud.complete(work, rows)))
+        rows = [
+            target_logits(text[: end - work.rows + 1 + j], self.salt)
+            for j in range(work.rows)
+        ]
+        return np.array(rows, np.float32).reshape(work.rows, VOCAB)
+
+    def glimpse(self):
+        """An early exit, right or wrong, sure or not."""
+        self.glimpses += 1
+        rows = self.rows(self.work)
+        if self.rng.random() < 0.4:
+            rows = self.rng.normal(0, 2, rows.shape).astype(np.float32)
+        heard = self.cloud.glimpse(self.work, rows, self.rng.choice([0.0, 0.3]))
+        self.down.extend(map(self.codec.encode, heard))
+
+    def compute(self):
+        work, self.work, self.glimpses = self.work, None, 0
+        self.forwards += not work.prefill
+        answers = self.cloud.complete(work, self.rows(work))
+        self.down.extend(map(self.codec.encode, answers))
 
     def prompt_and_text(self):
         return list(self.cloud._tokens)
 
 
-def check_history(seed):
+class Moody(FixedLength):
+    """A controller that changes its mind, and is off at times."""
+
+    def __init__(self, k, rng, off):
+        super().__init__(k)
+        self.rng, self.k, self.off = rng, k, off
+
+    def limit(self):
+        return int(self.rng.integers(0 if self.off else 1, self.k + 1))
+
+    def enough(self, block):
+        return bool(self.rng.random() < 0.1)
+
+
+def check_history(seed, mechanism=None):
     """Run the history that ``seed`` names, and assert what must hold."""
     rng = np.random.default_rng(seed)
+    if mechanism is None:
+        mechanism = str(rng.choice(list(MECHANISMS)))
+    modes = MECHANISMS[mechanism]
+    mode = modes[rng.integers(len(modes))]
     sampled = bool(rng.random() < 0.5)
     params = SamplingParams(
         "coupled" if sampled else "greedy",
@@ -224,9 +279,14 @@ def check_history(seed):
         rng=rng,
         cuts=int(rng.choice([0, 0, 1, 5])),
         offline=bool(rng.random() < 0.5),
+        mode=mode,
     )
+    moody = rng.random() < 0.3
+    if moody:
+        k = int(rng.integers(1, 8))
+        world.edge._controller = Moody(k, rng, off=bool(rng.random() < 0.5))
     cuts = world.cuts
-    for _ in range(3000):
+    for _ in range(5000):
         moves = world.enabled()
         if world.finish is not None or not moves:
             break
@@ -238,11 +298,15 @@ def check_history(seed):
     assert world.finish == ("stop" if ended else "length"), seed
     counts = world.edge.counts
     assert counts.tokens == len(expected) and counts.accepted <= counts.drafted, seed
+    assert all(
+        a <= j for a, j in zip(counts.accepted_by_position, counts.judged_by_position)
+    ), seed
     assert world.guessed == [], seed
     if cuts:
         return
     assert counts.rounds == world.cloud.counts.forwards, seed
     assert counts.accepted == world.cloud.counts.accepted, seed
-    if world.luck == 1 and not stops:
+    assert world.forwards <= len(expected), seed  # never later than plain decoding
+    if world.luck == 1 and not stops and mode == STOP_AND_WAIT and not moody:
         k = world.edge._controller.limit()
         assert counts.rounds == -(-len(expected) // (k + 1)), seed

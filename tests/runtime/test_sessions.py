@@ -27,7 +27,12 @@ def test_the_targets_text_whatever_the_interleaving(seed):
 
 def edge(**options):
     params = SamplingParams()
-    defaults = {"controller": FixedLength(3), "max_new_tokens": 20, "context": 100}
+    defaults = {
+        "controller": FixedLength(3),
+        "max_new_tokens": 20,
+        "context": 100,
+        "mode": world.STOP_AND_WAIT,
+    }
     return EdgeSession(
         [1, 2, 3],
         params=params,

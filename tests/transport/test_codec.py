@@ -81,7 +81,6 @@ def test_every_strict_prefix_is_refused_or_means_something_else(vector):
         ("00", "unknown message kind 0"),
         ("0c", "unknown message kind 12"),
         ("11", "unknown flags"),
-        ("85 00 00 00", "unknown flag on a block"),
         ("05 00 00 02 ff07", "3 bytes announced, 2 left"),
         ("05 00 00 01 ff0f", "spare bits"),
         ("05 00 00 01 ff07 00", "1 bytes after the end"),

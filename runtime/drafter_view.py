@@ -1,0 +1,100 @@
+"""What the session knows of the drafter: its sequence, and what it was told to do."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from draftwire.runtime.actions import Action, Draft
+from draftwire.runtime.in_flight import common
+from draftwire.runtime.lines import Line
+from draftwire.sampling import Proposal
+
+__all__ = ["DrafterView"]
+
+
+class DrafterView:
+    """Turns "go on with this line" into the least order that does it.
+
+    The drafter's sequence is the prompt, ``held`` tokens of the text, and a tail.
+
+    Args:
+        prompt: Token ids.
+
+    Attributes:
+        line: Where its proposals go.
+        wanted: How many of them are still to come.
+    """
+
+    def __init__(self, prompt: tuple[int, ...]) -> None:
+        self._prompt = prompt
+        self._fed = False  # the prompt has been given to it
+        self._held = 0
+        self._tail: list[int] = []
+        self._astray = False  # its sequence is not that of the text and the line
+        self._branch = 0
+        self.line = Line()
+        self.wanted = 0
+
+    def takes(self, branch: int) -> bool:
+        """Return whether a proposal tagged ``branch`` is one that was asked for."""
+        return branch == self._branch and self.wanted > 0
+
+    def took(self, proposal: Proposal) -> None:
+        """A proposal has come."""
+        self.line.proposals.append(proposal)
+        self._tail.append(proposal.token)
+        self.wanted -= 1
+
+    def follow(self, ids: Sequence[int], before: int) -> None:
+        """The text grows.
+
+        Args:
+            ids: New ids of the text.
+            before: Its length before them.
+        """
+        if self._held == before and self._tail[: len(ids)] == list(ids):
+            self._held += len(ids)
+            del self._tail[: len(ids)]
+        else:
+            self._astray = True
+
+    def order(self, line: Line, count: int, text: Sequence[int]) -> list[Action]:
+        """Have ``count`` tokens drafted behind ``line``; nothing if that is under way.
+
+        Args:
+            line: Drafts behind the text.
+            count: How many more; 0 stops the drafter.
+            text: Committed ids.
+        """
+        if not count:
+            return self.halt()
+        if line is self.line and self.wanted == count and not self._astray:
+            return []
+        wish = [*text[self._held :], *line.ids]
+        same = common(self._tail, wish)
+        valid = len(self._prompt) + self._held + same
+        tokens = tuple(wish[same:])
+        if not self._fed:
+            valid, tokens = 0, (*self._prompt, *wish)
+            self._fed = True
+        self._held = len(text)
+        self._tail = line.ids
+        self._astray = False
+        self._branch += 1
+        self.line, self.wanted = line, count
+        return [Draft(self._branch, valid, tokens, count)]
+
+    def halt(self) -> list[Action]:
+        """Stop it, if it is at work."""
+        if not self.wanted:
+            return []
+        self.wanted = 0
+        self._branch += 1
+        length = len(self._prompt) + self._held + len(self._tail)
+        return [Draft(self._branch, length, (), 0)]
+
+    def end(self) -> list[Action]:
+        """The stream is over: forget everything."""
+        self.wanted = 0
+        self._branch += 1
+        return [Draft(self._branch, 0, (), 0)]

@@ -1,0 +1,154 @@
+"""The drafts beyond the committed text: one main line, and others kept in reserve.
+
+A line is what would follow the text if the verifier said so. The main line assumes what
+the session believes now; the others assume a rejection somewhere, or what was believed
+before. A verdict keeps the lines that agree with it, and the best of them leads.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence, Tuple
+
+from draftwire.runtime.in_flight import common
+from draftwire.sampling import Proposal
+
+__all__ = ["Line", "Lines"]
+
+Outcome = Tuple[int, int]  # accepted drafts, and the id that would follow them
+
+
+class Line:
+    """Drafts in order.
+
+    Args:
+        proposals: The first of them.
+        assumed: Index of an id that no draft model proposed but an exit or a guess put
+            there, or -1.
+        outcome: The line prepares for a verdict other than the expected one.
+
+    Attributes:
+        proposals: ``proposals[0]`` would stand behind the committed text.
+        assumed: See above.
+        outcome: See above.
+    """
+
+    def __init__(
+        self,
+        proposals: Sequence[Proposal] = (),
+        assumed: int = -1,
+        *,
+        outcome: bool = False,
+    ) -> None:
+        self.proposals = list(proposals)
+        self.assumed = assumed
+        self.outcome = outcome
+
+    def __len__(self) -> int:
+        return len(self.proposals)
+
+    @property
+    def ids(self) -> list[int]:
+        """The drafted ids."""
+        return [p.token for p in self.proposals]
+
+    def advance(self, kept: Sequence[int]) -> bool:
+        """The text grows by ``kept``; return False when this line said otherwise."""
+        head = self.proposals[: len(kept)]
+        if any(p.token != token for p, token in zip(head, kept)):
+            return False
+        del self.proposals[: len(kept)]
+        self.assumed = max(-1, self.assumed - len(kept))
+        return True
+
+    def ends(self, stop_ids: Sequence[int]) -> bool:
+        """Return whether the line has come to an end of the text."""
+        return bool(self.proposals) and self.proposals[-1].token in stop_ids
+
+
+class Lines:
+    """The main line and the others.
+
+    Args:
+        most: At most so many others.
+
+    Attributes:
+        main: What the session believes.
+        others: Newest last.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
+        self.main = Line()
+        self.others: list[Line] = []
+
+    @property
+    def full(self) -> bool:
+        """True when one more line would push another out."""
+        return len(self.others) >= self._most
+
+    def advance(self, kept: Sequence[int]) -> bool:
+        """The text grows by ``kept``; return True when another line leads now."""
+        old = self.main
+        alive = old.advance(kept)
+        self.others = [line for line in self.others if line.advance(kept)]
+        best = max(self.others, key=len, default=None)
+        if alive and (len(old) or best is None or not len(best)):
+            return False
+        if best is not None:
+            self.others.remove(best)
+        self.main = Line() if best is None else best
+        return True
+
+    def lead(self, line: Line) -> None:
+        """Believe in ``line`` from now on; the old main line is kept in reserve."""
+        if line in self.others:
+            self.others.remove(line)
+        if len(self.main):
+            self.keep(self.main)
+        self.main = line
+
+    def keep(self, line: Line) -> None:
+        """Hold ``line`` in reserve; the oldest goes when there are too many."""
+        self.others.append(line)
+        if len(self.others) > self._most:
+            del self.others[0]
+
+    def drop_others(self) -> None:
+        """Forget everything but the main line."""
+        self.others = []
+
+    def find(self, ids: Sequence[int]) -> Line | None:
+        """Return the line that begins with ``ids``, the longest if there are several."""
+        fitting = [
+            line
+            for line in (self.main, *self.others)
+            if len(line) >= len(ids) and common(line.ids, ids) == len(ids)
+        ]
+        return max(fitting, key=len, default=None)
+
+    def outcome(self, accepted: int, token: int) -> Line:
+        """Return a line for "so many drafts accepted, then ``token``"."""
+        head = self.main.proposals[:accepted]
+        return Line([*head, Proposal(token)], accepted, outcome=True)
+
+    def likely(self, in_flight: int) -> Outcome | None:
+        """Return the likeliest outcome that no line stands for yet.
+
+        Args:
+            in_flight: So many tokens of the main line are being judged.
+
+        Returns:
+            Accepted drafts and the id after them; None when nothing is known of it.
+        """
+        best, found = 0.0, None
+        reach = 1.0
+        for i, proposal in enumerate(self.main.proposals[: in_flight + 1]):
+            if proposal.confidence is None or proposal.runner_up is None:
+                return None
+            chance = reach * (1.0 - proposal.confidence)
+            if chance > best:
+                ids = [p.token for p in self.main.proposals[:i]]
+                if self.find([*ids, proposal.runner_up]) is None:
+                    best, found = chance, (i, proposal.runner_up)
+            reach *= proposal.confidence
+        return found

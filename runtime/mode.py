@@ -1,0 +1,103 @@
+"""What a stream does while the network carries its blocks: each mechanism has a switch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from draftwire.errors import ConfigError
+
+__all__ = ["DEFAULT_MODE", "OBJECTIVES", "PREEMPT", "Mode"]
+
+OBJECTIVES = ("cost", "latency")
+PREEMPT = ("guess", "exits", "outcomes")
+_MAX_PIPELINE = 64
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a stream hides the network.
+
+    Attributes:
+        objective: ``"cost"``: the verifier runs the target only when a block is there;
+            ``"latency"``: it decodes on without waiting and judges drafts as they come.
+        pipeline: At most so many blocks are in flight; 1 waits for every verdict. A race
+            sends every block at once, whatever this says.
+        preempt: What is drafted while verdicts are out. ``"guess"``: the next block, as
+            if every token in flight will be accepted; ``"exits"``: what the target's
+            early exits expect; ``"outcomes"``: then the likeliest other outcomes.
+        cut: A verdict that leaves nothing in flight sends a block that is not finished.
+        batch: Send pieces of so many tokens of a block that is still being drafted; 0
+            sends whole blocks.
+
+    Raises:
+        ConfigError: A value is unknown or out of range.
+
+    Source:
+        Pipeline and cutting: PicoSpec, https://arxiv.org/abs/2603.19133. Preemptive
+        drafting: https://arxiv.org/abs/2505.21594. Token batches: PipeSD,
+        https://arxiv.org/abs/2605.13319.
+    """
+
+    objective: str = "cost"
+    pipeline: int = 1
+    preempt: frozenset[str] = frozenset({"guess"})
+    cut: bool = False
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(
+                f"unknown objective {self.objective!r}",
+                hint="one of " + ", ".join(OBJECTIVES),
+            )
+        if not 1 <= self.pipeline <= _MAX_PIPELINE:
+            raise ConfigError(
+                f"a pipeline of {self.pipeline} blocks is outside 1..{_MAX_PIPELINE}"
+            )
+        unknown = sorted(set(self.preempt) - set(PREEMPT))
+        if unknown:
+            raise ConfigError(
+                f"unknown way to draft preemptively: {unknown[0]!r}",
+                hint="any of " + ", ".join(PREEMPT) + ", or off",
+            )
+        if not 0 <= self.batch <= 255:
+            raise ConfigError(f"batches of {self.batch} tokens are outside 0..255")
+
+    @classmethod
+    def of(
+        cls,
+        objective: str = "cost",
+        pipeline: int = 1,
+        preempt: str = "guess",
+        cut: bool = False,
+        batch: int = 0,
+    ) -> Mode:
+        """Return the mode of words as on the command line.
+
+        Args:
+            objective: See the class.
+            pipeline: See the class.
+            preempt: Words joined by commas, or ``"off"``.
+            cut: See the class.
+            batch: See the class.
+
+        Raises:
+            ConfigError: A word is unknown or a number out of range.
+        """
+        words = [word.strip() for word in preempt.split(",") if word.strip()]
+        if words == ["off"]:
+            words = []
+        return cls(objective, pipeline, frozenset(words), cut, batch)
+
+    @property
+    def racing(self) -> bool:
+        """True when the verifier does not wait for blocks."""
+        return self.objective == "latency"
+
+    @property
+    def preempt_text(self) -> str:
+        """The ``preempt`` words as on the command line."""
+        return ",".join(w for w in PREEMPT if w in self.preempt) or "off"
+
+
+DEFAULT_MODE = Mode()

@@ -1,0 +1,126 @@
+"""Preemptive drafting: what is drafted while a verdict is out, on whose word.
+
+Three sources of belief. The session's own: everything in flight will be accepted. An
+early exit's: a provisional verdict from inside the target's forward. And chance: the
+likeliest outcomes that are not believed, in case they come all the same. Nothing of this
+is ever shown; a verdict that agrees finds drafts ready, another one drops them.
+
+Source:
+    Early exits and preemptive drafting, https://arxiv.org/abs/2505.21594.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+from draftwire.runtime.actions import Counts
+from draftwire.runtime.in_flight import InFlight, common
+from draftwire.runtime.lines import Line, Lines
+from draftwire.sampling import Proposal
+from draftwire.transport.messages import Provisional
+
+__all__ = ["Preemption"]
+
+
+class Preemption:
+    """Keeps the lines of one stream filled while verdicts are out.
+
+    Args:
+        lines: Drafts of the stream.
+        wire: What is in flight of them.
+        counts: Of the stream.
+    """
+
+    def __init__(self, lines: Lines, wire: InFlight, counts: Counts) -> None:
+        self._lines = lines
+        self._wire = wire
+        self._counts = counts
+        self._glimpse: tuple[int, ...] = ()  # what an exit said of the next tokens
+        self._ahead = 0  # drafts made since the last verdict
+
+    def reset(self) -> None:
+        """Nothing is in flight any more."""
+        self._glimpse = ()
+        self._ahead = 0
+
+    def drafted(self) -> None:
+        """A token was drafted while a verdict was out."""
+        self._counts.preempted += 1
+        self._ahead += 1
+
+    def compare(self, new: Sequence[int]) -> None:
+        """Count whether the last provisional verdict was right.
+
+        Args:
+            new: What the verdict adds to the text.
+        """
+        glimpse = self._glimpse
+        if glimpse and tuple(new[: len(glimpse)]) == glimpse:
+            self._counts.provisional_right += 1
+        self._glimpse = ()
+
+    def judged(self) -> None:
+        """Count which drafts outlived the verdict; the lines know it already."""
+        left = max(0, len(self._lines.main) - len(self._wire.tokens))
+        self._counts.preempted_used += min(self._ahead, left)
+        self._ahead = 0
+
+    def believe(self, message: Provisional, *, room: int, bonus: bool) -> int:
+        """Make a provisional verdict the main line.
+
+        Args:
+            message: What an exit says.
+            room: Tokens that the text may still grow by, but for the last one.
+            bonus: The verifier adds a token to a block that it accepts whole.
+
+        Returns:
+            How many tokens of the main line the exit spoke of; 0 when it changes nothing.
+        """
+        lines = self._lines
+        branch = self._wire.branch(message.epoch)
+        whole = message.accepted == len(branch)
+        if message.accepted > len(branch) or (whole and not bonus):
+            return 0
+        guess = (*branch[: message.accepted], message.token)
+        if len(guess) > room:
+            return 0
+        self._counts.provisional += 1
+        self._glimpse = guess
+        line = lines.find(guess)
+        if line is lines.main:
+            return 0
+        if line is None:
+            like = lines.find(guess[:-1])
+            head = [Proposal(i) for i in guess[:-1]]
+            if like is not None:
+                head = like.proposals[: len(head)]
+            line = Line([*head, Proposal(message.token)], assumed=len(head))
+        lines.lead(line)
+        return len(guess)
+
+    def outcome(
+        self, length: int, room: Callable[[Line], int], stop_ids: Sequence[int]
+    ) -> Line | None:
+        """Return the line of an unlikely outcome that lacks drafts, or None.
+
+        Args:
+            length: Drafts behind the assumed token that make a block.
+            room: How many drafts still make sense behind a line.
+            stop_ids: Ids that end the text.
+        """
+        lines, wire = self._lines, self._wire
+        for line in lines.others:
+            short = len(line) < line.assumed + 1 + length
+            if line.outcome and short and room(line) and not line.ends(stop_ids):
+                return line
+        if lines.full or common(lines.main.ids, wire.tokens) < len(wire.tokens):
+            return None
+        likely = lines.likely(len(wire.tokens))
+        if likely is None or likely[1] in stop_ids:
+            return None
+        line = lines.outcome(*likely)
+        if not room(line):
+            return None
+        lines.keep(line)
+        self._counts.outcomes += 1
+        return line

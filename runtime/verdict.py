@@ -1,0 +1,58 @@
+"""Reads a commit: which tokens it adds to the text, and where each comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+from draftwire.errors import ProtocolError
+from draftwire.runtime.actions import Token
+from draftwire.runtime.in_flight import InFlight
+from draftwire.runtime.lines import Lines
+from draftwire.sampling import Proposer
+from draftwire.transport.messages import Commit, Finish
+
+__all__ = ["Verdict", "read_verdict"]
+
+
+class Verdict(NamedTuple):
+    """What a commit says.
+
+    Attributes:
+        tokens: New tokens of the text.
+        correction: The last of them, when it was drawn here and the verifier has yet to
+            be told; else None.
+    """
+
+    tokens: Sequence[Token]
+    correction: int | None
+
+
+def read_verdict(
+    commit: Commit, wire: InFlight, lines: Lines, proposer: Proposer, position: int
+) -> Verdict:
+    """Return the text that ``commit`` adds.
+
+    Args:
+        commit: From the verifier.
+        wire: What is in flight.
+        lines: The drafts.
+        proposer: Draws the correction, where the scheme leaves that to the device.
+        position: Absolute position of the first new token.
+
+    Raises:
+        ProtocolError: It contradicts what was sent.
+    """
+    accepted = commit.accepted
+    tokens = [Token(i, "accepted") for i in wire.accepted(commit.epoch, accepted)]
+    whole = accepted == len(wire.branch(commit.epoch))
+    correction = None
+    if commit.token is not None:
+        tokens.append(Token(commit.token, "bonus" if whole else "correction"))
+    elif commit.evidence and not whole:
+        correction = proposer.correct(
+            lines.main.proposals[accepted], commit.evidence, position + accepted
+        )
+        tokens.append(Token(correction, "correction"))
+    if not tokens and commit.finish is Finish.NOT_YET:
+        raise ProtocolError("the verifier answered a block without a token")
+    return Verdict(tokens, correction)

@@ -1,0 +1,168 @@
+"""What has come from the device and waits for judgement: the tokens of one branch.
+
+The device numbers its branches (the epoch) and begins a new one whenever it throws away
+drafts that it had sent. Both ends count alike, without asking: a branch dies once, when
+its tokens contradict the text.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+from draftwire.errors import ProtocolError
+from draftwire.transport.messages import Block
+
+__all__ = ["Branch", "Drafts"]
+
+
+class Drafts(NamedTuple):
+    """Drafted tokens and what came with them.
+
+    Attributes:
+        tokens: Ids.
+        evidence: Of the sampling scheme, for exactly these.
+    """
+
+    tokens: list[int]
+    evidence: bytes
+
+
+class Branch:
+    """The tokens of the device's present branch that are not judged yet.
+
+    Positions count from the end of the prompt.
+
+    Args:
+        max_block: Most drafted tokens that may wait.
+
+    Attributes:
+        epoch: Number of the branch, modulo 256.
+        asks: The device waits for the text to become at least so long.
+        discarded: Drafted tokens that died unjudged, so far.
+    """
+
+    def __init__(self, max_block: int) -> None:
+        self._max_block = max_block
+        self.epoch = 0
+        self.asks = 0
+        self.discarded = 0
+        self._base = 0  # position of the first token
+        self._tokens: list[int] = []
+        self._evidence = b""
+        self._ready = 0  # so many tokens belong to blocks that are complete
+        self._ready_evidence = 0
+        self._judging = 0  # tokens of this branch that the model works on
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def behind(self, epoch: int) -> bool:
+        """Return whether ``epoch`` is the number of a branch that is dead (RFC 1982)."""
+        return (epoch - self.epoch) & 0xFF >= 128
+
+    def turn(self, epoch: int) -> None:
+        """Go over to branch ``epoch``; what waited dies."""
+        if epoch != self.epoch:
+            self._drop()
+            self._judging = 0
+            self.asks = 0
+            self.epoch = epoch
+
+    def kill(self) -> None:
+        """The branch contradicts the text: expect the next one."""
+        self.turn((self.epoch + 1) & 0xFF)
+
+    def clear(self) -> None:
+        """Forget what waits; the branch keeps its number."""
+        self._drop()
+        self._judging = 0
+        self.asks = 0
+
+    def add(self, block: Block, committed: int) -> None:
+        """Put the tokens of ``block`` behind the others.
+
+        Args:
+            block: Of this branch.
+            committed: Length of the text.
+
+        Raises:
+            ProtocolError: It leaves a gap, repeats drafts, or is too much.
+        """
+        if self._tokens or self._judging:
+            expected = self._base + len(self._tokens)
+            if block.base != expected:
+                what = "leaves a gap" if block.base > expected else "repeats drafts"
+                raise ProtocolError(
+                    f"a block at {block.base} {what}: {expected} comes next"
+                )
+        elif block.base > committed:
+            raise ProtocolError(
+                f"a block at {block.base} leaves a gap: {committed} comes next"
+            )
+        else:
+            self._base = block.base
+        waiting = self._judging + len(self._tokens) + len(block.tokens)
+        if waiting > self._max_block:
+            raise ProtocolError(
+                f"{waiting} drafted tokens wait for judgement, the limit is "
+                f"{self._max_block}"
+            )
+        if block.evidence and not block.tokens:
+            raise ProtocolError("evidence without a token")
+        self._tokens += block.tokens
+        # Evidence of consecutive tokens is the concatenation of their evidence.
+        self._evidence += block.evidence
+        if not block.more:
+            self._ready = len(self._tokens)
+            self._ready_evidence = len(self._evidence)
+            end = block.base + len(block.tokens)
+            # A block without tokens asks for one.
+            self.asks = max(self.asks, end if block.tokens or self._ready else end + 1)
+
+    def settle(self, text: Sequence[int], prompt: int) -> None:
+        """Compare what waits with the text: what repeats it goes, what differs dies.
+
+        Args:
+            text: Prompt and committed tokens.
+            prompt: Length of the prompt.
+        """
+        if not self._tokens:
+            return
+        at = prompt + self._base
+        known = text[at : at + len(self._tokens)]
+        if not known:
+            return
+        # Evidence cannot be cut, so such a block is of use at the text's end only.
+        if self._evidence or self._tokens[: len(known)] != list(known):
+            self.kill()
+            return
+        del self._tokens[: len(known)]
+        self._ready = max(0, self._ready - len(known))
+        self._base += len(known)
+
+    def take(self, *, partial: bool) -> Drafts:
+        """Hand over what is to be judged now.
+
+        Args:
+            partial: Also the beginning of a block that has not come whole.
+        """
+        n, m = self._ready, self._ready_evidence
+        if partial:
+            n, m = len(self._tokens), len(self._evidence)
+        taken = Drafts(self._tokens[:n], self._evidence[:m])
+        del self._tokens[:n]
+        self._evidence = self._evidence[m:]
+        self._ready = self._ready_evidence = 0
+        self._base += n
+        self._judging = n
+        return taken
+
+    def judged(self) -> None:
+        """The model is done with what was taken."""
+        self._judging = 0
+
+    def _drop(self) -> None:
+        self.discarded += len(self._tokens)
+        self._tokens.clear()
+        self._evidence = b""
+        self._ready = self._ready_evidence = 0
