@@ -153,9 +153,33 @@ def _verifier(args: argparse.Namespace) -> int:
     return 1 if any(run["errors"] for run in document["runs"]) else 0
 
 
+def _link_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("what", nargs="?", default="run", choices=("run", "check"), help="default: run")
+    add(
+        "--spec",
+        metavar="LINK",
+        help="such as 40ms/10mbit, 80ms/2mbit/loss=1%%, driving-5g/20mbit, trace:FILE, "
+        "poor (required)",
+    )
+    add("--to", metavar="HOST:PORT", help="run: the server behind the link")
+    add("--listen", type=int, default=0, metavar="PORT", help="run: default: any")
+    add("--method", default="auto", help="auto, netem, tun or proxy (default: auto)")
+    add("--pings", type=_count, default=200, help="check: default: %(default)s")
+    add("--seconds", type=float, default=4.0, metavar="S", help="check: bulk, each way")
+    add("--no-calibrate", action="store_true", help="do not take the detour off the delay")
+
+
+def _link(args: argparse.Namespace) -> int:
+    from draftwire.cli._bench_link import check, run
+
+    return check(args) if args.what == "check" else run(args)
+
+
 LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
     "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
+    "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }
 
