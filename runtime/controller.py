@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Mapping, Protocol, Sequence
 
 from draftwire.errors import ConfigError
+from draftwire.runtime.mode import Mode
 from draftwire.sampling import Proposal
 
-__all__ = ["Controller", "FixedLength", "Policy", "Round", "make_controller"]
+__all__ = ["Controller", "FixedLength", "Off", "Policy", "Round", "make_controller"]
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,16 @@ class Controller(Protocol):
 
     name: str
 
+    def begin(self, mode: Mode) -> None:
+        """A stream begins; what was learned of earlier ones is kept."""
+
     def limit(self) -> int:
         """Return the most tokens of the next block.
 
-        0 is "off": draft nothing, and let the verifier stream; asked again after every
-        commit then.
+        0 while nothing is in flight is "off": draft nothing, and let the verifier
+        stream. 0 while blocks are out, or in a race, is "not now". Either way it is
+        asked again after every commit.
         """
-
-    def depth(self, most: int) -> int:
-        """Return how many blocks may be in flight, of at most ``most``."""
 
     def resolution(self) -> int:
         """Return the lattice resolution for ``qs``; 0 leaves it to the scheme."""
@@ -71,8 +73,14 @@ class Controller(Protocol):
     def enough(self, block: Sequence[Proposal]) -> bool:
         """Return True when ``block`` should leave as it is, short of the limit."""
 
+    def sent(self, drafted: int) -> None:
+        """A block of so many tokens has left."""
+
     def judged(self, drafted: int, accepted: int) -> None:
         """Learn from a verdict."""
+
+    def overtaken(self, count: int) -> None:
+        """Learn that so many drafts were right, and came too late to be judged."""
 
     def measured(self, round: Round) -> None:
         """Learn what a commit cost; called after :meth:`judged`."""
@@ -92,13 +100,12 @@ class Policy:
 
     name = "policy"
 
+    def begin(self, mode: Mode) -> None:
+        """Take the mode as it is."""
+
     def limit(self) -> int:
         """Draft four tokens."""
         return 4
-
-    def depth(self, most: int) -> int:
-        """Allow what the mode allows."""
-        return most
 
     def resolution(self) -> int:
         """Leave it to the scheme."""
@@ -108,7 +115,13 @@ class Policy:
         """Never stop early."""
         return False
 
+    def sent(self, drafted: int) -> None:
+        """Note nothing."""
+
     def judged(self, drafted: int, accepted: int) -> None:
+        """Learn nothing."""
+
+    def overtaken(self, count: int) -> None:
         """Learn nothing."""
 
     def measured(self, round: Round) -> None:
@@ -143,13 +156,58 @@ class FixedLength(Policy):
         return self._length
 
 
-def make_controller(spec: str) -> Controller:
-    """Return the policy that ``spec`` names, e.g. ``"fixed:4"``.
+class Off(Policy):
+    """Nothing is drafted (``off``): the verifier streams by itself."""
+
+    name = "off"
+
+    def limit(self) -> int:
+        """Return 0."""
+        return 0
+
+    def explain(self) -> str:
+        """Say so."""
+        return "off: as asked"
+
+
+def make_controller(
+    spec: str,
+    *,
+    max_watts: float | None = None,
+    max_joules_per_token: float | None = None,
+) -> Controller:
+    """Return the policy that ``spec`` names, e.g. ``"fixed:4"`` or ``"auto:energy"``.
+
+    Args:
+        spec: ``auto``, ``auto:latency``, ``auto:cost``, ``auto:energy``, ``fixed:K``,
+            ``flexspec``, ``qsv``, or ``off``.
+        max_watts: Mean watts over any ten seconds; only ``auto`` keeps it.
+        max_joules_per_token: Joules for each token of text, over any ten seconds.
 
     Raises:
         ConfigError: Unknown policy or bad number.
     """
     name, _, value = spec.partition(":")
+    budget = max_watts is not None or max_joules_per_token is not None
+    if name == "auto":
+        from draftwire.runtime.controller_auto import Auto
+        from draftwire.runtime.governor import Governor
+
+        return Auto(value or "latency", Governor(max_watts, max_joules_per_token))
+    if budget:
+        raise ConfigError(
+            f"controller {spec!r} keeps no budget of power",
+            hint="use auto, or leave the budget out",
+        )
     if name == "fixed" and value.isdigit():
         return FixedLength(int(value))
-    raise ConfigError(f"unknown controller {spec!r}", hint="use fixed:K, e.g. fixed:4")
+    if spec == "off":
+        return Off()
+    if spec in ("flexspec", "qsv"):
+        from draftwire.runtime.controller_baselines import FlexSpec, Qsv
+
+        return FlexSpec() if spec == "flexspec" else Qsv()
+    raise ConfigError(
+        f"unknown controller {spec!r}",
+        hint="auto, auto:energy, auto:cost, fixed:K (e.g. fixed:4), flexspec, qsv or off",
+    )

@@ -1,0 +1,337 @@
+"""What the link is like, learned from the traffic itself: no I/O, time is passed in.
+
+Every block and every commit goes through :class:`Channel` with its time and its size on
+the wire. A commit is matched with the block that it answers by committed position, in
+stop-and-wait, in a pipeline, and in a race, where a commit may answer several blocks or
+none. What the verifier says of its own queue and compute time is taken off, so that the
+rest is the network. A ping of the connection may be given too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+from typing import Any, NamedTuple
+
+from draftwire.runtime.controller import Round
+from draftwire.runtime.length_rule import Line
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Message,
+    Open,
+    Opened,
+    Resume,
+    Resumed,
+)
+
+__all__ = ["Channel"]
+
+_GAIN = 1 / 8  # of the smoothed round trip, RFC 6298
+_RECENT = 24  # samples that the minimum is taken over
+_STEP = 3  # samples in a row on one side: the link has changed
+_STALL_S = 0.18  # TCP sends again after at least 200 ms
+_WINDOW = 14_000  # bytes that TCP sends without waiting, RFC 6928
+_PING_BYTES = 68  # an empty ping of a client on the wire
+
+
+class _Sent(NamedTuple):
+    t_s: float
+    block: Block
+    nbytes: int
+    alone: bool
+
+    @property
+    def end(self) -> int:
+        return self.block.base + len(self.block.tokens)
+
+
+class Channel:
+    """Estimates of one connection.
+
+    Attributes:
+        rtt_s: Smoothed round trip without the time that bytes take, or None.
+        jitter_s: Mean deviation from it.
+        stalls: Answers that came so late that something was lost on the way.
+        bursts: Runs of stalls.
+        outages: Times that the connection was lost.
+        outage_s: Seconds without one.
+        radio: The last radio reading that was given, see :meth:`heard`.
+    """
+
+    def __init__(self) -> None:
+        self.rtt_s: float | None = None
+        self.jitter_s: float | None = None
+        self.stalls = self.bursts = self.outages = 0
+        self.outage_s = 0.0
+        self.samples = 0
+        self.radio: dict[str, Any] | None = None
+        self._line = Line(kept=0.95)
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._bounds: deque[float] = deque(maxlen=_RECENT)
+        self._out: deque[_Sent] = deque()
+        self._open: tuple[float, int] | None = None
+        self._position = 0
+        self._racing = False
+        self._answered_s = -1e9
+        self._run: list[float] = []  # stalls in a row
+        self._late_s = 0.0  # mean extra of a stall
+        self._late_share = 0.0
+        self._lost_s: float | None = None
+
+    # ---- what is known
+
+    @property
+    def rtt_min_s(self) -> float | None:
+        """The shortest of the recent round trips, or None."""
+        return min(self._recent) if self._recent else None
+
+    @property
+    def up_bytes_s(self) -> float | None:
+        """Goodput up in bytes a second, or None while no sizes tell it."""
+        slope, error = self._line.slope, self._line.error
+        return 1.0 / slope if slope > 0 and slope > 2.5 * error else None
+
+    @property
+    def mean_rtt_s(self) -> float | None:
+        """Round trip as it costs on average, stalls included, or None."""
+        if self.rtt_s is None:
+            return None
+        return self.rtt_s + self._late_share * self._late_s
+
+    @property
+    def in_flight(self) -> int:
+        """Blocks that are out."""
+        return len(self._out)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the run report's ``link`` says of it; unknown is None."""
+
+        def ms(seconds: float | None) -> float | None:
+            return None if seconds is None else round(seconds * 1e3, 3)
+
+        rate = self.up_bytes_s
+        return {
+            "rtt_ms": ms(self.rtt_s),
+            "rtt_min_ms": ms(self.rtt_min_s),
+            "jitter_ms": ms(self.jitter_s),
+            "up_mbit_s": None if rate is None else round(rate * 8e-6, 4),
+            "rtt_samples": self.samples,
+            "stalls": self.stalls,
+            "loss_bursts": self.bursts,
+            "outages": self.outages,
+            "outage_s": round(self.outage_s, 3),
+            "radio": self.radio,
+        }
+
+    # ---- events
+
+    def sent(self, t_s: float, message: Message, nbytes: int) -> None:
+        """Note a message that leaves.
+
+        Args:
+            t_s: Seconds of any monotonic clock.
+            message: What was sent.
+            nbytes: Its size on the wire, headers included.
+        """
+        if isinstance(message, Block):
+            self._racing = message.race or self._racing
+            self._out.append(_Sent(t_s, message, nbytes, not self._out))
+        elif isinstance(message, Open):
+            self._start(message.objective == "latency")
+            self._open = (t_s, nbytes) if nbytes <= _WINDOW else None
+        elif isinstance(message, (Resume, Bye)):
+            self._out.clear()
+
+    def received(self, t_s: float, message: Message) -> Round | None:
+        """Note a message that came; return what a commit taught, else None."""
+        if isinstance(message, Commit):
+            return self._commit(t_s, message)
+        if isinstance(message, Opened) and self._open is not None:
+            sent_s, nbytes = self._open
+            self._open = None
+            self._sample(t_s - sent_s, nbytes)
+        elif isinstance(message, Resumed):
+            self._out.clear()
+            self._position = message.position + len(message.tokens)
+        return None
+
+    def pinged(self, rtt_s: float, nbytes: int = _PING_BYTES) -> None:
+        """Take in the round trip of a ping."""
+        self._sample(rtt_s, nbytes)
+
+    def heard(self, reading: dict[str, Any]) -> None:
+        """Take in a reading of the radio (signal, technology)."""
+        self.radio = reading
+
+    def lost(self, t_s: float) -> None:
+        """Note that the connection is gone."""
+        if self._lost_s is None:
+            self._lost_s = t_s
+            self.outages += 1
+        self._out.clear()
+        self._open = None
+
+    def back(self, t_s: float) -> None:
+        """Note that there is a new connection."""
+        if self._lost_s is not None:
+            self.outage_s += max(0.0, t_s - self._lost_s)
+            self._lost_s = None
+
+    # ---- the inside
+
+    def _start(self, racing: bool) -> None:
+        self._out.clear()
+        self._position = 0
+        self._racing = racing
+        self._answered_s = -1e9
+
+    def _commit(self, t_s: float, commit: Commit) -> Round:
+        end = self._position + commit.accepted
+        new = commit.accepted
+        if commit.token is not None or commit.evidence:
+            new += 1
+        answered = self._match(commit, end)
+        self._position += new
+        wait = network = None
+        if answered:
+            last = answered[-1]
+            wait = t_s - last.t_s
+            network = wait - commit.queue_s - commit.compute_s
+            # A block that found the model at work waited for longer than the verifier
+            # says; its sample is only a bound.
+            idle = last.alone and not self._racing
+            known = self.rtt_s
+            if not idle and known is not None:
+                idle = self._answered_s <= last.t_s + known and not self._racing
+            if idle:
+                self._sample(network, last.nbytes)
+            else:
+                self._bound(network, last.nbytes)
+                network = None
+        self._answered_s = t_s
+        return Round(
+            t_s,
+            new,
+            sum(len(sent.block.tokens) for sent in answered),
+            commit.accepted,
+            wait,
+            network,
+            commit.queue_s,
+            commit.compute_s,
+            sum(sent.nbytes for sent in answered),
+            self.mean_rtt_s,
+            self.up_bytes_s,
+            len(self._out),
+        )
+
+    def _match(self, commit: Commit, end: int) -> list[_Sent]:
+        """Take off what ``commit`` answers, or makes void; return what it answers."""
+        out = self._out
+        answered: list[_Sent] = []
+        while out:
+            first = out[0]
+            tokens, base = first.block.tokens, first.block.base
+            behind = (first.block.epoch - commit.epoch) & 0xFF
+            if behind >= 128 or (tokens and first.end <= self._position):
+                out.popleft()  # of a dead branch, or overtaken: never judged
+            elif behind:
+                break  # of a branch that this commit does not know yet
+            elif first.end <= end and (tokens or not self._racing):
+                answered.append(out.popleft())
+            elif not tokens:
+                out.popleft()
+            else:
+                # The first that is not kept to its end: judged, if the rejection lies
+                # in it; otherwise it is out still.
+                judged = base < end or not (answered or self._racing)
+                if not self._agrees(first, commit, end):
+                    if judged:
+                        answered.append(first)
+                    if base <= end:
+                        self._drop(commit.epoch)
+                break
+        return answered
+
+    @staticmethod
+    def _agrees(sent: _Sent, commit: Commit, end: int) -> bool:
+        """Tell whether the verifier's own token is what ``sent`` has at its place."""
+        tokens, at = sent.block.tokens, end - sent.block.base
+        return at < len(tokens) and commit.token == tokens[at]
+
+    def _drop(self, epoch: int) -> None:
+        while self._out and self._out[0].block.epoch == epoch:
+            self._out.popleft()
+
+    def _bound(self, rtt_s: float, nbytes: int) -> None:
+        """Take in a round trip that may hold some waiting: the least of many is none."""
+        self._bounds.append(self._bare(rtt_s, nbytes))
+        if len(self._bounds) < 6:
+            return
+        least = min(self._bounds)
+        known = self.rtt_s
+        if known is None or least < known or least > known * 1.2:
+            self._bounds.clear()
+            self._note(least)
+
+    def _bare(self, rtt_s: float, nbytes: int) -> float:
+        rate = self.up_bytes_s
+        return max(rtt_s - nbytes / rate, 0.0) if rate is not None else max(rtt_s, 0.0)
+
+    def _sample(self, rtt_s: float, nbytes: int) -> None:
+        if rtt_s < 0:
+            return
+        bare = self._bare(rtt_s, nbytes)
+        if self._stall(bare):
+            return
+        self._line.learn(float(nbytes), rtt_s)
+        self._bounds.clear()
+        self._note(bare)
+
+    def _stall(self, bare: float) -> bool:
+        known, jitter = self.rtt_s, self.jitter_s
+        self._late_share *= 0.98
+        if known is None or jitter is None:
+            return False
+        excess = bare - known
+        if excess <= max(_STALL_S, 5 * jitter):
+            self._run = []
+            return False
+        self._run.append(bare)
+        if len(self._run) == _STEP:
+            # So many in a row are no accident but what the link is now.
+            self.rtt_s = median(self._run)
+            self.jitter_s = (max(self._run) - min(self._run)) / 2
+            self._recent.clear()
+            self.stalls -= _STEP - 1
+            self.bursts -= 1
+            self._late_share = 0.0
+            self._run = []
+            return False
+        self.stalls += 1
+        self.bursts += len(self._run) == 1
+        self._late_share += 0.02
+        self._late_s += 0.25 * (excess - self._late_s)
+        return True
+
+    def _note(self, rtt_s: float) -> None:
+        self.samples += 1
+        self._recent.append(rtt_s)
+        if self.rtt_s is None or self.jitter_s is None:
+            self.rtt_s, self.jitter_s = rtt_s, rtt_s / 4
+            return
+        last = list(self._recent)[-_STEP:]
+        away = max(4 * self.jitter_s, 0.2 * self.rtt_s, 1e-4)
+        up = all(x > self.rtt_s + away for x in last)
+        down = all(x < self.rtt_s - away for x in last)
+        if len(last) == _STEP and (up or down):
+            self.rtt_s = median(last)
+            self.jitter_s = max(max(last) - min(last), self.rtt_s / 16) / 2
+            self._recent.clear()
+            self._recent.extend(last)
+            return
+        self.jitter_s += 2 * _GAIN * (abs(rtt_s - self.rtt_s) - self.jitter_s)
+        # A mean at first, an exponential one later.
+        gain = max(_GAIN, 1.0 / min(self.samples, 8))
+        self.rtt_s += gain * (rtt_s - self.rtt_s)

@@ -1,0 +1,361 @@
+"""The controller that measures and decides: ``auto``.
+
+It learns how drafts fare (by position, and by the draft's own probability), what a round
+costs (network, verifier, drafting, bytes, joules), and stops drafting when one more token
+no longer pays: when the probability that it becomes text, for its cost, falls under what
+the stream yields anyway. What pays depends on how the stream works:
+
+- waiting for verdicts: a drafted token delays its block by the time that drafting takes;
+- while blocks are out: drafting is free of time, and a block leaves when a rejection in
+  it has become likely enough, so that it is found out early;
+- in a race: a draft is of use only where it arrives before the verifier gets there by
+  itself; blocks are as small as the uplink lets them be.
+
+Where drafting does not pay at all it draws back (``off``: the verifier streams), and
+tries again now and then. Budgets of power are kept by :mod:`draftwire.runtime.governor`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Mapping, Sequence
+
+from draftwire.errors import ConfigError
+from draftwire.runtime.controller import Policy, Round
+from draftwire.runtime.costs import Costs, Mean
+from draftwire.runtime.governor import Governor
+from draftwire.runtime.length_rule import Confidence, Survival, best_ratio
+from draftwire.runtime.mode import Mode
+from draftwire.runtime.trial import Trial
+from draftwire.sampling import Proposal
+
+__all__ = ["OBJECTIVES", "Auto"]
+
+OBJECTIVES = ("latency", "cost", "energy")
+_MOST = 48  # tokens of one block
+_HOPELESS = 0.03  # chance of being reached under which drafting ahead is waste
+_SLOWER = 0.83  # of the best speed that the energy objective may give up to
+_FORWARD_PRICE = 0.25  # objective cost: seconds that a second of the target is worth
+
+
+class Auto(Policy):
+    """Chooses block length, draft-ahead and streaming from what it measures.
+
+    Args:
+        objective: ``"latency"`` (tokens a second), ``"cost"`` (the same, and a price on
+            the target's time), ``"energy"`` (tokens a joule, at most a quarter slower).
+        governor: Budgets.
+
+    Raises:
+        ConfigError: Unknown objective.
+    """
+
+    def __init__(
+        self, objective: str = "latency", governor: Governor | None = None
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ConfigError(
+                f"the controller has no objective {objective!r}",
+                hint="auto, auto:" + ", auto:".join(OBJECTIVES),
+            )
+        self.name = "auto" if objective == "latency" else f"auto:{objective}"
+        self.objective = objective
+        self.governor = governor or Governor()
+        self.costs = Costs()
+        self.survival = Survival()
+        self.confidence = Confidence()
+        self._mode = Mode()
+        self._trial = Trial()
+        # Blocks in flight: confidence and place in the block of their tokens.
+        self._out: list[list[tuple[float | None, int]]] = []
+        self._block: list[float | None] = []
+        self._tokens = Mean(0.08)  # of text, a round
+        self._cost = Mean(0.08)  # seconds between commits
+        self._yield = Mean(0.1)  # expected tokens of a block that left
+        self._drafted = Mean(0.1)  # its length
+        self._share = Mean(0.03)  # tokens that a racing commit gains
+        self._last_s: float | None = None
+        self._why = ""
+        self._informed = 0.0
+
+    # ---- what the session asks
+
+    def begin(self, mode: Mode) -> None:
+        """See :class:`~draftwire.runtime.controller.Controller`."""
+        self._mode = mode
+        self._out = []
+        self._block = []
+        self._last_s = None
+
+    def limit(self) -> int:
+        """Return the most tokens of the next block; 0 draws back, or waits."""
+        self._block = []
+        costs = self.costs
+        if not self.governor.allows(costs.draft_s, costs.draft_w, fresh=True):
+            self._why = f"off: the budget of {self.governor.why} is used up"
+            return 0
+        if self._trial.off:
+            self._why = f"off: {self._trial.why}"
+            return 0
+        if self._out and not self._ahead_pays():
+            self._why = "waiting: drafting ahead does not pay"
+            return 0
+        if self._mode.racing:
+            return self._piece()
+        best = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[0]
+        wait = int(costs.wait_s / costs.draft_s) + 2
+        return max(1, min(_MOST, max(2 * best + 4, wait)))
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        """Return True when one more token no longer pays."""
+        self._block = [p.confidence for p in block]
+        costs = self.costs
+        if not self.governor.allows(costs.draft_s, costs.draft_w):
+            return self._stop(f"the budget of {self.governor.why} is near")
+        reach = self._reach(self._block)
+        following = reach * self.survival.hazard(len(block) + 1)
+        if self._out:
+            return self._enough_ahead(reach, following)
+        price = self._best() * self._marginal
+        if following > price:
+            return False
+        return self._stop("one more does not pay", following, price)
+
+    def sent(self, drafted: int) -> None:
+        """A block of ``drafted`` tokens has left."""
+        known = (self._block + [None] * drafted)[:drafted]
+        self._out.append([(c, i) for i, c in enumerate(known, 1)])
+        if drafted:
+            total, reach = 1.0, 1.0
+            for i, c in enumerate(known, 1):
+                reach *= self._chance(c, i)
+                total += reach
+            self._yield.learn(total)
+            self._drafted.learn(float(drafted))
+        self._block = []
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """Learn how a block fared."""
+        known = self._take(drafted)
+        self._learn(known, drafted, accepted)
+        self._trial.judged(drafted)
+
+    def overtaken(self, count: int) -> None:
+        """Learn that drafts were right, though nobody judged them."""
+        for _ in range(count):
+            known = self._take(1)
+            self._learn(known, 1, 1)
+
+    def _take(self, count: int) -> list[tuple[float | None, int]]:
+        """Take the next ``count`` tokens of the first block that is out."""
+        while self._out and not self._out[0]:
+            del self._out[0]
+        if not self._out:
+            return []
+        known, self._out[0] = self._out[0][:count], self._out[0][count:]
+        return known
+
+    def _learn(
+        self, known: Sequence[tuple[float | None, int]], drafted: int, accepted: int
+    ) -> None:
+        expected = [self._chance(c, at) for c, at in known]
+        first = known[0][1] if known else 1
+        surprised = self.survival.learn(drafted, accepted, expected, first)
+        for i, (c, _) in enumerate(known[: min(drafted, accepted + 1)]):
+            if c is not None:
+                self.confidence.learn(c, i < accepted)
+        if surprised:
+            self.confidence.doubt()
+            self._trial.news()
+
+    def measured(self, round: Round) -> None:
+        """Learn what a commit cost."""
+        costs = self.costs
+        before = costs.wait_s
+        costs.measured(round)
+        if not 0.75 < before / max(costs.wait_s, 1e-9) < 1.33:
+            self._trial.news()
+        self.governor.passed(round.t_s, round.tokens, costs.wait_w)
+        if len(self._out) > round.in_flight:
+            del self._out[: len(self._out) - round.in_flight]
+        if self._last_s is not None:
+            self._tokens.learn(float(round.tokens))
+            self._cost.learn(round.t_s - self._last_s)
+        self._last_s = round.t_s
+        self._weigh(round)
+
+    def drafted_in(self, seconds: float) -> None:
+        """Learn what one drafted token took."""
+        self.costs.drafted_in(seconds)
+        self.governor.drafted(seconds, self.costs.draft_w)
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        """Learn the mean watts of each phase."""
+        self.costs.power(watts)
+
+    def explain(self) -> str:
+        """Return why the last block ended, or why nothing is drafted."""
+        return self._why
+
+    # ---- chances
+
+    def _chance(self, probability: float | None, position: int) -> float:
+        """Return the chance that a token is accepted, given that those before it are."""
+        if probability is None:
+            return self.survival.hazard(position)
+        return self.confidence.acceptance(probability)
+
+    def _reach(self, known: Sequence[float | None]) -> float:
+        reach = 1.0
+        for i, c in enumerate(known):
+            reach *= self._chance(c, i + 1)
+        return reach
+
+    @property
+    def _chain(self) -> float:
+        """Chance that everything in flight is accepted."""
+        chain = 1.0
+        for known in self._out:
+            for c, at in known:
+                chain *= self._chance(c, at)
+        return chain
+
+    # ---- prices: seconds, or what the objective counts instead
+
+    def _price(self, seconds: float, drafting_s: float, forwards_s: float) -> float:
+        """Return what an amount of waiting, drafting and forwards costs."""
+        costs = self.costs
+        if self.objective == "energy" and costs.powered:
+            joules = costs.wait_w * seconds + costs.draft_w * drafting_s
+            return joules + self._haste * (seconds + drafting_s)
+        price = seconds + drafting_s
+        if self.objective == "cost":
+            price += _FORWARD_PRICE * forwards_s
+        return price
+
+    @property
+    def _haste(self) -> float:
+        """Watts that a second is worth, so that saving joules takes too long never."""
+        costs = self.costs
+        curve = self.survival.curve(_MOST)
+        time = costs.wait_s, costs.token_s
+        _, best = best_ratio(curve, *time)
+        best = max(best, 1.0 / costs.forward_s if self._mode.racing else 0.0)
+        for haste in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
+            worth = haste * costs.wait_w
+            fixed = (costs.wait_w + worth) * costs.wait_s
+            marginal = (costs.draft_w + worth) * costs.draft_s
+            k = best_ratio(curve, fixed, marginal)[0]
+            rate = (1.0 + sum(curve[:k])) / (time[0] + k * time[1])
+            if rate >= _SLOWER * best:
+                return worth
+        return 8.0 * costs.wait_w
+
+    @property
+    def _fixed(self) -> float:
+        costs = self.costs
+        return self._price(costs.wait_s, 0.0, costs.forward_s)
+
+    @property
+    def _marginal(self) -> float:
+        costs = self.costs
+        return self._price(costs.token_s - costs.draft_s, costs.draft_s, costs.row_s)
+
+    def _best(self) -> float:
+        """Return the text that a unit of cost yields in the long run.
+
+        The best of what the curve says a fixed length would reach and of what the
+        blocks of late are expected to have reached, at the costs of now.
+        """
+        ratio = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[1]
+        if self._yield.count >= 4:
+            spent = self._fixed + self._drafted.value * self._marginal
+            ratio = max(ratio, self._yield.value / spent)
+        return ratio
+
+    # ---- while blocks are out
+
+    def _ahead_pays(self) -> bool:
+        """Tell whether to draft on what is not judged yet."""
+        chance = self._chain * self.survival.hazard(1)
+        if self.objective != "energy" or not self.costs.powered:
+            return chance > _HOPELESS
+        # The draft costs the joules above waiting; it saves its time if it is of use.
+        costs = self.costs
+        extra = (costs.draft_w - costs.wait_w) * costs.draft_s
+        saved = chance * (costs.wait_w + self._haste) * costs.draft_s
+        return saved > extra
+
+    def _enough_ahead(self, reach: float, following: float) -> bool:
+        costs, mode = self.costs, self._mode
+        chain = self._chain
+        if chain * following < _HOPELESS:
+            return self._stop("hardly reached", chain * following, _HOPELESS)
+        if mode.racing:
+            return False
+        if len(self._out) >= mode.pipeline:
+            # It cannot leave before the verdict; what is drafted meanwhile is free.
+            return self.objective == "energy" and not self._ahead_pays()
+        # One more token delays the news of a rejection that is in the block already;
+        # a block of its own keeps the verifier busy when the next one comes.
+        busy = min(1.0, costs.forward_s / costs.draft_s)
+        delay = (1.0 - reach) * costs.draft_s * _EAGER
+        hold = 0.5 * costs.forward_s * (1.0 - self.survival.acceptance) * busy
+        hold += _FORWARD_PRICE * costs.forward_s if self.objective == "cost" else 0.0
+        hold += costs.frame_bytes * costs.byte_s
+        if delay <= hold:
+            return False
+        return self._stop("a rejection in it is likely", 1.0 - reach, hold)
+
+    def _piece(self) -> int:
+        """Return the length of a block in a race."""
+        costs = self.costs
+        frame_s = costs.frame_bytes * costs.byte_s
+        return max(1, min(16, math.ceil(2.0 * frame_s / costs.draft_s)))
+
+    # ---- drawing back
+
+    def _weigh(self, round: Round) -> None:
+        """Ask whether drafting pays at all."""
+        costs, trial = self.costs, self._trial
+        trial.passed(round.tokens)
+        if self._mode.racing:
+            if not trial.off:
+                self._share.learn(float(round.accepted))
+                if self._share.count > 60 and self._share.value < 0.02:
+                    trial.draw_back("drafts come too late to be of use")
+            return
+        if trial.off or self._yield.count < 6:
+            return
+        stream = self._price(costs.forward_s + 1e-4, 0.0, costs.forward_s)
+        drafting = 1.0 / self._best()
+        if self._mode.preempt:
+            if self._tokens.count < 8:
+                return
+            # What is hidden behind the network only the clock can tell.
+            tokens = max(self._tokens.value, 1e-9)
+            drafting = self._price(self._cost.value / tokens, 0.0, costs.forward_s / tokens)
+        if drafting > 1.05 * stream:
+            trial.draw_back(
+                f"a token costs {drafting / stream:.2f} of what streaming costs"
+            )
+            self._tokens, self._cost = Mean(0.08), Mean(0.08)
+
+    def _stop(self, why: str, gain: float = 0.0, price: float = 0.0) -> bool:
+        costs = self.costs
+        parts = [f"{len(self._block)} tokens: {why}"]
+        known = [c for c in self._block if c is not None]
+        if known:
+            parts.append(f"confidence {known[-1]:.2f}")
+        parts.append(f"all accepted {self._reach(self._block):.2f}")
+        if price:
+            parts.append(f"gain {gain:.3f} for {price:.3f}")
+        parts.append(f"rtt {costs.rtt_s * 1e3:.0f} ms")
+        if costs.powered:
+            joules = costs.draft_w * costs.draft_s * len(self._block)
+            parts.append(f"{joules:.3f} J drafting")
+        self._why = ", ".join(parts)
+        return True
+
+
+_EAGER = 2.0  # tokens by which a rejection is found later, for each that one waits

@@ -1,0 +1,190 @@
+"""Length policies of published systems, and one that knows the future.
+
+They have the same interface and the same measurements as ours, so that a comparison
+compares the rules alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Mapping, Protocol, Sequence
+
+from draftwire.runtime.controller import Policy, Round
+from draftwire.runtime.costs import Costs
+from draftwire.sampling import Proposal
+
+__all__ = ["FlexSpec", "Foresight", "Oracle", "Qsv"]
+
+
+class FlexSpec(Policy):
+    """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``).
+
+    A ratio of two linear functions has its optimum at an end, so the answer is always
+    ``K_min`` or ``K_max``.
+
+    Args:
+        least: ``K_min``.
+        most: ``K_max``.
+
+    Source:
+        https://arxiv.org/abs/2601.00644, as methods, section 1, has it. The paper gives
+        no constants: ``g`` forgets with 0.9, and the costs are measured as for ``auto``.
+    """
+
+    name = "flexspec"
+
+    def __init__(self, least: int = 1, most: int = 8) -> None:
+        self._least, self._most = least, most
+        self._acceptance = 0.7
+        self.costs = Costs()
+
+    def limit(self) -> int:
+        """Return one end or the other."""
+
+        def ratio(k: int) -> float:
+            gain = 1.0 + self._acceptance * k
+            return gain / (self.costs.wait_s + k * self.costs.token_s)
+
+        return max((self._least, self._most), key=ratio)
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """Move the acceptance EMA."""
+        if drafted:
+            self._acceptance += 0.1 * (accepted / drafted - self._acceptance)
+
+    def measured(self, round: Round) -> None:
+        """Learn the costs."""
+        self.costs.measured(round)
+
+    def drafted_in(self, seconds: float) -> None:
+        """Learn the drafting time."""
+        self.costs.drafted_in(seconds)
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        """Learn the watts."""
+        self.costs.power(watts)
+
+    def explain(self) -> str:
+        """Name the end that was chosen."""
+        return f"limit {self.limit()}, acceptance {self._acceptance:.2f}"
+
+
+class Qsv(Policy):
+    """A table over length and resolution, by recent certainty and uplink (``qsv``).
+
+    The throughput of a choice is ``E[N] / (compute + uplink)`` with
+    ``E[N] = sum_k k a^(k-1) (1-a) + (K+1) a^K``; round trip and downlink are not in it.
+    The state is the mean probability of the last accepted tokens (in tenths); the table
+    holds the acceptance seen in each state, at each resolution.
+
+    Source:
+        https://arxiv.org/abs/2507.00605, section 3 of methods: 64 recent probabilities,
+        K in 1..12, two resolutions. The paper learns the choice with a double DQN;
+        here the table is filled from measurement and the published model is maximised.
+    """
+
+    name = "qsv"
+    lengths = range(1, 13)
+    resolutions = (16, 100)
+    # Bits of 16 ids of a vocabulary of 32,000 at these resolutions (qs_codec's count).
+    bits = (240.0, 270.0)
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=64)
+        self._block: list[float | None] = []
+        self._sent: deque[list[float | None]] = deque()
+        self._table = [[0.75] * 11 for _ in self.resolutions]
+        self._chosen = 1
+        self.costs = Costs()
+
+    @property
+    def _state(self) -> int:
+        if not self._recent:
+            return 7
+        return int(10 * sum(self._recent) / len(self._recent))
+
+    def _throughput(self, length: int, choice: int) -> float:
+        a = min(self._table[choice][self._state], 0.99)
+        tokens = sum(k * a ** (k - 1) * (1 - a) for k in range(1, length + 1))
+        tokens += (length + 1) * a**length
+        costs = self.costs
+        uplink = length * self.bits[choice] / 8 * costs.byte_s
+        return tokens / (length * costs.draft_s + costs.forward_s + uplink)
+
+    def limit(self) -> int:
+        """Return the best length by the published model."""
+        best, self._chosen = max(
+            ((k, c) for k in self.lengths for c in range(len(self.resolutions))),
+            key=lambda pair: self._throughput(*pair),
+        )
+        self._block = []
+        return best
+
+    def resolution(self) -> int:
+        """Return the resolution that goes with the length."""
+        return self.resolutions[self._chosen]
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        """Note the probabilities; never stop early."""
+        self._block = [p.confidence for p in block]
+        return False
+
+    def sent(self, drafted: int) -> None:
+        """Remember the probabilities of a block."""
+        self._sent.append((self._block + [None] * drafted)[:drafted])
+        self._block = []
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        """Fill the table."""
+        known = self._sent.popleft() if self._sent else []
+        row, state = self._table[self._chosen], self._state
+        for i in range(min(drafted, accepted + 1)):
+            row[state] += 0.05 * ((i < accepted) - row[state])
+        self._recent.extend(c for c in known[:accepted] if c is not None)
+
+    def measured(self, round: Round) -> None:
+        """Learn the costs."""
+        self.costs.measured(round)
+        while len(self._sent) > round.in_flight:
+            self._sent.popleft()
+
+    def drafted_in(self, seconds: float) -> None:
+        """Learn the drafting time."""
+        self.costs.drafted_in(seconds)
+
+    def explain(self) -> str:
+        """Name the state."""
+        resolution = self.resolutions[self._chosen]
+        return f"limit {self.limit()}, state {self._state}, resolution {resolution}"
+
+
+class Foresight(Protocol):
+    """What a simulator can tell about the future."""
+
+    def run(self) -> int:
+        """Return how many drafts from here on would be accepted in a row."""
+
+    def length(self) -> int:
+        """Return the length of the block that begins here with which the text ends
+        soonest; 0 to let the verifier stream."""
+
+
+class Oracle(Policy):
+    """Knows every acceptance and every state of the channel to come.
+
+    Args:
+        foresight: The simulator's hook.
+    """
+
+    name = "oracle"
+
+    def __init__(self, foresight: Foresight) -> None:
+        self._foresight = foresight
+
+    def limit(self) -> int:
+        """Return what is best in hindsight."""
+        return self._foresight.length()
+
+    def explain(self) -> str:
+        """Say what it saw."""
+        return f"{self._foresight.run()} drafts will be accepted"
