@@ -263,6 +263,7 @@ class Connection:
             len(request.prompt),
             welcome.vocab_size,
         )
+        stream.wants_exits = request.exits
         if "resume" in welcome.capabilities:
             kept.enter(stream)
         self._service.streams += 1
@@ -327,7 +328,8 @@ class Connection:
     def _start(self, stream: Stream) -> None:
         if self._stream is stream:  # nobody took it over meanwhile
             assert self._welcome is not None
-            stream.exits = "exits" in self._welcome.capabilities
+            negotiated = "exits" in self._welcome.capabilities
+            stream.exits = stream.wants_exits and negotiated
             stream.worker = asyncio.ensure_future(self._work(stream))
 
     async def _work(self, stream: Stream) -> None:

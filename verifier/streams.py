@@ -58,7 +58,8 @@ class Stream:
         moving: Held while the stream changes hands.
         worker: Drives the session.
         unjudged: Bytes of evidence that may wait for judgement.
-        exits: Whether its device wants to hear from early exits.
+        wants_exits: Whether its open asks for what early exits expect.
+        exits: Whether that is sent: they were negotiated, too.
         parked_s: When its link was lost.
     """
 
@@ -84,6 +85,7 @@ class Stream:
         self.moving = asyncio.Lock()
         self.worker: asyncio.Task[None] | None = None
         self.unjudged = 0
+        self.wants_exits = False
         self.exits = False
         self.parked_s = 0.0
         self.vocab_size = vocab_size
