@@ -235,7 +235,7 @@ def _anchor_layers(base: Base, wanted: int | None) -> int:
 def _plan(settings: DraftSettings, context: int) -> Plan:
     length = min(settings.length, context)
     longer = min(4 * length, context, max(length, settings.batch))
-    micro = max(_MICRO // longer, 1) * longer
+    micro = max(min(_MICRO, settings.batch) // longer, 1) * longer
     batch = max(1, round(settings.batch / micro)) * micro
     steps = max(1, round(settings.tokens / batch))
     return Plan(

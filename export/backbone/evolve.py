@@ -126,7 +126,7 @@ def evolve_target(
     frozen = anchor if settings.freeze_anchor else 0
     add_lora(model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000)
     length = min(settings.length, model.architecture.context)
-    micro = max(1, 2048 // length) * length
+    micro = max(1, min(2048, settings.batch) // length) * length
     batch = max(1, round(settings.batch / micro)) * micro
     steps = max(1, round(settings.tokens / batch))
     plan = Plan(

@@ -163,6 +163,7 @@ def _text_and_place(parser: argparse.ArgumentParser, kind: str) -> None:
         help="text, plain or .jsonl; one part in 25 is held out",
     )
     add("--out", required=True, type=Path, metavar=kind, help="what to write")
+    add("--replace", action="store_true", help="put it in the place of an older one")
     add(
         "--work",
         type=Path,

@@ -1,0 +1,392 @@
+"""``export draft`` and ``export evolve``: what comes out, what is refused, going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+from safetensors.numpy import load_file  # noqa: E402
+
+from draftwire.cli import main  # noqa: E402
+from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
+from draftwire.export.adapter import package_adapter  # noqa: E402
+from draftwire.export.backbone import build, evolve  # noqa: E402
+from draftwire.export.backbone.build import DraftSettings, build_draft  # noqa: E402
+from draftwire.export.backbone.evolve import (  # noqa: E402
+    EvolveSettings,
+    evolve_target,
+)
+from draftwire.export.backbone.text import read_documents, split_documents  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.tensors import target_weights  # noqa: E402
+
+SMALL = DraftSettings(
+    anchor_layers=1,
+    trained_layers=1,
+    tokens=1024,
+    batch=256,
+    length=32,
+    prompts=2,
+    looks=2,
+    precision="float32",
+)
+EVOLVED = EvolveSettings(rank=2, tokens=512, batch=256, length=32, lr=0.05)
+
+
+def quiet(line):
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of robot sentences."""
+    rng = random.Random(3)
+    words = "the robot takes red cup to table and then goes door".split()
+    file = tmp_path_factory.mktemp("text") / "robot.txt"
+    paragraphs = [" ".join(rng.choices(words, k=60)) for _ in range(160)]
+    file.write_text("\n\n".join(paragraphs) + "\n")
+    return file
+
+
+def command(what, source, text, out, *more):
+    return ["export", what, str(source), "--data", str(text), "--out", str(out), *more]
+
+
+def test_the_command_makes_a_draft_of_the_family(models, tmp_path, text, capsys):
+    folder = models("llama")
+    target = export_onnx(
+        folder, tmp_path / "v1.target", role="target", anchor_layers=1, against="numpy"
+    )
+    out = tmp_path / "d.draft"
+    words = ["--anchor-layers", "1", "--layers", "1", "--tokens", "1024", "--batch", "256"]
+    words += ["--precision", "fp32", "--prompts", "2", "--json"]
+    assert main(command("draft", folder, text, out, *words)) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["path"] == str(out)
+    assert "accepted of 4" in said.err
+    draft, v1 = load_draft(out), load_target(target)
+    assert draft.family.backbone == v1.family.backbone
+    assert draft.family.tokenizer == v1.family.tokenizer
+    assert draft.family.name == "llama"
+    base = load_file(folder / "model.safetensors")
+    made = load_file(tmp_path / "d.work" / "d.hf" / "model.safetensors")
+    changed = {n for n in made if not np.array_equal(made[n], base[n])}
+    assert changed and all(".layers.1." in n or n == "model.norm.weight" for n in changed)
+    report = json.loads((tmp_path / "d.work" / "report.json").read_text())
+    assert report["schema"] == "draftwire.training/1"
+    assert [row["step"] for row in report["log"]] == list(range(report["steps"]))
+    assert 0 <= report["log"][-1]["accepted"] <= 4
+    assert 0 <= report["held_out"]["robot"]["overlap"] <= 1
+    assert main(command("draft", folder, text, out, *words)) == 2
+    assert "already" in capsys.readouterr().err
+
+
+def test_the_draft_learns(models, tmp_path, text):
+    """Without its second layer the base is another model; the draft makes up for it."""
+    settings = DraftSettings(
+        **{**vars(SMALL), "anchor_layers": 0, "tokens": 12 * 1024, "lr": 0.01}
+    )
+    build_draft(
+        models("llama"),
+        tmp_path / "d.draft",
+        [text],
+        settings=settings,
+        export_precision="fp32",
+        say=quiet,
+    )
+    report = json.loads((tmp_path / "d.work" / "report.json").read_text())
+    losses = [row["loss"] for row in report["log"]]
+    assert np.mean(losses[-4:]) < 0.7 * losses[0]
+    if "matplotlib" in sys.modules:
+        assert (tmp_path / "d.work" / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("shape", ["qwen2", "gpt_neox"])
+def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
+    """From the checkpoint and from its target package: the same draft."""
+    target = export_onnx(
+        models(shape),
+        tmp_path / "v1.target",
+        role="target",
+        precision="fp32",
+        anchor_layers=1,
+        family_name="kin",
+        against="numpy",
+    )
+    made = [
+        load_draft(
+            build_draft(
+                source,
+                tmp_path / f"{name}.draft",
+                [text],
+                settings=SMALL,
+                export_precision="fp32",
+                family_name="kin",
+                say=quiet,
+            )
+        )
+        for name, source in (("a", models(shape)), ("b", target))
+    ]
+    assert made[0].family == made[1].family == load_target(target).family
+    weights = [load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in "ab"]
+    for name, values in weights[0].items():
+        np.testing.assert_allclose(values, weights[1][name], atol=5e-3)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Return a function: make a module's training break off at a micro-batch."""
+
+    def at(module, name, number):
+        whole, calls = getattr(module, name), []
+
+        def loss(*args):
+            calls.append(1)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return whole(*args)
+
+        monkeypatch.setattr(module, name, loss)
+
+    return at
+
+
+def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):
+    settings = DraftSettings(**{**vars(SMALL), "save_every": 0.0})
+
+    def make(name):
+        return build_draft(
+            models("llama"),
+            tmp_path / f"{name}.draft",
+            [text],
+            settings=settings,
+            export_precision="fp32",
+            name="d",
+            say=quiet,
+        )
+
+    whole = make("whole")
+    interrupted(build, "_loss", 3)
+    with pytest.raises(KeyboardInterrupt):
+        make("broken")
+    assert not (tmp_path / "broken.draft").exists()
+    log = [x for x in tmp_path.glob("broken.work/log.jsonl")]
+    assert len(log[0].read_text().splitlines()) == 2, "two steps were kept"
+    with pytest.raises(ConfigError, match=r"other settings \(tokens\)"):
+        build_draft(
+            models("llama"),
+            tmp_path / "broken.draft",
+            [text],
+            settings=DraftSettings(**{**vars(settings), "tokens": 2048}),
+            say=quiet,
+        )
+    again = make("broken")
+    first, second = (
+        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors")
+        for n in ("whole", "broken")
+    )
+    for name, values in first.items():
+        np.testing.assert_allclose(second[name], values, atol=1e-6)
+    assert load_draft(whole).family == load_draft(again).family
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on(models, tmp_path, text):
+    """kill -9 in the middle, twice; then the result of an undisturbed run."""
+    home = Path(build.__file__).resolve().parents[2] / "src"
+    script = (
+        "import sys\n"
+        "from draftwire.export.backbone.build import DraftSettings, build_draft\n"
+        "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], export_precision='fp32',\n"
+        "  name='d', settings=DraftSettings(anchor_layers=1, trained_layers=1,\n"
+        "  tokens=300_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"
+        "  precision='float32'))\n"
+    )
+
+    def start(out):
+        return subprocess.Popen(
+            [sys.executable, "-c", script, models("llama"), out, text],
+            env={**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    assert start(tmp_path / "whole.draft").wait() == 0
+    log = tmp_path / "cut.work" / "log.jsonl"
+    for steps in (20, 100):
+        process = start(tmp_path / "cut.draft")
+        while process.poll() is None:
+            if log.exists() and len(log.read_text().splitlines()) > steps:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+        assert process.returncode == -signal.SIGKILL
+        assert not (tmp_path / "cut.draft").exists()
+    last = start(tmp_path / "cut.draft")
+    said = last.communicate()[0].decode()
+    assert last.returncode == 0 and "resumed at step" in said
+    first, second = (
+        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in ("whole", "cut")
+    )
+    for name, values in first.items():
+        np.testing.assert_allclose(second[name], values, atol=1e-4)
+
+
+def test_wrong_input_is_refused(models, model_copy, tmp_path, text, tokenizer_file):
+    out = tmp_path / "d.draft"
+
+    def refused(kind, sentence, source=None, data=(text,), place=out, **changes):
+        settings = DraftSettings(**{**vars(SMALL), **changes})
+        with pytest.raises(kind, match=sentence) as found:
+            build_draft(
+                source or models("llama"), place, data, settings=settings, say=quiet
+            )
+        assert isinstance(found.value, DraftwireError)
+
+    short = tmp_path / "short.txt"
+    short.write_text("the robot goes")
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00\x80" * 100)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "the robot"}\n{"id": 7}\n')
+    refused(ConfigError, "no model directory", source=tmp_path / "nowhere")
+    refused(ConfigError, r"called NAME\.draft", place=tmp_path / "d.target")
+    refused(ConfigError, "base of 2 layers", trained_layers=2)
+    refused(ConfigError, "tokens is 0", tokens=0)
+    refused(ConfigError, "learning rate", lr=0.0)
+    refused(ConfigError, "no arithmetic", precision="int3")
+    refused(ConfigError, "no device 'tpu'", device="tpu")
+    refused(ConfigError, "cannot be read", data=[tmp_path / "missing.txt"])
+    for number, (sentence, data) in enumerate(
+        (
+            ("no text to train on", []),
+            ("text is too small", [short]),
+            ("not UTF-8", [binary]),
+            ("line 2 of .* has no text", [lines]),
+        )
+    ):
+        refused(ConfigError, sentence, data=data, place=tmp_path / f"{number}.draft")
+    folder = model_copy("llama")
+    (folder / "tokenizer.json").unlink()
+    refused(ModelError, r"no tokenizer\.json", source=folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    refused(ModelError, "'mamba' model", source=folder)
+    assert not list(tmp_path.glob("*.draft"))
+
+
+def test_documents_are_dealt_once():
+    documents = [f"document {i}" for i in range(50)]
+    parts = split_documents(documents, {"held": 0.04, "train": 0.96}, seed=1)
+    assert sorted(parts["held"] + parts["train"]) == sorted(documents)
+    assert len(parts["held"]) == 2
+    assert parts == split_documents(documents, {"held": 0.04, "train": 0.96}, seed=1)
+
+
+def test_jsonl_documents(tmp_path):
+    file = tmp_path / "turns.jsonl"
+    file.write_text('{"turns": ["a", "b"]}\n\n{"text": "c"}\n')
+    assert read_documents(file) == ["a\nb", "c"]
+
+
+@pytest.fixture(scope="module")
+def v1(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("family") / "v1.target"
+    return export_onnx(
+        models("llama"), out, role="target", anchor_layers=1, against="numpy"
+    )
+
+
+def test_the_command_evolves_a_target(v1, text, capsys):
+    words = ["--rank", "2", "--tokens", "512", "--batch", "256", "--lr", "0.05"]
+    for version, free in (("v2", []), ("v3", ["--free-anchor"])):
+        out = v1.parent / f"{version}.target"
+        more = [*words, "--version", version, *free]
+        assert main(command("evolve", v1, text, out, *more)) == 0
+        said = capsys.readouterr()
+        assert "nats per token" in said.err
+        assert bool(free) == ("drafts of its tokenizer alone" in said.err)
+        package, base = load_target(out), load_target(v1)
+        assert package.version == version
+        assert package.family.tokenizer == base.family.tokenizer
+        assert (package.family.backbone == base.family.backbone) == (not free)
+        before, after = target_weights(base), target_weights(package)
+        changed = {n for n in after if not np.array_equal(before[n], after[n])}
+        assert changed and any(".layers.0." in n for n in changed) == bool(free)
+    report = json.loads((v1.parent / "v2.work" / "report.json").read_text())
+    row = report["held_out"]["robot"]
+    assert row["loss"] < row["base_loss"]
+
+
+def test_a_directory_evolves_into_a_peft_adapter(models, v1, tmp_path, text):
+    out = evolve_target(
+        models("llama"), tmp_path / "coffee", [text], version="v9", settings=EVOLVED,
+        say=quiet,
+    )  # fmt: skip
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 2
+    package = package_adapter(out, v1, v1.parent / "v9.target", version="v9")
+    assert load_target(package).version == "v9"
+    with pytest.raises(ConfigError, match="already"):
+        evolve_target(
+            models("llama"), out, [text], version="v9", settings=EVOLVED, say=quiet
+        )
+
+
+def test_an_interrupted_evolution_goes_on(v1, text, interrupted):
+    settings = EvolveSettings(**{**vars(EVOLVED), "save_every": 0.0})
+    out = v1.parent / "v7.target"
+
+    def make(place):
+        return evolve_target(
+            v1, place, [text], version="v7", name="v7", settings=settings, say=quiet
+        )
+
+    interrupted(evolve, "_text_loss", 2)
+    with pytest.raises(KeyboardInterrupt):
+        make(out)
+    assert not out.exists()
+    broken = load_target(make(out))
+    whole = load_target(make(v1.parent / "v8.target"))
+    first, second = target_weights(broken), target_weights(whole)
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=2e-3)
+
+
+def test_what_does_not_evolve_is_refused(v1, text, tmp_path, models):
+    def refused(kind, sentence, source, place, **changes):
+        settings = EvolveSettings(**{**vars(EVOLVED), **changes})
+        with pytest.raises(kind, match=sentence):
+            evolve_target(source, place, [text], version="v2", settings=settings, say=quiet)
+
+    refused(ConfigError, r"called NAME\.target", v1, v1.parent / "x.draft")
+    refused(ConfigError, "beside its base", v1, tmp_path / "x.target")
+    refused(ConfigError, "already", v1, v1)
+    refused(ConfigError, "rank is 0", v1, v1.parent / "x.target", rank=0)
+    refused(ConfigError, "anchor of 1 layers", v1, v1.parent / "x.target", anchor_layers=2)
+    refused(ConfigError, "adapter directory", models("llama"), tmp_path / "x.target")
+    refused(ConfigError, "leaves nothing", models("llama"), tmp_path / "x", anchor_layers=2)
+    assert not (v1.parent / "x.target").exists()
+
+
+def test_an_evolved_target_is_not_evolved_again(v1, text):
+    out = v1.parent / "v4.target"
+    evolve_target(v1, out, [text], version="v4", settings=EVOLVED, say=quiet)
+    with pytest.raises(ConfigError, match="evolved target itself"):
+        evolve_target(
+            out, v1.parent / "v5.target", [text], version="v5", settings=EVOLVED, say=quiet
+        )

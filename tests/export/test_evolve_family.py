@@ -1,0 +1,256 @@
+"""One frozen draft, and targets that evolved well, badly, or elsewhere: end to end.
+
+Packages made by the commands, a verifier process, real websockets. Whatever the draft
+is, the text is the target's own; what changes is what the handshake says of it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+import draftwire  # noqa: E402
+from draftwire.cli import main  # noqa: E402
+from draftwire.cli._local_verifier import local_verifier  # noqa: E402
+from draftwire.errors import RefusedError  # noqa: E402
+from draftwire.export.adapter import package_adapter  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
+from draftwire.tensors import target_weights, write_tensors  # noqa: E402
+from draftwire.tokenizer import load_tokenizer  # noqa: E402
+from draftwire.verifier.backends.base import SlotInput  # noqa: E402
+from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
+
+COUNT = 20
+PROMPTS = ("the robot goes to the", "a red cup on the table and")
+
+
+def command(*words):
+    assert main([*map(str, words), "-q"]) == 0
+
+
+@pytest.fixture(scope="module")
+def shelf(models, tmp_path_factory):
+    """A family made by the commands, a merged version, a stranger, two drafts."""
+    home = tmp_path_factory.mktemp("shelf")
+    rng = random.Random(3)
+    words = "the robot takes red cup to table and then goes door".split()
+    text = home / "robot.txt"
+    text.write_text("\n\n".join(" ".join(rng.choices(words, k=60)) for _ in range(160)))
+    base = models("llama")
+    v1 = home / "v1.target"
+    command(
+        "export", "onnx", base, "--role", "target", "--anchor-layers", 1, "--out", v1,
+        "--family", "kin", "--name", "kin",
+    )  # fmt: skip
+    small = ("--batch", 256, "--tokens", 512)
+    command(
+        "export", "draft", v1, "--layers", 1, "--data", text, "--out", home / "own.draft",
+        *small, "--precision", "fp32", "--prompts", 2,
+    )  # fmt: skip
+    for version, free in (("v2", []), ("v3", ["--free-anchor"])):
+        command(
+            "export", "evolve", v1, "--data", text, "--rank", 2, "--lr", 0.05, *small,
+            "--version", version, "--name", "kin", "--out", home / f"{version}.target",
+            *free,
+        )  # fmt: skip
+    # The same change as v2's, merged into a whole checkpoint.
+    merged = shutil.copytree(base, home / "merged.hf")
+    weights = target_weights(load_target(home / "v2.target"))
+    write_tensors(merged / "model.safetensors", weights)
+    command(
+        "export", "onnx", merged, "--role", "target", "--anchor-layers", 1, "--out",
+        home / "v4.target", "--version", "v4", "--family", "kin", "--name", "kin",
+        "--precision", "fp32",
+    )  # fmt: skip
+    # A stranger: another tokenizer.
+    other = shutil.copytree(base, home / "other.hf")
+    words = json.loads((other / "tokenizer.json").read_text())
+    words["model"]["merges"] = words["model"]["merges"][:-5]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    command(
+        "export", "onnx", other, "--role", "target", "--anchor-layers", 1, "--out",
+        home / "w1.target", "--version", "w1", "--family", "stranger",
+    )  # fmt: skip
+    # A small model of the same tokenizer that shares nothing else.
+    command(
+        "export", "onnx", models("llama_tied_biased"), "--out", home / "small.draft",
+        "--precision", "fp32", "--family", "small",
+    )  # fmt: skip
+    return home
+
+
+@pytest.fixture(scope="module")
+def verifier(shelf):
+    with local_verifier(sorted(shelf.glob("*.target"))) as found:
+        yield found
+
+
+def target_only(path, prompt, scheme, temperature, seed):
+    """Decode without a draft, one token a forward."""
+    backend = OnnxTarget(path, threads=1)
+    params = SamplingParams(scheme, temperature, 0, 1.0, seed)
+    decider = make_decider(params, backend.vocab_size)
+    slot, tokens, cached, out = backend.allocate(), list(prompt), 0, []
+    while len(out) < COUNT:
+        fresh = np.array(tokens[cached:], np.int64)
+        (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
+        cached = len(tokens)
+        token = decider.decide([], b"", row, len(tokens)).token
+        tokens.append(token)
+        out.append(token)
+        if token in backend.eos_ids:
+            break
+    return out
+
+
+def run(session, prompt, scheme="greedy", temperature=0.0, seed=0):
+    return session.generate(
+        prompt, max_new_tokens=COUNT, scheme=scheme, temperature=temperature, seed=seed
+    )
+
+
+def ids_of(chunks):
+    return [token.id for chunk in chunks for token in chunk.tokens]
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "compatibility"),
+    [
+        ("own", "v1", "family"),
+        ("own", "v2", "family"),
+        ("own", "v3", "tokenizer"),
+        ("own", "v4", "family"),
+        ("small", "v1", "tokenizer"),
+        ("small", "v3", "tokenizer"),
+    ],
+)
+def test_the_handshake_knows_the_family_by_its_anchor(
+    shelf, verifier, draft, target, compatibility
+):
+    url, token = verifier
+    package = load_draft(shelf / f"{draft}.draft")
+    tokenizer = load_tokenizer(package.tokenizer_path)
+    with draftwire.connect(url, draft=package, target=target, token=token) as session:
+        assert session.welcome.target_version == target
+        assert session.welcome.compatibility == compatibility
+        for number, text in enumerate(PROMPTS):
+            prompt = tokenizer.encode(text, bos_id=package.bos_id)
+            for scheme, temperature in (("greedy", 0.0), ("coupled", 0.9)):
+                expected = target_only(
+                    shelf / f"{target}.target", prompt, scheme, temperature, number
+                )
+                found = ids_of(run(session, text, scheme, temperature, number))
+                assert found == expected
+        warned = " ".join(session.report["warnings"])
+    assert ("not its backbone" in warned) == (compatibility == "tokenizer")
+
+
+def test_a_stranger_is_refused_with_the_side_to_change(shelf, verifier):
+    url, token = verifier
+    with pytest.raises(RefusedError, match="their token ids mean different text") as found:
+        draftwire.connect(url, draft=shelf / "own.draft", target="w1", token=token)
+    assert "use a draft made for this target" in found.value.hint
+
+
+def test_merged_and_adapter_say_the_same(shelf):
+    tokenizer = load_tokenizer(shelf / "own.draft" / "tokenizer.json")
+    for text in PROMPTS:
+        prompt = tokenizer.encode(text, bos_id=0)
+        texts = [
+            target_only(shelf / f"{name}.target", prompt, "coupled", 0.9, 5)
+            for name in ("v2", "v4")
+        ]
+        assert texts[0] == texts[1]
+
+
+def test_two_versions_at_once_share_no_cache(shelf, verifier):
+    """Same prompt, same moment, one verifier: each stream is its own target's."""
+    url, token = verifier
+    package = load_draft(shelf / "own.draft")
+    tokenizer = load_tokenizer(package.tokenizer_path)
+    prompt = tokenizer.encode(PROMPTS[0], bos_id=package.bos_id)
+    names = ("v1", "v2", "v3")
+    expected = {
+        n: target_only(shelf / f"{n}.target", prompt, "coupled", 0.9, 3) for n in names
+    }
+    assert len({tuple(t) for t in expected.values()}) == 3, "the versions differ"
+    sessions = {
+        n: draftwire.connect(url, draft=package, target=n, token=token) for n in names
+    }
+    try:
+        streams = {
+            n: iter(run(s, PROMPTS[0], "coupled", 0.9, 3)) for n, s in sessions.items()
+        }
+        found = {n: [] for n in names}
+        while streams:
+            for name in list(streams):
+                chunk = next(streams[name], None)
+                if chunk is None:
+                    del streams[name]
+                else:
+                    found[name] += [t.id for t in chunk.tokens]
+        assert found == expected
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def test_an_adapter_directory_joins_the_family(shelf, models):
+    command(
+        "export", "evolve", models("llama"), "--data", shelf / "robot.txt", "--rank", 2,
+        "--batch", 256, "--tokens", 512, "--anchor-layers", 1, "--out", shelf / "adapter",
+    )  # fmt: skip
+    out = package_adapter(
+        shelf / "adapter", shelf / "v1.target", shelf / "v5.target", version="v5"
+    )
+    assert load_target(out).family == load_draft(shelf / "own.draft").family
+    shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_a_68m_draft_of_a_32k_vocabulary(tmp_path):
+    """The shape of Vicuna-68M (2 layers, 768 wide, Llama-2's vocabulary), random."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {t: i for i, t in enumerate(["<s>", "</s>", *letters])}
+    for number in range(32000 - len(vocab)):
+        vocab[f"<{number}>"] = len(vocab)
+    engine = Tokenizer(models.BPE(vocab, []))
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    folder = tmp_path / "vicuna-68m.hf"
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
+    engine.save(str(folder / "tokenizer.json"))
+    out = export_onnx(folder, tmp_path / "v.draft", min_agreement=0.2, context=512)
+    package = load_draft(out)
+    assert package.vocab_size == 32000
+    assert package.family.backbone is None
+    assert 60e6 < package.model_file("int8").bytes + sum(
+        f.bytes for n, f in package.files.items() if n.endswith(".data")
+    ) < 160e6  # fmt: skip
