@@ -13,7 +13,7 @@ import draftwire
 from draftwire.errors import ConfigError
 from draftwire.packages import DraftPackage
 
-__all__ = ["import_time", "memory_over_bare"]
+__all__ = ["import_time", "memory_over_bare", "run_child"]
 
 # What a device imports to draft and to speak; websockets comes with the connection.
 _IMPORTS = """
@@ -65,7 +65,7 @@ model.forward([0])
 
 def import_time(processes: int) -> dict[str, Any]:
     """Return the medians of importing the device runtime and its engine."""
-    runs = [_child(_IMPORTS).split() for _ in range(processes)]
+    runs = [run_child(_IMPORTS).split() for _ in range(processes)]
     return {
         "seconds_median": statistics.median(float(wall) for wall, _ in runs),
         "cpu_seconds_median": statistics.median(float(cpu) for _, cpu in runs),
@@ -84,8 +84,8 @@ def memory_over_bare(
         return None
     file = package.model_file(precision)
     sizes = (str(package.context), str(package.vocab_size))
-    bare = int(_child(_BARE_STEP + _RSS, str(file.path), str(threads), *sizes))
-    ours = int(_child(_OUR_STEP + _RSS, str(package.path), file.precision, str(threads)))
+    bare = int(run_child(_BARE_STEP + _RSS, str(file.path), str(threads), *sizes))
+    ours = int(run_child(_OUR_STEP + _RSS, str(package.path), file.precision, str(threads)))
     return {
         "bare_rss_mb": bare / 1e6,
         "draftwire_rss_mb": ours / 1e6,
@@ -93,8 +93,16 @@ def memory_over_bare(
     }
 
 
-def _child(code: str, *args: str) -> str:
-    """Run ``code`` in a fresh interpreter that finds this very draftwire."""
+def run_child(code: str, *args: str) -> str:
+    """Run ``code`` in a fresh interpreter that finds this very draftwire.
+
+    Args:
+        code: Python; what it prints is returned.
+        *args: Its ``sys.argv[1:]``.
+
+    Raises:
+        ConfigError: It failed; the message is its last line.
+    """
     source = str(Path(draftwire.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(

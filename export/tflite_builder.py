@@ -39,7 +39,7 @@ _DTYPES = {
 FLOAT, INT, BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 
 
-class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
+class _AlignedBuilder(flatbuffers.Builder):
     """Starts every vector of bytes at a multiple of 16."""
 
     def CreateNumpyVector(self, x: NDArray[Any]) -> Any:
@@ -225,7 +225,7 @@ class Subgraph:
 
     def number(self, value: float) -> int:
         """Return a constant float32 scalar."""
-        return self.values(np.float32(value).reshape(()))
+        return self.values(np.full((), value, np.float32))
 
     def operator(
         self,

@@ -305,7 +305,7 @@ class PackageSource:
         if name + "_quantized" in self._tensors:
             steps = self._values(name + "_quantized").astype(np.float32)
             zero = self._values(name + "_zero_point").astype(np.float32)
-            return (steps - zero) * self._values(name + "_scale")
+            return np.asarray((steps - zero) * self._values(name + "_scale"), np.float32)
         if name + ".int4" in self._tensors:
             packed, scales = self._values(name + ".int4"), self._values(name + ".scales")
             halves = np.stack([packed & 15, packed >> 4], -1).astype(np.float32) - 8
@@ -375,4 +375,4 @@ def _rates(cos: Array, sin: Array) -> NDArray[np.float64]:
         turns = np.rint((rates * row - angle) / (2 * np.pi))
         rates = (angle + 2 * np.pi * turns) / row
         row *= 2
-    return rates
+    return np.asarray(rates, np.float64)

@@ -125,10 +125,10 @@ class _Signature:
     ) -> None:
         self.run = run
         self.valid = 0
-        self.ids = arrays["ids"][0]
+        self.ids: np.ndarray = arrays["ids"][0]
         self.past = arrays["past"]
         self.row = arrays.get("row")
-        self.logits = arrays["logits"][0]
+        self.logits: np.ndarray = arrays["logits"][0]
         self.caches, self.fresh = [], []
         for i in range(layers):
             self.caches += [arrays[f"key.{i}"][0], _turned(arrays[f"value.{i}"])]

@@ -134,9 +134,10 @@ def open_engine(
         )
 
     if provider != CPU:
+        errors: tuple[type[Exception], ...] = (ModelError, *engine_errors(ort))
         try:
             engine = _open(ort, path, spec, threads, spin, provider, draft_id)
-        except (ModelError, *engine_errors(ort)) as exc:
+        except errors as exc:
             fell = f"{short_name(provider)} cannot run the draft: {_first_line(exc)}"
             warnings = (*warnings, fell + "; it runs on the CPU")
         else:

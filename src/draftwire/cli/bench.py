@@ -176,8 +176,44 @@ def _link(args: argparse.Namespace) -> int:
     return check(args) if args.what == "check" else run(args)
 
 
+def _device_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--draft", type=Path, metavar="DIR", help="default: the reference draft")
+    add("--engines", metavar="E[,E]", help="onnxruntime, litert (default: installed)")
+    add("--precisions", metavar="P[,P]", help="default: all that the draft has")
+    add("--threads", type=_counts, default=(), metavar="N,N", help="default: 1, 2, 4")
+    add("--provider", help="of onnxruntime: auto (default), cpu, cuda, tensorrt")
+    add("--rounds", type=_count, default=30, help="of 16 tokens (default: %(default)s)")
+    add("--spawn", type=_count, default=3, help="processes a line (default: %(default)s)")
+    add("--no-energy", action="store_true", help="leave the power meter out")
+
+
+def _device(args: argparse.Namespace) -> int:
+    from draftwire.bench.device import Settings, bench_device, render
+    from draftwire.reference import draft_path
+
+    document = bench_device(
+        Settings(
+            draft=draft_path() if args.draft is None else args.draft,
+            engines=args.engines.split(",") if args.engines else (),
+            precisions=args.precisions.split(",") if args.precisions else (),
+            threads=args.threads,
+            provider=args.provider,
+            rounds=args.rounds,
+            spawn=args.spawn,
+            energy=not args.no_energy,
+        )
+    )
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-":
+        print(render(document))
+    return 0
+
+
 LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
+    "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
     "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
     "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
