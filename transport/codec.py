@@ -202,6 +202,7 @@ _GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
             _Field(9, "stop_ids", *_NUMBERS),
             _Field(10, "objective", *_TEXT),
             _Field(11, "bonus", *_FLAG),
+            _Field(12, "exits", *_FLAG),
         ),
     ),
     Opened: (

@@ -136,6 +136,7 @@ class Open:
         objective: ``"cost"`` (forwards wait for blocks) or ``"latency"`` (they do not).
         bonus: Draw a token after a block that was accepted whole. Without it the next
             block of a pipeline, which is on its way, need not guess that token.
+        exits: Send what the target's early exits expect (capability ``exits``).
     """
 
     stream: int
@@ -149,6 +150,7 @@ class Open:
     stop_ids: tuple[int, ...] = ()
     objective: str = "cost"
     bonus: bool = True
+    exits: bool = False
 
 
 @dataclass(frozen=True)
