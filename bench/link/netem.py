@@ -98,10 +98,11 @@ class NetemLink:
     def __init__(self, spec: LinkSpec, targets: list[tuple[tuple[str, int], int]]) -> None:
         self.spec = spec
         self.near, self.far = Namespace(), Namespace()
-        # `ip` names a namespace by a process that is in it: this one, for a moment.
+        # A name with a slash is a path to `ip`; ours have no name but the descriptor.
+        far = f"/proc/{os.getpid()}/fd/{self.far.fd}"
+        pair = ["type", "veth", "peer", "name", "dw-far", "netns", far]
+        _run(self.near, ["ip", "link", "add", "dw-near", *pair])
         with self.far.inside():
-            pair = ["type", "veth", "peer", "name", "dw-far", "netns", str(os.getpid())]
-            _run(self.near, ["ip", "link", "add", "dw-near", *pair])
             set_address("dw-far", FAR)
         with self.near.inside():
             set_address("dw-near", NEAR)

@@ -156,9 +156,9 @@ def fork_relay(routes: list[Route], near_socket: SocketMaker) -> tuple[int, int]
     status = 1
     try:  # the child never returns into its parent's code
         os.close(lifeline)
-        # Not real-time like the packets' process: two such processes that wake each
-        # other push the kernel's network work into an ordinary thread of its own, and
-        # on a busy machine half of the round trips then take 40 ms more (measured).
+        # Not real-time like the packets' process: when two such processes wake each
+        # other, the kernel moves its network work to an ordinary thread (ksoftirqd),
+        # and on cores that are kept busy half of the round trips took 40 ms more.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, -20)
         loop = fine_loop()

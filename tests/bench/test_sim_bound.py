@@ -72,6 +72,4 @@ def test_no_scheme_beats_it(profile):
 
 def test_a_forward_of_no_tokens_is_refused():
     with pytest.raises(ValueError):
-        clairvoyant_s(
-            [True], draft_s=1, forward_s=lambda n: 1, up_s=0, down_s=0, most=0
-        )
+        clairvoyant_s([True], draft_s=1, forward_s=lambda n: 1, up_s=0, down_s=0, most=0)

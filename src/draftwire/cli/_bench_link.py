@@ -34,10 +34,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json is not None:
             write_json(_started(running, args.to), args.json)
         if args.json != "-":
-            print(
-                f"127.0.0.1:{running.url_port} -> {args.to} over {link.name}, by {running.method}"
-            )
-            sys.stdout.flush()
+            here = f"127.0.0.1:{running.url_port}"
+            print(f"{here} -> {args.to} over {link.name}, by {running.method}", flush=True)
         for note in running.notes if not args.quiet else ():
             print(note, file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
