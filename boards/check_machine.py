@@ -205,7 +205,9 @@ def _throttling(found: Detection) -> Finding:
     if state["now"]:
         pi = "raspberry" in found.profile.name
         fix = "vcgencmd get_throttled" if pi else _LOOK_AGAIN
-        return Finding("throttling", WARN, f"now: {'; '.join(state['now'])}", fix)
+        supply = "; it wants a stronger supply" if "under-voltage" in state["now"] else ""
+        detail = f"now: {'; '.join(state['now'])}{supply}"
+        return Finding("throttling", WARN, detail, fix)
     if state["since_boot"]:
         return Finding(
             "throttling", OK, f"not now; since boot: {'; '.join(state['since_boot'])}"

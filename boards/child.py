@@ -78,7 +78,7 @@ class Child:
 def run_python(
     words: Sequence[str],
     *,
-    timeout_s: float = 60.0,
+    timeout_s: float = 120.0,
     extra: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> Child:
