@@ -12,7 +12,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.runtime.engine import Engine, ModelSpec
-from draftwire.runtime.engine_choice import ENGINES, choose_engine
+from draftwire.runtime.engine_choice import ENGINES, board_hint, choose_engine
 
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
@@ -75,6 +75,9 @@ class DraftModel:
     ) -> DraftModel:
         """Open a draft package on this device.
 
+        Where neither precision nor engine nor threads are given, the package's hint for
+        this board decides, if it has one (``draftwire export tune --write``).
+
         Args:
             package: A loaded package, or the path of one.
             precision: Which of the package's models; by default the package's choice.
@@ -97,6 +100,11 @@ class DraftModel:
 
             package = load_draft(os.fspath(package))
         context = _choose_context(package.context, max_context)
+        ignored = ""
+        if precision is None and engine is None and threads is None:
+            hint, ignored = board_hint(package)
+            if hint is not None:
+                engine, precision, threads = hint.engine, hint.precision, hint.threads
         name, entry = choose_engine(package, precision, engine)
         path = entry.path
         spec = spec_of(package, entry, capacity=context)
@@ -119,13 +127,16 @@ class DraftModel:
         else:
             count = _check_threads(threads)
             opened = make(count)
-        return cls(
+        model = cls(
             opened,
             vocab_size=package.vocab_size,
             context=context,
             precision=entry.precision,
             threads=count,
         )
+        if ignored:
+            model.warnings = (ignored, *model.warnings)
+        return model
 
     @property
     def length(self) -> int:

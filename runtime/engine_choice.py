@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
@@ -10,7 +11,7 @@ from draftwire.errors import ConfigError
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["ENGINES", "choose_engine", "importable"]
+__all__ = ["ENGINES", "Hint", "board_hint", "choose_engine", "importable"]
 
 # Engine names of ``draft.json``, the one preferred first, and what opens their files.
 ENGINES = {
@@ -25,6 +26,50 @@ _EXTRAS = {
     "onnxruntime": "draftwire[ort]",
     "litert": "draftwire[tflite]",
 }
+
+
+@dataclass(frozen=True)
+class Hint:
+    """How a board shall run a draft, as ``draftwire export tune`` found.
+
+    Attributes:
+        engine: "onnxruntime" or "litert".
+        precision: "int8", ...
+        threads: Threads inside one operator.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+
+
+def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:
+    """Return the package's hint for this board, and why it cannot be followed, or "".
+
+    A hint is advice: what is wrong with it is a warning and no error.
+    """
+    hints = package.raw.get("hints")
+    boards = hints.get("boards") if isinstance(hints, dict) else None
+    if not isinstance(boards, dict) or not boards:
+        return None, ""
+    from draftwire.boards.profiles import find_profile
+
+    board = find_profile().profile.name
+    if board not in boards:
+        return None, ""
+    found = boards[board]
+    found = found if isinstance(found, dict) else {}
+    engine, precision = found.get("engine"), found.get("precision")
+    threads = found.get("threads")
+    start = f"the draft's hint for {board} is not followed: "
+    models = {(f.engine, f.precision) for f in package.files.values() if f.precision}
+    if (engine, precision) not in models or engine not in ENGINES:
+        return None, f"{start}the package has no {precision!r} model for {engine!r}"
+    if type(threads) is not int or not 1 <= threads <= 256:
+        return None, f"{start}it says {threads!r} threads"
+    if not importable(str(engine)):
+        return None, f"{start}{engine} is not installed"
+    return Hint(str(engine), str(precision), threads), ""
 
 
 def choose_engine(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
-from draftwire.cli import _export_exits
+from draftwire.cli import _export_exits, _export_tune
 from draftwire.cli import _export_training as training
 from draftwire.cli._common import add_common_flags, write_json
 
@@ -22,7 +22,7 @@ class Leaf:
         summary: For the list of leaves.
         description: For its own help.
         arguments: Adds its flags.
-        run: Makes packages and returns their folders.
+        run: Makes packages and returns their folders; none when it reports by itself.
     """
 
     summary: str
@@ -49,6 +49,8 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the packages, load them back, say what is in them."""
     summaries = [_summary(out) for out in args.leaf.run(args)]
+    if not summaries:  # the leaf has said it all
+        return 0
     if args.json is not None:
         write_json(summaries[0] if len(summaries) == 1 else summaries, args.json)
     if args.json != "-" and not args.quiet:
@@ -365,6 +367,14 @@ LEAVES = {
         "has an id of its own.",
         _tflite_arguments,
         _tflite,
+    ),
+    "tune": Leaf(
+        "which precision and threads a board shall run",
+        "Choose the model of a draft package (engine, precision, threads) that gives the "
+        "most accepted tokens a second, and a joule where watts are known: by times "
+        "measured here or on the board, and by the acceptance of a real target.",
+        _export_tune.arguments,
+        _export_tune.run,
     ),
     "adapter": Leaf(
         "an evolved target package from a LoRA adapter",

@@ -1,0 +1,322 @@
+"""Times and acceptance of a draft's models, for ``draftwire export tune``.
+
+Acceptance is that of a real target on the user's own prompts, greedy, block after block,
+as the verifier would judge them; it depends on the model file and its engine, and not
+on threads or board, so it may be measured on a workstation.  Times are of the board.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
+from draftwire.bench.sampling_table import measure
+from draftwire.boards.profiles import Profile, find_profile
+from draftwire.errors import ConfigError, IncompatibleError
+from draftwire.export.tune import Candidate, choose, write_acceptance, write_hint
+from draftwire.packages import DraftPackage, load_draft
+from draftwire.runtime.draft_model import DraftModel
+from draftwire.sampling import SamplingParams
+
+__all__ = ["Tuning", "measure_acceptance", "read_prompts", "read_times", "render", "tune"]
+
+_LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What to tune.
+
+    Attributes:
+        draft: A draft package.
+        board: Name of a board's profile; None for this machine.
+        times: What ``draftwire bench device --json`` wrote on the board, or None to
+            measure here.
+        target: Target package or checkpoint that judges, or None.
+        prompts: Text file, a prompt a line.
+        block: Drafted tokens of each block.
+        tokens: New tokens for each prompt.
+        write: Write acceptance and choice into ``draft.json``.
+        rounds: As for ``bench device``.
+        spawn: As for ``bench device``.
+        threads: As for ``bench device``.
+    """
+
+    draft: Path
+    board: str | None = None
+    times: Path | None = None
+    target: Path | None = None
+    prompts: Path | None = None
+    block: int = 4
+    tokens: int = 64
+    write: bool = False
+    rounds: int = 30
+    spawn: int = 3
+    threads: Sequence[int] = ()
+
+
+def tune(wanted: Tuning) -> dict[str, Any]:
+    """Measure, choose, and return the document that ``--json`` writes.
+
+    Raises:
+        ConfigError: A setting, the prompts or the times are wrong.
+        IncompatibleError: Draft and target do not share a tokenizer.
+        PackageError: A package is damaged.
+    """
+    if (wanted.target is None) != (wanted.prompts is None):
+        raise ConfigError("--target and --prompts go together")
+    package = load_draft(wanted.draft)
+    here, asked = find_profile(), find_profile(board=wanted.board)
+    warnings: list[str] = []
+    board = asked.profile
+    if wanted.times is not None:
+        times = read_times(wanted.times, package, board if wanted.board else None)
+        board = find_profile(board=times["machine"]["board"]).profile
+        box = times["machine"]
+        source = f"{wanted.times.name}: bench device on {box['board']}, {box['date']}"
+    else:
+        settings = _for_board(board, Settings(wanted.draft, spawn=wanted.spawn))
+        settings = replace(settings, rounds=wanted.rounds)
+        if wanted.threads:
+            settings = replace(settings, threads=tuple(wanted.threads))
+        times = bench_device(settings)
+        source = f"bench device on this machine, {times['machine']['date']}"
+        if board.name != here.profile.name:
+            warnings.append(
+                f"times are of this machine ({here.profile.name}), not of {board.name}: "
+                f"run `draftwire bench device --json times.json` there and give --times"
+            )
+    runs = [run for run in times["runs"] if "error" not in run]
+    warnings += [
+        f"{run['engine']} {run['precision']} does not run: {run['error']}"
+        for run in times["runs"]
+        if "error" in run
+    ]
+    models = sorted({(run["engine"], run["precision"]) for run in runs})
+    acceptance: dict[tuple[str, str], dict[str, Any]] = {}
+    if wanted.target is not None and wanted.prompts is not None:
+        acceptance = measure_acceptance(
+            package,
+            wanted.target,
+            read_prompts(wanted.prompts),
+            models,
+            block=wanted.block,
+            tokens=wanted.tokens,
+        )
+    candidates = [
+        Candidate(
+            run["engine"],
+            run["precision"],
+            int(run["threads"]),
+            float(run["tokens_per_s"]),
+            acceptance.get((run["engine"], run["precision"]), {}).get("share"),
+            run.get("joules_per_token"),
+        )
+        for run in runs
+    ]
+    reasons = sorted({str(run.get("energy_why_null")) for run in runs})
+    choice = choose(candidates, why_no_joules="; ".join(reasons))
+    warnings += choice.warnings
+    hint = {
+        "engine": choice.per_second.engine,
+        "precision": choice.per_second.precision,
+        "threads": choice.per_second.threads,
+        "accepted_per_s": choice.per_second.accepted_per_s,
+        "times": source,
+    }
+    if wanted.write:
+        if acceptance:
+            write_acceptance(package.path, acceptance)
+        write_hint(package.path, board.name, hint)
+    return {
+        "schema": "draftwire.tune/1",
+        "draft": {"id": package.id, "name": package.name},
+        "board": board.name,
+        "times": source,
+        "acceptance": [
+            {"engine": engine, "precision": precision, **found}
+            for (engine, precision), found in acceptance.items()
+        ],
+        "candidates": [one.record() for one in candidates],
+        "best_per_second": choice.per_second.record(),
+        "best_per_joule": choice.per_joule.record() if choice.per_joule else None,
+        "why_no_joules": choice.why_no_joules or None,
+        "written": wanted.write,
+        "warnings": warnings,
+    }
+
+
+def _for_board(board: Profile, settings: Settings) -> Settings:
+    """Keep to the engines and cores that the board has, as its profile says."""
+    packages = set(board.raw.get("engines", {}).get("packages", ()))
+    engines: list[str] = []
+    if "onnxruntime" in packages:
+        engines.append("onnxruntime")
+    if packages & _LITERT_PACKAGES:
+        engines.append("litert")
+    cores = sum(int(one.get("count", 0)) for one in board.raw.get("cores", ()))
+    threads = tuple(thread_counts(cores)) if cores else ()
+    package = load_draft(settings.draft)
+    has = {file.engine for file in package.files.values() if file.precision}
+    return replace(settings, engines=[e for e in engines if e in has], threads=threads)
+
+
+def read_times(path: Path, package: DraftPackage, board: Profile | None) -> dict[str, Any]:
+    """Return what ``bench device`` measured elsewhere, checked.
+
+    Raises:
+        ConfigError: It is no such document, or of another draft or board.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path} cannot be read as JSON: {exc}") from exc
+    if not isinstance(found, dict) or (found.get("schema"), found.get("bench")) != (
+        SCHEMA,
+        "device",
+    ):
+        raise ConfigError(
+            f"{path} holds no times of a device",
+            hint="make it with `draftwire bench device --json FILE` on the board",
+        )
+    try:
+        draft, machine = found["draft"]["id"], found["machine"]["board"]
+        for run in found["runs"]:
+            if "error" not in run:
+                if not (0 < float(run["tokens_per_s"]) < math.inf):
+                    raise ConfigError(f"{path} holds a speed of {run['tokens_per_s']!r}")
+                _ = str(run["engine"]), str(run["precision"]), int(run["threads"])
+        _ = found["machine"]["date"]
+    except (KeyError, TypeError, ValueError) as exc:
+        raise ConfigError(f"{path} lacks or garbles {exc}") from exc
+    if draft != package.id:
+        raise ConfigError(
+            f"{path} is of the draft {str(draft)[:12]}, not of {package.id[:12]}",
+            hint="measure this very package on the board",
+        )
+    if board is not None and machine != board.name:
+        raise ConfigError(f"{path} was measured on {machine}, not on {board.name}")
+    return found
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        ConfigError: It cannot be read, or has none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"{path} holds no prompt", hint="one prompt a line")
+    return prompts
+
+
+def measure_acceptance(
+    package: DraftPackage,
+    target: Path,
+    prompts: Sequence[str],
+    models: Sequence[tuple[str, str]],
+    *,
+    block: int,
+    tokens: int,
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what a target accepts of each of a draft's models, greedy.
+
+    Args:
+        package: The draft.
+        target: Target package, or checkpoint folder.
+        prompts: Texts to go on from.
+        models: Engine and precision of each.
+        block: Drafted tokens of each block.
+        tokens: New tokens for each prompt.
+
+    Raises:
+        ConfigError: A prompt does not fit the context.
+        IncompatibleError: Draft and target do not share a tokenizer.
+    """
+    from draftwire.tokenizer import load_tokenizer
+    from draftwire.verifier.backends.loading import Loader
+
+    backend = Loader(slots=1, threads=1)(target)
+    if package.family.tokenizer != backend.family.tokenizer:
+        raise IncompatibleError(
+            f"the draft {package.name} and the target {backend.name} do not share a "
+            "tokenizer",
+            hint="take two packages of one family",
+        )
+    tokenizer = load_tokenizer(package.tokenizer_path)
+    ids = [tokenizer.encode(prompt, bos_id=backend.bos_id) for prompt in prompts]
+    longest = max(map(len, ids)) + tokens + 2 * block + 2
+    if longest > min(package.context, backend.context):
+        raise ConfigError(
+            f"prompts and new tokens need a context of {longest}",
+            hint="lower --tokens, or shorten the prompts",
+        )
+    found = {}
+    for engine, precision in models:
+        model = DraftModel.load(package, engine=engine, precision=precision, threads=1)
+        counts = [
+            measure(model, backend, one, SamplingParams(), block=block, tokens=tokens)
+            for one in ids
+        ]
+        drafted = sum(count.drafted for count in counts)
+        accepted = sum(count.accepted for count in counts)
+        shares = np.array([count.accepted / count.drafted for count in counts])
+        error = float(shares.std(ddof=1)) / math.sqrt(len(shares)) if len(ids) > 1 else None
+        found[engine, precision] = {
+            "target": {"name": backend.name, "version": backend.version},
+            "scheme": "greedy",
+            "block": block,
+            "prompts": len(ids),
+            "drafted": drafted,
+            "accepted": accepted,
+            "share": accepted / drafted,
+            "share_error": error,
+            "per_block": accepted / sum(count.rounds for count in counts),
+        }
+    return found
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the document as plain text."""
+    from draftwire.cli._common import format_table
+
+    header = ["engine", "precision", "threads", "tokens/s", "acceptance"]
+    header += ["accepted/s", "accepted/J"]
+    keys = ["engine", "precision", "threads", "tokens_per_s", "acceptance"]
+    keys += ["accepted_per_s", "accepted_per_joule"]
+    order = sorted(
+        document["candidates"],
+        key=lambda one: -(one["accepted_per_s"] or one["tokens_per_s"]),
+    )
+    rows = [[one[key] for key in keys] for one in order]
+    best, thrifty = document["best_per_second"], document["best_per_joule"]
+
+    def words(one: dict[str, Any]) -> str:
+        return f"{one['engine']} {one['precision']}, {one['threads']} thread(s)"
+
+    lines = [
+        f"{document['draft']['name']} for {document['board']}; times: {document['times']}",
+        "",
+        format_table(header, rows),
+        "",
+        f"most accepted tokens a second: {words(best)}",
+    ]
+    if thrifty is not None:
+        lines.append(f"most accepted tokens a joule: {words(thrifty)}")
+    else:
+        lines.append(f"a joule: not known ({document['why_no_joules']})")
+    if document["written"]:
+        lines.append(f"written into draft.json as the hint for {document['board']}")
+    return "\n".join(lines + [f"warning: {text}" for text in document["warnings"]])

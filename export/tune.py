@@ -1,0 +1,195 @@
+"""Which of a draft's models a board shall run: the choice, and where it is written.
+
+A draft that is rounded harder steps faster and is accepted less; what counts is the
+product: accepted tokens for each second, or each joule, of drafting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from draftwire.errors import ConfigError
+from draftwire.packages import load_draft
+
+__all__ = ["Candidate", "Choice", "choose", "write_acceptance", "write_hint"]
+
+# A choice with more threads must be this much better: threads cost the other programs.
+_GAIN = 1.05
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a draft, and what was measured of it.
+
+    Attributes:
+        engine: "onnxruntime" or "litert".
+        precision: "fp32", "int8", ...
+        threads: Threads inside one operator.
+        tokens_per_s: Drafted tokens.
+        acceptance: Share of drafted tokens that the target accepts, or None.
+        joules_per_token: Of drafting, or None.
+    """
+
+    engine: str
+    precision: str
+    threads: int
+    tokens_per_s: float
+    acceptance: float | None = None
+    joules_per_token: float | None = None
+
+    @property
+    def accepted_per_s(self) -> float | None:
+        """Accepted tokens for each second of drafting, or None."""
+        if self.acceptance is None:
+            return None
+        return self.tokens_per_s * self.acceptance
+
+    @property
+    def accepted_per_joule(self) -> float | None:
+        """Accepted tokens for each joule of drafting, or None."""
+        if self.acceptance is None or not self.joules_per_token:
+            return None
+        return self.acceptance / self.joules_per_token
+
+    def record(self) -> dict[str, Any]:
+        """Return what a document says of it."""
+        return {
+            "engine": self.engine,
+            "precision": self.precision,
+            "threads": self.threads,
+            "tokens_per_s": self.tokens_per_s,
+            "acceptance": self.acceptance,
+            "accepted_per_s": self.accepted_per_s,
+            "joules_per_token": self.joules_per_token,
+            "accepted_per_joule": self.accepted_per_joule,
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best candidates.
+
+    Attributes:
+        per_second: Most accepted tokens a second.
+        per_joule: Most accepted tokens a joule, or None.
+        why_no_joules: Why not, or "".
+        warnings: What the choice rests on less than firmly.
+    """
+
+    per_second: Candidate
+    per_joule: Candidate | None
+    why_no_joules: str
+    warnings: tuple[str, ...]
+
+
+def choose(candidates: Sequence[Candidate], *, why_no_joules: str = "") -> Choice:
+    """Return the candidates with the most accepted tokens a second and a joule.
+
+    Where no acceptance was measured, only float32 is sure to keep the draft's own, and
+    the choice is the quickest candidate, with a warning.
+
+    Raises:
+        ConfigError: There is no candidate, or acceptance is known of some alone.
+    """
+    if not candidates:
+        raise ConfigError("there is nothing to choose from: no line was measured")
+    known = [c for c in candidates if c.acceptance is not None]
+    if known and len(known) < len(candidates):
+        lacks = next(c for c in candidates if c.acceptance is None)
+        raise ConfigError(
+            f"the acceptance of {lacks.engine} {lacks.precision} was not measured"
+        )
+    warnings: tuple[str, ...] = ()
+    if not known:
+        warnings = (
+            "acceptance was not measured (give --target and --prompts): the choice is "
+            "the quickest, as if every precision were accepted alike",
+        )
+
+    def speed(c: Candidate) -> float:
+        return c.tokens_per_s if c.accepted_per_s is None else c.accepted_per_s
+
+    best = None
+    for one in sorted(candidates, key=lambda c: (c.threads, -speed(c))):
+        if best is None:
+            best = one
+            continue
+        gain = _GAIN if one.threads > best.threads else 1.0
+        if speed(one) > gain * speed(best):
+            best = one
+    assert best is not None
+    thrifty = [c for c in candidates if c.accepted_per_joule is not None]
+    per_joule = max(thrifty, key=lambda c: c.accepted_per_joule or 0.0, default=None)
+    why = ""
+    if per_joule is None:
+        why = why_no_joules or "acceptance was not measured"
+    return Choice(best, per_joule, why, warnings)
+
+
+def write_acceptance(
+    package: Path, found: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> None:
+    """Record in ``draft.json`` what a target accepted of each of a draft's models.
+
+    The package's id does not change: it is a hash over the files' content.
+
+    Args:
+        package: The draft package.
+        found: By engine and precision, see :mod:`draftwire.bench.tune`.
+
+    Raises:
+        ConfigError: The manifest cannot be written.
+        PackageError: The package is damaged.
+    """
+
+    def change(raw: dict[str, Any]) -> None:
+        for entry in raw["files"].values():
+            key = (entry.get("engine", ""), entry.get("precision", ""))
+            if key in found:
+                entry["acceptance"] = dict(found[key])
+
+    _rewrite(package, change)
+
+
+def write_hint(package: Path, board: str, hint: Mapping[str, Any]) -> None:
+    """Write how a board shall run a draft into its ``draft.json``.
+
+    The package's id does not change.
+
+    Args:
+        package: The draft package.
+        board: Name of the board's profile.
+        hint: engine, precision, threads, and what they rest on.
+
+    Raises:
+        ConfigError: The manifest cannot be written.
+        PackageError: The package is damaged.
+    """
+
+    def change(raw: dict[str, Any]) -> None:
+        hints = raw.setdefault("hints", {})
+        hints.setdefault("boards", {})[board] = dict(hint)
+
+    _rewrite(package, change)
+
+
+def _rewrite(package: Path, change: Any) -> None:
+    before = load_draft(package)
+    raw = json.loads(json.dumps(dict(before.raw)))
+    change(raw)
+    manifest = before.path / "draft.json"
+    scratch = manifest.with_name(f".draft.json.{secrets.token_hex(4)}.partial")
+    text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, manifest)
+    except OSError as exc:
+        raise ConfigError(f"{manifest} cannot be written: {exc}") from exc
+    finally:
+        scratch.unlink(missing_ok=True)
