@@ -18,6 +18,7 @@ __all__ = ["DraftResult", "check_draft"]
 _OPEN_S = 180.0  # a large draft from an SD card
 _MODEL_ERROR = 5
 _REMOTE = "AzureExecutionProvider"
+_LOOK = "draftwire boards detect"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def check_draft(
         f"loaded in {_ms(_thousand(best.get('load_s')))}"
     )
     findings = [Finding("draft", OK, text)]
-    findings += [Finding("draft", WARN, str(w)) for w in best.get("warnings", ())]
+    warnings = [str(warning) for warning in best.get("warnings", ())]
+    findings += [Finding("draft", WARN, text, _LOOK) for text in warnings]
     runs = [best]
     for engine in about.get("engines", ()):
         if str(best.get("engine", "")).startswith(str(engine)):
@@ -106,7 +108,8 @@ def provider_finding(trial: Trial) -> Finding:
     if trial.ran:
         note = f"; {trial.note}" if trial.note else ""
         text = f"the draft runs there: {_ms(trial.step_ms)} a token{note}"
-        return Finding(name, WARN if trial.note else OK, text)
+        mixed = trial.nodes.get(CPU, 0) > 0
+        return Finding(name, WARN if mixed else OK, text, _LOOK if mixed else "")
     return Finding(name, WARN, f"listed, and of no use: {trial.why_not}", _mend(trial))
 
 
@@ -119,7 +122,7 @@ def _mend(trial: Trial) -> str:
             "echo 'export LD_LIBRARY_PATH=/usr/local/cuda/lib64:$LD_LIBRARY_PATH' "
             ">> ~/.profile && . ~/.profile"
         )
-    return "draftwire boards detect"
+    return _LOOK
 
 
 def _failed(name: str, child: Child, document: Mapping[str, Any] | None) -> Finding:

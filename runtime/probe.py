@@ -112,7 +112,9 @@ def probe_provider(
     package: DraftPackage, provider: str, *, threads: int = 1
 ) -> dict[str, Any]:
     """Run one token of the draft on an execution provider, and look where nodes ran."""
-    from draftwire.boards.providers import try_provider
+    from dataclasses import replace
+
+    from draftwire.boards.providers import CPU_MEMORY, try_provider
 
     file = package.model_file(engine=_ONNX)
     trial = try_provider(
@@ -121,6 +123,9 @@ def probe_provider(
         lambda session: draft_feeds(session, package, file),
         threads=threads,
     )
+    if trial.ran and file.graph == "gqa" and provider not in CPU_MEMORY:
+        why = "a session runs this draft on the CPU, where its cache is (--graph concat)"
+        trial = replace(trial, note=f"{trial.note}; {why}" if trial.note else why)
     return trial.to_dict()
 
 
