@@ -47,6 +47,7 @@ setuptools.setup(
         "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.transport": ["*.md"],
+        "draftwire.bench": ["profiles/*.toml"],
         "draftwire.bench.link": ["*.toml"],
     },
     include_package_data=False,

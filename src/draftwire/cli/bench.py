@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from draftwire.cli._bench_simulate import simulate_flags
 from draftwire.cli._common import add_common_flags, write_json
 from draftwire.errors import ConfigError
 
@@ -216,6 +217,11 @@ LEAVES = {
     "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
     "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
     "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
+    "simulate": Leaf(
+        "every scheme in virtual time",
+        simulate_flags,
+        "draftwire.cli._bench_simulate:run",
+    ),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }
 

@@ -1,0 +1,259 @@
+"""What ``draftwire bench simulate`` does: from a question to a document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from draftwire.bench.link import LinkSpec
+from draftwire.bench.sim.facts import Profile, find, profiles
+from draftwire.bench.sim.grid import bound_ms, grid, judge
+from draftwire.bench.sim.published import beside_published, check_claims
+from draftwire.bench.sim.recording import read_recording
+from draftwire.bench.sim.reports import facts_of, row_of, run_report
+from draftwire.bench.sim.run import Job
+from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
+from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, Plan, simulate, tuned
+from draftwire.bench.sim.texts import Source, Synthetic, parse_luck
+from draftwire.errors import ConfigError
+
+__all__ = ["Question", "answer", "list_profiles", "real_jobs", "write_recording"]
+
+SCHEMA = "draftwire.bench/1"
+_GRID = "cloud,await,picospec,ours-latency"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asked for; see the command's flags.
+
+    Attributes:
+        profile: Name or file of a timing profile.
+        link: Text form of a link; None takes the profile's.
+        schemes: Names joined by commas, ``all``, or None for what fits the profile.
+        block: ``"best"``, a number, or None for the profile's.
+        objective: What ``best`` is judged by, and what ours aims for.
+        acceptance: Luck of synthetic texts; None takes the profile's.
+        confidence: What the draft's confidence says.
+        recording: Play recorded texts.
+        real: Run the reference models of this target version.
+        streams: One after another on each device.
+        tokens: Of each stream.
+        hours: Virtual time instead of `streams`.
+        sessions: Devices on one verifier.
+        seed: Of everything random.
+        grid: Run the reference grid.
+        runs: Put a run report of every stream into the document.
+    """
+
+    profile: str = "nano-a100"
+    link: str | None = None
+    schemes: str | None = None
+    block: str | None = None
+    objective: str = "latency"
+    acceptance: str | None = None
+    confidence: str = "calibrated"
+    recording: Path | None = None
+    real: str | None = None
+    streams: int = 4
+    tokens: int = 400
+    hours: float | None = None
+    sessions: int = 1
+    seed: int = 1
+    grid: bool = False
+    runs: bool = False
+
+
+def list_profiles() -> list[tuple[str, str]]:
+    """Return the name and title of every profile that comes with draftwire."""
+    return [(profile.name, profile.title) for profile in profiles().values()]
+
+
+def answer(
+    question: Question, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Simulate what was asked for.
+
+    Args:
+        question: Checked here.
+        say: Told what is going on.
+
+    Returns:
+        A document for ``--json``; :func:`draftwire.bench.sim.tables.render` shows it.
+
+    Raises:
+        ConfigError: Something in the question is unknown or does not fit.
+    """
+    if question.objective not in OBJECTIVES:
+        raise ConfigError(
+            f"no objective {question.objective!r}", hint=", ".join(OBJECTIVES)
+        )
+    profile = find(question.profile)
+    plan = _plan(question, profile)
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": "bench simulate",
+        "simulated": True,
+        "profile": profile.name,
+        "seed": question.seed,
+    }
+    if question.grid:
+        names = schemes_named(question.schemes or _GRID)
+        schemes = [_aimed(scheme, question.objective) for scheme in names]
+        rows = grid(plan, schemes, objective=question.objective, say=say)
+        ours = "ours-latency"
+        judged = judge(rows) if ours in rows[0]["ms_per_token"] else {}
+        return {
+            **document,
+            "title": "the reference grid, simulated; synthetic texts, each position for "
+            "itself",
+            "grid": rows,
+            "judged": judged,
+        }
+    document["title"] = f"{profile.title} (profile {profile.name}, simulated)"
+    document["notes"] = list(profile.notes)
+    outcomes = [
+        _run(replace(plan, scheme=_aimed(scheme, question.objective)), question, say)
+        for scheme in _schemes(question, profile)
+    ]
+    document["link"] = outcomes[0].link.to_dict() if outcomes else None
+    document["rows"] = [row_of(outcome) for outcome in outcomes]
+    if plan.job is None and outcomes and question.sessions == 1 and not question.hours:
+        document["bound_ms_per_token"] = bound_ms(plan)
+    if question.schemes is None and _plain(question):
+        document["published"] = beside_published(plan)
+        document["claims"] = check_claims(plan)
+    facts = facts_of(outcomes[0]) if outcomes else []
+    document["facts"] = facts
+    if question.runs:
+        document["runs"] = [run_report(o, s) for o in outcomes for s in o.streams]
+    return document
+
+
+def _plain(question: Question) -> bool:
+    """Whether the profile's own link and texts are used: what published numbers need."""
+    given = (question.link, question.acceptance, question.recording, question.real)
+    return all(value is None for value in given) and question.sessions == 1
+
+
+def _aimed(scheme: Scheme, objective: str) -> Scheme:
+    """Return the scheme with its controller aiming at the objective, where it can."""
+    if scheme.controller != "auto":
+        return scheme
+    return replace(scheme, controller=f"auto:{objective}")
+
+
+def _schemes(question: Question, profile: Profile) -> Sequence[Scheme]:
+    if question.schemes is not None:
+        return schemes_named(question.schemes)
+    found = list(SCHEMES.values())
+    if profile["cloud.draft_step_ms"] != profile["cloud.draft_step_ms"]:  # unknown: NaN
+        found = [scheme for scheme in found if scheme.place == "device"]
+    if question.real is not None or not profile.exits:
+        found = [scheme for scheme in found if scheme.name != "earlyexit"]
+    return found
+
+
+def _run(plan: Plan, question: Question, say: Callable[[str], None]) -> Outcome:
+    say(f"{plan.scheme.name} ...")
+    if question.block == "best":
+        return tuned(plan, objective=question.objective)
+    return simulate(plan)
+
+
+def _plan(question: Question, profile: Profile) -> Plan:
+    block = None
+    if question.block not in (None, "best"):
+        if not question.block.isdecimal() or not 1 <= int(question.block) <= 255:
+            raise ConfigError(
+                f"--k {question.block!r} is no block length", hint="1..255, or best"
+            )
+        block = int(question.block)
+    source: Source | None = None
+    vocabulary = None
+    job: Callable[[int], Job] | None = None
+    if question.recording is not None and question.real is not None:
+        raise ConfigError("a recording and real models exclude each other")
+    if question.recording is not None:
+        recording = read_recording(question.recording)
+        source, vocabulary = recording, recording.vocabulary
+    elif question.real is not None:
+        job, vocabulary = real_jobs(question.real)
+    else:
+        luck = question.acceptance or repr(profile["text.acceptance"])
+        source = Synthetic(
+            parse_luck(luck),
+            seed=question.seed,
+            prompt_tokens=int(profile["text.prompt_tokens"]),
+            confidence=question.confidence,
+        )
+    return Plan(
+        profile,
+        SCHEMES["await"],
+        link=None if question.link is None else LinkSpec.parse(question.link),
+        source=source,
+        block=block,
+        streams=question.streams,
+        tokens=question.tokens,
+        hours=question.hours,
+        sessions=question.sessions,
+        seed=question.seed,
+        job=job,
+        vocabulary=vocabulary,
+    )
+
+
+def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
+    from draftwire.bench.sampling_table import PROMPTS
+    from draftwire.packages import load_draft, load_tokenizer
+    from draftwire.reference import draft_path, target_path
+    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.verifier.backends.onnx_target import OnnxTarget
+
+    package = load_draft(str(draft_path()))
+    tokenizer = load_tokenizer(package.tokenizer_path)
+    target = OnnxTarget(target_path(version), slots=16, threads=1)
+    prompts = [tokenizer.encode(text, bos_id=package.bos_id) for text in PROMPTS]
+    return DraftModel.load(package, threads=1), target, prompts
+
+
+def real_jobs(version: str) -> tuple[Callable[[int], Job], int]:
+    """Return jobs of the reference models, and the size of their vocabulary.
+
+    Args:
+        version: Of the reference target, such as ``"v1"``.
+    """
+    from draftwire.bench.sim.real import RealJob
+
+    draft, target, prompts = _models(version)
+
+    def job(index: int) -> Job:
+        return RealJob(draft, target, prompts[index % len(prompts)])
+
+    return job, min(draft.vocab_size, target.vocab_size)
+
+
+def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:
+    """Let the reference models write, and record it.
+
+    Returns:
+        What was recorded, in numbers.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from draftwire.bench.sim.recording import record
+    from draftwire.cli._common import write_json
+
+    draft, target, prompts = _models(version)
+    about = {"draft": "reference", "target": f"reference {version}", "decoding": "greedy"}
+    write_json(record(draft, target, prompts, tokens=tokens, about=about), str(path))
+    made = read_recording(path)
+    return {
+        "schema": SCHEMA,
+        "command": "bench simulate --record",
+        "texts": len(made.texts),
+        "tokens": sum(len(text.tokens) for text in made.texts),
+        "acceptance": made.acceptance,
+    }

@@ -1,0 +1,334 @@
+"""Timing profiles: numbers with their sources, read from TOML.
+
+A profile says what a device, a cloud and the link between them take. Every number is a
+fact: a value, how it was come by (``published``, ``derived`` from published numbers,
+``fitted`` to them, or ``assumed``) and its source in words. Tables that come out of a
+simulation print what was assumed and fitted beside them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Mapping
+
+from draftwire.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "HOW",
+    "SCHEMA",
+    "Claim",
+    "Exit",
+    "Fact",
+    "Profile",
+    "Published",
+    "find",
+    "profiles",
+]
+
+SCHEMA = "draftwire.timing/1"
+FOLDER = Path(__file__).resolve().parent.parent / "profiles"
+HOW = ("measured", "published", "derived", "fitted", "assumed")
+
+# Group -> fact -> (default or None where the profile must say it, least, most).
+_KEYS: Mapping[str, Mapping[str, tuple[float | None, float, float]]] = {
+    "draft": {
+        "step_ms": (None, 1e-6, 1e5),
+        "step_tokens": (16, 1, 1e4),
+        "read_ms_per_token": (0.0, 0, 1e5),
+    },
+    "cloud": {
+        "forward_ms": (None, 1e-6, 1e5),
+        "free_tokens": (17, 1, 1e4),
+        "forward_ms_per_token": (0.0, 0, 1e5),
+        "forward_ms_per_session": (0.0, 0, 1e5),
+        "read_ms_per_token": (0.0, 0, 1e5),
+        "draft_step_ms": (math.nan, 1e-6, 1e5),
+    },
+    "link": {
+        "rtt_ms": (None, 0, 1e5),
+        "up_mbit_s": (math.inf, 1e-6, 1e6),
+        "down_mbit_s": (math.inf, 1e-6, 1e6),
+    },
+    "text": {
+        "acceptance": (None, 0, 1),
+        "vocabulary": (None, 4, 2**24),
+        "prompt_tokens": (64, 1, 1e5),
+    },
+    "speculation": {"block": (4, 1, 255), "cut": (1, 0, 1)},
+    "watts": {
+        name: (math.nan, 0, 1e4)
+        for name in ("prefill", "draft", "transmit", "verify-wait", "wait", "idle")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of a profile.
+
+    Attributes:
+        name: Group and key, such as ``"cloud.forward_ms"``.
+        value: In the unit that the name ends with.
+        how: One of ``HOW``, or ``"default"`` where the profile says nothing.
+        source: Where it comes from, in words.
+    """
+
+    name: str
+    value: float
+    how: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Exit:
+    """An early exit of the target.
+
+    Attributes:
+        fraction: Of the forward that is done when it speaks, 0..1.
+        agreement: Share of its confident tokens that the last layer agrees with.
+        coverage: Share of positions where it is confident.
+        how: As in :class:`Fact`.
+        source: As in :class:`Fact`.
+    """
+
+    fraction: float
+    agreement: float
+    coverage: float
+    how: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication says that a scheme reached.
+
+    Attributes:
+        scheme: Our name of the scheme.
+        tokens_s: Tokens a second.
+        source: Where that is printed.
+    """
+
+    scheme: str
+    tokens_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published ratio of latencies.
+
+    Attributes:
+        what: In words.
+        scheme: Our name of the scheme that is faster.
+        against: Our name of what it is compared with, or ``"request"``: the target
+            alone, asked anew for every token.
+        ratio: Its time for a token over the other's.
+        source: Where that is printed.
+    """
+
+    what: str
+    scheme: str
+    against: str
+    ratio: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Timings of a device, a cloud and a link.
+
+    Attributes:
+        name: Also the file's name.
+        title: One line.
+        facts: Every number by its name, defaults included.
+        exits: Early exits of the target, first to last.
+        published: Speeds to compare with.
+        claims: Ratios to compare with.
+        notes: What else a reader should know, one sentence each.
+    """
+
+    name: str
+    title: str
+    facts: Mapping[str, Fact]
+    exits: tuple[Exit, ...] = ()
+    published: tuple[Published, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def __getitem__(self, name: str) -> float:
+        """Return the value of a fact; NaN when nobody knows it."""
+        return self.facts[name].value
+
+    def seconds(self, name: str) -> float:
+        """Return a fact in milliseconds as seconds."""
+        return self.facts[name].value / 1e3
+
+    def replaced(self, how: str, source: str, **values: float) -> Profile:
+        """Return the profile with other values; ``cloud__forward_ms=30`` names one."""
+        facts = dict(self.facts)
+        for key, value in values.items():
+            name = key.replace("__", ".")
+            if name not in facts:
+                raise KeyError(name)
+            facts[name] = Fact(name, float(value), how, source)
+        return replace(self, facts=facts)
+
+    def watts(self) -> dict[str, float]:
+        """Return the watts of each phase that the profile knows."""
+        known = {key: self[f"watts.{key}"] for key in _KEYS["watts"]}
+        return {key: watt for key, watt in known.items() if not math.isnan(watt)}
+
+    def weak_facts(self) -> list[Fact]:
+        """Return the facts that no publication states: assumed, fitted, derived."""
+        weak = ("assumed", "fitted", "derived")
+        return [fact for fact in self.facts.values() if fact.how in weak]
+
+
+def _as_fact(where: str, name: str, raw: object, low: float, high: float) -> Fact:
+    if not isinstance(raw, Mapping) or set(raw) != {"value", "how", "source"}:
+        raise ConfigError(
+            f"{where}: {name} must be a table of value, how and source",
+            hint='such as { value = 25.0, how = "published", source = "..." }',
+        )
+    value, how, source = raw["value"], raw["how"], raw["source"]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ConfigError(
+            f"{where}: {name} is {value!r}", hint=f"a number from {low:g} to {high:g}"
+        )
+    if how not in HOW:
+        raise ConfigError(f"{where}: {name} is {how!r}", hint=f"one of {', '.join(HOW)}")
+    if not isinstance(source, str) or not source.strip():
+        raise ConfigError(f"{where}: {name} has no source")
+    return Fact(name, float(value), how, source)
+
+
+def parse_profile(text: str, where: str) -> Profile:
+    """Return the profile in ``text``.
+
+    Args:
+        text: TOML.
+        where: Its file, for messages.
+
+    Raises:
+        ConfigError: It is not TOML, or a key is missing, unknown or out of range.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{where} is not TOML: {exc}") from exc
+    if raw.pop("schema", None) != SCHEMA:
+        raise ConfigError(f"{where} has no schema {SCHEMA!r}")
+    name, title = raw.pop("name", ""), raw.pop("title", "")
+    notes = raw.pop("notes", [])
+    if not (isinstance(name, str) and name and isinstance(title, str)):
+        raise ConfigError(f"{where} has no name or title")
+    if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
+        raise ConfigError(f"{where}: notes must be a list of sentences")
+    exits = tuple(_exit(where, one) for one in _list(where, raw, "exit"))
+    published = tuple(_published(where, one) for one in _list(where, raw, "published"))
+    claims = tuple(_claim(where, one) for one in _list(where, raw, "claim"))
+    facts: dict[str, Fact] = {}
+    for group, keys in _KEYS.items():
+        given = raw.pop(group, {})
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{where}: {group} must be a table")
+        for key in given:
+            if key not in keys:
+                raise ConfigError(
+                    f"{where} has no {group}.{key}", hint=f"known: {', '.join(keys)}"
+                )
+        for key, (default, low, high) in keys.items():
+            full = f"{group}.{key}"
+            if key in given:
+                facts[full] = _as_fact(where, full, given[key], low, high)
+            elif default is None:
+                raise ConfigError(f"{where} lacks {full}")
+            else:
+                facts[full] = Fact(full, default, "default", "not in the profile")
+    if raw:
+        raise ConfigError(f"{where} has an unknown key {sorted(raw)[0]!r}")
+    return Profile(name, title, facts, exits, published, claims, tuple(notes))
+
+
+def _list(where: str, raw: dict[str, Any], key: str) -> list[Mapping[str, Any]]:
+    found = raw.pop(key, [])
+    if not isinstance(found, list) or not all(isinstance(x, Mapping) for x in found):
+        raise ConfigError(f"{where}: {key} must be a list of tables")
+    return found
+
+
+def _exit(where: str, raw: Mapping[str, Any]) -> Exit:
+    numbers = ("fraction", "agreement", "coverage")
+    if set(raw) != {*numbers, "how", "source"} or raw["how"] not in HOW:
+        raise ConfigError(
+            f"{where}: an exit needs {', '.join(numbers)}, how and source, and no more"
+        )
+    values = [raw[key] for key in numbers]
+    if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
+        raise ConfigError(f"{where}: numbers of an exit lie between 0 and 1")
+    return Exit(*(float(v) for v in values), str(raw["how"]), str(raw["source"]))
+
+
+def _published(where: str, raw: Mapping[str, Any]) -> Published:
+    if set(raw) != {"scheme", "tokens_s", "source"} or not raw["source"]:
+        raise ConfigError(
+            f"{where}: a published result needs scheme, tokens_s and source, and no more"
+        )
+    if not isinstance(raw["tokens_s"], (int, float)) or not raw["tokens_s"] > 0:
+        raise ConfigError(f"{where}: tokens_s is {raw['tokens_s']!r}")
+    return Published(str(raw["scheme"]), float(raw["tokens_s"]), str(raw["source"]))
+
+
+def _claim(where: str, raw: Mapping[str, Any]) -> Claim:
+    words = ("what", "scheme", "against", "source")
+    if set(raw) != {*words, "ratio"} or not all(raw[word] for word in words):
+        raise ConfigError(
+            f"{where}: a claim needs {', '.join(words)} and ratio, and no more"
+        )
+    ratio = raw["ratio"]
+    if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
+        raise ConfigError(f"{where}: the ratio of a claim is {ratio!r}")
+    return Claim(*(str(raw[word]) for word in words[:3]), float(ratio), str(raw["source"]))
+
+
+@lru_cache(maxsize=1)
+def profiles() -> dict[str, Profile]:
+    """Return the profiles that come with draftwire, by name."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.toml")):
+        profile = parse_profile(path.read_text(encoding="utf-8"), path.name)
+        found[profile.name] = profile
+    return found
+
+
+def find(name: str) -> Profile:
+    """Return a profile by its name, or from a file whose name ends in ``.toml``.
+
+    Raises:
+        ConfigError: There is none, or the file is damaged.
+    """
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"cannot read the profile {name}: {exc}") from exc
+        return parse_profile(text, name)
+    table = profiles()
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1)
+    raise ConfigError(
+        f"no timing profile is called {name!r}",
+        hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}",
+    )

@@ -1,0 +1,144 @@
+"""The reference grid: three profiles, four round trips, three acceptances."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, Callable, Iterable, Sequence
+
+from draftwire.bench.sim.bound import clairvoyant_s
+from draftwire.bench.sim.cloud import ForwardCost
+from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme, scheme_named
+from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
+
+__all__ = ["PROFILES", "RATES", "RTTS_MS", "bound_ms", "geometric_mean", "grid", "judge"]
+
+PROFILES = ("nano-a100", "agx-a100-qwen", "agx-a100-llama")
+RTTS_MS = (10.0, 40.0, 80.0, 150.0)
+RATES = (0.6, 0.8, 0.9)
+
+
+def cell_of(profile: Profile, rtt_ms: float, rate: float) -> Profile:
+    """Return the profile with another round trip and acceptance, and reading for free."""
+    return profile.replaced(
+        "assumed",
+        "a cell of the reference grid",
+        link__rtt_ms=rtt_ms,
+        text__acceptance=rate,
+        cloud__read_ms_per_token=0.0,
+        draft__read_ms_per_token=0.0,
+    )
+
+
+def bound_ms(plan: Plan) -> float:
+    """Return the clairvoyant bound on the texts of a plan, milliseconds a token."""
+    profile = plan.profile
+    cost = ForwardCost.of(profile)
+    source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
+    way_s = profile.seconds("link.rtt_ms") / 2
+    up_s, down_s = way_s, way_s
+    if plan.link is not None:
+        up_s, down_s = plan.link.delay_up_s, plan.link.delay_down_s
+    total = tokens = 0.0
+    for index in range(plan.streams):
+        right = source.text(index, plan.tokens).right
+        total += clairvoyant_s(
+            right,
+            draft_s=profile.seconds("draft.step_ms"),
+            forward_s=cost,
+            up_s=up_s,
+            down_s=down_s,
+        )
+        tokens += len(right)
+    return 1e3 * total / tokens
+
+
+def grid(
+    plan: Plan,
+    schemes: Sequence[Scheme],
+    *,
+    profiles: Iterable[str] = PROFILES,
+    rtts_ms: Iterable[float] = RTTS_MS,
+    rates: Iterable[float] = RATES,
+    objective: str = "latency",
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Run schemes, each with its best block length, in every cell.
+
+    Args:
+        plan: Streams, tokens and seed count; profile and scheme do not.
+        schemes: What to compare.
+        profiles: Names.
+        rtts_ms: Round trips.
+        rates: Acceptances, each position for itself.
+        objective: What the block length is chosen by.
+        say: Told of each cell that is done.
+
+    Returns:
+        One row a cell: milliseconds a token by scheme, and the bound.
+    """
+    rows = []
+    rates, rtts_ms = tuple(rates), tuple(rtts_ms)
+    for name in profiles:
+        base = find(name)
+        for rtt_ms in rtts_ms:
+            for rate in rates:
+                profile = cell_of(base, rtt_ms, rate)
+                cell = replace(plan, profile=profile, link=None, source=None)
+                row: dict[str, Any] = {
+                    "profile": name,
+                    "forward_ms": profile["cloud.forward_ms"],
+                    "draft_ms": profile["draft.step_ms"],
+                    "rtt_ms": rtt_ms,
+                    "acceptance": rate,
+                    "ms_per_token": {},
+                    "block": {},
+                    "bound_ms_per_token": bound_ms(cell),
+                }
+                for scheme in schemes:
+                    outcome = tuned(replace(cell, scheme=scheme), objective=objective)
+                    row["ms_per_token"][scheme.name] = outcome.ms_per_token
+                    row["block"][scheme.name] = outcome.block
+                rows.append(row)
+                say(f"{name}, RTT {rtt_ms:g} ms, acceptance {rate:g}: done")
+    return rows
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean; NaN of nothing."""
+    if not values:
+        return math.nan
+    return math.exp(sum(math.log(v) for v in values) / len(values))
+
+
+def judge(
+    rows: Sequence[dict[str, Any]], ours: str = "ours-latency"
+) -> dict[str, float | None]:
+    """Return how one scheme does over a grid.
+
+    Returns:
+        ``bound_share``: bound over ours, geometric mean, and the least of all cells;
+        ``over_distributed``: the fastest other distributed scheme over ours, likewise;
+        ``over_cloud``: streaming from the cloud over ours, likewise. None where the
+        grid has no such scheme.
+    """
+    assert scheme_named(ours)
+    found: dict[str, float | None] = {}
+
+    def put(name: str, ratios: Sequence[float]) -> None:
+        found[name] = geometric_mean(ratios) if ratios else None
+        found[f"{name}_least"] = min(ratios) if ratios else None
+
+    put("bound_share", [r["bound_ms_per_token"] / r["ms_per_token"][ours] for r in rows])
+    ratios, clouds = [], []
+    for row in rows:
+        speeds = row["ms_per_token"]
+        others = [speeds[n] for n in DISTRIBUTED if n in speeds and n != ours]
+        if others:
+            ratios.append(min(others) / speeds[ours])
+        if "cloud" in speeds:
+            clouds.append(speeds["cloud"] / speeds[ours])
+    put("over_distributed", ratios)
+    put("over_cloud", clouds)
+    return found

@@ -1,0 +1,96 @@
+"""Our simulator beside published results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from draftwire.bench.sim.facts import Claim, Profile
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Outcome, Plan, simulate
+
+__all__ = ["beside_published", "check_claims"]
+
+
+def beside_published(plan: Plan) -> list[dict[str, Any]]:
+    """Run every scheme that the profile has a published speed of.
+
+    Args:
+        plan: Its profile counts; its scheme does not.
+
+    Returns:
+        A row each: ours, theirs, and by how much ours is off.
+    """
+    rows = []
+    for known in plan.profile.published:
+        outcome = simulate(replace(plan, scheme=scheme_named(known.scheme)))
+        ours = 1e3 / outcome.ms_per_token
+        rows.append(
+            {
+                "scheme": known.scheme,
+                "tokens_per_s": ours,
+                "published_tokens_per_s": known.tokens_s,
+                "off_percent": 100 * (ours / known.tokens_s - 1),
+                "accepted_per_block": outcome.accepted_per_block,
+                "source": known.source,
+            }
+        )
+    return rows
+
+
+def check_claims(plan: Plan) -> list[dict[str, Any]]:
+    """Hold published ratios of latencies against the simulator.
+
+    What the publication leaves open is the acceptance: so beside the ratio at the
+    profile's own, the acceptance is given at which the ratio would be met, or None where
+    no acceptance meets it with these timings.
+    """
+    rows = []
+    for claim in plan.profile.claims:
+        rows.append(
+            {
+                "claim": claim.what,
+                "scheme": claim.scheme,
+                "against": claim.against,
+                "published_ratio": claim.ratio,
+                "ratio": _ratio(plan, claim, plan.profile["text.acceptance"]),
+                "acceptance": plan.profile["text.acceptance"],
+                "acceptance_that_meets_it": _meeting(plan, claim),
+                "source": claim.source,
+            }
+        )
+    return rows
+
+
+def _ratio(plan: Plan, claim: Claim, acceptance: float) -> float:
+    profile = with_acceptance(plan.profile, acceptance)
+
+    def run(name: str) -> Outcome:
+        return simulate(replace(plan, profile=profile, scheme=scheme_named(name)))
+
+    ours = run(claim.scheme).ms_per_token
+    if claim.against != "request":
+        return ours / run(claim.against).ms_per_token
+    # One request for every token: a forward and a round trip each.
+    return ours / (profile["cloud.forward_ms"] + profile["link.rtt_ms"])
+
+
+def _meeting(plan: Plan, claim: Claim) -> float | None:
+    """Return the acceptance that gives the published ratio, to two places."""
+    low, high = 0.02, 0.98
+    falls = _ratio(plan, claim, high) < _ratio(plan, claim, low)
+    at_low, at_high = _ratio(plan, claim, low), _ratio(plan, claim, high)
+    if not min(at_low, at_high) <= claim.ratio <= max(at_low, at_high):
+        return None
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        if (_ratio(plan, claim, middle) > claim.ratio) == falls:
+            low = middle
+        else:
+            high = middle
+    return round((low + high) / 2, 2)
+
+
+def with_acceptance(profile: Profile, acceptance: float) -> Profile:
+    """Return the profile with another acceptance."""
+    return profile.replaced("assumed", "asked for", text__acceptance=acceptance)

@@ -1,0 +1,330 @@
+"""Runs of the simulator: a scheme on a profile over a link, and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Iterable, Sequence
+
+from draftwire.bench.link import LinkSpec
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel
+from draftwire.bench.sim.events import Loop
+from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
+from draftwire.bench.sim.schemes import Scheme
+from draftwire.bench.sim.texts import (
+    Source,
+    Synthetic,
+    Text,
+    TextDraft,
+    TextTarget,
+    parse_luck,
+)
+from draftwire.errors import ConfigError
+from draftwire.runtime.controller import Controller, make_controller
+from draftwire.runtime.drafter import Model
+
+__all__ = [
+    "OBJECTIVES",
+    "Outcome",
+    "Plan",
+    "link_of",
+    "price",
+    "simulate",
+    "synthetic_of",
+    "tuned",
+]
+
+BLOCKS = range(1, 17)
+OBJECTIVES = ("latency", "cost", "energy")
+FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the controller's
+
+
+@dataclass(frozen=True)
+class TextJob:
+    """A stream whose text is known beforehand.
+
+    Attributes:
+        text: What is written.
+        seed: Of the exits' dice.
+    """
+
+    text: Text
+    seed: int = 0
+    stop_ids: Sequence[int] = ()
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt's ids."""
+        return self.text.prompt
+
+    def draft(self) -> Model:
+        """Return the draft's model."""
+        return TextDraft(self.text)
+
+    def target(self) -> TargetModel:
+        """Return the target's model."""
+        return TextTarget(self.text, self.seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to simulate.
+
+    Attributes:
+        profile: What things take.
+        scheme: How draft and target work together.
+        link: None takes the profile's.
+        source: Where texts come from; None makes synthetic ones from the profile.
+        block: Block length of schemes that have one; None takes the profile's.
+        controller: Another length policy than the scheme's.
+        streams: How many, one after another, on each device.
+        tokens: Of each stream.
+        hours: End after so much virtual time, whatever `streams` says.
+        sessions: Devices at the same time on one verifier.
+        seed: Of everything random.
+        decode: Decode every frame.
+        job: Makes the job of stream ``i`` instead of `source`, for real models.
+        vocabulary: Ids on the connection are below this; None takes the profile's.
+    """
+
+    profile: Profile
+    scheme: Scheme
+    link: LinkSpec | None = None
+    source: Source | None = None
+    block: int | None = None
+    controller: str | None = None
+    streams: int = 4
+    tokens: int = 256
+    hours: float | None = None
+    sessions: int = 1
+    seed: int = 1
+    decode: bool = False
+    job: Callable[[int], Job] | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes:
+        plan: What was simulated.
+        link: Over which link.
+        controller: The length policy's name.
+        block: Its block length, or None.
+        streams: Results of all streams of all devices.
+        seconds: Virtual time of the run.
+        events: Things that happened.
+        forwards: Of the target for all streams, prompts apart.
+        busy_s: Seconds that the target was busy.
+    """
+
+    plan: Plan
+    link: LinkSpec
+    controller: str
+    block: int | None
+    streams: Sequence[StreamResult]
+    seconds: float
+    events: int
+    forwards: int
+    busy_s: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(len(s.ids) for s in self.streams)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Time per output token after the first ones, milliseconds."""
+        seconds = sum(s.last_s - (s.first_s or 0.0) for s in self.streams)
+        tokens = sum(len(s.ids) - s.first_tokens for s in self.streams)
+        return 1e3 * seconds / tokens if tokens else math.nan
+
+    @property
+    def first_token_ms(self) -> float:
+        """Mean time to the first token, milliseconds."""
+        waits = [s.first_s - s.began_s for s in self.streams if s.first_s is not None]
+        return 1e3 * sum(waits) / len(waits) if waits else math.nan
+
+    @property
+    def accepted_per_block(self) -> float:
+        """Drafted tokens accepted for each verdict."""
+        rounds = sum(s.edge.counts.rounds for s in self.streams)
+        accepted = sum(s.edge.counts.accepted for s in self.streams)
+        return accepted / rounds if rounds else math.nan
+
+    @property
+    def forwards_per_token(self) -> float:
+        """Target forwards for each token of text."""
+        return sum(s.forwards for s in self.streams) / max(1, self.tokens)
+
+    def bytes_per_token(self, way: int, *, wire: bool = True) -> float:
+        """Return bytes up (0) or down (1) for each token of text."""
+        total = sum((s.wire if wire else s.payload)[way] for s in self.streams)
+        return total / max(1, self.tokens)
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Modelled joules of the board for each token, or None without watts."""
+        joules = [s.energy.get("joules") for s in self.streams]
+        if not joules or any(j is None for j in joules):
+            return None
+        return float(sum(j for j in joules if j is not None)) / max(1, self.tokens)
+
+
+def link_of(profile: Profile) -> LinkSpec:
+    """Return the link that a profile tells of."""
+    half = profile.seconds("link.rtt_ms") / 2
+
+    def rate(name: str) -> float | None:
+        value = profile[name]
+        return None if math.isinf(value) else value * 1e6
+
+    return LinkSpec(
+        name=f"profile {profile.name}",
+        delay_up_s=half,
+        delay_down_s=half,
+        up_bit_s=rate("link.up_mbit_s"),
+        down_bit_s=rate("link.down_mbit_s"),
+        source=profile.facts["link.rtt_ms"].source,
+    )
+
+
+def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
+    """Return texts of dice with a profile's acceptance."""
+    return Synthetic(
+        parse_luck(repr(profile["text.acceptance"])),
+        seed=seed,
+        prompt_tokens=int(profile["text.prompt_tokens"]),
+        **options,
+    )
+
+
+def _controller(plan: Plan, block: int) -> Controller:
+    spec = plan.controller or plan.scheme.controller.format(k=block)
+    return make_controller(spec)
+
+
+def simulate(plan: Plan) -> Outcome:
+    """Run a plan.
+
+    Raises:
+        ConfigError: The plan cannot be run.
+    """
+    profile, scheme = plan.profile, plan.scheme
+    if scheme.place == "cloud" and math.isnan(profile["cloud.draft_step_ms"]):
+        raise ConfigError(
+            f"the profile {profile.name} does not say what drafting in the cloud takes",
+            hint="give cloud.draft_step_ms, or leave the scheme out",
+        )
+    link = link_of(profile) if plan.link is None else plan.link
+    block = int(profile["speculation.block"]) if plan.block is None else plan.block
+    source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
+    loop = Loop()
+    verifier = SimVerifier(
+        loop,
+        ForwardCost.of(profile),
+        exits=profile.exits if "exits" in scheme.mode.preempt else (),
+    )
+    left = plan.sessions
+    end_s = math.inf if plan.hours is None else plan.hours * 3600
+
+    def done() -> None:
+        nonlocal left
+        left -= 1
+
+    def jobs(device: int, index: int) -> Job | None:
+        if loop.now_s >= end_s or (plan.hours is None and index >= plan.streams):
+            return None
+        number = index * plan.sessions + device
+        if plan.job is not None:
+            return plan.job(number)
+        return TextJob(source.text(number, plan.tokens), plan.seed + number)
+
+    devices = []
+    for device in range(plan.sessions):
+        setting = Setting(
+            profile,
+            scheme,
+            link if device == 0 else link.with_seed(link.seed + device),
+            lambda: _controller(plan, block),
+            tokens=plan.tokens,
+            vocab_size=plan.vocabulary or int(profile["text.vocabulary"]),
+            seed=plan.seed * 1009 + device,
+            decode=plan.decode,
+        )
+        devices.append(
+            Device(loop, setting, verifier, lambda i, d=device: jobs(d, i), done)
+        )
+    for one in devices:
+        one.start()
+    if not loop.run(lambda: left == 0):
+        raise RuntimeError(f"{scheme.name} on {profile.name} came to a halt: our bug")
+    streams = [result for one in devices for result in one.results]
+    return Outcome(
+        plan,
+        link,
+        _controller(plan, block).name,
+        block if scheme.tunable and plan.controller is None else None,
+        streams,
+        loop.now_s,
+        loop.events,
+        verifier.forwards,
+        verifier.busy_s,
+    )
+
+
+def price(outcome: Outcome, objective: str) -> float:
+    """Return what an outcome costs a token; the least is the best.
+
+    ``latency``: milliseconds. ``cost``: milliseconds, and a quarter of the target's own
+    milliseconds. ``energy``: joules of the board.
+
+    Raises:
+        ConfigError: The objective is unknown, or nobody knows the board's watts.
+    """
+    if objective == "latency":
+        return outcome.ms_per_token
+    if objective == "cost":
+        busy_ms = 1e3 * outcome.busy_s / max(1, outcome.tokens)
+        return outcome.ms_per_token + FORWARD_PRICE * busy_ms
+    if objective == "energy":
+        joules = outcome.joules_per_token
+        if joules is None:
+            raise ConfigError(
+                f"the profile {outcome.plan.profile.name} has no watts",
+                hint="choose the objective latency or cost",
+            )
+        return joules
+    raise ConfigError(f"no objective {objective!r}", hint=", ".join(OBJECTIVES))
+
+
+def tuned(
+    plan: Plan, blocks: Sequence[int] = BLOCKS, objective: str = "latency"
+) -> Outcome:
+    """Run a plan with the best block length.
+
+    Looks at every length when there are few; else at every other one, and then at the
+    neighbours of the best.
+    """
+    if not plan.scheme.tunable or plan.controller is not None:
+        return simulate(plan)
+    found: dict[int, Outcome] = {}
+
+    def best(lengths: Iterable[int]) -> int:
+        for k in lengths:
+            if k in blocks and k not in found:
+                found[k] = simulate(replace(plan, block=k))
+        return min(found, key=lambda k: price(found[k], objective))
+
+    if len(blocks) <= 4:
+        return found[best(blocks)]
+    at = best(list(blocks)[1::3])
+    for _ in range(len(blocks)):
+        nearer = best((at - 1, at + 1))
+        if nearer == at:
+            break
+        at = nearer
+    return found[at]

@@ -1,0 +1,342 @@
+"""What is written in a simulation: texts, and models that know them.
+
+A text is the target's own (greedy) continuation of a prompt, fixed beforehand, and for
+every position what the draft would propose there given the right context. The target's
+model gives the text; the draft's gives its proposals while its context is right, and
+something wrong after that. So whether a draft is accepted does not depend on the scheme,
+and two schemes can be compared on the very same luck.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+import numpy as np
+
+from draftwire.bench.sim.facts import Exit
+from draftwire.errors import ConfigError
+
+__all__ = ["Luck", "Source", "Synthetic", "Text", "TextDraft", "TextTarget", "parse_luck"]
+
+SMALL = 32  # ids that synthetic texts use, so that logits are cheap
+_SURE = 30.0  # a logit that leaves nothing to the others
+
+
+@dataclass(frozen=True)
+class Text:
+    """One stream's text.
+
+    Attributes:
+        prompt: Its prompt.
+        tokens: What the target writes after it.
+        proposals: What the draft proposes at each of these places, its context right.
+        confidence: The draft's probability of each proposal.
+        second: The draft's second choice at each place.
+        width: Ids are below this: the width of the logits.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    proposals: tuple[int, ...]
+    confidence: tuple[float, ...]
+    second: tuple[int, ...]
+    width: int
+
+    @property
+    def right(self) -> list[bool]:
+        """Where the draft proposes what the target writes."""
+        return [a == b for a, b in zip(self.proposals, self.tokens)]
+
+
+class Source(Protocol):
+    """Where texts come from."""
+
+    name: str
+
+    def text(self, index: int, tokens: int) -> Text:
+        """Return text ``index`` (from 0), of at least ``tokens`` tokens if it can."""
+
+
+@dataclass(frozen=True)
+class Luck:
+    """How often the draft is right, and how that varies along the text.
+
+    Attributes:
+        name: As it was asked for.
+        rate: Long-run share of right proposals (before any step).
+        correlation: Of neighbouring positions (a two-state Markov chain).
+        other: A second rate, for texts that go to and fro between two regimes.
+        dwell: Mean length of a stretch of one regime, tokens.
+        steps: ``(token, rate)``: from that token of the whole run on, another rate.
+    """
+
+    name: str
+    rate: float
+    correlation: float = 0.0
+    other: float | None = None
+    dwell: float = 64.0
+    steps: tuple[tuple[int, float], ...] = ()
+
+    def rates(self, start: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the rate at each of ``count`` tokens, ``(count,)``.
+
+        Args:
+            start: Tokens of the run before them.
+            count: How many.
+            rng: For the regimes.
+        """
+        rates = np.full(count, self.rate)
+        if self.other is not None:
+            turns = rng.random(count) < 1 / self.dwell
+            turns[0] = rng.random() < 0.5
+            rates = np.where(np.cumsum(turns) % 2 == 0, self.rate, self.other)
+        for token, rate in self.steps:
+            rates[max(0, token - start) :] = rate
+        return rates
+
+
+def parse_luck(text: str) -> Luck:
+    """Return the luck that ``text`` describes.
+
+    ``0.8`` (each position for itself), ``markov:0.8:0.5`` (rate, correlation of
+    neighbours), ``regimes:0.9:0.5:40`` (two rates, mean stretch in tokens),
+    ``steps:0.8,0.4@2000,0.9@5000`` (rates from a token of the run on).
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    kind, _, rest = text.partition(":")
+    try:
+        if not rest:
+            luck = Luck(text, float(text))
+        elif kind == "markov":
+            rate, correlation = (float(x) for x in rest.split(":"))
+            luck = Luck(text, rate, correlation=correlation)
+        elif kind == "regimes":
+            rate, other, dwell = (float(x) for x in rest.split(":"))
+            luck = Luck(text, rate, other=other, dwell=dwell)
+        elif kind == "steps":
+            first, *later = rest.split(",")
+            steps = []
+            for part in later:
+                value, _, token = part.partition("@")
+                steps.append((int(token), float(value)))
+            luck = Luck(text, float(first), steps=tuple(steps))
+        else:
+            raise ValueError(kind)
+    except ValueError as exc:
+        raise ConfigError(
+            f"{text!r} is no acceptance",
+            hint="0.8, markov:0.8:0.5, regimes:0.9:0.5:40 or steps:0.8,0.4@2000",
+        ) from exc
+    shares = [luck.rate, luck.correlation, *(r for _, r in luck.steps)]
+    shares += [] if luck.other is None else [luck.other]
+    if not all(0 <= share <= 1 for share in shares) or not 1 <= luck.dwell < 1e9:
+        raise ConfigError(f"{text!r}: rates lie between 0 and 1, a stretch is 1 or more")
+    return luck
+
+
+class Synthetic:
+    """Texts of dice.
+
+    Args:
+        luck: How often the draft is right.
+        seed: Of the dice.
+        prompt_tokens: Length of the prompts.
+        confidence: ``"calibrated"``: the draft's probability of a proposal is the
+            chance that it is right; ``"noise"``: of the same law, but it says nothing;
+            ``"none"``: always sure.
+        spread: How much calibrated confidence tells: the weight of a Beta law around
+            the rate; small is telling (mostly near 0 and 1), large is not.
+        second_right: Share of wrong proposals whose second choice would be right.
+
+    Raises:
+        ConfigError: A word is unknown or a number out of range.
+    """
+
+    def __init__(
+        self,
+        luck: Luck,
+        *,
+        seed: int = 1,
+        prompt_tokens: int = 64,
+        confidence: str = "calibrated",
+        spread: float = 2.0,
+        second_right: float = 0.5,
+    ) -> None:
+        if confidence not in ("calibrated", "noise", "none"):
+            raise ConfigError(
+                f"confidence {confidence!r}", hint="calibrated, noise or none"
+            )
+        if not 0 <= second_right <= 1 or not spread > 0 or prompt_tokens < 1:
+            raise ConfigError("a synthetic text has a number out of range")
+        self.name = f"synthetic({luck.name})"
+        self._luck = luck
+        self._seed = seed
+        self._prompt_tokens = prompt_tokens
+        self._confidence = confidence
+        self._spread = spread
+        self._second_right = second_right
+
+    def text(self, index: int, tokens: int) -> Text:
+        """Return text ``index``; the same for the same seed, whoever asks."""
+        rng = np.random.default_rng([self._seed, index])
+        prompt = rng.integers(0, SMALL, self._prompt_tokens)
+        truth = rng.integers(0, SMALL, tokens)
+        rates = self._luck.rates(index * tokens, tokens, rng)
+        right = _chain(rates, self._luck.correlation, rng)
+        away = rng.integers(1, SMALL, tokens)  # how far off a wrong proposal is
+        proposals = np.where(right, truth, (truth + away) % SMALL)
+        other = np.where(
+            right | (rng.random(tokens) >= self._second_right),
+            (truth + away % (SMALL - 1) + 1) % SMALL,
+            truth,
+        )
+        other = np.where(other == proposals, (other + 1) % SMALL, other)
+        return Text(
+            tuple(prompt.tolist()),
+            tuple(truth.tolist()),
+            tuple(proposals.tolist()),
+            tuple(self._confidences(rates, right, rng).tolist()),
+            tuple(other.tolist()),
+            SMALL,
+        )
+
+    def _confidences(
+        self, rates: np.ndarray, right: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Return the draft's probabilities.
+
+        With a prior Beta(c*r, c*(1-r)) over the chance of being right, the posterior
+        given the outcome is again a Beta law; drawing from it makes the number exactly
+        what it claims to be.
+        """
+        if self._confidence == "none":
+            return np.ones(len(rates))
+        hits = right if self._confidence == "calibrated" else rng.random(len(rates)) < rates
+        alpha = self._spread * rates + hits
+        beta = self._spread * (1 - rates) + ~hits
+        drawn = rng.beta(np.maximum(alpha, 1e-3), np.maximum(beta, 1e-3))
+        # A top probability over so many ids cannot be lower.
+        return np.asarray(np.clip(drawn, 1.5 / SMALL, 1 - 1e-6))
+
+
+def _chain(rates: np.ndarray, correlation: float, rng: np.random.Generator) -> np.ndarray:
+    """Return which proposals are right, ``(n,)`` bool, with correlated neighbours."""
+    fresh = rng.random(len(rates)) < rates
+    if correlation <= 0:
+        return np.asarray(fresh)
+    # With probability `correlation` a position repeats the one before it: the long-run
+    # rate stays, and the correlation of neighbours is that probability.
+    repeats = rng.random(len(rates)) < correlation
+    repeats[0] = False
+    source = np.where(repeats, 0, np.arange(len(rates)))
+    return np.asarray(fresh[np.maximum.accumulate(source)])
+
+
+class TextDraft:
+    """The draft model of a text; what :class:`~draftwire.runtime.drafter.Model` is.
+
+    Args:
+        text: What is written.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self._text = text
+        self._all = text.prompt + text.tokens
+        self._prompt = len(text.prompt)
+        self._good = 0  # so many tokens of the cache are the text's
+        self._blank = np.zeros(text.width, np.float32)
+        self._others = math.log(max(1, text.width - 1))
+        self.length = 0
+
+    def forward(self, tokens: Sequence[int]) -> np.ndarray:
+        """Take in ``tokens``; return logits ``(width,)`` after the last one."""
+        everything, good, length = self._all, self._good, self.length
+        for token in tokens:
+            if good == length and good < len(everything) and everything[good] == token:
+                good += 1
+            length += 1
+        self._good, self.length = good, length
+        row = self._blank.copy()
+        text, at = self._text, length - self._prompt
+        if at >= len(text.tokens) or at < 0:
+            row[0] = _SURE  # beyond the end of the text
+            return row
+        if good < length:  # a wrong context: wrong, though perhaps the right id
+            row[(text.tokens[at] + 1) % text.width] = self._logit(text.confidence[at])
+            return row
+        top = self._logit(text.confidence[at])
+        row[text.proposals[at]] = top
+        row[text.second[at]] = min(1.0, top - 0.01)
+        return row
+
+    def _logit(self, probability: float) -> float:
+        """Return the logit of a token that has ``probability`` among zeros."""
+        if probability >= 1:
+            return _SURE
+        return math.log(probability / (1 - probability)) + self._others
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self.length = length
+        self._good = min(self._good, length)
+
+
+class TextTarget:
+    """The target model of a text.
+
+    Args:
+        text: What is written.
+        seed: Of the early exits' dice.
+    """
+
+    def __init__(self, text: Text, seed: int = 0) -> None:
+        self._text = text
+        self._all = np.array(text.tokens, np.int64)
+        self._prompt = len(text.prompt)
+        self._rows = np.zeros((text.width, text.width), np.float32)
+        np.fill_diagonal(self._rows, _SURE)
+        self._seed = seed
+        self._exits: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def run(self, start: int, tokens: np.ndarray, rows: int) -> np.ndarray:
+        """Return the logits of the last ``rows`` of ``tokens``, ``(rows, width)``."""
+        return self._after(start + len(tokens), rows)
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+    def _after(self, end: int, count: int) -> np.ndarray:
+        """Return the rows that follow the tokens ``end - count .. end - 1``."""
+        at = end - count + 1 - self._prompt
+        ids = self._all[at : at + count]
+        if len(ids) < count:  # beyond the end of the text
+            ids = np.concatenate([ids, np.zeros(count - len(ids), np.int64)])
+        return np.asarray(self._rows[ids])
+
+    def exit_rows(self, number: int, exit: Exit, end: int, rows: int) -> np.ndarray:
+        """Return what an early exit makes of the last ``rows`` positions before ``end``.
+
+        Where it is not sure, its logits are flat; what it says at a position does not
+        depend on when it is asked.
+        """
+        if number not in self._exits:
+            rng = np.random.default_rng([self._seed, number, len(self._all)])
+            self._exits[number] = (
+                rng.random(len(self._all)) < exit.coverage,
+                rng.random(len(self._all)) < exit.agreement,
+            )
+        sure, agrees = self._exits[number]
+        found = self._after(end, rows).copy()
+        at = end - rows + 1 - self._prompt
+        for j in range(min(rows, len(sure) - at)):
+            truth = self._all[at + j]
+            if not sure[at + j]:
+                found[j] = 0.0
+                found[j, truth] = 0.01
+            elif not agrees[at + j]:
+                found[j] = self._rows[(truth + 7) % self._text.width]
+        return found
