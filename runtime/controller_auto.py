@@ -33,7 +33,7 @@ __all__ = ["OBJECTIVES", "Auto"]
 
 OBJECTIVES = ("latency", "cost", "energy")
 _MOST = 48  # tokens of one block
-_HOPELESS = 0.03  # chance of being reached under which drafting ahead is waste
+_HOPELESS = 0.003  # chance of being reached under which drafting ahead is waste
 _SLOWER = 0.83  # of the best speed that the energy objective may give up to
 _FORWARD_PRICE = 0.25  # objective cost: seconds that a second of the target is worth
 
@@ -73,7 +73,7 @@ class Auto(Policy):
         self._cost = Mean(0.08)  # seconds between commits
         self._yield = Mean(0.1)  # expected tokens of a block that left
         self._drafted = Mean(0.1)  # its length
-        self._share = Mean(0.03)  # tokens that a racing commit gains
+        self._share = Mean(0.01)  # tokens that a racing commit gains
         self._last_s: float | None = None
         self._why = ""
         self._informed = 0.0
@@ -139,6 +139,8 @@ class Auto(Policy):
         known = self._take(drafted)
         self._learn(known, drafted, accepted)
         self._trial.judged(drafted)
+        if accepted < drafted:
+            self._out = []  # what was out behind a rejection is void
 
     def overtaken(self, count: int) -> None:
         """Learn that drafts were right, though nobody judged them."""
@@ -148,11 +150,13 @@ class Auto(Policy):
 
     def _take(self, count: int) -> list[tuple[float | None, int]]:
         """Take the next ``count`` tokens of the first block that is out."""
-        while self._out and not self._out[0]:
-            del self._out[0]
         if not self._out:
             return []
-        known, self._out[0] = self._out[0][:count], self._out[0][count:]
+        known, rest = self._out[0][:count], self._out[0][count:]
+        if rest:
+            self._out[0] = rest
+        else:
+            del self._out[0]
         return known
 
     def _learn(
@@ -271,7 +275,18 @@ class Auto(Policy):
         if self._yield.count >= 4:
             spent = self._fixed + self._drafted.value * self._marginal
             ratio = max(ratio, self._yield.value / spent)
-        return ratio
+        return ratio * self._hidden
+
+    @property
+    def _hidden(self) -> float:
+        """How much faster the text comes than by rounds one after another."""
+        if not self._mode.preempt or self._cost.count < 8:
+            return 1.0
+        costs = self.costs
+        round_s = costs.wait_s + self._drafted.value * costs.token_s
+        known = self._yield.value / round_s
+        found = self._tokens.value / max(self._cost.value, 1e-9)
+        return min(max(found / max(known, 1e-9), 1.0), _HIDDEN)
 
     # ---- while blocks are out
 
@@ -322,20 +337,20 @@ class Auto(Policy):
         if self._mode.racing:
             if not trial.off:
                 self._share.learn(float(round.accepted))
-                if self._share.count > 60 and self._share.value < 0.02:
+                if self._share.count > 120 and self._share.value < 0.004:
                     trial.draw_back("drafts come too late to be of use")
             return
-        if trial.off or self._yield.count < 6:
+        if trial.off or self._yield.count < 12:
             return
         stream = self._price(costs.forward_s + 1e-4, 0.0, costs.forward_s)
         drafting = 1.0 / self._best()
         if self._mode.preempt:
-            if self._tokens.count < 8:
+            if self._tokens.count < 16:
                 return
             # What is hidden behind the network only the clock can tell.
             tokens = max(self._tokens.value, 1e-9)
             drafting = self._price(self._cost.value / tokens, 0.0, costs.forward_s / tokens)
-        if drafting > 1.05 * stream:
+        if drafting > _RETREAT * stream:
             trial.draw_back(
                 f"a token costs {drafting / stream:.2f} of what streaming costs"
             )
@@ -358,4 +373,6 @@ class Auto(Policy):
         return True
 
 
-_EAGER = 2.0  # tokens by which a rejection is found later, for each that one waits
+_HIDDEN = 1.6
+_RETREAT = 1.12
+_EAGER = 4.0  # tokens by which a rejection is found later, for each that one waits
