@@ -106,6 +106,11 @@ def wanted_wheels(
             hint=f"there are some for {', '.join(table['python'])}",
         )
     special = table.get(arch, {})
+    if python not in special.get("python", table["python"]):
+        raise ConfigError(
+            f"no wheels are known for Python {python} on {arch}",
+            hint=f"there are some for {', '.join(special['python'])}",
+        )
     pins = {**table["python"][python], **special.get("python", {}).get(python, {})}
     system = [name for name in special.get("system", ()) if name not in (changed or {})]
     engine_names = {name for names in table["engine"].values() for name in names}
@@ -156,6 +161,8 @@ def resolve_wheels(
     Raises:
         BoardError: One of them does not exist for this board, or there is no registry.
     """
+    if not wanted.requirements:
+        return []
     text = "\n".join([*wanted.requirements, userland.python, userland.glibc, arch])
     folder = cache or default_cache()
     place = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"

@@ -43,6 +43,7 @@ MAX_MANIFEST = 1 << 20  # bytes; read before anything is known to be ours
 MAX_SIGNATURE = 1 << 10
 MAX_FILES = 4096
 _BLOCK = 512
+AGAIN = "copy the bundle again"
 _CHUNK = 1 << 18
 # Said before the manifest, so that the key's signatures on other things mean nothing.
 _DOMAIN = b"draftwire.bundle/1 manifest\n"
@@ -151,7 +152,7 @@ def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
             raise InstallError(
                 f"{name} has {size} bytes, the manifest says {files[name]['bytes']}",
                 BUNDLE,
-                "copy the bundle again",
+                AGAIN,
             )
         digest = hashlib.sha256()
         for chunk in iter(lambda: stream.read(_CHUNK), b""):  # noqa: B023  used at once
@@ -160,11 +161,11 @@ def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
             raise InstallError(
                 f"{name} in the bundle does not have the hash that the manifest says",
                 BUNDLE,
-                "copy the bundle again",
+                AGAIN,
             )
     missing = sorted(set(files) - seen)
     if missing:
-        raise InstallError(f"the bundle lacks {missing[0]}", BUNDLE, "copy it again")
+        raise InstallError(f"the bundle lacks {missing[0]}", BUNDLE, AGAIN)
     return Checked(path, manifest, manifest_bytes, signature, key)
 
 
@@ -265,9 +266,12 @@ class _Part:
 
     def read(self, most: int = -1) -> bytes:
         wanted = self.left if most < 0 else min(most, self.left)
-        data: bytes = self._stream.read(wanted) if wanted else b""
-        if len(data) < wanted and not data:
-            raise InstallError("the bundle ends too early", BUNDLE, "copy it again")
+        try:
+            data: bytes = self._stream.read(wanted) if wanted else b""
+        except (OSError, EOFError, zlib.error) as exc:
+            raise InstallError(f"the bundle is damaged: {exc}", BUNDLE, AGAIN) from exc
+        if wanted and not data:
+            raise InstallError("the bundle ends too early", BUNDLE, AGAIN)
         self.left -= len(data)
         return data
 
@@ -294,7 +298,7 @@ def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
         raise InstallError(f"there is no bundle at {path}", USAGE) from exc
     except (OSError, EOFError, zlib.error) as exc:
         raise InstallError(
-            f"{path} cannot be read as a bundle: {exc}", BUNDLE, "copy it again"
+            f"{path} cannot be read as a bundle: {exc}", BUNDLE, AGAIN
         ) from exc
 
 

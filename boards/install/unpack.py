@@ -22,7 +22,7 @@ __all__ = ["unpack_version"]
 
 _MAX_WHEEL_FILES = 50_000
 _SPOOL = 8 << 20
-_CHUNK = 1 << 18
+_PIECE = 1 << 18
 
 # $0 is followed, so that the command works from any link. The site folder comes first,
 # and the board's own packages (its onnxruntime-gpu, say) stay visible behind it.
@@ -64,12 +64,12 @@ def unpack_version(
     disk.folder(staging + "/site")
     for position, (name, _size, stream) in enumerate(read_members(checked.path)):
         if position < 2:  # manifest and signature: written as they were checked
-            while stream.read(_CHUNK):
+            while stream.read(_PIECE):
                 pass
             continue
         with tempfile.SpooledTemporaryFile(_SPOOL, dir=_scratch(disk, staging)) as file:
             digest = hashlib.sha256()
-            for chunk in iter(lambda: stream.read(_CHUNK), b""):  # noqa: B023
+            for chunk in iter(lambda: stream.read(_PIECE), b""):  # noqa: B023
                 digest.update(chunk)
                 _keep(file, chunk, name)
             if name not in files or digest.hexdigest() != files[name]["sha256"]:

@@ -1,4 +1,4 @@
-"""Puts ``tests/helpers`` on the path: ``fake_boards`` serves several test files."""
+"""Puts ``tests/helpers`` on the path: ``bundles`` serves several test files."""
 
 import sys
 from pathlib import Path

@@ -20,6 +20,7 @@ COMMANDS = {  # name -> one line for `draftwire --help`
     "export": "make draft and target packages",
     "bench": "measure the parts",
     "boards": "know, examine and supply a board",
+    "service": "the supervised process of a board",
     "energy": "measured joules: sources, recordings, logs, reports",
     "protocol": "explain what crosses the wire",
     "sampling": "compare the sampling schemes",

@@ -1,0 +1,381 @@
+"""The installer as a board meets it: killed at any step, short of room, or not for it."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import bundles
+import pytest
+from bundles import bundle, fake_root, forked, install, key_argument, tree
+
+from draftwire.boards.install import facts
+from draftwire.boards.install.disk import Disk
+from draftwire.boards.install.layout import SYSTEM_FILES, WANTED_BY, Layout
+from draftwire.boards.install.main import run
+from draftwire.boards.install.trouble import InstallError
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two versions of a bundle, signed by the same maker."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return bundle(folder, "one"), bundle(folder, "two")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync waits for everything that the machine writes, not for ours alone."""
+    monkeypatch.setattr(os, "sync", lambda: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def words(path: Path | str, prefix: Path, *more: str) -> list[str]:
+    found = [str(path), "--key", key_argument(), "--prefix", str(prefix), "--no-system"]
+    return ["install", *found, "--no-compile", "--python", sys.executable, "-q", *more]
+
+
+def verb(name: str, prefix: Path, *more: str) -> int:
+    return run([name, "--prefix", str(prefix), "--no-system", "-q", *more])
+
+
+def works(prefix: Path) -> str:
+    """Return what the installed command says: which version it is."""
+    done = subprocess.run(
+        [prefix / "bin" / "draftwire"], stdout=subprocess.PIPE, cwd="/", check=True
+    )
+    return done.stdout.decode().strip()
+
+
+def test_install_update_roll_back_remove(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = tmp_path / "opt"
+    before = tree(tmp_path)
+    assert run(words(pair[0], prefix)) == 0
+    assert works(prefix) == "one"
+    # The key is kept, so that an update names none; the owner's settings stay.
+    (prefix / "etc" / "draftwire.toml").write_text('verifier = "wss://mine"\n')
+    update = [w for w in words(pair[1], prefix) if w not in ("--key", key_argument())]
+    assert run(update) == 0
+    assert works(prefix) == "two"
+    assert "mine" in (prefix / "etc" / "draftwire.toml").read_text()
+    capsys.readouterr()
+    assert verb("status", prefix) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["key"] == key_argument() and status["current"] != status["previous"]
+    assert verb("rollback", prefix) == 0
+    assert works(prefix) == "one"
+    assert verb("rollback", prefix) == 0
+    assert works(prefix) == "two"
+    assert verb("verify", prefix) == 0
+    draft = prefix / "current" / "draft" / "tiny.draft" / "draft.json"
+    draft.write_text("{}")
+    assert verb("verify", prefix) == 5
+    assert verb("uninstall", prefix) == 0
+    assert tree(tmp_path) == before
+
+
+def test_the_script_runs_as_people_run_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    prefix = tmp_path / "opt"
+    done = install(tmp_path, *words(pair[0], prefix))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert works(prefix) == "one"
+    # What was installed can install the next one.
+    again = subprocess.run(
+        ["sh", str(prefix / "install.sh"), *words(pair[1], prefix)], check=False
+    )
+    assert again.returncode == 0
+    assert works(prefix) == "two"
+    assert "Illegal" not in install(tmp_path, "--help").stderr
+
+
+def die_at(number: int) -> Any:
+    """Return a patch that kills the process before its ``number``-th change of the disk."""
+
+    def patch() -> None:
+        count = itertools.count()
+        real = Disk._do
+
+        def do(self: Disk, act: Any, path: str) -> None:
+            if next(count) == number:
+                os._exit(99)
+            real(self, act, path)
+
+        Disk._do = do  # type: ignore[method-assign]
+
+    return patch
+
+
+def test_killed_at_any_step_one_version_or_the_other_runs(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Every change of the disk is a place to die; then the command is just run again."""
+    first = tmp_path / "first"
+    assert run(words(pair[0], first)) == 0
+    seen = set()
+    for number in itertools.count():
+        prefix = tmp_path / f"opt{number}"
+        shutil.copytree(first, prefix, symlinks=True)
+        code = forked(words(pair[1], prefix), die_at(number))
+        seen.add(works(prefix))
+        if code == 0:
+            break
+        assert code == 99
+        if number % 5 == 0:  # and what it left is no hindrance
+            assert run(words(pair[1], prefix)) == 0
+            assert works(prefix) == "two"
+            assert not [n for n in os.listdir(prefix / "versions") if n.startswith(".")]
+            assert verb("rollback", prefix) == 0
+            assert works(prefix) == "one"
+        shutil.rmtree(prefix)
+    assert number > 15 and seen == {"one", "two"}
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_full_disk_leaves_the_former_version(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prefix = tmp_path / "opt"
+    assert run(words(pair[0], prefix)) == 0
+    before = tree(prefix / "versions")
+    count = itertools.count()
+    real = os.open
+
+    def full(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_CREAT and "versions" in str(path) and next(count) >= step:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    assert run(words(pair[1], prefix)) == 3
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    assert "No space left" in said and "df -h" in said
+    assert tree(prefix / "versions") == before
+    assert works(prefix) == "one"
+
+
+def test_too_little_room_is_seen_before_anything_is_written(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Disk, "free_bytes", lambda self, path: 1 << 20)
+    assert run(words(pair[0], tmp_path / "opt")) == 3
+    assert "1 MiB free" in capsys.readouterr().err
+    assert not (tmp_path / "opt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"arch": "sparc"}, "the bundle is for sparc, this system is"),
+        ({"modules": ("there_is_no_such",)}, "No module named 'there_is_no_such'"),
+        (
+            {"userland": bundles.Userland("new", bundles.PYTHON, "9.1", "3")},
+            "needs glibc 9.1",
+        ),
+    ],
+)
+def test_a_bundle_for_another_board_changes_nothing(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    complaint: str,
+) -> None:
+    prefix = tmp_path / "opt"
+    assert run(words(pair[0], prefix)) == 0
+    before = tree(prefix)
+    assert run(words(bundle(tmp_path, "odd", **changes), prefix)) == 3
+    assert complaint in capsys.readouterr().err
+    assert tree(prefix) == before
+    assert works(prefix) == "one"
+
+
+def test_a_python_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = bundle(tmp_path, "odd", userland=bundles.Userland("odd", "3.77", "2.17", "3"))
+    without_python = [w for w in words(odd, tmp_path / "opt") if w != sys.executable]
+    without_python.remove("--python")
+    assert run(without_python) == 3
+    assert "for Python 3.77, found here:" in capsys.readouterr().err
+
+
+def test_two_installations_at_once_are_one_too_many(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    prefix = tmp_path / "opt"
+    assert run(words(pair[0], prefix)) == 0
+    with open(prefix / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(words(pair[1], prefix)) == 3
+    assert "another installation" in capsys.readouterr().err
+    assert works(prefix) == "one"
+
+
+# ---- an unpacked root file system
+
+
+def root_words(path: Path, root: Path, *more: str) -> list[str]:
+    return ["install", str(path), "--key", key_argument(), "--rootfs", str(root), *more]
+
+
+def orin(folder: Path, mark: str = "one", **changes: Any) -> Path:
+    userland = bundles.Userland("L4T R36", "3.10", "2.35", "3.4.30")
+    return bundle(folder, mark, arch="aarch64", userland=userland, **changes)
+
+
+def test_a_rootfs_needs_nothing_at_its_first_boot(tmp_path: Path) -> None:
+    root = fake_root(tmp_path)
+    before = tree(root)
+    path = orin(tmp_path)
+    done = install(tmp_path, *root_words(path, root, "--no-compile"))
+    assert (done.returncode, done.stderr) == (0, "")
+    after = tree(root)
+    outside = {n for n in set(after) - set(before) if not n.startswith("opt/draftwire")}
+    files = {n for n in outside if after[n] != "folder"}
+    assert files == {place.lstrip("/") for place in (*SYSTEM_FILES.values(), WANTED_BY)}
+    # As the board will see it: from its own root.
+    assert (
+        os.readlink(root / WANTED_BY.lstrip("/"))
+        == SYSTEM_FILES["system/draftwire.service"]
+    )
+    command = (root / "opt/draftwire/current/bin/draftwire").read_text()
+    assert "exec /usr/bin/python3.10 -s" in command and str(tmp_path) not in command
+    unit = (root / "etc/systemd/system/draftwire.service").read_text()
+    assert "ExecStart=/opt/draftwire/current/bin/draftwire service run" in unit
+    assert "@" not in unit.replace("journald@", "")
+    for name, text in after.items():
+        if text.startswith("->") and "draftwire" in name:
+            assert str(tmp_path) not in text
+    assert run(["uninstall", "--rootfs", str(root), "-q"]) == 0
+    left = {n for n, kind in tree(root).items() if kind != "folder"}
+    assert left == {n for n, kind in before.items() if kind != "folder"}
+    assert "opt/draftwire" not in tree(root)
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ({"machine": 62}, "for aarch64, this system is x86_64"),
+        ({"machine": 40, "bits": 1}, "this system is armv7l"),
+        ({"glibc": "2.31"}, "needs glibc 2.35 or newer, this system has 2.31"),
+        ({"python": "3.8"}, "for Python 3.10, found here: 3.8"),
+    ],
+)
+def test_a_rootfs_that_does_not_fit_stays_as_it_is(
+    tmp_path: Path, kind: dict[str, Any], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fake_root(tmp_path, **kind)
+    before = tree(root)
+    assert run(root_words(orin(tmp_path), root)) == 3
+    assert complaint in capsys.readouterr().err
+    assert tree(root) == before
+
+
+def test_a_dry_run_writes_nothing_and_names_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fake_root(tmp_path)
+    path = orin(tmp_path)
+    before = tree(tmp_path)
+    assert run(root_words(path, root, "--dry-run")) == 0
+    assert tree(tmp_path) == before
+    said = capsys.readouterr().out
+    for place in (*SYSTEM_FILES.values(), WANTED_BY, "/opt/draftwire/current"):
+        assert place in said
+    assert run(root_words(path, root, "--no-compile", "-q")) == 0
+    capsys.readouterr()
+    before = tree(tmp_path)
+    for name in ("uninstall", "rollback"):
+        run([name, "--rootfs", str(root), "--dry-run"])
+        assert tree(tmp_path) == before
+    assert "remove /etc/systemd/system/draftwire.service" in capsys.readouterr().out
+
+
+def test_links_of_a_rootfs_do_not_lead_out_of_it(tmp_path: Path) -> None:
+    root = fake_root(tmp_path)
+    outside = tmp_path / "workstation"
+    outside.mkdir()
+    (root / "opt").rmdir()
+    # Absolute, relative with too many steps up: both mean the board's own root.
+    (root / "opt").symlink_to("/data/opt")
+    (root / "data").symlink_to("../../../../workstation-data")
+    assert run(root_words(orin(tmp_path), root, "--no-compile", "-q")) == 0
+    assert (root / "workstation-data/opt/draftwire/current").is_symlink()
+    assert not list(outside.iterdir())
+    assert not (tmp_path / "workstation-data").exists()
+    circle = Disk(root, dry=False, say=print)
+    (root / "a").symlink_to("b")
+    (root / "b").symlink_to("a")
+    with pytest.raises(InstallError, match="circle"):
+        circle.real("/a/x")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["relative", "/", "/usr", "/opt/a b", "/opt/../etc", "/opt/$x"]
+)
+def test_an_odd_prefix_is_refused(prefix: str) -> None:
+    with pytest.raises(InstallError, match="prefix"):
+        Layout.at(prefix)
+
+
+def test_facts_of_this_machine() -> None:
+    found = facts.find_facts(Disk(Path("/"), dry=True, say=print), "3.77", sys.executable)
+    assert found.arch == os.uname().machine
+    assert facts.version_tuple(found.glibc) >= (2, 17)
+
+
+def test_modes_and_the_handover(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    prefix = tmp_path / "opt"
+    assert run(words(pair[0], prefix)) == 0
+    mode = stat.S_IMODE((prefix / "current/bin/draftwire").stat().st_mode)
+    assert mode == 0o755
+    (prefix / "etc" / "token").write_text("secret\n")
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    handover = prefix / "current/system/handover.sh"
+    for _ in range(2):  # at every start
+        subprocess.run(["sh", handover, prefix / "etc", runtime], check=True)
+    assert (runtime / "token").read_text() == "secret\n"
+    assert stat.S_IMODE((runtime / "token").stat().st_mode) == 0o400
+    assert not (runtime / "tls.key").exists()
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here: the unit is not checked")
+    root = fake_root(tmp_path)
+    assert run(root_words(orin(tmp_path), root, "--no-compile", "-q")) == 0
+    unit = root / "etc/systemd/system/draftwire.service"
+    text = unit.read_text().replace("/opt/draftwire", str(root / "opt/draftwire"))
+    unit.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if "Failed to" in done.stdout and "bus" in done.stdout:
+        pytest.skip(f"systemd-analyze cannot work here: {done.stdout[:200]}")
+    ours = [line for line in done.stdout.splitlines() if "draftwire.service" in line]
+    assert not ours, done.stdout

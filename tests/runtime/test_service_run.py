@@ -1,0 +1,439 @@
+"""``draftwire service`` as systemd and local programs see it: processes and sockets."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from draftwire.cli import main
+from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
+from draftwire.runtime.service_client import ServiceClient, default_socket
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+PATIENCE_S = 120
+
+
+def eventually(check: Callable[[], Any], what: str) -> Any:
+    """Wait until ``check`` returns something; a slow machine is no failure."""
+    end = time.monotonic() + PATIENCE_S
+    pause = threading.Event()
+    while time.monotonic() < end:
+        found = check()
+        if found:
+            return found
+        pause.wait(0.05)
+    raise AssertionError(f"not in {PATIENCE_S} s: {what}")
+
+
+class Manager:
+    """The end of systemd: hears what the service says of itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify"
+        self.heard: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                text = self._socket.recv(4096).decode()
+            except OSError:
+                return
+            if text == "over":
+                return
+            self.heard += text.split("\n")
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"over", str(self.path))
+        self._thread.join()
+        self._socket.close()
+
+
+@contextmanager
+def verifier(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", str(port)]
+    process = subprocess.Popen(
+        [*command, "--target", str(FIXTURES / "tiny.target")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("listening on"), line
+        yield process, int(line.rsplit(":", 1)[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Running:
+    """A service process and what is needed to talk to it."""
+
+    def __init__(self, folder: Path, port: int, *words: str, **environ: str) -> None:
+        self.folder = folder
+        self.socket = folder / "run" / "draftwire.sock"
+        self.state = folder / "state"
+        self.state.mkdir(exist_ok=True)
+        self.log = open(folder / "log", "ab")  # noqa: SIM115  closed with the process
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")}
+        command = [sys.executable, "-m", "draftwire", "service", "run"]
+        command += ["--verifier", f"ws://127.0.0.1:{port}", "--energy", "off"]
+        command += ["--draft", str(FIXTURES / "tiny.draft"), *words]
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={
+                **clean,
+                "PYTHONPATH": str(ROOT / "src"),
+                "RUNTIME_DIRECTORY": str(folder / "run"),
+                "STATE_DIRECTORY": str(self.state),
+                **environ,
+            },
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def client(self) -> ServiceClient:
+        def attempt() -> ServiceClient | None:
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            try:
+                return ServiceClient(self.socket, timeout=PATIENCE_S)
+            except TransportError:
+                return None
+
+        found = eventually(attempt, "the service listens")
+        assert isinstance(found, ServiceClient)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        with self.client() as client:
+            return client.status()
+
+    def up(self) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found = self.status()
+            return found if found["link"]["state"] == "up" else None
+
+        found: dict[str, Any] = eventually(look, "the link is up")
+        return found
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(PATIENCE_S)
+        self.log.close()
+        return code
+
+
+@contextmanager
+def service(folder: Path, port: int, *words: str, **environ: str) -> Iterator[Running]:
+    running = Running(folder, port, *words, **environ)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+        running.log.close()
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event.get("text", "") for event in events)
+
+
+def test_a_verifier_that_comes_goes_and_comes_back(tmp_path: Path) -> None:
+    """The whole life: no verifier, one, killed in mid-stream, another, SIGTERM."""
+    manager = Manager(tmp_path)
+    with socket.socket() as holder:  # a port that nobody listens on yet
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+    environ = {
+        "NOTIFY_SOCKET": str(manager.path),
+        "WATCHDOG_USEC": "600000",
+        "JOURNAL_STREAM": "8:1",
+    }
+    with service(tmp_path, port, **environ) as running:
+        found = running.status()
+        # Ready without a verifier: a board boots before its network.
+        eventually(lambda: "READY=1" in manager.heard, "it says that it is ready")
+        assert found["link"]["state"] == "connecting" and found["target"] is None
+        with running.client() as client:
+            with pytest.raises(TransportError, match="no verifier yet"):
+                list(client.generate("a", patience_s=0.1))
+            (late,) = client.generate("a", deadline_s=0.1)
+            assert late["finish"] == "deadline"
+        with verifier(port):
+            running.up()
+            with running.client() as client:
+                whole = list(client.generate("Once", max_new_tokens=24))
+                assert whole[-1]["finish"] == "length" and whole[-1]["tokens"] == 24
+                assert whole[-1]["report"]["schema"] == "draftwire.report/1"
+                half = client.generate("Once", max_new_tokens=4000, patience_s=PATIENCE_S)
+                begun = [next(half) for _ in range(3)]
+        eventually(lambda: running.status()["link"]["state"] != "up", "the loss is seen")
+        with verifier(port):
+            found = running.up()
+            assert found["link"]["reconnects"] + found["streams"]["finished"] >= 1
+            with running.client() as client:
+                again = list(client.generate("Once", max_new_tokens=24))
+            assert text_of(again) == text_of(whole)
+            assert text_of(whole).startswith(text_of(begun)[:1])
+            pings = manager.heard.count("WATCHDOG=1")
+            eventually(lambda: manager.heard.count("WATCHDOG=1") > pings + 3, "pings")
+            assert running.stop() == 0
+        assert "STOPPING=1" in manager.heard
+        assert any(line.startswith("STATUS=connected to target") for line in manager.heard)
+        assert any(line.startswith("STATUS=no verifier") for line in manager.heard)
+        assert not running.socket.exists()
+        state = json.loads((running.state / "state.json").read_text())
+        assert (state["starts"], state["clean_stops"]) == (1, 1)
+        assert state["tokens"] >= 48
+        assert "<5>draftwire.service: " in (tmp_path / "log").read_text()
+    manager.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One verifier and one service for the tests that do not break them."""
+    folder = tmp_path_factory.mktemp("service")
+    with verifier() as (_, port), service(folder, port, "--block", "2") as running:
+        running.up()
+        yield running
+
+
+def test_streams_cancel_and_leave(shared: Running) -> None:
+    with shared.client() as client, shared.client() as other:
+        stream = client.generate("Once", max_new_tokens=8000)
+        next(stream)
+        # The second program waits for its turn, and gets it when the first one ends.
+        answer: list[dict[str, Any]] = []
+        waiting = threading.Thread(
+            target=lambda: answer.extend(other.generate("Twice", max_new_tokens=4))
+        )
+        waiting.start()
+        eventually(lambda: shared.status()["streams"]["waiting"] == 1, "it waits")
+        stream.close()  # sends cancel
+        waiting.join(PATIENCE_S)
+        assert answer[-1]["finish"] == "length"
+    before = shared.status()["streams"]["cancelled"]
+    gone = shared.client()
+    next(gone.generate("Once", max_new_tokens=8000))
+    gone._file.close()  # without a cancel, as a crashed program
+    gone._socket.close()
+    eventually(lambda: shared.status()["streams"]["cancelled"] > before, "it is cancelled")
+    eventually(lambda: not shared.status()["streams"]["running"], "nothing runs")
+
+
+def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
+    """Send lines as they are; return one answer for each."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(running.socket))
+        file = sock.makefile("rb")
+        answers = []
+        for line in lines:
+            sock.sendall(line + b"\n")
+            answers.append(json.loads(file.readline()))
+        return answers
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b"hello", "not one line of JSON"),
+        (b"\xff\xfe", "not one line of JSON"),
+        (b"[" * 5000, "not one line of JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"{}", "needs a prompt"),
+        (b'{"op": "dance"}', "no op 'dance'"),
+        (b'{"op": "status", "x": 1}', "takes no 'x'"),
+        (b'{"op": "cancel", "id": "nobody"}', "no running stream"),
+        (b'{"prompt": 7}', "needs a prompt"),
+        (b'{"prompt": [1, "a"]}', "list of token ids"),
+        (b'{"prompt": [999999]}', "outside"),
+        (b'{"prompt": "a", "temprature": 1}', "no option 'temprature'"),
+        (b'{"prompt": "a", "max_new_tokens": 0}', "max_new_tokens is 0"),
+        (b'{"prompt": "a", "max_new_tokens": true}', "max_new_tokens is True"),
+        (b'{"prompt": "a", "deadline_s": NaN}', "deadline_s is nan"),
+        (b'{"prompt": "a", "deadline_s": 1e999}', "deadline_s is inf"),
+        (b'{"prompt": "a", "top_p": 0}', "top_p is 0"),
+        (b'{"prompt": "a", "offline": "maybe"}', "offline is maybe"),
+        (b'{"prompt": "a", "stop": ["", 3]}', "stop is"),
+        (b'{"prompt": "a", "scheme": "no-such"}', "no-such"),
+        (b'{"prompt": "a", "id": [1]}', "id must be"),
+        (b'{"prompt": "a", "id": "' + b"x" * 99 + b'"}', "id must be"),
+    ],
+)
+def test_wrong_requests_are_explained(shared: Running, line: bytes, complaint: str) -> None:
+    answer, then = raw(shared, line, b'{"op": "status", "id": 1}')
+    assert answer["event"] == "error" and complaint in answer["message"], answer
+    assert then["event"] == "status" and then["healthy"]
+
+
+def test_limits(shared: Running) -> None:
+    (answer,) = raw(shared, b'{"prompt": "' + b"x" * (300 << 10) + b'"}')
+    assert "at most 256 KiB" in answer["message"]
+    clients = [shared.client() for _ in range(16)]
+    try:
+        with pytest.raises((BusyError, TransportError)):
+            with shared.client() as one_more:
+                one_more.status()
+        streams = [client.generate("Once", max_new_tokens=8000) for client in clients]
+        next(streams[0])
+        threads = []
+        errors: list[DraftwireError] = []
+
+        def one(stream: Iterator[dict[str, Any]]) -> None:
+            try:
+                for _ in stream:
+                    break
+            except DraftwireError as exc:
+                errors.append(exc)
+
+        for stream in streams[1:10]:  # 8 may wait
+            threads.append(threading.Thread(target=one, args=(stream,)))
+            threads[-1].start()
+        eventually(lambda: errors, "one is refused")
+        assert isinstance(errors[0], BusyError) and "wait already" in str(errors[0])
+    finally:
+        for client in clients:
+            client._socket.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        for client in clients:
+            client._file.close()
+            client._socket.close()
+    eventually(lambda: not shared.status()["streams"]["waiting"], "all is quiet")
+
+
+def test_a_stream_id_is_used_once_at_a_time(shared: Running) -> None:
+    line = b'{"prompt": "Once", "max_new_tokens": 8000, "id": "a"}'
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(shared.socket))
+        sock.sendall(line + b"\n" + line + b"\n")
+        file = sock.makefile("rb")
+        events = [json.loads(file.readline())]
+        while events[-1]["event"] != "error":
+            events.append(json.loads(file.readline()))
+        assert "still running" in events[-1]["message"]
+        sock.sendall(b'{"op": "cancel", "id": "a"}\n')
+        while events[-1]["event"] != "done":
+            events.append(json.loads(file.readline()))
+        assert events[-1]["finish"] == "cancelled"
+        file.close()
+
+
+def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--socket", str(shared.socket)]
+    assert main(["service", "status", *where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "draftwire.service/1"
+    assert found["link"]["state"] == "up" and found["state"]["kept"]
+    assert found["draft"]["name"] and found["memory_mib"] > 1
+    assert main(["service", "status", *where]) == 0
+    assert capsys.readouterr().out.startswith("up: target ")
+    assert main(["service", "ask", "Once", "--max-new-tokens", "5", *where]) == 0
+    assert capsys.readouterr().out.strip("\n")
+    assert main(["service", "status", "--socket", str(shared.folder / "other")]) == 4
+    said = capsys.readouterr().err
+    assert "no service listens" in said and "systemctl" in said
+
+
+def test_the_socket_is_for_its_group_and_for_one_service(
+    shared: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mode = shared.socket.stat().st_mode
+    assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
+    words = ["service", "run", "--verifier", "ws://127.0.0.1:1"]
+    words += ["--draft", str(FIXTURES / "tiny.draft")]
+    assert main([*words, "--socket", str(shared.socket)]) == 2
+    assert "runs at" in capsys.readouterr().err
+    assert shared.status()["healthy"]
+    mine = ["--socket", str(tmp_path / "s")]
+    assert main([*words, *mine, "--socket-group", "no-such-group"]) == 2
+    assert "no group" in capsys.readouterr().err and not (tmp_path / "s").exists()
+    (tmp_path / "s").write_text("a file of somebody's")
+    assert main([*words, *mine]) == 2
+    assert "is no socket" in capsys.readouterr().err and (tmp_path / "s").exists()
+
+
+def test_a_service_after_one_that_was_killed(tmp_path: Path) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    with service(tmp_path, 1, "--socket-group", group) as first:
+        first.status()
+        assert stat.S_IMODE(first.socket.stat().st_mode) == 0o660
+        first.process.kill()
+        first.process.wait()
+        assert first.socket.exists()  # and the next one takes it over
+    with service(tmp_path, 1) as second:
+        state = second.status()["state"]
+        assert (state["starts"], state["clean_stops"]) == (2, 0)
+        assert second.stop() == 0
+
+
+def test_what_cannot_mend_itself_ends_the_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["service", "run", "--verifier", "ws://127.0.0.1:1"]
+    words += ["--socket", str(tmp_path / "s")]
+    assert main([*words, "--draft", str(tmp_path / "gone")]) == 5
+    good = [*words, "--draft", str(FIXTURES / "tiny.draft")]
+    assert main([*good, "--token-file", str(tmp_path / "gone")]) == 2
+    assert "token file" in capsys.readouterr().err
+    assert main(["service", "run", "--socket", str(tmp_path / "s")]) == 2
+    assert "no verifier is set" in capsys.readouterr().err
+
+
+def test_a_full_or_read_only_state_folder_is_borne(tmp_path: Path) -> None:
+    from draftwire.runtime.service_state import StateFile
+
+    (tmp_path / "file").write_text("")
+    broken = StateFile(tmp_path / "file")  # a folder that is none: nothing can be written
+    broken.started()
+    found = broken.document({"tokens": 3})
+    assert (found["starts"], found["tokens"], found["kept"]) == (1, 3, False)
+    assert found["why_not_kept"]
+    folder = tmp_path / "state"
+    folder.mkdir()
+    for text in ("", "{", "[]", '{"starts": "many"}', '{"starts": -1}', "\xff"):
+        (folder / "state.json").write_text(text, encoding="latin-1")
+        state = StateFile(folder)
+        state.started()
+        assert state.document({})["starts"] == 1
+    assert StateFile(folder).document({})["starts"] == 1
+    assert StateFile(None).document({})["why_not_kept"] == "no state folder"
+
+
+def test_where_the_socket_is_looked_for(tmp_path: Path) -> None:
+    assert default_socket({"RUNTIME_DIRECTORY": "/run/a:/run/b"}) == Path(
+        "/run/a/draftwire.sock"
+    )
+    own = default_socket({"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert own in (
+        tmp_path / "draftwire" / "draftwire.sock",
+        Path("/run/draftwire/draftwire.sock"),
+    )
+    with pytest.raises(TransportError, match="no service listens"):
+        ServiceClient(tmp_path / "gone")
+    assert issubclass(ConfigError, DraftwireError)
