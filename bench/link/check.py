@@ -267,11 +267,11 @@ def render(document: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     for way in DIRECTIONS:
         bulk, loss = document["bulk"][way], document["loss"][way]
         rows.append((f"{way}, Mbit/s", bulk["mbit_s_ideal"], bulk["mbit_s_measured"]))
-        shares = [
+        asked, found = (
             None if loss[name] is None else 100 * loss[name]
             for name in ("ideal", "measured")
-        ]
-        rows.append((f"{way}, lost, %", *shares))
+        )
+        rows.append((f"{way}, lost, %", asked, found))
     for name in ("median", "p99"):
         rows.append((f"lateness, {name}, us", None, late[f"{name}_us"]))
     return rows

@@ -46,7 +46,7 @@ def choose_method(spec: LinkSpec, method: str = "auto") -> tuple[str, list[str]]
         raise ConfigError(f"no method {method!r}", hint=f"one of {', '.join(METHODS)}")
     if method == "netem" and why_not_netem(spec):
         raise ConfigError(why_not_netem(spec), hint="use --method tun or proxy")
-    notes = []
+    notes: list[str] = []
     for name in ("netem", "tun"):
         if method not in (name, "auto"):
             continue

@@ -224,7 +224,7 @@ class _JitterDraws:
             self._z = fresh
         else:
             apart = max(0.0, t_s - self._at_s) / self._jitter.step_s
-            kept = self._jitter.correlation**apart
+            kept = math.pow(self._jitter.correlation, apart)
             self._z = kept * self._z + math.sqrt(1 - kept * kept) * fresh
         self._at_s = max(t_s, self._at_s)
         return self._extra(self._z)
@@ -237,7 +237,7 @@ class _JitterDraws:
         if kind == "uniform":
             return 2 * spread * u
         if kind == "pareto":  # Lomax: mean scale / (exponent - 1)
-            return 2 * spread * ((1 - min(u, 1 - 1e-6)) ** (-1 / 3) - 1)
+            return 2 * spread * (math.pow(1 - min(u, 1 - 1e-6), -1 / 3) - 1)
         return _quantile(self._jitter.quantiles, u)
 
 
