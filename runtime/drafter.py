@@ -16,6 +16,7 @@ import numpy as np
 from draftwire.runtime.actions import (
     Draft,
 )
+from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer
 
 __all__ = ["Drafter", "Model"]
@@ -52,6 +53,8 @@ class Drafter:
         draft_s: Seconds spent on drafting since :meth:`begin`.
         prefill_s: Seconds spent on reading text since :meth:`begin`.
         steps: Forwards since :meth:`begin`.
+        recalled: Tokens since :meth:`begin` that a cache gave instead of the model.
+        last_step_s: What the last proposal of the model took.
     """
 
     def __init__(
@@ -71,19 +74,25 @@ class Drafter:
         self._wake = threading.Condition()
         self._stopping = False
         self._sequence: list[int] = []
-        self.draft_s = self.prefill_s = 0.0
-        self.steps = 0
+        self._cache: SuffixCache | None = None
+        self.draft_s = self.prefill_s = self.last_step_s = 0.0
+        self.steps = self.recalled = 0
         self._thread = threading.Thread(
             target=self._run, name="draftwire-drafter", daemon=True
         )
         self._thread.start()
 
-    def begin(self, proposer: Proposer) -> None:
-        """Start a new stream: set how tokens are proposed, and zero the counts."""
+    def begin(self, proposer: Proposer, cache: SuffixCache | None = None) -> None:
+        """Start a new stream: set how tokens are proposed, and zero the counts.
+
+        Args:
+            proposer: Chooses from the model's logits.
+            cache: Asked first; only for schemes whose drafts may come from anywhere.
+        """
         with self._wake:
-            self._proposer = proposer
+            self._proposer, self._cache = proposer, cache
             self.draft_s = self.prefill_s = 0.0
-            self.steps = 0
+            self.steps = self.recalled = 0
 
     def submit(self, order: Draft) -> None:
         """Take an order; returns at once."""
@@ -144,6 +153,13 @@ class Drafter:
         for _ in range(order.count):
             if self._overtaken():
                 return
+            recall = self._cache.propose(sequence) if self._cache is not None else None
+            if recall is not None:
+                # The model reads it when it is asked the next time.
+                sequence.append(recall.token)
+                self.recalled += 1
+                self._on_proposal(order.branch, Proposal(recall.token, recall.confidence))
+                continue
             logits = model.forward(sequence[model.length :])
             self.steps += 1
             if reading:
@@ -153,6 +169,7 @@ class Drafter:
             proposal = proposer.propose(logits[: self._vocab_size], len(sequence))
             sequence.append(proposal.token)
             now = time.perf_counter()
-            self.draft_s += now - began
+            self.last_step_s = now - began
+            self.draft_s += self.last_step_s
             began = now
             self._on_proposal(order.branch, proposal)

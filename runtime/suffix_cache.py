@@ -1,0 +1,346 @@
+"""Continuations from text that was seen before: drafts that cost no forward.
+
+A frozen draft never learns; this does. It holds a log of tokens (the prompt, accepted
+text, and earlier sessions if it is kept in a file) and finds in it the longest recent
+repetition of what was written last. What followed there is proposed here. A proposal
+needs a long enough repetition, or one of a kind that has been right before: the cache
+watches all text as it is committed, and records how often it would have been right.
+
+Verified like any draft, so the text is untouched. Only for schemes whose drafts may come
+from anywhere (``Card.any_draft``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+import sys
+import threading
+from array import array
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+from draftwire.errors import ConfigError
+
+__all__ = ["Recall", "SuffixCache"]
+
+_ORDERS = (8, 5, 3)  # lengths of the indexed suffixes, longest first
+_LONGEST = 20  # a repetition is not measured beyond this
+_KINDS = (3, 4, 5, 7, 10, 16)  # least length of each kind of repetition
+_PRIOR = (0.30, 0.40, 0.50, 0.60, 0.75, 0.85)
+_WEIGHT = 6.0  # observations that the prior counts for
+_KEPT = 0.98
+_BREAK = 0xFFFFFFFF  # between sessions: nothing repeats across it
+_MAGIC = b"draftwire suffix cache 1\n"
+_MAX_HEADER = 4096
+
+
+class Recall(NamedTuple):
+    """What the cache would write next.
+
+    Attributes:
+        token: Its id.
+        confidence: How often repetitions of this length were right, of late.
+        matched: Length of the repetition.
+        at: Where in the log the token stands.
+    """
+
+    token: int
+    confidence: float
+    matched: int
+    at: int = -1
+
+
+class SuffixCache:
+    """A bounded log of tokens and an index of its suffixes.
+
+    May be used by several threads.
+
+    Args:
+        vocab_size: Ids are below this.
+        max_tokens: Of the log; the older half goes when it is full. Each costs about
+            300 bytes with its index.
+        least: Least confidence of a proposal.
+
+    Attributes:
+        proposed: Tokens that :meth:`propose` has given.
+        foreseen: Committed tokens that it had an opinion on.
+        right: Of these, those that it had right.
+    """
+
+    def __init__(
+        self, vocab_size: int, *, max_tokens: int = 32768, least: float = 0.7
+    ) -> None:
+        if max_tokens < 64:
+            raise ConfigError(f"a suffix cache of {max_tokens} tokens is too small")
+        self.vocab_size = vocab_size
+        self.max_tokens = max_tokens
+        self.least = least
+        self.proposed = self.foreseen = self.right = 0
+        self._log = array("I")
+        self._index: dict[tuple[int, ...], int] = {}
+        self._good = [p * _WEIGHT for p in _PRIOR]
+        self._all = [_WEIGHT] * len(_KINDS)
+        self._lock = threading.Lock()
+        self._text: list[int] = []  # end of the present text
+        self._opinion: Recall | None = None
+        self._next = -1  # where in the log the last proposal's successor stands
+        self._next_length = -1
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    # ---- text comes in
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """A new text begins with ``prompt``."""
+        with self._lock:
+            if self._log:
+                self._append(_BREAK)
+            self._text = []
+            for token in prompt:
+                self._append(token)
+            self._opinion = self._find(self._text)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """The text goes on with ``tokens``, which are final."""
+        with self._lock:
+            for token in tokens:
+                opinion = self._opinion
+                if opinion is not None:
+                    self._record(opinion, token)
+                self._append(token)
+                self._opinion = self._following(opinion, token)
+
+    def _following(self, opinion: Recall | None, token: int) -> Recall | None:
+        """Go on with a repetition that was right, or look for another one."""
+        if opinion is not None and opinion.token == token:
+            at = opinion.at + 1
+            if at < len(self._log) - 1 and self._log[at] != _BREAK:
+                matched = opinion.matched + 1
+                return Recall(self._log[at], self._trust(matched), matched, at)
+        return self._find(self._text)
+
+    def _trust(self, matched: int) -> float:
+        kind = _kind(matched)
+        return self._good[kind] / self._all[kind]
+
+    def _record(self, opinion: Recall, token: int) -> None:
+        kind = _kind(opinion.matched)
+        right = opinion.token == token
+        self._good[kind] = self._good[kind] * _KEPT + right
+        self._all[kind] = self._all[kind] * _KEPT + 1.0
+        self.foreseen += 1
+        self.right += right
+
+    def _append(self, token: int) -> None:
+        log, text = self._log, self._text
+        if len(log) >= self.max_tokens:
+            self._forget()
+        if token != _BREAK:
+            # A suffix is indexed once something follows it.
+            at, index, length = len(log), self._index, len(text)
+            for order in _ORDERS:
+                if length >= order:
+                    index[tuple(text[-order:])] = at
+            text.append(token)
+            if length >= 2 * _LONGEST:
+                del text[:-_LONGEST]
+        log.append(token)
+
+    def _forget(self) -> None:
+        """Drop the older half of the log."""
+        cut = len(self._log) // 2
+        self._log = self._log[cut:]
+        self._opinion = None
+        self._index = {key: at - cut for key, at in self._index.items() if at >= cut}
+        self._next_length = -1
+
+    # ---- proposals go out
+
+    def propose(self, sequence: Sequence[int]) -> Recall | None:
+        """Return what would follow ``sequence``, or None when it had better be drafted.
+
+        Args:
+            sequence: All tokens so far, drafts included.
+        """
+        with self._lock:
+            recall = None
+            if self._next_length == len(sequence):
+                recall = self._go_on(sequence)
+            if recall is None:
+                recall = self._find(sequence[-_LONGEST:])
+            if recall is None or recall.confidence < self.least:
+                return None
+            self.proposed += 1
+            self._next_length = len(sequence) + 1
+            return recall
+
+    def _go_on(self, sequence: Sequence[int]) -> Recall | None:
+        """Follow the repetition that the last proposal came from."""
+        log, at = self._log, self._next
+        if not 0 < at < len(log) or log[at] == _BREAK or log[at - 1] != sequence[-1]:
+            return None
+        return self._recall(at, sequence[-_LONGEST:])
+
+    def _find(self, tail: Sequence[int]) -> Recall | None:
+        for order in _ORDERS:
+            if len(tail) < order:
+                continue
+            at = self._index.get(tuple(tail[-order:]))
+            if at is not None:
+                return self._recall(at, tail)
+        return None
+
+    def _recall(self, at: int, tail: Sequence[int]) -> Recall:
+        log = self._log
+        matched, most = 0, min(len(tail), at, _LONGEST)
+        while matched < most and log[at - 1 - matched] == tail[-1 - matched]:
+            matched += 1
+        self._next = at + 1
+        return Recall(log[at], self._trust(matched), matched, at)
+
+    def report(self) -> dict[str, Any]:
+        """Return its counts for the run report."""
+        return {
+            "tokens": len(self._log),
+            "proposed": self.proposed,
+            "foreseen": self.foreseen,
+            "right": self.right,
+        }
+
+    # ---- the file
+
+    def save(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:
+        """Write the log to ``path``, whole or not at all; readable by the owner only.
+
+        Args:
+            path: Replaced if it exists.
+            tokenizer: Fingerprint of the tokenizer that the ids belong to.
+
+        Raises:
+            ConfigError: It cannot be written.
+        """
+        with self._lock:
+            log = array("I", self._log)
+            record = [[round(g, 4), round(n, 4)] for g, n in zip(self._good, self._all)]
+        if sys.byteorder == "big":
+            log.byteswap()
+        body = log.tobytes()
+        header = {
+            "vocab_size": self.vocab_size,
+            "tokenizer": tokenizer,
+            "tokens": len(log),
+            "record": record,
+            "sha256": hashlib.sha256(body).hexdigest(),
+        }
+        target = Path(path)
+        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        text = json.dumps(header).encode("ascii")
+        try:
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as handle:
+                    handle.write(_MAGIC + struct.pack("<I", len(text)) + text + body)
+                os.replace(scratch, target)
+            finally:
+                if scratch.exists():
+                    scratch.unlink()
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write the suffix cache {target}: {exc.strerror}"
+            ) from exc
+
+    def load(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:
+        """Take in what :meth:`save` wrote; a file that is not there is an empty one.
+
+        Raises:
+            ConfigError: The file is damaged, too large, or of another tokenizer.
+        """
+        target = Path(path)
+        try:
+            if not target.exists():
+                return
+            limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
+            with target.open("rb") as handle:
+                data = handle.read(limit + 1)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot read the suffix cache {target}: {exc.strerror}"
+            ) from exc
+        if len(data) > limit:
+            raise _damaged(target, "it is too large")
+        log, header = _parse(target, data)
+        if header.get("tokenizer") != tokenizer or header["vocab_size"] != self.vocab_size:
+            raise ConfigError(
+                f"the suffix cache {target} belongs to another tokenizer",
+                hint="name another file for this draft",
+            )
+        if any(token >= self.vocab_size and token != _BREAK for token in log):
+            raise _damaged(target, "it holds a token id that does not exist")
+        with self._lock:
+            for token in log[-self.max_tokens // 2 :]:
+                if token == _BREAK:
+                    self._text = []
+                self._append(token)
+            for kind, (good, count) in enumerate(header["record"]):
+                self._good[kind], self._all[kind] = good, count
+            self._text = []
+
+
+def _kind(matched: int) -> int:
+    kind = 0
+    while kind + 1 < len(_KINDS) and matched >= _KINDS[kind + 1]:
+        kind += 1
+    return kind
+
+
+def _damaged(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"the suffix cache {path} is damaged: {why}", hint="delete it; it fills again"
+    )
+
+
+def _parse(path: Path, data: bytes) -> tuple[array[int], dict[str, Any]]:
+    """Return log and header of a file, checked."""
+    start = len(_MAGIC) + 4
+    if data[: len(_MAGIC)] != _MAGIC or len(data) < start:
+        raise _damaged(path, "it does not begin as one")
+    (size,) = struct.unpack_from("<I", data, len(_MAGIC))
+    if size > _MAX_HEADER:
+        raise _damaged(path, "its header is too large")
+    try:
+        header = json.loads(data[start : start + size].decode("ascii"))
+    except ValueError as exc:
+        raise _damaged(path, "its header is not JSON") from exc
+    body = data[start + size :]
+    if not isinstance(header, dict) or not _sound(header):
+        raise _damaged(path, "its header is not complete")
+    if len(body) != 4 * header["tokens"]:
+        raise _damaged(path, "it was cut short")
+    if hashlib.sha256(body).hexdigest() != header["sha256"]:
+        raise _damaged(path, "its content does not have the hash that it states")
+    log = array("I")
+    log.frombytes(body)
+    if sys.byteorder == "big":
+        log.byteswap()
+    return log, header
+
+
+def _sound(header: dict[str, Any]) -> bool:
+    record = header.get("record")
+    if not all(isinstance(header.get(key), int) for key in ("vocab_size", "tokens")):
+        return False
+    if not isinstance(record, list) or len(record) != len(_KINDS):
+        return False
+    return all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(x, (int, float)) for x in pair)
+        and 0 <= pair[0] <= pair[1] <= 1000
+        and pair[1] > 0
+        for pair in record
+    )
