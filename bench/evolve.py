@@ -112,6 +112,8 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
     bench = _Bench(study, shop, texts, say)
     bench.run()
     document = bench.document
+    if "bytes" not in document:
+        document["bytes"] = shop.sizes(base, study.base)
     document["cpu_seconds"] = round(
         document.get("cpu_seconds", 0.0) + time.process_time() - began, 1
     )

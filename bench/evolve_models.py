@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from draftwire.bench.evolve_text import Texts
 from draftwire.export.architecture import Architecture
-from draftwire.export.backbone.base import transformer_of
+from draftwire.export.backbone.base import Base, transformer_of
 from draftwire.export.backbone.draft import DraftTrainer, Weights, distil_loss, make_draft
 from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
 from draftwire.export.backbone.model import Transformer, fresh_weights_
 from draftwire.export.backbone.rows import TeacherRows, make_rows
+from draftwire.export.backbone.store import save_checkpoint
 from draftwire.export.family.training import Plan, Stream, train
+from draftwire.export.onnx import export_onnx
 from draftwire.packages import load_target
 
 __all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
@@ -211,6 +214,31 @@ class Workshop:
         model.load_state_dict(tensors)
         return model.requires_grad_(False)
 
+    def sizes(self, base: Base, source: Path) -> dict[str, int]:
+        """Return the bytes of what a device would download, int8, as exported.
+
+        Args:
+            base: The base.
+            source: Its folder.
+        """
+        b = self.budget
+        draft = self.frozen(b.seeds[0])
+        found = {}
+        models = {"draft": draft, "base_as_draft": self.base}
+        for name, model in models.items():
+            with tempfile.TemporaryDirectory(dir=self.work) as folder:
+                save_checkpoint(model, base, source, Path(folder) / "model.hf")
+                out = export_onnx(
+                    Path(folder) / "model.hf",
+                    Path(folder) / "x.draft",
+                    min_agreement=0.0,
+                    against="numpy",
+                )
+                found[name] = sum(f.stat().st_size for f in out.iterdir())
+        trained = draft.layers[b.anchor_layers :]
+        found["trained_part"] = sum(p.numel() for x in trained for p in x.parameters())
+        return found
+
     def _distilled(
         self,
         name: str,
@@ -329,11 +357,16 @@ class Workshop:
             }
             note.write_text(json.dumps(details) + "\n")
             shutil.rmtree(self.work / "checkpoints" / name, ignore_errors=True)
-            shutil.rmtree(self.work / "rows" / name.split(".")[1], ignore_errors=True) if (
-                name.startswith("retrained.") and name.endswith(f".{self.budget.seeds[-1]}")
-            ) else None
+            self._drop_rows(name)
         self.made[name] = json.loads(note.read_text())
         return load_file(path)
+
+    def _drop_rows(self, name: str) -> None:
+        """Delete a version's teacher rows after the last draft that reads them."""
+        kind, _, rest = name.partition(".")
+        version, _, seed = rest.rpartition(".")
+        if kind == "retrained" and seed == str(self.budget.seeds[-1]):
+            shutil.rmtree(self.work / "rows" / version, ignore_errors=True)
 
     def _copy(self) -> Transformer:
         base = self.base

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from draftwire.cli._bench_evolve import evolve_flags
 from draftwire.cli._bench_simulate import simulate_flags
 from draftwire.cli._common import add_common_flags, write_json
 from draftwire.errors import ConfigError
@@ -221,6 +222,11 @@ LEAVES = {
         "every scheme in virtual time",
         simulate_flags,
         "draftwire.cli._bench_simulate:run",
+    ),
+    "evolve": Leaf(
+        "one frozen draft against targets that evolve",
+        evolve_flags,
+        "draftwire.cli._bench_evolve:evolve",
     ),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }

@@ -1,0 +1,187 @@
+"""``draftwire bench evolve``: its flags, and the way to the study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from draftwire.cli._common import write_json
+from draftwire.errors import ConfigError
+
+__all__ = ["evolve", "evolve_flags"]
+
+
+def evolve_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``bench evolve``."""
+    add = parser.add_argument
+    add("--base", type=Path, metavar="PATH", help="checkpoint or target package (v1)")
+    add("--work", type=Path, metavar="DIR", help="for models and results; goes on there")
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="text: half for the drafts, half for evolved targets (repeat)",
+    )
+    add(
+        "--new",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="text that base and drafts never see (repeat)",
+    )
+    add(
+        "--corpus",
+        type=Path,
+        metavar="DIR",
+        help="the reference family's corpora, split as for its base",
+    )
+    add(
+        "--version",
+        action="append",
+        default=[],
+        dest="versions",
+        metavar="SPEC",
+        help="an evolved target (repeat): TEXT[+TEXT]:STEPS, TEXT:STEPS:free (its anchor "
+        "evolves too), NAME.target:TEXT for a package",
+    )
+    add("--arms", metavar="A,A", help="default: all")
+    add("--seeds", default="1,2,3", metavar="N,N", help="of drafts (default: 1,2,3)")
+    for flag, what in (
+        ("--anchor-layers", "that the frozen draft shares"),
+        ("--layers", "that it trains"),
+        ("--draft-tokens", "that the frozen draft reads; the others' compute follows"),
+        ("--pool-tokens", "that the base reads once as the teacher"),
+        ("--batch", "tokens of a step"),
+        ("--length", "tokens of a row"),
+        ("--rank", "of LoRA"),
+        ("--prompts", "for each target and text"),
+        ("--count", "tokens that follow a prompt"),
+    ):
+        add(flag, type=int, metavar="N", help=what)
+    add("--long", type=float, metavar="X", help="times the compute, one independent draft")
+    add("--retrain", type=float, metavar="X", help="share of it, for re-trained drafts")
+    add(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="train nothing, show the results in FILE (results.json of a work folder)",
+    )
+    add(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write tables and pictures between the marks of FILE",
+    )
+
+
+def evolve(args: argparse.Namespace) -> int:
+    """Run or read a study, show it."""
+    from draftwire.bench.evolve_report import render, write_markdown
+
+    if args.results is not None:
+        document = _read(args.results)
+    else:
+        document = _run(args)
+    if args.markdown is not None:
+        for path in write_markdown(document, args.markdown):
+            print(f"wrote {path}", file=sys.stderr)
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-" and not args.quiet:
+        print(render(document))
+    return 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from draftwire.bench.evolve import SCHEMA
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path} holds no results: {exc}") from exc
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{path} is no document of bench evolve",
+            hint="give results.json of its --work folder",
+        )
+    return found
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    import importlib.util
+
+    for module in ("torch", "onnx", "safetensors", "tokenizers"):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"the study needs {module}, which is not installed",
+                hint="pip install 'draftwire[export]', on a workstation",
+            )
+    if args.work is None:
+        raise ConfigError("the study needs a folder", hint="--work DIR")
+    from dataclasses import replace
+
+    from draftwire.bench.evolve import (
+        ARMS,
+        Study,
+        default_versions,
+        parse_version,
+        run_study,
+    )
+    from draftwire.bench.evolve_measure import Probe
+    from draftwire.bench.evolve_models import Budget
+    from draftwire.bench.evolve_text import Domain
+    from draftwire.reference import target_path
+
+    domains = [Domain(*_named(word)) for word in args.data]
+    domains += [Domain(*_named(word), new=True) for word in args.new]
+    try:
+        seeds = tuple(int(word) for word in args.seeds.split(","))
+    except ValueError as exc:
+        raise ConfigError(f"--seeds {args.seeds} are no whole numbers") from exc
+    budget = {
+        "anchor_layers": args.anchor_layers,
+        "trained_layers": args.layers,
+        **{
+            name: getattr(args, name)
+            for name in (
+                "draft_tokens", "pool_tokens", "batch", "length", "rank", "long", "retrain",
+            )
+        },
+    }  # fmt: skip
+    probe = {"prompts": args.prompts, "count": args.count}
+    for name, value in {**budget, **probe}.items():
+        least = 0 if name == "anchor_layers" else 1 if isinstance(value, int) else 1e-6
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, that is too few")
+    given = {name: value for name, value in budget.items() if value is not None}
+    versions = tuple(parse_version(word) for word in args.versions)
+    if not versions:
+        if not domains:
+            raise ConfigError(
+                "say which targets evolve", hint="--version coffee:40 --version home:40"
+            )
+        versions = default_versions([d.name for d in domains])
+    return run_study(
+        Study(
+            base=target_path("v1") if args.base is None else args.base,
+            work=args.work,
+            versions=versions,
+            domains=tuple(domains),
+            corpus=args.corpus,
+            budget=replace(Budget(), seeds=seeds, **given),
+            probe=replace(Probe(), **{k: v for k, v in probe.items() if v is not None}),
+            arms=tuple(args.arms.split(",")) if args.arms else ARMS,
+        ),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+
+def _named(word: str) -> tuple[str, Path]:
+    name, equals, path = word.partition("=")
+    if not (name and equals and path) or not name.isidentifier():
+        raise ConfigError(f"{word!r} is not NAME=FILE", hint="--data coffee=coffee.txt")
+    return name, Path(path)
