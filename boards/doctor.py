@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.boards.check_draft import DraftResult, check_draft
 from draftwire.boards.check_machine import (
@@ -79,6 +79,7 @@ def examine(
     threads: int = 1,
     secure: bool = False,
     python: str | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Look at a machine, import what a draft needs, and open the draft.
 
@@ -88,6 +89,7 @@ def examine(
         threads: Threads inside one operator.
         secure: Whether the verifier's certificate must be checked.
         python: Another interpreter for the imports; tests pass their own.
+        progress: Is told what takes time now, before it does.
     """
     if not found.tree.host:
         findings = check_machine(found)
@@ -96,6 +98,7 @@ def examine(
         return Report(found, (*findings, Finding("draft", SKIP, text)))
     findings = [*check_machine(found, secure=secure), check_python()]
     wanted = found.profile.raw.get("engines", {}).get("packages", ())
+    progress("importing what a draft needs")
     imports, environ = check_imports(wanted, python=python)
     findings += imports
     draft = None
@@ -103,12 +106,14 @@ def examine(
     if _broken(imports, environ):
         findings.append(Finding("draft", SKIP, "not opened: what it needs is missing"))
     elif command is None:
+        progress("running a model of two nodes")
         trials = find_engines((), environ=environ)[0].providers
         listed = [trial.provider for trial in trials if trial.listed]
         text = "no draft at hand; only a model of two nodes was run"
         fix = "draftwire boards doctor --draft DIR"
         findings += [*_tiny(trials), Finding("draft", WARN, text, fix)]
     else:
+        progress("opening the draft")
         listed = list_providers(environ)
         draft = check_draft(command, listed, environ=environ, threads=threads)
         findings += draft.findings

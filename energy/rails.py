@@ -9,6 +9,7 @@ guessed.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,8 +253,9 @@ def choose_total(
 def load_tables(folder: Path | None = None) -> list[RailTable]:
     """Read the rail tables of all board profiles in a folder.
 
-    The folder of the installed profiles is the default.  Only data is read: this room
-    knows no code of another one.
+    The installed profiles are the default, and the user's own over them: those of
+    ``$XDG_CONFIG_HOME/draftwire/boards`` and of ``DRAFTWIRE_PROFILE_DIR``.  Only data is
+    read: this room knows no code of another one.
 
     Raises:
         ConfigError: A file is not TOML or its table has another shape.
@@ -263,18 +265,24 @@ def load_tables(folder: Path | None = None) -> list[RailTable]:
     else:
         import tomli as tomllib
 
-    if folder is None:
-        folder = Path(__file__).resolve().parent.parent / "boards" / "profiles"
-    tables = []
-    for path in sorted(folder.glob("*.toml")):
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
-        tables.append(
-            RailTable.from_dict(str(raw.get("name", path.stem)), raw.get("rails", {}))
-        )
-    return tables
+    raws: dict[str, dict[str, Any]] = {}
+    for place in _profile_folders() if folder is None else [folder]:
+        for path in sorted(place.glob("*.toml")):
+            try:
+                raw = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as exc:
+                raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
+            base = raws.get(str(raw.get("extends", "")), {})
+            raws[str(raw.get("name", path.stem))] = {**base, **raw}
+    return [RailTable.from_dict(name, raw.get("rails", {})) for name, raw in raws.items()]
+
+
+def _profile_folders() -> list[Path]:
+    folders = [Path(__file__).resolve().parent.parent / "boards" / "profiles"]
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    folders.append(Path(base) / "draftwire" / "boards")
+    named = os.environ.get("DRAFTWIRE_PROFILE_DIR")
+    return [*folders, Path(named).expanduser()] if named else folders
 
 
 def _complete(table: RailTable | None, names: set[str]) -> tuple[Total, ...]:

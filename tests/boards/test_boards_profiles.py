@@ -8,7 +8,7 @@ import pytest
 
 from draftwire.boards.profiles import FOLDER, find_profile, load_profiles, read_profile
 from draftwire.cli import main
-from draftwire.energy.rails import RailTable, choose_total
+from draftwire.energy.rails import RailTable, choose_total, load_tables
 from draftwire.errors import ConfigError
 
 PROFILES = load_profiles()
@@ -113,6 +113,13 @@ def test_where_the_users_profiles_lie(tmp_path, monkeypatch):
     assert load_profiles()["my-robot"].title == "by XDG"
     monkeypatch.setenv("DRAFTWIRE_PROFILE_DIR", str(named))
     assert load_profiles()["my-robot"].title == "by the variable"
+    (named / "rails.toml").write_text(
+        OWN.replace("my-robot", "railed") + 'extends = "jetson-nano"\n'
+    )
+    rails = {table.board: table for table in load_tables()}
+    assert rails["my-robot"].totals == (), "energy reads the same folders"
+    assert rails["railed"].totals == rails["jetson-nano"].totals != ()
+    (named / "rails.toml").unlink()
     flagged = tmp_path / "flag"
     flagged.mkdir()
     (flagged / "mine.toml").write_text(OWN.replace("My robot", "by the flag"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from draftwire.cli import _boards_common as common
 from draftwire.cli import _boards_verifier as verifier
@@ -47,14 +47,17 @@ def run(args: argparse.Namespace) -> int:
         common.root(args), common.profiles(args), board=args.board, engines=False
     )
     host = found.tree.host
+    progress = _progress(quiet=args.quiet)
     place = _draft(draft) if host else None
     report = examine(
         found,
         None if place is None else (*PROBE, str(place)),
         threads=values["threads"] or 1,
         secure=verifier.is_secure(url),
+        progress=progress,
     )
     if url and host:
+        progress("asking the verifier")
         answer = verifier.check_verifier(
             url,
             place,
@@ -64,12 +67,25 @@ def run(args: argparse.Namespace) -> int:
             insecure=args.insecure,
         )
         report = report.plus(answer)
+    progress("")
     if args.json is not None:
         _common.write_json(report.to_dict(), args.json)
     if args.json != "-":
         colour = _common.wants_colour(sys.stdout, never=args.no_color)
         print(render(report, colour=colour, quiet=args.quiet))
     return report.exit_code
+
+
+def _progress(*, quiet: bool) -> Callable[[str], None]:
+    """Return what shows on a terminal what takes time, in one line that goes away."""
+    show = sys.stderr.isatty() and not quiet
+
+    def tell(text: str) -> None:
+        if show:
+            more = f"{text} ..." if text else ""
+            print(f"\r\x1b[K{more}", end="", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _draft(named: Path | None) -> Path | None:
