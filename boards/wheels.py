@@ -113,8 +113,7 @@ def wanted_wheels(
         )
     pins = {**table["python"][python], **special.get("python", {}).get(python, {})}
     system = [name for name in special.get("system", ()) if name not in (changed or {})]
-    engine_names = {name for names in table["engine"].values() for name in names}
-    modules = []
+    imported_as = {d: m for names in table["engine"].values() for d, m in names.items()}
     chosen = []
     for engine in engines:
         there = [name for name in table["engine"].get(engine, {}) if pins.get(name)]
@@ -124,20 +123,18 @@ def wanted_wheels(
                 hint="name another with --engine, or bring one with --wheel FILE",
             )
         chosen.append(there[0])
-        modules.append(table["engine"][engine][there[0]])
-    kept = [
-        name
-        for name in pins
-        if (name in chosen or name not in engine_names)
-        and name not in system
-        and name not in without
-    ]
+    needed = [name for name in pins if name in chosen or name not in imported_as]
+    brought = [name for name in needed if name in system or name in without]
+    kept = [name for name in needed if name not in brought]
     versions = {**{name: pins[name] for name in kept}, **(changed or {})}
-    modules += [name for name in kept if name not in engine_names]
+
+    def modules(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(imported_as.get(n, n).replace("-", "_") for n in names))
+
     return Wanted(
         tuple(f"{name}=={versions[name]}" for name in sorted(versions)),
-        tuple(sorted(m for m in modules if m not in system)),
-        tuple(sorted({*system, *(n for n in without if n in pins)})),
+        modules(kept),
+        modules(brought),
     )
 
 

@@ -28,6 +28,7 @@ from draftwire.boards.install.ed25519 import verify_signature
 from draftwire.boards.install.main import run
 from draftwire.boards.install.trouble import InstallError
 from draftwire.boards.own_wheel import own_wheel
+from draftwire.cli import main
 from draftwire.errors import ConfigError
 
 
@@ -409,3 +410,51 @@ def test_members_are_read_in_small_pieces(good: Path) -> None:
     names = [name for name, _, _ in read_members(good)]
     assert names[:2] == ["manifest.json", "manifest.sig"]
     assert names[2:] == sorted(names[2:])
+
+
+# ---- the command
+
+
+def test_the_command_makes_what_the_installer_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without wheels from the registry: the board brings them, as a person may say."""
+    own = bundles.wheel(tmp_path, "marked", {"marked/__init__.py": b""})
+    words = ["boards", "bundle", "--board", "generic-x86", "--python", "3.11"]
+    words += ["--draft", str(bundles.TINY), "--verifier", "wss://tower:1", "--target", "v1"]
+    for name in ("numpy", "websockets", "tokenizers", "onnxruntime"):
+        words += ["--without", name]
+    out = tmp_path / "b.tar.gz"
+    words += ["--wheel", str(own), "--out", str(out), "--json"]
+    assert main(words) == 2
+    assert "boards key new" in capsys.readouterr().out
+    assert main([*words, "--unsigned", "--dry-run"]) == 0
+    assert not out.exists()
+    capsys.readouterr()
+    assert main([*words, "--unsigned"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["bytes"] == out.stat().st_size and said["key"] is None
+    manifest = check_bundle(out, None, unsigned=True).manifest
+    assert manifest["id"] == said["id"] and manifest["glibc"] == "2.36"
+    assert manifest["modules"] == ["marked"]
+    assert manifest["system_modules"] == [
+        "numpy", "onnxruntime", "tokenizers", "websockets",
+    ]  # fmt: skip
+    for wrong, complaint in (
+        (["--board", "orin-nono"], "no board profile 'orin-nono'"),
+        (["--python", "3.6"], "not known to come with Python 3.6"),
+        (["--require", "numpy>=1"], "is not NAME==VERSION"),
+        (["--draft", str(tmp_path)], "no draft package"),
+        (["--wheel", str(tmp_path / "x-1-cp38-cp38-linux_armv7l.whl")], "does not fit"),
+    ):
+        assert main([*words, "--unsigned", *wrong]) in (2, 3, 5)
+        assert complaint in capsys.readouterr().err
+
+
+def test_the_installer_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "install.sh"
+    assert main(["boards", "installer", "--out", str(out)]) == 0
+    assert hashlib.sha256(out.read_bytes()).hexdigest() in capsys.readouterr().out
+    assert main(["boards", "installer"]) == 0
+    assert capsys.readouterr().out.encode() == out.read_bytes()
+    assert out.stat().st_mode & 0o100

@@ -29,10 +29,12 @@ R36 = Userland("L4T R36", "3.10", "2.35", "3.4.30")
 
 
 def test_our_pins_are_those_that_the_tests_run_with() -> None:
-    """``make test`` runs the device rooms with requirements/device.txt."""
+    """``make test`` runs the device rooms with what these two files name."""
     tested: dict[tuple[str, str], str] = {}
-    text = (ROOT / "requirements" / "device.txt").read_text(encoding="utf-8")
-    for line in text.splitlines():
+    lines: list[str] = []
+    for name in ("device.txt", "litert.txt"):
+        lines += (ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines()
+    for line in lines:
         if not line or line.startswith("#"):
             continue
         requirement, _, marker = line.partition(";")

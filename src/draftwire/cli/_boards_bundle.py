@@ -19,8 +19,6 @@ __all__ = ["add_flags", "run"]
 
 SCHEMA = "draftwire.bundled/1"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
-# The draft package's word for what runs a file -> the bundle's word for the wheels.
-_ENGINES = {"onnxruntime": "onnxruntime", "litert": "litert", "tflite": "litert"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     local = {_distribution(path): path for path in args.wheel}
     for path in args.wheel:
         wheels.check_wheel(path, userland, profile.arch, local=True)
-    engines = args.engine or _engines(package, local)
+    engines = args.engine or _engines(package, profile.name, profile.arch)
     wanted = wheels.wanted_wheels(
         profile.arch,
         userland.python,
@@ -124,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         fetched = wheels.fetch_wheels(resolved, userland, profile.arch, cache=args.cache)
         content = _content(args, profile, package, userland, values)
         brought = tuple(sorted(_module(name) for name in local))
-        system = tuple(n for n in wanted.system_modules if n not in local)
+        system = tuple(m for m in wanted.system_modules if m not in brought)
         manifest = write_bundle(
             _with_wheels(
                 content, [*fetched, *args.wheel], wanted.modules + brought, system
@@ -200,11 +198,17 @@ def _brought(engine: str, local: dict[str, Path]) -> bool:
     return any(name.startswith(engine) for name in local)
 
 
-def _engines(package: DraftPackage, local: dict[str, Path]) -> list[str]:
-    found = {_ENGINES.get(file.engine, "") for file in package.files.values()} - {""}
-    if "onnxruntime" in found or not found:
-        return ["onnxruntime"]
-    return sorted(found)
+def _engines(package: DraftPackage, board: str, arch: str) -> list[str]:
+    """Return the engine that the draft's hint names for the board, or one it has."""
+    held = {file.engine for file in package.files.values() if file.engine}
+    hints = package.raw.get("hints")
+    boards = hints.get("boards") if isinstance(hints, dict) else None
+    hint = boards.get(board) if isinstance(boards, dict) else None
+    hinted = hint.get("engine") if isinstance(hint, dict) else None
+    if hinted in held:
+        return [str(hinted)]
+    first = ("litert", "onnxruntime") if arch == "armv7l" else ("onnxruntime", "litert")
+    return [next((engine for engine in first if engine in held), "onnxruntime")]
 
 
 def _requirement(text: str) -> tuple[str, str]:
