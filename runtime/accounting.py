@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Union, cast
 
 from draftwire.errors import BoardError, ConfigError
-from draftwire.runtime.actions import Draft, Send
-from draftwire.transport.messages import Block
 
 if TYPE_CHECKING:
     from draftwire.energy.account import Account
@@ -106,18 +104,21 @@ class StreamAccount:
         self._reading = True
         account.start("prefill")
 
-    def before(self, action: object) -> None:
-        """Note what carrying out ``action`` makes the device do."""
-        if isinstance(action, Send):
-            self.account.phase("transmit")
-        elif isinstance(action, Draft) and action.count:
-            self.account.phase("prefill" if self._reading else "draft")
+    def sending(self) -> None:
+        """Note that a message goes out."""
+        self.account.phase("transmit")
 
-    def after(self, action: object) -> None:
-        """Note what the device does once ``action`` is carried out."""
-        if isinstance(action, Send):
-            block = isinstance(action.message, Block)
-            self.account.phase("verify-wait" if block else "wait")
+    def settle(self, *, drafting: bool, waiting: bool) -> None:
+        """Note what the device does now that an event has been dealt with.
+
+        Args:
+            drafting: The draft model is at work.
+            waiting: The verifier owes an answer.
+        """
+        if drafting:
+            self.account.phase("prefill" if self._reading else "draft")
+        else:
+            self.account.phase("verify-wait" if waiting else "wait")
 
     def proposal(self) -> None:
         """Note that a token was drafted: the prompt is read."""

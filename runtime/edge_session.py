@@ -34,12 +34,13 @@ from draftwire.runtime.actions import (
 )
 from draftwire.runtime.controller import Controller
 from draftwire.runtime.drafter_view import DrafterView
+from draftwire.runtime.greeting import open_of
 from draftwire.runtime.guesses import Guesses
 from draftwire.runtime.in_flight import InFlight, common
 from draftwire.runtime.lines import Line, Lines
 from draftwire.runtime.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.preemption import Preemption
-from draftwire.runtime.verdict import read_verdict
+from draftwire.runtime.verdict import read_verdict, tally
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
 from draftwire.transport.messages import (
     Block,
@@ -47,7 +48,6 @@ from draftwire.transport.messages import (
     Commit,
     Finish,
     Message,
-    Open,
     Opened,
     Provisional,
     Resume,
@@ -145,6 +145,11 @@ class EdgeSession:
         return self._attached and (owes or self._mode.racing or self._streaming)
 
     @property
+    def drafting(self) -> bool:
+        """True while the drafter has work."""
+        return self._drafter.wanted > 0
+
+    @property
     def unverified(self) -> tuple[int, ...]:
         """Ids that were shown, and are not judged yet."""
         return tuple(self._guesses.ids)
@@ -160,10 +165,12 @@ class EdgeSession:
     def start(self) -> list[Action]:
         """Open the stream and begin to draft."""
         self._attached = True
+        self._controller.begin(self._mode)
         return [self._open(), *self._go_on()]
 
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
+        self._controller.begin(self._mode)
         return self._steer()
 
     def link_lost(self) -> list[Action]:
@@ -255,22 +262,16 @@ class EdgeSession:
     # ---- opening and resuming
 
     def _open(self) -> Send:
-        params, mode = self._params, self._mode
-        return Send(
-            Open(
-                self._stream,
-                (*self._prompt, *self._committed),
-                params.scheme,
-                params.temperature,
-                params.top_k,
-                params.top_p,
-                params.seed,
-                self._limit - len(self._committed),
-                self._stop_ids,
-                objective=mode.objective,
-                bonus=self._bonus,
-            )
+        request = open_of(
+            self._stream,
+            (*self._prompt, *self._committed),
+            self._params,
+            self._mode,
+            max_new_tokens=self._limit - len(self._committed),
+            stop_ids=self._stop_ids,
+            bonus=self._bonus,
         )
+        return Send(request)
 
     def _resumed(self, message: Resumed) -> list[Action]:
         held = len(self._committed) - self._origin
@@ -310,26 +311,12 @@ class EdgeSession:
         if before + len(kept) > self._limit:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         new = [token.id for token in kept]
-        self._count(commit, new)
+        self._preemption.compare(new)
+        tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(kept)
         if commit.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[commit.finish])
         return actions + self._go_on(verdict=True)
-
-    def _count(self, commit: Commit, new: Sequence[int]) -> None:
-        counts, accepted = self.counts, commit.accepted
-        counts.rounds += 1
-        counts.accepted += accepted
-        counts.tokens += len(new)
-        counts.queue_s += commit.queue_s
-        counts.compute_s += commit.compute_s
-        branch = self._wire.branch(commit.epoch)
-        if len(branch) > accepted and list(branch[: len(new)]) == list(new):
-            counts.overtaken += len(new) - accepted
-        self._preemption.compare(new)
-        for block in self._wire.advance(commit.epoch, new, accepted, len(self._committed)):
-            counts.judge(block.offset, block.judged, block.accepted)
-            self._controller.judged(block.judged, block.accepted)
 
     def _keep(self, tokens: Sequence[Token]) -> list[Action]:
         """Make ``tokens`` text; tell the user; sort out which drafts live on."""
@@ -468,7 +455,10 @@ class EdgeSession:
         fresh = main.proposals[n : self._max_block]
         ids = [p.token for p in fresh]
         before = len(self._committed)
-        self.counts.drafted += len(ids) - common(ids, given_up)
+        new = len(ids) - common(ids, given_up)
+        self.counts.drafted += new
+        if new:
+            self._controller.sent(new)
         block = Block(
             wire.epoch,
             before - self._origin + n,

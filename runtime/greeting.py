@@ -1,13 +1,17 @@
-"""What a device says first."""
+"""What a device says first: of itself, and of a stream."""
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import draftwire
 from draftwire.packages import DraftPackage
+from draftwire.runtime.mode import Mode
+from draftwire.sampling import SamplingParams
 from draftwire.transport.codec import VERSION
-from draftwire.transport.messages import Hello
+from draftwire.transport.messages import Hello, Open
 
-__all__ = ["hello_of"]
+__all__ = ["hello_of", "open_of"]
 
 
 def hello_of(package: DraftPackage, target: str) -> Hello:
@@ -22,5 +26,42 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume",),
+        ("resume", "exits"),
+    )
+
+
+def open_of(
+    stream: int,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    mode: Mode,
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    bonus: bool,
+) -> Open:
+    """Return the request for a stream.
+
+    Args:
+        stream: Its number on the connection.
+        prompt: Token ids.
+        params: Sampling.
+        mode: What the verifier shall do while no block is there.
+        max_new_tokens: At most so many tokens after the prompt.
+        stop_ids: Ids that end the text.
+        bonus: Ask for a token after a block that is accepted whole.
+    """
+    return Open(
+        stream,
+        tuple(prompt),
+        params.scheme,
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.seed,
+        max_new_tokens,
+        tuple(stop_ids),
+        objective=mode.objective,
+        bonus=bonus,
+        exits="exits" in mode.preempt,
     )

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.actions import Token
-from draftwire.runtime.controller import Controller, make_controller
+from draftwire.runtime.controller import Controller, FixedLength, make_controller
+from draftwire.runtime.mode import DEFAULT_MODE, Mode
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Welcome
 
-__all__ = ["OFFLINE", "PATIENCE_S", "Chunk", "StreamOptions"]
+if TYPE_CHECKING:
+    from draftwire.tokenizer import Tokenizer
+
+__all__ = [
+    "OFFLINE",
+    "PATIENCE_S",
+    "Chunk",
+    "StreamOptions",
+    "controller_for",
+    "encode_prompt",
+]
 
 OFFLINE = ("wait", "draft", "error")
 PATIENCE_S = 30.0
@@ -55,6 +67,13 @@ class StreamOptions:
     offline: str
     patience_s: float
     max_joules: float | None = None
+    mode: Mode = DEFAULT_MODE
+
+    @property
+    def insight(self) -> bool:
+        """True when somebody looks at how sure the draft is of each token."""
+        fixed = isinstance(self.controller, FixedLength)
+        return not fixed or "outcomes" in self.mode.preempt
 
     @classmethod
     def of(
@@ -72,6 +91,7 @@ class StreamOptions:
         offline: str,
         patience_s: float,
         max_joules: float | None = None,
+        mode: Mode = DEFAULT_MODE,
     ) -> StreamOptions:
         """Check the arguments of ``Session.generate``.
 
@@ -110,4 +130,59 @@ class StreamOptions:
             offline,
             patience_s,
             max_joules,
+            mode,
         )
+
+
+def controller_for(
+    controller: str | Controller | None, block: int | None, objective: str
+) -> str | Controller:
+    """Return the policy to use: the one given, or blocks of a fixed length.
+
+    Args:
+        controller: As given by the caller.
+        block: Tokens per block, or None for the objective's own.
+        objective: See :class:`~draftwire.runtime.mode.Mode`.
+    """
+    if controller is not None:
+        return controller
+    if block is None:
+        # In a race a draft is worth most at once: the verifier does not wait for it.
+        block = 1 if objective == "latency" else 4
+    return f"fixed:{block}"
+
+
+def encode_prompt(
+    prompt: str | Sequence[int],
+    tokenizer: Tokenizer,
+    bos_id: int | None,
+    vocab_size: int,
+    context: int,
+) -> list[int]:
+    """Return the ids of a prompt.
+
+    Args:
+        prompt: Text, or ids (then nothing is added in front).
+        tokenizer: Of the draft.
+        bos_id: Put in front of a text, unless None.
+        vocab_size: Ids are below it.
+        context: Tokens that draft and target both hold, with the answer.
+
+    Raises:
+        ConfigError: It is empty, too long, or holds an unknown id.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, bos_id=bos_id)
+    else:
+        ids = [int(t) for t in prompt]
+    if not ids:
+        raise ConfigError("the prompt is empty")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise ConfigError(f"the prompt holds a token id outside 0..{vocab_size - 1}")
+    if len(ids) >= context:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens, but draft and target hold "
+            f"{context} together with the answer",
+            hint="shorten the prompt",
+        )
+    return ids

@@ -74,6 +74,7 @@ _ORDER = (
     "seconds",
     "energy",
     "link",
+    "preemption",
     "warnings",
 )
 
@@ -103,6 +104,8 @@ class RunRecord:
         seconds: total, prefill, first_token, draft, wait, verify.
         energy: joules, source, scope, uncertainty, by_phase, or why_null.
         link: rtt_ms, up_mbit_s, reconnects, ...
+        preemption: What drafting ahead of the verdicts brought, in tokens; None where
+            the run had nothing to do with it.
         warnings: Sentences for the user.
         versions: Beside those of :func:`versions`, e.g. the verifier's.
     """
@@ -125,6 +128,7 @@ class RunRecord:
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     energy: Mapping[str, Any] = field(default_factory=dict)
     link: Mapping[str, Any] = field(default_factory=dict)
+    preemption: Mapping[str, int] | None = None
     warnings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -165,6 +169,7 @@ def build_report(record: RunRecord) -> dict[str, Any]:
             None if record.judged_by_position is None else list(record.judged_by_position)
         ),
         "target_forwards": record.target_forwards,
+        "preemption": record.preemption,
         "warnings": list(record.warnings),
     }
     for group, keys in _GROUPS.items():

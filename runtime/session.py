@@ -37,7 +37,14 @@ from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge_session import EdgeSession
 from draftwire.runtime.greeting import hello_of
 from draftwire.runtime.link import Link, LinkState
-from draftwire.runtime.options import PATIENCE_S, Chunk, StreamOptions
+from draftwire.runtime.mode import Mode
+from draftwire.runtime.options import (
+    PATIENCE_S,
+    Chunk,
+    StreamOptions,
+    controller_for,
+    encode_prompt,
+)
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream_facts import StreamFacts, report_of
 from draftwire.sampling import Proposal, loss_of, make_proposer
@@ -189,8 +196,13 @@ class Session:
         top_p: float = 1.0,
         seed: int | None = None,
         stop: Sequence[str] = (),
-        block: int = 4,
+        block: int | None = None,
         controller: str | Controller | None = None,
+        objective: str = "cost",
+        pipeline: int = 1,
+        preempt: str = "guess",
+        cut: bool = False,
+        batch: int = 0,
         deadline_s: float | None = None,
         offline: str = "wait",
         patience_s: float = PATIENCE_S,
@@ -210,8 +222,17 @@ class Session:
             top_p: 1 keeps all.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             stop: Strings that end the text; they are not part of it.
-            block: Tokens per draft block, when ``controller`` is None.
+            block: Tokens per draft block, when ``controller`` is None; None takes 4, and
+                1 in a race.
             controller: Policy for the block length, e.g. ``"fixed:4"``.
+            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
+                them against the drafts: see :class:`~draftwire.runtime.mode.Mode`, as
+                for the next four.
+            pipeline: Blocks in flight, at most.
+            preempt: What is drafted while verdicts are out: ``"off"``, or any of
+                ``guess``, ``exits``, ``outcomes``, joined by commas.
+            cut: Send a half-drafted block once nothing is in flight.
+            batch: Tokens per piece of a block that is still being drafted; 0 for none.
             deadline_s: Return what is there after so many seconds.
             offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
                 on alone and show guesses as such, or raise the ``"error"``.
@@ -235,39 +256,26 @@ class Session:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            controller=f"fixed:{block}" if controller is None else controller,
+            controller=controller_for(controller, block, objective),
+            mode=Mode.of(objective, pipeline, preempt, cut, batch),
             deadline_s=deadline_s,
             offline=offline,
             patience_s=patience_s,
             max_joules=max_joules,
         )
-        ids = self._encode(prompt)
-        return self._stream(ids, options, Screen(self._tokenizer, ids, stop))
-
-    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self._tokenizer.encode(prompt, bos_id=self._package.bos_id)
-        else:
-            ids = [int(t) for t in prompt]
-        if not ids:
-            raise ConfigError("the prompt is empty")
-        limit = self.welcome.vocab_size
-        if min(ids) < 0 or max(ids) >= limit:
-            raise ConfigError(f"the prompt holds a token id outside 0..{limit - 1}")
         context = min(self.welcome.context, self._model.context)
-        if len(ids) >= context:
-            raise ConfigError(
-                f"the prompt has {len(ids)} tokens, but draft and target hold "
-                f"{context} together with the answer",
-                hint="shorten the prompt",
-            )
-        return ids
+        ids = encode_prompt(
+            prompt, self._tokenizer, self._package.bos_id, self.welcome.vocab_size, context
+        )
+        return self._stream(ids, options, Screen(self._tokenizer, ids, stop))
 
     def _stream(
         self, ids: list[int], options: StreamOptions, screen: Screen
     ) -> Iterator[Chunk]:
         began = time.perf_counter()
-        proposer = make_proposer(options.params, self.welcome.vocab_size)
+        proposer = make_proposer(
+            options.params, self.welcome.vocab_size, insight=options.insight
+        )
         with self._lock:
             self._check_usable(options.offline)
             self._stop("cancelled")  # a stream that was left lying
@@ -283,6 +291,7 @@ class Session:
                 stream=self._streams,
                 max_block=self.welcome.max_block,
                 guess_offline=options.offline == "draft",
+                mode=options.mode,
             )
             self._machine, self._options = machine, options
             out: queue.Queue[Any] = queue.Queue()
@@ -296,7 +305,12 @@ class Session:
             up = self._link.up
             self._apply(machine.start() if up else machine.start_offline())
         facts = StreamFacts(
-            began, len(ids), options.params, options.controller.name, before
+            began,
+            len(ids),
+            options.params,
+            options.controller.name,
+            before,
+            options.mode,
         )
         try:
             yield from chunks_of(
@@ -408,8 +422,8 @@ class Session:
     def _apply(self, actions: Sequence[Action]) -> None:
         account = self._account
         for action in actions:
-            if account is not None:
-                account.before(action)
+            if account is not None and isinstance(action, Send):
+                account.sending()
             if isinstance(action, Send):
                 self._link.send(action.message)
             elif isinstance(action, Draft):
@@ -417,8 +431,9 @@ class Session:
             else:
                 assert isinstance(action, (Emit, Revise, Finished))
                 self._out.put(action)
-            if account is not None:
-                account.after(action)
+        machine = self._machine
+        if account is not None and machine is not None and not machine.done:
+            account.settle(drafting=machine.drafting, waiting=machine.waiting)
 
     def _stop_from_outside(self, reason: str) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from typing import Any, Mapping, Sequence
 from draftwire.runtime.actions import (
     Counts,
 )
+from draftwire.runtime.mode import Mode
 from draftwire.runtime.report import RunRecord, build_report
 from draftwire.runtime.screen import Screen
 from draftwire.sampling import SamplingParams
@@ -28,6 +29,7 @@ class StreamFacts:
         params: Sampling.
         controller: Name of the length policy.
         before: Traffic of the connection before the stream.
+        mode: What was done while verdicts were out.
         finish: Why it ended.
         first_token_s: Seconds until the first final token.
         ids: Token ids of the answer.
@@ -39,6 +41,7 @@ class StreamFacts:
     params: SamplingParams
     controller: str
     before: Traffic
+    mode: Mode
     finish: str = "cancelled"
     first_token_s: float | None = None
     ids: list[int] = field(default_factory=list)
@@ -95,7 +98,14 @@ def report_of(
                 "top_p": params.top_p,
                 "seed": params.seed,
             },
-            mode={"objective": "cost", "pipeline": 1, "controller": facts.controller},
+            mode={
+                "objective": facts.mode.objective,
+                "pipeline": facts.mode.pipeline,
+                "preempt": facts.mode.preempt_text,
+                "cut": facts.mode.cut,
+                "batch": facts.mode.batch,
+                "controller": facts.controller,
+            },
             prompt_tokens=facts.prompt_tokens,
             token_ids=facts.ids,
             text=facts.text,
@@ -105,7 +115,7 @@ def report_of(
             accepted=counts.accepted,
             accepted_by_position=list(counts.accepted_by_position),
             judged_by_position=list(counts.judged_by_position),
-            # Stop-and-wait: every round is one forward of the target.
+            # Every verdict is one forward of the target.
             target_forwards=counts.rounds,
             bytes={
                 "up_payload": traffic.up_payload,
@@ -128,5 +138,16 @@ def report_of(
                 "wire_bytes": wire,
             },
             warnings=list(warnings),
+            preemption={
+                "proposed": counts.proposed,
+                "wasted": counts.wasted,
+                "overtaken": counts.overtaken,
+                "drafted_ahead": counts.preempted,
+                "drafted_ahead_used": counts.preempted_used,
+                "provisional": counts.provisional,
+                "provisional_right": counts.provisional_right,
+                "outcomes": counts.outcomes,
+                "outcomes_used": counts.outcomes_used,
+            },
         )
     )

@@ -169,7 +169,6 @@ class _WindowDecoder:
         self._shown = len(self._window)
         return fresh
 
-
     def _may_go_on(self, held: int) -> bool:
         """Return whether a text that ends in a replacement character may mend.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.actions import Token
+from draftwire.runtime.actions import Counts, Token
+from draftwire.runtime.controller import Controller
 from draftwire.runtime.in_flight import InFlight
 from draftwire.runtime.lines import Lines
 from draftwire.sampling import Proposer
 from draftwire.transport.messages import Commit, Finish
 
-__all__ = ["Verdict", "read_verdict"]
+__all__ = ["Verdict", "read_verdict", "tally"]
 
 
 class Verdict(NamedTuple):
@@ -56,3 +57,37 @@ def read_verdict(
     if not tokens and commit.finish is Finish.NOT_YET:
         raise ProtocolError("the verifier answered a block without a token")
     return Verdict(tokens, correction)
+
+
+def tally(
+    counts: Counts,
+    controller: Controller,
+    commit: Commit,
+    wire: InFlight,
+    new: Sequence[int],
+    committed: int,
+) -> None:
+    """Count a verdict, tell the controller, and bring what is in flight up to the text.
+
+    Args:
+        counts: Of the stream.
+        controller: Of the stream.
+        commit: From the verifier.
+        wire: What is in flight.
+        new: Ids that the verdict adds to the text.
+        committed: Length of the text before.
+    """
+    accepted = commit.accepted
+    counts.rounds += 1
+    counts.accepted += accepted
+    counts.tokens += len(new)
+    counts.queue_s += commit.queue_s
+    counts.compute_s += commit.compute_s
+    branch = wire.branch(commit.epoch)
+    late = min(len(new), len(branch)) - accepted
+    if late > 0 and list(branch[: len(new)]) == list(new[: len(branch)]):
+        counts.overtaken += late
+        controller.overtaken(late)
+    for block in wire.advance(commit.epoch, new, accepted, committed):
+        counts.judge(block.offset, block.judged, block.accepted)
+        controller.judged(block.judged, block.accepted)

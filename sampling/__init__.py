@@ -20,6 +20,7 @@ from draftwire.sampling.scheme import (
     Card,
     Decider,
     Decision,
+    IdsOnly,
     Proposal,
     Proposer,
     Scheme,
@@ -103,13 +104,24 @@ def loss_of(params: SamplingParams, vocab_size: int) -> str:
     return _scheme(params).loss(params, vocab_size)
 
 
-def make_proposer(params: SamplingParams, vocab_size: int) -> Proposer:
+def make_proposer(
+    params: SamplingParams, vocab_size: int, *, insight: bool = False
+) -> Proposer:
     """Return the device half of ``params.scheme``.
+
+    Args:
+        params: Of the stream.
+        vocab_size: Of the connection.
+        insight: Fill in confidence and runner-up of every proposal where the scheme can
+            (those whose drafts may come from anywhere).
 
     Raises:
         ConfigError: No such scheme, or not with these settings.
     """
-    return _scheme(params).make_proposer(params, vocab_size)
+    proposer = _scheme(params).make_proposer(params, vocab_size)
+    if insight and isinstance(proposer, IdsOnly):
+        proposer.insight = True
+    return proposer
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> Decider:

@@ -15,6 +15,7 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.sampling import philox
+from draftwire.sampling.greedy import look_at
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
@@ -43,7 +44,8 @@ class _Proposer(IdsOnly):
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         if self._params.temperature == 0:
-            return Proposal(int(logits.argmax()))
+            token = int(logits.argmax())
+            return look_at(logits, token) if self.insight else Proposal(token)
         law = law_of(logits, self._params)
         token = law.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
         return Proposal(token, law.prob(token))

@@ -49,12 +49,28 @@ def race(law: Law, seed: int, position: int) -> int:
         seed: 64 bits.
         position: Absolute position of the token.
     """
+    winner = int(np.argmin(_times(law, seed, position)))
+    return winner if law.ids is None else int(law.ids[winner])
+
+
+def _times(law: Law, seed: int, position: int) -> np.ndarray:
+    """Return when each token of ``law`` arrives; the first one wins."""
     if law.ids is None:
         noise = exponentials(seed, position, len(law.probs))
         with np.errstate(divide="ignore"):  # probability 0: never the winner
-            return int(np.argmin(noise / law.probs))
-    noise = exponentials(seed, position, law.ids)
-    return int(law.ids[np.argmin(noise / law.probs)])
+            return noise / law.probs
+    return exponentials(seed, position, law.ids) / law.probs
+
+
+def _first_two(law: Law, seed: int, position: int) -> tuple[int, int | None]:
+    times = _times(law, seed, position)
+    first = int(np.argmin(times))
+    times[first] = np.inf
+    second = int(np.argmin(times))
+    found = (first, second) if len(times) > 1 else (first, first)
+    if law.ids is not None:
+        found = (int(law.ids[found[0]]), int(law.ids[found[1]]))
+    return found[0], None if found[0] == found[1] else found[1]
 
 
 class _Proposer(IdsOnly):
@@ -63,6 +79,9 @@ class _Proposer(IdsOnly):
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         law = law_of(logits, self._params)
+        if self.insight:
+            token, second = _first_two(law, self._params.seed, position)
+            return Proposal(token, law.prob(token), runner_up=second)
         token = race(law, self._params.seed, position)
         return Proposal(token, law.prob(token))
 

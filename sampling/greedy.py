@@ -20,14 +20,30 @@ from draftwire.sampling.scheme import (
     refuse_evidence,
 )
 
-__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
 
+def look_at(logits: np.ndarray, token: int) -> Proposal:
+    """Return the proposal of ``token`` with its probability and the next best token.
+
+    Args:
+        logits: ``(vocab,)`` of the draft.
+        token: The most likely one.
+    """
+    rest = logits.astype(np.float32)
+    rest -= rest[token]
+    confidence = 1.0 / float(np.exp(rest).sum())
+    rest[token] = -np.inf
+    return Proposal(token, confidence, runner_up=int(rest.argmax()))
+
+
 class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        return Proposal(int(logits.argmax()))
+        if not self.insight:
+            return Proposal(int(logits.argmax()))
+        return look_at(logits, int(logits.argmax()))
 
 
 class _Decider:

@@ -110,7 +110,13 @@ class Proposer(Protocol):
 
 
 class IdsOnly:
-    """What the device halves share whose blocks carry ids and nothing else."""
+    """What the device halves share whose blocks carry ids and nothing else.
+
+    Attributes:
+        insight: Also say how sure the draft is of each token, and of the next best.
+    """
+
+    insight = False
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         """Return no evidence."""

@@ -104,8 +104,8 @@ SETTINGS = {
         Setting(
             "block",
             int,
-            4,
-            "tokens drafted a block",
+            None,
+            "tokens drafted a block (default: 4, in a race 1)",
             lambda value: 1 <= value <= 255,
             "1 to 255",
         ),

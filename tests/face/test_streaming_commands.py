@@ -50,6 +50,13 @@ def test_what_is_asked_for_reaches_the_session(
         "0.8",
         "--tls-ca",
         "ca.pem",
+        "--objective",
+        "latency",
+        "--pipeline",
+        "2",
+        "--preempt",
+        "guess,exits",
+        "--cut",
     ]
     assert main([*words, "-q"]) == 0
     assert played.where == {
@@ -58,7 +65,7 @@ def test_what_is_asked_for_reaches_the_session(
         "target": "v1",
         "token": "secret",
         "threads": 2,
-        "tls_ca": "ca.pem",
+        "tls_ca": Path("ca.pem"),
         "energy": "auto",
     }
     assert played.calls == [
@@ -72,6 +79,11 @@ def test_what_is_asked_for_reaches_the_session(
                 "top_p": 0.9,
                 "seed": 7,
                 "block": 6,
+                "objective": "latency",
+                "pipeline": 2,
+                "preempt": "guess,exits",
+                "cut": True,
+                "batch": 0,
                 "stop": ["\n", "END"],
                 "offline": "draft",
                 "patience_s": 3.0,

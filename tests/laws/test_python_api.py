@@ -230,7 +230,8 @@ def test_a_controller_hears_of_verdicts_and_watts(verifier):
     controller = Curious(3)
     with draftwire.connect(url, draft=DRAFT, token=token, energy=WATTS) as session:
         list(session.generate(PROMPT, max_new_tokens=12, controller=controller))
-        assert controller.verdicts == session.report["rounds"]
+        # The last token may be asked for by a block without drafts.
+        assert 0 <= session.report["rounds"] - controller.verdicts <= 1
         assert controller.watts["draft"] == 6.0
 
 

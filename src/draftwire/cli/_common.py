@@ -215,8 +215,11 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"--max-new-tokens is {args.max_new_tokens}", hint="it must be 1 or more"
         )
+    from draftwire.cli._mode_flags import mode_options
+
     return {
         **options,
+        **mode_options(args),
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
         "block": values["block"],

@@ -8,6 +8,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
 
 from draftwire.cli import _common
+from draftwire.cli._mode_flags import add_mode_flags
 
 if TYPE_CHECKING:
     from draftwire.cli._stream import Painter
@@ -63,6 +64,7 @@ def register(subparsers: Any) -> None:
         help="power source of the reports: auto, off, a name, or model:draft=6,wait=3 "
         "in watts (default: %(default)s)",
     )
+    add_mode_flags(parser)
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
     parser.set_defaults(run=run)

@@ -7,6 +7,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, Generator, cast
 
 from draftwire.cli import _common
+from draftwire.cli._mode_flags import add_mode_flags
 from draftwire.errors import ConfigError, DraftwireError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="allow plain ws:// to another machine: token and text can be read on the way",
     )
+    add_mode_flags(parser)
     _common.add_settings(parser, SETTINGS)
     _common.add_common_flags(parser)
     parser.set_defaults(run=run)
