@@ -70,6 +70,7 @@ class Channel:
         self._line = Line(kept=0.95)
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._bounds: deque[float] = deque(maxlen=_RECENT)
+        self._odd: list[float] = []  # far off, in a row
         self._out: deque[_Sent] = deque()
         self._open: tuple[float, int] | None = None
         self._position = 0
@@ -321,16 +322,31 @@ class Channel:
         if self.rtt_s is None or self.jitter_s is None:
             self.rtt_s, self.jitter_s = rtt_s, rtt_s / 4
             return
-        last = list(self._recent)[-_STEP:]
+        # What lies far off is held back: three in a row on one side are a new link, and
+        # a single one is jitter.
         away = max(4 * self.jitter_s, 0.2 * self.rtt_s, 1e-4)
-        up = all(x > self.rtt_s + away for x in last)
-        down = all(x < self.rtt_s - away for x in last)
-        if len(last) == _STEP and (up or down):
-            self.rtt_s = median(last)
-            self.jitter_s = max(max(last) - min(last), self.rtt_s / 16) / 2
-            self._recent.clear()
-            self._recent.extend(last)
+        odd = self._odd
+        if abs(rtt_s - self.rtt_s) > away:
+            if odd and (odd[0] > self.rtt_s) != (rtt_s > self.rtt_s):
+                self._flush()
+            odd.append(rtt_s)
+            if len(odd) == _STEP:
+                self.rtt_s = median(odd)
+                self.jitter_s = max(max(odd) - min(odd), self.rtt_s / 16) / 2
+                self._recent.clear()
+                self._recent.extend(odd)
+                odd.clear()
             return
+        self._flush()
+        self._smooth(rtt_s)
+
+    def _flush(self) -> None:
+        for rtt_s in self._odd:
+            self._smooth(rtt_s)
+        self._odd.clear()
+
+    def _smooth(self, rtt_s: float) -> None:
+        assert self.rtt_s is not None and self.jitter_s is not None
         self.jitter_s += 2 * _GAIN * (abs(rtt_s - self.rtt_s) - self.jitter_s)
         # A mean at first, an exponential one later.
         gain = max(_GAIN, 1.0 / min(self.samples, 8))

@@ -76,7 +76,8 @@ class Auto(Policy):
         self._share = Mean(0.01)  # tokens that a racing commit gains
         self._last_s: float | None = None
         self._why = ""
-        self._informed = 0.0
+        self._ratio: float | None = None  # of :meth:`_best`, until something is learned
+        self._worth: float | None = None  # of :attr:`_haste`
 
     # ---- what the session asks
 
@@ -136,6 +137,7 @@ class Auto(Policy):
 
     def judged(self, drafted: int, accepted: int) -> None:
         """Learn how a block fared."""
+        self._ratio = None
         known = self._take(drafted)
         self._learn(known, drafted, accepted)
         self._trial.judged(drafted)
@@ -175,6 +177,7 @@ class Auto(Policy):
     def measured(self, round: Round) -> None:
         """Learn what a commit cost."""
         costs = self.costs
+        self._ratio = self._worth = None
         before = costs.wait_s
         costs.measured(round)
         if not 0.75 < before / max(costs.wait_s, 1e-9) < 1.33:
@@ -195,6 +198,7 @@ class Auto(Policy):
 
     def power(self, watts: Mapping[str, float | None]) -> None:
         """Learn the mean watts of each phase."""
+        self._ratio = self._worth = None
         self.costs.power(watts)
 
     def explain(self) -> str:
@@ -240,6 +244,11 @@ class Auto(Policy):
     @property
     def _haste(self) -> float:
         """Watts that a second is worth, so that saving joules takes too long never."""
+        if self._worth is None:
+            self._worth = self._find_haste()
+        return self._worth
+
+    def _find_haste(self) -> float:
         costs = self.costs
         curve = self.survival.curve(_MOST)
         time = costs.wait_s, costs.token_s
@@ -271,11 +280,14 @@ class Auto(Policy):
         The best of what the curve says a fixed length would reach and of what the
         blocks of late are expected to have reached, at the costs of now.
         """
+        if self._ratio is not None:
+            return self._ratio
         ratio = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[1]
         if self._yield.count >= 4:
             spent = self._fixed + self._drafted.value * self._marginal
             ratio = max(ratio, self._yield.value / spent)
-        return ratio * self._hidden
+        self._ratio = ratio * self._hidden
+        return self._ratio
 
     @property
     def _hidden(self) -> float:
@@ -333,7 +345,10 @@ class Auto(Policy):
     def _weigh(self, round: Round) -> None:
         """Ask whether drafting pays at all."""
         costs, trial = self.costs, self._trial
-        trial.passed(round.tokens)
+        if trial.passed(round.tokens):
+            self.survival.doubt()
+            self.confidence.doubt()
+            self._yield, self._drafted = Mean(0.1), Mean(0.1)
         if self._mode.racing:
             if not trial.off:
                 self._share.learn(float(round.accepted))

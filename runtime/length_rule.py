@@ -134,6 +134,14 @@ class Survival:
         self._noise = self._noise * _FAST**2 + p * (1.0 - p) + 0.02
         return abs(self._drift) > _SURPRISE * math.sqrt(self._noise) and self._all > 12
 
+    def doubt(self) -> None:
+        """Keep what was learned, but let the next verdicts outweigh it soon."""
+        share = min(1.0, 6.0 / self._all)
+        self._good *= share
+        self._all *= share
+        self._kept = [x * share for x in self._kept]
+        self._seen = [x * share for x in self._seen]
+
     def _forget(self) -> None:
         share = 3.0 / self._all
         recent = min(max(self.acceptance + self._drift * (1 - _FAST), 0.02), 0.98)

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Trial"]
 
 _FIRST, _LONGEST = 48, 768  # tokens of text between two trials
-_BLOCKS = 3  # of a trial
+_BLOCKS = 5  # of a trial
 
 
 class Trial:
@@ -35,14 +35,15 @@ class Trial:
         self._left = self._pause
         self._pause = min(2 * self._pause, _LONGEST)
 
-    def passed(self, tokens: int) -> None:
-        """Text has come; the pause may be over."""
+    def passed(self, tokens: int) -> bool:
+        """Text has come; return True when the pause is over with it."""
         if not self.off:
-            return
+            return False
         self._left -= tokens
         if self._left <= 0:
             self.off = False
             self._blocks = _BLOCKS
+        return not self.off
 
     def judged(self, drafted: int) -> None:
         """A block was judged, maybe one of a trial."""

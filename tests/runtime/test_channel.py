@@ -1,0 +1,140 @@
+"""The channel estimator, with times made up: matching, steps, stalls, races."""
+
+import random
+
+import pytest
+
+from draftwire.runtime.channel import Channel
+from draftwire.transport.messages import Block, Commit, Finish, Open, Opened, Resumed
+
+
+def opened(channel, t_s=0.0, rtt_s=0.04, objective="cost"):
+    request = Open(1, (1, 2), "greedy", 0.0, 0, 1.0, 0, 500, objective=objective)
+    channel.sent(t_s, request, 100)
+    channel.received(t_s + rtt_s, Opened(1))
+
+
+def block(base, tokens, epoch=0, **options):
+    return Block(epoch, base, tuple(tokens), **options)
+
+
+def stop_and_wait(channel, rounds, rtt_s, *, rate=None, sizes=(80,), t_s=1.0, at=0, seed=1):
+    """Play rounds of three drafts, all accepted; return time and position."""
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        size = rng.choice(sizes)
+        channel.sent(t_s, block(at, (1, 2, 3)), size)
+        trip = rtt_s(rng) if callable(rtt_s) else rtt_s
+        t_s += trip + (size / rate if rate else 0.0) + 0.005 + 0.03
+        found = channel.received(t_s, Commit(0, 3, 9, Finish.NOT_YET, 0.005, 0.03))
+        assert (found.tokens, found.drafted, found.accepted) == (4, 3, 3)
+        at += 4
+        t_s += 0.02
+    return t_s, at
+
+
+def test_the_verifiers_own_time_is_taken_off():
+    channel = Channel()
+    opened(channel)
+    stop_and_wait(channel, 20, 0.04)
+    assert channel.rtt_s == pytest.approx(0.04, rel=0.01)
+    assert channel.up_bytes_s is None, "equal sizes tell no rate"
+    report = channel.report()
+    assert report["rtt_ms"] == pytest.approx(40, rel=0.01)
+    assert report["up_mbit_s"] is None and report["stalls"] == 0
+
+
+def test_sizes_tell_the_rate():
+    channel = Channel()
+    stop_and_wait(channel, 25, 0.04, rate=50_000.0, sizes=(90, 400, 900))
+    assert channel.up_bytes_s == pytest.approx(50_000, rel=0.05)
+    assert channel.rtt_s == pytest.approx(0.04, rel=0.1)
+
+
+def test_a_step_is_followed_within_a_few_rounds():
+    channel = Channel()
+    t_s, at = stop_and_wait(channel, 30, lambda rng: 0.02 + rng.random() * 0.002)
+    stop_and_wait(channel, 4, lambda rng: 0.15 + rng.random() * 0.004, t_s=t_s, at=at)
+    assert channel.rtt_s == pytest.approx(0.152, rel=0.1)
+    assert channel.stalls <= 3
+
+
+def test_a_lost_packet_is_a_stall_and_no_round_trip():
+    channel = Channel()
+
+    def trip(rng):
+        return 0.4 if rng.random() < 0.05 else 0.04 + rng.random() * 0.004
+
+    stop_and_wait(channel, 200, trip)
+    assert channel.rtt_s == pytest.approx(0.042, rel=0.1)
+    assert 3 <= channel.stalls <= 20
+    assert channel.rtt_s < channel.mean_rtt_s < 0.1
+
+
+def test_outages_are_counted():
+    channel = Channel()
+    channel.lost(5.0)
+    channel.lost(5.5)
+    channel.back(8.0)
+    channel.back(9.0)
+    assert (channel.outages, channel.outage_s) == (1, 3.0)
+    channel.received(9.0, Resumed(3, 7, (1, 2)))
+    channel.sent(9.1, block(9, (4,), epoch=3), 80)
+    found = channel.received(9.2, Commit(3, 1, 5))
+    assert found.drafted == 1 and channel.in_flight == 0
+
+
+def test_a_pipeline_is_matched_by_position():
+    channel = Channel()
+    opened(channel)
+    channel.sent(1.00, block(0, (1, 2)), 80)
+    channel.sent(1.02, block(2, (3, 4)), 80)
+    channel.sent(1.03, block(4, (5, 6)), 80)
+    found = channel.received(1.08, Commit(0, 2, 3, compute_s=0.04))  # the bonus was guessed
+    assert (found.drafted, found.in_flight) == (2, 2)
+    assert found.network_s == pytest.approx(0.04)
+    # Both others in one forward; the third block is rejected at its second token.
+    found = channel.received(1.14, Commit(0, 2, 7, compute_s=0.04))
+    assert (found.drafted, found.accepted, found.in_flight) == (4, 2, 0)
+    assert found.network_s is None, "it waited behind the block before"
+    channel.sent(1.15, block(6, (8,), epoch=1), 80)
+    found = channel.received(1.23, Commit(1, 1, 9, compute_s=0.04))
+    assert found.network_s == pytest.approx(0.04)
+    assert channel.rtt_s == pytest.approx(0.04, rel=0.01)
+
+
+def test_a_race_commits_without_blocks_and_passes_others():
+    channel = Channel()
+    opened(channel, objective="latency")
+    channel.sent(1.0, block(0, (1,), race=True), 80)
+    found = channel.received(1.001, Commit(0, 0, 1, compute_s=0.03))
+    assert found.drafted == 0 and found.network_s is None, "it had not arrived"
+    found = channel.received(1.031, Commit(0, 0, 2, compute_s=0.03))
+    assert found.wait_s is None and channel.in_flight == 0
+    t_s, at, rng = 1.1, 2, random.Random(1)
+    for _ in range(120):  # the model steps all the time: a block waits up to a step
+        channel.sent(t_s, block(at, (5,), race=True), 80)
+        t_s += 0.04 + rng.random() * 0.03 + 0.03
+        channel.received(t_s, Commit(0, 1, 6, compute_s=0.03))
+        at += 2
+    assert channel.rtt_s == pytest.approx(0.04, rel=0.15)
+    channel.pinged(0.041)
+    assert channel.samples > 1
+
+
+def test_dead_branches_are_never_answered():
+    channel = Channel()
+    opened(channel)
+    channel.sent(1.0, block(0, (1, 2, 3)), 80)
+    channel.sent(1.01, block(3, (4,)), 80)
+    found = channel.received(1.1, Commit(0, 1, 8, compute_s=0.05))
+    assert (found.drafted, found.tokens, found.in_flight) == (3, 2, 0)
+    channel.sent(1.11, block(2, (), epoch=1), 70)  # asks for a token
+    found = channel.received(1.2, Commit(1, 0, 8, compute_s=0.05))
+    assert found.network_s == pytest.approx(0.04) and channel.in_flight == 0
+
+
+def test_readings_of_the_radio_are_reported():
+    channel = Channel()
+    channel.heard({"signal_dbm": -71.0, "source": "iw"})
+    assert channel.report()["radio"] == {"signal_dbm": -71.0, "source": "iw"}

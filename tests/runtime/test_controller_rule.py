@@ -1,0 +1,112 @@
+"""The length rule: the published optima exactly, and what it learns from verdicts."""
+
+import math
+import random
+
+import pytest
+
+from draftwire.runtime.length_rule import (
+    Confidence,
+    Line,
+    Survival,
+    best_length,
+    best_ratio,
+)
+
+# Optimum length for S_k = a^k, by brute force (methods, section 5): T_f / T_m = 4 .. 32.
+OPTIMA = {
+    0.5: (1, 2, 3, 4),
+    0.7: (2, 4, 5, 7),
+    0.8: (3, 5, 7, 9),
+    0.9: (6, 9, 12, 16),
+}
+
+
+@pytest.mark.parametrize("acceptance", OPTIMA)
+def test_the_published_optima(acceptance):
+    curve = [acceptance**k for k in range(1, 65)]
+    assert tuple(best_length(curve, f, 1.0) for f in (4, 8, 16, 32)) == OPTIMA[acceptance]
+
+
+@pytest.mark.parametrize("acceptance", OPTIMA)
+def test_token_by_token_stops_at_the_same_place(acceptance):
+    """Going on while one more pays more than the best ratio is the same rule."""
+    for fixed, best in zip((4, 8, 16, 32), OPTIMA[acceptance]):
+        curve = [acceptance**k for k in range(1, 65)]
+        ratio = best_ratio(curve, fixed, 1.0)[1]
+        k = 0
+        while curve[k] > ratio * 1.0:
+            k += 1
+        assert k == best
+
+
+def test_nothing_pays_when_drafts_are_never_right():
+    assert best_length([0.0] * 9, 8.0, 1.0) == 0
+    assert best_ratio([], 8.0, 1.0) == (0, 1 / 8)
+
+
+def test_positions_behind_a_rejection_are_not_counted_against_them():
+    survival = Survival()
+    rng = random.Random(1)
+    for _ in range(800):  # the first draft fails half of the time, later ones hardly
+        accepted = 0
+        while accepted < 6 and rng.random() < (0.5 if accepted == 0 else 0.95):
+            accepted += 1
+        survival.learn(6, accepted)
+    assert survival.hazard(1) == pytest.approx(0.5, abs=0.12)
+    assert survival.hazard(3) == pytest.approx(0.95, abs=0.09)
+    curve = survival.curve(4)
+    assert all(a >= b for a, b in zip(curve, curve[1:]))
+
+
+def test_a_step_is_noticed_and_the_past_forgotten():
+    rng = random.Random(2)
+    survival = Survival()
+
+    def rounds(rate, count):
+        for _ in range(count):
+            accepted = 0
+            while accepted < 5 and rng.random() < rate:
+                accepted += 1
+            survival.learn(5, accepted)
+
+    rounds(0.85, 150)
+    assert survival.acceptance == pytest.approx(0.85, abs=0.1)
+    before = survival.changes
+    rounds(0.45, 15)
+    assert survival.changes > before
+    assert survival.acceptance == pytest.approx(0.45, abs=0.15)
+
+
+def test_confidence_is_calibrated_as_verdicts_come():
+    rng = random.Random(3)
+    confidence = Confidence()
+    for _ in range(600):  # a draft that is too sure of itself
+        said = rng.random()
+        confidence.learn(said, rng.random() < 0.7 * said)
+    assert confidence.acceptance(0.9) == pytest.approx(0.63, abs=0.12)
+    assert confidence.acceptance(0.2) == pytest.approx(0.14, abs=0.12)
+    useless = Confidence()
+    for _ in range(600):
+        useless.learn(rng.random(), rng.random() < 0.6)
+    assert abs(useless.acceptance(0.9) - useless.acceptance(0.1)) < 0.2
+
+
+def test_extreme_probabilities_stay_finite():
+    confidence = Confidence()
+    for said in (0.0, 1.0, 1e-300, 1 - 1e-17) * 50:
+        confidence.learn(said, True)
+        assert 0.0 < confidence.acceptance(said) < 1.0
+
+
+def test_a_cost_that_grows_with_a_count():
+    line = Line(5.0, 2.0)
+    assert line.at(3.0) == 11.0 and math.isinf(line.error)
+    for x in (1, 4, 2, 8, 3, 5):
+        line.learn(x, 10 + 0.5 * x)
+    assert line.slope == pytest.approx(0.5) and line.at(0.0) == pytest.approx(10)
+    same = Line(5.0, 2.0)
+    for _ in range(9):
+        same.learn(4, 30.0)
+    assert same.slope == 2.0, "equal counts tell nothing of the slope"
+    assert same.at(4.0) == pytest.approx(30.0)
