@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -34,7 +35,7 @@ from draftwire.bench.device_child import main
 main(sys.argv[1])
 """
 # What a board installs, by the engine that needs it; draftwire itself is counted apart.
-_COMMON = ("numpy", "websockets", "tokenizers", "tomli")
+_COMMON = ("numpy", "websockets", "tokenizers")
 _OWN = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "litert": ("ai-edge-litert", "tflite-runtime"),
@@ -206,11 +207,14 @@ def install_size(package: DraftPackage, engine: str) -> dict[str, Any]:
     import draftwire
 
     sizes: dict[str, float | None] = {"draftwire": _own_size(Path(draftwire.__file__))}
-    for name in _COMMON:
+    for name in (*_COMMON, *(() if sys.version_info >= (3, 11) else ("tomli",))):
         sizes[name] = _distribution_mb(name)
     own = {name: _distribution_mb(name) for name in _OWN[engine]}
     found = {name: size for name, size in own.items() if size is not None}
-    sizes.update(found or {_OWN[engine][0]: None})
+    if found:
+        sizes.update(found)
+    else:
+        sizes[_OWN[engine][0]] = None
     models = [f for f in package.files.values() if f.precision and f.engine == engine]
     smallest = min(models, key=lambda f: f.bytes) if models else None
     sizes["draft"] = None
@@ -218,7 +222,7 @@ def install_size(package: DraftPackage, engine: str) -> dict[str, Any]:
         beside = package.files.get(smallest.path.name + ".data")
         carried = [package.files["tokenizer.json"], smallest, *([beside] if beside else [])]
         sizes["draft"] = sum(file.bytes for file in carried) / 1e6
-    missing = [name for name, size in sizes.items() if size is None and name != "tomli"]
+    missing = [name for name, size in sizes.items() if size is None]
     known = sum(size for size in sizes.values() if size is not None)
     return {
         "parts_mb": sizes,
