@@ -104,7 +104,7 @@ class SimStream:
         self.work: Work | None = None
         self.since_s = 0.0
         self.read = 0  # prompt tokens of the present work that are read
-        self.compute_s = 0.0
+        self.queue_s = self.compute_s = 0.0
 
 
 class SimVerifier:
@@ -158,7 +158,7 @@ class SimVerifier:
                 return
             stream.since_s = self._loop.now_s
             stream.read = 0
-            stream.compute_s = 0.0
+            stream.queue_s = stream.compute_s = 0.0
             self._waiting.append(stream)
         self._start()
 
@@ -186,6 +186,8 @@ class SimVerifier:
         batch = batch[: self._max_batch]
         self._waiting = [s for s in self._waiting if s not in batch]
         works = [(s, s.work) for s in batch if s.work is not None]
+        for stream, _ in works:
+            stream.queue_s += self._loop.now_s - stream.since_s
         if prompts:
             fed = sum(min(_CHUNK, len(w.tokens) - s.read) for s, w in works)
             seconds = self._cost.reading(fed)
@@ -215,7 +217,6 @@ class SimVerifier:
 
     def _end(self, works: Sequence[tuple[SimStream, Work]], seconds: float) -> None:
         self._busy = False
-        now = self._loop.now_s
         for stream, work in works:
             if stream.work is not work:  # the stream has ended meanwhile
                 continue
@@ -226,15 +227,15 @@ class SimVerifier:
                 stream.model.run(work.start + at, part, 0)
                 stream.read += min(_CHUNK, len(work.tokens) - stream.read)
                 if stream.read < len(work.tokens):
+                    stream.since_s = self._loop.now_s
                     self._waiting.append(stream)
                     continue
                 rows = _NO_ROWS
             else:
                 rows = stream.model.run(work.start, work.tokens, work.rows)
             stream.work = None
-            queue_s = max(0.0, now - stream.since_s - stream.compute_s)
             messages = stream.session.complete(
-                work, rows, queue_s=queue_s, compute_s=stream.compute_s
+                work, rows, queue_s=stream.queue_s, compute_s=stream.compute_s
             )
             if messages:
                 stream.send(messages)

@@ -20,7 +20,10 @@ RATES = (0.6, 0.8, 0.9)
 
 
 def cell_of(profile: Profile, rtt_ms: float, rate: float) -> Profile:
-    """Return the profile with another round trip and acceptance, and reading for free."""
+    """Return the profile with another round trip and acceptance.
+
+    Reading is free, and the link has no rate: only times count here, as in the reference.
+    """
     return profile.replaced(
         "assumed",
         "a cell of the reference grid",
@@ -28,6 +31,8 @@ def cell_of(profile: Profile, rtt_ms: float, rate: float) -> Profile:
         text__acceptance=rate,
         cloud__read_ms_per_token=0.0,
         draft__read_ms_per_token=0.0,
+        link__up_mbit_s=math.inf,
+        link__down_mbit_s=math.inf,
     )
 
 

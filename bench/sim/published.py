@@ -66,7 +66,8 @@ def _ratio(plan: Plan, claim: Claim, acceptance: float) -> float:
     profile = with_acceptance(plan.profile, acceptance)
 
     def run(name: str) -> Outcome:
-        return simulate(replace(plan, profile=profile, scheme=scheme_named(name)))
+        scheme = scheme_named(name)
+        return simulate(replace(plan, profile=profile, source=None, scheme=scheme))
 
     ours = run(claim.scheme).ms_per_token
     if claim.against != "request":

@@ -32,6 +32,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     drafted, accepted = sum(c.drafted for c in counts), sum(c.accepted for c in counts)
     return {
         "scheme": outcome.plan.scheme.name,
+        "place": outcome.plan.scheme.place,
         "controller": outcome.controller,
         "block": outcome.block,
         "tokens": outcome.tokens,

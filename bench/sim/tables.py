@@ -56,7 +56,9 @@ def _schemes(rows: Sequence[Mapping[str, Any]]) -> str:
 def _bound(document: Mapping[str, Any]) -> str:
     bound = document["bound_ms_per_token"]
     shares = ", ".join(
-        f"{row['scheme']} {bound / row['ms_per_token']:.2f}" for row in document["rows"]
+        f"{row['scheme']} {bound / row['ms_per_token']:.2f}"
+        for row in document["rows"]
+        if row["place"] == "device"  # drafts beside the target play another game
     )
     return (
         f"clairvoyant bound for one linear stream of drafts: {bound:.2f} ms/token\n"
