@@ -350,7 +350,7 @@ def draw(document: Mapping[str, Any], folder: Path, stem: str) -> dict[str, Path
         found[kind] = path
 
     for metric in ("greedy", "coupled"):
-        figure, axes = pyplot.subplots(figsize=(8.6, 4.2))
+        figure, axes = pyplot.subplots(figsize=(9.2, 4.6))
         _draw_targets(axes, read_table(document, metric), block, metric)
         keep(figure, metric)
     if downloads(document):
@@ -383,7 +383,9 @@ def _draw_targets(axes: Any, table: Table, block: int, metric: str) -> None:
     axes.set_xticks(range(len(names)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_ylabel(_METRICS[metric].format(block=block))
     axes.set_ylim(0, block)
-    axes.legend(fontsize=7.5, ncols=3, frameon=False, loc="upper right")
+    axes.legend(
+        fontsize=8, ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1)
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -1,0 +1,243 @@
+"""``bench evolve``: the measures, the statistics, and a whole tiny study."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+
+from draftwire.bench.evolve import parse_version  # noqa: E402
+from draftwire.bench.evolve_measure import (  # noqa: E402
+    Probe,
+    distance,
+    measure,
+    speak,
+    suffix_choices,
+)
+from draftwire.bench.evolve_models import flops_per_token  # noqa: E402
+from draftwire.bench.evolve_report import BEGIN, END, render, write_markdown  # noqa: E402
+from draftwire.bench.evolve_stats import read_table  # noqa: E402
+from draftwire.cli import main  # noqa: E402
+from draftwire.errors import ConfigError  # noqa: E402
+from draftwire.export.backbone.base import read_base  # noqa: E402
+from draftwire.export.backbone.draft import make_draft  # noqa: E402
+from draftwire.export.backbone.evaluate import accepted_per_block  # noqa: E402
+
+PROBE = Probe(prompts=4, prompt_tokens=8, count=24)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two kinds of generated text."""
+    folder = tmp_path_factory.mktemp("texts")
+    rng = random.Random(3)
+    for name, words in (
+        ("robot", "the robot takes red cup to table and then goes door"),
+        ("song", "la le li lo lu na ne ni no nu"),
+    ):
+        paragraphs = [" ".join(rng.choices(words.split(), k=90)) for _ in range(150)]
+        (folder / f"{name}.txt").write_text("\n\n".join(paragraphs) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(models):
+    return read_base(models("llama")).model
+
+
+STREAM = np.array([5, 9, 33, 70, 4] * 40, np.uint16)
+
+
+def test_a_target_foretells_itself(base):
+    spoken = speak(base, STREAM, PROBE)
+    found = measure(base, spoken)
+    assert found["greedy"] == found["coupled"] == [4.0] * 4
+    assert min(found["agree"] + found["coupled_agree"]) == 1.0
+    assert min(found["overlap"]) > 0.999
+    assert distance(base, base, STREAM, length=32)["kl_to_base"] == 0
+
+
+def test_the_sampled_text_follows_the_targets_law(base):
+    """The coupled text is the target's sample: its tokens are as likely as they say."""
+    probe = Probe(prompts=200, prompt_tokens=8, count=10)
+    spoken = speak(base, STREAM, probe)
+    text = spoken.sampled[:, 8:]
+    chance = spoken.chances.gather(-1, text[..., None])[..., 0]
+    # E[p(y)] over samples is the mean of sum p^2; both are over the same positions.
+    expected = (spoken.chances**2).sum(-1)
+    error = (chance - expected).mean() / (chance - expected).std() * text.numel() ** 0.5
+    assert abs(float(error)) < 4
+    assert len(spoken.facts()) == 2
+
+
+def test_coupled_agreement_is_between_the_published_bounds(base):
+    """At least (1 - TV) / (1 + TV) and at most 1 - TV, within noise."""
+    draft = make_draft(base, anchor_layers=0, trained_layers=1)
+    spoken = speak(base, STREAM, Probe(prompts=120, prompt_tokens=8, count=24))
+    found = measure(draft, spoken)
+    agree, overlap = np.mean(found["coupled_agree"]), np.mean(found["overlap"])
+    low = overlap / (2 - overlap)
+    noise = 4 * (0.25 / (120 * 24)) ** 0.5
+    assert low - noise < agree < overlap + noise
+    assert overlap < 0.99
+
+
+def test_blocks_are_counted_as_a_session_does():
+    row = np.array([[1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1]], bool)
+    # Four, and the bonus token after them; one, none, each with a correction; four.
+    assert accepted_per_block(row, 4) == (4 + 1 + 0 + 4) / 4
+
+
+def test_a_suffix_cache_knows_what_was_said_before():
+    first = [1, 2, 3, 4, 5, 6, 7, 8]
+    texts = np.array([first, [9, 1, 2, 3, 4, 5, 6, 0]])
+    found = suffix_choices(texts, 2, least=3, longest=8)
+    assert found[0].tolist() == [-1] * 6, "nothing was said before"
+    # Row 2 meets 1 2 3 at its fourth token and follows row 1 from there.
+    assert found[1].tolist() == [-1, -1, 4, 5, 6, 7]
+
+
+def test_arithmetic_is_counted(base):
+    a = base.architecture
+    whole = flops_per_token(a, trained_layers=2, head=True, length=32)
+    layers = sum(p.numel() for p in base.layers[0].parameters() if p.ndim == 2) * 2
+    vocab = a.vocab_size * a.hidden
+    assert whole == pytest.approx(6 * layers + 8 * vocab, rel=0.2)
+    assert flops_per_token(a, trained_layers=1, head=False, length=32) < whole
+
+
+def document(**arms):
+    """A document with one text a target, made of given means."""
+    rng = np.random.default_rng(1)
+
+    def rows(mean):
+        return {
+            m: np.clip(rng.normal(mean, 0.3, 40), 0, 4).tolist()
+            for m in ("greedy", "coupled", "overlap", "agree", "coupled_agree")
+        }
+
+    def entry(shift, kl):
+        facts = {
+            "loss": 1.0, "base_loss": 1.1, "kl_to_base": kl, "distinct_4_greedy": 0.5,
+            "distinct_4_sampled": 0.9,
+        }  # fmt: skip
+        seeds = {a: {str(s): rows(m - shift) for s in (1, 2, 3)} for a, m in arms.items()}
+        return {"domains": {"talk": {**facts, "arms": seeds}}, "free": False}
+
+    return {
+        "schema": "draftwire.evolve/1",
+        "settings": {
+            "base": "b",
+            "budget": {"seeds": [1, 2, 3], "long": 8.0},
+            "probe": {"prompts": 40, "prompt_tokens": 8, "count": 24, "block": 4},
+        },
+        "machine": {"cores": 1, "processor": "x", "torch": "2", "date": "2026-01-01"},
+        "targets": {"base": entry(0, 0.0), "far": entry(0.5, 0.3), "near": entry(0, 0.1)},
+        "bytes": {"draft": 3e6, "base_as_draft": 9e6, "trained_part": 1e6},
+    }
+
+
+def test_intervals_and_verdicts():
+    found = document(frozen=2.0, suffix=2.0, independent=1.0, long=2.5, retrained=2.6)
+    table = read_table(found, "greedy")
+    assert table.evolved == ["near", "far"]
+    cell = table.cell(["near"], "frozen")
+    assert cell.low < cell.mean < cell.high
+    assert cell.mean == pytest.approx(2.0, abs=0.1)
+    assert cell.high - cell.low < 0.3
+    assert table.cell(["near"], "stale") is None
+    assert table.difference(["near", "far"], "frozen", "independent").sign == 1
+    assert table.difference(["near", "far"], "frozen", "long").sign == -1
+    assert table.difference(["near"], "frozen", "frozen").sign == 0
+    assert table.retention("far", "frozen").high < 1
+    text = render(found)
+    assert "beats an independent draft: confirmed" in text
+    assert "gets more compute: refuted" in text
+    assert "as good as one re-trained for each version: refuted" in text
+    assert "follow: not established" in text
+
+
+def test_markdown_is_put_between_its_marks(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib draws the pictures")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    written = write_markdown(document(frozen=2.0, retrained=2.5, stale=3.0), page)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "old" not in text
+    for path in written[1:]:
+        assert path.read_bytes()[:4] == b"\x89PNG" and path.name in text
+    (tmp_path / "other.md").write_text("no marks")
+    with pytest.raises(ConfigError, match="no place for a study"):
+        write_markdown(document(frozen=2.0), tmp_path / "other.md")
+
+
+@pytest.mark.parametrize("word", ["coffee", "coffee:0", "coffee:3:loose", "x.target", ":"])
+def test_what_is_no_version_is_refused(word):
+    with pytest.raises(ConfigError, match="is no version of a target"):
+        parse_version(word)
+
+
+def test_a_tiny_study(models, texts, tmp_path, capsys):
+    work = tmp_path / "work"
+    words = [
+        "bench", "evolve", "--base", models("llama"), "--work", work,
+        "--data", f"robot={texts}/robot.txt", "--new", f"song={texts}/song.txt",
+        "--version", "robot:2", "--version", "song:2:free",
+        "--anchor-layers", 1, "--layers", 1, "--draft-tokens", 512, "--pool-tokens", 1024,
+        "--batch", 256, "--length", 32, "--rank", 2, "--long", 2, "--seeds", "1,2",
+        "--prompts", 3, "--count", 16,
+    ]  # fmt: skip
+    words = [str(word) for word in words]
+    assert main([*words, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert set(found["targets"]) == {"base", "robot-2", "song-2-free"}
+    arms = found["targets"]["song-2-free"]["domains"]["song"]["arms"]
+    assert set(arms) == {
+        "frozen", "suffix", "independent", "long", "stale", "retrained",
+    }  # fmt: skip
+    assert set(arms["frozen"]) == {"1", "2"} and set(arms["stale"]) == {"0"}
+    assert len(arms["frozen"]["1"]["greedy"]) == 3
+    budget = {n: row["flops"] for n, row in found["trainings"].items() if "flops" in row}
+    # Steps are whole: with so few of them equal compute is equal to the step.
+    assert 0.3 < budget["independent.1x.1"] / budget["frozen.1"] < 3
+    assert found["bytes"]["draft"] <= found["bytes"]["base_as_draft"]
+
+    # A second run trains and measures nothing; its document is the same.
+    assert main([*words, "--json"]) == 0
+    again = capsys.readouterr()
+    assert "tokens" not in again.err
+    later = json.loads(again.out)
+    assert later["targets"] == found["targets"]
+    assert main(["bench", "evolve", "--results", str(work / "results.json")]) == 0
+    assert "mean of evolved" in capsys.readouterr().out
+    assert main([*words, "--rank", "3"]) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_wrong_studies_are_refused(models, texts, tmp_path, capsys):
+    good = ["--base", str(models("llama")), "--work", str(tmp_path / "w")]
+    data = ["--data", f"robot={texts}/robot.txt"]
+    for words, sentence in (
+        ([*data], "--work"),
+        ([*good], "which targets evolve"),
+        ([*good, "--data", "robot.txt", "--version", "robot:2"], "is not NAME=FILE"),
+        ([*good, *data, *data, "--version", "robot:2"], "a name of its own"),
+        ([*good, *data, "--version", "opera:2"], "no text of this study"),
+        ([*good, *data, "--version", "robot:2", "--version", "robot:2"], "each once"),
+        ([*good, *data, "--arms", "frozen,magic"], "no arm magic"),
+        ([*good, *data, "--seeds", "a"], "no whole numbers"),
+        ([*good, *data, "--batch", "0"], "too few"),
+        ([*good, "--data", "x=/nowhere.txt"], "cannot be read"),
+        (["--results", str(texts / "robot.txt")], "holds no results"),
+    ):
+        assert main(["bench", "evolve", *words]) == 2
+        assert sentence in capsys.readouterr().err
