@@ -277,7 +277,8 @@ def _exit(where: str, raw: Mapping[str, Any]) -> Exit:
     values = [raw[key] for key in numbers]
     if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
         raise ConfigError(f"{where}: numbers of an exit lie between 0 and 1")
-    return Exit(*(float(v) for v in values), str(raw["how"]), str(raw["source"]))
+    fraction, agreement, coverage = (float(v) for v in values)
+    return Exit(fraction, agreement, coverage, str(raw["how"]), str(raw["source"]))
 
 
 def _published(where: str, raw: Mapping[str, Any]) -> Published:
@@ -299,7 +300,8 @@ def _claim(where: str, raw: Mapping[str, Any]) -> Claim:
     ratio = raw["ratio"]
     if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
         raise ConfigError(f"{where}: the ratio of a claim is {ratio!r}")
-    return Claim(*(str(raw[word]) for word in words[:3]), float(ratio), str(raw["source"]))
+    what, scheme, against, source = (str(raw[word]) for word in words)
+    return Claim(what, scheme, against, float(ratio), source)
 
 
 @lru_cache(maxsize=1)

@@ -41,8 +41,13 @@ GREEDY = SamplingParams("greedy", 0.0)
 class Job(Protocol):
     """What a stream is about: a prompt, and the two models for it."""
 
-    prompt: Sequence[int]
-    stop_ids: Sequence[int]
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids, at least one."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Ids that end the text."""
 
     def draft(self) -> Model:
         """Return the draft's model, with an empty cache."""

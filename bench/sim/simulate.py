@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable, Iterable, Sequence
 
 from draftwire.bench.link import LinkSpec
@@ -38,6 +39,10 @@ __all__ = [
 BLOCKS = range(1, 17)
 OBJECTIVES = ("latency", "cost", "energy")
 FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the controller's
+
+
+class StuckError(RuntimeError):
+    """A simulated stream waits for something that never comes (our bug)."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ def simulate(plan: Plan) -> Outcome:
 
     Raises:
         ConfigError: The plan cannot be run.
+        StuckError: A session waits for ever (our bug).
     """
     profile, scheme = plan.profile, plan.scheme
     if scheme.place == "cloud" and math.isnan(profile["cloud.draft_step_ms"]):
@@ -255,13 +261,11 @@ def simulate(plan: Plan) -> Outcome:
             seed=plan.seed * 1009 + device,
             decode=plan.decode,
         )
-        devices.append(
-            Device(loop, setting, verifier, lambda i, d=device: jobs(d, i), done)
-        )
+        devices.append(Device(loop, setting, verifier, partial(jobs, device), done))
     for one in devices:
         one.start()
     if not loop.run(lambda: left == 0):
-        raise RuntimeError(f"{scheme.name} on {profile.name} came to a halt: our bug")
+        raise StuckError(f"{scheme.name} on {profile.name} came to a halt")
     streams = [result for one in devices for result in one.results]
     return Outcome(
         plan,

@@ -53,7 +53,9 @@ class Text:
 class Source(Protocol):
     """Where texts come from."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For reports."""
 
     def text(self, index: int, tokens: int) -> Text:
         """Return text ``index`` (from 0), of at least ``tokens`` tokens if it can."""
