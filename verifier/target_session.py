@@ -116,6 +116,11 @@ class TargetSession:
             )
         if request.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
+        if request.objective not in ("cost", "latency"):
+            raise ConfigError(
+                f"unknown objective {request.objective[:40]!r}",
+                hint="cost or latency",
+            )
         self.params = SamplingParams(
             request.scheme,
             request.temperature,
