@@ -308,8 +308,8 @@ def study(
         threshold = calibrate([heard[k] for heard in halves[0]], settings.agreement)
         if threshold is None:
             say(
-                f"the exit after layer {layer} agrees in {settings.agreement:.0%} of the "
-                "positions nowhere: left out"
+                f"the exit after layer {layer} is never so sure that it agrees in "
+                f"{settings.agreement:.0%} of the positions: left out"
             )
             continue
         measured, speaks = judge([heard[k] for heard in halves[1]], threshold)
