@@ -13,9 +13,8 @@ import queue
 import ssl
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from draftwire.energy.budget import Budget
 from draftwire.errors import BusyError, ConfigError, DraftwireError, ModelError
@@ -32,6 +31,7 @@ from draftwire.runtime.actions import (
 )
 from draftwire.runtime.chunks import chunks_of
 from draftwire.runtime.controller import Controller
+from draftwire.runtime.decisions import Decisions
 from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge_session import EdgeSession
@@ -46,10 +46,11 @@ from draftwire.runtime.options import (
     encode_prompt,
 )
 from draftwire.runtime.screen import Screen
-from draftwire.runtime.stream_facts import StreamFacts, report_of
-from draftwire.sampling import Proposal, loss_of, make_proposer
+from draftwire.runtime.session_report import Reporter
+from draftwire.runtime.stream_facts import StreamFacts
+from draftwire.sampling import Proposal, make_proposer
 from draftwire.transport.capture import WireCapture
-from draftwire.transport.client import Connection, Traffic, tls_context, to_exception
+from draftwire.transport.client import Connection, tls_context, to_exception
 from draftwire.transport.messages import Error, Message
 
 __all__ = ["Chunk", "Session", "Token"]
@@ -66,8 +67,7 @@ class Session:
         target: Name or version of the target; "" takes the verifier's default.
         token: Bearer token.
         precision: Which of the package's models to run; None takes its default.
-        threads: Of the engine; ``"auto"`` measures; None takes the draft's hint for
-            this board, else 1.
+        threads: Of the engine; ``"auto"`` measures; None: the draft's hint, or 1.
         insecure: See :class:`~draftwire.transport.client.Connection`.
         tls_ca: File of trusted certificates for ``wss://``.
         tls_cert: This device's certificate, for mutual TLS.
@@ -77,6 +77,8 @@ class Session:
         energy: Power source for the reports, see
             :class:`~draftwire.runtime.accounting.PowerMeter`.
         capture: Count the bytes on the wire instead of computing them (root).
+        suffix_cache: Draft from text seen before: ``"off"``, ``"memory"``, or a file
+            that keeps it from session to session.
 
     Attributes:
         welcome: What the verifier said of itself.
@@ -105,6 +107,7 @@ class Session:
         silence_s: float = 15.0,
         energy: EnergyChoice = "auto",
         capture: bool = False,
+        suffix_cache: str | Path = "off",
     ) -> None:
         package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
@@ -146,6 +149,12 @@ class Session:
                 f"target {self.welcome.target!r} shares the draft's tokenizer but not "
                 "its backbone: fewer drafts may be accepted"
             )
+        self._decisions = Decisions(
+            suffix_cache,
+            vocab_size=self.welcome.vocab_size,
+            tokenizer=self.welcome.tokenizer.hex(),
+            measures=self._power.measures,
+        )
         self._drafter = Drafter(
             self._model,
             vocab_size=self.welcome.vocab_size,
@@ -154,6 +163,9 @@ class Session:
         )
         self._capture = (
             WireCapture(lambda: self._link.connection.ports) if capture else None
+        )
+        self._reporter = Reporter(
+            package, self._model, self._drafter, self._link, self._decisions, self._capture
         )
         self._link.start()
 
@@ -173,6 +185,7 @@ class Session:
         self._link.close()
         self._drafter.close()
         self._power.close()
+        self._decisions.close()
         if self._capture is not None:
             self._capture.close()
 
@@ -207,6 +220,9 @@ class Session:
         offline: str = "wait",
         patience_s: float = PATIENCE_S,
         max_joules: float | None = None,
+        max_watts: float | None = None,
+        max_joules_per_token: float | None = None,
+        explain: Callable[[str], None] | None = None,
     ) -> Iterator[Chunk]:
         """Stream the target's continuation of ``prompt``.
 
@@ -224,7 +240,8 @@ class Session:
             stop: Strings that end the text; they are not part of it.
             block: Tokens per draft block, when ``controller`` is None; None takes 4, and
                 1 in a race.
-            controller: Policy for the block length, e.g. ``"fixed:4"``.
+            controller: Policy for the block length: ``"auto"``, ``"auto:energy"``,
+                ``"fixed:4"``, ... (``runtime.controller.make_controller``).
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
                 them against the drafts: see :class:`~draftwire.runtime.mode.Mode`, as
                 for the next four.
@@ -240,6 +257,10 @@ class Session:
                 same (with ``"draft"``: once the draft has no more to say).
             max_joules: End with what is there once the device has spent so much
                 (``finish`` is ``"budget"``); needs a power source.
+            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
+                less. Needs a power source, as the next.
+            max_joules_per_token: Likewise, for each token of text.
+            explain: Called with one line for each block: why it ended where it did.
 
         Returns:
             Iterator of chunks. :attr:`report` is set when it ends.
@@ -256,7 +277,11 @@ class Session:
             top_k=top_k,
             top_p=top_p,
             seed=seed,
-            controller=controller_for(controller, block, objective),
+            controller=self._decisions.controller(
+                controller_for(controller, block, objective),
+                max_watts,
+                max_joules_per_token,
+            ),
             mode=Mode.of(objective, pipeline, preempt, cut, batch),
             deadline_s=deadline_s,
             offline=offline,
@@ -267,10 +292,15 @@ class Session:
         ids = encode_prompt(
             prompt, self._tokenizer, self._package.bos_id, self.welcome.vocab_size, context
         )
-        return self._stream(ids, options, Screen(self._tokenizer, ids, stop))
+        screen = Screen(self._tokenizer, ids, stop)
+        return self._stream(ids, options, screen, explain)
 
     def _stream(
-        self, ids: list[int], options: StreamOptions, screen: Screen
+        self,
+        ids: list[int],
+        options: StreamOptions,
+        screen: Screen,
+        explain: Callable[[str], None] | None,
     ) -> Iterator[Chunk]:
         began = time.perf_counter()
         proposer = make_proposer(
@@ -296,22 +326,19 @@ class Session:
             self._machine, self._options = machine, options
             out: queue.Queue[Any] = queue.Queue()
             self._out = out
-            before = self._traffic()
-            self._drafter.begin(proposer)
+            before = self._reporter.traffic()
+            cache = self._decisions.begin(
+                options.controller, options.params.scheme, ids, explain
+            )
+            self._drafter.begin(proposer, cache)
             self._account = self._power.account()
             self._budget = None
             if options.max_joules is not None:
                 self._budget = Budget(self._account.account, options.max_joules)
             up = self._link.up
             self._apply(machine.start() if up else machine.start_offline())
-        facts = StreamFacts(
-            began,
-            len(ids),
-            options.params,
-            options.controller.name,
-            before,
-            options.mode,
-        )
+        name = options.controller.name
+        facts = StreamFacts(began, len(ids), options.params, name, before, options.mode)
         try:
             yield from chunks_of(
                 out, screen, facts, options.deadline_s, self._stop_from_outside
@@ -321,7 +348,9 @@ class Session:
             with self._lock:
                 if self._machine is machine:
                     self._stop("cancelled")
-            self.report = self._report(machine, facts)
+            self.report = self._reporter.report(
+                machine, facts, self.welcome, self._account, self._warnings
+            )
 
     # ---- events, from any thread
 
@@ -329,6 +358,7 @@ class Session:
         with self._lock:
             if self._account is not None:
                 self._account.proposal()
+            self._decisions.drafted(self._drafter.steps, self._drafter.last_step_s)
             if self._machine is not None:
                 self._apply(self._machine.drafted(branch, proposal))
 
@@ -345,9 +375,9 @@ class Session:
                 self._error(message)
             elif self._machine is not None:
                 self._apply(self._machine.message(message))
-                if self._power.measures and self._account and self._options:
-                    watts = self._account.account.watts_by_phase()
-                    self._options.controller.power(watts)
+                self._decisions.received(message)
+                if self._power.measures and self._account:
+                    self._decisions.power(self._account.account.watts_by_phase())
                 if self._budget is not None and self._budget.exceeded():
                     self._stop("budget")
 
@@ -371,6 +401,7 @@ class Session:
     def link_lost(self, error: DraftwireError) -> None:
         """Put the stream on hold; called by the link."""
         with self._lock:
+            self._decisions.link_lost()
             machine = self._machine
             if machine is None:
                 return
@@ -403,6 +434,7 @@ class Session:
         """Take the stream up again; called by the link."""
         with self._lock:
             self.welcome = self._link.connection.welcome
+            self._decisions.link_up()
             if self._machine is not None:
                 self._apply(self._machine.link_up(resume=True))
 
@@ -425,11 +457,13 @@ class Session:
             if account is not None and isinstance(action, Send):
                 account.sending()
             if isinstance(action, Send):
-                self._link.send(action.message)
+                self._decisions.send(self._link, action.message)
             elif isinstance(action, Draft):
                 self._drafter.submit(action)
             else:
                 assert isinstance(action, (Emit, Revise, Finished))
+                if isinstance(action, Emit):
+                    self._decisions.emitted(action)
                 self._out.put(action)
         machine = self._machine
         if account is not None and machine is not None and not machine.done:
@@ -460,43 +494,3 @@ class Session:
         if error is not None and (self._link.failed or offline == "error"):
             if not self._link.up:
                 raise error
-
-    def _traffic(self) -> Traffic:
-        traffic = self._link.traffic()
-        if self._capture is None:
-            return traffic
-        time.sleep(0.02)  # the last packets are on their way through the kernel
-        return replace(traffic, up_wire=self._capture.up, down_wire=self._capture.down)
-
-    def _energy(self, machine: EdgeSession) -> dict[str, Any]:
-        if self._account is None:
-            return {"why_null": self._power.why_null}
-        counts, account = machine.counts, self._account.account
-        account.count(
-            drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
-        )
-        return account.result()
-
-    def _report(self, machine: EdgeSession, facts: StreamFacts) -> dict[str, Any]:
-        package, model = self._package, self._model
-        return report_of(
-            facts,
-            machine.counts,
-            self.welcome,
-            draft={
-                "id": package.id,
-                "name": package.name,
-                "engine": model.engine,
-                "precision": model.precision,
-            },
-            traffic=self._traffic().minus(facts.before),
-            wire="computed" if self._capture is None else "captured",
-            reconnects=self._link.reconnects,
-            energy=self._energy(machine),
-            draft_s=self._drafter.draft_s,
-            prefill_s=self._drafter.prefill_s,
-            warnings=[
-                *self._warnings,
-                *filter(None, [loss_of(facts.params, self.welcome.vocab_size)]),
-            ],
-        )

@@ -64,6 +64,7 @@ def report_of(
     reconnects: int,
     wire: str,
     energy: Mapping[str, Any],
+    channel: Mapping[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Return the run report of a stream that has ended.
@@ -79,6 +80,7 @@ def report_of(
         reconnects: Of the session so far.
         wire: How ``up_wire`` and ``down_wire`` were had: computed or captured.
         energy: The account's result.
+        channel: What was learned of the link.
         warnings: Sentences for the user.
     """
     total = time.perf_counter() - facts.began
@@ -136,6 +138,7 @@ def report_of(
                 "compatibility": welcome.compatibility,
                 "reconnects": reconnects,
                 "wire_bytes": wire,
+                **channel,
             },
             warnings=list(warnings),
             preemption={
