@@ -197,8 +197,9 @@ class _Bench:
         if "stale" in arms:
             self.measured("stale", 0, lambda: self.shop.base)
         for seed in seeds:
-            if "frozen" in arms or "suffix" in arms:
-                self.measured("frozen", seed, lambda s=seed: self.shop.frozen(s))
+            for arm in ("frozen", "suffix"):
+                if arm in arms:
+                    self.measured(arm, seed, lambda s=seed: self.shop.frozen(s))
             if "independent" in arms:
                 make = lambda s=seed: self.shop.independent(s, times=1.0)  # noqa: E731
                 self.measured("independent", seed, make)
@@ -234,11 +235,8 @@ class _Bench:
                     continue
                 draft = draft if draft is not None else make()
                 spoken = self.spoken(name, domain)
-                row = measure(draft, spoken)
+                row = measure(draft, spoken, suffix=arm == "suffix")
                 arms.setdefault(arm, {})[str(seed)] = row
-                if arm == "frozen" and "suffix" in self.study.arms:
-                    row = measure(draft, spoken, suffix=True)
-                    arms.setdefault("suffix", {})[str(seed)] = row
         if draft is not None:
             self.say(f"measured {arm} {only} {seed}: {self.brief(arm, seed, only)}")
             self.save()

@@ -17,12 +17,9 @@ from torch import Tensor
 
 from draftwire.export.backbone.evaluate import accepted_per_block, validation_loss
 from draftwire.export.backbone.model import KeyValues, Transformer
+from draftwire.runtime.suffix_cache import SuffixCache
 
 __all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]
-
-# The suffix cache speaks when at least so many of the last tokens were seen before.
-LEAST_MATCH = 4
-LONGEST_MATCH = 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,9 @@ def measure(
     for name, text in (("greedy", spoken.greedy), ("coupled", spoken.sampled)):
         choice = rows[name]
         if suffix:
-            cached = torch.from_numpy(suffix_choices(text.numpy(), p))
+            cached = torch.from_numpy(
+                suffix_choices(text.numpy(), p, draft.architecture.vocab_size)
+            )
             choice = torch.where(cached >= 0, cached, choice)
             if name == "coupled":
                 chance = theirs.gather(-1, cached.clamp_min(0)[..., None])[..., 0]
@@ -148,41 +147,28 @@ def measure(
     return {k: [round(x, 4) for x in v] for k, v in found.items()}
 
 
-def suffix_choices(
-    texts: np.ndarray,
-    prompt_tokens: int,
-    *,
-    least: int = LEAST_MATCH,
-    longest: int = LONGEST_MATCH,
-) -> np.ndarray:
-    """Return what a suffix cache proposes at each position, or -1.
+def suffix_choices(texts: np.ndarray, prompt_tokens: int, vocab_size: int) -> np.ndarray:
+    """Return what the device's suffix cache proposes at each position, or -1.
 
-    The longest suffix of what is known so far that occurred before decides, the latest
-    occurrence first. Known are the prompt, the text so far and all earlier rows.
+    It knows the prompt, the text so far and all earlier rows, as earlier sessions.
 
     Args:
         texts: ``(sessions, prompt + count)`` ids, in the order of the sessions.
         prompt_tokens: Tokens of each that are given.
-        least: Shortest match that is trusted.
-        longest: Longest match looked for.
+        vocab_size: Ids are below this.
 
     Returns:
         ``(sessions, count)`` ids or -1.
     """
-    following: dict[tuple[int, ...], int] = {}
+    cache = SuffixCache(vocab_size)
     found = np.full((texts.shape[0], texts.shape[1] - prompt_tokens), -1, np.int64)
     for number, row in enumerate(texts.tolist()):
-        for place, token in enumerate(row):
-            keys = [
-                tuple(row[place - n : place]) for n in range(least, min(longest, place) + 1)
-            ]
-            if place >= prompt_tokens:
-                for key in reversed(keys):
-                    if key in following:
-                        found[number, place - prompt_tokens] = following[key]
-                        break
-            for key in keys:
-                following[key] = token
+        cache.begin(row[:prompt_tokens])
+        for place in range(prompt_tokens, len(row)):
+            recall = cache.propose(row[:place])
+            if recall is not None:
+                found[number, place - prompt_tokens] = recall.token
+            cache.commit(row[place : place + 1])
     return found
 
 

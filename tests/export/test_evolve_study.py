@@ -95,13 +95,14 @@ def test_blocks_are_counted_as_a_session_does():
     assert accepted_per_block(row, 4) == (4 + 1 + 0 + 4) / 4
 
 
-def test_a_suffix_cache_knows_what_was_said_before():
-    first = [1, 2, 3, 4, 5, 6, 7, 8]
-    texts = np.array([first, [9, 1, 2, 3, 4, 5, 6, 0]])
-    found = suffix_choices(texts, 2, least=3, longest=8)
-    assert found[0].tolist() == [-1] * 6, "nothing was said before"
-    # Row 2 meets 1 2 3 at its fourth token and follows row 1 from there.
-    assert found[1].tolist() == [-1, -1, 4, 5, 6, 7]
+def test_the_suffix_cache_follows_what_was_said_before():
+    song = [1, 2, 3, 4, 5, 6, 7, 8] * 6
+    texts = np.array([song, [9, 9, *song[2:]], [*range(10, 58)]])
+    found = suffix_choices(texts, 2, 64)
+    assert found[0, 0] == -1, "nothing was said before"
+    right = found[1] == texts[1, 2:]
+    assert right[-24:].all(), "it has been right long enough to be trusted"
+    assert (found[2] == -1).all(), "a new text is the draft's"
 
 
 def test_arithmetic_is_counted(base):
@@ -236,7 +237,7 @@ def test_wrong_studies_are_refused(models, texts, tmp_path, capsys):
         ([*good, *data, "--arms", "frozen,magic"], "no arm magic"),
         ([*good, *data, "--seeds", "a"], "no whole numbers"),
         ([*good, *data, "--batch", "0"], "too few"),
-        ([*good, "--data", "x=/nowhere.txt"], "cannot be read"),
+        (["--work", str(tmp_path / "v"), "--data", "x=/nowhere.txt"], "cannot be read"),
         (["--results", str(texts / "robot.txt")], "holds no results"),
     ):
         assert main(["bench", "evolve", *words]) == 2
