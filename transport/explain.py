@@ -119,6 +119,7 @@ def _flags(head: int) -> str:
         names.append("evidence")
     if kind == Kind.BLOCK:
         names += ["more"] * bool(flags & 0x20) + ["correction"] * bool(flags & 0x40)
+        names += ["race"] * bool(flags & 0x80)
         names += ["unknown 0x80"] * bool(flags & 0x80)
     elif kind == Kind.COMMIT:
         names += ["no token"] * bool(flags & 0x20)

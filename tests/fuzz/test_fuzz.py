@@ -32,7 +32,7 @@ PLANTED = {
         lambda self, *, cached: None,
     ),
     # drafts beyond the text's end
-    "edge": ("draftwire.runtime.edge_session.EdgeSession._room", lambda self: 300),
+    "edge": ("draftwire.runtime.edge_session.EdgeSession._room", lambda self, line: 300),
 }
 
 

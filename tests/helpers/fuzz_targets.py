@@ -17,6 +17,7 @@ from draftwire.errors import ConfigError, ProtocolError
 from draftwire.runtime.actions import Draft, Emit, Finished, Revise, Send
 from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.mode import Mode
 from draftwire.sampling import SCHEMES, SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.explain import explain
@@ -138,6 +139,8 @@ class _Cloud:
             p.seed,
             self.count,
             stops,
+            ("cost", "latency")[bites.below(4) == 3],
+            bonus=bites.below(4) != 3,
         )
         self.session = TargetSession(
             request, vocab_size=V, context=self.context, max_block=self.max_block
@@ -177,9 +180,8 @@ class _Cloud:
                 history.append(tokens[i])
         evidence = bites.raw(bites.below(40)) if how & 16 else b""
         correction = bites.below(V) if how & 32 else None
-        return Block(
-            epoch, max(0, base), tuple(tokens), evidence, how & 0xC0 == 0xC0, correction
-        )
+        more, race = how & 0xC0 == 0xC0, how & 0xC0 == 0x40
+        return Block(epoch, max(0, base), tuple(tokens), evidence, more, correction, race)
 
     def poll(self) -> None:
         work = self.session.poll()
@@ -192,6 +194,10 @@ class _Cloud:
             raise ProtocolError("drafts beyond the context")
         assert work.tokens.min() >= 0 and work.tokens.max() < V
         self.cache[work.start :] = work.tokens.tolist()
+        if not work.prefill and not work.evidence:
+            rows = np.zeros((work.rows, V), np.float32)
+            assert len(self.session.glimpse(work, rows, 0.0)) <= 1
+            assert self.session.glimpse(work, rows, 1.0) == []
         text = [*self.prompt, *self.text][: len(self.cache)]
         assert self.cache[: len(text)] == text, "the cache is not the text"
         self.work = work
@@ -265,6 +271,13 @@ def edge(data: bytes) -> None:
         stop_ids=bites.ids(bites.below(3)),
         max_block=1 + bites.below(8),
         guess_offline=bites.below(2) == 1,
+        mode=Mode.of(
+            ("cost", "latency")[bites.below(4) == 3],
+            1 + bites.below(3),
+            ("off", "guess", "guess,exits", "guess,exits,outcomes")[bites.below(4)],
+            cut=bites.below(2) == 1,
+            batch=bites.below(3),
+        ),
     )
     world = _Device(session, proposer, prompt, min(count, context - len(prompt)))
     try:
@@ -292,6 +305,9 @@ class _Device:
             if self.todo:
                 row = logits_after(tuple(self.sequence))
                 proposal = self.proposer.propose(row, len(self.sequence))
+                if bites.below(2):
+                    sure = bites.below(256) / 255
+                    proposal = proposal._replace(confidence=sure, runner_up=1)
                 self.todo -= 1
                 self.sequence.append(proposal.token)
                 self.act(session.drafted(self.branch, proposal))
@@ -313,6 +329,8 @@ class _Device:
             held = len(self.final) + (0, 0, 0, 1)[bites.below(4)]
             tokens = bites.ids(bites.below(5))
             return Resumed(bites.byte(), held, tokens, Finish(bites.below(4)))
+        if kind == 3:
+            return Provisional(bites.below(3), bites.below(5), bites.below(V))
         if kind == 2:
             return (Bye("x"), Error("busy", "x"), Opened(2), Bye())[bites.below(4)]
         how = bites.byte()

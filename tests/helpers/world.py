@@ -16,14 +16,7 @@ from draftwire.runtime.edge_session import EdgeSession
 from draftwire.runtime.mode import Mode
 from draftwire.sampling import SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import (
-    Block,
-    Commit,
-    Open,
-    Opened,
-    Provisional,
-    Resume,
-)
+from draftwire.transport.messages import Block, Open, Opened, Resume
 from draftwire.verifier.target_session import TargetSession
 
 VOCAB = 23

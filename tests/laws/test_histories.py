@@ -10,6 +10,7 @@ import pytest
 import world
 
 from draftwire.errors import ProtocolError
+from draftwire.transport.messages import Commit, Provisional
 
 HISTORIES = int(os.environ.get("DRAFTWIRE_HISTORIES", "10000"))
 PARTS = 5
@@ -53,8 +54,8 @@ def test_an_early_exit_that_is_taken_for_a_verdict_is_caught(monkeypatch):
     honest = world.EdgeSession.message
 
     def hasty(self, message):
-        if isinstance(message, world.Provisional):
-            message = world.Commit(message.epoch, message.accepted, message.token)
+        if isinstance(message, Provisional):
+            message = Commit(message.epoch, message.accepted, message.token)
         return honest(self, message)
 
     monkeypatch.setattr(world.EdgeSession, "message", hasty)
