@@ -120,7 +120,6 @@ def _flags(head: int) -> str:
     if kind == Kind.BLOCK:
         names += ["more"] * bool(flags & 0x20) + ["correction"] * bool(flags & 0x40)
         names += ["race"] * bool(flags & 0x80)
-        names += ["unknown 0x80"] * bool(flags & 0x80)
     elif kind == Kind.COMMIT:
         names += ["no token"] * bool(flags & 0x20)
         finish = Finish(flags >> 6)
