@@ -50,6 +50,17 @@ PROMPTS = (
 )
 MODES = {"greedy": {"temperature": 0.0}, "coupled": {"temperature": 0.8, "top_p": 0.95}}
 
+# What goes on while a verdict is out must not show in the text.
+WAYS = (
+    {},
+    {"preempt": "off"},
+    {"pipeline": 3, "cut": True},
+    {"preempt": "guess,exits,outcomes"},
+    {"objective": "latency"},
+    {"objective": "latency", "preempt": "exits", "batch": 2},
+    {"pipeline": 2, "preempt": "guess,exits"},
+)
+
 
 @pytest.fixture(scope="module")
 def backends():
@@ -105,13 +116,13 @@ def test_the_targets_own_text(backends, verifier, target, mode):
     url, token = verifier
     draft = load_draft(MODELS / "reference.draft")
     tokenizer = load_tokenizer(draft.tokenizer_path)
-    blocks = itertools.cycle((4, 1, 7, 16))
+    blocks, ways = itertools.cycle((4, 1, 7, 16)), itertools.cycle(WAYS)
     with draftwire.connect(url, draft=draft, target=target, token=token) as session:
-        for seed, (text, block) in enumerate(zip(PROMPTS, blocks)):
+        for seed, (text, block, way) in enumerate(zip(PROMPTS, blocks, ways)):
             prompt = tokenizer.encode(text, bos_id=draft.bos_id)
             expected = target_only(backends[target], prompt, params_of(mode, seed))
-            found = streamed(session, text, mode, seed, block=block)
-            assert found == expected, f"{target} {mode} {text!r} block {block}"
+            found = streamed(session, text, mode, seed, block=block, **way)
+            assert found == expected, f"{target} {mode} {text!r} block {block} {way}"
 
 
 @pytest.fixture(scope="module")
