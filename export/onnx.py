@@ -52,6 +52,7 @@ class _Request:
     anchor_layers: int
     min_agreement: float | None
     against: str
+    made: Mapping[str, Any]
 
     def limit(self, precision: str) -> Limit:
         limit = LIMITS[precision]
@@ -74,6 +75,7 @@ def export_onnx(
     anchor_layers: int = 0,
     min_agreement: float | None = None,
     against: str = "auto",
+    made: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Path:
     """Export a checkpoint as a draft or target package.
@@ -98,6 +100,7 @@ def export_onnx(
         min_agreement: Least share of positions with the checkpoint's most likely
             token, in place of the precision's own limit.
         against: "torch", "numpy", or "auto" for transformers where installed.
+        made: How the checkpoint came about, for the manifest.
         replace: Put it in the place of an older package.
 
     Returns:
@@ -129,6 +132,7 @@ def export_onnx(
         anchor_layers,
         min_agreement,
         against,
+        made or {},
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -327,12 +331,14 @@ def _target(
 
 
 def _fields(checkpoint: Checkpoint, request: _Request) -> dict[str, Any]:
-    return package_fields(
+    fields = package_fields(
         checkpoint,
         name=request.name,
         family_name=request.family_name,
         anchor_layers=request.anchor_layers,
     )
+    fields["made"].update(request.made)
+    return fields
 
 
 def package_fields(

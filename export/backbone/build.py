@@ -161,6 +161,13 @@ def build_draft(
         context=context or (package.context if package else None),
         anchor_layers=anchor,
         min_agreement=min_agreement,
+        made={
+            "by": "draftwire export draft",
+            "from": base.name,
+            "trained_layers": settings.trained_layers,
+            "tokens": plan.steps * plan.batch,
+            "data": list(text.names),
+        },
         replace=replace,
     )
     say(f"{work} holds the report and the checkpoint; delete it when you are content")

@@ -82,6 +82,8 @@ def test_the_command_makes_a_draft_of_the_family(models, tmp_path, text, capsys)
     assert draft.family.backbone == v1.family.backbone
     assert draft.family.tokenizer == v1.family.tokenizer
     assert draft.family.name == "llama"
+    assert draft.raw["made"]["by"] == "draftwire export draft"
+    assert 800 < draft.raw["made"]["tokens"] <= 1024  # whole steps of whole rows
     base = load_file(folder / "model.safetensors")
     made = load_file(tmp_path / "d.work" / "d.hf" / "model.safetensors")
     changed = {n for n in made if not np.array_equal(made[n], base[n])}
