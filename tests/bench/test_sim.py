@@ -43,10 +43,10 @@ def test_every_scheme_writes_the_targets_text_over_a_bad_link(name):
     link = LinkSpec.parse("60ms/2mbit/jitter=10ms/loss=3%/outages=4s:500ms")
     source = synthetic_of(NANO, 3)
     outcome = simulate(
-        plan(scheme=name, link=link, source=source, tokens=120, seed=3, decode=True)
+        plan(scheme=name, link=link, source=source, tokens=60, seed=3, decode=True)
     )
     (stream,) = outcome.streams
-    assert tuple(stream.ids) == source.text(0, 120).tokens
+    assert tuple(stream.ids) == source.text(0, 60).tokens
     assert stream.finish == "length"
     assert tuple(stream.edge.committed) == tuple(stream.ids)
 
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit():
     def run(seed):
         link = LinkSpec.parse("40ms/5mbit/jitter=8ms/loss=1%")
         outcome = simulate(
-            plan(scheme="ours-latency", link=link, seed=seed, tokens=150, sessions=2)
+            plan(scheme="ours-latency", link=link, seed=seed, tokens=50, sessions=2)
         )
         return json.dumps([row_of(outcome), [s.last_s for s in outcome.streams]])
 
@@ -65,7 +65,8 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit():
 
 def test_frames_that_are_decoded_say_what_messages_handed_over_say():
     for name in ("await", "earlyexit", "picospec"):
-        outcomes = [simulate(plan(scheme=name, decode=d)) for d in (False, True)]
+        two = [plan(scheme=name, decode=d, tokens=100) for d in (False, True)]
+        outcomes = [simulate(one) for one in two]
         assert row_of(outcomes[0]) == row_of(outcomes[1]), name
 
 
@@ -74,15 +75,15 @@ def test_frames_that_are_decoded_say_what_messages_handed_over_say():
 
 def test_stop_and_wait_takes_what_arithmetic_says():
     profile = cell(25, 10, 40, 0.8)
-    for block in (1, 4, 7):
-        done = plan(profile, block=block, tokens=400)
-        right = synthetic_of(profile, 1).text(0, 400).right
+    for block in (1, 5):
+        done = plan(profile, block=block, tokens=200)
+        right = synthetic_of(profile, 1).text(0, 200).right
         outcome = simulate(done)
         stream = outcome.streams[0]
         whole = stream.last_s - stream.began_s
         # The device drafts while the prompt's forward runs: 25 ms are not seen twice,
         # and the last block is as short as what is left.
-        expected = await_time(right, 10, 25, 40, block) * 400 / 1e3
+        expected = await_time(right, 10, 25, 40, block) * 200 / 1e3
         assert whole == pytest.approx(expected, abs=0.12)
 
 
@@ -104,29 +105,46 @@ SECTION_5 = [
 ]
 
 
-@pytest.mark.parametrize("row", SECTION_5, ids=lambda row: "-".join(map(str, row[:4])))
-def test_race_takes_what_two_other_simulations_say(row):
-    forward, draft, rtt, rate, *_, expected = row
+@pytest.mark.parametrize("row", SECTION_5[::2], ids=lambda row: "-".join(map(str, row[:4])))
+def test_race_takes_what_an_independent_simulation_says(row):
+    forward, draft, rtt, rate, *_ = row
     profile = cell(forward, draft, rtt, rate)
-    one = plan(profile, "ours-latency", controller="fixed:1", tokens=1500)
+    one = plan(profile, "ours-latency", controller="fixed:1", tokens=500)
     found = simulate(one).ms_per_token
-    right = synthetic_of(profile, 1).text(0, 1500).right
+    right = synthetic_of(profile, 1).text(0, 500).right
     oracle = race_time(right, draft, forward, rtt, at_once=False)
     assert found == pytest.approx(oracle, rel=0.05)
-    assert found == pytest.approx(expected, rel=0.08)  # other dice
-    assert found <= forward * 1.001
-    assert bound_ms(one) <= found
+    assert bound_ms(one) <= found <= forward * 1.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", SECTION_5, ids=lambda row: "-".join(map(str, row[:4])))
+def test_the_reference_table_comes_out(row):
+    """Streaming and race within 5 %; the published pipeline is no slower than thought.
+
+    The reference's stop and wait and pipeline draft nothing that depends on a bonus
+    token; ours guess it, so they may be faster.
+    """
+    forward, draft, rtt, rate, streams, waits, pipes, races = row
+    long = plan(cell(forward, draft, rtt, rate), streams=4, tokens=2500)
+    for name, controller, expected in (
+        ("cloud", None, streams),
+        ("ours-latency", "fixed:1", races),
+    ):
+        one = replace(long, scheme=scheme_named(name), controller=controller)
+        assert simulate(one).ms_per_token == pytest.approx(expected, rel=0.05), name
+    short = replace(long, streams=1)
+    assert tuned(short).ms_per_token == pytest.approx(waits, rel=0.05)
+    pipeline = tuned(replace(short, scheme=scheme_named("picospec"))).ms_per_token
+    assert 0.8 * pipes < pipeline < 1.05 * pipes
 
 
 def test_nothing_with_one_stream_of_drafts_beats_the_bound():
-    for rate in (0.5, 0.9):
-        profile = cell(72, 24, 40, rate)
-        bound = bound_ms(plan(profile))
-        for name in ("await", "earlyexit", "picospec", "ours-cost", "ours-latency"):
-            stream = simulate(plan(profile, name)).streams[0]
-            # From the start to the end of the last forward, one way before it is seen.
-            whole_ms = (stream.last_s - stream.began_s) * 1e3
-            assert whole_ms / 300 >= bound, name
+    profile = cell(72, 24, 40, 0.8)
+    bound = bound_ms(plan(profile, tokens=150))
+    for name in ("await", "earlyexit", "picospec", "ours-cost", "ours-latency"):
+        stream = simulate(plan(profile, name, tokens=150)).streams[0]
+        assert (stream.last_s - stream.began_s) * 1e3 / 150 >= bound, name
 
 
 def test_vanilla_pays_for_its_distributions():
@@ -163,6 +181,7 @@ def test_hours_are_virtual():
     assert 72 <= outcome.seconds < 72 + 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["await", "picospec"])
 def test_tuning_finds_the_best_block_length(scheme):
     wide = plan(cell(25, 10, 80, 0.9), scheme, tokens=400)
@@ -241,7 +260,7 @@ def test_a_profile_of_the_users_own(tmp_path):
         ("draftwire.timing/1", "draftwire.timing/9", "no schema"),
         ("value = 2.0", "value = -2.0", "cloud.forward_ms is -2.0"),
         ("value = 2.0", "value = nan", "cloud.forward_ms"),
-        ('how = "measured", source = "here" }\n[cloud]', "}\n[cloud]", "value, how and"),
+        ("{ value = 2.0,", "{ worth = 2.0,", "value, how and"),
         ('"measured"', '"guessed"', "'guessed'"),
         ('source = "here"', 'source = " "', "has no source"),
         ("[cloud]", "[clown]", "lacks cloud"),
@@ -271,14 +290,14 @@ def test_unknown_names_are_refused_with_a_suggestion():
 
 @pytest.mark.parametrize("name", [n for n in sorted(profiles()) if "picospec" in n])
 def test_published_speeds_are_met_within_fifteen_percent(name):
-    rows = beside_published(plan(find(name), tokens=700))
+    rows = beside_published(plan(find(name), tokens=350))
     assert [row["scheme"] for row in rows] == ["cloud", "vanilla", "picospec"]
     for row in rows:
         assert abs(row["off_percent"]) < 15, row
 
 
 def test_claims_say_which_acceptance_would_meet_them():
-    rows = check_claims(plan(find("go2"), tokens=120))
+    rows = check_claims(plan(find("go2"), tokens=40))
     asked, streams = rows
     assert asked["published_ratio"] == streams["published_ratio"] == 0.79
     # The robot is compared with a cloud that streams, or with one that is asked for
