@@ -274,3 +274,20 @@ def test_the_runtime_imports_no_engine():
     path = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=path, check=False)
     assert done.returncode == 0
+
+
+@needs_both
+def test_the_target_s_text_comes_out_whichever_engine_drafts():
+    import draftwire
+    from draftwire.cli._local_verifier import local_verifier
+
+    found = {}
+    with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
+        for draft in (TINY, LITERT):
+            with draftwire.connect(url, draft=draft, token=token) as session:
+                list(session.generate("the robot and", max_new_tokens=40))
+                found[draft.name] = session.report
+    ours, theirs = found["tiny_litert.draft"], found["tiny.draft"]
+    assert ours["token_ids"] == theirs["token_ids"]
+    assert ours["draft"]["engine"].split()[0] in ("ai-edge-litert", "tflite-runtime")
+    assert ours["accepted"] > 0 and ours["warnings"] == theirs["warnings"]
