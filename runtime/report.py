@@ -128,7 +128,7 @@ class RunRecord:
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     energy: Mapping[str, Any] = field(default_factory=dict)
     link: Mapping[str, Any] = field(default_factory=dict)
-    preemption: Mapping[str, int] | None = None
+    preemption: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 

@@ -141,16 +141,34 @@ def report_of(
                 **channel,
             },
             warnings=list(warnings),
-            preemption={
-                "proposed": counts.proposed,
-                "wasted": counts.wasted,
-                "overtaken": counts.overtaken,
-                "drafted_ahead": counts.preempted,
-                "drafted_ahead_used": counts.preempted_used,
-                "provisional": counts.provisional,
-                "provisional_right": counts.provisional_right,
-                "outcomes": counts.outcomes,
-                "outcomes_used": counts.outcomes_used,
-            },
+            preemption=_preemption(counts, draft_s, energy),
         )
     )
+
+
+def _preemption(
+    counts: Counts, draft_s: float, energy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what drafting ahead of the verdicts brought, and what it cost.
+
+    Seconds and joules of single drafts are their share of all drafting: ``saved_s`` is
+    drafting that was done when the verdict came, ``wasted_s`` went into drafts that
+    nobody judged.
+    """
+    proposed = counts.proposed
+    each_s = draft_s / proposed if proposed else 0.0
+    joules = (energy.get("by_phase") or {}).get("draft") if proposed else None
+    return {
+        "proposed": proposed,
+        "wasted": counts.wasted,
+        "overtaken": counts.overtaken,
+        "drafted_ahead": counts.preempted,
+        "drafted_ahead_used": counts.preempted_used,
+        "provisional": counts.provisional,
+        "provisional_right": counts.provisional_right,
+        "outcomes": counts.outcomes,
+        "outcomes_used": counts.outcomes_used,
+        "saved_s": counts.preempted_used * each_s,
+        "wasted_s": counts.wasted * each_s,
+        "wasted_joules": None if joules is None else joules * counts.wasted / proposed,
+    }

@@ -15,7 +15,14 @@ from typing import Any, Iterable, Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.report import check_report
 
-__all__ = ["Summary", "load_reports", "positions_table", "summarise", "table"]
+__all__ = [
+    "Summary",
+    "load_reports",
+    "positions_table",
+    "preemption_table",
+    "summarise",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,33 @@ def positions_table(summaries: Sequence[Summary]) -> str:
         rows.append([summary.label, *(_cell(value) for value in values)])
     header = ["accepted at position", *(str(i + 1) for i in range(width))]
     return _align(header, rows)
+
+
+_AHEAD = (
+    ("proposed", "proposed"),
+    ("wasted", "wasted"),
+    ("ahead", "drafted_ahead"),
+    ("used", "drafted_ahead_used"),
+    ("exits spoke", "provisional"),
+    ("were right", "provisional_right"),
+    ("outcomes", "outcomes"),
+    ("hit", "outcomes_used"),
+    ("saved s", "saved_s"),
+    ("wasted s", "wasted_s"),
+    ("wasted J", "wasted_joules"),
+)
+
+
+def preemption_table(labels: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return what drafting ahead of the verdicts brought, or "" when no run did it."""
+    rows = []
+    for label, report in zip(labels, reports):
+        found = report.get("preemption") or {}
+        if found.get("drafted_ahead"):
+            rows.append([label, *(_cell(found.get(field)) for _, field in _AHEAD)])
+    if not rows:
+        return ""
+    return _align(["drafted ahead", *(title for title, _ in _AHEAD)], rows)
 
 
 def _cell(value: object) -> str:

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.runtime.summary import (
         load_reports,
         positions_table,
+        preemption_table,
         summarise,
         table,
     )
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         write_json({"schema": "draftwire.summary/1", "runs": runs}, args.json)
     if args.json != "-":
         print(table(summaries))
-        positions = positions_table(summaries)
-        if positions:
-            print(f"\n{positions}")
+        labels, documents = zip(*reports) if reports else ((), ())
+        more = (positions_table(summaries), preemption_table(labels, documents))
+        for extra in filter(None, more):
+            print(f"\n{extra}")
     return 0
 
 
