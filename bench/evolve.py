@@ -19,6 +19,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,13 @@ class _Bench:
         for seed in seeds:
             for arm in ("frozen", "suffix"):
                 if arm in arms:
-                    self.measured(arm, seed, lambda s=seed: self.shop.frozen(s))
+                    self.measured(arm, seed, partial(self.shop.frozen, seed))
             if "independent" in arms:
-                make = lambda s=seed: self.shop.independent(s, times=1.0)  # noqa: E731
+                make = partial(self.shop.independent, seed, times=1.0)
                 self.measured("independent", seed, make)
         for seed in seeds:
             if "long" in arms:
-                make = lambda s=seed: self.shop.independent(s, times=times)  # noqa: E731
+                make = partial(self.shop.independent, seed, times=times)
                 self.measured("long", seed, make)
             if "retrained" in arms:
                 self.retrained(seed)
@@ -217,7 +218,7 @@ class _Bench:
             self.measured(
                 "retrained",
                 seed,
-                lambda v=version, t=target: self.shop.retrained(v, t, seed),
+                partial(self.shop.retrained, version, target, seed),
                 only=version.name,
             )
 

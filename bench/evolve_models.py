@@ -170,7 +170,8 @@ class Workshop:
         }
         model.load_state_dict(halves, strict=False)
         merge_lora_(model)
-        return model.requires_grad_(False)
+        model.requires_grad_(False)
+        return model
 
     def frozen(self, seed: int) -> Transformer:
         """Return the shared-backbone draft of the base."""
@@ -212,7 +213,8 @@ class Workshop:
             {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
         )
         model.load_state_dict(tensors)
-        return model.requires_grad_(False)
+        model.requires_grad_(False)
+        return model
 
     def sizes(self, base: Base, source: Path) -> dict[str, int]:
         """Return the bytes of what a device would download, int8, as exported.
@@ -252,9 +254,9 @@ class Workshop:
             target, anchor_layers=b.anchor_layers, trained_layers=b.trained_layers
         )
         if start is not None:
-            for block, trained in zip(draft.layers, start.layers):
+            for block, earlier in zip(draft.layers, start.layers):
                 if next(block.parameters()).requires_grad:
-                    block.load_state_dict(trained.state_dict())
+                    block.load_state_dict(earlier.state_dict())
             draft.final_norm.load_state_dict(start.final_norm.state_dict())
         cost = self._unit() / b.draft_tokens
         steps = b.steps(b.draft_tokens * (1.0 if version is None else b.retrain))
@@ -277,7 +279,8 @@ class Workshop:
             {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
         )
         draft.load_state_dict(tensors, strict=False)
-        return draft.requires_grad_(False)
+        draft.requires_grad_(False)
+        return draft
 
     def _unit(self) -> float:
         """Return the arithmetic of one frozen draft."""
@@ -314,7 +317,7 @@ class Workshop:
         if not (folder / "last.npy").exists():
             self.say(f"{name}: a teacher reads {tokens:,} tokens")
         began = time.process_time()
-        rows = make_rows(
+        rows: TeacherRows = make_rows(
             teacher,
             [texts.stream(d, part) for d, part, _ in chosen],
             [share for _, _, share in chosen],
@@ -359,7 +362,8 @@ class Workshop:
             shutil.rmtree(self.work / "checkpoints" / name, ignore_errors=True)
             self._drop_rows(name)
         self.made[name] = json.loads(note.read_text())
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
 
     def _drop_rows(self, name: str) -> None:
         """Delete a version's teacher rows after the last draft that reads them."""

@@ -247,7 +247,8 @@ def _claims(document: Mapping[str, Any]) -> list[str]:
     for other, words in pairs:
         cells = {m: t.difference(evolved, "frozen", other) for m, t in tables.items()}
         claim(words, f"Frozen less {ARM_NAMES[other]}, accepted of a block", cells)
-        better, worse = [], []
+        better: list[str] = []
+        worse: list[str] = []
         for name in evolved:
             cell = tables["coupled"].difference([name], "frozen", other)
             if cell is not None and cell.sign:

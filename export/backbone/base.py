@@ -102,7 +102,8 @@ def transformer_of(package: TargetPackage) -> Transformer:
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as exc:
         raise ModelError(f"{package.path.name}: its weights do not fit its graph") from exc
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _architecture(

@@ -236,7 +236,8 @@ def _anchor(base: Base, settings: EvolveSettings) -> int:
 
 def _loss_on(model: nn.Module, stream: np.ndarray, settings: EvolveSettings) -> float:
     length = min(settings.length, len(stream) - 1)
-    return round(validation_loss(model, stream, length=length), 4)  # type: ignore[arg-type]
+    loss: float = validation_loss(model, stream, length=length)
+    return round(loss, 4)
 
 
 def _text_loss(model: nn.Module, ids: Tensor) -> Tensor:

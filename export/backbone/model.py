@@ -206,7 +206,7 @@ class Transformer(nn.Module):
     @property
     def layers(self) -> list[Block]:
         """The layers, first to last."""
-        return list(self.stack.layers)  # type: ignore[arg-type]
+        return list(self.stack.layers)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -341,4 +341,5 @@ def load_transformer(
         for name in checkpoint.parameters
     }
     model.load_state_dict(weights, strict=True, assign=True)
-    return model.eval()
+    model.eval()
+    return model
