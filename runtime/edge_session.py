@@ -158,7 +158,7 @@ class EdgeSession:
     def guessed_all(self) -> bool:
         """True when the draft alone has reached the end of the text."""
         main = self._lines.main
-        return main.ends(self._stop_ids) or self._room(main) == 0
+        return main.ends(self._stop_ids) or not self._room(main)
 
     # ---- events
 
@@ -418,31 +418,32 @@ class EdgeSession:
         actions: list[Action] = []
         in_flight = self._in_flight
         if not mode.racing and self._streaming != self._off:
-            if self._off and in_flight:
-                return []
-            self._streaming = self._off
+            if self._off:
+                self._streaming = not in_flight
+                return [] if in_flight else [self._send(more=False)]
+            self._streaming = False
             base = len(self._committed) - self._origin + len(wire.tokens)
-            actions.append(Send(Block(wire.epoch, base, (), race=self._off)))
-        block = len(main) - self._start
+            actions.append(Send(Block(wire.epoch, base, ())))
         full = len(main) > self._max_block and in_flight
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (main.assumed >= 0 and not self._free):
             return actions
-        if block and (self._ready or (verdict and mode.cut and not in_flight)):
+        if (block := main.proposals[self._start :]) and verdict and not in_flight:
+            self._ready |= mode.cut or self._controller.enough(block)
+        if block and self._ready:
             return [*actions, *self._send_block()]
         if self._quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):
             return [*actions, self._send(more=True)]
-        if not (in_flight or mode.racing or len(main) or self._room(main)):
-            actions.append(self._send(more=False))  # asks for the last token
+        last = not (in_flight or mode.racing or len(main) or self._room(main))
+        if last or (self._off and self._correction is not None):
+            actions.append(self._send(more=False))  # asks for a token
         return actions
 
     def _send_block(self) -> list[Action]:
         """Send the block in hand, as far as one block goes."""
         send = self._send(more=False)
-        sent = len(self._wire.tokens)
-        rest = len(self._lines.main) > sent
-        self._new_block(sent)
-        self._ready = rest
+        self._new_block(len(self._wire.tokens))
+        self._ready = len(self._lines.main) > self._start
         return [send]
 
     def _send(self, *, more: bool) -> Send:

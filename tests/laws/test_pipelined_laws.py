@@ -9,7 +9,7 @@ above 75 once in a million times.
 import numpy as np
 import pytest
 import world
-from world import World, target_logits
+from world import Moody, World, target_logits
 
 from draftwire.runtime.mode import Mode
 from draftwire.sampling import SamplingParams, law_of
@@ -55,6 +55,8 @@ def play(scheme, mode, seed):
         rng=rng,
         mode=mode,
     )
+    if rng.random() < 0.3:
+        game.edge._controller = Moody(2, rng, off=True)
     while game.finish is None:
         moves = game.enabled()
         moves[rng.integers(len(moves))]()
