@@ -71,6 +71,7 @@ class Channel:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._bounds: deque[float] = deque(maxlen=_RECENT)
         self._odd: list[float] = []  # far off, in a row
+        self._paces: deque[float] = deque(maxlen=_RECENT)  # seconds a byte, at most
         self._out: deque[_Sent] = deque()
         self._open: tuple[float, int] | None = None
         self._position = 0
@@ -92,7 +93,10 @@ class Channel:
     def up_bytes_s(self) -> float | None:
         """Goodput up in bytes a second, or None while no sizes tell it."""
         slope, error = self._line.slope, self._line.error
-        return 1.0 / slope if slope > 0 and slope > 2.5 * error else None
+        if slope <= 0 or slope < 4 * error or self.samples < 8:
+            return None
+        # No message can have taken less time than its bytes.
+        return 1.0 / slope if slope <= min(self._paces) else None
 
     @property
     def mean_rtt_s(self) -> float | None:
@@ -287,6 +291,7 @@ class Channel:
         if self._stall(bare):
             return
         self._line.learn(float(nbytes), rtt_s)
+        self._paces.append(rtt_s / max(1, nbytes))
         self._bounds.clear()
         self._note(bare)
 

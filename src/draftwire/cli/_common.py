@@ -227,6 +227,8 @@ def generate_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def connect_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what ``draftwire.connect`` takes beside the addresses: threads, if set."""
+    """Return what ``draftwire.connect`` takes beside the addresses, where it is set."""
+    from draftwire.cli._mode_flags import cache_option
+
     threads = read_settings(args)["threads"].value
-    return {} if threads is None else {"threads": threads}
+    return {**cache_option(args), **({} if threads is None else {"threads": threads})}

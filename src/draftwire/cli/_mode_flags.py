@@ -1,11 +1,14 @@
-"""The flags of ``generate`` and ``demo`` that say how a stream hides the network."""
+"""Flags of ``generate`` and ``demo``: how a stream hides the network, and decides."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
-__all__ = ["add_mode_flags", "mode_options"]
+from draftwire.errors import ConfigError
+
+__all__ = ["add_mode_flags", "cache_option", "mode_options"]
 
 
 def add_mode_flags(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +48,51 @@ def add_mode_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="send pieces of a block that is still being drafted (default: whole blocks)",
     )
+    _add_controller_flags(parser.add_argument_group("how far to draft"))
+
+
+def _add_controller_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--controller",
+        metavar="SPEC",
+        help="auto (measures the link, the drafts and the board, and decides), "
+        "auto:energy, auto:cost, fixed:K, flexspec, qsv, or off: the target alone "
+        "(default: blocks of --block)",
+    )
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="say on stderr why each block ended where it did",
+    )
+    group.add_argument(
+        "--max-watts",
+        type=float,
+        metavar="W",
+        help="draft no more than this mean power allows, over any ten seconds; with "
+        "--controller auto and a power source",
+    )
+    group.add_argument(
+        "--max-joules-per-token",
+        type=float,
+        metavar="J",
+        help="likewise, for each token of text",
+    )
+    group.add_argument(
+        "--suffix-cache",
+        default="off",
+        metavar="FILE|memory|off",
+        help="draft what was written before, at no cost: not at all, within this session, "
+        "or kept in a file, which then holds your text (default: %(default)s)",
+    )
+
+
+def cache_option(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what ``draftwire.connect`` takes of them."""
+    return {} if args.suffix_cache == "off" else {"suffix_cache": args.suffix_cache}
+
+
+def _say(line: str) -> None:
+    print(f"block: {line}", file=sys.stderr)
 
 
 def mode_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +101,7 @@ def mode_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: A word is unknown or a number out of range.
     """
+    from draftwire.runtime.controller import make_controller
     from draftwire.runtime.mode import Mode
 
     options = {
@@ -63,4 +112,17 @@ def mode_options(args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
     }
     Mode.of(**options)  # checked before a verifier is started for nothing
+    budget = {
+        "max_watts": args.max_watts,
+        "max_joules_per_token": args.max_joules_per_token,
+    }
+    if args.controller is not None:
+        make_controller(args.controller, **budget)
+    elif any(value is not None for value in budget.values()):
+        raise ConfigError(
+            "only --controller auto keeps a budget of power", hint="add --controller auto"
+        )
+    options.update(controller=args.controller, **budget)
+    if args.explain:
+        options["explain"] = _say
     return options
