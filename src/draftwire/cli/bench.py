@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from draftwire.cli._bench_compare import compare_flags
 from draftwire.cli._bench_evolve import evolve_flags
 from draftwire.cli._bench_simulate import simulate_flags
 from draftwire.cli._common import add_common_flags, write_json
@@ -218,6 +219,11 @@ LEAVES = {
     "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
     "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
     "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
+    "compare": Leaf(
+        "every scheme beside every other, live",
+        compare_flags,
+        "draftwire.cli._bench_compare:run",
+    ),
     "simulate": Leaf(
         "every scheme in virtual time",
         simulate_flags,

@@ -1,0 +1,88 @@
+"""Greedy decoding that carries a published scheme's bytes: for comparisons only.
+
+A baseline that sends distributions has no use for them under greedy decoding, where the
+cloud compares ids. Leaving them out would flatter it, so they are carried all the same:
+each drafted token brings as many bytes of evidence as the published scheme would send,
+through the same codec, socket and link, and the cloud checks their number and looks no
+further. The scheme exists in the processes of a comparison alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Iterator, Sequence
+
+import numpy as np
+
+from draftwire import sampling
+from draftwire.errors import ProtocolError
+from draftwire.sampling import Decision, Proposal, Proposer, SamplingParams, greedy
+from draftwire.sampling.scheme import Card, Decider, Scheme
+
+__all__ = ["carried_scheme", "carrying"]
+
+
+class _Proposer:
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        token = int(logits.argmax())
+        # A law that starts with the draft's own probabilities, in fp16: real content.
+        law = np.exp((logits - logits[token]).astype(np.float32))
+        content = (law / law.sum()).astype("<f2").tobytes()[: self._size]
+        return Proposal(token, None, content.ljust(self._size, b"\0"))
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        return b"".join([p.evidence for p in proposals])
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        raise ProtocolError("the cloud gives every correction")
+
+
+class _Decider:
+    def __init__(self, size: int, params: SamplingParams, vocab_size: int) -> None:
+        self._size = size
+        self._greedy = greedy.make_decider(params, vocab_size)
+
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        if len(evidence) != self._size * len(tokens):
+            raise ProtocolError(
+                f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, "
+                f"{self._size} each were agreed on"
+            )
+        return self._greedy.decide(tokens, b"", logits, position)
+
+
+def carried_scheme(size: int) -> Scheme:
+    """Return greedy decoding with ``size`` bytes beside each drafted token."""
+    card = Card(
+        f"greedy+{size}",
+        exact=True,
+        note=f"ids and {size} bytes a token up, which greedy decoding does not need",
+        greedy=True,
+        sampled=False,
+        any_draft=False,
+    )
+
+    def proposer(params: SamplingParams, vocab_size: int) -> Proposer:
+        return _Proposer(size)
+
+    def decider(params: SamplingParams, vocab_size: int) -> Decider:
+        return _Decider(size, params, vocab_size)
+
+    return Scheme(card, proposer, decider)
+
+
+@contextlib.contextmanager
+def carrying(sizes: Sequence[int]) -> Iterator[None]:
+    """Know these schemes in this process, for as long as the ``with`` lasts."""
+    added = {scheme.card.name: scheme for scheme in map(carried_scheme, sizes)}
+    sampling.SCHEMES.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            sampling.SCHEMES.pop(name, None)

@@ -1,0 +1,196 @@
+"""A comparison as text for a terminal, as Markdown, and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from draftwire.errors import ConfigError
+
+__all__ = ["markdown", "plot", "render"]
+
+_HEADER = (
+    "scheme", "policy", "ms/token", "x cloud", "first ms", "acc/block",
+    "forwards/token", "capacity tok/s", "B up", "B down", "wire up", "wire down",
+    "J/token",
+)  # fmt: skip
+_KEYS = (
+    "scheme", "controller", "ms_per_token", "ratio", "first_token_ms",
+    "accepted_per_block", "forwards_per_token", "capacity_tokens_s",
+    "up_payload_per_token", "down_payload_per_token", "up_wire_per_token",
+    "down_wire_per_token", "joules_per_token",
+)  # fmt: skip
+_COLOURS = {"cloud": "#777777", "colocated": "#c9a227"}
+_OURS, _OTHERS = "#1f5a96", "#b3541e"
+OURS = ("cost", "latency", "ours-cost", "ours-latency")
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Return the document as tables, one for each link, and what to know about them."""
+    from draftwire.cli._common import format_table
+
+    parts = [_title(document)]
+    for link in document["links"]:
+        rows = _of(document, link["name"])
+        table = format_table(_HEADER, [[row[key] for key in _KEYS] for row in rows])
+        lines = [f"{link['name']} ({link['method']})", table, *_remarks(rows)]
+        late, forwards = link.get("draft_forwards_late"), link.get("draft_forwards")
+        if late and forwards:
+            share = 100 * late / forwards
+            lines.append(f"{share:.1f} % of the draft's forwards missed their pace")
+        parts.append("\n".join(lines))
+    parts.append("\n".join([*_notes(document), *_verdict(document)]))
+    return "\n\n".join(parts)
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    if document["simulated"]:
+        kind = "simulated"
+    elif document["paced_to"]:
+        kind = f"live, paced to profile {document['paced_to']}"
+    else:
+        kind = "live, at the models' own speed"
+    return (
+        f"{kind}; {document['text']}; {document['tokens']} tokens a text, "
+        f"medians of {document['repeats']}; temperature {document['temperature']:g}"
+    )
+
+
+def _of(document: Mapping[str, Any], link: str) -> list[Mapping[str, Any]]:
+    return [row for row in document["rows"] if row["link"] == link]
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say where co-located decoding wins, and what the edge gives back for it."""
+    near = next((r for r in rows if r["scheme"].partition(":")[0] == "colocated"), None)
+    timed = [r for r in rows if r["place"] == "device" and r["ms_per_token"]]
+    if near is None or not near["ms_per_token"] or not timed:
+        return []
+    best = min(timed, key=lambda row: float(row["ms_per_token"]))
+    ratio = best["ms_per_token"] / near["ms_per_token"]
+    if ratio <= 1:
+        return [f"{best['scheme']} beats co-located decoding: {ratio:.2f} of its time"]
+    said = [f"co-located decoding wins: the best distributed row takes {ratio:.2f} of it"]
+    able = [r for r in timed if r["capacity_tokens_s"] and near["capacity_tokens_s"]]
+    if able:
+        most = max(able, key=lambda row: float(row["capacity_tokens_s"]))
+        gain = most["capacity_tokens_s"] / near["capacity_tokens_s"]
+        said.append(
+            f"what the edge gives back: {most['scheme']} serves {gain:.2f} times as many "
+            "tokens on one server, and no draft is hosted there"
+        )
+    return said
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    rows = document["rows"]
+    notes = [
+        "ms/token: after the first tokens. capacity: tokens a second that one server "
+        "serves at most, one stream a forward (1 / its busy seconds a token)",
+        "B: payload bytes a token; wire: with websocket, TCP and IP headers",
+    ]
+    sources = sorted({r["joules_source"] for r in rows if r["joules_source"]})
+    if sources:
+        notes.append(f"J/token: {', '.join(sources)}")
+    for why in sorted({r["joules_why_null"] for r in rows if r["joules_why_null"]}):
+        notes.append(f"no joules: {why}")
+    if document["temperature"] == 0 and not document["simulated"]:
+        carried = [
+            run["sampling"]["scheme"].partition("+")
+            for run in document["runs"]
+            if "+" in run["sampling"]["scheme"]
+        ]
+        if carried:
+            sizes = ", ".join(sorted({size for _, _, size in carried}, key=int))
+            notes.append(
+                f"greedy rows with evidence carry it through the wire ({sizes} bytes a "
+                "drafted token), though greedy decoding does not need it"
+            )
+    for row in document["left_out"]:
+        notes.append(f"left out: {row['scheme']}: {row['why']}")
+    return notes
+
+
+def _verdict(document: Mapping[str, Any]) -> list[str]:
+    different = document["different"]
+    if different:
+        return [f"LAW 1 BROKEN: {sentence}" for sentence in different]
+    return [
+        f"law 1: {document['compared']} texts that must be the target's own are, "
+        "token for token"
+    ]
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return one Markdown table over all links: milliseconds a token, and the ratio."""
+    links = [link["name"] for link in document["links"]]
+    lines = [
+        "| scheme | " + " | ".join(links) + " | forwards/token | B up/token |",
+        "|---|" + "---|" * (len(links) + 2),
+    ]
+    for name in document["schemes"]:
+        rows = {r["link"]: r for r in document["rows"] if r["scheme"] == name}
+        cells = [_pair(rows.get(link)) for link in links]
+        one = rows[links[0]]
+        extra = (one["forwards_per_token"], one["up_wire_per_token"])
+        cells += ["-" if x is None else f"{x:.2f}" for x in extra]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _pair(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["ms_per_token"] is None:
+        return "-"
+    ratio = "" if row["ratio"] is None else f" ({row['ratio']:.2f})"
+    return f"{row['ms_per_token']:.1f}{ratio}"
+
+
+def plot(document: Mapping[str, Any], path: Path) -> None:
+    """Draw milliseconds a token by scheme, one panel a link, a dot for each repeat.
+
+    Raises:
+        ConfigError: matplotlib is not there, or the path has another ending.
+    """
+    from draftwire.energy.plots import STYLE, _pyplot, _save
+
+    links = [link["name"] for link in document["links"]]
+    names = document["schemes"]
+    if not document["rows"]:
+        raise ConfigError("there is nothing to draw")
+    plt = _pyplot(path)
+    with plt.rc_context(STYLE):
+        figure, plots = plt.subplots(
+            1,
+            len(links),
+            figsize=(1.4 + 2.7 * len(links), 1.3 + 0.3 * len(names)),
+            squeeze=False,
+            sharey=True,
+        )
+        for axes, link in zip(plots[0], links):
+            _panel(axes, _of(document, link), names)
+            axes.set_title(link)
+        axes = plots[0][0]
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        figure.suptitle(_title(document), fontsize="small")
+        figure.tight_layout()
+        _save(figure, plt, path)
+
+
+def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    found = {row["scheme"]: row for row in rows}
+    for at, name in enumerate(names):
+        row = found.get(name)
+        if row is None or row["ms_per_token"] is None:
+            continue
+        base = name.partition(":")[0]
+        colour = _COLOURS.get(base, _OURS if base in OURS else _OTHERS)
+        axes.barh(at, row["ms_per_token"], color=colour, alpha=0.85)
+        each = row["ms_per_token_each"]
+        if len(each) > 1:
+            axes.plot(each, [at] * len(each), "k.", markersize=3)
+    cloud = found.get("cloud")
+    if cloud is not None and cloud["ms_per_token"] is not None:
+        axes.axvline(cloud["ms_per_token"], color="#777777", linestyle="--", linewidth=1)
+    axes.set_xlabel("ms a token")
+    axes.set_xlim(left=0)

@@ -1,0 +1,234 @@
+"""A verifier whose target keeps a profile's time: a process of its own, for ``bench``.
+
+``python -m draftwire.bench.pace_server`` reads one line of JSON from stdin that says
+what to serve, answers with one line (its address, or why not), and serves until stdin
+ends: it never outlives the program that wanted it. It listens on loopback, behind a
+token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Sequence
+
+from draftwire.bench.compare_carried import carrying
+from draftwire.bench.pace import PacedTarget
+from draftwire.bench.pace_played import (
+    EXIT_LAYERS,
+    PlayedTarget,
+    text_from_json,
+    text_to_json,
+)
+from draftwire.bench.sim.cloud import ForwardCost
+from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.texts import Text
+from draftwire.errors import DraftwireError, TransportError
+from draftwire.packages import load_target
+from draftwire.verifier.accounts import parse_account
+from draftwire.verifier.backends.loading import Loader
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.serving import Options, serve
+
+if TYPE_CHECKING:
+    from draftwire.verifier.backends.base import TargetBackend
+    from draftwire.verifier.service import VerifierService
+
+__all__ = ["PacedLoader", "PacedVerifier", "main"]
+
+_START_S = 90.0
+_MAX_BLOCK = 255
+
+
+@dataclass
+class PacedLoader(Loader):
+    """Loads targets as the verifier does, and paces or plays them.
+
+    Attributes:
+        profile: Whose time they keep; None leaves them as they are.
+        texts: What they play instead of running a model; None runs it.
+    """
+
+    profile: Profile | None = None
+    texts: Sequence[Text] | None = None
+
+    def __call__(self, path: Path) -> TargetBackend:
+        """Load the target at ``path``.
+
+        Raises:
+            ConfigError: See :class:`Loader`.
+            ModelError: Likewise.
+        """
+        backend: TargetBackend
+        profile = self.profile
+        if self.texts is not None:
+            exits = () if profile is None else profile.exits
+            backend = PlayedTarget(load_target(path), self.texts, exits, slots=self.slots)
+            layers = EXIT_LAYERS
+        else:
+            backend = super().__call__(path)
+            layers = load_target(path).shape.layers if backend.exits else 1
+        if profile is None:
+            return backend
+        return PacedTarget(backend, ForwardCost.of(profile), layers)
+
+
+def main() -> int:
+    """Serve until stdin ends."""
+    raw = sys.stdin.buffer.readline()
+    if not raw:
+        return 1
+    wanted: dict[str, Any] = json.loads(raw)
+    # The line was short of nothing: whatever follows on stdin is its end.
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        texts = wanted["texts"]
+        loader = PacedLoader(
+            threads=wanted["threads"],
+            profile=None if wanted["profile"] is None else find(wanted["profile"]),
+            texts=None if texts is None else [text_from_json(one) for one in texts],
+        )
+        options = Options(
+            targets=(Path(wanted["target"]),),
+            loader=loader,
+            port=0,
+            accounts=(parse_account(wanted["token"], "the bench"),),
+            limits=Limits(block=_MAX_BLOCK),
+            drain_s=0.5,
+        )
+
+        def listening(service: VerifierService) -> None:
+            _say({"url": service.url})
+
+        with carrying(wanted["carried"]):
+            serve(options, listening)
+    except (DraftwireError, OSError) as exc:
+        hint = getattr(exc, "hint", "")
+        _say({"error": str(exc), "hint": hint})
+        return int(getattr(exc, "exit_code", 3))
+    return 0
+
+
+def _say(document: dict[str, Any]) -> None:
+    os.write(1, json.dumps(document).encode() + b"\n")
+
+
+def _end_with_stdin() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class PacedVerifier:
+    """A running one; a context manager.
+
+    Args:
+        target: Target package.
+        profile: Name or file of a timing profile, or None for the model's own time.
+        texts: What to play instead of running the model, or None.
+        carried: Sizes of :func:`~draftwire.bench.compare_carried.carried_scheme`.
+        threads: Of the engine.
+
+    Attributes:
+        port: On loopback.
+        token: That devices need.
+
+    Raises:
+        TransportError: It did not start; the message is its own.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        *,
+        profile: str | None = None,
+        texts: Sequence[Text] | None = None,
+        carried: Sequence[int] = (),
+        threads: int = 1,
+    ) -> None:
+        self.token = secrets.token_urlsafe(24)
+        home = str(Path(__file__).absolute().parents[2])  # where this package lies
+        path = os.environ.get("PYTHONPATH", "")
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "draftwire.bench.pace_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (home, path) if p)},
+            start_new_session=True,  # Ctrl-C is ours: the session closes first
+        )
+        wanted = {
+            "target": str(target),
+            "profile": profile,
+            "texts": None if texts is None else [text_to_json(one) for one in texts],
+            "carried": list(carried),
+            "threads": threads,
+            "token": self.token,
+        }
+        try:
+            answer = self._ask(wanted)
+        except BaseException:
+            self.close()
+            raise
+        self.port = int(str(answer["url"]).rpartition(":")[2].rstrip("/"))
+
+    def __enter__(self) -> PacedVerifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            process.stdin.flush()
+        except OSError:
+            pass  # it is gone: its last words are below
+        said, deadline = b"", time.monotonic() + _START_S
+        while b"\n" not in said:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                raise TransportError(f"the verifier did not start within {_START_S:.0f} s")
+            data = os.read(process.stdout.fileno(), 65536)
+            if not data:
+                self._errors.seek(0)
+                words = self._errors.read().decode(errors="replace").strip().splitlines()
+                last = words[-1] if words else "no word"
+                raise TransportError(f"the verifier process is gone: {last}")
+            said += data
+        answer: dict[str, Any] = json.loads(said.partition(b"\n")[0])
+        if "error" in answer:
+            raise TransportError(
+                f"the verifier did not start: {answer['error']}", hint=answer["hint"]
+            )
+        return answer
+
+    def close(self) -> None:
+        """End the process; harmless a second time."""
+        process = self._process
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._errors.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

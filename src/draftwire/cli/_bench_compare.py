@@ -1,0 +1,149 @@
+"""``draftwire bench compare``: every scheme beside every other, live or simulated."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from draftwire.cli._common import write_json
+from draftwire.errors import ConfigError
+
+__all__ = ["compare_flags", "run"]
+
+
+def compare_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    what = parser.add_argument_group("what")
+    what.add_argument(
+        "--scheme",
+        metavar="S,S",
+        help="cloud, colocated, vanilla, await, flexspec, ahead, earlyexit, earlyexit2, "
+        "qs, picospec, cost, latency, ours-cost, ours-latency, or all; NAME:K has "
+        "blocks of K tokens (default: all but await, ahead and earlyexit2)",
+    )
+    what.add_argument(
+        "--draft", type=Path, metavar="DIR", help="default: the reference one"
+    )
+    what.add_argument("--target", default="v1", help="v1, v2, v3 or a package (v1)")
+    what.add_argument(
+        "--prompt",
+        action="append",
+        nargs="+",
+        metavar="TEXT",
+        help="continue these texts (default: the demo's three)",
+    )
+    add = what.add_argument
+    add("--tokens", type=int, default=64, metavar="N", help="of each text (64)")
+    add("--k", type=int, default=4, metavar="N", help="tokens of a fixed block (4)")
+    add("--temperature", type=float, default=0.0, help="default: 0, greedy")
+    add("--top-k", type=int, default=50, metavar="N", help="when sampling (50)")
+    add("--top-p", type=float, default=1.0, help="when sampling (1)")
+    add("--seed", type=int, default=1, help="default: %(default)s")
+    add("--repeats", type=int, default=3, metavar="N", help="in turns: A B C A B C (3)")
+    add("--threads", type=int, default=1, metavar="N", help="of either engine (1)")
+    add = parser.add_argument_group("links").add_argument
+    add(
+        "--link",
+        action="append",
+        metavar="SPEC",
+        help="such as 40ms/10mbit; more than once for several (default: lan, wan, poor)",
+    )
+    add(
+        "--trace",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a link of 40 ms whose rate moves; more than once for several",
+    )
+    add("--method", default="auto", help="auto, netem, tun or proxy (default: auto)")
+    add = parser.add_argument_group("time").add_argument
+    add(
+        "--profile",
+        metavar="NAME",
+        help="stretch every forward to a timing profile (draftwire bench simulate "
+        "--profiles; or a .toml file); default: the models' own time",
+    )
+    add(
+        "--acceptance",
+        metavar="LUCK",
+        help="with --profile: play synthetic texts in place of the models, such as 0.8",
+    )
+    add(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="with --profile: play a recording (draftwire bench simulate --record)",
+    )
+    add("--texts", type=int, default=3, metavar="N", help="how many are played (3)")
+    add("--simulate", action="store_true", help="in virtual time, nothing runs")
+    add = parser.add_argument_group("output").add_argument
+    add("--plot", type=Path, metavar="FILE", help="a picture: .png, .pdf or .svg")
+    add("--markdown", action="store_true", help="print one Markdown table instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; 1 when a text is not the target's own."""
+    from draftwire.bench.compare import Settings, compare
+    from draftwire.bench.compare_schemes import DEFAULT, entries_named
+    from draftwire.bench.compare_show import markdown, plot, render
+
+    played = args.acceptance is not None or args.text is not None
+    settings = Settings(
+        draft=_draft(args.draft),
+        target=_target(args.target),
+        entries=entries_named(args.scheme or DEFAULT),
+        links=tuple(args.link or ()),
+        traces=tuple(args.trace or ()),
+        profile=args.profile,
+        acceptance=args.acceptance,
+        recording=args.text,
+        prompts=() if played else _prompts(args),
+        count=args.texts,
+        tokens=args.tokens,
+        repeats=args.repeats,
+        block=args.k,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        method=args.method,
+        threads=args.threads,
+        simulated=args.simulate,
+    )
+    if played and args.prompt:
+        raise ConfigError("texts that are played have prompts of their own")
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    document = compare(settings, say)
+    if args.json is not None:
+        write_json(document, args.json)
+    if args.json != "-":
+        print(markdown(document) if args.markdown else render(document))
+    if args.plot is not None:
+        plot(document, args.plot)
+    for sentence in document["different"]:
+        print(f"draftwire: error: law 1: {sentence}", file=sys.stderr)
+    return 1 if document["different"] else 0
+
+
+def _draft(path: Path | None) -> Path:
+    from draftwire.reference import draft_path
+
+    return draft_path() if path is None else path
+
+
+def _target(name: str) -> Path:
+    from draftwire.reference import target_path
+
+    return Path(name) if "/" in name or name.endswith(".target") else target_path(name)
+
+
+def _prompts(args: argparse.Namespace) -> tuple[str, ...]:
+    from draftwire.cli.demo import PROMPTS
+
+    given = [text for texts in args.prompt or () for text in texts]
+    return tuple(given or PROMPTS.get(args.target, PROMPTS["v1"]))
