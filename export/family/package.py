@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from draftwire.errors import ConfigError
 from draftwire.export.adapter import write_evolved_target
 from draftwire.export.family.corpus import DOMAINS
+from draftwire.export.family.exits import add_exits
 from draftwire.export.family.recipe import FamilySettings, build_family
 from draftwire.export.family.training import Plan
 from draftwire.export.onnx import export_onnx
@@ -101,6 +102,7 @@ def make_family(
             )
         )
     _write_cards(work, out, settings, evaluation, packages)
+    add_exits(work, out, settings, say=say)
     return packages
 
 
