@@ -67,6 +67,8 @@ class Session:
         target: Name or version of the target; "" takes the verifier's default.
         token: Bearer token.
         precision: Which of the package's models to run; None takes its default.
+        engine: ``"onnxruntime"`` or ``"litert"``; None takes what is there.
+        provider: Where onnxruntime computes, e.g. ``"cuda"``; None takes the best here.
         threads: Of the engine; ``"auto"`` measures; None: the draft's hint, or 1.
         insecure: See :class:`~draftwire.transport.client.Connection`.
         tls_ca: File of trusted certificates for ``wss://``.
@@ -98,6 +100,8 @@ class Session:
         target: str = "",
         token: str | None = None,
         precision: str | None = None,
+        engine: str | None = None,
+        provider: str | None = None,
         threads: int | str | None = None,
         insecure: bool = False,
         tls_ca: str | Path | None = None,
@@ -115,6 +119,8 @@ class Session:
         self._model = DraftModel.load(
             package,
             precision=precision,
+            engine=engine,
+            provider=provider,
             threads=threads,
         )
         tls: ssl.SSLContext | None = None
@@ -129,13 +135,9 @@ class Session:
         self.report: dict[str, Any] | None = None
 
         def connect() -> Connection:
+            hello = hello_of(package, target)
             return Connection(
-                url,
-                hello_of(package, target),
-                token=token,
-                insecure=insecure,
-                tls=tls,
-                timeout=timeout,
+                url, hello, token=token, insecure=insecure, tls=tls, timeout=timeout
             )
 
         self._power = PowerMeter(energy)

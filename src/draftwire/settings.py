@@ -110,6 +110,28 @@ SETTINGS = {
             "1 to 255",
         ),
         Setting(
+            "precision",
+            str,
+            None,
+            "which of the draft's models to run, e.g. int8 (default: the draft's choice)",
+        ),
+        Setting(
+            "engine",
+            str,
+            None,
+            "onnxruntime or litert (default: what is installed)",
+            lambda value: value in ("onnxruntime", "litert"),
+            "onnxruntime or litert",
+        ),
+        Setting(
+            "provider",
+            str,
+            None,
+            "where onnxruntime computes: cpu, cuda, tensorrt or auto (default: auto)",
+            lambda value: value in ("auto", "cpu", "cuda", "tensorrt"),
+            "auto, cpu, cuda or tensorrt",
+        ),
+        Setting(
             "threads",
             int,
             None,

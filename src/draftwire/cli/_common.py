@@ -63,6 +63,9 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         )
 
 
+ENGINE_SETTINGS = ("precision", "engine", "provider", "threads")
+
+
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
     """Return all settings, those of ``args`` before any other."""
     flags = {name: getattr(args, name, None) for name in SETTINGS}
@@ -230,5 +233,7 @@ def connect_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what ``draftwire.connect`` takes beside the addresses, where it is set."""
     from draftwire.cli._mode_flags import cache_option
 
-    threads = read_settings(args)["threads"].value
-    return {**cache_option(args), **({} if threads is None else {"threads": threads})}
+    values = read_settings(args)
+    engine = {name: values[name].value for name in ENGINE_SETTINGS}
+    given = {name: value for name, value in engine.items() if value is not None}
+    return {**cache_option(args), **given}

@@ -34,7 +34,7 @@ PROMPTS = {
     ),
 }
 PATIENCE_S = 5.0  # the verifier is a child: if it is gone it stays gone
-SETTINGS = ("scheme", "temperature", "top_k", "top_p", "block", "threads")
+SETTINGS = ("scheme", "temperature", "top_k", "top_p", "block", *_common.ENGINE_SETTINGS)
 
 
 def register(subparsers: Any) -> None:

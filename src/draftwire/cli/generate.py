@@ -29,7 +29,7 @@ SETTINGS = (
     "top_k",
     "top_p",
     "block",
-    "threads",
+    *_common.ENGINE_SETTINGS,
 )
 INTERRUPTED = 130
 
