@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint format clean
+.PHONY: help demo test test-arm fuzz slow lint format clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -16,6 +16,10 @@ demo: ## a verifier and a device on this machine, the models of models/, a real 
 
 test: ## everything on .venv, then the device rooms on each Python of the boards found
 	@$(PYTHON) tools/venvs.py test $(ARGS)
+
+test-arm: ## bundles and the device rooms on emulated ARM boards (ARGS="bookworm bullseye")
+	@$(PYTHON) tools/venvs.py make device litert ship
+	@$(VENV)/python tools/test_arm.py $(ARGS)
 
 fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz

@@ -23,6 +23,7 @@ GROUPS = {
     "device": (("requirements/device.txt", True),),
     "litert": (("requirements/litert.txt", True),),
     "test": (("requirements/test.txt", True),),
+    "ship": (("requirements/ship.txt", True),),
     "workstation": (
         ("requirements/torch.txt", False),
         ("requirements/workstation.txt", False),
@@ -30,7 +31,7 @@ GROUPS = {
     "lint": (("requirements/lint.txt", False),),
     "fuzz": (("requirements/fuzz.txt", True),),
 }
-ORDER = ("device", "litert", "test", "workstation", "lint", "fuzz")
+ORDER = ("device", "litert", "test", "ship", "workstation", "lint", "fuzz")
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
@@ -226,7 +227,7 @@ def pytest(python, arguments):
 
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
-    inside = make(["device", "litert", "test", "workstation"])
+    inside = make(["device", "litert", "test", "ship", "workstation"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     return [(".venv", *pytest(inside, arguments or ["-m", "not slow", "tests"]))]
 
