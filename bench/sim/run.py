@@ -266,6 +266,9 @@ class Device:
         self._apply(machine.message(message))
         if round_ is not None:
             self._controller.measured(round_)
+            if self._watts and self._account is not None:
+                watts = self._account.account.watts_by_phase()
+                self._controller.power(watts)
 
     def _apply(self, actions: Sequence[Action]) -> None:
         account = self._account

@@ -221,7 +221,8 @@ def test_joules_are_watts_by_the_phase():
 
 def test_every_number_of_every_profile_has_a_source():
     table = profiles()
-    assert {"nano-a100", "agx-a100-qwen", "agx-a100-llama", "go2"} <= set(table)
+    assert {"nano-a100", "agx-a100-qwen", "agx-a100-llama"} <= set(table)
+    assert {"earlyexit-nano-a100", "go2"} <= set(table)
     assert sum(name.startswith("picospec-") for name in table) == 4
     for profile in table.values():
         for fact in profile.facts.values():
