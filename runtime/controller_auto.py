@@ -23,6 +23,7 @@ from typing import Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.controller import Policy, Round
 from draftwire.runtime.costs import Costs, Mean
+from draftwire.runtime.duty import Duty
 from draftwire.runtime.governor import Governor
 from draftwire.runtime.length_rule import Confidence, Survival, best_ratio
 from draftwire.runtime.mode import Mode
@@ -66,6 +67,7 @@ class Auto(Policy):
         self.confidence = Confidence()
         self._mode = Mode()
         self._trial = Trial()
+        self._duty = Duty(_SLOWER)
         # Blocks in flight: confidence and place in the block of their tokens.
         self._out: list[list[tuple[float | None, int]]] = []
         self._block: list[float | None] = []
@@ -102,6 +104,11 @@ class Auto(Policy):
             self._why = "waiting: drafting ahead does not pay"
             return 0
         if self._mode.racing:
+            if self._thrifty and not self._duty.on:
+                self._why = (
+                    f"resting: drafting {self._duty.share:.0%} of the text is enough"
+                )
+                return 0
             return self._piece()
         best = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[0]
         wait = int(costs.wait_s / costs.draft_s) + 2
@@ -188,6 +195,9 @@ class Auto(Policy):
         if self._last_s is not None:
             self._tokens.learn(float(round.tokens))
             self._cost.learn(round.t_s - self._last_s)
+            if self._thrifty and self._mode.racing:
+                rest_s = costs.forward_s + 1e-4
+                self._duty.passed(round.tokens, round.t_s - self._last_s, rest_s)
         self._last_s = round.t_s
         self._weigh(round)
 
@@ -228,12 +238,17 @@ class Auto(Policy):
                 chain *= self._chance(c, at)
         return chain
 
+    @property
+    def _thrifty(self) -> bool:
+        """Joules count, and are known."""
+        return self.objective == "energy" and self.costs.powered
+
     # ---- prices: seconds, or what the objective counts instead
 
     def _price(self, seconds: float, drafting_s: float, forwards_s: float) -> float:
         """Return what an amount of waiting, drafting and forwards costs."""
         costs = self.costs
-        if self.objective == "energy" and costs.powered:
+        if self._thrifty:
             joules = costs.wait_w * seconds + costs.draft_w * drafting_s
             return joules + self._haste * (seconds + drafting_s)
         price = seconds + drafting_s
@@ -253,7 +268,8 @@ class Auto(Policy):
         curve = self.survival.curve(_MOST)
         time = costs.wait_s, costs.token_s
         _, best = best_ratio(curve, *time)
-        best = max(best, 1.0 / costs.forward_s if self._mode.racing else 0.0)
+        if self._mode.preempt:
+            best = max(best, self._speed_ahead(curve))
         for haste in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
             worth = haste * costs.wait_w
             fixed = (costs.wait_w + worth) * costs.wait_s
@@ -263,6 +279,20 @@ class Auto(Policy):
             if rate >= _SLOWER * best:
                 return worth
         return 8.0 * costs.wait_w
+
+    def _speed_ahead(self, curve: Sequence[float]) -> float:
+        """Return the tokens a second of the best length with drafting ahead.
+
+        Source:
+            ``E[T_async]`` of PicoSpec, https://arxiv.org/abs/2603.19133.
+        """
+        costs, best, text = self.costs, 0.0, 1.0
+        for k, (reached, following) in enumerate(zip(curve, curve[1:]), 1):
+            text += reached
+            drafting = k * costs.token_s
+            hidden = following * min(drafting, costs.wait_s)
+            best = max(best, text / (costs.wait_s + drafting - hidden))
+        return best
 
     @property
     def _fixed(self) -> float:
@@ -305,7 +335,7 @@ class Auto(Policy):
     def _ahead_pays(self) -> bool:
         """Tell whether to draft on what is not judged yet."""
         chance = self._chain * self.survival.hazard(1)
-        if self.objective != "energy" or not self.costs.powered:
+        if not self._thrifty or self._mode.racing:
             return chance > _HOPELESS
         # The draft costs the joules above waiting; it saves its time if it is of use.
         costs = self.costs
@@ -322,7 +352,7 @@ class Auto(Policy):
             return False
         if len(self._out) >= mode.pipeline:
             # It cannot leave before the verdict; what is drafted meanwhile is free.
-            return self.objective == "energy" and not self._ahead_pays()
+            return self._thrifty and not self._ahead_pays()
         # One more token delays the news of a rejection that is in the block already;
         # a block of its own keeps the verifier busy when the next one comes.
         busy = min(1.0, costs.forward_s / costs.draft_s)
