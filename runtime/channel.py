@@ -263,7 +263,7 @@ class Channel:
     def _agrees(sent: _Sent, commit: Commit, end: int) -> bool:
         """Tell whether the verifier's own token is what ``sent`` has at its place."""
         tokens, at = sent.block.tokens, end - sent.block.base
-        return at < len(tokens) and commit.token == tokens[at]
+        return 0 <= at < len(tokens) and commit.token == tokens[at]
 
     def _drop(self, epoch: int) -> None:
         while self._out and self._out[0].block.epoch == epoch:

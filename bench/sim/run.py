@@ -313,6 +313,8 @@ class Device:
         return found.arrival_s
 
     def _send(self, message: Message) -> None:
+        if isinstance(message, Open) and not self._setting.scheme.bonus:
+            message = replace(message, bonus=False)
         frame = self._codec.encode(message)
         size = len(frame)
         if isinstance(message, Block) and message.tokens:
