@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.exits import EXITS_FILE
 from draftwire.export.exits_data import (
     WINDOW,
     Text,
@@ -100,10 +101,11 @@ def export_exits(
     replace: bool = False,
     say: Say = print,
 ) -> Path:
-    """Give a target package early exits.
+    """Give a target early exits.
 
     Args:
-        target: The package, whole or evolved.
+        target: A package, whole or evolved, or a checkpoint for the transformers
+            backend: then they go into a file beside its weights.
         data: Text files to learn from; none: the target writes its own text.
         held_out: As many text files to calibrate and measure on; none: a tenth of
             ``data``.
@@ -124,10 +126,24 @@ def export_exits(
         PackageError: A package is damaged.
     """
     settings = settings or ExitSettings()
+    if held_out and not data:
+        raise ConfigError("--held-out goes with --data")
+    if (
+        not (Path(target) / "target.json").exists()
+        and (Path(target) / "config.json").exists()
+    ):
+        if out is not None or reuse is not None:
+            raise ConfigError(
+                "exits of a checkpoint lie beside its weights and are its own: "
+                "no --out, no --reuse"
+            )
+        return _for_checkpoint(
+            Path(target), data, held_out, settings, texts, replace=replace, say=say
+        )
     package = load_target(target)
     place = package.path if out is None else Path(out).absolute()
     _check_place(package, place, replace=replace, inplace=out is None)
-    settings = _checked(settings, package, reuse)
+    settings = _checked(settings, package.shape.layers, package.shape.hidden, reuse)
     torch.set_num_threads(1)  # small products: more threads cost more than they gain
     model = GraphModel(package)
     if data:
@@ -139,20 +155,11 @@ def export_exits(
             tokens=settings.tokens,
             seed=settings.seed,
         )
-    elif held_out:
-        raise ConfigError("--held-out goes with --data")
     known = None
     if reuse is not None:
         known = _taken_over(load_target(reuse), model, settings)
     studied = study(model, settings, texts=texts, known=known, say=say)
-    made = {
-        "texts": [text.name for text in texts] or ["written by the target"],
-        "tokens": 0 if reuse is not None else settings.tokens,
-        "seed": settings.seed,
-        **({"reused": load_target(reuse).name} if reuse is not None else {}),
-        **made_with(),
-        "torch": torch.__version__,
-    }
+    made = _made(settings, texts, None if reuse is None else load_target(reuse).name)
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
         new = exit_files(
             model, studied.entries, studied.tensors, studied.rank, made, Path(scratch)
@@ -174,6 +181,58 @@ def export_exits(
         )
     assert written == package.id, "exits changed the id of a target"
     return place
+
+
+def _for_checkpoint(
+    folder: Path,
+    data: Sequence[Path],
+    held_out: Sequence[Path],
+    settings: ExitSettings,
+    texts: Sequence[Text],
+    *,
+    replace: bool,
+    say: Say,
+) -> Path:
+    """Give a checkpoint that transformers serves early exits."""
+    from draftwire.export.exits_torch import TorchModel, write_exits_file
+
+    if (folder / EXITS_FILE).exists() and not replace:
+        raise ConfigError(f"{folder.name} has exits already", hint="add --replace")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    model = TorchModel(folder, vocab_size=tokenizer.vocab_size)
+    settings = _checked(settings, model.layers, model.hidden, None)
+    if data:
+        texts = read_texts(
+            list(data),
+            list(held_out),
+            tokenizer,
+            tokens=settings.tokens,
+            seed=settings.seed,
+        )
+    studied = study(model, settings, texts=texts, say=say)
+    return write_exits_file(
+        folder,
+        studied.entries,
+        studied.tensors,
+        studied.rank,
+        _made(settings, texts, None),
+        replace=replace,
+        say=say,
+    )
+
+
+def _made(
+    settings: ExitSettings, texts: Sequence[Text], reused: str | None
+) -> dict[str, Any]:
+    """Return how exits were made, for the manifest."""
+    return {
+        "texts": [text.name for text in texts] or ["written by the target"],
+        "tokens": 0 if reused is not None else settings.tokens,
+        "seed": settings.seed,
+        **({"reused": reused} if reused is not None else {}),
+        **made_with(),
+        "torch": torch.__version__,
+    }
 
 
 def default_layers(layers: int) -> tuple[int, ...]:
@@ -213,14 +272,13 @@ def _check_place(
 
 
 def _checked(
-    settings: ExitSettings, package: TargetPackage, reuse: str | Path | None
+    settings: ExitSettings, stack: int, width: int, reuse: str | Path | None
 ) -> ExitSettings:
     """Return the settings with every default filled in.
 
     Raises:
         ConfigError: One of them makes no sense.
     """
-    shape = package.shape
     layers, rank = settings.layers, settings.rank
     if reuse is not None:
         known = load_target(reuse).exits
@@ -232,17 +290,14 @@ def _checked(
         if layers or rank:
             raise ConfigError("--reuse takes layers and rank over: do not give them")
         layers, rank = tuple(exit.layer for exit in known.exits), known.rank
-    layers = layers or default_layers(shape.layers)
-    if (
-        list(layers) != sorted(set(layers))
-        or not 1 <= layers[0] <= layers[-1] < shape.layers
-    ):
+    layers = layers or default_layers(stack)
+    if list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] < stack:
         raise ConfigError(
-            f"exits after layers {', '.join(map(str, layers))} of {shape.layers}",
-            hint=f"name layers from 1 to {shape.layers - 1}, rising",
+            f"exits after layers {', '.join(map(str, layers))} of {stack}",
+            hint=f"name layers from 1 to {stack - 1}, rising",
         )
-    if rank is not None and not 1 <= rank <= shape.hidden:
-        raise ConfigError(f"a rank of {rank} is outside 1..{shape.hidden}")
+    if rank is not None and not 1 <= rank <= width:
+        raise ConfigError(f"a rank of {rank} is outside 1..{width}")
     if not 0 < settings.agreement < 1:
         raise ConfigError(
             f"an agreement of {settings.agreement} is outside 0..1",
@@ -252,7 +307,7 @@ def _checked(
         raise ConfigError(f"{settings.tokens} tokens teach an exit nothing")
     return ExitSettings(
         layers,
-        rank or min(256, shape.hidden),
+        rank or min(256, width),
         settings.agreement,
         settings.tokens,
         settings.seed,

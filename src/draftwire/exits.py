@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.errors import PackageError
+from draftwire.errors import ModelError, PackageError
 from draftwire.manifest import DAMAGED, PackageFile, check_files, wrong
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Exits",
     "exits_of_header",
     "read_exits",
+    "torch_places",
 ]
 
 EXITS_FORMAT = "draftwire.exits/1"
@@ -196,3 +197,36 @@ def _exits(where: str, raw: Any, layers: int) -> tuple[Exit, ...]:
 
 def _whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def torch_places(model: Any) -> tuple[Any, Any, Any]:
+    """Find where exits go in a causal language model of transformers.
+
+    Args:
+        model: Of ``AutoModelForCausalLM``.
+
+    Returns:
+        Its list of layers, its last norm and its head.
+
+    Raises:
+        ModelError: They are not where such models have them, or its logits are more
+            than its head's product.
+    """
+    config = model.config.get_text_config()
+    stack = getattr(model, "base_model", None)
+    stack = getattr(stack, "language_model", stack)
+    layers = getattr(stack, "layers", None) or getattr(stack, "h", None)
+    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+    norm = next((getattr(stack, n) for n in names if hasattr(stack, n)), None)
+    head = model.get_output_embeddings()
+    if layers is None or norm is None or head is None or len(layers) < 2:
+        raise ModelError(
+            f"exits cannot be put into a {config.model_type} model: its layers, last norm "
+            "or head are not where they are looked for"
+        )
+    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise ModelError(
+                f"exits cannot be put into this {config.model_type} model: it uses {key}"
+            )
+    return layers, norm, head

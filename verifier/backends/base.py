@@ -214,6 +214,11 @@ class SlotTable:
                     f"a token id is outside the vocabulary of {self.vocab_size}"
                 )
 
+    def rewind(self, batch: Sequence[SlotInput]) -> None:
+        """Record that slots hold nothing from the first token of ``batch`` on."""
+        for item in batch:
+            self.lengths[item.slot] = min(self.lengths[item.slot], item.start)
+
     def commit(self, batch: Sequence[SlotInput]) -> None:
         """Record that ``batch`` is in the caches now."""
         for item in batch:

@@ -14,6 +14,7 @@ of transformers itself.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -21,8 +22,9 @@ import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
-from draftwire.verifier.backends.base import SlotInput, SlotTable
+from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
+from draftwire.verifier.backends.hf_exits import HFExits, load_exits
 
 __all__ = ["HFTarget"]
 
@@ -119,7 +121,10 @@ class HFTarget:
         self._table = SlotTable(slots, self.context, self.vocab_size)
         self._used = [0] * slots  # columns of a slot that hold anything
         self._cache = _slot_cache(config, slots, self.context, self._model)
+        self._exits: HFExits | None = None
         self._probe()
+        self._exits = load_exits(self._model, folder)
+        self.exits = self._exits.exits if self._exits is not None else ()
 
     def allocate(self) -> int:
         """Take a KV slot; see ``TargetBackend.allocate``."""
@@ -129,7 +134,9 @@ class HFTarget:
         """Give a slot back."""
         self._table.release(slot)
 
-    def forward(self, batch: Sequence[SlotInput]) -> list[np.ndarray[Any, Any]]:
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Run one ragged forward; see ``TargetBackend.forward``."""
         torch = self._torch
         self._table.check(batch)
@@ -144,12 +151,26 @@ class HFTarget:
                 item.start, item.start + n
             )
         keep = max(1, max(item.rows for item in batch))
-        with torch.inference_mode():
+
+        def tell(k: int, rows: np.ndarray[Any, Any]) -> None:
+            assert on_exit is not None
+            rows = rows[..., : self.vocab_size]
+            on_exit(k, [rows[i, keep - item.rows :] for i, item in enumerate(batch)])
+
+        listening: Any = nullcontext()
+        if on_exit is not None and self._exits is not None:
+            listening = self._exits.told(keep, tell)
+            # Layers write to the cache as they run: what is broken off is forgotten.
+            self._table.rewind(batch)
+        with torch.inference_mode(), listening:
             for item in batch:
                 if item.start == 0 and self._used[item.slot]:
                     # Another session was here, and masked columns must be finite.
                     self._cache.wipe(item.slot, self._used[item.slot])
                     self._used[item.slot] = 0
+            for item in batch:
+                end = item.start + len(item)
+                self._used[item.slot] = max(self._used[item.slot], end)
             places = torch.from_numpy(positions).to(self._device)
             self._cache.aim(
                 [item.slot for item in batch],
@@ -166,9 +187,6 @@ class HFTarget:
             ).logits[..., : self.vocab_size]
             rows = logits.float().cpu().numpy()
         self._table.commit(batch)
-        for item in batch:
-            end = item.start + len(item)
-            self._used[item.slot] = max(self._used[item.slot], end)
         return [rows[i, keep - item.rows :] for i, item in enumerate(batch)]
 
     def _probe(self) -> None:
