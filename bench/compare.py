@@ -28,6 +28,7 @@ __all__ = ["LINKS", "SCHEMA", "Settings", "compare"]
 SCHEMA = "draftwire.bench.compare/1"
 LINKS = ("lan", "wan", "poor")
 TRACE_RTT = "40ms"  # traces tell a rate alone
+_VANILLA_BLOCK = 4  # as published
 _REAL = "nano-a100"  # whose clock a simulation of the reference models has
 
 
@@ -48,7 +49,8 @@ class Settings:
         count: How many texts to play.
         tokens: Of each text.
         repeats: Runs of everything, in turns.
-        block: Tokens of a block, where a row has a fixed length.
+        block: Tokens of a block, where a row has a fixed length; None lets the
+            simulator choose each row's best over each link.
         temperature: 0 is greedy.
         top_k: Of the sampled rows.
         top_p: Likewise.
@@ -73,7 +75,7 @@ class Settings:
     count: int = 3
     tokens: int = 64
     repeats: int = 3
-    block: int = 4
+    block: int | None = 4
     temperature: float = 0.0
     top_k: int = 50
     top_p: float = 1.0
@@ -87,7 +89,7 @@ class Settings:
             ("count", self.count, 1000),
             ("tokens", self.tokens, 100_000),
             ("repeats", self.repeats, 1000),
-            ("block", self.block, 64),
+            ("block", 1 if self.block is None else self.block, 64),
             ("threads", self.threads, 1024),
         ):
             if not 1 <= value <= most:
@@ -99,6 +101,11 @@ class Settings:
             raise ConfigError(
                 "texts that are played take no time of their own",
                 hint="pace them: --profile nano-a100, or another one",
+            )
+        if self.block is None and not played and not self.simulated:
+            raise ConfigError(
+                "the best block length is found on texts that are known beforehand",
+                hint="give --k a number, or play texts: --acceptance 0.8",
             )
         if played and self.prompts:
             raise ConfigError("texts that are played have prompts of their own")
@@ -298,7 +305,8 @@ def _live(
             params=params,
             tokens=settings.tokens,
             repeats=settings.repeats,
-            block=settings.block,
+            block=settings.block or _VANILLA_BLOCK,
+            best=_best_blocks(settings, profile, links, used, source, say),
             profile=profile,
             profile_name=_findable(settings.profile),
             texts=texts.played,
@@ -315,6 +323,47 @@ def _live(
     if texts.played is not None:
         known = {i: text.tokens for i, text in enumerate(texts.played)}
     return reports, about, used, known, texts.about
+
+
+def _chosen(entry: Entry, settings: Settings) -> bool:
+    """Whether a row's block length is the best one, and not one that was asked for."""
+    if entry.block is not None or not entry.scheme.tunable:
+        return False
+    if entry.scheme.place == "cloud":
+        return True  # a server that hosts both would tune it
+    return settings.block is None and entry.name != "vanilla"
+
+
+def _best_blocks(
+    settings: Settings,
+    profile: Profile | None,
+    links: Sequence[LinkSpec],
+    used: Sequence[Entry],
+    source: Source | None,
+    say: Callable[[str], None],
+) -> dict[tuple[str, str], int]:
+    """Return each row's best length over each link, on the same texts in virtual time."""
+    found: dict[tuple[str, str], int] = {}
+    if settings.block is not None or profile is None:
+        return found
+    for link in links:
+        for entry in used:
+            if not _chosen(entry, settings) or entry.scheme.place == "cloud":
+                continue
+            plan = Plan(
+                profile,
+                entry.scheme,
+                link=link,
+                source=source,
+                streams=settings.count,
+                tokens=settings.tokens,
+                seed=settings.seed,
+            )
+            best = tuned(plan).block
+            assert best is not None
+            say(f"{link.name}: the best block of {entry.name} has {best} tokens")
+            found[link.name, entry.name] = best
+    return found
 
 
 def _findable(profile: str | None) -> str | None:
@@ -350,21 +399,19 @@ def _simulated(
     for link in links:
         for entry in used:
             say(f"{link.name}: {entry.name}")
-            block = entry.block or settings.block
             plan = Plan(
                 clock,
                 entry.scheme,
                 link=link,
                 source=source,
-                block=block,
+                block=entry.block or settings.block or _VANILLA_BLOCK,
                 streams=settings.count,
                 tokens=settings.tokens,
                 seed=settings.seed,
                 job=job,
                 vocabulary=vocabulary,
             )
-            near = entry.scheme.place == "cloud" and entry.block is None
-            outcome = tuned(plan) if near else simulate(plan)
+            outcome = tuned(plan) if _chosen(entry, settings) else simulate(plan)
             for stream in outcome.streams:
                 report = run_report(outcome, stream)
                 report["bench"] = {

@@ -6,9 +6,9 @@ A A B B, so that a machine that slows down hits all alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.compare_colocated import Colocated, tune_block
@@ -47,6 +47,7 @@ class LiveRun:
         tokens: New tokens of each text, at most.
         repeats: How often.
         block: Tokens of a block, where a row has blocks of a fixed length.
+        best: Better lengths, by the names of link and row.
         profile: Whose time the models keep, or None for their own.
         profile_name: How the verifier finds it: name or file.
         texts: What is played in place of the models, or None.
@@ -68,6 +69,7 @@ class LiveRun:
     profile_name: str | None
     texts: Sequence[Text] | None
     vocabulary: int
+    best: Mapping[tuple[str, str], int] = field(default_factory=dict)
     method: str = "auto"
     threads: int = 1
 
@@ -178,7 +180,8 @@ def _turn(
                 )
                 _idle_joules(report, run.profile)
             else:
-                report = _stream(run, session, entry, prompt, params)
+                block = run.best.get((link.name, entry.name), run.block)
+                report = _stream(run, session, entry, prompt, params, block)
             if run.texts is not None:
                 report["draft"] = {"name": "played", "engine": None}
                 report["warnings"].append("played: no model was run")
@@ -200,6 +203,7 @@ def _stream(
     entry: Entry,
     prompt: Sequence[int],
     params: SamplingParams,
+    block: int,
 ) -> dict[str, Any]:
     """Generate one text over the link; return its report."""
     mode = entry.scheme.mode
@@ -213,7 +217,7 @@ def _stream(
         top_k=params.top_k,
         top_p=params.top_p,
         seed=params.seed,
-        controller=entry.controller(run.block),
+        controller=entry.controller(block),
         objective=mode.objective,
         pipeline=mode.pipeline,
         preempt=mode.preempt_text,

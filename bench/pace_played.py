@@ -35,16 +35,25 @@ def played_texts(source: Source, count: int, tokens: int) -> list[Text]:
     texts = []
     for index in range(count):
         text = source.text(index, tokens)
-        columns = {
-            key: tuple(token + _SHIFT for token in getattr(text, key))
-            for key in ("prompt", "tokens", "proposals", "second")
-        }
-        texts.append(replace(text, width=text.width + _SHIFT, **columns))
+        texts.append(
+            replace(
+                text,
+                prompt=_shifted(text.prompt),
+                tokens=_shifted(text.tokens),
+                proposals=_shifted(text.proposals),
+                second=_shifted(text.second),
+                width=text.width + _SHIFT,
+            )
+        )
     if len({text.prompt for text in texts}) < len(texts):
         raise ConfigError(
             "two texts have the same prompt", hint="ask for fewer texts, or longer prompts"
         )
     return texts
+
+
+def _shifted(ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(token + _SHIFT for token in ids)
 
 
 def text_to_json(text: Text) -> dict[str, Any]:

@@ -35,7 +35,13 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     )
     add = what.add_argument
     add("--tokens", type=int, default=64, metavar="N", help="of each text (64)")
-    add("--k", type=int, default=4, metavar="N", help="tokens of a fixed block (4)")
+    add(
+        "--k",
+        default="4",
+        metavar="N|best",
+        help="tokens of a fixed block (4); best: of each row, over each link, found by "
+        "the simulator on the same texts",
+    )
     add("--temperature", type=float, default=0.0, help="default: 0, greedy")
     add("--top-k", type=int, default=50, metavar="N", help="when sampling (50)")
     add("--top-p", type=float, default=1.0, help="when sampling (1)")
@@ -102,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         count=args.texts,
         tokens=args.tokens,
         repeats=args.repeats,
-        block=args.k,
+        block=_block(args.k),
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -128,6 +134,14 @@ def run(args: argparse.Namespace) -> int:
     for sentence in document["different"]:
         print(f"draftwire: error: law 1: {sentence}", file=sys.stderr)
     return 1 if document["different"] else 0
+
+
+def _block(text: str) -> int | None:
+    if text == "best":
+        return None
+    if not text.isdecimal():
+        raise ConfigError(f"--k {text!r} is no block length", hint="1 to 64, or best")
+    return int(text)
 
 
 def _draft(path: Path | None) -> Path:
