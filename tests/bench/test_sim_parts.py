@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from draftwire.bench.sim.texts import Synthetic, TextDraft, TextTarget, parse_lu
 from draftwire.cli import main
 from draftwire.errors import ConfigError
 from draftwire.runtime.actions import Draft
+from draftwire.runtime.drafter import Drafter
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Block, Open
 from draftwire.verifier.target_session import TargetSession
@@ -101,6 +104,69 @@ def test_a_stream_that_is_over_says_nothing_more():
     loop.at(0.015, lambda: made.begin(TextDraft(text), make_proposer(GREEDY, text.width)))
     loop.run()
     assert len(found) == 1
+
+
+class Gated(TextDraft):
+    """A draft whose forwards end when they are told to."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.began, self.go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def forward(self, tokens):
+        self.began.release()
+        assert self.go.acquire(timeout=30)
+        return super().forward(tokens)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_does_what_the_drafting_thread_does(seed):
+    """The same orders at the same moments: the same proposals with the same tags."""
+    rng = random.Random(seed)
+    text = a_text(60, "0.7", prompt=300)
+    loop, made, found = drafter(text, StepCost(0.010))
+    model, real = Gated(text), []
+    thread = Drafter(
+        model,
+        vocab_size=text.width,
+        on_proposal=lambda branch, p: real.append((branch, p.token)),
+        on_error=lambda error: real.append(error),
+    )
+    thread.begin(make_proposer(GREEDY, text.width))
+    try:
+        length = 0
+        for branch in range(1, 40):
+            valid = rng.randint(max(0, length - 6), length) if length else 0
+            known = text.prompt + text.tokens
+            tokens = known[valid : max(300, valid) + rng.randint(0, 3)]
+            order = Draft(branch, valid, tuple(tokens), rng.randint(0, 4))
+            idle = not made.busy
+            made.submit(order)
+            thread.submit(order)
+            if idle and made.busy:
+                assert model.began.acquire(timeout=30)
+            for _ in range(rng.randint(0, 5)):
+                if not made.busy:
+                    break
+                loop.run(lambda: True)  # the forward ends ...
+                model.go.release()  # ... here and there
+                if made.busy:
+                    assert model.began.acquire(timeout=30)
+            length = len(made._sequence)
+            if made._orders:
+                length = min(length, made._orders[0].valid)
+        while made.busy:
+            loop.run(lambda: True)
+            model.go.release()
+            if made.busy:
+                assert model.began.acquire(timeout=30)
+    finally:
+        for _ in range(5):
+            model.go.release()
+        thread.close()
+    assert len(real) > 20
+    assert real == [(branch, token) for _, branch, token in found]
+    assert thread.steps == made.steps
 
 
 # ---- the verifier
