@@ -26,7 +26,7 @@ from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.controller_baselines import Oracle
 from draftwire.runtime.mode import Mode
 
-__all__ = ["MODES", "POLICIES", "Run", "run_policy"]
+__all__ = ["MODES", "POLICIES", "Board", "Run", "run_policy", "trace_link"]
 
 GUESS = frozenset({"guess"})
 MODES = {
@@ -102,8 +102,13 @@ class Run:
         return None if self.joules is None else self.joules / max(1, self.tokens)
 
 
-class _Board(Device):
-    """A device that notes what it draws and what it shows."""
+class Board(Device):
+    """A device that notes what it draws and what it shows.
+
+    Attributes:
+        spend: ``(t_s, watts)`` at each change.
+        commits: ``(t_s, tokens)`` of each commit.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -143,7 +148,7 @@ def run_policy(
     streams: int = 2,
     tokens: int = 300,
     seed: int = 1,
-    change: Callable[[Loop, _Board], None] | None = None,
+    change: Callable[[Loop, Board], None] | None = None,
 ) -> Run:
     """Run one policy; it keeps what it has learned from stream to stream.
 
@@ -184,7 +189,7 @@ def run_policy(
         vocab_size=int(profile["text.vocabulary"]),
         seed=seed,
     )
-    device = _Board(loop, setting, verifier, job, lambda: done.append(True))
+    device = Board(loop, setting, verifier, job, lambda: done.append(True))
     sight.device = device
     if change is not None:
         change(loop, device)

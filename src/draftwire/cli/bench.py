@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from draftwire.cli._bench_compare import compare_flags
+from draftwire.cli._bench_controllers import controllers_flags
 from draftwire.cli._bench_evolve import evolve_flags
 from draftwire.cli._bench_simulate import simulate_flags
 from draftwire.cli._common import add_common_flags, write_json
@@ -228,6 +229,11 @@ LEAVES = {
         "every scheme in virtual time",
         simulate_flags,
         "draftwire.cli._bench_simulate:run",
+    ),
+    "controllers": Leaf(
+        "length policies over channel traces, steps, joules and budgets",
+        controllers_flags,
+        "draftwire.cli._bench_controllers:run",
     ),
     "evolve": Leaf(
         "one frozen draft against targets that evolve",
