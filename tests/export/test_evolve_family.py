@@ -20,7 +20,7 @@ pytestmark = pytest.mark.workstation
 import draftwire  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.cli._local_verifier import local_verifier  # noqa: E402
-from draftwire.errors import RefusedError  # noqa: E402
+from draftwire.errors import IncompatibleError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
@@ -72,10 +72,11 @@ def shelf(models, tmp_path_factory):
         home / "v4.target", "--version", "v4", "--family", "kin", "--name", "kin",
         "--precision", "fp32",
     )  # fmt: skip
-    # A stranger: another tokenizer.
+    # A stranger: a tokenizer whose ids mean something else.
     other = shutil.copytree(base, home / "other.hf")
     words = json.loads((other / "tokenizer.json").read_text())
-    words["model"]["merges"] = words["model"]["merges"][:-5]
+    vocab = words["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (other / "tokenizer.json").write_text(json.dumps(words))
     command(
         "export", "onnx", other, "--role", "target", "--anchor-layers", 1, "--out",
@@ -157,7 +158,9 @@ def test_the_handshake_knows_the_family_by_its_anchor(
 
 def test_a_stranger_is_refused_with_the_side_to_change(shelf, verifier):
     url, token = verifier
-    with pytest.raises(RefusedError, match="their token ids mean different text") as found:
+    with pytest.raises(
+        IncompatibleError, match="their token ids mean different text"
+    ) as found:
         draftwire.connect(url, draft=shelf / "own.draft", target="w1", token=token)
     assert "use a draft made for this target" in found.value.hint
 
