@@ -358,7 +358,8 @@ def study(
         [listen(model, settings.layers, exits, ids) for ids in windows(texts, length, half)]
         for half in (0, 1)
     ]
-    entries, kept = [], []
+    entries: list[dict[str, Any]] = []
+    kept = []
     for k, layer in enumerate(settings.layers):
         threshold = calibrate([heard[k] for heard in halves[0]], settings.agreement)
         if threshold is None:

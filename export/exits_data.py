@@ -150,7 +150,7 @@ def training_batches(
     for _ in range(max(1, tokens // (rows * length))):
         batch = []
         for _ in range(rows):
-            ids = texts[rng.integers(len(texts))].train
+            ids = texts[int(rng.integers(len(texts)))].train
             start = int(rng.integers(0, len(ids) - length + 1))
             batch.append(ids[start : start + length])
         yield np.stack(batch)

@@ -118,8 +118,7 @@ def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
         found = F.log_softmax(exit_head(hidden[first : first + rows].float()), -1)
         divergence = (wanted.exp() * (wanted - found)).sum(-1).sum()
         choice = F.nll_loss(found, wanted.argmax(-1), reduction="sum")
-        # torch's annotations leave backward untyped
-        ((divergence + _FIRST_CHOICE * choice) / count).backward()  # type: ignore[no-untyped-call]
+        ((divergence + _FIRST_CHOICE * choice) / count).backward()
         total += float(divergence.detach())
     return total / count
 

@@ -118,7 +118,7 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
     if EXITS_FILE not in files:
         raise PackageError(f"{where} has exits but no {EXITS_FILE}", hint=DAMAGED)
     rank = section.get("rank")
-    if not _whole(rank, 1, 1 << 20):
+    if not isinstance(rank, int) or not _whole(rank, 1, 1 << 20):
         raise wrong(where, "exits.rank", "a whole number")
     bounds = [0, *(exit.layer for exit in exits), layers]
     parts = section.get("parts")
