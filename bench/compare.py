@@ -17,6 +17,7 @@ from typing import Any, Callable, Mapping, Sequence
 from draftwire.bench.compare_schemes import Entry
 from draftwire.bench.compare_table import different_texts, rows_of
 from draftwire.bench.link import LinkSpec
+from draftwire.bench.link.emulate import choose_method
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.reports import run_report
 from draftwire.bench.sim.simulate import Plan, simulate, tuned
@@ -143,6 +144,9 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         BoardError: The link cannot be emulated.
     """
     links = links_of(settings)
+    if not settings.simulated:
+        for link in links:
+            choose_method(link, settings.method)  # before anything is started for nothing
     profile = None if settings.profile is None else find(settings.profile)
     begun = datetime.datetime.now(datetime.timezone.utc)
     load = os.getloadavg()[0]
@@ -268,11 +272,14 @@ def _live(
 
     used = _used(settings, profile)
     draft, target = load_draft(settings.draft), load_target(settings.target)
+    vocabulary = min(draft.vocab_size, target.vocab_size)
     source, texts = _source(settings, profile), _Texts()
     if source is not None:
         from draftwire.bench.pace_played import played_texts
 
-        texts.played = played_texts(source, settings.count, settings.tokens)
+        texts.played = played_texts(
+            source, settings.count, settings.tokens, vocab_size=vocabulary
+        )
         texts.prompts = [text.prompt for text in texts.played]
         texts.about = source.name
     else:
@@ -294,7 +301,6 @@ def _live(
         )
         for number in range(len(texts.prompts))
     ]
-    vocabulary = min(draft.vocab_size, target.vocab_size)
     reports, about = run_live(
         LiveRun(
             draft=draft,

@@ -22,27 +22,41 @@ from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 __all__ = ["EXIT_LAYERS", "PlayedDraft", "PlayedTarget", "played_texts", "text_to_json"]
 
 EXIT_LAYERS = 1000  # an exit's place in the stack, as parts of the whole
-_SHIFT = 300  # ids below it may mean something to a tokenizer, such as the end of a text
+_SPECIAL, _SHIFT = 16, 300
 _THRESHOLD = 0.5  # logits of played exits are nearly one-hot, or flat
 
 
-def played_texts(source: Source, count: int, tokens: int) -> list[Text]:
+def played_texts(source: Source, count: int, tokens: int, *, vocab_size: int) -> list[Text]:
     """Return texts of a source with ids that end no stream.
 
+    Args:
+        source: Where they come from.
+        count: How many.
+        tokens: Of each, at most.
+        vocab_size: Ids are below it, and not the lowest ones: those may mean something
+            to a tokenizer, such as the end of a text.
+
     Raises:
-        ConfigError: Two prompts begin alike, so that nobody could tell their texts.
+        ConfigError: Two prompts are the same, so that nobody could tell their texts; or
+            there are more ids than the vocabulary has.
     """
     texts = []
     for index in range(count):
         text = source.text(index, tokens)
+        up = min(_SHIFT, vocab_size - text.width)
+        if up < _SPECIAL:
+            raise ConfigError(
+                f"a text of {text.width} different ids does not fit a vocabulary of "
+                f"{vocab_size}"
+            )
         texts.append(
             replace(
                 text,
-                prompt=_shifted(text.prompt),
-                tokens=_shifted(text.tokens),
-                proposals=_shifted(text.proposals),
-                second=_shifted(text.second),
-                width=text.width + _SHIFT,
+                prompt=_shifted(text.prompt, up),
+                tokens=_shifted(text.tokens, up),
+                proposals=_shifted(text.proposals, up),
+                second=_shifted(text.second, up),
+                width=text.width + up,
             )
         )
     if len({text.prompt for text in texts}) < len(texts):
@@ -52,8 +66,8 @@ def played_texts(source: Source, count: int, tokens: int) -> list[Text]:
     return texts
 
 
-def _shifted(ids: Sequence[int]) -> tuple[int, ...]:
-    return tuple(token + _SHIFT for token in ids)
+def _shifted(ids: Sequence[int], up: int) -> tuple[int, ...]:
+    return tuple(token + up for token in ids)
 
 
 def text_to_json(text: Text) -> dict[str, Any]:
