@@ -91,6 +91,12 @@ ENTRIES = {
             "fixed:{k}",
             Mode(preempt=_GUESS),
         ),
+        _own(
+            "ahead2",
+            "two blocks in flight, the next one drafted meanwhile",
+            "fixed:{k}",
+            Mode(pipeline=2, preempt=_GUESS),
+        ),
         _entry("earlyexit"),
         _own(
             "earlyexit2",

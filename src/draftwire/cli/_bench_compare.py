@@ -18,9 +18,9 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--scheme",
         metavar="S,S",
-        help="cloud, colocated, vanilla, await, flexspec, ahead, earlyexit, earlyexit2, "
-        "qs, picospec, cost, latency, ours-cost, ours-latency, or all; NAME:K has "
-        "blocks of K tokens (default: all but await, ahead and earlyexit2)",
+        help="cloud, colocated, vanilla, await, flexspec, ahead, ahead2, earlyexit, "
+        "earlyexit2, qs, picospec, cost, latency, ours-cost, ours-latency, or all; "
+        "NAME:K has blocks of K tokens (default: all but await, ahead and those of two)",
     )
     what.add_argument(
         "--draft", type=Path, metavar="DIR", help="default: the reference one"
