@@ -27,7 +27,7 @@ __all__ = ["Keeper"]
 _LOG = logging.getLogger("draftwire.service")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
 _REFUSED_PAUSE_S = 60.0
-_LOOK_S = 0.25
+_LOOK_S = 0.5
 _CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier time
 
 

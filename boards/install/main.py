@@ -34,6 +34,7 @@ def run(words: Sequence[str] | None = None) -> int:
     if given and given[0] not in verbs and not given[0].startswith("-"):
         given.insert(0, "install")
     args = _parser(verbs).parse_args(given)
+    mask = os.umask(0o022)  # the service's user must be able to read what root installs
     try:
         return _act(args)
     except InstallError as exc:
@@ -44,6 +45,8 @@ def run(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("install.sh: interrupted; what ran before still does", file=sys.stderr)
         return 130
+    finally:
+        os.umask(mask)
 
 
 def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:

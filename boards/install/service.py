@@ -50,7 +50,8 @@ class Service:
         if not self._disk.foreign:
             return [python, "-m", "compileall", "-q"]
         here = shutil.which(f"python{version}")
-        if here is None or version == "3.8":  # whose compileall cannot cut the root off
+        # That of 3.8 cannot cut the root off; a shim of pyenv may be there and not run.
+        if here is None or version == "3.8" or self._call(here, "-c", "pass"):
             return None
         return [here, "-m", "compileall", "-q", "-s", str(self._disk.root), "-p", "/"]
 

@@ -21,7 +21,6 @@ from draftwire.boards.install.trouble import BUNDLE, InstallError
 __all__ = ["unpack_version"]
 
 _MAX_WHEEL_FILES = 50_000
-_SPOOL = 8 << 20
 _PIECE = 1 << 18
 
 # $0 is followed, so that the command works from any link. The site folder comes first,
@@ -62,23 +61,27 @@ def unpack_version(
     """
     files = checked.manifest["files"]
     disk.folder(staging + "/site")
+    missing = set(files)
     for position, (name, _size, stream) in enumerate(read_members(checked.path)):
         if position < 2:  # manifest and signature: written as they were checked
             while stream.read(_PIECE):
                 pass
             continue
-        with tempfile.SpooledTemporaryFile(_SPOOL, dir=_scratch(disk, staging)) as file:
+        with tempfile.TemporaryFile(dir=_scratch(disk, staging)) as file:
             digest = hashlib.sha256()
             for chunk in iter(lambda: stream.read(_PIECE), b""):  # noqa: B023
                 digest.update(chunk)
                 _keep(file, chunk, name)
             if name not in files or digest.hexdigest() != files[name]["sha256"]:
                 raise InstallError(f"{name} changed while it was installed", BUNDLE)
+            missing.discard(name)
             file.seek(0)
             if name.endswith(".whl"):
                 _unpack_wheel(disk, name, file, staging + "/site")
             else:
                 disk.fill(f"{staging}/{name}", file.read())
+    if missing:
+        raise InstallError(f"{sorted(missing)[0]} is gone from the bundle", BUNDLE)
     disk.fill(f"{staging}/{MANIFEST}", checked.manifest_bytes)
     disk.fill(f"{staging}/{SIGNATURE}", checked.signature)
     bytecode = "" if compiled else " PYTHONDONTWRITEBYTECODE=1"

@@ -346,7 +346,15 @@ def test_facts_of_this_machine() -> None:
 
 def test_modes_and_the_handover(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     prefix = tmp_path / "opt"
-    assert run(words(pair[0], prefix)) == 0
+    mask = os.umask(0o077)  # a careful root's: the service's user must read it all the same
+    try:
+        assert run(words(pair[0], prefix)) == 0
+    finally:
+        os.umask(mask)
+    for path in (prefix, *prefix.rglob("*")):
+        if not path.is_symlink():
+            wanted = 0o755 if path.is_dir() else 0o444
+            assert path.stat().st_mode & wanted == wanted or path.name == ".lock", path
     mode = stat.S_IMODE((prefix / "current/bin/draftwire").stat().st_mode)
     assert mode == 0o755
     (prefix / "etc" / "token").write_text("secret\n")
