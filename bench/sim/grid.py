@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Sequence
 from draftwire.bench.sim.bound import clairvoyant_s
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Profile, find
-from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme, scheme_named
+from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme
 from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
 
 __all__ = ["PROFILES", "RATES", "RTTS_MS", "bound_ms", "geometric_mean", "grid", "judge"]
@@ -120,30 +120,31 @@ def geometric_mean(values: Sequence[float]) -> float:
 def judge(
     rows: Sequence[dict[str, Any]], ours: str = "ours-latency"
 ) -> dict[str, float | None]:
-    """Return how one scheme does over a grid.
+    """Return how the race does over a grid.
 
     Returns:
-        ``bound_share``: bound over ours, geometric mean, and the least of all cells;
-        ``over_distributed``: the fastest other distributed scheme over ours, likewise;
-        ``over_cloud``: streaming from the cloud over ours, likewise. None where the
-        grid has no such scheme.
+        Each as a geometric mean and as the least of all cells, None where the grid has
+        no such scheme. ``bound_share``: bound over ``race``, which like the bound knows
+        no exits; ``race_over_distributed``: the fastest of the other distributed schemes
+        that know none either, over ``race``; ``over_distributed``: the fastest of all
+        other distributed schemes over ours; ``over_cloud``: streaming over ours.
     """
-    assert scheme_named(ours)
     found: dict[str, float | None] = {}
 
-    def put(name: str, ratios: Sequence[float]) -> None:
+    def put(name: str, top: Sequence[str], bottom: str) -> None:
+        ratios = []
+        for row in rows:
+            speeds = {**row["ms_per_token"], "bound": row["bound_ms_per_token"]}
+            others = [speeds[n] for n in top if n in speeds]
+            if others and bottom in speeds:
+                ratios.append(min(others) / speeds[bottom])
         found[name] = geometric_mean(ratios) if ratios else None
         found[f"{name}_least"] = min(ratios) if ratios else None
 
-    put("bound_share", [r["bound_ms_per_token"] / r["ms_per_token"][ours] for r in rows])
-    ratios, clouds = [], []
-    for row in rows:
-        speeds = row["ms_per_token"]
-        others = [speeds[n] for n in DISTRIBUTED if n in speeds and n != ours]
-        if others:
-            ratios.append(min(others) / speeds[ours])
-        if "cloud" in speeds:
-            clouds.append(speeds["cloud"] / speeds[ours])
-    put("over_distributed", ratios)
-    put("over_cloud", clouds)
+    plain = [name for name in DISTRIBUTED if name != "earlyexit"]
+    put("bound_share", ["bound"], "race")
+    put("race_over_distributed", plain, "race")
+    put("race_over_cloud", ["cloud"], "race")
+    put("over_distributed", DISTRIBUTED, ours)
+    put("over_cloud", ["cloud"], ours)
     return found

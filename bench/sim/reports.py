@@ -16,6 +16,14 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) or math.isinf(value) else value
 
 
+def _preempt(outcome: Outcome) -> str:
+    """Return what was drafted ahead on; exits only where the target has some."""
+    words = outcome.plan.scheme.mode.preempt_text.split(",")
+    if not outcome.plan.profile.exits or outcome.plan.job is not None:
+        words = [word for word in words if word != "exits"]
+    return ",".join(words) or "off"
+
+
 def facts_of(outcome: Outcome) -> list[dict[str, Any]]:
     """Return every number that the run rests on, with its source."""
     facts = outcome.plan.profile.facts.values()
@@ -33,6 +41,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     return {
         "scheme": outcome.plan.scheme.name,
         "place": outcome.plan.scheme.place,
+        "preempt": _preempt(outcome),
         "controller": outcome.controller,
         "block": outcome.block,
         "tokens": outcome.tokens,

@@ -113,16 +113,23 @@ _TABLE = (
         source="arXiv 2603.19133",
     ),
     Scheme(
+        "race",
+        "the target decodes on, drafts leave one by one",
+        "fixed:1",
+        Mode(objective="latency", preempt=_GUESS),
+        source="our race without a controller or exits",
+    ),
+    Scheme(
         "ours-cost",
-        "our controller, objective cost",
+        "our controller, exits where there are some; forwards for blocks only",
         "auto",
-        Mode(objective="cost", pipeline=2, preempt=_GUESS, cut=True),
+        Mode(objective="cost", pipeline=2, preempt=_GUESS | {"exits"}, cut=True),
     ),
     Scheme(
         "ours-latency",
-        "race",
+        "race with our controller, exits where there are some",
         "auto",
-        Mode(objective="latency", preempt=_GUESS),
+        Mode(objective="latency", preempt=_GUESS | {"exits"}),
     ),
 )
 SCHEMES = {scheme.name: scheme for scheme in _TABLE}

@@ -232,7 +232,7 @@ def simulate(plan: Plan) -> Outcome:
     verifier = SimVerifier(
         loop,
         ForwardCost.of(profile),
-        exits=profile.exits if "exits" in scheme.mode.preempt else (),
+        exits=profile.exits if "exits" in scheme.mode.preempt and not plan.job else (),
     )
     left = plan.sessions
     end_s = math.inf if plan.hours is None else plan.hours * 3600

@@ -58,7 +58,8 @@ def _bound(document: Mapping[str, Any]) -> str:
     shares = ", ".join(
         f"{row['scheme']} {bound / row['ms_per_token']:.2f}"
         for row in document["rows"]
-        if row["place"] == "device"  # drafts beside the target play another game
+        # Drafts beside the target, and early exits, play another game.
+        if row["place"] == "device" and "exits" not in row["preempt"]
     )
     return (
         f"clairvoyant bound for one linear stream of drafts: {bound:.2f} ms/token\n"
@@ -114,7 +115,9 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
     table = _table(("t_v / t_d, RTT ms", "accept", *names, "bound"), lines)
     said = [table, "ms a token; in brackets the best block length of 1..16"]
     words = (
-        ("bound_share", "bound / ours-latency"),
+        ("bound_share", "bound / race"),
+        ("race_over_distributed", "best other distributed scheme without exits / race"),
+        ("race_over_cloud", "cloud / race"),
         ("over_distributed", "best other distributed scheme / ours-latency"),
         ("over_cloud", "cloud / ours-latency"),
     )

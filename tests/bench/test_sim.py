@@ -10,11 +10,12 @@ from schedules import await_time, race_time
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import find, parse_profile, profiles
-from draftwire.bench.sim.grid import bound_ms, cell_of, geometric_mean
+from draftwire.bench.sim.grid import bound_ms, cell_of, geometric_mean, grid, judge
 from draftwire.bench.sim.published import beside_published, check_claims
 from draftwire.bench.sim.reports import row_of, run_report
 from draftwire.bench.sim.schemes import SCHEMES, scheme_named, schemes_named
 from draftwire.bench.sim.simulate import Plan, price, simulate, synthetic_of, tuned
+from draftwire.bench.sim.tables import render
 from draftwire.bench.sim.texts import Synthetic, TextDraft, parse_luck
 from draftwire.errors import ConfigError
 from draftwire.runtime.report import check_report
@@ -109,7 +110,7 @@ SECTION_5 = [
 def test_race_takes_what_an_independent_simulation_says(row):
     forward, draft, rtt, rate, *_ = row
     profile = cell(forward, draft, rtt, rate)
-    one = plan(profile, "ours-latency", controller="fixed:1", tokens=500)
+    one = plan(profile, "race", tokens=500)
     found = simulate(one).ms_per_token
     right = synthetic_of(profile, 1).text(0, 500).right
     oracle = race_time(right, draft, forward, rtt, at_once=False)
@@ -127,11 +128,8 @@ def test_the_reference_table_comes_out(row):
     """
     forward, draft, rtt, rate, streams, waits, pipes, races = row
     long = plan(cell(forward, draft, rtt, rate), streams=4, tokens=2500)
-    for name, controller, expected in (
-        ("cloud", None, streams),
-        ("ours-latency", "fixed:1", races),
-    ):
-        one = replace(long, scheme=scheme_named(name), controller=controller)
+    for name, expected in (("cloud", streams), ("race", races)):
+        one = replace(long, scheme=scheme_named(name))
         assert simulate(one).ms_per_token == pytest.approx(expected, rel=0.05), name
     short = replace(long, streams=1)
     assert tuned(short).ms_per_token == pytest.approx(waits, rel=0.05)
@@ -142,7 +140,7 @@ def test_the_reference_table_comes_out(row):
 def test_nothing_with_one_stream_of_drafts_beats_the_bound():
     profile = cell(72, 24, 40, 0.8)
     bound = bound_ms(plan(profile, tokens=150))
-    for name in ("await", "earlyexit", "picospec", "ours-cost", "ours-latency"):
+    for name in ("await", "picospec", "race", "flexspec", "qs"):
         stream = simulate(plan(profile, name, tokens=150)).streams[0]
         assert (stream.last_s - stream.began_s) * 1e3 / 150 >= bound, name
 
@@ -366,6 +364,24 @@ def test_a_report_is_that_of_a_live_run_and_says_that_it_is_none():
     assert report["bytes"]["up_wire"] > report["bytes"]["up_payload"] > 0
     energy = report["energy"]
     assert energy["joules"] > 0 and energy["source"].startswith("model:")
+
+
+def test_the_grid_compares_and_judges():
+    schemes = schemes_named("cloud,await,race,ours-latency")
+    cells = {"profiles": ["nano-a100"], "rtts_ms": [40.0], "rates": [0.8]}
+    rows = grid(plan(tokens=60), schemes, **cells)
+    (row,) = rows
+    assert set(row["ms_per_token"]) == {scheme.name for scheme in schemes}
+    assert row["block"]["cloud"] is None and 1 <= row["block"]["await"] <= 16
+    judged = judge(rows)
+    assert judged["over_cloud"] == pytest.approx(
+        row["ms_per_token"]["cloud"] / row["ms_per_token"]["ours-latency"]
+    )
+    assert 0.5 < judged["bound_share"] <= 1 and judged["over_distributed"] > 1
+    shown = render({"title": "a grid", "grid": rows, "judged": judged})
+    assert "25 / 10, 40" in shown and "geometric mean" in shown
+    no_others = judge([{**row, "ms_per_token": {"race": 20.0}}])
+    assert no_others["over_cloud"] is None and no_others["over_distributed"] is None
 
 
 def test_geometric_mean():

@@ -27,7 +27,7 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         "--scheme",
         metavar="S,S",
         help="cloud, colocated, vanilla, await, flexspec, earlyexit, qs, picospec, "
-        "ours-cost, ours-latency, or all",
+        "race, ours-cost, ours-latency, or all",
     )
     add("--k", metavar="N|best", help="drafted tokens of a block; best tries 1 to 16")
     add(
