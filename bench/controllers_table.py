@@ -82,7 +82,7 @@ def _speed(settings: Settings, policy: str, mode: str, trace: Path) -> float:
 def _traces(settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for trace in settings.traces:
-        here = []
+        here: list[dict[str, Any]] = []
         for mode in settings.modes:
             speeds = {
                 policy: _speed(settings, policy, mode, trace)

@@ -47,7 +47,7 @@ class Duty:
                 self._token_s = seconds / tokens
             else:
                 weight = min(1.0, _GAIN * tokens)
-                self._token_s += weight * (seconds / tokens - known)
+                self._token_s = known + weight * (seconds / tokens - known)
         self._left -= tokens
         if self._left > 0 or self._token_s is None:
             return

@@ -128,7 +128,6 @@ def test_the_model_reads_what_the_cache_gave():
     vocab, text = 50, [*range(20), 41, 42, 43]
     cache = SuffixCache(vocab)
     cache.begin(text)
-    cache.commit(list(range(12)))
     model, got, done = Luck(vocab, 1), [], threading.Event()
 
     def take(branch, proposal):
