@@ -148,6 +148,7 @@ def run_policy(
     streams: int = 2,
     tokens: int = 300,
     seed: int = 1,
+    evidence_bits: int = 0,
     change: Callable[[Loop, Board], None] | None = None,
 ) -> Run:
     """Run one policy; it keeps what it has learned from stream to stream.
@@ -161,6 +162,7 @@ def run_policy(
         streams: One after another.
         tokens: Of each stream.
         seed: Of the link.
+        evidence_bits: That a drafted token carries beside its id.
         change: Called before the start; may plan changes.
     """
     loop = Loop()
@@ -172,7 +174,13 @@ def run_policy(
         controller = make_controller(policy)
     else:
         controller = policy
-    scheme = Scheme("policy", controller.name, controller.name, mode)
+    scheme = Scheme(
+        "policy",
+        controller.name,
+        controller.name,
+        mode,
+        up_bits_per_token=evidence_bits,
+    )
     done: list[bool] = []
 
     def job(index: int) -> Job | None:

@@ -8,6 +8,7 @@ anew, and owns the suffix cache.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
@@ -17,7 +18,8 @@ from draftwire.runtime.channel import Channel
 from draftwire.runtime.controller import Controller, Policy, make_controller
 from draftwire.runtime.controller_auto import Auto
 from draftwire.runtime.suffix_cache import SuffixCache
-from draftwire.sampling import card_of
+from draftwire.sampling import Proposer, card_of
+from draftwire.sampling.qs import QsProposer
 from draftwire.transport.client import Traffic
 from draftwire.transport.messages import Block, Message
 
@@ -75,6 +77,7 @@ class Decisions:
         self._controller: Controller = Policy()
         self._explain: Explain | None = None
         self._using: SuffixCache | None = None
+        self._qs: QsProposer | None = None
         self._steps = 0
 
     def controller(
@@ -110,6 +113,7 @@ class Decisions:
         controller: Controller,
         scheme: str,
         prompt: Sequence[int],
+        proposer: Proposer,
         explain: Explain | None = None,
     ) -> SuffixCache | None:
         """A stream begins; return the cache that its drafter may ask.
@@ -118,10 +122,12 @@ class Decisions:
             controller: Of the stream.
             scheme: Of sampling; one that draws its own drafts takes none from a cache.
             prompt: Token ids.
+            proposer: Of the stream; that of ``qs`` takes the controller's resolution.
             explain: Gets one line for each block that leaves.
         """
         self._controller, self._explain = controller, explain
         self._steps = 0
+        self._qs = proposer if isinstance(proposer, QsProposer) else None
         self._using = self._cache if card_of(scheme).any_draft else None
         if self._using is not None:
             self._using.begin(prompt)
@@ -150,8 +156,13 @@ class Decisions:
     def received(self, message: Message) -> None:
         """Note a message that came, after the session has dealt with it."""
         found = self.channel.received(self._clock(), message)
-        if found is not None:
-            self._controller.measured(found)
+        if found is None:
+            return
+        self._controller.measured(found)
+        if self._qs is not None:
+            # Replaced as a whole: the drafting thread sees the old ones or the new.
+            resolution = self._controller.resolution()
+            self._qs.settings = replace(self._qs.settings, resolution=resolution)
 
     def emitted(self, emit: Emit) -> None:
         """Note text; only what is final is remembered."""

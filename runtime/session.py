@@ -330,7 +330,7 @@ class Session:
             self._out = out
             before = self._reporter.traffic()
             cache = self._decisions.begin(
-                options.controller, options.params.scheme, ids, explain
+                options.controller, options.params.scheme, ids, proposer, explain
             )
             self._drafter.begin(proposer, cache)
             self._account = self._power.account()
