@@ -278,6 +278,8 @@ def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
         (b'{"prompt": "a", "deadline_s": 1e999}', "deadline_s is inf"),
         (b'{"prompt": "a", "top_p": 0}', "top_p is 0"),
         (b'{"prompt": "a", "offline": "maybe"}', "offline is maybe"),
+        (b'{"prompt": "a", "objective": "speed"}', "speed"),
+        (b'{"prompt": "a", "controller": "no-such"}', "no-such"),
         (b'{"prompt": "a", "stop": ["", 3]}', "stop is"),
         (b'{"prompt": "a", "scheme": "no-such"}', "no-such"),
         (b'{"prompt": "a", "id": [1]}', "id must be"),
@@ -353,6 +355,12 @@ def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> No
     assert found["draft"]["name"] and found["memory_mib"] > 1
     assert main(["service", "status", *where]) == 0
     assert capsys.readouterr().out.startswith("up: target ")
+    with shared.client() as client:
+        whole = list(client.generate("Once", max_new_tokens=5))
+        other = {"pipeline": 2, "objective": "latency", "controller": "fixed:3"}
+        assert text_of(list(client.generate("Once", max_new_tokens=5, **other))) == text_of(
+            whole
+        )
     assert main(["service", "ask", "Once", "--max-new-tokens", "5", *where]) == 0
     assert capsys.readouterr().out.strip("\n")
     assert main(["service", "status", "--socket", str(shared.folder / "other")]) == 4

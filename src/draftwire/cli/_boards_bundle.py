@@ -37,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--engine",
+        dest="engines",  # `engine` is a setting of devices
         action="append",
         choices=("onnxruntime", "litert"),
         help="what runs the draft (default: what its package holds files for)",
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     local = {_distribution(path): path for path in args.wheel}
     for path in args.wheel:
         wheels.check_wheel(path, userland, profile.arch, local=True)
-    engines = args.engine or _engines(package, profile.name, profile.arch)
+    engines = args.engines or _engines(package, profile.name, profile.arch)
     wanted = wheels.wanted_wheels(
         profile.arch,
         userland.python,

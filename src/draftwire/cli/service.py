@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable
 
-from draftwire.cli import _common
+from draftwire.cli import _common, _mode_flags
 from draftwire.errors import ConfigError
 
 __all__ = ["register"]
@@ -26,7 +26,7 @@ _SETTINGS = (
     "top_k",
     "top_p",
     "block",
-    "threads",
+    *_common.ENGINE_SETTINGS,
 )
 _DEFAULTS = ("scheme", "temperature", "top_k", "top_p", "block")
 # Put by the unit into the service's own folder; the owner's files are for root alone.
@@ -65,6 +65,7 @@ def register(subparsers: Any) -> None:
         help="as for `draftwire generate` (default: %(default)s)",
     )
     add("--insecure", action="store_true", help="allow plain ws:// to another machine")
+    _mode_flags.add_mode_flags(run)
     _common.add_settings(run, _SETTINGS)
     _common.add_common_flags(run)
     run.set_defaults(run=_run)
@@ -112,7 +113,10 @@ def _run(args: argparse.Namespace) -> int:
         socket=args.socket or default_socket(environ),
         group=args.socket_group,
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
-        defaults={name: values[name] for name in _DEFAULTS if values[name] is not None},
+        defaults={
+            **_mode_flags.mode_options(args),
+            **{name: values[name] for name in _DEFAULTS if values[name] is not None},
+        },
         about={
             "version": draftwire.__version__,
             "verifier": values["verifier"],
