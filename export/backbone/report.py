@@ -74,13 +74,15 @@ def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
     left = axes[0][0]
     steps = [row["step"] + 1 for row in log]
     losses = [row["loss"] for row in log]
-    left.plot(steps, losses, linewidth=0.6, color="#9ab8d6", label="each step")
     window = max(1, len(log) // 25)
+    if window > 1:
+        left.plot(steps, losses, linewidth=0.6, color="#9ab8d6", label="each step")
     mean = [
         sum(losses[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1))
         for i in range(len(losses))
     ]
-    left.plot(steps, mean, linewidth=1.6, color="#1f5a96", label=f"mean of {window}")
+    words = f"mean of {window} steps" if window > 1 else "each step"
+    left.plot(steps, mean, linewidth=1.6, color="#1f5a96", label=words)
     what = "distillation loss" if kind == "draft" else "cross-entropy"
     left.set(xlabel="step", ylabel=f"{what} (nats per token)", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")
@@ -93,8 +95,9 @@ def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
             color="#b3541e",
         )
         right.set(
-            xlabel="step", ylabel="accepted of 4, greedy, held-out text", ylim=(0, 4.1)
+            xlabel="step", ylabel="accepted of 4, greedy", ylim=(0, 4.1), xlim=(0, None)
         )
+        right.set_title("held-out text", fontsize="medium")
     for each in axes[0]:
         each.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

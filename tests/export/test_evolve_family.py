@@ -28,6 +28,7 @@ from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
 from draftwire.tensors import target_weights, write_tensors  # noqa: E402
 from draftwire.tokenizer import load_tokenizer  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
+from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
 from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
 
 COUNT = 20
@@ -112,6 +113,12 @@ def target_only(path, prompt, scheme, temperature, seed):
         if token in backend.eos_ids:
             break
     return out
+
+
+def last_logits(backend, prompt):
+    slot = backend.allocate()
+    (rows,) = backend.forward([SlotInput(slot, 0, np.array(prompt, np.int64), 1)])
+    return rows[-1][:256]
 
 
 def run(session, prompt, scheme="greedy", temperature=0.0, seed=0):
@@ -211,12 +218,26 @@ def test_two_versions_at_once_share_no_cache(shelf, verifier):
 def test_an_adapter_directory_joins_the_family(shelf, models):
     command(
         "export", "evolve", models("llama"), "--data", shelf / "robot.txt", "--rank", 2,
-        "--batch", 256, "--tokens", 512, "--anchor-layers", 1, "--out", shelf / "adapter",
+        "--batch", 256, "--tokens", 512, "--lr", 0.05, "--anchor-layers", 1,
+        "--out", shelf / "adapter",
     )  # fmt: skip
     out = package_adapter(
         shelf / "adapter", shelf / "v1.target", shelf / "v5.target", version="v5"
     )
     assert load_target(out).family == load_draft(shelf / "own.draft").family
+    # transformers serves the directory as it is, and says the same; the base alone not.
+    prompt = load_tokenizer(shelf / "own.draft" / "tokenizer.json").encode(PROMPTS[0])
+    rows = [
+        last_logits(backend, prompt)
+        for backend in (
+            OnnxTarget(out, threads=1),
+            HFTarget(shelf / "adapter", threads=1),
+            HFTarget(models("llama"), threads=1),
+        )
+    ]
+    largest = np.abs(rows[0]).max()
+    assert np.abs(rows[0] - rows[1]).max() < 0.02 * largest  # one has weights in float16
+    assert np.abs(rows[0] - rows[2]).max() > 0.05 * largest
     shutil.rmtree(out)
 
 
