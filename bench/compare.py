@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
@@ -202,7 +202,8 @@ def links_of(settings: Settings) -> list[LinkSpec]:
     for path in settings.traces:
         if not path.is_file():
             raise ConfigError(f"there is no trace at {path}", hint="check the path")
-        links.append(LinkSpec.parse(f"{TRACE_RTT}/trace:{path}"))
+        link = LinkSpec.parse(f"{TRACE_RTT}/trace:{path}")
+        links.append(replace(link, name=f"{TRACE_RTT}/{path.stem}"))
     names = [link.name for link in links]
     if len(set(names)) < len(names):
         raise ConfigError("a link is asked for twice")

@@ -164,10 +164,12 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
             len(links),
             figsize=(1.4 + 2.7 * len(links), 1.3 + 0.3 * len(names)),
             squeeze=False,
+            sharex=True,
             sharey=True,
         )
+        most = _most_ms(document["rows"])
         for axes, link in zip(plots[0], links):
-            _panel(axes, _of(document, link), names)
+            _panel(axes, _of(document, link), names, most)
             axes.set_title(link)
         axes = plots[0][0]
         axes.set_yticks(range(len(names)), names)
@@ -177,7 +179,17 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         _save(figure, plt, path)
 
 
-def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _most_ms(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return where the axis ends: a row that is far off would squash the others."""
+    times = sorted(float(row["ms_per_token"]) for row in rows if row["ms_per_token"])
+    if not times:
+        return 1.0
+    return 1.05 * min(times[-1], 3.0 * times[len(times) // 2])
+
+
+def _panel(
+    axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str], most: float
+) -> None:
     found = {row["scheme"]: row for row in rows}
     for at, name in enumerate(names):
         row = found.get(name)
@@ -186,11 +198,14 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -
         base = name.partition(":")[0]
         colour = _COLOURS.get(base, _OURS if base in OURS else _OTHERS)
         axes.barh(at, row["ms_per_token"], color=colour, alpha=0.85)
-        each = row["ms_per_token_each"]
-        if len(each) > 1:
+        if row["ms_per_token"] > most:
+            note = f"{row['ms_per_token']:.0f} "
+            axes.text(most, at, note, ha="right", va="center", color="white")
+        each = [ms for ms in row["ms_per_token_each"] if ms <= most]
+        if len(row["ms_per_token_each"]) > 1:
             axes.plot(each, [at] * len(each), "k.", markersize=3)
     cloud = found.get("cloud")
     if cloud is not None and cloud["ms_per_token"] is not None:
         axes.axvline(cloud["ms_per_token"], color="#777777", linestyle="--", linewidth=1)
     axes.set_xlabel("ms a token")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, most)

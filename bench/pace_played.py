@@ -77,7 +77,14 @@ def text_to_json(text: Text) -> dict[str, Any]:
 
 def text_from_json(data: Mapping[str, Any]) -> Text:
     """Return the text of :func:`text_to_json`."""
-    return Text(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    return Text(
+        tuple(data["prompt"]),
+        tuple(data["tokens"]),
+        tuple(data["proposals"]),
+        tuple(data["confidence"]),
+        tuple(data["second"]),
+        data["width"],
+    )
 
 
 def _by_prompt(texts: Sequence[Text], tokens: Sequence[int]) -> Text:

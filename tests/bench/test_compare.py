@@ -109,7 +109,10 @@ def test_real_models_sampling_over_a_link(capsys):
 
 
 def test_simulated_rows_have_the_same_columns(profile, capsys, tmp_path):
-    words = [*profile, "--simulate", "--tokens", "40", "--link", "10ms", "--link", "40ms"]
+    trace = tmp_path / "up_and_down.csv"
+    trace.write_text("t_s,mbit_s\n0,2\n1,0.1\n2,2\n")
+    words = [*profile, "--simulate", "--tokens", "40", "--link", "10ms"]
+    words += ["--trace", str(trace)]
     words += ["--scheme", "cloud,await,colocated,ours-latency", "--k", "best"]
     code, document, _ = run(words, capsys)
     assert code == 0 and document["simulated"] and document["compared"] == 8
@@ -118,7 +121,7 @@ def test_simulated_rows_have_the_same_columns(profile, capsys, tmp_path):
         assert row["ms_per_token"] > 0 and row["capacity_tokens_s"] > 0
         assert row["ratio"] == 1.0 if row["scheme"] == "cloud" else row["ratio"] > 0
     assert main(["bench", "compare", "-q", *MODELS, *words, "--markdown"]) == 0
-    assert capsys.readouterr().out.startswith("| scheme | 10ms | 40ms |")
+    assert capsys.readouterr().out.startswith("| scheme | 10ms | 40ms/up_and_down |")
     assert main(["bench", "compare", "-q", *MODELS, *words]) == 0
     assert "law 1: 8 texts" in capsys.readouterr().out
 
