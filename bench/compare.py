@@ -216,7 +216,7 @@ def _why_not(entry: Entry, settings: Settings, profile: Profile | None) -> str:
         step = profile["cloud.draft_step_ms"]
         if step != step:
             return f"profile {profile.name} does not say what drafting in the cloud takes"
-    if "exits" in entry.scheme.mode.preempt:
+    if entry.needs_exits:
         played = settings.acceptance is not None or settings.recording is not None
         if played or (settings.simulated and profile is not None):
             if profile is None or not profile.exits:

@@ -61,6 +61,11 @@ class Entry:
         return f"greedy+{size}" if size else "greedy"
 
     @property
+    def needs_exits(self) -> bool:
+        """True when there is nothing to see without early exits; ours do without."""
+        return self.scheme.name.startswith("earlyexit")
+
+    @property
     def same_text(self) -> bool:
         """True when seed and target alone decide its text at any temperature."""
         return self.sampled == "coupled"
