@@ -33,7 +33,8 @@ class Question:
         link: Text form of a link; None takes the profile's.
         schemes: Names joined by commas, ``all``, or None for what fits the profile.
         block: ``"best"``, a number, or None for the profile's.
-        objective: What ``best`` is judged by, and what ours aims for.
+        objective: What ``best`` is judged by, and what ours aims for; None judges by
+            latency and leaves ours their own.
         acceptance: Luck of synthetic texts; None takes the profile's.
         confidence: What the draft's confidence says.
         recording: Play recorded texts.
@@ -51,7 +52,7 @@ class Question:
     link: str | None = None
     schemes: str | None = None
     block: str | None = None
-    objective: str = "latency"
+    objective: str | None = None
     acceptance: str | None = None
     confidence: str = "calibrated"
     recording: Path | None = None
@@ -85,7 +86,7 @@ def answer(
     Raises:
         ConfigError: Something in the question is unknown or does not fit.
     """
-    if question.objective not in OBJECTIVES:
+    if question.objective not in (None, *OBJECTIVES):
         raise ConfigError(
             f"no objective {question.objective!r}", hint=", ".join(OBJECTIVES)
         )
@@ -101,7 +102,7 @@ def answer(
     if question.grid:
         names = schemes_named(question.schemes or _GRID)
         schemes = [_aimed(scheme, question.objective) for scheme in names]
-        rows = grid(plan, schemes, objective=question.objective, say=say)
+        rows = grid(plan, schemes, objective=question.objective or "latency", say=say)
         judged = judge(rows)
         return {
             **document,
@@ -136,9 +137,9 @@ def _plain(question: Question) -> bool:
     return all(value is None for value in given) and question.sessions == 1
 
 
-def _aimed(scheme: Scheme, objective: str) -> Scheme:
+def _aimed(scheme: Scheme, objective: str | None) -> Scheme:
     """Return the scheme with its controller aiming at the objective, where it can."""
-    if scheme.controller != "auto":
+    if objective is None or not scheme.controller.startswith("auto:"):
         return scheme
     return replace(scheme, controller=f"auto:{objective}")
 
@@ -157,7 +158,7 @@ def _schemes(question: Question, profile: Profile) -> Sequence[Scheme]:
 def _run(plan: Plan, question: Question, say: Callable[[str], None]) -> Outcome:
     say(f"{plan.scheme.name} ...")
     if question.block == "best":
-        return tuned(plan, objective=question.objective)
+        return tuned(plan, objective=question.objective or "latency")
     return simulate(plan)
 
 

@@ -122,13 +122,13 @@ _TABLE = (
     Scheme(
         "ours-cost",
         "our controller, exits where there are some; forwards for blocks only",
-        "auto",
+        "auto:cost",
         Mode(objective="cost", pipeline=2, preempt=_GUESS | {"exits"}, cut=True),
     ),
     Scheme(
         "ours-latency",
         "race with our controller, exits where there are some",
-        "auto",
+        "auto:latency",
         Mode(objective="latency", preempt=_GUESS | {"exits"}),
     ),
 )
