@@ -77,7 +77,8 @@ class Auto(Policy):
         self._drafted = Mean(0.1)  # its length
         self._share = Mean(0.01)  # tokens that a racing commit gains
         self._last_s: float | None = None
-        self._why = ""
+        self._why = ""  # of the block in hand
+        self._said = ""
         self._ratio: float | None = None  # of :meth:`_best`, until something is learned
         self._worth: float | None = None  # of :attr:`_haste`
 
@@ -93,15 +94,16 @@ class Auto(Policy):
     def limit(self) -> int:
         """Return the most tokens of the next block; 0 draws back, or waits."""
         self._block = []
+        self._why = ""
         costs = self.costs
         if not self.governor.allows(costs.draft_s, costs.draft_w, fresh=True):
-            self._why = f"off: the budget of {self.governor.why} is used up"
+            self._said = f"off: the budget of {self.governor.why} is used up"
             return 0
         if self._trial.off:
-            self._why = f"off: {self._trial.why}"
+            self._said = f"off: {self._trial.why}"
             return 0
         if self._out and not self._ahead_pays():
-            self._why = "waiting: drafting ahead does not pay"
+            self._said = "waiting: drafting ahead does not pay"
             return 0
         if self._mode.racing:
             if self._thrifty and not self._duty.on:
@@ -142,6 +144,11 @@ class Auto(Policy):
 
     def sent(self, drafted: int) -> None:
         """A block of ``drafted`` tokens has left."""
+        if self._why:
+            self._said = self._why
+        else:  # full, cut by the session, or at the end of the text
+            self._said = f"{drafted} tokens: as many as the block may hold"
+        self._why = ""
         known = (self._block + [None] * drafted)[:drafted]
         self._out.append([(c, i) for i, c in enumerate(known, 1)])
         if drafted:
@@ -224,7 +231,7 @@ class Auto(Policy):
 
     def explain(self) -> str:
         """Return why the last block ended, or why nothing is drafted."""
-        return self._why
+        return self._said or "nothing is drafted yet"
 
     # ---- chances
 
