@@ -126,7 +126,7 @@ class EdgeSession:
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
-        self._preemption = Preemption(self._lines, self._wire, self.counts)
+        self._preemption = Preemption(self._lines, self._wire, self.counts, mode.preempt)
 
     @property
     def done(self) -> bool:
@@ -355,14 +355,11 @@ class EdgeSession:
         self._ready = False
 
     def _provisional(self, message: Provisional) -> list[Action]:
-        """Believe what an exit says, until the verdict comes."""
-        if "exits" not in self._mode.preempt:
-            return []
+        """Draft on from what an exit says, until the verdict comes."""
         room = self._limit - len(self._committed) - 1
         believed = self._preemption.believe(message, room=room, bonus=self._bonus)
-        if not believed:
-            return []
-        self._new_block(believed)
+        if believed:
+            self._new_block(believed)
         return self._go_on()
 
     # ---- what to do next
@@ -488,7 +485,7 @@ class EdgeSession:
         if self._quota is not None and not self._ready:
             missing = self._quota - (len(main) - self._start)
             return main, min(missing, self._room(main))
-        if "outcomes" in self._mode.preempt and self._in_flight:
+        if self._in_flight:
             line = self._preemption.outcome(self._last_limit, self._room, self._stop_ids)
             if line is not None:
                 missing = line.assumed + 1 + self._last_limit - len(line)

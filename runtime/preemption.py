@@ -11,7 +11,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Callable, Container, Sequence
 
 from draftwire.runtime.actions import Counts
 from draftwire.runtime.in_flight import InFlight, common
@@ -29,9 +29,13 @@ class Preemption:
         lines: Drafts of the stream.
         wire: What is in flight of them.
         counts: Of the stream.
+        sources: Whom to listen to, see :class:`~draftwire.runtime.mode.Mode`.
     """
 
-    def __init__(self, lines: Lines, wire: InFlight, counts: Counts) -> None:
+    def __init__(
+        self, lines: Lines, wire: InFlight, counts: Counts, sources: Container[str]
+    ) -> None:
+        self._sources = sources
         self._lines = lines
         self._wire = wire
         self._counts = counts
@@ -66,7 +70,12 @@ class Preemption:
         self._ahead = 0
 
     def believe(self, message: Provisional, *, room: int, bonus: bool) -> int:
-        """Make a provisional verdict the main line.
+        """Act on a provisional verdict.
+
+        That everything in flight is accepted agrees with the drafts themselves, and
+        tells the token after it: it is believed. That a draft is rejected is right about
+        as often as not (models/cards), so the main line stays, and the outcome is
+        prepared for when there is time.
 
         Args:
             message: What an exit says.
@@ -76,6 +85,8 @@ class Preemption:
         Returns:
             How many tokens of the main line the exit spoke of; 0 when it changes nothing.
         """
+        if "exits" not in self._sources:
+            return 0
         lines = self._lines
         branch = self._wire.branch(message.epoch)
         whole = message.accepted == len(branch)
@@ -87,16 +98,21 @@ class Preemption:
         self._counts.provisional += 1
         self._glimpse = guess
         line = lines.find(guess)
-        if line is lines.main:
+        if line is lines.main or (line is not None and not whole):
             return 0
         if line is None:
             like = lines.find(guess[:-1])
             head = [Proposal(i) for i in guess[:-1]]
             if like is not None:
                 head = like.proposals[: len(head)]
-            line = Line([*head, Proposal(message.token)], assumed=len(head))
-        lines.lead(line)
-        return len(guess)
+            proposals = [*head, Proposal(message.token)]
+            line = Line(proposals, assumed=len(head), outcome=not whole)
+        if whole:
+            lines.lead(line)
+            return len(guess)
+        lines.keep(line)
+        self._counts.outcomes += 1
+        return 0
 
     def outcome(
         self, length: int, room: Callable[[Line], int], stop_ids: Sequence[int]
@@ -109,11 +125,12 @@ class Preemption:
             stop_ids: Ids that end the text.
         """
         lines, wire = self._lines, self._wire
-        for line in lines.others:
+        for line in reversed(lines.others):
             short = len(line) < line.assumed + 1 + length
             if line.outcome and short and room(line) and not line.ends(stop_ids):
                 return line
-        if lines.full or common(lines.main.ids, wire.tokens) < len(wire.tokens):
+        astray = common(lines.main.ids, wire.tokens) < len(wire.tokens)
+        if "outcomes" not in self._sources or lines.full or astray:
             return None
         likely = lines.likely(len(wire.tokens))
         if likely is None or likely[1] in stop_ids:
