@@ -55,11 +55,10 @@ def race(law: Law, seed: int, position: int) -> int:
 
 def _times(law: Law, seed: int, position: int) -> np.ndarray:
     """Return when each token of ``law`` arrives; the first one wins."""
-    if law.ids is None:
-        noise = exponentials(seed, position, len(law.probs))
-        with np.errstate(divide="ignore"):  # probability 0: never the winner
-            return noise / law.probs
-    return exponentials(seed, position, law.ids) / law.probs
+    ids = len(law.probs) if law.ids is None else law.ids
+    with np.errstate(divide="ignore"):  # probability 0: never the winner
+        times: np.ndarray = exponentials(seed, position, ids) / law.probs
+    return times
 
 
 def _first_two(law: Law, seed: int, position: int) -> tuple[int, int | None]:
