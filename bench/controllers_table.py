@@ -19,6 +19,8 @@ from draftwire.bench.controllers import (
     trace_link,
 )
 from draftwire.bench.link.text import parse_link
+from draftwire.bench.sim.bound import clairvoyant_s
+from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.events import Loop
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
@@ -104,6 +106,25 @@ def _traces(settings: Settings, say: Callable[[str], None]) -> list[dict[str, An
             row["of_best"] = row["tokens_s"]["auto"] / best
         rows += here
     return sorted(rows, key=lambda row: settings.modes.index(row["mode"]))
+
+
+def _bound(settings: Settings) -> float:
+    """Return the tokens a second of the exact bound, on a link without a rate."""
+    profile = find(settings.profile)
+    way_s = settings.rtt_ms / 2e3
+    cost = ForwardCost.of(profile)
+    seconds = 0.0
+    for seed in range(1, settings.seeds + 1):
+        source = _source(settings.acceptance, seed)
+        for index in range(settings.streams):
+            seconds += clairvoyant_s(
+                source.text(index, settings.tokens).right,
+                draft_s=profile.seconds("draft.step_ms"),
+                forward_s=cost,
+                up_s=way_s,
+                down_s=way_s,
+            )
+    return settings.seeds * settings.streams * settings.tokens / seconds
 
 
 class _Noted(Auto):
@@ -287,6 +308,7 @@ def bench_controllers(
         "profile": settings.profile,
         "rtt_ms": settings.rtt_ms,
         "acceptance": settings.acceptance,
+        "bound_tokens_s": _bound(settings),
         "traces": _traces(settings, say),
     }
     document["steps"] = _steps(settings)
@@ -316,6 +338,10 @@ def render(document: dict[str, Any]) -> str:
         ]
         head = ["tokens/s", *policies, "auto/oracle", "auto/best", "auto/next"]
         parts.append(format_table(head, rows))
+        parts.append(
+            f"the exact bound without a limit of rate: {document['bound_tokens_s']:.2f} "
+            "tokens/s"
+        )
         for mode in dict.fromkeys(row["mode"] for row in document["traces"]):
             shares = [r["of_oracle"] for r in document["traces"] if r["mode"] == mode]
             parts.append(
