@@ -50,9 +50,10 @@ def _title(document: Mapping[str, Any]) -> str:
         kind = f"live, paced to profile {document['paced_to']}"
     else:
         kind = "live, at the models' own speed"
+    medians = "" if document["simulated"] else f"medians of {document['repeats']}; "
     return (
-        f"{kind}; {document['text']}; {document['tokens']} tokens a text, "
-        f"medians of {document['repeats']}; temperature {document['temperature']:g}"
+        f"{kind}; {document['text']}; {document['tokens']} tokens a text; {medians}"
+        f"temperature {document['temperature']:g}"
     )
 
 
