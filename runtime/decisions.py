@@ -21,7 +21,7 @@ from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, card_of
 from draftwire.sampling.qs import QsProposer
 from draftwire.transport.client import Traffic
-from draftwire.transport.messages import Block, Message
+from draftwire.transport.messages import Block, Message, Welcome
 
 __all__ = ["Decisions"]
 
@@ -44,8 +44,7 @@ class Decisions:
     Args:
         suffix_cache: ``"off"``; ``"memory"``: for as long as the session lives; or a
             file that is read now and written when the session closes.
-        vocab_size: Ids are below this.
-        tokenizer: Fingerprint of the tokenizer; a file of another one is refused.
+        welcome: Of the verifier; a file of another tokenizer is refused.
         measures: There is a power source.
         clock: Seconds, monotonic.
 
@@ -55,24 +54,22 @@ class Decisions:
 
     def __init__(
         self,
-        suffix_cache: str | Path = "off",
-        *,
-        vocab_size: int,
-        tokenizer: str = "",
-        measures: bool = False,
+        suffix_cache: str | Path,
+        welcome: Welcome,
+        measures: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel = Channel()
         self._clock = clock
         self._measures = measures
-        self._tokenizer = tokenizer
+        self._tokenizer = welcome.tokenizer.hex()
         self._file: Path | None = None
         self._cache: SuffixCache | None = None
         if str(suffix_cache) != "off":
-            self._cache = SuffixCache(vocab_size)
+            self._cache = SuffixCache(welcome.vocab_size)
             if str(suffix_cache) != "memory":
                 self._file = Path(suffix_cache)
-                self._cache.load(self._file, tokenizer)
+                self._cache.load(self._file, self._tokenizer)
         self._known: dict[tuple[Any, ...], Controller] = {}
         self._controller: Controller = Policy()
         self._explain: Explain | None = None
@@ -159,6 +156,10 @@ class Decisions:
         if found is None:
             return
         self._controller.measured(found)
+        if self._using is not None and isinstance(self._controller, Auto):
+            # The cache must be about as good as the model is; its time is saved.
+            known = self._controller.survival.acceptance
+            self._using.least = min(max(known - 0.05, 0.5), 0.9)
         if self._qs is not None:
             # Replaced as a whole: the drafting thread sees the old ones or the new.
             resolution = self._controller.resolution()

@@ -151,12 +151,11 @@ class Session:
                 f"target {self.welcome.target!r} shares the draft's tokenizer but not "
                 "its backbone: fewer drafts may be accepted"
             )
-        self._decisions = Decisions(
-            suffix_cache,
-            vocab_size=self.welcome.vocab_size,
-            tokenizer=self.welcome.tokenizer.hex(),
-            measures=self._power.measures,
-        )
+        try:
+            self._decisions = Decisions(suffix_cache, self.welcome, self._power.measures)
+        except ConfigError:  # a damaged cache: leave nothing open
+            self._link.close()
+            raise
         self._drafter = Drafter(
             self._model,
             vocab_size=self.welcome.vocab_size,
@@ -187,9 +186,9 @@ class Session:
         self._link.close()
         self._drafter.close()
         self._power.close()
-        self._decisions.close()
         if self._capture is not None:
             self._capture.close()
+        self._decisions.close()
 
     @property
     def link(self) -> LinkState:
@@ -337,8 +336,7 @@ class Session:
             self._budget = None
             if options.max_joules is not None:
                 self._budget = Budget(self._account.account, options.max_joules)
-            up = self._link.up
-            self._apply(machine.start() if up else machine.start_offline())
+            self._apply(machine.start() if self._link.up else machine.start_offline())
         name = options.controller.name
         facts = StreamFacts(began, len(ids), options.params, name, before, options.mode)
         try:
