@@ -39,7 +39,7 @@ def parse_mmcli(text: str) -> dict[str, Any]:
         ("5g", "rsrp"), ("lte", "rsrp"), ("umts", "rscp"), ("umts", "rssi"),
         ("gsm", "rssi"), ("evdo", "rssi"), ("cdma1x", "rssi"),
     ):  # fmt: skip
-        values = signal.get(technology)
+        values: Any = signal.get(technology)
         try:
             level = float(values[key])  # "--" where the modem has none
         except (KeyError, TypeError, ValueError):
