@@ -407,7 +407,7 @@ def _draw_bytes(axes: Any, document: Mapping[str, Any], block: int) -> None:
             capsize=2,
             label=ARM_NAMES[arm] + (", trained part only" if delta else ""),
         )
-    axes.set_xscale("log")
+    axes.set_xlim(0, 1.08 * max(sizes.values()))
     axes.set_xlabel(f"MB downloaded by a device after {len(table.evolved)} versions")
     axes.set_ylabel(f"accepted of {block}, T = 1")
     axes.set_ylim(0, None)
