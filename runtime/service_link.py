@@ -121,6 +121,13 @@ class Keeper:
         return said
 
     def _run(self) -> None:
+        try:
+            self._keep()
+        except Exception as exc:  # noqa: BLE001  a thread must not die unheard
+            _LOG.exception("the link's thread failed: this is a bug")
+            self._on_fatal(DraftwireError(f"this is a bug: {type(exc).__name__}: {exc}"))
+
+    def _keep(self) -> None:
         pause = _FIRST_PAUSE_S
         while not self._closed.is_set():
             self._tries += 1

@@ -130,6 +130,17 @@ def test_what_only_this_board_can_mend_ends_it(error: DraftwireError) -> None:
     keeper.close()
 
 
+def test_a_bug_ends_the_service_and_does_not_leave_it_connecting_for_ever() -> None:
+    def make() -> Any:
+        raise AttributeError("no such thing")
+
+    keeper, _, fatal = kept(make)
+    keeper.start()
+    wait_for(lambda: fatal)
+    assert fatal[0].exit_code == 1 and "AttributeError" in str(fatal[0])
+    keeper.close()
+
+
 def test_a_clock_of_1970_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> Any:
         raise TransportError("the certificate of wss://x is not trusted: not yet valid")
