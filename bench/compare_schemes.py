@@ -123,6 +123,12 @@ ENTRIES = {
             "fixed:1",
             Mode(objective="latency", preempt=_GUESS),
         ),
+        _own(
+            "latency-auto",
+            "ours, race with our controller, without exits",
+            "auto",
+            Mode(objective="latency", preempt=_GUESS),
+        ),
         _entry("ours-cost", controller="auto:cost"),
         _entry("ours-latency", controller="auto"),
     )

@@ -22,7 +22,7 @@ _KEYS = (
 )  # fmt: skip
 _COLOURS = {"cloud": "#777777", "colocated": "#c9a227"}
 _OURS, _OTHERS = "#1f5a96", "#b3541e"
-OURS = ("cost", "latency", "ours-cost", "ours-latency")
+OURS = ("cost", "latency", "latency-auto", "ours-cost", "ours-latency")
 
 
 def render(document: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
         "--scheme",
         metavar="S,S",
         help="cloud, colocated, vanilla, await, flexspec, ahead, ahead2, earlyexit, "
-        "earlyexit2, qs, picospec, cost, latency, ours-cost, ours-latency, or all; "
-        "NAME:K has blocks of K tokens (default: all but await, ahead and those of two)",
+        "earlyexit2, qs, picospec, cost, latency, latency-auto, ours-cost, ours-latency, "
+        "or all; NAME:K has blocks of K tokens (default: the published ones and ours)",
     )
     what.add_argument(
         "--draft", type=Path, metavar="DIR", help="default: the reference one"
