@@ -340,7 +340,7 @@ class Auto(Policy):
     @property
     def _hidden(self) -> float:
         """How much faster the text comes than by rounds one after another."""
-        if not self._mode.preempt or self._cost.count < 8:
+        if self._mode.pipeline < 2 or self._cost.count < 8:
             return 1.0
         costs = self.costs
         round_s = costs.wait_s + self._drafted.value * costs.token_s
@@ -403,12 +403,12 @@ class Auto(Policy):
                 if self._share.count > 120 and self._share.value < 0.004:
                     trial.draw_back("drafts come too late to be of use")
             return
-        if trial.off or self._yield.count < 12:
+        if trial.off or self._yield.count < 20:
             return
         stream = self._price(costs.forward_s + 1e-4, 0.0, costs.forward_s)
         drafting = 1.0 / self._best()
         if self._mode.preempt:
-            if self._tokens.count < 16:
+            if self._tokens.count < 24:
                 return
             # What is hidden behind the network only the clock can tell.
             tokens = max(self._tokens.value, 1e-9)
@@ -438,5 +438,5 @@ class Auto(Policy):
 
 _COARSE = 16  # steps of the lattice of qs
 _HIDDEN = 1.6  # at most so much faster than rounds one after another
-_RETREAT = 1.12  # times the price of streaming at which drafting is given up
-_EAGER = 4.0  # tokens by which a rejection is found later, for each that one waits
+_RETREAT = 1.2  # times the price of streaming at which drafting is given up
+_EAGER = 10.0  # tokens by which a rejection is found later, for each that one waits
