@@ -357,7 +357,9 @@ class EdgeSession:
     def _provisional(self, message: Provisional) -> list[Action]:
         """Draft on from what an exit says, until the verdict comes."""
         room = self._limit - len(self._committed) - 1
-        believed = self._preemption.believe(message, room=room, bonus=self._bonus)
+        believed = self._preemption.believe(
+            message, room=room, bonus=self._bonus, stop_ids=self._stop_ids
+        )
         if believed:
             self._new_block(believed)
         return self._go_on()

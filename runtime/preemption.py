@@ -69,7 +69,9 @@ class Preemption:
         self._counts.preempted_used += min(self._ahead, left)
         self._ahead = 0
 
-    def believe(self, message: Provisional, *, room: int, bonus: bool) -> int:
+    def believe(
+        self, message: Provisional, *, room: int, bonus: bool, stop_ids: Container[int]
+    ) -> int:
         """Act on a provisional verdict.
 
         That everything in flight is accepted agrees with the drafts themselves, and
@@ -81,6 +83,7 @@ class Preemption:
             message: What an exit says.
             room: Tokens that the text may still grow by, but for the last one.
             bonus: The verifier adds a token to a block that it accepts whole.
+            stop_ids: Ids that end the text.
 
         Returns:
             How many tokens of the main line the exit spoke of; 0 when it changes nothing.
@@ -93,7 +96,7 @@ class Preemption:
         if message.accepted > len(branch) or (whole and not bonus):
             return 0
         guess = (*branch[: message.accepted], message.token)
-        if len(guess) > room:
+        if len(guess) > room or any(i in stop_ids for i in guess[:-1]):
             return 0
         self._counts.provisional += 1
         self._glimpse = guess

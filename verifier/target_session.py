@@ -305,6 +305,8 @@ class TargetSession:
         decision = self._decider.decide(work.drafts, work.evidence, rows, len(self._tokens))
         if decision.token < 0 or _top_probability(rows, decision.accepted) < threshold:
             return []
+        if not self._stops.isdisjoint(work.drafts[: decision.accepted]):
+            return []  # nothing comes after the end of the text
         glimpse = Provisional(work.epoch, decision.accepted, decision.token)
         if glimpse == self._glimpsed:
             return []
