@@ -25,6 +25,11 @@ def test_the_targets_text_whatever_the_interleaving(seed):
     world.check_history(seed)
 
 
+@pytest.mark.parametrize(("seed", "mechanism"), [(23303, "preempt"), (38, "pipeline")])
+def test_histories_that_went_wrong_once(seed, mechanism):
+    world.check_history(seed, mechanism)
+
+
 def edge(**options):
     params = SamplingParams()
     defaults = {
