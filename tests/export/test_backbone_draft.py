@@ -100,7 +100,7 @@ def test_the_command_makes_a_draft_of_the_family(models, tmp_path, text, capsys)
 def test_the_draft_learns(models, tmp_path, text):
     """Without its second layer the base is another model; the draft makes up for it."""
     settings = DraftSettings(
-        **{**vars(SMALL), "anchor_layers": 0, "tokens": 12 * 1024, "lr": 0.01}
+        **{**vars(SMALL), "anchor_layers": 0, "tokens": 6 * 1024, "lr": 0.01}
     )
     build_draft(
         models("llama"),
@@ -112,7 +112,7 @@ def test_the_draft_learns(models, tmp_path, text):
     )
     report = json.loads((tmp_path / "d.work" / "report.json").read_text())
     losses = [row["loss"] for row in report["log"]]
-    assert np.mean(losses[-4:]) < 0.7 * losses[0]
+    assert np.mean(losses[-4:]) < 0.8 * losses[0]
     if "matplotlib" in sys.modules:
         assert (tmp_path / "d.work" / "report.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -215,7 +215,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
         "from draftwire.export.backbone.build import DraftSettings, build_draft\n"
         "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], export_precision='fp32',\n"
         "  name='d', settings=DraftSettings(anchor_layers=1, trained_layers=1,\n"
-        "  tokens=300_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"
+        "  tokens=150_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"
         "  precision='float32'))\n"
     )
 
@@ -229,7 +229,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
 
     assert start(tmp_path / "whole.draft").wait() == 0
     log = tmp_path / "cut.work" / "log.jsonl"
-    for steps in (20, 100):
+    for steps in (20, 70):
         process = start(tmp_path / "cut.draft")
         while process.poll() is None:
             if log.exists() and len(log.read_text().splitlines()) > steps:
