@@ -65,14 +65,17 @@ SYSTEMS = {
 }
 # A qemu older than 10 shows the host's; onnxruntime 1.31 parses it when it is imported.
 CPUINFO = {
-    "aarch64": "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 "
+    "aarch64": "processor\t: %d\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd evtstrm crc32 "
     "cpuid\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\n"
     "CPU part\t: 0xd08\nCPU revision\t: 3\n\n",
-    "armv7l": "processor\t: 0\nmodel name\t: ARMv7 Processor rev 3 (v7l)\n"
+    "armv7l": "processor\t: %d\nmodel name\t: ARMv7 Processor rev 3 (v7l)\n"
     "Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32\n"
     "CPU implementer\t: 0x41\nCPU architecture: 7\nCPU variant\t: 0x0\n"
     "CPU part\t: 0xc0f\nCPU revision\t: 3\n\n",
 }
+
+
+CORES = 6  # as the recorded board has: onnxruntime 1.19 aborts when the two differ
 
 
 class NotHere(Exception):
@@ -191,7 +194,8 @@ def make_root(name, tools):
         raise NotHere(f"the packages of {name} cannot be had: {first[0]}")
     os.makedirs(os.path.join(folder, "proc"), exist_ok=True)
     with open(os.path.join(folder, "proc", "cpuinfo"), "w") as file:
-        file.write(CPUINFO[system["machine"]] * 4)
+        for number in range(CORES):
+            file.write(CPUINFO[system["machine"]] % number)
     with open(stamp, "w") as file:
         file.write(wanted)
     return folder
