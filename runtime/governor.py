@@ -13,8 +13,8 @@ from draftwire.errors import ConfigError
 __all__ = ["Governor", "WINDOW_S"]
 
 WINDOW_S = 10.0
-_HELD = 0.06  # of the budget of a window fits into the bucket; the rest runs out
-_MARGIN = 1.5  # a token may take so many times its mean
+_HELD = 0.08  # of the budget of a window fits into the bucket; the rest runs out
+_MARGIN = 2.5  # tokens: one may be slow, and one may be at work already
 
 
 class Governor:
@@ -46,7 +46,8 @@ class Governor:
         self.max_joules_per_token = max_joules_per_token
         self.why = ""
         self.infeasible = ""
-        self._watts_debt = 0.0
+        self._watts_debt = 0.0  # at the last commit
+        self._watts_new = 0.0  # drafted since then
         self._token_debt = 0.0
         self._tokens_s = 10.0
         self._at_s: float | None = None
@@ -63,23 +64,30 @@ class Governor:
         self._drafted_s += seconds
         if self.max_watts is not None:
             leak = self.max_watts * (1 - _HELD)
-            self._watts_debt += (draft_w - leak) * seconds
+            self._watts_new += (draft_w - leak) * seconds
         self._token_debt += draft_w * seconds
 
     def passed(self, t_s: float, tokens: int, wait_w: float) -> None:
         """Take in a commit: time has passed, and text has come."""
         if self._at_s is not None:
-            idle_s = max(0.0, t_s - self._at_s - self._drafted_s)
-            self._spend(idle_s, tokens, wait_w)
+            idle_s = t_s - self._at_s - self._drafted_s
+            self._spend(max(0.0, idle_s), tokens, wait_w)
             gap = max(t_s - self._at_s, 1e-4)
             self._tokens_s += min(gap, 1.0) * 0.2 * (tokens / gap - self._tokens_s)
+            # A token that was half drafted at the last commit passed for waiting then.
+            self._drafted_s = max(0.0, -idle_s)
+        else:
+            self._drafted_s = 0.0
         self._at_s = t_s
-        self._drafted_s = 0.0
 
     def _spend(self, idle_s: float, tokens: int, wait_w: float) -> None:
         if self.max_watts is not None:
             leak = self.max_watts * (1 - _HELD)
-            self._watts_debt = max(0.0, self._watts_debt + (wait_w - leak) * idle_s)
+            # The waiting may have come before the drafting: then what ran out of an
+            # empty bucket does not count.
+            left = max(0.0, self._watts_debt + (wait_w - leak) * idle_s)
+            self._watts_debt = max(0.0, left + self._watts_new)
+            self._watts_new = 0.0
             if wait_w > leak:
                 self.infeasible = (
                     f"waiting alone draws {wait_w:.2f} W of {self.max_watts:g} W"
@@ -92,7 +100,8 @@ class Governor:
         if self.max_watts is not None:
             full = self.max_watts * _HELD * WINDOW_S
             leak = self.max_watts * (1 - _HELD)
-            if self._watts_debt + (draft_w - leak) * ahead_s > full:
+            debt = self._watts_debt + self._watts_new
+            if debt + (draft_w - leak) * ahead_s > full:
                 self.why = f"{self.max_watts:g} W"
                 return False
         if self.max_joules_per_token is not None:
