@@ -127,14 +127,14 @@ def test_simulated_rows_have_the_same_columns(profile, capsys, tmp_path):
 
 
 def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
-    found = compare_module._simulated
+    right = compare_module.run_simulated
 
     def broken(*args):
-        reports, *rest = found(*args)
-        reports[-1]["token_ids"][5] += 1
-        return (reports, *rest)
+        found = right(*args)
+        found.reports[-1]["token_ids"][5] += 1
+        return found
 
-    monkeypatch.setattr(compare_module, "_simulated", broken)
+    monkeypatch.setattr(compare_module, "run_simulated", broken)
     words = [*profile, "--simulate", "--tokens", "20", "--scheme", "cloud,await"]
     code, document, said = run([*words, "--link", "10ms"], capsys)
     assert code == 1
@@ -161,6 +161,7 @@ def test_a_broken_law_is_an_error_exit(profile, capsys, monkeypatch):
         (["--acceptance", "0.8", "--text", "x.json"], "exclude each other"),
         (["--acceptance", "1", "--profile", "go2", "--temperature", "1"], "greedy"),
         (["--acceptance", "1", "--profile", "go2", "--prompt", "a"], "of their own"),
+        (["--simulate", "--prompt", "a"], "of their own"),
         (["--repeats", "0"], "repeats is 0"),
         (["--tokens", "0"], "tokens is 0"),
         (["--k", "many"], "--k 'many' is no block length"),

@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         simulated=args.simulate,
     )
-    if played and args.prompt:
-        raise ConfigError("texts that are played have prompts of their own")
+    if (played or args.simulate) and args.prompt:
+        raise ConfigError("texts that are played or simulated have prompts of their own")
 
     def say(line: str) -> None:
         if not args.quiet:
