@@ -117,11 +117,10 @@ class Auto(Policy):
         return max(1, min(_MOST, max(2 * best + 4, wait)))
 
     def resolution(self) -> int:
-        """Return a coarse lattice while bytes cost more than they tell.
+        """Return a coarse lattice while bytes are dear; 0 leaves it to the scheme.
 
-        A law at 16 steps takes about half the bytes of the scheme's own choice, and
-        costs a few points of acceptance: worth it once a token spends longer on the air
-        than a sixth of its drafting.
+        The threshold, a sixth of the drafting time on the air, is a choice and not
+        measured: what the coarser law costs in acceptance is the scheme's to tell.
         """
         costs = self.costs
         air_s = costs.token_bytes * costs.byte_s

@@ -86,8 +86,8 @@ class Qsv(Policy):
     name = "qsv"
     lengths = range(1, 13)
     resolutions = (16, 100)
-    # Bits of 16 ids of a vocabulary of 32,000 at these resolutions (qs_codec's count).
-    bits = (240.0, 270.0)
+    # Of 16 ids of a vocabulary of 32,000: qs_codec.bound_bits(32000, 16, resolution).
+    bits = (225.0, 258.0)
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=64)
