@@ -182,7 +182,8 @@ def ensure(folder, python, groups):
 
 
 def _pip(python, flags, what):
-    options = ["-qq", "--disable-pip-version-check", "--no-input"]
+    # Some packages come without their dependencies, on purpose.
+    options = ["-qq", "--disable-pip-version-check", "--no-input", "--no-warn-conflicts"]
     run([python, "-m", "pip", "install"] + options + flags + what)
 
 
