@@ -17,6 +17,7 @@ from draftwire.runtime.actions import Emit
 from draftwire.runtime.channel import Channel
 from draftwire.runtime.controller import Controller, Policy, make_controller
 from draftwire.runtime.controller_auto import Auto
+from draftwire.runtime.radio import read_radio
 from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, card_of
 from draftwire.sampling.qs import QsProposer
@@ -46,10 +47,13 @@ class Decisions:
             file that is read now and written when the session closes.
         welcome: Of the verifier; a file of another tokenizer is refused.
         measures: There is a power source.
+        radio: Whom to ask for the signal at the end of each stream, see
+            :func:`~draftwire.runtime.radio.read_radio`; ``"off"`` asks nobody.
         clock: Seconds, monotonic.
 
     Raises:
-        ConfigError: The file is damaged, or belongs to another tokenizer.
+        ConfigError: The file is damaged, or belongs to another tokenizer; the radio
+            cannot be asked.
     """
 
     def __init__(
@@ -57,9 +61,13 @@ class Decisions:
         suffix_cache: str | Path,
         welcome: Welcome,
         measures: bool,
+        radio: str = "off",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel = Channel()
+        self._radio = radio
+        if radio != "off":
+            read_radio(radio)  # what cannot be asked is said now, not after a stream
         self._clock = clock
         self._measures = measures
         self._tokenizer = welcome.tokenizer.hex()
@@ -190,7 +198,14 @@ class Decisions:
         """
         cache = self._using
         known = None if cache is None else {**cache.report(), "recalled": recalled}
-        return {**self.channel.report(), "suffix_cache": known}
+        found = {**self.channel.report(), "suffix_cache": known}
+        return found if self._radio == "off" else {**found, "radio": self._signal()}
+
+    def _signal(self) -> dict[str, Any]:
+        try:
+            return read_radio(self._radio)
+        except ConfigError as exc:  # a modem may be pulled out during a stream
+            return {"source": self._radio, "signal_dbm": None, "why_null": str(exc)}
 
     def warnings(self) -> list[str]:
         """Return what a user should know of the budgets."""

@@ -81,6 +81,7 @@ class Session:
         capture: Count the bytes on the wire instead of computing them (root).
         suffix_cache: Draft from text seen before: ``"off"``, ``"memory"``, or a file
             that keeps it from session to session.
+        radio: Put the signal into the reports, of ``"mmcli"`` or ``"iw:wlan0"``.
 
     Attributes:
         welcome: What the verifier said of itself.
@@ -112,6 +113,7 @@ class Session:
         energy: EnergyChoice = "auto",
         capture: bool = False,
         suffix_cache: str | Path = "off",
+        radio: str = "off",
     ) -> None:
         package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
@@ -152,8 +154,9 @@ class Session:
                 "its backbone: fewer drafts may be accepted"
             )
         try:
-            self._decisions = Decisions(suffix_cache, self.welcome, self._power.measures)
-        except ConfigError:  # a damaged cache: leave nothing open
+            measures = self._power.measures
+            self._decisions = Decisions(suffix_cache, self.welcome, measures, radio)
+        except ConfigError:  # leave nothing open
             self._link.close()
             raise
         self._drafter = Drafter(

@@ -251,3 +251,21 @@ def test_computed_wire_bytes_agree_with_a_capture(verifier):
         # A bare acknowledgement of 52 bytes may come on top of every message.
         frames = session.report["rounds"] + 2
         assert computed[way] <= counted[way] <= computed[way] + 52 * frames
+
+
+def test_the_radios_signal_is_in_the_report_for_those_who_ask(
+    verifier, tmp_path, monkeypatch
+):
+    url, token = verifier
+    program = tmp_path / "iw"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot run iw"):
+        draftwire.connect(url, draft=DRAFT, token=token, radio="iw:wlan7")
+    program.write_text('#!/bin/sh\necho "$2 $3: signal: -61 dBm"\n')
+    program.chmod(0o755)
+    with draftwire.connect(url, draft=DRAFT, token=token, radio="iw:wlan7") as session:
+        list(session.generate(PROMPT, max_new_tokens=4))
+        assert session.report["link"]["radio"]["signal_dbm"] == -61.0
+        program.unlink()  # as a modem that is pulled out
+        list(session.generate(PROMPT, max_new_tokens=4))
+        assert "cannot run iw" in session.report["link"]["radio"]["why_null"]

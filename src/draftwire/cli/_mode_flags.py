@@ -84,11 +84,18 @@ def _add_controller_flags(group: argparse._ArgumentGroup) -> None:
         help="draft what was written before, at no cost: not at all, within this session, "
         "or kept in a file, which then holds your text (default: %(default)s)",
     )
+    group.add_argument(
+        "--radio",
+        default="off",
+        metavar="mmcli|iw:NAME|off",
+        help="put the radio's signal into the run reports (default: %(default)s)",
+    )
 
 
 def cache_option(args: argparse.Namespace) -> dict[str, Any]:
     """Return what ``draftwire.connect`` takes of them."""
-    return {} if args.suffix_cache == "off" else {"suffix_cache": args.suffix_cache}
+    given = {"suffix_cache": args.suffix_cache, "radio": args.radio}
+    return {name: value for name, value in given.items() if value != "off"}
 
 
 def _say(line: str) -> None:
