@@ -30,9 +30,7 @@ def subpackages(folder):
 
 
 rooms = {
-    f"draftwire.{name}": name.replace(".", "/")
-    for f in FOLDERS
-    for name in subpackages(f)
+    f"draftwire.{name}": name.replace(".", "/") for f in FOLDERS for name in subpackages(f)
 }
 
 setuptools.setup(

@@ -302,8 +302,7 @@ class Account:
         few = sorted(name for name, p in self._phases.items() if p.n < FEW)
         mean_w = result.mean_w or 0.0
         shares = {
-            name: (mean_w if watts[name] is None else watts[name] or 0.0)
-            * phase.seconds
+            name: (mean_w if watts[name] is None else watts[name] or 0.0) * phase.seconds
             for name, phase in self._phases.items()
         }
         whole = sum(shares.values())
@@ -324,9 +323,7 @@ class Account:
             why = f"the model {self.model.name} has no watts for phase {names}"
             none = null_result("session", why, source=self.model.name, kind="modelled")
             return self._entry(none, None, [])
-        result = self.model.result(
-            joules, sum(p.seconds for p in self._phases.values())
-        )
+        result = self.model.result(joules, sum(p.seconds for p in self._phases.values()))
         return self._entry(result, by_phase, [])
 
     def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:

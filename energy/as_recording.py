@@ -24,9 +24,7 @@ def recording_of_meter(path: Path, **options: Any) -> Recording:
         "rails": list(source.rails),
         "notes": list(source.notes),
     }
-    recording = Recording(
-        str(path), header, total_of(source, ()), dict(source.accuracy)
-    )
+    recording = Recording(str(path), header, total_of(source, ()), dict(source.accuracy))
     while True:
         try:
             recording.samples.append(source.read())

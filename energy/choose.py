@@ -102,9 +102,7 @@ def choose_source(
     raise SensorError(
         "no power source on this machine: "
         + "; ".join(f"{f.source}: {f.detail}" for f in passed),
-        hint=remedies[0]
-        if remedies
-        else "use a USB meter and `draftwire energy import`",
+        hint=remedies[0] if remedies else "use a USB meter and `draftwire energy import`",
     )
 
 
@@ -119,9 +117,7 @@ def total_of(
     """Return the total of a source: its own, or by the rail tables."""
     if source.scope is not None and not rails:
         return TotalChoice(Total(source.scope, tuple(source.total)), how="the source")
-    return choose_total(
-        source.rails, tables, board=board, user_rails=rails, scope=scope
-    )
+    return choose_total(source.rails, tables, board=board, user_rails=rails, scope=scope)
 
 
 def open_meter(

@@ -78,9 +78,7 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "total") -> Compar
         ConfigError: A run has no joules, or scopes differ.
     """
     if per not in _VALUES:
-        raise ConfigError(
-            f"cannot compare {per!r}", hint=f"one of {', '.join(_VALUES)}"
-        )
+        raise ConfigError(f"cannot compare {per!r}", hint=f"one of {', '.join(_VALUES)}")
     values = [[_value(row, per) for row in side] for side in (a, b)]
     if not values[0] or not values[1]:
         raise ConfigError("nothing to compare: each side needs at least one run")

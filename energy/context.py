@@ -75,9 +75,7 @@ def read_context(root: Path = Path("/")) -> dict[str, Any]:
         found["heat_c"] = heat
     throttled = read_text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     if throttled:
-        value = (
-            int(throttled, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled) else 0
-        )
+        value = int(throttled, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled) else 0
         # The low bits are now; bits 16 and up are since boot and stay set.
         found["throttled"] = hex(value & 0xFFFF)
     return found

@@ -87,9 +87,7 @@ def _joules(value: float | None) -> str:
         return "-"
     for factor, unit in ((1.0, "J"), (1e3, "mJ"), (1e6, "uJ")):
         if abs(value) * factor >= 1 or unit == "uJ":
-            return (
-                f"{value * factor:.3g} {unit}" if abs(value) < 1e3 else f"{value:.0f} J"
-            )
+            return f"{value * factor:.3g} {unit}" if abs(value) < 1e3 else f"{value:.0f} J"
     return f"{value:g} J"
 
 
@@ -273,9 +271,7 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
             "Parquet needs pyarrow", hint="pip install 'draftwire[parquet]'"
         ) from exc
     records = [flat(row) for row in rows]
-    columns = {
-        name: [record.get(name) for record in records] for name in _columns(records)
-    }
+    columns = {name: [record.get(name) for record in records] for name in _columns(records)}
     table = pyarrow.table(columns)
     # A column without any value would get the null type, which many readers refuse.
     fields = [

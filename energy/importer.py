@@ -132,9 +132,7 @@ def import_tegrastats(
     for run in log.runs:
         imported.mean_checked += run.mean_checked
         imported.mean_wrong += run.mean_wrong
-        choice = choose_total(
-            run.rails, tables, board=board, user_rails=rails, scope=scope
-        )
+        choice = choose_total(run.rails, tables, board=board, user_rails=rails, scope=scope)
         result = _energy(run, Projector(run.rails, choice), bounds)
         if result is None:
             continue
@@ -196,9 +194,7 @@ def _energy(
         share = (b - a) / max(segment.end_s - segment.start_s, 1e-9)
         clock_u2 += (segment.clock_u_s * share) ** 2
     if not parts:
-        return null_result(
-            label, "every stretch of the log is a single sample", **common
-        )
+        return null_result(label, "every stretch of the log is a single sample", **common)
     whole = _join(parts)
     whole.start_ns, whole.end_ns = int(start * 1e9), int(end * 1e9)
     return build_result(

@@ -60,9 +60,7 @@ class Integrator:
         self._x: Vector | None = None
         self._c: Vector | None = None
 
-    def add(
-        self, t_ns: int, watts: Vector, joules: Sequence[float] | None = None
-    ) -> None:
+    def add(self, t_ns: int, watts: Vector, joules: Sequence[float] | None = None) -> None:
         """Take the next sample; stamps that do not grow are dropped.
 
         Args:

@@ -40,9 +40,7 @@ class MeanColumn:
                 abs(_cut(s + now, self.n + 1) - mean) > 1
                 for s, now, mean in zip(self.sums, sample.now_mw, sample.mean_mw)
             )
-        return any(
-            abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean)
-        )
+        return any(abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean))
 
     def check(self, sample: Sample) -> None:
         """Compare the mean column with the running mean of the powers."""

@@ -139,8 +139,7 @@ def _cards(row: Row) -> str:
     ]
     cards += [(f"J / {kind} token", v, "{:.3g}") for kind, v in row.per_token_j.items()]
     shown = [
-        f"<div class=card><span class=dim>{name}</span>"
-        f"<b>{form.format(value)}</b></div>"
+        f"<div class=card><span class=dim>{name}</span><b>{form.format(value)}</b></div>"
         for name, value, form in cards
         if value is not None
     ]
@@ -172,8 +171,7 @@ def _legend(trace: Trace) -> str:
     if len(trace.phases) < 2:
         return ""
     keys = [
-        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>'
-        f"{_esc(p)}"
+        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>{_esc(p)}'
         for p in trace.phases
     ]
     return f"<p class=dim>{' &nbsp; '.join(keys)}</p>"

@@ -84,9 +84,7 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
             axes.fill_between(x, y, color=colour, alpha=0.55, linewidth=0, label=label)
         axes.plot(t, w, color="#222222", linewidth=0.9)
         if row.mean_w is not None:
-            axes.axhline(
-                row.mean_w, color="#222222", linewidth=0.7, linestyle=(0, (4, 3))
-            )
+            axes.axhline(row.mean_w, color="#222222", linewidth=0.7, linestyle=(0, (4, 3)))
             axes.annotate(
                 f"mean\n{row.mean_w:.2f}",
                 (1.0, row.mean_w),

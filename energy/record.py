@@ -48,9 +48,7 @@ class Recorded(NamedTuple):
 class _Tap:
     """Brings the marks of the command into account and file, ahead of each sample."""
 
-    def __init__(
-        self, account: Account, recorder: Recorder | None, marks: Path
-    ) -> None:
+    def __init__(self, account: Account, recorder: Recorder | None, marks: Path) -> None:
         self.account = account
         self.recorder = recorder
         self.reader = MarkReader(marks)

@@ -77,9 +77,7 @@ class Recorder:
                 path, "w" if force else "x", encoding="utf-8", buffering=1
             )
         except FileExistsError as exc:
-            raise ConfigError(
-                f"{path} exists", hint="name another, or --force"
-            ) from exc
+            raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
         except OSError as exc:
             raise ConfigError(f"cannot write {path}: {exc}") from exc
         choice = projector.choice

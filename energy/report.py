@@ -301,9 +301,7 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
                 f"{path} holds no run report ({REPORT}) and no recording",
                 hint="tegrastats logs end in .log or .txt, meter files in .csv",
             )
-        yield row_of_report(
-            report, f"{path}#{number}" if len(reports) > 1 else str(path)
-        )
+        yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
 
 
 def row_of_report(report: Mapping[str, Any], name: str) -> Row:
@@ -321,9 +319,7 @@ def row_of_report(report: Mapping[str, Any], name: str) -> Row:
         )
         if count is not None
     }
-    why = energy.get("why_null") or (
-        None if joules is not None else "the report has none"
-    )
+    why = energy.get("why_null") or (None if joules is not None else "the report has none")
     mode = report.get("mode") or {}
     context = energy.get("context") or {}
     return Row(

@@ -231,9 +231,7 @@ def build_result(
     steps = [a.step_w for a in accuracies if a.step_w is not None]
     step_w = max(steps) if steps else observed_step_w
     mean_w = integral.joules[0] / covered
-    parts = sum(
-        by_rail.get(r, 0.0) for r in (choice.table.parts if choice.table else ())
-    )
+    parts = sum(by_rail.get(r, 0.0) for r in (choice.table.parts if choice.table else ()))
     if u is None:
         found.append("resolution unknown")
     if (

@@ -144,9 +144,7 @@ def _point(mode: str, runs: list[dict[str, Any]]) -> Point:
     if any(run["joules"] is None for run in runs):
         return Point(mode, None, None, time, per, runs)
     joules = [run["joules"] / n for run, n in zip(runs, over)]
-    own = statistics.median(
-        (run["uncertainty"] or 0.0) / n for run, n in zip(runs, over)
-    )
+    own = statistics.median((run["uncertainty"] or 0.0) / n for run, n in zip(runs, over))
     spread = 0.0
     if len(joules) > 1:
         spread = 2.0 * statistics.stdev(joules) / len(joules) ** 0.5

@@ -133,9 +133,7 @@ def _lines(stamps: np.ndarray, a: int, b: int) -> list[tuple[int, float, float]]
     return [*left, *right]
 
 
-def _chunks(
-    stamps: np.ndarray, a: int, b: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _chunks(stamps: np.ndarray, a: int, b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield sample numbers and stamps in parts: a long log must not be copied whole."""
     for low in range(a, b, 65536):
         high = min(low + 65536, b)

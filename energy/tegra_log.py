@@ -283,11 +283,7 @@ def _read(file: BinaryIO, log: Log) -> None:
         else:
             unstamped += 1
         names = _numbered(sample.rails)
-        if (
-            run is not None
-            and set(names) < set(run.rails)
-            and len(names) < len(run.rails)
-        ):
+        if run is not None and set(names) < set(run.rails) and len(names) < len(run.rails):
             short += 1  # a cut line, or a rail that failed: keep what is there
             first_short = first_short or number
             _append(run, names, sample)

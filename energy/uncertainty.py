@@ -96,9 +96,7 @@ def estimate(
     if step_w == 0 and integral.changes == 0 and not integral.counted:
         return None
     if not integral.counted:
-        terms["quantisation"] = (
-            step_w * seconds / _ROOT12 / math.sqrt(1 + integral.changes)
-        )
+        terms["quantisation"] = step_w * seconds / _ROOT12 / math.sqrt(1 + integral.changes)
         n = max(integral.intervals, 1)
         step2 = integral.sum_step2
         if integral.intervals < 20:

@@ -316,9 +316,7 @@ class Connection:
                 hint="check the network and whether the verifier still runs",
             )
         why = f": {received.reason}" if received.reason else ""
-        return TransportError(
-            f"the verifier closed the connection ({received.code}{why})"
-        )
+        return TransportError(f"the verifier closed the connection ({received.code}{why})")
 
     def close(self) -> None:
         """Close the connection; harmless when it is closed already."""

@@ -44,9 +44,7 @@ class BatterySource:
     kind = "measured"
     scope: str | None = "battery"
     paced = False
-    update_s: float | None = (
-        1.0  # fuel gauges renew about once a second; some every 30 s
-    )
+    update_s: float | None = 1.0  # fuel gauges renew about once a second; some every 30 s
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -81,9 +79,7 @@ class BatterySource:
             if power is not None:
                 watts[path.name] = power
         if not watts:
-            raise sensor_error(
-                "a battery", self._batteries[0], "no power or current file"
-            )
+            raise sensor_error("a battery", self._batteries[0], "no power or current file")
         return Reading((start + self._clock()) // 2, watts)
 
     def close(self) -> None:

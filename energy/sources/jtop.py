@@ -122,7 +122,5 @@ def _connect() -> Any:
     try:
         client.start()
     except problems as exc:
-        raise SensorError(
-            f"jtop: {exc}", hint="see `draftwire energy sources`"
-        ) from exc
+        raise SensorError(f"jtop: {exc}", hint="see `draftwire energy sources`") from exc
     return client

@@ -101,9 +101,7 @@ class MeterCsvSource:
 
     def _read(self) -> Iterator[Reading]:
         try:
-            with open(
-                self.path, encoding="utf-8-sig", errors="replace", newline=""
-            ) as f:
+            with open(self.path, encoding="utf-8-sig", errors="replace", newline="") as f:
                 rows = _rows(f)
                 places, scales = _header(next(rows, []), self._columns, self.path)
                 last = None
@@ -139,9 +137,7 @@ def _rows(file: Iterator[str]) -> Iterator[list[str]]:
         if separator == " ":
             yield line.split()
         else:
-            yield [
-                cell.strip() for cell in next(csv.reader([line], delimiter=separator))
-            ]
+            yield [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
 
 
 def _header(

@@ -55,9 +55,7 @@ class NvmlSource:
             if code == 0:
                 self._devices[f"GPU{index}"] = handle
         if not self._devices:
-            why = (
-                "answers NotSupported (as on every Jetson)" if refused else "has no GPU"
-            )
+            why = "answers NotSupported (as on every Jetson)" if refused else "has no GPU"
             self.close()
             raise SensorError(f"NVML is there, but power {why}")
         self.rails: tuple[str, ...] = tuple(self._devices)
@@ -67,9 +65,7 @@ class NvmlSource:
             rail: Accuracy(0.001, 0.0, 0.05, "nvml.h, nvmlDeviceGetPowerUsage")
             for rail in self.rails
         }
-        self.notes: tuple[str, ...] = (
-            "GPU only: no host, no memory outside the board",
-        )
+        self.notes: tuple[str, ...] = ("GPU only: no host, no memory outside the board",)
 
     def _power(self, handle: Any) -> tuple[int, float]:
         milli = ctypes.c_uint()

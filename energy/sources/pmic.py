@@ -66,9 +66,7 @@ class PmicSource:
         end = self._clock()
         watts = parse_adc(text)
         if not watts:
-            raise sensor_error(
-                "the PMIC", " ".join(COMMAND), text.strip()[:80] or "empty"
-            )
+            raise sensor_error("the PMIC", " ".join(COMMAND), text.strip()[:80] or "empty")
         return Reading((start + end) // 2, watts)
 
     def close(self) -> None:

@@ -123,13 +123,9 @@ def probe(root: Path = Path("/")) -> Finding:
         detail = "no intel-rapl zone (virtual machines have none)"
         return Finding("rapl", False, detail)
     if any(read_int(zone / "energy_uj") is not None for zone in zones):
-        return Finding(
-            "rapl", True, ", ".join(read_text(z / "name") or "" for z in zones)
-        )
+        return Finding("rapl", True, ", ".join(read_text(z / "name") or "" for z in zones))
     detail = "counters are there, but only root may read them (CVE-2020-8694)"
-    return Finding(
-        "rapl", False, detail, "sudo chmod a+r /sys/class/powercap/*/energy_uj"
-    )
+    return Finding("rapl", False, detail, "sudo chmod a+r /sys/class/powercap/*/energy_uj")
 
 
 def _packages(root: Path) -> list[Path]:

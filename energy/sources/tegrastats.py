@@ -21,9 +21,7 @@ from draftwire.errors import SensorError
 __all__ = ["SAMPLE_START", "Sample", "TegrastatsSource", "parse_sample"]
 
 # A sample starts here; newlines do not count (one real log is 18 samples on a line).
-SAMPLE_START = re.compile(
-    rb"(?:(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d) )?RAM \d+/\d+MB"
-)
+SAMPLE_START = re.compile(rb"(?:(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d) )?RAM \d+/\d+MB")
 _SKIP = re.compile(rb"\b(?:RAM|SWAP|IRAM) \d+/\d+[kMG]?B|CPU \[[^\]]*\]")
 _RAIL = re.compile(
     rb"(?<![\w@])([A-Z0-9][A-Z0-9_]*) (-?\d+)(?:mW)?/(-?\d+)(?:mW)?"

@@ -50,9 +50,7 @@ def draft_path() -> Path:
 
 def target_names() -> list[str]:
     """Return the names of the reference targets, sorted: ``["v1", "v2", "v3"]``."""
-    return sorted(
-        path.name[: -len(".target")] for path in models_folder().glob("*.target")
-    )
+    return sorted(path.name[: -len(".target")] for path in models_folder().glob("*.target"))
 
 
 def target_path(name: str) -> Path:
@@ -68,8 +66,6 @@ def target_path(name: str) -> Path:
         close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError(
             f"there is no target {name!r} in {folder}",
-            hint=f"did you mean {close[0]}?"
-            if close
-            else f"it holds {', '.join(names)}",
+            hint=f"did you mean {close[0]}?" if close else f"it holds {', '.join(names)}",
         )
     return path

@@ -28,9 +28,7 @@ def run(*words):
     return args.run(args)
 
 
-def write_recording(
-    path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20
-):
+def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20):
     header = {
         "schema": "draftwire.energy/1",
         "kind": "header",
@@ -81,8 +79,7 @@ def tree(root):
     """An Orin Nano with a device tree, a power mode and one INA3221."""
     texts = {
         "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
-        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n"
-        "< POWER_MODEL ID=1 NAME=25W >",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >",
         "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
         "sys/class/hwmon/hwmon0/name": "ina3221",
         "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
@@ -445,9 +442,7 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
 
 def test_sweep_notices_a_mode_that_did_not_change():
     with pytest.raises(BoardError, match="in power mode 15W, not 25W"):
-        set_mode(
-            "25W", 1, template="true", present=lambda: "15W", agree=lambda text: None
-        )
+        set_mode("25W", 1, template="true", present=lambda: "15W", agree=lambda text: None)
     note = set_mode(
         "25W", 1, template="true", present=lambda: None, agree=lambda text: None
     )

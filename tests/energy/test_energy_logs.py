@@ -286,9 +286,7 @@ def test_damaged_logs_never_crash_and_never_say_zero(seed):
 
 
 def test_window():
-    imported = read(
-        lines([(4000,)] * 30 + [(8000,)] * 30), window=parse_window("10:20")
-    )
+    imported = read(lines([(4000,)] * 30 + [(8000,)] * 30), window=parse_window("10:20"))
     assert imported.energy_j == pytest.approx(40.0)
     assert imported.runs[0].result.duration_s == pytest.approx(10.0)
     for bad in ("5", "a:b", "9:3"):

@@ -23,9 +23,7 @@ from draftwire.transport.bits import (
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Commit, Finish, Open
 
-VECTORS = json.loads(
-    (Path(__file__).parent.parent / "golden" / "wire_v1.json").read_text()
-)
+VECTORS = json.loads((Path(__file__).parent.parent / "golden" / "wire_v1.json").read_text())
 CODEC = Codec(2048)
 
 
@@ -180,7 +178,13 @@ def test_any_bytes_are_a_message_or_a_protocol_error(data):
 def test_prompts_survive(data):
     prompt = tuple(data.draw(st.lists(st.integers(0, 2047), min_size=1, max_size=300)))
     message = Open(
-        1, prompt, "coupled", data.draw(st.floats(0, 100)), 0, 1.0,
-        data.draw(st.integers(0, 2**64 - 1)), 5,
+        1,
+        prompt,
+        "coupled",
+        data.draw(st.floats(0, 100)),
+        0,
+        1.0,
+        data.draw(st.integers(0, 2**64 - 1)),
+        5,
     )
     assert CODEC.decode(CODEC.encode(message)) == message

@@ -33,9 +33,7 @@ def add_board(parser: argparse.ArgumentParser) -> None:
         "--rails", help="rails to add up, comma between, when no profile knows them"
     )
     parser.add_argument("--scope", help="which total: module, board, ...")
-    parser.add_argument(
-        "--profiles", type=Path, help="folder with profiles of your own"
-    )
+    parser.add_argument("--profiles", type=Path, help="folder with profiles of your own")
 
 
 def add_live(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +47,7 @@ def add_live(parser: argparse.ArgumentParser) -> None:
 
 def add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", help="a:b, seconds from the first sample")
-    parser.add_argument(
-        "--interval", type=float, metavar="MS", help="of unstamped logs"
-    )
+    parser.add_argument("--interval", type=float, metavar="MS", help="of unstamped logs")
     parser.add_argument("--duration", type=float, metavar="S", help="of unstamped logs")
     add_board(parser)
 
@@ -102,13 +98,8 @@ def counts(text: str | None) -> dict[str, int]:
         name, equals, number = part.partition("=")
         if not equals:
             name, number = "emitted", part
-        if (
-            name not in ("drafted", "accepted", "emitted")
-            or not number.strip().isdigit()
-        ):
-            raise ConfigError(
-                f"--tokens {text!r}: N, or drafted=N,accepted=N,emitted=N"
-            )
+        if name not in ("drafted", "accepted", "emitted") or not number.strip().isdigit():
+            raise ConfigError(f"--tokens {text!r}: N, or drafted=N,accepted=N,emitted=N")
         counts[name] = int(number)
     return counts
 

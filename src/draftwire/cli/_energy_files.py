@@ -57,9 +57,7 @@ def run_import(args: argparse.Namespace) -> int:
         print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
         pairs = f"{imported.mean_checked} pairs"
         wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
-        print(
-            f"running mean of the first field against the second: {pairs} agree{wrong}"
-        )
+        print(f"running mean of the first field against the second: {pairs} agree{wrong}")
         for finding in imported.findings:
             print(f"found: {finding.text}")
         rows = rows_of_import(imported)

@@ -66,9 +66,7 @@ def run_sources(args: argparse.Namespace) -> int:
         "chosen": None if chosen is None else chosen.source.name,
         "why": str(problem) if chosen is None else chosen.why,
         "rails": [] if chosen is None else list(chosen.source.rails),
-        "total": None
-        if total is None
-        else {"scope": total.scope, "rails": total.rails},
+        "total": None if total is None else {"scope": total.scope, "rails": total.rails},
         "total_by": None if chosen is None else chosen.choice.how,
         "why_no_total": None if chosen is None else chosen.choice.why_none or None,
         "warnings": [] if chosen is None else list(chosen.choice.warnings),
@@ -104,9 +102,7 @@ def run_sources(args: argparse.Namespace) -> int:
 def add_watch(parser: argparse.ArgumentParser) -> None:
     add_live(parser)
     parser.add_argument("--for", dest="seconds", help="e.g. 60s, 5m")
-    parser.add_argument(
-        "--marks", type=Path, help="file that a program writes phases to"
-    )
+    parser.add_argument("--marks", type=Path, help="file that a program writes phases to")
     parser.add_argument("--prom", type=Path, help="Prometheus text file, renewed")
     add_json(parser)
 
@@ -174,9 +170,7 @@ def add_record(parser: argparse.ArgumentParser) -> None:
         help="load pulses that a USB meter is aligned by",
     )
     add_json(parser)
-    parser.add_argument(
-        "words", nargs="*", metavar="-- COMMAND", help="what to measure"
-    )
+    parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to measure")
 
 
 def run_record(args: argparse.Namespace) -> int:
@@ -298,9 +292,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         "points": [vars(point) for point in points],
     }
     if not emit(args, document):
-        print(
-            f"{'mode':<20}{'seconds':>10}{'joules':>12}{'+-':>10}  per {points[0].per}"
-        )
+        print(f"{'mode':<20}{'seconds':>10}{'joules':>12}{'+-':>10}  per {points[0].per}")
         for p in points:
             joules = "-" if p.energy_j is None else f"{p.energy_j:.4g}"
             half = "-" if p.uncertainty_j is None else f"{p.uncertainty_j:.2g}"
