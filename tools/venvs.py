@@ -212,7 +212,9 @@ def pytest(python, arguments):
     """Run pytest; return ``(exit code, its summary line)``."""
     command = [python, "-m", "pytest", "-q", "--timeout=300"] + arguments
     environment = dict(os.environ, PYTHONPATH=os.path.join(ROOT, "src"))
-    environment.setdefault("OMP_NUM_THREADS", "2")
+    # The suites run side by side: threads that spin for each other would slow both.
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     last = ""
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, env=environment
@@ -226,11 +228,14 @@ def pytest(python, arguments):
     return process.returncode, last or "no tests ran"
 
 
+_WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
+
+
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
     inside = make(["device", "litert", "test", "ship", "workstation"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
-    return [(".venv", *pytest(inside, arguments or ["-m", "not slow", "tests"]))]
+    return [(".venv", *pytest(inside, arguments or _WHOLE))]
 
 
 def devices():
