@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("src", *sorted(declared())):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=leave)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "."]
-    try:
-        import setuptools
-    except ImportError:
+    try:  # not imported: that fails once something has imported distutils
+        version = metadata.version("setuptools")
+    except metadata.PackageNotFoundError:
         pass  # pip fetches one
     else:
-        if int(setuptools.__version__.split(".")[0]) >= 64:
+        if int(version.split(".")[0]) >= 64:
             command.append("--no-build-isolation")
     done = subprocess.run(
         [*command, str(source)],

@@ -166,7 +166,7 @@ def test_a_package_for_a_newer_engine_is_refused(tmp_path):
         if name == "model.onnx":
             keep["min_engine"] = "99.0"
         files[name] = NewFile((folder / name).read_bytes(), keep)
-    fields = {k: v for k, v in raw.items() if k not in ("format", "id")}
+    fields = {k: v for k, v in raw.items() if k not in ("format", "id", "exits")}
     write_package(folder, "target", fields, files, replace=True)
     with pytest.raises(ConfigError, match="needs onnxruntime 99.0"):
         OnnxTarget(folder)
