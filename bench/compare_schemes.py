@@ -119,7 +119,7 @@ ENTRIES = {
         ),
         _own(
             "latency",
-            "ours, race, single tokens: the defaults of --objective latency",
+            "ours, race, single tokens: --objective latency --block 1",
             "fixed:1",
             Mode(objective="latency", preempt=_GUESS),
         ),

@@ -137,18 +137,20 @@ class StreamOptions:
 def controller_for(
     controller: str | Controller | None, block: int | None, objective: str
 ) -> str | Controller:
-    """Return the policy to use: the one given, or blocks of a fixed length.
+    """Return the policy to use: the one given, blocks of a fixed length, or ``auto``.
 
     Args:
         controller: As given by the caller.
-        block: Tokens per block, or None for the objective's own.
+        block: Tokens per block, or None for the objective's own: 4 for ``cost``, and
+            what the controller ``auto`` says for ``latency``.
         objective: See :class:`~draftwire.runtime.mode.Mode`.
     """
     if controller is not None:
         return controller
+    if block is None and objective == "latency":
+        return "auto"  # it knows when a race is not worth a draft
     if block is None:
-        # In a race a draft is worth most at once: the verifier does not wait for it.
-        block = 1 if objective == "latency" else 4
+        block = 4
     return f"fixed:{block}"
 
 

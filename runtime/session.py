@@ -243,7 +243,7 @@ class Session:
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             stop: Strings that end the text; they are not part of it.
             block: Tokens per draft block, when ``controller`` is None; None takes 4, and
-                1 in a race.
+                in a race the controller ``auto``.
             controller: Policy for the block length: ``"auto"``, ``"auto:energy"``,
                 ``"fixed:4"``, ... (``runtime.controller.make_controller``).
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races

@@ -105,7 +105,7 @@ SETTINGS = {
             "block",
             int,
             None,
-            "tokens drafted a block (default: 4, in a race 1)",
+            "tokens drafted a block (default: 4; a race leaves it to --controller auto)",
             lambda value: 1 <= value <= 255,
             "1 to 255",
         ),

@@ -1,6 +1,6 @@
 """Laws 1 and 2 over random histories of every mechanism.
 
-``make test`` runs 4,000 over all of them; ``make slow`` 10,000 for each.
+``make test`` runs 10,000 over all of them; ``make slow`` 10,000 for each.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import world
 from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Commit, Provisional
 
-HISTORIES = int(os.environ.get("DRAFTWIRE_HISTORIES", "4000"))
+HISTORIES = int(os.environ.get("DRAFTWIRE_HISTORIES", "10000"))
 PARTS = 5
 MECHANISMS = sorted(world.MECHANISMS)
 

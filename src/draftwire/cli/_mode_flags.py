@@ -57,7 +57,7 @@ def _add_controller_flags(group: argparse._ArgumentGroup) -> None:
         metavar="SPEC",
         help="auto (measures the link, the drafts and the board, and decides), "
         "auto:energy, auto:cost, fixed:K, flexspec, qsv, or off: the target alone "
-        "(default: blocks of --block)",
+        "(default: blocks of --block; auto in a race without --block)",
     )
     group.add_argument(
         "--explain",
