@@ -356,12 +356,11 @@ class EdgeSession:
 
     def _provisional(self, message: Provisional) -> list[Action]:
         """Draft on from what an exit says, until the verdict comes."""
+        if not self._attached or self._guesses.ids:
+            return []  # what the user has seen is taken back by a verdict alone
         room = self._limit - len(self._committed) - 1
-        believed = self._preemption.believe(
-            message, room=room, bonus=self._bonus, stop_ids=self._stop_ids
-        )
-        if believed:
-            self._new_block(believed)
+        if known := self._preemption.believe(message, room, self._bonus, self._stop_ids):
+            self._new_block(known)
         return self._go_on()
 
     # ---- what to do next

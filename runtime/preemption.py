@@ -70,7 +70,7 @@ class Preemption:
         self._ahead = 0
 
     def believe(
-        self, message: Provisional, *, room: int, bonus: bool, stop_ids: Container[int]
+        self, message: Provisional, room: int, bonus: bool, stop_ids: Container[int]
     ) -> int:
         """Act on a provisional verdict.
 
