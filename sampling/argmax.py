@@ -10,21 +10,18 @@ Source:
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
 
 from draftwire.sampling import philox
-from draftwire.sampling.greedy import look_at
+from draftwire.sampling.greedy import look_at, most_likely
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
+    ByToken,
     Card,
-    Decision,
     IdsOnly,
     Proposal,
     Scheme,
-    refuse_evidence,
 )
 
 __all__ = ["CARD", "SCHEME", "loss", "make_decider", "make_proposer"]
@@ -51,26 +48,14 @@ class _Proposer(IdsOnly):
         return Proposal(token, law.prob(token))
 
 
-class _Decider:
-    def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
-    ) -> Decision:
-        refuse_evidence(CARD.name, evidence)
-        best = logits.argmax(axis=-1)
-        accepted = 0
-        while accepted < len(tokens) and tokens[accepted] == best[accepted]:
-            accepted += 1
-        return Decision(accepted, int(best[accepted]))
-
-
 def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
     """Return the device half."""
     return _Proposer(params)
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
-    return _Decider()
+    return ByToken(CARD.name, most_likely)
 
 
 def loss(params: SamplingParams, vocab_size: int) -> str:

@@ -6,21 +6,18 @@ target's. Ties go to the smallest id on both sides (``numpy.argmax``).
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
 
 from draftwire.sampling.laws import SamplingParams
 from draftwire.sampling.scheme import (
+    ByToken,
     Card,
-    Decision,
     IdsOnly,
     Proposal,
     Scheme,
-    refuse_evidence,
 )
 
-__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer", "most_likely"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
@@ -39,6 +36,11 @@ def look_at(logits: np.ndarray, token: int) -> Proposal:
     return Proposal(token, confidence, runner_up=int(rest.argmax()))
 
 
+def most_likely(logits: np.ndarray, position: int) -> int:
+    """Return the most likely token of ``logits`` ``(vocab,)``, wherever it stands."""
+    return int(logits.argmax())
+
+
 class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         if not self.insight:
@@ -46,26 +48,14 @@ class _Proposer(IdsOnly):
         return look_at(logits, int(logits.argmax()))
 
 
-class _Decider:
-    def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
-    ) -> Decision:
-        refuse_evidence(CARD.name, evidence)
-        best = logits.argmax(axis=-1)
-        accepted = 0
-        while accepted < len(tokens) and tokens[accepted] == best[accepted]:
-            accepted += 1
-        return Decision(accepted, int(best[accepted]))
-
-
 def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
     """Return the device half."""
     return _Proposer()
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
-    return _Decider()
+    return ByToken(CARD.name, most_likely)
 
 
 SCHEME = Scheme(CARD, make_proposer, make_decider)

@@ -11,20 +11,17 @@ Source:
 
 from __future__ import annotations
 
-from typing import Sequence
-
 import numpy as np
 
 from draftwire.sampling import philox
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
+    ByToken,
     Card,
-    Decision,
     IdsOnly,
     Proposal,
     Scheme,
-    refuse_evidence,
 )
 
 __all__ = ["CARD", "SCHEME", "make_decider", "make_proposer"]
@@ -47,31 +44,19 @@ class _Proposer(IdsOnly):
         return Proposal(token, law_of(logits, self._params).prob(token))
 
 
-class _Decider:
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-
-    def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
-    ) -> Decision:
-        refuse_evidence(CARD.name, evidence)
-        for j in range(len(tokens) + 1):
-            law = law_of(logits[j], self._params)
-            coin = philox.coin(self._params.seed, position + j, Domain.CORRECT)
-            token = law.draw(coin)
-            if j == len(tokens) or token != tokens[j]:
-                return Decision(j, token)
-        raise AssertionError("unreachable: the last row always decides")
-
-
 def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
     """Return the device half."""
     return _Proposer(params)
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
+def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
-    return _Decider(params)
+
+    def choose(logits: np.ndarray, position: int) -> int:
+        coin = philox.coin(params.seed, position, Domain.CORRECT)
+        return law_of(logits, params).draw(coin)
+
+    return ByToken(CARD.name, choose)
 
 
 SCHEME = Scheme(CARD, make_proposer, make_decider)

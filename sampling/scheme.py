@@ -16,6 +16,7 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import SamplingParams
 
 __all__ = [
+    "ByToken",
     "Card",
     "Decider",
     "Decision",
@@ -148,6 +149,38 @@ class Decider(Protocol):
         Raises:
             ProtocolError: The evidence is not valid for this scheme.
         """
+
+
+class ByToken:
+    """What the cloud halves share that choose a token at each place by themselves.
+
+    Drafts are kept for as long as they are that token.
+
+    Args:
+        name: Of the scheme, for messages.
+        choose: Returns the target's own token, given logits ``(vocab,)`` and the absolute
+            position.
+    """
+
+    def __init__(self, name: str, choose: Callable[[np.ndarray, int], int]) -> None:
+        self._name = name
+        self._choose = choose
+
+    def decide(
+        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+    ) -> Decision:
+        """Judge a block; see :class:`Decider`.
+
+        Raises:
+            ProtocolError: There is evidence.
+        """
+        refuse_evidence(self._name, evidence)
+        for j, drafted in enumerate(tokens):
+            token = self._choose(logits[j], position + j)
+            if token != drafted:
+                return Decision(j, token)
+        last = len(tokens)
+        return Decision(last, self._choose(logits[last], position + last))
 
 
 @dataclass(frozen=True)
