@@ -45,10 +45,13 @@ def read_verdict(
     """
     accepted = commit.accepted
     tokens = [Token(i, "accepted") for i in wire.accepted(commit.epoch, accepted)]
-    whole = accepted == len(wire.branch(commit.epoch))
+    beyond = wire.branch(commit.epoch)[accepted:]
+    whole = not beyond
     correction = None
     if commit.token is not None:
-        tokens.append(Token(commit.token, "bonus" if whole else "correction"))
+        # With more blocks in flight the verifier may add what the next one drafted.
+        agrees = whole or beyond[0] == commit.token
+        tokens.append(Token(commit.token, "bonus" if agrees else "correction"))
     elif commit.evidence and not whole:
         correction = proposer.correct(
             lines.main.proposals[accepted], commit.evidence, position + accepted

@@ -126,8 +126,9 @@ def judge(
         Each as a geometric mean and as the least of all cells, None where the grid has
         no such scheme. ``bound_share``: bound over ``race``, which like the bound knows
         no exits; ``race_over_distributed``: the fastest of the other distributed schemes
-        that know none either, over ``race``; ``over_distributed``: the fastest of all
-        other distributed schemes over ours; ``over_cloud``: streaming over ours.
+        that know none either, over ``race``; ``over_plain`` and ``over_distributed``: the
+        fastest of those, and of all other distributed schemes, over ours;
+        ``over_cloud``: streaming over ours; ``ours_bound_share``: bound over ours.
     """
     found: dict[str, float | None] = {}
 
@@ -145,6 +146,8 @@ def judge(
     put("bound_share", ["bound"], "race")
     put("race_over_distributed", plain, "race")
     put("race_over_cloud", ["cloud"], "race")
+    put("ours_bound_share", ["bound"], ours)
+    put("over_plain", plain, ours)
     put("over_distributed", DISTRIBUTED, ours)
     put("over_cloud", ["cloud"], ours)
     return found

@@ -118,6 +118,8 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
         ("bound_share", "bound / race"),
         ("race_over_distributed", "best other distributed scheme without exits / race"),
         ("race_over_cloud", "cloud / race"),
+        ("ours_bound_share", "bound / ours-latency"),
+        ("over_plain", "best other distributed scheme without exits / ours-latency"),
         ("over_distributed", "best other distributed scheme / ours-latency"),
         ("over_cloud", "cloud / ours-latency"),
     )
