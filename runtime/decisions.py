@@ -21,8 +21,8 @@ from draftwire.runtime.radio import read_radio
 from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, card_of
 from draftwire.sampling.qs import QsProposer
-from draftwire.transport.client import Traffic
 from draftwire.transport.messages import Block, Message, Welcome
+from draftwire.transport.traffic import Traffic
 
 __all__ = ["Decisions"]
 

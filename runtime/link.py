@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Callable, Protocol
 
 from draftwire.errors import DraftwireError, ProtocolError, RefusedError, TransportError
-from draftwire.transport.client import Connection, Traffic
+from draftwire.transport.client import Connection
 from draftwire.transport.messages import Message
+from draftwire.transport.traffic import Traffic
 
 __all__ = ["Link", "LinkEvents", "LinkState"]
 

@@ -16,8 +16,8 @@ from draftwire.runtime.link import Link
 from draftwire.runtime.stream_facts import StreamFacts, report_of
 from draftwire.sampling import loss_of
 from draftwire.transport.capture import WireCapture
-from draftwire.transport.client import Traffic
 from draftwire.transport.messages import Welcome
+from draftwire.transport.traffic import Traffic
 
 __all__ = ["Reporter"]
 

@@ -13,8 +13,8 @@ from draftwire.runtime.mode import Mode
 from draftwire.runtime.report import RunRecord, build_report
 from draftwire.runtime.screen import Screen
 from draftwire.sampling import SamplingParams
-from draftwire.transport.client import Traffic
 from draftwire.transport.messages import Welcome
+from draftwire.transport.traffic import Traffic
 
 __all__ = ["StreamFacts", "report_of"]
 

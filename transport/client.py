@@ -11,7 +11,6 @@ import ipaddress
 import socket
 import ssl
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,52 +34,9 @@ from draftwire.errors import (
 )
 from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, VERSION, Codec
 from draftwire.transport.messages import Error, Hello, Message, Welcome
+from draftwire.transport.traffic import MASK, Traffic, wire_size
 
 __all__ = ["Connection", "Traffic", "is_loopback", "tls_context", "to_exception"]
-
-# Bytes a frame costs beside its payload: TCP/IPv4 with timestamps in one segment, a TLS
-# 1.3 record, the mask of a client's frame. `WireCapture` counts the real ones; a test
-# holds these to it.
-_TCP_IP = 52
-_TLS = 22
-_MASK = 4
-
-
-@dataclass
-class Traffic:
-    """Bytes and frames of one connection, greetings included.
-
-    Attributes:
-        up_payload: Message bytes sent.
-        down_payload: Message bytes received.
-        up_wire: The same with websocket, TLS and TCP/IP headers, computed.
-        down_wire: Likewise.
-        up_frames: Messages sent.
-        down_frames: Messages received.
-    """
-
-    up_payload: int = 0
-    down_payload: int = 0
-    up_wire: int = 0
-    down_wire: int = 0
-    up_frames: int = 0
-    down_frames: int = 0
-
-    def minus(self, before: Traffic) -> Traffic:
-        """Return what was added since ``before``."""
-        return Traffic(
-            *(getattr(self, f) - getattr(before, f) for f in self.__dataclass_fields__)
-        )
-
-    def plus(self, other: Traffic) -> Traffic:
-        """Return the sum of both."""
-        return Traffic(
-            *(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__)
-        )
-
-
-def _header_size(payload: int) -> int:
-    return 2 if payload < 126 else 4 if payload < 65536 else 10
 
 
 def is_loopback(host: str) -> bool:
@@ -277,7 +233,7 @@ class Connection:
                 raise TransportError(f"the link to {self.url} broke: {exc}") from exc
             self.traffic.up_frames += 1
             self.traffic.up_payload += len(data)
-            self.traffic.up_wire += self._wire(len(data)) + _MASK
+            self.traffic.up_wire += wire_size(len(data), secure=self._secure) + MASK
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """Wait for the next message; one thread at a time.
@@ -302,11 +258,8 @@ class Connection:
             raise ProtocolError("a text frame; draftwire.v1 is binary")
         self.traffic.down_frames += 1
         self.traffic.down_payload += len(data)
-        self.traffic.down_wire += self._wire(len(data))
+        self.traffic.down_wire += wire_size(len(data), secure=self._secure)
         return self._codec.decode(data)
-
-    def _wire(self, payload: int) -> int:
-        return payload + _header_size(payload) + (_TLS if self._secure else 0) + _TCP_IP
 
     def _lost(self, exc: ConnectionClosed) -> TransportError:
         received = exc.rcvd

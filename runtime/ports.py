@@ -1,0 +1,81 @@
+"""The driver's three ports to the world: a clock, a network, an engine.
+
+Live they are an asyncio loop, a websocket and a thread that runs the draft model; in the
+simulator and under generated histories they are virtual. The driver
+(:mod:`draftwire.runtime.driver`) is the same. Whatever fails behind a port comes out of
+it as one of our errors; nothing here blocks, and everything is called in the clock's
+thread.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from draftwire.clock import Clock, Timer
+from draftwire.errors import DraftwireError
+from draftwire.transport.messages import Hello, Message, Welcome
+from draftwire.transport.traffic import Traffic
+
+__all__ = ["Clock", "EnginePort", "Network", "Timer", "Wire", "WireEvents"]
+
+
+class WireEvents(Protocol):
+    """What becomes of one connection."""
+
+    def up(self, welcome: Welcome) -> None:
+        """The verifier has greeted; at most once, before any message."""
+
+    def message(self, message: Message) -> None:
+        """A message came."""
+
+    def alive(self) -> None:
+        """A ping was answered."""
+
+    def down(self, error: DraftwireError) -> None:
+        """The connection is over, or never came to be; once, and nothing follows."""
+
+
+class Wire(Protocol):
+    """One connection, from the first packet of its set-up on.
+
+    Attributes:
+        traffic: Bytes and frames so far.
+    """
+
+    traffic: Traffic
+
+    def send(self, message: Message) -> int:
+        """Put ``message`` in the outbox; never blocks.
+
+        Returns:
+            Bytes that it takes on the wire; 0 when the connection is over.
+        """
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+
+    def close(self) -> None:
+        """End the connection at once, without waiting; no event follows."""
+
+
+class Network(Protocol):
+    """Makes connections to one verifier."""
+
+    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> Wire:
+        """Begin to connect and to greet; ``events`` tells what becomes of it.
+
+        Args:
+            hello: What the device says first.
+            events: Told of this connection alone, and never inside this call.
+            timeout_s: Until the welcome.
+        """
+
+
+class EnginePort(Protocol):
+    """Runs the steps of a :class:`~draftwire.runtime.drafter.Drafter`, one at a time."""
+
+    def wake(self) -> None:
+        """There may be something to do."""
+
+    def close(self) -> None:
+        """Stop after the step at work."""

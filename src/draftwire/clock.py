@@ -1,0 +1,122 @@
+"""Time as an argument: one protocol, a live clock and a virtual one.
+
+Whoever waits for something asks a :class:`Clock`. Live it is an asyncio loop; in
+simulations and under generated histories it is a :class:`VirtualClock`, which nobody
+waits for.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any, Callable, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["Clock", "LoopClock", "Timer", "VirtualClock"]
+
+
+class Timer(Protocol):
+    """Something that will happen."""
+
+    def cancel(self) -> None:
+        """Let it not happen; harmless when it has, or was cancelled before."""
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and one thread that things happen in, one after another."""
+
+    def now(self) -> float:
+        """Return the time in seconds, of no particular origin."""
+
+    def call_at(self, when: float, what: Callable[..., None], *args: Any) -> Timer:
+        """Call ``what(*args)`` at ``when`` (soon, if that is past), in this thread."""
+
+    def post(self, what: Callable[..., None], *args: Any) -> None:
+        """Call ``what(*args)`` soon, in order; callable from any thread."""
+
+
+class LoopClock:
+    """The clock of an asyncio loop.
+
+    Args:
+        loop: Runs in the thread that things shall happen in.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.now = loop.time
+        self.call_at = loop.call_at
+        self.post = loop.call_soon_threadsafe
+
+
+class _Entry:
+    __slots__ = ("args", "what")
+
+    def __init__(self, what: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
+        self.what = what
+        self.args = args
+
+    def cancel(self) -> None:
+        self.what = None
+        self.args = ()
+
+
+class VirtualClock:
+    """Virtual time and what happens in it.
+
+    Things of the same time happen in the order in which they were asked for, so that a
+    run is the same bit for bit every time.
+
+    Attributes:
+        now_s: Seconds since the start.
+        events: How many things have happened.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.events = 0
+        self._queue: list[tuple[float, int, _Entry]] = []
+        self._asked = 0
+
+    def now(self) -> float:
+        """Return the seconds since the start."""
+        return self.now_s
+
+    def now_ns(self) -> int:
+        """Return the time in whole nanoseconds, for accounts that count in them."""
+        return round(self.now_s * 1e9)
+
+    def call_at(self, when: float, what: Callable[..., None], *args: Any) -> _Entry:
+        """Call ``what(*args)`` at ``when``, or now when that is past."""
+        self._asked += 1
+        entry = _Entry(what, args)
+        heapq.heappush(self._queue, (max(when, self.now_s), self._asked, entry))
+        return entry
+
+    def call_later(self, seconds: float, what: Callable[..., None], *args: Any) -> _Entry:
+        """Call ``what(*args)`` in so many seconds."""
+        return self.call_at(self.now_s + seconds, what, *args)
+
+    def post(self, what: Callable[..., None], *args: Any) -> None:
+        """Call ``what(*args)`` now, after what is asked for already."""
+        self.call_at(self.now_s, what, *args)
+
+    def run(self, done: Callable[[], bool] | None = None) -> bool:
+        """Let things happen until there are none left, or ``done()`` says so.
+
+        Returns:
+            False when nothing is left to happen and ``done`` was never true.
+        """
+        queue, pop = self._queue, heapq.heappop
+        while queue:
+            when, _, entry = pop(queue)
+            what = entry.what
+            if what is None:
+                continue
+            self.now_s = when
+            self.events += 1
+            what(*entry.args)
+            if done is not None and done():
+                return True
+        return done is None
