@@ -22,7 +22,9 @@ like any other, and a :class:`Revise` says from where on the text changed.
 
 from __future__ import annotations
 
-from typing import Sequence
+import enum
+from dataclasses import dataclass
+from typing import Mapping, Sequence, Tuple
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.actions import (
@@ -54,9 +56,80 @@ from draftwire.transport.messages import (
     Resumed,
 )
 
-__all__ = ["EdgeSession"]
+__all__ = ["TABLE", "EdgeSession", "State"]
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
+
+
+class State(enum.Enum):
+    """Where a stream is, in the words of PROTOCOL.md."""
+
+    NEW = "new"
+    LOST = "lost"  # no link: what is drafted waits, or is shown as guessed
+    OPENING = "opening"  # > open; it drafts, and blocks may leave already
+    RESUMING = "resuming"  # > resume; nothing else until the answer
+    DRAFTING = "drafting"  # the verifier owes nothing
+    WAITING = "waiting"  # the verifier owes a verdict
+    DONE = "done"
+
+
+_ALIVE = (State.OPENING, State.RESUMING, State.DRAFTING, State.WAITING)
+_GOING = (State.DRAFTING, State.WAITING)
+
+# What may follow what: state and event to the states that may come of it. An event is a
+# message sent (>) or received (<), or a fact. PROTOCOL.md draws this table.
+TABLE: Mapping[Tuple[State, str], Tuple[State, ...]] = {
+    (State.NEW, "> open"): (State.OPENING,),
+    (State.NEW, "no link"): (State.LOST,),
+    (State.OPENING, "> block"): (State.OPENING,),
+    (State.OPENING, "< opened"): _GOING,
+    (State.OPENING, "> open"): (State.OPENING,),  # anew, where the last try found no room
+    (State.DRAFTING, "> block"): _GOING,  # a part of one asks for nothing yet
+    (State.WAITING, "> block"): _GOING,
+    (State.WAITING, "< commit"): _GOING,
+    (State.DRAFTING, "< commit"): _GOING,  # the verifier streams, or races ahead
+    (State.RESUMING, "< resumed"): _GOING,
+    (State.RESUMING, "> open"): (State.OPENING,),  # < error `session`
+    (State.DRAFTING, "> open"): (State.OPENING,),  # < error `internal`: once anew
+    (State.WAITING, "> open"): (State.OPENING,),
+    (State.LOST, "> open"): (State.OPENING,),
+    (State.LOST, "> resume"): (State.RESUMING,),
+    (State.LOST, "link lost"): (State.LOST,),
+    **{(state, "link lost"): (State.LOST,) for state in _ALIVE},
+    **{(state, "end"): (State.DONE,) for state in State if state is not State.DONE},
+}
+
+
+class _Alone(enum.Enum):
+    """Whether the verifier goes on without drafts, and whether it knows."""
+
+    NO = "drafts are wanted"
+    ASKED = "none are wanted; the verifier has not been told"
+    YES = "the verifier streams by itself"
+    ENDING = "drafts are wanted again; the verifier has not been told"
+
+
+@dataclass
+class _Hand:
+    """The block in hand: drafts of the main line from index ``start`` on.
+
+    Attributes:
+        start: See above.
+        quota: The length it shall have; None before it begins.
+        ready: It may leave.
+    """
+
+    start: int = 0
+    quota: int | None = None
+    ready: bool = False
+
+
+@dataclass
+class _Correction:
+    """A token that was drawn here, and that the verifier has not built on yet."""
+
+    token: int
+    sent: bool = False
 
 
 class EdgeSession:
@@ -69,7 +142,9 @@ class EdgeSession:
             corrections where the scheme leaves them to the device.
         controller: How far to draft.
         max_new_tokens: At most so many tokens after the prompt.
-        context: Longest sequence both models can hold.
+        context: Longest sequence that the target can hold.
+        draft_context: Longest sequence that the draft can hold, or None; beyond it the
+            target goes on alone.
         stop_ids: Ids that end the text.
         stream: Number of the stream on its connection.
         max_block: The verifier's limit for what waits for judgement.
@@ -86,6 +161,7 @@ class EdgeSession:
         controller: Controller,
         max_new_tokens: int,
         context: int,
+        draft_context: int | None = None,
         stop_ids: Sequence[int] = (),
         stream: int = 1,
         max_block: int = 255,
@@ -107,22 +183,17 @@ class EdgeSession:
         self._committed: list[int] = []
         self._lines = Lines()
         self._wire = InFlight(whole=not self._free)
-        # The block in hand: drafts of the main line from index `_start` on. `_quota` is
-        # the length it shall have, None before it begins.
-        self._start = 0
-        self._quota: int | None = None
-        self._ready = False
+        self._hand = _Hand()
         self._last_limit = 1
-        self._off = False  # the controller wants no drafts
-        self._streaming = False  # so the verifier was told to go on alone
+        self._alone = _Alone.NO
         self._drafter = DrafterView(self._prompt)
-        self._correction: int | None = None
+        self._draft_context = context if draft_context is None else draft_context
+        self._correction: _Correction | None = None
         self._guess_offline = guess_offline
-        self._attached = False
-        self._resuming = False
-        self._owed = False  # a correction was drawn here, and not acknowledged yet
         self._origin = 0  # committed tokens that the present stream has in its prompt
         self._guesses = Guesses()
+        self.state = State.NEW
+        self.has_engine = True
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
@@ -131,7 +202,7 @@ class EdgeSession:
     @property
     def done(self) -> bool:
         """True when the stream is over."""
-        return self.finish is not None
+        return self.state is State.DONE
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -141,8 +212,12 @@ class EdgeSession:
     @property
     def waiting(self) -> bool:
         """True while the verifier owes an answer."""
-        owes = self._in_flight > 0 or self._resuming or not self._drafter.wanted
-        return self._attached and (owes or self._mode.racing or self._streaming)
+        state = self.state
+        if state is State.OPENING:
+            return self._in_flight > 0 or self._streams or not self._drafter.wanted
+        return state is State.RESUMING or (
+            state in _GOING and (state is State.WAITING or not self._drafter.wanted)
+        )
 
     @property
     def drafting(self) -> bool:
@@ -158,26 +233,48 @@ class EdgeSession:
     def guessed_all(self) -> bool:
         """True when the draft alone has reached the end of the text."""
         main = self._lines.main
-        return main.ends(self._stop_ids) or not self._room(main)
+        return main.ends(self._stop_ids) or not self._draftable(main)
+
+    @property
+    def _streams(self) -> bool:
+        """The verifier goes on without being asked."""
+        return self._mode.racing or self._alone in (_Alone.YES, _Alone.ENDING)
+
+    def _enter(self, event: str, to: State) -> None:
+        """Change the state, as the table allows.
+
+        Raises:
+            ProtocolError: The verifier said what cannot follow.
+            ValueError: It was this side (our bug).
+        """
+        if to not in TABLE.get((self.state, event), ()):
+            kind = ProtocolError if event.startswith("<") else ValueError
+            raise kind(f"{event!r} cannot follow while {self.state.value}")
+        self.state = to
+
+    def _settle(self, event: str) -> None:
+        """Drafting or waiting, after ``event``."""
+        owed = self._in_flight > 0 or self._streams
+        self._enter(event, State.WAITING if owed else State.DRAFTING)
 
     # ---- events
 
     def start(self) -> list[Action]:
         """Open the stream and begin to draft."""
-        self._attached = True
         self._controller.begin(self._mode)
         return [self._open(), *self._go_on()]
 
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
         self._controller.begin(self._mode)
+        self._enter("no link", State.LOST)
         return self._steer()
 
     def link_lost(self) -> list[Action]:
         """Stop to wait for verdicts that cannot come."""
-        self._attached = self._resuming = False
         if self.done:
             return []
+        self._enter("link lost", State.LOST)
         self._forget_wire(self._wire.epoch)
         fresh: list[Action] = []
         if self._guess_offline:
@@ -193,21 +290,32 @@ class EdgeSession:
         """
         if self.done:
             return []
-        self._attached = True
         opened = self.opened
         # A correction drawn here may be unknown to the old stream: then open a new one.
-        if resume and opened is not None and opened.session and not self._owed:
-            self._resuming = True
+        if resume and opened is not None and opened.session and not self._correction:
+            self._enter("> resume", State.RESUMING)
             held = len(self._committed) - self._origin
             request = Send(Resume(opened.session, opened.secret, held))
             return [*self._drafter.halt(), request]
-        self._resuming = False
         self._correction = None
-        self._owed = False
         self.opened = None
         self._origin = len(self._committed)
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
+
+    def engine(self, *, mine: bool) -> list[Action]:
+        """Draft from now on, or leave the draft model to others.
+
+        Args:
+            mine: The draft model works for this stream.
+        """
+        if mine is self.has_engine:
+            return []
+        self.has_engine = mine
+        if self.done or self.state is State.NEW:
+            return []
+        self._hand.quota = None
+        return self._go_on()
 
     def drafted(self, branch: int, proposal: Proposal) -> list[Action]:
         """Take in a proposal; it may complete a block."""
@@ -217,16 +325,16 @@ class EdgeSession:
         drafter.took(proposal)
         self.counts.proposed += 1
         ends = proposal.token in self._stop_ids  # drafting beyond the end is waste
-        if not self._attached:
+        if self.state is State.LOST:
             shown = self._guesses.show([proposal.token])
             return shown + (drafter.halt() if ends else [])
         if self._in_flight:
             self._preemption.drafted()
-        main = self._lines.main
-        if drafter.line is main and self._quota is not None:
-            block = main.proposals[self._start :]
-            full = len(block) >= self._quota or self._room(main) == 0 or ends
-            self._ready = full or self._controller.enough(block)
+        main, hand = self._lines.main, self._hand
+        if drafter.line is main and hand.quota is not None:
+            block = main.proposals[hand.start :]
+            full = len(block) >= hand.quota or self._draftable(main) == 0 or ends
+            hand.ready = full or self._controller.enough(block)
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:
@@ -238,19 +346,20 @@ class EdgeSession:
         if self.done:
             return []  # still on its way when the stream ended
         if isinstance(message, Opened):
-            if message.stream == self._stream:
+            if message.stream == self._stream and self.state is State.OPENING:
                 self.opened = message
+                self._settle("< opened")
             return []
         if isinstance(message, Resumed):
-            return self._resumed(message) if self._resuming else []
-        if self.opened is None or self._resuming:
+            return self._resumed(message) if self.state is State.RESUMING else []
+        if self.state not in _GOING:
             return []  # still on its way from an earlier stream of this connection
         if isinstance(message, Commit):
             return self._commit(message)
         if isinstance(message, Provisional):
             return self._provisional(message)
         if isinstance(message, Bye):
-            return self._end(message.reason or "cancelled")
+            return self._end("cancelled")
         raise ProtocolError(f"{type(message).__name__} does not belong to a stream")
 
     def stop(self, reason: str) -> list[Action]:
@@ -262,6 +371,7 @@ class EdgeSession:
     # ---- opening and resuming
 
     def _open(self) -> Send:
+        self._enter("> open", State.OPENING)
         request = open_of(
             self._stream,
             (*self._prompt, *self._committed),
@@ -281,10 +391,10 @@ class EdgeSession:
             )
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
-        self._resuming = False
         self.counts.tokens += len(message.tokens)
         actions = self._keep([Token(t, "resumed") for t in message.tokens])
         self._forget_wire(message.epoch)
+        self._settle("< resumed")
         if message.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[message.finish])
         return actions + self._go_on()
@@ -293,9 +403,8 @@ class EdgeSession:
         """Nothing is in flight; what the main line holds is one block, ready to go."""
         self._wire.reset(epoch)
         self._lines.drop_others()
-        self._new_block(0)
-        self._ready = len(self._lines.main) > 0
-        self._streaming = False
+        self._hand = _Hand(0, None, len(self._lines.main) > 0)
+        self._alone = _Alone.NO
         self._preemption.reset()
 
     # ---- verdicts
@@ -306,14 +415,15 @@ class EdgeSession:
             commit, self._wire, self._lines, self._proposer, len(self._prompt) + before
         )
         kept = verdict.tokens
-        self._owed = verdict.correction is not None
-        self._correction = verdict.correction
+        drawn = verdict.correction
+        self._correction = None if drawn is None else _Correction(drawn)
         if before + len(kept) > self._limit:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         new = [token.id for token in kept]
         self._preemption.compare(new)
         tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(kept)
+        self._settle("< commit")
         if commit.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[commit.finish])
         return actions + self._go_on(verdict=True)
@@ -342,21 +452,20 @@ class EdgeSession:
             self._new_block(len(wire.tokens) if on_wire else 0)
             self.counts.outcomes_used += len(main) > 0
             return
-        gone = max(0, len(ids) - self._start)  # tokens of the block in hand
-        self._start = max(0, self._start - len(ids))
-        if self._quota is not None:
-            self._quota -= gone
-        if len(main) <= self._start and (self._ready or not self._quota):
-            self._new_block(self._start)
+        hand = self._hand
+        gone = max(0, len(ids) - hand.start)  # tokens of the block in hand
+        hand.start = max(0, hand.start - len(ids))
+        if hand.quota is not None:
+            hand.quota -= gone
+        if len(main) <= hand.start and (hand.ready or not hand.quota):
+            self._new_block(hand.start)
 
     def _new_block(self, start: int) -> None:
-        self._start = start
-        self._quota = None
-        self._ready = False
+        self._hand = _Hand(start)
 
     def _provisional(self, message: Provisional) -> list[Action]:
         """Draft on from what an exit says, until the verdict comes."""
-        if not self._attached or self._guesses.ids:
+        if self._guesses.ids:
             return []  # what the user has seen is taken back by a verdict alone
         room = self._limit - len(self._committed) - 1
         if known := self._preemption.believe(message, room, self._bonus, self._stop_ids):
@@ -378,9 +487,14 @@ class EdgeSession:
         left = self._limit - len(self._committed) - 1
         return max(0, left - len(line))
 
+    def _draftable(self, line: Line) -> int:
+        """Return how many drafts make sense behind ``line`` and fit the draft model."""
+        held = len(self._prompt) + len(self._committed) + len(line)
+        return min(self._room(line), max(0, self._draft_context - held))
+
     def _go_on(self, *, verdict: bool = False) -> list[Action]:
         """Begin a block, send what may leave, keep the drafter at work."""
-        if not self._attached or self._resuming:
+        if self.state in (State.LOST, State.RESUMING):
             return self._steer()
         self._begin_block()
         sent = self._dispatch(verdict)
@@ -390,50 +504,63 @@ class EdgeSession:
 
     def _begin_block(self) -> None:
         """Decide how long the block in hand shall be, when that is not decided yet."""
-        if self._quota is not None or self._ready:
+        hand = self._hand
+        if hand.quota is not None or hand.ready:
             return
         main, mode = self._lines.main, self._mode
         waits = not mode.racing and self._in_flight >= mode.pipeline
         if waits and not mode.preempt & {"guess", "exits"}:
             return
-        block = len(main) - self._start
+        block = len(main) - hand.start
         if main.ends(self._stop_ids) or self._room(main) == 0:
-            self._ready = block > 0
+            hand.ready = block > 0
             return
-        limit = self._controller.limit()
-        self._off = limit < 1
-        if self._off:
+        limit = self._limit_now(main)
+        if limit < 1:
+            told = self._alone in (_Alone.YES, _Alone.ENDING)
+            self._alone = _Alone.YES if told else _Alone.ASKED
             return
+        told = self._alone in (_Alone.YES, _Alone.ENDING)
+        self._alone = _Alone.ENDING if told else _Alone.NO
         self._last_limit = limit
         # The bonus that comes with the verdict takes the first of these drafts.
         spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
-        self._quota = min(limit + spare, self._max_block)
-        self._ready = block >= self._quota
+        hand.quota = min(limit + spare, self._max_block)
+        hand.ready = block >= hand.quota
+
+    def _limit_now(self, main: Line) -> int:
+        """Return the most tokens of the next block; 0: the target goes on alone."""
+        if not self.has_engine or not self._draftable(main):
+            return 0
+        return self._controller.limit()
 
     def _dispatch(self, verdict: bool) -> list[Action]:
         """Send what may leave now."""
-        mode, main, wire = self._mode, self._lines.main, self._wire
+        mode, main, wire, hand = self._mode, self._lines.main, self._wire, self._hand
         actions: list[Action] = []
         in_flight = self._in_flight
-        if not mode.racing and self._streaming != self._off:
-            if self._off:
-                self._streaming = not in_flight
-                return [] if in_flight else [self._send(more=False)]
-            self._streaming = False
+        if not mode.racing and self._alone is _Alone.ASKED:
+            if in_flight:
+                return []
+            self._alone = _Alone.YES
+            return [self._send(more=False)]
+        if not mode.racing and self._alone is _Alone.ENDING:
+            self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
-            actions.append(Send(Block(wire.epoch, base, ())))
+            actions.append(self._block(Block(wire.epoch, base, ())))
         full = len(main) > self._max_block and in_flight
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (main.assumed >= 0 and not self._free):
             return actions
-        if (block := main.proposals[self._start :]) and verdict and not in_flight:
-            self._ready |= mode.cut or self._controller.enough(block)
-        if block and self._ready:
+        if (block := main.proposals[hand.start :]) and verdict and not in_flight:
+            hand.ready |= mode.cut or self._controller.enough(block)
+        if block and hand.ready:
             return [*actions, *self._send_block()]
-        if self._quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):
+        if hand.quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):
             return [*actions, self._send(more=True)]
         last = not (in_flight or mode.racing or len(main) or self._room(main))
-        if last or (self._off and self._correction is not None):
+        owed = self._correction is not None and not self._correction.sent
+        if last or (self._alone is not _Alone.NO and owed):
             actions.append(self._send(more=False))  # asks for a token
         return actions
 
@@ -441,7 +568,7 @@ class EdgeSession:
         """Send the block in hand, as far as one block goes."""
         send = self._send(more=False)
         self._new_block(len(self._wire.tokens))
-        self._ready = len(self._lines.main) > self._start
+        self._hand.ready = len(self._lines.main) > self._hand.start
         return [send]
 
     def _send(self, *, more: bool) -> Send:
@@ -458,18 +585,27 @@ class EdgeSession:
         self.counts.drafted += new
         if new:
             self._controller.sent(new)
+        correction = None
+        if self._correction is not None and not self._correction.sent:
+            correction = self._correction.token
+            self._correction.sent = True
         block = Block(
             wire.epoch,
             before - self._origin + n,
             tuple(ids),
             self._proposer.pack(fresh) if fresh else b"",
             more=more,
-            correction=self._correction,
-            race=self._mode.racing or self._streaming,
+            correction=correction,
+            race=self._streams,
         )
-        self._correction = None
-        start = before + min(n, self._start)
+        start = before + min(n, self._hand.start)
         wire.send(ids, None if more else start, before + n + len(ids))
+        return self._block(block)
+
+    def _block(self, block: Block) -> Send:
+        opening = self.state is State.OPENING
+        if not opening:
+            self._settle("> block")
         return Send(block)
 
     def _steer(self) -> list[Action]:
@@ -478,21 +614,25 @@ class EdgeSession:
         return self._drafter.order(line, count, self._committed)
 
     def _task(self) -> tuple[Line, int]:
-        main = self._lines.main
-        if self._resuming or main.ends(self._stop_ids):
+        main, hand = self._lines.main, self._hand
+        if not self.has_engine or self.state is State.RESUMING:
             return main, 0
-        if not self._attached:
-            return main, self._room(main) if self._guess_offline else 0
-        if self._quota is not None and not self._ready:
-            missing = self._quota - (len(main) - self._start)
-            return main, min(missing, self._room(main))
+        if main.ends(self._stop_ids):
+            return main, 0
+        if self.state is State.LOST:
+            return main, self._draftable(main) if self._guess_offline else 0
+        if hand.quota is not None and not hand.ready:
+            missing = hand.quota - (len(main) - hand.start)
+            return main, min(missing, self._draftable(main))
         if self._in_flight:
-            line = self._preemption.outcome(self._last_limit, self._room, self._stop_ids)
+            limit = self._last_limit
+            line = self._preemption.outcome(limit, self._draftable, self._stop_ids)
             if line is not None:
-                missing = line.assumed + 1 + self._last_limit - len(line)
-                return line, min(missing, self._room(line))
+                missing = line.assumed + 1 + limit - len(line)
+                return line, min(missing, self._draftable(line))
         return main, 0
 
     def _end(self, reason: str) -> list[Action]:
+        self._enter("end", State.DONE)
         self.finish = reason
         return [*self._drafter.end(), Finished(reason)]
