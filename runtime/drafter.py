@@ -1,27 +1,26 @@
-"""The drafting thread: keeps the draft model's cache on the session's sequence.
+"""Runs the draft model: keeps its cache on a stream's sequence, one step at a time.
 
-Orders (:class:`~draftwire.runtime.edge_session.Draft`) come in from any thread; proposals
-go out through a callback. A new order replaces the one at work within one token.
+Orders (:class:`~draftwire.runtime.actions.Draft`) come in at any time; each step does one
+forward, or reads one chunk of text, and looks at the orders first. So a new order
+overtakes the one at work within one forward. Who calls :meth:`Drafter.step`, and when, is
+the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual clock.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import deque
-from typing import Callable, Protocol, Sequence
+from typing import Deque, NamedTuple, Protocol, Sequence, Union
 
 import numpy as np
 
-from draftwire.runtime.actions import (
-    Draft,
-)
+from draftwire.errors import ModelError
+from draftwire.runtime.actions import Draft
 from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer
 
-__all__ = ["Drafter", "Model"]
+__all__ = ["Drafter", "Model", "Step"]
 
-_CHUNK = 256  # prompt tokens between two looks at the inbox
+_CHUNK = 256  # prompt tokens of one step
 
 
 class Model(Protocol):
@@ -38,138 +37,138 @@ class Model(Protocol):
         """Forget all but the first ``length`` tokens."""
 
 
-class Drafter:
-    """Runs a draft model in a thread of its own.
-
-    Args:
-        model: The draft; used by this thread alone while it runs.
-        vocab_size: Ids on the connection are below this; larger ones (padding rows of
-            the draft's matrix) are never proposed.
-        on_proposal: Called with ``(branch, proposal)`` in the drafting thread.
-        on_error: Called with the exception when the model fails; the thread goes on to
-            wait for orders.
+class Step(NamedTuple):
+    """What one step did.
 
     Attributes:
-        draft_s: Seconds spent on drafting since :meth:`begin`.
-        prefill_s: Seconds spent on reading text since :meth:`begin`.
-        steps: Forwards since :meth:`begin`.
-        recalled: Tokens since :meth:`begin` that a cache gave instead of the model.
-        last_step_s: What the last proposal of the model took.
+        stream: Whose it was.
+        branch: Of the order.
+        proposal: The token, or None when the step only read text.
+        fed: Tokens that the model ran; 0 for a token that a cache gave.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        vocab_size: int,
-        on_proposal: Callable[[int, Proposal], None],
-        on_error: Callable[[Exception], None],
-    ) -> None:
-        self._model = model
-        self._vocab_size = vocab_size
-        self._on_proposal = on_proposal
-        self._on_error = on_error
-        self._proposer: Proposer | None = None
-        self._orders: deque[Draft] = deque()
-        self._wake = threading.Condition()
-        self._stopping = False
-        self._sequence: list[int] = []
-        self._cache: SuffixCache | None = None
-        self.draft_s = self.prefill_s = self.last_step_s = 0.0
-        self.steps = self.recalled = 0
-        self._thread = threading.Thread(
-            target=self._run, name="draftwire-drafter", daemon=True
-        )
-        self._thread.start()
+    stream: int
+    branch: int
+    proposal: Proposal | None
+    fed: int
 
-    def begin(self, proposer: Proposer, cache: SuffixCache | None = None) -> None:
-        """Start a new stream: set how tokens are proposed, and zero the counts.
+
+class _Begin(NamedTuple):
+    stream: int
+    model: Model | None
+    proposer: Proposer
+    cache: SuffixCache | None
+
+
+class _Order(NamedTuple):
+    stream: int
+    draft: Draft
+
+
+class Drafter:
+    """The draft model at work for one stream after another.
+
+    Args:
+        model: The draft; used inside :meth:`step` alone.
+        vocab_size: Ids on the connection are below this; larger ones (padding rows of
+            the draft's matrix) are never proposed.
+
+    Attributes:
+        stream: For which it works.
+    """
+
+    def __init__(self, model: Model | None, vocab_size: int) -> None:
+        self._model = model
+        self.vocab_size = vocab_size
+        self._inbox: Deque[Union[_Begin, _Order]] = deque()
+        self.stream = -1
+        self._proposer: Proposer | None = None
+        self._cache: SuffixCache | None = None
+        self._sequence: list[int] = []
+        self._branch = 0
+        self._left = 0
+
+    def begin(
+        self,
+        stream: int,
+        proposer: Proposer,
+        cache: SuffixCache | None = None,
+        model: Model | None = None,
+    ) -> None:
+        """Work for ``stream`` from now on; callable from any thread, as the next.
 
         Args:
+            stream: Its number; orders and steps carry it.
             proposer: Chooses from the model's logits.
             cache: Asked first; only for schemes whose drafts may come from anywhere.
+            model: Its own model, where streams do not share one.
         """
-        with self._wake:
-            self._proposer, self._cache = proposer, cache
-            self.draft_s = self.prefill_s = 0.0
-            self.steps = self.recalled = 0
+        self._inbox.append(_Begin(stream, model, proposer, cache))
 
-    def submit(self, order: Draft) -> None:
-        """Take an order; returns at once."""
-        with self._wake:
-            self._orders.append(order)
-            self._wake.notify()
+    def submit(self, stream: int, order: Draft) -> None:
+        """Take an order of ``stream``."""
+        self._inbox.append(_Order(stream, order))
 
-    def close(self) -> None:
-        """Stop the thread after the token at work."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=30)
+    def forget(self) -> None:
+        """Let go of the model and of everything else; no step follows."""
+        self._inbox.clear()
+        self._model = self._proposer = self._cache = None
+        self._left = 0
 
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._orders and not self._stopping:
-                    self._wake.wait()
-                if self._stopping:
-                    return
-                order = self._take_orders()
-                proposer = self._proposer
-            if not order.count or proposer is None:
-                continue
-            try:
-                self._draft(order, proposer)
-            except Exception as exc:  # noqa: BLE001 - a dead thread would hang the stream
-                self._on_error(exc)
+    def step(self) -> Step | None:
+        """Do one forward; return what came of it, or None when nothing is wanted.
 
-    def _take_orders(self) -> Draft:
-        # Every order edits the sequence, even one that a later order overtakes.
-        while True:
-            order = self._orders.popleft()
-            self._sequence[order.valid :] = order.tokens
-            if self._model.length > order.valid:
-                self._model.rewind(order.valid)
-            if not self._orders:
-                break
-        # The last token is fed again when nothing else is new: its logits are wanted.
-        if order.count and self._model.length >= len(self._sequence):
-            self._model.rewind(len(self._sequence) - 1)
-        return order
-
-    def _overtaken(self) -> bool:
-        return bool(self._orders) or self._stopping
-
-    def _draft(self, order: Draft, proposer: Proposer) -> None:
-        model, sequence = self._model, self._sequence
-        began = time.perf_counter()
-        while len(sequence) - model.length > _CHUNK:
-            if self._overtaken():
-                return
+        Raises:
+            ModelError: The model gave something that is not a number.
+            Exception: Whatever an engine raises; the order at work is over then.
+        """
+        self._take_orders()
+        model, proposer, sequence = self._model, self._proposer, self._sequence
+        if not self._left or model is None or proposer is None:
+            return None
+        left, self._left = self._left, 0  # an engine that raises ends the order
+        waiting = len(sequence) - model.length
+        if waiting > _CHUNK:
             at = model.length
             model.forward(sequence[at : at + _CHUNK])
-        reading = len(sequence) - model.length > 1
-        for _ in range(order.count):
-            if self._overtaken():
-                return
-            recall = self._cache.propose(sequence) if self._cache is not None else None
-            if recall is not None:
-                # The model reads it when it is asked the next time.
-                sequence.append(recall.token)
-                self.recalled += 1
-                self._on_proposal(order.branch, Proposal(recall.token, recall.confidence))
-                continue
-            logits = model.forward(sequence[model.length :])
-            self.steps += 1
-            if reading:
-                now = time.perf_counter()
-                self.prefill_s += now - began
-                began, reading = now, False
-            proposal = proposer.propose(logits[: self._vocab_size], len(sequence))
-            sequence.append(proposal.token)
-            now = time.perf_counter()
-            self.last_step_s = now - began
-            self.draft_s += self.last_step_s
-            began = now
-            self._on_proposal(order.branch, proposal)
+            self._left = left
+            return Step(self.stream, self._branch, None, _CHUNK)
+        recall = self._cache.propose(sequence) if self._cache is not None else None
+        if recall is not None:  # the model reads it when it is asked the next time
+            proposal, waiting = Proposal(recall.token, recall.confidence), 0
+        else:
+            logits = model.forward(sequence[model.length :])[: self.vocab_size]
+            if not np.isfinite(logits.max()):  # also with a NaN anywhere
+                raise ModelError(
+                    f"the draft model gave logits that are not numbers behind "
+                    f"{len(sequence)} tokens"
+                )
+            proposal = proposer.propose(logits, len(sequence))
+        sequence.append(proposal.token)
+        self._left = left - 1
+        return Step(self.stream, self._branch, proposal, waiting)
+
+    def _take_orders(self) -> None:
+        # Every order edits the sequence, even one that a later order overtakes.
+        inbox = self._inbox
+        while inbox:
+            word = inbox.popleft()
+            if isinstance(word, _Begin):
+                self.stream, self._proposer, self._cache = (
+                    word.stream,
+                    word.proposer,
+                    word.cache,
+                )
+                if word.model is not None:
+                    self._model, self._sequence = word.model, []
+                self._left = 0
+            elif word.stream == self.stream:
+                order, model = word.draft, self._model
+                self._sequence[order.valid :] = order.tokens
+                if model is not None and model.length > order.valid:
+                    model.rewind(order.valid)
+                self._branch, self._left = order.branch, order.count
+        # The last token is fed again when nothing else is new: its logits are wanted.
+        model, length = self._model, len(self._sequence)
+        if self._left and model is not None and model.length >= length:
+            model.rewind(length - 1)

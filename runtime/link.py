@@ -1,27 +1,54 @@
-"""A connection that comes back: receive, notice the loss, reconnect with patience.
+"""A connection that comes back: notice the loss, connect anew with patience.
 
-One thread receives for as long as the session lives. When the connection is lost it
-tells the session, tries again with growing, jittered pauses, and tells it when there is
-a new one. What to do with a stream meanwhile is the session's business.
+No I/O, no thread: everything happens in the driver's clock. A link is lost when its
+connection ends, or when it is silent while an answer is owed: a ping goes out at half of
+the time that silence may last, so a verifier that is slow is told from a flow that is
+swallowed. Tries to connect anew follow each other in growing, jittered pauses; only
+*progress* (a verdict) makes them short again, not a connection that comes to be.
 """
 
 from __future__ import annotations
 
+import enum
+import logging
 import random
-import threading
-import time
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import Protocol
 
-from draftwire.errors import DraftwireError, ProtocolError, RefusedError, TransportError
-from draftwire.transport.client import Connection
-from draftwire.transport.messages import Message
+from draftwire.clock import Clock, Timer
+from draftwire.errors import BusyError, DraftwireError, TransportError
+from draftwire.runtime.channel import Channel
+from draftwire.runtime.ports import Network, Wire
+from draftwire.transport.client import may_pass
+from draftwire.transport.messages import Hello, Message, Welcome
 from draftwire.transport.traffic import Traffic
 
-__all__ = ["Link", "LinkEvents", "LinkState"]
+__all__ = ["Link", "LinkOwner", "LinkSettings", "LinkState"]
+
+log = logging.getLogger("draftwire.link")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
+_LONGEST_RETRY_AFTER_S = 60.0  # a stream's own patience is mostly shorter
+_LEAST_SILENCE_S, _MOST_SILENCE_S = 1.0, 15.0
+_SILENCE = 4.0  # times the slowest answer of late
+_LEAST_CONNECT_S = 3.0
+
+
+class _Phase(enum.Enum):
+    IDLE = "not begun"
+    CONNECTING = "connecting"
+    UP = "up"
+    PAUSING = "between two tries"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+_WORDS = {
+    _Phase.IDLE: "closed",
+    _Phase.CONNECTING: "reconnecting",
+    _Phase.PAUSING: "reconnecting",
+}
 
 
 @dataclass(frozen=True)
@@ -43,183 +70,313 @@ class LinkState:
     error: str
 
 
-class LinkEvents(Protocol):
-    """What the owner of a link is told, all in the link's thread."""
+@dataclass(frozen=True)
+class LinkSettings:
+    """What a link is told.
 
-    def link_message(self, message: Message) -> None:
-        """Take a message; may raise DraftwireError, which ends the link for good."""
+    Attributes:
+        timeout_s: For connecting and greeting.
+        silence_s: Without a sign of life while an answer is owed, after which the link
+            counts as lost; None derives it from what answers took so far.
+    """
 
-    def link_quiet(self) -> bool:
-        """Nothing came for a while; return True if something should have come."""
+    timeout_s: float = 10.0
+    silence_s: float | None = None
 
-    def link_lost(self, error: DraftwireError) -> None:
-        """The connection is gone; tries to reconnect follow."""
 
-    def link_still_down(self, error: DraftwireError, down_s: float) -> None:
-        """Another try failed."""
+class LinkOwner(Protocol):
+    """Who is told what becomes of a link."""
 
-    def link_up(self) -> None:
-        """There is a new connection."""
+    def link_up(self, link: Link, welcome: Welcome) -> None:
+        """There is a connection."""
 
-    def link_failed(self, error: DraftwireError) -> None:
-        """No further try makes sense: refused, incompatible, or a broken protocol."""
+    def link_message(self, link: Link, message: Message) -> None:
+        """A message came."""
+
+    def link_lost(self, link: Link, error: DraftwireError) -> None:
+        """The connection is gone, or a try failed; another follows."""
+
+    def link_failed(self, link: Link, error: DraftwireError) -> None:
+        """It makes no sense to try again."""
 
 
 class Link:
-    """Owns the connection of a session.
+    """One connection after another to one verifier.
 
     Args:
-        connect: Makes a greeted connection; the first one is made here and now.
-        events: The owner.
-        silence_s: A verdict that takes longer means that the link is dead, even if
-            TCP has not noticed.
-        jitter: Source of the jitter on pauses.
+        clock: Where everything happens.
+        network: Connects.
+        hello: What the device says first.
+        settings: How patient it is.
+        owner: Told of it.
+        rng: Source of the jitter on pauses: a fleet that lost the same verifier shall
+            not return as one.
+
+    Attributes:
+        channel: What the link is like.
+        welcome: Of the last connection.
+        error: Why it is not up.
+        reconnects: Times that a lost link came back.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
-        events: LinkEvents,
-        *,
-        silence_s: float = 15.0,
-        jitter: random.Random | None = None,
+        clock: Clock,
+        network: Network,
+        hello: Hello,
+        settings: LinkSettings,
+        owner: LinkOwner,
+        rng: random.Random,
     ) -> None:
-        self._connect = connect
-        self._events = events
-        self._silence_s = silence_s
-        self._jitter = jitter or random.Random()
-        self._closed = threading.Event()
+        self._clock = clock
+        self._network = network
+        self._hello = hello
+        self._settings = settings
+        self._owner = owner
+        self._rng = rng
+        self.channel = Channel()
+        self.welcome: Welcome | None = None
+        self.error: DraftwireError | None = None
+        self.reconnects = 0
+        self._phase = _Phase.IDLE
+        self._wire: Wire | None = None
         self._past = Traffic()
-        self._lost_at: float | None = None
-        self._error: DraftwireError | None = None
-        self._failed = False
+        self._timer: Timer | None = None
+        self._watch: Timer | None = None
+        self._pause_s = _FIRST_PAUSE_S
         self._attempts = 0
-        self._reconnects = 0
-        self.connection = connect()
-        self._thread = threading.Thread(
-            target=self._run, name="draftwire-receiver", daemon=True
-        )
-
-    def start(self) -> None:
-        """Begin to receive."""
-        self._thread.start()
+        self._tried_s = 0.0
+        self._lost_at: float | None = None
+        self._greeted_in: float | None = None
+        self._owing = False
+        self._quiet_s = 0.0  # since when silence counts
+        self._pinged = False
+        self._slowest: float | None = None  # answer of late, seconds
+        self._doubt = 1.0  # grows with every silence that was no loss
 
     @property
     def up(self) -> bool:
         """True while there is a connection."""
-        return self._lost_at is None and not self._failed
-
-    @property
-    def error(self) -> DraftwireError | None:
-        """Why the link is not up."""
-        return self._error
+        return self._phase is _Phase.UP
 
     @property
     def failed(self) -> bool:
         """True when no further try will be made."""
-        return self._failed
+        return self._phase is _Phase.FAILED
 
     @property
-    def reconnects(self) -> int:
-        """Times that a lost link came back."""
-        return self._reconnects
+    def silence_s(self) -> float:
+        """Seconds that silence may last now."""
+        if self._settings.silence_s is not None:
+            return self._settings.silence_s
+        slowest = self._slowest
+        if slowest is None:
+            slowest = 1.0 if self._greeted_in is None else self._greeted_in
+        wanted = _SILENCE * slowest * self._doubt
+        return min(max(wanted, _LEAST_SILENCE_S), _MOST_SILENCE_S)
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        """Local and remote TCP port, ``(0, 0)`` without a connection."""
+        found: tuple[int, int] = getattr(self._wire, "ports", (0, 0))
+        return found
 
     def state(self) -> LinkState:
         """Return a snapshot for the user."""
         lost_at = self._lost_at
-        name = "failed" if self._failed else "up" if lost_at is None else "reconnecting"
+        up = self._phase is _Phase.UP
         return LinkState(
-            "closed" if self._closed.is_set() else name,
-            self._reconnects,
+            _WORDS.get(self._phase, self._phase.value),
+            self.reconnects,
             self._attempts,
-            0.0 if lost_at is None else time.monotonic() - lost_at,
-            str(self._error) if self._error is not None and name != "up" else "",
+            0.0 if lost_at is None else self._clock.now() - lost_at,
+            str(self.error) if self.error is not None and not up else "",
         )
 
     def traffic(self) -> Traffic:
         """Return the bytes of all connections so far."""
-        return self._past.plus(self.connection.traffic)
+        wire = self._wire
+        return self._past if wire is None else self._past.plus(wire.traffic)
 
-    def send(self, message: Message) -> None:
-        """Send ``message``, or drop it when the link is gone.
+    def start(self) -> None:
+        """Begin to connect."""
+        self._lost_at = self._clock.now()
+        self._connect()
 
-        A loss is noticed by the receiving thread, which tells the owner; a message that
-        was lost with the link is said again by whoever resumes.
+    def send(self, message: Message) -> int:
+        """Send ``message``; what is lost with the link is said again by who resumes.
+
+        Returns:
+            Bytes on the wire.
         """
-        try:
-            self.connection.send(message)
-        except ProtocolError:
-            raise
-        except TransportError:
-            self.connection.close()
+        wire = self._wire
+        if wire is None or self._phase is not _Phase.UP:
+            return 0
+        return wire.send(message)
 
-    def drop(self) -> None:
-        """Break the connection on purpose: the next one may serve better."""
-        self.connection.close()
+    def owe(self, owing: bool) -> None:
+        """Note whether an answer is owed now; silence counts only while it is."""
+        if owing and not self._owing:
+            self._quiet_s = self._clock.now()
+            self._pinged = False
+        self._owing = owing
+        if owing and self._watch is None and self._phase is _Phase.UP:
+            self._look_at(self._quiet_s + self.silence_s / 2)
+
+    def progress(self) -> None:
+        """A verdict came: what follows begins with short pauses and no doubt."""
+        self._pause_s = _FIRST_PAUSE_S
+        self._doubt = 1.0
+
+    def lose(self, error: DraftwireError) -> None:
+        """Give the connection up: the next one may serve better."""
+        if self._phase is _Phase.UP:
+            self._drop()
+            self._lost(error)
 
     def close(self) -> None:
-        """End the connection and the thread."""
-        self._closed.set()
-        self.connection.close()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=10)
+        """End the connection; nothing follows."""
+        self._drop()
+        self._stop(self._timer)
+        if self._phase is not _Phase.FAILED:
+            self._phase = _Phase.CLOSED
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                message = self.connection.receive(self._silence_s)
-                if message is not None:
-                    self._events.link_message(message)
-                elif self._events.link_quiet():
-                    raise TransportError(
-                        f"no word from {self.connection.url} for {self._silence_s:g} s"
-                    )
-            except DraftwireError as exc:
-                if self._closed.is_set():
-                    return
-                if not _may_pass(exc):
-                    return self._fail(exc)
-                if not self._come_back(exc):
-                    return
+    # ---- one connection
 
-    def _fail(self, error: DraftwireError) -> None:
-        self._error, self._failed = error, True
-        self.connection.close()
-        if not self._closed.is_set():
-            self._events.link_failed(error)
+    def _connect(self) -> None:
+        self._phase = _Phase.CONNECTING
+        self._tried_s = self._clock.now()
+        timeout_s = self._settings.timeout_s
+        if self._greeted_in is not None:  # a first try that is swallowed costs little
+            quick = max(_LEAST_CONNECT_S, 10 * self._greeted_in)
+            timeout_s = min(timeout_s, quick * 2 ** min(self._attempts, 8))
+        self._attempts += 1
+        connection = _Connection(self)
+        wire = self._network.connect(self._hello, connection, timeout_s)
+        self._wire = wire
+        self._events = connection
 
-    def _come_back(self, error: DraftwireError) -> bool:
-        """Reconnect; return False when that is over."""
-        self._error = error
-        self._lost_at = lost_at = time.monotonic()
+    def greeted(self, welcome: Welcome) -> None:
+        """The connection is there."""
+        now = self._clock.now()
+        self._greeted_in = now - self._tried_s
+        again = self.welcome is not None
+        self._phase = _Phase.UP
+        self.welcome = welcome
+        self.error = None
+        self._lost_at = None
         self._attempts = 0
-        self.connection.close()
-        self._past = self._past.plus(self.connection.traffic)
-        self.connection.traffic = Traffic()
-        self._events.link_lost(error)
-        pause = _FIRST_PAUSE_S
-        # Jitter keeps a fleet that lost the same verifier from returning as one.
-        while not self._closed.wait(pause * self._jitter.uniform(0.5, 1.0)):
-            pause = min(pause * 2, _LONGEST_PAUSE_S)
-            self._attempts += 1
-            try:
-                self.connection = self._connect()
-            except DraftwireError as exc:
-                if not _may_pass(exc):
-                    self._fail(exc)
-                    return False
-                self._error = exc
-                self._events.link_still_down(exc, time.monotonic() - lost_at)
-                continue
-            self._lost_at = None
-            self._reconnects += 1
-            self._events.link_up()
-            return True
-        return False
+        self.reconnects += again
+        self._owing = False
+        self._heard()
+        self.channel.back(now)
+        log.info("link up: target %s %s", welcome.target, welcome.target_version)
+        self._owner.link_up(self, welcome)
+
+    def heard(self, message: Message | None) -> None:
+        """A message or a pong came."""
+        if message is not None and self._owing:
+            took = self._clock.now() - self._quiet_s
+            self._slowest = max(took, 0.9 * (self._slowest or 0.0))
+        self._heard()
+        if message is not None:
+            self._owner.link_message(self, message)
+
+    def ended(self, error: DraftwireError) -> None:
+        """The connection is over, or did not come to be."""
+        self._drop()
+        self._lost(error)
+
+    def _heard(self) -> None:
+        self._quiet_s = self._clock.now()
+        self._pinged = False
+
+    def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            self._events.link = None
+            self._past = self._past.plus(wire.traffic)
+            wire.close()
+        self._watch = self._stop(self._watch)
+        self._owing = False
+
+    @staticmethod
+    def _stop(timer: Timer | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+    def _lost(self, error: DraftwireError) -> None:
+        now = self._clock.now()
+        was_up = self._phase is _Phase.UP
+        self.error = error
+        if self._lost_at is None:
+            self._lost_at = now
+        if was_up:
+            log.warning("link lost: %s", error)
+            self.channel.lost(now)
+        else:
+            log.info("no link: %s", error)
+        if not may_pass(error) or self._phase is _Phase.CLOSED:
+            self._phase = _Phase.FAILED
+            self._owner.link_failed(self, error)
+            return
+        self._phase = _Phase.PAUSING
+        pause = self._pause_s * self._rng.uniform(0.5, 1.0)
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        if isinstance(error, BusyError) and error.retry_after_s is not None:
+            pause = max(pause, min(error.retry_after_s, _LONGEST_RETRY_AFTER_S))
+        self._timer = self._clock.call_at(now + pause, self._connect)
+        self._owner.link_lost(self, error)
+
+    # ---- silence
+
+    def _look_at(self, when: float) -> None:
+        self._watch = self._clock.call_at(when, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self._owing or self._phase is not _Phase.UP:
+            return  # the next `owe` watches again
+        silence_s = self.silence_s
+        quiet = self._clock.now() - self._quiet_s
+        if quiet < silence_s / 2 - 1e-9:
+            self._look_at(self._quiet_s + silence_s / 2)
+        elif not self._pinged:
+            self._pinged = True
+            assert self._wire is not None
+            self._wire.ping()
+            self._look_at(self._quiet_s + silence_s)
+        elif quiet < silence_s - 1e-9:
+            self._look_at(self._quiet_s + silence_s)
+        else:
+            self._doubt *= 2
+            self.ended(
+                TransportError(
+                    f"no word from the verifier for {quiet:.2g} s",
+                    hint="if it is only slow, allow it more with silence_s",
+                )
+            )
 
 
-def _may_pass(error: DraftwireError) -> bool:
-    """Return whether trying again may help."""
-    if isinstance(error, RefusedError):
-        return error.transient
-    return isinstance(error, TransportError) and not isinstance(error, ProtocolError)
+class _Connection:
+    """The events of one connection; those of one that was given up go nowhere."""
+
+    def __init__(self, link: Link | None) -> None:
+        self.link = link
+
+    def up(self, welcome: Welcome) -> None:
+        if self.link is not None:
+            self.link.greeted(welcome)
+
+    def message(self, message: Message) -> None:
+        if self.link is not None:
+            self.link.heard(message)
+
+    def alive(self) -> None:
+        if self.link is not None:
+            self.link.heard(None)
+
+    def down(self, error: DraftwireError) -> None:
+        if self.link is not None:
+            self.link.ended(error)
+

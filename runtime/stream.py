@@ -1,0 +1,293 @@
+"""A stream as its user holds it: chunks to iterate over, text so far, cancel, report."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any, AsyncIterator, Callable, Iterator, Protocol, Union
+
+from draftwire.errors import DraftwireError
+from draftwire.runtime.actions import Emit, Revise, Token
+from draftwire.runtime.driver import StreamRun
+from draftwire.runtime.screen import Screen
+
+__all__ = ["AsyncStream", "Chunk", "Stream", "StreamBase", "StreamOwner"]
+
+Report = "dict[str, Any]"
+_CLOSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of the stream.
+
+    Attributes:
+        text: New text; valid UTF-8, possibly empty (a character may need more tokens).
+        tokens: The tokens that are new with this piece.
+        t_s: Seconds since the generation began.
+        finish: Why the stream ended, on the last chunk; else None.
+        verified: False for guesses of the draft alone (``offline="draft"``).
+        confirmed: How many tokens that were shown as guesses are final now.
+        unverified: How many tokens shown so far are still guesses.
+        revision: Usually None. Otherwise guesses shown before were wrong: everything
+            after the first ``revision`` tokens of the answer is void, and ``kept_text``
+            is the whole text up to there.
+        kept_text: See ``revision``.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    t_s: float
+    finish: str | None = None
+    verified: bool = True
+    confirmed: int = 0
+    unverified: int = 0
+    revision: int | None = None
+    kept_text: str | None = None
+
+
+class StreamOwner(Protocol):
+    """The session, as its streams know it."""
+
+    def now(self) -> float:
+        """Return the seconds of the driver's clock."""
+
+    def cancel(self, stream: StreamBase) -> None:
+        """Have ``stream`` ended; returns at once."""
+
+    def report_of(self, stream: StreamBase, run: StreamRun) -> dict[str, Any]:
+        """Return the run report of a stream that has ended."""
+
+
+_Item = Union[Chunk, str, BaseException, None]
+
+
+class StreamBase:
+    """What both kinds of streams share; see :class:`Stream`.
+
+    Args:
+        owner: The session.
+        screen: Turns tokens into text.
+        explain: Called with one line for each block, by who iterates.
+    """
+
+    def __init__(
+        self,
+        owner: StreamOwner,
+        screen: Screen,
+        explain: Callable[[str], None] | None = None,
+    ) -> None:
+        self._owner: StreamOwner | None = owner
+        self._screen = screen
+        self._explain = explain
+        self._began_s = owner.now()
+        self._tokens: list[Token] = []
+        self._over = threading.Event()
+        self._report_lock = threading.Lock()
+        self._report: dict[str, Any] | None = None
+        self._run: StreamRun | None = None
+        self.number: int | None = None
+        self.finish: str | None = None
+        self.error: DraftwireError | None = None
+        self.first_token_s: float | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far, guesses included."""
+        return self._screen.text
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens so far, guesses included."""
+        return tuple(self._tokens)
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The run report (docs: one run, one report); None while the stream runs."""
+        with self._report_lock:
+            if self._report is None and self._run is not None:
+                owner, run = self._owner, self._run
+                assert owner is not None
+                self._report = owner.report_of(self, run)
+                self._owner = self._run = None  # a report holds on to nothing
+            return self._report
+
+    def cancel(self) -> None:
+        """End the stream; callable from any thread, at any time, as often as you like."""
+        owner = self._owner
+        if owner is not None and not self._over.is_set():
+            owner.cancel(self)
+
+    # ---- what the driver tells, in its thread
+
+    def take(self, action: Union[Emit, Revise]) -> str | None:
+        """Show text, or take some back."""
+        screen = self._screen
+        now = self._owner.now() - self._began_s if self._owner is not None else 0.0
+        if isinstance(action, Revise):
+            screen.revise(action.position)
+            del self._tokens[action.position :]
+            self._put(
+                Chunk(
+                    "",
+                    (),
+                    now,
+                    unverified=screen.unverified,
+                    revision=action.position,
+                    kept_text=screen.text,
+                )
+            )
+            return None
+        final = action.tokens[0].kind != "unverified"
+        if final and self.first_token_s is None:
+            self.first_token_s = now
+        shown = action.shown
+        fresh = action.tokens[shown:]
+        if shown:  # shown as guesses, final now
+            at = len(self._tokens) - screen.unverified
+            self._tokens[at : at + shown] = action.tokens[:shown]
+        self._tokens += fresh
+        piece = screen.push(action)
+        stopped = screen.stopped and final
+        if stopped:
+            kept = len(screen.ids)
+            fresh = fresh[: max(0, len(fresh) - (len(self._tokens) - kept))]
+            del self._tokens[kept:]
+        self._put(
+            Chunk(
+                piece,
+                fresh,
+                now,
+                verified=final,
+                confirmed=shown,
+                unverified=screen.unverified,
+            )
+        )
+        return "stop" if stopped else None
+
+    def explain(self, line: str) -> None:
+        """Tell why a block left."""
+        self._put(line)
+
+    def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
+        """The stream is over."""
+        rest = ""
+        if error is None and not self._screen.stopped:
+            rest = self._screen.flush()
+        self.error = error
+        self.finish = run.finish
+        self._run = run
+        now = run.ended_s - run.began_s
+        self._over.set()
+        if error is not None:
+            self._put(error)
+        else:
+            left = self._screen.unverified
+            self._put(Chunk(rest, (), now, run.finish, unverified=left))
+        self._put(None)
+
+    def refused(self, error: DraftwireError) -> None:
+        """The stream did not begin."""
+        self.error, self.finish = error, "error"
+        self._over.set()
+        self._put(error)
+        self._put(None)
+
+    def _put(self, item: _Item) -> None:
+        raise NotImplementedError
+
+    def _show(self, item: Chunk | str | BaseException) -> Chunk | None:
+        """Return the chunk to show, if it is one; in the thread that iterates."""
+        if isinstance(item, BaseException):
+            raise item
+        if isinstance(item, str):
+            if self._explain is not None:
+                self._explain(item)
+            return None
+        return item
+
+
+class Stream(StreamBase):
+    """One text on its way: iterate over its chunks.
+
+    It runs whether or not anybody iterates; leaving an iteration early (``break``,
+    Ctrl-C, an exception) cancels it.
+
+    Attributes:
+        finish: Why it ended: ``"length"``, ``"stop"``, ``"deadline"``, ``"budget"``,
+            ``"cancelled"`` or ``"error"``; None while it runs.
+        error: What it failed with, or None.
+        number: Its name on the wire; None before it began.
+        first_token_s: Seconds until the first final token, or None.
+    """
+
+    def __init__(
+        self,
+        owner: StreamOwner,
+        screen: Screen,
+        explain: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(owner, screen, explain)
+        self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+
+    def _put(self, item: _Item) -> None:
+        self._items.put(item)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield chunks until the stream ends.
+
+        Raises:
+            DraftwireError: The stream failed.
+        """
+        try:
+            while not (self._over.is_set() and self._items.empty()):
+                item = self._items.get()
+                if item is None:
+                    return
+                chunk = self._show(item)
+                if chunk is not None:
+                    yield chunk
+        finally:
+            # Also on break, Ctrl-C and errors: nothing goes on behind the user's back.
+            self.cancel()
+            self._over.wait(_CLOSE_S)
+
+
+class AsyncStream(StreamBase):
+    """A :class:`Stream` for coroutines: ``async for chunk in stream``."""
+
+    def __init__(
+        self,
+        owner: StreamOwner,
+        screen: Screen,
+        explain: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(owner, screen, explain)
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[_Item] = asyncio.Queue()
+
+    def _put(self, item: _Item) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        except RuntimeError:  # that loop has ended, and with it who would read
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Yield chunks until the stream ends.
+
+        Raises:
+            DraftwireError: The stream failed.
+        """
+        try:
+            while True:
+                item = await self._items.get()
+                if item is None:
+                    self._items.put_nowait(None)  # for who iterates again
+                    return
+                chunk = self._show(item)
+                if chunk is not None:
+                    yield chunk
+        finally:
+            self.cancel()
