@@ -1,5 +1,6 @@
 """``draftwire.v1`` against vectors written by hand from PROTOCOL.md, and its limits."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_vector_both_ways(vector):
 def test_every_message_kind_has_a_vector():
     named = {getattr(messages, v["kind"]) for v in VECTORS}
     assert named == set(messages.Message.__args__)
+
+
+def test_every_field_has_a_vector_that_says_something_else_than_its_default():
+    said = {(v["kind"], name) for v in VECTORS for name in v["fields"]}
+    for kind in messages.Message.__args__:
+        for field in dataclasses.fields(kind):
+            assert (kind.__name__, field.name) in said
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])

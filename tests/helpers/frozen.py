@@ -1,0 +1,341 @@
+"""Today's behaviour, written down: texts and reports of live streams, simulated tables.
+
+``tests/laws/test_frozen.py`` and ``tests/bench/test_frozen_sim.py`` compare with the two
+files in ``tests/golden``. After a change that is meant to move them::
+
+    python tests/helpers/frozen.py                    # what moved
+    python tests/helpers/frozen.py --write            # both files anew
+    python tests/helpers/frozen.py --write --only sim # or "live"
+
+Writing runs every stream three times and refuses what does not come out the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "src"))
+
+import draftwire  # noqa: E402
+from draftwire.bench.sim.command import Question, answer  # noqa: E402
+from draftwire.cli._local_verifier import local_verifier  # noqa: E402
+from draftwire.packages import load_draft, load_tokenizer  # noqa: E402
+from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.verifier.backends.base import SlotInput  # noqa: E402
+from draftwire.verifier.backends.onnx_target import OnnxTarget  # noqa: E402
+
+LIVE = ROOT / "tests" / "golden" / "frozen_v1.json"
+SIM = ROOT / "tests" / "golden" / "frozen_sim_v1.json"
+MODELS = ROOT / "models"
+DRAFT = MODELS / "reference.draft"
+TARGETS = ("v1", "v2", "v3")
+REPEATS = 3
+
+# ---- live streams
+
+PROMPTS = (
+    "Once upon a time there was a king who",
+    "User: Can I get a latte with oat milk please?\nAgent:",
+)
+COUNT, BLOCK, SEED = 24, 4, 7
+_NUCLEUS = {"temperature": 0.8, "top_p": 0.95}
+
+# Schemes that choose every token by the target alone: one text, whatever was drafted.
+TARGET_ONLY = {
+    "greedy": {"scheme": "greedy", "temperature": 0.0},
+    "argmax": {"scheme": "argmax", "temperature": 0.0},
+    "argmax at 0.8": {"scheme": "argmax", **_NUCLEUS},
+    "coupled": {"scheme": "coupled", **_NUCLEUS},
+    "match": {"scheme": "match", **_NUCLEUS},
+}
+# Schemes whose text depends on the drafts too, and on where a block ends.
+REJECTION = {
+    "residual": {"scheme": "residual", **_NUCLEUS},
+    "qs": {"scheme": "qs", **_NUCLEUS},
+    "separate": {"scheme": "separate", "temperature": 0.8, "top_k": 50},
+    "separate-lossy": {"scheme": "separate-lossy", **_NUCLEUS},
+}
+LAWS = {**TARGET_ONLY, **REJECTION}
+MODES = {
+    "await": {"preempt": "off"},
+    "pipeline": {"pipeline": 3},
+    "guess": {"preempt": "guess"},
+    "exits": {"preempt": "guess,exits"},
+    "outcomes": {"preempt": "guess,outcomes"},
+    "race": {"objective": "latency"},
+}
+FIXED = ("await", "pipeline")  # modes in which the clock decides nothing for REJECTION
+LEFT_OUT = {
+    "residual, qs, separate, separate-lossy x guess, exits, outcomes": "After a block "
+    "that is accepted whole comes a bonus token. Whether the draft had guessed it by then "
+    "is a matter of time, and decides whether it next reads one token or two at once; "
+    "its int8 logits differ a little between the two, and so may the tokens drawn (qs: "
+    "its threshold, too). A pipeline has no bonus and reads one at a time.",
+    "residual, qs, separate, separate-lossy x race": "Which drafts come before the "
+    "target's next forward, and are judged at all, is a matter of time.",
+}
+COUNTS = (
+    "prompt_tokens", "tokens", "text", "finish", "rounds", "drafted", "accepted",
+    "accepted_by_position", "judged_by_position", "target_forwards", "bytes", "warnings",
+)  # fmt: skip
+WATTS = "model:prefill=9,draft=9,transmit=4,verify-wait=3,wait=3"
+REPORTS = {
+    f"{objective}, {name}": (objective, energy)
+    for objective in ("cost", "latency")
+    for name, energy in (("no energy", "off"), ("energy", WATTS))
+}
+# Keys are names of what happened to occur in the run.
+_OPEN = ("energy.by_phase", "energy.seconds_by_phase", "energy.watts_by_phase")
+
+
+def modes_of(law):
+    """Return the modes in which the text of ``law`` is the same every time."""
+    return tuple(MODES) if law in TARGET_ONLY else FIXED
+
+
+def connect(served, target, energy="off"):
+    """Return a session with the reference draft."""
+    url, token = served
+    return draftwire.connect(url, draft=DRAFT, target=target, token=token, energy=energy)
+
+
+def stream(session, number, **options):
+    """Return the ids of one stream, as the chunks bring them."""
+    chunks = session.generate(
+        PROMPTS[number], max_new_tokens=COUNT, block=BLOCK, seed=SEED + number, **options
+    )
+    return [token.id for chunk in chunks for token in chunk.tokens]
+
+
+def live_streams(served, law, target):
+    """Yield ``(mode, number, ids, report)`` for each mode of ``law`` and each prompt.
+
+    Every stream has a session of its own: the stream's number counts in the bytes, and
+    nothing of an earlier stream is still on its way out of the drafter.
+    """
+    for mode in modes_of(law):
+        for number in range(len(PROMPTS)):
+            with connect(served, target) as session:
+                ids = stream(session, number, **LAWS[law], **MODES[mode])
+                assert session.report["token_ids"] == ids
+                yield mode, number, ids, session.report
+
+
+def place_of(law, mode):
+    """Return under which word of the file the texts of ``mode`` stand."""
+    return "any mode" if law in TARGET_ONLY else mode
+
+
+def counts_of(report):
+    """Return what is the same every time of a stop-and-wait report."""
+    ahead = report["preemption"]
+    found = {key: report[key] for key in COUNTS}
+    found["preemption"] = {k: v for k, v in ahead.items() if isinstance(v, int)}
+    return found
+
+
+def keys_of(value, at=""):
+    """Return the dotted names of everything in a report."""
+    if not isinstance(value, dict):
+        return [at]
+    if not value or at in _OPEN:
+        return [at + ".*"]
+    found = [keys_of(v, f"{at}.{k}" if at else k) for k, v in value.items()]
+    return sorted(sum(found, []))
+
+
+def report_of(served, name):
+    """Return a report of the kind ``name`` of ``REPORTS``."""
+    objective, energy = REPORTS[name]
+    with connect(served, "v1", energy) as session:
+        stream(session, 0, objective=objective)
+        return session.report
+
+
+def fingerprints():
+    """Return a hash of each model's logits: equal where arithmetic is the same.
+
+    Of the draft after the prompt and after one more token: int8 kernels differ from
+    processor to processor.
+    """
+
+    def digest(*arrays):
+        data = b"".join(np.asarray(a, np.float32).tobytes() for a in arrays)
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    package = load_draft(DRAFT)
+    prompt = load_tokenizer(package.tokenizer_path).encode(PROMPTS[0], bos_id=0)
+    draft = DraftModel.load(package, threads=1)
+    found = {"draft": digest(draft.forward(prompt).copy(), draft.forward([5]))}
+    for name in TARGETS:
+        target = OnnxTarget(MODELS / f"{name}.target", threads=1)
+        fresh = SlotInput(target.allocate(), 0, np.array(prompt, np.int64), 2)
+        found[name] = digest(*target.forward([fresh]))
+    return found
+
+
+def measure_live():
+    """Return the document of live streams.
+
+    Raises:
+        SystemExit: Something came out in two ways.
+    """
+    texts, counts = {}, {}
+
+    def note(table, value, *path):
+        for step in path[:-1]:
+            table = table.setdefault(step, {})
+        if table.setdefault(path[-1], value) != value:
+            raise SystemExit(f"{path} comes out in two ways: left as it was")
+
+    with local_verifier([MODELS / f"{name}.target" for name in TARGETS]) as served:
+        for law in LAWS:
+            for target in TARGETS:
+                for _ in range(REPEATS):
+                    for mode, number, ids, report in live_streams(served, law, target):
+                        prompt = f"prompt {number}"
+                        note(texts, ids, law, place_of(law, mode), target, prompt)
+                        if mode == "await":
+                            note(counts, counts_of(report), law, target, prompt)
+        keys = {}
+        for name in REPORTS:
+            for _ in range(REPEATS):
+                note(keys, keys_of(report_of(served, name)), name)
+    return {
+        "about": "tests/helpers/frozen.py says what this is and writes it anew",
+        "left_out": LEFT_OUT,
+        "logits": fingerprints(),
+        "report_keys": keys,
+        "texts": texts,
+        "stop_and_wait": counts,
+    }
+
+
+# ---- simulated tables
+
+CELLS = {
+    "nano": {"profile": "nano-a100", "schemes": "all"},
+    "early exits": {
+        "profile": "earlyexit-nano-a100",
+        "schemes": "await,earlyexit,race,ours-cost,ours-latency",
+    },
+    "a bad link": {
+        "profile": "agx-a100-llama",
+        "link": "60ms/2mbit/jitter=10ms/loss=1%/outages=4s:500ms",
+        "schemes": "cloud,await,picospec,race,ours-cost,ours-latency",
+    },
+    "three devices": {
+        "profile": "nano-a100",
+        "link": "40ms/10mbit",
+        "acceptance": "markov:0.7:0.5",
+        "sessions": 3,
+        "schemes": "cloud,await,picospec,race,ours-cost,ours-latency",
+    },
+    "long blocks": {
+        "profile": "nano-a100",
+        "link": "10ms",
+        "block": "12",
+        "schemes": "await,picospec,ours-cost",
+    },
+    "the best block": {
+        "profile": "agx-a100-qwen",
+        "block": "best",
+        "schemes": "colocated,await,picospec",
+    },
+}
+
+
+def measure_sim():
+    """Return the document of simulated tables, numbers to six digits."""
+
+    def digits(value):
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    cells = {}
+    for name, question in CELLS.items():
+        document = answer(Question(streams=2, tokens=120, seed=5, **question))
+        cells[name] = {
+            row["scheme"]: {key: digits(value) for key, value in row.items()}
+            for row in document["rows"]
+        }
+        if "bound_ms_per_token" in document:
+            bound = digits(document["bound_ms_per_token"])
+            cells[name]["bound"] = {"ms_per_token": bound}
+    return {
+        "about": "tests/helpers/frozen.py says what this is and writes it anew",
+        "cells": cells,
+    }
+
+
+# ---- comparing and writing
+
+
+def moved(old, new, at=""):
+    """Return one line for everything that is not as it was."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in [*old, *(k for k in new if k not in old)]:
+            where = f"{at} / {key}" if at else key
+            if key not in new or key not in old:
+                lines.append(f"{where}: {'new' if key in new else 'gone'}")
+            else:
+                lines += moved(old[key], new[key], where)
+        return lines
+    if old == new:
+        return []
+    change = ""
+    if isinstance(old, list) and isinstance(new, list):
+        same = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), None)
+        if same is None:
+            same = min(len(old), len(new))
+        return [f"{at}: from item {same} on: {old[same:]} -> {new[same:]}"]
+    if all(isinstance(v, (int, float)) for v in (old, new)) and old:
+        if abs(new - old) <= 2e-6 * abs(old):  # the sixth digit, rounded the other way
+            return []
+        change = f"  ({(new - old) / abs(old):+.3%})"
+    return [f"{at}: {old} -> {new}{change}"]
+
+
+def read(path):
+    """Return a golden document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def render(value, depth=0):
+    """Return JSON with a line for each thing a reader would compare."""
+    pad = " " * depth
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict) or len(pad + flat) <= 88 or depth > 4:
+        if isinstance(value, list) and value and isinstance(value[0], str) and depth < 5:
+            return "[\n" + ",\n".join(f"{pad} {json.dumps(v)}" for v in value) + f"\n{pad}]"
+        return flat
+    lines = [f"{pad} {json.dumps(k)}: {render(v, depth + 1)}" for k, v in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{pad}}}"
+
+
+def main():
+    """Print what moved; with ``--write`` write it down."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="replace the golden files")
+    parser.add_argument("--only", choices=("live", "sim"), help="one of the two files")
+    asked = parser.parse_args()
+    for name, path, measure in (("live", LIVE, measure_live), ("sim", SIM, measure_sim)):
+        if asked.only not in (None, name):
+            continue
+        new = measure()
+        lines = moved(read(path), new) if path.exists() else ["all of it is new"]
+        print(f"{path.name}: {len(lines)} moved", *lines, sep="\n  ")
+        if asked.write:
+            path.write_text(render(new) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

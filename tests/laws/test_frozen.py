@@ -1,0 +1,60 @@
+"""Live streams say what they said when ``tests/golden/frozen_v1.json`` was written.
+
+``tests/helpers/frozen.py`` says what is in it, what is not and why, and writes it anew.
+"""
+
+from __future__ import annotations
+
+import frozen
+import pytest
+
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.sampling import SCHEMES
+
+GOLDEN = frozen.read(frozen.LIVE)
+
+
+@pytest.fixture(scope="module")
+def served():
+    with local_verifier([frozen.MODELS / f"{v}.target" for v in frozen.TARGETS]) as found:
+        yield found
+
+
+def check(lines):
+    """Fail, unless this machine's arithmetic is not that of the golden file."""
+    if not lines:
+        return
+    if other := frozen.moved(GOLDEN["logits"], frozen.fingerprints()):
+        pytest.skip(f"the models compute other logits on this machine: {other}")
+    pytest.fail("\n".join(lines), pytrace=False)
+
+
+@pytest.mark.parametrize("target", frozen.TARGETS)
+@pytest.mark.parametrize("law", frozen.LAWS)
+def test_texts_and_stop_and_wait_counts(served, law, target):
+    texts, counts = GOLDEN["texts"][law], GOLDEN["stop_and_wait"][law][target]
+    lines = []
+    for mode, number, ids, report in frozen.live_streams(served, law, target):
+        prompt = f"prompt {number}"
+        where = f"{law} / {mode} / {target} / {prompt}"
+        old = texts[frozen.place_of(law, mode)][target][prompt]
+        lines += frozen.moved(old, ids, where)
+        if mode == "await":
+            lines += frozen.moved(counts[prompt], frozen.counts_of(report), where)
+    check(lines)
+
+
+@pytest.mark.parametrize("kind", frozen.REPORTS)
+def test_what_a_report_tells(served, kind):
+    old, new = (
+        set(GOLDEN["report_keys"][kind]),
+        frozen.keys_of(frozen.report_of(served, kind)),
+    )
+    assert sorted(old - set(new)) == [] and sorted(set(new) - old) == []
+
+
+def test_every_scheme_is_in_it():
+    assert {law["scheme"] for law in frozen.LAWS.values()} == set(SCHEMES)
+    assert set(GOLDEN["texts"]) == set(frozen.LAWS)
+    by_argmax = [GOLDEN["texts"][law] for law in ("greedy", "argmax", "argmax at 0.8")]
+    assert by_argmax[0] == by_argmax[1] == by_argmax[2]
