@@ -155,6 +155,10 @@ class Account:
         if self._integral is not None:
             self._integral.end_ns = t_ns
 
+    def close_now(self) -> None:
+        """Set the right edge to this moment."""
+        self.close_at(self._clock())
+
     def count(self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0) -> None:
         """Add tokens, for joules per token."""
         tokens = self._tokens

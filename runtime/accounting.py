@@ -104,6 +104,15 @@ class StreamAccount:
         self._reading = True
         account.start("prefill")
 
+    @property
+    def measures(self) -> bool:
+        """True when there is a meter or a model of watts."""
+        return self.account.meter is not None or self.account.model is not None
+
+    def close(self) -> None:
+        """Nothing of what follows belongs to the stream."""
+        self.account.close_now()
+
     def sending(self) -> None:
         """Note that a message goes out."""
         self.account.phase("transmit")

@@ -109,6 +109,7 @@ class Counts:
 
     Attributes:
         rounds: Verdicts received.
+        forwards: Of the target after the prompt was read, as the verifier counts them.
         drafted: Drafted tokens that were sent.
         accepted: Those that became text.
         tokens: Tokens of the text after the prompt.
@@ -128,6 +129,7 @@ class Counts:
     """
 
     rounds: int = 0
+    forwards: int = 0
     drafted: int = 0
     accepted: int = 0
     tokens: int = 0

@@ -49,7 +49,7 @@ from draftwire.runtime.ports import EnginePort, Network
 from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, SamplingParams
 from draftwire.transport.client import to_exception
-from draftwire.transport.messages import Block, Error, Hello, Message, Open, Welcome
+from draftwire.transport.messages import Block, Error, Hello, Message, Welcome
 from draftwire.transport.traffic import Traffic
 
 __all__ = ["Driver", "Sink", "StreamRun", "StreamSpec", "named"]
@@ -136,6 +136,7 @@ class StreamRun:
         before: Traffic of its link before it.
         traffic: What crossed the network for it; set at the end.
         reconnects: Of its link, while it ran; set at the end.
+        captured: What a capture of packets counted before it, up and down.
         welcome: Of the verifier that carried it last, or None.
         draft_s: Seconds of drafting.
         prefill_s: Seconds in which the draft read text.
@@ -154,6 +155,7 @@ class StreamRun:
     ended_s: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
     reconnects: int = 0
+    captured: tuple[int, int] = (0, 0)
     welcome: Welcome | None = None
     draft_s: float = 0.0
     prefill_s: float = 0.0
@@ -531,8 +533,7 @@ class Driver:
     def _send(self, run: StreamRun, message: Message) -> None:
         link = run.link
         nbytes = link.send(message)
-        if isinstance(message, (Block, Open)):
-            link.channel.sent(self._clock.now(), message, nbytes)
+        link.channel.sent(self._clock.now(), message, nbytes)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
 

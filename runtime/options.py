@@ -1,157 +1,74 @@
-"""What a caller may ask of a stream, checked; and what comes back."""
+"""What a caller asks of a stream, against what draft and verifier can do."""
 
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.actions import Token
-from draftwire.runtime.controller import Controller, FixedLength, make_controller
-from draftwire.runtime.mode import DEFAULT_MODE, Mode
-from draftwire.sampling import SamplingParams
+from draftwire.options import Pacing, Sampling
+from draftwire.runtime.controller import Controller, FixedLength
+from draftwire.runtime.mode import Mode
+from draftwire.sampling import SamplingParams, card_of
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
-__all__ = [
-    "OFFLINE",
-    "PATIENCE_S",
-    "Chunk",
-    "StreamOptions",
-    "controller_for",
-    "encode_prompt",
-]
-
-OFFLINE = ("wait", "draft", "error")
-PATIENCE_S = 30.0
+__all__ = ["controller_for", "encode_prompt", "insight", "params_of"]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of the stream.
+def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams:
+    """Return the sampling of a stream.
 
-    Attributes:
-        text: New text; valid UTF-8, possibly empty (a character may need more tokens).
-        tokens: The tokens behind this piece.
-        t_s: Seconds since the generation began.
-        finish: Why the stream ended, on the last chunk; else None.
-        verified: False for guesses of the draft alone (``offline="draft"``).
-        unverified: How many tokens shown so far are still guesses.
-        revision: Usually None. Otherwise guesses shown before were wrong: everything
-            after the first ``revision`` tokens of the answer is void, and ``kept_text``
-            is the whole text up to there.
-        kept_text: See ``revision``.
+    Raises:
+        ConfigError: The verifier does not know the scheme, or it cannot be used so.
     """
-
-    text: str
-    tokens: tuple[Token, ...]
-    t_s: float
-    finish: str | None = None
-    verified: bool = True
-    unverified: int = 0
-    revision: int | None = None
-    kept_text: str | None = None
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """Checked options of one stream; see ``Session.generate`` for their meaning."""
-
-    params: SamplingParams
-    controller: Controller
-    max_new_tokens: int
-    deadline_s: float | None
-    offline: str
-    patience_s: float
-    max_joules: float | None = None
-    mode: Mode = DEFAULT_MODE
-
-    @property
-    def insight(self) -> bool:
-        """True when somebody looks at how sure the draft is of each token."""
-        fixed = isinstance(self.controller, FixedLength)
-        return not fixed or "outcomes" in self.mode.preempt
-
-    @classmethod
-    def of(
-        cls,
-        welcome: Welcome,
-        *,
-        max_new_tokens: int,
-        scheme: str | None,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        seed: int | None,
-        controller: str | Controller,
-        deadline_s: float | None,
-        offline: str,
-        patience_s: float,
-        max_joules: float | None = None,
-        mode: Mode = DEFAULT_MODE,
-    ) -> StreamOptions:
-        """Check the arguments of ``Session.generate``.
-
-        Raises:
-            ConfigError: One is out of range, or the verifier does not know the scheme.
-        """
-        params = SamplingParams(
-            scheme or ("greedy" if temperature == 0 else "coupled"),
-            float(temperature),
-            top_k,
-            float(top_p),
-            secrets.randbits(63) if seed is None else seed,
+    params = SamplingParams(
+        options.scheme or ("greedy" if options.temperature == 0 else "coupled"),
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        secrets.randbits(63) if options.seed is None else options.seed,
+    )
+    if params.scheme not in welcome.schemes:
+        raise ConfigError(
+            f"the verifier does not know the sampling scheme {params.scheme!r}",
+            hint="it knows " + ", ".join(welcome.schemes),
         )
-        if params.scheme not in welcome.schemes:
-            raise ConfigError(
-                f"the verifier does not know the sampling scheme {params.scheme!r}",
-                hint="it knows " + ", ".join(welcome.schemes),
-            )
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}, must be at least 1")
-        if deadline_s is not None and not deadline_s > 0:
-            raise ConfigError(f"deadline_s is {deadline_s}, must be above 0")
-        if not patience_s >= 0:
-            raise ConfigError(f"patience_s is {patience_s}, must be at least 0")
-        if offline not in OFFLINE:
-            raise ConfigError(
-                f"offline={offline!r} is unknown", hint="one of " + ", ".join(OFFLINE)
-            )
-        if isinstance(controller, str):
-            controller = make_controller(controller)
-        return cls(
-            params,
-            controller,
-            max_new_tokens,
-            deadline_s,
-            offline,
-            patience_s,
-            max_joules,
-            mode,
+    if mode.racing and not getattr(card_of(params.scheme), "racing", True):
+        raise ConfigError(
+            f"scheme {params.scheme!r} cannot race: which drafts are in time would depend "
+            "on what was drawn, and bias the text",
+            hint="use coupled, or the objective cost",
         )
+    return params
 
 
 def controller_for(
-    controller: str | Controller | None, block: int | None, objective: str
+    options: Pacing, controller: Controller | None = None
 ) -> str | Controller:
     """Return the policy to use: the one given, blocks of a fixed length, or ``auto``.
 
     Args:
-        controller: As given by the caller.
-        block: Tokens per block, or None for the objective's own: 4 for ``cost``, and
-            what the controller ``auto`` says for ``latency``.
-        objective: See :class:`~draftwire.runtime.mode.Mode`.
+        options: Of the stream.
+        controller: An object in place of words.
     """
     if controller is not None:
         return controller
-    if block is None and objective == "latency":
+    words = options.controller
+    if words == "auto" and options.objective == "cost" and options.block is None:
+        return "auto:cost"  # what the user wants is said once, and holds for both
+    if words is not None:
+        return words
+    if options.block is None and options.objective == "latency":
         return "auto"  # it knows when a race is not worth a draft
-    if block is None:
-        block = 4
-    return f"fixed:{block}"
+    return f"fixed:{4 if options.block is None else options.block}"
+
+
+def insight(controller: Controller, mode: Mode) -> bool:
+    """Return whether somebody looks at how sure the draft is of each token."""
+    return not isinstance(controller, FixedLength) or "outcomes" in mode.preempt
 
 
 def encode_prompt(
@@ -168,23 +85,38 @@ def encode_prompt(
         tokenizer: Of the draft.
         bos_id: Put in front of a text, unless None.
         vocab_size: Ids are below it.
-        context: Tokens that draft and target both hold, with the answer.
+        context: Tokens that the target holds, with the answer.
 
     Raises:
-        ConfigError: It is empty, too long, or holds an unknown id.
+        ConfigError: It is empty, too long, no text, or holds an unknown id.
     """
+    wanted = ConfigError("the prompt is neither text nor a list of token ids")
     if isinstance(prompt, str):
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise ConfigError(f"the prompt is not Unicode text: {exc.reason}") from exc
         ids = tokenizer.encode(prompt, bos_id=bos_id)
     else:
-        ids = [int(t) for t in prompt]
+        try:
+            ids = [_id_of(token) for token in prompt]
+        except TypeError:
+            raise wanted from None
     if not ids:
         raise ConfigError("the prompt is empty")
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise ConfigError(f"the prompt holds a token id outside 0..{vocab_size - 1}")
     if len(ids) >= context:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens, but draft and target hold "
-            f"{context} together with the answer",
+            f"the prompt has {len(ids)} tokens, but the target holds {context} together "
+            "with the answer",
             hint="shorten the prompt",
         )
     return ids
+
+
+def _id_of(token: object) -> int:
+    index = getattr(token, "__index__", None)
+    if index is None or isinstance(token, bool):
+        raise TypeError
+    return int(index())

@@ -1,5 +1,7 @@
 """The report of one run: one JSON document, every key always there.
 
+:func:`stream_report` fills it for a stream of the driver, whatever carried that.
+
 What was not measured is null. Ratios are left to the reader of the report
 (:mod:`draftwire.runtime.summary`): the report holds counts, bytes, seconds and joules.
 """
@@ -12,11 +14,20 @@ import os
 import platform
 import secrets
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
+from draftwire.sampling import loss_of
+from draftwire.transport.messages import Welcome
+
+if TYPE_CHECKING:
+    from draftwire.runtime.actions import Counts
+    from draftwire.runtime.driver import StreamRun
+    from draftwire.transport.capture import WireCapture
 
 __all__ = [
     "FINISHES",
@@ -24,6 +35,8 @@ __all__ = [
     "RunRecord",
     "build_report",
     "check_report",
+    "replace_file",
+    "stream_report",
     "versions",
     "write_report",
 ]
@@ -268,16 +281,159 @@ def write_report(
         sys.stdout.flush()
         return
     path = Path(target)
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         if path.exists() and not path.is_file():  # a pipe or /dev/null
             path.write_text(text, encoding="utf-8")
-            return
-        try:
-            scratch.write_text(text, encoding="utf-8")
-            os.replace(scratch, path)
-        finally:
-            if scratch.exists():
-                scratch.unlink()
+        else:
+            replace_file(path, text)
     except OSError as exc:
         raise ConfigError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``, as a whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; what was there is there still.
+    """
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        if scratch.exists():
+            scratch.unlink()
+
+
+def stream_report(
+    run: StreamRun,
+    *,
+    draft: Mapping[str, Any],
+    welcome: Welcome,
+    token_ids: Sequence[int],
+    text: str | None,
+    first_token_s: float | None,
+    capture: WireCapture | None = None,
+    signal: Mapping[str, Any] = MappingProxyType({}),
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the report of a stream that has ended.
+
+    Args:
+        run: The stream.
+        draft: Id, name, engine and precision of the draft.
+        welcome: Of the verifier.
+        token_ids: What the user saw.
+        text: Likewise.
+        first_token_s: Seconds until the first final token.
+        capture: Has counted the bytes on the wire, or None.
+        signal: What the radio says.
+        warnings: Of the session.
+    """
+    spec, counts = run.spec, run.machine.counts
+    params, mode = spec.params, spec.mode
+    traffic, total = run.traffic, run.ended_s - run.began_s
+    wire = {"up_wire": traffic.up_wire, "down_wire": traffic.down_wire}
+    if capture is not None:
+        time.sleep(0.02)  # the last packets are on their way through the kernel
+        wire = {
+            "up_wire": capture.up - run.captured[0],
+            "down_wire": capture.down - run.captured[1],
+        }
+    account = spec.account.account
+    account.count(
+        drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
+    )
+    energy = account.result()
+    return build_report(
+        RunRecord(
+            draft=draft,
+            target={
+                "name": welcome.target,
+                "version": welcome.target_version,
+                "family": welcome.family,
+            },
+            sampling={
+                "scheme": params.scheme,
+                "temperature": params.temperature,
+                "top_k": params.top_k,
+                "top_p": params.top_p,
+                "seed": params.seed,
+            },
+            mode={
+                "objective": mode.objective,
+                "pipeline": mode.pipeline,
+                "preempt": mode.preempt_text,
+                "cut": mode.cut,
+                "batch": mode.batch,
+                "controller": spec.controller.name,
+            },
+            prompt_tokens=len(spec.prompt),
+            token_ids=token_ids,
+            text=text,
+            finish=run.finish,
+            rounds=counts.rounds,
+            drafted=counts.drafted,
+            accepted=counts.accepted,
+            accepted_by_position=list(counts.accepted_by_position),
+            judged_by_position=list(counts.judged_by_position),
+            target_forwards=counts.forwards,
+            bytes={
+                "up_payload": traffic.up_payload,
+                "down_payload": traffic.down_payload,
+                **wire,
+            },
+            seconds={
+                "total": total,
+                "prefill": run.prefill_s,
+                "first_token": first_token_s,
+                "draft": run.draft_s,
+                "wait": max(0.0, total - run.draft_s - run.prefill_s),
+                "verify": counts.compute_s,
+            },
+            energy=energy,
+            link={
+                "compatibility": welcome.compatibility,
+                "reconnects": run.reconnects,
+                "wire_bytes": "computed" if capture is None else "captured",
+                **run.link.channel.report(),
+                **run.decisions.report(),
+                **signal,
+            },
+            warnings=[
+                *warnings,
+                *run.warnings,
+                *run.decisions.warnings(),
+                *filter(None, [loss_of(params, spec.vocab_size)]),
+            ],
+            preemption=_preemption(counts, run.draft_s, energy),
+        )
+    )
+
+
+def _preemption(
+    counts: Counts, draft_s: float, energy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what drafting ahead of the verdicts brought, and what it cost.
+
+    Seconds and joules of single drafts are their share of all drafting: ``saved_s`` is
+    drafting that was done when the verdict came, ``wasted_s`` went into drafts that
+    nobody judged.
+    """
+    proposed = counts.proposed
+    each_s = draft_s / proposed if proposed else 0.0
+    joules = (energy.get("by_phase") or {}).get("draft") if proposed else None
+    return {
+        "proposed": proposed,
+        "wasted": counts.wasted,
+        "overtaken": counts.overtaken,
+        "drafted_ahead": counts.preempted,
+        "drafted_ahead_used": counts.preempted_used,
+        "provisional": counts.provisional,
+        "provisional_right": counts.provisional_right,
+        "outcomes": counts.outcomes,
+        "outcomes_used": counts.outcomes_used,
+        "saved_s": counts.preempted_used * each_s,
+        "wasted_s": counts.wasted * each_s,
+        "wasted_joules": None if joules is None else joules * counts.wasted / proposed,
+    }

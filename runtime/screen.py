@@ -53,14 +53,31 @@ class Screen:
         return verified.stopped is not None
 
     def push(self, event: Emit) -> str:
-        """Show further tokens; return the text that is new."""
+        """Show further tokens; return the text that is new.
+
+        Once a stop string is met in final text, :attr:`ids` ends with the last token
+        that has a part in the text before it.
+        """
         fresh = [t.id for t in event.tokens[event.shown :]]
         self.ids += fresh
         if event.tokens[0].kind != "unverified":
             self._verified += len(event.tokens)
         piece = self._stream.push(fresh)
         self.text += piece
+        if self.stopped and self._verified:
+            self._cut()
         return piece
+
+    def _cut(self) -> None:
+        tokenizer, prompt_ids, _ = self._source
+        plain = TextStream(tokenizer, prompt_ids=prompt_ids)
+        length = 0
+        for count, token in enumerate(self.ids):
+            if length >= len(self.text):
+                del self.ids[count:]
+                self._verified = min(self._verified, count)
+                return
+            length += len(plain.push([token]))
 
     def revise(self, position: int) -> None:
         """Take back every token from ``position`` on."""

@@ -1,177 +1,380 @@
-"""The live session: a draft model, a connection, and the state machine between them.
+"""A session: a draft model, a verifier, and streams between them.
 
-Three threads work on one stream. The drafting thread runs the model, the receiving
-thread waits for verdicts (and reconnects), and the caller's thread takes text out of a
-queue. The state
-machine (:class:`~draftwire.runtime.edge_session.EdgeSession`) runs under one lock in
-whichever thread brings the event, so no event waits for another thread to wake up.
+:class:`Session` and its twin :class:`AsyncSession` share everything but how they wait.
+What happens is the business of :class:`~draftwire.runtime.driver.Driver`, which runs in a
+thread of its own; the draft model has another. Callers only put things into the driver's
+inbox and take chunks out of a queue.
 """
 
 from __future__ import annotations
 
-import queue
-import ssl
-import threading
-import time
+import asyncio
+import logging
+import random
+from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Deque, Mapping, Sequence, Tuple, Type, TypeVar, Union
 
 from draftwire.energy.budget import Budget
-from draftwire.errors import BusyError, ConfigError, DraftwireError, ModelError
+from draftwire.errors import ConfigError, DraftwireError
+from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
-from draftwire.runtime.accounting import EnergyChoice, PowerMeter, StreamAccount
-from draftwire.runtime.actions import (
-    Action,
-    Draft,
-    Emit,
-    Finished,
-    Revise,
-    Send,
-    Token,
-)
-from draftwire.runtime.chunks import chunks_of
+from draftwire.runtime.accounting import EnergyChoice, PowerMeter
+from draftwire.runtime.actions import Token
 from draftwire.runtime.controller import Controller
-from draftwire.runtime.decisions import Decisions
+from draftwire.runtime.decisions import Memory
 from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Drafter
-from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.greeting import hello_of
-from draftwire.runtime.link import Link, LinkState
+from draftwire.runtime.known import assumed_welcome, recall_welcome, remember_welcome
+from draftwire.runtime.link import LinkSettings, LinkState
+from draftwire.runtime.live import EngineThread, LoopThread
 from draftwire.runtime.mode import Mode
 from draftwire.runtime.options import (
-    PATIENCE_S,
-    Chunk,
-    StreamOptions,
     controller_for,
     encode_prompt,
+    insight,
+    params_of,
 )
+from draftwire.runtime.report import stream_report
 from draftwire.runtime.screen import Screen
-from draftwire.runtime.session_report import Reporter
-from draftwire.runtime.stream_facts import StreamFacts
-from draftwire.sampling import Proposal, make_proposer
+from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
+from draftwire.sampling import make_proposer
 from draftwire.transport.capture import WireCapture
-from draftwire.transport.client import Connection, tls_context, to_exception
-from draftwire.transport.messages import Error, Message
+from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
+from draftwire.transport.messages import Welcome
 
-__all__ = ["Chunk", "Session", "Token"]
+__all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
+
+log = logging.getLogger("draftwire.session")
+
+_S = TypeVar("_S", bound=StreamBase)
+_Outcome = Union[Welcome, DraftwireError]
 
 
-class Session:
-    """A draft model connected to one target.
-
-    Use it as a context manager, or call :meth:`close`. Streams run one after another.
+class SessionBase:
+    """What both kinds of sessions share; see :class:`Session`.
 
     Args:
-        url: Address of the verifier, ``ws://`` or ``wss://``.
-        draft: Draft package: a folder, or one already loaded.
-        target: Name or version of the target; "" takes the verifier's default.
-        token: Bearer token.
-        precision: Which of the package's models to run; None takes its default.
-        engine: ``"onnxruntime"`` or ``"litert"``; None takes what is there.
-        provider: Where onnxruntime computes, e.g. ``"cuda"``; None takes the best here.
-        threads: Of the engine; ``"auto"`` measures; None: the draft's hint, or 1.
-        insecure: See :class:`~draftwire.transport.client.Connection`.
-        tls_ca: File of trusted certificates for ``wss://``.
-        tls_cert: This device's certificate, for mutual TLS.
-        tls_key: Its key.
-        timeout: Seconds for connecting.
-        silence_s: Seconds without a verdict after which the link counts as lost.
-        energy: Power source for the reports, see
-            :class:`~draftwire.runtime.accounting.PowerMeter`.
-        capture: Count the bytes on the wire instead of computing them (root).
-        suffix_cache: Draft from text seen before: ``"off"``, ``"memory"``, or a file
-            that keeps it from session to session.
-        radio: Put the signal into the reports, of ``"mmcli"`` or ``"iw:wlan0"``.
-
-    Attributes:
-        welcome: What the verifier said of itself.
-        report: Run report of the last finished stream (design: one run, one report).
-
-    Raises:
-        ConfigError: A setting is wrong.
-        ModelError: The draft does not load, or does not match the target.
-        TransportError: The verifier cannot be reached or refuses.
+        url: Address of the verifier.
+        package: The draft.
+        connect: How to reach it.
+        draft: How the draft model runs.
+        measure: What is measured.
+        energy: A meter or a model of watts in place of ``measure.energy``.
+        offline: What streams do without a link, unless they say otherwise.
     """
 
     def __init__(
         self,
         url: str,
-        *,
-        draft: str | Path | DraftPackage,
-        target: str = "",
-        token: str | None = None,
-        precision: str | None = None,
-        engine: str | None = None,
-        provider: str | None = None,
-        threads: int | str | None = None,
-        insecure: bool = False,
-        tls_ca: str | Path | None = None,
-        tls_cert: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        timeout: float = 10.0,
-        silence_s: float = 15.0,
-        energy: EnergyChoice = "auto",
-        capture: bool = False,
-        suffix_cache: str | Path = "off",
-        radio: str = "off",
+        package: DraftPackage,
+        connect: Connect,
+        draft: Draft,
+        measure: Measure,
+        energy: EnergyChoice | None,
+        offline: str,
     ) -> None:
-        package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
         self._package = package
+        self._offline = offline
+        self._url, self._target = url, connect.target
         self._tokenizer = load_tokenizer(package.tokenizer_path)
-        self._model = DraftModel.load(
-            package,
-            precision=precision,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-        )
-        tls: ssl.SSLContext | None = None
-        if tls_ca or tls_cert:
-            tls = tls_context(ca=tls_ca, cert=tls_cert, key=tls_key)
-        self._lock = threading.RLock()
-        self._machine: EdgeSession | None = None
-        self._out: queue.Queue[Any] = queue.Queue()
-        self._options: StreamOptions | None = None
-        self._streams = 0
+        tls = None
+        if connect.tls_ca or connect.tls_cert:
+            tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
         self._closed = False
-        self.report: dict[str, Any] | None = None
-
-        def connect() -> Connection:
-            hello = hello_of(package, target)
-            return Connection(
-                url, hello, token=token, insecure=insecure, tls=tls, timeout=timeout
-            )
-
-        self._power = PowerMeter(energy)
-        self._account: StreamAccount | None = None
-        self._budget: Budget | None = None
-        self._link = Link(connect, self, silence_s=silence_s)
-        self.welcome = self._link.connection.welcome
-        self._warnings: list[str] = list(self._model.warnings)
-        if self.welcome.compatibility != "family":
-            self._warnings.append(
-                f"target {self.welcome.target!r} shares the draft's tokenizer but not "
-                "its backbone: fewer drafts may be accepted"
-            )
+        self._last: StreamBase | None = None
+        self._unreported: Deque[StreamBase] = deque()
+        self._memory: Memory | None = None
+        self._capture: WireCapture | None = None
+        self._measure = measure
+        self._thread = thread = LoopThread()
+        self._power: PowerMeter | None = None
+        self._engine: EngineThread | None = None
+        self._driver: Driver | None = None
         try:
-            measures = self._power.measures
-            self._decisions = Decisions(suffix_cache, self.welcome, measures, radio)
-        except ConfigError:  # leave nothing open
-            self._link.close()
+            network = WebsocketNetwork(
+                thread.clock.loop,
+                url,
+                token=connect.token,
+                insecure=connect.insecure,
+                tls=tls,
+                proxy=connect.proxy,
+            )
+            model = DraftModel.load(
+                package,
+                precision=draft.precision,
+                engine=draft.engine,
+                provider=draft.provider,
+                threads=draft.threads,
+            )
+            self._power = PowerMeter(measure.energy if energy is None else energy)
+            self._facts = {
+                "id": package.id,
+                "name": package.name,
+                "engine": model.engine,
+                "precision": model.precision,
+            }
+            self._warnings = list(model.warnings)
+            self._draft_context = model.context
+            self._drafter = Drafter(model, package.vocab_size)
+            self._engine = EngineThread(self._drafter)
+            self._driver = driver = Driver(
+                thread.clock,
+                network,
+                self._drafter,
+                self._engine,
+                hello_of(package, connect.target),
+                LinkSettings(connect.timeout_s, connect.silence_s),
+                random.Random(),
+            )
+            self._engine.start(driver, thread.clock.post)
+            if measure.capture:
+                self._capture = WireCapture(lambda: driver.primary.ports)
+            self._first: Future[_Outcome] = Future()
+            thread.call(driver.connect, self._first.set_result)
+        except BaseException:
+            self._shut()
             raise
-        self._drafter = Drafter(
-            self._model,
-            vocab_size=self.welcome.vocab_size,
-            on_proposal=self._on_proposal,
-            on_error=self._on_draft_error,
+
+    def _greeted(self, outcome: _Outcome) -> None:
+        """The first try is over: take what it says, or what is known already.
+
+        Raises:
+            DraftwireError: There is no verifier, and streams would not do without.
+        """
+        try:
+            if isinstance(outcome, Welcome):
+                self._welcome = outcome
+                remember_welcome(self._url, self._target, self._package, outcome)
+            elif self._offline == "draft" and may_pass(outcome):
+                log.warning("no verifier yet: %s", outcome)
+                known = recall_welcome(self._url, self._target, self._package)
+                self._welcome = known or assumed_welcome(self._package)
+            else:
+                raise outcome
+            if self._welcome.compatibility == "tokenizer":
+                self._warnings.append(
+                    f"target {self._welcome.target!r} shares the draft's tokenizer but "
+                    "not its backbone: fewer drafts may be accepted"
+                )
+            assert self._power is not None
+            self._memory = Memory(
+                self._measure.suffix_cache,
+                self._welcome.tokenizer,
+                self._welcome.vocab_size,
+                self._power.measures,
+                self._measure.radio,
+            )
+            self._drafter.vocab_size = self._welcome.vocab_size
+        except BaseException:
+            self._shut()
+            raise
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the verifier said of itself, last."""
+        driver = self._driver
+        found = None if driver is None else driver.primary.welcome
+        return self._welcome if found is None else found
+
+    @property
+    def link(self) -> LinkState:
+        """How the link to the verifier is doing."""
+        if self._driver is None:
+            return LinkState("closed", 0, 0, 0.0, "")
+        return self._driver.primary.state()
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """Run report of the stream that ended last; None before any has."""
+        last = self._last
+        return None if last is None else last.report
+
+    # ---- streams
+
+    def _stream(
+        self,
+        kind: Type[_S],
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        limits: Limits,
+        pacing: Pacing,
+        power: Power,
+        controller: Controller | None,
+        explain: Callable[[str], None] | None,
+    ) -> _S:
+        driver, memory, meter = self._driver, self._memory, self._power
+        if self._closed or driver is None or memory is None or meter is None:
+            raise ConfigError("this session is closed")
+        welcome = self.welcome
+        mode = Mode.of(
+            pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch
         )
-        self._capture = (
-            WireCapture(lambda: self._link.connection.ports) if capture else None
+        params = params_of(sampling, welcome, mode)
+        ids = encode_prompt(
+            prompt,
+            self._tokenizer,
+            self._package.bos_id,
+            welcome.vocab_size,
+            welcome.context,
         )
-        self._reporter = Reporter(
-            package, self._model, self._drafter, self._link, self._decisions, self._capture
+        policy = memory.controller(
+            controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
-        self._link.start()
+        proposer = make_proposer(
+            params, welcome.vocab_size, insight=insight(policy, mode)
+        )
+        stream = kind(self, Screen(self._tokenizer, ids, limits.stop), explain)
+        account = meter.account()
+        spec = StreamSpec(
+            prompt=ids,
+            params=params,
+            proposer=proposer,
+            controller=policy,
+            mode=mode,
+            max_new_tokens=limits.max_new_tokens,
+            vocab_size=welcome.vocab_size,
+            context=welcome.context,
+            draft_context=self._draft_context,
+            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids}),
+            max_block=welcome.max_block,
+            account=account,
+            budget=None
+            if power.max_joules is None
+            else Budget(account.account, power.max_joules),
+            deadline_s=limits.deadline_s,
+            offline=limits.offline or self._offline,
+            patience_s=limits.patience_s,
+            cache=memory.cache,
+            explain=explain is not None,
+        )
+
+        def begin() -> None:
+            try:
+                stream.number = number = driver.open(spec, stream)
+                if self._capture is not None and number in driver.streams:
+                    before = self._capture.up, self._capture.down
+                    driver.streams[number].captured = before
+            except DraftwireError as exc:
+                memory.give_back(policy)
+                stream.refused(exc)
+
+        self._settle_reports()
+        if not self._thread.call(begin):
+            raise ConfigError("this session is closed")
+        return stream
+
+    # What a stream asks of its session.
+
+    def now(self) -> float:
+        """Return the seconds of the driver's clock."""
+        return self._thread.clock.now()
+
+    def cancel(self, stream: StreamBase) -> None:
+        """Have ``stream`` ended; returns at once."""
+        driver = self._driver
+
+        def stop() -> None:
+            if driver is not None and stream.number is not None:
+                driver.stop(stream.number, "cancelled")
+
+        self._thread.call(stop)
+
+    def ended(self, stream: StreamBase, run: StreamRun) -> None:
+        """A stream is over; in the driver's thread."""
+        self._last = stream
+        self._unreported.append(stream)
+        if self._memory is not None:
+            self._memory.give_back(run.spec.controller)
+
+    def _settle_reports(self) -> None:
+        """Write the reports of streams that ended unread: they hold on to the meter."""
+        while self._unreported:
+            self._unreported.popleft().report  # noqa: B018  (it is made when asked for)
+
+    def report_of(self, stream: StreamBase, run: StreamRun) -> dict[str, Any]:
+        """Return the run report of a stream that has ended."""
+        memory = self._memory
+        return stream_report(
+            run,
+            draft=self._facts,
+            welcome=run.welcome or self._welcome,
+            token_ids=[token.id for token in stream.tokens],
+            text=stream.text,
+            first_token_s=stream.first_token_s,
+            capture=self._capture,
+            signal={} if memory is None else memory.signal(),
+            warnings=self._warnings,
+        )
+
+    # ---- the end
+
+    def _shut(self) -> None:
+        """End everything; harmless a second time, and when half of it never began."""
+        if self._closed:
+            return
+        self._closed = True
+        driver, engine = self._driver, self._engine
+
+        def last() -> None:
+            if driver is not None:
+                driver.close()
+
+        self._thread.close(last)
+        self._settle_reports()
+        if engine is not None:
+            engine.join()
+        if self._power is not None:
+            self._power.close()
+        if self._capture is not None:
+            self._capture.close()
+        if self._memory is not None:
+            self._memory.close()
+
+
+def _options(
+    given: dict[str, Any],
+) -> Tuple[Sampling, Limits, Pacing, Power, Controller | None]:
+    """Return the arguments of ``generate`` as checked groups."""
+    controller = given["controller"]
+    policy = None if controller is None or isinstance(controller, str) else controller
+    values = {**given, "controller": controller if policy is None else None}
+    return (
+        Sampling.pick(values),
+        Limits.pick(values),
+        Pacing.pick(values),
+        Power.pick(values),
+        policy,
+    )
+
+
+class Session(SessionBase):
+    """A draft model connected to one target.
+
+    Use it as a context manager, or call :meth:`close`. Streams may run at once, from any
+    threads: they share the draft model, and each says in its report what that meant.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        package: DraftPackage,
+        connect: Connect,
+        draft: Draft,
+        measure: Measure,
+        energy: EnergyChoice | None,
+        offline: str,
+    ) -> None:
+        super().__init__(url, package, connect, draft, measure, energy, offline)
+        try:
+            outcome = self._first.result()
+        except BaseException:  # Ctrl-C while connecting
+            self._shut()
+            raise
+        self._greeted(outcome)
 
     def __enter__(self) -> Session:
         return self
@@ -180,27 +383,8 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End the stream, the threads and the connection; harmless a second time."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._stop("cancelled")
-        self._link.close()
-        self._drafter.close()
-        self._power.close()
-        if self._capture is not None:
-            self._capture.close()
-        self._decisions.close()
-
-    @property
-    def link(self) -> LinkState:
-        """How the link to the verifier is doing."""
-        return self._link.state()
-
-    def cancel(self) -> None:
-        """End the running stream; callable from any thread, harmless without one."""
-        self._stop_from_outside("cancelled")
+        """End every stream, the threads and the connection; harmless a second time."""
+        self._shut()
 
     def generate(
         self,
@@ -221,16 +405,16 @@ class Session:
         cut: bool = False,
         batch: int = 0,
         deadline_s: float | None = None,
-        offline: str = "wait",
-        patience_s: float = PATIENCE_S,
+        offline: str | None = None,
+        patience_s: float = 30.0,
         max_joules: float | None = None,
         max_watts: float | None = None,
         max_joules_per_token: float | None = None,
         explain: Callable[[str], None] | None = None,
-    ) -> Iterator[Chunk]:
-        """Stream the target's continuation of ``prompt``.
+    ) -> Stream:
+        """Begin the target's continuation of ``prompt``; return the stream.
 
-        Leaving the iterator early (``break``, Ctrl-C) cancels the stream at once.
+        The options are described in docs/options.md, and in :mod:`draftwire.options`.
 
         Args:
             prompt: Text, or token ids (then nothing is added in front).
@@ -242,258 +426,108 @@ class Session:
             top_p: 1 keeps all.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             stop: Strings that end the text; they are not part of it.
-            block: Tokens per draft block, when ``controller`` is None; None takes 4, and
-                in a race the controller ``auto``.
-            controller: Policy for the block length: ``"auto"``, ``"auto:energy"``,
-                ``"fixed:4"``, ... (``runtime.controller.make_controller``).
+            block: Tokens per draft block, when ``controller`` is None.
+            controller: Policy for the block length, in words or as an object.
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
                 them against the drafts: see :class:`~draftwire.runtime.mode.Mode`, as
                 for the next four.
             pipeline: Blocks in flight, at most.
-            preempt: What is drafted while verdicts are out: ``"off"``, or any of
-                ``guess``, ``exits``, ``outcomes``, joined by commas.
+            preempt: What is drafted while verdicts are out.
             cut: Send a half-drafted block once nothing is in flight.
             batch: Tokens per piece of a block that is still being drafted; 0 for none.
             deadline_s: Return what is there after so many seconds.
             offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
-                on alone and show guesses as such, or raise the ``"error"``.
-            patience_s: How long to bear a lost link before that is an error all the
+                on alone and show guesses as such, or raise the ``"error"``; None: as the
+                session.
+            patience_s: How long to go without a verdict before that is an error all the
                 same (with ``"draft"``: once the draft has no more to say).
             max_joules: End with what is there once the device has spent so much
                 (``finish`` is ``"budget"``); needs a power source.
             max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
                 less. Needs a power source, as the next.
             max_joules_per_token: Likewise, for each token of text.
-            explain: Called with one line for each block: why it ended where it did.
+            explain: Called with one line for each block, while the stream is iterated
+                over: why it ended where it did.
 
         Returns:
-            Iterator of chunks. :attr:`report` is set when it ends.
+            The stream; it has begun already.
 
         Raises:
             ConfigError: A value is out of range, or the prompt is too long.
-            TransportError: The link or the verifier failed on the way.
         """
-        options = StreamOptions.of(
-            self.welcome,
-            max_new_tokens=max_new_tokens,
-            scheme=scheme,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            controller=self._decisions.controller(
-                controller_for(controller, block, objective),
-                max_watts,
-                max_joules_per_token,
-            ),
-            mode=Mode.of(objective, pipeline, preempt, cut, batch),
-            deadline_s=deadline_s,
-            offline=offline,
-            patience_s=patience_s,
-            max_joules=max_joules,
-        )
-        context = min(self.welcome.context, self._model.context)
-        ids = encode_prompt(
-            prompt, self._tokenizer, self._package.bos_id, self.welcome.vocab_size, context
-        )
-        screen = Screen(self._tokenizer, ids, stop)
-        return self._stream(ids, options, screen, explain)
+        given = dict(locals())
+        return self._stream(Stream, prompt, *_options(given), explain)
 
-    def _stream(
-        self,
-        ids: list[int],
-        options: StreamOptions,
-        screen: Screen,
-        explain: Callable[[str], None] | None,
-    ) -> Iterator[Chunk]:
-        began = time.perf_counter()
-        proposer = make_proposer(
-            options.params, self.welcome.vocab_size, insight=options.insight
-        )
-        with self._lock:
-            self._check_usable(options.offline)
-            self._stop("cancelled")  # a stream that was left lying
-            self._streams += 1
-            machine = EdgeSession(
-                ids,
-                params=options.params,
-                proposer=proposer,
-                controller=options.controller,
-                max_new_tokens=options.max_new_tokens,
-                context=min(self.welcome.context, self._model.context),
-                stop_ids=sorted({*self.welcome.eos_ids, *self._package.eos_ids}),
-                stream=self._streams,
-                max_block=self.welcome.max_block,
-                guess_offline=options.offline == "draft",
-                mode=options.mode,
-            )
-            self._machine, self._options = machine, options
-            out: queue.Queue[Any] = queue.Queue()
-            self._out = out
-            before = self._reporter.traffic()
-            cache = self._decisions.begin(
-                options.controller, options.params.scheme, ids, proposer, explain
-            )
-            self._drafter.begin(proposer, cache)
-            self._account = self._power.account()
-            self._budget = None
-            if options.max_joules is not None:
-                self._budget = Budget(self._account.account, options.max_joules)
-            self._apply(machine.start() if self._link.up else machine.start_offline())
-        name = options.controller.name
-        facts = StreamFacts(began, len(ids), options.params, name, before, options.mode)
+
+class AsyncSession(SessionBase):
+    """A :class:`Session` for coroutines: the same names, and nothing blocks the loop."""
+
+    async def greet(self) -> None:
+        """Wait for the first connection.
+
+        Raises:
+            DraftwireError: There is no verifier.
+        """
         try:
-            yield from chunks_of(
-                out, screen, facts, options.deadline_s, self._stop_from_outside
-            )
-        finally:
-            # Also on break, Ctrl-C and errors: nothing goes on behind the user's back.
-            with self._lock:
-                if self._machine is machine:
-                    self._stop("cancelled")
-            self.report = self._reporter.report(
-                machine, facts, self.welcome, self._account, self._warnings
-            )
+            outcome = await asyncio.wrap_future(self._first)
+        except BaseException:
+            await self.close()
+            raise
+        self._greeted(outcome)
 
-    # ---- events, from any thread
+    async def __aenter__(self) -> AsyncSession:
+        return self
 
-    def _on_proposal(self, branch: int, proposal: Proposal) -> None:
-        with self._lock:
-            if self._account is not None:
-                self._account.proposal()
-            self._decisions.drafted(self._drafter.steps, self._drafter.last_step_s)
-            if self._machine is not None:
-                self._apply(self._machine.drafted(branch, proposal))
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
 
-    def _on_draft_error(self, error: Exception) -> None:
-        if not isinstance(error, DraftwireError):
-            error = ModelError(f"the draft model failed: {error}")
-        with self._lock:
-            self._fail_stream(error)
+    async def close(self) -> None:
+        """End every stream, the threads and the connection; harmless a second time."""
+        await asyncio.get_running_loop().run_in_executor(None, self._shut)
 
-    def link_message(self, message: Message) -> None:
-        """Take a message of the verifier; called by the link."""
-        with self._lock:
-            if isinstance(message, Error):
-                self._error(message)
-            elif self._machine is not None:
-                self._apply(self._machine.message(message))
-                self._decisions.received(message)
-                if self._power.measures and self._account:
-                    self._decisions.power(self._account.account.watts_by_phase())
-                if self._budget is not None and self._budget.exceeded():
-                    self._stop("budget")
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        scheme: str | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        block: int | None = None,
+        controller: str | Controller | None = None,
+        objective: str = "cost",
+        pipeline: int = 1,
+        preempt: str = "guess",
+        cut: bool = False,
+        batch: int = 0,
+        deadline_s: float | None = None,
+        offline: str | None = None,
+        patience_s: float = 30.0,
+        max_joules: float | None = None,
+        max_watts: float | None = None,
+        max_joules_per_token: float | None = None,
+        explain: Callable[[str], None] | None = None,
+    ) -> AsyncStream:
+        """Begin a stream, as :meth:`Session.generate`; it is for ``async for``."""
+        given = dict(locals())
+        return self._stream(AsyncStream, prompt, *_options(given), explain)
 
-    def _error(self, message: Error) -> None:
-        error = to_exception(message)
-        if message.fatal:
-            raise error
-        if message.code == "session" and self._machine is not None:
-            self._apply(self._machine.link_up(resume=False))
-        elif isinstance(error, BusyError) and self._mode != "error":
-            # No room for the stream now: a later connection may find some.
-            raise error
-        else:
-            self._fail_stream(error)
 
-    def link_quiet(self) -> bool:
-        """Tell whether a verdict is overdue; called by the link."""
-        machine = self._machine
-        return machine is not None and not machine.done and machine.waiting
+def parts_of(
+    draft: str | Path | DraftPackage, energy: str | EnergyChoice, given: Mapping[str, Any]
+) -> Tuple[DraftPackage, Connect, Draft, Measure, EnergyChoice | None, str]:
+    """Return the arguments of ``connect``, checked, as a session takes them.
 
-    def link_lost(self, error: DraftwireError) -> None:
-        """Put the stream on hold; called by the link."""
-        with self._lock:
-            self._decisions.link_lost()
-            machine = self._machine
-            if machine is None:
-                return
-            if self._mode == "error":
-                self._fail_stream(error)
-            else:
-                if self._account is not None:
-                    self._account.link_lost()
-                self._apply(machine.link_lost())
-
-    def link_still_down(self, error: DraftwireError, down_s: float) -> None:
-        """Lose patience some time; called by the link."""
-        with self._lock:
-            machine, options = self._machine, self._options
-            if machine is None or machine.done or options is None:
-                return
-            if down_s < options.patience_s:
-                return
-            if self._mode == "draft":
-                if machine.guessed_all:
-                    self._warnings_once(
-                        f"{len(machine.unverified)} tokens are the draft's alone: the "
-                        "link did not come back in time"
-                    )
-                    self._stop("length")
-                return
-            self._fail_stream(error)
-
-    def link_up(self) -> None:
-        """Take the stream up again; called by the link."""
-        with self._lock:
-            self.welcome = self._link.connection.welcome
-            self._decisions.link_up()
-            if self._machine is not None:
-                self._apply(self._machine.link_up(resume=True))
-
-    def link_failed(self, error: DraftwireError) -> None:
-        """Give up; called by the link."""
-        with self._lock:
-            self._fail_stream(error)
-
-    @property
-    def _mode(self) -> str:
-        return "error" if self._options is None else self._options.offline
-
-    def _warnings_once(self, sentence: str) -> None:
-        if sentence not in self._warnings:
-            self._warnings.append(sentence)
-
-    def _apply(self, actions: Sequence[Action]) -> None:
-        account = self._account
-        for action in actions:
-            if account is not None and isinstance(action, Send):
-                account.sending()
-            if isinstance(action, Send):
-                self._decisions.send(self._link, action.message)
-            elif isinstance(action, Draft):
-                self._drafter.submit(action)
-            else:
-                assert isinstance(action, (Emit, Revise, Finished))
-                if isinstance(action, Emit):
-                    self._decisions.emitted(action)
-                self._out.put(action)
-        machine = self._machine
-        if account is not None and machine is not None and not machine.done:
-            account.settle(drafting=machine.drafting, waiting=machine.waiting)
-
-    def _stop_from_outside(self, reason: str) -> None:
-        with self._lock:
-            self._stop(reason)
-
-    def _stop(self, reason: str) -> None:
-        machine = self._machine
-        if machine is not None and not machine.done:
-            self._apply(machine.stop(reason))
-
-    def _fail_stream(self, error: Exception) -> None:
-        machine = self._machine
-        if machine is None or machine.done:
-            return
-        for action in machine.stop("error"):
-            if isinstance(action, Draft):
-                self._drafter.submit(action)
-        self._out.put(error)
-
-    def _check_usable(self, offline: str) -> None:
-        if self._closed:
-            raise ConfigError("this session is closed")
-        error = self._link.error
-        if error is not None and (self._link.failed or offline == "error"):
-            if not self._link.up:
-                raise error
+    Raises:
+        ConfigError: A value is out of range.
+        PackageError: The draft is damaged or unknown.
+    """
+    own = None if isinstance(energy, str) else energy
+    values = {**given, "energy": energy if own is None else "off"}
+    limits = Limits(offline=given["offline"])
+    groups = Connect.pick(values), Draft.pick(values), Measure.pick(values)
+    package = draft if isinstance(draft, DraftPackage) else load_draft(draft)
+    return (package, *groups, own, limits.offline or "wait")

@@ -15,7 +15,6 @@ from draftwire.runtime.screen import Screen
 
 __all__ = ["AsyncStream", "Chunk", "Stream", "StreamBase", "StreamOwner"]
 
-Report = "dict[str, Any]"
 _CLOSE_S = 5.0
 
 
@@ -56,6 +55,9 @@ class StreamOwner(Protocol):
 
     def cancel(self, stream: StreamBase) -> None:
         """Have ``stream`` ended; returns at once."""
+
+    def ended(self, stream: StreamBase, run: StreamRun) -> None:
+        """A stream is over."""
 
     def report_of(self, stream: StreamBase, run: StreamRun) -> dict[str, Any]:
         """Return the run report of a stream that has ended."""
@@ -180,6 +182,8 @@ class StreamBase:
         self.finish = run.finish
         self._run = run
         now = run.ended_s - run.began_s
+        if self._owner is not None:
+            self._owner.ended(self, run)
         self._over.set()
         if error is not None:
             self._put(error)
@@ -252,7 +256,8 @@ class Stream(StreamBase):
         finally:
             # Also on break, Ctrl-C and errors: nothing goes on behind the user's back.
             self.cancel()
-            self._over.wait(_CLOSE_S)
+            if self._over.wait(_CLOSE_S):
+                self.report  # noqa: B018  (what a sensor says now belongs to it)
 
 
 class AsyncStream(StreamBase):

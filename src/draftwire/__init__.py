@@ -6,18 +6,29 @@ Importing it costs nothing; the rooms behind it are imported when they are used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from draftwire.errors import DraftwireError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from draftwire import aio
     from draftwire.packages import DraftPackage
-    from draftwire.runtime.session import Chunk, Session, Token
+    from draftwire.runtime.accounting import EnergyChoice
+    from draftwire.runtime.session import Chunk, Session, Stream, Token
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Session", "Token", "__version__", "connect"]
-
-_LAZY = {name: "draftwire.runtime.session" for name in ("Chunk", "Session", "Token")}
+__all__ = [
+    "Chunk",
+    "DraftwireError",
+    "Session",
+    "Stream",
+    "Token",
+    "__version__",
+    "aio",
+    "connect",
+]
 
 
 def connect(
@@ -26,7 +37,22 @@ def connect(
     draft: str | Path | DraftPackage,
     target: str = "",
     token: str | None = None,
-    **options: Any,
+    insecure: bool = False,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    proxy: str = "auto",
+    timeout_s: float = 10.0,
+    silence_s: float | None = None,
+    offline: str = "wait",
+    precision: str | None = None,
+    engine: str | None = None,
+    provider: str | None = None,
+    threads: int | str | None = None,
+    energy: EnergyChoice = "auto",
+    capture: bool = False,
+    radio: str = "off",
+    suffix_cache: str | Path = "off",
 ) -> Session:
     """Load a draft, connect it to a verifier, and return the session.
 
@@ -39,21 +65,49 @@ def connect(
         draft: Draft package: a folder, or one already loaded.
         target: Name or version of the target; "" takes the verifier's default.
         token: Bearer token.
-        options: See :class:`draftwire.runtime.session.Session`.
+        insecure: Allow plain ``ws://`` to other machines.
+        tls_ca: File of trusted certificates for ``wss://``.
+        tls_cert: This device's certificate, for mutual TLS.
+        tls_key: Its key.
+        proxy: ``"auto"`` (the environment's), ``"off"``, or the URL of an HTTP proxy.
+        timeout_s: Seconds for connecting and greeting.
+        silence_s: Seconds without a sign of life, while an answer is owed, after which
+            the link counts as lost; None derives it from what answers take.
+        offline: What streams do without a link, unless they say otherwise: ``"wait"``,
+            ``"draft"`` or ``"error"``. With ``"draft"`` a session begins even where no
+            verifier can be reached: what it knows of it is from the last time, or from
+            the draft alone.
+        precision: Which of the package's models to run; None takes its default.
+        engine: ``"onnxruntime"`` or ``"litert"``; None takes what is there.
+        provider: Where onnxruntime computes, e.g. ``"cuda"``; None takes the best here.
+        threads: Of the engine; ``"auto"`` measures; None: the draft's hint, or 1.
+        energy: Power source for the reports, see
+            :class:`~draftwire.runtime.accounting.PowerMeter`.
+        capture: Count the bytes on the wire instead of computing them (root).
+        radio: Put the signal into the reports, of ``"mmcli"`` or ``"iw:wlan0"``.
+        suffix_cache: Draft from text seen before: ``"off"``, ``"memory"``, or a file
+            that keeps it from session to session.
 
     Returns:
         A session; use it as a context manager.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        ModelError: The draft does not load, or does not match the target.
+        TransportError: The verifier cannot be reached or refuses.
     """
-    from draftwire.runtime.session import Session
+    given = dict(locals())
+    from draftwire.runtime.session import Session, parts_of
 
-    return Session(url, draft=draft, target=target, token=token, **options)
+    return Session(url, *parts_of(draft, energy, given))
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    # Only what type checkers see above: they know the names, and the types.
     import importlib
 
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in ("Chunk", "Session", "Stream", "Token"):
+        return getattr(importlib.import_module("draftwire.runtime.session"), name)
     if name == "aio":
         return importlib.import_module("draftwire.aio")
     raise AttributeError(f"module 'draftwire' has no attribute {name!r}")

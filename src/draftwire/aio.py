@@ -1,88 +1,84 @@
-"""The asynchronous twin of :func:`draftwire.connect`.
+"""The asynchronous twin of :func:`draftwire.connect`: the same names, for coroutines.
 
-The work is done by the same threads; only the waiting is the event loop's.
+Sessions and streams share their code with the synchronous ones; only the waiting is the
+event loop's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Generator
+from typing import TYPE_CHECKING, Generator
 
 if TYPE_CHECKING:
-    from draftwire.runtime.session import Chunk, Session
+    from pathlib import Path
 
-__all__ = ["AsyncSession", "connect"]
+    from draftwire.packages import DraftPackage
+    from draftwire.runtime.accounting import EnergyChoice
+    from draftwire.runtime.session import AsyncSession
+
+__all__ = ["connect"]
 
 
-class AsyncSession:
-    """A :class:`draftwire.Session` for coroutines.
+class _Connecting:
+    """What :func:`connect` returns: to be awaited, or entered with ``async with``."""
 
-    Args:
-        make: Makes the session; called in a thread.
-    """
+    def __init__(self, url: str, given: dict[str, object]) -> None:
+        self._url = url
+        self._given = given
+        self._session: AsyncSession | None = None
 
-    def __init__(self, make: Callable[[], Session]) -> None:
-        self._make = make
-        # One thread: the calls of a session come one after another.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="draftwire-aio")
-        self._session: Session | None = None
-
-    def _run(self, call: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-    def __await__(self) -> Generator[Any, None, AsyncSession]:
-        return self.__aenter__().__await__()
+    def __await__(self) -> Generator[object, None, AsyncSession]:
+        return self._connect().__await__()
 
     async def __aenter__(self) -> AsyncSession:
-        self._session = await self._run(self._make)
-        return self
+        self._session = await self._connect()
+        return self._session
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        """Run report of the last finished stream."""
-        return None if self._session is None else self._session.report
-
-    async def close(self) -> None:
-        """Close the session."""
         if self._session is not None:
-            await self._run(self._session.close)
-        self._pool.shutdown(wait=False)
+            await self._session.close()
 
-    async def generate(self, prompt: Any, **options: Any) -> AsyncIterator[Chunk]:
-        """Stream chunks; the arguments are those of ``Session.generate``.
+    async def _connect(self) -> AsyncSession:
+        def load() -> AsyncSession:
+            from draftwire.runtime.session import AsyncSession, parts_of
 
-        Cancelling the task, or leaving the loop and closing the iterator, cancels the
-        stream.
-        """
-        if self._session is None:
-            raise RuntimeError("use `async with draftwire.aio.connect(...)`")
-        chunks = await self._run(
-            lambda: self._session.generate(prompt, **options)  # type: ignore[union-attr]
-        )
-        try:
-            while True:
-                chunk = await self._run(next, chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            # A cancelled wait leaves `next` running in the thread; stopping the stream
-            # lets it return, and then the generator can be closed.
-            self._session.cancel()
-            await asyncio.shield(self._run(chunks.close))
+            given = self._given
+            parts = parts_of(given["draft"], given["energy"], given)  # type: ignore[arg-type]
+            return AsyncSession(self._url, *parts)
+
+        # A model takes seconds to load.
+        session = await asyncio.get_running_loop().run_in_executor(None, load)
+        await session.greet()
+        return session
 
 
-def connect(url: str, **options: Any) -> AsyncSession:
-    """Return a session to be used with ``async with``.
+def connect(
+    url: str,
+    *,
+    draft: str | Path | DraftPackage,
+    target: str = "",
+    token: str | None = None,
+    insecure: bool = False,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    proxy: str = "auto",
+    timeout_s: float = 10.0,
+    silence_s: float | None = None,
+    offline: str = "wait",
+    precision: str | None = None,
+    engine: str | None = None,
+    provider: str | None = None,
+    threads: int | str | None = None,
+    energy: EnergyChoice = "auto",
+    capture: bool = False,
+    radio: str = "off",
+    suffix_cache: str | Path = "off",
+) -> _Connecting:
+    """Connect as :func:`draftwire.connect` does, with the same arguments.
 
-    Args:
-        url: Address of the verifier.
-        options: As for :func:`draftwire.connect`.
+    >>> async with draftwire.aio.connect(url, draft="models/reference.draft") as session:
+    ...     async for chunk in session.generate("Once upon a time"):
+    ...         print(chunk.text, end="", flush=True)      # doctest: +SKIP
     """
-    import draftwire
-
-    return AsyncSession(lambda: draftwire.connect(url, **options))
+    return _Connecting(url, dict(locals()))
