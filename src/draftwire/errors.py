@@ -6,6 +6,7 @@ DraftwireError
 │   └── SensorError      a power rail cannot be read
 ├── TransportError       the peer is gone, late or refused us               exit 4
 │   ├── ProtocolError    the peer broke the wire format
+│   ├── VerifierError    the verifier failed on its side
 │   └── RefusedError     the peer answered, and said no
 │       └── BusyError    it may say yes later
 └── ModelError           a model does not load, or does not match           exit 5
@@ -29,6 +30,7 @@ __all__ = [
     "RefusedError",
     "SensorError",
     "TransportError",
+    "VerifierError",
 ]
 
 
@@ -52,7 +54,7 @@ class DraftwireError(Exception):
         self.hint = hint or self.default_hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), str(self), self.hint))
+        return (_rebuild, (type(self), str(self), self.hint), self.__dict__)
 
 
 def _rebuild(kind: type[DraftwireError], message: str, hint: str) -> DraftwireError:
@@ -85,6 +87,10 @@ class ProtocolError(TransportError):
     """The peer sent bytes that the wire format does not allow."""
 
 
+class VerifierError(TransportError):
+    """The verifier failed on its side; neither the link nor this device is at fault."""
+
+
 class RefusedError(TransportError):
     """The verifier answered and refused: token, limit, busy, draining.
 
@@ -96,9 +102,25 @@ class RefusedError(TransportError):
 
 
 class BusyError(RefusedError):
-    """The verifier has no room now, or is going away."""
+    """The verifier has no room now, or is going away.
+
+    Args:
+        message: See :class:`DraftwireError`.
+        hint: Likewise.
+        retry_after_s: See below.
+
+    Attributes:
+        retry_after_s: Seconds from now that the verifier asks to wait; None when it did
+            not say.
+    """
 
     transient = True
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class ModelError(DraftwireError):

@@ -18,6 +18,7 @@ EXIT_CODES = {
     "TransportError": 4,
     "ProtocolError": 4,
     "RefusedError": 4,
+    "VerifierError": 4,
     "ModelError": 5,
     "PackageError": 5,
     "IncompatibleError": 5,
@@ -45,6 +46,12 @@ def test_an_error_survives_pickling(kind: type[DraftwireError]) -> None:
     assert type(again) is kind
     assert str(again) == str(error)
     assert again.hint == "export it again"
+
+
+def test_what_an_error_carries_survives_pickling_too() -> None:
+    error = errors.BusyError("the verifier is full", retry_after_s=2.5)
+    assert pickle.loads(pickle.dumps(error)).retry_after_s == 2.5
+    assert errors.BusyError("the verifier is full").retry_after_s is None
 
 
 def test_a_hint_falls_back_to_the_class() -> None:
