@@ -258,8 +258,10 @@ class Driver:
         if self._closed:
             raise ConfigError("this session is closed")
         link = self._free_link()
-        if not link.up and link.error is not None and (
-            spec.offline == "error" or (link.failed and spec.offline != "draft")
+        if (
+            not link.up
+            and link.error is not None
+            and (spec.offline == "error" or (link.failed and spec.offline != "draft"))
         ):
             raise link.error
         self._number += 1

@@ -379,4 +379,3 @@ class _Connection:
     def down(self, error: DraftwireError) -> None:
         if self.link is not None:
             self.link.ended(error)
-

@@ -341,9 +341,7 @@ def stream_report(
             "down_wire": capture.down - run.captured[1],
         }
     account = spec.account.account
-    account.count(
-        drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
-    )
+    account.count(drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens)
     energy = account.result()
     return build_report(
         RunRecord(

@@ -224,9 +224,7 @@ class SessionBase:
         policy = memory.controller(
             controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
-        proposer = make_proposer(
-            params, welcome.vocab_size, insight=insight(policy, mode)
-        )
+        proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
         stream = kind(self, Screen(self._tokenizer, ids, limits.stop), explain)
         account = meter.account()
         spec = StreamSpec(

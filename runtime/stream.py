@@ -181,8 +181,9 @@ class StreamBase:
         self.error = error
         self.finish = run.finish
         self._run = run
-        now = run.ended_s - run.began_s
+        now = 0.0
         if self._owner is not None:
+            now = self._owner.now() - self._began_s
             self._owner.ended(self, run)
         self._over.set()
         if error is not None:

@@ -81,8 +81,8 @@ class Rule:
             right = right and all(isinstance(v, str) and v for v in found)
             found = tuple(found) if right else value
         elif kind is str:
-            found, right = value, isinstance(value, str)
-            right = right and _is_text(str(value))
+            found = str(value) if isinstance(value, Path) else value
+            right = isinstance(found, str) and _is_text(found)
         else:
             found, right = kind(value), True
         if not (right and self.fits(found)):
@@ -138,7 +138,7 @@ _FLAG = Rule("true or false", bool)
 _FILE = Rule("a file", Path)
 
 
-def _threads(value: object) -> "int | str":
+def _threads(value: object) -> int | str:
     if value == "auto":
         return "auto"
     if isinstance(value, str) and value.isdigit():
@@ -160,7 +160,9 @@ def _preempt_fits(value: str) -> bool:
     return words <= {"guess", "exits", "outcomes"} or words == {"off"}
 
 
-_PREEMPT = Rule("off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits)
+_PREEMPT = Rule(
+    "off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits
+)
 
 
 @dataclass(frozen=True)
@@ -249,24 +251,24 @@ class Connect(Options):
     title: ClassVar[str] = "the verifier"
 
     target: str = _option("", _TEXT, "name or version of the target; empty: its default")
-    token: "str | None" = _option(None, _TEXT, "bearer token", secret=True)
+    token: str | None = _option(None, _TEXT, "bearer token", secret=True)
     insecure: bool = _option(
         False,
         _FLAG,
         "allow plain ws:// to another machine: token and text can be read on the way",
     )
-    tls_ca: "Path | None" = _option(None, _FILE, "trust the certificates in this file")
-    tls_cert: "Path | None" = _option(
+    tls_ca: Path | None = _option(None, _FILE, "trust the certificates in this file")
+    tls_cert: Path | None = _option(
         None, _FILE, "certificate to show to the verifier (mutual TLS)"
     )
-    tls_key: "Path | None" = _option(None, _FILE, "its key, if in a file of its own")
+    tls_key: Path | None = _option(None, _FILE, "its key, if in a file of its own")
     proxy: str = _option(
         "auto", _TEXT, "auto (the environment's), off, or the URL of an HTTP proxy"
     )
     timeout_s: float = _option(
         10.0, _number(0, 3600, above=True), "seconds for connecting and greeting"
     )
-    silence_s: "float | None" = _option(
+    silence_s: float | None = _option(
         None,
         _number(0, 3600, above=True),
         "seconds without a sign of life, while an answer is owed, after which the link "
@@ -280,18 +282,18 @@ class Draft(Options):
 
     title: ClassVar[str] = "the draft model"
 
-    precision: "str | None" = _option(
+    precision: str | None = _option(
         None, _TEXT, "which of the draft's models to run, e.g. int8; by default its choice"
     )
-    engine: "str | None" = _option(
+    engine: str | None = _option(
         None, _word("onnxruntime", "litert"), "by default what is installed"
     )
-    provider: "str | None" = _option(
+    provider: str | None = _option(
         None,
         _word("auto", "cpu", "cuda", "tensorrt"),
         "where onnxruntime computes; by default the best there is",
     )
-    threads: "int | str | None" = _option(
+    threads: int | str | None = _option(
         None,
         Rule("a whole number from 1, or auto", _threads),
         "threads of the draft, or auto to measure; by default the draft's hint, or 1",
@@ -332,7 +334,7 @@ class Sampling(Options):
 
     title: ClassVar[str] = "sampling"
 
-    scheme: "str | None" = _option(
+    scheme: str | None = _option(
         None, _TEXT, "greedy, or coupled (the default above temperature 0), ..."
     )
     temperature: float = _option(0.0, _number(0, 100), "0 takes the likeliest token")
@@ -342,7 +344,7 @@ class Sampling(Options):
     top_p: float = _option(
         1.0, _number(0, 1, above=True), "sample within this probability mass"
     )
-    seed: "int | None" = _option(
+    seed: int | None = _option(
         None, _whole(0, 2**64 - 1), "of the sampling noise; by default a new one each time"
     )
 
@@ -354,13 +356,13 @@ class Limits(Options):
     title: ClassVar[str] = "the end of the text"
 
     max_new_tokens: int = _option(128, _whole(1, MAX_TOKENS), "at most so many tokens")
-    stop: "tuple[str, ...]" = _option((), _texts(16, 256), "end before this text")
-    deadline_s: "float | None" = _option(
+    stop: tuple[str, ...] = _option((), _texts(16, 256), "end before this text")
+    deadline_s: float | None = _option(
         None,
         _number(0, MAX_SECONDS, above=True),
         "end after so many seconds with what is there",
     )
-    offline: "str | None" = _option(
+    offline: str | None = _option(
         None,
         _word("wait", "draft", "error"),
         "while the link is lost: wait for it, go on with the draft alone (guesses are "
@@ -379,12 +381,12 @@ class Pacing(Options):
 
     title: ClassVar[str] = "drafting"
 
-    block: "int | None" = _option(
+    block: int | None = _option(
         None,
         _whole(1, 255),
         "tokens of a draft block; by default 4, and in a race as the controller auto says",
     )
-    controller: "str | None" = _option(
+    controller: str | None = _option(
         None,
         _TEXT,
         "auto (measures the link, the drafts and the board, and decides), auto:energy, "
@@ -403,9 +405,7 @@ class Pacing(Options):
         "what is drafted meanwhile: off, or any of guess (the next block), exits (what "
         "the target's early exits expect), outcomes (the likeliest other ones)",
     )
-    cut: bool = _option(
-        False, _FLAG, "send a half-drafted block once nothing is in flight"
-    )
+    cut: bool = _option(False, _FLAG, "send a half-drafted block once nothing is in flight")
     batch: int = _option(
         0, _whole(0, 255), "send pieces of so many tokens of a block; 0: whole blocks"
     )
@@ -417,18 +417,18 @@ class Power(Options):
 
     title: ClassVar[str] = "power"
 
-    max_joules: "float | None" = _option(
+    max_joules: float | None = _option(
         None,
         _number(0, 1e9, above=True),
         "end with what is there once this device has spent so much",
     )
-    max_watts: "float | None" = _option(
+    max_watts: float | None = _option(
         None,
         _number(0, 1e6, above=True),
         "draft no more than this mean power allows, over any ten seconds; with "
         "controller auto",
     )
-    max_joules_per_token: "float | None" = _option(
+    max_joules_per_token: float | None = _option(
         None, _number(0, 1e9, above=True), "likewise, for each token of text"
     )
 

@@ -94,7 +94,7 @@ def test_a_killed_and_restarted_verifier_goes_on_with_the_same_text(verifier, pr
 
 def test_a_frozen_verifier_counts_as_lost(verifier, proxy):
     expected = undisturbed(verifier, max_new_tokens=40)
-    with connect(proxy.url, silence_s=0.5, timeout=1.0) as session:
+    with connect(proxy.url, silence_s=0.5, timeout_s=1.0) as session:
         found = []
         for chunk in session.generate(PROMPT, max_new_tokens=40, seed=3):
             if not found:

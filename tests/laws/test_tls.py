@@ -137,4 +137,4 @@ def test_only_trusted_ends_talk(verifier, certificates):
         with pytest.raises(TransportError):
             connect(url, tls_ca=ca)
     with pytest.raises(TransportError):
-        connect(url.replace("wss://", "ws://"), timeout=3.0)
+        connect(url.replace("wss://", "ws://"), timeout_s=3.0)
