@@ -105,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(exc, OSError) and exc.errno in _FULL:
-            _drop_stdout()
             error = OutputError(f"cannot write the output: {exc.strerror}")
             _complain(words, "OutputError", str(error), error.hint)
             return error.exit_code
@@ -167,6 +166,10 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 def _complain(words: Sequence[str], kind: str, message: str, hint: str) -> None:
     from draftwire.cli._common import json_destination, write_json
 
+    try:
+        sys.stdout.flush()
+    except OSError:  # full, or nobody reads: Python must not try again at its end
+        _drop_stdout()
     print(f"draftwire: error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)

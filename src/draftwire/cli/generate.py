@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = _prompt(args.prompt)
     values = _common.read_settings(args)
-    url = _common.verifier_url(values)
     options = _common.stream_options(values)
+    url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
     screen: IO[str] = sys.stderr if args.json == "-" else sys.stdout
