@@ -21,6 +21,7 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
     RefusedError,
+    TransportError,
 )
 
 if TYPE_CHECKING:
@@ -91,24 +92,35 @@ class Keeper:
                 except DraftwireError as exc:
                     _LOG.warning("%s", exc)
 
-    async def wait(self, offline: str) -> AsyncSession:
+    async def wait(self, offline: str, patience_s: float) -> AsyncSession:
         """Return the session as soon as a stream may begin on it.
 
         Args:
             offline: What the stream does without a link. Guesses may begin before
                 anything is known of the verifier; all else needs to know its target.
+            patience_s: How long to wait for that, once the draft is loaded.
+
+        Raises:
+            TransportError: There is no verifier.
         """
+        ends = time.monotonic() + patience_s
         while True:
             session = self.session
             if session is not None and (offline == "draft" or _met(session)):
                 return session
+            loading = offline == "draft" and session is None and self.error is None
+            if time.monotonic() >= ends and not loading:
+                raise self.absent()
             await asyncio.sleep(_LOOK_S / 5)
 
-    def why(self) -> str:
-        """Return in words why no stream can begin."""
+    def absent(self) -> TransportError:
+        """Return the error that says why no stream can begin."""
         session = self.session
         found = session.link.error if session is not None else self._words()
-        return found or "still connecting"
+        return TransportError(
+            f"there is no verifier yet: {found or 'still connecting'}",
+            hint="the service goes on trying; `draftwire service status`",
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the link's state for people and programs."""

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
-from draftwire.errors import BusyError, DraftwireError, TransportError
+from draftwire.errors import BusyError, DraftwireError
 from draftwire.options import OPTIONS
 from draftwire.runtime.service_link import Keeper
 from draftwire.runtime.service_requests import Generate
@@ -42,6 +42,7 @@ class Job:
         self.stream: AsyncStream | None = None
         self.task: asyncio.Task[None] | None = None
         self.due: float | None = None
+        self.refused: DraftwireError | None = None
 
     def stop(self) -> None:
         """End it, running or waiting; harmless when it is over."""
@@ -97,35 +98,42 @@ class Streams:
             )
         self._jobs.append(job)
         job.task = asyncio.ensure_future(self._run(job))
+        # A task may be cancelled before its first step: what ends it is said by others.
+        job.task.add_done_callback(lambda task: self._over(job, task))
         self._advance()
 
     async def close(self) -> None:
         """End the running streams and refuse the waiting ones."""
         jobs = list(self._jobs)
         for job in jobs[MAX_STREAMS:]:
-            self._fail(job, BusyError("the service is going away"))
-            job.send = lambda event: False
+            job.refused = BusyError("the service is going away")
         for job in jobs:
             job.stop()
-        await asyncio.gather(*(job.task for job in jobs if job.task is not None))
+        tasks = [job.task for job in jobs if job.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _advance(self) -> None:
         for job in self._jobs[:MAX_STREAMS]:
             job.turn.set()
 
+    def _over(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._jobs.remove(job)
+        self._advance()
+        if not task.cancelled():
+            return
+        if job.refused is not None:
+            self._fail(job, job.refused)
+        else:
+            self._done(job, "cancelled", None)
+
     async def _run(self, job: Job) -> None:
         try:
             await self._write(job)
-        except asyncio.CancelledError:
-            self._done(job, "cancelled", None)
         except DraftwireError as exc:
             self._fail(job, exc)
         except Exception as exc:  # noqa: BLE001  one stream must not end the service
             _LOG.exception("a stream failed: this is a bug")
             self._fail(job, DraftwireError(f"this is a bug: {exc}"))
-        finally:
-            self._jobs.remove(job)
-            self._advance()
 
     async def _write(self, job: Job) -> None:
         options = {**self._defaults, **job.request.options}
@@ -143,14 +151,9 @@ class Streams:
         offline = options.get("offline") or "wait"
         bears = 0.0 if offline == "error" else patience
         try:
-            session = await asyncio.wait_for(
-                self._keeper.wait(offline), bears if left is None else min(bears, left)
-            )
+            session = await asyncio.wait_for(self._keeper.wait(offline, bears), left)
         except asyncio.TimeoutError:
-            raise TransportError(
-                f"there is no verifier yet: {self._keeper.why()}",
-                hint="the service goes on trying; `draftwire service status`",
-            ) from None
+            raise self._keeper.absent() from None
         if ends is not None:  # the deadline counts from when the request came
             options["deadline_s"] = max(ends - time.monotonic(), 1e-3)
         job.stream = stream = session.generate(job.request.prompt, **options)
