@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from draftwire.errors import ConfigError
 from draftwire.options import Pacing, Power, Sampling, check_prompt
 from draftwire.runtime.controller import Controller, FixedLength, make_controller
+from draftwire.runtime.driver import named
 from draftwire.runtime.mode import Mode
 from draftwire.sampling import SamplingParams, card_of, make_proposer
 from draftwire.transport.messages import Welcome
@@ -111,9 +112,10 @@ def encode_prompt(
 
     Raises:
         ConfigError: It is empty, too long, no text, or holds an unknown id.
+        DraftwireError: The tokenizer fails.
     """
     found = check_prompt(prompt)
-    ids = found if isinstance(found, list) else tokenizer.encode(found, bos_id=bos_id)
+    ids = found if isinstance(found, list) else _encode(found, tokenizer, bos_id)
     if not ids:
         raise ConfigError("the prompt is empty")
     if min(ids) < 0 or max(ids) >= vocab_size:
@@ -125,3 +127,12 @@ def encode_prompt(
             hint="shorten the prompt",
         )
     return ids
+
+
+def _encode(text: str, tokenizer: Tokenizer, bos_id: int | None) -> list[int]:
+    try:
+        return tokenizer.encode(text, bos_id=bos_id)
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        raise named(error, "the tokenizer") from error

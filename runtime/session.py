@@ -469,7 +469,7 @@ class Session(SessionBase):
 class AsyncSession(SessionBase):
     """A :class:`Session` for coroutines: the same names, and nothing blocks the loop."""
 
-    async def greet(self) -> None:
+    async def _greet(self) -> None:
         """Wait for the first connection.
 
         Raises:

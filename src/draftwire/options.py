@@ -108,12 +108,12 @@ class Rule:
             return _SWITCH.get(text.lower(), text)
         if kind is Path:
             return _home(Path(text))
-        if kind not in (int, float):
-            return text
-        try:
-            return kind(text)
-        except ValueError:
-            return text
+        for number in {int: (int, float), float: (float,)}.get(kind, ()):
+            try:
+                return number(text)
+            except ValueError:
+                pass
+        return text
 
 
 _SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True)
