@@ -49,6 +49,8 @@ from draftwire.transport.messages import Welcome
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
 
 log = logging.getLogger("draftwire.session")
+# Who wants the log says so; Python would print warnings of one that nobody has set up.
+logging.getLogger("draftwire").addHandler(logging.NullHandler())
 
 _S = TypeVar("_S", bound=StreamBase)
 _Outcome = Union[Welcome, DraftwireError]

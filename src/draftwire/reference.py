@@ -39,7 +39,8 @@ def models_folder(environ: Mapping[str, str] | None = None) -> Path:
             return folder
     raise ConfigError(
         f"no models folder with {DRAFT} here or beside the package",
-        hint="run it in the checkout, or set DRAFTWIRE_MODELS to its models folder",
+        hint="the package brings no models: name --draft, run it in a checkout, or set "
+        "DRAFTWIRE_MODELS to the models folder of one",
     )
 
 

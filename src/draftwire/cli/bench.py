@@ -112,8 +112,11 @@ def _chaos(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(document, args.json)
     if args.json != "-":
+        by_kind = document.pop("recovery_by_kind")
         for name, value in document.items():
             print(f"{name:15s} {value}")
+        for kind, times in by_kind.items():
+            print(f"{kind:15s} p50 {times['p50_s']} s, worst {times['worst_s']} s")
     # A lost or changed token is a broken law: say so to scripts too.
     return 1 if result.wrong else 0
 
