@@ -1,9 +1,9 @@
 """``draftwire bench chaos``: faults by the hundred, and not a token lost.
 
-A verifier process, a device and a relay between them. While texts are generated the
-verifier is killed and restarted, frozen, and the link is cut, reset, torn in mid-frame
-and swallowed. Every text must be the one that an undisturbed run gives. The session has
-the default time-outs.
+A verifier process, a device with the default time-outs, and a relay between them. While
+texts are generated the verifier is killed and restarted, frozen, and the link is cut,
+reset, torn in mid-frame, swallowed, and left behind as by a device that roams. Every text
+must be the one that an undisturbed run gives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from draftwire.errors import DraftwireError
 
 __all__ = ["ChaosResult", "FAULTS", "run_chaos"]
 
-FAULTS = ("cut", "reset", "torn", "swallow", "freeze", "kill")
+FAULTS = ("cut", "reset", "torn", "swallow", "roam", "freeze", "kill")
 
 
 @dataclass
@@ -188,5 +188,7 @@ def _strike(
             proxy.swallow.clear()
 
         threading.Timer(rng.uniform(0.1, 0.8), end).start()
+    elif kind == "roam":
+        proxy.roam()
     else:
         proxy.cut(torn=kind == "torn", reset=kind == "reset")

@@ -100,6 +100,7 @@ class FaultProxy:
         self.open = True
         self.swallow = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._left: set[socket.socket] = set()  # of flows that lead nowhere any more
         self._server = socket.create_server(("127.0.0.1", 0))
         self.url = f"ws://127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -133,11 +134,17 @@ class FaultProxy:
                 data = source.recv(4096)
                 if not data:
                     break
-                if not self.swallow.is_set():
+                if not self.swallow.is_set() and source not in self._left:
                     sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def roam(self) -> None:
+        """Swallow what comes on the connections there are; new ones are served."""
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            self._left.update(pair)
 
     def cut(self, *, torn: bool = False, reset: bool = False) -> None:
         """End every connection.
@@ -164,3 +171,6 @@ class FaultProxy:
         """Stop relaying."""
         self._server.close()
         self.cut()
+        for end in self._left:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
