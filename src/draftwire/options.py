@@ -9,22 +9,19 @@ object is made, and the sentence of the error is the same everywhere.
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
     Any,
-    Callable,
     ClassVar,
     Iterator,
     Mapping,
-    Sequence,
     TypeVar,
 )
 
+from draftwire import rules
 from draftwire.errors import ConfigError
+from draftwire.rules import Rule
 
 __all__ = [
     "CONNECT_GROUPS",
@@ -40,7 +37,6 @@ __all__ = [
     "Pacing",
     "Peers",
     "Power",
-    "Rule",
     "Sampling",
     "check_prompt",
     "options_of",
@@ -48,178 +44,6 @@ __all__ = [
 
 MAX_TOKENS = 1 << 24
 MAX_SECONDS = 86_400.0
-_LONGEST = 4096  # characters of a word or a name
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What values an option takes.
-
-    Attributes:
-        wants: In words, behind "it must be".
-        kind: ``int``, ``float``, ``bool``, ``str``, ``Path``, ``tuple`` (of texts), or
-            what turns a value into the right kind, or raises ValueError.
-        fits: Whether a value of that kind is one.
-        shown: What stands for it in a command's help.
-    """
-
-    wants: str
-    kind: Callable[[Any], Any]
-    fits: Callable[[Any], bool] = lambda value: True
-    shown: str = "TEXT"
-
-    def read(self, value: object) -> Any:
-        """Return ``value`` as this kind.
-
-        Raises:
-            ValueError: It is of another kind, or out of range.
-        """
-        kind: Any = self.kind
-        if kind is bool:
-            found: Any = value
-            right = isinstance(value, bool)
-        elif kind is int:
-            right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            found = int(value) if right else value  # type: ignore[call-overload]
-        elif kind is float:
-            right = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            found = float(value) if right else value  # type: ignore[arg-type]
-            right = right and math.isfinite(found)
-        elif kind is Path:
-            right = isinstance(value, (str, Path)) and "\0" not in str(value)
-            found = Path(value) if right else value  # type: ignore[arg-type]
-        elif kind is tuple:
-            found = (value,) if isinstance(value, str) else value
-            right = isinstance(found, (list, tuple))
-            right = right and all(isinstance(v, str) and v for v in found)
-            found = tuple(found) if right else value
-        elif kind is str:
-            found, right = value, isinstance(value, str) and _is_text(value)
-        else:
-            found, right = kind(value), True
-        if not (right and self.fits(found)):
-            raise ValueError(self.wants)
-        return found
-
-    def convert(self, text: str) -> Any:
-        """Return what ``text`` of a flag or of the environment stands for, unchecked."""
-        kind: Any = self.kind
-        if kind is bool:
-            return _SWITCH.get(text.lower(), text)
-        if kind is Path:
-            return _home(Path(text))
-        for number in {int: (int, float), float: (float,)}.get(kind, ()):
-            try:
-                return number(text)
-            except ValueError:
-                pass
-        return text
-
-
-_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True)
-_SWITCH.update(dict.fromkeys(("0", "false", "no", "off"), False))
-
-
-def _home(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:  # ~ of somebody who is not there
-        return path
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")  # lone surrogates are no text
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _whole(low: int, high: int) -> Rule:
-    fits = lambda value: low <= value <= high  # noqa: E731
-    return Rule(f"a whole number, {low} to {high}", int, fits, "N")
-
-
-def _number(low: float, high: float, *, above: bool = False, shown: str = "X") -> Rule:
-    words = f"a number, {'above ' if above else ''}{low:g} to {high:g}"
-    fits = lambda v: low <= v <= high and not (above and v == low)  # noqa: E731
-    return Rule(words, float, fits, shown)
-
-
-def _word(*choices: str) -> Rule:
-    words = ", ".join(choices[:-1]) + f" or {choices[-1]}"
-    return Rule(words, str, lambda value: value in choices, "|".join(choices))
-
-
-_TEXT = Rule(f"text of at most {_LONGEST} characters", str, lambda v: len(v) <= _LONGEST)
-_NAME = dataclasses.replace(_TEXT, shown="NAME")
-_SCHEME = Rule(
-    "the name of a scheme of `draftwire sampling table`",
-    str,
-    lambda value: re.fullmatch(r"[a-z0-9+-]{1,64}", value) is not None,
-    "NAME",
-)
-_FLAG = Rule("true or false", bool)
-_FILE = Rule("a file", Path, shown="FILE")
-_TOKEN = Rule(
-    "one word of visible ASCII characters",
-    str,
-    lambda value: re.fullmatch(r"[!-~]{1,4096}", value) is not None,
-)
-
-
-def _threads(value: object) -> int | str:
-    if value == "auto":
-        return "auto"
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value):
-        return _CORES.read(int(value))  # type: ignore[no-any-return]
-    return _CORES.read(value)  # type: ignore[no-any-return]
-
-
-_CORES = _whole(1, 4096)
-_SECONDS = _number(0, 3600, above=True, shown="SECONDS")
-
-
-def _cache(value: object) -> str | Path:
-    """A word, or a file: one that a file of settings names lies beside it."""
-    if value in ("off", "memory"):
-        return str(value)
-    if not value:
-        raise ValueError
-    return _FILE.read(value)  # type: ignore[no-any-return]
-
-
-def _texts(most: int, length: int) -> Rule:
-    def fits(value: Sequence[str]) -> bool:
-        return len(value) <= most and all(len(v) <= length and _is_text(v) for v in value)
-
-    return Rule(f"at most {most} texts of 1 to {length} characters", tuple, fits)
-
-
-def _preempt_fits(value: str) -> bool:
-    words = {word.strip() for word in value.split(",")}
-    return words <= {"guess", "exits", "outcomes"} or words == {"off"}
-
-
-_PREEMPT = Rule(
-    "off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits, "WORDS"
-)
-
-
-def _controller_fits(value: str) -> bool:
-    found = re.fullmatch(
-        "off|flexspec|qsv|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})", value
-    )
-    return found is not None and (not found[2] or 1 <= int(found[2]) <= 255)
-
-
-_CONTROLLER = Rule(
-    "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255, flexspec, "
-    "qsv or off",
-    str,
-    _controller_fits,
-    "SPEC",
-)
 
 
 @dataclass(frozen=True)
@@ -314,18 +138,18 @@ class Peers(Options):
 
     verifier: str | None = _option(
         None,
-        dataclasses.replace(_TEXT, shown="URL"),
+        dataclasses.replace(rules.TEXT, shown="URL"),
         "address of the verifier, ws://HOST:PORT or wss://...",
         common=True,
     )
     draft: Path | None = _option(
         None,
-        dataclasses.replace(_FILE, wants="a folder", shown="DIR"),
+        dataclasses.replace(rules.FILE, wants="a folder", shown="DIR"),
         "draft package; by default the reference draft",
         common=True,
     )
     token_file: Path | None = _option(
-        None, _FILE, "file with the verifier's bearer token", common=True
+        None, rules.FILE, "file with the verifier's bearer token", common=True
     )
 
 
@@ -336,28 +160,28 @@ class Connect(Options):
     title: ClassVar[str] = "the link"
 
     target: str = _option(
-        "", _NAME, "name or version of the target; by default its newest", common=True
+        "", rules.NAME, "name or version of the target; by default its newest", common=True
     )
-    token: str | None = _option(None, _TOKEN, "bearer token", secret=True)
+    token: str | None = _option(None, rules.TOKEN, "bearer token", secret=True)
     insecure: bool = _option(
         False,
-        _FLAG,
+        rules.FLAG,
         "allow plain ws:// to another machine: token and text can be read on the way",
     )
-    tls_ca: Path | None = _option(None, _FILE, "trust the certificates in this file")
+    tls_ca: Path | None = _option(None, rules.FILE, "trust the certificates in this file")
     tls_cert: Path | None = _option(
-        None, _FILE, "certificate to show to the verifier (mutual TLS)"
+        None, rules.FILE, "certificate to show to the verifier (mutual TLS)"
     )
-    tls_key: Path | None = _option(None, _FILE, "its key, if in a file of its own")
+    tls_key: Path | None = _option(None, rules.FILE, "its key, if in a file of its own")
     proxy: str = _option(
         "auto",
-        dataclasses.replace(_TEXT, shown="URL|auto|off"),
+        dataclasses.replace(rules.TEXT, shown="URL|auto|off"),
         "auto (the environment's), off, or the URL of an HTTP proxy",
     )
-    timeout_s: float = _option(10.0, _SECONDS, "seconds for connecting and greeting")
+    timeout_s: float = _option(10.0, rules.SECONDS, "seconds for connecting and greeting")
     silence_s: float | None = _option(
         None,
-        _SECONDS,
+        rules.SECONDS,
         "seconds without a sign of life, while an answer is owed, after which the link "
         "counts as lost; by default derived from what answers take, 1 to 15",
     )
@@ -370,19 +194,21 @@ class Draft(Options):
     title: ClassVar[str] = "the draft model"
 
     precision: str | None = _option(
-        None, _NAME, "which of the draft's models to run, e.g. int8; by default its choice"
+        None,
+        rules.NAME,
+        "which of the draft's models to run, e.g. int8; by default its choice",
     )
     engine: str | None = _option(
-        None, _word("onnxruntime", "litert"), "by default what is installed"
+        None, rules.word("onnxruntime", "litert"), "by default what is installed"
     )
     provider: str | None = _option(
         None,
-        _word("auto", "cpu", "cuda", "tensorrt"),
+        rules.word("auto", "cpu", "cuda", "tensorrt"),
         "where onnxruntime computes; by default the best there is",
     )
     threads: int | str | None = _option(
         None,
-        Rule("a whole number from 1, or auto", _threads, shown="N|auto"),
+        rules.THREADS,
         "threads of the draft, or auto to measure; by default the draft's hint, or 1",
     )
 
@@ -395,21 +221,21 @@ class Measure(Options):
 
     energy: str = _option(
         "auto",
-        dataclasses.replace(_TEXT, shown="SOURCE"),
+        dataclasses.replace(rules.TEXT, shown="SOURCE"),
         "auto, off, a source of `draftwire energy sources`, or "
         "model:draft=6,wait=3,... in watts",
     )
     capture: bool = _option(
-        False, _FLAG, "count the bytes on the wire instead of computing them (root)"
+        False, rules.FLAG, "count the bytes on the wire instead of computing them (root)"
     )
     radio: str = _option(
         "off",
-        dataclasses.replace(_TEXT, shown="mmcli|iw:NAME|off"),
+        dataclasses.replace(rules.TEXT, shown="mmcli|iw:NAME|off"),
         "put the radio's signal into the run reports: mmcli, iw:NAME, or off",
     )
     suffix_cache: str | Path = _option(
         "off",
-        Rule("off, memory or a file", _cache, shown="FILE|memory|off"),
+        rules.CACHE,
         "draft what was written before, at no cost: off, memory (within this session), "
         "or a file, which then holds your text",
     )
@@ -423,22 +249,22 @@ class Sampling(Options):
 
     scheme: str | None = _option(
         None,
-        _SCHEME,
+        rules.SCHEME,
         "how drafts and verdicts are drawn; by default greedy at temperature 0, above it "
         "coupled: docs/sampling.md",
     )
     temperature: float = _option(
-        0.0, _number(0, 100), "0 takes the likeliest token", common=True
+        0.0, rules.number(0, 100), "0 takes the likeliest token", common=True
     )
     top_k: int = _option(
-        0, _whole(0, 2**32 - 1), "sample among the k likeliest tokens; 0: all"
+        0, rules.whole(0, 2**32 - 1), "sample among the k likeliest tokens; 0: all"
     )
     top_p: float = _option(
-        1.0, _number(0, 1, above=True), "sample within this probability mass"
+        1.0, rules.number(0, 1, above=True), "sample within this probability mass"
     )
     seed: int | None = _option(
         None,
-        _whole(0, 2**64 - 1),
+        rules.whole(0, 2**64 - 1),
         "of the sampling noise; by default a new one each time",
         common=True,
     )
@@ -451,27 +277,27 @@ class Limits(Options):
     title: ClassVar[str] = "the end of the text"
 
     max_new_tokens: int = _option(
-        128, _whole(1, MAX_TOKENS), "at most so many tokens", common=True
+        128, rules.whole(1, MAX_TOKENS), "at most so many tokens", common=True
     )
     stop: tuple[str, ...] = _option(
-        (), _texts(16, 256), "end before this text; may be repeated", common=True
+        (), rules.texts(16, 256), "end before this text; may be repeated", common=True
     )
     deadline_s: float | None = _option(
         None,
-        _number(0, MAX_SECONDS, above=True, shown="SECONDS"),
+        rules.number(0, MAX_SECONDS, above=True, shown="SECONDS"),
         "end after so many seconds with what is there",
         common=True,
     )
     offline: str | None = _option(
         None,
-        _word("wait", "draft", "error"),
+        rules.word("wait", "draft", "error"),
         "while the link is lost: wait for it, draft on alone (guesses are marked and put "
         "right later), or fail at once; by default as the session, or wait",
         common=True,
     )
     patience_s: float = _option(
         30.0,
-        _number(0, MAX_SECONDS, shown="SECONDS"),
+        rules.number(0, MAX_SECONDS, shown="SECONDS"),
         "seconds without a verdict, link lost or not, after which that is an error",
     )
 
@@ -484,31 +310,33 @@ class Pacing(Options):
 
     block: int | None = _option(
         None,
-        _whole(1, 255),
+        rules.whole(1, 255),
         "tokens of a draft block; by default 4, and in a race as the controller auto says",
     )
     controller: str | None = _option(
         None,
-        _CONTROLLER,
+        rules.CONTROLLER,
         "auto (measures the link, the drafts and the board, and decides), auto:energy, "
         "auto:cost, fixed:K, flexspec, qsv, or off: the target alone",
     )
     objective: str = _option(
         "cost",
-        _word("cost", "latency"),
+        rules.word("cost", "latency"),
         "cost: few forwards of the target; latency: the target decodes on and takes "
         "drafts in as they come",
     )
-    pipeline: int = _option(1, _whole(1, 64), "blocks in flight, at most")
+    pipeline: int = _option(1, rules.whole(1, 64), "blocks in flight, at most")
     preempt: str = _option(
         "guess",
-        _PREEMPT,
+        rules.PREEMPT,
         "what is drafted meanwhile: off, or any of guess (the next block), exits (what "
         "the target's early exits expect), outcomes (the likeliest other ones)",
     )
-    cut: bool = _option(False, _FLAG, "send a half-drafted block once nothing is in flight")
+    cut: bool = _option(
+        False, rules.FLAG, "send a half-drafted block once nothing is in flight"
+    )
     batch: int = _option(
-        0, _whole(0, 255), "send pieces of so many tokens of a block; 0: whole blocks"
+        0, rules.whole(0, 255), "send pieces of so many tokens of a block; 0: whole blocks"
     )
 
 
@@ -520,17 +348,19 @@ class Power(Options):
 
     max_joules: float | None = _option(
         None,
-        _number(0, 1e9, above=True, shown="J"),
+        rules.number(0, 1e9, above=True, shown="J"),
         "end with what is there once this device has spent so much",
     )
     max_watts: float | None = _option(
         None,
-        _number(0, 1e6, above=True, shown="W"),
+        rules.number(0, 1e6, above=True, shown="W"),
         "draft no more than this mean power allows, over any ten seconds; with "
         "controller auto",
     )
     max_joules_per_token: float | None = _option(
-        None, _number(0, 1e9, above=True, shown="J"), "likewise, for each token of text"
+        None,
+        rules.number(0, 1e9, above=True, shown="J"),
+        "likewise, for each token of text",
     )
 
 
@@ -556,7 +386,7 @@ def check_prompt(prompt: object) -> str | list[int]:
         ConfigError: It is empty, or neither of them.
     """
     if isinstance(prompt, str):
-        if not _is_text(prompt):
+        if not rules.is_text(prompt):
             raise ConfigError(
                 "the prompt is not Unicode text",
                 hint="is it in another encoding than UTF-8?",

@@ -25,7 +25,7 @@ ARROWS = {
 EVERYONE = {FACE, "bench"}
 # Files of the face at the bottom of everything: what packages are, and errors.
 GROUND = {"clock", "errors", "exits", "manifest", "options", "packages", "tensors"}
-GROUND |= {"tokenizer"}
+GROUND |= {"rules", "tokenizer"}
 DEVICE = sorted({*LEAVES, "runtime", FACE})
 HEAVY = {"torch", "transformers", "onnx"}
 

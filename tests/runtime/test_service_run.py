@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import grp
 import json
 import os
@@ -351,47 +350,6 @@ def test_wrong_requests_are_explained(shared: Running, line: bytes, complaint: s
     assert then["event"] == "status" and then["healthy"]
 
 
-@pytest.mark.parametrize("size", [255 << 10, 256 << 10, (256 << 10) + 1, 300 << 10])
-@pytest.mark.parametrize("how", ["byte by byte", "at once", "newline apart"])
-def test_a_limit_does_not_depend_on_how_bytes_arrive(size: int, how: str) -> None:
-    """A line of ``size`` bytes passes when it is at most 256 KiB, and else never."""
-    from draftwire.runtime.service import _lines
-    from draftwire.runtime.service_requests import MAX_LINE
-
-    async def feed() -> list[bytes]:
-        reader = asyncio.StreamReader(limit=MAX_LINE)
-        line = b"x" * size
-        if how == "at once":
-            reader.feed_data(line + b"\nshort\n")
-            reader.feed_eof()
-            return [found async for found in _lines(reader)]
-
-        async def slowly() -> None:
-            if how == "newline apart":
-                reader.feed_data(line)
-                await asyncio.sleep(0.01)
-            else:
-                for at in range(0, size, 4096):  # bytes in the end: the last 3,000
-                    reader.feed_data(line[at : at + 4096])
-                    await asyncio.sleep(0)
-            for byte in (b"\n", *(b"short"[i : i + 1] for i in range(5)), b"\n"):
-                reader.feed_data(byte)
-                await asyncio.sleep(0)
-            reader.feed_eof()
-
-        feeding = asyncio.ensure_future(slowly())
-        try:
-            return [found async for found in _lines(reader)]
-        finally:
-            await feeding
-
-    if size <= 256 << 10:
-        assert asyncio.run(feed()) == [b"x" * size, b"short"]
-    else:
-        with pytest.raises(ConfigError, match="at most 256 KiB"):
-            asyncio.run(feed())
-
-
 def test_a_request_in_single_bytes_is_one_request(shared: Running) -> None:
     line = b'{"op": "status", "id": "bytes"}\n' * 2
     with socket.socket(socket.AF_UNIX) as sock:
@@ -526,26 +484,6 @@ def test_what_cannot_mend_itself_ends_the_service(
     assert "token file" in capsys.readouterr().err
     assert main(["service", "run", "--socket", str(tmp_path / "s")]) == 2
     assert "no verifier is set" in capsys.readouterr().err
-
-
-def test_a_full_or_read_only_state_folder_is_borne(tmp_path: Path) -> None:
-    from draftwire.runtime.service_state import StateFile
-
-    (tmp_path / "file").write_text("")
-    broken = StateFile(tmp_path / "file")  # a folder that is none: nothing can be written
-    broken.started()
-    found = broken.document({"tokens": 3})
-    assert (found["starts"], found["tokens"], found["kept"]) == (1, 3, False)
-    assert found["why_not_kept"]
-    folder = tmp_path / "state"
-    folder.mkdir()
-    for text in ("", "{", "[]", '{"starts": "many"}', '{"starts": -1}', "\xff"):
-        (folder / "state.json").write_text(text, encoding="latin-1")
-        state = StateFile(folder)
-        state.started()
-        assert state.document({})["starts"] == 1
-    assert StateFile(folder).document({})["starts"] == 1
-    assert StateFile(None).document({})["why_not_kept"] == "no state folder"
 
 
 def test_where_the_socket_is_looked_for(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     report = examine(
         found,
         None if place is None else (*PROBE, str(place)),
-        threads=values["threads"] or 1,
+        threads=values["threads"] if isinstance(values["threads"], int) else 1,
         secure=verifier.is_secure(url),
         progress=progress,
     )

@@ -1,0 +1,208 @@
+"""What values there are: kinds, ranges and words, and how each is said in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+__all__ = [
+    "CACHE",
+    "CONTROLLER",
+    "FILE",
+    "FLAG",
+    "NAME",
+    "PREEMPT",
+    "Rule",
+    "SCHEME",
+    "SECONDS",
+    "TEXT",
+    "THREADS",
+    "TOKEN",
+    "is_text",
+    "number",
+    "texts",
+    "whole",
+    "word",
+]
+
+_LONGEST = 4096  # characters of a word or a name
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values an option takes.
+
+    Attributes:
+        wants: In words, behind "it must be".
+        kind: ``int``, ``float``, ``bool``, ``str``, ``Path``, ``tuple`` (of texts), or
+            what turns a value into the right kind, or raises ValueError.
+        fits: Whether a value of that kind is one.
+        shown: What stands for it in a command's help.
+    """
+
+    wants: str
+    kind: Callable[[Any], Any]
+    fits: Callable[[Any], bool] = lambda value: True
+    shown: str = "TEXT"
+
+    def read(self, value: object) -> Any:
+        """Return ``value`` as this kind.
+
+        Raises:
+            ValueError: It is of another kind, or out of range.
+        """
+        kind: Any = self.kind
+        if kind is bool:
+            found: Any = value
+            right = isinstance(value, bool)
+        elif kind is int:
+            right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            found = int(value) if right else value  # type: ignore[call-overload]
+        elif kind is float:
+            right = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            found = float(value) if right else value  # type: ignore[arg-type]
+            right = right and math.isfinite(found)
+        elif kind is Path:
+            right = isinstance(value, (str, Path)) and "\0" not in str(value)
+            found = Path(value) if right else value  # type: ignore[arg-type]
+        elif kind is tuple:
+            found = (value,) if isinstance(value, str) else value
+            right = isinstance(found, (list, tuple))
+            right = right and all(isinstance(v, str) and v for v in found)
+            found = tuple(found) if right else value
+        elif kind is str:
+            found, right = value, isinstance(value, str) and is_text(value)
+        else:
+            found, right = kind(value), True
+        if not (right and self.fits(found)):
+            raise ValueError(self.wants)
+        return found
+
+    def convert(self, text: str) -> Any:
+        """Return what ``text`` of a flag or of the environment stands for, unchecked."""
+        kind: Any = self.kind
+        if kind is bool:
+            return _SWITCH.get(text.lower(), text)
+        if kind is Path:
+            return _home(Path(text))
+        for number in {int: (int, float), float: (float,)}.get(kind, ()):
+            try:
+                return number(text)
+            except ValueError:
+                pass
+        return text
+
+
+_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True)
+_SWITCH.update(dict.fromkeys(("0", "false", "no", "off"), False))
+
+
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~ of somebody who is not there
+        return path
+
+
+def is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")  # lone surrogates are no text
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def whole(low: int, high: int) -> Rule:
+    fits = lambda value: low <= value <= high  # noqa: E731
+    return Rule(f"a whole number, {low} to {high}", int, fits, "N")
+
+
+def number(low: float, high: float, *, above: bool = False, shown: str = "X") -> Rule:
+    words = f"a number, {'above ' if above else ''}{low:g} to {high:g}"
+    fits = lambda v: low <= v <= high and not (above and v == low)  # noqa: E731
+    return Rule(words, float, fits, shown)
+
+
+def word(*choices: str) -> Rule:
+    words = ", ".join(choices[:-1]) + f" or {choices[-1]}"
+    return Rule(words, str, lambda value: value in choices, "|".join(choices))
+
+
+TEXT = Rule(f"text of at most {_LONGEST} characters", str, lambda v: len(v) <= _LONGEST)
+NAME = dataclasses.replace(TEXT, shown="NAME")
+SCHEME = Rule(
+    "the name of a scheme of `draftwire sampling table`",
+    str,
+    lambda value: re.fullmatch(r"[a-z0-9+-]{1,64}", value) is not None,
+    "NAME",
+)
+FLAG = Rule("true or false", bool)
+FILE = Rule("a file", Path, shown="FILE")
+TOKEN = Rule(
+    "one word of visible ASCII characters",
+    str,
+    lambda value: re.fullmatch(r"[!-~]{1,4096}", value) is not None,
+)
+
+
+def threads(value: object) -> int | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value):
+        return _CORES.read(int(value))  # type: ignore[no-any-return]
+    return _CORES.read(value)  # type: ignore[no-any-return]
+
+
+_CORES = whole(1, 4096)
+SECONDS = number(0, 3600, above=True, shown="SECONDS")
+
+
+def cache(value: object) -> str | Path:
+    """A word, or a file: one that a file of settings names lies beside it."""
+    if value in ("off", "memory"):
+        return str(value)
+    if not value:
+        raise ValueError
+    return FILE.read(value)  # type: ignore[no-any-return]
+
+
+def texts(most: int, length: int) -> Rule:
+    def fits(value: Sequence[str]) -> bool:
+        return len(value) <= most and all(len(v) <= length and is_text(v) for v in value)
+
+    return Rule(f"at most {most} texts of 1 to {length} characters", tuple, fits)
+
+
+def _preempt_fits(value: str) -> bool:
+    words = {word.strip() for word in value.split(",")}
+    return words <= {"guess", "exits", "outcomes"} or words == {"off"}
+
+
+PREEMPT = Rule(
+    "off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits, "WORDS"
+)
+
+
+def _controller_fits(value: str) -> bool:
+    found = re.fullmatch(
+        "off|flexspec|qsv|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})", value
+    )
+    return found is not None and (not found[2] or 1 <= int(found[2]) <= 255)
+
+
+CONTROLLER = Rule(
+    "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255, flexspec, "
+    "qsv or off",
+    str,
+    _controller_fits,
+    "SPEC",
+)
+
+
+THREADS = Rule("a whole number from 1, or auto", threads, shown="N|auto")
+CACHE = Rule("off, memory or a file", cache, shown="FILE|memory|off")
