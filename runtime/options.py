@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable, TypeVar
 
 from draftwire.errors import ConfigError
 from draftwire.options import Pacing, Power, Sampling, check_prompt
@@ -16,7 +16,16 @@ from draftwire.transport.messages import Welcome
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
-__all__ = ["check_stream", "controller_for", "encode_prompt", "insight", "params_of"]
+__all__ = [
+    "check_stream",
+    "controller_for",
+    "encode_prompt",
+    "guarded",
+    "insight",
+    "params_of",
+]
+
+_T = TypeVar("_T")
 
 
 def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams:
@@ -115,7 +124,11 @@ def encode_prompt(
         DraftwireError: The tokenizer fails.
     """
     found = check_prompt(prompt)
-    ids = found if isinstance(found, list) else _encode(found, tokenizer, bos_id)
+    if isinstance(found, list):
+        ids = found
+    else:
+        text = found
+        ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id), "the tokenizer")
     if not ids:
         raise ConfigError("the prompt is empty")
     if min(ids) < 0 or max(ids) >= vocab_size:
@@ -129,10 +142,15 @@ def encode_prompt(
     return ids
 
 
-def _encode(text: str, tokenizer: Tokenizer, bos_id: int | None) -> list[int]:
+def guarded(what: Callable[[], _T], name: str) -> _T:
+    """Return ``what()``; whatever it raises becomes an error that names it.
+
+    Raises:
+        DraftwireError: It failed; a panic of a Rust library is no Exception.
+    """
     try:
-        return tokenizer.encode(text, bos_id=bos_id)
-    except BaseException as error:  # a panic of a Rust library is no Exception
+        return what()
+    except BaseException as error:
         if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             raise
-        raise named(error, "the tokenizer") from error
+        raise named(error, name) from error

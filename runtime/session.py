@@ -35,6 +35,7 @@ from draftwire.runtime.mode import Mode
 from draftwire.runtime.options import (
     controller_for,
     encode_prompt,
+    guarded,
     insight,
     params_of,
 )
@@ -228,7 +229,9 @@ class SessionBase:
             controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
         proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
-        stream = kind(self, Screen(self._tokenizer, ids, limits.stop), explain)
+        tokenizer = self._tokenizer
+        screen = guarded(lambda: Screen(tokenizer, ids, limits.stop), "the tokenizer")
+        stream = kind(self, screen, explain)
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,

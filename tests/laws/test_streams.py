@@ -177,6 +177,26 @@ def test_leaving_an_iterator_cancels(session, url, expected):
     asyncio.run(asyncio.wait_for(whole(), 60))
 
 
+def test_tokens_end_where_the_text_does(session, expected):
+    """A stop string: text, tokens, ids of the report and its count are of one length."""
+    whole = session.generate(PROMPTS[0], **how(0))
+    assert ids(whole) == expected[0]
+    text = whole.text
+    for begin in range(4, len(text) - 4, 7):
+        stop = text[begin : begin + 4]
+        stream = session.generate(PROMPTS[0], **how(0), stop=[stop])
+        seen = ids(stream)
+        kept = text[: text.index(stop)]
+        assert stream.text == stream.report["text"] == kept
+        # Chunks may have had tokens whose text was held back: a stop string might begin.
+        found = stream.report["token_ids"]
+        assert found == [t.id for t in stream.tokens] == seen[: len(found)]
+        seen = found
+        assert seen == expected[0][: len(seen)] and stream.report["tokens"] == len(seen)
+        decoded = [session._tokenizer.decode(seen[: len(seen) - less]) for less in (0, 1)]
+        assert decoded[0].startswith(kept) and len(decoded[1]) <= len(kept)
+
+
 def resident():
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1])
@@ -263,7 +283,9 @@ class Panicking:
         return getattr(self._found, name)
 
     def id_to_token(self, token):
-        if self._name == "id_to_token":
+        if self._name == "all tokens" or (
+            self._name == "new tokens" and token not in PROMPTS[0]
+        ):
             raise Panic("index out of bounds")
         return self._found.id_to_token(token)
 
@@ -271,14 +293,15 @@ class Panicking:
 def test_a_tokenizer_that_panics(session, expected):
     good = session._tokenizer
     message = "the tokenizer failed: Panic: index out of bounds"
-    session._tokenizer = Panicking(good, "id_to_token")
+    session._tokenizer = Panicking(good, "new tokens")
     stream = session.generate(PROMPTS[0], **how(0))
     with pytest.raises(DraftwireError, match=message):
         ids(stream)
     assert stream.finish == "error"
-    session._tokenizer = Panicking(good, "encode")
-    with pytest.raises(DraftwireError, match=message):
-        session.generate("text")
+    for where, prompt in (("encode", "text"), ("all tokens", PROMPTS[0])):
+        session._tokenizer = Panicking(good, where)
+        with pytest.raises(DraftwireError, match=message):
+            session.generate(prompt)
     session._tokenizer = good
     assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
     assert session.link.reconnects == 0
@@ -329,8 +352,12 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
             first = next(c for c in chunks if c.tokens)
             assert not first.verified
             verifier.start()
-            list(chunks)
-            assert stream.report["token_ids"] == expected[1]
+            seen = [t.id for t in first.tokens]
+            for chunk in chunks:  # who adds up what is new has it once
+                if chunk.revision is not None:
+                    seen = seen[: chunk.revision]
+                seen += [t.id for t in chunk.tokens]
+            assert seen == stream.report["token_ids"] == expected[1]
             assert {t.kind for t in stream.tokens} & {"accepted", "correction", "resumed"}
             assert ids(session.generate(PROMPTS[2], **how(2))) == expected[2]
             assert session.welcome.target == "tiny"

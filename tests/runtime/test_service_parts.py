@@ -293,19 +293,20 @@ def test_one_bad_stream_does_not_end_the_service() -> None:
 
 
 def test_a_stream_that_hangs_stops_the_watchdogs_pings() -> None:
+    held: list[asyncio.Event] = []
+
     async def test(streams: Streams) -> None:
+        held.append(asyncio.Event())
         assert streams.healthy
         _, got = ask(streams, patience_s=0.05)
         await until(lambda: not streams.healthy)
-        held.set()
+        held[0].set()
         await until(lambda: over(got))
         assert streams.healthy
 
-    held = asyncio.Event()
-
     async def hang(stream: SandStream) -> AsyncIterator[Any]:
         yield chunk("a")
-        await held.wait()
+        await held[0].wait()
         yield chunk("b", "stop")
 
     working(lambda: Sand(hang), test, slack_s=0.05)

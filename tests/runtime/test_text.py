@@ -11,7 +11,12 @@ from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.runtime.text import Detokenizer, StopFilter, TextStream  # noqa: E402
+from draftwire.runtime.text import (  # noqa: E402
+    Detokenizer,
+    StopFilter,
+    TextStream,
+    _ByteDecoder,
+)
 
 CORPUS = [
     "The robot picked up the red cube and put it on the table.",
@@ -141,6 +146,32 @@ def test_a_character_comes_out_whole_and_with_its_last_token():
     ids = tokenizer.encode("a😀b").ids
     chunks = stream(Detokenizer(tokenizer), [[i] for i in ids])
     assert [c for c in chunks if c] == ["a", "😀", "b"]
+
+
+def byte_ids(name, text):
+    """Return one token for each byte."""
+    token_id = ALL[name].token_to_id
+    if name == "llama":
+        return [token_id(f"<0x{byte:02X}>") for byte in text.encode()]
+    alphabet = {byte: char for char, byte in _ByteDecoder._ALPHABET.items()}
+    return [token_id(alphabet[byte]) for byte in text.encode()]
+
+
+@pytest.mark.parametrize("name", ["byte-level", "llama"])
+def test_a_character_that_the_prompt_began_comes_out_whole(name):
+    """Wherever the prompt ends: the answer's text begins with the character it is in."""
+    text = "naïve 你好 😀 �!"
+    ids = byte_ids(name, text)
+    for cut in range(1, len(ids)):
+        whole = text.encode()[:cut].decode(errors="ignore")
+        detokenizer = Detokenizer(ALL[name], ids[:cut])
+        pieces = [detokenizer.push([i]) for i in ids[cut:]]
+        assert "".join(pieces) + detokenizer.flush() == text[len(whole) :], cut
+        # One that the answer does not go on with is the prompt's own affair.
+        detokenizer = Detokenizer(ALL[name], ids[:cut])
+        found = "".join(detokenizer.push([i]) for i in map(ALL[name].token_to_id, "ok"))
+        assert found + detokenizer.flush() == "ok", cut
+        assert Detokenizer(ALL[name], ids[:cut]).flush() == ""
 
 
 def test_half_a_character_at_the_end_is_replaced():
