@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from draftwire import errors
-from draftwire.errors import TransportError
+from draftwire.errors import DraftwireError, TransportError
 
 __all__ = ["ServiceClient", "default_socket"]
 
@@ -97,6 +97,9 @@ class ServiceClient:
                 yield event
                 if over:
                     return
+        except DraftwireError:
+            over = True
+            raise
         finally:
             if not over and self._socket.fileno() >= 0:
                 self._send({"op": "cancel", "id": identity})
@@ -120,10 +123,16 @@ class ServiceClient:
                 raise TransportError(f"the service says nothing: {exc}") from exc
             if not line:
                 raise TransportError("the service went away")
-            event = json.loads(line.decode("utf-8"))
-            if event.get("event") == "error" and event.get("id") in (identity, None):
+            try:
+                event = json.loads(line.decode("utf-8"))
+                found, kind = event.get("id"), event["event"]
+            except (ValueError, AttributeError, KeyError) as exc:
+                raise TransportError(
+                    f"what listens there is no service of ours: {line[:40]!r}"
+                ) from exc
+            if kind == "error" and found in (identity, None):
                 name = event.get("kind", "")
-                kind = getattr(errors, name) if name in errors.__all__ else TransportError
-                raise kind(str(event.get("message")), hint=str(event.get("hint") or ""))
-            if event.get("id") == identity:
+                error = getattr(errors, name) if name in errors.__all__ else TransportError
+                raise error(str(event.get("message")), hint=str(event.get("hint") or ""))
+            if found == identity:
                 yield event
