@@ -261,7 +261,8 @@ class TargetSession:
         self._branch.clear()
         # A correction that the device owes is drawn again: noise belongs to positions,
         # so the same draft meets the same verdict there.
-        self._cached = min(self._cached, len(self._tokens) - 1) if cached else 0
+        if not cached:
+            self._cached = 0
 
     def resume(self, position: int) -> Resumed:
         """Go on with a device that holds ``position`` committed tokens.
