@@ -313,6 +313,16 @@ def test_a_certificate_is_checked_and_the_flag_named(certificate) -> None:
     asyncio.run(use())
 
 
+def test_a_handshake_that_hangs_is_given_up_in_time() -> None:
+    async def use() -> None:
+        async with serving(script(HANG)) as port:
+            seen, loop = Seen(), asyncio.get_running_loop()
+            WebsocketNetwork(loop, f"wss://127.0.0.1:{port}").connect(HELLO, seen, 0.1)
+            assert "within 0.1 s (TLS)" in str(await seen.until("D"))
+
+    asyncio.run(use())
+
+
 def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
     async def use() -> None:
         context = trusting(certificate)
