@@ -635,7 +635,9 @@ class World:
             plan.top_p,
             plan.seed,
         )
-        controller = Moody(plan.k, plan.moody, plan.off) if plan.moody else FixedLength(plan.k)
+        controller = (
+            Moody(plan.k, plan.moody, plan.off) if plan.moody else FixedLength(plan.k)
+        )
         spec = StreamSpec(
             prompt=plan.prompt,
             params=params,
