@@ -85,6 +85,7 @@ TABLE: states.Table[State] = {
     (IDLE, "end"): DONE,
     (OPENING, "> block"): OPENING,
     (OPENING, "< opened"): _GOING,
+    (OPENING, "< error internal, > open"): OPENING,
     (OPENING, "link lost"): LOST,
     (OPENING, "end"): DONE,
     (DRAFTING, "> block"): _GOING,
@@ -109,6 +110,7 @@ _OPEN = {
     IDLE: "> open",
     LOST: "> open",
     RESUMING: "< error session, > open",
+    OPENING: "< error internal, > open",
     DRAFTING: "< error internal, > open",
     WAITING: "< error internal, > open",
 }
