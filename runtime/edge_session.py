@@ -471,7 +471,9 @@ class EdgeSession:
         hand.start = max(0, hand.start - len(ids))
         if hand.quota is not None:
             hand.quota -= gone
-        if len(main) <= hand.start and (hand.ready or not hand.quota):
+        if hand.start > len(wire.tokens):  # what was sent died unjudged: once more
+            self._hand = _Hand(len(wire.tokens), None, True)
+        elif len(main) <= hand.start and (hand.ready or not hand.quota):
             self._new_block(hand.start)
 
     def _new_block(self, start: int) -> None:
