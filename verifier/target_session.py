@@ -170,14 +170,10 @@ class TargetSession:
                 f"unknown objective {request.objective[:40]!r}",
                 hint="cost or latency",
             )
-        self.params = SamplingParams(
-            request.scheme,
-            request.temperature,
-            request.top_k,
-            request.top_p,
-            request.seed,
-        )
-        self._decider = make_decider(self.params, vocab_size)
+        sampling = (request.temperature, request.top_k, request.top_p, request.seed)
+        params = SamplingParams(request.scheme, *sampling)
+        self._decider = make_decider(params, vocab_size)
+        self._scheme = request.scheme
         self._may_race = getattr(card_of(request.scheme), "racing", True)
         self._racing = request.objective == "latency"
         self._check_race(self._racing)
@@ -200,7 +196,7 @@ class TargetSession:
     def _check_race(self, racing: bool) -> None:
         if racing and not self._may_race:
             raise ConfigError(
-                f"scheme {self.params.scheme!r} may not race: when a block comes would "
+                f"scheme {self._scheme!r} may not race: when a block comes would "
                 "depend on the tokens in it, and the text on that",
                 hint="use objective cost, or scheme coupled",
             )
@@ -221,11 +217,6 @@ class TargetSession:
     def epoch(self) -> int:
         """Branch number of the blocks that would be judged now."""
         return self._branch.epoch
-
-    @property
-    def racing(self) -> bool:
-        """True while the model decodes on without waiting for blocks."""
-        return self._racing
 
     @property
     def unjudged(self) -> int:
@@ -386,7 +377,7 @@ class TargetSession:
             return Decision(0, -1)
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
-        # A law needs a largest logit; those of impossible tokens may be -inf.
+        # A distribution needs a largest logit; impossible tokens may have -inf.
         fit = np.isfinite(rows.max(axis=-1))
         if not fit.all():
             raise ModelError(
