@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+import draftwire
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.compare_colocated import Colocated, tune_block
 from draftwire.bench.compare_schemes import Entry, carried_sizes
@@ -141,14 +142,14 @@ def _session(run: LiveRun, url: str, token: str) -> Session:
         energy = ModelSource(
             run.profile.name, watts, origin=f"profile {run.profile.name}, no radio"
         )
-    return Session(
+    return draftwire.connect(
         url,
         draft=run.draft,
         target=run.target.version,
         token=token,
         threads=run.threads,
         energy=energy,
-        timeout=30.0,
+        timeout_s=30.0,
     )
 
 
@@ -156,6 +157,7 @@ def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
     """Put the profile's clock, or a played text, between drafter and model."""
     # The session has no door for it: no device in service drafts slower than it can.
     drafter = session._drafter
+    assert drafter._model is not None
     if run.texts is not None:
         drafter._model = PlayedDraft(run.texts)
     if run.profile is None:
@@ -209,7 +211,7 @@ def _stream(
     mode = entry.scheme.mode
     cut = mode.cut and (run.profile is None or bool(run.profile["speculation.cut"]))
     first_tokens, last_s = 0, None
-    chunks = session.generate(
+    stream = session.generate(
         prompt,
         max_new_tokens=run.tokens,
         scheme=entry.sampling(params.temperature, run.vocabulary),
@@ -224,11 +226,11 @@ def _stream(
         cut=cut,
         batch=mode.batch,
     )
-    for chunk in chunks:
+    for chunk in stream:
         if chunk.tokens:
             first_tokens = first_tokens or len(chunk.tokens)
             last_s = chunk.t_s
-    report = session.report
+    report = stream.report
     assert report is not None
     report["bench"] = {
         "place": "device",
