@@ -9,9 +9,9 @@ from typing import Any, Callable, Iterable, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel
-from draftwire.bench.sim.events import Loop
+from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
+from draftwire.bench.sim.run import Device, Job, Setting, StreamResult, greeting
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import (
     Source,
@@ -21,6 +21,7 @@ from draftwire.bench.sim.texts import (
     TextTarget,
     parse_luck,
 )
+from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.drafter import Model
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "link_of",
     "price",
+    "setting_of",
     "simulate",
     "synthetic_of",
     "tuned",
@@ -38,6 +40,7 @@ __all__ = [
 
 BLOCKS = range(1, 17)
 OBJECTIVES = ("latency", "cost", "energy")
+_CONTEXT = 1 << 20
 FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the controller's
 
 
@@ -82,7 +85,8 @@ class Plan:
         link: None takes the profile's.
         source: Where texts come from; None makes synthetic ones from the profile.
         block: Block length of schemes that have one; None takes the profile's.
-        controller: Another length policy than the scheme's.
+        controller: Another length policy than the scheme's: its spec, or one that all
+            streams share.
         streams: How many, one after another, on each device.
         tokens: Of each stream.
         hours: End after so much virtual time, whatever `streams` says.
@@ -98,7 +102,7 @@ class Plan:
     link: LinkSpec | None = None
     source: Source | None = None
     block: int | None = None
-    controller: str | None = None
+    controller: str | Controller | None = None
     streams: int = 4
     tokens: int = 256
     hours: float | None = None
@@ -119,7 +123,7 @@ class Outcome:
         controller: The length policy's name.
         block: Its block length, or None.
         streams: Results of all streams of all devices.
-        seconds: Virtual time of the run.
+        seconds: Virtual time of the run, from when the first user asks.
         events: Things that happened.
         forwards: Of the target for all streams, prompts apart.
         busy_s: Seconds that the target was busy.
@@ -156,19 +160,18 @@ class Outcome:
     @property
     def accepted_per_block(self) -> float:
         """Drafted tokens accepted for each verdict."""
-        rounds = sum(s.edge.counts.rounds for s in self.streams)
-        accepted = sum(s.edge.counts.accepted for s in self.streams)
+        rounds = sum(s.counts.rounds for s in self.streams)
+        accepted = sum(s.counts.accepted for s in self.streams)
         return accepted / rounds if rounds else math.nan
 
     @property
     def forwards_per_token(self) -> float:
         """Target forwards for each token of text."""
-        return sum(s.forwards for s in self.streams) / max(1, self.tokens)
+        return sum(s.counts.forwards for s in self.streams) / max(1, self.tokens)
 
-    def bytes_per_token(self, way: int, *, wire: bool = True) -> float:
-        """Return bytes up (0) or down (1) for each token of text."""
-        total = sum((s.wire if wire else s.payload)[way] for s in self.streams)
-        return total / max(1, self.tokens)
+    def bytes_per_token(self, key: str) -> float:
+        """Return the bytes of ``"up_wire"`` and the like for each token of text."""
+        return sum(s.bytes[key] for s in self.streams) / max(1, self.tokens)
 
     @property
     def joules_per_token(self) -> float | None:
@@ -208,31 +211,74 @@ def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
 
 
 def _controller(plan: Plan, block: int) -> Controller:
-    spec = plan.controller or plan.scheme.controller.format(k=block)
-    return make_controller(spec)
+    wanted = plan.controller or plan.scheme.controller.format(k=block)
+    return make_controller(wanted) if isinstance(wanted, str) else wanted
 
 
-def simulate(plan: Plan) -> Outcome:
+def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
+    """Return what a device of a plan runs.
+
+    Raises:
+        ConfigError: The profile does not say what drafting in the cloud takes.
+    """
+    profile, scheme = plan.profile, plan.scheme
+    link = link_of(profile) if plan.link is None else plan.link
+    near = scheme.place == "device"
+    step, watts = StepCost.of(profile), profile.watts()
+    if not near:
+        step_s = profile.seconds("cloud.draft_step_ms")
+        if math.isnan(step_s):
+            raise ConfigError(
+                f"the profile {profile.name} does not say what drafting in the cloud takes",
+                hint="give cloud.draft_step_ms, or leave the scheme out",
+            )
+        step = StepCost(step_s)
+        # The board only waits.
+        watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
+    cut = scheme.mode.cut and bool(profile["speculation.cut"])
+    return Setting(
+        replace(scheme.mode, cut=cut),
+        link if device == 0 else link.with_seed(link.seed + device),
+        partial(_controller, plan, block),
+        step,
+        near,
+        watts,
+        profile.name,
+        tokens=plan.tokens,
+        extra=partial(scheme.evidence_bytes, profile=profile),
+        bonus=scheme.bonus,
+        seed=plan.seed * 1009 + device,
+        decode=plan.decode,
+    )
+
+
+def simulate(
+    plan: Plan,
+    kind: type[Device] = Device,
+    before: Callable[[VirtualClock, Device], None] = lambda clock, device: None,
+) -> Outcome:
     """Run a plan.
+
+    Args:
+        plan: What.
+        kind: Of the devices.
+        before: Called with each device before it starts; may plan changes.
 
     Raises:
         ConfigError: The plan cannot be run.
+        DraftwireError: A stream failed.
         StuckError: A session waits for ever (our bug).
     """
     profile, scheme = plan.profile, plan.scheme
-    if scheme.place == "cloud" and math.isnan(profile["cloud.draft_step_ms"]):
-        raise ConfigError(
-            f"the profile {profile.name} does not say what drafting in the cloud takes",
-            hint="give cloud.draft_step_ms, or leave the scheme out",
-        )
-    link = link_of(profile) if plan.link is None else plan.link
     block = int(profile["speculation.block"]) if plan.block is None else plan.block
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
-    loop = Loop()
+    clock = VirtualClock()
+    vocab_size = plan.vocabulary or int(profile["text.vocabulary"])
     verifier = SimVerifier(
-        loop,
+        clock,
         ForwardCost.of(profile),
-        exits=profile.exits if "exits" in scheme.mode.preempt and not plan.job else (),
+        greeting(f"simulated: {profile.name}", vocab_size, context=_CONTEXT),
+        exits=profile.exits if not plan.job else (),
     )
     left = plan.sessions
     end_s = math.inf if plan.hours is None else plan.hours * 3600
@@ -242,7 +288,7 @@ def simulate(plan: Plan) -> Outcome:
         left -= 1
 
     def jobs(device: int, index: int) -> Job | None:
-        if loop.now_s >= end_s or (plan.hours is None and index >= plan.streams):
+        if clock.now_s >= end_s or (plan.hours is None and index >= plan.streams):
             return None
         number = index * plan.sessions + device
         if plan.job is not None:
@@ -250,31 +296,30 @@ def simulate(plan: Plan) -> Outcome:
         return TextJob(source.text(number, plan.tokens), plan.seed + number)
 
     devices = []
-    for device in range(plan.sessions):
-        setting = Setting(
-            profile,
-            scheme,
-            link if device == 0 else link.with_seed(link.seed + device),
-            lambda: _controller(plan, block),
-            tokens=plan.tokens,
-            vocab_size=plan.vocabulary or int(profile["text.vocabulary"]),
-            seed=plan.seed * 1009 + device,
-            decode=plan.decode,
-        )
-        devices.append(Device(loop, setting, verifier, partial(jobs, device), done))
-    for one in devices:
-        one.start()
-    if not loop.run(lambda: left == 0):
+    for number in range(plan.sessions):
+        setting = setting_of(plan, block, number)
+        device = kind(clock, setting, verifier, partial(jobs, number), done)
+        before(clock, device)
+        devices.append(device)
+    for device in devices:
+        device.start()
+    finished = clock.run(lambda: left == 0)
+    streams = [result for device in devices for result in device.results]
+    verifier.close()
+    for result in streams:
+        if result.error is not None:
+            raise result.error
+    if not finished:
         raise StuckError(f"{scheme.name} on {profile.name} came to a halt")
-    streams = [result for one in devices for result in one.results]
+    begun_s = min((s.began_s for s in streams), default=0.0)
     return Outcome(
         plan,
-        link,
+        link_of(profile) if plan.link is None else plan.link,
         _controller(plan, block).name,
         block if scheme.tunable and plan.controller is None else None,
         streams,
-        loop.now_s,
-        loop.events,
+        clock.now_s - begun_s,
+        clock.events,
         verifier.forwards,
         verifier.busy_s,
     )
