@@ -161,9 +161,13 @@ class Drafter:
                 )
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
-                self._left = 0
+                self._branch = self._left = 0
             elif word.stream == self.stream:
                 order, model = word.draft, self._model
+                if order.branch == self._branch:  # what was drafted since is part of it
+                    wanted = order.valid + order.count
+                    self._left = max(0, wanted - len(self._sequence))
+                    continue
                 self._sequence[order.valid :] = order.tokens
                 if model is not None and model.length > order.valid:
                     model.rewind(order.valid)
