@@ -42,6 +42,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 class LimitError(RefusedError):
     """An account has used up what it allows."""
 
+    code = "limit"
+
 
 @dataclass(frozen=True)
 class Account:

@@ -1,26 +1,22 @@
 """One device's connection: greeting, then streams, one at a time.
 
-Two tasks share a connection. The *reader* takes frames in; the *worker* of the open
-stream (:mod:`draftwire.verifier.worker`) asks the session for work, waits for the
-scheduler and sends the verdicts. When the link is lost the stream is kept
+The asyncio shell around plain code. Two tasks share a connection: one reads frames and
+hands them to the open stream, one sends what stands in the outbox, so that a device that
+reads slowly holds up nobody. When the link is lost the stream is kept
 (:mod:`draftwire.verifier.streams`) for another connection to go on with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 
-from draftwire.errors import (
-    ConfigError,
-    DraftwireError,
-    ModelError,
-    ProtocolError,
-    RefusedError,
-)
+from draftwire.errors import ConfigError, ProtocolError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import (
     Block,
@@ -31,7 +27,6 @@ from draftwire.transport.messages import (
     Open,
     Opened,
     Resume,
-    Welcome,
 )
 from draftwire.verifier.accounts import LimitError, Usage
 from draftwire.verifier.greeting import (
@@ -39,13 +34,11 @@ from draftwire.verifier.greeting import (
     FatalError,
     check_room,
     choose,
+    error_of,
     welcome_to,
 )
 from draftwire.verifier.limits import prompt_limit
-from draftwire.verifier.registry import Served
-from draftwire.verifier.streams import Stream, UnknownStreamError
-from draftwire.verifier.target_session import TargetSession
-from draftwire.verifier.worker import drive
+from draftwire.verifier.streams import Stream, Terms
 
 if TYPE_CHECKING:
     from draftwire.verifier.service import VerifierService
@@ -55,6 +48,7 @@ __all__ = ["Connection"]
 log = logging.getLogger("draftwire.verifier")
 
 _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal": 1011}
+_OUTBOX = 64  # frames that may wait before nothing more is read
 
 
 class Connection:
@@ -71,18 +65,17 @@ class Connection:
         expired: True once it is being shown out.
     """
 
-    session_class = TargetSession
-
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
         self._socket = socket
         self._service = service
         self._usage = usage
         self._codec = Codec()
-        self._served: Served | None = None
-        self._welcome: Welcome | None = None
-        self._stream: Stream | None = None
-        self._ended: Stream | None = None  # its device may not have seen the end yet
-        self._forgets = False
+        self._terms: Terms | None = None
+        self._stream: Stream | None = None  # running, or with an end to be seen
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()  # there is something to send
+        self._room = asyncio.Event()  # something was sent
+        self._closing: Error | None = None  # the last thing to send
         self._clock = asyncio.get_running_loop().time
         self.active_s = self._clock()
         self.blocked_s: float | None = None
@@ -92,63 +85,58 @@ class Connection:
     @property
     def greeted(self) -> bool:
         """True once the welcome is out."""
-        return self._served is not None
+        return self._terms is not None
 
     @property
     def busy(self) -> bool:
-        """True while a stream is open."""
-        return self._stream is not None
+        """True while a stream is running."""
+        return self._stream is not None and not self._stream.session.done
 
     async def run(self) -> None:
         """Greet, serve streams, close; returns when the connection has ended."""
+        sender = asyncio.ensure_future(self._write())
         try:
             await self._greet()
-            await self._read()
+            while self._closing is None:
+                await self._take(await self._receive())
+                # A burst of frames is there at once: others want their turn as well.
+                await asyncio.sleep(0)
         except ConnectionClosed:
             pass
-        except FatalError as fatal:
-            await self._leave(fatal.error)
-        except ProtocolError as error:
-            await self._leave(Error("protocol", str(error)[:1000], error.hint))
-        except DraftwireError as error:
-            await self._leave(Error("internal", str(error)[:1000], error.hint))
-        except Exception as error:
-            # A bug of ours ends this device's connection, never the verifier.
-            log.exception("connection of %s failed", self._socket.remote_address)
-            await self._leave(_failure(error))
+        except Exception as error:  # noqa: BLE001 - a bug of ours ends this connection only
+            self._leave(error_of(error))
         finally:
-            await self._end_stream(park=not self._forgets)
-            if self._served is not None:
-                self._service.registry.leave(self._served)
+            self._end_stream(park=self._closing is None)
+            if self._terms is not None:
+                self._service.registry.leave(self._terms.served)
+            if self._closing is None:
+                sender.cancel()
+            await asyncio.wait([sender])
 
-    async def expire(self) -> None:
+    def expire(self) -> None:
         """Show out a device that has been silent for too long."""
         self.expired = True
-        if self._served is None:
-            error = Error("limit", "no hello came after the upgrade")
-        else:
-            error = Error(
-                "limit",
-                f"no message for {self._service.limits.idle_s:g} seconds",
-                "connect again when there is something to verify",
-            )
-        await self._end_stream(park=True)
-        await self._leave(error)
+        self._end_stream(park=True)
+        if self._terms is None:
+            self._leave(Error("limit", "no hello came after the upgrade"))
+            return
+        idle_s = self._service.limits.idle_s
+        hint = "connect again when there is something to verify"
+        self._leave(Error("limit", f"no message for {idle_s:g} seconds", hint))
 
     def abort(self) -> None:
         """Cut the connection without a word: nobody reads at its other end."""
         self._socket.transport.abort()
 
-    async def drain(self, *, now: bool) -> None:
+    def drain(self, *, now: bool) -> None:
         """End the connection because the verifier goes away.
 
         Args:
             now: Also when a stream is running; otherwise that one may finish first.
         """
         self._draining = True
-        if self._stream is None or now:
-            await self._end_stream(park=False)
-            await self._leave(DRAINING)
+        if now or not self.busy:
+            self._leave(DRAINING)
 
     async def _greet(self) -> None:
         if self._socket.subprotocol != SUBPROTOCOL:
@@ -165,11 +153,10 @@ class Connection:
             raise FatalError.of(DRAINING)
         check_room(len(service.connections), service.limits, self._usage)
         served = choose(hello, service.registry)
-        service.registry.enter(served)
-        self._served = served
         welcome = welcome_to(hello, served.backend, service.limits, account.context)
-        await self._send(welcome)
-        self._welcome = welcome
+        service.registry.enter(served)
+        self._terms = Terms(served, self._usage, welcome)
+        self._send(welcome)
         self._codec = Codec(welcome.vocab_size, max_ids=prompt_limit(welcome.context))
         log.info(
             "%s: %r on %s", self._socket.remote_address, hello.agent[:80], served.label
@@ -178,6 +165,9 @@ class Connection:
     # ---- reading
 
     async def _receive(self) -> Message:
+        while len(self._outbox) > _OUTBOX:  # who does not read is not read either
+            self._room.clear()
+            await self._room.wait()
         frame = await self._socket.recv()
         self.active_s = self._clock()
         if not isinstance(frame, bytes):
@@ -196,218 +186,126 @@ class Connection:
         if wait:
             await asyncio.sleep(wait)
 
-    async def _read(self) -> None:
-        while True:
-            await self._take(await self._receive())
-
     async def _take(self, message: Message) -> None:
-        if isinstance(message, Open):
-            await self._open(message)
-        elif isinstance(message, Block):
-            await self._block(message)
+        if isinstance(message, Block):
+            if self._stream is not None:  # else of a stream that ended meanwhile
+                self._stream.receive(message)
+        elif isinstance(message, Open):
+            self._open(message)
+        elif isinstance(message, Resume):
+            self._resume(message)
         elif isinstance(message, (Bye, Error)):
-            await self._end_stream(park=False)
+            self._end_stream(park=False)
             if self._draining:
                 raise FatalError.of(DRAINING)
             if isinstance(message, Error) and message.fatal:
                 await self._socket.close(1000)
-        elif isinstance(message, Resume):
-            await self._resume(message)
         else:
             raise ProtocolError(f"{_name(message)} does not go to a verifier")
 
-    async def _block(self, block: Block) -> None:
-        stream = self._stream
-        if stream is None:
-            return  # of a stream that ended meanwhile
-        async with stream.lock:
-            if self._stream is not stream:
-                return
-            stream.unjudged += len(block.evidence)
-            if stream.unjudged > self._service.limits.message_bytes:
-                raise FatalError(
-                    "limit",
-                    f"{stream.unjudged} bytes of evidence wait for judgement, the limit "
-                    f"is {self._service.limits.message_bytes}",
-                    "wait for verdicts before sending more",
-                )
-            answers = stream.session.receive(block)
-        await self._after(stream, answers)
-        stream.wake.set()
-
     # ---- streams
 
-    async def _open(self, request: Open) -> None:
-        served, welcome = self._ready("an open")
-        kept = self._service.kept
-        if self._ended is not None:  # whoever opens the next has seen the last one end
-            kept.forget(self._ended)
-            self._ended = None
+    def _open(self, request: Open) -> None:
+        terms = self._ready("an open")
+        self._end_stream(park=False)  # whoever opens the next has seen the last one end
         try:
-            session = self.session_class(
-                request,
-                vocab_size=welcome.vocab_size,
-                context=welcome.context,
-                max_block=self._service.limits.block,
-            )
-            slot = kept.allocate(served, self._usage)
+            stream = self._service.kept.open(request, terms, self)
         except (ConfigError, RefusedError) as error:
-            await self._refuse(error)
+            self._send(error_of(error))  # the connection stays
             return
-        stream = Stream(
-            session,
-            served,
-            slot,
-            self._usage,
-            self,
-            len(request.prompt),
-            welcome.vocab_size,
-        )
-        stream.wants_exits = request.exits
-        if "resume" in welcome.capabilities:
-            kept.enter(stream)
-        self._service.streams += 1
-        self.hold(stream)
-        await self._send(Opened(request.stream, stream.id, stream.secret))
-        self._start(stream)
+        self._begin(stream, terms, Opened(request.stream, stream.id, stream.secret))
 
-    async def _resume(self, request: Resume) -> None:
-        served, welcome = self._ready("a resume")
+    def _resume(self, request: Resume) -> None:
+        terms = self._ready("a resume")
         try:
-            stream, answer = await self._service.kept.resume(
-                request, served, self._usage, welcome.vocab_size, self
-            )
+            stream, answer = self._service.kept.resume(request, terms, self)
         except RefusedError as error:
-            await self._refuse(error)
+            self._send(error_of(error))
             return
-        await self._send(answer)
-        self._start(stream)
+        if self._stream is not stream:
+            self._end_stream(park=True)
+        self._begin(stream, terms, answer)
 
-    def _ready(self, what: str) -> tuple[Served, Welcome]:
-        if self._stream is not None:
+    def _ready(self, what: str) -> Terms:
+        if self.busy:
             raise ProtocolError(f"{what} while a stream is running")
         if self._draining:
             raise FatalError.of(DRAINING)
-        assert self._served is not None and self._welcome is not None
-        return self._served, self._welcome
+        assert self._terms is not None
+        return self._terms
 
-    async def _refuse(self, error: ConfigError | RefusedError) -> None:
-        """Say why there is no stream; the connection stays."""
-        if isinstance(error, ConfigError):
-            code = "request"
-        elif isinstance(error, LimitError):
-            code = "limit"
-        else:
-            code = "session" if isinstance(error, UnknownStreamError) else "busy"
-        self._service.refused(code)
-        await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
+    def _begin(self, stream: Stream, terms: Terms, answer: Message) -> None:
+        self._stream = stream
+        self._send(answer)
+        stream.start(exits="exits" in terms.welcome.capabilities)
 
-    def hold(self, stream: Stream) -> None:
-        """Drive ``stream`` from now on; one that has ended only waits to be seen."""
-        if stream.session.done:
-            self._ended = stream
-        else:
-            self._stream = stream
-            self._usage.streams += 1
+    def _end_stream(self, *, park: bool) -> None:
+        """End the stream, or keep it for its device to come back."""
+        stream, self._stream = self._stream, None
+        if stream is not None and stream.holder is self:
+            (self._service.kept.park if park else self._service.kept.forget)(stream)
+
+    def deliver(self, stream: Stream, messages: list[Message]) -> None:
+        """Send what comes out of the stream; see :class:`~.streams.Holder`."""
+        for message in messages:
+            if isinstance(message, Error):
+                log.warning(
+                    "stream of %s: %s", self._socket.remote_address, message.message
+                )
+                self._stream = None
+                if message.fatal:
+                    self._leave(message)
+                    return
+            self._send(message)
+        if self._draining and not self.busy:
+            self._leave(DRAINING)
 
     def lose(self, stream: Stream) -> None:
         """Let go of ``stream``: its device has come back on another connection."""
-        self._detached(stream)
-        if self._ended is stream:
-            self._ended = None
-        self.abort()
-
-    def _detached(self, stream: Stream) -> bool:
-        """Stop holding ``stream``; False when somebody else has done so."""
-        if self._stream is not stream:
-            return False
         self._stream = None
-        self._usage.streams -= 1
-        return True
-
-    def _start(self, stream: Stream) -> None:
-        if self._stream is stream:  # nobody took it over meanwhile
-            assert self._welcome is not None
-            negotiated = "exits" in self._welcome.capabilities
-            stream.exits = stream.wants_exits and negotiated
-            stream.worker = asyncio.ensure_future(self._work(stream))
-
-    async def _work(self, stream: Stream) -> None:
-        """Drive one stream's session until it is done."""
-        try:
-            await drive(stream, self._service, self._after)
-        except ConnectionClosed:
-            pass  # the reader sees it too
-        except ProtocolError as error:
-            await self._leave(Error("protocol", str(error)[:1000], error.hint))
-        except (ModelError, RefusedError) as error:
-            code = "busy" if isinstance(error, RefusedError) else "internal"
-            log.warning("stream of %s: %s", self._socket.remote_address, error)
-            if self._detached(stream):
-                self._service.kept.forget(stream)
-            self._service.refused(code)
-            try:
-                await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
-            except ConnectionClosed:
-                pass
-        except Exception as error:
-            log.exception("stream of %s failed", self._socket.remote_address)
-            await self._leave(_failure(error))
-
-    async def _after(self, stream: Stream, answers: list[Message]) -> None:
-        """Book what the stream did, release it when it is done, send ``answers``."""
-        stream.book()
-        if stream.session.done and self._detached(stream):
-            stream.release()
-            if stream.id:
-                self._ended = stream
-        for answer in answers:
-            await self._send(answer)
-        if self._draining and self._stream is None:
-            await self._leave(DRAINING)
-
-    async def _end_stream(self, *, park: bool) -> None:
-        """End the stream, or keep it for its device to come back."""
-        for stream in (self._stream, self._ended):
-            if stream is None:
-                continue
-            async with stream.moving:
-                if stream.holder is not self:
-                    continue  # its device was quicker
-                self._detached(stream)
-                await stream.stop()
-                if park and stream.id:
-                    self._service.kept.park(stream, self._clock())
-                else:
-                    self._service.kept.forget(stream)
-        self._ended = None
+        self.abort()
 
     # ---- sending and leaving
 
-    async def _send(self, message: Message) -> None:
-        frame = self._codec.encode(message)
-        self._service.bytes_out += len(frame)
-        self.active_s = self._clock()
-        if self.blocked_s is None:
-            self.blocked_s = self.active_s
-        await self._socket.send(frame)
-        self.blocked_s = None
+    def _send(self, message: Message) -> None:
+        if isinstance(message, Error):
+            self._service.refused(message.code)
+        self._outbox.append(self._codec.encode(message))
+        self._wake.set()
 
-    async def _leave(self, error: Error) -> None:
-        self._service.refused(error.code)
+    def _leave(self, error: Error) -> None:
+        """Say why, and close."""
+        if self._closing is not None:
+            return
         if error is not DRAINING:
             log.info("%s: %s", self._socket.remote_address, error.message)
-        self._forgets = True
+        self._end_stream(park=False)
+        self._closing = dataclasses.replace(error, fatal=True)
+        self._send(self._closing)
+
+    async def _write(self) -> None:
+        """Send what stands in the outbox; close after the last."""
         try:
-            await self._send(error)
+            while True:
+                while self._outbox:
+                    frame = self._outbox.popleft()
+                    self._service.bytes_out += len(frame)
+                    self.active_s = self.blocked_s = self._clock()
+                    await self._socket.send(frame)
+                    self.blocked_s = None
+                    self._room.set()
+                if self._closing is not None:
+                    code = self._closing.code
+                    await self._socket.close(_CLOSE_CODES.get(code, 1008), code)
+                    return
+                self._wake.clear()
+                await self._wake.wait()
         except ConnectionClosed:
-            return
-        await self._socket.close(_CLOSE_CODES.get(error.code, 1008), error.code)
+            pass  # the reader sees it too
+        finally:
+            self._outbox.clear()
+            self._room.set()
 
 
 def _name(message: Message) -> str:
     return type(message).__name__.lower()
-
-
-def _failure(error: Exception) -> Error:
-    return Error("internal", f"the verifier failed: {type(error).__name__}")

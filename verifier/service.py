@@ -36,7 +36,8 @@ log = logging.getLogger("draftwire.verifier")
 _QUIET = logging.getLogger("draftwire.verifier.websockets")
 _QUIET.setLevel(logging.CRITICAL)
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+# asyncio reads 256 KiB at a time: 40,000 frames that one device may send at once.
+_READ_BYTES = 8192
 
 
 def is_loopback(host: str) -> bool:
@@ -130,12 +131,8 @@ class VerifierService:
         self.connections: set[Connection] = set()
         self.kept = KeptStreams(self.limits)
         self.draining = False
-        self.streams = 0
         self.bytes_in = 0
         self.bytes_out = 0
-        self.provisionals = 0
-        self.verify_seconds = Histogram(_SECONDS)
-        self.queue_seconds = Histogram(_SECONDS)
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
         self.accounts = accounts or Accounts()
@@ -192,7 +189,7 @@ class VerifierService:
         while True:
             await asyncio.sleep(pause)
             now = asyncio.get_running_loop().time()
-            self.kept.sweep(now)
+            self.kept.sweep()
             for connection in tuple(self.connections):
                 blocked_s = connection.blocked_s
                 if blocked_s is not None and now - blocked_s > limits.send_s:
@@ -201,7 +198,7 @@ class VerifierService:
                     continue
                 allowed_s = limits.idle_s if connection.greeted else limits.hello_s
                 if now - connection.active_s > allowed_s and not connection.expired:
-                    asyncio.ensure_future(connection.expire())
+                    connection.expire()
 
     async def drain(self, timeout_s: float) -> None:
         """Let running streams finish, then show everyone out.
@@ -214,16 +211,13 @@ class VerifierService:
         """
         self.draining = True
         log.info("draining: %d connections", len(self.connections))
-        await self._show_out(now=False)
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self.connections and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.05)
-        await self._show_out(now=True)
-
-    async def _show_out(self, *, now: bool) -> None:
-        leaving = [asyncio.ensure_future(c.drain(now=now)) for c in self.connections]
-        if leaving:
-            await asyncio.wait(leaving)
+        loop = asyncio.get_running_loop()
+        for now, patience_s in ((False, timeout_s), (True, 4.0)):
+            for connection in tuple(self.connections):
+                connection.drain(now=now)
+            deadline = loop.time() + patience_s
+            while self.connections and loop.time() < deadline:
+                await asyncio.sleep(0.02)
 
     async def close(self) -> None:
         """Stop listening, close connections and targets."""
@@ -232,13 +226,14 @@ class VerifierService:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
-        await self.registry.close()
+        self.registry.close()
 
     async def _handle(self, socket: Any) -> None:
         raw = socket.transport.get_extra_info("socket")
         if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
             # asyncio sets it too; a round would cost 40 ms more without it.
             raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+        socket.transport.max_size = _READ_BYTES
         usage = socket.account_usage
         usage.connections += 1
         connection = self.connection_class(socket, self, usage)
@@ -307,7 +302,7 @@ class VerifierService:
         add("sessions", "gauge", "Open connections.", len(self.connections))
         running = sum(c.busy for c in self.connections)
         add("streams", "gauge", "Running streams.", running)
-        add("streams_total", "counter", "Streams opened.", self.streams)
+        add("streams_total", "counter", "Streams opened.", self.kept.opened)
         kept = self.kept
         add("kept_streams", "gauge", "Streams that wait for their device.", len(kept))
         add("kept_bytes", "gauge", "Memory of their texts, about.", kept.kept_bytes)
@@ -324,17 +319,17 @@ class VerifierService:
         add("draining", "gauge", "1 while going away.", int(self.draining))
         add("received_bytes_total", "counter", "Payload received.", self.bytes_in)
         add("sent_bytes_total", "counter", "Payload sent.", self.bytes_out)
-        told = self.provisionals
+        told = kept.provisionals
         add("provisionals_total", "counter", "Hints of early exits sent.", told)
         for code, count in sorted(self._refused.items()):
             add("errors_total", "counter", "Errors sent.", count, {"code": code})
         for served in self.registry.all:
             self._target_metrics(page, served, self.limits)
         page.add_histogram(
-            "verify_seconds", "Forwards that carried a block.", self.verify_seconds
+            "verify_seconds", "Forwards that carried a block.", kept.verify_seconds
         )
         page.add_histogram(
-            "queue_seconds", "Waiting of a block for its forward.", self.queue_seconds
+            "queue_seconds", "Waiting of a block for its forward.", kept.queue_seconds
         )
         return page.text()
 

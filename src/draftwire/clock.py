@@ -47,7 +47,7 @@ class LoopClock:
         self.loop = loop
         self.now = loop.time
         self.call_at = loop.call_at
-        self.post = loop.call_soon_threadsafe
+        self.post: Callable[..., Any] = loop.call_soon_threadsafe
 
 
 class _Entry:

@@ -24,6 +24,7 @@ from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.checks import CHECKS
 from draftwire.verifier.conformance import Kit, run_checks
 from draftwire.verifier.connection import Connection
+from draftwire.verifier.greeting import error_of
 from draftwire.verifier.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
@@ -47,9 +48,15 @@ def failed_rows(kind=VerifierService, **options):
 
 def service_with(session=None, **methods):
     """Return a service whose connections have other methods or another session."""
-    named = {"session_class": session} if session else {}
-    kind = type("Faulty", (Connection,), {**methods, **named})
-    return type("FaultyService", (VerifierService,), {"connection_class": kind})
+
+    class Faulty(VerifierService):
+        connection_class = type("FaultyConnection", (Connection,), methods)
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.kept.session_class = session or TargetSession
+
+    return Faulty
 
 
 def session_with(**methods):
@@ -59,10 +66,10 @@ def session_with(**methods):
 def sends(change):
     """Return a ``_send`` that sends ``change(message)``; None sends nothing."""
 
-    async def send(self, message):
+    def send(self, message):
         message = change(message)
         if message is not None:
-            await Connection._send(self, message)
+            Connection._send(self, message)
 
     return {"_send": send}
 
@@ -90,9 +97,9 @@ RESUMES = {
 }
 
 
-def one_more(self, work, logits, **times):
+def one_more(self, work, decision, **times):
     """Accept a draft more than is right."""
-    answers = TargetSession.complete(self, work, logits, **times)
+    answers = TargetSession.settle(self, work, decision, **times)
     return [
         dataclasses.replace(a, accepted=a.accepted + 1) if a.accepted < work.drafted else a
         for a in answers
@@ -128,7 +135,7 @@ def ignores_more(self, block):
 
 SESSION_FAULTS = {
     "accepts one draft too many": (
-        {"complete": one_more},
+        {"settle": one_more},
         {"wrong drafts", "coupled: drafts change nothing"},
     ),
     "judges blocks of dead branches": (
@@ -196,8 +203,8 @@ async def ends_nothing(self, message):
         await Connection._take(self, message)
 
 
-async def swallows_resumes(self, request):
-    await self._refuse(RefusedError("not now"))
+def swallows_resumes(self, request):
+    self._send(error_of(RefusedError("not now")))
 
 
 CONNECTION_FAULTS = {
