@@ -300,6 +300,7 @@ class EdgeSession:
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
+        self.counts.forwards_before = self.counts.forwards
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
@@ -392,6 +393,7 @@ class EdgeSession:
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         self.counts.tokens += len(message.tokens)
+        self.counts.ran(message.forwards)
         actions = self._keep([Token(t, "resumed") for t in message.tokens])
         self._forget_wire(message.epoch)
         self._settle("< resumed")

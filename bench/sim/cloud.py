@@ -1,15 +1,18 @@
-"""The verifier in virtual time: sessions, batches, forwards, early exits."""
+"""The verifier in virtual time: the real scheduler and streams, simulated forwards."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Callable, Protocol, Sequence
+import math
+from functools import partial
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
-from draftwire.bench.sim.facts import Exit, Profile
+from draftwire.bench.sim.facts import Exit as ExitFact
+from draftwire.bench.sim.facts import Profile
 from draftwire.clock import Clock
-from draftwire.errors import ConfigError
+from draftwire.errors import RefusedError
+from draftwire.packages import Exit, Family
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -19,14 +22,20 @@ from draftwire.transport.messages import (
     Open,
     Opened,
     Resume,
-    Welcome,
 )
-from draftwire.verifier.target_session import TargetSession, Work
+from draftwire.verifier.accounts import Account, Usage
+from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
+from draftwire.verifier.executor import Executor, VirtualExecutor
+from draftwire.verifier.greeting import error_of, welcome_to
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Served
+from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
-__all__ = ["Connection", "ForwardCost", "SimVerifier", "TargetModel"]
+__all__ = ["Connection", "ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
 
-_CHUNK = 128  # as the real scheduler: tokens of one prompt in one forward
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
+_LIMITS = Limits(block=255, resume_s=math.inf)
 
 
 class TargetModel(Protocol):
@@ -39,11 +48,10 @@ class TargetModel(Protocol):
             ``(rows, width)`` logits of the last ``rows`` tokens.
         """
 
-    def exit_rows(self, number: int, exit: Exit, end: int, rows: int) -> np.ndarray:
+    def exit_rows(
+        self, number: int, exit: ExitFact, end: int, rows: int
+    ) -> np.ndarray:
         """Return what early exit ``number`` makes of the last ``rows`` before ``end``."""
-
-    def release(self) -> None:
-        """The stream is over."""
 
 
 class ForwardCost:
@@ -89,274 +97,211 @@ class ForwardCost:
         over = max(0, tokens - self.free * sessions)
         return self.base_s + self.token_s * over + self.session_s * (sessions - 1)
 
+    def of_batch(self, parts: Sequence[SlotInput], prefill: bool) -> float:
+        """Return the seconds of a forward over ``parts``."""
+        tokens = sum(len(part.tokens) for part in parts)
+        return self.reading(tokens) if prefill else self(tokens, len(parts))
+
     def reading(self, tokens: int) -> float:
         """Return the seconds of a forward that reads prompt tokens."""
         return self.base_s + self.read_s * tokens
 
 
-Send = Callable[[Sequence[Message]], None]
+class TextBackend:
+    """The targets of texts that are known beforehand, as one backend.
 
+    Which text a slot holds is said when it is taken: prompts need not tell.
 
-@dataclass
-class _Stream:
-    """One stream: its session, its model, who holds it, and the work it waits with."""
-
-    id: bytes
-    session: TargetSession
-    model: TargetModel
-    exits: bool
-    holder: Connection | None = None
-    work: Work | None = None
-    since_s: float = 0.0
-    read: int = 0  # prompt tokens of the present work that are read
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-
-    def send(self, messages: Sequence[Message]) -> None:
-        """Send to whoever holds the stream; what comes while nobody does is void."""
-        if self.holder is not None:
-            self.holder.send(messages)
-
-
-@dataclass
-class SimVerifier:
-    """One target for all streams, one forward at a time.
-
-    Blocks of all streams go together in one forward; prompts are read in pieces, in
-    turns with blocks, as the real scheduler does it. A stream whose link is lost waits
-    for its device.
+    Args:
+        name: Of the target.
+        vocab_size: Ids are below this.
+        exits: Early exits.
+        context: Longest sequence.
 
     Attributes:
-        clock: Where everything happens.
-        cost: Of the forwards; None takes the time that they take.
-        welcome: What it says to a device that greets it.
-        exits: Early exits, asked during forwards that judge.
-        max_batch: Most sessions in one forward.
-        forwards: Forwards so far, prompts apart.
-        busy_s: Seconds of all forwards.
-        tokens: Tokens fed in forwards that judge.
+        next: Gives the model of the slot that is taken next.
     """
 
-    clock: Clock
-    cost: ForwardCost | None
-    welcome: Welcome
-    exits: Sequence[Exit] = ()
-    max_batch: int = 64
-    forwards: int = 0
-    busy_s: float = 0.0
-    tokens: int = 0
-    _opened: int = 0
-    _streams: dict[bytes, _Stream] = field(default_factory=dict)
-    _waiting: list[_Stream] = field(default_factory=list)  # in the order of service
-    _busy: bool = False
-    _prompt_last: bool = False
-    _starting: bool = False
+    bos_id = None
+    eos_ids: tuple[int, ...] = ()
+    slots = 1 << 30
 
-    def __post_init__(self) -> None:
-        if self.max_batch < 1:
-            raise ConfigError(f"a batch of {self.max_batch} sessions")
+    def __init__(
+        self, name: str, vocab_size: int, exits: Sequence[ExitFact] = (), context: int = 1 << 20
+    ) -> None:
+        self.id, self.version = "", "simulated"
+        self.name, self.vocab_size, self.context = name, vocab_size, context
+        self.family = Family(name, None, "00" * 32)
+        self.facts = tuple(exits)
+        self.exits = tuple(
+            Exit(number + 1, EXIT_THRESHOLD, fact.agreement)
+            for number, fact in enumerate(exits)
+        )
+        self.next: Callable[[], TargetModel] | None = None
+        self._models: dict[int, TargetModel] = {}
+        self._taken = 0
 
-    def attach(self, target: Callable[[], TargetModel], send: Send) -> Connection:
+    def allocate(self) -> int:
+        """Take a slot for the text that comes next."""
+        assert self.next is not None
+        self._taken += 1
+        self._models[self._taken] = self.next()
+        return self._taken
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        del self._models[slot]
+
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
+        """Return the rows of the texts."""
+        models = self._models
+        if on_exit is not None:
+            for number, fact in enumerate(self.facts):
+                ends = [(i, i.start + len(i.tokens)) for i in batch]
+                on_exit(
+                    number,
+                    [models[i.slot].exit_rows(number, fact, e, i.rows) for i, e in ends],
+                )
+        return [models[i.slot].run(i.start, i.tokens, i.rows) for i in batch]
+
+
+class SimVerifier:
+    """One target for all streams: the verifier's own scheduler and streams on a clock.
+
+    Args:
+        clock: Where everything happens.
+        backend: The target.
+        cost: Of its forwards.
+        executor: Runs the forwards in place of one that takes `cost`.
+
+    Attributes:
+        backend: The target.
+        served: It in service.
+        kept: The streams.
+        busy_s: Seconds of all forwards.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        backend: TargetBackend | TextBackend,
+        cost: ForwardCost | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.backend = backend
+        if executor is None:
+            assert cost is not None
+            facts = getattr(backend, "facts", ())
+            fractions = [fact.fraction for fact in facts]
+            executor = VirtualExecutor(clock, backend, cost.of_batch, fractions)
+        self.served = Served(backend, Scheduler(backend, executor, clock), frozenset())
+        self.kept = KeptStreams(_LIMITS, clock.now)
+        self.usage = Usage(Account("", "simulated"))
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of all forwards."""
+        return self.served.scheduler.counters.compute_s
+
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, prompts apart."""
+        counters = self.served.scheduler.counters
+        return counters.forwards - counters.prefill_forwards
+
+    def attach(self, next: Callable[[], TargetModel] | None, send: Send) -> Connection:
         """Return the verifier's end of a new connection.
 
         Args:
-            target: Gives the model of the next stream that is opened on it.
+            next: Gives the model of the stream that is opened next on it, where texts
+                are known beforehand.
             send: Puts messages on the way to the device.
         """
-        return Connection(self, target, send)
+        return Connection(self, next, send)
 
-    def close(self) -> None:
-        """Let go of every stream."""
-        for stream in tuple(self._streams.values()):
-            self.drop(stream)
-
-    # ---- streams
-
-    def open(self, request: Open, model: TargetModel) -> _Stream:
-        """Return a new stream."""
-        welcome = self.welcome
-        session = TargetSession(
-            request,
-            vocab_size=welcome.vocab_size,
-            context=welcome.context,
-            max_block=welcome.max_block,
-        )
-        self._opened += 1
-        name = self._opened.to_bytes(8, "big")
-        stream = _Stream(name, session, model, request.exits and bool(self.exits))
-        self._streams[name] = stream
-        return stream
-
-    def find(self, name: bytes) -> _Stream | None:
-        """Return the stream that a device resumes, its work on old blocks forgotten."""
-        stream = self._streams.get(name)
-        if stream is not None:
-            self._forget(stream)
-            stream.session.detach(cached=True)
-        return stream
-
-    def drop(self, stream: _Stream) -> None:
-        """Forget a stream that has ended."""
-        self._forget(stream)
-        stream.holder = None
-        if self._streams.pop(stream.id, None) is not None:
-            stream.model.release()
-
-    def _forget(self, stream: _Stream) -> None:
-        if stream in self._waiting:
-            self._waiting.remove(stream)
-        stream.work = None
-
-    # ---- forwards
-
-    def wake(self, stream: _Stream) -> None:
-        """Look whether ``stream`` has work; call it after every message to it."""
-        if stream.work is None and not stream.session.done:
-            stream.work = stream.session.poll()
-            if stream.work is None:
-                return
-            stream.since_s = self.clock.now()
-            stream.read = 0
-            stream.queue_s = stream.compute_s = 0.0
-            self._waiting.append(stream)
-        self._start()
-
-    def _start(self) -> None:
-        # What happens at the same moment goes into the same forward.
-        if not self._busy and self._waiting and not self._starting:
-            self._starting = True
-            self.clock.post(self._begin)
-
-    def _begin(self) -> None:
-        self._starting = False
-        if self._busy or not self._waiting:
-            return
-        began_s = self.clock.now()
-        kinds = {stream.work.prefill for stream in self._waiting if stream.work}
-        prompts = not self._prompt_last if len(kinds) == 2 else True in kinds
-        self._prompt_last = prompts
-        batch = [s for s in self._waiting if s.work and s.work.prefill == prompts]
-        batch = batch[: self.max_batch]
-        self._waiting = [s for s in self._waiting if s not in batch]
-        runs = []
-        for stream in batch:
-            work, at = stream.work, stream.read
-            assert work is not None
-            stream.queue_s += began_s - stream.since_s
-            part = work.tokens[at : at + _CHUNK] if prompts else work.tokens
-            rows = stream.model.run(work.start + at, part, work.rows)
-            runs.append((stream, work, part, rows))
-        fed = sum(len(part) for _, _, part, _ in runs)
-        if self.cost is None:
-            seconds = self.clock.now() - began_s
-        else:
-            seconds = self.cost.reading(fed) if prompts else self.cost(fed, len(runs))
-        if not prompts:
-            self.forwards += 1
-            self.tokens += fed
-            for number, exit in enumerate(self.exits):
-                at_s = began_s + exit.fraction * seconds
-                self.clock.call_at(at_s, self._glimpse, number, exit, runs)
-        self._busy = True
-        self.busy_s += seconds
-        self.clock.call_at(began_s + seconds, self._end, runs, seconds)
-
-    def _glimpse(self, number: int, exit: Exit, runs: Sequence[_Run]) -> None:
-        for stream, work, _, _ in runs:
-            if stream.work is not work or not stream.exits:
-                continue
-            end = work.start + len(work.tokens)
-            rows = stream.model.exit_rows(number, exit, end, work.rows)
-            found = stream.session.glimpse(work, rows, EXIT_THRESHOLD)
-            if found:
-                stream.send(found)
-
-    def _end(self, runs: Sequence[_Run], seconds: float) -> None:
-        self._busy = False
-        for stream, work, part, rows in runs:
-            if stream.work is not work:  # the stream has ended, or goes on elsewhere
-                continue
-            stream.compute_s += seconds
-            stream.read += len(part)
-            if work.prefill and stream.read < len(work.tokens):
-                stream.since_s = self.clock.now()
-                self._waiting.append(stream)
-                continue
-            stream.work = None
-            messages = stream.session.complete(
-                work, rows, queue_s=stream.queue_s, compute_s=stream.compute_s
-            )
-            if messages:
-                stream.send(messages)
-            self.wake(stream)
-        self._start()
+    def terms(self, hello: Hello) -> Terms:
+        """Return what holds on a connection."""
+        return Terms(self.served, self.usage, welcome_to(hello, self.backend, _LIMITS))
 
 
-_Run = tuple[_Stream, Work, np.ndarray, np.ndarray]
+Send = Callable[[Sequence[Message]], None]
 
 
 class Connection:
     """The verifier's end of a connection: greets, and holds one stream at a time.
 
+    What :class:`draftwire.verifier.connection.Connection` does for a websocket, without
+    a websocket, limits and shutting down.
+
     Args:
         verifier: Whose.
-        target: Gives the model of the next stream.
+        next: Gives the model of the next stream.
         send: Puts messages on the way to the device.
     """
 
     def __init__(
-        self, verifier: SimVerifier, target: Callable[[], TargetModel], send: Send
+        self,
+        verifier: SimVerifier,
+        next: Callable[[], TargetModel] | None,
+        send: Send,
     ) -> None:
         self._verifier = verifier
-        self._target = target
-        self.send = send
-        self._stream: _Stream | None = None
+        self._next = next
+        self._send = send
+        self._terms: Terms | None = None
+        self._stream: Stream | None = None
 
     def receive(self, message: Message) -> None:
         """Take a message of the device in."""
-        verifier, stream = self._verifier, self._stream
         if isinstance(message, Block):
-            if stream is None:
-                return  # of a stream that has ended
-            answers = stream.session.receive(message)
-            if answers:
-                self.send(answers)
-        elif isinstance(message, Open):
-            self._end_stream()  # whoever opens the next has seen the last one end
-            stream = verifier.open(message, self._target())
-            self._hold(stream)
-            self.send([Opened(message.stream, stream.id, bytes(16))])
-        elif isinstance(message, Resume):
-            stream = verifier.find(message.session)
-            if stream is None:
-                self.send([Error("session", "there is no such stream")])
-                return
-            self._hold(stream)
-            self.send([stream.session.resume(message.position)])
+            if self._stream is not None:  # else of a stream that ended meanwhile
+                self._stream.receive(message)
+        elif isinstance(message, (Open, Resume)):
+            self._begin(message)
         elif isinstance(message, Hello):
-            wanted, welcome = message.capabilities, verifier.welcome
-            known = tuple(word for word in wanted if word in welcome.capabilities)
-            self.send([replace(welcome, capabilities=known)])
-            return
-        elif isinstance(message, Bye):
+            self._terms = self._verifier.terms(message)
+            self._send([self._terms.welcome])
+        elif isinstance(message, (Bye, Error)):
             self._end_stream()
+
+    def _begin(self, message: Open | Resume) -> None:
+        kept, terms = self._verifier.kept, self._terms
+        assert terms is not None
+        backend = self._verifier.backend
+        if isinstance(backend, TextBackend):
+            backend.next = self._next
+        answer: Message
+        try:
+            if isinstance(message, Open):
+                self._end_stream()  # whoever opens the next has seen the last one end
+                stream = kept.open(message, terms, self)
+                answer = Opened(message.stream, stream.id, stream.secret)
+            else:
+                stream, answer = kept.resume(message, terms, self)
+        except RefusedError as error:
+            self._send([error_of(error)])
             return
-        if stream is not None:
-            verifier.wake(stream)
+        self._stream = stream
+        self._send([answer])
+        stream.start(exits="exits" in terms.welcome.capabilities)
+
+    def deliver(self, stream: Stream, messages: list[Message]) -> None:
+        """Send what comes out of the stream."""
+        self._send(messages)
+
+    def lose(self, stream: Stream) -> None:
+        """Let go: the stream's device has come back on another connection."""
+        self._stream = None
 
     def lost(self) -> None:
         """The connection is over; its stream waits for the device, and does no work."""
         stream, self._stream = self._stream, None
         if stream is not None and stream.holder is self:
-            self._verifier.find(stream.id)
-            stream.holder = None
-
-    def _hold(self, stream: _Stream) -> None:
-        if stream.holder is not None:
-            stream.holder._stream = None
-        stream.holder, self._stream = self, stream
+            self._verifier.kept.park(stream)
 
     def _end_stream(self) -> None:
         stream, self._stream = self._stream, None
-        if stream is not None:
-            self._verifier.drop(stream)
+        if stream is not None and stream.holder is self:
+            self._verifier.kept.forget(stream)

@@ -33,7 +33,7 @@ from draftwire.transport.bits import id_bits, packed_size
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Hello, Welcome
 
-__all__ = ["Device", "Job", "Setting", "StreamResult", "greeting"]
+__all__ = ["Device", "Job", "Setting", "StreamResult"]
 
 GREEDY = SamplingParams("greedy", 0.0)
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
@@ -54,7 +54,7 @@ class Job(Protocol):
         """Return the draft's model, with an empty cache."""
 
     def target(self) -> TargetModel:
-        """Return the target's model."""
+        """Return the target's model, where that is a text known beforehand."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Setting:
 
     Attributes:
         mode: Of the streams.
+        vocab_size: Ids on the connection are below this.
         link: Between device and verifier.
         make_controller: Called for each stream.
         step: Seconds of a forward of the draft; None takes the time that it takes.
@@ -80,6 +81,7 @@ class Setting:
     """
 
     mode: Mode
+    vocab_size: int
     link: LinkSpec
     make_controller: Callable[[], Controller]
     step: Callable[[int], float] | None
@@ -92,28 +94,6 @@ class Setting:
     bonus: bool = True
     seed: int = 0
     decode: bool = False
-
-
-def greeting(
-    target: str, vocab_size: int, *, version: str = "", family: str = "", context: int
-) -> Welcome:
-    """Return what a simulated verifier says of itself."""
-    return Welcome(
-        VERSION,
-        "",
-        target,
-        version,
-        family,
-        bytes(32),
-        b"",
-        vocab_size,
-        context,
-        255,
-        (),
-        "family",
-        ("resume", "exits"),
-        (),
-    )
 
 
 class StreamResult:
@@ -269,23 +249,22 @@ class Device:
         self._setting = setting
         self._jobs = jobs
         self._on_done = on_done
-        self._welcome = welcome = verifier.welcome
-        self._bits = id_bits(welcome.vocab_size)
+        self._bits = id_bits(setting.vocab_size)
         self.ways = TwoWays(setting.link, setting.seed)
         self._text = None if setting.near else self.ways.connection()
         network = VirtualNetwork(
             clock,
             partial(verifier.attach, self._target),
-            welcome.vocab_size,
+            setting.vocab_size,
             self.ways if setting.near else None,
             setting.extra,
             bonus=setting.bonus,
             decode=setting.decode,
         )
-        drafter = Drafter(None, welcome.vocab_size)
+        drafter = Drafter(None, setting.vocab_size)
         engine = VirtualEngine(clock, drafter, setting.step)
         hello = Hello(
-            (VERSION,), "", "", bytes(32), b"", welcome.vocab_size,
+            (VERSION,), "", "", bytes(32), b"", setting.vocab_size,
             capabilities=("resume", "exits"),
         )  # fmt: skip
         rng = random.Random(setting.seed)
@@ -296,7 +275,13 @@ class Device:
 
     def start(self) -> None:
         """Connect, and begin the first stream."""
-        self.driver.connect(lambda _: self._clock.post(self._next_stream))
+        self.driver.connect(self._connected)
+
+    def _connected(self, outcome: Welcome | DraftwireError) -> None:
+        if isinstance(outcome, Welcome):
+            self._clock.post(self._next_stream)
+        else:  # an outage: the driver tries again
+            self.driver.connect(self._connected)
 
     @property
     def running(self) -> StreamRun | None:
@@ -320,7 +305,8 @@ class Device:
             self._clock.call_at(came_s, self._open, job, result)
 
     def _open(self, job: Job, result: StreamResult) -> None:
-        setting, welcome = self._setting, self._welcome
+        setting, welcome = self._setting, self.driver.primary.welcome
+        assert welcome is not None  # a stream begins once there is a connection
         controller = setting.make_controller()
         asked = insight(controller, setting.mode)
         spec = StreamSpec(

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, Callable, Iterable, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel, TextBackend
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.run import Device, Job, Setting, StreamResult, greeting
+from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
 from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import (
     Source,
@@ -25,6 +25,7 @@ from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.drafter import Model
+from draftwire.verifier.backends.base import TargetBackend
 
 __all__ = [
     "OBJECTIVES",
@@ -40,7 +41,6 @@ __all__ = [
 
 BLOCKS = range(1, 17)
 OBJECTIVES = ("latency", "cost", "energy")
-_CONTEXT = 1 << 20
 FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the controller's
 
 
@@ -94,6 +94,7 @@ class Plan:
         seed: Of everything random.
         decode: Decode every frame.
         job: Makes the job of stream ``i`` instead of `source`, for real models.
+        backend: Their target.
         vocabulary: Ids on the connection are below this; None takes the profile's.
     """
 
@@ -110,6 +111,7 @@ class Plan:
     seed: int = 1
     decode: bool = False
     job: Callable[[int], Job] | None = None
+    backend: TargetBackend | None = None
     vocabulary: int | None = None
 
 
@@ -215,6 +217,11 @@ def _controller(plan: Plan, block: int) -> Controller:
     return make_controller(wanted) if isinstance(wanted, str) else wanted
 
 
+def vocabulary_of(plan: Plan) -> int:
+    """Return what ids on the connection are below."""
+    return plan.vocabulary or int(plan.profile["text.vocabulary"])
+
+
 def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
     """Return what a device of a plan runs.
 
@@ -238,6 +245,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
     cut = scheme.mode.cut and bool(profile["speculation.cut"])
     return Setting(
         replace(scheme.mode, cut=cut),
+        vocabulary_of(plan),
         link if device == 0 else link.with_seed(link.seed + device),
         partial(_controller, plan, block),
         step,
@@ -273,13 +281,14 @@ def simulate(
     block = int(profile["speculation.block"]) if plan.block is None else plan.block
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
     clock = VirtualClock()
-    vocab_size = plan.vocabulary or int(profile["text.vocabulary"])
-    verifier = SimVerifier(
-        clock,
-        ForwardCost.of(profile),
-        greeting(f"simulated: {profile.name}", vocab_size, context=_CONTEXT),
-        exits=profile.exits if not plan.job else (),
-    )
+    backend: TargetBackend | TextBackend
+    if plan.backend is None:
+        backend = TextBackend(
+            f"simulated: {profile.name}", vocabulary_of(plan), profile.exits
+        )
+    else:
+        backend = plan.backend
+    verifier = SimVerifier(clock, backend, ForwardCost.of(profile))
     left = plan.sessions
     end_s = math.inf if plan.hours is None else plan.hours * 3600
 
@@ -305,7 +314,6 @@ def simulate(
         device.start()
     finished = clock.run(lambda: left == 0)
     streams = [result for device in devices for result in device.results]
-    verifier.close()
     for result in streams:
         if result.error is not None:
             raise result.error
