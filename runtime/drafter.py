@@ -8,6 +8,7 @@ the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual cloc
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Deque, NamedTuple, Protocol, Sequence, Union
 
@@ -138,7 +139,7 @@ class Drafter:
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
             logits = model.forward(sequence[model.length :])[: self.vocab_size]
-            if not np.isfinite(logits.max()):  # also with a NaN anywhere
+            if not math.isfinite(logits.max()):  # also with a NaN anywhere
                 raise ModelError(
                     f"the draft model gave logits that are not numbers behind "
                     f"{len(sequence)} tokens"

@@ -65,6 +65,7 @@ class OutagePlan:
         self._every_s = outages.every_s
         self._length_s = outages.length_s
         self._rng = random.Random(f"{seed}:outages")
+        self.any = outages.any
         self._made: list[tuple[float, float]] = []
         self._until = 0.0
 
@@ -130,6 +131,7 @@ class LinkModel:
         self._last_arrival_s = 0.0
         self._loss_rng = random.Random(f"{seed}:{direction}:loss")
         self._bad = False
+        self._sure = not (spec.loss or spec.bursts or self.outages.any)
         self._jitter = _JitterDraws(spec.jitter, direction, seed)
 
     @property
@@ -191,6 +193,8 @@ class LinkModel:
         return self._free_s
 
     def _lost(self, departure_s: float) -> str:
+        if self._sure:
+            return ""
         # The dice fall whether or not there is an outage: one change, one difference.
         lost = self._loss_rng.random() < self.spec.loss
         bursts = self.spec.bursts

@@ -69,9 +69,13 @@ class VirtualEngine:
 
     def wake(self) -> None:
         """There may be something to do."""
-        if not (self._busy or self._closed):
+        if self._busy or self._closed:
+            return
+        if self._cost is None:  # it holds everything up: not in the middle of an event
             self._busy = True
             self._clock.post(self._begin)
+        else:
+            self._begin()
 
     def close(self) -> None:
         """Begin no other step."""
