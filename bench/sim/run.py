@@ -231,6 +231,8 @@ class Device:
         on_done: Called once, when it has no more to do, or when a stream has failed.
 
     Attributes:
+        clock: The same.
+        setting: Likewise.
         driver: The driver.
         job: Of the present stream.
         ways: The link.
@@ -245,8 +247,8 @@ class Device:
         jobs: Callable[[int], Job | None],
         on_done: Callable[[], None] = lambda: None,
     ) -> None:
-        self._clock = clock
-        self._setting = setting
+        self.clock = clock
+        self.setting = setting
         self._jobs = jobs
         self._on_done = on_done
         self._bits = id_bits(setting.vocab_size)
@@ -279,7 +281,7 @@ class Device:
 
     def _connected(self, outcome: Welcome | DraftwireError) -> None:
         if isinstance(outcome, Welcome):
-            self._clock.post(self._next_stream)
+            self.clock.post(self._next_stream)
         else:  # an outage: the driver tries again
             self.driver.connect(self._connected)
 
@@ -297,15 +299,15 @@ class Device:
         if job is None:
             self._on_done()
             return
-        result = StreamResult(self, len(self.results), self._clock.now())
-        if self._setting.near:
+        result = StreamResult(self, len(self.results), self.clock.now())
+        if self.setting.near:
             self._open(job, result)
         else:  # the prompt goes up; everything else happens there
             came_s = self._carry(result, 0, len(job.prompt))
-            self._clock.call_at(came_s, self._open, job, result)
+            self.clock.call_at(came_s, self._open, job, result)
 
     def _open(self, job: Job, result: StreamResult) -> None:
-        setting, welcome = self._setting, self.driver.primary.welcome
+        setting, welcome = self.setting, self.driver.primary.welcome
         assert welcome is not None  # a stream begins once there is a connection
         controller = setting.make_controller()
         asked = insight(controller, setting.mode)
@@ -329,11 +331,11 @@ class Device:
 
     def account(self) -> StreamAccount:
         """Return the account of a new stream."""
-        watts, name = self._setting.watts, self._setting.model
+        watts, name = self.setting.watts, self.setting.model
         model = None
 
         def now_ns() -> int:
-            return round(self._clock.now() * 1e9)
+            return round(self.clock.now() * 1e9)
 
         if watts:
             origin = f"profile {name}, simulated"
@@ -346,7 +348,7 @@ class Device:
     def shown(self, result: StreamResult, tokens: int) -> float:
         """Return when the user sees ``tokens`` tokens that are text now."""
         if self._text is None:
-            return self._clock.now()
+            return self.clock.now()
         return self._carry(result, 1, tokens)
 
     def ended(self, result: StreamResult) -> None:
@@ -355,11 +357,11 @@ class Device:
         if result.error is not None:
             self._on_done()
             return
-        self._clock.call_at(max(self._clock.now(), result.last_s), self._next_stream)
+        self.clock.call_at(max(self.clock.now(), result.last_s), self._next_stream)
 
     def _carry(self, result: StreamResult, way: int, tokens: int) -> float:
         assert self._text is not None
         payload = 2 + packed_size(tokens, self._bits)
-        found = self._text[way].send(self._clock.now(), payload)
+        found = self._text[way].send(self.clock.now(), payload)
         result.carried(way, payload, found.wire_bytes, found.ack_bytes)
         return found.arrival_s

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel, TextBackend
@@ -312,7 +314,8 @@ def simulate(
         devices.append(device)
     for device in devices:
         device.start()
-    finished = clock.run(lambda: left == 0)
+    with _links_unheard():
+        finished = clock.run(lambda: left == 0)
     streams = [result for device in devices for result in device.results]
     for result in streams:
         if result.error is not None:
@@ -331,6 +334,17 @@ def simulate(
         verifier.forwards,
         verifier.busy_s,
     )
+
+
+@contextlib.contextmanager
+def _links_unheard() -> Iterator[None]:
+    """Log nothing of links that there are not."""
+    log = logging.getLogger("draftwire.link")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def price(outcome: Outcome, objective: str) -> float:
