@@ -137,15 +137,16 @@ class TextBackend:
             Exit(number + 1, EXIT_THRESHOLD, fact.agreement)
             for number, fact in enumerate(exits)
         )
-        self.next: Callable[[], TargetModel] | None = None
+        self.next: Callable[[], TargetModel | None] | None = None
         self._models: dict[int, TargetModel] = {}
         self._taken = 0
 
     def allocate(self) -> int:
         """Take a slot for the text that comes next."""
-        assert self.next is not None
+        model = None if self.next is None else self.next()
+        assert model is not None
         self._taken += 1
-        self._models[self._taken] = self.next()
+        self._models[self._taken] = model
         return self._taken
 
     def release(self, slot: int) -> None:
@@ -211,7 +212,7 @@ class SimVerifier:
         counters = self.served.scheduler.counters
         return counters.forwards - counters.prefill_forwards
 
-    def attach(self, next: Callable[[], TargetModel] | None, send: Send) -> Connection:
+    def attach(self, next: Callable[[], TargetModel | None], send: Send) -> Connection:
         """Return the verifier's end of a new connection.
 
         Args:
@@ -244,7 +245,7 @@ class Connection:
     def __init__(
         self,
         verifier: SimVerifier,
-        next: Callable[[], TargetModel] | None,
+        next: Callable[[], TargetModel | None],
         send: Send,
     ) -> None:
         self._verifier = verifier

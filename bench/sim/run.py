@@ -53,8 +53,8 @@ class Job(Protocol):
     def draft(self) -> Model:
         """Return the draft's model, with an empty cache."""
 
-    def target(self) -> TargetModel:
-        """Return the target's model, where that is a text known beforehand."""
+    def target(self) -> TargetModel | None:
+        """Return the target's model, or None where the backend needs no telling."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,10 @@ class Setting:
         near: The draft is on the device; otherwise it is beside the target, and only
             text crosses the link.
         watts: Of the board in each phase; nothing where nobody knows them.
-        model: Whose times and watts these are, for reports.
+        model: Whose watts these are.
+        origin: Where they come from, or why there are none.
         tokens: Most tokens of a stream.
+        draft_context: Longest sequence of the draft, or None.
         params: Sampling.
         extra: Bytes that a block of so many tokens carries beside the codec's.
         bonus: The target draws one more token after a block that is accepted whole.
@@ -88,7 +90,9 @@ class Setting:
     near: bool = True
     watts: Mapping[str, float] = field(default_factory=dict)
     model: str = ""
+    origin: str = ""
     tokens: int = 256
+    draft_context: int | None = None
     params: SamplingParams = GREEDY
     extra: Callable[[int], int] = lambda tokens: 0
     bonus: bool = True
@@ -290,7 +294,7 @@ class Device:
         """The present stream."""
         return next(iter(self.driver.streams.values()), None)
 
-    def _target(self) -> TargetModel:
+    def _target(self) -> TargetModel | None:
         assert self.job is not None
         return self.job.target()
 
@@ -320,7 +324,7 @@ class Device:
             max_new_tokens=setting.tokens,
             vocab_size=welcome.vocab_size,
             context=welcome.context,
-            draft_context=None,
+            draft_context=setting.draft_context,
             stop_ids=job.stop_ids,
             max_block=welcome.max_block,
             account=self.account(),
@@ -331,17 +335,17 @@ class Device:
 
     def account(self) -> StreamAccount:
         """Return the account of a new stream."""
-        watts, name = self.setting.watts, self.setting.model
+        setting = self.setting
         model = None
 
         def now_ns() -> int:
             return round(self.clock.now() * 1e9)
 
-        if watts:
-            origin = f"profile {name}, simulated"
-            model = ModelSource(name, watts, origin=origin, clock=now_ns)
-        why = f"the profile {name} has no watts"
-        return StreamAccount(Account(None, model=model, why=why, clock=now_ns))
+        if setting.watts:
+            model = ModelSource(
+                setting.model, setting.watts, origin=setting.origin, clock=now_ns
+            )
+        return StreamAccount(Account(None, model=model, why=setting.origin, clock=now_ns))
 
     # ---- what a stream asks of its device
 

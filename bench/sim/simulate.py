@@ -33,6 +33,7 @@ __all__ = [
     "OBJECTIVES",
     "Outcome",
     "Plan",
+    "RealJob",
     "link_of",
     "price",
     "setting_of",
@@ -75,6 +76,29 @@ class TextJob:
     def target(self) -> TargetModel:
         """Return the target's model."""
         return TextTarget(self.text, self.seed)
+
+
+@dataclass(frozen=True)
+class RealJob:
+    """A stream of real models in virtual time: their logits, and a profile's clock.
+
+    Attributes:
+        model: The draft, shared by all streams of the device, one after another.
+        prompt: Token ids.
+        stop_ids: Ids that end the text.
+    """
+
+    model: Model
+    prompt: Sequence[int]
+    stop_ids: Sequence[int] = ()
+
+    def draft(self) -> Model:
+        """Return the draft, its cache empty."""
+        self.model.rewind(0)
+        return self.model
+
+    def target(self) -> None:
+        """The backend has the target."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +278,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         near,
         watts,
         profile.name,
+        f"profile {profile.name}, simulated" if watts else f"profile {profile.name} has no watts",
         tokens=plan.tokens,
         extra=partial(scheme.evidence_bytes, profile=profile),
         bonus=scheme.bonus,
