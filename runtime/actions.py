@@ -145,14 +145,6 @@ class Counts:
     judged_by_position: list[int] = field(default_factory=list)
     queue_s: float = 0.0
     compute_s: float = 0.0
-    forwards_before: int = 0  # of the stream, before it was opened anew
-
-    def ran(self, since_open: int | None) -> None:
-        """Note the verifier's own count of forwards; None is one more."""
-        if since_open is None:
-            self.forwards += 1
-        else:
-            self.forwards = self.forwards_before + since_open
 
     @property
     def wasted(self) -> int:

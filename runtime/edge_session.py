@@ -191,6 +191,7 @@ class EdgeSession:
         self._correction: _Correction | None = None
         self._guess_offline = guess_offline
         self._origin = 0  # committed tokens that the present stream has in its prompt
+        self._forwards = 0  # of the target, for the streams before the present one
         self._guesses = Guesses()
         self.state = State.NEW
         self.has_engine = True
@@ -300,7 +301,7 @@ class EdgeSession:
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
-        self.counts.forwards_before = self.counts.forwards
+        self._forwards = self.counts.forwards
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
@@ -393,7 +394,7 @@ class EdgeSession:
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         self.counts.tokens += len(message.tokens)
-        self.counts.ran(message.forwards)
+        self.counts.forwards = self._forwards + message.forwards
         actions = self._keep([Token(t, "resumed") for t in message.tokens])
         self._forget_wire(message.epoch)
         self._settle("< resumed")
@@ -422,6 +423,9 @@ class EdgeSession:
         if before + len(kept) > self._limit:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         new = [token.id for token in kept]
+        ran = self.counts.forwards - self._forwards + 1
+        ran = ran if commit.forwards is None else commit.forwards
+        self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
         tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(kept)

@@ -82,7 +82,6 @@ def tally(
     """
     accepted = commit.accepted
     counts.rounds += 1
-    counts.ran(commit.forwards)
     counts.accepted += accepted
     counts.tokens += len(new)
     counts.queue_s += commit.queue_s

@@ -100,6 +100,10 @@ class VirtualClock:
         """Call ``what(*args)`` now, after what is asked for already."""
         self.call_at(self.now_s, what, *args)
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which nothing happens, as while a device is suspended."""
+        self.now_s += seconds
+
     def run(self, done: Callable[[], bool] | None = None) -> bool:
         """Let things happen until there are none left, or ``done()`` says so.
 
@@ -113,7 +117,8 @@ class VirtualClock:
             if what is None:
                 continue
             entry[2] = None  # it has happened
-            self.now_s = when
+            if when > self.now_s:
+                self.now_s = when  # `jump` may have passed it
             self.events += 1
             what(*args)
             if done is not None and done():
