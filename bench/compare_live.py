@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+import draftwire
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.compare_colocated import Colocated, tune_block
 from draftwire.bench.compare_schemes import Entry, carried_sizes
@@ -134,22 +135,28 @@ def run_live(run: LiveRun, say: Callable[[str], None]) -> tuple[list[Any], list[
 
 def _session(run: LiveRun, url: str, token: str) -> Session:
     energy: str | ModelSource = "auto"
-    watts = run.profile.watts() if run.profile is not None else {}
-    if run.profile is not None and "wait" in watts:
-        # Profiles know nothing of radios: handing over a frame counts as waiting.
-        watts = {"transmit": watts["wait"], "idle": watts["wait"], **watts}
-        energy = ModelSource(
-            run.profile.name, watts, origin=f"profile {run.profile.name}, no radio"
-        )
-    return Session(
+    watts = _watts(run)
+    if run.profile is not None and watts:
+        origin = f"profile {run.profile.name}, no radio"
+        energy = ModelSource(run.profile.name, watts, origin=origin)
+    return draftwire.connect(
         url,
         draft=run.draft,
         target=run.target.version,
         token=token,
         threads=run.threads,
         energy=energy,
-        timeout=30.0,
+        timeout_s=30.0,
     )
+
+
+def _watts(run: LiveRun) -> dict[str, float]:
+    """Return the board's watts, where the profile states them."""
+    watts = run.profile.watts() if run.profile is not None else {}
+    if "wait" not in watts:
+        return {}
+    # Profiles know nothing of radios: handing over a frame counts as waiting.
+    return {"transmit": watts["wait"], "idle": watts["wait"], **watts}
 
 
 def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
@@ -176,9 +183,8 @@ def _turn(
             if entry.scheme.place == "cloud":
                 assert server is not None
                 report = server.colocated.run(
-                    prompt, params, entry.block or server.block, run.tokens, link.rtt_s
+                    prompt, params, entry.block or server.block, run.tokens, link
                 )
-                _idle_joules(report, run.profile)
             else:
                 block = run.best.get((link.name, entry.name), run.block)
                 report = _stream(run, session, entry, prompt, params, block)
@@ -209,7 +215,7 @@ def _stream(
     mode = entry.scheme.mode
     cut = mode.cut and (run.profile is None or bool(run.profile["speculation.cut"]))
     first_tokens, last_s = 0, None
-    chunks = session.generate(
+    stream = session.generate(
         prompt,
         max_new_tokens=run.tokens,
         scheme=entry.sampling(params.temperature, run.vocabulary),
@@ -224,11 +230,11 @@ def _stream(
         cut=cut,
         batch=mode.batch,
     )
-    for chunk in chunks:
+    for chunk in stream:
         if chunk.tokens:
             first_tokens = first_tokens or len(chunk.tokens)
             last_s = chunk.t_s
-    report = session.report
+    report = stream.report
     assert report is not None
     report["bench"] = {
         "place": "device",
@@ -236,19 +242,6 @@ def _stream(
         "last_token_s": last_s,
     }
     return report
-
-
-def _idle_joules(report: dict[str, Any], profile: Profile | None) -> None:
-    """Charge the waiting device, where a profile states its watts."""
-    watts = {} if profile is None else profile.watts()
-    if profile is None or "wait" not in watts:
-        return
-    report["energy"].update(
-        joules=watts["wait"] * report["seconds"]["total"],
-        source=f"model:{profile.name}",
-        scope="modelled",
-        why_null=None,
-    )
 
 
 def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
@@ -268,13 +261,21 @@ def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
         draft = DraftModel.load(run.draft, threads=run.threads)
         target = OnnxTarget(run.target.path, slots=1, threads=run.threads)
 
+    watts = _watts(run)
+    told: dict[str, Any] = {}
+    if watts and run.profile is not None:
+        name = run.profile.name
+        told["watts"] = dict.fromkeys(watts, watts["wait"])  # the device only waits
+        told["model"], told["origin"] = name, f"profile {name}, waiting"
+
     def together(draft: Model, target: TargetBackend) -> Colocated:
         return Colocated(
             draft,
             target,
             vocab_size=min(run.draft.vocab_size, target.vocab_size),
-            context=min(run.draft.context, target.context),
+            draft_context=run.draft.context,
             stop_ids=sorted({*run.draft.eos_ids, *target.eos_ids}),
+            **told,
         )
 
     say("choosing the block length of co-located decoding")
