@@ -167,7 +167,9 @@ def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
         drafter._model = PlayedDraft(run.texts)
     if run.profile is None:
         return None
-    paced = PacedDraft(drafter._model, StepCost.of(run.profile))
+    model = drafter._model
+    assert model is not None
+    paced = PacedDraft(model, StepCost.of(run.profile))
     drafter._model = paced
     return paced
 

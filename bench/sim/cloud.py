@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import replace
 from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
@@ -48,9 +48,7 @@ class TargetModel(Protocol):
             ``(rows, width)`` logits of the last ``rows`` tokens.
         """
 
-    def exit_rows(
-        self, number: int, exit: ExitFact, end: int, rows: int
-    ) -> np.ndarray:
+    def exit_rows(self, number: int, exit: ExitFact, end: int, rows: int) -> np.ndarray:
         """Return what early exit ``number`` makes of the last ``rows`` before ``end``."""
 
 
@@ -122,18 +120,22 @@ class TextBackend:
         next: Gives the model of the slot that is taken next.
     """
 
-    bos_id = None
+    bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    slots = 1 << 30
+    slots: int = 1 << 30
 
     def __init__(
-        self, name: str, vocab_size: int, exits: Sequence[ExitFact] = (), context: int = 1 << 20
+        self,
+        name: str,
+        vocab_size: int,
+        exits: Sequence[ExitFact] = (),
+        context: int = 1 << 20,
     ) -> None:
         self.id, self.version = "", "simulated"
         self.name, self.vocab_size, self.context = name, vocab_size, context
         self.family = Family(name, None, "00" * 32)
         self.facts = tuple(exits)
-        self.exits = tuple(
+        self.exits: tuple[Exit, ...] = tuple(
             Exit(number + 1, EXIT_THRESHOLD, fact.agreement)
             for number, fact in enumerate(exits)
         )
@@ -187,7 +189,7 @@ class SimVerifier:
     def __init__(
         self,
         clock: Clock,
-        backend: TargetBackend | TextBackend,
+        backend: TargetBackend,
         cost: ForwardCost | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -224,6 +226,9 @@ class SimVerifier:
 
     def terms(self, hello: Hello) -> Terms:
         """Return what holds on a connection."""
+        if not isinstance(self.backend, TextBackend):
+            # Nobody says when in a forward the exits of real models would speak.
+            hello = replace(hello, capabilities=("resume",))
         return Terms(self.served, self.usage, welcome_to(hello, self.backend, _LIMITS))
 
 

@@ -88,7 +88,7 @@ class VirtualEngine:
             return
         try:
             step = self._drafter.step()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - engines raise their own classes
             self._clock.post(self.driver.engine_failed, self._drafter.stream, error)
             self.wake()
             return

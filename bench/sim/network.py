@@ -182,7 +182,9 @@ class VirtualWire:
         if not self._over:
             self._segment(way, size, self._unless_over, then, args)
 
-    def _segment(self, way: int, size: int, then: Callable[..., None], *args: object) -> None:
+    def _segment(
+        self, way: int, size: int, then: Callable[..., None], *args: object
+    ) -> None:
         if self._links is None:
             self._clock.post(then, *args)
             return

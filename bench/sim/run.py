@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Callable, Mapping, Protocol, Sequence, Union
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.cloud import SimVerifier, TargetModel
@@ -122,7 +122,7 @@ class StreamResult:
         self.error: DraftwireError | None = None
         self._text = [0, 0, 0, 0]  # bytes that its text took, where only that is carried
 
-    def take(self, action: Union[Emit, Revise]) -> str | None:
+    def take(self, action: Emit | Revise) -> str | None:
         """Show text; guesses are not asked for, so nothing is ever taken back."""
         assert isinstance(action, Emit) and self._device is not None
         fresh = [token.id for token in action.tokens[action.shown :]]
@@ -166,6 +166,11 @@ class StreamResult:
         """What the driver says of the stream that has ended."""
         assert self.run is not None
         return self.run
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        return self.over.finish
 
     @property
     def counts(self) -> Counts:

@@ -278,7 +278,9 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         near,
         watts,
         profile.name,
-        f"profile {profile.name}, simulated" if watts else f"profile {profile.name} has no watts",
+        f"profile {profile.name}, simulated"
+        if watts
+        else f"profile {profile.name} has no watts",
         tokens=plan.tokens,
         extra=partial(scheme.evidence_bytes, profile=profile),
         bonus=scheme.bonus,
@@ -308,7 +310,7 @@ def simulate(
     block = int(profile["speculation.block"]) if plan.block is None else plan.block
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
     clock = VirtualClock()
-    backend: TargetBackend | TextBackend
+    backend: TargetBackend
     if plan.backend is None:
         backend = TextBackend(
             f"simulated: {profile.name}", vocabulary_of(plan), profile.exits
