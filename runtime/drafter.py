@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Deque, NamedTuple, Protocol, Sequence, Union
+from typing import NamedTuple, Protocol, Sequence
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class Drafter:
     def __init__(self, model: Model | None, vocab_size: int) -> None:
         self._model = model
         self.vocab_size = vocab_size
-        self._inbox: Deque[Union[_Begin, _Order]] = deque()
+        self._inbox: deque[_Begin | _Order] = deque()
         self.stream = -1
         self._proposer: Proposer | None = None
         self._cache: SuffixCache | None = None

@@ -23,7 +23,7 @@ import logging
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Callable, Deque, Protocol, Sequence, Union
+from typing import Callable, Protocol, Sequence
 
 from draftwire.clock import Clock, Timer
 from draftwire.energy.budget import Budget
@@ -110,7 +110,7 @@ class StreamSpec:
 class Sink(Protocol):
     """Where the text of a stream goes; called in the driver's thread."""
 
-    def take(self, action: Union[Emit, Revise]) -> str | None:
+    def take(self, action: Emit | Revise) -> str | None:
         """Show text, or take some back; return why to end the stream now, or None."""
 
     def explain(self, line: str) -> None:
@@ -218,7 +218,7 @@ class Driver:
         drafter: Drafter,
         engine: EnginePort,
         hello: Hello,
-        settings: LinkSettings = LinkSettings(),
+        settings: LinkSettings | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
@@ -226,14 +226,14 @@ class Driver:
         self._drafter = drafter
         self._engine = engine
         self._hello = hello
-        self._settings = settings
+        self._settings = settings or LinkSettings()
         self._rng = rng or random.Random()
         self._first: Callable[[Welcome | DraftwireError], None] | None = None
         self._number = 0
         self.streams: dict[int, StreamRun] = {}
         self._carried: dict[Link, StreamRun] = {}
         self._spare: list[Link] = []  # links beside the primary one
-        self._turn: Deque[StreamRun] = deque()  # for the draft model; the first has it
+        self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
         self.primary = self._new_link()
 

@@ -55,12 +55,16 @@ class Connection:
         expired: True once it is being shown out.
     """
 
+    dialogue_class = Dialogue
+
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
         self._socket = socket
         self._service = service
         self._usage = usage
         self._codec = Codec()
-        self._dialogue = Dialogue(service.kept, self._greet, self, socket.remote_address)
+        self._dialogue = self.dialogue_class(
+            service.kept, self._greet, self, socket.remote_address
+        )
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send
         self._room = asyncio.Event()  # something was sent

@@ -24,7 +24,16 @@ ARROWS = {
 }
 EVERYONE = {FACE, "bench"}
 # Files of the face at the bottom of everything: what packages are, and errors.
-GROUND = {"clock", "errors", "options", "exits", "manifest", "packages", "tensors", "tokenizer"}
+GROUND = {
+    "clock",
+    "errors",
+    "options",
+    "exits",
+    "manifest",
+    "packages",
+    "tensors",
+    "tokenizer",
+}
 DEVICE = sorted({*LEAVES, "runtime", FACE})
 HEAVY = {"torch", "transformers", "onnx"}
 

@@ -99,9 +99,7 @@ def one(*faults, connects=(), **stream):
 @pytest.mark.parametrize("outcome", ["502", "503", "reset", "nonsense", "hang"])
 @pytest.mark.parametrize("offline", ["wait", "draft"])
 def test_an_answer_of_an_unknown_kind_is_tried_again(outcome, offline):
-    sink, _ = one(
-        Fault(0.3, "cut"), connects=("ok", outcome, outcome), offline=offline
-    )
+    sink, _ = one(Fault(0.3, "cut"), connects=("ok", outcome, outcome), offline=offline)
     assert sink.run.finish == "length" and sink.run.reconnects == 1
 
 
@@ -191,7 +189,11 @@ def test_what_the_report_says_of_forwards_is_what_ran(mechanism):
     for seed in range(40):
         plan = world.draw_plan(world.Dice(seed), mechanism)
         stream = dataclasses.replace(
-            plan.streams[0], patience_s=300.0, offline="wait", cancel_s=None, deadline_s=None
+            plan.streams[0],
+            patience_s=300.0,
+            offline="wait",
+            cancel_s=None,
+            deadline_s=None,
         )
         cuts = tuple(Fault(0.1 * i + 0.03, "cut") for i in range(seed % 4))
         found = world.check(

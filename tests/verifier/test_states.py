@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
+from draftwire.runtime.edge_session import TABLE as DEVICE
 from draftwire.sampling import SCHEMES
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.transport.states import after, diagram, fill
@@ -23,7 +24,8 @@ PROTOCOL = Path(__file__).resolve().parents[2] / "transport" / "PROTOCOL.md"
 
 
 def written():
-    return fill(PROTOCOL.read_text(encoding="utf-8"), "verifier", TABLE)
+    text = fill(PROTOCOL.read_text(encoding="utf-8"), "device", DEVICE)
+    return fill(text, "verifier", TABLE)
 
 
 def test_protocol_md_shows_the_table_that_runs():
