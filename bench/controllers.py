@@ -20,6 +20,7 @@ from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Outcome, Plan, TextJob, simulate
 from draftwire.bench.sim.texts import Source
 from draftwire.clock import VirtualClock
+from draftwire.energy.account import Account
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.controller_baselines import Oracle
@@ -118,9 +119,9 @@ class Board(Device):
         super().__init__(*args)
         self.spend: list[tuple[float, float]] = []
 
-    def account(self) -> StreamAccount:
-        """Return an account that notes the watts."""
-        return _Noting(super().account(), self)
+    def started(self, account: Account) -> StreamAccount:
+        """Return the account of a new stream, which notes the watts."""
+        return _Noting(account, self)
 
     def change_round_trip(self, rtt_s: float) -> None:
         """Give the link another delay from now on."""
@@ -129,9 +130,8 @@ class Board(Device):
 
 
 class _Noting(StreamAccount):
-    def __init__(self, account: StreamAccount, board: Board) -> None:
-        self.account = account.account
-        self._reading = True
+    def __init__(self, account: Account, board: Board) -> None:
+        super().__init__(account)
         self._board = board
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:

@@ -365,7 +365,7 @@ class Driver:
             run.decisions.drafted(seconds, step.fed)
             return run.machine.drafted(step.branch, proposal)
 
-        self._do(run, event)
+        self._do(run, event, going_on=True)
         if run.impatient:
             self._check_guessed(run)
 
@@ -492,12 +492,21 @@ class Driver:
 
     # ---- one event
 
-    def _do(self, run: StreamRun, event: Event) -> None:
-        """Let one thing happen to a stream, and carry out what comes of it."""
+    def _do(self, run: StreamRun, event: Event, *, going_on: bool = False) -> None:
+        """Let one thing happen to a stream, and carry out what comes of it.
+
+        Args:
+            run: The stream.
+            event: What happens.
+            going_on: Where nothing comes of it, and the draft goes on, nothing that the
+                stream waits for has changed.
+        """
         if run.over:
             return
         try:
-            self._apply(run, event())
+            actions = event()
+            if actions or not going_on or not run.machine.drafting:
+                self._apply(run, actions)
         except ProtocolError as error:  # the peer contradicts itself: begin afresh
             self._fail(run, error)
             run.link.lose(error)

@@ -345,6 +345,8 @@ class EdgeSession:
             block = main.proposals[hand.start :]
             full = len(block) >= hand.quota or self._draftable(main) == 0 or ends
             hand.ready = full or self._controller.enough(block)
+            if not (hand.ready or self._mode.batch) and self._alone is _Alone.NO:
+                return []  # one more of a block that is not due: nothing else changes
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:

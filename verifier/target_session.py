@@ -21,6 +21,7 @@ than by plain decoding, counted in forwards.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -387,11 +388,12 @@ class TargetSession:
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
         # A law needs a largest logit; those of impossible tokens may be -inf.
-        fit = np.isfinite(rows.max(axis=-1))
-        if not fit.all():
+        for i, top in enumerate(rows.max(axis=-1).tolist()):
+            if math.isfinite(top):
+                continue
             raise ModelError(
                 f"target {self._target} gave logits that are no numbers for position "
-                f"{at - self._prompt + int(fit.argmin())} of the text",
+                f"{at - self._prompt + i} of the text",
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
         return self._decider.decide(work.drafts, work.evidence, rows, at)

@@ -332,16 +332,14 @@ class Device:
             draft_context=setting.draft_context,
             stop_ids=job.stop_ids,
             max_block=welcome.max_block,
-            account=self.account(),
+            account=self.started(self._account()),
             patience_s=_PATIENCE_S,
             model=job.draft(),
         )
         self.driver.open(spec, result)
 
-    def account(self) -> StreamAccount:
-        """Return the account of a new stream."""
-        setting = self.setting
-        model = None
+    def _account(self) -> Account:
+        setting, model = self.setting, None
 
         def now_ns() -> int:
             return round(self.clock.now() * 1e9)
@@ -350,7 +348,11 @@ class Device:
             model = ModelSource(
                 setting.model, setting.watts, origin=setting.origin, clock=now_ns
             )
-        return StreamAccount(Account(None, model=model, why=setting.origin, clock=now_ns))
+        return Account(None, model=model, why=setting.origin, clock=now_ns)
+
+    def started(self, account: Account) -> StreamAccount:
+        """Return the account of a new stream."""
+        return StreamAccount(account)
 
     # ---- what a stream asks of its device
 
