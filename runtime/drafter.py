@@ -139,7 +139,7 @@ class Drafter:
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
             logits = model.forward(sequence[model.length :])[: self.vocab_size]
-            if not math.isfinite(logits.max()):  # also with a NaN anywhere
+            if not math.isfinite(np.maximum.reduce(logits)):  # also with a NaN anywhere
                 raise ModelError(
                     f"the draft model gave logits that are not numbers behind "
                     f"{len(sequence)} tokens"

@@ -65,6 +65,8 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 class State(enum.Enum):
     """Where a stream is, in the words of PROTOCOL.md."""
 
+    __hash__ = object.__hash__  # members are looked up at every event: that of Enum is slow
+
     IDLE = "not begun"
     OPENING = "it drafts, and blocks may leave already"
     DRAFTING = "the verifier owes nothing"

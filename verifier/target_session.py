@@ -47,6 +47,8 @@ __all__ = ["TABLE", "State", "StreamCounts", "TargetSession", "Work"]
 class State(enum.Enum):
     """Where a stream stands, in the words of PROTOCOL.md."""
 
+    __hash__ = object.__hash__  # looked up at every event: that of Enum is slow
+
     READING = "the target has not read all of the text yet"
     WAITING = "for a block that asks for more text"
     JUDGING = "the target runs over drafts"
@@ -388,7 +390,7 @@ class TargetSession:
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
         # A law needs a largest logit; those of impossible tokens may be -inf.
-        for i, top in enumerate(rows.max(axis=-1).tolist()):
+        for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
             if math.isfinite(top):
                 continue
             raise ModelError(

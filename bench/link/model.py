@@ -118,11 +118,12 @@ class LinkModel:
         self.delay_s = spec.delay_s(direction)
         self.outages = OutagePlan(spec.outages, seed) if outages is None else outages
         self._trace = trace
+        self._steady: float | None = None
         path, rate = spec.trace(direction), spec.bit_s(direction)
         if trace is None and path is not None:
             self._trace = read_trace(path)
         elif trace is None and rate is not None:
-            self._trace = Trace.constant(rate)
+            self._trace, self._steady = Trace.constant(rate), rate
         self._limit = spec.queue_bytes if drop_tail else None
         self._waiting: deque[tuple[float, int]] = deque()  # departure, bytes
         self._waiting_bytes = 0
@@ -157,7 +158,12 @@ class LinkModel:
         if self._limit is not None and waiting and waiting + nbytes > self._limit:
             return Delivery(None, now_s, "queue")
         start = max(now_s, self._free_s)
-        departure = start if self._trace is None else self._trace.finish(start, nbytes)
+        if self._trace is None:
+            departure = start
+        elif self._steady is not None:
+            departure = start + 8.0 * nbytes / self._steady
+        else:
+            departure = self._trace.finish(start, nbytes)
         self._free_s = departure
         if departure > now_s:
             self._waiting.append((departure, nbytes))
