@@ -365,7 +365,7 @@ class Driver:
             run.decisions.drafted(seconds, step.fed)
             return run.machine.drafted(step.branch, proposal)
 
-        self._do(run, event)
+        self._do(run, event, quiet=True)
         if run.impatient:
             self._check_guessed(run)
 
@@ -459,7 +459,7 @@ class Driver:
             run.faulted = False
             link.progress()
         if not run.over:
-            self._do(run, learn)
+            self._do(run, learn, quiet=True)
 
     def _peer_error(self, link: Link, run: StreamRun | None, message: Error) -> None:
         """The verifier says that something is wrong."""
@@ -492,12 +492,22 @@ class Driver:
 
     # ---- one event
 
-    def _do(self, run: StreamRun, event: Event) -> None:
-        """Let one thing happen to a stream, and carry out what comes of it."""
+    def _do(self, run: StreamRun, event: Event, *, quiet: bool = False) -> None:
+        """Let one thing happen to a stream, and carry out what comes of it.
+
+        Args:
+            run: The stream.
+            event: What happens.
+            quiet: Where nothing comes of it, and the draft model goes on or still rests,
+                the stream waits for what it waited for.
+        """
         if run.over:
             return
         try:
-            self._apply(run, event())
+            drafting = quiet and run.machine.drafting
+            actions = event()
+            if actions or not quiet or run.machine.drafting is not drafting:
+                self._apply(run, actions)
         except ProtocolError as error:  # the peer contradicts itself: begin afresh
             self._fail(run, error)
             run.link.lose(error)

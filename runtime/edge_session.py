@@ -65,6 +65,8 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 class State(enum.Enum):
     """Where a stream is, in the words of PROTOCOL.md."""
 
+    __hash__ = object.__hash__  # members are looked up at every event: that of Enum is slow
+
     IDLE = "not begun"
     OPENING = "it drafts, and blocks may leave already"
     DRAFTING = "the verifier owes nothing"
@@ -345,6 +347,8 @@ class EdgeSession:
             block = main.proposals[hand.start :]
             full = len(block) >= hand.quota or self._draftable(main) == 0 or ends
             hand.ready = full or self._controller.enough(block)
+            if not (hand.ready or self._mode.batch) and self._alone is _Alone.NO:
+                return []  # one more of a block that is not due: nothing else changes
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:

@@ -34,6 +34,8 @@ def after(table: Table[S], state: S, event: str, to: S | None = None) -> S:
     if found is None:
         raise ValueError(f"{event!r} cannot happen while {state.name}")
     if not isinstance(found, frozenset):
+        if to is None or to is found:
+            return found
         found = frozenset({found})
     if to is None:
         (to,) = found

@@ -15,6 +15,8 @@ __all__ = ["TABLE", "State"]
 class State(enum.Enum):
     """Where a stream stands, in the words of PROTOCOL.md."""
 
+    __hash__ = object.__hash__  # looked up at every event: that of Enum is slow
+
     READING = "the target has not read all of the text yet"
     WAITING = "for a block that asks for more text"
     JUDGING = "the target runs over drafts"

@@ -20,6 +20,7 @@ than by plain decoding, counted in forwards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -341,12 +342,13 @@ class TargetSession:
             return Decision(0, -1)
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
-        # A distribution needs a largest logit; impossible tokens may have -inf.
-        fit = np.isfinite(rows.max(axis=-1))
-        if not fit.all():
+        # A distribution needs a largest logit; those of impossible tokens may be -inf.
+        for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
+            if math.isfinite(top):
+                continue
             raise ModelError(
                 f"target {self._target} gave logits that are no numbers for position "
-                f"{at - self._prompt + int(fit.argmin())} of the text",
+                f"{at - self._prompt + i} of the text",
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
         return self._decider.decide(work.drafts, work.evidence, rows, at)
