@@ -46,7 +46,7 @@ MUTANTS = (
         "runtime/stream.py",
         "            self.cancel()\n            if self._over.wait",
         "            if self._over.wait",
-        "tests/laws/test_streams.py",
+        "tests/laws/test_live_streams.py",
     ),
     Mutant(
         "a new order waits for the old one's end",

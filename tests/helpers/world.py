@@ -543,7 +543,7 @@ class World:
         self.target.allocate = crowded
         cost = lambda parts, prefill: self.cost()  # noqa: E731
         fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
-        executor = VirtualExecutor(self.clock, self.target, cost, fractions)
+        executor = VirtualExecutor(self.target, self.clock, cost, fractions)
         scheduler = Scheduler(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.served = Served(self.target, scheduler, frozenset())
         self.kept = KeptStreams(Limits(block=255), self.clock.now)
