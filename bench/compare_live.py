@@ -135,13 +135,10 @@ def run_live(run: LiveRun, say: Callable[[str], None]) -> tuple[list[Any], list[
 
 def _session(run: LiveRun, url: str, token: str) -> Session:
     energy: str | ModelSource = "auto"
-    watts = run.profile.watts() if run.profile is not None else {}
-    if run.profile is not None and "wait" in watts:
-        # Profiles know nothing of radios: handing over a frame counts as waiting.
-        watts = {"transmit": watts["wait"], "idle": watts["wait"], **watts}
-        energy = ModelSource(
-            run.profile.name, watts, origin=f"profile {run.profile.name}, no radio"
-        )
+    watts = _watts(run)
+    if run.profile is not None and watts:
+        origin = f"profile {run.profile.name}, no radio"
+        energy = ModelSource(run.profile.name, watts, origin=origin)
     return draftwire.connect(
         url,
         draft=run.draft,
@@ -153,6 +150,15 @@ def _session(run: LiveRun, url: str, token: str) -> Session:
     )
 
 
+def _watts(run: LiveRun) -> dict[str, float]:
+    """Return the board's watts, where the profile states them."""
+    watts = run.profile.watts() if run.profile is not None else {}
+    if "wait" not in watts:
+        return {}
+    # Profiles know nothing of radios: handing over a frame counts as waiting.
+    return {"transmit": watts["wait"], "idle": watts["wait"], **watts}
+
+
 def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
     """Put the profile's clock, or a played text, between drafter and model."""
     # The session has no door for it: no device in service drafts slower than it can.
@@ -162,7 +168,9 @@ def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
         drafter._model = PlayedDraft(run.texts)
     if run.profile is None:
         return None
-    paced = PacedDraft(drafter._model, StepCost.of(run.profile))
+    model = drafter._model
+    assert model is not None
+    paced = PacedDraft(model, StepCost.of(run.profile))
     drafter._model = paced
     return paced
 
@@ -178,9 +186,8 @@ def _turn(
             if entry.scheme.place == "cloud":
                 assert server is not None
                 report = server.colocated.run(
-                    prompt, params, entry.block or server.block, run.tokens, link.rtt_s
+                    prompt, params, entry.block or server.block, run.tokens, link
                 )
-                _idle_joules(report, run.profile)
             else:
                 block = run.best.get((link.name, entry.name), run.block)
                 report = _stream(run, session, entry, prompt, params, block)
@@ -240,19 +247,6 @@ def _stream(
     return report
 
 
-def _idle_joules(report: dict[str, Any], profile: Profile | None) -> None:
-    """Charge the waiting device, where a profile states its watts."""
-    watts = {} if profile is None else profile.watts()
-    if profile is None or "wait" not in watts:
-        return
-    report["energy"].update(
-        joules=watts["wait"] * report["seconds"]["total"],
-        source=f"model:{profile.name}",
-        scope="modelled",
-        why_null=None,
-    )
-
-
 def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
     """Load both models here for co-located decoding, where a row asks for it."""
     wanted = [entry for entry in run.entries if entry.scheme.place == "cloud"]
@@ -270,13 +264,21 @@ def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
         draft = DraftModel.load(run.draft, threads=run.threads)
         target = OnnxTarget(run.target.path, slots=1, threads=run.threads)
 
+    watts = _watts(run)
+    told: dict[str, Any] = {}
+    if watts and run.profile is not None:
+        name = run.profile.name
+        told["watts"] = dict.fromkeys(watts, watts["wait"])  # the device only waits
+        told["model"], told["origin"] = name, f"profile {name}, waiting"
+
     def together(draft: Model, target: TargetBackend) -> Colocated:
         return Colocated(
             draft,
             target,
             vocab_size=min(run.draft.vocab_size, target.vocab_size),
-            context=min(run.draft.context, target.context),
+            draft_context=run.draft.context,
             stop_ids=sorted({*run.draft.eos_ids, *target.eos_ids}),
+            **told,
         )
 
     say("choosing the block length of co-located decoding")

@@ -77,7 +77,7 @@ def run_simulated(
     """
     source = source_of(settings, profile)
     clock = find(_REAL) if profile is None else profile
-    job, vocabulary, about = None, None, ""
+    job, backend, vocabulary, about = None, None, None, ""
     if source is not None:
         about = source.name
         if settings.recording is not None:
@@ -86,7 +86,7 @@ def run_simulated(
         from draftwire.bench.sim.command import real_jobs
 
         version = settings.target.name.replace(".target", "")
-        job, vocabulary = real_jobs(version)
+        job, backend, vocabulary = real_jobs(version)
         about = f"reference draft, target {version}"
     else:
         about = f"synthetic texts of profile {clock.name}"
@@ -104,23 +104,20 @@ def run_simulated(
                 tokens=settings.tokens,
                 seed=settings.seed,
                 job=job,
+                backend=backend,
                 vocabulary=vocabulary,
             )
             outcome = tuned(plan) if _chosen(entry, settings) else simulate(plan)
             for stream in outcome.streams:
                 report = run_report(outcome, stream)
-                report["bench"] = {
-                    "scheme": entry.name,
-                    "link": link.name,
-                    "repeat": 0,
-                    "prompt": stream.number,
-                    "place": entry.scheme.place,
-                    "same_text": True,
-                    "first_tokens": stream.first_tokens,
-                    "last_token_s": stream.last_s - stream.began_s,
-                    "simulated": True,
-                    "pace": clock.name,
-                }
+                report["bench"].update(
+                    scheme=entry.name,
+                    link=link.name,
+                    repeat=0,
+                    same_text=True,
+                    simulated=True,
+                    pace=clock.name,
+                )
                 reports.append(report)
     specs = [
         {"name": link.name, "method": "simulated", "notes": [], "spec": link.to_dict()}

@@ -14,14 +14,14 @@ from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.cloud import ForwardCost, SimVerifier
-from draftwire.bench.sim.events import Loop
 from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
+from draftwire.bench.sim.run import Device
 from draftwire.bench.sim.schemes import Scheme
-from draftwire.bench.sim.simulate import StuckError, TextJob
+from draftwire.bench.sim.simulate import Outcome, Plan, TextJob, simulate
 from draftwire.bench.sim.texts import Source
-from draftwire.runtime.actions import Action, Emit
+from draftwire.clock import VirtualClock
+from draftwire.energy.account import Account
+from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.controller_baselines import Oracle
 from draftwire.runtime.mode import Mode
@@ -45,17 +45,18 @@ class Sight:
         self._mode = mode
         self.device: Device | None = None
         self._right: list[bool] = []
-        self._machine: object = None
+        self._job: object = None
 
     def run(self) -> int:
         """Return how many drafts from here on would be accepted in a row."""
         device = self.device
-        assert device is not None and device._machine is not None
-        machine = device._machine
-        if machine is not self._machine:
-            assert isinstance(device._job, TextJob)
-            self._machine, self._right = machine, device._job.text.right
-        at = len(machine.committed) + len(machine._lines.main)
+        assert device is not None and isinstance(device.job, TextJob)
+        if device.job is not self._job:
+            self._job, self._right = device.job, device.job.text.right
+        at = 0
+        if device.running is not None:  # else it is being opened
+            machine = device.running.machine
+            at = len(machine.committed) + len(machine._lines.main)
         length = 0
         while at + length < len(self._right) and self._right[at + length]:
             length += 1
@@ -72,24 +73,27 @@ class Run:
     """What one policy did.
 
     Attributes:
-        policy: Its name.
-        streams: Results.
-        seconds: From the first token of each stream to its last.
-        tokens: Meanwhile.
-        forwards: Of the target.
-        joules: Of the board, or None without watts.
+        outcome: Of the simulation.
         spend: ``(t_s, watts)`` at each change, for windows.
-        commits: ``(t_s, tokens)``.
     """
 
-    policy: str
-    streams: Sequence[StreamResult]
-    seconds: float
-    tokens: int
-    forwards: int
-    joules: float | None
+    outcome: Outcome
     spend: Sequence[tuple[float, float]]
-    commits: Sequence[tuple[float, int]]
+
+    @property
+    def seconds(self) -> float:
+        """From the first token of each stream to its last."""
+        return sum(s.last_s - (s.first_s or 0.0) for s in self.outcome.streams)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens meanwhile."""
+        return sum(len(s.ids) - s.first_tokens for s in self.outcome.streams)
+
+    @property
+    def commits(self) -> Sequence[tuple[float, int]]:
+        """``(t_s, tokens)`` each time that some were seen."""
+        return [seen for stream in self.outcome.streams for seen in stream.seen]
 
     @property
     def tokens_s(self) -> float:
@@ -99,43 +103,43 @@ class Run:
     @property
     def joules_per_token(self) -> float | None:
         """Joules of the board for each token."""
-        return None if self.joules is None else self.joules / max(1, self.tokens)
+        per_token = self.outcome.joules_per_token
+        after_first = self.outcome.tokens / max(1, self.tokens)
+        return None if per_token is None else per_token * after_first
 
 
 class Board(Device):
-    """A device that notes what it draws and what it shows.
+    """A device that notes what it draws.
 
     Attributes:
         spend: ``(t_s, watts)`` at each change.
-        commits: ``(t_s, tokens)`` of each commit.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.spend: list[tuple[float, float]] = []
-        self.commits: list[tuple[float, int]] = []
 
-    def _apply(self, actions: Sequence[Action]) -> None:
-        super()._apply(actions)
-        if self._watts:
-            machine = self._machine
-            drafting = machine is not None and machine.drafting
-            watts = self._watts["draft" if drafting else "verify-wait"]
-            self.spend.append((self._loop.now_s, watts))
-
-    def _show(self, emit: Emit) -> None:
-        super()._show(emit)
-        self.commits.append((self._loop.now_s, len(emit.tokens) - emit.shown))
-
-    def _next_stream(self) -> None:
-        super()._next_stream()
-        if self._machine is not None and self._watts:
-            self._controller.power(self._watts)
+    def started(self, account: Account) -> StreamAccount:
+        """Return the account of a new stream, which notes the watts."""
+        return _Noting(account, self)
 
     def change_round_trip(self, rtt_s: float) -> None:
         """Give the link another delay from now on."""
-        for way in (self._up, self._down):
-            way.model.delay_s = rtt_s / 2
+        for model in self.ways.models:
+            model.delay_s = rtt_s / 2
+
+
+class _Noting(StreamAccount):
+    def __init__(self, account: Account, board: Board) -> None:
+        super().__init__(account)
+        self._board = board
+
+    def settle(self, *, drafting: bool, waiting: bool) -> None:
+        super().settle(drafting=drafting, waiting=waiting)
+        watts = self._board.setting.watts
+        if watts:
+            phase = "draft" if drafting else "verify-wait"
+            self._board.spend.append((self._board.clock.now(), watts[phase]))
 
 
 def run_policy(
@@ -149,7 +153,7 @@ def run_policy(
     tokens: int = 300,
     seed: int = 1,
     evidence_bits: int = 0,
-    change: Callable[[Loop, Board], None] | None = None,
+    change: Callable[[VirtualClock, Board], None] = lambda clock, board: None,
 ) -> Run:
     """Run one policy; it keeps what it has learned from stream to stream.
 
@@ -165,58 +169,35 @@ def run_policy(
         evidence_bits: That a drafted token carries beside its id.
         change: Called before the start; may plan changes.
     """
-    loop = Loop()
-    verifier = SimVerifier(loop, ForwardCost.of(profile))
     sight = Sight(mode)
-    if policy == "oracle":
-        controller: Controller = Oracle(sight)
-    elif isinstance(policy, str):
-        controller = make_controller(policy)
-    else:
-        controller = policy
-    scheme = Scheme(
-        "policy",
-        controller.name,
-        controller.name,
-        mode,
-        up_bits_per_token=evidence_bits,
-    )
-    done: list[bool] = []
+    controller = policy if not isinstance(policy, str) else (
+        Oracle(sight) if policy == "oracle" else make_controller(policy)
+    )  # fmt: skip
+    if profile.watts():
+        controller.power(profile.watts())
+    boards: list[Board] = []
 
-    def job(index: int) -> Job | None:
-        if index >= streams:
-            return None
-        return TextJob(source.text(index, tokens), seed + index)
+    def before(clock: VirtualClock, device: Device) -> None:
+        assert isinstance(device, Board)
+        sight.device = device
+        boards.append(device)
+        change(clock, device)
 
-    setting = Setting(
-        profile,
-        scheme,
-        link,
-        lambda: controller,
-        tokens=tokens,
-        vocab_size=int(profile["text.vocabulary"]),
-        seed=seed,
+    outcome = simulate(
+        Plan(
+            profile,
+            Scheme("policy", "", "", mode, up_bits_per_token=evidence_bits),
+            link=link,
+            source=source,
+            controller=controller,
+            streams=streams,
+            tokens=tokens,
+            seed=seed,
+        ),
+        Board,
+        before,
     )
-    device = Board(loop, setting, verifier, job, lambda: done.append(True))
-    sight.device = device
-    if change is not None:
-        change(loop, device)
-    device.start()
-    if not loop.run(lambda: bool(done)):
-        raise StuckError(f"{controller.name} came to a halt")
-    results = device.results
-    joules = [r.energy.get("joules") for r in results]
-    known = [float(j) for j in joules if j is not None]
-    return Run(
-        policy if isinstance(policy, str) else policy.name,
-        results,
-        sum(r.last_s - (r.first_s or 0.0) for r in results),
-        sum(len(r.ids) - r.first_tokens for r in results),
-        sum(r.forwards for r in results),
-        sum(known) if len(known) == len(joules) else None,
-        device.spend,
-        device.commits,
-    )
+    return Run(outcome, boards[0].spend)
 
 
 def trace_link(path: Path, rtt_ms: float) -> LinkSpec:

@@ -21,9 +21,9 @@ from draftwire.bench.controllers import (
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.bound import clairvoyant_s
 from draftwire.bench.sim.cloud import ForwardCost
-from draftwire.bench.sim.events import Loop
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.runtime.controller import make_controller
 from draftwire.runtime.controller_auto import Auto
@@ -168,13 +168,13 @@ def _one_step(what: str, first: float, then: float, seed: int) -> float | None:
         rtts, rates = (40.0, 40.0), (first, then)
     luck = f"{rates[0]}" if what == "rtt_ms" else f"steps:{rates[0]},{rates[1]}@300"
 
-    def change(loop: Loop, device: Board) -> None:
+    def change(clock: VirtualClock, device: Board) -> None:
         def step() -> None:
             marks.append(len(noted.lengths))
             device.change_round_trip(then / 1e3)
 
         if what == "rtt_ms":
-            loop.at(25.0, step)
+            clock.call_at(25.0, step)
 
     run = run_policy(
         noted,

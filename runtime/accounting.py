@@ -102,7 +102,8 @@ class StreamAccount:
     def __init__(self, account: Account) -> None:
         self.account = account
         self._reading = True
-        account.start("prefill")
+        self._now = "prefill"
+        account.start(self._now)
 
     @property
     def measures(self) -> bool:
@@ -115,7 +116,7 @@ class StreamAccount:
 
     def sending(self) -> None:
         """Note that a message goes out."""
-        self.account.phase("transmit")
+        self._phase("transmit")
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:
         """Note what the device does now that an event has been dealt with.
@@ -125,19 +126,24 @@ class StreamAccount:
             waiting: The verifier owes an answer.
         """
         if drafting:
-            self.account.phase("prefill" if self._reading else "draft")
+            self._phase("prefill" if self._reading else "draft")
         else:
-            self.account.phase("verify-wait" if waiting else "wait")
+            self._phase("verify-wait" if waiting else "wait")
 
     def proposal(self) -> None:
         """Note that a token was drafted: the prompt is read."""
         if self._reading:
             self._reading = False
-            self.account.phase("draft")
+            self._phase("draft")
 
     def link_lost(self) -> None:
         """Note that there is nothing but waiting."""
-        self.account.phase("wait")
+        self._phase("wait")
+
+    def _phase(self, name: str) -> None:
+        if name != self._now:
+            self._now = name
+            self.account.phase(name)
 
 
 def _parse_model(choice: str) -> ModelSource:

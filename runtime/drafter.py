@@ -8,8 +8,9 @@ the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual cloc
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import Deque, NamedTuple, Protocol, Sequence, Union
+from typing import NamedTuple, Protocol, Sequence
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Drafter:
     def __init__(self, model: Model | None, vocab_size: int) -> None:
         self._model = model
         self.vocab_size = vocab_size
-        self._inbox: Deque[Union[_Begin, _Order]] = deque()
+        self._inbox: deque[_Begin | _Order] = deque()
         self.stream = -1
         self._proposer: Proposer | None = None
         self._cache: SuffixCache | None = None
@@ -138,7 +139,7 @@ class Drafter:
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
             logits = model.forward(sequence[model.length :])[: self.vocab_size]
-            if not np.isfinite(logits.max()):  # also with a NaN anywhere
+            if not math.isfinite(np.maximum.reduce(logits)):  # also with a NaN anywhere
                 raise ModelError(
                     f"the draft model gave logits that are not numbers behind "
                     f"{len(sequence)} tokens"
@@ -161,9 +162,13 @@ class Drafter:
                 )
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
-                self._left = 0
+                self._branch = self._left = 0
             elif word.stream == self.stream:
                 order, model = word.draft, self._model
+                if order.branch == self._branch:  # what was drafted since is part of it
+                    wanted = order.valid + order.count
+                    self._left = max(0, wanted - len(self._sequence))
+                    continue
                 self._sequence[order.valid :] = order.tokens
                 if model is not None and model.length > order.valid:
                     model.rewind(order.valid)

@@ -31,13 +31,17 @@ class DrafterView:
         self._held = 0
         self._tail: list[int] = []
         self._astray = False  # its sequence is not that of the text and the line
+        self._ahead = False  # it has drafted what was not wanted any more
         self._branch = 0
         self.line = Line()
         self.wanted = 0
 
     def takes(self, branch: int) -> bool:
         """Return whether a proposal tagged ``branch`` is one that was asked for."""
-        return branch == self._branch and self.wanted > 0
+        if branch != self._branch:
+            return False
+        self._ahead |= not self.wanted
+        return self.wanted > 0
 
     def took(self, proposal: Proposal) -> None:
         """A proposal has come."""
@@ -77,10 +81,14 @@ class DrafterView:
         if not self._fed:
             valid, tokens = 0, (*self._prompt, *wish)
             self._fed = True
+        # More of the same keeps its name: the step at work, which nobody waits for to
+        # end, is the first of it.
+        same_line = line is self.line and not (self._astray or self._ahead or tokens)
+        if not same_line or same < len(self._tail):
+            self._branch += 1
         self._held = len(text)
         self._tail = line.ids
-        self._astray = False
-        self._branch += 1
+        self._astray = self._ahead = False
         self.line, self.wanted = line, count
         return [Draft(self._branch, valid, tokens, count)]
 

@@ -23,7 +23,7 @@ import logging
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Callable, Deque, Protocol, Sequence, Union
+from typing import Callable, Protocol, Sequence
 
 from draftwire.clock import Clock, Timer
 from draftwire.energy.budget import Budget
@@ -75,7 +75,6 @@ class StreamSpec:
         context: Longest sequence of the target.
         draft_context: Longest sequence of the draft.
         stop_ids: Ids that end the text.
-        max_block: The verifier's limit for what waits for judgement.
         account: Of its joules, started.
         budget: What it may spend, or None.
         deadline_s: Seconds from now, or None.
@@ -96,7 +95,6 @@ class StreamSpec:
     context: int
     draft_context: int | None
     stop_ids: Sequence[int]
-    max_block: int
     account: StreamAccount
     budget: Budget | None = None
     deadline_s: float | None = None
@@ -110,7 +108,7 @@ class StreamSpec:
 class Sink(Protocol):
     """Where the text of a stream goes; called in the driver's thread."""
 
-    def take(self, action: Union[Emit, Revise]) -> str | None:
+    def take(self, action: Emit | Revise) -> str | None:
         """Show text, or take some back; return why to end the stream now, or None."""
 
     def explain(self, line: str) -> None:
@@ -218,7 +216,7 @@ class Driver:
         drafter: Drafter,
         engine: EnginePort,
         hello: Hello,
-        settings: LinkSettings = LinkSettings(),
+        settings: LinkSettings | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
@@ -226,14 +224,14 @@ class Driver:
         self._drafter = drafter
         self._engine = engine
         self._hello = hello
-        self._settings = settings
+        self._settings = settings or LinkSettings()
         self._rng = rng or random.Random()
         self._first: Callable[[Welcome | DraftwireError], None] | None = None
         self._number = 0
         self.streams: dict[int, StreamRun] = {}
         self._carried: dict[Link, StreamRun] = {}
         self._spare: list[Link] = []  # links beside the primary one
-        self._turn: Deque[StreamRun] = deque()  # for the draft model; the first has it
+        self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
         self.primary = self._new_link()
 
@@ -277,11 +275,12 @@ class Driver:
             draft_context=spec.draft_context,
             stop_ids=spec.stop_ids,
             stream=self._number,
-            max_block=spec.max_block,
             guess_offline=spec.offline == "draft",
             mode=spec.mode,
         )
         machine.has_engine = mine
+        if link.welcome is not None:
+            machine.max_block = link.welcome.max_block
         decisions = Decisions(
             spec.controller,
             spec.params.scheme,
@@ -365,7 +364,7 @@ class Driver:
             run.decisions.drafted(seconds, step.fed)
             return run.machine.drafted(step.branch, proposal)
 
-        self._do(run, event)
+        self._do(run, event, quiet=True)
         if run.impatient:
             self._check_guessed(run)
 
@@ -400,6 +399,7 @@ class Driver:
                 f"{run.machine.counts.tokens} tokens"
             )
         run.welcome = welcome
+        run.machine.max_block = welcome.max_block
         self._do(run, lambda: run.machine.link_up(resume=True))
 
     def link_message(self, link: Link, message: Message) -> None:
@@ -459,7 +459,7 @@ class Driver:
             run.faulted = False
             link.progress()
         if not run.over:
-            self._do(run, learn)
+            self._do(run, learn, quiet=True)
 
     def _peer_error(self, link: Link, run: StreamRun | None, message: Error) -> None:
         """The verifier says that something is wrong."""
@@ -492,12 +492,22 @@ class Driver:
 
     # ---- one event
 
-    def _do(self, run: StreamRun, event: Event) -> None:
-        """Let one thing happen to a stream, and carry out what comes of it."""
+    def _do(self, run: StreamRun, event: Event, *, quiet: bool = False) -> None:
+        """Let one thing happen to a stream, and carry out what comes of it.
+
+        Args:
+            run: The stream.
+            event: What happens.
+            quiet: Where nothing comes of it, and the draft model goes on or still rests,
+                the stream waits for what it waited for.
+        """
         if run.over:
             return
         try:
-            self._apply(run, event())
+            drafting = quiet and run.machine.drafting
+            actions = event()
+            if actions or not quiet or run.machine.drafting is not drafting:
+                self._apply(run, actions)
         except ProtocolError as error:  # the peer contradicts itself: begin afresh
             self._fail(run, error)
             run.link.lose(error)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Mapping, Sequence, Tuple
+from typing import Sequence
 
 from draftwire.errors import ProtocolError
 from draftwire.runtime.actions import (
@@ -44,6 +44,7 @@ from draftwire.runtime.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.preemption import Preemption
 from draftwire.runtime.verdict import read_verdict, tally
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
+from draftwire.transport import states
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -64,39 +65,56 @@ _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"
 class State(enum.Enum):
     """Where a stream is, in the words of PROTOCOL.md."""
 
-    NEW = "new"
-    LOST = "lost"  # no link: what is drafted waits, or is shown as guessed
-    OPENING = "opening"  # > open; it drafts, and blocks may leave already
-    RESUMING = "resuming"  # > resume; nothing else until the answer
-    DRAFTING = "drafting"  # the verifier owes nothing
-    WAITING = "waiting"  # the verifier owes a verdict
-    DONE = "done"
+    __hash__ = object.__hash__  # members are looked up at every event: that of Enum is slow
+
+    IDLE = "not begun"
+    OPENING = "it drafts, and blocks may leave already"
+    DRAFTING = "the verifier owes nothing"
+    WAITING = "the verifier owes a verdict"
+    LOST = "no link: what is drafted waits, or is shown as guessed"
+    RESUMING = "nothing else is sent until the answer"
+    DONE = "the text is over"
 
 
-_ALIVE = (State.OPENING, State.RESUMING, State.DRAFTING, State.WAITING)
-_GOING = (State.DRAFTING, State.WAITING)
+IDLE, OPENING, DRAFTING, WAITING, LOST, RESUMING, DONE = State
+_GOING = frozenset({DRAFTING, WAITING})
 
-# What may follow what: state and event to the states that may come of it. An event is a
-# message sent (>) or received (<), or a fact. PROTOCOL.md draws this table.
-TABLE: Mapping[Tuple[State, str], Tuple[State, ...]] = {
-    (State.NEW, "> open"): (State.OPENING,),
-    (State.NEW, "no link"): (State.LOST,),
-    (State.OPENING, "> block"): (State.OPENING,),
-    (State.OPENING, "< opened"): _GOING,
-    (State.OPENING, "> open"): (State.OPENING,),  # anew, where the last try found no room
-    (State.DRAFTING, "> block"): _GOING,  # a part of one asks for nothing yet
-    (State.WAITING, "> block"): _GOING,
-    (State.WAITING, "< commit"): _GOING,
-    (State.DRAFTING, "< commit"): _GOING,  # the verifier streams, or races ahead
-    (State.RESUMING, "< resumed"): _GOING,
-    (State.RESUMING, "> open"): (State.OPENING,),  # < error `session`
-    (State.DRAFTING, "> open"): (State.OPENING,),  # < error `internal`: once anew
-    (State.WAITING, "> open"): (State.OPENING,),
-    (State.LOST, "> open"): (State.OPENING,),
-    (State.LOST, "> resume"): (State.RESUMING,),
-    (State.LOST, "link lost"): (State.LOST,),
-    **{(state, "link lost"): (State.LOST,) for state in _ALIVE},
-    **{(state, "end"): (State.DONE,) for state in State if state is not State.DONE},
+# ``<`` is received, ``>`` is sent. A part of a block asks for nothing yet; a verifier that
+# races, or streams without drafts, owes a verdict all the time.
+TABLE: states.Table[State] = {
+    (IDLE, "> open"): OPENING,
+    (IDLE, "no link"): LOST,
+    (IDLE, "end"): DONE,
+    (OPENING, "> block"): OPENING,
+    (OPENING, "< opened"): _GOING,
+    (OPENING, "< error internal, > open"): OPENING,
+    (OPENING, "link lost"): LOST,
+    (OPENING, "end"): DONE,
+    (DRAFTING, "> block"): _GOING,
+    (DRAFTING, "< commit"): _GOING,
+    (DRAFTING, "< error internal, > open"): OPENING,
+    (DRAFTING, "link lost"): LOST,
+    (DRAFTING, "end"): DONE,
+    (WAITING, "> block"): _GOING,
+    (WAITING, "< commit"): _GOING,
+    (WAITING, "< error internal, > open"): OPENING,
+    (WAITING, "link lost"): LOST,
+    (WAITING, "end"): DONE,
+    (LOST, "> open"): OPENING,
+    (LOST, "> resume"): RESUMING,
+    (LOST, "end"): DONE,
+    (RESUMING, "< resumed"): _GOING,
+    (RESUMING, "< error session, > open"): OPENING,
+    (RESUMING, "link lost"): LOST,
+    (RESUMING, "end"): DONE,
+}
+_OPEN = {
+    IDLE: "> open",
+    LOST: "> open",
+    RESUMING: "< error session, > open",
+    OPENING: "< error internal, > open",
+    DRAFTING: "< error internal, > open",
+    WAITING: "< error internal, > open",
 }
 
 
@@ -175,7 +193,7 @@ class EdgeSession:
         self._limit = min(max_new_tokens, context - len(self._prompt))
         self._stop_ids = tuple(stop_ids)
         self._stream = stream
-        self._max_block = max_block
+        self.max_block = max_block
         self._mode = mode
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
@@ -191,8 +209,9 @@ class EdgeSession:
         self._correction: _Correction | None = None
         self._guess_offline = guess_offline
         self._origin = 0  # committed tokens that the present stream has in its prompt
+        self._forwards = 0  # of the target, for the streams before the present one
         self._guesses = Guesses()
-        self.state = State.NEW
+        self.state = IDLE
         self.has_engine = True
         self.opened: Opened | None = None
         self.finish: str | None = None
@@ -202,7 +221,7 @@ class EdgeSession:
     @property
     def done(self) -> bool:
         """True when the stream is over."""
-        return self.state is State.DONE
+        return self.state is DONE
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -213,10 +232,10 @@ class EdgeSession:
     def waiting(self) -> bool:
         """True while the verifier owes an answer."""
         state = self.state
-        if state is State.OPENING:
+        if state is OPENING:
             return self._in_flight > 0 or self._streams or not self._drafter.wanted
-        return state is State.RESUMING or (
-            state in _GOING and (state is State.WAITING or not self._drafter.wanted)
+        return state is RESUMING or (
+            state in _GOING and (state is WAITING or not self._drafter.wanted)
         )
 
     @property
@@ -241,21 +260,13 @@ class EdgeSession:
         return self._mode.racing or self._alone in (_Alone.YES, _Alone.ENDING)
 
     def _enter(self, event: str, to: State) -> None:
-        """Change the state, as the table allows.
-
-        Raises:
-            ProtocolError: The verifier said what cannot follow.
-            ValueError: It was this side (our bug).
-        """
-        if to not in TABLE.get((self.state, event), ()):
-            kind = ProtocolError if event.startswith("<") else ValueError
-            raise kind(f"{event!r} cannot follow while {self.state.value}")
-        self.state = to
+        """Change the state, as the table allows."""
+        self.state = states.after(TABLE, self.state, event, to)
 
     def _settle(self, event: str) -> None:
         """Drafting or waiting, after ``event``."""
         owed = self._in_flight > 0 or self._streams
-        self._enter(event, State.WAITING if owed else State.DRAFTING)
+        self._enter(event, WAITING if owed else DRAFTING)
 
     # ---- events
 
@@ -267,14 +278,14 @@ class EdgeSession:
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
         self._controller.begin(self._mode)
-        self._enter("no link", State.LOST)
+        self._enter("no link", LOST)
         return self._steer()
 
     def link_lost(self) -> list[Action]:
         """Stop to wait for verdicts that cannot come."""
-        if self.done:
+        if self.done or self.state is LOST:
             return []
-        self._enter("link lost", State.LOST)
+        self._enter("link lost", LOST)
         self._forget_wire(self._wire.epoch)
         fresh: list[Action] = []
         if self._guess_offline:
@@ -293,13 +304,14 @@ class EdgeSession:
         opened = self.opened
         # A correction drawn here may be unknown to the old stream: then open a new one.
         if resume and opened is not None and opened.session and not self._correction:
-            self._enter("> resume", State.RESUMING)
+            self._enter("> resume", RESUMING)
             held = len(self._committed) - self._origin
             request = Send(Resume(opened.session, opened.secret, held))
             return [*self._drafter.halt(), request]
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
+        self._forwards = self.counts.forwards
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
@@ -312,7 +324,7 @@ class EdgeSession:
         if mine is self.has_engine:
             return []
         self.has_engine = mine
-        if self.done or self.state is State.NEW:
+        if self.done or self.state is IDLE:
             return []
         self._hand.quota = None
         return self._go_on()
@@ -325,7 +337,7 @@ class EdgeSession:
         drafter.took(proposal)
         self.counts.proposed += 1
         ends = proposal.token in self._stop_ids  # drafting beyond the end is waste
-        if self.state is State.LOST:
+        if self.state is LOST:
             shown = self._guesses.show([proposal.token])
             return shown + (drafter.halt() if ends else [])
         if self._in_flight:
@@ -335,6 +347,8 @@ class EdgeSession:
             block = main.proposals[hand.start :]
             full = len(block) >= hand.quota or self._draftable(main) == 0 or ends
             hand.ready = full or self._controller.enough(block)
+            if not (hand.ready or self._mode.batch) and self._alone is _Alone.NO:
+                return []  # one more of a block that is not due: nothing else changes
         return self._go_on()
 
     def message(self, message: Message) -> list[Action]:
@@ -346,12 +360,12 @@ class EdgeSession:
         if self.done:
             return []  # still on its way when the stream ended
         if isinstance(message, Opened):
-            if message.stream == self._stream and self.state is State.OPENING:
+            if message.stream == self._stream and self.state is OPENING:
                 self.opened = message
                 self._settle("< opened")
             return []
         if isinstance(message, Resumed):
-            return self._resumed(message) if self.state is State.RESUMING else []
+            return self._resumed(message) if self.state is RESUMING else []
         if self.state not in _GOING:
             return []  # still on its way from an earlier stream of this connection
         if isinstance(message, Commit):
@@ -371,7 +385,7 @@ class EdgeSession:
     # ---- opening and resuming
 
     def _open(self) -> Send:
-        self._enter("> open", State.OPENING)
+        self._enter(_OPEN[self.state], OPENING)
         request = open_of(
             self._stream,
             (*self._prompt, *self._committed),
@@ -392,6 +406,7 @@ class EdgeSession:
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         self.counts.tokens += len(message.tokens)
+        self.counts.forwards = self._forwards + message.forwards
         actions = self._keep([Token(t, "resumed") for t in message.tokens])
         self._forget_wire(message.epoch)
         self._settle("< resumed")
@@ -420,6 +435,9 @@ class EdgeSession:
         if before + len(kept) > self._limit:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         new = [token.id for token in kept]
+        ran = self.counts.forwards - self._forwards + 1
+        ran = ran if commit.forwards is None else commit.forwards
+        self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
         tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(kept)
@@ -457,7 +475,9 @@ class EdgeSession:
         hand.start = max(0, hand.start - len(ids))
         if hand.quota is not None:
             hand.quota -= gone
-        if len(main) <= hand.start and (hand.ready or not hand.quota):
+        if hand.start > len(wire.tokens):  # what was sent died unjudged: once more
+            self._hand = _Hand(len(wire.tokens), None, True)
+        elif len(main) <= hand.start and (hand.ready or not hand.quota):
             self._new_block(hand.start)
 
     def _new_block(self, start: int) -> None:
@@ -494,7 +514,7 @@ class EdgeSession:
 
     def _go_on(self, *, verdict: bool = False) -> list[Action]:
         """Begin a block, send what may leave, keep the drafter at work."""
-        if self.state in (State.LOST, State.RESUMING):
+        if self.state in (LOST, RESUMING):
             return self._steer()
         self._begin_block()
         sent = self._dispatch(verdict)
@@ -504,10 +524,16 @@ class EdgeSession:
 
     def _begin_block(self) -> None:
         """Decide how long the block in hand shall be, when that is not decided yet."""
-        hand = self._hand
-        if hand.quota is not None or hand.ready:
+        hand, main, mode = self._hand, self._lines.main, self._mode
+        if hand.ready:
             return
-        main, mode = self._lines.main, self._mode
+        if hand.quota is not None:
+            if self._draftable(main):
+                return
+            hand.quota = None  # the draft can hold no more: what is there is the block
+            if len(main) > hand.start:
+                hand.ready = True
+                return
         waits = not mode.racing and self._in_flight >= mode.pipeline
         if waits and not mode.preempt & {"guess", "exits"}:
             return
@@ -525,7 +551,7 @@ class EdgeSession:
         self._last_limit = limit
         # The bonus that comes with the verdict takes the first of these drafts.
         spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
-        hand.quota = min(limit + spare, self._max_block)
+        hand.quota = min(limit + spare, self.max_block)
         hand.ready = block >= hand.quota
 
     def _limit_now(self, main: Line) -> int:
@@ -548,7 +574,7 @@ class EdgeSession:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
-        full = len(main) > self._max_block and in_flight
+        full = len(main) > self.max_block and in_flight
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (main.assumed >= 0 and not self._free):
             return actions
@@ -578,7 +604,7 @@ class EdgeSession:
         if common(main.ids, wire.tokens) < len(wire.tokens):
             given_up = wire.turn()
         n = len(wire.tokens)
-        fresh = main.proposals[n : self._max_block]
+        fresh = main.proposals[n : self.max_block]
         ids = [p.token for p in fresh]
         before = len(self._committed)
         new = len(ids) - common(ids, given_up)
@@ -603,7 +629,7 @@ class EdgeSession:
         return self._block(block)
 
     def _block(self, block: Block) -> Send:
-        opening = self.state is State.OPENING
+        opening = self.state is OPENING
         if not opening:
             self._settle("> block")
         return Send(block)
@@ -615,11 +641,11 @@ class EdgeSession:
 
     def _task(self) -> tuple[Line, int]:
         main, hand = self._lines.main, self._hand
-        if not self.has_engine or self.state is State.RESUMING:
+        if not self.has_engine or self.state is RESUMING:
             return main, 0
         if main.ends(self._stop_ids):
             return main, 0
-        if self.state is State.LOST:
+        if self.state is LOST:
             return main, self._draftable(main) if self._guess_offline else 0
         if hand.quota is not None and not hand.ready:
             missing = hand.quota - (len(main) - hand.start)
@@ -633,6 +659,6 @@ class EdgeSession:
         return main, 0
 
     def _end(self, reason: str) -> list[Action]:
-        self._enter("end", State.DONE)
+        self._enter("end", DONE)
         self.finish = reason
         return [*self._drafter.end(), Finished(reason)]

@@ -114,8 +114,7 @@ class EngineThread:
         began = time.perf_counter()
         try:
             step = drafter.step()
-        except BaseException as error:
-            # A panic of a Rust library is no Exception; a dead thread would hang all.
+        except BaseException as error:  # noqa: BLE001 - a dead thread would hang all
             what, args = driver.engine_failed, (drafter.stream, error)
         else:
             if step is None:

@@ -14,7 +14,7 @@ import random
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Deque, Mapping, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Mapping, Sequence, TypeVar, Union
 
 from draftwire.energy.budget import Budget
 from draftwire.errors import ConfigError, DraftwireError
@@ -90,7 +90,7 @@ class SessionBase:
         self._closed = False
         self._remembered: Welcome | None = None
         self._last: StreamBase | None = None
-        self._unreported: Deque[StreamBase] = deque()
+        self._unreported: deque[StreamBase] = deque()
         self._memory: Memory | None = None
         self._capture: WireCapture | None = None
         self._measure = measure
@@ -201,7 +201,7 @@ class SessionBase:
 
     def _stream(
         self,
-        kind: Type[_S],
+        kind: type[_S],
         prompt: str | Sequence[int],
         sampling: Sampling,
         limits: Limits,
@@ -244,7 +244,6 @@ class SessionBase:
             context=welcome.context,
             draft_context=self._draft_context,
             stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids}),
-            max_block=welcome.max_block,
             account=account,
             budget=None
             if power.max_joules is None
@@ -349,7 +348,7 @@ class SessionBase:
 
 def _options(
     given: dict[str, Any],
-) -> Tuple[Sampling, Limits, Pacing, Power, Controller | None]:
+) -> tuple[Sampling, Limits, Pacing, Power, Controller | None]:
     """Return the arguments of ``generate`` as checked groups."""
     controller = given["controller"]
     policy = None if controller is None or isinstance(controller, str) else controller
@@ -530,7 +529,7 @@ class AsyncSession(SessionBase):
 
 def parts_of(
     draft: str | Path | DraftPackage, energy: str | EnergyChoice, given: Mapping[str, Any]
-) -> Tuple[DraftPackage, Connect, Draft, Measure, EnergyChoice | None, str]:
+) -> tuple[DraftPackage, Connect, Draft, Measure, EnergyChoice | None, str]:
     """Return the arguments of ``connect``, checked, as a session takes them.
 
     Raises:

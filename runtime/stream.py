@@ -124,7 +124,7 @@ class StreamBase:
 
     # ---- what the driver tells, in its thread
 
-    def take(self, action: Union[Emit, Revise]) -> str | None:
+    def take(self, action: Emit | Revise) -> str | None:
         """Show text, or take some back."""
         screen = self._screen
         now = self._owner.now() - self._began_s if self._owner is not None else 0.0

@@ -40,8 +40,7 @@ class Detokenizer:
     Args:
         tokenizer: A ``draftwire.tokenizer.Tokenizer`` or a ``tokenizers.Tokenizer``.
         prompt_ids: Tokens before the first one pushed; their text is not repeated, but
-            a word that continues it keeps its leading space, and a character that they
-            have begun comes out whole.
+            a word that continues it keeps its leading space.
     """
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
@@ -55,7 +54,8 @@ class Detokenizer:
         }
         self._decoder: _Decoder
         if _decoder_type(engine) == "ByteLevel":
-            self._decoder = _ByteDecoder(engine, special, prompt_ids)
+            self._decoder = _ByteDecoder(engine, special)
+            self._decoder.push(prompt_ids[-_LOOK_BACK:])  # half a character may be there
         else:
             self._decoder = _WindowDecoder(engine, special, prompt_ids)
 
@@ -100,15 +100,10 @@ class _ByteDecoder:
 
     _ALPHABET = _byte_alphabet()
 
-    def __init__(
-        self, engine: Any, special: Iterable[int], prompt_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, engine: Any, special: Iterable[int]) -> None:
         self._token = engine.id_to_token
         self._bytes: dict[int, bytes] = {token_id: b"" for token_id in special}
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._begun = b""  # of a character, by the prompt
-        self.push(prompt_ids[-_LOOK_BACK:])
-        self._begun = self._utf8.getstate()[0]
 
     def _bytes_of(self, token_id: int) -> bytes:
         token = self._token(token_id) or ""  # padding rows of the model have no token
@@ -122,28 +117,12 @@ class _ByteDecoder:
 
     def push(self, ids: Iterable[int]) -> str:
         known = self._bytes
-        data = b"".join([known[i] if i in known else self._bytes_of(i) for i in ids])
-        return self._own(self._utf8.decode(data), data)
+        return self._utf8.decode(
+            b"".join([known[i] if i in known else self._bytes_of(i) for i in ids])
+        )
 
     def flush(self) -> str:
-        return self._own(self._utf8.decode(b"", final=True), b"")
-
-    def _own(self, text: str, data: bytes) -> str:
-        """Leave out the mark of a character that the prompt began and nobody ends."""
-        if not self._begun:
-            return text
-        begun, self._begun = self._begun, b"" if text else self._begun + data
-        return text if not text or _is_whole(begun + data) else text[1:]
-
-
-def _is_whole(data: bytes) -> bool:
-    """Tell whether ``data`` begins with a whole character."""
-    size = 2 + (data[0] >= 0xE0) + (data[0] >= 0xF0)
-    try:
-        data[:size].decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return len(data) >= size
+        return self._utf8.decode(b"", final=True)
 
 
 class _WindowDecoder:
@@ -157,12 +136,28 @@ class _WindowDecoder:
         self._special = frozenset(special)
         before = [i for i in prompt_ids if i not in self._special]
         self._window: list[int] = before[-_LOOK_BACK:]
-        while 0x80 <= (self._bytes_from(self._window[:1]) or b"\0")[0] < 0xC0:
+        while self._window and 0x80 <= (self._byte(self._window[0]) or 0) < 0xC0:
             del self._window[0]  # a run of bytes is decoded as a whole, or not at all
-        self._begun = self._open_tail()  # bytes of a character, by the prompt
-        # Tokens of the window whose text is out.
-        self._shown = len(self._window) - len(self._begun)
+        # Tokens of the window whose text is out; bytes of half a character are not.
+        self._shown = len(self._window) - self._half()
         self._text = self._decode(self._window[: self._shown]) if self._shown else ""
+
+    def _half(self) -> int:
+        """Return how many byte tokens at the window's end begin a character."""
+        tail: list[int] = []
+        for token_id in reversed(self._window):
+            byte = self._byte(token_id)
+            if byte is None:
+                break
+            tail.insert(0, byte)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes(tail))
+        return len(decoder.getstate()[0])
+
+    def _byte(self, token_id: int) -> int | None:
+        """Return the byte that a token stands for, if it is one."""
+        found = _BYTE_TOKEN.match(str(self._token(token_id)))
+        return int(found.group(1), 16) if found else None
 
     def push(self, ids: Iterable[int]) -> str:
         out = []
@@ -176,43 +171,7 @@ class _WindowDecoder:
     def flush(self) -> str:
         return self._take(final=True)
 
-    def _open_tail(self) -> bytes:
-        """Return the bytes at the end of the window that begin a character."""
-        tail = self._byte_tail(len(self._window))[-3:]
-        for begin in range(len(tail)):
-            if tail[begin] >= 0xC2 and _is_open(tail[begin:]):
-                return tail[begin:]
-        return b""
-
-    def _byte_tail(self, count: int) -> bytes:
-        """Return what the byte tokens at the end of the window stand for."""
-        tail: list[int] = []
-        for token_id in reversed(self._window[len(self._window) - count :]):
-            found = _BYTE_TOKEN.match(str(self._token(token_id)))
-            if not found:
-                break
-            tail.insert(0, int(found.group(1), 16))
-        return bytes(tail)
-
-    def _bytes_from(self, ids: Sequence[int]) -> bytes:
-        """Return what the byte tokens at the beginning of ``ids`` stand for."""
-        found = bytearray()
-        for token_id in ids:
-            match = _BYTE_TOKEN.match(str(self._token(token_id)))
-            if not match:
-                break
-            found.append(int(match.group(1), 16))
-        return bytes(found)
-
     def _take(self, *, final: bool) -> str:
-        if self._begun:
-            mine = self._window[self._shown + len(self._begun) :]
-            after = self._bytes_from(mine)
-            known = self._begun + after
-            if final or len(after) < len(mine) or not _is_open(known[:4]):
-                if not _is_whole(known):  # nobody ends it: it is the prompt's own affair
-                    del self._window[self._shown : self._shown + len(self._begun)]
-                self._begun = b""
         held = len(self._window) - self._shown
         if not held:
             return ""
@@ -236,20 +195,21 @@ class _WindowDecoder:
 
         It may also be a replacement character that the text really holds; bytes tell.
         """
-        tail = self._byte_tail(held)
-        if tail and (found := _is_open(tail)) is not None:
-            return found
+        tail = []
+        for token_id in reversed(self._window[len(self._window) - held :]):
+            byte = self._byte(token_id)
+            if byte is None:
+                break
+            tail.append(byte)
+        if tail:
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                decoder.decode(bytes(reversed(tail)))
+            except UnicodeDecodeError:
+                pass  # invalid already; waiting is for the usual limit
+            else:
+                return bool(decoder.getstate()[0])
         return held < _MAX_HELD
-
-
-def _is_open(data: bytes) -> bool | None:
-    """Tell whether ``data`` ends inside a character; None where it is no UTF-8 at all."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        decoder.decode(data)
-    except UnicodeDecodeError:
-        return None  # invalid already; waiting is for the usual limit
-    return bool(decoder.getstate()[0])
 
 
 class StopFilter:

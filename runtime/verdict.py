@@ -82,7 +82,6 @@ def tally(
     """
     accepted = commit.accepted
     counts.rounds += 1
-    counts.forwards += 1
     counts.accepted += accepted
     counts.tokens += len(new)
     counts.queue_s += commit.queue_s

@@ -45,6 +45,7 @@ from draftwire.transport.messages import (
 
 __all__ = [
     "MAX_BLOCK",
+    "MAX_FORWARDS",
     "MAX_FRAME",
     "MAX_SEQUENCE",
     "SUBPROTOCOL",
@@ -58,6 +59,7 @@ VERSION = 1
 MAX_FRAME = 8 * 2**20  # bytes; a full fp16 law of 8 tokens at V = 152,064 is 2.4 MB
 MAX_BLOCK = 255  # tokens
 MAX_SEQUENCE = 2**24  # positions
+MAX_FORWARDS = 2**32 - 1  # of one stream
 _MAX_TEXT = 4096  # bytes of a text field
 _MAX_LIST = 256  # entries of a list field
 _MAX_VOCAB = 2**24
@@ -228,6 +230,7 @@ _GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
             _Field(2, "position", *_number(MAX_SEQUENCE), required=True),
             _Field(3, "tokens", *_IDS, required=True),
             _Field(4, "finish", *_FINISH),
+            _Field(5, "forwards", *_number(MAX_FORWARDS)),
         ),
     ),
     Error: (
@@ -419,6 +422,8 @@ class Codec:
         out += times.to_bytes(3, "little")
         if commit.evidence:
             out += varint(len(commit.evidence)) + commit.evidence
+        if commit.forwards is not None:
+            out += varint(commit.forwards)
         return out
 
     def _decode_commit(self, reader: Reader, flags: int) -> Commit:
@@ -429,6 +434,7 @@ class Codec:
         evidence = b""
         if flags & _EVIDENCE:
             evidence = reader.take(reader.varint(MAX_FRAME, "evidence length"))
+        forwards = reader.varint(MAX_FORWARDS, "forwards") if reader.left() else None
         reader.end()
         return Commit(
             epoch=epoch,
@@ -438,4 +444,5 @@ class Codec:
             queue_s=unpack_time(times & 0xFFF),
             compute_s=unpack_time(times >> 12),
             evidence=evidence,
+            forwards=forwards,
         )

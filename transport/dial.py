@@ -41,6 +41,7 @@ __all__ = [
     "resolve",
     "tls_context",
     "tunnel",
+    "web",
 ]
 
 ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
@@ -294,6 +295,16 @@ def find_proxy(choice: str, host: str, port: int, *, secure: bool) -> Proxy | No
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return Proxy(found, number or 80, login)
+
+
+def web(host: str, tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """Return what asks ``host`` plain HTTP, on the way that a connection to it takes."""
+    proxies: dict[str, str] | None = (
+        {} if is_loopback(host) else None
+    )  # None: the environment's
+    return urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=tls)
+    )
 
 
 async def tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int) -> None:

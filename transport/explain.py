@@ -166,6 +166,8 @@ def _commit(cut: _Cut, codec: wire.Codec, head: int) -> None:
     )
     if head & 0x10:
         cut.evidence()
+    if cut.reader.left():
+        cut.varint(wire.MAX_FORWARDS, "forwards")
 
 
 def _fields(cut: _Cut, codec: wire.Codec, kind: Kind) -> None:

@@ -218,6 +218,8 @@ class Commit:
         queue_s: Seconds that the block waited for the model.
         compute_s: Seconds of the forward.
         evidence: From which the device draws the correction itself (``token`` None).
+        forwards: Forwards of the target that ran for this stream since its open,
+            prompts apart; None is one more than the last message said.
     """
 
     epoch: int
@@ -227,6 +229,7 @@ class Commit:
     queue_s: float = 0.0
     compute_s: float = 0.0
     evidence: bytes = b""
+    forwards: int | None = None
 
 
 @dataclass(frozen=True)
@@ -253,12 +256,14 @@ class Resumed:
         position: Where ``tokens`` start, counted from the end of the prompt.
         tokens: Committed ids that the device had not received.
         finish: Whether the stream has ended meanwhile.
+        forwards: Forwards of the target that ran for it since its open, prompts apart.
     """
 
     epoch: int
     position: int
     tokens: tuple[int, ...]
     finish: Finish = Finish.NOT_YET
+    forwards: int = 0
 
 
 @dataclass(frozen=True)

@@ -361,22 +361,21 @@ class WebsocketWire(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone; called by the loop."""
-        self._transport = None
+        transport, self._transport = self._transport, None
+        if transport is not None:  # of TLS, one does not know it before Python 3.11
+            transport.abort()
         where = self._network.where
         if isinstance(exc, ssl.SSLError):  # a server that looks at certificates late
             self._fail(explain(exc, where))
             return
-        why = f": {clean(str(exc))}" if exc is not None else ""
+        what = f"{where} took the connection and dropped it ({self._doing})"
         if self._greeted:
-            error = TransportError(
-                f"the link to {where} is gone{why}",
-                hint="check the network and whether the verifier still runs",
-            )
-        else:
-            error = TransportError(
-                f"{where} took the connection and dropped it ({self._doing}){why}",
-                hint="check the network and whether the verifier still runs",
-            )
+            what = f"the link to {where} is gone"
+        error = TransportError(
+            f"{what}: {clean(str(exc))}" if exc is not None else what,
+            hint="check the network and whether the verifier still runs",
+        )
+        error.__cause__ = exc
         self._fail(error)
 
     def _fail(self, error: DraftwireError) -> None:

@@ -53,8 +53,10 @@ class Branch:
         self._ready_evidence = 0
         self._judging = 0  # tokens of this branch that the model works on
 
-    def __len__(self) -> int:
-        return len(self._tokens)
+    @property
+    def unjudged(self) -> int:
+        """Bytes of evidence that wait."""
+        return len(self._evidence)
 
     def behind(self, epoch: int) -> bool:
         """Return whether ``epoch`` is the number of a branch that is dead (RFC 1982)."""

@@ -1,8 +1,7 @@
-"""One device's connection: greeting, then streams, one at a time.
+"""One device's websocket: the asyncio shell around a :class:`~.dialogue.Dialogue`.
 
-Two tasks share a connection. The *reader* takes frames in; the *worker* of the open
-stream (:mod:`draftwire.verifier.worker`) asks the session for work, waits for the
-scheduler and sends the verdicts. When the link is lost the stream is kept
+Two tasks share a connection: one reads frames, one sends what stands in the outbox, so
+that a device that reads slowly holds up nobody. When the link is lost the stream is kept
 (:mod:`draftwire.verifier.streams`) for another connection to go on with.
 """
 
@@ -10,42 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from websockets.exceptions import ConnectionClosed
 
-from draftwire.errors import (
-    ConfigError,
-    DraftwireError,
-    ModelError,
-    ProtocolError,
-    RefusedError,
-)
+from draftwire.errors import ProtocolError
 from draftwire.transport.codec import SUBPROTOCOL, Codec
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Error,
-    Hello,
-    Message,
-    Open,
-    Opened,
-    Resume,
-    Welcome,
-)
+from draftwire.transport.messages import Block, Error, Hello, Message
 from draftwire.verifier.accounts import LimitError, Usage
+from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
     DRAINING,
     FatalError,
     check_room,
     choose,
+    error_of,
     welcome_to,
 )
 from draftwire.verifier.limits import prompt_limit
-from draftwire.verifier.registry import Served
-from draftwire.verifier.streams import Stream, UnknownStreamError
-from draftwire.verifier.target_session import TargetSession
-from draftwire.verifier.worker import drive
+from draftwire.verifier.streams import Terms
 
 if TYPE_CHECKING:
     from draftwire.verifier.service import VerifierService
@@ -55,6 +38,7 @@ __all__ = ["Connection"]
 log = logging.getLogger("draftwire.verifier")
 
 _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal": 1011}
+_OUTBOX = 64  # frames that may wait before nothing more is read
 
 
 class Connection:
@@ -71,113 +55,93 @@ class Connection:
         expired: True once it is being shown out.
     """
 
-    session_class = TargetSession
+    dialogue_class = Dialogue
 
     def __init__(self, socket: Any, service: VerifierService, usage: Usage) -> None:
         self._socket = socket
         self._service = service
         self._usage = usage
         self._codec = Codec()
-        self._served: Served | None = None
-        self._welcome: Welcome | None = None
-        self._stream: Stream | None = None
-        self._ended: Stream | None = None  # its device may not have seen the end yet
-        self._forgets = False
+        self._dialogue = self.dialogue_class(
+            service.kept, self._greet, self, socket.remote_address
+        )
+        self._outbox: deque[bytes] = deque()
+        self._wake = asyncio.Event()  # there is something to send
+        self._room = asyncio.Event()  # something was sent
+        self._closing: tuple[int, str] | None = None  # after the last frame
         self._clock = asyncio.get_running_loop().time
         self.active_s = self._clock()
         self.blocked_s: float | None = None
         self.expired = False
-        self._draining = False
 
     @property
     def greeted(self) -> bool:
         """True once the welcome is out."""
-        return self._served is not None
+        return self._dialogue.terms is not None
 
     @property
     def busy(self) -> bool:
-        """True while a stream is open."""
-        return self._stream is not None
+        """True while a stream is running."""
+        return self._dialogue.busy
 
     async def run(self) -> None:
         """Greet, serve streams, close; returns when the connection has ended."""
+        dialogue = self._dialogue
+        sender = asyncio.ensure_future(self._write())
         try:
-            await self._greet()
-            await self._read()
+            if self._socket.subprotocol != SUBPROTOCOL:
+                raise FatalError(
+                    "version",
+                    f"this verifier speaks {SUBPROTOCOL}, the device did not offer it",
+                    "connect with that websocket subprotocol",
+                )
+            while not dialogue.over:
+                dialogue.take(await self._receive())
+                # A burst of frames is there at once: others want their turn as well.
+                await asyncio.sleep(0)
         except ConnectionClosed:
             pass
-        except FatalError as fatal:
-            await self._leave(fatal.error)
-        except ProtocolError as error:
-            await self._leave(Error("protocol", str(error)[:1000], error.hint))
-        except DraftwireError as error:
-            await self._leave(Error("internal", str(error)[:1000], error.hint))
-        except Exception as error:
-            # A bug of ours ends this device's connection, never the verifier.
-            log.exception("connection of %s failed", self._socket.remote_address)
-            await self._leave(_failure(error))
+        except Exception as error:  # noqa: BLE001 - a bug of ours ends this connection only
+            dialogue.leave(error_of(error))
         finally:
-            await self._end_stream(park=not self._forgets)
-            if self._served is not None:
-                self._service.registry.leave(self._served)
+            if self._closing is None:
+                dialogue.lost()
+                sender.cancel()
+            if dialogue.terms is not None:
+                self._service.registry.leave(dialogue.terms.served)
+            await asyncio.wait([sender])
 
-    async def expire(self) -> None:
+    def expire(self) -> None:
         """Show out a device that has been silent for too long."""
         self.expired = True
-        if self._served is None:
-            error = Error("limit", "no hello came after the upgrade")
-        else:
-            error = Error(
-                "limit",
-                f"no message for {self._service.limits.idle_s:g} seconds",
-                "connect again when there is something to verify",
-            )
-        await self._end_stream(park=True)
-        await self._leave(error)
+        if not self.greeted:
+            self._dialogue.leave(Error("limit", "no hello came after the upgrade"))
+            return
+        idle_s = self._service.limits.idle_s
+        hint = "connect again when there is something to verify"
+        error = Error("limit", f"no message for {idle_s:g} seconds", hint)
+        self._dialogue.leave(error, park=True)
 
-    def abort(self) -> None:
-        """Cut the connection without a word: nobody reads at its other end."""
-        self._socket.transport.abort()
+    def drain(self, *, now: bool) -> None:
+        """End the connection because the verifier goes away, see :class:`Dialogue`."""
+        self._dialogue.drain(now=now)
 
-    async def drain(self, *, now: bool) -> None:
-        """End the connection because the verifier goes away.
-
-        Args:
-            now: Also when a stream is running; otherwise that one may finish first.
-        """
-        self._draining = True
-        if self._stream is None or now:
-            await self._end_stream(park=False)
-            await self._leave(DRAINING)
-
-    async def _greet(self) -> None:
-        if self._socket.subprotocol != SUBPROTOCOL:
-            raise FatalError(
-                "version",
-                f"this verifier speaks {SUBPROTOCOL}, the device did not offer it",
-                "connect with that websocket subprotocol",
-            )
-        hello = await self._receive()
-        if not isinstance(hello, Hello):
-            raise ProtocolError(f"the first message is {_name(hello)}, not a hello")
+    def _greet(self, hello: Hello) -> Terms:
         service, account = self._service, self._usage.account
         if service.draining:
             raise FatalError.of(DRAINING)
         check_room(len(service.connections), service.limits, self._usage)
         served = choose(hello, service.registry)
-        service.registry.enter(served)
-        self._served = served
         welcome = welcome_to(hello, served.backend, service.limits, account.context)
-        await self._send(welcome)
-        self._welcome = welcome
-        self._codec = Codec(welcome.vocab_size, max_ids=prompt_limit(welcome.context))
-        log.info(
-            "%s: %r on %s", self._socket.remote_address, hello.agent[:80], served.label
-        )
+        service.registry.enter(served)
+        return Terms(served, self._usage, welcome)
 
     # ---- reading
 
     async def _receive(self) -> Message:
+        while len(self._outbox) > _OUTBOX:  # who does not read is not read either
+            self._room.clear()
+            await self._room.wait()
         frame = await self._socket.recv()
         self.active_s = self._clock()
         if not isinstance(frame, bytes):
@@ -196,218 +160,49 @@ class Connection:
         if wait:
             await asyncio.sleep(wait)
 
-    async def _read(self) -> None:
-        while True:
-            await self._take(await self._receive())
+    # ---- the dialogue's way to the device
 
-    async def _take(self, message: Message) -> None:
-        if isinstance(message, Open):
-            await self._open(message)
-        elif isinstance(message, Block):
-            await self._block(message)
-        elif isinstance(message, (Bye, Error)):
-            await self._end_stream(park=False)
-            if self._draining:
-                raise FatalError.of(DRAINING)
-            if isinstance(message, Error) and message.fatal:
-                await self._socket.close(1000)
-        elif isinstance(message, Resume):
-            await self._resume(message)
-        else:
-            raise ProtocolError(f"{_name(message)} does not go to a verifier")
+    def send(self, message: Message) -> None:
+        """Put ``message`` in the outbox."""
+        if isinstance(message, Error):
+            self._service.refused(message.code)
+        self._outbox.append(self._codec.encode(message))
+        terms = self._dialogue.terms
+        if terms is not None and message is terms.welcome:
+            vocab_size, context = message.vocab_size, message.context
+            self._codec = Codec(vocab_size, max_ids=prompt_limit(context))
+        self._wake.set()
 
-    async def _block(self, block: Block) -> None:
-        stream = self._stream
-        if stream is None:
-            return  # of a stream that ended meanwhile
-        async with stream.lock:
-            if self._stream is not stream:
-                return
-            stream.unjudged += len(block.evidence)
-            if stream.unjudged > self._service.limits.message_bytes:
-                raise FatalError(
-                    "limit",
-                    f"{stream.unjudged} bytes of evidence wait for judgement, the limit "
-                    f"is {self._service.limits.message_bytes}",
-                    "wait for verdicts before sending more",
-                )
-            answers = stream.session.receive(block)
-        await self._after(stream, answers)
-        stream.wake.set()
+    def close(self, error: Error | None) -> None:
+        """Send ``error`` after what is in the outbox, and hang up."""
+        if error is not None:
+            self.send(error)
+        code = 1000 if error is None else _CLOSE_CODES.get(error.code, 1008)
+        self._closing = code, "" if error is None else error.code
+        self._wake.set()
 
-    # ---- streams
+    def abort(self) -> None:
+        """Cut the connection without a word: nobody reads at its other end."""
+        self._socket.transport.abort()
 
-    async def _open(self, request: Open) -> None:
-        served, welcome = self._ready("an open")
-        kept = self._service.kept
-        if self._ended is not None:  # whoever opens the next has seen the last one end
-            kept.forget(self._ended)
-            self._ended = None
+    async def _write(self) -> None:
+        """Send what stands in the outbox; close after the last."""
         try:
-            session = self.session_class(
-                request,
-                vocab_size=welcome.vocab_size,
-                context=welcome.context,
-                max_block=self._service.limits.block,
-            )
-            slot = kept.allocate(served, self._usage)
-        except (ConfigError, RefusedError) as error:
-            await self._refuse(error)
-            return
-        stream = Stream(
-            session,
-            served,
-            slot,
-            self._usage,
-            self,
-            len(request.prompt),
-            welcome.vocab_size,
-        )
-        stream.wants_exits = request.exits
-        if "resume" in welcome.capabilities:
-            kept.enter(stream)
-        self._service.streams += 1
-        self.hold(stream)
-        await self._send(Opened(request.stream, stream.id, stream.secret))
-        self._start(stream)
-
-    async def _resume(self, request: Resume) -> None:
-        served, welcome = self._ready("a resume")
-        try:
-            stream, answer = await self._service.kept.resume(
-                request, served, self._usage, welcome.vocab_size, self
-            )
-        except RefusedError as error:
-            await self._refuse(error)
-            return
-        await self._send(answer)
-        self._start(stream)
-
-    def _ready(self, what: str) -> tuple[Served, Welcome]:
-        if self._stream is not None:
-            raise ProtocolError(f"{what} while a stream is running")
-        if self._draining:
-            raise FatalError.of(DRAINING)
-        assert self._served is not None and self._welcome is not None
-        return self._served, self._welcome
-
-    async def _refuse(self, error: ConfigError | RefusedError) -> None:
-        """Say why there is no stream; the connection stays."""
-        if isinstance(error, ConfigError):
-            code = "request"
-        elif isinstance(error, LimitError):
-            code = "limit"
-        else:
-            code = "session" if isinstance(error, UnknownStreamError) else "busy"
-        self._service.refused(code)
-        await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
-
-    def hold(self, stream: Stream) -> None:
-        """Drive ``stream`` from now on; one that has ended only waits to be seen."""
-        if stream.session.done:
-            self._ended = stream
-        else:
-            self._stream = stream
-            self._usage.streams += 1
-
-    def lose(self, stream: Stream) -> None:
-        """Let go of ``stream``: its device has come back on another connection."""
-        self._detached(stream)
-        if self._ended is stream:
-            self._ended = None
-        self.abort()
-
-    def _detached(self, stream: Stream) -> bool:
-        """Stop holding ``stream``; False when somebody else has done so."""
-        if self._stream is not stream:
-            return False
-        self._stream = None
-        self._usage.streams -= 1
-        return True
-
-    def _start(self, stream: Stream) -> None:
-        if self._stream is stream:  # nobody took it over meanwhile
-            assert self._welcome is not None
-            negotiated = "exits" in self._welcome.capabilities
-            stream.exits = stream.wants_exits and negotiated
-            stream.worker = asyncio.ensure_future(self._work(stream))
-
-    async def _work(self, stream: Stream) -> None:
-        """Drive one stream's session until it is done."""
-        try:
-            await drive(stream, self._service, self._after)
+            while True:
+                while self._outbox:
+                    frame = self._outbox.popleft()
+                    self._service.bytes_out += len(frame)
+                    self.active_s = self.blocked_s = self._clock()
+                    await self._socket.send(frame)
+                    self.blocked_s = None
+                    self._room.set()
+                if self._closing is not None:
+                    await self._socket.close(*self._closing)
+                    return
+                self._wake.clear()
+                await self._wake.wait()
         except ConnectionClosed:
             pass  # the reader sees it too
-        except ProtocolError as error:
-            await self._leave(Error("protocol", str(error)[:1000], error.hint))
-        except (ModelError, RefusedError) as error:
-            code = "busy" if isinstance(error, RefusedError) else "internal"
-            log.warning("stream of %s: %s", self._socket.remote_address, error)
-            if self._detached(stream):
-                self._service.kept.forget(stream)
-            self._service.refused(code)
-            try:
-                await self._send(Error(code, str(error)[:1000], error.hint, fatal=False))
-            except ConnectionClosed:
-                pass
-        except Exception as error:
-            log.exception("stream of %s failed", self._socket.remote_address)
-            await self._leave(_failure(error))
-
-    async def _after(self, stream: Stream, answers: list[Message]) -> None:
-        """Book what the stream did, release it when it is done, send ``answers``."""
-        stream.book()
-        if stream.session.done and self._detached(stream):
-            stream.release()
-            if stream.id:
-                self._ended = stream
-        for answer in answers:
-            await self._send(answer)
-        if self._draining and self._stream is None:
-            await self._leave(DRAINING)
-
-    async def _end_stream(self, *, park: bool) -> None:
-        """End the stream, or keep it for its device to come back."""
-        for stream in (self._stream, self._ended):
-            if stream is None:
-                continue
-            async with stream.moving:
-                if stream.holder is not self:
-                    continue  # its device was quicker
-                self._detached(stream)
-                await stream.stop()
-                if park and stream.id:
-                    self._service.kept.park(stream, self._clock())
-                else:
-                    self._service.kept.forget(stream)
-        self._ended = None
-
-    # ---- sending and leaving
-
-    async def _send(self, message: Message) -> None:
-        frame = self._codec.encode(message)
-        self._service.bytes_out += len(frame)
-        self.active_s = self._clock()
-        if self.blocked_s is None:
-            self.blocked_s = self.active_s
-        await self._socket.send(frame)
-        self.blocked_s = None
-
-    async def _leave(self, error: Error) -> None:
-        self._service.refused(error.code)
-        if error is not DRAINING:
-            log.info("%s: %s", self._socket.remote_address, error.message)
-        self._forgets = True
-        try:
-            await self._send(error)
-        except ConnectionClosed:
-            return
-        await self._socket.close(_CLOSE_CODES.get(error.code, 1008), error.code)
-
-
-def _name(message: Message) -> str:
-    return type(message).__name__.lower()
-
-
-def _failure(error: Exception) -> Error:
-    return Error("internal", f"the verifier failed: {type(error).__name__}")
+        finally:
+            self._outbox.clear()
+            self._room.set()

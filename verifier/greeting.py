@@ -5,8 +5,10 @@ A refusal says which side to change: the person who reads it has only one of the
 
 from __future__ import annotations
 
+import logging
+
 from draftwire import __version__
-from draftwire.errors import ProtocolError, RefusedError
+from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
 from draftwire.sampling import SCHEMES
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Error, Hello, Welcome
@@ -15,7 +17,9 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry, Served
 
-__all__ = ["DRAINING", "FatalError", "check_room", "choose", "welcome_to"]
+__all__ = ["DRAINING", "FatalError", "check_room", "choose", "error_of", "welcome_to"]
+
+log = logging.getLogger("draftwire.verifier")
 
 DRAINING = Error(
     "draining",
@@ -35,13 +39,42 @@ class FatalError(Exception):
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
-        # A text field holds 4096 bytes, a character takes up to four.
-        self.error = Error(code, message[:1000], hint[:1000])
+        self.error = _told(code, message, hint)
 
     @classmethod
     def of(cls, error: Error) -> FatalError:
         """Return the exception that sends ``error``."""
         return cls(error.code, error.message, error.hint)
+
+
+def _told(code: str, message: str, hint: str, *, fatal: bool = True) -> Error:
+    # A text field holds 4096 bytes, a character takes up to four. Engines put anything
+    # into their sentences; people read this on a terminal.
+    message, hint = (
+        "".join(c if c.isprintable() else " " for c in text[:1000])
+        for text in (message, hint)
+    )
+    return Error(code, message, hint, fatal)
+
+
+def error_of(error: Exception) -> Error:
+    """Return what a device is told of ``error``; bugs of ours are logged.
+
+    Whatever is not the device's mistake nor a lack of room is ``internal``.
+    """
+    if isinstance(error, FatalError):
+        return error.error
+    if not isinstance(error, DraftwireError):
+        log.error("the verifier failed", exc_info=error)
+        return Error("internal", f"the verifier failed: {type(error).__name__}")
+    code = "internal"
+    if isinstance(error, ProtocolError):
+        code = "protocol"
+    elif isinstance(error, ConfigError):
+        code = "request"
+    elif isinstance(error, RefusedError):
+        code = getattr(error, "code", "busy")
+    return _told(code, str(error), error.hint, fatal=code == "protocol")
 
 
 def check_room(connections: int, limits: Limits, usage: Usage) -> None:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+from draftwire.clock import LoopClock
 from draftwire.errors import ConfigError, DraftwireError, RefusedError
 from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.scheduler import Scheduler
 
 __all__ = ["Registry", "Served"]
@@ -115,7 +117,9 @@ class Registry:
                     hint="give one of them another version when exporting it",
                 )
         words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
-        scheduler = Scheduler(backend, **self._options)
+        clock = LoopClock(asyncio.get_running_loop())
+        executor = ThreadExecutor(backend, clock)
+        scheduler = Scheduler(backend, executor, clock, **self._options)
         served = Served(backend, scheduler, frozenset(words), source=replaces)
         self._served.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
@@ -186,7 +190,7 @@ class Registry:
         for served in list(self._leaving):
             if not served.connections:
                 self._leaving.remove(served)
-                asyncio.ensure_future(served.scheduler.close())
+                served.scheduler.close()
 
     async def scan(self, folder: Path) -> None:
         """Bring the targets in line with the packages in ``folder``.
@@ -210,12 +214,12 @@ class Registry:
                 except DraftwireError as error:
                     log.error("cannot serve %s: %s %s", path.name, error, error.hint)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every scheduler."""
         targets, self._served, self._leaving = self.all, [], []
         for served in targets:
             served.retired = True
-            await served.scheduler.close()
+            served.scheduler.close()
 
 
 def _packages(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -1,95 +1,137 @@
 """Running streams, and those of lost links that wait for their device.
 
-A stream outlives its connection: when the link is lost the text stays, and the KV slot
-too while nobody else needs it. A device that comes back with the stream's id and secret
-goes on where it was. What waits is bounded in time, number and memory. Who holds the most
-of it loses the oldest first, so that one device's lost links cannot push out another's.
+Plain code, called back by a scheduler: the same live and in virtual time. A
+:class:`Stream` gives its session's work to the scheduler and the verdicts to whoever
+holds it. A stream outlives its connection: when the link is lost the text stays, and the
+KV slot too while nobody else needs it. A device that comes back with the stream's id and
+secret goes on where it was. What waits is bounded in time, number and memory. Who holds
+the most of it loses the oldest first, so that one device's lost links cannot push out
+another's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import secrets
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-from draftwire.errors import ProtocolError, RefusedError
-from draftwire.transport.messages import Resume, Resumed
+import numpy as np
+
+from draftwire.errors import DraftwireError, ProtocolError, RefusedError
+from draftwire.transport.messages import (
+    Block,
+    Message,
+    Open,
+    Provisional,
+    Resume,
+    Resumed,
+    Welcome,
+)
 from draftwire.verifier.accounts import Usage
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.limits import Limits
+from draftwire.verifier.metrics import Histogram
 from draftwire.verifier.registry import Served
-from draftwire.verifier.target_session import TargetSession
+from draftwire.verifier.scheduler import Request, Verified
+from draftwire.verifier.target_session import TargetSession, Work
 
 if TYPE_CHECKING:
-    from draftwire.verifier.connection import Connection
+    from typing import Protocol
 
-__all__ = ["KeptStreams", "Stream", "UnknownStreamError"]
+    from draftwire.sampling import Decision
+else:
+    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
+
+__all__ = ["Holder", "KeptStreams", "Stream", "Terms", "UnknownStreamError"]
 
 _TOKEN_BYTES = 40  # a Python int and its place in a list
 _STREAM_BYTES = 4096  # all else of a stream
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class UnknownStreamError(RefusedError):
     """There is no stream that this device may go on with."""
 
+    code = "session"
+
+
+class Terms(NamedTuple):
+    """What holds on a connection.
+
+    Attributes:
+        served: The target.
+        usage: Of the device's account.
+        welcome: What the verifier has promised.
+    """
+
+    served: Served
+    usage: Usage
+    welcome: Welcome
+
+
+class Holder(Protocol):
+    """Who holds a stream: the connection that its device is on."""
+
+    def deliver(self, stream: Stream, messages: list[Message]) -> None:
+        """Send ``messages``; must neither wait nor raise.
+
+        An error among them is the last message of a stream that has failed, and nobody
+        holds that any more.
+        """
+
+    def lose(self, stream: Stream) -> None:
+        """Let go: the stream's device has come back on another connection."""
+
 
 class Stream:
-    """A stream: its session, its slot, and who drives it now.
+    """A stream: its session, its slot, and the work that the target does for it.
 
     Args:
         session: The state machine.
-        served: The target.
-        slot: Its KV slot there.
-        usage: Of the account that it belongs to.
-        holder: The connection that drives it.
-        prompt: Tokens of its prompt.
-        vocab_size: Of that connection.
+        slot: Its KV slot.
+        kept: Whose it is.
+        terms: Of the connection that it was opened on.
+        request: Its open.
 
     Attributes:
         slot: None when it was given back.
+        served: The target.
+        usage: Of the account that it belongs to.
         holder: None while the stream waits for its device.
         id: Eight bytes that a device resumes by, or b"" when it cannot.
         secret: Sixteen bytes that prove whose stream it is.
-        wake: Set when the session may have work.
-        lock: Held while the session is used.
-        moving: Held while the stream changes hands.
-        worker: Drives the session.
-        unjudged: Bytes of evidence that may wait for judgement.
-        wants_exits: Whether its open asks for what early exits expect.
-        exits: Whether that is sent: they were negotiated, too.
         parked_s: When its link was lost.
     """
 
     def __init__(
         self,
         session: TargetSession,
-        served: Served,
         slot: int,
-        usage: Usage,
-        holder: Connection,
-        prompt: int,
-        vocab_size: int,
+        kept: KeptStreams,
+        terms: Terms,
+        request: Open,
     ) -> None:
         self.session = session
-        self.served = served
         self.slot: int | None = slot
-        self.usage = usage
-        self.holder: Connection | None = holder
+        self.served, self.usage, welcome = terms
+        self.vocab_size = welcome.vocab_size
+        self.holder: Holder | None = None
         self.id = b""
         self.secret = b""
-        self.wake = asyncio.Event()
-        self.lock = asyncio.Lock()
-        self.moving = asyncio.Lock()
-        self.worker: asyncio.Task[None] | None = None
-        self.unjudged = 0
-        self.wants_exits = False
-        self.exits = False
         self.parked_s = 0.0
-        self.vocab_size = vocab_size
-        self._prompt = prompt
+        self._kept = kept
+        self._prompt = len(request.prompt)
+        self._wants_exits = request.exits
+        self._exits = False
+        self._work: Work | None = None  # under way, until its verdict is out
+        self._request: Request | None = None  # that carries it
+        self._counted = 0  # in the account's running streams
         self._booked = (0, 0, 0)  # drafted, accepted, emitted that metrics have seen
 
     @property
@@ -98,8 +140,46 @@ class Stream:
         tokens = self._prompt + self.session.counts.emitted
         return _STREAM_BYTES + _TOKEN_BYTES * tokens
 
-    def book(self) -> None:
-        """Add what the stream did since the last time to its target's totals."""
+    def hold(self, holder: Holder | None) -> None:
+        """Let ``holder`` have what comes out."""
+        self.holder = holder
+        self._book()
+
+    def start(self, *, exits: bool = False) -> None:
+        """Begin to work, or go on; somebody holds the stream.
+
+        Args:
+            exits: What early exits expect may be sent.
+        """
+        self._exits = self._wants_exits and exits
+        self._guard(self._drive)
+
+    def receive(self, block: Block) -> None:
+        """Take in a block; what comes of it goes to the holder."""
+        if self.holder is not None:  # else it has failed, or moved, meanwhile
+            self._guard(self._receive, block)
+
+    def stop(self) -> None:
+        """End the work: what is on its way is void, the text stays."""
+        work, request, forwards = self._work, self._request, 0
+        self._work = self._request = None
+        if work is not None and request is not None:
+            request.withdraw()
+            forwards = request.forwards
+        self.session.detach(cached=self.slot is not None, forwards=forwards)
+        self._book()
+
+    def release(self) -> None:
+        """Give the slot back; the text has to be read again in another."""
+        if self.slot is not None:
+            self.served.scheduler.release(self.slot)
+            self.slot = None
+
+    def _book(self) -> None:
+        """Add what the stream did since the last time to the totals."""
+        running = int(self.holder is not None and not self.session.done)
+        self.usage.streams += running - self._counted
+        self._counted = running
         counts = self.session.counts
         now = (counts.drafted, counts.accepted, counts.emitted)
         drafted, accepted, emitted = (a - b for a, b in zip(now, self._booked))
@@ -108,43 +188,134 @@ class Stream:
         self.served.emitted += emitted
         self._booked = now
 
-    async def stop(self) -> None:
-        """End the worker, unless it is the worker who asks."""
-        worker, self.worker = self.worker, None
-        if worker is not None and worker is not asyncio.current_task():
-            worker.cancel()
-            await asyncio.wait([worker])
-        self.book()
+    # ---- the work
 
-    def release(self) -> None:
-        """Give the slot back."""
-        if self.slot is not None:
-            self.served.scheduler.release(self.slot)
-            self.slot = None
+    def _guard(self, step: Callable[..., None], *args: Any) -> None:
+        """Do ``step``; its failure ends this stream, and no other."""
+        try:
+            step(*args)
+        except Exception as error:  # noqa: BLE001 - told, and logged where it is a bug
+            holder = self.holder
+            self._kept.forget(self)
+            if holder is not None:
+                holder.deliver(self, [error_of(error)])
+
+    def _receive(self, block: Block) -> None:
+        self._deliver(self.session.receive(block))
+        most = self._kept.limits.message_bytes
+        if self.session.unjudged > most:
+            raise FatalError(
+                "limit",
+                f"{self.session.unjudged} bytes of evidence wait for judgement, the limit "
+                f"is {most}",
+                "wait for verdicts before sending more",
+            )
+        self._drive()
+
+    def _drive(self) -> None:
+        """Give the target what there is to do."""
+        work = self.session.poll()
+        if work is None:
+            return
+        assert self.slot is not None
+        if work.start + len(work.tokens) > self.served.backend.context:
+            raise ProtocolError("drafts beyond the context of the target")
+        self._work = work
+        listens = self._exits and not work.prefill
+        self._request = self.served.scheduler.submit(
+            SlotInput(self.slot, work.start, work.tokens, work.rows),
+            prefill=work.prefill,
+            on_exit=partial(self._guard, self._heard, work) if listens else None,
+            done=partial(self._guard, self._ran, work),
+        )
+
+    def _heard(self, work: Work, number: int, rows: np.ndarray[Any, Any]) -> None:
+        """Take in an exit's logits."""
+        threshold = self.served.backend.exits[number].threshold
+        job = partial(self.session.foresee, work, rows, threshold)
+        done = partial(self._guard, self._foreseen, work)
+        self.served.scheduler.executor.judge(job, rows.size, done)
+
+    def _foreseen(self, work: Work, hint: Provisional | Exception | None) -> None:
+        if work is not self._work:
+            return  # the verdict was quicker
+        if isinstance(hint, Exception):
+            raise hint
+        found = self.session.hint(work, hint)
+        self._kept.provisionals += len(found)
+        self._deliver(found)
+
+    def _ran(self, work: Work, answer: Verified | DraftwireError) -> None:
+        """Take in the logits."""
+        if isinstance(answer, DraftwireError):
+            raise answer
+        job = partial(self.session.judge, work, answer.rows)
+        done = partial(self._guard, self._judged, work, answer)
+        self.served.scheduler.executor.judge(job, answer.rows.size, done)
+
+    def _judged(
+        self, work: Work, verified: Verified, decision: Decision | Exception
+    ) -> None:
+        if work is not self._work:
+            return  # the link was lost meanwhile
+        if isinstance(decision, Exception):
+            raise decision
+        assert self._request is not None
+        forwards = self._request.forwards
+        self._work = self._request = None
+        _, queue_s, compute_s = verified
+        found = self.session.settle(
+            work, decision, queue_s=queue_s, compute_s=compute_s, forwards=forwards
+        )
+        if not work.prefill:
+            self._kept.verify_seconds.add(compute_s)
+            self._kept.queue_seconds.add(queue_s)
+        self._deliver(found)
+        self._drive()
+
+    def _deliver(self, messages: list[Message]) -> None:
+        """Book what the stream did, release it when it is done, send ``messages``."""
+        self._book()
+        if self.session.done:
+            self.release()
+        if messages and self.holder is not None:
+            self.holder.deliver(self, messages)
 
 
 class KeptStreams:
-    """Every stream that can be resumed: those that run, and those that wait.
+    """Every stream that runs, and those that wait for their device.
 
     Args:
         limits: How many may wait, how large, for how long.
+        now: Monotonic seconds.
 
     Attributes:
+        opened: Streams opened.
         resumed: Resumes granted.
         refused: Resumes refused.
         expired: Streams whose device did not come back in time.
         evicted: Streams that made room for others.
+        provisionals: Hints of early exits sent.
+        verify_seconds: Of the forwards that carried a block.
+        queue_seconds: That blocks waited for theirs.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    session_class = TargetSession
+
+    def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self._now = now
         self._known: dict[bytes, Stream] = {}
         self._parked: dict[bytes, Stream] = {}  # oldest first
         self._bytes = 0
+        self.opened = 0
         self.resumed = 0
         self.refused = 0
         self.expired = 0
         self.evicted = 0
+        self.provisionals = 0
+        self.verify_seconds = Histogram(_SECONDS)
+        self.queue_seconds = Histogram(_SECONDS)
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -163,39 +334,105 @@ class KeptStreams:
         """Return whether any stream, running or waiting, can be resumed."""
         return bool(self._known)
 
-    def enter(self, stream: Stream) -> None:
-        """Give ``stream`` an id and a secret, so that it can be resumed."""
-        stream.id = secrets.token_bytes(8)
-        stream.secret = secrets.token_bytes(16)
-        self._known[stream.id] = stream
+    def open(self, request: Open, terms: Terms, holder: Holder) -> Stream:
+        """Return a new stream, not started yet.
 
-    def forget(self, stream: Stream) -> None:
-        """End ``stream`` for good."""
-        self._known.pop(stream.id, None)
-        self._take(stream)
-        stream.release()
+        Lost devices' slots go when none is free.
 
-    def park(self, stream: Stream, now: float) -> None:
-        """Keep ``stream``, whose link is lost, until its device comes back.
-
-        Args:
-            stream: Nobody drives it any more.
-            now: Monotonic seconds.
+        Raises:
+            ConfigError: The request cannot be served.
+            LimitError: The account has as many streams as it may.
+            RefusedError: Every slot is in use.
         """
+        welcome = terms.welcome
+        session = self.session_class(
+            request,
+            vocab_size=welcome.vocab_size,
+            context=welcome.context,
+            max_block=self.limits.block,
+            target=terms.served.label,
+        )
+        terms.usage.check_share()
+        stream = Stream(session, self._slot(terms.served), self, terms, request)
+        if "resume" in welcome.capabilities:
+            stream.id = secrets.token_bytes(8)
+            stream.secret = secrets.token_bytes(16)
+            self._known[stream.id] = stream
+        self.opened += 1
+        stream.hold(holder)
+        return stream
+
+    def resume(
+        self, request: Resume, terms: Terms, holder: Holder
+    ) -> tuple[Stream, Resumed]:
+        """Hand a stream to the connection that its device has come back on.
+
+        Returns:
+            The stream, not started yet, and the answer to send.
+
+        Raises:
+            RefusedError: There is no such stream, no slot, or no share left.
+        """
+        stream = self._find(request, terms)
+        before = stream.holder
+        stream.stop()
+        stream.hold(None)
+        if before is not None and before is not holder:
+            before.lose(stream)  # half open: its device is here
+        session = stream.session
+        try:
+            if not session.done:
+                terms.usage.check_share()
+                if stream.slot is None:
+                    stream.slot = self._slot(terms.served)
+            answer = session.resume(request.position)
+        except RefusedError:
+            if before is not None:
+                self.park(stream)
+            raise
+        except ProtocolError as error:
+            # It may hold a correction that it drew itself: let it open anew.
+            self.forget(stream)
+            self.refused += 1
+            raise UnknownStreamError(str(error), hint=_ANEW) from None
+        self._take(stream)
+        stream.hold(holder)
+        self.resumed += 1
+        return stream, answer
+
+    def park(self, stream: Stream) -> None:
+        """Keep ``stream``, whose link is lost, until its device comes back."""
         if stream.id not in self._known:
             self.forget(stream)
             return
-        stream.holder = None
-        stream.parked_s = now
+        stream.stop()
+        stream.hold(None)
+        stream.parked_s = self._now()
         if stream.session.done:
             stream.release()
-        stream.session.detach(cached=stream.slot is not None)
         self._parked[stream.id] = stream
         self._bytes += stream.kept_bytes
-        limits = self._limits
+        limits = self.limits
         while len(self._parked) > limits.parked or self._bytes > limits.parked_bytes:
             self.evicted += 1
             self.forget(self._next_victim())
+
+    def forget(self, stream: Stream) -> None:
+        """End ``stream`` for good."""
+        self._take(stream)
+        self._known.pop(stream.id, None)
+        stream.stop()
+        stream.hold(None)
+        stream.release()
+
+    def sweep(self) -> None:
+        """Forget streams that have waited too long, or whose target has left."""
+        now = self._now()
+        for stream in list(self._parked.values()):
+            late = now - stream.parked_s > self.limits.resume_s
+            if late or stream.served.retired:
+                self.expired += 1
+                self.forget(stream)
 
     def _next_victim(self) -> Stream:
         owners = Counter(id(stream.usage) for stream in self._parked.values())
@@ -204,84 +441,20 @@ class KeptStreams:
         # Most devices have long seen the end of a stream that has ended.
         return next((s for s in theirs if s.session.done), theirs[0])
 
-    async def resume(
-        self,
-        request: Resume,
-        served: Served,
-        usage: Usage,
-        vocab_size: int,
-        taker: Connection,
-    ) -> tuple[Stream, Resumed]:
-        """Hand a stream to the connection that its device has come back on.
-
-        Args:
-            request: What the device says.
-            served: The target of that connection.
-            usage: Of its account.
-            vocab_size: Of that connection.
-            taker: The connection; it holds the stream afterwards.
-
-        Returns:
-            The stream, and the answer to send.
-
-        Raises:
-            RefusedError: There is no such stream, no slot, or no share left.
-        """
-        stream = self._find(request, served, usage, vocab_size)
-        async with stream.moving:
-            if stream.id not in self._known:
-                self.refused += 1
-                raise UnknownStreamError("the stream to resume has just ended")
-            await self._detach(stream, taker)
-            session = stream.session
-            if not session.done:
-                try:
-                    usage.check_share()
-                    if stream.slot is None:
-                        stream.slot = self._slot(served)
-                except RefusedError:
-                    if stream.holder is not None:
-                        self.park(stream, asyncio.get_running_loop().time())
-                    raise
-            try:
-                answer = session.resume(request.position)
-            except ProtocolError as error:
-                # It may hold a correction that it drew itself: let it open anew.
-                self.forget(stream)
-                self.refused += 1
-                raise UnknownStreamError(str(error), hint=_ANEW) from None
-            self._take(stream)
-            stream.holder = taker
-            taker.hold(stream)
-        self.resumed += 1
-        return stream, answer
-
-    @staticmethod
-    async def _detach(stream: Stream, taker: Connection) -> None:
-        if stream.holder is not None and stream.holder is not taker:
-            stream.holder.lose(stream)  # half open: its device is here
-        await stream.stop()
-        if stream.session.done:
-            stream.release()
-        stream.unjudged = 0
-        stream.session.detach(cached=stream.slot is not None)
-
     def _take(self, stream: Stream) -> None:
         if self._parked.pop(stream.id, None) is not None:
             self._bytes -= stream.kept_bytes
 
-    def _find(
-        self, request: Resume, served: Served, usage: Usage, vocab_size: int
-    ) -> Stream:
+    def _find(self, request: Resume, terms: Terms) -> Stream:
         """Return the stream; what of this is wrong is nobody's business."""
         stream = self._known.get(request.session)
         secret = _NO_SECRET if stream is None else stream.secret
         if (
             not hmac.compare_digest(secret, request.secret)
             or stream is None
-            or stream.served is not served
-            or stream.usage is not usage
-            or stream.vocab_size != vocab_size
+            or stream.served is not terms.served
+            or stream.usage is not terms.usage
+            or stream.vocab_size != terms.welcome.vocab_size
         ):
             self.refused += 1
             raise UnknownStreamError(
@@ -290,16 +463,6 @@ class KeptStreams:
                 hint=_ANEW,
             )
         return stream
-
-    def allocate(self, served: Served, usage: Usage) -> int:
-        """Take a KV slot for a new stream; lost devices' slots go when none is free.
-
-        Raises:
-            LimitError: The account has as many streams as it may.
-            RefusedError: Every slot is in use.
-        """
-        usage.check_share()
-        return self._slot(served)
 
     def _slot(self, served: Served) -> int:
         while True:
@@ -314,18 +477,6 @@ class KeptStreams:
         for stream in self._parked.values():
             if stream.served is served and stream.slot is not None:
                 stream.release()
-                stream.session.detach(cached=False)
+                stream.stop()
                 return True
         return False
-
-    def sweep(self, now: float) -> None:
-        """Forget streams that have waited too long, or whose target has left.
-
-        Args:
-            now: Monotonic seconds.
-        """
-        for stream in list(self._parked.values()):
-            late = now - stream.parked_s > self._limits.resume_s
-            if late or stream.served.retired:
-                self.expired += 1
-                self.forget(stream)

@@ -20,13 +20,14 @@ than by plain decoding, counted in forwards.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
 
-from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import SamplingParams, make_decider
+from draftwire.errors import ConfigError, ModelError, ProtocolError
+from draftwire.sampling import Decision, SamplingParams, card_of, make_decider
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -36,7 +37,9 @@ from draftwire.transport.messages import (
     Provisional,
     Resumed,
 )
+from draftwire.transport.states import after
 from draftwire.verifier.branch import Branch
+from draftwire.verifier.states import TABLE, State
 
 __all__ = ["StreamCounts", "TargetSession", "Work"]
 
@@ -78,7 +81,8 @@ class StreamCounts:
         drafted: Drafted tokens that were judged.
         accepted: Those that were kept.
         discarded: Drafted tokens that arrived on a dead branch.
-        forwards: Forwards after the prefill.
+        forwards: Forwards of the target that ran for it, prompts apart; also those whose
+            verdict nobody heard.
         emitted: Tokens committed after the prompt.
     """
 
@@ -97,6 +101,11 @@ class TargetSession:
         vocab_size: Of the connection.
         context: Longest sequence of the target.
         max_block: Most drafted tokens that may wait for judgement.
+        target: Its name, for error messages.
+
+    Attributes:
+        state: Where it stands; :data:`TABLE` says what may happen there.
+        finish: Why it has ended, if it has.
 
     Raises:
         ConfigError: The request cannot be served (prompt too long, scheme unknown...);
@@ -104,7 +113,13 @@ class TargetSession:
     """
 
     def __init__(
-        self, request: Open, *, vocab_size: int, context: int, max_block: int
+        self,
+        request: Open,
+        *,
+        vocab_size: int,
+        context: int,
+        max_block: int,
+        target: str = "",
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -117,37 +132,50 @@ class TargetSession:
         if request.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
         if request.objective not in ("cost", "latency"):
-            raise ConfigError(
-                f"unknown objective {request.objective[:40]!r}",
-                hint="cost or latency",
-            )
-        self.params = SamplingParams(
-            request.scheme,
-            request.temperature,
-            request.top_k,
-            request.top_p,
-            request.seed,
-        )
-        self._decider = make_decider(self.params, vocab_size)
+            named = f"{request.objective[:40]!r}"
+            raise ConfigError(f"unknown objective {named}", hint="cost or latency")
+        sampling = (request.temperature, request.top_k, request.top_p, request.seed)
+        params = SamplingParams(request.scheme, *sampling)
+        self._decider = make_decider(params, vocab_size)
+        self._scheme = request.scheme
+        self._may_race = getattr(card_of(request.scheme), "racing", True)
+        self._racing = request.objective == "latency"
+        self._check_race(self._racing)
         self._vocab_size = vocab_size
+        self._target = target
         self._stops = frozenset(request.stop_ids)
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
         self._end = min(context, self._prompt + request.max_new_tokens)
         self._cached = 0
         self._branch = Branch(max_block)
-        self._busy = False
-        self._awaits_correction = False
+        self._work: Work | None = None  # that the model has
         self._bonus = request.bonus
-        self._racing = request.objective == "latency"
         self._glimpsed: Provisional | None = None
         self._counts = StreamCounts()
+        self._told = 0  # forwards that the device knows of
         self.finish = Finish.NOT_YET
+        self.state = self._rest()
+
+    def _check_race(self, racing: bool) -> None:
+        if racing and not self._may_race:
+            raise ConfigError(
+                f"scheme {self._scheme!r} may not race: when a block comes would "
+                "depend on the tokens in it, and the text on that",
+                hint="use objective cost, or scheme coupled",
+            )
+
+    def _rest(self) -> State:
+        """Return the state of a stream that nothing is done for."""
+        return State.READING if self._cached < len(self._tokens) - 1 else State.WAITING
+
+    def _step(self, event: str, to: State | None = None) -> None:
+        self.state = after(TABLE, self.state, event, to)
 
     @property
     def done(self) -> bool:
         """True when the stream has ended."""
-        return self.finish is not Finish.NOT_YET
+        return self.state is State.ENDED
 
     @property
     def epoch(self) -> int:
@@ -155,9 +183,9 @@ class TargetSession:
         return self._branch.epoch
 
     @property
-    def racing(self) -> bool:
-        """True while the model decodes on without waiting for blocks."""
-        return self._racing
+    def unjudged(self) -> int:
+        """Bytes of evidence that wait for judgement."""
+        return self._branch.unjudged
 
     @property
     def counts(self) -> StreamCounts:
@@ -171,37 +199,43 @@ class TargetSession:
 
     # ---- a lost link
 
-    def detach(self, *, cached: bool) -> None:
+    def detach(self, *, cached: bool, forwards: int = 0) -> None:
         """The link is gone: forget what was on its way, keep the text.
 
-        Work that was handed out must not be completed any more.
+        Work that was handed out is void.
 
         Args:
             cached: True when the slot keeps its KV rows; False when it is given back,
                 so that the text has to be read again after :meth:`resume`.
+            forwards: Those that ran for the work that was handed out.
         """
-        self._busy = False
+        self._step("link lost")
+        work, self._work = self._work, None
+        if work is not None and not work.prefill:
+            self._counts.forwards += forwards
         self._branch.clear()
         # A correction that the device owes is drawn again: noise belongs to positions,
         # so the same draft meets the same verdict there.
-        self._awaits_correction = False
         if not cached:
             self._cached = 0
-        self._cached = min(self._cached, len(self._tokens) - 1)
 
     def resume(self, position: int) -> Resumed:
         """Go on with a device that holds ``position`` committed tokens.
 
         Raises:
             ProtocolError: It claims more text than there is.
+            ValueError: The link is not lost.
         """
         if position > len(self._tokens) - self._prompt:
             raise ProtocolError(
                 f"the device holds {position} tokens of a text of "
                 f"{len(self._tokens) - self._prompt}"
             )
+        self._step("< resume", State.ENDED if self.done else self._rest())
         self._branch.kill()
-        return Resumed(self.epoch, position, self.committed(position), self.finish)
+        self._told = self._counts.forwards
+        rest = self.committed(position)
+        return Resumed(self.epoch, position, rest, self.finish, self._told)
 
     # ---- messages in
 
@@ -213,19 +247,24 @@ class TargetSession:
 
         Raises:
             ProtocolError: The block cannot follow what was sent before.
+            ConfigError: The stream may not race.
+            ValueError: The link is lost.
         """
-        if self.done:
+        if self.done:  # it was on its way
+            self._step("< block")
             return []
         branch = self._branch
+        self._check_race(block.race and bool(block.tokens))
         self._racing = block.race
         if branch.behind(block.epoch):
             branch.discarded += len(block.tokens)
             return []
         branch.turn(block.epoch)
-        if self._awaits_correction:
+        if self.state is State.OWED:
             return self._take_correction(block)
         if block.correction is not None:
             raise ProtocolError("a correction that was not asked for")
+        self._step("< block")
         self._append(block)
         return []
 
@@ -234,12 +273,14 @@ class TargetSession:
             raise ProtocolError("the device owes a correction, and sent none")
         if block.base != len(self._tokens) - self._prompt + 1:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
-        self._awaits_correction = False
         self._tokens.append(block.correction)
+        self._cached = len(self._tokens) - 1  # the accepted drafts are there already
         self._counts.emitted += 1
         self._check_end()
-        if self.done:
-            return [Commit(self.epoch, 0, None, self.finish)]
+        self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
+        if self.finish:
+            said = Commit(self.epoch, 0, None, self.finish, forwards=self._forwards())
+            return [said]
         self._append(block)
         return []
 
@@ -257,15 +298,15 @@ class TargetSession:
 
         One piece of work at a time: the next one comes after :meth:`complete`.
         """
-        if self.done or self._busy or self._awaits_correction:
+        if self._work is not None or self.state not in (State.READING, State.WAITING):
             return None
         branch = self._branch
         asked = self._racing or branch.asks > len(self._tokens) - self._prompt
         unread = len(self._tokens) - 1 - self._cached
         if unread > 1 or (unread and not asked):
-            self._busy = True
             tail = self._tokens[self._cached : -1]
-            return Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
+            self._work = Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
+            return self._work
         if not asked:
             return None
         # What has come meanwhile is judged together.
@@ -273,9 +314,9 @@ class TargetSession:
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]
-        self._busy = True
+        self._step("forward")
         self._glimpsed = None
-        return Work(
+        self._work = Work(
             self._cached,
             np.array(self._tokens[self._cached :] + drafted, np.int64),
             len(drafted) + 1,
@@ -284,34 +325,73 @@ class TargetSession:
             evidence=taken.evidence,
             epoch=branch.epoch,
         )
+        return self._work
 
-    def glimpse(self, work: Work, logits: np.ndarray, threshold: float) -> list[Message]:
-        """Take in what an early exit expects of ``work``, while the model runs.
+    def judge(self, work: Work, logits: np.ndarray) -> Decision:
+        """Decide about the drafts of ``work``; changes nothing, so in any thread.
 
         Args:
-            work: From :meth:`poll`, not completed yet.
+            work: From :meth:`poll`.
+            logits: ``(rows, vocab)`` float32, at least the connection's vocabulary wide.
+
+        Raises:
+            ProtocolError: The block's evidence is not valid.
+            ModelError: A row of logits says nothing.
+        """
+        if work.prefill:
+            return Decision(0, -1)
+        rows = logits[:, : self._vocab_size]
+        at = work.start + len(work.tokens) - work.drafted
+        # A distribution needs a largest logit; those of impossible tokens may be -inf.
+        for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
+            if math.isfinite(top):
+                continue
+            raise ModelError(
+                f"target {self._target} gave logits that are no numbers for position "
+                f"{at - self._prompt + i} of the text",
+                hint="look for a damaged package, or a dtype that is too narrow for it",
+            )
+        return self._decider.decide(work.drafts, work.evidence, rows, at)
+
+    def foresee(
+        self, work: Work, logits: np.ndarray, threshold: float
+    ) -> Provisional | None:
+        """Return what an early exit expects of ``work``; changes nothing.
+
+        Args:
+            work: From :meth:`poll`.
             logits: ``(rows, vocab)`` float32 of the exit.
             threshold: The least top probability with which the exit may speak.
 
         Returns:
-            A :class:`Provisional`, unless the exit is unsure or says nothing new.
+            None when the exit is unsure or says nothing new.
 
         Source:
             Early exits and preemptive drafting, https://arxiv.org/abs/2505.21594.
         """
-        if self.done or not self._busy or work.prefill:
-            return []
+        if work.prefill:
+            return None
+        try:
+            accepted, token, _ = self.judge(work, logits)
+        except ModelError:
+            return None
         rows = logits[:, : self._vocab_size]
-        decision = self._decider.decide(work.drafts, work.evidence, rows, len(self._tokens))
-        if decision.token < 0 or _top_probability(rows, decision.accepted) < threshold:
+        if token < 0 or _top_probability(rows, accepted) < threshold:
+            return None
+        if not self._stops.isdisjoint(work.drafts[:accepted]):
+            return None  # nothing comes after the end of the text
+        return Provisional(work.epoch, accepted, token)
+
+    def hint(self, work: Work, hint: Provisional | None) -> list[Message]:
+        """Return what to send of :meth:`foresee`'s answer: nothing late, nothing twice."""
+        if hint is None or self._work is not work or hint == self._glimpsed:
             return []
-        if not self._stops.isdisjoint(work.drafts[: decision.accepted]):
-            return []  # nothing comes after the end of the text
-        glimpse = Provisional(work.epoch, decision.accepted, decision.token)
-        if glimpse == self._glimpsed:
-            return []
-        self._glimpsed = glimpse
-        return [glimpse]
+        self._glimpsed = hint
+        return [hint]
+
+    def glimpse(self, work: Work, logits: np.ndarray, threshold: float) -> list[Message]:
+        """Take in what an early exit expects: :meth:`foresee` and :meth:`hint`."""
+        return self.hint(work, self.foresee(work, logits, threshold))
 
     def complete(
         self,
@@ -321,33 +401,45 @@ class TargetSession:
         queue_s: float = 0.0,
         compute_s: float = 0.0,
     ) -> list[Message]:
-        """Take in what the model made of ``work``.
+        """Take in what the model made of ``work``: :meth:`judge` and :meth:`settle`."""
+        decision = self.judge(work, logits)
+        return self.settle(work, decision, queue_s=queue_s, compute_s=compute_s)
+
+    def settle(
+        self,
+        work: Work,
+        decision: Decision,
+        *,
+        queue_s: float = 0.0,
+        compute_s: float = 0.0,
+        forwards: int = 1,
+    ) -> list[Message]:
+        """Take in the verdict on ``work``.
 
         Args:
             work: From :meth:`poll`.
-            logits: ``(rows, vocab)`` float32, at least the connection's vocabulary wide.
+            decision: From :meth:`judge`.
             queue_s: Seconds that the work waited.
-            compute_s: Seconds of the forward.
+            compute_s: Seconds of its forwards.
+            forwards: How many they were.
 
         Returns:
             Messages to send: one commit, or nothing after a prefill.
 
         Raises:
-            ProtocolError: The block's evidence is not valid.
+            ValueError: The work is void, or was completed before.
         """
-        self._busy = False
+        if work is not self._work:
+            raise ValueError("this work is not under way")
+        self._work = None
         self._branch.judged()
         if work.prefill:
             self._cached = work.start + len(work.tokens)
+            self._step("text read")
             return []
-        if self.done:
-            return []
-        self._counts.forwards += 1
+        self._counts.forwards += forwards
         before = len(self._tokens)
         drafted = work.drafts
-        decision = self._decider.decide(
-            drafted, work.evidence, logits[:, : self._vocab_size], before
-        )
         self._counts.drafted += len(drafted)
         kept = drafted[: decision.accepted]
         all_kept = decision.accepted == len(drafted)
@@ -363,23 +455,21 @@ class TargetSession:
         # logits are wanted next.
         self._cached = min(before + accepted, len(self._tokens) - 1)
         self._check_end()
-        owes = decision.token < 0 and accepted == decision.accepted and not self.done
-        self._awaits_correction = owes
+        owes = decision.token < 0 and accepted == decision.accepted and not self.finish
+        ended = State.ENDED if self.finish else State.WAITING
+        self._step("> commit", State.OWED if owes else ended)
         if work.epoch == self.epoch and (owes or not all_kept):
             self._branch.kill()
         else:
             self._branch.settle(self._tokens, self._prompt)
-        return [
-            Commit(
-                work.epoch,
-                accepted,
-                token,
-                self.finish,
-                queue_s,
-                compute_s,
-                decision.evidence if owes else b"",
-            )
-        ]
+        said = (work.epoch, accepted, token, self.finish, queue_s, compute_s)
+        return [Commit(*said, decision.evidence if owes else b"", self._forwards())]
+
+    def _forwards(self) -> int | None:
+        """Return what a commit says: None is one more than the device knows of."""
+        ran, told = self._counts.forwards, self._told
+        self._told = ran
+        return None if ran == told + 1 else ran
 
     def _first_stop(self, tokens: Sequence[int]) -> int:
         for i, token in enumerate(tokens):

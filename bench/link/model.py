@@ -65,6 +65,7 @@ class OutagePlan:
         self._every_s = outages.every_s
         self._length_s = outages.length_s
         self._rng = random.Random(f"{seed}:outages")
+        self.any = outages.any
         self._made: list[tuple[float, float]] = []
         self._until = 0.0
 
@@ -117,11 +118,12 @@ class LinkModel:
         self.delay_s = spec.delay_s(direction)
         self.outages = OutagePlan(spec.outages, seed) if outages is None else outages
         self._trace = trace
+        self._steady: float | None = None
         path, rate = spec.trace(direction), spec.bit_s(direction)
         if trace is None and path is not None:
             self._trace = read_trace(path)
         elif trace is None and rate is not None:
-            self._trace = Trace.constant(rate)
+            self._trace, self._steady = Trace.constant(rate), rate
         self._limit = spec.queue_bytes if drop_tail else None
         self._waiting: deque[tuple[float, int]] = deque()  # departure, bytes
         self._waiting_bytes = 0
@@ -130,6 +132,7 @@ class LinkModel:
         self._last_arrival_s = 0.0
         self._loss_rng = random.Random(f"{seed}:{direction}:loss")
         self._bad = False
+        self._sure = not (spec.loss or spec.bursts or self.outages.any)
         self._jitter = _JitterDraws(spec.jitter, direction, seed)
 
     @property
@@ -155,7 +158,12 @@ class LinkModel:
         if self._limit is not None and waiting and waiting + nbytes > self._limit:
             return Delivery(None, now_s, "queue")
         start = max(now_s, self._free_s)
-        departure = start if self._trace is None else self._trace.finish(start, nbytes)
+        if self._trace is None:
+            departure = start
+        elif self._steady is not None:
+            departure = start + 8.0 * nbytes / self._steady
+        else:
+            departure = self._trace.finish(start, nbytes)
         self._free_s = departure
         if departure > now_s:
             self._waiting.append((departure, nbytes))
@@ -191,6 +199,8 @@ class LinkModel:
         return self._free_s
 
     def _lost(self, departure_s: float) -> str:
+        if self._sure:
+            return ""
         # The dice fall whether or not there is an outage: one change, one difference.
         lost = self._loss_rng.random() < self.spec.loss
         bursts = self.spec.bursts

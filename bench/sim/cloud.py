@@ -1,21 +1,41 @@
-"""The verifier in virtual time: sessions, batches, forwards, early exits."""
+"""The verifier in virtual time: the real scheduler and streams, simulated forwards."""
 
 from __future__ import annotations
 
-from typing import Callable, Protocol, Sequence
+import math
+from dataclasses import replace
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
 
-from draftwire.bench.sim.events import Loop
-from draftwire.bench.sim.facts import Exit, Profile
-from draftwire.errors import ConfigError
-from draftwire.transport.messages import Message
-from draftwire.verifier.target_session import TargetSession, Work
+from draftwire.bench.sim.facts import Exit as ExitFact
+from draftwire.bench.sim.facts import Profile
+from draftwire.clock import Clock
+from draftwire.errors import RefusedError
+from draftwire.packages import Exit, Family
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Error,
+    Hello,
+    Message,
+    Open,
+    Opened,
+    Resume,
+)
+from draftwire.verifier.accounts import Account, Usage
+from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
+from draftwire.verifier.executor import Executor, VirtualExecutor
+from draftwire.verifier.greeting import error_of, welcome_to
+from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Served
+from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
-__all__ = ["ForwardCost", "SimStream", "SimVerifier", "TargetModel"]
+__all__ = ["Connection", "ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
 
-_CHUNK = 128  # as the real scheduler: tokens of one prompt in one forward
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
+_LIMITS = Limits(block=255, resume_s=math.inf)
 
 
 class TargetModel(Protocol):
@@ -28,11 +48,8 @@ class TargetModel(Protocol):
             ``(rows, width)`` logits of the last ``rows`` tokens.
         """
 
-    def exit_rows(self, number: int, exit: Exit, end: int, rows: int) -> np.ndarray:
+    def exit_rows(self, number: int, exit: ExitFact, end: int, rows: int) -> np.ndarray:
         """Return what early exit ``number`` makes of the last ``rows`` before ``end``."""
-
-    def release(self) -> None:
-        """The stream is over."""
 
 
 class ForwardCost:
@@ -78,169 +95,219 @@ class ForwardCost:
         over = max(0, tokens - self.free * sessions)
         return self.base_s + self.token_s * over + self.session_s * (sessions - 1)
 
+    def of_batch(self, parts: Sequence[SlotInput], prefill: bool) -> float:
+        """Return the seconds of a forward over ``parts``."""
+        tokens = sum(len(part.tokens) for part in parts)
+        return self.reading(tokens) if prefill else self(tokens, len(parts))
+
     def reading(self, tokens: int) -> float:
         """Return the seconds of a forward that reads prompt tokens."""
         return self.base_s + self.read_s * tokens
 
 
-class SimStream:
-    """One stream on the verifier: its session, its model, and the work it waits with.
+class TextBackend:
+    """The targets of texts that are known beforehand, as one backend.
+
+    Which text a slot holds is said when it is taken: prompts need not tell.
 
     Args:
-        session: The state machine.
-        model: Its logits.
-        send: Puts messages on the way to its device.
-    """
-
-    def __init__(
-        self,
-        session: TargetSession,
-        model: TargetModel,
-        send: Callable[[Sequence[Message]], None],
-    ) -> None:
-        self.session = session
-        self.model = model
-        self.send = send
-        self.work: Work | None = None
-        self.since_s = 0.0
-        self.read = 0  # prompt tokens of the present work that are read
-        self.queue_s = self.compute_s = 0.0
-
-
-class SimVerifier:
-    """One target for all streams, one forward at a time.
-
-    Blocks of all streams go together in one forward; prompts are read in pieces, in
-    turns with blocks, as the real scheduler does it.
-
-    Args:
-        loop: The clock.
-        cost: Of the forwards.
-        exits: Early exits, asked during forwards that judge.
-        max_batch: Most sessions in one forward.
+        name: Of the target.
+        vocab_size: Ids are below this.
+        exits: Early exits.
         context: Longest sequence.
 
     Attributes:
-        forwards: Forwards so far, prompts apart.
+        next: Gives the model of the slot that is taken next.
+    """
+
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    slots: int = 1 << 30
+
+    def __init__(
+        self,
+        name: str,
+        vocab_size: int,
+        exits: Sequence[ExitFact] = (),
+        context: int = 1 << 20,
+    ) -> None:
+        self.id, self.version = "", "simulated"
+        self.name, self.vocab_size, self.context = name, vocab_size, context
+        self.family = Family(name, None, "00" * 32)
+        self.facts = tuple(exits)
+        self.exits: tuple[Exit, ...] = tuple(
+            Exit(number + 1, EXIT_THRESHOLD, fact.agreement)
+            for number, fact in enumerate(exits)
+        )
+        self.next: Callable[[], TargetModel | None] | None = None
+        self._models: dict[int, TargetModel] = {}
+        self._taken = 0
+
+    def allocate(self) -> int:
+        """Take a slot for the text that comes next."""
+        model = None if self.next is None else self.next()
+        assert model is not None
+        self._taken += 1
+        self._models[self._taken] = model
+        return self._taken
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        del self._models[slot]
+
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
+        """Return the rows of the texts."""
+        models = self._models
+        if on_exit is not None:
+            for number, fact in enumerate(self.facts):
+                ends = [(i, i.start + len(i.tokens)) for i in batch]
+                on_exit(
+                    number,
+                    [models[i.slot].exit_rows(number, fact, e, i.rows) for i, e in ends],
+                )
+        return [models[i.slot].run(i.start, i.tokens, i.rows) for i in batch]
+
+
+class SimVerifier:
+    """One target for all streams: the verifier's own scheduler and streams on a clock.
+
+    Args:
+        clock: Where everything happens.
+        backend: The target.
+        cost: Of its forwards.
+        executor: Runs the forwards in place of one that takes `cost`.
+
+    Attributes:
+        backend: The target.
+        served: It in service.
+        kept: The streams.
         busy_s: Seconds of all forwards.
-        tokens: Tokens fed in forwards that judge.
     """
 
     def __init__(
         self,
-        loop: Loop,
-        cost: ForwardCost,
-        *,
-        exits: Sequence[Exit] = (),
-        max_batch: int = 64,
-        context: int = 1 << 20,
+        clock: Clock,
+        backend: TargetBackend,
+        cost: ForwardCost | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        if max_batch < 1:
-            raise ConfigError(f"a batch of {max_batch} sessions")
-        self._loop = loop
-        self._cost = cost
-        self._exits = tuple(exits)
-        self._max_batch = max_batch
-        self.context = context
-        self._waiting: list[SimStream] = []  # in the order of service
-        self._busy = False
-        self._prompt_last = False
-        self._starting = False
-        self.forwards = 0
-        self.busy_s = 0.0
-        self.tokens = 0
+        self.backend = backend
+        if executor is None:
+            assert cost is not None
+            facts = getattr(backend, "facts", ())
+            fractions = [fact.fraction for fact in facts]
+            executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
+        self.served = Served(backend, Scheduler(backend, executor, clock), frozenset())
+        self.kept = KeptStreams(_LIMITS, clock.now)
+        self.usage = Usage(Account("", "simulated"))
 
-    def wake(self, stream: SimStream) -> None:
-        """Look whether ``stream`` has work; call it after every message to it."""
-        if stream.work is None and not stream.session.done:
-            stream.work = stream.session.poll()
-            if stream.work is None:
-                return
-            stream.since_s = self._loop.now_s
-            stream.read = 0
-            stream.queue_s = stream.compute_s = 0.0
-            self._waiting.append(stream)
-        self._start()
+    @property
+    def busy_s(self) -> float:
+        """Seconds of all forwards."""
+        return self.served.scheduler.counters.compute_s
 
-    def drop(self, stream: SimStream) -> None:
-        """Forget what waits of a stream that has ended."""
-        if stream in self._waiting:
-            self._waiting.remove(stream)
-        stream.work = None
-        stream.model.release()
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, prompts apart."""
+        counters = self.served.scheduler.counters
+        return counters.forwards - counters.prefill_forwards
 
-    def _start(self) -> None:
-        # What happens at the same moment goes into the same forward.
-        if not self._busy and self._waiting and not self._starting:
-            self._starting = True
-            self._loop.after(0.0, self._begin)
+    def attach(self, next: Callable[[], TargetModel | None], send: Send) -> Connection:
+        """Return the verifier's end of a new connection.
 
-    def _begin(self) -> None:
-        self._starting = False
-        if self._busy or not self._waiting:
-            return
-        kinds = {stream.work.prefill for stream in self._waiting if stream.work}
-        prompts = not self._prompt_last if len(kinds) == 2 else True in kinds
-        self._prompt_last = prompts
-        batch = [s for s in self._waiting if s.work and s.work.prefill == prompts]
-        batch = batch[: self._max_batch]
-        self._waiting = [s for s in self._waiting if s not in batch]
-        works = [(s, s.work) for s in batch if s.work is not None]
-        for stream, _ in works:
-            stream.queue_s += self._loop.now_s - stream.since_s
-        if prompts:
-            fed = sum(min(_CHUNK, len(w.tokens) - s.read) for s, w in works)
-            seconds = self._cost.reading(fed)
-        else:
-            fed = sum(len(w.tokens) for _, w in works)
-            seconds = self._cost(fed, len(works))
-            self.forwards += 1
-            self.tokens += fed
-            for number, exit in enumerate(self._exits):
-                at = exit.fraction * seconds
-                self._loop.after(at, self._glimpse, number, exit, works)
-        self._busy = True
-        self.busy_s += seconds
-        self._loop.after(seconds, self._end, works, seconds)
+        Args:
+            next: Gives the model of the stream that is opened next on it, where texts
+                are known beforehand.
+            send: Puts messages on the way to the device.
+        """
+        return Connection(self, next, send)
 
-    def _glimpse(
-        self, number: int, exit: Exit, works: Sequence[tuple[SimStream, Work]]
+    def terms(self, hello: Hello) -> Terms:
+        """Return what holds on a connection."""
+        if not isinstance(self.backend, TextBackend):
+            # Nobody says when in a forward the exits of real models would speak.
+            hello = replace(hello, capabilities=("resume",))
+        return Terms(self.served, self.usage, welcome_to(hello, self.backend, _LIMITS))
+
+
+Send = Callable[[Sequence[Message]], None]
+
+
+class Connection:
+    """The verifier's end of a connection: greets, and holds one stream at a time.
+
+    What :class:`draftwire.verifier.connection.Connection` does for a websocket, without
+    a websocket, limits and shutting down.
+
+    Args:
+        verifier: Whose.
+        next: Gives the model of the next stream.
+        send: Puts messages on the way to the device.
+    """
+
+    def __init__(
+        self,
+        verifier: SimVerifier,
+        next: Callable[[], TargetModel | None],
+        send: Send,
     ) -> None:
-        for stream, work in works:
-            if stream.work is not work:
-                continue
-            end = work.start + len(work.tokens)
-            rows = stream.model.exit_rows(number, exit, end, work.rows)
-            found = stream.session.glimpse(work, rows, EXIT_THRESHOLD)
-            if found:
-                stream.send(found)
+        self._verifier = verifier
+        self._next = next
+        self._send = send
+        self._terms: Terms | None = None
+        self._stream: Stream | None = None
 
-    def _end(self, works: Sequence[tuple[SimStream, Work]], seconds: float) -> None:
-        self._busy = False
-        for stream, work in works:
-            if stream.work is not work:  # the stream has ended meanwhile
-                continue
-            stream.compute_s += seconds
-            if work.prefill:
-                at = stream.read
-                part = work.tokens[at : at + _CHUNK]
-                stream.model.run(work.start + at, part, 0)
-                stream.read += min(_CHUNK, len(work.tokens) - stream.read)
-                if stream.read < len(work.tokens):
-                    stream.since_s = self._loop.now_s
-                    self._waiting.append(stream)
-                    continue
-                rows = _NO_ROWS
+    def receive(self, message: Message) -> None:
+        """Take a message of the device in."""
+        if isinstance(message, Block):
+            if self._stream is not None:  # else of a stream that ended meanwhile
+                self._stream.receive(message)
+        elif isinstance(message, (Open, Resume)):
+            self._begin(message)
+        elif isinstance(message, Hello):
+            self._terms = self._verifier.terms(message)
+            self._send([self._terms.welcome])
+        elif isinstance(message, (Bye, Error)):
+            self._end_stream()
+
+    def _begin(self, message: Open | Resume) -> None:
+        kept, terms = self._verifier.kept, self._terms
+        assert terms is not None
+        backend = self._verifier.backend
+        if isinstance(backend, TextBackend):
+            backend.next = self._next
+        answer: Message
+        try:
+            if isinstance(message, Open):
+                self._end_stream()  # whoever opens the next has seen the last one end
+                stream = kept.open(message, terms, self)
+                answer = Opened(message.stream, stream.id, stream.secret)
             else:
-                rows = stream.model.run(work.start, work.tokens, work.rows)
-            stream.work = None
-            messages = stream.session.complete(
-                work, rows, queue_s=stream.queue_s, compute_s=stream.compute_s
-            )
-            if messages:
-                stream.send(messages)
-            self.wake(stream)
-        self._start()
+                stream, answer = kept.resume(message, terms, self)
+        except RefusedError as error:
+            self._send([error_of(error)])
+            return
+        self._stream = stream
+        self._send([answer])
+        stream.start(exits="exits" in terms.welcome.capabilities)
 
+    def deliver(self, stream: Stream, messages: list[Message]) -> None:
+        """Send what comes out of the stream."""
+        self._send(messages)
 
-_NO_ROWS = np.zeros((0, 1), np.float32)
+    def lose(self, stream: Stream) -> None:
+        """Let go: the stream's device has come back on another connection."""
+        self._stream = None
+
+    def lost(self) -> None:
+        """The connection is over; its stream waits for the device, and does no work."""
+        stream, self._stream = self._stream, None
+        if stream is not None and stream.holder is self:
+            self._verifier.kept.park(stream)
+
+    def _end_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None and stream.holder is self:
+            self._verifier.kept.forget(stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find, profiles
@@ -14,9 +14,19 @@ from draftwire.bench.sim.recording import read_recording
 from draftwire.bench.sim.reports import facts_of, row_of, run_report
 from draftwire.bench.sim.run import Job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
-from draftwire.bench.sim.simulate import OBJECTIVES, Outcome, Plan, simulate, tuned
+from draftwire.bench.sim.simulate import (
+    OBJECTIVES,
+    Outcome,
+    Plan,
+    RealJob,
+    simulate,
+    tuned,
+)
 from draftwire.bench.sim.texts import Source, Synthetic, parse_luck
 from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.verifier.backends.base import TargetBackend
 
 __all__ = ["Question", "answer", "list_profiles", "real_jobs", "write_recording"]
 
@@ -173,13 +183,14 @@ def _plan(question: Question, profile: Profile) -> Plan:
     source: Source | None = None
     vocabulary = None
     job: Callable[[int], Job] | None = None
+    backend: TargetBackend | None = None
     if question.recording is not None and question.real is not None:
         raise ConfigError("a recording and real models exclude each other")
     if question.recording is not None:
         recording = read_recording(question.recording)
         source, vocabulary = recording, recording.vocabulary
     elif question.real is not None:
-        job, vocabulary = real_jobs(question.real)
+        job, backend, vocabulary = real_jobs(question.real)
     else:
         luck = question.acceptance or repr(profile["text.acceptance"])
         source = Synthetic(
@@ -200,6 +211,7 @@ def _plan(question: Question, profile: Profile) -> Plan:
         sessions=question.sessions,
         seed=question.seed,
         job=job,
+        backend=backend,
         vocabulary=vocabulary,
     )
 
@@ -218,20 +230,18 @@ def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
     return DraftModel.load(package, threads=1), target, prompts
 
 
-def real_jobs(version: str) -> tuple[Callable[[int], Job], int]:
-    """Return jobs of the reference models, and the size of their vocabulary.
+def real_jobs(version: str) -> tuple[Callable[[int], Job], TargetBackend, int]:
+    """Return jobs of the reference models, the target, and the size of their vocabulary.
 
     Args:
         version: Of the reference target, such as ``"v1"``.
     """
-    from draftwire.bench.sim.real import RealJob
-
     draft, target, prompts = _models(version)
 
     def job(index: int) -> Job:
-        return RealJob(draft, target, prompts[index % len(prompts)])
+        return RealJob(draft, prompts[index % len(prompts)], target.eos_ids)
 
-    return job, min(draft.vocab_size, target.vocab_size)
+    return job, target, min(draft.vocab_size, target.vocab_size)
 
 
 def write_recording(path: Path, version: str, tokens: int) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""The board in virtual time: the drafter, and the session's orders carried out."""
+"""The board: the driver's engine port, with steps that take what they are said to take."""
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable
 
-from draftwire.bench.sim.events import Loop
 from draftwire.bench.sim.facts import Profile
-from draftwire.runtime.actions import Draft
-from draftwire.runtime.drafter import Model
-from draftwire.sampling import Proposal, Proposer
+from draftwire.clock import Clock
+from draftwire.runtime.drafter import Drafter, Step
 
-__all__ = ["SimDrafter", "StepCost"]
+if TYPE_CHECKING:
+    from draftwire.runtime.driver import Driver
 
-_CHUNK = 256  # as the real drafter: prompt tokens between two looks at the inbox
+__all__ = ["StepCost", "VirtualEngine"]
 
 
 class StepCost:
@@ -44,127 +42,62 @@ class StepCost:
         return self.step_s + self._read_s * max(0, tokens - self._few)
 
 
-class SimDrafter:
-    """The drafting thread (:class:`~draftwire.runtime.drafter.Drafter`) in virtual time.
+class VirtualEngine:
+    """Runs a drafter's steps as the engine thread does, on any clock.
 
-    It does what the real one does, in the same order: orders edit the sequence, a new
-    order is looked at when the forward at work has ended, and then the order before it
-    is over. A forward is not cut short; what it gives still goes to the session.
+    A step takes its orders when it begins, and nothing cuts it short. The next one
+    begins when it ends, before the driver has made anything of what it gave.
 
     Args:
-        loop: The clock.
-        cost: Of the forwards.
-        vocab_size: Of the connection.
-        on_proposal: As the real one's.
+        clock: Where everything happens.
+        drafter: Whose steps.
+        cost: Seconds of a step over so many tokens; None takes the time that it takes.
 
     Attributes:
-        draft_s: Seconds spent on drafting since :meth:`begin`.
-        prefill_s: Seconds spent on reading text since :meth:`begin`.
-        last_step_s: What the last proposal took.
-        steps: Forwards that proposed since :meth:`begin`.
+        driver: Told of each step; to be set before the first.
     """
 
+    driver: Driver
+
     def __init__(
-        self,
-        loop: Loop,
-        cost: StepCost,
-        vocab_size: int,
-        on_proposal: Callable[[int, Proposal], None],
+        self, clock: Clock, drafter: Drafter, cost: Callable[[int], float] | None
     ) -> None:
-        self._loop = loop
+        self._clock = clock
+        self._drafter = drafter
         self._cost = cost
-        self._vocab_size = vocab_size
-        self._on_proposal = on_proposal
-        self._model: Model | None = None
-        self._proposer: Proposer | None = None
-        self._orders: deque[Draft] = deque()
-        self._sequence: list[int] = []
-        self._order: Draft | None = None
-        self._left = 0
-        self._busy = False
-        self._stream = 0
-        self.draft_s = self.prefill_s = self.last_step_s = 0.0
-        self.steps = 0
+        self._busy = self._closed = False
 
-    def begin(self, model: Model, proposer: Proposer) -> None:
-        """Start a new stream."""
-        self._model, self._proposer = model, proposer
-        self._orders.clear()
-        self._sequence = []
-        self._order = None
-        self._left = 0
-        self._stream += 1  # a forward of the stream before says nothing any more
-        self._busy = False
-        self.draft_s = self.prefill_s = 0.0
-        self.steps = 0
-
-    @property
-    def busy(self) -> bool:
-        """True while a forward runs."""
-        return self._busy
-
-    def submit(self, order: Draft) -> None:
-        """Take an order."""
-        self._orders.append(order)
-        if not self._busy:
-            self._next()
-
-    def _take_orders(self) -> None:
-        model, sequence, orders = self._model, self._sequence, self._orders
-        assert model is not None
-        while orders:
-            order = orders.popleft()
-            sequence[order.valid :] = order.tokens
-            if model.length > order.valid:
-                model.rewind(order.valid)
-        if order.count and model.length >= len(sequence):
-            model.rewind(len(sequence) - 1)
-        self._order = order
-        self._left = order.count
-
-    def _next(self) -> None:
-        """Begin a forward, if there is reason for one."""
-        if self._orders:
-            self._take_orders()
-        if not self._left:
+    def wake(self) -> None:
+        """There may be something to do."""
+        if self._busy or self._closed:
             return
-        assert self._model is not None
-        waiting = len(self._sequence) - self._model.length
-        fed = min(waiting, _CHUNK)
-        reads = waiting > _CHUNK
-        seconds = self._cost(fed)
-        self._busy = True
-        self._loop.after(seconds, self._done, self._stream, fed, reads, seconds)
-
-    def _done(self, stream: int, fed: int, reads: bool, seconds: float) -> None:
-        if stream != self._stream:
-            return
-        model, proposer, order = self._model, self._proposer, self._order
-        assert model is not None and proposer is not None and order is not None
-        self._busy = False
-        sequence = self._sequence
-        at = model.length
-        logits = model.forward(sequence[at : at + fed])
-        if reads:
-            self.prefill_s += seconds
-            self._next()
-            return
-        if fed > 1:
-            self.prefill_s += seconds
+        if self._cost is None:  # it holds everything up: not in the middle of an event
+            self._busy = True
+            self._clock.post(self._begin)
         else:
-            self.draft_s += seconds
-        self.steps += 1
-        self.last_step_s = seconds
-        proposal = proposer.propose(logits[: self._vocab_size], len(sequence))
-        sequence.append(proposal.token)
-        self._left -= 1
-        self._busy = True  # what the session says now is looked at below, not inside
-        self._on_proposal(order.branch, proposal)
-        if stream == self._stream:
-            self._busy = False
-            self._next()
+            self._begin()
 
+    def close(self) -> None:
+        """Begin no other step."""
+        self._closed = True
 
-def sequence_of(drafter: SimDrafter) -> Sequence[int]:
-    """Return what the drafter holds, for tests."""
-    return tuple(drafter._sequence)
+    def _begin(self) -> None:
+        began_s = self._clock.now()
+        self._busy = False
+        if self._closed:
+            return
+        try:
+            step = self._drafter.step()
+        except Exception as error:  # noqa: BLE001 - engines raise their own classes
+            self._clock.post(self.driver.engine_failed, self._drafter.stream, error)
+            self.wake()
+            return
+        if step is not None:
+            self._busy = True
+            cost = self._cost
+            seconds = self._clock.now() - began_s if cost is None else cost(step.fed)
+            self._clock.call_at(began_s + seconds, self._end, step, seconds)
+
+    def _end(self, step: Step, seconds: float) -> None:
+        self._begin()
+        self.driver.stepped(step, seconds)

@@ -1,41 +1,42 @@
-"""One simulated device on one simulated verifier: the real sessions, virtual time.
+"""A simulated device: the real driver on virtual ports, stream after stream.
 
-The device's session, the verifier's session, the sampling scheme, the controller, the
-codec and the energy account are those of a live run. Simulated are the clock, the time
-that models take, and the link.
+Everything that carries a user's stream is what it is live: driver, link, both sessions,
+sampling, controller, codec, energy account. Simulated are the clock, the time that models
+take, and the network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Callable, Protocol, Sequence
+import random
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
-from draftwire.bench.link import LinkSpec, StreamLink
-from draftwire.bench.link.model import OutagePlan
-from draftwire.bench.sim.cloud import SimStream, SimVerifier, TargetModel
-from draftwire.bench.sim.device import SimDrafter, StepCost
-from draftwire.bench.sim.events import Loop
-from draftwire.bench.sim.facts import Profile
-from draftwire.bench.sim.schemes import Scheme
+from draftwire.bench.link import LinkSpec
+from draftwire.bench.sim.cloud import SimVerifier, TargetModel
+from draftwire.bench.sim.device import VirtualEngine
+from draftwire.bench.sim.network import TwoWays, VirtualNetwork
+from draftwire.clock import Clock
 from draftwire.energy.account import Account
 from draftwire.energy.sources.modelled import ModelSource
+from draftwire.errors import DraftwireError
 from draftwire.runtime.accounting import StreamAccount
-from draftwire.runtime.actions import Action, Draft, Emit, Finished, Send
-from draftwire.runtime.channel import Channel
-from draftwire.runtime.controller import Controller, FixedLength
-from draftwire.runtime.drafter import Model
-from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.actions import Counts, Emit, Revise
+from draftwire.runtime.controller import Controller
+from draftwire.runtime.drafter import Drafter, Model
+from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.mode import Mode
-from draftwire.sampling import Proposal, SamplingParams, make_proposer
-from draftwire.transport.bits import packed_size
-from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Bye, Message, Open, Opened
-from draftwire.verifier.target_session import TargetSession
+from draftwire.runtime.options import insight
+from draftwire.runtime.report import stream_report
+from draftwire.sampling import SamplingParams, make_proposer
+from draftwire.transport.bits import id_bits, packed_size
+from draftwire.transport.codec import VERSION
+from draftwire.transport.messages import Hello, Welcome
 
 __all__ = ["Device", "Job", "Setting", "StreamResult"]
 
 GREEDY = SamplingParams("greedy", 0.0)
+_PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 
 
 class Job(Protocol):
@@ -52,8 +53,8 @@ class Job(Protocol):
     def draft(self) -> Model:
         """Return the draft's model, with an empty cache."""
 
-    def target(self) -> TargetModel:
-        """Return the target's model."""
+    def target(self) -> TargetModel | None:
+        """Return the target's model, or None where the backend needs no telling."""
 
 
 @dataclass(frozen=True)
@@ -61,310 +62,316 @@ class Setting:
     """What all streams of a device share.
 
     Attributes:
-        profile: What things take.
-        scheme: How draft and target work together.
-        link: Between them.
-        make_controller: Called for each stream.
-        tokens: Most tokens of a stream.
+        mode: Of the streams.
         vocab_size: Ids on the connection are below this.
+        link: Between device and verifier.
+        make_controller: Called for each stream.
+        step: Seconds of a forward of the draft; None takes the time that it takes.
+        near: The draft is on the device; otherwise it is beside the target, and only
+            text crosses the link.
+        watts: Of the board in each phase; nothing where nobody knows them.
+        model: Whose watts these are.
+        origin: Where they come from, or why there are none.
+        tokens: Most tokens of a stream.
+        draft_context: Longest sequence of the draft, or None.
         params: Sampling.
+        extra: Bytes that a block of so many tokens carries beside the codec's.
+        bonus: The target draws one more token after a block that is accepted whole.
         seed: Of the link.
         decode: Decode every frame, instead of handing the message over: the same, and
             slower.
     """
 
-    profile: Profile
-    scheme: Scheme
+    mode: Mode
+    vocab_size: int
     link: LinkSpec
     make_controller: Callable[[], Controller]
+    step: Callable[[int], float] | None
+    near: bool = True
+    watts: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
+    origin: str = ""
     tokens: int = 256
-    vocab_size: int = 32000
+    draft_context: int | None = None
     params: SamplingParams = GREEDY
+    extra: Callable[[int], int] = lambda tokens: 0
+    bonus: bool = True
     seed: int = 0
     decode: bool = False
 
-    @property
-    def mode(self) -> Mode:
-        """The scheme's, without cutting where the profile says so."""
-        mode = self.scheme.mode
-        return replace(mode, cut=mode.cut and bool(self.profile["speculation.cut"]))
 
-
-@dataclass
 class StreamResult:
-    """What one stream gave.
+    """What a user sees of one stream, and when; the driver's sink.
 
     Attributes:
         number: From 0.
-        ids: Its text.
-        finish: Why it ended.
         began_s: When the user asked.
-        first_s: When the user saw the first token.
-        first_tokens: How many tokens came with it.
-        last_s: When the user saw the last token.
-        edge: The device's session.
-        forwards: Of the target, after the prompt was read.
-        payload: Bytes up and down.
-        wire: Bytes up and down with all headers and retransmissions.
-        draft_s: Seconds of drafting.
-        prefill_s: Seconds in which the draft read text.
-        energy: The account's result.
+        ids: The text.
+        seen: ``(t_s, tokens)`` each time that the user saw some.
+        run: What the driver says of it, once it has ended.
+        error: What it failed with, or None.
     """
 
-    number: int
-    edge: EdgeSession
-    began_s: float
-    ids: list[int] = field(default_factory=list)
-    finish: str = "cancelled"
-    first_s: float | None = None
-    first_tokens: int = 0
-    last_s: float = 0.0
-    forwards: int = 0
-    payload: list[int] = field(default_factory=lambda: [0, 0])
-    wire: list[int] = field(default_factory=lambda: [0, 0])
-    draft_s: float = 0.0
-    prefill_s: float = 0.0
-    energy: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, device: Device, number: int, began_s: float) -> None:
+        self._device: Device | None = device
+        self.number = number
+        self.began_s = began_s
+        self.ids: list[int] = []
+        self.seen: list[tuple[float, int]] = []
+        self.run: StreamRun | None = None
+        self.error: DraftwireError | None = None
+        self._text = [0, 0, 0, 0]  # bytes that its text took, where only that is carried
+
+    def take(self, action: Emit | Revise) -> str | None:
+        """Show text; guesses are not asked for, so nothing is ever taken back."""
+        assert isinstance(action, Emit) and self._device is not None
+        fresh = [token.id for token in action.tokens[action.shown :]]
+        self.seen.append((self._device.shown(self, len(fresh)), len(fresh)))
+        self.ids += fresh
+        return None
+
+    def explain(self, line: str) -> None:
+        """Nobody asks."""
+
+    def finished(self, run: StreamRun, error: DraftwireError | None) -> None:
+        """The stream is over."""
+        self.run, self.error = run, error
+        device, self._device = self._device, None
+        assert device is not None
+        device.ended(self)
+
+    def carried(self, way: int, payload: int, wire: int, ack: int) -> None:
+        """Note text that crosses the network by itself, up (0) or down (1)."""
+        self._text[way] += payload
+        self._text[2 + way] += wire
+        self._text[3 - way] += ack
+
+    @property
+    def first_s(self) -> float | None:
+        """When the user saw the first token."""
+        return self.seen[0][0] if self.seen else None
+
+    @property
+    def first_tokens(self) -> int:
+        """How many tokens came with it."""
+        return self.seen[0][1] if self.seen else 0
+
+    @property
+    def last_s(self) -> float:
+        """When the user saw the last token."""
+        return self.seen[-1][0] if self.seen else self.began_s
+
+    @property
+    def over(self) -> StreamRun:
+        """What the driver says of the stream that has ended."""
+        assert self.run is not None
+        return self.run
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        return self.over.finish
+
+    @property
+    def counts(self) -> Counts:
+        """Totals of the stream."""
+        return self.over.machine.counts
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes up and down, as a report has them."""
+        traffic = self.over.traffic
+        found = [getattr(traffic, key) for key in _BYTES]
+        return dict(zip(_BYTES, self._text if any(self._text) else found))
+
+    @cached_property
+    def energy(self) -> dict[str, Any]:
+        """The account's result."""
+        account, counts = self.over.spec.account.account, self.counts
+        account.count(
+            drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
+        )
+        return account.result()
+
+    def report(self, draft: Mapping[str, Any], warnings: Sequence[str]) -> dict[str, Any]:
+        """Return the run report, as a live stream has it, with the user's own times.
+
+        Args:
+            draft: Who it is.
+            warnings: What a reader should know.
+        """
+        run, first_s = self.over, self.first_s
+        assert run.welcome is not None
+        self.energy  # noqa: B018  (counted once)
+        report = stream_report(
+            run,
+            draft=draft,
+            welcome=run.welcome,
+            token_ids=self.ids,
+            text=None,
+            first_token_s=None if first_s is None else first_s - self.began_s,
+            warnings=warnings,
+        )
+        seconds = report["seconds"]
+        seconds["total"] = self.last_s - self.began_s
+        busy_s = run.draft_s + run.prefill_s
+        seconds["wait"] = max(0.0, seconds["total"] - busy_s)
+        report["bytes"].update(self.bytes)
+        report["bench"] = {
+            "place": "cloud" if any(self._text) else "device",
+            "prompt": self.number,
+            "first_tokens": self.first_tokens,
+            "last_token_s": seconds["total"],
+        }
+        return report
+
+
+_BYTES = ("up_payload", "down_payload", "up_wire", "down_wire")
 
 
 class Device:
-    """A board that runs stream after stream.
+    """A board that runs stream after stream with one driver.
 
     Args:
-        loop: The clock.
+        clock: Where everything happens.
         setting: What it runs.
         verifier: Shared with other devices.
         jobs: Returns the job of stream ``i``, or None when there are no more.
-        on_done: Called once, when it has no more to do.
+        on_done: Called once, when it has no more to do, or when a stream has failed.
 
     Attributes:
+        clock: The same.
+        setting: Likewise.
+        driver: The driver.
+        job: Of the present stream.
+        ways: The link.
         results: Of the streams that have ended.
     """
 
     def __init__(
         self,
-        loop: Loop,
+        clock: Clock,
         setting: Setting,
         verifier: SimVerifier,
         jobs: Callable[[int], Job | None],
         on_done: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loop = loop
-        self._setting = setting
-        self._verifier = verifier
+        self.clock = clock
+        self.setting = setting
         self._jobs = jobs
         self._on_done = on_done
-        self._codec = Codec(setting.vocab_size)
-        plan = OutagePlan(setting.link.outages, setting.seed)
-        self._up, self._down = (
-            StreamLink(setting.link, way, setting.seed, outages=plan)
-            for way in ("up", "down")
+        self._bits = id_bits(setting.vocab_size)
+        self.ways = TwoWays(setting.link, setting.seed)
+        self._text = None if setting.near else self.ways.connection()
+        network = VirtualNetwork(
+            clock,
+            partial(verifier.attach, self._target),
+            setting.vocab_size,
+            self.ways if setting.near else None,
+            setting.extra,
+            bonus=setting.bonus,
+            decode=setting.decode,
         )
-        self._near = setting.scheme.place == "device"
-        cost = StepCost.of(setting.profile)
-        if not self._near:
-            cost = StepCost(setting.profile.seconds("cloud.draft_step_ms"))
-        self._drafter = SimDrafter(loop, cost, setting.vocab_size, self._proposal)
-        self._watts = setting.profile.watts()
-        self._machine: EdgeSession | None = None
-        self._cloud: SimStream | None = None
-        self._job: Job | None = None
-        self._account: StreamAccount | None = None
-        self._number = -1
-        self._channel = Channel()
+        drafter = Drafter(None, setting.vocab_size)
+        engine = VirtualEngine(clock, drafter, setting.step)
+        hello = Hello(
+            (VERSION,), "", "", bytes(32), b"", setting.vocab_size,
+            capabilities=("resume", "exits"),
+        )  # fmt: skip
+        rng = random.Random(setting.seed)
+        self.driver = Driver(clock, network, drafter, engine, hello, rng=rng)
+        engine.driver = self.driver
+        self.job: Job | None = None
         self.results: list[StreamResult] = []
 
     def start(self) -> None:
-        """Begin the first stream."""
-        self._next_stream()
+        """Connect, and begin the first stream."""
+        self.driver.connect(self._connected)
 
-    # ---- streams
+    def _connected(self, outcome: Welcome | DraftwireError) -> None:
+        if isinstance(outcome, Welcome):
+            self.clock.post(self._next_stream)
+        else:  # an outage: the driver tries again
+            self.driver.connect(self._connected)
+
+    @property
+    def running(self) -> StreamRun | None:
+        """The present stream."""
+        return next(iter(self.driver.streams.values()), None)
+
+    def _target(self) -> TargetModel | None:
+        assert self.job is not None
+        return self.job.target()
 
     def _next_stream(self) -> None:
-        self._number += 1
-        job = self._jobs(self._number)
+        job = self.job = self._jobs(len(self.results))
         if job is None:
             self._on_done()
             return
-        setting = self._setting
-        self._job, self._cloud = job, None
-        self._controller = setting.make_controller()
-        # As the live session: nobody looks at confidence where nothing asks for it.
-        fixed = isinstance(self._controller, FixedLength)
-        proposer = make_proposer(
-            setting.params,
-            setting.vocab_size,
-            insight=not fixed or "outcomes" in setting.scheme.mode.preempt,
-        )
-        machine = EdgeSession(
-            job.prompt,
+        result = StreamResult(self, len(self.results), self.clock.now())
+        if self.setting.near:
+            self._open(job, result)
+        else:  # the prompt goes up; everything else happens there
+            came_s = self._carry(result, 0, len(job.prompt))
+            self.clock.call_at(came_s, self._open, job, result)
+
+    def _open(self, job: Job, result: StreamResult) -> None:
+        setting, welcome = self.setting, self.driver.primary.welcome
+        assert welcome is not None  # a stream begins once there is a connection
+        controller = setting.make_controller()
+        asked = insight(controller, setting.mode)
+        spec = StreamSpec(
+            prompt=job.prompt,
             params=setting.params,
-            proposer=proposer,
-            controller=self._controller,
-            max_new_tokens=setting.tokens,
-            context=self._verifier.context,
-            stop_ids=job.stop_ids,
-            stream=self._number + 1,
+            proposer=make_proposer(setting.params, welcome.vocab_size, insight=asked),
+            controller=controller,
             mode=setting.mode,
+            max_new_tokens=setting.tokens,
+            vocab_size=welcome.vocab_size,
+            context=welcome.context,
+            draft_context=setting.draft_context,
+            stop_ids=job.stop_ids,
+            account=self.started(self._account()),
+            patience_s=_PATIENCE_S,
+            model=job.draft(),
         )
-        self._machine = machine
-        self._result = StreamResult(self._number, machine, self._loop.now_s)
-        self._drafter.begin(job.draft(), proposer)
-        self._account = self._new_account()
-        if self._near:
-            self._apply(machine.start())
-            return
-        # The prompt goes up; everything else happens there.
-        size = 2 + packed_size(len(job.prompt), self._codec.bits)
-        arrival_s = self._carry(0, self._up, size)
-        self._loop.at(arrival_s, lambda: self._apply(machine.start()))
+        self.driver.open(spec, result)
 
-    def _new_account(self) -> StreamAccount:
-        model = None
-        if self._watts:
+    def _account(self) -> Account:
+        setting, model = self.setting, None
+
+        def now_ns() -> int:
+            return round(self.clock.now() * 1e9)
+
+        if setting.watts:
             model = ModelSource(
-                self._setting.profile.name,
-                self._watts,
-                origin=f"profile {self._setting.profile.name}, simulated",
-                clock=self._loop.now_ns,
+                setting.model, setting.watts, origin=setting.origin, clock=now_ns
             )
-        why = f"the profile {self._setting.profile.name} has no watts"
-        return StreamAccount(Account(None, model=model, why=why, clock=self._loop.now_ns))
+        return Account(None, model=model, why=setting.origin, clock=now_ns)
 
-    def _finish(self, reason: str) -> None:
-        result, machine = self._result, self._machine
-        assert machine is not None and self._account is not None
-        result.finish = reason
-        result.draft_s, result.prefill_s = self._drafter.draft_s, self._drafter.prefill_s
-        counts, account = machine.counts, self._account.account
-        account.count(
-            drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens
-        )
-        result.energy = account.result()
-        if self._cloud is not None:
-            result.forwards = self._cloud.session.counts.forwards
-            self._verifier.drop(self._cloud)
+    def started(self, account: Account) -> StreamAccount:
+        """Return the account of a new stream."""
+        return StreamAccount(account)
+
+    # ---- what a stream asks of its device
+
+    def shown(self, result: StreamResult, tokens: int) -> float:
+        """Return when the user sees ``tokens`` tokens that are text now."""
+        if self._text is None:
+            return self.clock.now()
+        return self._carry(result, 1, tokens)
+
+    def ended(self, result: StreamResult) -> None:
+        """A stream is over; the user asks again when the last of it is seen."""
         self.results.append(result)
-        self._machine = None
-        # The user asks again at once; what the stream left behind is void.
-        self._loop.at(max(self._loop.now_s, result.last_s), self._next_stream)
-
-    # ---- events
-
-    def _proposal(self, branch: int, proposal: Proposal) -> None:
-        if self._account is not None:
-            self._account.proposal()
-        if self._machine is not None:
-            self._controller.drafted_in(self._drafter.last_step_s)
-            self._apply(self._machine.drafted(branch, proposal))
-
-    def _received(self, number: int, message: Message) -> None:
-        machine = self._machine
-        if machine is None or number != self._number:
+        if result.error is not None:
+            self._on_done()
             return
-        round_ = self._channel.received(self._loop.now_s, message)
-        self._apply(machine.message(message))
-        if round_ is not None:
-            self._controller.measured(round_)
-            if self._watts and self._account is not None:
-                watts = self._account.account.watts_by_phase()
-                self._controller.power(watts)
+        self.clock.call_at(max(self.clock.now(), result.last_s), self._next_stream)
 
-    def _apply(self, actions: Sequence[Action]) -> None:
-        account = self._account
-        assert account is not None
-        finished = None
-        for action in actions:
-            if isinstance(action, Send):
-                account.sending()
-                self._send(action.message)
-            elif isinstance(action, Draft):
-                self._drafter.submit(action)
-            elif isinstance(action, Emit):
-                self._show(action)
-            elif isinstance(action, Finished):
-                finished = action.reason
-        machine = self._machine
-        if finished is not None:
-            self._finish(finished)
-        elif machine is not None:
-            account.settle(drafting=machine.drafting, waiting=machine.waiting)
-
-    def _show(self, emit: Emit) -> None:
-        result = self._result
-        fresh = [t.id for t in emit.tokens[emit.shown :]]
-        seen_s = self._loop.now_s
-        if not self._near:
-            size = 2 + packed_size(len(fresh), self._codec.bits)
-            seen_s = self._carry(1, self._down, size)
-        if result.first_s is None:
-            result.first_s, result.first_tokens = seen_s, len(fresh)
-        result.last_s = seen_s
-        result.ids += fresh
-
-    # ---- the link
-
-    def _carry(self, way: int, link: StreamLink, payload: int) -> float:
-        found = link.send(self._loop.now_s, payload)
-        result = self._result
-        result.payload[way] += payload
-        result.wire[way] += found.wire_bytes
-        result.wire[1 - way] += found.ack_bytes
+    def _carry(self, result: StreamResult, way: int, tokens: int) -> float:
+        assert self._text is not None
+        payload = 2 + packed_size(tokens, self._bits)
+        found = self._text[way].send(self.clock.now(), payload)
+        result.carried(way, payload, found.wire_bytes, found.ack_bytes)
         return found.arrival_s
-
-    def _send(self, message: Message) -> None:
-        if isinstance(message, Open) and not self._setting.scheme.bonus:
-            message = replace(message, bonus=False)
-        frame = self._codec.encode(message)
-        size = len(frame)
-        if isinstance(message, Block) and message.tokens:
-            size += self._setting.scheme.evidence_bytes(
-                len(message.tokens), self._setting.profile
-            )
-        arrival_s, wire = self._loop.now_s, size
-        if self._near:
-            before = self._result.wire[0]
-            arrival_s = self._carry(0, self._up, size)
-            wire = self._result.wire[0] - before
-        self._channel.sent(self._loop.now_s, message, wire)
-        if self._setting.decode:
-            message = self._codec.decode(frame)
-        self._loop.at(arrival_s, self._arrived, self._number, message)
-
-    def _answer(self, number: int, messages: Sequence[Message]) -> None:
-        if number != self._number or self._machine is None:
-            return
-        for message in messages:
-            frame = self._codec.encode(message)
-            arrival_s = self._loop.now_s
-            if self._near:
-                arrival_s = self._carry(1, self._down, len(frame))
-            if self._setting.decode:
-                message = self._codec.decode(frame)
-            self._loop.at(arrival_s, self._received, number, message)
-
-    # ---- the verifier's end of the connection
-
-    def _arrived(self, number: int, message: Message) -> None:
-        if number != self._number or self._machine is None:
-            return
-        if isinstance(message, Open):
-            assert self._job is not None
-            session = TargetSession(
-                message,
-                vocab_size=self._setting.vocab_size,
-                context=self._verifier.context,
-                max_block=255,
-            )
-            self._cloud = SimStream(
-                session, self._job.target(), partial(self._answer, number)
-            )
-            self._answer(number, [Opened(message.stream, bytes(8), bytes(16))])
-        elif self._cloud is not None and isinstance(message, Block):
-            answers = self._cloud.session.receive(message)
-            if answers:
-                self._answer(number, answers)
-        elif isinstance(message, Bye):
-            return
-        if self._cloud is not None:
-            self._verifier.wake(self._cloud)

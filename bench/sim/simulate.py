@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel
-from draftwire.bench.sim.events import Loop
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TargetModel, TextBackend
+from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile
 from draftwire.bench.sim.run import Device, Job, Setting, StreamResult
 from draftwire.bench.sim.schemes import Scheme
@@ -21,16 +23,20 @@ from draftwire.bench.sim.texts import (
     TextTarget,
     parse_luck,
 )
+from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.drafter import Model
+from draftwire.verifier.backends.base import TargetBackend
 
 __all__ = [
     "OBJECTIVES",
     "Outcome",
     "Plan",
+    "RealJob",
     "link_of",
     "price",
+    "setting_of",
     "simulate",
     "synthetic_of",
     "tuned",
@@ -73,6 +79,29 @@ class TextJob:
 
 
 @dataclass(frozen=True)
+class RealJob:
+    """A stream of real models in virtual time: their logits, and a profile's clock.
+
+    Attributes:
+        model: The draft, shared by all streams of the device, one after another.
+        prompt: Token ids.
+        stop_ids: Ids that end the text.
+    """
+
+    model: Model
+    prompt: Sequence[int]
+    stop_ids: Sequence[int] = ()
+
+    def draft(self) -> Model:
+        """Return the draft, its cache empty."""
+        self.model.rewind(0)
+        return self.model
+
+    def target(self) -> None:
+        """The backend has the target."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to simulate.
 
@@ -82,7 +111,8 @@ class Plan:
         link: None takes the profile's.
         source: Where texts come from; None makes synthetic ones from the profile.
         block: Block length of schemes that have one; None takes the profile's.
-        controller: Another length policy than the scheme's.
+        controller: Another length policy than the scheme's: its spec, or one that all
+            streams share.
         streams: How many, one after another, on each device.
         tokens: Of each stream.
         hours: End after so much virtual time, whatever `streams` says.
@@ -90,6 +120,7 @@ class Plan:
         seed: Of everything random.
         decode: Decode every frame.
         job: Makes the job of stream ``i`` instead of `source`, for real models.
+        backend: Their target.
         vocabulary: Ids on the connection are below this; None takes the profile's.
     """
 
@@ -98,7 +129,7 @@ class Plan:
     link: LinkSpec | None = None
     source: Source | None = None
     block: int | None = None
-    controller: str | None = None
+    controller: str | Controller | None = None
     streams: int = 4
     tokens: int = 256
     hours: float | None = None
@@ -106,6 +137,7 @@ class Plan:
     seed: int = 1
     decode: bool = False
     job: Callable[[int], Job] | None = None
+    backend: TargetBackend | None = None
     vocabulary: int | None = None
 
 
@@ -119,7 +151,7 @@ class Outcome:
         controller: The length policy's name.
         block: Its block length, or None.
         streams: Results of all streams of all devices.
-        seconds: Virtual time of the run.
+        seconds: Virtual time of the run, from when the first user asks.
         events: Things that happened.
         forwards: Of the target for all streams, prompts apart.
         busy_s: Seconds that the target was busy.
@@ -156,19 +188,18 @@ class Outcome:
     @property
     def accepted_per_block(self) -> float:
         """Drafted tokens accepted for each verdict."""
-        rounds = sum(s.edge.counts.rounds for s in self.streams)
-        accepted = sum(s.edge.counts.accepted for s in self.streams)
+        rounds = sum(s.counts.rounds for s in self.streams)
+        accepted = sum(s.counts.accepted for s in self.streams)
         return accepted / rounds if rounds else math.nan
 
     @property
     def forwards_per_token(self) -> float:
         """Target forwards for each token of text."""
-        return sum(s.forwards for s in self.streams) / max(1, self.tokens)
+        return sum(s.counts.forwards for s in self.streams) / max(1, self.tokens)
 
-    def bytes_per_token(self, way: int, *, wire: bool = True) -> float:
-        """Return bytes up (0) or down (1) for each token of text."""
-        total = sum((s.wire if wire else s.payload)[way] for s in self.streams)
-        return total / max(1, self.tokens)
+    def bytes_per_token(self, key: str) -> float:
+        """Return the bytes of ``"up_wire"`` and the like for each token of text."""
+        return sum(s.bytes[key] for s in self.streams) / max(1, self.tokens)
 
     @property
     def joules_per_token(self) -> float | None:
@@ -208,41 +239,94 @@ def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
 
 
 def _controller(plan: Plan, block: int) -> Controller:
-    spec = plan.controller or plan.scheme.controller.format(k=block)
-    return make_controller(spec)
+    wanted = plan.controller or plan.scheme.controller.format(k=block)
+    return make_controller(wanted) if isinstance(wanted, str) else wanted
 
 
-def simulate(plan: Plan) -> Outcome:
+def vocabulary_of(plan: Plan) -> int:
+    """Return what ids on the connection are below."""
+    return plan.vocabulary or int(plan.profile["text.vocabulary"])
+
+
+def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
+    """Return what a device of a plan runs.
+
+    Raises:
+        ConfigError: The profile does not say what drafting in the cloud takes.
+    """
+    profile, scheme = plan.profile, plan.scheme
+    link = link_of(profile) if plan.link is None else plan.link
+    near = scheme.place == "device"
+    step, watts = StepCost.of(profile), profile.watts()
+    if not near:
+        step_s = profile.seconds("cloud.draft_step_ms")
+        if math.isnan(step_s):
+            raise ConfigError(
+                f"the profile {profile.name} does not say what drafting in the cloud takes",
+                hint="give cloud.draft_step_ms, or leave the scheme out",
+            )
+        step = StepCost(step_s)
+        # The board only waits.
+        watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
+    cut = scheme.mode.cut and bool(profile["speculation.cut"])
+    return Setting(
+        replace(scheme.mode, cut=cut),
+        vocabulary_of(plan),
+        link if device == 0 else link.with_seed(link.seed + device),
+        partial(_controller, plan, block),
+        step,
+        near,
+        watts,
+        profile.name,
+        f"profile {profile.name}, simulated"
+        if watts
+        else f"profile {profile.name} has no watts",
+        tokens=plan.tokens,
+        extra=partial(scheme.evidence_bytes, profile=profile),
+        bonus=scheme.bonus,
+        seed=plan.seed * 1009 + device,
+        decode=plan.decode,
+    )
+
+
+def simulate(
+    plan: Plan,
+    kind: type[Device] = Device,
+    before: Callable[[VirtualClock, Device], None] = lambda clock, device: None,
+) -> Outcome:
     """Run a plan.
+
+    Args:
+        plan: What.
+        kind: Of the devices.
+        before: Called with each device before it starts; may plan changes.
 
     Raises:
         ConfigError: The plan cannot be run.
+        DraftwireError: A stream failed.
         StuckError: A session waits for ever (our bug).
     """
     profile, scheme = plan.profile, plan.scheme
-    if scheme.place == "cloud" and math.isnan(profile["cloud.draft_step_ms"]):
-        raise ConfigError(
-            f"the profile {profile.name} does not say what drafting in the cloud takes",
-            hint="give cloud.draft_step_ms, or leave the scheme out",
-        )
-    link = link_of(profile) if plan.link is None else plan.link
     block = int(profile["speculation.block"]) if plan.block is None else plan.block
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
-    loop = Loop()
-    verifier = SimVerifier(
-        loop,
-        ForwardCost.of(profile),
-        exits=profile.exits if "exits" in scheme.mode.preempt and not plan.job else (),
-    )
-    left = plan.sessions
+    clock = VirtualClock()
+    backend: TargetBackend
+    if plan.backend is None:
+        backend = TextBackend(
+            f"simulated: {profile.name}", vocabulary_of(plan), profile.exits
+        )
+    else:
+        backend = plan.backend
+    verifier = SimVerifier(clock, backend, ForwardCost.of(profile))
+    left, ended_s = plan.sessions, 0.0
     end_s = math.inf if plan.hours is None else plan.hours * 3600
 
     def done() -> None:
-        nonlocal left
-        left -= 1
+        nonlocal left, ended_s
+        left, ended_s = left - 1, clock.now_s
 
     def jobs(device: int, index: int) -> Job | None:
-        if loop.now_s >= end_s or (plan.hours is None and index >= plan.streams):
+        if clock.now_s >= end_s or (plan.hours is None and index >= plan.streams):
             return None
         number = index * plan.sessions + device
         if plan.job is not None:
@@ -250,34 +334,44 @@ def simulate(plan: Plan) -> Outcome:
         return TextJob(source.text(number, plan.tokens), plan.seed + number)
 
     devices = []
-    for device in range(plan.sessions):
-        setting = Setting(
-            profile,
-            scheme,
-            link if device == 0 else link.with_seed(link.seed + device),
-            lambda: _controller(plan, block),
-            tokens=plan.tokens,
-            vocab_size=plan.vocabulary or int(profile["text.vocabulary"]),
-            seed=plan.seed * 1009 + device,
-            decode=plan.decode,
-        )
-        devices.append(Device(loop, setting, verifier, partial(jobs, device), done))
-    for one in devices:
-        one.start()
-    if not loop.run(lambda: left == 0):
+    for number in range(plan.sessions):
+        setting = setting_of(plan, block, number)
+        device = kind(clock, setting, verifier, partial(jobs, number), done)
+        before(clock, device)
+        devices.append(device)
+    for device in devices:
+        device.start()
+    with _links_unheard():
+        clock.run()  # when no user asks any more, nothing happens
+    streams = [result for device in devices for result in device.results]
+    for result in streams:
+        if result.error is not None:
+            raise result.error
+    if left:
         raise StuckError(f"{scheme.name} on {profile.name} came to a halt")
-    streams = [result for one in devices for result in one.results]
+    begun_s = min((s.began_s for s in streams), default=0.0)
     return Outcome(
         plan,
-        link,
+        link_of(profile) if plan.link is None else plan.link,
         _controller(plan, block).name,
         block if scheme.tunable and plan.controller is None else None,
         streams,
-        loop.now_s,
-        loop.events,
+        ended_s - begun_s,
+        clock.events,
         verifier.forwards,
         verifier.busy_s,
     )
+
+
+@contextlib.contextmanager
+def _links_unheard() -> Iterator[None]:
+    """Log nothing of links that there are not."""
+    log = logging.getLogger("draftwire.link")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def price(outcome: Outcome, objective: str) -> float:

@@ -251,7 +251,12 @@ class TextDraft:
         self._prompt = len(text.prompt)
         self._good = 0  # so many tokens of the cache are the text's
         self._blank = np.zeros(text.width, np.float32)
-        self._others = math.log(max(1, text.width - 1))
+        others = math.log(max(1, text.width - 1))
+        self._tops = [
+            # Of a token that has this probability among zeros.
+            _SURE if p >= 1 else math.log(p / (1 - p)) + others
+            for p in text.confidence
+        ]
         self.length = 0
 
     def forward(self, tokens: Sequence[int]) -> np.ndarray:
@@ -268,18 +273,12 @@ class TextDraft:
             row[0] = _SURE  # beyond the end of the text
             return row
         if good < length:  # a wrong context: wrong, though perhaps the right id
-            row[(text.tokens[at] + 1) % text.width] = self._logit(text.confidence[at])
+            row[(text.tokens[at] + 1) % text.width] = self._tops[at]
             return row
-        top = self._logit(text.confidence[at])
+        top = self._tops[at]
         row[text.proposals[at]] = top
         row[text.second[at]] = min(1.0, top - 0.01)
         return row
-
-    def _logit(self, probability: float) -> float:
-        """Return the logit of a token that has ``probability`` among zeros."""
-        if probability >= 1:
-            return _SURE
-        return math.log(probability / (1 - probability)) + self._others
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
@@ -314,6 +313,9 @@ class TextTarget:
     def _after(self, end: int, count: int) -> np.ndarray:
         """Return the rows that follow the tokens ``end - count .. end - 1``."""
         at = end - count + 1 - self._prompt
+        if count == 1 and at < len(self._text.tokens):
+            token = self._text.tokens[at]
+            return self._rows[token : token + 1]
         ids = self._all[at : at + count]
         if len(ids) < count:  # beyond the end of the text
             ids = np.concatenate([ids, np.zeros(count - len(ids), np.int64)])

@@ -8,7 +8,7 @@ waits for.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Callable, List, Protocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,19 +47,16 @@ class LoopClock:
         self.loop = loop
         self.now = loop.time
         self.call_at = loop.call_at
-        self.post = loop.call_soon_threadsafe
+        self.post: Callable[..., Any] = loop.call_soon_threadsafe
 
 
-class _Entry:
-    __slots__ = ("args", "what")
+class _Entry(List[Any]):
+    """``[time, number, what, arguments]``: a heap orders it by the first two."""
 
-    def __init__(self, what: Callable[..., None] | None, args: tuple[Any, ...]) -> None:
-        self.what = what
-        self.args = args
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self.what = None
-        self.args = ()
+        self[2:] = (None, ())
 
 
 class VirtualClock:
@@ -76,7 +73,7 @@ class VirtualClock:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.events = 0
-        self._queue: list[tuple[float, int, _Entry]] = []
+        self._queue: list[_Entry] = []
         self._asked = 0
 
     def now(self) -> float:
@@ -90,8 +87,9 @@ class VirtualClock:
     def call_at(self, when: float, what: Callable[..., None], *args: Any) -> _Entry:
         """Call ``what(*args)`` at ``when``, or now when that is past."""
         self._asked += 1
-        entry = _Entry(what, args)
-        heapq.heappush(self._queue, (max(when, self.now_s), self._asked, entry))
+        now_s = self.now_s
+        entry = _Entry((when if when > now_s else now_s, self._asked, what, args))
+        heapq.heappush(self._queue, entry)
         return entry
 
     def call_later(self, seconds: float, what: Callable[..., None], *args: Any) -> _Entry:
@@ -102,6 +100,10 @@ class VirtualClock:
         """Call ``what(*args)`` now, after what is asked for already."""
         self.call_at(self.now_s, what, *args)
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which nothing happens, as while a device is suspended."""
+        self.now_s += seconds
+
     def run(self, done: Callable[[], bool] | None = None) -> bool:
         """Let things happen until there are none left, or ``done()`` says so.
 
@@ -110,13 +112,15 @@ class VirtualClock:
         """
         queue, pop = self._queue, heapq.heappop
         while queue:
-            when, _, entry = pop(queue)
-            what = entry.what
+            entry = pop(queue)
+            when, _, what, args = entry
             if what is None:
                 continue
-            self.now_s = when
+            entry[2] = None  # it has happened
+            if when > self.now_s:
+                self.now_s = when  # `jump` may have passed it
             self.events += 1
-            what(*entry.args)
+            what(*args)
             if done is not None and done():
                 return True
         return done is None

@@ -49,7 +49,7 @@ def test_every_scheme_writes_the_targets_text_over_a_bad_link(name):
     (stream,) = outcome.streams
     assert tuple(stream.ids) == source.text(0, 60).tokens
     assert stream.finish == "length"
-    assert tuple(stream.edge.committed) == tuple(stream.ids)
+    assert stream.over.machine.committed == tuple(stream.ids)
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit():
@@ -92,7 +92,7 @@ def test_streaming_takes_a_forward_a_token():
     outcome = simulate(plan(cell(25, 10, 150, 0.6), "cloud"))
     assert outcome.ms_per_token == pytest.approx(25, abs=1e-6)
     assert outcome.forwards_per_token == 1
-    assert outcome.streams[0].edge.counts.proposed == 0
+    assert outcome.streams[0].counts.proposed == 0
 
 
 SECTION_5 = [
@@ -148,7 +148,7 @@ def test_nothing_with_one_stream_of_drafts_beats_the_bound():
 def test_vanilla_pays_for_its_distributions():
     profile = cell(25, 10, 40, 0.8).replaced("assumed", "a test", link__up_mbit_s=10.0)
     dense, ids = (simulate(plan(profile, name)) for name in ("vanilla", "await"))
-    blocks = sum(s.edge.counts.rounds for s in dense.streams)
+    blocks = sum(s.counts.rounds for s in dense.streams)
     extra_ms = (dense.ms_per_token - ids.ms_per_token) * 300 / blocks
     packets = 4 * 2 * 32000 / 1448
     assert extra_ms == pytest.approx(packets * 1500 * 8 / 10e6 * 1e3, rel=0.05)
@@ -158,7 +158,7 @@ def test_an_exit_lets_the_device_draft_during_the_verification():
     plain = cell(120, 20, 10, 0.9)
     assert plain.exits
     ahead = simulate(plan(plain, "earlyexit"))
-    counts = ahead.streams[0].edge.counts
+    counts = ahead.streams[0].counts
     assert counts.provisional > 20
     # An exit is right on nine of ten tokens, and a verdict rests on up to five.
     assert 0.9**5 - 0.15 < counts.provisional_right / counts.provisional <= 1
@@ -168,9 +168,9 @@ def test_an_exit_lets_the_device_draft_during_the_verification():
 def test_sessions_share_forwards_and_wait_for_each_other():
     alone = simulate(plan(scheme="await"))
     crowd = simulate(plan(scheme="await", sessions=8, tokens=150))
-    assert crowd.forwards < 0.8 * sum(s.forwards for s in crowd.streams)
+    assert crowd.forwards < 0.8 * sum(s.counts.forwards for s in crowd.streams)
     assert alone.ms_per_token < crowd.ms_per_token
-    assert sum(s.edge.counts.queue_s for s in crowd.streams) > 0
+    assert sum(s.counts.queue_s for s in crowd.streams) > 0
     assert len(crowd.streams) == 8
 
 
@@ -206,7 +206,7 @@ def test_joules_are_watts_by_the_phase():
     energy, seconds = stream.energy, stream.energy["seconds_by_phase"]
     busy = seconds.get("prefill", 0) + seconds["draft"]
     # Each drafted token once, at 10 ms.
-    assert busy == pytest.approx(stream.edge.counts.proposed * 0.010, rel=0.02)
+    assert busy == pytest.approx(stream.counts.proposed * 0.010, rel=0.02)
     rest = sum(seconds.values()) - busy
     assert energy["joules"] == pytest.approx(10.0 * busy + 0.94 * rest)
     assert energy["kind"] == "modelled" and "simulated" in energy["notes"][0]

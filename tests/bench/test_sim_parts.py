@@ -4,27 +4,31 @@ import json
 import os
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from draftwire.bench.link import LinkSpec
-from draftwire.bench.sim.cloud import ForwardCost, SimStream, SimVerifier
-from draftwire.bench.sim.device import SimDrafter, StepCost
-from draftwire.bench.sim.events import Loop
+from draftwire.bench.link.spec import Outages
+from draftwire.bench.sim.cloud import ForwardCost, SimVerifier, TextBackend
+from draftwire.bench.sim.device import StepCost, VirtualEngine
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.recording import SCHEMA, read_recording, record
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Plan, simulate
 from draftwire.bench.sim.texts import Synthetic, TextDraft, TextTarget, parse_luck
 from draftwire.cli import main
+from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
 from draftwire.runtime.actions import Draft
+from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.drafter import Drafter
+from draftwire.runtime.live import EngineThread
+from draftwire.runtime.mode import Mode
 from draftwire.sampling import SamplingParams, make_proposer
-from draftwire.transport.messages import Block, Open
-from draftwire.verifier.target_session import TargetSession
+from draftwire.transport.messages import Block, Hello, Open
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNEL = Path(os.environ.get("DRAFTWIRE_SHARED", ROOT.parent / "shared")) / "data/channel"
@@ -35,75 +39,138 @@ def a_text(tokens=60, luck="1.0", prompt=5):
     return Synthetic(parse_luck(luck), prompt_tokens=prompt).text(0, tokens)
 
 
-# ---- the clock
+# ---- the board
 
 
-def test_what_is_asked_for_first_happens_first():
-    loop, seen = Loop(), []
-    loop.after(2.0, seen.append, "late")
-    loop.after(1.0, seen.append, "b")
-    loop.at(1.0, seen.append, "c")
-    loop.at(-5.0, seen.append, "now, not before")
-    loop.run()
-    assert seen == ["now, not before", "b", "c", "late"]
-    assert loop.now_s == 2.0 and loop.now_ns() == 2_000_000_000
-    assert loop.run(lambda: True) is False
+class Heard:
+    """A driver that only notes what the engine says."""
+
+    def __init__(self, clock):
+        self.clock, self.found, self.failed = clock, [], []
+
+    def stepped(self, step, seconds):
+        if step.proposal is not None:
+            self.found.append((self.clock.now_s, step.branch, step.proposal.token))
+
+    def engine_failed(self, stream, error):
+        self.failed.append(error)
 
 
-# ---- the drafter
+class Board:
+    """An engine on a clock, with orders of stream 1."""
 
+    def __init__(self, text, cost):
+        self.clock = VirtualClock()
+        self.drafter = Drafter(None, text.width)
+        self.engine = VirtualEngine(self.clock, self.drafter, cost)
+        self.heard = self.engine.driver = Heard(self.clock)
+        self.begin(1, text)
 
-def drafter(text, cost):
-    loop, found = Loop(), []
-    made = SimDrafter(
-        loop, cost, text.width, lambda b, p: found.append((loop.now_s, b, p.token))
-    )
-    made.begin(TextDraft(text), make_proposer(GREEDY, text.width))
-    return loop, made, found
+    def begin(self, stream, text):
+        proposer = make_proposer(GREEDY, text.width)
+        self.drafter.begin(stream, proposer, None, TextDraft(text))
+
+    def order(self, *order):
+        self.drafter.submit(1, Draft(*order))
+        self.engine.wake()
 
 
 def test_a_draft_takes_a_step_a_token_and_reading_takes_what_it_takes():
     text = a_text(prompt=600)
-    loop, made, found = drafter(text, StepCost(0.010, few=16, read_s=0.001))
-    made.submit(Draft(1, 0, text.prompt, 3))
-    loop.run()
+    board = Board(text, StepCost(0.010, few=16, read_s=0.001))
+    board.order(1, 0, text.prompt, 3)
+    board.clock.run()
     # 600 tokens in pieces of 256, 256 and 88; all but 16 of each are paid for.
     first = 3 * 0.010 + (240 + 240 + 72) * 0.001
+    found = board.heard.found
     times = [t for t, _, _ in found]
     assert times == pytest.approx([first, first + 0.010, first + 0.020])
     assert [token for _, _, token in found] == list(text.tokens[:3])
-    assert made.prefill_s == pytest.approx(first) and made.steps == 3
-    assert made.draft_s == pytest.approx(0.020)
     # A few tokens at once cost one step.
-    made.submit(Draft(2, len(text.prompt) + 1, text.tokens[1:5], 1))
-    loop.run()
-    assert found[-1][0] == pytest.approx(first + 0.030)
-    assert found[-1][2] == text.tokens[5]
+    board.order(2, len(text.prompt) + 1, text.tokens[1:5], 1)
+    board.clock.run()
+    assert found[-1] == (pytest.approx(first + 0.030), 2, text.tokens[5])
 
 
-def test_an_order_waits_for_the_forward_at_work_and_no_longer():
+def test_an_order_waits_for_the_step_at_work_and_no_longer():
     text = a_text()
-    loop, made, found = drafter(text, StepCost(0.010))
-    made.submit(Draft(1, 0, text.prompt, 10))
+    board = Board(text, StepCost(0.010))
+    board.order(1, 0, text.prompt, 10)
     other = (text.tokens[0] + 1) % text.width
-    loop.at(0.025, made.submit, Draft(2, len(text.prompt), (other,), 2))
-    loop.run()
-    branches = [(round(t, 6), b) for t, b, _ in found]
+    at, length = board.clock.call_at, len(text.prompt)
+    at(0.025, board.order, 2, length, (other,), 2)
+    board.clock.run()
+    branches = [(round(t, 6), b) for t, b, _ in board.heard.found]
     assert branches == [(0.01, 1), (0.02, 1), (0.03, 1), (0.04, 2), (0.05, 2)]
     # Every order edits the sequence, even one that is overtaken at once.
-    loop.at(loop.now_s, made.submit, Draft(3, len(text.prompt), (), 5))
-    loop.at(loop.now_s, made.submit, Draft(4, len(text.prompt), text.tokens[:2], 1))
-    loop.run()
-    assert found[-1][1:] == (4, text.tokens[2])
+    board.order(3, length, (), 5)
+    at(0.051, board.order, 4, length, (), 2)
+    at(0.052, board.order, 5, length, text.tokens[:2], 1)
+    board.clock.run()
+    assert board.heard.found[-1][1:] == (5, text.tokens[2])
+
+
+def test_the_step_at_work_is_the_first_of_more_of_the_same():
+    text = a_text()
+    board = Board(text, StepCost(0.010))
+    board.order(1, 0, text.prompt, 5)
+    board.clock.call_at(0.025, board.order, 1, len(text.prompt) + 2, (), 3)
+    board.clock.run()
+    # Two were known when three more were asked for, and a third was at work.
+    times = [round(t, 6) for t, _, _ in board.heard.found]
+    assert times == [0.01, 0.02, 0.03, 0.04, 0.05]
+    assert [token for _, _, token in board.heard.found] == list(text.tokens[:5])
+
+
+def test_blocks_that_end_early_cost_no_step():
+    """Every block is cut after two drafts of eight; what is at work goes on."""
+
+    class Hasty(FixedLength):
+        def enough(self, block):
+            return len(block) >= 2
+
+    controller = Hasty(8)
+    one = Plan(
+        find("agx-a100-qwen"),
+        replace(scheme_named("picospec"), mode=Mode(pipeline=32, preempt={"guess"})),
+        link=LinkSpec.parse("10ms"),
+        source=Synthetic(parse_luck("1.0"), prompt_tokens=5),
+        controller=controller,
+        streams=1,
+        tokens=120,
+    )
+    (stream,) = simulate(one).streams
+    step_s = one.profile.seconds("draft.step_ms")
+    assert stream.counts.proposed >= 119
+    assert stream.over.draft_s + stream.over.prefill_s == pytest.approx(
+        stream.counts.proposed * step_s, abs=2.1 * step_s
+    )
 
 
 def test_a_stream_that_is_over_says_nothing_more():
     text = a_text()
-    loop, made, found = drafter(text, StepCost(0.010))
-    made.submit(Draft(1, 0, text.prompt, 10))
-    loop.at(0.015, lambda: made.begin(TextDraft(text), make_proposer(GREEDY, text.width)))
-    loop.run()
-    assert len(found) == 1
+    board = Board(text, StepCost(0.010))
+    board.order(1, 0, text.prompt, 10)
+    board.clock.call_at(0.015, board.begin, 2, text)
+    board.clock.run()
+    assert len(board.heard.found) == 2  # the step at work, which the driver drops
+
+
+def test_an_engine_that_fails_says_so_and_goes_on():
+    class Broken(TextDraft):
+        def forward(self, tokens):
+            raise RuntimeError("no memory")
+
+    text = a_text()
+    board = Board(text, StepCost(0.010))
+    board.drafter.begin(1, make_proposer(GREEDY, text.width), None, Broken(text))
+    board.order(1, 0, text.prompt, 1)
+    board.clock.run()
+    assert [str(error) for error in board.heard.failed] == ["no memory"]
+    board.begin(1, text)
+    board.order(2, 0, text.prompt, 1)
+    board.clock.run()
+    assert [token for _, _, token in board.heard.found] == list(text.tokens[:1])
 
 
 class Gated(TextDraft):
@@ -120,90 +187,99 @@ class Gated(TextDraft):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_it_does_what_the_drafting_thread_does(seed):
+def test_it_does_what_the_engine_thread_does(seed):
     """The same orders at the same moments: the same proposals with the same tags."""
     rng = random.Random(seed)
     text = a_text(60, "0.7", prompt=300)
-    loop, made, found = drafter(text, StepCost(0.010))
+    board = Board(text, StepCost(0.010))
     model, real = Gated(text), []
-    thread = Drafter(
-        model,
-        vocab_size=text.width,
-        on_proposal=lambda branch, p: real.append((branch, p.token)),
-        on_error=lambda error: real.append(error),
-    )
-    thread.begin(make_proposer(GREEDY, text.width))
+    drafter = Drafter(model, text.width)
+    drafter.begin(1, make_proposer(GREEDY, text.width))
+    thread = EngineThread(drafter)
+    noting = Heard(board.clock)
+    heard = threading.Semaphore(0)
+
+    def post(what, *args):
+        what(*args)
+        heard.release()
+
+    thread.start(noting, post)
+
+    def busy():
+        return board.engine._busy
+
+    def end_step():
+        board.clock.run(lambda: True)  # the forward ends ...
+        model.go.release()  # ... here and there
+        assert heard.acquire(timeout=30)
+        if busy():
+            assert model.began.acquire(timeout=30)
+
     try:
         length = 0
         for branch in range(1, 40):
             valid = rng.randint(max(0, length - 6), length) if length else 0
             known = text.prompt + text.tokens
             tokens = known[valid : max(300, valid) + rng.randint(0, 3)]
-            order = Draft(branch, valid, tuple(tokens), rng.randint(0, 4))
-            idle = not made.busy
-            made.submit(order)
-            thread.submit(order)
-            if idle and made.busy:
+            order = (branch, valid, tuple(tokens), rng.randint(0, 4))
+            idle = not busy()
+            board.order(*order)
+            drafter.submit(1, Draft(*order))
+            thread.wake()
+            if idle and busy():
                 assert model.began.acquire(timeout=30)
             for _ in range(rng.randint(0, 5)):
-                if not made.busy:
-                    break
-                loop.run(lambda: True)  # the forward ends ...
-                model.go.release()  # ... here and there
-                if made.busy:
-                    assert model.began.acquire(timeout=30)
-            length = len(made._sequence)
-            if made._orders:
-                length = min(length, made._orders[0].valid)
-        while made.busy:
-            loop.run(lambda: True)
-            model.go.release()
-            if made.busy:
-                assert model.began.acquire(timeout=30)
+                if busy():
+                    end_step()
+            length = len(board.drafter._sequence)
+            if board.drafter._inbox:
+                length = min(length, board.drafter._inbox[0].draft.valid)
+        while busy():
+            end_step()
     finally:
         for _ in range(5):
             model.go.release()
         thread.close()
+        thread.join()
+    real = [found[1:] for found in noting.found]
     assert len(real) > 20
-    assert real == [(branch, token) for _, branch, token in found]
-    assert thread.steps == made.steps
+    assert real == [found[1:] for found in board.heard.found]
 
 
 # ---- the verifier
 
 
-def stream_of(text, sent):
-    request = Open(1, text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens))
-    session = TargetSession(request, vocab_size=text.width, context=4096, max_block=255)
-    return SimStream(session, TextTarget(text), sent.extend)
+def connection(verifier, text, sent):
+    made = verifier.attach(lambda: TextTarget(text), sent.extend)
+    made.receive(Hello((1,), "", "", bytes(32), b"", text.width, capabilities=("resume",)))
+    made.receive(Open(1, text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens)))
+    del sent[:2]  # welcome, opened
+    return made
 
 
 def test_blocks_of_sessions_share_a_forward_and_prompts_take_turns():
-    loop = Loop()
+    clock = VirtualClock()
     cost = ForwardCost(0.020, free=4, token_s=0.001, session_s=0.002, read_s=0.0001)
-    verifier = SimVerifier(loop, cost)
     text, long = a_text(), a_text(prompt=300)
+    verifier = SimVerifier(clock, TextBackend("a test", text.width), cost)
     sent, late = [], []
-    streams = [stream_of(text, sent) for _ in range(3)]
-    slow = stream_of(long, late)
-    for stream in streams:
-        verifier.wake(stream)
-    loop.run()
+    devices = [connection(verifier, text, sent) for _ in range(3)]
+    clock.run()
     # Four prompt tokens each, read together; the fifth waits for a block.
-    assert loop.now_s == pytest.approx(0.020 + 12 * 0.0001)
+    assert clock.now_s == pytest.approx(0.020 + 12 * 0.0001)
     assert verifier.forwards == 0
-    start = loop.now_s
-    for stream in streams:
-        stream.session.receive(Block(0, 0, text.tokens[:5]))
-        verifier.wake(stream)
-    verifier.wake(slow)
-    loop.run()
+    start = clock.now_s
+    for device in devices:
+        device.receive(Block(0, 0, text.tokens[:5]))
+    connection(verifier, long, late)
+    clock.run()
     assert [(m.accepted, m.token) for m in sent] == [(5, text.tokens[5])] * 3
     # One forward of three blocks, 18 tokens, 12 of them free; three pieces of a prompt.
     judging = 0.020 + 6 * 0.001 + 2 * 0.002
-    assert verifier.forwards == 1 and verifier.tokens == 18
+    assert verifier.forwards == 1
     reading = 3 * 0.020 + 299 * 0.0001
-    assert loop.now_s - start == pytest.approx(judging + reading)
+    assert clock.now_s - start == pytest.approx(judging + reading)
+    assert verifier.busy_s == pytest.approx(clock.now_s)
     assert [m.compute_s for m in sent] == [pytest.approx(judging)] * 3
     assert max(m.queue_s for m in sent) <= 0.020 + 128 * 0.0001 + 1e-9
 
@@ -213,8 +289,40 @@ def test_costs_of_forwards():
     assert cost(3) == 1.0 and cost(5) == pytest.approx(1.2)
     assert cost(8, 2) == pytest.approx(1.0 + 0.2 + 0.5)
     assert cost.reading(100) == pytest.approx(2.0)
-    with pytest.raises(ConfigError):
-        SimVerifier(Loop(), cost, max_batch=0)
+
+
+# ---- the network
+
+
+def test_a_link_that_is_gone_for_long_is_given_up_and_the_stream_goes_on():
+    """As live: no word for a second, a new connection, and the stream is resumed."""
+    source = Synthetic(parse_luck("0.8"), seed=3)
+    one = Plan(
+        find("nano-a100"), scheme_named("await"), source=source, streams=1, tokens=200
+    )
+    holes = replace(LinkSpec.parse("40ms"), outages=Outages(fixed=((2.0, 3.0),)))
+    free = simulate(replace(one, link=LinkSpec.parse("40ms"))).streams[0]
+    held = simulate(replace(one, link=holes)).streams[0]
+    assert tuple(held.ids) == source.text(0, 200).tokens == tuple(free.ids)
+    assert free.over.reconnects == 0 and held.over.reconnects >= 1
+    # Three seconds without a link, and what it takes to notice that it is back.
+    assert 2.5 < held.last_s - free.last_s < 5.0
+    # Greetings, pings and tries are bytes, and the report has them.
+    assert held.bytes["up_wire"] > free.bytes["up_wire"] + 500
+    report = held.report({}, ())
+    assert report["link"]["reconnects"] == held.over.reconnects
+    assert report["link"]["outages"] >= 1
+    assert report["target_forwards"] >= free.counts.forwards
+
+
+def test_bytes_on_the_wire_are_those_of_frames_and_headers():
+    one = Plan(find("nano-a100"), scheme_named("await"), link=LinkSpec.parse("40ms"))
+    (stream,) = simulate(replace(one, streams=1, tokens=60)).streams
+    traffic, found = stream.over.traffic, stream.bytes
+    assert traffic.up_frames >= stream.counts.rounds + 1
+    least = found["up_payload"] + traffic.up_frames * (52 + 2 + 4)
+    # Beside the frames: acknowledgements of what came down.
+    assert least <= found["up_wire"] <= least + 52 * traffic.down_frames + 200
 
 
 # ---- recordings
@@ -258,7 +366,7 @@ def test_a_recording_is_played_back(tmp_path):
         )
     )
     assert [tuple(s.ids) for s in outcome.streams] == [text.tokens] * 2
-    assert outcome.streams[0].edge.counts.accepted >= 2
+    assert outcome.streams[0].counts.accepted >= 2
 
 
 @pytest.mark.parametrize(
@@ -332,7 +440,9 @@ def test_a_trace_with_a_hole_stalls_the_stream_and_changes_no_token(tmp_path):
     up.write_text("t_s,mbit_s\n0,5\n600,5\n")
     free = simulate(trace_plan(up, down)).streams[0]
     assert held.ids == free.ids
-    assert 1.7 < held.last_s - free.last_s < 2.1
+    # The hole, and a new connection, for nobody says a word for a second.
+    assert held.over.reconnects and not free.over.reconnects
+    assert 1.7 < held.last_s - free.last_s < 2.3
 
 
 @pytest.mark.skipif(not CHANNEL.is_dir(), reason="the recorded channel traces are absent")

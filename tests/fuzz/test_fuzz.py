@@ -11,7 +11,7 @@ SPEC = importlib.util.spec_from_file_location("fuzz", HERE / "fuzz.py")
 fuzz = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(fuzz)  # puts the helpers on the path
 
-from fuzz_targets import TARGETS, seeds  # noqa: E402
+from fuzz_targets import TARGETS, TargetSession, seeds  # noqa: E402
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -29,7 +29,7 @@ PLANTED = {
     # the cache of a lost slot counts as there
     "target": (
         "draftwire.verifier.target_session.TargetSession.detach",
-        lambda self, *, cached: None,
+        lambda self, *, cached, detach=TargetSession.detach: detach(self, cached=True),
     ),
     # drafts beyond the text's end
     "edge": ("draftwire.runtime.edge_session.EdgeSession._room", lambda self, line: 300),

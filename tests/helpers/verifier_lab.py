@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from draftwire.clock import LoopClock
 from draftwire.packages import Family
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import (
@@ -23,7 +24,9 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.backends.base import SlotTable
+from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.registry import Registry
+from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.service import VerifierService
 
 VOCAB = 50
@@ -82,6 +85,24 @@ class ArithmeticBackend:
             answers.append(rows)
         self.table.commit(batch)
         return answers
+
+
+def live(backend, **options):
+    """Return a scheduler on a worker thread and the running loop."""
+    clock = LoopClock(asyncio.get_running_loop())
+    return Scheduler(backend, ThreadExecutor(backend, clock), clock, **options)
+
+
+def ask(scheduler, item, **options):
+    """Submit ``item``; return a future of the answer, with its request."""
+    future = asyncio.get_running_loop().create_future()
+
+    def done(answer):
+        raised = isinstance(answer, Exception)
+        (future.set_exception if raised else future.set_result)(answer)
+
+    future.request = scheduler.submit(item, done=done, **options)
+    return future
 
 
 @asynccontextmanager

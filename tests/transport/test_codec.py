@@ -92,6 +92,10 @@ def test_every_strict_prefix_is_refused_or_means_something_else(vector):
         ("05 00 00 01 ff07 00", "1 bytes after the end"),
         ("05 00 00 8002", "block length is 256, the limit is 255"),
         ("05 00 8000 00", "longer than it needs"),
+        ("07 03 02 e803 64c041 8000", "longer than it needs"),
+        ("07 03 02 e803 64c041 ff", "cut short"),
+        ("07 03 02 e803 64c041 ffffffff1f", "forwards is"),
+        ("07 03 02 e803 64c041 05 00", "1 bytes after the end"),
         ("05 00 ffffffffffffffffffff7f 00", "more than ten bytes"),
         ("15 00 00 00 ffffffff0f", "evidence length"),
         ("0b 02 04 7374", "4 bytes announced, 2 left"),
@@ -134,6 +138,8 @@ def test_budgets_of_the_wire(vocab):
     block = codec.encode(Block(200, 16383, (31999,) * 5))
     commit = codec.encode(Commit(200, 5, 31999, queue_s=3.0, compute_s=0.2))
     assert len(block) <= 16 and len(commit) <= 8
+    told = codec.encode(Commit(200, 5, 31999, forwards=16383))
+    assert len(told) <= 10
 
 
 def test_a_field_too_wide_is_our_bug_not_the_peers():

@@ -24,6 +24,8 @@ from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.checks import CHECKS
 from draftwire.verifier.conformance import Kit, run_checks
 from draftwire.verifier.connection import Connection
+from draftwire.verifier.dialogue import Dialogue
+from draftwire.verifier.greeting import error_of
 from draftwire.verifier.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
@@ -45,11 +47,20 @@ def failed_rows(kind=VerifierService, **options):
     return {r.name for r in results if r.result == "fail"}, results
 
 
-def service_with(session=None, **methods):
-    """Return a service whose connections have other methods or another session."""
-    named = {"session_class": session} if session else {}
-    kind = type("Faulty", (Connection,), {**methods, **named})
-    return type("FaultyService", (VerifierService,), {"connection_class": kind})
+def service_with(session=None, send=None, **methods):
+    """Return a service whose dialogues have other methods or another session."""
+    wrong = {"dialogue_class": type("FaultyDialogue", (Dialogue,), methods)}
+    if send is not None:
+        wrong["send"] = send
+
+    class Faulty(VerifierService):
+        connection_class = type("FaultyConnection", (Connection,), wrong)
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.kept.session_class = session or TargetSession
+
+    return Faulty
 
 
 def session_with(**methods):
@@ -57,14 +68,14 @@ def session_with(**methods):
 
 
 def sends(change):
-    """Return a ``_send`` that sends ``change(message)``; None sends nothing."""
+    """Return a ``send`` that sends ``change(message)``; None sends nothing."""
 
-    async def send(self, message):
+    def send(self, message):
         message = change(message)
         if message is not None:
-            await Connection._send(self, message)
+            Connection.send(self, message)
 
-    return {"_send": send}
+    return {"send": send}
 
 
 def test_the_reference_verifier_conforms():
@@ -90,9 +101,9 @@ RESUMES = {
 }
 
 
-def one_more(self, work, logits, **times):
+def one_more(self, work, decision, **times):
     """Accept a draft more than is right."""
-    answers = TargetSession.complete(self, work, logits, **times)
+    answers = TargetSession.settle(self, work, decision, **times)
     return [
         dataclasses.replace(a, accepted=a.accepted + 1) if a.accepted < work.drafted else a
         for a in answers
@@ -128,7 +139,7 @@ def ignores_more(self, block):
 
 SESSION_FAULTS = {
     "accepts one draft too many": (
-        {"complete": one_more},
+        {"settle": one_more},
         {"wrong drafts", "coupled: drafts change nothing"},
     ),
     "judges blocks of dead branches": (
@@ -191,13 +202,13 @@ def forgets_the_rest(message):
     return message
 
 
-async def ends_nothing(self, message):
+def ends_nothing(self, message):
     if type(message).__name__ != "Bye":
-        await Connection._take(self, message)
+        Dialogue._take(self, message)
 
 
-async def swallows_resumes(self, request):
-    await self._refuse(RefusedError("not now"))
+def swallows_resumes(self, request, terms):
+    self._peer.send(error_of(RefusedError("not now")))
 
 
 CONNECTION_FAULTS = {

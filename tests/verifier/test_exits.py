@@ -10,13 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from verifier_lab import VOCAB, ArithmeticBackend, continuation, device, serving
+from verifier_lab import (
+    VOCAB,
+    ArithmeticBackend,
+    ask,
+    continuation,
+    device,
+    live,
+    serving,
+)
 
 from draftwire.errors import PackageError, RefusedError
 from draftwire.packages import Exit, load_target
 from draftwire.transport.messages import Block, Commit, Open, Provisional
 from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.scheduler import Scheduler
 
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 
@@ -246,19 +253,17 @@ def block(slot, n=2):
 def test_an_exit_is_heard_while_the_forward_goes_on():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
+        scheduler = live(backend)
         backend.gate.clear()
         heard = asyncio.Queue()
-        task = asyncio.ensure_future(
-            scheduler.submit(block(3), on_exit=lambda k, rows: heard.put_nowait((k, rows)))
-        )
+        task = ask(scheduler, block(3), on_exit=lambda k, rows: heard.put_nowait((k, rows)))
         k, rows = await heard.get()
         assert k == 0 and (rows == 3.5).all() and rows.shape == (2, 4)
         assert not task.done() and backend.finished == 0
         backend.gate.set()
         assert ((await task).rows == 3).all()
         assert scheduler.counters.exits_heard >= 1
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -266,21 +271,22 @@ def test_an_exit_is_heard_while_the_forward_goes_on():
 def test_what_comes_after_the_forward_is_dropped():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
+        scheduler = live(backend)
         heard = []
 
         def listen(k, rows):
             heard.append(k)
 
         backend.start.clear()
-        task = asyncio.ensure_future(scheduler.submit(block(0), on_exit=listen))
+        task = ask(scheduler, block(0), on_exit=listen)
+        await asyncio.sleep(0)
         while not backend.entered.is_set():
             await asyncio.sleep(0.001)
         backend.start.set()  # the forward goes on, and the loop is held up till its end
-        scheduler._thread.submit(lambda: None).result(10)
+        scheduler.executor._worker.submit(lambda: None).result(10)
         await task
         assert heard == [] and scheduler.counters.exits_late == 2
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -288,12 +294,12 @@ def test_what_comes_after_the_forward_is_dropped():
 def test_without_a_listener_the_forward_is_plain():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
-        await scheduler.submit(block(0))
+        scheduler = live(backend)
+        await ask(scheduler, block(0))
         backend.exits = ()
-        await scheduler.submit(block(0), on_exit=lambda k, rows: pytest.fail("spoke"))
+        await ask(scheduler, block(0), on_exit=lambda k, rows: pytest.fail("spoke"))
         assert backend.plain == 2
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -301,16 +307,16 @@ def test_without_a_listener_the_forward_is_plain():
 def test_only_those_that_listen_hear():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
+        scheduler = live(backend)
         heard = []
         both = asyncio.gather(
-            scheduler.submit(block(1)),
-            scheduler.submit(block(2), on_exit=lambda k, rows: heard.append(rows[0, 0])),
+            ask(scheduler, block(1)),
+            ask(scheduler, block(2), on_exit=lambda k, rows: heard.append(rows[0, 0])),
         )
         answers = await both
         assert [a.rows[0, 0] for a in answers] == [1, 2]
         assert backend.finished == 1 and set(heard) <= {2.5, np.float32(2.7)}
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -318,19 +324,16 @@ def test_only_those_that_listen_hear():
 def test_a_forward_that_nobody_waits_for_is_broken_off():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
+        scheduler = live(backend)
         backend.gate.clear()
         heard = asyncio.Event()
-        task = asyncio.ensure_future(
-            scheduler.submit(block(0), on_exit=lambda k, rows: heard.set())
-        )
+        task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
         await heard.wait()
-        task.cancel()
-        await asyncio.wait([task])
+        task.request.withdraw()
         backend.gate.set()
-        await scheduler.submit(block(1))  # the scheduler goes on
+        await ask(scheduler, block(1))  # the scheduler goes on
         assert backend.finished == 0 and scheduler.counters.broken_off == 1
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -338,18 +341,16 @@ def test_a_forward_that_nobody_waits_for_is_broken_off():
 def test_a_release_in_the_middle_is_an_answer():
     async def test():
         backend = Halves()
-        scheduler = Scheduler(backend)
+        scheduler = live(backend)
         backend.gate.clear()
         heard = asyncio.Event()
-        task = asyncio.ensure_future(
-            scheduler.submit(block(0), on_exit=lambda k, rows: heard.set())
-        )
+        task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
         await heard.wait()
         scheduler.release(0)
         backend.gate.set()
-        with pytest.raises(RefusedError, match="the session has ended"):
+        with pytest.raises(RefusedError, match="the stream has ended"):
             await task
-        await scheduler.close()
+        scheduler.close()
 
     run(test())
 
@@ -407,7 +408,7 @@ def test_a_glimpse_comes_before_its_verdict_and_in_the_middle_of_the_forward():
             commit = await dev.hear()
             assert isinstance(commit, Commit)
             assert (commit.epoch, commit.accepted, commit.token) == (0, 2, text[2])
-            assert service.provisionals == 1
+            assert service.kept.provisionals == 1
 
     run(test())
 
@@ -428,7 +429,7 @@ def test_without_certainty_or_consent_there_is_no_glimpse(sure, how, in_parts):
             await opened(dev, **how)
             await dev.say(Block(0, 0, tuple(text[:2])))
             assert isinstance(await dev.hear(), Commit)
-            assert service.provisionals == 0
+            assert service.kept.provisionals == 0
             assert backend.told.is_set() == in_parts
 
     run(test())

@@ -80,7 +80,7 @@ def test_packages_come_change_and_go(shop, caplog):
         (bad / "target.json").unlink()
         await registry.scan(shop.path)
         assert versions(registry) == ["v1"]
-        await registry.close()
+        registry.close()
 
     run(test)
 
@@ -96,7 +96,7 @@ def test_two_folders_of_one_name_do_not_take_turns(shop, caplog):
         assert caplog.text.count("two targets are called t v1") == 2  # a and b, once
         with pytest.raises(ConfigError, match="two targets"):
             await registry.load(shop("c", version="v1"))
-        await registry.close()
+        registry.close()
 
     run(test)
 
@@ -120,6 +120,6 @@ def test_the_default_is_the_newest_that_reads_the_devices_tokens(shop):
             assert registry.find(wanted, tokenizer).backend.version == version
         with pytest.raises(RefusedError, match="t v10, t v11, t v9"):
             registry.find("v12", "")
-        await registry.close()
+        registry.close()
 
     run(test)

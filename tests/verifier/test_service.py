@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import numpy as np
 import pytest
 from verifier_lab import (
     ArithmeticBackend,
@@ -18,6 +19,7 @@ from verifier_lab import (
 )
 from websockets.exceptions import InvalidStatus
 
+from draftwire.errors import ModelError, RefusedError
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -238,6 +240,94 @@ def test_a_failing_model_ends_the_stream_and_not_the_verifier():
             assert "out of order" in answer.message
             backend.broken = False
             assert (await dev.generate([1], 5))[0] == continuation([1], 5)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("\x1b[2Jno \udcff room\n\u202e"), "RuntimeError:  [2Jno   room"),
+        (RefusedError("so busy"), "RefusedError: so busy"),
+        (ModelError("x" * 5000), "x" * 1000),
+    ],
+)
+def test_an_error_of_the_engine_is_internal_short_and_printable(error, words):
+    async def test():
+        backend = ArithmeticBackend()
+        async with serving(backend) as service, device(service) as dev:
+            await dev.greet()
+
+            def forward(batch):
+                raise error
+
+            backend.forward = forward
+            await dev.open([1, 2, 3], 5)
+            answer = await dev.hear()
+            assert (answer.code, answer.fatal) == ("internal", False)
+            assert words in answer.message and answer.message.isprintable()
+
+    run(test)
+
+
+@pytest.mark.parametrize("reason", ["enough", "", "\x00\x1b[2J", "\u00fc" * 2000])
+def test_a_bye_of_any_reason_ends_the_stream(reason):
+    async def test():
+        async with serving() as service, device(service) as dev:
+            await dev.greet()
+            await dev.open([1], 5)
+            await dev.say(Bye(reason))
+            assert (await dev.generate([4], 6, stream=2))[0] == continuation([4], 6)
+
+    run(test)
+
+
+def test_logits_that_are_no_numbers_end_one_stream_and_spare_its_neighbour():
+    async def test():
+        backend = ArithmeticBackend()
+        right = backend.forward
+
+        def forward(batch):
+            answers = right(batch)
+            for item, rows in zip(batch, answers):
+                if backend.content[item.slot][0] == 7 and item.start > 5:
+                    rows[:, 3] = np.nan
+            return answers
+
+        backend.forward = forward
+        async with serving(backend) as service:
+            async with device(service) as ill, device(service) as well:
+                await ill.greet()
+                await well.greet()
+                with pytest.raises(AssertionError, match="position 6 of the text"):
+                    await asyncio.gather(
+                        ill.generate([7, 1], 40, k=5, wrong_every=99),
+                        fine := asyncio.ensure_future(well.generate([8], 40)),
+                    )
+                assert (await fine)[0] == continuation([8], 40)
+                assert (await ill.generate([9], 5))[0] == continuation([9], 5)
+
+    run(test)
+
+
+@pytest.mark.parametrize("frame", [Bye(), Block(0, 0, ())])
+def test_a_flood_of_small_frames_leaves_its_neighbours_their_turns(frame):
+    """40,000 frames of one device are there at once; counted, not timed."""
+
+    async def test():
+        async with serving() as service:
+            async with device(service) as calm, device(service) as flood:
+                await calm.greet()
+                await flood.greet()
+                before = service.bytes_in
+                size = len(flood.codec.encode(frame))
+                masked = flood.codec.encode(frame)
+                burst = bytes((0x82, 0x80 | size, 0, 0, 0, 0)) + masked
+                flood.socket.transport.write(burst * 40_000)
+                text, _ = await calm.generate([5], 40)
+                assert text == continuation([5], 40)
+                assert service.bytes_in - before < 40_000 * size / 2
+                flood.cut()
 
     run(test)
 

@@ -65,6 +65,8 @@ class SlotInput:
             The part, asking for those of the wanted rows that fall inside it.
         """
         n = len(self.tokens)
+        if first == 0 and last == n:
+            return self
         rows = max(0, last - max(first, n - self.rows))
         return SlotInput(self.slot, self.start + first, self.tokens[first:last], rows)
 

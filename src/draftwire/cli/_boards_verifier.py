@@ -69,18 +69,16 @@ def check_verifier(
 
 def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
     import urllib.error
-    import urllib.request
 
     from draftwire.boards.findings import Finding
-    from draftwire.transport.client import is_loopback
+    from draftwire.transport.answers import clean
+    from draftwire.transport.dial import is_loopback, web
 
     parts = urlsplit(url)
     base = f"{'https' if tls else 'http'}://{parts.netloc}"
     asked = f"{base}/healthz"
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
-    )
     try:
+        opener = web(parts.hostname or "", tls)
         with opener.open(asked, timeout=_ANSWER_S) as answer:
             body, date = answer.read(_LARGEST), answer.headers.get("Date")
     except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
@@ -100,8 +98,8 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
     findings = []
     try:
         health = json.loads(body)
-        targets = ", ".join(f"{t['name']} {t['version']}" for t in health["targets"])
-        status = str(health["status"])
+        names = ", ".join(f"{t['name']} {t['version']}" for t in health["targets"])
+        targets, status = clean(names, 1000), clean(str(health["status"]), 40)
     except (ValueError, KeyError, TypeError):
         detail = f"what answers at {asked} is no draftwire verifier"
         fix = f"curl -i {asked}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
-from draftwire.errors import ConfigError, TransportError
+from draftwire.errors import TransportError
 
 if TYPE_CHECKING:
     import ssl
@@ -56,27 +56,30 @@ def _seconds(text: str) -> float:
 
 
 def _check(args: argparse.Namespace) -> int:
-    import ssl
+    from draftwire.transport.client import tls_context
+    from draftwire.transport.dial import check_url
 
-    scheme, colon, rest = args.url.partition("://")
-    if not colon or scheme not in ("ws", "wss"):
-        raise ConfigError(f"{args.url} is no ws:// or wss:// address")
-    try:
-        tls = ssl.create_default_context(cafile=args.ca) if scheme == "wss" else None
-    except OSError as error:
-        raise ConfigError(f"cannot read {args.ca}: {error}") from error
+    # Its health is no secret: only what a token would follow needs TLS.
+    uri = check_url(args.url, insecure=args.insecure or args.health)
+    tls = tls_context(ca=args.ca, cert=None, key=None) if uri.secure else None
     if args.health:
-        return _health(args, f"http{scheme[2:]}://{rest.rstrip('/')}/healthz", tls)
+        rest = args.url.partition("://")[2].rstrip("/")
+        url = f"{'https' if uri.secure else 'http'}://{rest}/healthz"
+        return _health(args, url, uri.host, tls)
     return _conformance(args, tls)
 
 
-def _health(args: argparse.Namespace, url: str, tls: ssl.SSLContext | None) -> int:
+def _health(
+    args: argparse.Namespace, url: str, host: str, tls: ssl.SSLContext | None
+) -> int:
     import json
     import urllib.error
-    import urllib.request
+
+    from draftwire.transport.answers import clean
+    from draftwire.transport.dial import web
 
     try:
-        with urllib.request.urlopen(url, timeout=HEALTH_S, context=tls) as answer:
+        with web(host, tls).open(url, timeout=HEALTH_S) as answer:
             body = answer.read(1 << 20)
     except urllib.error.HTTPError as error:
         body = error.read(1 << 20)  # 503 while it drains: the body says so
@@ -96,7 +99,7 @@ def _health(args: argparse.Namespace, url: str, tls: ssl.SSLContext | None) -> i
     if args.json is not None:
         _common.write_json({"schema": HEALTH_SCHEMA, **health}, args.json)
     if args.json != "-":
-        print(line)
+        print(clean(line, 2000))
     return 0 if health["status"] == "ok" else TransportError.exit_code
 
 
@@ -144,16 +147,9 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
     from draftwire import __version__
     from draftwire.packages import load_draft
     from draftwire.reference import draft_path
-    from draftwire.transport.client import is_loopback
     from draftwire.transport.messages import Hello
     from draftwire.verifier.conformance import Kit
 
-    host = args.url.partition("://")[2].partition("/")[0].rpartition(":")[0]
-    if tls is None and not args.insecure and not is_loopback(host):
-        raise ConfigError(
-            f"{args.url} would send the token in the clear",
-            hint="use wss://, or allow it in so many words with --insecure",
-        )
     token_file = _common.read_settings(args)["token_file"].value
     draft = load_draft(draft_path() if args.draft is None else args.draft)
     hello = Hello(

@@ -1,0 +1,257 @@
+"""The driver's network port in virtual time: connections over a modelled link.
+
+A connection is what a websocket is: a TCP handshake, an upgrade, a greeting, frames in
+order, pings, and an end that the other side hears of when the link lets it. Frames are
+written by the real codec and carried by
+:class:`~draftwire.bench.link.model.StreamLink`. What the link does outlives a connection:
+its queue, its outages and its dice go on. A network of no length delivers at once, for a
+draft that lives beside the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Callable, Protocol, Sequence
+
+from draftwire.bench.link import LinkSpec, StreamLink
+from draftwire.bench.link.model import LinkModel, OutagePlan
+from draftwire.clock import Clock
+from draftwire.errors import DraftwireError, TransportError
+from draftwire.runtime.ports import WireEvents
+from draftwire.transport.answers import to_exception
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Block, Error, Hello, Message, Open, Welcome
+from draftwire.transport.traffic import Traffic
+
+__all__ = ["Peer", "TwoWays", "VirtualNetwork", "VirtualWire"]
+
+_UP, _DOWN = 0, 1
+# What a connection says before its first frame: SYN, SYN-ACK, the upgrade (with a bearer
+# token), its answer. Bytes of the TCP stream, as `WebsocketNetwork` and our verifier.
+_SET_UP = ((_UP, 0), (_DOWN, 0), (_UP, 270), (_DOWN, 200))
+_PING = (10, 6)  # a frame with a mask and four bytes of content, and its answer
+
+
+class Peer(Protocol):
+    """The verifier's end of a connection."""
+
+    def receive(self, message: Message) -> None:
+        """Take a message in."""
+
+    def lost(self) -> None:
+        """The connection is over."""
+
+
+class TwoWays:
+    """Both directions of a link, for one connection after another.
+
+    Args:
+        spec: The link.
+        seed: Of everything random.
+
+    Attributes:
+        models: Of the packets up and down.
+    """
+
+    def __init__(self, spec: LinkSpec, seed: int) -> None:
+        self._spec, self._seed = spec, seed
+        plan = OutagePlan(spec.outages, seed)
+        self.models = [
+            LinkModel(spec, way, seed, outages=plan, drop_tail=False)
+            for way in ("up", "down")
+        ]
+
+    def connection(self) -> list[StreamLink]:
+        """Return a fresh reliable stream in each direction."""
+        ways = zip(("up", "down"), self.models)
+        return [StreamLink(self._spec, way, model=model) for way, model in ways]
+
+
+class VirtualNetwork:
+    """Makes connections to a simulated verifier.
+
+    Args:
+        clock: Where everything happens.
+        attach: Gives the verifier's end of a new connection; it gets what sends to the
+            device.
+        vocab_size: Of the connection.
+        ways: The link, or None for one of no length.
+        extra: Bytes that a block of so many tokens carries beside what the codec writes:
+            the evidence of a published scheme.
+        bonus: Ask for a bonus token where the device would.
+        decode: Decode every frame, instead of handing the message over.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        attach: Callable[[Callable[[Sequence[Message]], None]], Peer],
+        vocab_size: int,
+        ways: TwoWays | None = None,
+        extra: Callable[[int], int] = lambda tokens: 0,
+        *,
+        bonus: bool = True,
+        decode: bool = False,
+    ) -> None:
+        self.clock = clock
+        self.attach = attach
+        self.codec = Codec(vocab_size)
+        self.ways = ways
+        self.extra = extra
+        self.bonus = bonus
+        self.decode = decode
+
+    def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> VirtualWire:
+        """Begin to connect and to greet; see :class:`~draftwire.runtime.ports.Network`."""
+        return VirtualWire(self, hello, events, timeout_s)
+
+
+class VirtualWire:
+    """One connection.
+
+    Attributes:
+        traffic: What arrived, and what was sent; headers, retransmissions and
+            acknowledgements counted.
+    """
+
+    def __init__(
+        self, network: VirtualNetwork, hello: Hello, events: WireEvents, timeout_s: float
+    ) -> None:
+        self._network, self._clock = network, network.clock
+        self._codec = network.codec
+        self._hello, self._events = hello, events
+        self._links = None if network.ways is None else network.ways.connection()
+        self._peer: Peer | None = None
+        self._greeted = self._over = False
+        self._timer = self._clock.call_at(
+            self._clock.now() + timeout_s, self._late, timeout_s
+        )
+        self.traffic = Traffic()
+        self._clock.post(self._set_up, 0)
+
+    def send(self, message: Message) -> int:
+        """Put ``message`` on the way; return its bytes on the wire."""
+        if self._over:
+            return 0
+        network = self._network
+        if isinstance(message, Open) and not network.bonus:
+            message = replace(message, bonus=False)
+        frame = self._codec.encode(message)
+        size = len(frame)
+        if isinstance(message, Block) and message.tokens:
+            size += network.extra(len(message.tokens))
+        if network.decode:
+            message = self._codec.decode(frame)
+        traffic = self.traffic
+        traffic.up_frames += 1
+        traffic.up_payload += size
+        if self._links is None:
+            traffic.up_wire += size
+            self._clock.post(self._arrive, message)
+            return size
+        found = self._links[_UP].send(self._clock.now(), size)
+        traffic.up_wire += found.wire_bytes
+        traffic.down_wire += found.ack_bytes
+        self._clock.call_at(found.arrival_s, self._arrive, message)
+        return found.wire_bytes
+
+    def ping(self) -> None:
+        """Ask for a sign of life; the verifier's end answers whatever it is at."""
+        self._raw(_UP, _PING[_UP], self._raw, _DOWN, _PING[_DOWN], self._alive)
+
+    def close(self) -> None:
+        """End the connection at once; the verifier hears of it when a segment comes."""
+        if not self._over:
+            self._over = True
+            self._timer.cancel()
+            if self._peer is not None:
+                self._segment(_UP, 0, self._peer.lost)
+
+    # ---- the device's side
+
+    def _set_up(self, step: int) -> None:
+        if step == len(_SET_UP):
+            self._peer = self._network.attach(self._answer)
+            self.send(self._hello)
+        else:
+            way, size = _SET_UP[step]
+            self._raw(way, size, self._set_up, step + 1)
+
+    def _raw(self, way: int, size: int, then: Callable[..., None], *args: object) -> None:
+        """Carry bytes of the TCP stream, and do what follows if anybody cares still."""
+        if not self._over:
+            self._segment(way, size, self._unless_over, then, args)
+
+    def _segment(
+        self, way: int, size: int, then: Callable[..., None], *args: object
+    ) -> None:
+        if self._links is None:
+            self._clock.post(then, *args)
+            return
+        found = self._links[way].send_raw(self._clock.now(), size)
+        up, down = found.wire_bytes, found.ack_bytes
+        if way == _DOWN:
+            up, down = down, up
+        self.traffic.up_wire += up
+        self.traffic.down_wire += down
+        self._clock.call_at(found.arrival_s, then, *args)
+
+    def _unless_over(self, then: Callable[..., None], args: Sequence[object]) -> None:
+        if not self._over:
+            then(*args)
+
+    def _alive(self) -> None:
+        self._events.alive()
+
+    def _late(self, timeout_s: float) -> None:
+        self._end(TransportError(f"no answer from the verifier within {timeout_s:g} s"))
+
+    def _end(self, error: DraftwireError) -> None:
+        if not self._over:
+            self.close()
+            self._events.down(error)
+
+    def _deliver(self, message: Message, size: int, up: int, down: int) -> None:
+        if self._over:
+            return
+        traffic = self.traffic
+        traffic.down_frames += 1
+        traffic.down_payload += size
+        traffic.down_wire += down
+        traffic.up_wire += up
+        if self._greeted:
+            self._events.message(message)
+        elif isinstance(message, Welcome):
+            self._greeted = True
+            self._timer.cancel()
+            self._events.up(message)
+        else:
+            assert isinstance(message, Error)
+            self._end(to_exception(message))
+
+    # ---- the verifier's side
+
+    def _arrive(self, message: Message) -> None:
+        if not self._over and self._peer is not None:
+            self._peer.receive(message)
+
+    def _answer(self, messages: Sequence[Message]) -> None:
+        if self._over:
+            return
+        for message in messages:
+            frame = self._codec.encode(message)
+            size = len(frame)
+            if self._network.decode:
+                message = self._codec.decode(frame)
+            if self._links is None:
+                self._clock.post(self._deliver, message, size, 0, size)
+                continue
+            found = self._links[_DOWN].send(self._clock.now(), size)
+            self._clock.call_at(
+                found.arrival_s,
+                self._deliver,
+                message,
+                size,
+                found.ack_bytes,
+                found.wire_bytes,
+            )

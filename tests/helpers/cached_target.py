@@ -1,0 +1,127 @@
+"""A target with a real cache, in numpy: what it says depends on all that it was fed.
+
+A row of logits is a hash of the tokens in the slot, each at its place, so that a token
+that was fed to the wrong place, or not at all, changes the text. It never forgives a gap,
+and counts what it is fed again although its slot holds it. No engine, no thread: it runs
+under generated histories as well as behind a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from draftwire.packages import Exit, Family
+from draftwire.sampling import make_decider
+from draftwire.verifier.backends.base import SlotTable
+
+FAMILY = Family("hashed", "b" * 64, "a" * 64)
+
+
+def _fold(digest, token):
+    return hashlib.blake2b(
+        digest + int(token).to_bytes(4, "little"), digest_size=16
+    ).digest()
+
+
+class CachedTarget:
+    """A target backend.
+
+    Args:
+        vocab_size: Number of ids.
+        slots: KV slots.
+        context: Tokens that each holds.
+        salt: Of the hash: another salt is another target.
+        exits: Early exits that foresee the verdict; those whose number is in ``wrong``
+            foresee something else.
+        wrong: Numbers of exits.
+
+    Attributes:
+        forwards: Calls of :meth:`forward`.
+        ran: For each call the ``(slot, start, tokens, rows)`` of its inputs.
+        fed: Tokens fed so far.
+        again: Those among them that their slot held already, at that very place.
+        before: Called with each batch before it runs; what it raises ends the forward.
+    """
+
+    name, version, family, bos_id, eos_ids = "hashed", "v1", FAMILY, None, ()
+
+    def __init__(
+        self, vocab_size=23, slots=4, context=256, salt=b"", exits=0, wrong=frozenset()
+    ):
+        self.id = hashlib.sha256(salt).hexdigest()
+        self.vocab_size, self.slots, self.context = vocab_size, slots, context
+        self.exits = tuple(Exit(i + 1, 0.0, 0.9) for i in range(exits))
+        self.salt, self.wrong = salt, wrong
+        self.table = SlotTable(slots, context, vocab_size)
+        self.content = {}  # of each slot: the token and the digest up to each position
+        self.forwards = self.fed = self.again = 0
+        self.ran = []
+        self.before = lambda batch: None
+
+    def allocate(self):
+        slot = self.table.allocate()
+        self.content[slot] = []
+        return slot
+
+    def release(self, slot):
+        self.table.release(slot)
+        del self.content[slot]
+
+    def forward(self, batch, on_exit=None):
+        self.forwards += 1
+        self.ran.append([(i.slot, i.start, i.tokens.tolist(), i.rows) for i in batch])
+        self.before(batch)
+        for item in batch:
+            assert item.slot in self.content, f"slot {item.slot} is nobody's"
+            held = len(self.content[item.slot])
+            assert 0 <= item.start <= held, f"fed at {item.start} of a cache of {held}"
+        self.table.check(batch)
+        answers = [self._feed(item) for item in batch]
+        if on_exit is not None:
+            self.table.rewind(batch)  # what a listener raises leaves no trace
+            for number, _ in enumerate(self.exits):
+                turn = int(number in self.wrong)
+                on_exit(number, [np.roll(rows, turn, axis=1) for rows in answers])
+        self.table.commit(batch)
+        return answers
+
+    def _feed(self, item):
+        held = self.content[item.slot]
+        for at, token in enumerate(item.tokens.tolist(), item.start):
+            if at >= len(held) or held[at][0] != token:
+                break
+            self.again += 1
+        del held[item.start :]
+        digest = held[-1][1] if held else self.salt
+        rows = np.zeros((item.rows, self.vocab_size), np.float32)
+        for j, token in enumerate(item.tokens.tolist(), item.rows - len(item)):
+            digest = _fold(digest, token)
+            held.append((token, digest))
+            if j >= 0:
+                rows[j] = self._logits(digest)
+        self.fed += len(item)
+        return rows
+
+    def _logits(self, digest):
+        said = hashlib.shake_128(digest).digest(self.vocab_size)
+        return np.frombuffer(said, np.uint8).astype(np.float32) / 40
+
+    def rows_after(self, tokens):
+        """Return ``(vocab,)`` logits after ``tokens``, without any cache."""
+        digest = self.salt
+        for token in tokens:
+            digest = _fold(digest, token)
+        return self._logits(digest)
+
+    def text(self, prompt, params, count, stops=()):
+        """Return what plain decoding makes of ``prompt``: one forward, one token."""
+        decider = make_decider(params, self.vocab_size)
+        sequence = list(prompt)
+        while len(sequence) < min(self.context, len(prompt) + count):
+            row = self.rows_after(sequence)[None]
+            sequence.append(decider.decide([], b"", row, len(sequence)).token)
+            if sequence[-1] in stops:
+                break
+        return sequence[len(prompt) :]

@@ -1,0 +1,472 @@
+"""The wire against real sockets and servers that misbehave in every way we know."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import socket
+import struct
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odd_servers import (
+    BINARY,
+    CLOSE,
+    CONT,
+    FIN,
+    HANG,
+    HELLO,
+    PING,
+    PONG,
+    RST,
+    TEXT,
+    WELCOME,
+    Seen,
+    black_hole,
+    frame,
+    http,
+    said,
+    script,
+    serving,
+    upgrade,
+)
+
+from draftwire.errors import (
+    BusyError,
+    ConfigError,
+    IncompatibleError,
+    ProtocolError,
+    RefusedError,
+    TransportError,
+    VerifierError,
+)
+from draftwire.transport.answers import clean
+from draftwire.transport.client import Connection, WebsocketNetwork, may_pass
+from draftwire.transport.codec import MAX_FRAME, Codec
+from draftwire.transport.messages import Block, Bye, Commit, Error
+from draftwire.transport.traffic import MASK, wire_size
+
+GREETING = (upgrade, said(WELCOME))
+BYE = said(Bye("b"))
+
+
+def network(port: int, **options) -> WebsocketNetwork:
+    loop = asyncio.get_running_loop()
+    return WebsocketNetwork(loop, f"ws://127.0.0.1:{port}", **options)
+
+
+async def outcome(handler, *, timeout_s: float = 10.0, **options):
+    """Connect to a server; return the events once it is down."""
+    async with serving(handler) as port:
+        seen = Seen()
+        network(port, **options).connect(HELLO, seen, timeout_s)
+        assert seen.log == ""
+        await seen.until("D")
+        await asyncio.sleep(0.002)
+        return seen
+
+
+def other(**changes: object) -> bytes:
+    return said(dataclasses.replace(WELCOME, **changes))
+
+
+def refuses(code: str, *, fatal: bool = True, message: str = "because") -> bytes:
+    return said(Error(code, message, "do this", fatal))
+
+
+NASTY = "no \x1b[31mred\x1b[0m\r\n\u202e" + "x" * 2000
+PLAIN = "Content-Type: text/plain"
+HTML = "Content-Type: text/html"
+DATES = (
+    "Date: Sat, 28 Nov 2026 10:00:00 GMT",
+    "Retry-After: Sat, 28 Nov 2026 10:01:30 GMT",
+)
+# After these alone no other try may succeed.
+FINAL = "401, 403, 403 with escapes, an incompatible draft, another tokenizer".split(", ")
+# What happens -> the error's class, words of its sentence.
+OUTCOMES = {
+    "401": ([http(401)], RefusedError, "refuses the token (401)"),
+    "403": ([http(403, PLAIN, body=b"not you")], RefusedError, "(403): not you"),
+    "403 with escapes": (
+        [http(403, PLAIN, body=NASTY.encode())],
+        RefusedError,
+        "(403): no [31mred [0m xxx",
+    ),
+    "404": ([http(404)], TransportError, "status 404"),
+    "407": ([http(407)], TransportError, "status 407"),
+    "408": ([http(408)], BusyError, "(408)"),
+    "425": ([http(425)], BusyError, "(425)"),
+    "429": ([http(429, "retry-after: 7")], BusyError, "(429)"),
+    "500": ([http(500)], BusyError, "(500)"),
+    "502 whose body never ends": (
+        [http(502, "Transfer-Encoding: chunked", body=b"5\r\nhello"), HANG],
+        BusyError,
+        "(502)",
+    ),
+    "503": ([http(503, *DATES)], BusyError, "takes no new devices now (503)"),
+    "504 of HTTP/1.0": ([http(504, version="1.0"), HANG], BusyError, "(504)"),
+    "an endless body": (
+        [http(504, "Content-Length: 99999999999999999999")],
+        BusyError,
+        "(504)",
+    ),
+    "a redirect": (
+        [http(307, "Location: wss://evil.example/\x1b[2J")],
+        TransportError,
+        "redirects (307) to wss://evil.example/",
+    ),
+    "a captive portal": (
+        [http(200, HTML, body=b"<html>sign in"), HANG],
+        TransportError,
+        "answers with a page (200)",
+    ),
+    "another service": ([b"SSH-2.0-x\r\n", HANG], ProtocolError, "no HTTP"),
+    "TLS": ([b"\x15\x03\x01\x00\x02\x02\x46", HANG], ProtocolError, "no HTTP"),
+    "endless headers": (
+        [b"HTTP/1.1 101 x\r\n" + b"a: b\r\n" * 9999, HANG],
+        ProtocolError,
+        "headers",
+    ),
+    "a status that is none": ([b"HTTP/1.1 abc\r\n\r\n"], ProtocolError, "abc"),
+    "a wrong key": (
+        [lambda _: upgrade(b"Sec-WebSocket-Key: x")],
+        ProtocolError,
+        "does not answer as a draftwire verifier",
+    ),
+    "no upgrade": ([http(101), HANG], ProtocolError, "does not answer as"),
+    "FIN": ([FIN], TransportError, "dropped it (the upgrade)"),
+    "RST": ([RST], TransportError, "dropped it (the upgrade)"),
+    "101 and FIN": ([upgrade, FIN], TransportError, "dropped it (the greeting)"),
+    "101, close and FIN": (
+        [lambda r: upgrade(r) + frame(CLOSE, b"\x03\xe8bye"), FIN],
+        TransportError,
+        "closed the connection (1000: bye)",
+    ),
+    "an empty close": ([upgrade, frame(CLOSE), FIN], TransportError, "(1005)"),
+    "a close with escapes": (
+        [upgrade, frame(CLOSE, struct.pack(">H", 1011) + b"a\x1b[2Jb")],
+        TransportError,
+        "(1011: a [2Jb)",
+    ),
+    "no subprotocol": (
+        [lambda r: upgrade(r, None), HANG],
+        ProtocolError,
+        "does not speak draftwire.v1",
+    ),
+    "another subprotocol": ([lambda r: upgrade(r, "x")], ProtocolError, "x"),
+    "a text frame": ([upgrade, frame(TEXT, b"hi")], ProtocolError, "text frame"),
+    "a garbage frame": ([upgrade, b"\xff" * 99, HANG], ProtocolError, "websocket"),
+    "a masked frame": (
+        [upgrade, b"\x82\x81abcdx", HANG],
+        ProtocolError,
+        "broke the websocket protocol",
+    ),
+    "an oversize frame": (
+        [upgrade, b"\x82\x7f" + struct.pack(">Q", MAX_FRAME + 1), HANG],
+        ProtocolError,
+        "broke the websocket protocol",
+    ),
+    "an oversize message": (
+        [upgrade, frame(BINARY, b"x", fin=False)]
+        + [b"\x00\x7f" + struct.pack(">Q", MAX_FRAME), HANG],
+        ProtocolError,
+        "broke the websocket protocol",
+    ),
+    "an unknown message": ([upgrade, frame(BINARY, b"\x0f")], ProtocolError, "kind 15"),
+    "an empty message": ([upgrade, frame(BINARY)], ProtocolError, ""),
+    "no welcome": ([upgrade, BYE], ProtocolError, "Bye instead of a welcome"),
+    "busy": ([upgrade, refuses("busy")], BusyError, "the verifier says: because"),
+    "draining": ([upgrade, refuses("draining")], BusyError, "because"),
+    "limit": ([upgrade, refuses("limit")], BusyError, "because"),
+    "internal": ([upgrade, refuses("internal")], VerifierError, "because"),
+    "an error of tomorrow": (
+        [upgrade, refuses("weather", fatal=False, message=NASTY[:30])],
+        TransportError,
+        "no [31mred [0m",
+    ),
+    "no such target": ([upgrade, refuses("target")], ConfigError, "because"),
+    "an incompatible draft": (
+        [upgrade, refuses("tokenizer")],
+        IncompatibleError,
+        "because",
+    ),
+    "another version": ([upgrade, other(version=2)], ProtocolError, "version 2"),
+    "a vocabulary too large": (
+        [upgrade, other(vocab_size=257)],
+        ProtocolError,
+        "a vocabulary of 257",
+    ),
+    "another tokenizer": (
+        [upgrade, other(tokenizer=b"u" * 32)],
+        IncompatibleError,
+        "the tokenizer of target 'tiny'",
+    ),
+    "FIN in mid-stream": ([*GREETING, BYE, FIN], TransportError, "is gone"),
+    "RST in mid-stream": ([*GREETING, BYE, RST], TransportError, "is gone"),
+    "text in mid-stream": (
+        [*GREETING, BYE, frame(TEXT, b"x")],
+        ProtocolError,
+        "text frame",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_outcome_is_one_of_our_errors(name) -> None:
+    steps, kind, words = OUTCOMES[name]
+    seen = asyncio.run(outcome(script(*steps)))
+    assert seen.log == ("UMD" if "mid-stream" in name else "D")
+    error = seen.found[-1]
+    assert type(error) is kind and may_pass(error) is (name not in FINAL)
+    sentence = f"{error} {error.hint}"
+    assert words in sentence
+    assert sentence.isprintable() and len(str(error)) < 500
+
+
+def test_a_busy_peer_may_say_when() -> None:
+    for name, seconds in (("429", 7.0), ("503", 90.0), ("500", None)):
+        seen = asyncio.run(outcome(script(*OUTCOMES[name][0])))
+        assert seen.found[-1].retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("steps", "doing"), [([HANG], "the upgrade"), ([upgrade, HANG], "the greeting")]
+)
+def test_a_silent_peer_is_given_up_in_time(steps, doing) -> None:
+    seen = asyncio.run(outcome(script(*steps), timeout_s=0.1))
+    assert seen.log == "D" and type(seen.found[0]) is TransportError
+    assert f"within 0.1 s ({doing})" in str(seen.found[0])
+
+
+def test_a_connection_may_end_at_any_byte_of_the_greeting() -> None:
+    async def cut_everywhere() -> None:
+        whole = upgrade(b"Sec-WebSocket-Key: x") + said(WELCOME)
+        for end in (FIN, RST):
+            for size in range(0, len(whole), 3):
+
+                def part(request: bytes, size: int = size) -> bytes:
+                    return (upgrade(request) + said(WELCOME))[:size]
+
+                seen = await outcome(script(part, end))
+                assert seen.log == "D" and type(seen.found[0]) is TransportError
+                assert may_pass(seen.found[0])
+
+    asyncio.run(cut_everywhere())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+def test_frames_arrive_in_any_pieces(size) -> None:
+    async def use() -> None:
+        stream = said(WELCOME) + BYE + frame(PONG) + frame(BINARY, b"\x0b", fin=False)
+        stream += frame(PING, b"?") + frame(CONT, b"")
+
+        async def handler(reader, writer) -> None:
+            data = upgrade(await reader.readuntil(b"\r\n\r\n")) + stream
+            for at in range(0, len(data), size):
+                writer.write(data[at : at + size])
+                await asyncio.sleep(0)
+            await reader.read()
+
+        async with serving(handler) as port:
+            seen = Seen()
+            wire = network(port).connect(HELLO, seen, 10)
+            await seen.until("M", 2)
+            assert seen.log == "UMAM" and seen.found[1:] == [Bye("b"), None, Bye()]
+            down = wire.traffic
+            assert (down.down_frames, down.down_payload) == (3, len(said(WELCOME)) + 4 - 1)
+            wire.close()
+
+    asyncio.run(use())
+
+
+def test_bytes_are_counted_and_pings_answered_both_ways() -> None:
+    async def use() -> None:
+        heard = bytearray()
+        handler = script(*GREETING, frame(PING, b"you?"), heard=heard)
+        async with serving(handler) as port:
+            seen = Seen()
+            wire = network(port, token="secret").connect(HELLO, seen, 10)
+            assert wire.send(Bye()) == 0  # not yet
+            assert wire.ports == (0, 0)
+            assert await seen.until("U") == WELCOME
+            assert wire.ports[1] == port
+            block = Block(0, 3, (1, 2, 3))
+            payload = Codec(256).encode(block)
+            size = wire.send(block)
+            assert size == wire_size(len(payload), secure=False) + MASK
+            hello = wire_size(len(Codec().encode(HELLO)), secure=False) + MASK
+            assert wire.traffic.up_wire == hello + size and wire.traffic.up_frames == 2
+            while bytes([0x80 | PONG, 0x84]) not in heard:
+                await asyncio.sleep(0.001)
+            wire.close()
+            assert wire.send(block) == 0 and wire.ports == (0, 0)
+            wire.ping()
+            wire.close()
+            while bytes([0x80 | CLOSE, 0x82]) not in heard:
+                await asyncio.sleep(0.001)
+            assert seen.log == "U"
+
+    asyncio.run(use())
+
+
+def test_a_ping_tells_that_the_peer_lives() -> None:
+    async def handler(reader, writer) -> None:
+        writer.write(upgrade(await reader.readuntil(b"\r\n\r\n")) + said(WELCOME))
+        data = b""
+        while bytes([0x80 | PING, 0x80]) not in data:
+            data += await reader.read(100)
+        writer.write(frame(PONG))
+        await reader.read()
+
+    async def use() -> None:
+        async with serving(handler) as port:
+            seen = Seen()
+            wire = network(port).connect(HELLO, seen, 10)
+            await seen.until("U")
+            wire.ping()
+            await seen.until("A")
+            wire.close()
+
+    asyncio.run(use())
+
+
+def test_a_peer_that_does_not_read_delays_nobody() -> None:
+    async def use() -> None:
+        read = asyncio.Event()
+        got = bytearray()
+
+        async def handler(reader, writer) -> None:
+            writer.write(upgrade(await reader.readuntil(b"\r\n\r\n")) + said(WELCOME))
+            writer.transport.pause_reading()
+            await read.wait()
+            writer.transport.resume_reading()
+            while True:
+                got.extend(await reader.readexactly(1))
+                got.extend(await reader.read(2**20))
+
+        async with serving(handler) as port:
+            seen, block = Seen(), Block(0, 0, (1,), evidence=b"x" * 2**20)
+            wire = network(port).connect(HELLO, seen, 10)
+            await seen.until("U")
+            timers = []
+            loop = asyncio.get_running_loop()
+            for i in range(16):
+                assert wire.send(block) > 2**20
+                loop.call_later(0, timers.append, i)
+            while len(timers) < 16:
+                await asyncio.sleep(0)
+            assert seen.log == "U" and not got
+            read.set()
+            while len(got) < 16 * 2**20:
+                await asyncio.sleep(0.001)
+            assert seen.log == "U"
+            read.clear()
+            for _ in range(64):  # four times what anybody may have in the outbox
+                assert wire.send(block) > 0
+            assert "does not read" in str(await seen.until("D"))
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("after", ["look-up", "connecting", "upgrade", "greeting", "up"])
+def test_close_ends_every_phase_in_silence(after) -> None:
+    async def use() -> None:
+        waits = threading.Event()
+
+        def slow(host: str, port: int):
+            waits.wait(20)
+            return [(socket.AF_INET, ("127.0.0.1", port))]
+
+        steps = {"greeting": [upgrade, HANG], "up": [*GREETING, *[BYE] * 9, FIN]}
+        options = {"resolver": slow} if after == "look-up" else {}
+        with black_hole() as nowhere:
+            async with serving(script(*steps.get(after, [HANG]))) as port:
+                seen = Seen()
+                where = nowhere if after == "connecting" else port
+                wire = network(where, **options).connect(HELLO, seen, 0.05)
+                if after == "up":
+                    seen.act = lambda letter: wire.close()
+                await asyncio.sleep(0.02 if after != "up" else 0.1)
+                wire.close()
+                before = seen.log
+                assert before in ("", "U"[: after == "up"])
+                waits.set()
+                await asyncio.sleep(0.06)
+                assert seen.log == before
+
+    asyncio.run(use())
+
+
+PIECES = st.sampled_from(
+    [upgrade, said(WELCOME), BYE, frame(PONG), frame(PING), frame(TEXT, b"x"), b"\xff\x00"]
+    + [
+        frame(CLOSE),
+        frame(BINARY),
+        http(503),
+        b"HT",
+        said(Commit(0, 1, 2), 256),
+        refuses("x"),
+    ]
+)
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(
+    greeted=st.booleans(),
+    pieces=st.lists(PIECES, max_size=5),
+    end=st.sampled_from([FIN, RST]),
+    close_at=st.none() | st.integers(0, 3),
+)
+def test_one_end_and_nothing_after_it(greeted, pieces, end, close_at) -> None:
+    async def use() -> None:
+        steps = [*(GREETING if greeted else ()), *pieces, end]
+        async with serving(script(*steps)) as port:
+            seen = Seen()
+            wire = network(port).connect(HELLO, seen, 10)
+            closed = []
+
+            def act(letter: str) -> None:
+                if len(seen.log) - 1 == close_at:
+                    wire.close()
+                    closed.append(seen.log)
+
+            seen.act = act
+            while "D" not in seen.log and not closed:
+                await asyncio.sleep(0.001)
+            wire.close()
+            await asyncio.sleep(0.005)
+            pattern = r"(U[MA]*)?" if closed and "D" not in closed[0] else r"(U[MA]*)?D"
+            assert re.fullmatch(pattern, seen.log), (seen.log, closed)
+            assert not closed or seen.log == closed[0]
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "ws://verifier.example",
+        "ws://127.0.0.1:99999",
+        "ws://a..b",
+        "ws://[::1]",
+    ],
+)
+def test_what_the_user_can_mend_is_said_at_once(url) -> None:
+    token = "two words" if "::1" in url else None
+    loop = asyncio.new_event_loop()
+    with pytest.raises(ConfigError):
+        WebsocketNetwork(loop, url, token=token)
+    before = threading.active_count()
+    with pytest.raises(ConfigError):
+        Connection(url, HELLO, token=token)
+    assert threading.active_count() == before
+    loop.close()
+
+
+def test_clean() -> None:
+    assert clean("a\x1b]0;x\x07 b\r\n\tc\u202e\u200bd\ud800") == "a ]0;x b c d"
+    assert len(clean("x" * 10**6, 50)) == 50 and clean("x" * 10**6, 50).endswith("x…")

@@ -1,0 +1,287 @@
+"""The stream's table of states: what PROTOCOL.md shows is what runs.
+
+Run as a program, this writes the picture into PROTOCOL.md.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from draftwire.errors import ConfigError, ModelError, ProtocolError
+from draftwire.runtime.edge_session import TABLE as DEVICE
+from draftwire.sampling import SCHEMES
+from draftwire.transport.messages import Block, Commit, Finish, Open
+from draftwire.transport.states import after, diagram, fill
+from draftwire.verifier import target_session
+from draftwire.verifier.states import TABLE, State
+from draftwire.verifier.target_session import TargetSession
+
+PROTOCOL = Path(__file__).resolve().parents[2] / "transport" / "PROTOCOL.md"
+
+
+def written():
+    text = fill(PROTOCOL.read_text(encoding="utf-8"), "device", DEVICE)
+    return fill(text, "verifier", TABLE)
+
+
+def test_protocol_md_shows_the_table_that_runs():
+    assert written() == PROTOCOL.read_text(encoding="utf-8"), f"run python {__file__}"
+
+
+class Light(enum.Enum):
+    RED = 1
+    GREEN = 2
+
+
+LIGHTS = {
+    (Light.RED, "wait"): frozenset({Light.GREEN, Light.RED}),
+    (Light.RED, "break"): Light.RED,
+    (Light.GREEN, "wait"): Light.RED,
+}
+
+
+def test_a_table_is_stepped_and_drawn():
+    assert diagram(LIGHTS) == (
+        "RED    wait ... RED or GREEN\n       break .. RED\nGREEN  wait ... RED"
+    )
+    assert after(LIGHTS, Light.GREEN, "wait") is Light.RED
+    assert after(LIGHTS, Light.RED, "wait", Light.GREEN) is Light.GREEN
+    for state, event, to in (
+        (Light.GREEN, "break", None),
+        (Light.GREEN, "wait", Light.GREEN),
+        (Light.RED, "wait", None),
+    ):
+        with pytest.raises(ValueError):
+            after(LIGHTS, state, event, to)
+    with pytest.raises(ValueError, match="0 places"):
+        fill("nothing", "lights", LIGHTS)
+
+
+V = 9
+
+
+def session(**changes):
+    fields = dict(
+        stream=1,
+        prompt=(1, 2, 3),
+        scheme="greedy",
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        max_new_tokens=6,
+    )
+    request = Open(**{**fields, **changes})
+    return TargetSession(request, vocab_size=V, context=64, max_block=4, target="t v1")
+
+
+def one_hot(*tokens):
+    rows = np.zeros((len(tokens), V), np.float32)
+    rows[np.arange(len(tokens)), tokens] = 1
+    return rows
+
+
+def test_a_stream_goes_through_its_states():
+    found = session()
+    assert found.state is State.READING
+    reading = found.poll()
+    assert found.poll() is None  # one thing at a time
+    found.receive(Block(0, 0, (3,)))
+    assert found.complete(reading, one_hot()) == [] and found.state is State.WAITING
+    work = found.poll()
+    assert found.state is State.JUDGING
+    found.complete(work, one_hot(3, 4))
+    assert found.state is State.WAITING
+    with pytest.raises(ValueError, match="not under way"):
+        found.complete(work, one_hot(3, 4))
+    with pytest.raises(ValueError, match="'< resume' cannot happen while WAITING"):
+        found.resume(0)
+    found.receive(Block(0, 2, (5,)))
+    work = found.poll()
+    found.detach(cached=True)
+    found.detach(cached=True)
+    assert found.state is State.PARKED and found.poll() is None
+    with pytest.raises(ValueError, match="not under way"):
+        found.complete(work, one_hot(5, 4))
+    with pytest.raises(ValueError, match="'< block' cannot happen while PARKED"):
+        found.receive(Block(0, 2, (5,)))
+    found.resume(2)
+    assert found.state is State.WAITING
+    found.detach(cached=False)
+    found.resume(2)
+    assert found.state is State.READING
+    found.complete(found.poll(), one_hot())
+    found.receive(Block(found.epoch, 2, (5, 5, 5, 5)))
+    (commit,) = found.complete(found.poll(), one_hot(5, 5, 5, 5))
+    assert commit.finish is Finish.LENGTH and found.state is State.ENDED
+    assert found.receive(Block(found.epoch, 9, (1,))) == []
+    found.detach(cached=False)
+    assert found.resume(4).tokens == (5, 5) and found.state is State.ENDED
+
+
+def test_every_line_of_the_table_can_happen_and_nothing_else_does(monkeypatch):
+    """A walk at random through everything that a device and a target can do."""
+    seen, rng = set(), np.random.default_rng(4)
+
+    def note(table, state, event, to=None):
+        found = after(table, state, event, to)
+        seen.add((state, event, found))
+        return found
+
+    monkeypatch.setattr(target_session, "after", note)
+    for _ in range(600):
+        found = session(
+            scheme="separate",
+            temperature=1.0,
+            max_new_tokens=3,
+            stop_ids=(3,) * int(rng.integers(2)),
+            prompt=(1,) * int(rng.integers(1, 4)),
+            seed=int(rng.integers(1 << 32)),
+        )
+        work = None
+        for _ in range(30):
+            try:
+                move = rng.integers(6)
+                if move < 2 and found.state is not State.PARKED:
+                    held = len(found.committed())
+                    owed = found.state is State.OWED
+                    drafts = int(held + owed + 1 < 3)
+                    found.receive(
+                        Block(
+                            found.epoch,
+                            held + owed,
+                            (int(rng.integers(V)),) * drafts,
+                            b"\xff\xff\xff" * drafts,
+                            correction=3 if owed else None,
+                        )
+                    )
+                elif move == 2:
+                    work = found.poll() or work
+                elif move == 3 and work is not None:
+                    rows = rng.normal(0, 3, (work.rows, V)).astype(np.float32)
+                    found.complete(work, rows)
+                    work = None
+                elif move == 4:
+                    found.detach(cached=bool(rng.random() < 0.5))
+                    work = None
+                    if rng.random() < 0.7:
+                        found.resume(int(rng.integers(len(found.committed()) + 1)))
+            except ProtocolError:
+                break
+    drawn = set()
+    for (state, event), following in TABLE.items():
+        following = following if isinstance(following, frozenset) else {following}
+        drawn |= {(state, event, to) for to in following}
+    assert seen == drawn
+
+
+def test_a_race_of_a_scheme_that_may_not_is_refused(monkeypatch):
+    card = SCHEMES["greedy"].card
+
+    class Card:
+        def __getattr__(self, name):
+            return False if name == "racing" else getattr(card, name)
+
+    monkeypatch.setattr(target_session, "card_of", lambda scheme: Card())
+    with pytest.raises(ConfigError, match="'greedy' may not race"):
+        session(objective="latency")
+    found = session()
+    assert found.receive(Block(0, 0, (), race=True)) == []
+    with pytest.raises(ConfigError, match="'greedy' may not race"):
+        found.receive(Block(0, 0, (3,), race=True))
+
+
+# ---- edges of the windows
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 127, 128, 255])
+@pytest.mark.parametrize("epoch", [0, 100, 200])
+def test_half_of_the_epochs_are_dead(epoch, ahead):
+    found = session()
+    for number in range(0, epoch + 1, 100):
+        found.receive(Block(number, 0, ()))
+    assert found.epoch == epoch
+    found.receive(Block((epoch + ahead) & 0xFF, 0, (3,)))
+    dead = ahead >= 128
+    assert found.counts.discarded == dead
+    assert found.epoch == (epoch if dead else (epoch + ahead) & 0xFF)
+
+
+@pytest.mark.parametrize("split", [(4,), (1, 3), (2, 2)])
+def test_as_many_drafts_wait_as_may_and_not_one_more(split):
+    for more in (0, 1):
+        found = session(max_new_tokens=40)
+        base = 0
+        for n in split:
+            found.receive(Block(0, base, (3,) * n))
+            base += n
+        if more:
+            with pytest.raises(ProtocolError, match="5 drafted tokens wait"):
+                found.receive(Block(0, base, (3,)))
+            continue
+        # those under judgement count as well
+        found.complete(found.poll(), one_hot())
+        work = found.poll()
+        assert work.drafted == 4
+        with pytest.raises(ProtocolError, match="5 drafted tokens wait"):
+            found.receive(Block(0, base, (3,)))
+
+
+@pytest.mark.parametrize(
+    ("base", "fits"), [(0, True), (1, True), (2, True), (3, False), (200, False)]
+)
+def test_a_block_starts_within_the_text_or_at_its_end(base, fits):
+    found = session()
+    found.receive(Block(0, 0, (3,)))
+    found.complete(found.poll(), one_hot())
+    found.complete(found.poll(), one_hot(3, 4))  # two tokens of text
+    block = Block(0, base, (3, 4, 7, 7)[base : base + 2] or (7,))
+    if fits:
+        found.receive(block)
+    else:
+        with pytest.raises(ProtocolError, match=f"a block at {base} leaves a gap: 2 comes"):
+            found.receive(block)
+
+
+@pytest.mark.parametrize(("base", "fits"), [(2, True), (3, True), (4, False)])
+def test_evidence_ends_with_the_text(base, fits):
+    found = session(scheme="separate", temperature=1.0, max_new_tokens=5)
+    while len(found.committed()) < base:
+        if found.state is State.READING:
+            found.complete(found.poll(), one_hot())
+        found.receive(Block(found.epoch, len(found.committed()), ()))
+        found.complete(found.poll(), one_hot(1))
+    block = Block(found.epoch, base, (1,), b"\xff\xff\xff")
+    if fits:
+        found.receive(block)
+    else:
+        with pytest.raises(ProtocolError, match="beyond the end"):
+            found.receive(block)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 2])
+def test_logits_that_are_no_numbers_are_an_error_that_says_where(bad, row):
+    found = session()
+    found.receive(Block(0, 0, (3, 4)))
+    found.complete(found.poll(), one_hot())
+    work = found.poll()
+    rows = one_hot(3, 4, 5)
+    rows[row, slice(None) if bad == -np.inf else 7] = bad
+    assert found.glimpse(work, rows, 0.0) == []
+    with pytest.raises(ModelError, match=f"target t v1 .* for position {row} of the text"):
+        found.complete(work, rows)
+    fine = one_hot(3, 4, 5)
+    fine[:, 8] = -np.inf  # an id that is impossible
+    (commit,) = found.complete(work, fine)
+    assert isinstance(commit, Commit) and (commit.accepted, commit.token) == (2, 5)
+
+
+if __name__ == "__main__":
+    PROTOCOL.write_text(written(), encoding="utf-8")
+    sys.exit(0)
