@@ -460,8 +460,9 @@ class EdgeSession:
         self._drafter.follow(ids, before)
         replaced = lines.advance(ids)
         main = lines.main
-        if main.assumed >= 0 and not self._free and not self._in_flight:
-            del main.proposals[main.assumed :]  # it cannot be sent: no evidence
+        bare = -1 if self._free else main.bare
+        if bare >= 0 and not self._in_flight:
+            del main.proposals[bare:]  # they cannot be sent: no evidence
             main.assumed = -1
             replaced = True
         self._preemption.judged()
@@ -576,7 +577,7 @@ class EdgeSession:
             actions.append(self._block(Block(wire.epoch, base, ())))
         full = len(main) > self.max_block and in_flight
         held = (in_flight >= mode.pipeline and not mode.racing) or full
-        if held or (main.assumed >= 0 and not self._free):
+        if held or (not self._free and main.bare >= 0):
             return actions
         if (block := main.proposals[hand.start :]) and verdict and not in_flight:
             hand.ready |= mode.cut or self._controller.enough(block)
@@ -605,6 +606,11 @@ class EdgeSession:
             given_up = wire.turn()
         n = len(wire.tokens)
         fresh = main.proposals[n : self.max_block]
+        if not self._free:
+            # Nothing goes without its evidence, and nothing at all into a race: which
+            # drafts are in time there would depend on what was drawn.
+            bare = main.bare
+            fresh = [] if self._streams else fresh[: bare - n] if bare >= n else fresh
         ids = [p.token for p in fresh]
         before = len(self._committed)
         new = len(ids) - common(ids, given_up)

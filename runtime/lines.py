@@ -51,6 +51,12 @@ class Line:
         """The drafted ids."""
         return [p.token for p in self.proposals]
 
+    @property
+    def bare(self) -> int:
+        """Index of the first id that comes without evidence, or -1."""
+        bare = [i for i, p in enumerate(self.proposals) if p.evidence is None]
+        return bare[0] if bare else -1
+
     def advance(self, kept: Sequence[int]) -> bool:
         """The text grows by ``kept``; return False when this line said otherwise."""
         head = self.proposals[: len(kept)]

@@ -203,7 +203,7 @@ def forgets_the_rest(message):
 
 
 def ends_nothing(self, message):
-    if type(message).__name__ != "Bye":
+    if type(message).__name__ != "Bye" or self.terms is None:
         Dialogue._take(self, message)
 
 
