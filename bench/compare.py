@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.bench.compare_schemes import Entry
 from draftwire.bench.compare_settings import (
     Found,
     Settings,
@@ -28,6 +27,7 @@ from draftwire.bench.compare_table import different_texts, rows_of
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import choose_method
 from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import ConfigError
 
@@ -107,7 +107,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _live(
     settings: Settings,
-    used: Sequence[Entry],
+    used: Sequence[Scheme],
     profile: Profile | None,
     links: Sequence[LinkSpec],
     say: Callable[[str], None],

@@ -13,7 +13,6 @@ from typing import Any, Callable, Mapping, Sequence
 import draftwire
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.compare_colocated import Colocated, tune_block
-from draftwire.bench.compare_schemes import Entry, carried_sizes
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
 from draftwire.bench.pace import PacedDraft, PacedTarget
@@ -22,6 +21,7 @@ from draftwire.bench.pace_server import PacedVerifier
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.schemes import Scheme, carried_sizes
 from draftwire.bench.sim.texts import Text
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.packages import DraftPackage, TargetPackage
@@ -59,7 +59,7 @@ class LiveRun:
 
     draft: DraftPackage
     target: TargetPackage
-    entries: Sequence[Entry]
+    entries: Sequence[Scheme]
     links: Sequence[LinkSpec]
     prompts: Sequence[Sequence[int]]
     params: Sequence[SamplingParams]
@@ -182,7 +182,7 @@ def _turn(
     for number, prompt in enumerate(run.prompts):
         for entry in run.entries:
             params = run.params[number]
-            if entry.scheme.place == "cloud":
+            if entry.place == "cloud":
                 assert server is not None
                 report = server.colocated.run(
                     prompt, params, entry.block or server.block, run.tokens, link
@@ -208,13 +208,13 @@ def _turn(
 def _stream(
     run: LiveRun,
     session: Session,
-    entry: Entry,
+    entry: Scheme,
     prompt: Sequence[int],
     params: SamplingParams,
     block: int,
 ) -> dict[str, Any]:
     """Generate one text over the link; return its report."""
-    mode = entry.scheme.mode
+    mode = entry.mode
     cut = mode.cut and (run.profile is None or bool(run.profile["speculation.cut"]))
     first_tokens, last_s = 0, None
     stream = session.generate(
@@ -225,7 +225,7 @@ def _stream(
         top_k=params.top_k,
         top_p=params.top_p,
         seed=params.seed,
-        controller=entry.controller(block),
+        controller=entry.policy(block),
         objective=mode.objective,
         pipeline=mode.pipeline,
         preempt=mode.preempt_text,
@@ -248,7 +248,7 @@ def _stream(
 
 def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
     """Load both models here for co-located decoding, where a row asks for it."""
-    wanted = [entry for entry in run.entries if entry.scheme.place == "cloud"]
+    wanted = [entry for entry in run.entries if entry.place == "cloud"]
     if not wanted:
         return None
     draft: Model
