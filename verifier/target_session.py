@@ -529,6 +529,8 @@ class TargetSession:
         )
 
     def _first_stop(self, tokens: Sequence[int]) -> int:
+        if not self._stops:
+            return len(tokens)
         for i, token in enumerate(tokens):
             if token in self._stops:
                 return i + 1
