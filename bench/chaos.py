@@ -21,7 +21,6 @@ from draftwire.errors import DraftwireError
 __all__ = ["ChaosResult", "FAULTS", "run_chaos"]
 
 FAULTS = ("cut", "reset", "torn", "swallow", "freeze", "kill")
-_SILENCE_S = 0.4
 
 
 @dataclass
@@ -94,9 +93,7 @@ def run_chaos(
     try:
         prompts = [[rng.randrange(1, 200) for _ in range(6)] for _ in range(4)]
         expected = _undisturbed(draft, verifier.port, prompts, tokens)
-        with draftwire.connect(
-            proxy.url, draft=str(draft), silence_s=_SILENCE_S, timeout=1.0
-        ) as session:
+        with draftwire.connect(proxy.url, draft=str(draft)) as session:
             while sum(result.faults.values()) < faults:
                 number = result.texts % len(prompts)
                 found = _one_text(

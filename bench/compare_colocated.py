@@ -49,15 +49,10 @@ class _InlineExecutor(VirtualExecutor):
     """Runs forwards in place, in the time that they take."""
 
     def __init__(self, clock: _RealClock, backend: TargetBackend) -> None:
-        super().__init__(clock, backend, lambda parts, prefill: 0.0)
+        super().__init__(backend, clock, lambda parts, prefill: 0.0)
 
     def run(
-        self,
-        parts: Sequence[SlotInput],
-        *,
-        prefill: bool,
-        heard: Heard | None,
-        done: Done,
+        self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
         self.over = False
         began_s = self._clock.now()

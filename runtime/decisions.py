@@ -118,7 +118,7 @@ class Memory:
         """Write the cache's file, if there is one.
 
         Raises:
-            ConfigError: It cannot be written.
+            OutputError: It cannot be written.
         """
         if self._file is not None and self.cache is not None:
             self.cache.save(self._file, self._tokenizer)

@@ -524,10 +524,16 @@ class EdgeSession:
 
     def _begin_block(self) -> None:
         """Decide how long the block in hand shall be, when that is not decided yet."""
-        hand = self._hand
-        if hand.quota is not None or hand.ready:
+        hand, main, mode = self._hand, self._lines.main, self._mode
+        if hand.ready:
             return
-        main, mode = self._lines.main, self._mode
+        if hand.quota is not None:
+            if self._draftable(main):
+                return
+            hand.quota = None  # the draft can hold no more: what is there is the block
+            if len(main) > hand.start:
+                hand.ready = True
+                return
         waits = not mode.racing and self._in_flight >= mode.pipeline
         if waits and not mode.preempt & {"guess", "exits"}:
             return

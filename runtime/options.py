@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
-from draftwire.options import Pacing, Sampling
-from draftwire.runtime.controller import Controller, FixedLength
+from draftwire.options import Pacing, Power, Sampling, check_prompt
+from draftwire.runtime.controller import Controller, FixedLength, make_controller
+from draftwire.runtime.driver import named
 from draftwire.runtime.mode import Mode
-from draftwire.sampling import SamplingParams, card_of
+from draftwire.sampling import SamplingParams, card_of, make_proposer
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
-__all__ = ["controller_for", "encode_prompt", "insight", "params_of"]
+__all__ = ["check_stream", "controller_for", "encode_prompt", "insight", "params_of"]
 
 
 def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams:
@@ -24,13 +25,8 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
     Raises:
         ConfigError: The verifier does not know the scheme, or it cannot be used so.
     """
-    params = SamplingParams(
-        options.scheme or ("greedy" if options.temperature == 0 else "coupled"),
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        secrets.randbits(63) if options.seed is None else options.seed,
-    )
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    params = _params(options, seed)
     if params.scheme not in welcome.schemes:
         raise ConfigError(
             f"the verifier does not know the sampling scheme {params.scheme!r}",
@@ -43,6 +39,33 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
             hint="use coupled, or the objective cost",
         )
     return params
+
+
+def _params(options: Sampling, seed: int) -> SamplingParams:
+    return SamplingParams(
+        options.scheme or ("greedy" if options.temperature == 0 else "coupled"),
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        seed,
+    )
+
+
+def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
+    """See that options go together, as far as that can be known without a verifier.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    make_proposer(_params(sampling, sampling.seed or 0), 2)
+    Mode.of(pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch)
+    words = controller_for(pacing)
+    assert isinstance(words, str)
+    make_controller(
+        words,
+        max_watts=power.max_watts,
+        max_joules_per_token=power.max_joules_per_token,
+    )
 
 
 def controller_for(
@@ -72,7 +95,7 @@ def insight(controller: Controller, mode: Mode) -> bool:
 
 
 def encode_prompt(
-    prompt: str | Sequence[int],
+    prompt: object,
     tokenizer: Tokenizer,
     bos_id: int | None,
     vocab_size: int,
@@ -89,19 +112,10 @@ def encode_prompt(
 
     Raises:
         ConfigError: It is empty, too long, no text, or holds an unknown id.
+        DraftwireError: The tokenizer fails.
     """
-    wanted = ConfigError("the prompt is neither text nor a list of token ids")
-    if isinstance(prompt, str):
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError as exc:
-            raise ConfigError(f"the prompt is not Unicode text: {exc.reason}") from exc
-        ids = tokenizer.encode(prompt, bos_id=bos_id)
-    else:
-        try:
-            ids = [_id_of(token) for token in prompt]
-        except TypeError:
-            raise wanted from None
+    found = check_prompt(prompt)
+    ids = found if isinstance(found, list) else _encode(found, tokenizer, bos_id)
     if not ids:
         raise ConfigError("the prompt is empty")
     if min(ids) < 0 or max(ids) >= vocab_size:
@@ -115,8 +129,10 @@ def encode_prompt(
     return ids
 
 
-def _id_of(token: object) -> int:
-    index = getattr(token, "__index__", None)
-    if index is None or isinstance(token, bool):
-        raise TypeError
-    return int(index())
+def _encode(text: str, tokenizer: Tokenizer, bos_id: int | None) -> list[int]:
+    try:
+        return tokenizer.encode(text, bos_id=bos_id)
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            raise
+        raise named(error, "the tokenizer") from error

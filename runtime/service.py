@@ -1,8 +1,8 @@
 """The supervised process of a board: one session kept alive, offered on a local socket.
 
 Local programs speak JSON, one object a line (:mod:`service_requests`; docs/shipping.md).
-The event loop owns the socket, the watchdog and the state file; a worker thread writes
-the streams, a keeper thread holds the session.
+Everything happens in one event loop: the socket, the watchdog, the state file, and the
+streams, which are those of an asynchronous session.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError
 from draftwire.runtime.service_link import Keeper
@@ -29,10 +29,14 @@ from draftwire.runtime.service_requests import (
     Cancel,
     Generate,
     Status,
-    parse_request,
+    read_request,
+    request_of,
 )
 from draftwire.runtime.service_state import StateFile
-from draftwire.runtime.service_worker import Job, Worker, error_event
+from draftwire.runtime.service_streams import Job, Streams, error_event
+
+if TYPE_CHECKING:
+    from draftwire.runtime.session import AsyncSession
 
 __all__ = ["SCHEMA", "Service", "ServiceOptions"]
 
@@ -52,7 +56,7 @@ class ServiceOptions:
         socket: Path of the local socket.
         group: Group that may use it, or "" for the owner alone.
         state: Folder for the counters, or None.
-        defaults: Options for ``Session.generate`` that a request may override.
+        defaults: Options for ``generate`` that a request may override.
         about: What the status says of the draft and of the settings.
     """
 
@@ -68,26 +72,23 @@ class Service:
 
     Args:
         options: What it is told.
-        make_session: Makes a connected session; raises DraftwireError.
+        make_session: Makes a session; told whether a verifier has refused before.
         environ: The environment, for systemd's words.
     """
 
     def __init__(
         self,
         options: ServiceOptions,
-        make_session: Callable[[], Any],
+        make_session: Callable[[bool], Awaitable[AsyncSession]],
         environ: Mapping[str, str],
     ) -> None:
         self._options = options
         self._notifier = Notifier(environ)
-        self._keeper = Keeper(make_session, self._changed, self._fatal)
-        self._worker = Worker(self._keeper, options.defaults)
+        self._keeper = Keeper(make_session, self._notifier.status)
+        self._streams = Streams(self._keeper, options.defaults)
         self._state = StateFile(options.state)
         self._clients: set[_Client] = set()
         self._began_s = time.monotonic()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._error: DraftwireError | None = None
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -98,53 +99,40 @@ class Service:
         """
         with _listening(self._options.socket, self._options.group) as listener:
             asyncio.run(self._serve(listener))
-        if self._error is not None:
-            raise self._error
 
     async def _serve(self, listener: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, stop.set)
         self._state.started()
-        server = await asyncio.start_unix_server(self._serve_client, sock=listener)
-        self._worker.start()
-        self._keeper.start()
+        server = await asyncio.start_unix_server(
+            self._serve_client, sock=listener, limit=MAX_LINE
+        )
+        keeper = asyncio.ensure_future(self._keeper.run())
+        tasks = [asyncio.ensure_future(x) for x in (self._watchdog(), self._save())]
+        stopped = asyncio.ensure_future(stop.wait())
         self._notifier.ready()
         _LOG.warning("serving local programs at %s", self._options.socket)
-        tasks = [asyncio.ensure_future(self._watchdog())]
-        tasks.append(asyncio.ensure_future(self._save()))
         try:
-            await self._stop.wait()
+            await asyncio.wait({stopped, keeper}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._notifier.stopping()
             server.close()
-            for task in tasks:
-                task.cancel()
-            await self._loop.run_in_executor(None, self._close)
+            await self._streams.close()
             await asyncio.gather(*(client.finish() for client in list(self._clients)))
-            self._state.stopped(self._worker.counts)
-
-    def _close(self) -> None:
-        self._worker.close()
-        self._keeper.close()
-
-    # ---- told by the threads
-
-    def _changed(self, sentence: str) -> None:
-        self._notifier.status(sentence)
-
-    def _fatal(self, error: DraftwireError) -> None:
-        self._error = error
-        assert self._loop is not None and self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.set)
+            self._state.stopped(self._streams.counts)
+            for task in (*tasks, stopped, keeper):
+                task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeper  # closes the session; or says why it ended
 
     # ---- what goes on beside the clients
 
     async def _watchdog(self) -> None:
         wanted = self._notifier.watchdog_s
         while wanted is not None:
-            if self._worker.healthy:
+            if self._streams.healthy:
                 self._notifier.alive()
             else:  # systemd will kill and start us: the one cure for what hangs
                 _LOG.error("a stream hangs; the watchdog is no longer told that we live")
@@ -153,33 +141,28 @@ class Service:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(_SAVE_S)
-            self._state.save(self._worker.counts)
+            self._state.save(self._streams.counts)
 
     def status(self) -> dict[str, Any]:
         """Return how the service is."""
-        session = self._keeper.session
-        target = None
-        if session is not None:
-            welcome = session.welcome
-            target = {"name": welcome.target, "version": welcome.target_version}
         return {
             "schema": SCHEMA,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._began_s, 3),
             **self._options.about,
             "link": self._keeper.state(),
-            "target": target,
+            "target": self._keeper.target(),
             "streams": {
-                "running": int(self._worker.running),
-                "waiting": self._worker.waiting,
-                **{k: v for k, v in self._worker.counts.items() if k != "tokens"},
+                "running": self._streams.running,
+                "waiting": self._streams.waiting,
+                **{k: v for k, v in self._streams.counts.items() if k != "tokens"},
             },
-            "tokens": self._worker.counts["tokens"],
-            "healthy": self._worker.healthy,
+            "tokens": self._streams.counts["tokens"],
+            "healthy": self._streams.healthy,
             "clients": len(self._clients),
             "watchdog_s": self._notifier.watchdog_s,
             "memory_mib": _resident_mib(),
-            "state": self._state.document(self._worker.counts),
+            "state": self._state.document(self._streams.counts),
         }
 
     # ---- the clients
@@ -195,28 +178,30 @@ class Service:
             return
         self._clients.add(client)
         try:
-            async for line in _lines(reader, client):
+            async for line in _lines(reader):
                 self._take(client, line)
+        except ConfigError as exc:
+            client.put(error_event(None, exc))
         except (ConnectionError, asyncio.CancelledError):
             pass
         finally:
             self._clients.discard(client)
             for job in list(client.jobs.values()):  # nobody is there to read them
-                self._worker.stop(job)
+                job.stop()
             await client.finish()
 
     def _take(self, client: _Client, line: bytes) -> None:
         identity = None
         try:
-            request = parse_request(line)
-            identity = request.id
+            identity, raw = read_request(line)
+            request = request_of(identity, raw)
             if isinstance(request, Status):
                 client.put({"id": identity, "event": "status", **self.status()})
             elif isinstance(request, Cancel):
                 job = client.jobs.get(identity)
                 if job is None:
                     raise ConfigError(f"there is no running stream {identity!r}")
-                self._worker.stop(job)
+                job.stop()
             else:
                 self._submit(client, request)
         except DraftwireError as exc:
@@ -225,22 +210,16 @@ class Service:
     def _submit(self, client: _Client, request: Generate) -> None:
         if request.id in client.jobs:
             raise ConfigError(f"stream {request.id!r} is still running on this connection")
-        loop = self._loop
-        assert loop is not None
 
-        def send(event: dict[str, Any]) -> bool:
+        def send(event: Mapping[str, Any]) -> bool:
             if event["event"] in ("done", "error"):
-                loop.call_soon_threadsafe(client.jobs.pop, request.id, None)
-            loop.call_soon_threadsafe(client.put, event)
+                client.jobs.pop(request.id, None)
+            client.put(event)
             return not client.gone
 
         job = Job(request, send)
+        self._streams.submit(job)
         client.jobs[request.id] = job
-        try:
-            self._worker.submit(job)
-        except DraftwireError:
-            del client.jobs[request.id]
-            raise
 
 
 class _Client:
@@ -270,24 +249,21 @@ class _Client:
             await asyncio.wait_for(self._writer.wait_closed(), 5)
 
 
-async def _lines(reader: asyncio.StreamReader, client: _Client) -> Any:
-    """Yield whole lines until the end, or until one is too long."""
-    rest = b""
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield whole lines until the end.
+
+    Raises:
+        ConfigError: One is longer than the reader's limit, however its bytes arrive.
+    """
     while True:
-        end = rest.find(b"\n")
-        if end >= 0:
-            line, rest = rest[:end], rest[end + 1 :]
-            if line.strip():
-                yield line
-            continue
-        if len(rest) > MAX_LINE:
-            error = ConfigError(f"a request has at most {MAX_LINE >> 10} KiB")
-            client.put(error_event(None, error))
+        try:
+            line = await reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError:
             return
-        data = await reader.read(1 << 16)
-        if not data:
-            return
-        rest += data
+        except asyncio.LimitOverrunError:
+            raise ConfigError(f"a request has at most {MAX_LINE >> 10} KiB") from None
+        if line.strip():
+            yield line[:-1]
 
 
 @contextlib.contextmanager

@@ -13,21 +13,10 @@ import socket
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from draftwire.errors import (
-    BoardError,
-    BusyError,
-    ConfigError,
-    DraftwireError,
-    ModelError,
-    TransportError,
-)
+from draftwire import errors
+from draftwire.errors import TransportError
 
 __all__ = ["ServiceClient", "default_socket"]
-
-_KINDS: dict[str, type[DraftwireError]] = {
-    kind.__name__: kind
-    for kind in (BoardError, BusyError, ConfigError, ModelError, TransportError)
-}
 
 
 def default_socket(environ: Mapping[str, str]) -> Path:
@@ -95,7 +84,7 @@ class ServiceClient:
 
         Args:
             prompt: Text, or token ids.
-            options: Those of ``Session.generate``.
+            options: Those of ``Session.generate`` (docs/options.md).
 
         Raises:
             DraftwireError: The service refused, or the stream failed.
@@ -133,7 +122,8 @@ class ServiceClient:
                 raise TransportError("the service went away")
             event = json.loads(line.decode("utf-8"))
             if event.get("event") == "error" and event.get("id") in (identity, None):
-                kind = _KINDS.get(event.get("kind", ""), TransportError)
+                name = event.get("kind", "")
+                kind = getattr(errors, name) if name in errors.__all__ else TransportError
                 raise kind(str(event.get("message")), hint=str(event.get("hint") or ""))
             if event.get("id") == identity:
                 yield event

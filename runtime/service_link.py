@@ -1,18 +1,19 @@
-"""Keeps a session to the verifier alive for ever, whatever the network does.
+"""Keeps a session for as long as the service lives.
 
-A session reconnects by itself; this makes the first one, and a new one when a verifier
-refused for good (a wrong token, another tokenizer): the operator may mend that side, and
-a board on a hill should come back without a visit. Only monotonic time is used, as the
-clock of a board without a battery starts in 1970.
+A session finds its verifier by itself, also the first time, and comes back after every
+loss. This is for what it cannot do: a verifier that refuses for good (a wrong token,
+another tokenizer) may be mended by its operator, and a board on a hill should come back
+without a visit. Only monotonic time is used, as the clock of a board without a battery
+starts in 1970.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-import threading
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from draftwire.errors import (
     ConfigError,
@@ -20,81 +21,110 @@ from draftwire.errors import (
     IncompatibleError,
     ModelError,
     RefusedError,
+    TransportError,
 )
+
+if TYPE_CHECKING:
+    from draftwire.runtime.session import AsyncSession
 
 __all__ = ["Keeper"]
 
 _LOG = logging.getLogger("draftwire.service")
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
-_REFUSED_PAUSE_S = 60.0
-_LOOK_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
+_LOOK_S = 0.25
 _CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier time
 
 
 class Keeper:
-    """Makes sessions and keeps one.
+    """Makes a session, and another one when the verifier refused it for good.
 
     Args:
-        make: Makes a connected session; called again after a failure.
-        on_change: Called with a sentence whenever the state changes, in this thread.
-        on_fatal: Called with an error that trying again cannot mend.
+        make: Makes a session that does without a verifier at first; told whether the
+            verifier has refused before.
+        on_change: Called with a sentence whenever the state changes.
+
+    Attributes:
+        session: The session, or None while there is none.
+        error: Why there is none.
     """
 
     def __init__(
         self,
-        make: Callable[[], Any],
+        make: Callable[[bool], Awaitable[AsyncSession]],
         on_change: Callable[[str], None],
-        on_fatal: Callable[[DraftwireError], None],
     ) -> None:
         self._make = make
         self._on_change = on_change
-        self._on_fatal = on_fatal
-        self._closed = threading.Event()
-        self._changed = threading.Condition()
-        self._session: Any = None
-        self._error: DraftwireError | None = None
+        self.session: AsyncSession | None = None
+        self.error: DraftwireError | None = None
         self._tries = 0
         self._ever = False
         self._said = ""
-        self._thread = threading.Thread(
-            target=self._run, name="draftwire-keeper", daemon=True
+
+    async def run(self) -> None:
+        """Keep a session until this is cancelled.
+
+        Raises:
+            DraftwireError: Only a change on this board helps.
+        """
+        pause = _FIRST_PAUSE_S
+        while True:
+            self._tries += 1
+            try:
+                session = await self._make(self.error is not None)
+            except DraftwireError as exc:
+                self.error = exc
+                if self._is_fatal(exc):
+                    raise
+                self._say(f"no verifier: {self._words()}")
+                # Jitter: a fleet that was refused by one verifier must not return as one.
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
+            self.session, self.error, self._tries = session, None, 0
+            try:
+                await self._watch(session)
+            finally:
+                self.session = None
+                try:
+                    await session.close()
+                except DraftwireError as exc:
+                    _LOG.warning("%s", exc)
+
+    async def wait(self, offline: str, patience_s: float) -> AsyncSession:
+        """Return the session as soon as a stream may begin on it.
+
+        Args:
+            offline: What the stream does without a link. Guesses may begin before
+                anything is known of the verifier; all else needs to know its target.
+            patience_s: How long to wait for that, once the draft is loaded.
+
+        Raises:
+            TransportError: There is no verifier.
+        """
+        ends = time.monotonic() + patience_s
+        while True:
+            session = self.session
+            if session is not None and (offline == "draft" or _met(session)):
+                return session
+            loading = offline == "draft" and session is None and self.error is None
+            if time.monotonic() >= ends and not loading:
+                raise self.absent()
+            await asyncio.sleep(_LOOK_S / 5)
+
+    def absent(self) -> TransportError:
+        """Return the error that says why no stream can begin."""
+        session = self.session
+        found = session.link.error if session is not None else self._words()
+        return TransportError(
+            f"there is no verifier yet: {found or 'still connecting'}",
+            hint="the service goes on trying; `draftwire service status`",
         )
-
-    def start(self) -> None:
-        """Begin to connect."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End the session and the thread."""
-        self._closed.set()
-        with self._changed:
-            self._changed.notify_all()
-        self._thread.join(timeout=15)
-
-    @property
-    def session(self) -> Any:
-        """The session, or None while there is none."""
-        return self._session
-
-    @property
-    def error(self) -> DraftwireError | None:
-        """Why there is no session."""
-        return self._error
-
-    def wait(self, seconds: float, stopped: threading.Event) -> Any:
-        """Return the session, waiting for it at most so long; None when there is none."""
-        end = time.monotonic() + seconds
-        with self._changed:
-            while self._session is None and not self._closed.is_set():
-                left = end - time.monotonic()
-                if left <= 0 or stopped.is_set():
-                    break
-                self._changed.wait(min(left, _LOOK_S))
-            return self._session
 
     def state(self) -> dict[str, Any]:
         """Return the link's state for people and programs."""
-        session = self._session
+        session = self.session
         if session is None:
             return {
                 "state": "connecting",
@@ -104,71 +134,41 @@ class Keeper:
                 "error": self._words(),
             }
         link = session.link
+        begins = link.state == "reconnecting" and not self._ever
         return {
-            "state": link.state,
+            "state": "connecting" if begins else link.state,
             "attempts": link.attempts,
             "reconnects": link.reconnects,
             "down_s": round(link.down_s, 3),
             "error": link.error or None,
         }
 
-    def _words(self) -> str | None:
-        if self._error is None:
+    def target(self) -> dict[str, str] | None:
+        """Return name and version of the target, as far as they are known."""
+        session = self.session
+        if session is None or not _met(session):
             return None
-        said = str(self._error)
-        if "certificate" in said and time.time() < _CLOCK_IS_SET:
-            said += "; the clock of this board is not set yet"
-        return said
+        welcome = session.welcome
+        return {"name": welcome.target, "version": welcome.target_version}
 
-    def _run(self) -> None:
-        try:
-            self._keep()
-        except Exception as exc:  # noqa: BLE001  a thread must not die unheard
-            _LOG.exception("the link's thread failed: this is a bug")
-            self._on_fatal(DraftwireError(f"this is a bug: {type(exc).__name__}: {exc}"))
+    def _words(self) -> str | None:
+        return None if self.error is None else _with_clock(str(self.error))
 
-    def _keep(self) -> None:
-        pause = _FIRST_PAUSE_S
-        while not self._closed.is_set():
-            self._tries += 1
-            try:
-                session = self._make()
-            except DraftwireError as exc:
-                self._error = exc
-                if self._is_fatal(exc):
-                    self._on_fatal(exc)
-                    return
-                self._say(f"no verifier: {self._words()}")
-                refused = isinstance(exc, (RefusedError, IncompatibleError, ConfigError))
-                longest = _REFUSED_PAUSE_S if refused else _LONGEST_PAUSE_S
-                # Jitter: a fleet that lost one verifier must not return as one.
-                if self._closed.wait(pause * random.uniform(0.5, 1.0)):
-                    return
-                pause = min(pause * 2, longest)
-                continue
-            pause = _FIRST_PAUSE_S
-            self._ever, self._tries = True, 0
-            with self._changed:
-                self._session, self._error = session, None
-                self._changed.notify_all()
-            self._watch(session)
-
-    def _watch(self, session: Any) -> None:
-        """Stay until the session is of no more use, and close it."""
-        while not self._closed.wait(_LOOK_S):
+    async def _watch(self, session: AsyncSession) -> None:
+        """Stay until the session is of no more use."""
+        while True:
             link = session.link
             if link.state == "up":
-                target = session.welcome.target
-                self._say(f"connected to target {target}")
+                self._ever = True
+                self._say(f"connected to target {session.welcome.target}")
             elif link.state == "reconnecting":
-                self._say(f"link lost, reconnecting: {link.error}")
+                what = "link lost, reconnecting" if self._ever else "no verifier"
+                self._say(f"{what}: {_with_clock(link.error)}")
             else:
                 _LOG.warning("the verifier refused: %s", link.error)
-                self._error = RefusedError(link.error or "the link ended")
-                break
-        with self._changed:
-            self._session = None
-        session.close()
+                self.error = RefusedError(link.error or "the link ended")
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def _is_fatal(self, exc: DraftwireError) -> bool:
         """Tell whether only a change on this board helps."""
@@ -184,3 +184,14 @@ class Keeper:
             self._said = sentence
             _LOG.warning("%s", sentence)
             self._on_change(sentence)
+
+
+def _met(session: AsyncSession) -> bool:
+    """Tell whether the verifier has ever said what it is, now or in an earlier life."""
+    return session.welcome.compatibility != "unknown"
+
+
+def _with_clock(said: str) -> str:
+    if "certificate" in said and time.time() < _CLOCK_IS_SET:
+        said += "; the clock of this board is not set yet"
+    return said

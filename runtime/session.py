@@ -85,6 +85,7 @@ class SessionBase:
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
         self._closed = False
+        self._remembered: Welcome | None = None
         self._last: StreamBase | None = None
         self._unreported: deque[StreamBase] = deque()
         self._memory: Memory | None = None
@@ -148,7 +149,6 @@ class SessionBase:
         try:
             if isinstance(outcome, Welcome):
                 self._welcome = outcome
-                remember_welcome(self._url, self._target, self._package, outcome)
             elif self._offline == "draft" and may_pass(outcome):
                 log.warning("no verifier yet: %s", outcome)
                 known = recall_welcome(self._url, self._target, self._package)
@@ -160,6 +160,7 @@ class SessionBase:
                     f"target {self._welcome.target!r} shares the draft's tokenizer but "
                     "not its backbone: fewer drafts may be accepted"
                 )
+            self._settle_reports()
             assert self._power is not None
             self._memory = Memory(
                 self._measure.suffix_cache,
@@ -289,7 +290,15 @@ class SessionBase:
             self._memory.give_back(run.spec.controller)
 
     def _settle_reports(self) -> None:
-        """Write the reports of streams that ended unread: they hold on to the meter."""
+        """Write the reports of streams that ended unread: they hold on to the meter.
+
+        And keep what the verifier said, which may have come after this session began.
+        """
+        driver = self._driver
+        welcome = None if driver is None else driver.primary.welcome
+        if welcome is not None and welcome is not self._remembered:
+            self._remembered = welcome
+            remember_welcome(self._url, self._target, self._package, welcome)
         while self._unreported:
             self._unreported.popleft().report  # noqa: B018  (it is made when asked for)
 
@@ -460,7 +469,7 @@ class Session(SessionBase):
 class AsyncSession(SessionBase):
     """A :class:`Session` for coroutines: the same names, and nothing blocks the loop."""
 
-    async def greet(self) -> None:
+    async def _greet(self) -> None:
         """Wait for the first connection.
 
         Raises:

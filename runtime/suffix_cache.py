@@ -18,12 +18,13 @@ import os
 import secrets
 import struct
 import sys
+import tempfile
 import threading
 from array import array
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, OutputError
 
 __all__ = ["Recall", "SuffixCache"]
 
@@ -222,7 +223,7 @@ class SuffixCache:
             tokenizer: Fingerprint of the tokenizer that the ids belong to.
 
         Raises:
-            ConfigError: It cannot be written.
+            OutputError: It cannot be written.
         """
         with self._lock:
             log = array("I", self._log)
@@ -250,7 +251,7 @@ class SuffixCache:
                 if scratch.exists():
                     scratch.unlink()
         except OSError as exc:
-            raise ConfigError(
+            raise OutputError(
                 f"cannot write the suffix cache {target}: {exc.strerror}"
             ) from exc
 
@@ -258,10 +259,13 @@ class SuffixCache:
         """Take in what :meth:`save` wrote; a file that is not there is an empty one.
 
         Raises:
-            ConfigError: The file is damaged, too large, or of another tokenizer.
+            ConfigError: The file is damaged, too large, or of another tokenizer; or it
+                could not be written afterwards.
         """
         target = Path(path)
         try:
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass  # what is learned shall not be lost at the end for a bad folder
             if not target.exists():
                 return
             limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
@@ -269,7 +273,7 @@ class SuffixCache:
                 data = handle.read(limit + 1)
         except OSError as exc:
             raise ConfigError(
-                f"cannot read the suffix cache {target}: {exc.strerror}"
+                f"cannot use the suffix cache {target}: {exc.strerror}"
             ) from exc
         if len(data) > limit:
             raise _damaged(target, "it is too large")

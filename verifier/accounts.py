@@ -239,12 +239,11 @@ def _account(words: Sequence[str], name: str, where: str) -> Account:
             )
         if key in values:
             raise ConfigError(f"{where}: {key} is there twice")
+        read, wanted = _READERS[key]
         try:
-            values[key] = _READERS[key](text)
+            values[key] = read(text)
         except ValueError:
-            raise ConfigError(
-                f"{where}: {key}={text} will not do", hint=_WANTED[key]
-            ) from None
+            raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted) from None
     return Account(token, **{"name": name, **values})  # type: ignore[arg-type]
 
 
@@ -254,13 +253,10 @@ def _name(text: str) -> str:
     return text
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= 1 << 24:
-            raise ValueError
-        return int(text)
-
-    return read
+def _whole(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or not least <= int(text) <= 1 << 24:
+        raise ValueError
+    return int(text)
 
 
 def _rate(text: str) -> float:
@@ -270,18 +266,12 @@ def _rate(text: str) -> float:
     return value
 
 
-_READERS: dict[str, Callable[[str], object]] = {
-    "name": _name,
-    "sessions": _whole(1),
-    "context": _whole(2),
-    "blocks_per_s": _rate,
-    "bytes_per_s": _rate,
-}
-_WANTED = {
-    "name": "a name has up to 32 letters, digits, '.', '_' and '-'",
-    "sessions": "a whole number from 1",
-    "context": "a whole number from 2",
-    "blocks_per_s": "a number from 0.01",
-    "bytes_per_s": "a number from 0.01",
+# How to read each limit, and what is wanted.
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "name": (_name, "a name has up to 32 letters, digits, '.', '_' and '-'"),
+    "sessions": (_whole, "a whole number from 1"),
+    "context": (lambda text: _whole(text, 2), "a whole number from 2"),
+    "blocks_per_s": (_rate, "a number from 0.01"),
+    "bytes_per_s": (_rate, "a number from 0.01"),
 }
 assert set(_READERS) == {f.name for f in fields(Account)} - {"token"}

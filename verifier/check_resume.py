@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from typing import AsyncIterator
+
 from draftwire.transport.messages import (
     Bye,
     Error,
@@ -15,7 +18,6 @@ __all__ = ["CHECKS"]
 
 CHECKS = Table()
 N = 12  # tokens of a text
-QUIET_S = 0.25  # whoever judges half a block does so within this time
 
 
 # ---- 4.3 a lost link
@@ -43,6 +45,7 @@ async def _(kit: Kit) -> None:
             answer = _resumed(await peer.resume(opened, held))
             expect(answer.position == held, f"position {answer.position}, not {held}")
             expect(not answer.tokens, f"{len(answer.tokens)} tokens that are known")
+            expect(answer.forwards == held, f"{answer.forwards} forwards, not {held}")
             found = await peer.text(text[:held], answer.epoch, N)
             expect(found == text, "another text")
 
@@ -101,22 +104,14 @@ async def _(kit: Kit) -> None:
         await peer.open(N, stream=2)
 
 
-class _resumer:
-    """A greeted peer with the capability ``resume``."""
-
-    def __init__(self, kit: Kit) -> None:
-        self._context = kit.greeted(capabilities=("resume",))
-
-    async def __aenter__(self) -> Peer:
-        peer = await self._context.__aenter__()
+@asynccontextmanager
+async def _resumer(kit: Kit) -> AsyncIterator[Peer]:
+    """Return a greeted peer with the capability ``resume``."""
+    async with kit.greeted(capabilities=("resume",)) as peer:
         assert peer.welcome is not None
         if "resume" not in peer.welcome.capabilities:
-            await self._context.__aexit__(None, None, None)
             raise Skipped("it has no capability 'resume'")
-        return peer
-
-    async def __aexit__(self, *why: object) -> object:
-        return await self._context.__aexit__(*why)  # type: ignore[arg-type]
+        yield peer
 
 
 async def _lost(kit: Kit, held: int, count: int = N) -> Opened:

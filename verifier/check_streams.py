@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
-from typing import Sequence
 
 from websockets.exceptions import ConnectionClosed
 
@@ -273,7 +273,11 @@ async def _(kit: Kit) -> None:
 async def _(kit: Kit) -> None:
     if not kit.exhaust:
         raise Skipped("takes every slot: only with --exhaust")
-    async with _many(kit, 65) as peers:
+    async with AsyncExitStack() as stack:
+        peers: list[Peer] = []
+        with suppress(Failed):  # as many devices as it takes
+            while len(peers) < 65:
+                peers.append(await stack.enter_async_context(kit.greeted()))
         for peer in peers:
             await peer.say(kit.request(N))
             answer = await peer.hear()
@@ -298,21 +302,3 @@ async def _(kit: Kit) -> None:
 @CHECKS.check("5", "error internal")
 async def _(kit: Kit) -> None:
     raise Skipped("cannot be provoked from outside")
-
-
-class _many:
-    def __init__(self, kit: Kit, count: int) -> None:
-        self._contexts = [kit.greeted() for _ in range(count)]
-        self._entered: list[Peer] = []
-
-    async def __aenter__(self) -> Sequence[Peer]:
-        for context in self._contexts:
-            try:
-                self._entered.append(await context.__aenter__())
-            except Failed:  # as many devices as it takes
-                break
-        return self._entered
-
-    async def __aexit__(self, *why: object) -> None:
-        for context, _ in zip(self._contexts, self._entered):
-            await context.__aexit__(None, None, None)

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import functools
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, List, Sequence, TypeVar, Union
+from typing import Any, Callable, List, Sequence, TypeVar, Union
 
 import numpy as np
 
 from draftwire.clock import Clock, Timer
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
-
-if TYPE_CHECKING:
-    from typing import Protocol
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
 __all__ = ["BrokenOff", "Executor", "ThreadExecutor", "VirtualExecutor"]
 
@@ -40,22 +36,33 @@ class BrokenOff(Exception):
     """Nobody waited for the forward any more."""
 
 
-class Executor(Protocol):
+def _outcome(job: Callable[[], T]) -> T | Exception:
+    try:
+        return job()
+    except Exception as error:  # noqa: BLE001 - whoever asked sorts them
+        return error
+
+
+class Executor(ABC):
     """Runs the forwards of one backend, one at a time.
+
+    Args:
+        backend: The target.
+        clock: Calls back.
 
     Attributes:
         over: True when the forward has ended; its ``done`` may still be on the way.
     """
 
-    over: bool
+    def __init__(self, backend: TargetBackend, clock: Clock) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._unwanted = False
+        self.over = True
 
+    @abstractmethod
     def run(
-        self,
-        parts: Sequence[SlotInput],
-        *,
-        prefill: bool,
-        heard: Heard | None,
-        done: Done,
+        self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
         """Begin a forward; the one before must be done.
 
@@ -66,59 +73,37 @@ class Executor(Protocol):
                 is a forward in one piece.
             done: Called once, never inside this call.
         """
-        raise NotImplementedError
 
     def break_off(self) -> None:
         """End the running forward at its next exit: nobody waits for it."""
-        raise NotImplementedError
+        self._unwanted = True
 
     def judge(
         self, job: Callable[[], T], size: int, done: Callable[[T | Exception], None]
     ) -> None:
-        """Run ``job``, at once when it looks at ``size`` numbers and that is little.
+        """Run ``job``, in place unless it looks at many numbers.
 
         Args:
             job: It touches nothing that changes.
             size: Logits that it looks at.
             done: Gets what it returns or raises; perhaps inside this call.
         """
-        raise NotImplementedError
+        done(_outcome(job))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - in virtual time there is nothing to end
         """Take no more work; what runs ends by itself."""
-        raise NotImplementedError
 
 
-def _outcome(job: Callable[[], T]) -> T | Exception:
-    try:
-        return job()
-    except Exception as error:  # noqa: BLE001 - whoever asked sorts them
-        return error
-
-
-class ThreadExecutor:
-    """A worker thread for the forwards, some more for large judgements.
-
-    Args:
-        backend: The target.
-        clock: Calls back.
-    """
+class ThreadExecutor(Executor):
+    """A worker thread for the forwards, some more for large judgements."""
 
     def __init__(self, backend: TargetBackend, clock: Clock) -> None:
-        self._backend = backend
-        self._clock = clock
+        super().__init__(backend, clock)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="draftwire-target")
         self._judges = ThreadPoolExecutor(4, thread_name_prefix="draftwire-judge")
-        self._unwanted = False
-        self.over = True
 
     def run(
-        self,
-        parts: Sequence[SlotInput],
-        *,
-        prefill: bool,
-        heard: Heard | None,
-        done: Done,
+        self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
         """See :class:`Executor`."""
         self.over = self._unwanted = False
@@ -150,10 +135,6 @@ class ThreadExecutor:
             return False
         return True
 
-    def break_off(self) -> None:
-        """See :class:`Executor`."""
-        self._unwanted = True
-
     def judge(
         self, job: Callable[[], T], size: int, done: Callable[[T | Exception], None]
     ) -> None:
@@ -169,12 +150,12 @@ class ThreadExecutor:
         self._judges.shutdown(wait=False)
 
 
-class VirtualExecutor:
-    """Forwards that take the time they are said to take, on a clock that nobody waits for.
+class VirtualExecutor(Executor):
+    """Forwards that take the time they are said to take, on a clock nobody waits for.
 
     Args:
-        clock: The clock.
         backend: The target; its forward runs in place, when it begins.
+        clock: The clock.
         cost: Seconds of a forward, given its parts and whether they are prompts.
         fractions: When each exit speaks, as a share of its forward.
 
@@ -184,40 +165,28 @@ class VirtualExecutor:
 
     def __init__(
         self,
-        clock: Clock,
         backend: TargetBackend,
+        clock: Clock,
         cost: Callable[[Sequence[SlotInput], bool], float],
         fractions: Sequence[float] = (),
     ) -> None:
-        self._clock = clock
-        self._backend = backend
+        super().__init__(backend, clock)
         self._cost = cost
         self._fractions = fractions
-        self._unwanted = False
         self._ahead: list[Timer] = []  # what the running forward will do
-        self.over = True
         self.busy_s = 0.0
 
     def run(
-        self,
-        parts: Sequence[SlotInput],
-        *,
-        prefill: bool,
-        heard: Heard | None,
-        done: Done,
+        self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
         """See :class:`Executor`."""
         self.over = self._unwanted = False
         begin, seconds = self._clock.now(), self._cost(parts, prefill)
         said: list[tuple[int, Rows]] = []
-        listen = None if heard is None else lambda *exit: said.append(exit)
-        answer = _outcome(
-            lambda: (
-                self._backend.forward(parts)
-                if listen is None
-                else self._backend.forward(parts, on_exit=listen)
-            )
-        )
+        forward = functools.partial(self._backend.forward, parts)
+        if heard is not None:
+            forward.keywords["on_exit"] = lambda *exit: said.append(exit)
+        answer = _outcome(forward)
         when = self._clock.call_at
         for number, rows in said:
             at = self._fractions[number] * seconds
@@ -238,16 +207,3 @@ class VirtualExecutor:
         self.over = True
         self.busy_s += seconds
         done(answer, seconds)
-
-    def break_off(self) -> None:
-        """See :class:`Executor`."""
-        self._unwanted = True
-
-    def judge(
-        self, job: Callable[[], T], size: int, done: Callable[[T | Exception], None]
-    ) -> None:
-        """See :class:`Executor`."""
-        done(_outcome(job))
-
-    def close(self) -> None:
-        """See :class:`Executor`."""

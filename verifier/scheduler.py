@@ -60,11 +60,9 @@ class Counters:
     Attributes:
         forwards: Forwards run, of both kinds.
         prefill_forwards: Those among them that carried prompt chunks.
-        requests: Requests answered.
         tokens: Tokens computed.
         failed: Requests that ended in an error.
         cancelled: Requests withdrawn before their answer.
-        queue_s: Seconds that answered requests spent waiting, summed.
         compute_s: Seconds of the executor in forwards.
         batch_sizes: How many block forwards had this many streams.
         exits_heard: Rows of an exit that were passed on in time.
@@ -74,11 +72,9 @@ class Counters:
 
     forwards: int = 0
     prefill_forwards: int = 0
-    requests: int = 0
     tokens: int = 0
     failed: int = 0
     cancelled: int = 0
-    queue_s: float = 0.0
     compute_s: float = 0.0
     batch_sizes: dict[int, int] = field(default_factory=dict)
     exits_heard: int = 0
@@ -311,12 +307,8 @@ class Scheduler:
         for request, part in zip(batch, self._parts):
             request.forwards += 1
             listening |= request._on_exit is not None and part.rows > 0
-        self.executor.run(
-            self._parts,
-            prefill=self._prompts,
-            heard=self._heard if listening else None,
-            done=self._ran,
-        )
+        heard = self._heard if listening else None
+        self.executor.run(self._parts, self._prompts, heard, self._ran)
 
     def _heard(self, number: int, rows: Rows) -> None:
         for request, logits in zip(self._batch, rows):
@@ -390,6 +382,4 @@ class Scheduler:
         rows = request._rows
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else answer
         queue_s = max(0.0, self._clock.now() - request._since - request._compute_s)
-        self.counters.requests += 1
-        self.counters.queue_s += queue_s
         request._answer(Verified(logits, queue_s, request._compute_s))

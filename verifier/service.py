@@ -21,7 +21,7 @@ from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
-from draftwire.verifier.accounts import Accounts, Usage
+from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
 from draftwire.verifier.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
@@ -36,8 +36,10 @@ log = logging.getLogger("draftwire.verifier")
 _QUIET = logging.getLogger("draftwire.verifier.websockets")
 _QUIET.setLevel(logging.CRITICAL)
 
-# asyncio reads 256 KiB at a time: 40,000 frames that one device may send at once.
-_READ_BYTES = 8192
+# asyncio reads 256 KiB at a time: 40,000 frames that one device may send at once. By 2 KiB
+# its neighbours wait 0.04 s for a text instead of 0.5 (0.3 s instead of 26 when it sends
+# pings), and the 2.4 MB of the largest evidence take 60 ms instead of 33.
+_READ_BYTES = 2048
 
 
 def is_loopback(host: str) -> bool:
@@ -297,76 +299,68 @@ class VerifierService:
         return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
 
     def _metrics(self) -> str:
-        page = Page()
-        add = page.add
-        add("sessions", "gauge", "Open connections.", len(self.connections))
-        running = sum(c.busy for c in self.connections)
-        add("streams", "gauge", "Running streams.", running)
-        add("streams_total", "counter", "Streams opened.", self.kept.opened)
-        kept = self.kept
-        add("kept_streams", "gauge", "Streams that wait for their device.", len(kept))
-        add("kept_bytes", "gauge", "Memory of their texts, about.", kept.kept_bytes)
-        add("kept_slots", "gauge", "KV slots kept for them.", kept.kept_slots)
-        for how, count in (
-            ("resumed", kept.resumed),
-            ("refused", kept.refused),
-            ("expired", kept.expired),
-            ("evicted", kept.evicted),
-        ):
-            add("resumes_total", "counter", "Lost links.", count, {"outcome": how})
+        page, kept = Page(), self.kept
+
+        def add(
+            name: str, help_text: str, value: float, tags: dict[str, str] | None = None
+        ) -> None:
+            kind = "counter" if name.endswith("_total") else "gauge"
+            page.add(name, kind, help_text, value, tags)
+
+        add("sessions", "Open connections.", len(self.connections))
+        add("streams", "Running streams.", sum(c.busy for c in self.connections))
+        add("streams_total", "Streams opened.", kept.opened)
+        add("kept_streams", "Streams that wait for their device.", len(kept))
+        add("kept_bytes", "Memory of their texts, about.", kept.kept_bytes)
+        add("kept_slots", "KV slots kept for them.", kept.kept_slots)
+        for how in ("resumed", "refused", "expired", "evicted"):
+            add("resumes_total", "Lost links.", getattr(kept, how), {"outcome": how})
         for usage in self.accounts.all:
-            self._account_metrics(page, usage)
-        add("draining", "gauge", "1 while going away.", int(self.draining))
-        add("received_bytes_total", "counter", "Payload received.", self.bytes_in)
-        add("sent_bytes_total", "counter", "Payload sent.", self.bytes_out)
-        told = kept.provisionals
-        add("provisionals_total", "counter", "Hints of early exits sent.", told)
+            tags = {"account": usage.account.name}
+            add("account_sessions", "Connections.", usage.connections, tags)
+            add("account_streams", "Running streams.", usage.streams, tags)
+            add("paused_seconds_total", "Held back.", usage.paused_s, tags)
+        add("draining", "1 while going away.", int(self.draining))
+        add("received_bytes_total", "Payload received.", self.bytes_in)
+        add("sent_bytes_total", "Payload sent.", self.bytes_out)
+        add("provisionals_total", "Hints of early exits sent.", kept.provisionals)
         for code, count in sorted(self._refused.items()):
-            add("errors_total", "counter", "Errors sent.", count, {"code": code})
+            add("errors_total", "Errors sent.", count, {"code": code})
         for served in self.registry.all:
-            self._target_metrics(page, served, self.limits)
-        page.add_histogram(
-            "verify_seconds", "Forwards that carried a block.", kept.verify_seconds
-        )
-        page.add_histogram(
-            "queue_seconds", "Waiting of a block for its forward.", kept.queue_seconds
-        )
-        return page.text()
-
-    @staticmethod
-    def _account_metrics(page: Page, usage: Usage) -> None:
-        tags, add = {"account": usage.account.name}, page.add
-        add("account_sessions", "gauge", "Connections.", usage.connections, tags)
-        add("account_streams", "gauge", "Running streams.", usage.streams, tags)
-        add("paused_seconds_total", "counter", "Held back.", usage.paused_s, tags)
-
-    @staticmethod
-    def _target_metrics(page: Page, served: Any, limits: Limits) -> None:
-        tags = {"target": served.backend.name, "version": served.backend.version}
-        count = served.scheduler.counters
-        verify = count.forwards - count.prefill_forwards
-        for name, help_text, value in (
-            ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
-            ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
-            ("committed_tokens_total", "Tokens committed.", served.emitted),
-            ("forward_tokens_total", "Tokens computed.", count.tokens),
-            ("forward_seconds_total", "Time in forwards.", count.compute_s),
-            ("failed_requests_total", "Requests with an error.", count.failed),
-            ("cancelled_requests_total", "Requests withdrawn.", count.cancelled),
+            tags = {"target": served.backend.name, "version": served.backend.version}
+            counts = served.scheduler.counters
+            for name, help_text, value in (
+                ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
+                ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
+                ("committed_tokens_total", "Tokens committed.", served.emitted),
+                ("forward_tokens_total", "Tokens computed.", counts.tokens),
+                ("forward_seconds_total", "Time in forwards.", counts.compute_s),
+                ("failed_requests_total", "Requests with an error.", counts.failed),
+                ("cancelled_requests_total", "Requests withdrawn.", counts.cancelled),
+                ("waiting_requests", "Waiting for a forward.", served.scheduler.waiting),
+            ):
+                add(name, help_text, value, tags)
+            reads = counts.prefill_forwards
+            for kind, count in (("prefill", reads), ("verify", counts.forwards - reads)):
+                add(
+                    "forwards_total",
+                    "Forwards of the target.",
+                    count,
+                    {**tags, "kind": kind},
+                )
+            most = self.limits.session_bytes(served.backend.context)
+            help_text = "Most memory that one device can take, its KV slot apart."
+            add("session_bytes_limit", help_text, most, tags)
+            sizes = Histogram((1, 2, 4, 8, 16, 32, 64))
+            for size, times in counts.batch_sizes.items():
+                sizes.add(size, times)
+            page.add_histogram("batch_size", "Blocks in a verify forward.", sizes, tags)
+        for name, help_text, histogram in (
+            ("verify_seconds", "Forwards that carried a block.", kept.verify_seconds),
+            ("queue_seconds", "Waiting of a block for its forward.", kept.queue_seconds),
         ):
-            page.add(name, "counter", help_text, value, tags)
-        forwards = "Forwards of the target."
-        for kind, value in (("prefill", count.prefill_forwards), ("verify", verify)):
-            page.add("forwards_total", "counter", forwards, value, {**tags, "kind": kind})
-        most = limits.session_bytes(served.backend.context)
-        help_text = "Most memory that one device can take, its KV slot apart."
-        page.add("session_bytes_limit", "gauge", help_text, most, tags)
-        waiting = served.scheduler.waiting
-        page.add("waiting_requests", "gauge", "Waiting for a forward.", waiting, tags)
-        sizes = Histogram((1, 2, 4, 8, 16, 32, 64))
-        for size, times in count.batch_sizes.items():
-            sizes.add(size, times)
-        page.add_histogram("batch_size", "Blocks in a verify forward.", sizes, tags)
+            page.add_histogram(name, help_text, histogram)
+        return page.text()
 
 
 def _typed(response: Any, content_type: str) -> Any:

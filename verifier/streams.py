@@ -156,7 +156,8 @@ class Stream:
 
     def receive(self, block: Block) -> None:
         """Take in a block; what comes of it goes to the holder."""
-        self._guard(self._receive, block)
+        if self.holder is not None:  # else it has failed, or moved, meanwhile
+            self._guard(self._receive, block)
 
     def stop(self) -> None:
         """End the work: what is on its way is void, the text stays."""

@@ -20,7 +20,6 @@ than by plain decoding, counted in forwards.
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import Sequence
@@ -29,7 +28,6 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import Decision, SamplingParams, card_of, make_decider
-from draftwire.transport import states
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -39,46 +37,11 @@ from draftwire.transport.messages import (
     Provisional,
     Resumed,
 )
+from draftwire.transport.states import after
 from draftwire.verifier.branch import Branch
+from draftwire.verifier.states import TABLE, State
 
-__all__ = ["TABLE", "State", "StreamCounts", "TargetSession", "Work"]
-
-
-class State(enum.Enum):
-    """Where a stream stands, in the words of PROTOCOL.md."""
-
-    __hash__ = object.__hash__  # looked up at every event: that of Enum is slow
-
-    READING = "the target has not read all of the text yet"
-    WAITING = "for a block that asks for more text"
-    JUDGING = "the target runs over drafts"
-    OWED = "a correction that the device draws"
-    PARKED = "the link is lost"
-    ENDED = "the last commit is out"
-
-
-READING, WAITING, JUDGING, OWED, PARKED, ENDED = State
-
-# Blocks of dead branches are dropped unseen; ``<`` is received, ``>`` is sent.
-TABLE: states.Table[State] = {
-    (READING, "< block"): READING,
-    (READING, "text read"): WAITING,
-    (READING, "forward"): JUDGING,
-    (READING, "link lost"): PARKED,
-    (WAITING, "< block"): WAITING,
-    (WAITING, "forward"): JUDGING,
-    (WAITING, "link lost"): PARKED,
-    (JUDGING, "< block"): JUDGING,
-    (JUDGING, "> commit"): frozenset({WAITING, OWED, ENDED}),
-    (JUDGING, "link lost"): PARKED,
-    (OWED, "< block with correction"): frozenset({WAITING, ENDED}),
-    (OWED, "link lost"): PARKED,
-    (PARKED, "link lost"): PARKED,
-    (PARKED, "< resume"): frozenset({READING, WAITING}),
-    (ENDED, "< block"): ENDED,
-    (ENDED, "link lost"): ENDED,
-    (ENDED, "< resume"): ENDED,
-}
+__all__ = ["StreamCounts", "TargetSession", "Work"]
 
 
 @dataclass(frozen=True)
@@ -169,18 +132,12 @@ class TargetSession:
         if request.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
         if request.objective not in ("cost", "latency"):
-            raise ConfigError(
-                f"unknown objective {request.objective[:40]!r}",
-                hint="cost or latency",
-            )
-        self.params = SamplingParams(
-            request.scheme,
-            request.temperature,
-            request.top_k,
-            request.top_p,
-            request.seed,
-        )
-        self._decider = make_decider(self.params, vocab_size)
+            named = f"{request.objective[:40]!r}"
+            raise ConfigError(f"unknown objective {named}", hint="cost or latency")
+        sampling = (request.temperature, request.top_k, request.top_p, request.seed)
+        params = SamplingParams(request.scheme, *sampling)
+        self._decider = make_decider(params, vocab_size)
+        self._scheme = request.scheme
         self._may_race = getattr(card_of(request.scheme), "racing", True)
         self._racing = request.objective == "latency"
         self._check_race(self._racing)
@@ -203,32 +160,27 @@ class TargetSession:
     def _check_race(self, racing: bool) -> None:
         if racing and not self._may_race:
             raise ConfigError(
-                f"scheme {self.params.scheme!r} may not race: when a block comes would "
+                f"scheme {self._scheme!r} may not race: when a block comes would "
                 "depend on the tokens in it, and the text on that",
                 hint="use objective cost, or scheme coupled",
             )
 
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
-        return READING if self._cached < len(self._tokens) - 1 else WAITING
+        return State.READING if self._cached < len(self._tokens) - 1 else State.WAITING
 
     def _step(self, event: str, to: State | None = None) -> None:
-        self.state = states.after(TABLE, self.state, event, to)
+        self.state = after(TABLE, self.state, event, to)
 
     @property
     def done(self) -> bool:
         """True when the stream has ended."""
-        return self.state is ENDED
+        return self.state is State.ENDED
 
     @property
     def epoch(self) -> int:
         """Branch number of the blocks that would be judged now."""
         return self._branch.epoch
-
-    @property
-    def racing(self) -> bool:
-        """True while the model decodes on without waiting for blocks."""
-        return self._racing
 
     @property
     def unjudged(self) -> int:
@@ -279,7 +231,7 @@ class TargetSession:
                 f"the device holds {position} tokens of a text of "
                 f"{len(self._tokens) - self._prompt}"
             )
-        self._step("< resume", ENDED if self.done else self._rest())
+        self._step("< resume", State.ENDED if self.done else self._rest())
         self._branch.kill()
         self._told = self._counts.forwards
         rest = self.committed(position)
@@ -308,7 +260,7 @@ class TargetSession:
             branch.discarded += len(block.tokens)
             return []
         branch.turn(block.epoch)
-        if self.state is OWED:
+        if self.state is State.OWED:
             return self._take_correction(block)
         if block.correction is not None:
             raise ProtocolError("a correction that was not asked for")
@@ -325,9 +277,10 @@ class TargetSession:
         self._cached = len(self._tokens) - 1  # the accepted drafts are there already
         self._counts.emitted += 1
         self._check_end()
-        self._step("< block with correction", ENDED if self.finish else WAITING)
+        self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
         if self.finish:
-            return [self._commit(self.epoch, 0, None)]
+            said = Commit(self.epoch, 0, None, self.finish, forwards=self._forwards())
+            return [said]
         self._append(block)
         return []
 
@@ -345,7 +298,7 @@ class TargetSession:
 
         One piece of work at a time: the next one comes after :meth:`complete`.
         """
-        if self._work is not None or self.state not in (READING, WAITING):
+        if self._work is not None or self.state not in (State.READING, State.WAITING):
             return None
         branch = self._branch
         asked = self._racing or branch.asks > len(self._tokens) - self._prompt
@@ -389,7 +342,7 @@ class TargetSession:
             return Decision(0, -1)
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
-        # A law needs a largest logit; those of impossible tokens may be -inf.
+        # A distribution needs a largest logit; those of impossible tokens may be -inf.
         for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
             if math.isfinite(top):
                 continue
@@ -503,30 +456,20 @@ class TargetSession:
         self._cached = min(before + accepted, len(self._tokens) - 1)
         self._check_end()
         owes = decision.token < 0 and accepted == decision.accepted and not self.finish
-        self._step("> commit", ENDED if self.finish else OWED if owes else WAITING)
+        ended = State.ENDED if self.finish else State.WAITING
+        self._step("> commit", State.OWED if owes else ended)
         if work.epoch == self.epoch and (owes or not all_kept):
             self._branch.kill()
         else:
             self._branch.settle(self._tokens, self._prompt)
-        evidence = decision.evidence if owes else b""
-        return [self._commit(work.epoch, accepted, token, queue_s, compute_s, evidence)]
+        said = (work.epoch, accepted, token, self.finish, queue_s, compute_s)
+        return [Commit(*said, decision.evidence if owes else b"", self._forwards())]
 
-    def _commit(
-        self,
-        epoch: int,
-        accepted: int,
-        token: int | None,
-        queue_s: float = 0.0,
-        compute_s: float = 0.0,
-        evidence: bytes = b"",
-    ) -> Commit:
-        # One more than the device knows of is what it expects.
-        ran = self._counts.forwards
-        forwards = None if ran == self._told + 1 else ran
+    def _forwards(self) -> int | None:
+        """Return what a commit says: None is one more than the device knows of."""
+        ran, told = self._counts.forwards, self._told
         self._told = ran
-        return Commit(
-            epoch, accepted, token, self.finish, queue_s, compute_s, evidence, forwards
-        )
+        return None if ran == told + 1 else ran
 
     def _first_stop(self, tokens: Sequence[int]) -> int:
         if not self._stops:

@@ -198,7 +198,7 @@ class SimVerifier:
             assert cost is not None
             facts = getattr(backend, "facts", ())
             fractions = [fact.fraction for fact in facts]
-            executor = VirtualExecutor(clock, backend, cost.of_batch, fractions)
+            executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
         self.served = Served(backend, Scheduler(backend, executor, clock), frozenset())
         self.kept = KeptStreams(_LIMITS, clock.now)
         self.usage = Usage(Account("", "simulated"))

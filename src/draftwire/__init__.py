@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from draftwire.errors import DraftwireError
+from draftwire.errors import (
+    BoardError,
+    BusyError,
+    ConfigError,
+    DraftwireError,
+    IncompatibleError,
+    ModelError,
+    OutputError,
+    PackageError,
+    ProtocolError,
+    RefusedError,
+    SensorError,
+    TransportError,
+    VerifierError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +34,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "BoardError",
+    "BusyError",
     "Chunk",
+    "ConfigError",
     "DraftwireError",
+    "IncompatibleError",
+    "ModelError",
+    "OutputError",
+    "PackageError",
+    "ProtocolError",
+    "RefusedError",
+    "SensorError",
     "Session",
     "Stream",
     "Token",
+    "TransportError",
+    "VerifierError",
     "__version__",
     "aio",
     "connect",
@@ -102,12 +128,13 @@ def connect(
     return Session(url, *parts_of(draft, energy, given))
 
 
-def __getattr__(name: str) -> object:
-    # Only what type checkers see above: they know the names, and the types.
-    import importlib
+if not TYPE_CHECKING:  # they would believe any name; above they see those that there are
 
-    if name in ("Chunk", "Session", "Stream", "Token"):
-        return getattr(importlib.import_module("draftwire.runtime.session"), name)
-    if name == "aio":
-        return importlib.import_module("draftwire.aio")
-    raise AttributeError(f"module 'draftwire' has no attribute {name!r}")
+    def __getattr__(name):
+        import importlib
+
+        if name in ("Chunk", "Session", "Stream", "Token"):
+            return getattr(importlib.import_module("draftwire.runtime.session"), name)
+        if name == "aio":
+            return importlib.import_module("draftwire.aio")
+        raise AttributeError(f"module 'draftwire' has no attribute {name!r}")

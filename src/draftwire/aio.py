@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from draftwire.packages import DraftPackage
     from draftwire.runtime.accounting import EnergyChoice
-    from draftwire.runtime.session import AsyncSession
+    from draftwire.runtime.session import AsyncSession, AsyncStream
 
-__all__ = ["connect"]
+__all__ = ["AsyncSession", "AsyncStream", "connect"]
 
 
 class _Connecting:
@@ -48,7 +48,7 @@ class _Connecting:
 
         # A model takes seconds to load.
         session = await asyncio.get_running_loop().run_in_executor(None, load)
-        await session.greet()
+        await session._greet()
         return session
 
 
@@ -82,3 +82,13 @@ def connect(
     ...         print(chunk.text, end="", flush=True)      # doctest: +SKIP
     """
     return _Connecting(url, dict(locals()))
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name in ("AsyncSession", "AsyncStream"):
+            import draftwire.runtime.session as module
+
+            return getattr(module, name)
+        raise AttributeError(f"module 'draftwire.aio' has no attribute {name!r}")

@@ -9,9 +9,10 @@ DraftwireError
 │   ├── VerifierError    the verifier failed on its side
 │   └── RefusedError     the peer answered, and said no
 │       └── BusyError    it may say yes later
-└── ModelError           a model does not load, or does not match           exit 5
-    ├── PackageError     a draft or target package is damaged or unknown
-    └── IncompatibleError  draft and target do not belong together
+├── ModelError           a model does not load, or does not match           exit 5
+│   ├── PackageError     a draft or target package is damaged or unknown
+│   └── IncompatibleError  draft and target do not belong together
+└── OutputError          a result is there and cannot be written            exit 6
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "DraftwireError",
     "IncompatibleError",
     "ModelError",
+    "OutputError",
     "PackageError",
     "ProtocolError",
     "RefusedError",
@@ -135,3 +137,10 @@ class PackageError(ModelError):
 
 class IncompatibleError(ModelError):
     """The draft and the target do not share tokenizer, vocabulary or family."""
+
+
+class OutputError(DraftwireError):
+    """A result is there and cannot be written: a full disk, a folder that is gone."""
+
+    exit_code = 6
+    default_hint = "free some space, or name another place"

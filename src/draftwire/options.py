@@ -11,14 +11,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Iterator, Mapping, Sequence, Type, TypeVar
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Iterator,
+    Mapping,
+    Sequence,
+    TypeVar,
+)
 
 from draftwire.errors import ConfigError
 
 __all__ = [
+    "CONNECT_GROUPS",
     "GROUPS",
+    "OPTIONS",
     "STREAM_GROUPS",
     "Connect",
     "Draft",
@@ -27,15 +38,17 @@ __all__ = [
     "Option",
     "Options",
     "Pacing",
+    "Peers",
     "Power",
     "Rule",
     "Sampling",
-    "option_named",
+    "check_prompt",
     "options_of",
 ]
 
 MAX_TOKENS = 1 << 24
 MAX_SECONDS = 86_400.0
+_LONGEST = 4096  # characters of a word or a name
 
 
 @dataclass(frozen=True)
@@ -47,13 +60,13 @@ class Rule:
         kind: ``int``, ``float``, ``bool``, ``str``, ``Path``, ``tuple`` (of texts), or
             what turns a value into the right kind, or raises ValueError.
         fits: Whether a value of that kind is one.
-        choices: All of them, where they can be listed.
+        shown: What stands for it in a command's help.
     """
 
     wants: str
     kind: Callable[[Any], Any]
     fits: Callable[[Any], bool] = lambda value: True
-    choices: tuple[str, ...] = ()
+    shown: str = "TEXT"
 
     def read(self, value: object) -> Any:
         """Return ``value`` as this kind.
@@ -81,33 +94,37 @@ class Rule:
             right = right and all(isinstance(v, str) and v for v in found)
             found = tuple(found) if right else value
         elif kind is str:
-            found = str(value) if isinstance(value, Path) else value
-            right = isinstance(found, str) and _is_text(found)
+            found, right = value, isinstance(value, str) and _is_text(value)
         else:
             found, right = kind(value), True
         if not (right and self.fits(found)):
             raise ValueError(self.wants)
         return found
 
-    def parse(self, text: str) -> Any:
-        """Return the value that ``text`` of a flag or of the environment stands for.
-
-        Raises:
-            ValueError: It stands for none.
-        """
+    def convert(self, text: str) -> Any:
+        """Return what ``text`` of a flag or of the environment stands for, unchecked."""
         kind: Any = self.kind
-        if kind in (int, float):
-            try:
-                return self.read(kind(text))
-            except ValueError:
-                raise ValueError(self.wants) from None
         if kind is bool:
-            words = {"1": True, "true": True, "yes": True, "on": True}
-            words.update({"0": False, "false": False, "no": False, "off": False})
-            if text.lower() not in words:
-                raise ValueError(self.wants)
-            return words[text.lower()]
-        return self.read(text)
+            return _SWITCH.get(text.lower(), text)
+        if kind is Path:
+            return _home(Path(text))
+        for number in {int: (int, float), float: (float,)}.get(kind, ()):
+            try:
+                return number(text)
+            except ValueError:
+                pass
+        return text
+
+
+_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True)
+_SWITCH.update(dict.fromkeys(("0", "false", "no", "off"), False))
+
+
+def _home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~ of somebody who is not there
+        return path
 
 
 def _is_text(value: str) -> bool:
@@ -120,32 +137,56 @@ def _is_text(value: str) -> bool:
 
 def _whole(low: int, high: int) -> Rule:
     fits = lambda value: low <= value <= high  # noqa: E731
-    return Rule(f"a whole number, {low} to {high}", int, fits)
+    return Rule(f"a whole number, {low} to {high}", int, fits, "N")
 
 
-def _number(low: float, high: float, *, above: bool = False) -> Rule:
+def _number(low: float, high: float, *, above: bool = False, shown: str = "X") -> Rule:
     words = f"a number, {'above ' if above else ''}{low:g} to {high:g}"
-    return Rule(words, float, lambda v: low <= v <= high and not (above and v == low))
+    fits = lambda v: low <= v <= high and not (above and v == low)  # noqa: E731
+    return Rule(words, float, fits, shown)
 
 
 def _word(*choices: str) -> Rule:
     words = ", ".join(choices[:-1]) + f" or {choices[-1]}"
-    return Rule(words, str, lambda value: value in choices, choices)
+    return Rule(words, str, lambda value: value in choices, "|".join(choices))
 
 
-_TEXT = Rule("text", str)
+_TEXT = Rule(f"text of at most {_LONGEST} characters", str, lambda v: len(v) <= _LONGEST)
+_NAME = dataclasses.replace(_TEXT, shown="NAME")
+_SCHEME = Rule(
+    "the name of a scheme of `draftwire sampling table`",
+    str,
+    lambda value: re.fullmatch(r"[a-z0-9+-]{1,64}", value) is not None,
+    "NAME",
+)
 _FLAG = Rule("true or false", bool)
-_FILE = Rule("a file", Path)
+_FILE = Rule("a file", Path, shown="FILE")
+_TOKEN = Rule(
+    "one word of visible ASCII characters",
+    str,
+    lambda value: re.fullmatch(r"[!-~]{1,4096}", value) is not None,
+)
 
 
 def _threads(value: object) -> int | str:
     if value == "auto":
         return "auto"
-    if isinstance(value, str) and value.isdigit():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,4}", value):
+        return _CORES.read(int(value))  # type: ignore[no-any-return]
+    return _CORES.read(value)  # type: ignore[no-any-return]
+
+
+_CORES = _whole(1, 4096)
+_SECONDS = _number(0, 3600, above=True, shown="SECONDS")
+
+
+def _cache(value: object) -> str | Path:
+    """A word, or a file: one that a file of settings names lies beside it."""
+    if value in ("off", "memory"):
+        return str(value)
+    if not value:
         raise ValueError
-    return value
+    return _FILE.read(value)  # type: ignore[no-any-return]
 
 
 def _texts(most: int, length: int) -> Rule:
@@ -156,12 +197,28 @@ def _texts(most: int, length: int) -> Rule:
 
 
 def _preempt_fits(value: str) -> bool:
-    words = {word.strip() for word in value.split(",") if word.strip()}
+    words = {word.strip() for word in value.split(",")}
     return words <= {"guess", "exits", "outcomes"} or words == {"off"}
 
 
 _PREEMPT = Rule(
-    "off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits
+    "off, or any of guess, exits, outcomes, joined by commas", str, _preempt_fits, "WORDS"
+)
+
+
+def _controller_fits(value: str) -> bool:
+    found = re.fullmatch(
+        "off|flexspec|qsv|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})", value
+    )
+    return found is not None and (not found[2] or 1 <= int(found[2]) <= 255)
+
+
+_CONTROLLER = Rule(
+    "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255, flexspec, "
+    "qsv or off",
+    str,
+    _controller_fits,
+    "SPEC",
 )
 
 
@@ -174,7 +231,8 @@ class Option:
         default: Its only default.
         rule: What it takes.
         help: One line.
-        secret: Its value is never shown.
+        secret: Its value is never shown, and it has no flag: others see those.
+        common: Help names it among the first.
     """
 
     name: str
@@ -182,12 +240,18 @@ class Option:
     rule: Rule
     help: str
     secret: bool = False
+    common: bool = False
 
     @property
     def flag(self) -> str:
         """Its flag on the command line: seconds lose their unit there."""
         name = self.name[:-2] if self.name.endswith("_s") else self.name
         return "--" + name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its variable in the environment."""
+        return "DRAFTWIRE_" + self.name.upper()
 
     def read(self, value: object, where: str = "") -> Any:
         """Return ``value`` checked.
@@ -199,26 +263,24 @@ class Option:
         Raises:
             ConfigError: It is not one of this option's.
         """
-        return self._checked(self.rule.read, value, where)
-
-    def parse(self, text: str, where: str = "") -> Any:
-        """Return the value that ``text`` stands for; otherwise as :meth:`read`."""
-        return self._checked(self.rule.parse, text, where)
-
-    def _checked(self, read: Callable[[Any], Any], value: object, where: str) -> Any:
         try:
-            return read(value)
+            return self.rule.read(value)
         except (ValueError, TypeError, OverflowError):
             shown = "(not shown)" if self.secret else f"{value!r}"[:80]
             raise ConfigError(
                 f"{where or self.name} is {shown}", hint=f"it must be {self.rule.wants}"
             ) from None
 
+    def parse(self, text: str, where: str = "") -> Any:
+        """Return the value that ``text`` stands for; otherwise as :meth:`read`."""
+        return self.read(self.rule.convert(text), where)
 
-def _option(default: Any, rule: Rule, help: str, *, secret: bool = False) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"rule": rule, "help": help, "secret": secret}
-    )
+
+def _option(
+    default: Any, rule: Rule, help: str, *, secret: bool = False, common: bool = False
+) -> Any:
+    meta = {"rule": rule, "help": help, "secret": secret, "common": common}
+    return dataclasses.field(default=default, metadata=meta)
 
 
 _T = TypeVar("_T", bound="Options")
@@ -238,20 +300,45 @@ class Options:
             object.__setattr__(self, option.name, option.read(value))
 
     @classmethod
-    def pick(cls: Type[_T], values: Mapping[str, Any]) -> _T:
+    def pick(cls: type[_T], values: Mapping[str, Any]) -> _T:
         """Return the group with those of ``values`` that belong to it."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
 @dataclass(frozen=True)
+class Peers(Options):
+    """Who drafts and who verifies: what commands need, where programs pass arguments."""
+
+    title: ClassVar[str] = "draft and verifier"
+
+    verifier: str | None = _option(
+        None,
+        dataclasses.replace(_TEXT, shown="URL"),
+        "address of the verifier, ws://HOST:PORT or wss://...",
+        common=True,
+    )
+    draft: Path | None = _option(
+        None,
+        dataclasses.replace(_FILE, wants="a folder", shown="DIR"),
+        "draft package; by default the reference draft",
+        common=True,
+    )
+    token_file: Path | None = _option(
+        None, _FILE, "file with the verifier's bearer token", common=True
+    )
+
+
+@dataclass(frozen=True)
 class Connect(Options):
     """How to reach the verifier."""
 
-    title: ClassVar[str] = "the verifier"
+    title: ClassVar[str] = "the link"
 
-    target: str = _option("", _TEXT, "name or version of the target; empty: its default")
-    token: str | None = _option(None, _TEXT, "bearer token", secret=True)
+    target: str = _option(
+        "", _NAME, "name or version of the target; by default its newest", common=True
+    )
+    token: str | None = _option(None, _TOKEN, "bearer token", secret=True)
     insecure: bool = _option(
         False,
         _FLAG,
@@ -263,14 +350,14 @@ class Connect(Options):
     )
     tls_key: Path | None = _option(None, _FILE, "its key, if in a file of its own")
     proxy: str = _option(
-        "auto", _TEXT, "auto (the environment's), off, or the URL of an HTTP proxy"
+        "auto",
+        dataclasses.replace(_TEXT, shown="URL|auto|off"),
+        "auto (the environment's), off, or the URL of an HTTP proxy",
     )
-    timeout_s: float = _option(
-        10.0, _number(0, 3600, above=True), "seconds for connecting and greeting"
-    )
+    timeout_s: float = _option(10.0, _SECONDS, "seconds for connecting and greeting")
     silence_s: float | None = _option(
         None,
-        _number(0, 3600, above=True),
+        _SECONDS,
         "seconds without a sign of life, while an answer is owed, after which the link "
         "counts as lost; by default derived from what answers take, 1 to 15",
     )
@@ -283,7 +370,7 @@ class Draft(Options):
     title: ClassVar[str] = "the draft model"
 
     precision: str | None = _option(
-        None, _TEXT, "which of the draft's models to run, e.g. int8; by default its choice"
+        None, _NAME, "which of the draft's models to run, e.g. int8; by default its choice"
     )
     engine: str | None = _option(
         None, _word("onnxruntime", "litert"), "by default what is installed"
@@ -295,7 +382,7 @@ class Draft(Options):
     )
     threads: int | str | None = _option(
         None,
-        Rule("a whole number from 1, or auto", _threads),
+        Rule("a whole number from 1, or auto", _threads, shown="N|auto"),
         "threads of the draft, or auto to measure; by default the draft's hint, or 1",
     )
 
@@ -308,7 +395,7 @@ class Measure(Options):
 
     energy: str = _option(
         "auto",
-        _TEXT,
+        dataclasses.replace(_TEXT, shown="SOURCE"),
         "auto, off, a source of `draftwire energy sources`, or "
         "model:draft=6,wait=3,... in watts",
     )
@@ -317,12 +404,12 @@ class Measure(Options):
     )
     radio: str = _option(
         "off",
-        _TEXT,
+        dataclasses.replace(_TEXT, shown="mmcli|iw:NAME|off"),
         "put the radio's signal into the run reports: mmcli, iw:NAME, or off",
     )
-    suffix_cache: str = _option(
+    suffix_cache: str | Path = _option(
         "off",
-        _TEXT,
+        Rule("off, memory or a file", _cache, shown="FILE|memory|off"),
         "draft what was written before, at no cost: off, memory (within this session), "
         "or a file, which then holds your text",
     )
@@ -335,9 +422,14 @@ class Sampling(Options):
     title: ClassVar[str] = "sampling"
 
     scheme: str | None = _option(
-        None, _TEXT, "greedy, or coupled (the default above temperature 0), ..."
+        None,
+        _SCHEME,
+        "how drafts and verdicts are drawn; by default greedy at temperature 0, above it "
+        "coupled: docs/sampling.md",
     )
-    temperature: float = _option(0.0, _number(0, 100), "0 takes the likeliest token")
+    temperature: float = _option(
+        0.0, _number(0, 100), "0 takes the likeliest token", common=True
+    )
     top_k: int = _option(
         0, _whole(0, 2**32 - 1), "sample among the k likeliest tokens; 0: all"
     )
@@ -345,7 +437,10 @@ class Sampling(Options):
         1.0, _number(0, 1, above=True), "sample within this probability mass"
     )
     seed: int | None = _option(
-        None, _whole(0, 2**64 - 1), "of the sampling noise; by default a new one each time"
+        None,
+        _whole(0, 2**64 - 1),
+        "of the sampling noise; by default a new one each time",
+        common=True,
     )
 
 
@@ -355,22 +450,28 @@ class Limits(Options):
 
     title: ClassVar[str] = "the end of the text"
 
-    max_new_tokens: int = _option(128, _whole(1, MAX_TOKENS), "at most so many tokens")
-    stop: tuple[str, ...] = _option((), _texts(16, 256), "end before this text")
+    max_new_tokens: int = _option(
+        128, _whole(1, MAX_TOKENS), "at most so many tokens", common=True
+    )
+    stop: tuple[str, ...] = _option(
+        (), _texts(16, 256), "end before this text; may be repeated", common=True
+    )
     deadline_s: float | None = _option(
         None,
-        _number(0, MAX_SECONDS, above=True),
+        _number(0, MAX_SECONDS, above=True, shown="SECONDS"),
         "end after so many seconds with what is there",
+        common=True,
     )
     offline: str | None = _option(
         None,
         _word("wait", "draft", "error"),
-        "while the link is lost: wait for it, go on with the draft alone (guesses are "
-        "marked and put right later), or fail at once; by default as the session, or wait",
+        "while the link is lost: wait for it, draft on alone (guesses are marked and put "
+        "right later), or fail at once; by default as the session, or wait",
+        common=True,
     )
     patience_s: float = _option(
         30.0,
-        _number(0, MAX_SECONDS),
+        _number(0, MAX_SECONDS, shown="SECONDS"),
         "seconds without a verdict, link lost or not, after which that is an error",
     )
 
@@ -388,7 +489,7 @@ class Pacing(Options):
     )
     controller: str | None = _option(
         None,
-        _TEXT,
+        _CONTROLLER,
         "auto (measures the link, the drafts and the board, and decides), auto:energy, "
         "auto:cost, fixed:K, flexspec, qsv, or off: the target alone",
     )
@@ -419,39 +520,65 @@ class Power(Options):
 
     max_joules: float | None = _option(
         None,
-        _number(0, 1e9, above=True),
+        _number(0, 1e9, above=True, shown="J"),
         "end with what is there once this device has spent so much",
     )
     max_watts: float | None = _option(
         None,
-        _number(0, 1e6, above=True),
+        _number(0, 1e6, above=True, shown="W"),
         "draft no more than this mean power allows, over any ten seconds; with "
         "controller auto",
     )
     max_joules_per_token: float | None = _option(
-        None, _number(0, 1e9, above=True), "likewise, for each token of text"
+        None, _number(0, 1e9, above=True, shown="J"), "likewise, for each token of text"
     )
 
 
-STREAM_GROUPS: tuple[Type[Options], ...] = (Sampling, Limits, Pacing, Power)
-GROUPS: tuple[Type[Options], ...] = (Connect, Draft, Measure, *STREAM_GROUPS)
+CONNECT_GROUPS: tuple[type[Options], ...] = (Connect, Draft, Measure)
+STREAM_GROUPS: tuple[type[Options], ...] = (Sampling, Limits, Pacing, Power)
+GROUPS: tuple[type[Options], ...] = (Peers, *CONNECT_GROUPS, *STREAM_GROUPS)
 
 
-def options_of(group: Type[Options]) -> Iterator[Option]:
-    """Return the options of a group, in order."""
-    for field in dataclasses.fields(group):
-        meta = field.metadata
-        yield Option(field.name, field.default, meta["rule"], meta["help"], meta["secret"])
+def options_of(*groups: type[Options]) -> Iterator[Option]:
+    """Return the options of these groups, in order."""
+    for group in groups:
+        for field in dataclasses.fields(group):
+            yield Option(field.name, field.default, **field.metadata)
 
 
-def option_named(name: str) -> Option:
-    """Return the option called ``name``.
+OPTIONS: dict[str, Option] = {option.name: option for option in options_of(*GROUPS)}
+
+
+def check_prompt(prompt: object) -> str | list[int]:
+    """Return a prompt as text or as a list of ids.
 
     Raises:
-        KeyError: There is none.
+        ConfigError: It is empty, or neither of them.
     """
-    for group in GROUPS:
-        for option in options_of(group):
-            if option.name == name:
-                return option
-    raise KeyError(name)
+    if isinstance(prompt, str):
+        if not _is_text(prompt):
+            raise ConfigError(
+                "the prompt is not Unicode text",
+                hint="is it in another encoding than UTF-8?",
+            )
+        found: str | list[int] = prompt
+    else:
+        plain = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset))
+        try:
+            if plain:
+                raise TypeError
+            found = [_id_of(token) for token in prompt]  # type: ignore[attr-defined]
+        except TypeError:
+            raise ConfigError(
+                "the prompt is neither text nor a list of token ids"
+            ) from None
+    if not found:
+        raise ConfigError("the prompt is empty")
+    return found
+
+
+def _id_of(token: object) -> int:
+    index = getattr(token, "__index__", None)
+    if index is None or isinstance(token, bool):
+        raise TypeError
+    return int(index())

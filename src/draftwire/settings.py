@@ -1,7 +1,9 @@
 """Settings and where each comes from.
 
-A flag wins over ``DRAFTWIRE_NAME`` in the environment, that over ``./draftwire.toml``,
-that over ``$XDG_CONFIG_HOME/draftwire/config.toml``, that over the default.
+Every option of :mod:`draftwire.options` is one. A flag wins over ``DRAFTWIRE_NAME`` in
+the environment, that over ``./draftwire.toml``, that over
+``$XDG_CONFIG_HOME/draftwire/config.toml``, that over the default. Where a bundle was
+installed, its ``etc/draftwire.toml`` stands before the user's.
 """
 
 from __future__ import annotations
@@ -11,47 +13,17 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
+from draftwire.options import OPTIONS
 
-__all__ = ["SETTINGS", "Setting", "Value", "resolve"]
+__all__ = ["Value", "resolve"]
 
 FILE_NAME = "draftwire.toml"
 PREFIX = "DRAFTWIRE_"
 # Read from the environment by other parts: no setting, and no spelling mistake.
 _OTHER_VARIABLES = ("DRAFTWIRE_BOARD", "DRAFTWIRE_MODELS", "DRAFTWIRE_PROFILE_DIR")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-        name: Key in a file; upper case with the prefix it is the variable.
-        kind: Turns text into the value: ``str``, ``int``, ``float`` or ``Path``.
-        default: The value when nothing names one; None means unset.
-        help: One line, also the help of the flag.
-        check: True for a value within range.
-        wants: What ``check`` asks for, in words.
-    """
-
-    name: str
-    kind: Callable[[Any], Any]
-    default: Any
-    help: str
-    check: Callable[[Any], bool] = lambda value: True
-    wants: str = ""
-
-    @property
-    def variable(self) -> str:
-        """Name of the environment variable."""
-        return PREFIX + self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        """Name of the command-line flag."""
-        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -62,93 +34,13 @@ class Value:
     origin: str
 
 
-SETTINGS = {
-    setting.name: setting
-    for setting in (
-        Setting("verifier", str, None, "URL of the verifier, ws://HOST:PORT"),
-        Setting("draft", Path, None, "draft package (default: the reference draft)"),
-        Setting(
-            "target", str, None, "name of the target at the verifier (default: its newest)"
-        ),
-        Setting("token_file", Path, None, "file with the verifier's bearer token"),
-        Setting("tls_ca", Path, None, "trust the certificates in this file"),
-        Setting("tls_cert", Path, None, "certificate to show to the verifier (mutual TLS)"),
-        Setting("tls_key", Path, None, "its key, if that is in a file of its own"),
-        Setting(
-            "scheme", str, None, "greedy, or coupled (the default above temperature 0)"
-        ),
-        Setting(
-            "temperature",
-            float,
-            0.0,
-            "0 takes the likeliest token",
-            lambda value: 0 <= value <= 100,
-            "a number from 0 to 100",
-        ),
-        Setting(
-            "top_k",
-            int,
-            0,
-            "sample among the k likeliest tokens (0: all)",
-            lambda value: value >= 0,
-            "0 or more",
-        ),
-        Setting(
-            "top_p",
-            float,
-            1.0,
-            "sample within this probability mass",
-            lambda value: 0 < value <= 1,
-            "above 0 and at most 1",
-        ),
-        Setting(
-            "block",
-            int,
-            None,
-            "tokens drafted a block (default: 4; a race leaves it to --controller auto)",
-            lambda value: 1 <= value <= 255,
-            "1 to 255",
-        ),
-        Setting(
-            "precision",
-            str,
-            None,
-            "which of the draft's models to run, e.g. int8 (default: the draft's choice)",
-        ),
-        Setting(
-            "engine",
-            str,
-            None,
-            "onnxruntime or litert (default: what is installed)",
-            lambda value: value in ("onnxruntime", "litert"),
-            "onnxruntime or litert",
-        ),
-        Setting(
-            "provider",
-            str,
-            None,
-            "where onnxruntime computes: cpu, cuda, tensorrt or auto (default: auto)",
-            lambda value: value in ("auto", "cpu", "cuda", "tensorrt"),
-            "auto, cpu, cuda or tensorrt",
-        ),
-        Setting(
-            "threads",
-            int,
-            None,
-            "threads of the draft (default: 1)",
-            lambda value: value >= 1,
-            "1 or more",
-        ),
-    )
-}
-
-
 def resolve(
     flags: Mapping[str, Any],
     *,
     config: Path | None = None,
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Value]:
     """Return every setting's value and origin.
 
@@ -157,21 +49,41 @@ def resolve(
         config: A file to read in place of ``./draftwire.toml``.
         environ: The environment.
         folder: Where ``draftwire.toml`` is looked for; the current folder.
+        defaults: Those of a command that has its own.
 
     Raises:
         ConfigError: A file is missing or malformed, or a key or value is not one.
     """
     environ = os.environ if environ is None else environ
-    values = {name: Value(s.default, "default") for name, s in SETTINGS.items()}
+    values = {name: Value(option.default, "default") for name, option in OPTIONS.items()}
+    values.update({name: Value(v, "default") for name, v in (defaults or {}).items()})
     own = config if config is not None else (folder or Path()) / FILE_NAME
-    for path, needed in ((_user_file(environ), False), (own, config is not None)):
+    for path, needed in (
+        (_installed_file(), False),
+        (_user_file(environ), False),
+        (own, config is not None),
+    ):
         if path is not None and (needed or path.is_file()):
             values.update(_read_file(path))
     values.update(_read_environment(environ))
-    for name, setting in SETTINGS.items():
-        if flags.get(name) is not None:
-            values[name] = Value(_convert(setting, flags[name], setting.flag), setting.flag)
+    for name, option in OPTIONS.items():
+        given = flags.get(name)
+        if given is not None:
+            read = option.parse if isinstance(given, str) else option.read
+            values[name] = Value(read(given, option.flag), option.flag)
     return values
+
+
+def _installed_file() -> Path | None:
+    """Return the settings of the board that this package was installed on as a bundle.
+
+    The layout is that of ``boards/install``: PREFIX/versions/NAME/... and PREFIX/etc.
+    """
+    for folder in Path(__file__).resolve().parents:
+        start = folder / "bin" / "start.py"
+        if folder.parent.name == "versions" and start.is_file():
+            return folder.parent.parent / "etc" / FILE_NAME
+    return None
 
 
 def _user_file(environ: Mapping[str, str]) -> Path | None:
@@ -181,14 +93,13 @@ def _user_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
-    variables = {setting.variable: setting for setting in SETTINGS.values()}
+    variables = {option.variable: option for option in OPTIONS.values()}
     values = {}
     for variable in sorted(environ):
         if variable in variables and environ[variable]:
-            setting = variables[variable]
-            values[setting.name] = Value(
-                _convert(setting, environ[variable], variable), variable
-            )
+            option = variables[variable]
+            value = option.parse(environ[variable], variable)
+            values[option.name] = Value(value, variable)
         elif variable.startswith(PREFIX) and variable not in variables:
             # A variable may be another program's; one that is nearly ours is a slip.
             close = difflib.get_close_matches(
@@ -205,18 +116,18 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
 def _read_file(path: Path) -> dict[str, Value]:
     values = {}
     for key, raw in _load_toml(path).items():
-        setting = SETTINGS.get(key)
-        if setting is None:
-            close = difflib.get_close_matches(key, list(SETTINGS), n=1)
+        option = OPTIONS.get(key)
+        if option is None:
+            close = difflib.get_close_matches(key, list(OPTIONS), n=1)
             raise ConfigError(
                 f"{path}: there is no setting {key!r}",
                 hint=f"did you mean {close[0]}?"
                 if close
-                else f"the settings are {', '.join(SETTINGS)}",
+                else f"the settings are {', '.join(OPTIONS)}",
             )
-        value = _convert(setting, raw, f"{path}: {key}")
+        value = option.read(raw, f"{path}: {key}")
         if isinstance(value, Path):  # a file's paths start at the file, not at the user
-            value = path.parent / value
+            value = path.parent / option.rule.convert(str(value))
         values[key] = Value(value, str(path))
     return values
 
@@ -233,26 +144,3 @@ def _load_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
-
-
-def _convert(setting: Setting, raw: Any, where: str) -> Any:
-    wants = setting.wants or {int: "a whole number", float: "a number"}.get(
-        setting.kind,  # type: ignore[call-overload]
-        "text",
-    )
-    complaint = ConfigError(f"{where} is {raw!r}", hint=f"it must be {wants}")
-    if isinstance(raw, (bool, list, dict)) or (
-        setting.kind is int and isinstance(raw, float)
-    ):
-        raise complaint
-    if setting.kind in (str, Path) and not isinstance(raw, (str, Path)):
-        raise complaint
-    try:
-        value = setting.kind(raw)
-    except (TypeError, ValueError):
-        raise complaint from None
-    if isinstance(value, Path):
-        value = value.expanduser()
-    if not setting.check(value):
-        raise complaint
-    return value

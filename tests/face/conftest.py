@@ -34,11 +34,36 @@ def report_of(tokens: int, finish: str) -> dict[str, Any]:
     }
 
 
+class FakeStream:
+    """Plays three chunks; its report is there once it is over."""
+
+    def __init__(self, interrupt: bool) -> None:
+        self.report: dict[str, Any] | None = None
+        self.error: Exception | None = None
+        self._interrupt = interrupt
+
+    def cancel(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Chunk]:
+        finish = "cancelled"
+        try:
+            yield Chunk(" lived", (Token(1, "accepted"),), 0.0)
+            if self._interrupt:
+                raise KeyboardInterrupt
+            yield Chunk(" in a", (Token(2, "accepted"), Token(3, "correction")), 0.0)
+            yield Chunk(" café.", (Token(4, "bonus"),), 0.0)
+            finish = "length"
+        finally:
+            self.report = report_of(4, finish)
+
+
 class FakeSession:
-    """Plays three chunks; ``interrupt`` plays Ctrl-C after the first."""
+    """Gives played streams; ``interrupt`` plays Ctrl-C after the first chunk."""
 
     interrupt = False
     failure: Exception | None = None
+    at_close: Exception | None = None
     calls: list[tuple[str, dict[str, Any]]] = []
     where: dict[str, Any] = {}
     report_of = staticmethod(report_of)
@@ -46,31 +71,19 @@ class FakeSession:
 
     def __init__(self, url: str, **where: Any) -> None:
         type(self).where = {"url": url, **where}
-        self.report: dict[str, Any] | None = None
 
     def __enter__(self) -> FakeSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        if self.at_close:
+            raise self.at_close
 
-    def generate(self, prompt: str, **options: Any) -> Iterator[Chunk]:
+    def generate(self, prompt: str, **options: Any) -> FakeStream:
         self.calls.append((prompt, options))
         if self.failure:
             raise self.failure
-        return self._chunks()
-
-    def _chunks(self) -> Iterator[Chunk]:
-        finish = "cancelled"
-        try:
-            yield Chunk(" lived", (Token(1, "accepted"),), 0.0)
-            if self.interrupt:
-                raise KeyboardInterrupt
-            yield Chunk(" in a", (Token(2, "accepted"), Token(3, "correction")), 0.0)
-            yield Chunk(" café.", (Token(4, "bonus"),), 0.0)
-            finish = "length"
-        finally:
-            self.report = report_of(4, finish)
+        return FakeStream(self.interrupt)
 
 
 @pytest.fixture

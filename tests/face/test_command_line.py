@@ -14,6 +14,7 @@ import pytest
 import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, main
+from draftwire.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ def test_help_lists_the_commands_and_the_exit_codes() -> None:
     assert done.returncode == 0
     for name in COMMANDS:
         assert f"  {name}" in text
-    for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "5 ", "130"):
+    for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "5 ", "6 ", "130"):
         assert f"\n  {code}" in text
 
 
@@ -57,12 +58,16 @@ def test_version() -> None:
         (["dmeo"], "no command 'dmeo'", "draftwire demo"),
         (["--nonsense"], "--nonsense", "--help"),
         (["generate", "x", "--tem", "1"], "--tem", "draftwire"),
-        (["generate", "x", "--block", "none", "--seed", "1"], "--block", "1 to 255"),
+        (
+            ["generate", "x", "--block", "none", "--seed", "1"],
+            "--block",
+            "a whole number, 1 to 255",
+        ),
         (["generate", "x"], "no verifier", "--verifier"),
         (["generate", "x", "--scheme", "coupled"], "coupled", "--temperature"),
         (["generate", "x", "--scheme", "greedy", "--temperature", "1"], "greedy", ""),
         (["generate", "x", "--scheme", "grady"], "grady", "greedy"),
-        (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens", "1 or more"),
+        (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0", "1 to"),
         (["generate", "x", "--seed", "-1"], "seed", ""),
         (["config"], "ACTION", "draftwire config --help"),
         (["config", "show", "--config", "gone.toml"], "gone.toml", ""),
@@ -173,3 +178,52 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_full_disk_under_stdout_is_exit_code_6() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "draftwire", "config", "options"],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 6 and len(lines) == 2, lines
+    assert lines[0] == "draftwire: error: cannot write the output: No space left on device"
+
+
+def test_the_first_screen_of_help_has_what_is_used_most() -> None:
+    text = python("generate", "--help", env={"COLUMNS": "80"}).stdout.decode()
+    first = "\n".join(text.splitlines()[:24])
+    common = [option for option in OPTIONS.values() if option.common]
+    assert len(common) == 10
+    for option in common:
+        assert f"  {option.flag} " in first, option.flag
+    assert "  --json " in first
+    for option in OPTIONS.values():
+        assert (f"  {option.flag} " in text.replace(",", " ")) is not option.secret
+
+
+def test_the_reference_page_says_what_the_options_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["config", "options"]) == 0
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == capsys.readouterr().out, "draftwire config options > docs/options.md"
+
+
+def test_a_token_is_never_shown(
+    played: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRAFTWIRE_TOKEN", "hidden")
+    assert main(["config", "show", "--origin", "--json", "-"]) == 0
+    assert main(["config", "show", "--origin"]) == 0
+    assert "hidden" not in capsys.readouterr().out
+    assert main(played.words()) == 2  # and a token file beside it is one too many
+    err = capsys.readouterr().err
+    assert "DRAFTWIRE_TOKEN" in err and "--token-file" in err and "hidden" not in err
+    monkeypatch.setenv("DRAFTWIRE_TOKEN", "two words hidden")
+    assert main(["config", "show"]) == 2
+    assert "hidden" not in capsys.readouterr().err.replace("(not shown)", "")

@@ -20,6 +20,7 @@ EXIT_CODES = {
     "RefusedError": 4,
     "VerifierError": 4,
     "ModelError": 5,
+    "OutputError": 6,
     "PackageError": 5,
     "IncompatibleError": 5,
 }

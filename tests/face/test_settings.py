@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from draftwire.errors import ConfigError
-from draftwire.settings import SETTINGS, resolve
+from draftwire.options import OPTIONS
+from draftwire.settings import resolve
 
 
 def write(path: Path, text: str) -> Path:
@@ -34,7 +36,7 @@ def test_the_nearest_source_wins(tmp_path: Path) -> None:
     assert found["top_p"] == (0.3, "DRAFTWIRE_TOP_P")
     assert found["block"] == (4, "--block")
     assert found["temperature"] == (0.0, "default")
-    assert set(found) == set(SETTINGS)
+    assert set(found) == set(OPTIONS)
 
 
 def test_the_user_file_is_below_home_without_xdg(tmp_path: Path) -> None:
@@ -106,8 +108,86 @@ def test_a_bad_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
     assert "draftwire.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_every_setting_has_help_and_a_default_in_range(name: str) -> None:
-    setting = SETTINGS[name]
-    assert setting.help
-    assert setting.default is None or setting.check(setting.default)
+def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> None:
+    """All forty of them: each written as TOML and as text, and read back the same."""
+    wanted = {
+        "verifier": "wss://here:1",
+        "draft": "/x.draft",
+        "token_file": "/token",
+        "target": "v2",
+        "token": "secret",
+        "insecure": True,
+        "tls_ca": "/ca",
+        "tls_cert": "/cert",
+        "tls_key": "/key",
+        "proxy": "off",
+        "timeout_s": 4.5,
+        "silence_s": 2.0,
+        "precision": "int8",
+        "engine": "litert",
+        "provider": "cpu",
+        "threads": "auto",
+        "energy": "off",
+        "capture": True,
+        "radio": "mmcli",
+        "suffix_cache": "/cache",
+        "scheme": "qs",
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.25,
+        "seed": 2**63,
+        "max_new_tokens": 7,
+        "stop": "END",
+        "deadline_s": 0.75,
+        "offline": "draft",
+        "patience_s": 0.0,
+        "block": 9,
+        "controller": "auto:energy",
+        "objective": "latency",
+        "pipeline": 3,
+        "preempt": "exits,guess",
+        "cut": True,
+        "batch": 2,
+        "max_joules": 5.0,
+        "max_watts": 6.0,
+        "max_joules_per_token": 0.5,
+    }
+    assert set(wanted) == set(OPTIONS)
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in wanted.items()]
+    write(tmp_path / "draftwire.toml", "".join(lines).replace(str(2**63), "9", 1))
+    environ = {f"DRAFTWIRE_{name.upper()}": str(v) for name, v in wanted.items()}
+    from_file = resolve({}, environ={}, folder=tmp_path)
+    from_environment = resolve({}, environ=environ, folder=Path("/nonexistent"))
+    for name, value in wanted.items():
+        found = from_environment[name]
+        assert found.origin == f"DRAFTWIRE_{name.upper()}"
+        expected = (value,) if name == "stop" else value
+        if isinstance(found.value, Path):
+            expected = Path(str(value))
+        assert found.value == expected, name
+        if name != "seed":  # beyond TOML's integers
+            assert from_file[name].value == expected, name
+            assert from_file[name].origin == str(tmp_path / "draftwire.toml")
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_option_has_help_and_a_default_in_range(name: str) -> None:
+    option = OPTIONS[name]
+    assert option.help and option.rule.wants
+    assert option.default is None or option.read(option.default) == option.default
+
+
+def test_the_settings_of_an_installed_bundle_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import draftwire.settings as module
+
+    version = tmp_path / "versions" / "1"
+    write(version / "bin" / "start.py", "")
+    write(tmp_path / "etc" / "draftwire.toml", 'target = "v3"\ndraft = "../a.draft"\n')
+    monkeypatch.setattr(module, "__file__", str(version / "site/draftwire/settings.py"))
+    found = resolve({}, environ={}, folder=Path("/nonexistent"))
+    assert found["target"].value == "v3"
+    assert found["draft"].value == tmp_path / "etc" / ".." / "a.draft"
+    (version / "bin" / "start.py").unlink()  # somebody else's folder called versions
+    assert resolve({}, environ={}, folder=Path("/nonexistent"))["target"].value == ""

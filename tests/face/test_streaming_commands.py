@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 
 from draftwire import Chunk, Token
 from draftwire.cli import _common, main
+from draftwire.errors import OutputError
+from draftwire.options import CONNECT_GROUPS, STREAM_GROUPS, options_of
 
 
 def test_text_on_stdout_totals_on_stderr(
@@ -59,42 +64,47 @@ def test_what_is_asked_for_reaches_the_session(
         "--cut",
     ]
     assert main([*words, "-q"]) == 0
-    assert played.where == {
+    asked = {
         "url": "ws://x:1",
-        "draft": "d.draft",
+        "draft": Path("d.draft"),
         "target": "v1",
         "token": "secret",
         "threads": 2,
         "tls_ca": Path("ca.pem"),
-        "energy": "auto",
+        "offline": "draft",
     }
-    assert played.calls == [
-        (
-            "Once",
-            {
-                "max_new_tokens": 9,
-                "scheme": "coupled",
-                "temperature": 0.8,
-                "top_k": 50,
-                "top_p": 0.9,
-                "seed": 7,
-                "block": 6,
-                "objective": "latency",
-                "pipeline": 2,
-                "preempt": "guess,exits",
-                "cut": True,
-                "batch": 0,
-                "controller": None,
-                "max_watts": None,
-                "max_joules_per_token": None,
-                "stop": ["\n", "END"],
-                "offline": "draft",
-                "patience_s": 3.0,
-                "deadline_s": 0.8,
-                "max_joules": None,
-            },
-        )
-    ]
+    assert played.where == {**defaults(*CONNECT_GROUPS), **asked}
+    asked = {
+        "max_new_tokens": 9,
+        "scheme": "coupled",
+        "temperature": 0.8,
+        "top_k": 50,
+        "top_p": 0.9,
+        "seed": 7,
+        "block": 6,
+        "objective": "latency",
+        "pipeline": 2,
+        "preempt": "guess,exits",
+        "cut": True,
+        "stop": ("\n", "END"),
+        "offline": "draft",
+        "patience_s": 3.0,
+        "deadline_s": 0.8,
+        "explain": None,
+    }
+    assert played.calls == [("Once", {**defaults(*STREAM_GROUPS), **asked})]
+
+
+def defaults(*groups: Any) -> dict[str, Any]:
+    return {option.name: option.default for option in options_of(*groups)}
+
+
+def test_a_switch_of_a_file_can_be_turned_off(played: Any, tmp_path: Path) -> None:
+    (tmp_path / "draftwire.toml").write_text("cut = true\ninsecure = true\n")
+    assert main([*played.words(), "-q"]) == 0
+    assert played.calls[-1][1]["cut"] and played.where["insecure"]
+    assert main([*played.words(), "-q", "--no-cut", "--no-insecure"]) == 0
+    assert not played.calls[-1][1]["cut"] and not played.where["insecure"]
 
 
 def test_json_has_stdout_to_itself(played: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +136,61 @@ def test_ctrl_c_ends_with_the_totals_and_130(
     assert captured.out == " lived\n"
     assert "(cancelled)" in captured.err
     assert json.loads((tmp_path / "out.json").read_text())["finish"] == "cancelled"
+
+
+def test_a_cache_that_cannot_be_kept_loses_nothing_else(
+    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    played.at_close = OutputError("cannot write the suffix cache x: No space left")
+    assert main([*played.words(), "--json", "out.json"]) == OutputError.exit_code == 6
+    captured = capsys.readouterr()
+    assert captured.out == " lived in a café.\n"
+    assert captured.err.splitlines()[-2].endswith("suffix cache x: No space left")
+    assert json.loads((tmp_path / "out.json").read_text()) == played.report_of(4, "length")
+    assert main([*played.words(), "--json"]) == 6
+    assert json.loads(capsys.readouterr().out)["finish"] == "length"
+
+
+def test_a_report_that_cannot_be_kept_loses_nothing_else(
+    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The folder is there when the run begins, and gone when it ends."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    played.at_close = OutputError("cannot write the suffix cache")
+    whole = played.__exit__
+
+    def vanish(self: Any, *exc: object) -> None:
+        folder.rmdir()
+        whole(self, *exc)
+
+    played.__exit__ = vanish
+    assert main([*played.words(), "--json", "folder/out.json"]) == 6
+    captured = capsys.readouterr()
+    assert captured.out == " lived in a café.\n" and "4 tokens in 2 rounds" in captured.err
+    assert "suffix cache" in captured.err and "folder/out.json" in captured.err
+
+
+class Full(io.StringIO):
+    """A terminal's file on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("full", ["out", "report"])
+def test_a_full_disk_is_said_with_its_own_exit_code(
+    full: str, played: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if full == "report":
+        assert main([*played.words(), "--json", "/dev/full"]) == 6
+        captured = capfd.readouterr()
+        assert captured.out == " lived in a café.\n" and "/dev/full" in captured.err
+        return
+    with contextlib.redirect_stdout(Full()):
+        assert main([*played.words(), "--json", "out.json"]) == 6
+    assert "No space left" in capfd.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["tokens"] == 4
 
 
 @pytest.mark.parametrize("dash", [True, False])
@@ -201,7 +266,8 @@ def test_demo_shows_three_prompts_and_a_table(
     assert len(played.calls) == 3
     for prompt, options in played.calls:
         assert f"{prompt} lived in a café.\n" in out
-        assert (options["scheme"], options["seed"]) == ("greedy", 0)
+        assert (options["scheme"], options["seed"]) == (None, 0)
+        assert options["max_new_tokens"] == 64
     lines = out.splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("prompt "))
     total = lines[header + 5].split()
@@ -217,7 +283,7 @@ def test_demo_takes_prompts_and_samples_when_it_is_warm(
     words += ["--temperature", "0.8", "--seed", "7"]
     assert main(words) == 0
     assert [prompt for prompt, _ in played.calls] == ["One", "Two", "Three"]
-    assert {options["scheme"] for _, options in played.calls} == {"coupled"}
+    assert {options["temperature"] for _, options in played.calls} == {0.8}
     assert {options["seed"] for _, options in played.calls} == {7}
 
 
@@ -294,7 +360,7 @@ def test_each_token_has_the_colour_of_how_it_came_about(played: Any) -> None:
 
     screen = io.StringIO()
     painter = Painter(screen, words(), colour=True)
-    for chunk in played("ws://x").generate("Once"):
+    for chunk in iter(played("ws://x").generate("Once")):
         painter.show(chunk)
     green, yellow, cyan = (COLOURS[k] for k in ("accepted", "correction", "bonus"))
     assert screen.getvalue() == (

@@ -24,16 +24,8 @@ ARROWS = {
 }
 EVERYONE = {FACE, "bench"}
 # Files of the face at the bottom of everything: what packages are, and errors.
-GROUND = {
-    "clock",
-    "errors",
-    "options",
-    "exits",
-    "manifest",
-    "packages",
-    "tensors",
-    "tokenizer",
-}
+GROUND = {"clock", "errors", "exits", "manifest", "options", "packages", "tensors"}
+GROUND |= {"tokenizer"}
 DEVICE = sorted({*LEAVES, "runtime", FACE})
 HEAVY = {"torch", "transformers", "onnx"}
 

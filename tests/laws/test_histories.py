@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from world import Fault, Plan, StreamPlan
 
-from draftwire.errors import ProtocolError, VerifierError
+from draftwire.errors import BusyError, ProtocolError, VerifierError
 from draftwire.transport.messages import Commit, Provisional
 
 HISTORIES = int(os.environ.get("DRAFTWIRE_HISTORIES", "10000"))
@@ -115,6 +115,13 @@ def test_a_full_verifier_is_not_stormed():
     sink, found = one(Fault(0.0, "full", 20.0), patience_s=60.0)
     assert sink.run.finish == "length"
     assert len(found.wires) <= 14, "pauses grow although every greeting succeeds"
+
+
+def test_a_full_verifier_is_an_error_within_patience():
+    """Although one connection after another comes to be."""
+    sink, _ = one(Fault(0.0, "full", 500.0), patience_s=4.0)
+    assert sink.run.finish == "error" and isinstance(sink.error, BusyError)
+    assert sink.run.ended_s == pytest.approx(4.0, abs=0.1)
 
 
 def test_a_verifier_that_falls_silent_is_an_error_within_patience():

@@ -88,7 +88,7 @@ def test_streams_follow_each_other_on_one_connection(session):
         ({"temperature": -1}, "temperature is -1"),
         ({"scheme": "nonsense"}, "nonsense"),
         ({"block": 0}, "block is 0"),
-        ({"controller": "magic"}, "unknown controller"),
+        ({"controller": "magic"}, "controller is .magic."),
         ({"offline": "pray"}, "offline is 'pray'"),
         ({"deadline_s": 0}, "deadline_s"),
     ],

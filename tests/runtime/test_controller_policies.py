@@ -237,3 +237,20 @@ def test_what_is_out_behind_a_rejection_is_forgotten():
     assert auto._out == []
     auto.overtaken(1)  # nothing is out: learned all the same
     assert auto.survival.acceptance > 0
+
+
+def test_a_budget_ends_a_block_that_is_being_drafted():
+    controller = Auto("latency", Governor(max_watts=2.0))
+    controller.begin(Mode())
+    controller.power({"draft": 12.0, "verify-wait": 1.0})
+    block, most = [], controller.limit()
+    assert most >= 2
+    sure = Proposal(1, 0.999)
+    for _ in range(400):  # every token surely right: the budget alone can end it
+        block.append(sure)
+        controller.drafted_in(0.05)
+        if controller.enough(block):
+            break
+    assert len(block) < 400
+    controller.sent(len(block))
+    assert "budget of 2 W is near" in controller.explain()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import queue
+import asyncio
+import contextlib
 import socket
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator
+from typing import Any, AsyncIterator, Awaitable, Callable, Coroutine
 
 import pytest
 
 from draftwire.errors import (
+    BusyError,
     ConfigError,
     DraftwireError,
     IncompatibleError,
@@ -23,35 +24,64 @@ from draftwire.errors import (
 from draftwire.runtime import service_link
 from draftwire.runtime.service_link import Keeper
 from draftwire.runtime.service_notify import Notifier
-from draftwire.runtime.service_requests import Cancel, Generate, Status, parse_request
-from draftwire.runtime.service_worker import Job, Worker
+from draftwire.runtime.service_requests import (
+    Cancel,
+    Generate,
+    Status,
+    read_request,
+    request_of,
+)
+from draftwire.runtime.service_streams import MAX_STREAMS, Job, Streams
+
+
+class SandStream:
+    """A stream whose chunks are what the test says."""
+
+    def __init__(self, chunks: Callable[[SandStream], AsyncIterator[Any]]) -> None:
+        self._chunks = chunks(self)
+        self.cancelled = asyncio.Event()
+        self.report = {"tokens": 2}
+        self.finish: str | None = None
+
+    def cancel(self) -> None:
+        self.finish = "cancelled"
+        self.cancelled.set()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for found in self._chunks:
+            self.finish = self.finish or found.finish
+            yield found
 
 
 class Sand:
-    """A session whose stream is what the test says."""
+    """A session whose streams are what the test says."""
 
-    def __init__(self, chunks: Callable[[], Iterator[Any]] | None = None) -> None:
+    def __init__(
+        self, chunks: Callable[[SandStream], AsyncIterator[Any]] | None = None
+    ) -> None:
         self.link = SimpleNamespace(
             state="up", reconnects=0, attempts=0, down_s=0.0, error=""
         )
-        self.welcome = SimpleNamespace(target="sand", target_version="1")
-        self.report = {"tokens": 2}
-        self.closed = threading.Event()
-        self.cancelled = threading.Event()
-        self.options: dict[str, Any] = {}
-        self._chunks = chunks
-
-    def generate(self, prompt: Any, **options: Any) -> Iterator[Any]:
-        self.options = options
-        yield from (
-            self._chunks() if self._chunks else iter([chunk("a"), chunk("b", "stop")])
+        self.welcome = SimpleNamespace(
+            target="sand", target_version="1", compatibility="family"
         )
+        self.closed = asyncio.Event()
+        self.streams: list[SandStream] = []
+        self.options: dict[str, Any] = {}
+        self._chunks = chunks or two
 
-    def cancel(self) -> None:
-        self.cancelled.set()
+    def generate(self, prompt: Any, **options: Any) -> SandStream:
+        self.options = options
+        self.streams.append(SandStream(self._chunks))
+        return self.streams[-1]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.closed.set()
+
+
+async def two(stream: SandStream) -> AsyncIterator[Any]:
+    yield chunk("a")
+    yield chunk("b", "stop")
 
 
 def chunk(text: str, finish: str | None = None) -> Any:
@@ -66,17 +96,32 @@ def chunk(text: str, finish: str | None = None) -> Any:
     )
 
 
-def kept(make: Callable[[], Any]) -> tuple[Keeper, list[str], list[DraftwireError]]:
-    said: list[str] = []
-    fatal: list[DraftwireError] = []
-    return Keeper(make, said.append, fatal.append), said, fatal
+Test = Callable[[], Coroutine[Any, Any, None]]
 
 
-def wait_for(check: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+def within(test: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    """Run a test that would otherwise hang for ever when it fails."""
+    asyncio.run(asyncio.wait_for(test(*args), 60))
+
+
+async def until(check: Callable[[], Any]) -> None:
     while not check():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def kept(
+    make: Callable[[bool], Awaitable[Any]],
+) -> AsyncIterator[tuple[Keeper, list[str], asyncio.Task[None]]]:
+    said: list[str] = []
+    keeper = Keeper(make, said.append)
+    task = asyncio.ensure_future(keeper.run())
+    try:
+        yield keeper, said, task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, DraftwireError):
+            await task
 
 
 @pytest.fixture(autouse=True)
@@ -85,175 +130,237 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_link, "_LOOK_S", 0.01)
 
 
-def test_it_connects_for_ever_and_again_after_a_refusal() -> None:
-    tries = iter(
-        [
-            TransportError("gone"),
-            RefusedError("wrong token"),
-            IncompatibleError("another tokenizer"),
-            first := Sand(),
-            ConfigError("the token file is being replaced"),
-            second := Sand(),
-        ]
-    )
+def raising(*errors: DraftwireError) -> Callable[[bool], Awaitable[Any]]:
+    tries = iter(errors)
 
-    def make() -> Any:
-        found = next(tries)
-        if isinstance(found, DraftwireError):
-            raise found
-        return found
+    async def make(again: bool) -> Any:
+        raise next(tries)
 
-    keeper, said, fatal = kept(make)
-    assert keeper.state()["state"] == "connecting"
-    keeper.start()
-    assert keeper.wait(60, threading.Event()) is first
-    first.link.state, first.link.error = "failed", "token revoked"
-    wait_for(first.closed.is_set)
-    wait_for(lambda: keeper.session is second)
-    wait_for(lambda: said[-1] == "connected to target sand")
-    second.link.state = "reconnecting"
-    wait_for(lambda: "reconnecting" in said[-1])
-    keeper.close()
-    assert second.closed.is_set() and not fatal
-    assert [s for s in said if "gone" in s or "wrong token" in s]
+    return make
+
+
+def test_it_tries_for_ever_and_again_after_a_refusal() -> None:
+    async def test() -> None:
+        first, second = Sand(), Sand()
+        tries = iter(
+            [
+                RefusedError("wrong token"),
+                IncompatibleError("another tokenizer"),
+                first,
+                ConfigError("the token file is being replaced"),
+                second,
+            ]
+        )
+        greeted = []
+
+        async def make(again: bool) -> Any:
+            greeted.append(again)
+            found = next(tries)
+            if isinstance(found, DraftwireError):
+                raise found
+            return found
+
+        async with kept(make) as (keeper, said, task):
+            assert keeper.state()["state"] == "connecting"
+            assert await keeper.wait("wait", 60) is first
+            await until(lambda: said[-1] == "connected to target sand")
+            first.link.state, first.link.error = "failed", "token revoked"
+            await first.closed.wait()
+            await until(lambda: keeper.session is second)
+            await until(lambda: said[-1] == "connected to target sand")
+            second.link.state = "reconnecting"
+            await until(lambda: "link lost, reconnecting" in said[-1])
+            assert not task.done()
+        await second.closed.wait()
+        assert [s for s in said if "wrong token" in s]
+        # A verifier that refused is asked before a model is loaded for it again.
+        assert greeted == [False, True, True, True, True]
+
+    within(test)
 
 
 @pytest.mark.parametrize("error", [ConfigError("no such file"), ModelError("no engine")])
 def test_what_only_this_board_can_mend_ends_it(error: DraftwireError) -> None:
-    def make() -> Any:
-        raise error
+    async def test() -> None:
+        async with kept(raising(error)) as (_, _, task):
+            with pytest.raises(type(error), match=str(error)):
+                await task
 
-    keeper, _, fatal = kept(make)
-    keeper.start()
-    wait_for(lambda: fatal)
-    assert fatal == [error]
-    keeper.close()
-
-
-def test_a_bug_ends_the_service_and_does_not_leave_it_connecting_for_ever() -> None:
-    def make() -> Any:
-        raise AttributeError("no such thing")
-
-    keeper, _, fatal = kept(make)
-    keeper.start()
-    wait_for(lambda: fatal)
-    assert fatal[0].exit_code == 1 and "AttributeError" in str(fatal[0])
-    keeper.close()
+    within(test)
 
 
 def test_a_clock_of_1970_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make() -> Any:
-        raise TransportError("the certificate of wss://x is not trusted: not yet valid")
-
+    error = RefusedError("the certificate of wss://x is not trusted: not yet valid")
     monkeypatch.setattr(service_link.time, "time", lambda: 60.0)
-    keeper, said, _ = kept(make)
-    keeper.start()
-    wait_for(lambda: said)
-    assert "the clock of this board is not set" in said[0]
-    assert "the clock" in keeper.state()["error"]
-    keeper.close()
+
+    async def test() -> None:
+        async with kept(raising(error, error)) as (keeper, said, _):
+            await until(lambda: said)
+            assert "the clock of this board is not set" in said[0]
+            assert "the clock" in keeper.state()["error"]
+
+    within(test)
 
 
-def working(session: Any, **options: Any) -> tuple[Worker, Keeper]:
-    keeper, _, _ = kept(lambda: session)
-    keeper.start()
-    assert keeper.wait(60, threading.Event()) is session
-    worker = Worker(keeper, {"block": 2, "temperature": 0.5}, **options)
-    worker.start()
-    return worker, keeper
+def test_only_guesses_begin_before_anything_is_known_of_the_verifier() -> None:
+    async def test() -> None:
+        session = Sand()
+        session.link.state, session.welcome.compatibility = "reconnecting", "unknown"
+
+        async def make(again: bool) -> Any:
+            return session
+
+        async with kept(make) as (keeper, said, _):
+            assert await keeper.wait("draft", 0) is session
+            assert keeper.state()["state"] == "connecting" and keeper.target() is None
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(keeper.wait("wait", 60), 0.05)
+            session.link.state, session.welcome.compatibility = "up", "tokenizer"
+            assert await keeper.wait("wait", 60) is session
+
+    within(test)
 
 
-def ask(worker: Worker, **options: Any) -> tuple[Job, queue.Queue[dict[str, Any]]]:
-    events: queue.Queue[dict[str, Any]] = queue.Queue()
+def working(
+    session: Any, test: Callable[[Streams], Coroutine[Any, Any, None]], **options: Any
+) -> None:
+    async def whole() -> None:
+        made = session()
 
-    def send(event: dict[str, Any]) -> bool:
-        events.put(event)
+        async def make(again: bool) -> Any:
+            return made
+
+        async with kept(make) as (keeper, _, _):
+            streams = Streams(keeper, {"block": 2, "temperature": 0.5}, **options)
+            await test(streams)
+            await streams.close()
+
+    within(whole)
+
+
+def ask(streams: Streams, **options: Any) -> tuple[Job, list[Any]]:
+    events: list[Any] = []
+
+    def send(event: Any) -> bool:
+        events.append(event)
         return True
 
     job = Job(Generate("x", "prompt", options), send)
-    worker.submit(job)
+    streams.submit(job)
     return job, events
 
 
+def over(events: list[Any]) -> bool:
+    return bool(events) and events[-1]["event"] in ("done", "error")
+
+
 def test_defaults_and_the_deadline_counts_from_arrival() -> None:
-    session = Sand()
-    worker, keeper = working(session)
-    _, events = ask(worker, temperature=0.0, deadline_s=50.0)
-    got = [events.get(timeout=60) for _ in range(3)]
-    assert [e["event"] for e in got] == ["chunk", "chunk", "done"]
-    assert got[-1]["finish"] == "stop" and got[-1]["tokens"] == 2
-    assert session.options["block"] == 2 and session.options["temperature"] == 0.0
-    assert 0 < session.options["deadline_s"] < 50
-    worker.close()
-    keeper.close()
+    sessions = []
+
+    def session() -> Sand:
+        sessions.append(Sand())
+        return sessions[0]
+
+    async def test(streams: Streams) -> None:
+        _, got = ask(streams, temperature=0.0, deadline_s=50.0)
+        await until(lambda: over(got))
+        assert [e["event"] for e in got] == ["chunk", "chunk", "done"]
+        assert got[-1]["finish"] == "stop" and got[-1]["tokens"] == 2
+        found = sessions[0].options
+        assert found["block"] == 2 and found["temperature"] == 0.0
+        assert 0 < found["deadline_s"] < 50
+
+    working(session, test)
 
 
 def test_one_bad_stream_does_not_end_the_service() -> None:
-    def broken() -> Iterator[Any]:
+    async def broken(stream: SandStream) -> AsyncIterator[Any]:
         yield chunk("a")
         raise KeyError("a bug")
 
-    session = Sand(broken)
-    worker, keeper = working(session)
-    for _ in range(2):
-        _, events = ask(worker)
-        assert events.get(timeout=60)["event"] == "chunk"
-        answer = events.get(timeout=60)
-        assert answer["event"] == "error" and "this is a bug" in answer["message"]
-    assert worker.healthy and worker.counts["failed"] == 2
-    worker.close()
-    keeper.close()
+    async def test(streams: Streams) -> None:
+        for _ in range(2):
+            _, got = ask(streams)
+            await until(lambda got=got: over(got))
+            assert got[-1]["event"] == "error" and "this is a bug" in got[-1]["message"]
+            assert got[-1]["id"] == "x"
+        assert streams.healthy and streams.counts["failed"] == 2
+
+    working(lambda: Sand(broken), test)
 
 
 def test_a_stream_that_hangs_stops_the_watchdogs_pings() -> None:
-    held = threading.Event()
+    async def test(streams: Streams) -> None:
+        assert streams.healthy
+        _, got = ask(streams, patience_s=0.05)
+        await until(lambda: not streams.healthy)
+        held.set()
+        await until(lambda: over(got))
+        assert streams.healthy
 
-    def hang() -> Iterator[Any]:
+    held = asyncio.Event()
+
+    async def hang(stream: SandStream) -> AsyncIterator[Any]:
         yield chunk("a")
-        held.wait(60)
+        await held.wait()
         yield chunk("b", "stop")
 
-    worker, keeper = working(Sand(hang), slack_s=0.05)
-    assert worker.healthy
-    _, events = ask(worker, patience_s=0.05)
-    wait_for(lambda: not worker.healthy)
-    held.set()
-    wait_for(lambda: worker.healthy)
-    worker.close()
-    keeper.close()
-    assert not worker.healthy  # a worker that is gone serves nobody
+    working(lambda: Sand(hang), test, slack_s=0.05)
+
+
+async def endless(stream: SandStream) -> AsyncIterator[Any]:
+    yield chunk("a")
+    await stream.cancelled.wait()
+    yield chunk("b")
 
 
 def test_going_away_refuses_those_that_wait() -> None:
-    held = threading.Event()
+    async def test(streams: Streams) -> None:
+        running = []
+        for _ in range(MAX_STREAMS):
+            running.append(ask(streams)[1])
+            await until(lambda: running[-1])
+        _, waiting = ask(streams)
+        cancelled, late = ask(streams), ask(streams, deadline_s=0.02)
+        assert (streams.running, streams.waiting) == (MAX_STREAMS, 3)
+        cancelled[0].stop()
+        await until(lambda: over(cancelled[1]) and over(late[1]))
+        assert cancelled[1][0]["finish"] == "cancelled"
+        assert late[1][0]["kind"] == BusyError.__name__
+        assert "deadline" in late[1][0]["message"]
+        await streams.close()
+        assert [e["message"] for e in waiting] == ["the service is going away"]
+        assert [got[-1]["finish"] for got in running] == ["cancelled"] * MAX_STREAMS
 
-    def slow() -> Iterator[Any]:
-        yield chunk("a")
-        held.wait(60)
-        yield chunk("b")
+    working(lambda: Sand(endless), test)
 
-    session = Sand(slow)
-    worker, keeper = working(session)
-    _, running = ask(worker)
-    assert running.get(timeout=60)["event"] == "chunk"
-    _, waiting = ask(worker)
-    closing = threading.Thread(target=worker.close)
-    closing.start()
-    assert session.cancelled.wait(60)
-    held.set()
-    closing.join(60)
-    assert waiting.get(timeout=60)["message"] == "the service is going away"
-    kinds = [running.get(timeout=60) for _ in range(2)]
-    assert kinds[-1]["finish"] == "cancelled"
-    keeper.close()
+
+def test_without_a_verifier_a_stream_says_so_and_not_nothing() -> None:
+    async def test() -> None:
+        keeper = Keeper(raising(), lambda sentence: None)
+        streams = Streams(keeper, {})
+        answers = [
+            ask(streams, patience_s=0.01)[1],
+            ask(streams, deadline_s=0.01)[1],
+            ask(streams, offline="error")[1],
+        ]
+        await until(lambda: all(over(got) for got in answers))
+        for (got,) in answers:
+            assert (
+                got["kind"] == TransportError.__name__
+                and "no verifier yet" in got["message"]
+            )
+
+    within(test)
 
 
 def test_requests() -> None:
-    assert parse_request(b'{"op": "status", "id": 3}') == Status(3)
-    assert parse_request(b'{"op": "cancel", "id": "a"}') == Cancel("a")
-    found = parse_request(
-        '{"prompt": "ä", "seed": 18446744073709551615, "stop": null}'.encode()
-    )
+    def read(line: bytes) -> Any:
+        return request_of(*read_request(line))
+
+    assert read(b'{"op": "status", "id": 3}') == Status(3)
+    assert read(b'{"op": "cancel", "id": "a"}') == Cancel("a")
+    found = read('{"prompt": "ä", "seed": 18446744073709551615, "stop": null}'.encode())
     assert found == Generate(None, "ä", {"seed": 2**64 - 1})
 
 

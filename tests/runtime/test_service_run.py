@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import json
 import os
@@ -180,8 +181,10 @@ def test_a_verifier_that_comes_goes_and_comes_back(tmp_path: Path) -> None:
         with running.client() as client:
             with pytest.raises(TransportError, match="no verifier yet"):
                 list(client.generate("a", patience_s=0.1))
-            (late,) = client.generate("a", deadline_s=0.1)
-            assert late["finish"] == "deadline"
+            with pytest.raises(TransportError, match="no verifier yet"):
+                list(client.generate("a", deadline_s=0.1))
+            with pytest.raises(TransportError, match="no verifier yet"):
+                list(client.generate("a", offline="error"))
         with verifier(port):
             running.up()
             with running.client() as client:
@@ -221,27 +224,77 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
 
 
-def test_streams_cancel_and_leave(shared: Running) -> None:
-    with shared.client() as client, shared.client() as other:
-        stream = client.generate("Once", max_new_tokens=8000)
+def test_without_a_verifier_the_draft_answers_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A robot boots in a cellar: text at once, marked; and verified once there is one."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+    with service(tmp_path, port, "--offline", "draft", "--patience", "0") as running:
+        ask = ["service", "ask", "Once", "--socket", str(running.socket)]
+        with running.client() as client:
+            events = list(client.generate("Once", max_new_tokens=8))
+        assert events[-1]["finish"] == "length" and events[-1]["tokens"] >= 7
+        assert not any(e["verified"] for e in events[:-1] if e["token_ids"])
+        assert "draft's alone" in " ".join(events[-1]["report"]["warnings"])
+        assert running.status()["target"] is None
+        assert main([*ask, "--max-new-tokens", "8"]) == 0
+        said = capsys.readouterr()
+        assert said.out.strip("\n") == text_of(events) and "draft's alone" in said.err
+        # Whoever wants verified text is told that there is none, and why.
+        assert main([*ask, "--offline", "wait", "--deadline", "0.1"]) == 4
+        assert "no verifier yet" in capsys.readouterr().err
+        with verifier(port):
+            running.up()
+            assert main([*ask, "--max-new-tokens", "8", "-q"]) == 0
+            assert "alone" not in capsys.readouterr().err
+            with running.client() as client:
+                events = list(client.generate("Once", max_new_tokens=8))
+            assert events[-1]["report"]["target"]["name"] == "tiny"
+            assert all(e["verified"] for e in events[:-1])
+    with service(tmp_path, port) as second:  # what the verifier said is remembered
+
+        def known() -> Any:
+            return second.status()["target"]
+
+        assert eventually(known, "the target is known")["name"] == "tiny"
+
+
+def test_streams_run_together_cancel_and_leave(shared: Running) -> None:
+    def quiet() -> bool:
+        found = shared.status()["streams"]
+        return found["running"] == found["waiting"] == 0
+
+    with shared.client() as client:
+        alone = list(client.generate("Once", max_new_tokens=40))
+    clients = [shared.client() for _ in range(5)]
+    streams = [c.generate("Once", max_new_tokens=150) for c in clients[:4]]
+    for stream in streams:  # four at once
         next(stream)
-        # The second program waits for its turn, and gets it when the first one ends.
+    with clients[4] as other:
+        # The fifth program waits for its turn, and gets it when one ends.
         answer: list[dict[str, Any]] = []
         waiting = threading.Thread(
-            target=lambda: answer.extend(other.generate("Twice", max_new_tokens=4))
+            target=lambda: answer.extend(other.generate("Once", max_new_tokens=40))
         )
         waiting.start()
-        eventually(lambda: shared.status()["streams"]["waiting"] == 1, "it waits")
-        stream.close()  # sends cancel
+        streams[0].close()  # sends cancel
         waiting.join(PATIENCE_S)
-        assert answer[-1]["finish"] == "length"
+        assert text_of(answer) == text_of(alone)
+        assert answer[-1]["report"]["token_ids"] == alone[-1]["report"]["token_ids"]
+    for client, stream in zip(clients[1:4], streams[1:4]):
+        events = list(stream)
+        assert events[-1]["finish"] == "length", events[-1]
+        client.close()
+    clients[0].close()
     before = shared.status()["streams"]["cancelled"]
     gone = shared.client()
     next(gone.generate("Once", max_new_tokens=8000))
     gone._file.close()  # without a cancel, as a crashed program
     gone._socket.close()
     eventually(lambda: shared.status()["streams"]["cancelled"] > before, "it is cancelled")
-    eventually(lambda: not shared.status()["streams"]["running"], "nothing runs")
+    eventually(quiet, "nothing runs")
 
 
 def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
@@ -268,7 +321,7 @@ def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
         (b'{"op": "dance"}', "no op 'dance'"),
         (b'{"op": "status", "x": 1}', "takes no 'x'"),
         (b'{"op": "cancel", "id": "nobody"}', "no running stream"),
-        (b'{"prompt": 7}', "needs a prompt"),
+        (b'{"prompt": 7}', "neither text nor"),
         (b'{"prompt": [1, "a"]}', "list of token ids"),
         (b'{"prompt": [999999]}', "outside"),
         (b'{"prompt": "a", "temprature": 1}', "no option 'temprature'"),
@@ -277,9 +330,11 @@ def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
         (b'{"prompt": "a", "deadline_s": NaN}', "deadline_s is nan"),
         (b'{"prompt": "a", "deadline_s": 1e999}', "deadline_s is inf"),
         (b'{"prompt": "a", "top_p": 0}', "top_p is 0"),
-        (b'{"prompt": "a", "offline": "maybe"}', "offline is maybe"),
+        (b'{"prompt": "a", "offline": "maybe"}', "offline is 'maybe'"),
         (b'{"prompt": "a", "objective": "speed"}', "speed"),
-        (b'{"prompt": "a", "controller": "no-such"}', "no-such"),
+        (b'{"prompt": "a", "controller": "no-such"}', "controller is 'no-such'"),
+        (b'{"prompt": "\\ud800"}', "not Unicode text"),
+        (b'{"prompt": ""}', "the prompt is empty"),
         (b'{"prompt": "a", "stop": ["", 3]}', "stop is"),
         (b'{"prompt": "a", "scheme": "no-such"}', "no-such"),
         (b'{"prompt": "a", "id": [1]}', "id must be"),
@@ -287,9 +342,65 @@ def raw(running: Running, *lines: bytes) -> list[dict[str, Any]]:
     ],
 )
 def test_wrong_requests_are_explained(shared: Running, line: bytes, complaint: str) -> None:
-    answer, then = raw(shared, line, b'{"op": "status", "id": 1}')
+    named = (
+        line[:-1] + b', "id": 7}' if line.startswith(b'{"') and b"id" not in line else line
+    )
+    answer, then = raw(shared, named, b'{"op": "status", "id": 1}')
     assert answer["event"] == "error" and complaint in answer["message"], answer
+    assert answer["id"] == {True: 7, False: None}[named is not line] or b'"id"' in line
     assert then["event"] == "status" and then["healthy"]
+
+
+@pytest.mark.parametrize("size", [255 << 10, 256 << 10, (256 << 10) + 1, 300 << 10])
+@pytest.mark.parametrize("how", ["byte by byte", "at once", "newline apart"])
+def test_a_limit_does_not_depend_on_how_bytes_arrive(size: int, how: str) -> None:
+    """A line of ``size`` bytes passes when it is at most 256 KiB, and else never."""
+    from draftwire.runtime.service import _lines
+    from draftwire.runtime.service_requests import MAX_LINE
+
+    async def feed() -> list[bytes]:
+        reader = asyncio.StreamReader(limit=MAX_LINE)
+        line = b"x" * size
+        if how == "at once":
+            reader.feed_data(line + b"\nshort\n")
+            reader.feed_eof()
+            return [found async for found in _lines(reader)]
+
+        async def slowly() -> None:
+            if how == "newline apart":
+                reader.feed_data(line)
+                await asyncio.sleep(0.01)
+            else:
+                for at in range(0, size, 4096):  # bytes in the end: the last 3,000
+                    reader.feed_data(line[at : at + 4096])
+                    await asyncio.sleep(0)
+            for byte in (b"\n", *(b"short"[i : i + 1] for i in range(5)), b"\n"):
+                reader.feed_data(byte)
+                await asyncio.sleep(0)
+            reader.feed_eof()
+
+        feeding = asyncio.ensure_future(slowly())
+        try:
+            return [found async for found in _lines(reader)]
+        finally:
+            await feeding
+
+    if size <= 256 << 10:
+        assert asyncio.run(feed()) == [b"x" * size, b"short"]
+    else:
+        with pytest.raises(ConfigError, match="at most 256 KiB"):
+            asyncio.run(feed())
+
+
+def test_a_request_in_single_bytes_is_one_request(shared: Running) -> None:
+    line = b'{"op": "status", "id": "bytes"}\n' * 2
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect(str(shared.socket))
+        for byte in line:
+            sock.sendall(bytes([byte]))
+        with sock.makefile("rb") as file:
+            assert [json.loads(file.readline())["id"] for _ in range(2)] == ["bytes"] * 2
 
 
 def test_limits(shared: Running) -> None:
@@ -312,7 +423,7 @@ def test_limits(shared: Running) -> None:
             except DraftwireError as exc:
                 errors.append(exc)
 
-        for stream in streams[1:10]:  # 8 may wait
+        for stream in streams[1:13]:  # 4 run, 8 may wait
             threads.append(threading.Thread(target=one, args=(stream,)))
             threads[-1].start()
         eventually(lambda: errors, "one is refused")
@@ -357,7 +468,11 @@ def test_the_commands(shared: Running, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith("up: target ")
     with shared.client() as client:
         whole = list(client.generate("Once", max_new_tokens=5))
-        other = {"pipeline": 2, "objective": "latency", "controller": "fixed:3"}
+        other: dict[str, Any] = {
+            "pipeline": 2,
+            "objective": "latency",
+            "controller": "fixed:3",
+        }
         assert text_of(list(client.generate("Once", max_new_tokens=5, **other))) == text_of(
             whole
         )

@@ -15,7 +15,15 @@ from draftwire.runtime.actions import (
 from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.edge_session import EdgeSession
 from draftwire.sampling import Proposal, SamplingParams, make_proposer
-from draftwire.transport.messages import Block, Bye, Commit, Finish, Open, Opened
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Finish,
+    Open,
+    Opened,
+    Resumed,
+)
 from draftwire.verifier.target_session import TargetSession
 
 
@@ -108,6 +116,17 @@ def test_more_text_than_asked_for_is_refused():
     session.message(Opened(1))
     session.message(Commit(0, 0, 1, Finish.LENGTH))
     assert session.message(Commit(0, 0, 1)) == []
+
+
+@pytest.mark.parametrize("position", [1, 3])
+def test_a_resume_at_another_position_is_refused(position):
+    session = edge()
+    session.start()
+    session.message(Opened(1, b"s" * 8, b"t" * 16))
+    session.link_lost()
+    session.link_up(resume=True)
+    with pytest.raises(ProtocolError, match=f"resumes at {position}, not at 0"):
+        session.message(Resumed(1, position, (4, 4)))
 
 
 def test_verdicts_of_an_earlier_stream_are_ignored():

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, OutputError
 from draftwire.runtime.suffix_cache import SuffixCache
 
 VOCAB = 1000
@@ -141,5 +141,5 @@ def test_damaged_files_are_refused(tmp_path):
     for other, name in ((VOCAB, "xyz"), (VOCAB + 1, "abc")):
         with pytest.raises(ConfigError, match="another tokenizer"):
             SuffixCache(other).load(path, name)
-    with pytest.raises(ConfigError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         cache.save(tmp_path / "no" / "such")

@@ -18,7 +18,8 @@ from draftwire.sampling import SCHEMES
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.transport.states import after, diagram, fill
 from draftwire.verifier import target_session
-from draftwire.verifier.target_session import TABLE, State, TargetSession
+from draftwire.verifier.states import TABLE, State
+from draftwire.verifier.target_session import TargetSession
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "transport" / "PROTOCOL.md"
 
@@ -132,7 +133,7 @@ def test_every_line_of_the_table_can_happen_and_nothing_else_does(monkeypatch):
         seen.add((state, event, found))
         return found
 
-    monkeypatch.setattr(target_session.states, "after", note)
+    monkeypatch.setattr(target_session, "after", note)
     for _ in range(600):
         found = session(
             scheme="separate",

@@ -52,7 +52,7 @@ class Cloud:
         self.target = CachedTarget(V, slots=slots, exits=exits, wrong=frozenset({1}))
         cost = lambda parts, prefill: 0.01 + 0.001 * sum(map(len, parts))  # noqa: E731
         kind = Slow if slow else VirtualExecutor
-        executor = kind(self.clock, self.target, cost, (0.3, 0.6)[:exits])
+        executor = kind(self.target, self.clock, cost, (0.3, 0.6)[:exits])
         scheduler = Scheduler(self.target, executor, self.clock, chunk=4, max_tokens=64)
         served = Served(self.target, scheduler, frozenset())
         self.usage = Usage(Account("", "everyone"))

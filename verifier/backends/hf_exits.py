@@ -14,37 +14,26 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from draftwire.errors import PackageError
-from draftwire.exits import EXITS_FILE, exits_of_header, torch_places
+from draftwire.exits import exits_of_header, torch_places
 from draftwire.packages import Exit
 from draftwire.tensors import TensorFile
 
-__all__ = ["HFExits", "load_exits"]
-
-
-def load_exits(model: Any, folder: Path) -> HFExits | None:
-    """Return the exits of a model, or None when there is no file of them.
-
-    Args:
-        model: The target, adapter merged, on its device.
-        folder: Where ``exits.safetensors`` lies.
-
-    Raises:
-        PackageError: The file is damaged, or another model's.
-        ModelError: No exits can be put into this model.
-    """
-    path = folder / EXITS_FILE
-    return HFExits(model, path) if path.is_file() else None
+__all__ = ["HFExits"]
 
 
 class HFExits:
     """The exits of one model.
 
     Args:
-        model: The target.
+        model: The target, adapter merged, on its device.
         path: The file.
 
     Attributes:
         exits: From the lowest up.
+
+    Raises:
+        PackageError: The file is damaged, or another model's.
+        ModelError: No exits can be put into this model.
     """
 
     exits: tuple[Exit, ...]

@@ -21,10 +21,11 @@ from typing import Any, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
-from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.exits import EXITS_FILE
+from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
-from draftwire.verifier.backends.hf_exits import HFExits, load_exits
+from draftwire.verifier.backends.hf_exits import HFExits
 
 __all__ = ["HFTarget"]
 
@@ -123,8 +124,10 @@ class HFTarget:
         self._cache = _slot_cache(config, slots, self.context, self._model)
         self._exits: HFExits | None = None
         self._probe()
-        self._exits = load_exits(self._model, folder)
-        self.exits = self._exits.exits if self._exits is not None else ()
+        self.exits: tuple[Exit, ...] = ()
+        if (folder / EXITS_FILE).is_file():
+            self._exits = HFExits(self._model, folder / EXITS_FILE)
+            self.exits = self._exits.exits
 
     def allocate(self) -> int:
         """Take a KV slot; see ``TargetBackend.allocate``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from typing import Any, NoReturn, Sequence
 
-from draftwire.errors import ConfigError, DraftwireError
+from draftwire.errors import ConfigError, DraftwireError, OutputError
 
 __all__ = ["COMMANDS", "main"]
 
@@ -35,12 +36,14 @@ exit codes:
   3    board or sensor
   4    transport: the verifier is gone, late or refused
   5    model: a package does not load, or does not match
+  6    the result is there, and could not be written (a full disk)
   130  interrupted
 
 every command takes --debug (show tracebacks) and --no-color (also: NO_COLOR)
 """
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parse(words)
         args.no_color = "--no-color" in everywhere
         args.debug = debug
+        if getattr(args, "json", None):
+            from draftwire.cli._common import check_output
+
+            check_output(args.json)  # not after minutes of work
         code = int(args.run(args) or 0)
         sys.stdout.flush()
         return code
@@ -92,11 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
     except Exception as exc:  # noqa: BLE001  the last resort: no traceback for users
         if debug:
             raise
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            error = OutputError(f"cannot write the output: {exc.strerror}")
+            _complain(words, "OutputError", str(error), error.hint)
+            return error.exit_code
         _complain(
             words,
             "InternalError",
@@ -104,6 +115,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "run it again with --debug and report the traceback",
         )
         return 1
+
+
+def _drop_stdout() -> None:
+    """What is still to be written goes nowhere, without further complaint."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _split_global(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -150,11 +166,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 def _complain(words: Sequence[str], kind: str, message: str, hint: str) -> None:
     from draftwire.cli._common import json_destination, write_json
 
+    try:
+        sys.stdout.flush()
+    except OSError:  # full, or nobody reads: Python must not try again at its end
+        _drop_stdout()
     print(f"draftwire: error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     destination = json_destination(words)
-    if destination is not None:
+    if destination is not None and kind != "OutputError":  # then the result is there
         error = {"kind": kind, "message": message, "hint": hint}
         try:
             write_json({"error": error}, destination)

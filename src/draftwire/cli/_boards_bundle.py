@@ -228,7 +228,7 @@ def _content(
 ) -> Content:
     from draftwire.boards.bundle import Content
 
-    settings = {} if values["target"] is None else {"target": str(values["target"])}
+    settings = {} if not values["target"] else {"target": str(values["target"])}
     return Content(
         board=profile.name,
         title=profile.title,

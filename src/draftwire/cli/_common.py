@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Iterable, Sequence
+from typing import IO, Any, Iterable, Mapping, Sequence
 
-from draftwire.errors import ConfigError
-from draftwire.settings import SETTINGS, Value, resolve
+from draftwire.errors import ConfigError, OutputError
+from draftwire.options import OPTIONS, Option, Options, options_of
+from draftwire.settings import Value, resolve
 
 __all__ = [
     "add_common_flags",
+    "add_explain",
+    "add_options",
     "add_settings",
-    "connect_options",
+    "check_output",
     "format_table",
-    "generate_options",
     "json_destination",
+    "option_values",
     "read_settings",
     "read_token",
+    "say_block",
+    "session_options",
     "start_logging",
+    "stream_options",
+    "verifier_url",
     "wants_colour",
     "write_json",
 ]
@@ -50,26 +58,153 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Switch(argparse.Action):
+    """``--cut`` and ``--no-cut``: either wins over a file."""
+
+    def __call__(
+        self, parser: Any, space: Any, values: Any, word: str | None = None
+    ) -> None:
+        setattr(space, self.dest, not str(word).startswith("--no-"))
+
+
+def _add_option(group: Any, option: Option, default: Any, help: str = "") -> None:
+    words: dict[str, Any] = {"dest": option.name, "default": None}
+    names = [option.flag]
+    if option.rule.kind is bool:
+        words.update(action=_Switch, nargs=0)
+        names.append("--no-" + option.flag[2:])
+    else:
+        words["metavar"] = option.rule.shown
+        if option.rule.kind is tuple:
+            words["action"] = "append"
+    note = "" if default in (None, False, (), "") else f" (default: {default})"
+    group.add_argument(
+        *names, help=(help or option.help).replace("%", "%%") + note, **words
+    )
+
+
+def _note(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Remember which flags are settings, for :func:`read_settings`."""
+    names = [option.name for option in options if not option.secret]
+    parser.set_defaults(settings=(parser.get_default("settings") or []) + names)
+
+
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Add a flag for each of these settings; `read_settings` checks the values."""
-    for name in names:
-        setting = SETTINGS[name]
-        note = "" if setting.default is None else f" (default: {setting.default})"
-        parser.add_argument(
-            setting.flag,
-            dest=name,
-            metavar=name.upper(),
-            help=setting.help.replace("%", "%%") + note,
-        )
+    """Add a flag for each of these options; `read_settings` checks the values."""
+    options = [OPTIONS[name] for name in names]
+    for option in options:
+        _add_option(parser, option, option.default)
+    _note(parser, options)
 
 
-ENGINE_SETTINGS = ("precision", "engine", "provider", "threads")
+def add_options(
+    parser: argparse.ArgumentParser,
+    groups: Sequence[type[Options]],
+    *,
+    without: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, argparse._ArgumentGroup]:
+    """Add a flag for each option of ``groups``: the common ones first, then by title.
+
+    Args:
+        parser: Of a command.
+        groups: Of options.
+        without: Options that this command does not have.
+        defaults: Options for which it has a default of its own.
+
+    Returns:
+        The groups of the help, by title.
+    """
+    found: dict[str, argparse._ArgumentGroup] = {}
+    defaults = dict(defaults or {})
+    for group in groups:
+        found[group.title] = parser.add_argument_group(group.title)
+        wanted = [o for o in options_of(group) if o.name not in without and not o.secret]
+        for option in wanted:
+            where = parser if option.common else found[group.title]
+            _add_option(where, option, defaults.get(option.name, option.default))
+        _note(parser, wanted)
+    parser.set_defaults(defaults=defaults)
+    return found
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
     """Return all settings, those of ``args`` before any other."""
-    flags = {name: getattr(args, name, None) for name in SETTINGS}
-    return resolve(flags, config=args.config)
+    flags = {name: getattr(args, name) for name in getattr(args, "settings", ())}
+    defaults = getattr(args, "defaults", None)
+    return resolve(flags, config=args.config, defaults=defaults)
+
+
+def add_explain(group: argparse._ArgumentGroup) -> None:
+    """Add ``--explain``; :func:`say_block` is what it asks for."""
+    group.add_argument(
+        "--explain",
+        action="store_true",
+        help="say on stderr why each block ended where it did",
+    )
+
+
+def say_block(line: str) -> None:
+    """Say why a block left."""
+    print(f"block: {line}", file=sys.stderr)
+
+
+def verifier_url(values: Mapping[str, Value]) -> str:
+    """Return the verifier's address.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not values["verifier"].value:
+        raise ConfigError(
+            "no verifier is set",
+            hint="give --verifier ws://HOST:PORT, or verifier = ... in draftwire.toml",
+        )
+    return str(values["verifier"].value)
+
+
+def option_values(values: Mapping[str, Value], *groups: type[Options]) -> dict[str, Any]:
+    """Return the values of the options of ``groups``, by name."""
+    return {option.name: values[option.name].value for option in options_of(*groups)}
+
+
+def stream_options(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return what ``session.generate`` takes of the settings.
+
+    Raises:
+        ConfigError: They do not go together; that is said before a verifier is started
+            or a model is loaded for nothing.
+    """
+    from draftwire.options import STREAM_GROUPS, Pacing, Power, Sampling
+    from draftwire.runtime.options import check_stream
+
+    found = option_values(values, *STREAM_GROUPS)
+    check_stream(Sampling.pick(found), Pacing.pick(found), Power.pick(found))
+    return found
+
+
+def session_options(values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return what ``draftwire.connect`` takes of the settings, but the URL.
+
+    Raises:
+        ConfigError: The token file does not hold a token.
+    """
+    from draftwire.options import CONNECT_GROUPS
+
+    found = option_values(values, *CONNECT_GROUPS)
+    draft, file = values["draft"].value, values["token_file"]
+    if draft is None:
+        from draftwire.reference import draft_path
+
+        draft = draft_path()
+    if file.value is not None:
+        if found["token"] is not None:
+            raise ConfigError(
+                "both a token and a token file are set",
+                hint=f"leave out one of {values['token'].origin} and {file.origin}",
+            )
+        found["token"] = read_token(file.value)
+    return {**found, "draft": draft, "offline": values["offline"].value or "wait"}
 
 
 def read_token(path: Path) -> str:
@@ -151,89 +286,64 @@ def json_destination(words: Sequence[str]) -> str | None:
     return None
 
 
+def check_output(destination: str | None) -> None:
+    """See that a result can be written to ``destination``, before there is one.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if destination is None or destination == "-":
+        return
+    path = Path(destination)
+    try:
+        if path.exists() and not path.is_file():
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:  # it is replaced: what counts is the folder
+            with tempfile.NamedTemporaryFile(dir=str(path.parent), prefix=f".{path.name}."):
+                pass
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise ConfigError(f"cannot write {destination}: {why}") from exc
+
+
 def write_json(document: object, destination: str) -> None:
     """Write ``document`` to stdout (``-``) or to a file, whole or not at all.
 
     Raises:
-        ConfigError: The file cannot be written.
+        OutputError: The file cannot be written.
     """
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no Unicode (half of a surrogate pair) becomes the JSON escape that it is.
+    data = text.encode("utf-8", "backslashreplace")
     if destination == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(data.decode("utf-8"))
         sys.stdout.flush()
         return
     path = Path(destination)
-    if path.exists() and not path.is_file():  # a pipe or /dev/null: nothing to replace
-        _write_in_place(path, text)
-        return
     name = ""
     try:
+        if path.exists() and not path.is_file():  # a pipe, /dev/null: nothing to replace
+            path.write_bytes(data)
+            return
         with tempfile.NamedTemporaryFile(
-            "w",
-            encoding="utf-8",
-            dir=str(path.parent),
-            prefix=f".{path.name}.",
-            delete=False,
+            dir=str(path.parent), prefix=f".{path.name}.", delete=False
         ) as handle:
             name = handle.name
-            handle.write(text)
+            handle.write(data)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, destination)
+        name = ""
     except OSError as exc:
+        raise OutputError(f"cannot write {destination}: {exc.strerror}") from exc
+    finally:
         if name and os.path.exists(name):
             os.unlink(name)
-        raise ConfigError(f"cannot write {destination}: {exc.strerror}") from exc
-
-
-def _write_in_place(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def generate_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what ``session.generate`` takes, from the flags and the settings.
-
-    Raises:
-        ConfigError: A value is out of range, or the scheme cannot do what is asked.
-    """
-    from draftwire import sampling
-
-    values = {name: found.value for name, found in read_settings(args).items()}
-    options = {name: values[name] for name in ("temperature", "top_k", "top_p")}
-    options["scheme"] = values["scheme"]
-    if options["scheme"] is None:
-        options["scheme"] = "coupled" if options["temperature"] > 0 else "greedy"
-    # Checked here, before a verifier is started or a model is loaded for nothing.
-    seed = 0 if args.seed is None else args.seed
-    sampling.make_proposer(sampling.SamplingParams(**options, seed=seed), 2)
-    if args.max_new_tokens < 1:
-        raise ConfigError(
-            f"--max-new-tokens is {args.max_new_tokens}", hint="it must be 1 or more"
-        )
-    from draftwire.cli._mode_flags import mode_options
-
-    return {
-        **options,
-        **mode_options(args),
-        "seed": args.seed,
-        "max_new_tokens": args.max_new_tokens,
-        "block": values["block"],
-    }
-
-
-def connect_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what ``draftwire.connect`` takes beside the addresses, where it is set."""
-    from draftwire.cli._mode_flags import cache_option
-
-    values = read_settings(args)
-    engine = {name: values[name].value for name in ENGINE_SETTINGS}
-    given = {name: value for name, value in engine.items() if value is not None}
-    return {**cache_option(args), **given}

@@ -59,12 +59,24 @@ class Painter:
         self._put(f"\x1b[2m{text}\x1b[0m" if self._colour else text)
         self.ended_line = text.endswith("\n")
 
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Show an event of the service: its text, without colours."""
+        if event.get("revision") is not None:
+            self._revise(event["revision"], event["kept_text"])
+        text = event.get("text", "")
+        if text:
+            self._put(text)
+            self.ended_line = text.endswith("\n")
+
+    def _revise(self, position: int, kept_text: str) -> None:
+        # Guesses of the draft alone were wrong: say so, and show what stands.
+        self._put(f"\n[revised from token {position} on]\n{kept_text}")
+        self.ended_line = False
+
     def show(self, chunk: Any) -> None:
         """Show a chunk: its text, and which of it came about how."""
         if chunk.revision is not None:
-            # Guesses of the draft alone were wrong: say so, and show what stands.
-            self._put(f"\n[revised from token {chunk.revision} on]\n{chunk.kept_text}")
-            self.ended_line = False
+            self._revise(chunk.revision, chunk.kept_text)
         if not chunk.text and not chunk.tokens:
             return
         if self._colour:

@@ -1,4 +1,4 @@
-"""``draftwire config``: the settings and where each comes from."""
+"""``draftwire config``: the settings, where each comes from, what each may be."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.cli import _common
+from draftwire.options import GROUPS, OPTIONS, options_of
 
 __all__ = ["register"]
 
 
 def register(subparsers: Any) -> None:
-    """Add the command and its one action."""
+    """Add the command and its actions."""
     parser = subparsers.add_parser(
         "config", help="settings", description="Show the settings."
     )
@@ -28,6 +29,12 @@ def register(subparsers: Any) -> None:
     )
     _common.add_common_flags(show)
     show.set_defaults(run=run)
+    page = actions.add_parser(
+        "options",
+        help="the reference of all options, as Markdown",
+        description="Print the reference of all options (docs/options.md).",
+    )
+    page.set_defaults(run=lambda args: print(reference(), end=""))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,18 +42,61 @@ def run(args: argparse.Namespace) -> int:
     values = _common.read_settings(args)
     if args.json:
         rows = {
-            name: {"value": _plain(v.value), "origin": v.origin}
+            name: {"value": _plain(name, v.value), "origin": v.origin}
             for name, v in values.items()
         }
         document = {"schema": "draftwire.config/1", "settings": rows}
         _common.write_json(document, args.json)
     if not args.json or (args.json != "-" and not args.quiet):
         for name, found in values.items():
-            value = "(unset)" if found.value is None else found.value
-            line = f"{name:<12} {value}"
-            print(f"{line:<44} {found.origin}" if args.origin else line)
+            value = _shown(name, found.value)
+            line = f"{name:<20} {value}"
+            print(f"{line:<52} {found.origin}" if args.origin else line)
     return 0
 
 
-def _plain(value: Any) -> Any:
+def _shown(name: str, value: Any) -> Any:
+    if value in (None, "", ()):
+        return "(unset)"
+    return ", ".join(map(repr, value)) if isinstance(value, tuple) else _plain(name, value)
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is not None and OPTIONS[name].secret:
+        return "(set)"
     return str(value) if isinstance(value, Path) else value
+
+
+INTRODUCTION = """\
+# Options
+
+Every option of a session and of a stream: its name, what it takes, its default. This page
+is what `draftwire config options` prints.
+
+An option is an argument of `draftwire.connect` or of `session.generate` (and of their
+twins in `draftwire.aio`), a key of a file of settings, a variable `DRAFTWIRE_NAME` in the
+environment, a flag of `draftwire generate`, `demo` and `service run`, and, where it
+belongs to a stream, a key of a request to the service.
+
+A flag wins over the environment, that over `./draftwire.toml` (or the file that
+`--config` names), that over `~/.config/draftwire/config.toml`, that over an installed
+bundle's `etc/draftwire.toml`, that over the default; `draftwire config show --origin`
+tells which it was. A wrong value is refused with the same sentence everywhere, before
+anything is sent. Switches have a flag that turns them off: `--no-cut`. Paths in a file
+begin at that file.
+"""
+
+
+def reference() -> str:
+    """Return the reference of all options, as Markdown."""
+    parts = [INTRODUCTION]
+    for group in GROUPS:
+        about = (group.__doc__ or "").strip()
+        parts.append(f"\n## {group.title[0].upper()}{group.title[1:]}\n\n{about}\n\n")
+        parts.append("| option | flag | takes | default | |\n|---|---|---|---|---|\n")
+        for o in options_of(group):
+            default = "" if o.default in (None, "", ()) else f"`{o.default}`".lower()
+            flag = "" if o.secret else f"`{o.flag}`"
+            row = (f"`{o.name}`", flag, o.rule.wants, default, o.help)
+            parts.append("| " + " | ".join(x.replace("|", "\\|") for x in row) + " |\n")
+    return "".join(parts)

@@ -8,7 +8,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
 
 from draftwire.cli import _common
-from draftwire.cli._mode_flags import add_mode_flags
+from draftwire.options import STREAM_GROUPS, Draft, Measure, Pacing
 
 if TYPE_CHECKING:
     from draftwire.cli._stream import Painter
@@ -33,15 +33,18 @@ PROMPTS = {
         "User: I want a large cappuccino.\nAgent:",
     ),
 }
-PATIENCE_S = 5.0  # the verifier is a child: if it is gone it stays gone
-SETTINGS = ("scheme", "temperature", "top_k", "top_p", "block", *_common.ENGINE_SETTINGS)
+# Of this command: three short texts, the same each time.
+DEFAULTS = {"seed": 0, "max_new_tokens": 64}
 
 
 def register(subparsers: Any) -> None:
     """Add the command."""
     about = "Run a verifier and a device on this machine, with the reference models."
     parser = subparsers.add_parser(
-        "demo", help="both sides on this machine", description=about
+        "demo",
+        help="both sides on this machine",
+        usage="draftwire demo [OPTIONS]",
+        description=about,
     )
     parser.add_argument(
         "--target", default="v1", help="v1, v2 or v3 (default: %(default)s)"
@@ -53,20 +56,10 @@ def register(subparsers: Any) -> None:
         metavar="TEXT",
         help="continue these texts in place of the demo's three",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--energy",
-        default="auto",
-        metavar="SOURCE",
-        help="power source of the reports: auto, off, a name, or model:draft=6,wait=3 "
-        "in watts (default: %(default)s)",
-    )
-    add_mode_flags(parser)
-    _common.add_settings(parser, SETTINGS)
+    groups = (*STREAM_GROUPS, Draft, Measure)
+    found = _common.add_options(parser, groups, defaults=DEFAULTS)
     _common.add_common_flags(parser)
+    _common.add_explain(found[Pacing.title])
     parser.set_defaults(run=run)
 
 
@@ -76,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.cli._local_verifier import local_verifier
     from draftwire.reference import draft_path, target_path
 
-    options = _common.generate_options(args)
-    options["patience_s"] = PATIENCE_S
+    values = _common.read_settings(args)
+    options = _common.stream_options(values)
+    given = _common.option_values(values, Draft, Measure)
     prompts = [text for texts in args.prompt or () for text in texts]
     prompts = prompts or list(PROMPTS.get(args.target, PROMPTS["v1"]))
     draft, target = draft_path(), target_path(args.target)
@@ -89,12 +83,7 @@ def run(args: argparse.Namespace) -> int:
     reports: list[dict[str, Any]] = []
     with local_verifier([target]) as (url, token):
         with draftwire.connect(
-            url,
-            draft=str(draft),
-            target=args.target,
-            token=token,
-            energy=args.energy,
-            **_common.connect_options(args),
+            url, draft=draft, target=args.target, token=token, **given
         ) as session:
             colour = _common.wants_colour(screen, never=args.no_color)
             for number, prompt in enumerate(prompts):
@@ -104,11 +93,13 @@ def run(args: argparse.Namespace) -> int:
                         screen.write(_opening(args.target, url, options))
                         painter.legend()
                     painter.prompt(prompt)
-                for chunk in session.generate(prompt, **options):
+                explain = _common.say_block if args.explain else None
+                stream = session.generate(prompt, **options, explain=explain)
+                for chunk in stream:
                     if painter:
                         painter.show(chunk)
-                if session.report is not None:
-                    reports.append(session.report)
+                if stream.report is not None:
+                    reports.append(stream.report)
                 if painter:
                     screen.write("\n\n")
     for sentence in dict.fromkeys(w for r in reports for w in r.get("warnings") or ()):
@@ -131,7 +122,8 @@ def _painter(screen: IO[str], draft: Any, colour: bool) -> Painter:
 
 
 def _opening(target: str, url: str, options: dict[str, Any]) -> str:
-    scheme, temperature = options["scheme"], options["temperature"]
+    temperature = options["temperature"]
+    scheme = options["scheme"] or ("coupled" if temperature else "greedy")
     how = f"{scheme} at temperature {temperature:g}"
     return f"frozen draft here, target {target} at {url}, {how}\n\n"
 

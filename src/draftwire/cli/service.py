@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
-from draftwire.cli import _common, _mode_flags
-from draftwire.errors import ConfigError
+from draftwire.cli import _common
+from draftwire.errors import DraftwireError, TransportError
+from draftwire.options import GROUPS, STREAM_GROUPS, check_prompt, options_of
+from draftwire.settings import Value
+
+if TYPE_CHECKING:
+    from draftwire.packages import DraftPackage
+    from draftwire.runtime.session import AsyncSession
 
 __all__ = ["register"]
 
-_SETTINGS = (
-    "verifier",
-    "draft",
-    "target",
-    "token_file",
-    "tls_ca",
-    "tls_cert",
-    "tls_key",
-    "scheme",
-    "temperature",
-    "top_k",
-    "top_p",
-    "block",
-    *_common.ENGINE_SETTINGS,
-)
-_DEFAULTS = ("scheme", "temperature", "top_k", "top_p", "block")
 # Put by the unit into the service's own folder; the owner's files are for root alone.
 _HANDED_OVER = {"token_file": "token", "tls_key": "tls.key"}
 _NO_LINK = 4
@@ -46,6 +37,7 @@ def register(subparsers: Any) -> None:
     run = actions.add_parser(
         "run",
         help="serve local programs until SIGTERM",
+        usage="draftwire service run [OPTIONS]",
         description="Serve local programs until SIGTERM. Under systemd it says when it is "
         "ready and that it lives; the unit of `draftwire boards bundle` starts it.",
     )
@@ -58,15 +50,7 @@ def register(subparsers: Any) -> None:
     )
     add("--socket-group", default="", metavar="GROUP", help="who else may use it (0660)")
     add("--state", type=Path, metavar="DIR", help="counters (default: $STATE_DIRECTORY)")
-    add(
-        "--energy",
-        default="auto",
-        metavar="SOURCE",
-        help="as for `draftwire generate` (default: %(default)s)",
-    )
-    add("--insecure", action="store_true", help="allow plain ws:// to another machine")
-    _mode_flags.add_mode_flags(run)
-    _common.add_settings(run, _SETTINGS)
+    _common.add_options(run, GROUPS)
     _common.add_common_flags(run)
     run.set_defaults(run=_run)
     status = actions.add_parser(
@@ -80,12 +64,12 @@ def register(subparsers: Any) -> None:
     ask = actions.add_parser(
         "ask",
         help="write text through the service",
+        usage="draftwire service ask [OPTIONS] PROMPT",
         description="Write text through the running service, to try a board out.",
     )
     ask.add_argument("prompt", metavar="PROMPT")
-    ask.add_argument("--max-new-tokens", type=int, default=64, help="default: %(default)s")
-    ask.add_argument("--deadline", type=float, metavar="SECONDS")
     ask.add_argument("--socket", type=Path, metavar="PATH", help="where it listens")
+    _common.add_options(ask, STREAM_GROUPS)
     _common.add_common_flags(ask)
     ask.set_defaults(run=_ask)
 
@@ -97,73 +81,72 @@ def _run(args: argparse.Namespace) -> int:
     from draftwire.runtime.service_client import default_socket
 
     _start_logging(verbose=args.verbose)
-    values = {name: v.value for name, v in _common.read_settings(args).items()}
-    if values["verifier"] is None:
-        raise ConfigError(
-            "no verifier is set",
-            hint='verifier = "wss://HOST:PORT" in the file that --config names',
-        )
-    if values["draft"] is None:
-        from draftwire.reference import draft_path
-
-        values["draft"] = draft_path()
-    package = load_draft(values["draft"])  # a damaged draft ends it here, exit code 5
+    values = _common.read_settings(args)
+    url = _common.verifier_url(values)
+    where = _options(args)
+    package = load_draft(where["draft"])  # a damaged draft ends it here, exit code 5
     environ = os.environ
     options = ServiceOptions(
         socket=args.socket or default_socket(environ),
         group=args.socket_group,
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
-        defaults={
-            **_mode_flags.mode_options(args),
-            **{name: values[name] for name in _DEFAULTS if values[name] is not None},
-        },
+        defaults=_common.stream_options(values),
         about={
             "version": draftwire.__version__,
-            "verifier": values["verifier"],
+            "verifier": url,
             "draft": {"id": package.id, "name": package.name},
         },
     )
-    make = _session_maker(args, package)
-    Service(options, make, environ).run()
+    Service(options, _session_maker(args, package), environ).run()
     return 0
 
 
-def _session_maker(args: argparse.Namespace, package: Any) -> Callable[[], Any]:
-    """Return what makes a session; it reads token and settings again each time."""
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `draftwire.connect` takes, token and settings read anew."""
+    values = _common.read_settings(args)
+    handed = _folder(os.environ.get("RUNTIME_DIRECTORY", ""))
+    for name, file in _HANDED_OVER.items():
+        if handed is not None and (handed / file).is_file():
+            values[name] = Value(handed / file, "systemd")
+    where = _common.session_options(values)
+    url = _common.verifier_url(values)
+    if not url.startswith("wss:"):  # the board's settings may have both addresses in turn
+        where.update(tls_ca=None, tls_cert=None, tls_key=None)
+    return {**where, "url": url, "offline": "draft"}
 
-    def make() -> Any:
-        import draftwire
-        from draftwire.runtime.greeting import hello_of
-        from draftwire.transport.client import Connection, tls_context
 
-        values = {name: v.value for name, v in _common.read_settings(args).items()}
-        handed = _folder(os.environ.get("RUNTIME_DIRECTORY", ""))
-        for name, file in _HANDED_OVER.items():
-            if handed is not None and (handed / file).is_file():
-                values[name] = handed / file
-        url, target = values["verifier"], values["target"] or ""
-        files = {name: values[f"tls_{name}"] for name in ("ca", "cert", "key")}
-        secure = url.startswith("wss:")
-        access = {
-            "token": None
-            if values["token_file"] is None
-            else _common.read_token(values["token_file"]),
-            "insecure": args.insecure,
-        }
-        # A greeting first: a model is not loaded for a verifier that is not there.
-        tls = tls_context(**files) if secure else None
-        Connection(url, hello_of(package, target), tls=tls, **access).close()
-        return draftwire.connect(
-            url,
-            draft=package,
-            target=target,
-            energy=args.energy,
-            **access,
-            **{f"tls_{name}": file for name, file in files.items() if file and secure},
-            **_common.connect_options(args),
-        )
+def _session_maker(
+    args: argparse.Namespace, package: DraftPackage
+) -> Callable[[bool], Awaitable[AsyncSession]]:
+    """Return what makes a session."""
+
+    async def make(again: bool) -> AsyncSession:
+        from draftwire import aio
+
+        where = {**_options(args), "draft": package}
+        if again:  # no model is loaded for a verifier that still refuses
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, lambda: _greet(where))
+        return await aio.connect(**where)
 
     return make
+
+
+def _greet(where: dict[str, Any]) -> None:
+    from draftwire.runtime.greeting import hello_of
+    from draftwire.transport.client import Connection, may_pass, tls_context
+
+    files = {name: where[f"tls_{name}"] for name in ("ca", "cert", "key")}
+    tls = tls_context(**files) if files["ca"] or files["cert"] else None
+    given = {name: where[name] for name in ("token", "insecure", "proxy")}
+    hello = hello_of(where["draft"], where["target"])
+    try:
+        Connection(
+            where["url"], hello, tls=tls, timeout=where["timeout_s"], **given
+        ).close()
+    except DraftwireError as exc:
+        if not may_pass(exc):
+            raise
 
 
 def _folder(text: str) -> Path | None:
@@ -228,19 +211,34 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _ask(args: argparse.Namespace) -> int:
+    from draftwire.cli._stream import Painter, summary
     from draftwire.runtime.service_client import ServiceClient
 
-    options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
-    if args.deadline is not None:
-        options["deadline_s"] = args.deadline
-    report = None
+    prompt = check_prompt(args.prompt)
+    options = {}  # what is not given here is as the service was told
+    for option in options_of(*STREAM_GROUPS):
+        given = getattr(args, option.name)
+        if given is not None:
+            read = option.parse if isinstance(given, str) else option.read
+            options[option.name] = read(given, option.flag)
+    report: dict[str, Any] = {}
     screen = sys.stderr if args.json == "-" else sys.stdout
-    with ServiceClient(args.socket) as service:
-        for event in service.generate(args.prompt, **options):
-            screen.write(event.get("text", ""))
+    painter = Painter(screen, colour=False)
+    try:
+        with ServiceClient(args.socket) as service:
+            for event in service.generate(prompt, **options):
+                painter.event(event)
+                report = event.get("report") or report
+    finally:
+        if not painter.ended_line:
+            screen.write("\n")
             screen.flush()
-            report = event.get("report", report)
-    screen.write("\n")
     if args.json is not None:
         _common.write_json(report, args.json)
+    if not args.quiet:
+        for sentence in report.get("warnings") or ():
+            print(f"warning: {sentence}", file=sys.stderr)
+        print(summary(report), file=sys.stderr)
+    if not report.get("tokens") and report.get("finish") == "deadline":
+        raise TransportError("no token came before the deadline")
     return 0

@@ -1,0 +1,187 @@
+"""Plants faults in a copy of the project and asks the nearest tests whether they see them.
+
+    python tests/helpers/mutants.py [WORDS ...]   # those whose name has all of the words
+
+Each was a fault that once went unseen. A mutant that survives is a hole in the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # pytest's arguments
+
+
+MUTANTS = (
+    Mutant(
+        "epochs do not wrap",
+        "runtime/in_flight.py",
+        "self.epoch = (self.epoch + 1) & 0xFF",
+        "self.epoch = self.epoch + 1",
+        "tests/laws/test_histories.py::test_long_histories",
+    ),
+    Mutant(
+        "the verifier's cached length is not held below the text",
+        "verifier/target_session.py",
+        "self._cached = min(before + accepted, len(self._tokens) - 1)",
+        "self._cached = before + accepted",
+        "tests/laws/test_histories.py::test_histories",
+    ),
+    Mutant(
+        "leaving an iteration cancels nothing",
+        "runtime/stream.py",
+        "            self.cancel()\n            if self._over.wait",
+        "            if self._over.wait",
+        "tests/laws/test_live_streams.py",
+    ),
+    Mutant(
+        "a new order waits for the old one's end",
+        "runtime/drafter.py",
+        "        self._take_orders()\n        model,",
+        "        if not self._left:\n            self._take_orders()\n        model,",
+        "tests/runtime/test_link.py -k overtake",
+    ),
+    Mutant(
+        "the governor looks at new blocks only",
+        "runtime/controller_auto.py",
+        "if not self.governor.allows(costs.draft_s, costs.draft_w):",
+        "if False:",
+        "tests/runtime/test_controller_policies.py",
+    ),
+    Mutant(
+        "pauses without jitter",
+        "runtime/link.py",
+        "self._rng.uniform(0.5, 1.0)",
+        "1.0",
+        "tests/runtime/test_link.py -k jitter",
+    ),
+    Mutant(
+        "a handshake makes the pauses short again",
+        "runtime/link.py",
+        "        self._attempts = 0\n        self.reconnects += again",
+        "        self._attempts = 0\n        self._pause_s = _FIRST_PAUSE_S\n"
+        "        self.reconnects += again",
+        "tests/runtime/test_link.py -k handshake",
+    ),
+    Mutant(
+        "the device resumes at any position",
+        "runtime/edge_session.py",
+        "if message.position != held:",
+        "if False:",
+        "tests/runtime/test_sessions.py -k resume",
+    ),
+    Mutant(
+        "patience counts from the connection, not from progress",
+        "runtime/driver.py",
+        "        run.welcome = welcome\n        self._do(run",
+        "        run.welcome = welcome\n        run.progress_s = self._clock.now()\n"
+        "        self._do(run",
+        "tests/laws/test_histories.py -k full_verifier",
+    ),
+    Mutant(
+        "an error of this side says no goodbye",
+        "runtime/driver.py",
+        "                run.link.send(action.message)\n",
+        "                pass\n",
+        "tests/laws/test_histories.py -k our_own",
+    ),
+    Mutant(
+        "a proposal of the stream before counts",
+        "runtime/drafter.py",
+        "            elif word.stream == self.stream:",
+        "            else:",
+        "tests/runtime/test_link.py -k another_stream",
+    ),
+    Mutant(
+        "drafts that died unjudged are never sent again",
+        "runtime/edge_session.py",
+        "if hand.start > len(wire.tokens):",
+        "if False:",
+        "tests/laws/test_pipelined_laws.py",
+    ),
+    Mutant(
+        "forwards whose verdict was lost are not counted",
+        "verifier/target_session.py",
+        "            self._counts.forwards += forwards\n",
+        "            pass\n",
+        "tests/laws/test_histories.py -k report",
+    ),
+)
+
+
+def copy_of_the_project(folder: Path) -> None:
+    """Copy what git knows of, links as links."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source, place = ROOT / name, folder / name
+        if not name or not (source.exists() or source.is_symlink()):
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, place, follow_symlinks=False)
+
+
+def survives(mutant: Mutant) -> str:
+    """Return why ``mutant`` is alive; "" when a test fails as it should."""
+    with tempfile.TemporaryDirectory(prefix="draftwire-mutant-") as name:
+        folder = Path(name)
+        copy_of_the_project(folder)
+        path = folder / mutant.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            return f"its place in {mutant.file} was found {text.count(mutant.old)} times"
+        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        tests, _, words = mutant.tests.partition(" -k ")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"),
+                *(tests, *(["-k", words] if words else ())),
+                *("-m", "not slow"),
+            ],
+            cwd=folder,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(folder / "src"),
+                "DRAFTWIRE_HISTORIES": "400",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if done.returncode == 1:
+            return ""
+        tail = done.stdout.decode("utf-8", "replace")[-800:]
+        return f"pytest ended with {done.returncode}\n{tail}"
+
+
+def main(words: list[str]) -> int:
+    """Try the mutants; return how many live."""
+    alive = 0
+    for mutant in MUTANTS:
+        if all(word in mutant.name for word in words):
+            why = survives(mutant)
+            print(f"{'ALIVE' if why else 'dead '}  {mutant.name}  {why}", flush=True)
+            alive += bool(why)
+    return alive
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
