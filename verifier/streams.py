@@ -201,7 +201,9 @@ class Stream:
                 holder.deliver(self, [error_of(error)])
 
     def _receive(self, block: Block) -> None:
-        self._deliver(self.session.receive(block))
+        found = self.session.receive(block)
+        if found:
+            self._deliver(found)
         most = self._kept.limits.message_bytes
         if self.session.unjudged > most:
             raise FatalError(
