@@ -75,7 +75,6 @@ class StreamSpec:
         context: Longest sequence of the target.
         draft_context: Longest sequence of the draft.
         stop_ids: Ids that end the text.
-        max_block: The verifier's limit for what waits for judgement.
         account: Of its joules, started.
         budget: What it may spend, or None.
         deadline_s: Seconds from now, or None.
@@ -96,7 +95,6 @@ class StreamSpec:
     context: int
     draft_context: int | None
     stop_ids: Sequence[int]
-    max_block: int
     account: StreamAccount
     budget: Budget | None = None
     deadline_s: float | None = None
@@ -277,11 +275,12 @@ class Driver:
             draft_context=spec.draft_context,
             stop_ids=spec.stop_ids,
             stream=self._number,
-            max_block=spec.max_block,
             guess_offline=spec.offline == "draft",
             mode=spec.mode,
         )
         machine.has_engine = mine
+        if link.welcome is not None:
+            machine.max_block = link.welcome.max_block
         decisions = Decisions(
             spec.controller,
             spec.params.scheme,
@@ -400,6 +399,7 @@ class Driver:
                 f"{run.machine.counts.tokens} tokens"
             )
         run.welcome = welcome
+        run.machine.max_block = welcome.max_block
         self._do(run, lambda: run.machine.link_up(resume=True))
 
     def link_message(self, link: Link, message: Message) -> None:

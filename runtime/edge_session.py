@@ -193,7 +193,7 @@ class EdgeSession:
         self._limit = min(max_new_tokens, context - len(self._prompt))
         self._stop_ids = tuple(stop_ids)
         self._stream = stream
-        self._max_block = max_block
+        self.max_block = max_block
         self._mode = mode
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
@@ -551,7 +551,7 @@ class EdgeSession:
         self._last_limit = limit
         # The bonus that comes with the verdict takes the first of these drafts.
         spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
-        hand.quota = min(limit + spare, self._max_block)
+        hand.quota = min(limit + spare, self.max_block)
         hand.ready = block >= hand.quota
 
     def _limit_now(self, main: Line) -> int:
@@ -574,7 +574,7 @@ class EdgeSession:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
-        full = len(main) > self._max_block and in_flight
+        full = len(main) > self.max_block and in_flight
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (main.assumed >= 0 and not self._free):
             return actions
@@ -604,7 +604,7 @@ class EdgeSession:
         if common(main.ids, wire.tokens) < len(wire.tokens):
             given_up = wire.turn()
         n = len(wire.tokens)
-        fresh = main.proposals[n : self._max_block]
+        fresh = main.proposals[n : self.max_block]
         ids = [p.token for p in fresh]
         before = len(self._committed)
         new = len(ids) - common(ids, given_up)

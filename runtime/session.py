@@ -239,7 +239,6 @@ class SessionBase:
             context=welcome.context,
             draft_context=self._draft_context,
             stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids}),
-            max_block=welcome.max_block,
             account=account,
             budget=None
             if power.max_joules is None

@@ -55,6 +55,7 @@ class Detokenizer:
         self._decoder: _Decoder
         if _decoder_type(engine) == "ByteLevel":
             self._decoder = _ByteDecoder(engine, special)
+            self._decoder.push(prompt_ids[-_LOOK_BACK:])  # half a character may be there
         else:
             self._decoder = _WindowDecoder(engine, special, prompt_ids)
 
@@ -135,8 +136,21 @@ class _WindowDecoder:
         self._special = frozenset(special)
         before = [i for i in prompt_ids if i not in self._special]
         self._window: list[int] = before[-_LOOK_BACK:]
-        self._shown = len(self._window)  # tokens of the window whose text is out
-        self._text = self._decode(self._window) if self._window else ""
+        # Tokens of the window whose text is out; bytes of half a character are not.
+        self._shown = len(self._window) - self._half()
+        self._text = self._decode(self._window[: self._shown]) if self._shown else ""
+
+    def _half(self) -> int:
+        """Return how many byte tokens at the window's end begin a character."""
+        tail: list[int] = []
+        for token_id in reversed(self._window):
+            found = _BYTE_TOKEN.match(str(self._token(token_id)))
+            if not found:
+                break
+            tail.insert(0, int(found.group(1), 16))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(bytes(tail))
+        return len(decoder.getstate()[0])
 
     def push(self, ids: Iterable[int]) -> str:
         out = []

@@ -331,7 +331,6 @@ class Device:
             context=welcome.context,
             draft_context=setting.draft_context,
             stop_ids=job.stop_ids,
-            max_block=welcome.max_block,
             account=self.started(self._account()),
             patience_s=_PATIENCE_S,
             model=job.draft(),

@@ -317,7 +317,10 @@ class _Device:
             if bites.below(3):
                 self.act(session.link_lost())
             else:
-                self.act(session.link_up(resume=bites.below(2) == 1))
+                resume = bites.below(2) == 1
+                if resume:  # nobody resumes what is not lost
+                    self.act(session.link_lost())
+                self.act(session.link_up(resume=resume))
         elif bites.below(4) == 0:
             self.act(session.stop("cancelled"))
 

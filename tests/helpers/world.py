@@ -118,6 +118,7 @@ class Plan:
     jitter: float = 1.0
     step_s: float = 0.005
     forward_s: float = 0.02
+    max_block: int = 255
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
 
@@ -216,6 +217,7 @@ def draw_plan(dice, mechanism=None, long=False):
         jitter=dice.one_of([0.0, 1.0, 3.0]),
         step_s=dice.one_of([0.0, 0.005, 0.05]),
         forward_s=forward_s,
+        max_block=dice.one_of([255, 255, 255, 5]),
         seed=dice.whole(0, 1 << 30),
     )
 
@@ -546,7 +548,7 @@ class World:
         executor = VirtualExecutor(self.target, self.clock, cost, fractions)
         scheduler = Scheduler(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.served = Served(self.target, scheduler, frozenset())
-        self.kept = KeptStreams(Limits(block=255), self.clock.now)
+        self.kept = KeptStreams(Limits(block=plan.max_block), self.clock.now)
         self.usage = Usage(User("", "everyone"))
 
     def strain(self, batch):
@@ -571,7 +573,7 @@ class World:
             backbone=b"",
             vocab_size=VOCAB,
             context=target.context,
-            max_block=255,
+            max_block=self.plan.max_block,
             capabilities=("resume", "exits"),
             schemes=tuple(SCHEMES),
         )
@@ -655,7 +657,6 @@ class World:
             context=self.target.context,
             draft_context=max(plan.draft_context, 2),
             stop_ids=plan.stops,
-            max_block=255,
             account=StreamAccount(Account(None, why="virtual", clock=self.clock.now_ns)),
             deadline_s=plan.deadline_s,
             offline=plan.offline,
