@@ -6,293 +6,304 @@ A A B B, so that a machine that slows down hits all alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Sequence
 
 import draftwire
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.compare_colocated import Colocated, tune_block
-from draftwire.bench.compare_schemes import Entry, carried_sizes
+from draftwire.bench.compare_settings import Found, Settings, source_of
+from draftwire.bench.compare_simulated import VANILLA_BLOCK, best_blocks
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
 from draftwire.bench.pace import PacedDraft, PacedTarget
-from draftwire.bench.pace_played import PlayedDraft, PlayedTarget
+from draftwire.bench.pace_played import PlayedDraft, PlayedTarget, played_texts
 from draftwire.bench.pace_server import PacedVerifier
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.schemes import Scheme, carried_sizes
 from draftwire.bench.sim.texts import Text
 from draftwire.energy.sources.modelled import ModelSource
-from draftwire.packages import DraftPackage, TargetPackage
+from draftwire.errors import ConfigError
+from draftwire.packages import load_draft, load_target, load_tokenizer
 from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Model
 from draftwire.runtime.session import Session
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = ["LiveRun", "run_live"]
+__all__ = ["run_live"]
+
+Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class LiveRun:
-    """What to run.
-
-    Attributes:
-        draft: Draft package.
-        target: Target package.
-        entries: The rows.
-        links: Over which links.
-        prompts: Token ids.
-        params: Sampling of each prompt; the scheme is each row's own.
-        tokens: New tokens of each text, at most.
-        repeats: How often.
-        block: Tokens of a block, where a row has blocks of a fixed length.
-        best: Better lengths, by the names of link and row.
-        profile: Whose time the models keep, or None for their own.
-        profile_name: How the verifier finds it: name or file.
-        texts: What is played in place of the models, or None.
-        vocabulary: Ids that a dense distribution is over.
-        method: Of the link emulator.
-        threads: Of either engine.
-    """
-
-    draft: DraftPackage
-    target: TargetPackage
-    entries: Sequence[Entry]
-    links: Sequence[LinkSpec]
-    prompts: Sequence[Sequence[int]]
-    params: Sequence[SamplingParams]
-    tokens: int
-    repeats: int
-    block: int
-    profile: Profile | None
-    profile_name: str | None
-    texts: Sequence[Text] | None
-    vocabulary: int
-    best: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    method: str = "auto"
-    threads: int = 1
-
-
-@dataclass
-class _Server:
-    """Co-located decoding, and the block length that suits it best."""
-
-    colocated: Colocated
-    block: int
-
-
-def run_live(run: LiveRun, say: Callable[[str], None]) -> tuple[list[Any], list[Any]]:
-    """Run everything.
+def run_live(
+    settings: Settings,
+    used: Sequence[Scheme],
+    profile: Profile | None,
+    links: Sequence[LinkSpec],
+    say: Callable[[str], None],
+) -> Found:
+    """Run every row over every link.
 
     Args:
-        run: What.
+        settings: What.
+        used: The rows.
+        profile: Whose time the models keep, or None for their own.
+        links: Over which links.
         say: Told what is going on.
 
-    Returns:
-        The run reports, and what each link was.
-
     Raises:
+        ConfigError: There is nothing to continue.
         TransportError: The verifier does not start.
         BoardError: The link cannot be emulated.
         DraftwireError: A stream failed.
     """
-    reports: list[dict[str, Any]] = []
-    links: list[dict[str, Any]] = []
-    sizes = carried_sizes(run.entries, run.params[0].temperature, run.vocabulary)
-    server = _server(run, say)
-    with carrying(sizes), PacedVerifier(
-        Path(run.target.path),
-        profile=run.profile_name,
-        texts=run.texts,
-        carried=sizes,
-        threads=run.threads,
-    ) as verifier:
-        for link in run.links:
-            with emulate(link, verifier.port, run.method) as running:
-                links.append(
-                    {
+    run = _Run(settings, used, profile, links, say)
+    reports, about = run.all()
+    for report in reports:
+        report["bench"].update(simulated=False, pace=settings.profile)
+    known = None
+    if run.texts is not None:
+        known = {i: text.tokens for i, text in enumerate(run.texts)}
+    return Found(reports, about, run.about, known)
+
+
+class _Run:
+    """One live comparison: what is written, by whom, and in whose time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        used: Sequence[Scheme],
+        profile: Profile | None,
+        links: Sequence[LinkSpec],
+        say: Callable[[str], None],
+    ) -> None:
+        self.settings, self.used, self.profile = settings, used, profile
+        self.links, self.say = links, say
+        self.draft, self.target = load_draft(settings.draft), load_target(settings.target)
+        self.vocab_size = min(self.draft.vocab_size, self.target.vocab_size)
+        source = source_of(settings, profile)
+        self.texts: list[Text] | None = None
+        self.prompts: list[Sequence[int]]
+        if source is not None:
+            self.texts = played_texts(
+                source, settings.count, settings.tokens, vocab_size=self.vocab_size
+            )
+            self.prompts = [text.prompt for text in self.texts]
+            self.about = source.name
+        else:
+            tokenizer, bos_id = load_tokenizer(self.draft.tokenizer_path), self.draft.bos_id
+            self.prompts = [tokenizer.encode(p, bos_id=bos_id) for p in settings.prompts]
+            target = f"{self.target.name} {self.target.version}"
+            self.about = f"draft {self.draft.name}, target {target}"
+        if not self.prompts:
+            raise ConfigError("there is no prompt to continue")
+        sampled = settings.temperature > 0
+        self.params = [
+            SamplingParams(
+                "coupled" if sampled else "greedy",
+                settings.temperature,
+                settings.top_k if sampled else 0,
+                settings.top_p if sampled else 1.0,
+                settings.seed + number,
+            )
+            for number in range(len(self.prompts))
+        ]
+        # A profile's models have a vocabulary of their own.
+        self.vocabulary = self.vocab_size
+        self.watts: dict[str, float] = {}
+        if profile is not None:
+            self.vocabulary = int(profile["text.vocabulary"])
+            watts = profile.watts()
+            if "wait" in watts:
+                # Profiles know nothing of radios: handing over a frame counts as waiting.
+                wait = watts["wait"]
+                self.watts = {"transmit": wait, "idle": wait, **watts}
+        self.best = best_blocks(settings, profile, links, used, source, say)
+        self.near: tuple[Colocated, int] | None = None
+
+    def all(self) -> tuple[list[Report], list[dict[str, Any]]]:
+        """Return the reports of all runs, and what each link was."""
+        settings = self.settings
+        reports, about = [], []
+        sizes = carried_sizes(self.used, settings.temperature, self.vocabulary)
+        if any(entry.place == "cloud" for entry in self.used):
+            self.near = self._server()
+        with carrying(sizes), PacedVerifier(
+            Path(self.target.path),
+            profile=_findable(settings.profile),
+            texts=self.texts,
+            carried=sizes,
+            threads=settings.threads,
+        ) as verifier:
+            for link in self.links:
+                with emulate(link, verifier.port, settings.method) as running:
+                    found: dict[str, Any] = {
                         "name": link.name,
                         "method": running.method,
                         "notes": running.notes,
                         "scheduling": running.scheduling,
                         "spec": link.to_dict(),
                     }
-                )
-                url = f"ws://127.0.0.1:{running.url_port}"
-                with _session(run, url, verifier.token) as session:
-                    draft = _pace(run, session)
-                    for repeat in range(run.repeats):
-                        say(f"{link.name}, repeat {repeat + 1} of {run.repeats}")
-                        for report in _turn(run, session, server, link):
-                            report["bench"].update(link=link.name, repeat=repeat)
-                            reports.append(report)
-                    links[-1]["draft_forwards"] = draft and draft.pacer.count
-                    links[-1]["draft_forwards_late"] = draft and draft.pacer.missed
-    return reports, links
+                    about.append(found)
+                    url = f"ws://127.0.0.1:{running.url_port}"
+                    with self._session(url, verifier.token) as session:
+                        draft = self._pace(session)
+                        for repeat in range(settings.repeats):
+                            self.say(
+                                f"{link.name}, repeat {repeat + 1} of {settings.repeats}"
+                            )
+                            for report in self._turn(session, link):
+                                report["bench"].update(link=link.name, repeat=repeat)
+                                reports.append(report)
+                        found["draft_forwards"] = draft and draft.pacer.count
+                        found["draft_forwards_late"] = draft and draft.pacer.missed
+        return reports, about
 
-
-def _session(run: LiveRun, url: str, token: str) -> Session:
-    energy: str | ModelSource = "auto"
-    watts = _watts(run)
-    if run.profile is not None and watts:
-        origin = f"profile {run.profile.name}, no radio"
-        energy = ModelSource(run.profile.name, watts, origin=origin)
-    return draftwire.connect(
-        url,
-        draft=run.draft,
-        target=run.target.version,
-        token=token,
-        threads=run.threads,
-        energy=energy,
-        timeout_s=30.0,
-    )
-
-
-def _watts(run: LiveRun) -> dict[str, float]:
-    """Return the board's watts, where the profile states them."""
-    watts = run.profile.watts() if run.profile is not None else {}
-    if "wait" not in watts:
-        return {}
-    # Profiles know nothing of radios: handing over a frame counts as waiting.
-    return {"transmit": watts["wait"], "idle": watts["wait"], **watts}
-
-
-def _pace(run: LiveRun, session: Session) -> PacedDraft | None:
-    """Put the profile's clock, or a played text, between drafter and model."""
-    # The session has no door for it: no device in service drafts slower than it can.
-    drafter = session._drafter
-    assert drafter._model is not None
-    if run.texts is not None:
-        drafter._model = PlayedDraft(run.texts)
-    if run.profile is None:
-        return None
-    model = drafter._model
-    assert model is not None
-    paced = PacedDraft(model, StepCost.of(run.profile))
-    drafter._model = paced
-    return paced
-
-
-def _turn(
-    run: LiveRun, session: Session, server: _Server | None, link: LinkSpec
-) -> list[dict[str, Any]]:
-    """Run every prompt with every row once."""
-    reports = []
-    for number, prompt in enumerate(run.prompts):
-        for entry in run.entries:
-            params = run.params[number]
-            if entry.scheme.place == "cloud":
-                assert server is not None
-                report = server.colocated.run(
-                    prompt, params, entry.block or server.block, run.tokens, link
-                )
-            else:
-                block = run.best.get((link.name, entry.name), run.block)
-                report = _stream(run, session, entry, prompt, params, block)
-            if run.texts is not None:
-                report["draft"] = {"name": "played", "engine": None}
-                report["warnings"].append("played: no model was run")
-            if run.profile is not None:
-                report["warnings"].append(f"paced to profile {run.profile.name}")
-            sampled = params.temperature > 0
-            report["bench"].update(
-                scheme=entry.name,
-                prompt=number,
-                same_text=entry.same_text or not sampled,
-            )
-            reports.append(report)
-    return reports
-
-
-def _stream(
-    run: LiveRun,
-    session: Session,
-    entry: Entry,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    block: int,
-) -> dict[str, Any]:
-    """Generate one text over the link; return its report."""
-    mode = entry.scheme.mode
-    cut = mode.cut and (run.profile is None or bool(run.profile["speculation.cut"]))
-    first_tokens, last_s = 0, None
-    stream = session.generate(
-        prompt,
-        max_new_tokens=run.tokens,
-        scheme=entry.sampling(params.temperature, run.vocabulary),
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        seed=params.seed,
-        controller=entry.controller(block),
-        objective=mode.objective,
-        pipeline=mode.pipeline,
-        preempt=mode.preempt_text,
-        cut=cut,
-        batch=mode.batch,
-    )
-    for chunk in stream:
-        if chunk.tokens:
-            first_tokens = first_tokens or len(chunk.tokens)
-            last_s = chunk.t_s
-    report = stream.report
-    assert report is not None
-    report["bench"] = {
-        "place": "device",
-        "first_tokens": first_tokens,
-        "last_token_s": last_s,
-    }
-    return report
-
-
-def _server(run: LiveRun, say: Callable[[str], None]) -> _Server | None:
-    """Load both models here for co-located decoding, where a row asks for it."""
-    wanted = [entry for entry in run.entries if entry.scheme.place == "cloud"]
-    if not wanted:
-        return None
-    draft: Model
-    target: TargetBackend
-    if run.texts is not None:
-        exits = () if run.profile is None else run.profile.exits
-        draft = PlayedDraft(run.texts)
-        target = PlayedTarget(run.target, run.texts, exits)
-    else:
-        from draftwire.verifier.backends.onnx_target import OnnxTarget
-
-        draft = DraftModel.load(run.draft, threads=run.threads)
-        target = OnnxTarget(run.target.path, slots=1, threads=run.threads)
-
-    watts = _watts(run)
-    told: dict[str, Any] = {}
-    if watts and run.profile is not None:
-        name = run.profile.name
-        told["watts"] = dict.fromkeys(watts, watts["wait"])  # the device only waits
-        told["model"], told["origin"] = name, f"profile {name}, waiting"
-
-    def together(draft: Model, target: TargetBackend) -> Colocated:
-        return Colocated(
-            draft,
-            target,
-            vocab_size=min(run.draft.vocab_size, target.vocab_size),
-            draft_context=run.draft.context,
-            stop_ids=sorted({*run.draft.eos_ids, *target.eos_ids}),
-            **told,
+    def _session(self, url: str, token: str) -> Session:
+        energy: str | ModelSource = "auto"
+        if self.profile is not None and self.watts:
+            name = self.profile.name
+            energy = ModelSource(name, self.watts, origin=f"profile {name}, no radio")
+        return draftwire.connect(
+            url,
+            draft=self.draft,
+            target=self.target.version,
+            token=token,
+            threads=self.settings.threads,
+            energy=energy,
+            timeout_s=30.0,
         )
 
-    say("choosing the block length of co-located decoding")
-    profile = run.profile
-    step_s = None if profile is None else profile.seconds("cloud.draft_step_ms")
-    block = tune_block(
-        together(draft, target),
-        run.prompts,
-        run.params,
-        run.tokens,
-        forward_s=None if profile is None else profile.seconds("cloud.forward_ms"),
-        draft_s=step_s,
-    )
-    if profile is not None and step_s is not None:
+    def _pace(self, session: Session) -> PacedDraft | None:
+        """Put the profile's clock, or a played text, between drafter and model."""
+        # The session has no door for it: no device in service drafts slower than it can.
+        drafter = session._drafter
+        if self.texts is not None:
+            drafter._model = PlayedDraft(self.texts)
+        model = drafter._model
+        if self.profile is None or model is None:
+            return None
+        drafter._model = paced = PacedDraft(model, StepCost.of(self.profile))
+        return paced
+
+    def _turn(self, session: Session, link: LinkSpec) -> list[Report]:
+        """Run every prompt with every row once."""
+        reports = []
+        tokens = self.settings.tokens
+        for number, (prompt, params) in enumerate(zip(self.prompts, self.params)):
+            for entry in self.used:
+                if entry.place == "cloud":
+                    assert self.near is not None
+                    colocated, block = self.near
+                    report = colocated.run(
+                        prompt, params, entry.block or block, tokens, link
+                    )
+                else:
+                    block = self.settings.block or VANILLA_BLOCK
+                    block = self.best.get((link.name, entry.name), block)
+                    report = self._stream(session, entry, prompt, params, block)
+                if self.texts is not None:
+                    report["draft"] = {"name": "played", "engine": None}
+                    report["warnings"].append("played: no model was run")
+                if self.profile is not None:
+                    report["warnings"].append(f"paced to profile {self.profile.name}")
+                report["bench"].update(
+                    scheme=entry.name,
+                    prompt=number,
+                    same_text=entry.same_text or params.temperature == 0,
+                )
+                reports.append(report)
+        return reports
+
+    def _stream(
+        self,
+        session: Session,
+        entry: Scheme,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        block: int,
+    ) -> Report:
+        """Generate one text over the link; return its report."""
+        mode, profile = entry.mode, self.profile
+        first_tokens, last_s = 0, None
+        stream = session.generate(
+            prompt,
+            max_new_tokens=self.settings.tokens,
+            scheme=entry.sampling(params.temperature, self.vocabulary),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            seed=params.seed,
+            controller=entry.policy(block),
+            objective=mode.objective,
+            pipeline=mode.pipeline,
+            preempt=mode.preempt_text,
+            cut=mode.cut and (profile is None or bool(profile["speculation.cut"])),
+            batch=mode.batch,
+        )
+        for chunk in stream:
+            if chunk.tokens:
+                first_tokens = first_tokens or len(chunk.tokens)
+                last_s = chunk.t_s
+        report = stream.report
+        assert report is not None
+        report["bench"] = {
+            "place": "device",
+            "first_tokens": first_tokens,
+            "last_token_s": last_s,
+        }
+        return report
+
+    def _server(self) -> tuple[Colocated, int]:
+        """Load both models here, for co-located decoding; choose its best block length."""
+        threads, profile = self.settings.threads, self.profile
+        draft: Model
+        target: TargetBackend
+        if self.texts is not None:
+            exits = () if profile is None else profile.exits
+            draft = PlayedDraft(self.texts)
+            target = PlayedTarget(self.target, self.texts, exits)
+        else:
+            from draftwire.verifier.backends.onnx_target import OnnxTarget
+
+            draft = DraftModel.load(self.draft, threads=threads)
+            target = OnnxTarget(self.target.path, slots=1, threads=threads)
+        told: dict[str, Any] = {}
+        if self.watts and profile is not None:
+            # The device only waits.
+            told["watts"] = dict.fromkeys(self.watts, self.watts["wait"])
+            told["model"], told["origin"] = profile.name, f"profile {profile.name}, waiting"
+
+        def together(draft: Model, target: TargetBackend) -> Colocated:
+            return Colocated(
+                draft,
+                target,
+                vocab_size=self.vocab_size,
+                draft_context=self.draft.context,
+                stop_ids=sorted({*self.draft.eos_ids, *target.eos_ids}),
+                **told,
+            )
+
+        self.say("choosing the block length of co-located decoding")
+        work = self.prompts, self.params, self.settings.tokens
+        if profile is None:
+            colocated = together(draft, target)
+            return colocated, tune_block(colocated, *work)
+        step_s = profile.seconds("cloud.draft_step_ms")
+        forward_s = profile.seconds("cloud.forward_ms")
+        block = tune_block(
+            together(draft, target), *work, forward_s=forward_s, draft_s=step_s
+        )
         draft = PacedDraft(draft, StepCost(step_s))
-        target = PacedTarget(target, ForwardCost.of(profile))
-    return _Server(together(draft, target), block)
+        return together(draft, PacedTarget(target, ForwardCost.of(profile))), block
+
+
+def _findable(profile: str | None) -> str | None:
+    """Return how another process finds the profile, wherever it runs."""
+    if profile is None or not profile.endswith(".toml"):
+        return profile
+    return str(Path(profile).resolve())

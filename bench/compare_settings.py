@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-from draftwire.bench.compare_schemes import Entry
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile
+from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Source, Synthetic, parse_luck
 from draftwire.errors import ConfigError
 
@@ -51,7 +51,7 @@ class Settings:
 
     draft: Path
     target: Path
-    entries: Sequence[Entry]
+    entries: Sequence[Scheme]
     links: Sequence[str] = ()
     traces: Sequence[Path] = ()
     profile: str | None = None
@@ -141,9 +141,9 @@ def links_of(settings: Settings) -> list[LinkSpec]:
     return links
 
 
-def why_not(entry: Entry, settings: Settings, profile: Profile | None) -> str:
+def why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
     """Return why a row cannot be run here, or ""."""
-    if entry.scheme.place == "cloud" and profile is not None:
+    if entry.place == "cloud" and profile is not None:
         step = profile["cloud.draft_step_ms"]
         if step != step:
             return f"profile {profile.name} does not say what drafting in the cloud takes"
@@ -162,7 +162,7 @@ def why_not(entry: Entry, settings: Settings, profile: Profile | None) -> str:
     return ""
 
 
-def usable(settings: Settings, profile: Profile | None) -> list[Entry]:
+def usable(settings: Settings, profile: Profile | None) -> list[Scheme]:
     """Return the rows that can be run.
 
     Raises:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Callable, Sequence
 
-from draftwire.bench.compare_schemes import Entry
 from draftwire.bench.compare_settings import Found, Settings, source_of
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.reports import run_report
+from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Plan, simulate, tuned
 from draftwire.bench.sim.texts import Source
 
@@ -18,11 +18,11 @@ VANILLA_BLOCK = 4  # as published
 _REAL = "nano-a100"  # whose clock a simulation of the reference models has
 
 
-def _chosen(entry: Entry, settings: Settings) -> bool:
+def _chosen(entry: Scheme, settings: Settings) -> bool:
     """Whether a row's block length is the best one, and not one that was asked for."""
-    if entry.block is not None or not entry.scheme.tunable:
+    if not entry.tunable:
         return False
-    if entry.scheme.place == "cloud":
+    if entry.place == "cloud":
         return True  # a server that hosts both would tune it
     return settings.block is None and entry.name != "vanilla"
 
@@ -31,7 +31,7 @@ def best_blocks(
     settings: Settings,
     profile: Profile | None,
     links: Sequence[LinkSpec],
-    used: Sequence[Entry],
+    used: Sequence[Scheme],
     source: Source | None,
     say: Callable[[str], None],
 ) -> dict[tuple[str, str], int]:
@@ -41,11 +41,11 @@ def best_blocks(
         return found
     for link in links:
         for entry in used:
-            if not _chosen(entry, settings) or entry.scheme.place == "cloud":
+            if not _chosen(entry, settings) or entry.place == "cloud":
                 continue
             plan = Plan(
                 profile,
-                entry.scheme,
+                entry,
                 link=link,
                 source=source,
                 streams=settings.count,
@@ -61,7 +61,7 @@ def best_blocks(
 
 def run_simulated(
     settings: Settings,
-    used: Sequence[Entry],
+    used: Sequence[Scheme],
     profile: Profile | None,
     links: Sequence[LinkSpec],
     say: Callable[[str], None],
@@ -96,10 +96,10 @@ def run_simulated(
             say(f"{link.name}: {entry.name}")
             plan = Plan(
                 clock,
-                entry.scheme,
+                entry,
                 link=link,
                 source=source,
-                block=entry.block or settings.block or VANILLA_BLOCK,
+                block=settings.block or VANILLA_BLOCK,
                 streams=settings.count,
                 tokens=settings.tokens,
                 seed=settings.seed,

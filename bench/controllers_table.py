@@ -6,7 +6,7 @@ text is followed, what the energy objective saves, and whether budgets of power 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -18,10 +18,12 @@ from draftwire.bench.controllers import (
     run_policy,
     trace_link,
 )
+from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.bound import clairvoyant_s
-from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.grid import bound_ms
+from draftwire.bench.sim.schemes import SCHEMES
+from draftwire.bench.sim.simulate import Plan
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
@@ -110,21 +112,18 @@ def _traces(settings: Settings, say: Callable[[str], None]) -> list[dict[str, An
 
 def _bound(settings: Settings) -> float:
     """Return the tokens a second of the exact bound, on a link without a rate."""
-    profile = find(settings.profile)
     way_s = settings.rtt_ms / 2e3
-    cost = ForwardCost.of(profile)
-    seconds = 0.0
-    for seed in range(1, settings.seeds + 1):
-        source = _source(settings.acceptance, seed)
-        for index in range(settings.streams):
-            seconds += clairvoyant_s(
-                source.text(index, settings.tokens).right,
-                draft_s=profile.seconds("draft.step_ms"),
-                forward_s=cost,
-                up_s=way_s,
-                down_s=way_s,
-            )
-    return settings.seeds * settings.streams * settings.tokens / seconds
+    plan = Plan(
+        find(settings.profile),
+        SCHEMES["race"],
+        link=LinkSpec("no rate", way_s, way_s),
+        streams=settings.streams,
+        tokens=settings.tokens,
+    )
+    seeds = range(1, settings.seeds + 1)
+    sources = [_source(settings.acceptance, seed) for seed in seeds]
+    each_ms = [bound_ms(replace(plan, source=source)) for source in sources]
+    return 1e3 * len(each_ms) / sum(each_ms)
 
 
 class _Noted(Auto):

@@ -123,6 +123,8 @@ class Drafter:
             ModelError: The model gave something that is not a number.
             Exception: Whatever an engine raises; the order at work is over then.
         """
+        if not (self._inbox or self._left):
+            return None
         self._take_orders()
         model, proposer, sequence = self._model, self._proposer, self._sequence
         if not self._left or model is None or proposer is None:

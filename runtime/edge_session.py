@@ -505,13 +505,13 @@ class EdgeSession:
 
         The verifier adds one token to what it accepts, so the last one needs no draft.
         """
-        left = self._limit - len(self._committed) - 1
-        return max(0, left - len(line))
+        left = self._limit - len(self._committed) - 1 - len(line.proposals)
+        return left if left > 0 else 0
 
     def _draftable(self, line: Line) -> int:
         """Return how many drafts make sense behind ``line`` and fit the draft model."""
-        held = len(self._prompt) + len(self._committed) + len(line)
-        return min(self._room(line), max(0, self._draft_context - held))
+        held = len(self._prompt) + len(self._committed) + len(line.proposals)
+        return max(0, min(self._room(line), self._draft_context - held))
 
     def _go_on(self, *, verdict: bool = False) -> list[Action]:
         """Begin a block, send what may leave, keep the drafter at work."""

@@ -76,7 +76,10 @@ class InFlight:
         Args:
             committed: Length of the text.
         """
-        return sum(block.end > committed for block in self._blocks)
+        waiting = 0
+        for block in self._blocks:  # asked at every event
+            waiting += block.end > committed
+        return waiting
 
     def turn(self) -> list[int]:
         """Begin a new branch; return the ids of the one that is given up."""

@@ -89,8 +89,11 @@ class Survival:
     def curve(self, length: int) -> list[float]:
         """Return ``S_1 .. S_length``."""
         found, s = [], 1.0
-        for position in range(1, length + 1):
-            s *= self.hazard(position)
+        last = len(self._seen) - 1
+        borrowed = _BORROWED * self.acceptance
+        for i in range(length):
+            at = i if i < last else last
+            s *= (self._kept[at] + borrowed) / (self._seen[at] + _BORROWED)
             found.append(s)
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from draftwire.errors import ConfigError
 
@@ -89,7 +90,7 @@ class Mode:
             words = []
         return cls(objective, pipeline, frozenset(words), cut, batch)
 
-    @property
+    @cached_property
     def racing(self) -> bool:
         """True when the verifier does not wait for blocks."""
         return self.objective == "latency"

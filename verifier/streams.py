@@ -181,12 +181,12 @@ class Stream:
         self.usage.streams += running - self._counted
         self._counted = running
         counts = self.session.counts
-        now = (counts.drafted, counts.accepted, counts.emitted)
-        drafted, accepted, emitted = (a - b for a, b in zip(now, self._booked))
-        self.served.drafted += drafted
-        self.served.accepted += accepted
-        self.served.emitted += emitted
-        self._booked = now
+        drafted, accepted, emitted = self._booked
+        self._booked = counts.drafted, counts.accepted, counts.emitted
+        served = self.served
+        served.drafted += counts.drafted - drafted
+        served.accepted += counts.accepted - accepted
+        served.emitted += counts.emitted - emitted
 
     # ---- the work
 
@@ -201,7 +201,9 @@ class Stream:
                 holder.deliver(self, [error_of(error)])
 
     def _receive(self, block: Block) -> None:
-        self._deliver(self.session.receive(block))
+        found = self.session.receive(block)
+        if found:
+            self._deliver(found)
         most = self._kept.limits.message_bytes
         if self.session.unjudged > most:
             raise FatalError(

@@ -472,6 +472,8 @@ class TargetSession:
         return None if ran == told + 1 else ran
 
     def _first_stop(self, tokens: Sequence[int]) -> int:
+        if not self._stops:
+            return len(tokens)
         for i, token in enumerate(tokens):
             if token in self._stops:
                 return i + 1

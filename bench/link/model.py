@@ -125,6 +125,7 @@ class LinkModel:
         elif trace is None and rate is not None:
             self._trace, self._steady = Trace.constant(rate), rate
         self._limit = spec.queue_bytes if drop_tail else None
+        self._queues = drop_tail  # somebody may ask what waits
         self._waiting: deque[tuple[float, int]] = deque()  # departure, bytes
         self._waiting_bytes = 0
         self._now_s = 0.0
@@ -154,9 +155,11 @@ class LinkModel:
             raise ValueError(f"sent at {now_s}, after {self._now_s}")
         if nbytes < 1:
             raise ValueError(f"a packet of {nbytes} bytes")
-        waiting = self.queued_bytes(now_s)
-        if self._limit is not None and waiting and waiting + nbytes > self._limit:
-            return Delivery(None, now_s, "queue")
+        if self._queues:
+            waiting = self.queued_bytes(now_s)
+            if self._limit is not None and waiting and waiting + nbytes > self._limit:
+                return Delivery(None, now_s, "queue")
+        self._now_s = now_s
         start = max(now_s, self._free_s)
         if self._trace is None:
             departure = start
@@ -165,13 +168,15 @@ class LinkModel:
         else:
             departure = self._trace.finish(start, nbytes)
         self._free_s = departure
-        if departure > now_s:
+        if self._queues and departure > now_s:
             self._waiting.append((departure, nbytes))
             self._waiting_bytes += nbytes
         lost = self._lost(departure)
         if lost:
             return Delivery(None, departure, lost)
-        arrival = departure + self.delay_s + self._jitter.draw(departure)
+        arrival = departure + self.delay_s
+        if self._jitter.on:
+            arrival += self._jitter.draw(departure)
         self._last_arrival_s = max(arrival, self._last_arrival_s)
         return Delivery(self._last_arrival_s, departure)
 
@@ -219,7 +224,7 @@ class _JitterDraws:
 
     def __init__(self, jitter: Jitter, direction: str, seed: int) -> None:
         self._jitter = jitter
-        self._on = jitter.kind != "none" and direction in jitter.directions
+        self.on = jitter.kind != "none" and direction in jitter.directions
         self._rng = random.Random(f"{seed}:{direction}:jitter")
         self._normal = NormalDist()
         self._z: float | None = None
@@ -227,8 +232,6 @@ class _JitterDraws:
 
     def draw(self, t_s: float) -> float:
         """Return the extra seconds of a packet that leaves at ``t_s``."""
-        if not self._on:
-            return 0.0
         fresh = self._rng.gauss(0.0, 1.0)
         if self._z is None:
             self._z = fresh
@@ -363,9 +366,10 @@ class StreamLink:
         """Send ``nbytes`` of the TCP stream as they are."""
         ack = TCP_IP if now_s - self._sent_s > _ACK_APART_S else 0
         self._sent_s = now_s
-        sizes = segments(nbytes)
         if self._whole:
-            sizes = [sum(sizes)]
+            sizes = [nbytes + TCP_IP * max(1, -(-nbytes // MSS))]
+        else:
+            sizes = segments(nbytes)
         total = again = 0
         for i, size in enumerate(sizes):
             found = self.model.send(now_s, size)

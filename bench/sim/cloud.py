@@ -11,28 +11,19 @@ import numpy as np
 from draftwire.bench.sim.facts import Exit as ExitFact
 from draftwire.bench.sim.facts import Profile
 from draftwire.clock import Clock
-from draftwire.errors import RefusedError
 from draftwire.packages import Exit, Family
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Error,
-    Hello,
-    Message,
-    Open,
-    Opened,
-    Resume,
-)
+from draftwire.transport.messages import Hello, Message
 from draftwire.verifier.accounts import Account, Usage
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
+from draftwire.verifier.dialogue import Dialogue, Peer
 from draftwire.verifier.executor import Executor, VirtualExecutor
-from draftwire.verifier.greeting import error_of, welcome_to
+from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
-from draftwire.verifier.streams import KeptStreams, Stream, Terms
+from draftwire.verifier.streams import KeptStreams, Terms
 
-__all__ = ["Connection", "ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
+__all__ = ["ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
 
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
 _LIMITS = Limits(block=255, resume_s=math.inf)
@@ -214,100 +205,32 @@ class SimVerifier:
         counters = self.served.scheduler.counters
         return counters.forwards - counters.prefill_forwards
 
-    def attach(self, next: Callable[[], TargetModel | None], send: Send) -> Connection:
+    def attach(self, next: Callable[[], TargetModel | None], peer: Peer) -> Dialogue:
         """Return the verifier's end of a new connection.
 
         Args:
             next: Gives the model of the stream that is opened next on it, where texts
                 are known beforehand.
-            send: Puts messages on the way to the device.
+            peer: The way to the device.
         """
-        return Connection(self, next, send)
+        dialogue = _Dialogue(self.kept, self._greet, peer)
+        dialogue.backend, dialogue.next = self.backend, next
+        return dialogue
 
-    def terms(self, hello: Hello) -> Terms:
-        """Return what holds on a connection."""
+    def _greet(self, hello: Hello) -> Terms:
         if not isinstance(self.backend, TextBackend):
             # Nobody says when in a forward the exits of real models would speak.
             hello = replace(hello, capabilities=("resume",))
         return Terms(self.served, self.usage, welcome_to(hello, self.backend, _LIMITS))
 
 
-Send = Callable[[Sequence[Message]], None]
+class _Dialogue(Dialogue):
+    """A connection's end that tells the backend whose text comes next."""
 
+    backend: TargetBackend
+    next: Callable[[], TargetModel | None]
 
-class Connection:
-    """The verifier's end of a connection: greets, and holds one stream at a time.
-
-    What :class:`draftwire.verifier.connection.Connection` does for a websocket, without
-    a websocket, limits and shutting down.
-
-    Args:
-        verifier: Whose.
-        next: Gives the model of the next stream.
-        send: Puts messages on the way to the device.
-    """
-
-    def __init__(
-        self,
-        verifier: SimVerifier,
-        next: Callable[[], TargetModel | None],
-        send: Send,
-    ) -> None:
-        self._verifier = verifier
-        self._next = next
-        self._send = send
-        self._terms: Terms | None = None
-        self._stream: Stream | None = None
-
-    def receive(self, message: Message) -> None:
-        """Take a message of the device in."""
-        if isinstance(message, Block):
-            if self._stream is not None:  # else of a stream that ended meanwhile
-                self._stream.receive(message)
-        elif isinstance(message, (Open, Resume)):
-            self._begin(message)
-        elif isinstance(message, Hello):
-            self._terms = self._verifier.terms(message)
-            self._send([self._terms.welcome])
-        elif isinstance(message, (Bye, Error)):
-            self._end_stream()
-
-    def _begin(self, message: Open | Resume) -> None:
-        kept, terms = self._verifier.kept, self._terms
-        assert terms is not None
-        backend = self._verifier.backend
-        if isinstance(backend, TextBackend):
-            backend.next = self._next
-        answer: Message
-        try:
-            if isinstance(message, Open):
-                self._end_stream()  # whoever opens the next has seen the last one end
-                stream = kept.open(message, terms, self)
-                answer = Opened(message.stream, stream.id, stream.secret)
-            else:
-                stream, answer = kept.resume(message, terms, self)
-        except RefusedError as error:
-            self._send([error_of(error)])
-            return
-        self._stream = stream
-        self._send([answer])
-        stream.start(exits="exits" in terms.welcome.capabilities)
-
-    def deliver(self, stream: Stream, messages: list[Message]) -> None:
-        """Send what comes out of the stream."""
-        self._send(messages)
-
-    def lose(self, stream: Stream) -> None:
-        """Let go: the stream's device has come back on another connection."""
-        self._stream = None
-
-    def lost(self) -> None:
-        """The connection is over; its stream waits for the device, and does no work."""
-        stream, self._stream = self._stream, None
-        if stream is not None and stream.holder is self:
-            self._verifier.kept.park(stream)
-
-    def _end_stream(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None and stream.holder is self:
-            self._verifier.kept.forget(stream)
+    def take(self, message: Message) -> None:
+        if isinstance(self.backend, TextBackend):
+            self.backend.next = self.next
+        super().take(message)

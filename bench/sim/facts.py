@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, TypeVar, get_type_hints
 
 from draftwire.errors import ConfigError
 
@@ -70,6 +70,9 @@ _KEYS: Mapping[str, Mapping[str, tuple[float | None, float, float]]] = {
         for name in ("prefill", "draft", "transmit", "verify-wait", "wait", "idle")
     },
 }
+# Numbers of exits and claims that are shares.
+_MOST = {"fraction": 1.0, "agreement": 1.0, "coverage": 1.0, "ratio": 1.0}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,9 @@ def parse_profile(text: str, where: str) -> Profile:
         raise ConfigError(f"{where} has no name or title")
     if not (isinstance(notes, list) and all(isinstance(note, str) for note in notes)):
         raise ConfigError(f"{where}: notes must be a list of sentences")
-    exits = tuple(_exit(where, one) for one in _list(where, raw, "exit"))
-    published = tuple(_published(where, one) for one in _list(where, raw, "published"))
-    claims = tuple(_claim(where, one) for one in _list(where, raw, "claim"))
+    exits = tuple(_rows(where, raw, "exit", "an exit", Exit))
+    published = tuple(_rows(where, raw, "published", "a published result", Published))
+    claims = tuple(_rows(where, raw, "claim", "a claim", Claim))
     facts: dict[str, Fact] = {}
     for group, keys in _KEYS.items():
         given = raw.pop(group, {})
@@ -261,47 +264,27 @@ def parse_profile(text: str, where: str) -> Profile:
     return Profile(name, title, facts, exits, published, claims, tuple(notes))
 
 
-def _list(where: str, raw: dict[str, Any], key: str) -> list[Mapping[str, Any]]:
+def _rows(where: str, raw: dict[str, Any], key: str, what: str, cls: type[_T]) -> list[_T]:
+    """Return the list of tables ``key`` as objects: numbers of their range, and words."""
     found = raw.pop(key, [])
     if not isinstance(found, list) or not all(isinstance(x, Mapping) for x in found):
         raise ConfigError(f"{where}: {key} must be a list of tables")
-    return found
-
-
-def _exit(where: str, raw: Mapping[str, Any]) -> Exit:
-    numbers = ("fraction", "agreement", "coverage")
-    if set(raw) != {*numbers, "how", "source"} or raw["how"] not in HOW:
-        raise ConfigError(
-            f"{where}: an exit needs {', '.join(numbers)}, how and source, and no more"
-        )
-    values = [raw[key] for key in numbers]
-    if not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
-        raise ConfigError(f"{where}: numbers of an exit lie between 0 and 1")
-    fraction, agreement, coverage = (float(v) for v in values)
-    return Exit(fraction, agreement, coverage, str(raw["how"]), str(raw["source"]))
-
-
-def _published(where: str, raw: Mapping[str, Any]) -> Published:
-    if set(raw) != {"scheme", "tokens_s", "source"} or not raw["source"]:
-        raise ConfigError(
-            f"{where}: a published result needs scheme, tokens_s and source, and no more"
-        )
-    if not isinstance(raw["tokens_s"], (int, float)) or not raw["tokens_s"] > 0:
-        raise ConfigError(f"{where}: tokens_s is {raw['tokens_s']!r}")
-    return Published(str(raw["scheme"]), float(raw["tokens_s"]), str(raw["source"]))
-
-
-def _claim(where: str, raw: Mapping[str, Any]) -> Claim:
-    words = ("what", "scheme", "against", "source")
-    if set(raw) != {*words, "ratio"} or not all(raw[word] for word in words):
-        raise ConfigError(
-            f"{where}: a claim needs {', '.join(words)} and ratio, and no more"
-        )
-    ratio = raw["ratio"]
-    if not isinstance(ratio, (int, float)) or not 0 < ratio < 1:
-        raise ConfigError(f"{where}: the ratio of a claim is {ratio!r}")
-    what, scheme, against, source = (str(raw[word]) for word in words)
-    return Claim(what, scheme, against, float(ratio), source)
+    fields = get_type_hints(cls)
+    rows = []
+    for one in found:
+        if set(one) != set(fields):
+            raise ConfigError(f"{where}: {what} needs {', '.join(fields)}, and no more")
+        for name, value in one.items():
+            if fields[name] is str:
+                fits = isinstance(value, str) and bool(value)
+                fits &= name != "how" or value in HOW
+            else:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                fits = number and 0 <= value <= _MOST.get(name, math.inf)
+            if not fits:
+                raise ConfigError(f"{where}: {name} of {what} is {value!r}")
+        rows.append(cls(**{n: fields[n](v) for n, v in one.items()}))
+    return rows
 
 
 @lru_cache(maxsize=1)

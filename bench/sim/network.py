@@ -11,7 +11,7 @@ draft that lives beside the target.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Protocol, Sequence
+from typing import Callable, Sequence
 
 from draftwire.bench.link import LinkSpec, StreamLink
 from draftwire.bench.link.model import LinkModel, OutagePlan
@@ -22,24 +22,15 @@ from draftwire.transport.answers import to_exception
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Error, Hello, Message, Open, Welcome
 from draftwire.transport.traffic import Traffic
+from draftwire.verifier.dialogue import Dialogue, Peer
 
-__all__ = ["Peer", "TwoWays", "VirtualNetwork", "VirtualWire"]
+__all__ = ["TwoWays", "VirtualNetwork", "VirtualWire"]
 
 _UP, _DOWN = 0, 1
 # What a connection says before its first frame: SYN, SYN-ACK, the upgrade (with a bearer
 # token), its answer. Bytes of the TCP stream, as `WebsocketNetwork` and our verifier.
 _SET_UP = ((_UP, 0), (_DOWN, 0), (_UP, 270), (_DOWN, 200))
 _PING = (10, 6)  # a frame with a mask and four bytes of content, and its answer
-
-
-class Peer(Protocol):
-    """The verifier's end of a connection."""
-
-    def receive(self, message: Message) -> None:
-        """Take a message in."""
-
-    def lost(self) -> None:
-        """The connection is over."""
 
 
 class TwoWays:
@@ -72,8 +63,7 @@ class VirtualNetwork:
 
     Args:
         clock: Where everything happens.
-        attach: Gives the verifier's end of a new connection; it gets what sends to the
-            device.
+        attach: Gives the verifier's end of a new connection, and gets the way back.
         vocab_size: Of the connection.
         ways: The link, or None for one of no length.
         extra: Bytes that a block of so many tokens carries beside what the codec writes:
@@ -85,7 +75,7 @@ class VirtualNetwork:
     def __init__(
         self,
         clock: Clock,
-        attach: Callable[[Callable[[Sequence[Message]], None]], Peer],
+        attach: Callable[[Peer], Dialogue],
         vocab_size: int,
         ways: TwoWays | None = None,
         extra: Callable[[int], int] = lambda tokens: 0,
@@ -121,7 +111,7 @@ class VirtualWire:
         self._codec = network.codec
         self._hello, self._events = hello, events
         self._links = None if network.ways is None else network.ways.connection()
-        self._peer: Peer | None = None
+        self._dialogue: Dialogue | None = None
         self._greeted = self._over = False
         self._timer = self._clock.call_at(
             self._clock.now() + timeout_s, self._late, timeout_s
@@ -164,14 +154,14 @@ class VirtualWire:
         if not self._over:
             self._over = True
             self._timer.cancel()
-            if self._peer is not None:
-                self._segment(_UP, 0, self._peer.lost)
+            if self._dialogue is not None:
+                self._segment(_UP, 0, self._dialogue.lost)
 
     # ---- the device's side
 
     def _set_up(self, step: int) -> None:
         if step == len(_SET_UP):
-            self._peer = self._network.attach(self._answer)
+            self._dialogue = self._network.attach(_WayBack(self))
             self.send(self._hello)
         else:
             way, size = _SET_UP[step]
@@ -232,26 +222,38 @@ class VirtualWire:
     # ---- the verifier's side
 
     def _arrive(self, message: Message) -> None:
-        if not self._over and self._peer is not None:
-            self._peer.receive(message)
+        if not self._over and self._dialogue is not None:
+            self._dialogue.take(message)
 
-    def _answer(self, messages: Sequence[Message]) -> None:
+    def answer(self, message: Message) -> None:
+        """Put a message of the verifier on the way."""
         if self._over:
             return
-        for message in messages:
-            frame = self._codec.encode(message)
-            size = len(frame)
-            if self._network.decode:
-                message = self._codec.decode(frame)
-            if self._links is None:
-                self._clock.post(self._deliver, message, size, 0, size)
-                continue
-            found = self._links[_DOWN].send(self._clock.now(), size)
-            self._clock.call_at(
-                found.arrival_s,
-                self._deliver,
-                message,
-                size,
-                found.ack_bytes,
-                found.wire_bytes,
-            )
+        frame = self._codec.encode(message)
+        size = len(frame)
+        if self._network.decode:
+            message = self._codec.decode(frame)
+        if self._links is None:
+            self._clock.post(self._deliver, message, size, 0, size)
+            return
+        found = self._links[_DOWN].send(self._clock.now(), size)
+        up, down = found.ack_bytes, found.wire_bytes
+        self._clock.call_at(found.arrival_s, self._deliver, message, size, up, down)
+
+    def hang_up(self) -> None:
+        """The verifier ends the connection."""
+        gone = TransportError("the verifier closed the connection")
+        self._raw(_DOWN, 0, self._end, gone)
+
+
+class _WayBack:
+    """The way to the device, as the verifier's end of a connection knows it."""
+
+    def __init__(self, wire: VirtualWire) -> None:
+        self.send = wire.answer
+        self.abort = wire.hang_up
+
+    def close(self, error: Error | None) -> None:
+        if error is not None:
+            self.send(error)
+        self.abort()

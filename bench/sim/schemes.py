@@ -1,16 +1,24 @@
-"""Every scheme that the simulator can run, in one table."""
+"""Every scheme that the simulator and a comparison can run, in one table."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Sequence
+from dataclasses import dataclass, replace
+from typing import Mapping, Sequence
 
-from draftwire.bench.sim.facts import Profile
 from draftwire.errors import ConfigError
 from draftwire.runtime.mode import Mode
 
-__all__ = ["DISTRIBUTED", "SCHEMES", "Scheme", "scheme_named", "schemes_named"]
+__all__ = [
+    "DEFAULT_ROWS",
+    "DISTRIBUTED",
+    "ROWS",
+    "SCHEMES",
+    "Scheme",
+    "carried_sizes",
+    "scheme_named",
+    "schemes_named",
+]
 
 _GUESS = frozenset({"guess"})
 
@@ -20,7 +28,7 @@ class Scheme:
     """How draft and target work together.
 
     Attributes:
-        name: As on the command line.
+        name: As it was asked for, its block length included.
         title: One line.
         controller: Spec for the length policy; ``{k}`` stands for the block length.
         mode: How the session hides the network.
@@ -30,6 +38,8 @@ class Scheme:
             ``"fp16"`` is a dense fp16 distribution over the vocabulary.
         bonus: The target draws one more token after a block that is accepted whole.
         source: What it is a model of.
+        sampled: Sampling scheme above temperature 0, live.
+        block: Block length that was asked for by name, or None.
     """
 
     name: str
@@ -40,18 +50,51 @@ class Scheme:
     up_bits_per_token: int | str = 0
     bonus: bool = True
     source: str = ""
+    sampled: str = "coupled"
+    block: int | None = None
+
+    @property
+    def has_blocks(self) -> bool:
+        """True when its blocks have a length."""
+        return "{k}" in self.controller
 
     @property
     def tunable(self) -> bool:
         """True when it has a block length to choose."""
-        return "{k}" in self.controller
+        return self.has_blocks and self.block is None
 
-    def evidence_bytes(self, tokens: int, profile: Profile) -> int:
-        """Return the bytes beside the ids of a block of ``tokens``."""
+    def policy(self, block: int) -> str:
+        """Return the length policy's spec, with blocks of ``block`` where it has some."""
+        return self.controller.format(k=self.block or block)
+
+    def evidence_bytes(self, tokens: int, vocabulary: int) -> int:
+        """Return the bytes beside the ids of a block of ``tokens``.
+
+        Args:
+            tokens: Drafted.
+            vocabulary: Ids that a dense distribution is over.
+        """
         if self.up_bits_per_token == "fp16":
-            return tokens * 2 * int(profile["text.vocabulary"])
+            return tokens * 2 * vocabulary
         assert isinstance(self.up_bits_per_token, int)
         return (tokens * self.up_bits_per_token + 7) // 8
+
+    def sampling(self, temperature: float, vocabulary: int) -> str:
+        """Return the sampling scheme's name on the wire of a live run."""
+        if temperature > 0:
+            return self.sampled
+        size = self.evidence_bytes(1, vocabulary)
+        return f"greedy+{size}" if size else "greedy"
+
+    @property
+    def needs_exits(self) -> bool:
+        """True when there is nothing to see without early exits; ours do without."""
+        return self.name.startswith("earlyexit")
+
+    @property
+    def same_text(self) -> bool:
+        """True when seed and target alone decide its text at any temperature."""
+        return self.sampled == "coupled"
 
 
 _TABLE = (
@@ -74,6 +117,7 @@ _TABLE = (
         "stop and wait, dense fp16 distributions up",
         "fixed:{k}",
         up_bits_per_token="fp16",
+        sampled="residual",
         source="the baseline of arXiv 2603.19133",
     ),
     Scheme(
@@ -101,6 +145,7 @@ _TABLE = (
         "fixed:{k}",
         # Support of 16 ids and a lattice of 100 at V = 151,936: 294 bits with the id.
         up_bits_per_token=277,
+        sampled="qs",
         source="arXiv 2507.00605 and 2510.09942: 16 ids, resolution 100",
     ),
     Scheme(
@@ -110,6 +155,7 @@ _TABLE = (
         Mode(pipeline=2, preempt=_GUESS, cut=True),
         up_bits_per_token=32,
         bonus=False,
+        sampled="separate",
         source="arXiv 2603.19133",
     ),
     Scheme(
@@ -135,24 +181,99 @@ _TABLE = (
 SCHEMES = {scheme.name: scheme for scheme in _TABLE}
 DISTRIBUTED = ("await", "flexspec", "earlyexit", "qs", "picospec", "vanilla")
 
+# The rows that a comparison can have: those, and single steps of the way to ours.
+_STEPS = (
+    Scheme(
+        "ahead",
+        "stop and wait, the next block drafted meanwhile",
+        "fixed:{k}",
+        Mode(preempt=_GUESS),
+    ),
+    Scheme(
+        "ahead2",
+        "two blocks in flight, the next one drafted meanwhile",
+        "fixed:{k}",
+        Mode(pipeline=2, preempt=_GUESS),
+    ),
+    Scheme(
+        "earlyexit2",
+        "early exits, two blocks in flight",
+        "fixed:{k}",
+        Mode(pipeline=2, preempt=frozenset({"guess", "exits"})),
+    ),
+    Scheme(
+        "cost",
+        "ours, fixed blocks: the product's defaults",
+        "fixed:{k}",
+        Mode(preempt=_GUESS),
+    ),
+    Scheme(
+        "latency",
+        "ours, race, single tokens: --objective latency --block 1",
+        "fixed:1",
+        Mode(objective="latency", preempt=_GUESS),
+    ),
+    Scheme(
+        "latency-auto",
+        "ours, race with our controller, without exits",
+        "auto",
+        Mode(objective="latency", preempt=_GUESS),
+    ),
+)
+ROWS = {
+    **{name: scheme for name, scheme in SCHEMES.items() if name != "race"},
+    **{scheme.name: scheme for scheme in _STEPS},
+    "ours-latency": replace(SCHEMES["ours-latency"], controller="auto"),
+}
+DEFAULT_ROWS = (
+    "cloud,colocated,vanilla,flexspec,earlyexit,qs,picospec,cost,latency,"
+    "ours-cost,ours-latency"
+)
 
-def scheme_named(name: str) -> Scheme:
-    """Return a scheme.
+
+def scheme_named(word: str, table: Mapping[str, Scheme] = SCHEMES) -> Scheme:
+    """Return a scheme; ``NAME:K`` has blocks of K tokens.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or it has no block length.
     """
-    if name in SCHEMES:
-        return SCHEMES[name]
-    near = difflib.get_close_matches(name, SCHEMES, n=1)
-    raise ConfigError(
-        f"no scheme is called {name!r}",
-        hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(SCHEMES)}",
-    )
+    name, colon, length = word.partition(":")
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        raise ConfigError(
+            f"no scheme is called {name!r}",
+            hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}",
+        )
+    scheme = table[name]
+    if not colon:
+        return scheme
+    if not scheme.has_blocks:
+        raise ConfigError(f"{name} chooses its lengths itself", hint=f"ask for {name}")
+    if not length.isdecimal() or not 1 <= int(length) <= 64:
+        raise ConfigError(f"{word!r} has no block length", hint="such as await:4, 1 to 64")
+    return replace(scheme, name=word, block=int(length))
 
 
-def schemes_named(text: str) -> Sequence[Scheme]:
-    """Return the schemes of a list joined by commas; ``all`` is every one."""
+def schemes_named(text: str, table: Mapping[str, Scheme] = SCHEMES) -> Sequence[Scheme]:
+    """Return the schemes of a list such as ``"cloud,await:4,await:8"``; ``all`` is all.
+
+    Raises:
+        ConfigError: One is unknown, has no block length, or is asked for twice.
+    """
     if text == "all":
-        return list(SCHEMES.values())
-    return [scheme_named(part.strip()) for part in text.split(",") if part.strip()]
+        return list(table.values())
+    words = [part.strip() for part in text.split(",") if part.strip()]
+    for word in words:
+        if words.count(word) > 1:
+            raise ConfigError(f"the scheme {word} is asked for twice")
+    return [scheme_named(word, table) for word in words]
+
+
+def carried_sizes(
+    schemes: Sequence[Scheme], temperature: float, vocabulary: int
+) -> tuple[int, ...]:
+    """Return the sizes of evidence that these carry under greedy decoding, live."""
+    if temperature > 0:
+        return ()
+    sizes = {scheme.evidence_bytes(1, vocabulary) for scheme in schemes}
+    return tuple(sorted(sizes - {0}))

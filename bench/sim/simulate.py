@@ -239,7 +239,7 @@ def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
 
 
 def _controller(plan: Plan, block: int) -> Controller:
-    wanted = plan.controller or plan.scheme.controller.format(k=block)
+    wanted = plan.controller or plan.scheme.policy(block)
     return make_controller(wanted) if isinstance(wanted, str) else wanted
 
 
@@ -282,7 +282,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         if watts
         else f"profile {profile.name} has no watts",
         tokens=plan.tokens,
-        extra=partial(scheme.evidence_bytes, profile=profile),
+        extra=partial(scheme.evidence_bytes, vocabulary=int(profile["text.vocabulary"])),
         bonus=scheme.bonus,
         seed=plan.seed * 1009 + device,
         decode=plan.decode,
@@ -307,7 +307,7 @@ def simulate(
         StuckError: A session waits for ever (our bug).
     """
     profile, scheme = plan.profile, plan.scheme
-    block = int(profile["speculation.block"]) if plan.block is None else plan.block
+    block = scheme.block or plan.block or int(profile["speculation.block"])
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
     clock = VirtualClock()
     backend: TargetBackend
@@ -354,7 +354,7 @@ def simulate(
         plan,
         link_of(profile) if plan.link is None else plan.link,
         _controller(plan, block).name,
-        block if scheme.tunable and plan.controller is None else None,
+        block if scheme.has_blocks and plan.controller is None else None,
         streams,
         ended_s - begun_s,
         clock.events,

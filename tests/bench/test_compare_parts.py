@@ -9,13 +9,13 @@ import pytest
 
 from draftwire import sampling
 from draftwire.bench.compare_carried import carried_scheme, carrying
-from draftwire.bench.compare_schemes import ENTRIES, carried_sizes, entries_named
 from draftwire.bench.compare_show import render
 from draftwire.bench.compare_table import different_texts, rows_of
 from draftwire.bench.pace import PacedDraft, PacedTarget
 from draftwire.bench.pace_played import PlayedDraft, PlayedTarget, played_texts
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Exit
+from draftwire.bench.sim.schemes import ROWS, carried_sizes, schemes_named
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.packages import Family
@@ -127,16 +127,16 @@ def test_where_colocated_wins_the_table_says_so():
 
 
 def test_every_row_has_a_length_where_it_needs_one():
-    for entry in entries_named("all"):
-        assert "{" not in entry.controller(4)
+    for entry in schemes_named("all", ROWS):
+        assert "{" not in entry.policy(4)
         assert entry.sampling(0.8, 2048) in sampling.SCHEMES
-    await_ = entries_named("await:7")[0]
-    assert await_.controller(4) == "fixed:7" and await_.name == "await:7"
-    assert ENTRIES["vanilla"].sampling(0.0, 2048) == "greedy+4096"
-    assert ENTRIES["latency"].sampling(0.0, 2048) == "greedy"
-    sizes = carried_sizes(entries_named("cloud,vanilla,qs,picospec"), 0.0, 2048)
+    await_ = schemes_named("await:7", ROWS)[0]
+    assert await_.policy(4) == "fixed:7" and await_.name == "await:7"
+    assert ROWS["vanilla"].sampling(0.0, 2048) == "greedy+4096"
+    assert ROWS["latency"].sampling(0.0, 2048) == "greedy"
+    sizes = carried_sizes(schemes_named("cloud,vanilla,qs,picospec"), 0.0, 2048)
     assert sizes == (4, 35, 4096)
-    assert carried_sizes(entries_named("vanilla"), 0.8, 2048) == ()
+    assert carried_sizes(schemes_named("vanilla"), 0.8, 2048) == ()
 
 
 def test_carried_bytes_are_there_and_are_counted():

@@ -249,11 +249,19 @@ def test_it_does_what_the_engine_thread_does(seed):
 # ---- the verifier
 
 
+class Way:
+    """The way to a device that keeps what it is sent."""
+
+    def __init__(self, sent):
+        self.send = sent.append
+
+
 def connection(verifier, text, sent):
-    made = verifier.attach(lambda: TextTarget(text), sent.extend)
-    made.receive(Hello((1,), "", "", bytes(32), b"", text.width, capabilities=("resume",)))
-    made.receive(Open(1, text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens)))
-    del sent[:2]  # welcome, opened
+    made = verifier.attach(lambda: TextTarget(text), Way(sent))
+    made.take(Hello((1,), "", "", bytes(32), b"", text.width, capabilities=("resume",)))
+    made.take(Open(1, text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens)))
+    assert [type(m).__name__ for m in sent[-2:]] == ["Welcome", "Opened"]
+    del sent[-2:]
     return made
 
 
@@ -270,7 +278,7 @@ def test_blocks_of_sessions_share_a_forward_and_prompts_take_turns():
     assert verifier.forwards == 0
     start = clock.now_s
     for device in devices:
-        device.receive(Block(0, 0, text.tokens[:5]))
+        device.take(Block(0, 0, text.tokens[:5]))
     connection(verifier, long, late)
     clock.run()
     assert [(m.accepted, m.token) for m in sent] == [(5, text.tokens[5])] * 3

@@ -91,14 +91,14 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when a text is not the target's own."""
     from draftwire.bench.compare import Settings, compare
-    from draftwire.bench.compare_schemes import DEFAULT, entries_named
     from draftwire.bench.compare_show import markdown, plot, render
+    from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
 
     played = args.acceptance is not None or args.text is not None
     settings = Settings(
         draft=_draft(args.draft),
         target=_target(args.target),
-        entries=entries_named(args.scheme or DEFAULT),
+        entries=schemes_named(args.scheme or DEFAULT_ROWS, ROWS),
         links=tuple(args.link or ()),
         traces=tuple(args.trace or ()),
         profile=args.profile,
