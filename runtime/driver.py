@@ -378,8 +378,8 @@ class Driver:
 
     def link_up(self, link: Link, welcome: Welcome) -> None:
         """There is a connection."""
-        self._tell_first(welcome)
         run = self._carried.get(link)
+        self._tell_first(welcome)  # who opens a stream now finds the link up
         if run is None:
             return
         before = run.welcome
