@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find, profiles
-from draftwire.bench.sim.grid import bound_ms, grid, judge
-from draftwire.bench.sim.published import beside_published, check_claims
 from draftwire.bench.sim.recording import read_recording
 from draftwire.bench.sim.reports import facts_of, row_of, run_report
 from draftwire.bench.sim.run import Job
@@ -28,10 +26,17 @@ from draftwire.errors import ConfigError
 if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = ["Question", "answer", "list_profiles", "real_jobs", "write_recording"]
+__all__ = [
+    "Question",
+    "aimed",
+    "answer",
+    "list_profiles",
+    "plan_of",
+    "real_jobs",
+    "write_recording",
+]
 
 SCHEMA = "draftwire.bench/1"
-_GRID = "cloud,await,earlyexit,picospec,race,ours-latency"
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,6 @@ class Question:
         hours: Virtual time instead of `streams`.
         sessions: Devices on one verifier.
         seed: Of everything random.
-        grid: Run the reference grid.
         runs: Put a run report of every stream into the document.
     """
 
@@ -72,7 +76,6 @@ class Question:
     hours: float | None = None
     sessions: int = 1
     seed: int = 1
-    grid: bool = False
     runs: bool = False
 
 
@@ -101,7 +104,7 @@ def answer(
             f"no objective {question.objective!r}", hint=", ".join(OBJECTIVES)
         )
     profile = find(question.profile)
-    plan = _plan(question, profile)
+    plan = plan_of(question, profile)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "bench simulate",
@@ -109,45 +112,21 @@ def answer(
         "profile": profile.name,
         "seed": question.seed,
     }
-    if question.grid:
-        names = schemes_named(question.schemes or _GRID)
-        schemes = [_aimed(scheme, question.objective) for scheme in names]
-        rows = grid(plan, schemes, objective=question.objective or "latency", say=say)
-        judged = judge(rows)
-        return {
-            **document,
-            "title": "the reference grid, simulated; synthetic texts, each position for "
-            "itself",
-            "grid": rows,
-            "judged": judged,
-        }
     document["title"] = f"{profile.title} (profile {profile.name}, simulated)"
     document["notes"] = list(profile.notes)
     outcomes = [
-        _run(replace(plan, scheme=_aimed(scheme, question.objective)), question, say)
+        _run(replace(plan, scheme=aimed(scheme, question.objective)), question, say)
         for scheme in _schemes(question, profile)
     ]
     document["link"] = outcomes[0].link.to_dict() if outcomes else None
     document["rows"] = [row_of(outcome) for outcome in outcomes]
-    if plan.job is None and outcomes and question.sessions == 1 and not question.hours:
-        document["bound_ms_per_token"] = bound_ms(plan)
-    if question.schemes is None and _plain(question):
-        document["published"] = beside_published(plan)
-        document["claims"] = check_claims(plan)
-    facts = facts_of(outcomes[0]) if outcomes else []
-    document["facts"] = facts
+    document["facts"] = facts_of(outcomes[0]) if outcomes else []
     if question.runs:
         document["runs"] = [run_report(o, s) for o in outcomes for s in o.streams]
     return document
 
 
-def _plain(question: Question) -> bool:
-    """Whether the profile's own link and texts are used: what published numbers need."""
-    given = (question.link, question.acceptance, question.recording, question.real)
-    return all(value is None for value in given) and question.sessions == 1
-
-
-def _aimed(scheme: Scheme, objective: str | None) -> Scheme:
+def aimed(scheme: Scheme, objective: str | None) -> Scheme:
     """Return the scheme with its controller aiming at the objective, where it can."""
     if objective is None or not scheme.controller.startswith("auto:"):
         return scheme
@@ -172,7 +151,12 @@ def _run(plan: Plan, question: Question, say: Callable[[str], None]) -> Outcome:
     return simulate(plan)
 
 
-def _plan(question: Question, profile: Profile) -> Plan:
+def plan_of(question: Question, profile: Profile) -> Plan:
+    """Return what is simulated, of each scheme alike.
+
+    Raises:
+        ConfigError: Something in the question is unknown or does not fit.
+    """
     block = None
     if question.block not in (None, "best"):
         if not question.block.isdecimal() or not 1 <= int(question.block) <= 255:

@@ -10,12 +10,9 @@ from schedules import await_time, race_time
 
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import find, parse_profile, profiles
-from draftwire.bench.sim.grid import bound_ms, cell_of, geometric_mean, grid, judge
-from draftwire.bench.sim.published import beside_published, check_claims
 from draftwire.bench.sim.reports import row_of, run_report
 from draftwire.bench.sim.schemes import SCHEMES, scheme_named, schemes_named
 from draftwire.bench.sim.simulate import Plan, price, simulate, synthetic_of, tuned
-from draftwire.bench.sim.tables import render
 from draftwire.bench.sim.texts import Synthetic, TextDraft, parse_luck
 from draftwire.errors import ConfigError
 from draftwire.runtime.report import check_report
@@ -24,10 +21,13 @@ NANO = find("nano-a100")
 
 
 def cell(forward, draft, rtt, rate):
-    profile = cell_of(NANO, rtt, rate)
-    return profile.replaced(
-        "assumed", "a test", cloud__forward_ms=forward, draft__step_ms=draft
-    )
+    """Return a profile in which only times count, as in the reference."""
+    return NANO.replaced(
+        "assumed", "a test", cloud__forward_ms=forward, draft__step_ms=draft,
+        link__rtt_ms=rtt, text__acceptance=rate, link__up_mbit_s=math.inf,
+        link__down_mbit_s=math.inf, cloud__read_ms_per_token=0.0,
+        draft__read_ms_per_token=0.0,
+    )  # fmt: skip
 
 
 def plan(profile=NANO, scheme="await", **options):
@@ -115,7 +115,7 @@ def test_race_takes_what_an_independent_simulation_says(row):
     right = synthetic_of(profile, 1).text(0, 500).right
     oracle = race_time(right, draft, forward, rtt, at_once=False)
     assert found == pytest.approx(oracle, rel=0.05)
-    assert bound_ms(one) <= found <= forward * 1.001
+    assert found <= forward * 1.001
 
 
 @pytest.mark.slow
@@ -135,14 +135,6 @@ def test_the_reference_table_comes_out(row):
     assert tuned(short).ms_per_token == pytest.approx(waits, rel=0.05)
     pipeline = tuned(replace(short, scheme=scheme_named("picospec"))).ms_per_token
     assert 0.8 * pipes < pipeline < 1.05 * pipes
-
-
-def test_nothing_with_one_stream_of_drafts_beats_the_bound():
-    profile = cell(72, 24, 40, 0.8)
-    bound = bound_ms(plan(profile, tokens=150))
-    for name in ("await", "picospec", "race", "flexspec", "qs"):
-        stream = simulate(plan(profile, name, tokens=150)).streams[0]
-        assert (stream.last_s - stream.began_s) * 1e3 / 150 >= bound, name
 
 
 def test_vanilla_pays_for_its_distributions():
@@ -214,7 +206,7 @@ def test_joules_are_watts_by_the_phase():
     assert silent["joules"] is None and "no watts" in silent["why_null"]
 
 
-# ---- profiles and published results
+# ---- profiles
 
 
 def test_every_number_of_every_profile_has_a_source():
@@ -287,23 +279,6 @@ def test_unknown_names_are_refused_with_a_suggestion():
         find("nowhere.toml")
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(profiles()) if "picospec" in n])
-def test_published_speeds_are_met_within_fifteen_percent(name):
-    rows = beside_published(plan(find(name), tokens=350))
-    assert [row["scheme"] for row in rows] == ["cloud", "vanilla", "picospec"]
-    for row in rows:
-        assert abs(row["off_percent"]) < 15, row
-
-
-def test_claims_say_which_acceptance_would_meet_them():
-    rows = check_claims(plan(find("go2"), tokens=40))
-    asked, streams = rows
-    assert asked["published_ratio"] == streams["published_ratio"] == 0.79
-    # The robot is compared with a cloud that streams, or with one that is asked for
-    # every token: each needs another acceptance, and neither is published.
-    assert 0.1 < asked["acceptance_that_meets_it"] < streams["acceptance_that_meets_it"]
-
-
 # ---- texts
 
 
@@ -364,26 +339,3 @@ def test_a_report_is_that_of_a_live_run_and_says_that_it_is_none():
     assert report["bytes"]["up_wire"] > report["bytes"]["up_payload"] > 0
     energy = report["energy"]
     assert energy["joules"] > 0 and energy["source"].startswith("model:")
-
-
-def test_the_grid_compares_and_judges():
-    schemes = schemes_named("cloud,await,race,ours-latency")
-    cells = {"profiles": ["nano-a100"], "rtts_ms": [40.0], "rates": [0.8]}
-    rows = grid(plan(tokens=60), schemes, **cells)
-    (row,) = rows
-    assert set(row["ms_per_token"]) == {scheme.name for scheme in schemes}
-    assert row["block"]["cloud"] is None and 1 <= row["block"]["await"] <= 16
-    judged = judge(rows)
-    assert judged["over_cloud"] == pytest.approx(
-        row["ms_per_token"]["cloud"] / row["ms_per_token"]["ours-latency"]
-    )
-    assert 0.5 < judged["bound_share"] <= 1 and judged["over_distributed"] > 1
-    shown = render({"title": "a grid", "grid": rows, "judged": judged})
-    assert "25 / 10, 40" in shown and "geometric mean" in shown
-    no_others = judge([{**row, "ms_per_token": {"race": 20.0}}])
-    assert no_others["over_cloud"] is None and no_others["over_distributed"] is None
-
-
-def test_geometric_mean():
-    assert geometric_mean([1, 4]) == 2
-    assert math.isnan(geometric_mean([]))

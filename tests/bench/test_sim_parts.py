@@ -473,10 +473,26 @@ def run(capsys, *words):
 def test_the_command_prints_tables(capsys):
     code, said = run(capsys, "--scheme", "cloud,await", "--tokens", "60", "--k", "6")
     assert code == 0
-    for word in ("simulated", "fixed:6", "clairvoyant bound", "assumed", "ms/token"):
+    for word in ("simulated", "fixed:6", "assumed", "ms/token"):
         assert word in said.out
     code, said = run(capsys, "--profiles")
     assert code == 0 and "picospec-llama-humaneval" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "study"),
+    [
+        (["simulate", "--grid"], "grid"),
+        (["evolve", "--work", "w", "--json"], "evolve"),
+        (["controllers", "--help"], "controllers"),
+    ],
+)
+def test_what_is_a_study_now_says_where_it_is(capsys, words, study):
+    assert main(["bench", *words]) == 2
+    assert f"python -m studies.{study}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    assert study not in capsys.readouterr().out
 
 
 def test_the_command_writes_json(capsys, tmp_path):

@@ -25,7 +25,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "src"))
 
 import draftwire  # noqa: E402
-from draftwire.bench.sim.command import Question, answer  # noqa: E402
 from draftwire.cli._local_verifier import local_verifier  # noqa: E402
 from draftwire.packages import load_draft, load_tokenizer  # noqa: E402
 from draftwire.runtime.draft_model import DraftModel  # noqa: E402
@@ -255,13 +254,16 @@ CELLS = {
 
 def measure_sim():
     """Return the document of simulated tables, numbers to six digits."""
+    sys.path.append(str(ROOT))  # last: only `studies` is to be found there
+    from draftwire.bench.sim.command import Question
+    from studies.grid.study import with_bound
 
     def digits(value):
         return float(f"{value:.6g}") if isinstance(value, float) else value
 
     cells = {}
     for name, question in CELLS.items():
-        document = answer(Question(streams=2, tokens=120, seed=5, **question))
+        document = with_bound(Question(streams=2, tokens=120, seed=5, **question))
         cells[name] = {
             row["scheme"]: {key: digits(value) for key, value in row.items()}
             for row in document["rows"]

@@ -23,6 +23,7 @@ ARROWS = {
     "export": set(),
 }
 EVERYONE = {FACE, "bench"}
+STUDIES = "studies"  # may import everything, and nothing imports it
 # Files of the face at the bottom of everything: what packages are, and errors.
 GROUND = {"clock", "errors", "exits", "manifest", "options", "packages", "tensors"}
 GROUND |= {"rules", "tokenizer"}
@@ -124,10 +125,20 @@ def test_rooms_go_by_their_full_name() -> None:
     """``import runtime`` would make a second copy of every class."""
     bare = set(rooms()) - {FACE}
     wrong = []
-    for room in rooms():
+    for room in [*rooms(), STUDIES]:
         for path in files(room):
             for found in imports(room, path):
                 if found.module.split(".")[0] in bare:
+                    wrong.append(f"{where(path, found.line)} imports {found.module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_imports_the_studies() -> None:
+    wrong = []
+    for room in rooms():
+        for path in files(room):
+            for found in imports(room, path):
+                if found.module.split(".")[0] == STUDIES:
                     wrong.append(f"{where(path, found.line)} imports {found.module}")
     assert not wrong, "\n".join(wrong)
 

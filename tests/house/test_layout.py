@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FACE = ROOT / "src" / "draftwire"
 PROFILES = list((ROOT / "boards" / "profiles").glob("*.toml"))
+OUTSIDE = {"studies"}  # run from a checkout, in no wheel
 BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
@@ -29,13 +30,13 @@ def declared() -> set[str]:
 
 def test_folders_links_and_setup_agree() -> None:
     links = {p.name: os.readlink(p) for p in FACE.iterdir() if p.is_symlink()}
-    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    folders = {p.parent.name for p in ROOT.glob("*/__init__.py")} - OUTSIDE
     assert links == {name: f"../../{name}" for name in declared()}
     assert folders == declared()
 
 
 def test_every_room_does_something() -> None:
-    for name in sorted(declared()):
+    for name in sorted(declared() | OUTSIDE):
         code = [p for p in (ROOT / name).rglob("*.py") if p.read_text().strip()]
         assert code, f"{name} is an empty stub"
 

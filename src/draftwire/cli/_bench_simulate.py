@@ -36,7 +36,7 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         help="latency, cost or energy: of --k best (default: latency), and of ours "
         "(default: cost for ours-cost, latency for ours-latency)",
     )
-    add("--grid", action="store_true", help="three profiles x four RTTs x three rates")
+    add("--grid", action="store_true", help=argparse.SUPPRESS)
     add(
         "--acceptance",
         metavar="LUCK",
@@ -70,6 +70,11 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
     from draftwire.bench.sim.tables import plot, render
 
+    if args.grid:
+        raise ConfigError(
+            "the grid is a study now, outside the package",
+            hint="python -m studies.grid, in a checkout",
+        )
     for name in ("streams", "tokens", "sessions"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} is {getattr(args, name)}", hint="1 or more")
@@ -110,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
             hours=args.hours,
             sessions=args.sessions,
             seed=args.seed,
-            grid=args.grid,
             runs=args.runs,
         ),
         say,

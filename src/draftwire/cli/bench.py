@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from draftwire.cli._bench_compare import compare_flags
-from draftwire.cli._bench_controllers import controllers_flags
-from draftwire.cli._bench_evolve import evolve_flags
 from draftwire.cli._bench_simulate import simulate_flags
 from draftwire.cli._common import add_common_flags, write_json
 from draftwire.errors import ConfigError
@@ -218,6 +216,7 @@ def _device(args: argparse.Namespace) -> int:
     return 0
 
 
+STUDIES = ("controllers", "evolve")  # leaves once, and now outside the package
 LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
     "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
@@ -232,16 +231,6 @@ LEAVES = {
         "every scheme in virtual time",
         simulate_flags,
         "draftwire.cli._bench_simulate:run",
-    ),
-    "controllers": Leaf(
-        "length policies over channel traces, steps, joules and budgets",
-        controllers_flags,
-        "draftwire.cli._bench_controllers:run",
-    ),
-    "evolve": Leaf(
-        "one frozen draft against targets that evolve",
-        evolve_flags,
-        "draftwire.cli._bench_evolve:evolve",
     ),
     "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
 }
@@ -258,6 +247,17 @@ def register(subparsers: Any) -> None:
         leaf.add_flags(one)
         add_common_flags(one)
         one.set_defaults(run=_run)
+    for name in STUDIES:  # not in the help; whatever flags follow are not looked at
+        gone = leaves.add_parser(name, add_help=False, prefix_chars="\0")
+        gone.add_argument("words", nargs="*")
+        gone.set_defaults(run=_gone)
+
+
+def _gone(args: argparse.Namespace) -> int:
+    raise ConfigError(
+        f"`draftwire bench {args.leaf}` is a study now, outside the package",
+        hint=f"python -m studies.{args.leaf}, in a checkout",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""One frozen draft against targets that evolve: the study behind ``bench evolve``.
+"""One frozen draft against targets that evolve: the study behind ``studies.evolve``.
 
 Arms, all of one shape but the third and the last:
 
@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from draftwire.bench.evolve_measure import Probe, Spoken, distance, measure, speak
-from draftwire.bench.evolve_models import Budget, Version, Workshop
-from draftwire.bench.evolve_text import Domain, Texts, make_texts
 from draftwire.errors import ConfigError
 from draftwire.export.backbone.base import read_base
+from studies.evolve.measure import Probe, Spoken, distance, measure, speak
+from studies.evolve.models import Budget, Version, Workshop
+from studies.evolve.text import Domain, Texts, make_texts
 
 __all__ = ["ARMS", "SCHEMA", "Study", "parse_version", "run_study"]
 

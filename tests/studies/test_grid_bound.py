@@ -6,7 +6,7 @@ import random
 import pytest
 from schedules import await_time, least_time, race_time, rights
 
-from draftwire.bench.sim.bound import clairvoyant_s
+from studies.grid.bound import clairvoyant_s
 
 PROFILES = ((25, 10), (72, 24), (145, 24))
 RTTS = (10, 40, 80, 150)

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from draftwire.bench.evolve_stats import Cell, Table, read_table
 from draftwire.errors import ConfigError
+from studies.evolve.stats import Cell, Table, read_table
 
 __all__ = ["draw", "render", "write_markdown"]
 

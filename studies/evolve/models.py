@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from draftwire.bench.evolve_text import Texts
 from draftwire.export.architecture import Architecture
 from draftwire.export.backbone.base import Base, transformer_of
 from draftwire.export.backbone.draft import DraftTrainer, Weights, distil_loss, make_draft
@@ -30,6 +29,7 @@ from draftwire.export.backbone.store import save_checkpoint
 from draftwire.export.family.training import Plan, Stream, train
 from draftwire.export.onnx import export_onnx
 from draftwire.packages import load_target
+from studies.evolve.text import Texts
 
 __all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import replace
 from typing import Any, Callable, Iterable, Sequence
 
-from draftwire.bench.sim.bound import clairvoyant_s
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme
 from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
+from studies.grid.bound import clairvoyant_s
 
 __all__ = ["PROFILES", "RATES", "RTTS_MS", "bound_ms", "geometric_mean", "grid", "judge"]
 

@@ -1,4 +1,4 @@
-"""``bench evolve``: the measures, the statistics, and a whole tiny study."""
+"""``studies.evolve``: the measures, the statistics, and a whole tiny study."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 
-from draftwire.bench.evolve import parse_version  # noqa: E402
-from draftwire.bench.evolve_measure import (  # noqa: E402
+from draftwire.errors import ConfigError  # noqa: E402
+from draftwire.export.backbone.base import read_base  # noqa: E402
+from draftwire.export.backbone.draft import make_draft  # noqa: E402
+from draftwire.export.backbone.evaluate import accepted_per_block  # noqa: E402
+from studies.evolve.__main__ import main  # noqa: E402
+from studies.evolve.measure import (  # noqa: E402
     Probe,
     distance,
     measure,
     speak,
     suffix_choices,
 )
-from draftwire.bench.evolve_models import flops_per_token  # noqa: E402
-from draftwire.bench.evolve_report import BEGIN, END, render, write_markdown  # noqa: E402
-from draftwire.bench.evolve_stats import read_table  # noqa: E402
-from draftwire.cli import main  # noqa: E402
-from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.export.backbone.base import read_base  # noqa: E402
-from draftwire.export.backbone.draft import make_draft  # noqa: E402
-from draftwire.export.backbone.evaluate import accepted_per_block  # noqa: E402
+from studies.evolve.models import flops_per_token  # noqa: E402
+from studies.evolve.report import BEGIN, END, render, write_markdown  # noqa: E402
+from studies.evolve.stats import read_table  # noqa: E402
+from studies.evolve.study import parse_version  # noqa: E402
 
 PROBE = Probe(prompts=4, prompt_tokens=8, count=24)
 
@@ -186,10 +186,11 @@ def test_what_is_no_version_is_refused(word):
         parse_version(word)
 
 
+@pytest.mark.slow
 def test_a_tiny_study(models, texts, tmp_path, capsys):
     work = tmp_path / "work"
     words = [
-        "bench", "evolve", "--base", models("llama"), "--work", work,
+        "--base", models("llama"), "--work", work,
         "--data", f"robot={texts}/robot.txt", "--new", f"song={texts}/song.txt",
         "--version", "robot:2", "--version", "song:2:free",
         "--anchor-layers", 1, "--layers", 1, "--draft-tokens", 512, "--pool-tokens", 1024,
@@ -218,7 +219,7 @@ def test_a_tiny_study(models, texts, tmp_path, capsys):
     assert "tokens" not in again.err
     later = json.loads(again.out)
     assert later["targets"] == found["targets"]
-    assert main(["bench", "evolve", "--results", str(work / "results.json")]) == 0
+    assert main(["--results", str(work / "results.json")]) == 0
     assert "mean of evolved" in capsys.readouterr().out
     assert main([*words, "--rank", "3"]) == 2
     assert "other settings" in capsys.readouterr().err
@@ -240,5 +241,5 @@ def test_wrong_studies_are_refused(models, texts, tmp_path, capsys):
         (["--work", str(tmp_path / "v"), "--data", "x=/nowhere.txt"], "cannot be read"),
         (["--results", str(texts / "robot.txt")], "holds no results"),
     ):
-        assert main(["bench", "evolve", *words]) == 2
+        assert main(words) == 2
         assert sentence in capsys.readouterr().err

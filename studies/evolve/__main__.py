@@ -1,21 +1,22 @@
-"""``draftwire bench evolve``: its flags, and the way to the study."""
+"""``python -m studies.evolve``: one frozen draft against targets that evolve."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
+from studies.command import start
 
-__all__ = ["evolve", "evolve_flags"]
+__all__ = ["main"]
 
 
-def evolve_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``bench evolve``."""
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     add = parser.add_argument
     add("--base", type=Path, metavar="PATH", help="checkpoint or target package (v1)")
     add("--work", type=Path, metavar="DIR", help="for models and results; goes on there")
@@ -78,26 +79,26 @@ def evolve_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def evolve(args: argparse.Namespace) -> int:
-    """Run or read a study, show it."""
-    from draftwire.bench.evolve_report import render, write_markdown
-
-    if args.results is not None:
-        document = _read(args.results)
-    else:
-        document = _run(args)
+def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run or read a study; write its page."""
+    document = _run(args, say) if args.results is None else _read(args.results)
     if args.markdown is not None:
+        from studies.evolve.report import write_markdown
+
         for path in write_markdown(document, args.markdown):
-            print(f"wrote {path}", file=sys.stderr)
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-" and not args.quiet:
-        print(render(document))
-    return 0
+            say(f"wrote {path}")
+    return document
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the tables."""
+    from studies.evolve import report
+
+    return report.render(document)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from draftwire.bench.evolve import SCHEMA
+    from studies.evolve.study import SCHEMA
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -105,13 +106,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no results: {exc}") from exc
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise ConfigError(
-            f"{path} is no document of bench evolve",
+            f"{path} is no document of this study",
             hint="give results.json of its --work folder",
         )
     return found
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
+def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     import importlib.util
 
     for module in ("torch", "onnx", "safetensors", "tokenizers"):
@@ -124,17 +125,17 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("the study needs a folder", hint="--work DIR")
     from dataclasses import replace
 
-    from draftwire.bench.evolve import (
+    from draftwire.reference import target_path
+    from studies.evolve.measure import Probe
+    from studies.evolve.models import Budget
+    from studies.evolve.study import (
         ARMS,
         Study,
         default_versions,
         parse_version,
         run_study,
     )
-    from draftwire.bench.evolve_measure import Probe
-    from draftwire.bench.evolve_models import Budget
-    from draftwire.bench.evolve_text import Domain
-    from draftwire.reference import target_path
+    from studies.evolve.text import Domain
 
     domains = [Domain(*_named(word)) for word in args.data]
     domains += [Domain(*_named(word), new=True) for word in args.new]
@@ -176,7 +177,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             probe=replace(Probe(), **{k: v for k, v in probe.items() if v is not None}),
             arms=tuple(args.arms.split(",")) if args.arms else ARMS,
         ),
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        say=say,
     )
 
 
@@ -185,3 +186,13 @@ def _named(word: str) -> tuple[str, Path]:
     if not (name and equals and path) or not name.isidentifier():
         raise ConfigError(f"{word!r} is not NAME=FILE", hint="--data coffee=coffee.txt")
     return name, Path(path)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    question = "How one frozen draft serves targets that evolve, beside other drafts."
+    return start("evolve", question, flags, study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""``draftwire bench controllers``: what the length policies are worth, as tables.
+"""``python -m studies.controllers``: what the length policies are worth, as tables.
 
 Four questions: the speed on real channel traces, how soon a step of the link or of the
 text is followed, what the energy objective saves, and whether budgets of power hold.
@@ -10,18 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.bench.controllers import (
-    MODES,
-    POLICIES,
-    Board,
-    Run,
-    run_policy,
-    trace_link,
-)
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import Profile, find
-from draftwire.bench.sim.grid import bound_ms
 from draftwire.bench.sim.schemes import SCHEMES
 from draftwire.bench.sim.simulate import Plan
 from draftwire.bench.sim.texts import Synthetic, parse_luck
@@ -32,6 +23,15 @@ from draftwire.runtime.controller_auto import Auto
 from draftwire.runtime.governor import WINDOW_S
 from draftwire.runtime.length_rule import best_ratio
 from draftwire.sampling import Proposal
+from studies.controllers.policies import (
+    MODES,
+    POLICIES,
+    Board,
+    Run,
+    run_policy,
+    trace_link,
+)
+from studies.grid.grid import bound_ms
 
 __all__ = ["Settings", "bench_controllers", "render"]
 
@@ -45,7 +45,7 @@ class Settings:
         profile: Timing profile.
         rtt_ms: Round trip on the traces.
         acceptance: As ``bench simulate`` has it.
-        modes: Of :data:`~draftwire.bench.controllers.MODES`.
+        modes: Of :data:`~studies.controllers.policies.MODES`.
         tokens: Of a stream.
         streams: One after another, with one controller.
         seeds: Texts and links to average over.

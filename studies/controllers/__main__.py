@@ -1,19 +1,22 @@
-"""``draftwire bench controllers``: the length policies side by side, in virtual time."""
+"""``python -m studies.controllers``: the length policies side by side, in virtual time."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
+from studies.command import start
+from studies.controllers.tables import Settings, bench_controllers, render
 
-__all__ = ["controllers_flags", "run"]
+__all__ = ["main"]
 
 
-def controllers_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the leaf's flags."""
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
     add = parser.add_argument
     add(
         "--traces",
@@ -35,10 +38,8 @@ def controllers_flags(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=1, help="to average over (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the benchmark and print its tables."""
-    from draftwire.bench.controllers_table import Settings, bench_controllers, render
-
+def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the benchmark."""
     if min(args.tokens, args.streams, args.seeds) < 1 or not args.rtt_ms >= 0:
         raise ConfigError("--tokens, --streams, --seeds or --rtt-ms is out of range")
     traces: list[Path] = []
@@ -49,12 +50,7 @@ def run(args: argparse.Namespace) -> int:
                 f"there is no trace in {args.traces}",
                 hint="a trace is a file NAME.csv of t_s,mbit_s",
             )
-
-    def say(line: str) -> None:
-        if not args.quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    document = bench_controllers(
+    return bench_controllers(
         Settings(
             traces,
             args.profile,
@@ -67,8 +63,13 @@ def run(args: argparse.Namespace) -> int:
         ),
         say,
     )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(render(document))
-    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    question = "What the length policies are worth: traces, steps, joules and budgets."
+    return start("controllers", question, flags, study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from draftwire.bench.controllers import MODES, run_policy
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.runtime.controller import Policy, Round
 from draftwire.runtime.mode import Mode
+from studies.controllers.policies import MODES, run_policy
 
 
 class Watcher(Policy):

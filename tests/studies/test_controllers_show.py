@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from draftwire.bench.controllers import MODES, POLICIES, run_policy, trace_link
-from draftwire.bench.controllers_table import (
+from draftwire.bench.link.text import parse_link
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.runtime.controller import make_controller
+from studies.controllers.__main__ import main
+from studies.controllers.policies import MODES, POLICIES, run_policy, trace_link
+from studies.controllers.tables import (
     Settings,
     _one_step,
     bench_controllers,
     render,
     worst_watts,
 )
-from draftwire.bench.link.text import parse_link
-from draftwire.bench.sim.bound import clairvoyant_s
-from draftwire.bench.sim.facts import find
-from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.cli import main
-from draftwire.runtime.controller import make_controller
+from studies.grid.bound import clairvoyant_s
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DRAFTWIRE_SHARED", ROOT.parent / "shared")) / "data"
@@ -110,7 +110,7 @@ def test_every_trace_and_every_mode():
 def test_the_command(tmp_path, capsys):
     folder = tmp_path / "traces"
     folder.mkdir()
-    words = ["bench", "controllers", "--traces", str(folder)]
+    words = ["--traces", str(folder)]
     assert main(words) == 2
     assert "no trace" in capsys.readouterr().err
     (folder / "steady.csv").write_text("t_s,mbit_s\n0.0,5.0\n1.0,5.0\n")

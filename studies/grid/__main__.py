@@ -1,0 +1,78 @@
+"""``python -m studies.grid``: published schemes over a grid, and the fastest possible."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from draftwire.bench.sim.command import Question
+from draftwire.errors import ConfigError
+from studies.command import start
+from studies.grid.show import plot, render
+from studies.grid.study import one_profile, reference_grid
+
+__all__ = ["main"]
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add = parser.add_argument
+    add(
+        "--profile",
+        metavar="NAME",
+        help="one timing profile in place of the grid: its schemes beside the bound, and "
+        "beside what was published of it (draftwire bench simulate --profiles)",
+    )
+    add("--scheme", metavar="S,S", help="as in draftwire bench simulate")
+    add("--link", metavar="SPEC", help="with --profile: another link than its own")
+    add("--k", metavar="N|best", help="with --profile: tokens of a block")
+    add("--acceptance", metavar="LUCK", help="with --profile: of the texts")
+    add("--objective", metavar="WHAT", help="latency, cost or energy (default: latency)")
+    add("--streams", type=int, metavar="N", help="default: 1; 4 with --profile")
+    add("--tokens", type=int, metavar="N", help="of each (500; 400 with --profile)")
+    add("--seed", type=int, default=1, help="default: %(default)s")
+    add("--plot", type=Path, metavar="FILE", help="a picture: .png, .pdf or .svg")
+
+
+def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the grid, or one profile."""
+    streams, tokens = (1, 500) if args.profile is None else (4, 400)
+    streams = streams if args.streams is None else args.streams
+    tokens = tokens if args.tokens is None else args.tokens
+    if min(streams, tokens) < 1:
+        raise ConfigError(f"{streams} streams of {tokens} tokens", hint="1 or more")
+    question = Question(
+        schemes=args.scheme,
+        link=args.link,
+        block=args.k,
+        acceptance=args.acceptance,
+        objective=args.objective,
+        streams=streams,
+        tokens=tokens,
+        seed=args.seed,
+    )
+    if args.profile is None:
+        if args.link or args.k or args.acceptance:
+            raise ConfigError(
+                "the grid has links, block lengths and acceptances of its own",
+                hint="name a --profile, or leave --link, --k and --acceptance out",
+            )
+        document = reference_grid(question, say)
+    else:
+        document = one_profile(question, args.profile, say)
+    if args.plot is not None:
+        plot(document, args.plot)
+    return document
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    asked = "How fast published schemes and ours are, and how fast anything could be."
+    return start("grid", asked, flags, study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

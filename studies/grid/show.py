@@ -1,0 +1,145 @@
+"""The grid as text for a terminal, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from draftwire.bench.sim.tables import draw_schemes
+from draftwire.bench.sim.tables import render as render_schemes
+from draftwire.cli._common import format_table
+from draftwire.energy.plots import STYLE, _pyplot, _save
+
+__all__ = ["plot", "render"]
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Return a document of the study as text."""
+    if document.get("grid"):
+        return f"{document['title']}\n\n{_grid(document['grid'], document['judged'])}"
+    parts = [render_schemes(document)]
+    if document.get("bound_ms_per_token") is not None:
+        parts.append(_bound(document))
+    if document.get("published"):
+        parts.append(_published(document["published"]))
+    if document.get("claims"):
+        parts.append(_claims(document["claims"]))
+    return "\n\n".join(parts)
+
+
+def _bound(document: Mapping[str, Any]) -> str:
+    bound = document["bound_ms_per_token"]
+    shares = ", ".join(
+        f"{row['scheme']} {bound / row['ms_per_token']:.2f}"
+        for row in document["rows"]
+        # Drafts beside the target, and early exits, play another game.
+        if row["place"] == "device" and "exits" not in row["preempt"]
+    )
+    return (
+        f"clairvoyant bound for one linear stream of drafts: {bound:.2f} ms/token\n"
+        f"bound / reached: {shares}"
+    )
+
+
+def _published(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ("scheme", "tokens/s here", "published", "off %", "accepted/block")
+    keys = (
+        "scheme",
+        "tokens_per_s",
+        "published_tokens_per_s",
+        "off_percent",
+        "accepted_per_block",
+    )
+    return format_table(header, [[row[key] for key in keys] for row in rows])
+
+
+def _claims(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        meets = row["acceptance_that_meets_it"]
+        lines.append(
+            (
+                row["claim"],
+                f"{row['scheme']} / {row['against']}",
+                row["published_ratio"],
+                row["ratio"],
+                row["acceptance"],
+                "none does" if meets is None else meets,
+            )
+        )
+    header = (
+        "published", "time ratio of", "published", "here", "at acceptance", "met at",
+    )  # fmt: skip
+    return format_table(header, lines)
+
+
+def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
+    names = list(rows[0]["ms_per_token"])
+    lines = []
+    for row in rows:
+        cells: list[object] = [
+            f"{row['forward_ms']:g} / {row['draft_ms']:g}, {row['rtt_ms']:g}",
+            f"{row['acceptance']:g}",
+        ]
+        for name in names:
+            block = row["block"][name]
+            speed = f"{row['ms_per_token'][name]:.1f}"
+            cells.append(speed if block is None else f"{speed} ({block})")
+        lines.append([*cells, f"{row['bound_ms_per_token']:.1f}"])
+    table = format_table(("t_v / t_d, RTT ms", "accept", *names, "bound"), lines)
+    said = [table, "ms a token; in brackets the best block length of 1..16"]
+    words = (
+        ("bound_share", "bound / race"),
+        ("race_over_distributed", "best other distributed scheme without exits / race"),
+        ("race_over_cloud", "cloud / race"),
+        ("ours_bound_share", "bound / ours-latency"),
+        ("over_plain", "best other distributed scheme without exits / ours-latency"),
+        ("over_distributed", "best other distributed scheme / ours-latency"),
+        ("over_cloud", "cloud / ours-latency"),
+    )
+    for key, label in words:
+        if judged.get(key) is not None:
+            least = judged[f"{key}_least"]
+            said.append(f"{label}: {judged[key]:.2f} geometric mean, {least:.2f} least")
+    return "\n".join(said)
+
+
+def _draw_grid(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+    profiles = list(dict.fromkeys(row["profile"] for row in rows))
+    figure, plots = plt.subplots(
+        1, len(profiles), figsize=(3.4 * len(profiles), 3.0), squeeze=False
+    )
+    rates = sorted({row["acceptance"] for row in rows})
+    rate = rates[len(rates) // 2]
+    for axes, profile in zip(plots[0], profiles):
+        part = [r for r in rows if r["profile"] == profile and r["acceptance"] == rate]
+        rtts = [row["rtt_ms"] for row in part]
+        for name in part[0]["ms_per_token"]:
+            axes.plot(rtts, [r["ms_per_token"][name] for r in part], "o-", label=name)
+        bounds = [row["bound_ms_per_token"] for row in part]
+        axes.plot(rtts, bounds, "k--", label="bound")
+        axes.set_title(f"{profile}, acceptance {rate:g}")
+        axes.set_xlabel("round trip, ms")
+    plots[0][0].set_ylabel("ms a token, simulated")
+    plots[0][-1].legend()
+    return figure
+
+
+def plot(document: Mapping[str, Any], path: Path) -> None:
+    """Draw the grid by round trip, or a profile's schemes with the bound.
+
+    Raises:
+        ConfigError: matplotlib is not there, or the path has another ending.
+    """
+    plt = _pyplot(path)
+    with plt.rc_context(STYLE):
+        if document.get("grid"):
+            figure = _draw_grid(plt, document["grid"])
+        else:
+            figure = draw_schemes(plt, document)
+            if document.get("bound_ms_per_token") is not None:
+                bound = document["bound_ms_per_token"]
+                figure.axes[0].axvline(bound, color="#333333", linestyle="--")
+        figure.tight_layout()
+        _save(figure, plt, path)

@@ -1,0 +1,86 @@
+"""What the grid's command does: from a question to a document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from draftwire.bench.sim.command import SCHEMA, Question, aimed, answer, plan_of
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import schemes_named
+from studies.grid.grid import bound_ms, grid, judge
+from studies.grid.published import beside_published, check_claims
+
+__all__ = ["one_profile", "reference_grid", "with_bound"]
+
+_GRID = "cloud,await,earlyexit,picospec,race,ours-latency"
+
+
+def reference_grid(question: Question, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the reference grid.
+
+    Args:
+        question: Its schemes, objective, streams, tokens and seed count.
+        say: Told of each cell that is done.
+
+    Returns:
+        A document for ``--json``.
+
+    Raises:
+        ConfigError: A scheme or the objective is unknown.
+    """
+    schemes = schemes_named(question.schemes or _GRID)
+    rows = grid(
+        plan_of(question, find(question.profile)),
+        [aimed(scheme, question.objective) for scheme in schemes],
+        objective=question.objective or "latency",
+        say=say,
+    )
+    return {
+        "schema": SCHEMA,
+        "command": "studies.grid",
+        "simulated": True,
+        "seed": question.seed,
+        "title": "the reference grid, simulated; synthetic texts, each position for itself",
+        "grid": rows,
+        "judged": judge(rows),
+    }
+
+
+def with_bound(
+    question: Question, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Return what ``draftwire bench simulate`` says, and the clairvoyant bound.
+
+    Real models have none: nobody knows beforehand what they write; nor have several
+    devices on one verifier.
+
+    Raises:
+        ConfigError: Something in the question is unknown or does not fit.
+    """
+    document = answer(question, say)
+    if question.real is None and question.sessions == 1 and not question.hours:
+        plan = plan_of(question, find(question.profile))
+        document["bound_ms_per_token"] = bound_ms(plan)
+    return document
+
+
+def one_profile(
+    question: Question, name: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run the schemes of a profile beside the bound and beside what was published.
+
+    Published numbers need the profile's own link, texts and schemes.
+
+    Raises:
+        ConfigError: Something in the question is unknown or does not fit.
+    """
+    question = replace(question, profile=name)
+    document = {**with_bound(question, say), "command": "studies.grid"}
+    changed = (question.schemes, question.link, question.acceptance)
+    if all(value is None for value in changed):
+        plan = plan_of(question, find(name))
+        document["published"] = beside_published(plan)
+        document["claims"] = check_claims(plan)
+    return document

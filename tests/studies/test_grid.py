@@ -1,0 +1,108 @@
+"""The grid's study: the bound, the published numbers, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from draftwire.bench.sim.facts import find, profiles
+from draftwire.bench.sim.schemes import scheme_named, schemes_named
+from draftwire.bench.sim.simulate import Plan, simulate
+from studies.grid.__main__ import main
+from studies.grid.grid import bound_ms, cell_of, geometric_mean, grid, judge
+from studies.grid.published import beside_published, check_claims
+from studies.grid.show import render
+
+
+def plan(profile, scheme="await", **options):
+    options.setdefault("streams", 1)
+    options.setdefault("tokens", 300)
+    return Plan(profile, scheme_named(scheme), **options)
+
+
+def test_nothing_with_one_stream_of_drafts_beats_the_bound():
+    profile = cell_of(find("agx-a100-qwen"), 40, 0.8)
+    bound = bound_ms(plan(profile, tokens=150))
+    for name in ("await", "picospec", "race", "flexspec", "qs"):
+        stream = simulate(plan(profile, name, tokens=150)).streams[0]
+        assert (stream.last_s - stream.began_s) * 1e3 / 150 >= bound, name
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(profiles()) if "picospec" in n])
+def test_published_speeds_are_met_within_fifteen_percent(name):
+    rows = beside_published(plan(find(name), tokens=350))
+    assert [row["scheme"] for row in rows] == ["cloud", "vanilla", "picospec"]
+    for row in rows:
+        assert abs(row["off_percent"]) < 15, row
+
+
+def test_claims_say_which_acceptance_would_meet_them():
+    rows = check_claims(plan(find("go2"), tokens=40))
+    asked, streams = rows
+    assert asked["published_ratio"] == streams["published_ratio"] == 0.79
+    # The robot is compared with a cloud that streams, or with one that is asked for
+    # every token: each needs another acceptance, and neither is published.
+    assert 0.1 < asked["acceptance_that_meets_it"] < streams["acceptance_that_meets_it"]
+
+
+def test_the_grid_compares_and_judges():
+    schemes = schemes_named("cloud,await,race,ours-latency")
+    cells = {"profiles": ["nano-a100"], "rtts_ms": [40.0], "rates": [0.8]}
+    rows = grid(plan(find("nano-a100"), tokens=60), schemes, **cells)
+    (row,) = rows
+    assert set(row["ms_per_token"]) == {scheme.name for scheme in schemes}
+    assert row["block"]["cloud"] is None and 1 <= row["block"]["await"] <= 16
+    judged = judge(rows)
+    assert judged["over_cloud"] == pytest.approx(
+        row["ms_per_token"]["cloud"] / row["ms_per_token"]["ours-latency"]
+    )
+    assert 0.5 < judged["bound_share"] <= 1 and judged["over_distributed"] > 1
+    shown = render({"title": "a grid", "grid": rows, "judged": judged})
+    assert "25 / 10, 40" in shown and "geometric mean" in shown
+    no_others = judge([{**row, "ms_per_token": {"race": 20.0}}])
+    assert no_others["over_cloud"] is None and no_others["over_distributed"] is None
+
+
+def test_geometric_mean():
+    assert geometric_mean([1, 4]) == 2
+    assert math.isnan(geometric_mean([]))
+
+
+def test_the_command_shows_a_profile_beside_bound_and_publications(capsys, tmp_path):
+    path = tmp_path / "out.json"
+    few = ["--tokens", "30", "--json", str(path), "-q"]
+    assert main(["--profile", "picospec-qwen-gsm8k", *few]) == 0
+    said = capsys.readouterr().out
+    for word in ("clairvoyant bound", "published", "off %", "ms/token", "assumed"):
+        assert word in said
+    found = json.loads(path.read_text())
+    assert found["bound_ms_per_token"] < found["published"][0]["tokens_per_s"] * 1e3
+    # Another link or another text is not what was published.
+    few += ["--scheme", "race", "--link", "30ms"]
+    assert main(["--profile", "go2", *few]) == 0
+    assert "published" not in json.loads(path.read_text())
+
+
+def test_the_command_refuses_what_the_grid_decides_itself(capsys):
+    for words, sentence in (
+        (["--k", "4"], "of its own"),
+        (["--scheme", "magic"], "magic"),
+        (["--tokens", "0"], "streams of 0 tokens"),
+        (["--profile", "nano"], "nano-a100"),
+        (["--objective", "beauty", "--profile", "go2"], "objective"),
+        (["--objective", "beauty"], "objective"),
+        (["--loud"], "--help"),
+    ):
+        assert main(words) == 2, words
+        said = capsys.readouterr().err
+        assert sentence in said and "python -m studies.grid" in said
+
+
+def test_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "out.png"
+    words = ["--profile", "go2", "--scheme", "cloud,race", "--tokens", "20", "-q"]
+    assert main([*words, "--plot", str(path)]) == 0
+    assert path.read_bytes()[:4] == b"\x89PNG"
