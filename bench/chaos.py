@@ -19,7 +19,7 @@ import draftwire
 from draftwire.bench.faults import FaultProxy, VerifierProcess
 from draftwire.errors import DraftwireError
 
-__all__ = ["ChaosResult", "FAULTS", "run_chaos"]
+__all__ = ["ChaosResult", "FAULTS", "run_chaos", "render"]
 
 FAULTS = ("cut", "reset", "torn", "swallow", "roam", "freeze", "kill")
 
@@ -65,6 +65,14 @@ class ChaosResult:
                 for kind, times in by_kind.items()
             },
         }
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the document as text, a number a line."""
+    lines = [f"{k:15s} {v}" for k, v in document.items() if k != "recovery_by_kind"]
+    for kind, times in document["recovery_by_kind"].items():
+        lines.append(f"{kind:15s} p50 {times['p50_s']} s, worst {times['worst_s']} s")
+    return "\n".join(lines)
 
 
 def _quantile(times: list[float], q: float) -> float | None:

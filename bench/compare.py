@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 from typing import Any, Callable
 
 from draftwire.bench.compare_settings import Settings, links_of, usable, why_not
 from draftwire.bench.compare_simulated import run_simulated
 from draftwire.bench.compare_table import different_texts, rows_of
 from draftwire.bench.link.emulate import choose_method
+from draftwire.bench.machine import machine
 from draftwire.bench.sim.facts import find
 
 __all__ = ["SCHEMA", "Settings", "compare"]
@@ -45,7 +45,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
             choose_method(link, settings.method)  # before anything is started for nothing
     profile = None if settings.profile is None else find(settings.profile)
     begun = datetime.datetime.now(datetime.timezone.utc)
-    load = os.getloadavg()[0]
+    about = machine()  # before the load is ours
     used = usable(settings, profile)
     if settings.simulated:
         found = run_simulated(settings, used, profile, links, say)
@@ -63,13 +63,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
         "command": "bench compare",
         "simulated": settings.simulated,
         "date": begun.strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_1min": round(load, 1),
-            "python": platform.python_version(),
-            "scheduling": _scheduling(),
-        },
+        "machine": {**about, "scheduling": _scheduling()},
         "paced_to": None if profile is None else profile.name,
         "text": found.text,
         "tokens": settings.tokens,

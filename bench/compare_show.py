@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from draftwire.bench.machine import picture
 from draftwire.errors import ConfigError
 
 __all__ = ["markdown", "plot", "render"]
@@ -152,14 +153,11 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not there, or the path has another ending.
     """
-    from draftwire.energy.plots import STYLE, _pyplot, _save
-
     links = [link["name"] for link in document["links"]]
     names = document["schemes"]
     if not document["rows"]:
         raise ConfigError("there is nothing to draw")
-    plt = _pyplot(path)
-    with plt.rc_context(STYLE):
+    with picture(path) as plt:
         figure, plots = plt.subplots(
             1,
             len(links),
@@ -176,8 +174,6 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         figure.suptitle(_title(document), fontsize="small")
-        figure.tight_layout()
-        _save(figure, plt, path)
 
 
 def _most_ms(rows: Sequence[Mapping[str, Any]]) -> float:

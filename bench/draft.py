@@ -7,10 +7,7 @@ The ratio is the median over rounds in which each stepped one block undisturbed.
 
 from __future__ import annotations
 
-import os
-import platform
 import random
-import resource
 import statistics
 import time
 from dataclasses import dataclass
@@ -19,7 +16,9 @@ from typing import Any, Protocol, Sequence
 
 import numpy as np
 
+from draftwire.bench.device_child import preemptions
 from draftwire.bench.fresh import import_time, memory_over_bare
+from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft
 from draftwire.runtime.draft_model import DraftModel, spec_of
@@ -164,6 +163,7 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         ConfigError: A context does not fit, or the draft's graph has another form.
         ModelError: The draft does not load.
     """
+    about = machine()  # before the load is ours
     package = load_draft(settings.draft)
     for context in settings.contexts:
         if not 1 <= context <= package.context - STEPS:
@@ -202,12 +202,7 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "bench": "draft",
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "load_1min": os.getloadavg()[0],
-            "python": platform.python_version(),
-        },
+        "machine": about,
         "draft": {
             "id": package.id,
             "name": package.name,
@@ -240,9 +235,9 @@ def _measure(
     clean: list[dict[str, float]] = []
     while len(clean) < blocks and len(rounds) < _MOST_TRIES * blocks:
         shuffle(order)
-        switches = _preemptions()
+        switches = preemptions()
         rounds.append({one.name: one.block(context) for one in order})
-        if _preemptions() == switches:
+        if preemptions() == switches:
             clean.append(rounds[-1])
     kept = clean if len(clean) >= _FEWEST_CLEAN else rounds
     ours = contestants[0].name
@@ -262,36 +257,22 @@ def _measure(
     }
 
 
-def _preemptions() -> int:
-    """Return how often the system took the processor away from this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor()
-    for line in text.splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    draft, machine = document["draft"], document["machine"]
+    from draftwire.cli._common import format_table
+
+    draft, box = document["draft"], document["machine"]
     lines = [
         f"{draft['name']} {draft['precision']} on {draft['engine']}, "
         f"{document['threads']} thread(s)",
-        f"{machine['processor']}, {machine['cores']} cores, "
-        f"load {machine['load_1min']:.1f}, Python {machine['python']}",
+        f"{box['processor']}, {box['cores']} cores, "
+        f"load {box['load_1min']:.1f}, Python {box['python']}",
         "",
     ]
     names = list(document["rates"][0]["tokens_per_s"])
     header = ["context", *(f"{name} tok/s" for name in names)]
     header += [f"ratio to {name}" for name in names[1:]] + ["rounds kept"]
-    rows = [header]
+    rows = []
     for rate in document["rates"]:
         row = [str(rate["context"])]
         row += [f"{rate['tokens_per_s'][name]:.0f}" for name in names]
@@ -299,10 +280,7 @@ def render(document: dict[str, Any]) -> str:
         kept = rate["rounds_undisturbed"]
         row.append(f"{kept if kept >= _FEWEST_CLEAN else 'all'} of {rate['rounds']}")
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    for row in rows:
-        lines.append("  ".join(c.rjust(w) for c, w in zip(row, widths)))
-    lines.append("")
+    lines += [format_table(header, rows), ""]
     if not all(rate["same_tokens"] for rate in document["rates"]):
         lines.append("WARNING: the contestants did not draft the same tokens")
     if document["why_no_genai"]:

@@ -343,6 +343,8 @@ def _numbers(port: int) -> dict[str, float]:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table for people."""
+    from draftwire.cli._common import format_table
+
     runs = document["runs"]
     names = [
         "batching" if run["max_batch"] is None else f"at most {run['max_batch']}"
@@ -365,11 +367,8 @@ def render(document: dict[str, Any]) -> str:
         f"{document['block']}, acceptance {document['acceptance']:g}, "
         f"target {document['target']['name']} {document['target']['version']}"
     )
-    lines = [head, "", " " * 28 + "".join(f"{name:>14}" for name in names)]
-    for name, values in rows:
-        lines.append(
-            f"{name:<28}" + "".join(f"{'-' if v is None else v:>14}" for v in values)
-        )
+    cells = [[name, *(v if v is None else str(v) for v in row)] for name, row in rows]
+    lines = [head, "", format_table(["", *names], cells)]
     for run in runs:
         lines += [f"error: {text}" for text in run["first_errors"]]
     return "\n".join(lines)

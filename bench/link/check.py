@@ -7,8 +7,6 @@ both ends of the emulator: ping-pong of 64 bytes, then bulk in each direction.
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import socket
 import threading
 import time
@@ -17,6 +15,7 @@ from typing import Any
 from draftwire.bench.link.emulate import Emulator, emulate
 from draftwire.bench.link.model import MSS, TCP_IP, LinkModel, OutagePlan, StreamLink
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
+from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
 
 __all__ = ["SCHEMA", "check_link", "render"]
@@ -143,12 +142,7 @@ def check_link(
     ideal = _ideal_trips(spec, len(trips))
     return {
         **document,
-        "machine": {
-            "system": platform.platform(terse=True),
-            "cores": os.cpu_count(),
-            "load_1min": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "rtt_ms": {
             "count": len(trips),
             **{

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-__all__ = ["plot", "render"]
+from draftwire.bench.machine import picture
+
+__all__ = ["draw_schemes", "plot", "render"]
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -54,21 +56,17 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not there, or the path has another ending.
     """
-    from draftwire.energy.plots import STYLE, _pyplot, _save
-
-    plt = _pyplot(path)
-    with plt.rc_context(STYLE):
-        figure = draw_schemes(plt, document)
-        figure.tight_layout()
-        _save(figure, plt, path)
+    with picture(path) as plt:
+        draw_schemes(plt, document)
 
 
 def draw_schemes(plt: Any, document: Mapping[str, Any]) -> Any:
+    """Draw a bar for each scheme; return the axes."""
     rows = document["rows"]
-    figure, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.4))
+    _, axes = plt.subplots(figsize=(6.4, 0.4 * len(rows) + 1.4))
     names = [f"{row['scheme']} ({row['controller']})" for row in rows]
     axes.barh(names, [row["ms_per_token"] for row in rows], color="#4878CF")
     axes.invert_yaxis()
     axes.set_xlabel("ms a token, simulated")
     axes.set_title(document["title"], wrap=True)
-    return figure
+    return axes

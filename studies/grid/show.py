@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from draftwire.bench.machine import picture
 from draftwire.bench.sim.tables import draw_schemes
 from draftwire.bench.sim.tables import render as render_schemes
 from draftwire.cli._common import format_table
-from draftwire.energy.plots import STYLE, _pyplot, _save
 
 __all__ = ["plot", "render"]
 
@@ -105,9 +105,9 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
     return "\n".join(said)
 
 
-def _draw_grid(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
+def _draw_grid(plt: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     profiles = list(dict.fromkeys(row["profile"] for row in rows))
-    figure, plots = plt.subplots(
+    _, plots = plt.subplots(
         1, len(profiles), figsize=(3.4 * len(profiles), 3.0), squeeze=False
     )
     rates = sorted({row["acceptance"] for row in rows})
@@ -123,7 +123,6 @@ def _draw_grid(plt: Any, rows: Sequence[Mapping[str, Any]]) -> Any:
         axes.set_xlabel("round trip, ms")
     plots[0][0].set_ylabel("ms a token, simulated")
     plots[0][-1].legend()
-    return figure
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
@@ -132,14 +131,11 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not there, or the path has another ending.
     """
-    plt = _pyplot(path)
-    with plt.rc_context(STYLE):
+    with picture(path) as plt:
         if document.get("grid"):
-            figure = _draw_grid(plt, document["grid"])
+            _draw_grid(plt, document["grid"])
         else:
-            figure = draw_schemes(plt, document)
+            axes = draw_schemes(plt, document)
             if document.get("bound_ms_per_token") is not None:
                 bound = document["bound_ms_per_token"]
-                figure.axes[0].axvline(bound, color="#333333", linestyle="--")
-        figure.tight_layout()
-        _save(figure, plt, path)
+                axes.axvline(bound, color="#333333", linestyle="--")

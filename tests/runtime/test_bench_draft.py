@@ -21,7 +21,7 @@ QUICK = ["--blocks", "2", "--contexts", "4,32", "--no-genai", "--no-spawn"]
 
 
 def test_both_loops_draft_the_same_tokens(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_preemptions", lambda: 0)
+    monkeypatch.setattr(bench, "preemptions", lambda: 0)
     command = ["bench", "draft", "--draft", str(TINY), *QUICK, "--json"]
     assert main(command) == 0
     document = json.loads(capsys.readouterr().out)
@@ -69,7 +69,7 @@ def test_disturbed_rounds_are_left_out_and_replaced(monkeypatch):
         number, after = divmod(next(calls), 2)
         return 2 * number + (after if number % 2 == 0 else 0)
 
-    monkeypatch.setattr(bench, "_preemptions", preemptions)
+    monkeypatch.setattr(bench, "preemptions", preemptions)
     contestants = [Fixed("a", seconds(2.0, 50.0)), Fixed("b", seconds(1.0, 1.0))]
     rate = bench._measure(contestants, 4, 10)
     assert (rate["rounds"], rate["rounds_undisturbed"]) == (20, 10)

@@ -8,7 +8,7 @@ of new tokens come back and are written in place.
 
 Sessions share a forward of the engine as long as padding all contexts to the longest one
 costs less than one more forward. A session alone passes its own array: nothing is copied.
-``python -m draftwire.bench.verifier_forward --target NAME.target`` measures this. On one
+``python -m studies.forward --target NAME.target`` measures this. On one
 thread of a busy x86 core with a 4.7 M parameter target and blocks of 6, milliseconds:
 
 =========  ===================  ======  ======  ======

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from draftwire.cli._common import write_json
+from draftwire.cli._bench_common import filled, say_to, show
 from draftwire.errors import ConfigError
 
 __all__ = ["compare_flags", "run"]
@@ -51,13 +51,17 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("links").add_argument
     add(
         "--link",
+        dest="links",
         action="append",
+        default=[],
         metavar="SPEC",
         help="such as 40ms/10mbit; more than once for several (default: lan, wan, poor)",
     )
     add(
         "--trace",
+        dest="traces",
         action="append",
+        default=[],
         type=Path,
         metavar="FILE",
         help="a link of 40 ms whose rate moves; more than once for several",
@@ -77,12 +81,25 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--text",
+        dest="recording",
         type=Path,
         metavar="FILE",
         help="with --profile: play a recording (draftwire bench simulate --record)",
     )
-    add("--texts", type=int, default=3, metavar="N", help="how many are played (3)")
-    add("--simulate", action="store_true", help="in virtual time, nothing runs")
+    add(
+        "--texts",
+        dest="count",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how many are played (3)",
+    )
+    add(
+        "--simulate",
+        dest="simulated",
+        action="store_true",
+        help="in virtual time, nothing runs",
+    )
     add = parser.add_argument_group("output").add_argument
     add("--plot", type=Path, metavar="FILE", help="a picture: .png, .pdf or .svg")
     add("--markdown", action="store_true", help="print one Markdown table instead")
@@ -94,41 +111,19 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.bench.compare_show import markdown, plot, render
     from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
 
-    played = args.acceptance is not None or args.text is not None
-    settings = Settings(
-        draft=_draft(args.draft),
+    played = args.acceptance is not None or args.recording is not None
+    if (played or args.simulated) and args.prompt:
+        raise ConfigError("texts that are played or simulated have prompts of their own")
+    settings = filled(
+        Settings,
+        args,
         target=_target(args.target),
         entries=schemes_named(args.scheme or DEFAULT_ROWS, ROWS),
-        links=tuple(args.link or ()),
-        traces=tuple(args.trace or ()),
-        profile=args.profile,
-        acceptance=args.acceptance,
-        recording=args.text,
         prompts=() if played else _prompts(args),
-        count=args.texts,
-        tokens=args.tokens,
-        repeats=args.repeats,
         block=_block(args.k),
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        method=args.method,
-        threads=args.threads,
-        simulated=args.simulate,
     )
-    if (played or args.simulate) and args.prompt:
-        raise ConfigError("texts that are played or simulated have prompts of their own")
-
-    def say(line: str) -> None:
-        if not args.quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    document = compare(settings, say)
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(markdown(document) if args.markdown else render(document))
+    document = compare(settings, say_to(args))
+    show(args, document, markdown if args.markdown else render)
     if args.plot is not None:
         plot(document, args.plot)
     for sentence in document["different"]:
@@ -142,12 +137,6 @@ def _block(text: str) -> int | None:
     if not text.isdecimal():
         raise ConfigError(f"--k {text!r} is no block length", hint="1 to 64, or best")
     return int(text)
-
-
-def _draft(path: Path | None) -> Path:
-    from draftwire.reference import draft_path
-
-    return draft_path() if path is None else path
 
 
 def _target(name: str) -> Path:

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from draftwire.cli._bench_common import show
 from draftwire.cli._common import format_table, write_json
 from draftwire.errors import BoardError, ConfigError
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Measure the emulation beside the ideal."""
-    from draftwire.bench.link.check import check_link, render
+    from draftwire.bench.link.check import check_link
 
     document = check_link(
         _spec(args),
@@ -59,18 +60,18 @@ def check(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         calibrate=not args.no_calibrate,
     )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        load = document["machine"]["load_1min"]
-        print(
-            f"{document['link']['name']} by {document['method']}, "
-            f"{document['scheduling']} scheduling, load {load}"
-        )
-        print(format_table(["", "ideal", "measured"], render(document)))
-        for note in document["notes"]:
-            print(note)
-    return 0
+    return show(args, document, _shown)
+
+
+def _shown(document: dict[str, Any]) -> str:
+    from draftwire.bench.link.check import render
+
+    head = (
+        f"{document['link']['name']} by {document['method']}, "
+        f"{document['scheduling']} scheduling, load {document['machine']['load_1min']}"
+    )
+    table = format_table(["", "ideal", "measured"], render(document))
+    return "\n".join([head, table, *document["notes"]])
 
 
 def _spec(args: argparse.Namespace) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from draftwire.cli._common import format_table, write_json
+from draftwire.cli._bench_common import filled, say_to, show
+from draftwire.cli._common import format_table
 from draftwire.errors import ConfigError
 
 __all__ = ["run", "simulate_flags"]
@@ -25,11 +25,17 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
     add("--link", metavar="SPEC", help="such as 40ms/10mbit (default: the profile's)")
     add(
         "--scheme",
+        dest="schemes",
         metavar="S,S",
         help="cloud, colocated, vanilla, await, flexspec, earlyexit, qs, picospec, "
         "race, ours-cost, ours-latency, or all",
     )
-    add("--k", metavar="N|best", help="drafted tokens of a block; best tries 1 to 16")
+    add(
+        "--k",
+        dest="block",
+        metavar="N|best",
+        help="drafted tokens of a block; best tries 1 to 16",
+    )
     add(
         "--objective",
         metavar="WHAT",
@@ -48,7 +54,13 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="of a synthetic draft: calibrated, noise or none (default: %(default)s)",
     )
-    add("--text", type=Path, metavar="FILE", help="play a recording of real models")
+    add(
+        "--text",
+        dest="recording",
+        type=Path,
+        metavar="FILE",
+        help="play a recording of real models",
+    )
     add("--real", metavar="V", help="run the reference models with target V, e.g. v1")
     add(
         "--record",
@@ -82,47 +94,16 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--hours is {args.hours}", hint="above 0")
     if args.profiles:
         found = list_profiles()
-        if args.json is not None:
-            write_json([{"name": n, "title": t} for n, t in found], args.json)
-        if args.json != "-":
-            print(format_table(("profile", "what"), found))
-        return 0
+        names = [{"name": name, "title": title} for name, title in found]
+        return show(args, names, lambda _: format_table(("profile", "what"), found))
     if args.record is not None:
         document = write_recording(args.record, args.real or "v1", args.tokens)
-        if args.json is not None:
-            write_json(document, args.json)
-        if args.json != "-":
-            print("\n".join(f"{key:12s} {value}" for key, value in document.items()))
-        return 0
+        return show(
+            args, document, lambda d: "\n".join(f"{k:12s} {v}" for k, v in d.items())
+        )
 
-    def say(line: str) -> None:
-        if not args.quiet and sys.stderr.isatty():
-            print(line, file=sys.stderr, flush=True)
-
-    document = answer(
-        Question(
-            profile=args.profile,
-            link=args.link,
-            schemes=args.scheme,
-            block=args.k,
-            objective=args.objective,
-            acceptance=args.acceptance,
-            confidence=args.confidence,
-            recording=args.text,
-            real=args.real,
-            streams=args.streams,
-            tokens=args.tokens,
-            hours=args.hours,
-            sessions=args.sessions,
-            seed=args.seed,
-            runs=args.runs,
-        ),
-        say,
-    )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(render(document))
+    document = answer(filled(Question, args), say_to(args, terminal=True))
+    show(args, document, render)
     if args.plot is not None:
         plot(document, args.plot)
     return 0

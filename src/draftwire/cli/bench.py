@@ -7,9 +7,10 @@ import importlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+from draftwire.cli._bench_common import filled, say_to, show
 from draftwire.cli._bench_compare import compare_flags
 from draftwire.cli._bench_simulate import simulate_flags
-from draftwire.cli._common import add_common_flags, write_json
+from draftwire.cli._common import add_common_flags
 from draftwire.errors import ConfigError
 
 __all__ = ["LEAVES", "Leaf", "register"]
@@ -30,13 +31,14 @@ class Leaf(NamedTuple):
     run: str
 
 
+def _package_flags(parser: argparse.ArgumentParser, *kinds: str) -> None:
+    for kind in kinds:
+        what = f"{kind} package (default: the reference one)"
+        parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help=what)
+
+
 def _draft_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--draft",
-        type=Path,
-        metavar="DIR",
-        help="draft package (default: the reference draft)",
-    )
+    _package_flags(parser, "draft")
     parser.add_argument("--precision", help="which of its models (default: int8)")
     parser.add_argument(
         "--contexts",
@@ -62,31 +64,14 @@ def _draft_flags(parser: argparse.ArgumentParser) -> None:
 
 def _draft(args: argparse.Namespace) -> int:
     from draftwire.bench.draft import Settings, bench_draft, render
-    from draftwire.reference import draft_path
 
-    document = bench_draft(
-        Settings(
-            draft=draft_path() if args.draft is None else args.draft,
-            precision=args.precision,
-            contexts=args.contexts,
-            threads=args.threads,
-            blocks=args.blocks,
-            spawn=0 if args.no_spawn else 5,
-            genai=not args.no_genai,
-        )
-    )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(render(document))
-    return 0
+    spawn = 0 if args.no_spawn else 5
+    settings = filled(Settings, args, spawn=spawn, genai=not args.no_genai)
+    return show(args, bench_draft(settings), render)
 
 
 def _chaos_flags(parser: argparse.ArgumentParser) -> None:
-    for flag, what in (("--draft", "draft package"), ("--target", "target package")):
-        parser.add_argument(
-            flag, type=Path, metavar="DIR", help=f"{what} (default: the reference one)"
-        )
+    _package_flags(parser, "draft", "target")
     parser.add_argument(
         "--faults", type=_count, default=200, help="how many (default: %(default)s)"
     )
@@ -94,34 +79,19 @@ def _chaos_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _chaos(args: argparse.Namespace) -> int:
-    import sys
-
-    from draftwire.bench.chaos import run_chaos
-    from draftwire.reference import draft_path, target_path
+    from draftwire.bench.chaos import render, run_chaos
 
     result = run_chaos(
-        draft_path() if args.draft is None else args.draft,
-        target_path("v1") if args.target is None else args.target,
-        faults=args.faults,
-        seed=args.seed,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        args.draft, args.target, faults=args.faults, seed=args.seed, say=say_to(args)
     )
-    document = result.report()
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        by_kind = document.pop("recovery_by_kind")
-        for name, value in document.items():
-            print(f"{name:15s} {value}")
-        for kind, times in by_kind.items():
-            print(f"{kind:15s} p50 {times['p50_s']} s, worst {times['worst_s']} s")
+    show(args, result.report(), render)
     # A lost or changed token is a broken law: say so to scripts too.
     return 1 if result.wrong else 0
 
 
 def _verifier_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", type=Path, metavar="DIR", help="default: the reference target v1")
+    _package_flags(parser, "target")
     add("--devices", type=_count, default=64, metavar="N", help="default: %(default)s")
     add("--seconds", type=float, default=60.0, metavar="S", help="a run (default: 60)")
     add("--block", type=_count, default=4, help="drafted tokens (default: %(default)s)")
@@ -134,27 +104,14 @@ def _verifier_flags(parser: argparse.ArgumentParser) -> None:
 
 def _verifier(args: argparse.Namespace) -> int:
     from draftwire.bench.verifier import Load, bench_verifier, render
-    from draftwire.reference import target_path
 
     if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
         raise ConfigError("--seconds, --acceptance or --think-ms is out of range")
     document = bench_verifier(
-        Load(
-            target=target_path("v1") if args.target is None else args.target,
-            devices=args.devices,
-            seconds=args.seconds,
-            block=args.block,
-            acceptance=args.acceptance,
-            tokens=args.tokens,
-            think_s=args.think_ms / 1e3,
-            threads=args.threads,
-        ),
+        filled(Load, args, think_s=args.think_ms / 1e3),
         (None,) if args.no_compare else (None, 1),
     )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(render(document))
+    show(args, document, render)
     return 1 if any(run["errors"] for run in document["runs"]) else 0
 
 
@@ -183,9 +140,21 @@ def _link(args: argparse.Namespace) -> int:
 
 def _device_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--draft", type=Path, metavar="DIR", help="default: the reference draft")
-    add("--engines", metavar="E[,E]", help="onnxruntime, litert (default: installed)")
-    add("--precisions", metavar="P[,P]", help="default: all that the draft has")
+    _package_flags(parser, "draft")
+    add(
+        "--engines",
+        type=_words,
+        default=(),
+        metavar="E[,E]",
+        help="onnxruntime, litert (default: installed)",
+    )
+    add(
+        "--precisions",
+        type=_words,
+        default=(),
+        metavar="P[,P]",
+        help="default: all that the draft has",
+    )
     add("--threads", type=_counts, default=(), metavar="N,N", help="default: 1, 2, 4")
     add("--provider", help="of onnxruntime: auto (default), cpu, cuda, tensorrt")
     add("--rounds", type=_count, default=30, help="of 16 tokens (default: %(default)s)")
@@ -195,25 +164,9 @@ def _device_flags(parser: argparse.ArgumentParser) -> None:
 
 def _device(args: argparse.Namespace) -> int:
     from draftwire.bench.device import Settings, bench_device, render
-    from draftwire.reference import draft_path
 
-    document = bench_device(
-        Settings(
-            draft=draft_path() if args.draft is None else args.draft,
-            engines=args.engines.split(",") if args.engines else (),
-            precisions=args.precisions.split(",") if args.precisions else (),
-            threads=args.threads,
-            provider=args.provider,
-            rounds=args.rounds,
-            spawn=args.spawn,
-            energy=not args.no_energy,
-        )
-    )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
-        print(render(document))
-    return 0
+    settings = filled(Settings, args, energy=not args.no_energy)
+    return show(args, bench_device(settings), render)
 
 
 STUDIES = ("controllers", "evolve")  # leaves once, and now outside the package
@@ -261,9 +214,18 @@ def _gone(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from draftwire.reference import draft_path, target_path
+
+    for kind, path in (("draft", draft_path), ("target", lambda: target_path("v1"))):
+        if getattr(args, kind, "") is None:
+            setattr(args, kind, path())
     module, _, name = LEAVES[args.leaf].run.rpartition(":")
     run = getattr(importlib.import_module(module), name) if module else globals()[name]
     return int(run(args))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 def _count(text: str) -> int:

@@ -1,6 +1,6 @@
 """What a forward of the embedded verifier costs, and how sessions should share it.
 
-``python -m draftwire.bench.verifier_forward --target NAME.target`` times one round of
+``python -m studies.forward --target NAME.target`` times one round of
 verification for several sessions, each with a context and a block of drafted tokens:
 
 - *shared*: all sessions in one forward of the engine, caches copied side by side;
@@ -14,7 +14,6 @@ median of each is shown.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
+from draftwire.cli._common import format_table, write_json
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
@@ -118,13 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=args.threads,
     )
     if args.json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
-        return 0
-    names = list(rows[0])
-    print("  ".join(f"{name:>10}" for name in names))
-    for row in rows:
-        print("  ".join(f"{row[name]:>10}" for name in names))
+        write_json(rows, "-")
+    else:
+        print(format_table(list(rows[0]), [[str(v) for v in row.values()] for row in rows]))
     return 0
 
 

@@ -1,0 +1,48 @@
+"""What figures were measured on, and pictures of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import Any, Iterator
+
+__all__ = ["machine", "picture"]
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores, load over a minute, system and Python."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 1),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextlib.contextmanager
+def picture(path: Path) -> Iterator[Any]:
+    """Give pyplot in our style for the block, then write its current figure to ``path``.
+
+    Raises:
+        ConfigError: matplotlib is not there, the path has another ending, or it cannot
+            be written.
+    """
+    from draftwire.energy.plots import STYLE, _pyplot, _save
+
+    plt = _pyplot(path)
+    with plt.rc_context(STYLE):
+        yield plt
+        figure = plt.gcf()
+        figure.tight_layout()
+        _save(figure, plt, path)
