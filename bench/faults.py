@@ -7,7 +7,6 @@ Unprivileged and on loopback; used by the tests of lost links and by
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import struct
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Sequence
 
+from draftwire.bench.child import environment
 from draftwire.errors import TransportError
 
 __all__ = ["FaultProxy", "VerifierProcess"]
@@ -49,11 +49,9 @@ class VerifierProcess:
         Raises:
             TransportError: It does not.
         """
-        home = str(Path(__file__).absolute().parents[2])  # where this package lies
-        path = os.environ.get("PYTHONPATH", "")
         self._process = subprocess.Popen(
             self._words,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (path, home) if p)},
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import draftwire
+from draftwire.bench.child import environment
 from draftwire.errors import ConfigError
 from draftwire.packages import DraftPackage
 
@@ -103,11 +102,9 @@ def run_child(code: str, *args: str) -> str:
     Raises:
         ConfigError: It failed; the message is its last line.
     """
-    source = str(Path(draftwire.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-c", code, *args],
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment(),
         capture_output=True,
         check=False,
         text=True,

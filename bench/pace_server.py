@@ -11,17 +11,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
+from draftwire.bench.child import Child
 from draftwire.bench.compare_carried import carrying
 from draftwire.bench.pace import PacedTarget
 from draftwire.bench.pace_played import (
@@ -157,17 +154,7 @@ class PacedVerifier:
         threads: int = 1,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
-        home = str(Path(__file__).absolute().parents[2])  # where this package lies
-        path = os.environ.get("PYTHONPATH", "")
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "draftwire.bench.pace_server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (home, path) if p)},
-            start_new_session=True,  # Ctrl-C is ours: the session closes first
-        )
+        self._child = Child("draftwire.bench.pace_server", "the verifier", TransportError)
         wanted = {
             "target": str(target),
             "profile": profile,
@@ -177,7 +164,11 @@ class PacedVerifier:
             "token": self.token,
         }
         try:
-            answer = self._ask(wanted)
+            answer = self._child.ask(json.dumps(wanted), _START_S)
+            if "error" in answer:
+                raise TransportError(
+                    f"the verifier did not start: {answer['error']}", hint=answer["hint"]
+                )
         except BaseException:
             self.close()
             raise
@@ -189,45 +180,9 @@ class PacedVerifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(wanted).encode() + b"\n")
-            process.stdin.flush()
-        except OSError:
-            pass  # it is gone: its last words are below
-        said, deadline = b"", time.monotonic() + _START_S
-        while b"\n" not in said:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
-                raise TransportError(f"the verifier did not start within {_START_S:.0f} s")
-            data = os.read(process.stdout.fileno(), 65536)
-            if not data:
-                self._errors.seek(0)
-                words = self._errors.read().decode(errors="replace").strip().splitlines()
-                last = words[-1] if words else "no word"
-                raise TransportError(f"the verifier process is gone: {last}")
-            said += data
-        answer: dict[str, Any] = json.loads(said.partition(b"\n")[0])
-        if "error" in answer:
-            raise TransportError(
-                f"the verifier did not start: {answer['error']}", hint=answer["hint"]
-            )
-        return answer
-
     def close(self) -> None:
         """End the process; harmless a second time."""
-        process = self._process
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._errors.close()
+        self._child.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Waking up in time: a loop with fine timers, and how late it was."""
+"""Waking up in time: a loop with fine timers, and how late it was; and a TCP reset."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import contextlib
 import ctypes
 import os
 import selectors
+import socket
 from collections import deque
 from typing import Any
 
-__all__ = ["Lateness", "fine_loop", "go_realtime"]
+__all__ = ["Lateness", "fine_loop", "go_realtime", "reset"]
 
 _PR_SET_TIMERSLACK = 29
 _KEPT = 4096
@@ -74,3 +75,12 @@ def go_realtime(*, priority: int = 10) -> str:
     except (OSError, AttributeError):
         return "normal"
     return "fifo"
+
+
+def reset(transport: asyncio.Transport | None) -> None:
+    """End a TCP connection with a reset, as a dead one ends."""
+    if transport is not None:
+        sock = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):  # linger 0: a reset, not an end
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        transport.abort()

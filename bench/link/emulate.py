@@ -8,19 +8,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
+from draftwire.bench.child import Child
 from draftwire.bench.link.spec import LinkSpec
-from draftwire.errors import BoardError, ConfigError, DraftwireError
+from draftwire.errors import BoardError, ConfigError
 
 __all__ = ["METHODS", "Emulator", "choose_method", "emulate"]
 
@@ -89,31 +82,16 @@ class Emulator:
         self.spec = spec
         self.method, self.notes = choose_method(spec, method)
         spec = _checked(spec)
-        home = str(Path(__file__).absolute().parents[3])  # where this package lies
-        path = os.environ.get("PYTHONPATH", "")
-        self._said = b""
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "draftwire.bench.link.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (home, path) if p)},
-            start_new_session=True,  # Ctrl-C is for us, the link ends after that
-        )
+        self._child = Child("draftwire.bench.link.worker", "the link", BoardError)
+        wanted = {
+            "spec": spec.to_dict(),
+            "target": list(target),
+            "listen": listen_port,
+            "method": self.method,
+            "calibrate": calibrate,
+        }
         try:
-            first = self._ask(
-                json.dumps(
-                    {
-                        "spec": spec.to_dict(),
-                        "target": list(target),
-                        "listen": listen_port,
-                        "method": self.method,
-                        "calibrate": calibrate,
-                    }
-                ),
-                _START_S,
-            )
+            first = self._child.ask(json.dumps(wanted), _START_S)
             if "error" in first:
                 kind = ConfigError if first.get("kind") == "ConfigError" else BoardError
                 raise kind(f"the link did not start: {first['error']}", hint=first["hint"])
@@ -133,12 +111,12 @@ class Emulator:
     @property
     def alive(self) -> bool:
         """Whether the process that is the link still runs."""
-        return self._process.poll() is None
+        return self._child.process.poll() is None
 
     @property
     def pid(self) -> int:
         """Process id of the link."""
-        return self._process.pid
+        return self._child.process.pid
 
     def stats(self) -> dict[str, Any]:
         """Return what has passed and was lost in each direction, and the lateness.
@@ -146,49 +124,11 @@ class Emulator:
         Raises:
             BoardError: The link is gone.
         """
-        return self._ask("stats", _ANSWER_S)
+        return self._child.ask("stats", _ANSWER_S)
 
     def close(self) -> None:
         """End the link: connections over it are cut, devices and namespaces go."""
-        process = self._process
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._errors.close()
-
-    def _ask(self, line: str, timeout_s: float) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
-        except (OSError, ValueError) as exc:
-            raise self._gone() from exc
-        out = self._process.stdout.fileno()
-        deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._said:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([out], [], [], left)[0]:
-                raise BoardError(f"the link did not answer within {timeout_s:.0f} s")
-            data = os.read(out, 65536)
-            if not data:
-                raise self._gone()
-            self._said += data
-        answer, _, self._said = self._said.partition(b"\n")
-        document: dict[str, Any] = json.loads(answer)
-        return document
-
-    def _gone(self) -> DraftwireError:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return BoardError(
-            f"the link's process is gone: {lines[-1] if lines else 'no word'}"
-        )
+        self._child.close(5)
 
 
 def _checked(spec: LinkSpec) -> LinkSpec:

@@ -14,9 +14,8 @@ import subprocess
 from typing import Any
 
 from draftwire.bench.link.netns import Namespace, set_address
-from draftwire.bench.link.relay import fork_relay
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
-from draftwire.bench.link.tun import FAR, NEAR, make_routes
+from draftwire.bench.link.tun import FAR, NEAR, SpacesLink
 from draftwire.errors import BoardError
 
 __all__ = ["NetemLink", "netem_words", "why_no_netem", "why_not_netem"]
@@ -83,7 +82,7 @@ def netem_words(spec: LinkSpec, direction: str, *, less_s: float = 0.0) -> list[
     return [*words, "limit", str(waiting)]
 
 
-class NetemLink:
+class NetemLink(SpacesLink):
     """A veth pair between two namespaces, slowed down by the kernel.
 
     Args:
@@ -96,8 +95,7 @@ class NetemLink:
     """
 
     def __init__(self, spec: LinkSpec, targets: list[tuple[tuple[str, int], int]]) -> None:
-        self.spec = spec
-        self.near, self.far = Namespace(), Namespace()
+        super().__init__(spec)
         # A name with a slash is a path to `ip`; ours have no name but the descriptor.
         far = f"/proc/{os.getpid()}/fd/{self.far.fd}"
         pair = ["type", "veth", "peer", "name", "dw-far", "netns", far]
@@ -106,12 +104,7 @@ class NetemLink:
             set_address("dw-far", FAR)
         with self.near.inside():
             set_address("dw-near", NEAR)
-        routes = make_routes(self.far, targets)
-        self.ports = [route[0].getsockname()[1] for route in routes]
-        self.relay, self._lifeline = fork_relay(routes, self.near.socket)
-        for here, there, _, _ in routes:
-            here.close()
-            there.close()
+        self.open(targets)
 
     def use(self, *, less_s: float = 0.0) -> None:
         """Slow the link down from now on.
@@ -136,17 +129,6 @@ class NetemLink:
             numbers = [None] * 3 if sent is None else [int(x) for x in sent.groups()]
             found[way] = dict(zip(("bytes", "packets", "loss"), numbers))
         return {**found, "lateness": {"count": 0, "median_us": None, "p99_us": None}}
-
-    def alive(self) -> bool:
-        """Return whether the relay still runs."""
-        return os.waitpid(self.relay, os.WNOHANG) == (0, 0)
-
-    def close(self) -> None:
-        """End the relay; devices and namespaces go with their descriptors."""
-        os.close(self._lifeline)
-        os.waitpid(self.relay, 0)
-        for fd in (self.near.fd, self.far.fd):
-            os.close(fd)
 
 
 def _run(space: Namespace, words: list[str]) -> str:

@@ -15,7 +15,7 @@ from collections import deque
 from functools import partial
 from typing import Any, Callable
 
-from draftwire.bench.link.clock import Lateness
+from draftwire.bench.link.clock import Lateness, reset
 from draftwire.bench.link.model import MSS, LinkModel, OutagePlan, StreamLink
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 
@@ -237,11 +237,7 @@ class _Side(asyncio.Protocol):
 
     def abort(self) -> None:
         """Reset this end."""
-        if self._transport is not None:
-            sock = self._transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # linger 0: a reset, not an end
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self._transport.abort()
+        reset(self._transport)
 
     def pause_writing(self) -> None:
         if self._other is not None:

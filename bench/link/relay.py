@@ -13,7 +13,7 @@ import os
 import socket
 from typing import Callable
 
-from draftwire.bench.link.clock import fine_loop
+from draftwire.bench.link.clock import fine_loop, reset
 
 __all__ = ["Route", "fork_relay"]
 
@@ -77,11 +77,7 @@ class _End(asyncio.Protocol):
 
     def cut(self) -> None:
         """Reset this end."""
-        if self.transport is not None:
-            sock = self.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # linger 0: a reset, not an end
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self.transport.abort()
+        reset(self.transport)
 
     def pause_writing(self) -> None:
         if self.other is not None and self.other.transport is not None:

@@ -19,33 +19,60 @@ from draftwire.bench.link.netns import Namespace, open_tun, set_address
 from draftwire.bench.link.relay import Route, fork_relay
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 
-__all__ = ["NEAR", "FAR", "TunLink", "make_routes"]
+__all__ = ["FAR", "NEAR", "SpacesLink", "TunLink"]
 
 NEAR, FAR = "10.213.7.1", "10.213.7.2"  # in private namespaces: nobody else sees them
 _MAX_PACKET = 65536
 _BATCH = 64
 
 
-def make_routes(far: Namespace, targets: list[tuple[tuple[str, int], int]]) -> list[Route]:
-    """Return listening sockets on both sides for each target and listening port.
+class SpacesLink:
+    """What both kinds of packet links are: two namespaces, and a relay at their ends.
 
-    Raises:
-        OSError: A port is taken.
+    Attributes:
+        spec: The link.
+        ports: Of 127.0.0.1, one for each target.
     """
-    routes: list[Route] = []
-    for target, listen_port in targets:
-        here = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        here.bind(("127.0.0.1", listen_port))
-        here.listen(128)
-        there = far.socket()
-        there.bind((FAR, 0))
-        there.listen(128)
-        routes.append((here, there, there.getsockname(), target))
-    return routes
+
+    def __init__(self, spec: LinkSpec) -> None:
+        self.spec = spec
+        self.near, self.far = Namespace(), Namespace()
+
+    def open(self, targets: list[tuple[tuple[str, int], int]]) -> None:
+        """Listen on both sides for each target and listening port; start the relay.
+
+        Raises:
+            OSError: A port is taken.
+        """
+        routes: list[Route] = []
+        for target, listen_port in targets:
+            here = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            here.bind(("127.0.0.1", listen_port))
+            here.listen(128)
+            there = self.far.socket()
+            there.bind((FAR, 0))
+            there.listen(128)
+            routes.append((here, there, there.getsockname(), target))
+        self.ports = [route[0].getsockname()[1] for route in routes]
+        self.relay, self._lifeline = fork_relay(routes, self.near.socket)
+        for here, there, _, _ in routes:
+            here.close()
+            there.close()
+
+    def alive(self) -> bool:
+        """Return whether the relay still runs."""
+        return os.waitpid(self.relay, os.WNOHANG) == (0, 0)
+
+    def close(self) -> None:
+        """End the relay; devices and namespaces go with their descriptors."""
+        os.close(self._lifeline)
+        os.waitpid(self.relay, 0)
+        for space in (self.near, self.far):
+            os.close(space.fd)
 
 
-class TunLink:
+class TunLink(SpacesLink):
     """Carries packets between two namespaces; call `pump` until it returns.
 
     Args:
@@ -58,8 +85,7 @@ class TunLink:
     """
 
     def __init__(self, spec: LinkSpec, targets: list[tuple[tuple[str, int], int]]) -> None:
-        self.spec = spec
-        self.near, self.far = Namespace(), Namespace()
+        super().__init__(spec)
         with self.near.inside():
             near_fd = open_tun("dw-near")
             set_address("dw-near", NEAR)
@@ -67,12 +93,7 @@ class TunLink:
             far_fd = open_tun("dw-far")
             set_address("dw-far", FAR)
         self._ways = {near_fd: ("up", far_fd), far_fd: ("down", near_fd)}
-        routes = make_routes(self.far, targets)
-        self.ports = [route[0].getsockname()[1] for route in routes]
-        self.relay, self._lifeline = fork_relay(routes, self.near.socket)
-        for here, there, _, _ in routes:
-            here.close()
-            there.close()
+        self.open(targets)
         self.compensation_s = 0.0
         self.lateness = Lateness()
         self.use(LinkSpec())
@@ -92,15 +113,9 @@ class TunLink:
         """Return what has passed, what was dropped and why, and how late it was."""
         return {**self.counts, "lateness": self.lateness.report()}
 
-    def alive(self) -> bool:
-        """Return whether the relay still runs."""
-        return os.waitpid(self.relay, os.WNOHANG) == (0, 0)
-
     def close(self) -> None:
-        """End the relay; devices and namespaces go with their descriptors."""
-        os.close(self._lifeline)
-        os.waitpid(self.relay, 0)
-        for fd in [*self._ways, self.near.fd, self.far.fd]:
+        super().close()
+        for fd in self._ways:
             os.close(fd)
 
     def pump(self, control_fd: int, control: Callable[[], bool]) -> None:

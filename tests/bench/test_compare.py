@@ -196,7 +196,7 @@ def test_the_paced_verifier_ends_with_its_owner_and_says_why_it_does_not_start(t
     with pytest.raises(TransportError, match="did not start"):
         PacedVerifier(tmp_path / "none.target")
     with PacedVerifier(TARGET) as verifier:
-        process = verifier._process
+        process = verifier._child.process
         assert verifier.port > 0 and process.poll() is None
     assert process.returncode == 0
     done = subprocess.run(
