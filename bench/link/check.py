@@ -6,14 +6,13 @@ both ends of the emulator: ping-pong of 64 bytes, then bulk in each direction.
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import threading
 import time
 from typing import Any
 
 from draftwire.bench.link.emulate import Emulator, emulate
 from draftwire.bench.link.model import MSS, TCP_IP, LinkModel, OutagePlan, StreamLink
+from draftwire.bench.link.probe import PING, Server, exactly, pour, round_trips, swallow
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
@@ -21,77 +20,8 @@ from draftwire.errors import ConfigError
 __all__ = ["SCHEMA", "check_link", "render"]
 
 SCHEMA = "draftwire.bench.link/1"
-_PING = 64
 _FREE_BYTES = 16 * 2**20  # in bulk when the link has no rate
 _LEAST_BYTES = 64 * 1024
-_BLOCK = bytes(65536)
-
-
-class _Server(threading.Thread):
-    """Echoes, swallows or pours: the first byte of a connection says which."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._door.getsockname()[1]
-        self.arrivals: list[tuple[float, int]] = []
-
-    def run(self) -> None:
-        """Serve until the door is closed."""
-        while True:
-            try:
-                link, _ = self._door.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
-
-    def close(self) -> None:
-        """Let nobody in any more."""
-        with contextlib.suppress(OSError):
-            self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
-
-    def _serve(self, link: socket.socket) -> None:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with link, contextlib.suppress(OSError):
-            what = link.recv(1)
-            if what == b"e":
-                while data := link.recv(4096):
-                    link.sendall(data)
-            elif what == b"s":
-                self.arrivals = _swallow(link, None)
-                link.sendall(b"!")
-            elif what == b"p":
-                _pour(link, int.from_bytes(_exactly(link, 8), "big"))
-                link.recv(1)
-
-
-def _exactly(link: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        piece = link.recv(count - len(data))
-        if not piece:
-            raise OSError("the other end closed the connection")
-        data += piece
-    return data
-
-
-def _swallow(link: socket.socket, count: int | None) -> list[tuple[float, int]]:
-    """Read ``count`` bytes, or to the end; return what came when."""
-    got, arrivals = 0, []
-    while count is None or got < count:
-        piece = len(link.recv(65536))
-        if not piece:
-            break
-        got += piece
-        arrivals.append((time.monotonic(), piece))
-    return arrivals
-
-
-def _pour(link: socket.socket, count: int) -> None:
-    while count > 0:
-        link.sendall(_BLOCK[: min(count, len(_BLOCK))])
-        count -= len(_BLOCK)
 
 
 def check_link(
@@ -121,12 +51,12 @@ def check_link(
     """
     if pings < 2 or not 0 < seconds <= 600:
         raise ConfigError("too few pings, or seconds out of range")
-    server = _Server()
+    server = Server()
     server.start()
     try:
         with emulate(spec, server.port, method, calibrate=calibrate) as link:
             started = time.monotonic()
-            trips = _pings(link.url_port, pings, 3 * seconds)
+            trips = round_trips(link.url_port, pings, 3 * seconds)
             bulk = {way: _bulk(link, server, way, started, seconds) for way in DIRECTIONS}
             stats = link.stats()
             document = {
@@ -158,38 +88,21 @@ def check_link(
     }
 
 
-def _pings(port: int, count: int, most_s: float) -> list[float]:
-    """Return the sorted round trips, seconds; at least two."""
-    trips: list[float] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=120) as link:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.sendall(b"e")
-        link.sendall(bytes(_PING))  # the way is open before the first that counts
-        _exactly(link, _PING)
-        end = time.monotonic() + most_s
-        while len(trips) < count and (len(trips) < 2 or time.monotonic() < end):
-            start = time.perf_counter()
-            link.sendall(bytes(_PING))
-            _exactly(link, _PING)
-            trips.append(time.perf_counter() - start)
-    return sorted(trips)
-
-
 def _ideal_trips(spec: LinkSpec, count: int) -> list[float]:
     """Return the sorted round trips of the model, as many as were measured."""
     outages = OutagePlan(spec.outages, spec.seed)
     up, down = (StreamLink(spec, way, outages=outages) for way in DIRECTIONS)
     now, trips = 0.0, []
     for _ in range(count):
-        there = up.send_raw(now, _PING).arrival_s
-        back = down.send_raw(there, _PING).arrival_s
+        there = up.send_raw(now, PING).arrival_s
+        back = down.send_raw(there, PING).arrival_s
         trips.append(back - now)
         now = back
     return sorted(trips)
 
 
 def _bulk(
-    link: Emulator, server: _Server, way: str, started: float, seconds: float
+    link: Emulator, server: Server, way: str, started: float, seconds: float
 ) -> dict[str, Any]:
     """Send so much that it takes ``seconds`` at the ideal rate; return both rates."""
     trace = LinkModel(link.spec, way).trace
@@ -204,15 +117,15 @@ def _bulk(
         try:
             if way == "up":
                 sock.sendall(b"s")
-                _pour(sock, count)
+                pour(sock, count)
                 sock.shutdown(socket.SHUT_WR)
                 sock.settimeout(60 + 6 * seconds)
-                _exactly(sock, 1)
+                exactly(sock, 1)
                 arrivals = server.arrivals
             else:
                 sock.settimeout(60 + 6 * seconds)
                 sock.sendall(b"p" + count.to_bytes(8, "big"))
-                arrivals = _swallow(sock, count)
+                arrivals = swallow(sock, count)
                 sock.sendall(b"!")
         except (OSError, TimeoutError) as exc:
             return {

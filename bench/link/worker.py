@@ -12,14 +12,13 @@ import json
 import os
 import select
 import signal
-import socket
 import sys
 import threading
-import time
 from typing import Any
 
 from draftwire.bench.link.clock import fine_loop, go_realtime
 from draftwire.bench.link.netem import NetemLink
+from draftwire.bench.link.probe import Server, round_trips
 from draftwire.bench.link.proxy import LinkProxy
 from draftwire.bench.link.spec import LinkSpec
 from draftwire.bench.link.tun import TunLink
@@ -28,50 +27,13 @@ from draftwire.errors import DraftwireError
 __all__ = ["main"]
 
 _PINGS = 150
-_PING = b"p" * 64
-
-
-class _Echo(threading.Thread):
-    """Answers one connection at a time with what it said, to time the detour."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._door.getsockname()[1]
-
-    def run(self) -> None:
-        """Serve two connections: one direct, one by the detour."""
-        for _ in range(2):
-            link, _ = self._door.accept()
-            with link:
-                link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                while data := link.recv(4096):
-                    link.sendall(data)
-        self._door.close()
-
-
-def _best_trip_s(port: int) -> float:
-    """Return the shortest of many round trips through a port of this machine."""
-    best = 1.0
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for _ in range(_PINGS):
-            start = time.perf_counter()
-            link.sendall(_PING)
-            got = 0
-            while got < len(_PING):
-                piece = len(link.recv(4096))
-                if not piece:
-                    raise OSError("the detour closed the connection")
-                got += piece
-            best = min(best, time.perf_counter() - start)
-    return best
+_MOST_S = 10.0
 
 
 def _detour_s(echo_port: int, port: int) -> float:
     """Return what the way through ``port`` costs, a round trip, without any delay."""
-    direct = _best_trip_s(echo_port)
-    return max(0.0, _best_trip_s(port) - direct)
+    direct = round_trips(echo_port, _PINGS, _MOST_S)[0]
+    return max(0.0, round_trips(port, _PINGS, _MOST_S)[0] - direct)
 
 
 class _Control:
@@ -133,7 +95,7 @@ def _ready(
 def _tun(
     control: _Control, spec: LinkSpec, target: tuple[str, int], listen: int, calibrate: bool
 ) -> None:
-    echo = _Echo()
+    echo = Server()
     link = TunLink(spec, [(target, listen), (("127.0.0.1", echo.port), 0)])
     try:
         scheduling = go_realtime()
@@ -177,7 +139,7 @@ def _tun(
 def _netem(
     control: _Control, spec: LinkSpec, target: tuple[str, int], listen: int, calibrate: bool
 ) -> None:
-    echo = _Echo()
+    echo = Server()
     link = NetemLink(spec, [(target, listen), (("127.0.0.1", echo.port), 0)])
     try:
         detour_s = None
@@ -207,7 +169,7 @@ def _proxy(
     async def serve() -> None:
         detour_s = None
         if calibrate:
-            echo = _Echo()
+            echo = Server()
             echo.start()
             bare = LinkProxy(LinkSpec(), ("127.0.0.1", echo.port))
             port = await bare.start()

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from draftwire.bench import compare as compare_module
-from draftwire.bench.pace_server import PacedVerifier
+from draftwire.bench.compare import run as compare_module
+from draftwire.bench.compare.server import PacedVerifier
 from draftwire.cli import main
 from draftwire.errors import TransportError
 
@@ -200,7 +200,7 @@ def test_the_paced_verifier_ends_with_its_owner_and_says_why_it_does_not_start(t
         assert verifier.port > 0 and process.poll() is None
     assert process.returncode == 0
     done = subprocess.run(
-        [sys.executable, "-m", "draftwire.bench.pace_server"],
+        [sys.executable, "-m", "draftwire.bench.compare.server"],
         env=_environment(),
         stdin=subprocess.DEVNULL,
         check=False,

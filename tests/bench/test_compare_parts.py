@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from draftwire import sampling
-from draftwire.bench.compare_carried import carried_scheme, carrying
-from draftwire.bench.compare_show import render
-from draftwire.bench.compare_table import different_texts, rows_of
-from draftwire.bench.pace import PacedDraft, PacedTarget
-from draftwire.bench.pace_played import PlayedDraft, PlayedTarget, played_texts
+from draftwire.bench.compare.carried import carried_scheme, carrying
+from draftwire.bench.compare.pace import PacedDraft, PacedTarget
+from draftwire.bench.compare.played import PlayedDraft, PlayedTarget, played_texts
+from draftwire.bench.compare.show import render
+from draftwire.bench.compare.table import different_texts, rows_of
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Exit
 from draftwire.bench.sim.schemes import ROWS, carried_sizes, schemes_named

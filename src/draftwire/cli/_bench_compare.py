@@ -107,8 +107,8 @@ def compare_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; 1 when a text is not the target's own."""
-    from draftwire.bench.compare import Settings, compare
-    from draftwire.bench.compare_show import markdown, plot, render
+    from draftwire.bench.compare.run import Settings, compare
+    from draftwire.bench.compare.show import markdown, plot, render
     from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
 
     played = args.acceptance is not None or args.recording is not None

@@ -11,9 +11,9 @@ import datetime
 import os
 from typing import Any, Callable
 
-from draftwire.bench.compare_settings import Settings, links_of, usable, why_not
-from draftwire.bench.compare_simulated import run_simulated
-from draftwire.bench.compare_table import different_texts, rows_of
+from draftwire.bench.compare.settings import Settings, links_of, usable, why_not
+from draftwire.bench.compare.simulated import run_simulated
+from draftwire.bench.compare.table import different_texts, rows_of
 from draftwire.bench.link.emulate import choose_method
 from draftwire.bench.machine import machine
 from draftwire.bench.sim.facts import find
@@ -50,7 +50,7 @@ def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     if settings.simulated:
         found = run_simulated(settings, used, profile, links, say)
     else:
-        from draftwire.bench.compare_live import run_live
+        from draftwire.bench.compare.live import run_live
 
         found = run_live(settings, used, profile, links, say)
     left_out = [

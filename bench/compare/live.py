@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import draftwire
-from draftwire.bench.compare_carried import carrying
-from draftwire.bench.compare_colocated import Colocated, tune_block
-from draftwire.bench.compare_settings import Found, Settings, source_of
-from draftwire.bench.compare_simulated import VANILLA_BLOCK, best_blocks
+from draftwire.bench.compare.carried import carrying
+from draftwire.bench.compare.colocated import Colocated, tune_block
+from draftwire.bench.compare.pace import PacedDraft, PacedTarget
+from draftwire.bench.compare.played import PlayedDraft, PlayedTarget, played_texts
+from draftwire.bench.compare.server import PacedVerifier
+from draftwire.bench.compare.settings import Found, Settings, source_of
+from draftwire.bench.compare.simulated import VANILLA_BLOCK, best_blocks
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.link.emulate import emulate
-from draftwire.bench.pace import PacedDraft, PacedTarget
-from draftwire.bench.pace_played import PlayedDraft, PlayedTarget, played_texts
-from draftwire.bench.pace_server import PacedVerifier
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile

@@ -1,6 +1,6 @@
 """A verifier whose target keeps a profile's time: a process of its own, for ``bench``.
 
-``python -m draftwire.bench.pace_server`` reads one line of JSON from stdin that says
+``python -m draftwire.bench.compare.server`` reads one line of JSON from stdin that says
 what to serve, answers with one line (its address, or why not), and serves until stdin
 ends: it never outlives the program that wanted it. It listens on loopback, behind a
 token.
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from draftwire.bench.child import Child
-from draftwire.bench.compare_carried import carrying
-from draftwire.bench.pace import PacedTarget
-from draftwire.bench.pace_played import (
+from draftwire.bench.compare.carried import carrying
+from draftwire.bench.compare.pace import PacedTarget
+from draftwire.bench.compare.played import (
     EXIT_LAYERS,
     PlayedTarget,
     text_from_json,
@@ -133,7 +133,7 @@ class PacedVerifier:
         target: Target package.
         profile: Name or file of a timing profile, or None for the model's own time.
         texts: What to play instead of running the model, or None.
-        carried: Sizes of :func:`~draftwire.bench.compare_carried.carried_scheme`.
+        carried: Sizes of :func:`~draftwire.bench.compare.carried.carried_scheme`.
         threads: Of the engine.
 
     Attributes:
@@ -154,7 +154,9 @@ class PacedVerifier:
         threads: int = 1,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
-        self._child = Child("draftwire.bench.pace_server", "the verifier", TransportError)
+        self._child = Child(
+            "draftwire.bench.compare.server", "the verifier", TransportError
+        )
         wanted = {
             "target": str(target),
             "profile": profile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Sequence
 
-from draftwire.bench.compare_settings import Found, Settings, source_of
+from draftwire.bench.compare.settings import Found, Settings, source_of
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.reports import run_report

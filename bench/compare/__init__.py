@@ -1,0 +1,1 @@
+"""Every scheme beside every other, on one verifier, over the same links."""

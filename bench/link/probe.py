@@ -1,0 +1,103 @@
+"""What a link is measured with: a server that echoes, swallows or pours, and pings."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+__all__ = ["PING", "Server", "exactly", "pour", "round_trips", "swallow"]
+
+PING = 64  # bytes
+_BLOCK = bytes(65536)
+
+
+class Server(threading.Thread):
+    """Echoes, swallows or pours: the first byte of a connection says which."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._door.getsockname()[1]
+        self.arrivals: list[tuple[float, int]] = []
+
+    def run(self) -> None:
+        """Serve until the door is closed."""
+        while True:
+            try:
+                link, _ = self._door.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        with contextlib.suppress(OSError):
+            self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+
+    def _serve(self, link: socket.socket) -> None:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with link, contextlib.suppress(OSError):
+            what = link.recv(1)
+            if what == b"e":
+                while data := link.recv(4096):
+                    link.sendall(data)
+            elif what == b"s":
+                self.arrivals = swallow(link, None)
+                link.sendall(b"!")
+            elif what == b"p":
+                pour(link, int.from_bytes(exactly(link, 8), "big"))
+                link.recv(1)
+
+
+def exactly(link: socket.socket, count: int) -> bytes:
+    """Read ``count`` bytes.
+
+    Raises:
+        OSError: The other end closed the connection before that.
+    """
+    data = b""
+    while len(data) < count:
+        piece = link.recv(count - len(data))
+        if not piece:
+            raise OSError("the other end closed the connection")
+        data += piece
+    return data
+
+
+def swallow(link: socket.socket, count: int | None) -> list[tuple[float, int]]:
+    """Read ``count`` bytes, or to the end; return what came when."""
+    got, arrivals = 0, []
+    while count is None or got < count:
+        piece = len(link.recv(65536))
+        if not piece:
+            break
+        got += piece
+        arrivals.append((time.monotonic(), piece))
+    return arrivals
+
+
+def pour(link: socket.socket, count: int) -> None:
+    """Write ``count`` bytes."""
+    while count > 0:
+        link.sendall(_BLOCK[: min(count, len(_BLOCK))])
+        count -= len(_BLOCK)
+
+
+def round_trips(port: int, count: int, most_s: float) -> list[float]:
+    """Return the sorted round trips of ``PING`` bytes to a `Server`, seconds: two or more."""
+    trips: list[float] = []
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.sendall(b"e")
+        link.sendall(bytes(PING))  # the way is open before the first that counts
+        exactly(link, PING)
+        end = time.monotonic() + most_s
+        while len(trips) < count and (len(trips) < 2 or time.monotonic() < end):
+            start = time.perf_counter()
+            link.sendall(bytes(PING))
+            exactly(link, PING)
+            trips.append(time.perf_counter() - start)
+    return sorted(trips)
