@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from draftwire.bench.fresh import run_child
+from draftwire.bench.machine import machine as common
 from draftwire.boards.cores import clusters
 from draftwire.boards.profiles import find_profile
 from draftwire.boards.tree import Tree
@@ -187,13 +188,12 @@ def machine() -> dict[str, Any]:
     match = find_profile()
     kinds = [f"{len(c.online)} x {c.kind or 'unknown'}" for c in clusters(Tree(Path("/")))]
     return {
+        **common(),
         "board": match.profile.name,
         "board_how": match.how,
         "processor": ", ".join(kinds) or platform.machine(),
         "arch": platform.machine(),
         "cores": _cores(),
-        "load_1min": os.getloadavg()[0],
-        "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -87,7 +87,7 @@ def pour(link: socket.socket, count: int) -> None:
 
 
 def round_trips(port: int, count: int, most_s: float) -> list[float]:
-    """Return the sorted round trips of ``PING`` bytes to a `Server`, seconds: two or more."""
+    """Return two or more round trips of ``PING`` bytes to a `Server`, seconds, sorted."""
     trips: list[float] = []
     with socket.create_connection(("127.0.0.1", port), timeout=120) as link:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -191,11 +191,6 @@ class Profile:
         known = {key: self[f"watts.{key}"] for key in _KEYS["watts"]}
         return {key: watt for key, watt in known.items() if not math.isnan(watt)}
 
-    def weak_facts(self) -> list[Fact]:
-        """Return the facts that no publication states: assumed, fitted, derived."""
-        weak = ("assumed", "fitted", "derived")
-        return [fact for fact in self.facts.values() if fact.how in weak]
-
 
 def _as_fact(where: str, name: str, raw: object, low: float, high: float) -> Fact:
     if not isinstance(raw, Mapping) or set(raw) != {"value", "how", "source"}:

@@ -14,10 +14,8 @@ Arms, all of one shape but the third and the last:
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,8 @@ from typing import Any
 
 import torch
 
+from draftwire.bench.machine import machine
+from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 from draftwire.export.backbone.base import read_base
 from studies.evolve.measure import Probe, Spoken, distance, measure, speak
@@ -155,7 +155,8 @@ class _Bench:
                 )
         self.document.setdefault("schema", SCHEMA)
         self.document.setdefault("settings", _settings(study, texts))
-        self.document.setdefault("machine", _machine())
+        self.document.setdefault("machine", {**machine(), "torch": torch.__version__})
+        self.document["machine"].setdefault("date", time.strftime("%Y-%m-%d"))
         self.document.setdefault("targets", {})
         self._spoken: dict[tuple[str, str], Spoken] = {}
         self._targets: dict[str, torch.nn.Module] = {}
@@ -270,9 +271,7 @@ class _Bench:
             **self.document.get("trainings", {}),
             **self.shop.made,
         }
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.document, indent=1) + "\n")
-        part.replace(self.path)
+        write_json(self.document, str(self.path))
 
 
 def _settings(study: Study, texts: Texts) -> dict[str, Any]:
@@ -289,16 +288,6 @@ def _settings(study: Study, texts: Texts) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
-
-
-def _machine() -> Mapping[str, Any]:
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def default_versions(texts: Sequence[str], steps: int = 40) -> tuple[Version, ...]:

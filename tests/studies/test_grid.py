@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,8 @@ from studies.grid.__main__ import main
 from studies.grid.grid import bound_ms, cell_of, geometric_mean, grid, judge
 from studies.grid.published import beside_published, check_claims
 from studies.grid.show import render
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def plan(profile, scheme="await", **options):
@@ -106,3 +112,28 @@ def test_a_picture(tmp_path, capsys):
     words = ["--profile", "go2", "--scheme", "cloud,race", "--tokens", "20", "-q"]
     assert main([*words, "--plot", str(path)]) == 0
     assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", ["controllers", "evolve", "forward", "grid", "meter"])
+def test_a_study_runs_from_a_checkout(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"studies.{name}", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "src"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+def test_a_study_without_draftwire_says_what_is_missing():
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "studies.grid"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 1 and "PYTHONPATH=src" in done.stderr
