@@ -125,7 +125,7 @@ class LinkModel:
         elif trace is None and rate is not None:
             self._trace, self._steady = Trace.constant(rate), rate
         self._limit = spec.queue_bytes if drop_tail else None
-        self._queues = drop_tail  # somebody may ask what waits
+        self._queues = drop_tail  # each packet that waits is noted
         self._waiting: deque[tuple[float, int]] = deque()  # departure, bytes
         self._waiting_bytes = 0
         self._now_s = 0.0
@@ -195,6 +195,11 @@ class LinkModel:
     def queued_bytes(self, now_s: float) -> int:
         """Return the bytes that wait for the link, or are on it, at ``now_s``."""
         self._now_s = max(now_s, self._now_s)
+        if not self._queues:  # not noted one by one: what the rate lets through until then
+            if self._trace is None or self._free_s <= now_s:
+                return 0
+            until, since = map(self._trace.bits_until, (self._free_s, now_s))
+            return round((until - since) / 8)
         while self._waiting and self._waiting[0][0] <= now_s:
             self._waiting_bytes -= self._waiting.popleft()[1]
         return self._waiting_bytes

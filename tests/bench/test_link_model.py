@@ -380,3 +380,14 @@ def test_a_wrong_report_is_refused(document):
 def test_every_named_link_names_its_source():
     assert {"lan", "wan", "poor", "driving-5g"} <= set(presets())
     assert all(link.source for link in presets().values())
+
+
+@pytest.mark.parametrize("drop_tail", [True, False])
+def test_what_waits_for_the_link_is_known_with_a_limit_and_without(drop_tail):
+    """The proxy stops reading by it: it must not run ahead of a slow link for ever."""
+    model = LinkModel(LinkSpec.parse("20ms/1mbit"), "up", drop_tail=drop_tail)
+    for _ in range(100):
+        model.send(0.0, 1250)  # 10 ms each
+    assert model.queued_bytes(0.0) == 125_000
+    assert model.queued_bytes(0.5) == pytest.approx(62_500, abs=1250)
+    assert model.queued_bytes(1.001) == model.queued_bytes(9.0) == 0
