@@ -22,7 +22,6 @@ from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 __all__ = ["LinkProxy"]
 
 _QUEUE_BYTES = 256 * 1024  # how far a writer may run ahead of the link
-_CONNECT_S = 10.0
 
 
 class LinkProxy:
@@ -31,11 +30,21 @@ class LinkProxy:
     Args:
         spec: The link; all connections share its rate.
         target: Host and port of the real server.
+        make: Makes the socket that connects to it; None takes any.
+        patience_s: For a connection to it.
     """
 
-    def __init__(self, spec: LinkSpec, target: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        spec: LinkSpec,
+        target: tuple[str, int],
+        make: Callable[[], socket.socket] | None = None,
+        patience_s: float = 10.0,
+    ) -> None:
         self.spec = spec
         self.target = target
+        self.patience_s = patience_s
+        self._make = make
         self.port = 0
         self.compensation_s = 0.0  # one way; what the detour itself costs
         self.lateness = Lateness()
@@ -54,8 +63,8 @@ class LinkProxy:
         self._sides: set[_Side] = set()
         self.waiting: set[asyncio.Task[None]] = set()
 
-    async def start(self, listen_port: int = 0) -> int:
-        """Listen; the link's time starts now.
+    async def start(self, listen_port: int = 0, door: socket.socket | None = None) -> int:
+        """Listen, or take the connections of a ``door``; the link's time starts now.
 
         Returns:
             The port.
@@ -64,12 +73,35 @@ class LinkProxy:
             OSError: The port is taken.
         """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Side(self, "up"), "127.0.0.1", listen_port
-        )
+        if door is None:
+            where: dict[str, Any] = {"host": "127.0.0.1", "port": listen_port}
+        else:
+            where = {"sock": door}
+        self._server = await loop.create_server(lambda: _Side(self, "up"), **where)
         self.port = self._server.sockets[0].getsockname()[1]
         self.start_s = loop.time()
         return self.port
+
+    async def connect(self) -> _Side:
+        """Return the other end of a new connection to the target.
+
+        Raises:
+            OSError: It does not come about.
+        """
+        loop = asyncio.get_running_loop()
+        host, port = self.target
+        if self._make is None:
+            made = await loop.create_connection(lambda: _Side(self, "down"), host, port)
+            return made[1]
+        sock = self._make()
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, (host, port))
+            made = await loop.create_connection(lambda: _Side(self, "down"), sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return made[1]
 
     async def stop(self) -> None:
         """Stop listening and cut what is open."""
@@ -127,14 +159,9 @@ class _Side(asyncio.Protocol):
             task.add_done_callback(self._proxy.waiting.discard)
 
     async def _connect(self) -> None:
-        host, port = self._proxy.target
+        proxy = self._proxy
         try:
-            _, other = await asyncio.wait_for(
-                self._loop.create_connection(
-                    lambda: _Side(self._proxy, "down"), host, port
-                ),
-                _CONNECT_S,
-            )
+            other = await asyncio.wait_for(proxy.connect(), proxy.patience_s)
         except (OSError, asyncio.TimeoutError):
             self.abort()
             return
