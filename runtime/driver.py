@@ -637,7 +637,8 @@ class Driver:
         machine = run.machine
         if run.over or machine.state is not State.LOST:
             return
-        if machine.guessed_all or not machine.has_engine:
+        # One that waits for the draft model says nothing yet, and shall say something.
+        if machine.guessed_all:
             self.stop(run.number, "length")
 
     # ---- links and the draft model
