@@ -586,6 +586,9 @@ class Driver:
         for timer in (run.deadline, run.patience):
             if timer is not None:
                 timer.cancel()
+        left = len(run.machine.unverified)
+        if left:  # whatever ended it: nobody shall take them for the target's
+            run.warn(f"{left} tokens are the draft's alone: no verifier has judged them")
         run.traffic = link.traffic().minus(run.before)
         run.reconnects = link.reconnects - run.reconnects_before
         run.spec.account.close()
@@ -634,11 +637,8 @@ class Driver:
         machine = run.machine
         if run.over or machine.state is not State.LOST:
             return
-        if machine.guessed_all or not machine.has_engine:
-            run.warn(
-                f"{len(machine.unverified)} tokens are the draft's alone: the link did "
-                "not come back in time"
-            )
+        # One that waits for the draft model says nothing yet, and shall say something.
+        if machine.guessed_all:
             self.stop(run.number, "length")
 
     # ---- links and the draft model
