@@ -101,7 +101,11 @@ def streamed(session, prompt, mode, seed, **options):
         )
         for token in chunk.tokens
     ]
-    assert session.report["token_ids"] == tokens
+    report = session.report
+    assert report["token_ids"] == tokens
+    # A text that came out right after a retry would hide a fault of the verifier.
+    assert report["link"]["reconnects"] == 0
+    assert not any("anew" in warning for warning in report["warnings"])
     return tokens
 
 
