@@ -104,7 +104,14 @@ def modes_of(law):
 def connect(served, target, energy="off"):
     """Return a session with the reference draft."""
     url, token = served
-    return draftwire.connect(url, draft=DRAFT, target=target, token=token, energy=energy)
+    return draftwire.connect(
+        url,
+        draft=DRAFT,
+        target=target,
+        token=token,
+        energy=energy,
+        silence_s=15.0,  # a machine that is busy for a second is no lost link
+    )
 
 
 def stream(session, number, **options):

@@ -41,7 +41,7 @@ def url(verifier):
 
 @pytest.fixture
 def session(url):
-    with draftwire.connect(url, draft=DRAFT) as found:
+    with draftwire.connect(url, draft=DRAFT, silence_s=15.0) as found:
         yield found
 
 

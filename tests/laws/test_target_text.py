@@ -93,6 +93,11 @@ def target_only(backend, prompt, params):
     return out
 
 
+def connect(url, **options):
+    """A machine that is busy for a second must not look like a lost link."""
+    return draftwire.connect(url, silence_s=15.0, **options)
+
+
 def streamed(session, prompt, mode, seed, **options):
     tokens = [
         token.id
@@ -121,7 +126,7 @@ def test_the_targets_own_text(backends, verifier, target, mode):
     draft = load_draft(MODELS / "reference.draft")
     tokenizer = load_tokenizer(draft.tokenizer_path)
     blocks, ways = itertools.cycle((4, 1, 7, 16)), itertools.cycle(WAYS)
-    with draftwire.connect(url, draft=draft, target=target, token=token) as session:
+    with connect(url, draft=draft, target=target, token=token) as session:
         for seed, (text, block, way) in enumerate(zip(PROMPTS, blocks, ways)):
             prompt = tokenizer.encode(text, bos_id=draft.bos_id)
             expected = target_only(backends[target], prompt, params_of(mode, seed))
@@ -182,7 +187,7 @@ def test_a_draft_of_random_weights_changes_nothing_but_speed(
 ):
     url, token = verifier
     tokenizer = load_tokenizer(random_draft / "tokenizer.json")
-    with draftwire.connect(url, draft=random_draft, target=target, token=token) as session:
+    with connect(url, draft=random_draft, target=target, token=token) as session:
         for seed, text in enumerate(PROMPTS):
             prompt = tokenizer.encode(text, bos_id=0)
             expected = target_only(backends[target], prompt, params_of(mode, seed))
@@ -194,7 +199,7 @@ def test_a_draft_of_random_weights_changes_nothing_but_speed(
 def test_the_tiny_family_keeps_the_law_too(mode):
     target = OnnxTarget(FIXTURES / "tiny.target", threads=1)
     with local_verifier([FIXTURES / "tiny.target"]) as (url, token):
-        with draftwire.connect(url, draft=FIXTURES / "tiny.draft", token=token) as session:
+        with connect(url, draft=FIXTURES / "tiny.draft", token=token) as session:
             for seed in range(6):
                 prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
                 expected = target_only(target, prompt, params_of(mode, seed))
@@ -207,7 +212,7 @@ def test_the_frozen_draft_earns_its_place(verifier):
     url, token = verifier
     draft = MODELS / "reference.draft"
     drafted = accepted = rounds = tokens = forwards = payload = 0
-    with draftwire.connect(url, draft=draft, target="v1", token=token) as session:
+    with connect(url, draft=draft, target="v1", token=token) as session:
         for prompt in PROMPTS[:8]:
             for _ in session.generate(prompt, max_new_tokens=64, block=4):
                 pass
