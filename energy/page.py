@@ -12,9 +12,10 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.energy.export import flat, quantity, write_whole
+from draftwire.energy.export import flat, per_token_text, phase_rows, stated
 from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, colour_of
+from draftwire.io import quantity, significant, write_text
 
 __all__ = ["page", "write_page"]
 
@@ -40,6 +41,7 @@ th:first-child,td:first-child{text-align:left}th{color:var(--dim);font-weight:50
 .flag{background:#D55E00;color:#fff;border-radius:4px;padding:.05rem .45rem;
 margin-right:.3rem}svg{width:100%;height:auto;display:block} svg
 text{fill:var(--dim);font:11px system-ui,sans-serif}
+.hatch{stroke:var(--dim);stroke-width:1.5}.bar{stroke:var(--ink);fill:none}
 .grid{stroke:var(--line)}.trace{fill:none;stroke:var(--ink);stroke-width:1.1}
 .mean{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:.9}
 #tip{position:fixed;background:var(--ink);color:var(--paper);border-radius:4px;
@@ -71,12 +73,7 @@ def write_page(
     Raises:
         ConfigError: The file cannot be written.
     """
-    text = page(entries, title=title)
-    write_whole(path, lambda temporary: _put(temporary, text))
-
-
-def _put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, page(entries, title=title))
 
 
 def page(entries: Sequence[tuple[Row, Trace | None]], *, title: str) -> str:
@@ -84,9 +81,12 @@ def page(entries: Sequence[tuple[Row, Trace | None]], *, title: str) -> str:
     body = [f"<h1>{_esc(title)}</h1>"]
     body.append(
         "<p class=dim>Uncertainties are 95 % half-widths from the sensor's data sheet "
-        "and the samples, not from a calibration. Parts of a total are never added to "
-        "it.</p>"
+        "and the samples, not from a calibration; where the sheet is not known they "
+        "cover resolution and sampling only, and say so. Parts of a total are never "
+        "added to it.</p>"
     )
+    if len(entries) > 1:
+        body += _bars([row for row, _ in entries])
     for row, trace in entries:
         body.append(_section(row, trace))
     body.append("<div id=tip></div>")
@@ -108,19 +108,25 @@ def _section(row: Row, trace: Trace | None) -> str:
     if row.energy_j is None:
         parts.append(f"<p><b>No joules.</b> {_esc(row.why_null or '')}</p>")
     else:
-        energy = quantity(row.energy_j, row.uncertainty_j).replace("+-", "\u00b1")
+        energy = _pm(stated(row.energy_j, row.uncertainty_j, row))
         kind = "<span class=flag>modelled</span>" if row.kind == "modelled" else ""
+        rails = f", {' + '.join(row.rails)}" if row.rails else ""
         parts.append(
             f"<div class=big>{energy}</div><div class=dim>"
-            f"scope {_esc(row.scope or '-')}, source {_esc(row.source or '-')} "
-            f"{kind}</div>"
+            f"scope {_esc(row.scope or '-')}{_esc(rails)}, source "
+            f"{_esc(row.source or '-')} {kind}</div>"
         )
     parts.append(_cards(row))
     if trace is not None:
         parts.append(_svg(trace, row))
         parts.append(_legend(trace))
-    if row.by_phase_j:
+    if len(row.by_phase_j or {}) > 1:
         parts.append(_phases(row, trace))
+    parts += [f"<p>{_pm(line)}</p>" for line in per_token_text(row)]
+    if row.by_rail_j and row.energy_j is not None:
+        parts.append(_rails(row, trace))
+    if row.terms:
+        parts.append(_terms(row))
     if row.flags:
         flags = "".join(f"<span class=flag>{_esc(flag)}</span>" for flag in row.flags)
         parts.append(f"<p>{flags}</p>")
@@ -129,19 +135,23 @@ def _section(row: Row, trace: Trace | None) -> str:
 
 
 def _cards(row: Row) -> str:
+    covered = "-" if row.coverage is None else f"{100 * row.coverage:.1f} %"
     cards = [
-        ("seconds", row.seconds, "{:.2f}"),
-        ("mean W", row.mean_w, "{:.2f}"),
-        ("max W", row.max_w, "{:.2f}"),
-        ("samples", row.samples, "{:d}"),
-        ("coverage %", None if row.coverage is None else 100 * row.coverage, "{:.1f}"),
-        ("runs per Wh", row.answers_per_wh, "{:.4g}"),
+        ("seconds", None if row.seconds is None else f"{row.seconds:.2f}"),
+        ("covered by samples", covered),
+        ("mean power", _pm(quantity(row.mean_w, row.mean_uncertainty_w, "W"))),
+        ("highest sample", None if row.max_w is None else significant(row.max_w, "W")),
+        ("samples", None if row.samples is None else str(row.samples)),
     ]
-    cards += [(f"J / {kind} token", v, "{:.3g}") for kind, v in row.per_token_j.items()]
+    if row.net_j is not None:
+        net = stated(row.net_j, row.net_uncertainty_j, row)
+        cards.append((f"net of {row.baseline_w:.3g} W idle", _pm(net)))
+    if row.answers_per_wh and not row.open_ended:
+        cards.append(("requests per Wh", f"{row.answers_per_wh:.4g}"))
     shown = [
-        f"<div class=card><span class=dim>{name}</span><b>{form.format(value)}</b></div>"
-        for name, value, form in cards
-        if value is not None
+        f"<div class=card><span class=dim>{name}</span><b>{value}</b></div>"
+        for name, value in cards
+        if value not in (None, "-")
     ]
     if row.power_mode:
         mode = _esc(row.power_mode)
@@ -153,36 +163,108 @@ def _cards(row: Row) -> str:
 
 def _phases(row: Row, trace: Trace | None) -> str:
     names = trace.phases if trace is not None else list(row.by_phase_j or {})
-    lines = ["<table><tr><th>phase<th>joules<th>share<th>seconds<th>mean W</tr>"]
-    items = sorted((row.by_phase_j or {}).items(), key=lambda item: -item[1])
-    for phase, joules in items:
-        seconds = row.phase_seconds.get(phase)
-        share = f"{100 * joules / row.energy_j:.1f} %" if row.energy_j else "-"
-        watt = f"{joules / seconds:.2f}" if seconds else "-"
-        time = f"{seconds:.2f}" if seconds is not None else "-"
+    head = "".join(
+        f"<th>{n}" for n in ("phase", "joules", "share", "seconds", "mean power")
+    )
+    lines = [f"<table><tr>{head}</tr>"]
+    for phase, *cells in phase_rows(row):
         key = f'<span class=key style="background:{colour_of(phase, names)}"></span>'
+        rest = "".join(f"<td>{_pm(cell)}" for cell in cells)
+        lines.append(f"<tr><td>{key}{_esc(phase)}{rest}</tr>")
+    whys = [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
+    return (
+        "".join(lines) + "</table>" + "".join(f"<p class=dim>{_esc(w)}</p>" for w in whys)
+    )
+
+
+def _rails(row: Row, trace: Trace | None) -> str:
+    lines = ["<table><tr><th>rail<th>joules<th>mean power<th>&nbsp;<th>over time</tr>"]
+    for rail, joules in row.by_rail_j.items():
+        watt = joules / row.seconds if row.seconds else None
+        part = "in the total" if rail in row.rails else "beside it, or below"
+        spark = "" if trace is None else _spark(trace.t_s, trace.rails_w.get(rail))
         lines.append(
-            f"<tr><td>{key}{_esc(phase)}<td>{joules:.4g}<td>{share}<td>{time}<td>{watt}</tr>"
+            f"<tr><td>{_esc(rail)}<td>{significant(joules)}<td>{significant(watt, 'W')}"
+            f"<td class=dim>{part}<td>{spark}</tr>"
         )
     return "".join(lines) + "</table>"
 
 
-def _legend(trace: Trace) -> str:
-    if len(trace.phases) < 2:
+def _spark(t: np.ndarray, w: np.ndarray | None) -> str:
+    if w is None or not np.isfinite(w).any() or t[-1] <= t[0]:
         return ""
+    t, w = _thin(t, w, 200)
+    known = np.isfinite(w)
+    t, w = t[known], w[known]
+    low, high = min(0.0, float(w.min())), float(w.max()) or 1.0
+    points = " ".join(
+        f"{200 * (a - t[0]) / (t[-1] - t[0]):.1f},{29 - 28 * (b - low) / (high - low):.1f}"
+        for a, b in zip(t, w)
+    )
+    return (
+        '<svg viewBox="0 0 200 30" width=200 height=30 style="width:200px">'
+        f'<polyline class=trace points="{points}"/></svg>'
+    )
+
+
+def _terms(row: Row) -> str:
+    cells = ", ".join(
+        f"{name} {significant(2 * u)}"
+        for name, u in sorted(row.terms.items(), key=lambda item: -item[1])
+        if u > 0
+    )
+    return f"<p class=dim>What the uncertainty is made of (95 %): {cells}.</p>"
+
+
+def _bars(rows: Sequence[Row]) -> list[str]:
+    """Draw runs side by side, one chart for each scope: scopes cannot be mixed."""
+    charts = []
+    for scope in dict.fromkeys(row.scope for row in rows):
+        same = [row for row in rows if row.scope == scope and row.energy_j is not None]
+        if len(same) < 2:
+            continue
+        most = (
+            max((row.energy_j or 0.0) + (row.uncertainty_j or 0.0) for row in same) or 1.0
+        )
+        lines = []
+        for place, row in enumerate(same):
+            y, joules = 26 * place + 16, row.energy_j or 0.0
+            half = row.uncertainty_j or 0.0
+            a, b, c = (250 + 400 * v / most for v in (joules, joules - half, joules + half))
+            lines.append(
+                f"<text x=240 y={y + 4} text-anchor=end>{_esc(Path(row.file).name)}</text>"
+                f'<rect x=250 y={y - 8} width="{max(a - 250, 0):.1f}" height=16 '
+                'fill="#0072B2" fill-opacity=.7 />'
+                f'<path class=bar d="M{b:.1f} {y}H{c:.1f}M{b:.1f} {y - 4}V{y + 4}'
+                f'M{c:.1f} {y - 4}V{y + 4}"/>'
+                f'<text x="{c + 8:.1f}" y={y + 4}>'
+                f"{_pm(stated(row.energy_j, row.uncertainty_j, row))}</text>"
+            )
+        charts.append(
+            f"<h2>Scope {_esc(str(scope))}</h2>"
+            f'<svg viewBox="0 0 {WIDTH} {26 * len(same) + 10}">{"".join(lines)}</svg>'
+        )
+    return charts
+
+
+def _legend(trace: Trace) -> str:
     keys = [
-        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>{_esc(p)}'
+        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>' + _esc(p)
         for p in trace.phases
+        if len(trace.phases) > 1
     ]
-    return f"<p class=dim>{' &nbsp; '.join(keys)}</p>"
+    if trace.holes:
+        keys.append("hatched: no sample; the power may have stood anywhere in it")
+    return f"<p class=dim>{' &nbsp; '.join(keys)}</p>" if keys else ""
 
 
 def _svg(trace: Trace, row: Row) -> str:
-    t, w = _thin(trace.t_s, trace.total_w)
+    t, w = _thin(trace.t_s, trace.total_w, POINTS)
     known = np.isfinite(w)
     if not known.any():
         return "<p class=dim>no total to draw</p>"
     t, w = t[known], w[known]
+    pieces = [_thin(at, watt, POINTS) for at, watt in trace.pieces()]
     end = max(float(t[-1]), trace.spans[-1][1], 1e-9)
     low, high = min(0.0, float(w.min())), float(w.max()) * 1.1 or 1.0
     plot_w, plot_h = WIDTH - LEFT - 10, HEIGHT - BOTTOM - TOP
@@ -213,17 +295,35 @@ def _svg(trace: Trace, row: Row) -> str:
             f"text-anchor=middle>{second:g}</text>"
         )
     for start, stop, phase in trace.spans:
-        inside = (t > start) & (t < stop)
-        xs = np.concatenate([[start], t[inside], [stop]])
-        ys = np.interp(xs, t, w)
-        edge = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(xs, ys))
         colour = colour_of(phase, trace.phases)
+        for at, power in pieces:
+            a, b = max(start, float(at[0])), min(stop, float(at[-1]))
+            if b <= a:
+                continue
+            inside = (at > a) & (at < b)
+            xs = np.concatenate([[a], at[inside], [b]])
+            ys = np.interp(xs, at, power)
+            edge = " ".join(f"{x(p):.1f},{y(q):.1f}" for p, q in zip(xs, ys))
+            out.append(
+                f'<polygon points="{x(a):.1f},{y(0):.1f} {edge} {x(b):.1f},{y(0):.1f}" '
+                f'fill="{colour}" fill-opacity=.55 />'
+            )
+    for at, power in pieces:
+        line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at, power))
+        out.append(f'<polyline class=trace points="{line}"/>')
+    if trace.holes:
         out.append(
-            f'<polygon points="{x(start):.1f},{y(0):.1f} {edge} '
-            f'{x(stop):.1f},{y(0):.1f}" fill="{colour}" fill-opacity=.55 />'
+            "<defs><pattern id=hole width=7 height=7 patternUnits=userSpaceOnUse "
+            'patternTransform="rotate(45)"><line class=hatch x1=0 x2=0 y1=0 y2=7 />'
+            "</pattern></defs>"
         )
-    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(t, w))
-    out.append(f'<polyline class=trace points="{line}"/>')
+    for start, stop, least, most in trace.holes:
+        out.append(
+            f'<rect x="{x(start):.1f}" y="{y(most):.1f}" '
+            f'width="{max(x(stop) - x(start), 1.0):.1f}" '
+            f'height="{max(y(least) - y(most), 1.0):.1f}" fill="url(#hole)">'
+            f"<title>no sample for {stop - start:.2f} s</title></rect>"
+        )
     if row.mean_w is not None:
         out.append(
             f'<line class=mean x1={LEFT} x2={WIDTH - 10} y1="{y(row.mean_w):.1f}" '
@@ -237,12 +337,12 @@ def _svg(trace: Trace, row: Row) -> str:
     return "".join(out)
 
 
-def _thin(t: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _thin(t: np.ndarray, w: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep the lowest and the highest of each stretch: peaks must stay visible."""
-    if len(t) <= POINTS:
+    if len(t) <= most:
         return t, w
     keep = []
-    for part in np.array_split(np.arange(len(t)), POINTS // 2):
+    for part in np.array_split(np.arange(len(t)), most // 2):
         values = np.where(np.isfinite(w[part]), w[part], 0.0)
         keep += sorted({int(part[values.argmin()]), int(part[values.argmax()])})
     return t[keep], w[keep]
@@ -257,6 +357,10 @@ def _ticks(low: float, high: float) -> list[float]:
             break
     first = np.ceil(low / step) * step
     return [float(round(v, 9)) for v in np.arange(first, high + step * 1e-6, step)]
+
+
+def _pm(text: str) -> str:
+    return _esc(text).replace("+-", "\u00b1")
 
 
 def _esc(text: str) -> str:

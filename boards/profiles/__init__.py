@@ -35,6 +35,7 @@ __all__ = [
     "find_profile",
     "load_profiles",
     "read_profile",
+    "read_toml",
     "user_folders",
 ]
 
@@ -133,6 +134,21 @@ class Match:
     how: str
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return dict(tomllib.load(file))
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+
+
 def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Profile:
     """Read one profile.
 
@@ -144,13 +160,7 @@ def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Prof
     Raises:
         ConfigError: The file is not a board profile.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = tomllib.load(file)
-    except OSError as exc:
-        raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    raw = read_toml(path)
     if raw.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
     unknown = sorted(set(raw) - _KEYS)

@@ -14,6 +14,7 @@ from typing import Mapping
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
     Clock,
     Finding,
     Reading,
@@ -44,6 +45,7 @@ class BatterySource:
     kind = "measured"
     scope: str | None = "battery"
     paced = False
+    response = UNKNOWN_RESPONSE
     update_s: float | None = 1.0  # fuel gauges renew about once a second; some every 30 s
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:

@@ -1,9 +1,11 @@
 """jetson-stats (jtop), when the user has it: never required, nothing of it copied.
 
 Both shapes of its API: until 4.1.5 ``power`` was a tuple ``(total, rails)`` with
-``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  Its ``avg``
-is a half-weight filter and its ``tot`` adds rails twice on AGX Orin: neither is used. A
-sample carries no sensor time, and the first client sets the pace for all.
+``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  The board's
+input rail (``VDD_IN``, ``POM_5V_IN``, from 7.2 ``VIN``) is *moved* out of the rails into
+the total: a dict names it there, the tuple does not.  A total without a name is a plain
+sum, which adds rails twice on AGX Orin, and ``avg`` is a half-weight filter: neither is
+used.  A sample carries no sensor time, and the first client sets the pace for all.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    Finding,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.errors import SensorError
 
 __all__ = ["JtopSource", "rail_watts"]
@@ -41,6 +49,8 @@ class JtopSource:
     total: tuple[str, ...] = ()
     paced = True
     update_s: float | None = INTERVAL_S
+    # The service reads on its own clock; how long its answer takes nobody has measured.
+    response = Response((0.0, INTERVAL_S), (0.0, 0.1), 0.0, "the jtop service's period")
 
     def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -72,16 +82,20 @@ class JtopSource:
 
 def rail_watts(power: Any) -> dict[str, float]:
     """Return watts by rail from either shape; rails without a number are left out."""
+    total: Any = None
     if isinstance(power, Mapping):
-        table, key = power.get("rail", {}), "power"
+        table, key, total = power.get("rail", {}), "power", power.get("tot")
     elif isinstance(power, tuple) and len(power) == 2:
         table, key = power[1], "cur"
     else:
         return {}
     if not isinstance(table, Mapping):
         return {}
+    rows = dict(table)
+    if isinstance(total, Mapping) and total.get("name"):
+        rows[total["name"]] = total
     watts = {}
-    for name, values in table.items():
+    for name, values in rows.items():
         number = values.get(key) if isinstance(values, Mapping) else None
         if name != "NC" and isinstance(number, (int, float)):
             watts[str(name)] = number * 1e-3

@@ -10,11 +10,14 @@ from typing import Any, Mapping
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.result import EnergyResult
-from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.energy.sources.base import Clock, Reading, Response, monotonic_ns
 from draftwire.energy.uncertainty import Uncertainty
 from draftwire.errors import ConfigError
 
 __all__ = ["ModelSource"]
+
+# Phases that a short model leaves out, and what they are most like.
+ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
 
 class ModelSource:
@@ -38,6 +41,7 @@ class ModelSource:
     total: tuple[str, ...] = ("MODEL",)
     paced = False
     update_s: float | None = None
+    response = Response()
 
     def __init__(
         self,
@@ -55,10 +59,13 @@ class ModelSource:
             raise ConfigError(f"model {name} has no phase")
         self.name = f"model:{name}"
         self.watts = {phase: float(watt) for phase, watt in watts.items()}
+        lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
+        self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
         self.uncertainty = uncertainty
         self.accuracy: Mapping[str, Accuracy] = {}
         self.notes: tuple[str, ...] = (
             f"modelled, not measured ({origin or 'origin not stated'})",
+            *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
         self.phase = next(iter(self.watts))
         self._clock = clock

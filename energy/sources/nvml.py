@@ -10,7 +10,13 @@ import ctypes
 from typing import Any, Mapping
 
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    Clock,
+    Finding,
+    Reading,
+    monotonic_ns,
+)
 from draftwire.errors import SensorError
 
 __all__ = ["NvmlSource"]
@@ -33,6 +39,7 @@ class NvmlSource:
     kind = "measured"
     scope: str | None = "gpu"
     paced = False
+    response = UNKNOWN_RESPONSE
     update_s: float | None = (
         0.1  # boards renew between 20 and 100 ms; averaged over longer on some
     )

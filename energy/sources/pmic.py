@@ -14,6 +14,7 @@ from typing import Callable, Mapping
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
     Clock,
     Finding,
     Reading,
@@ -44,6 +45,7 @@ class PmicSource:
     scope: str | None = None
     total: tuple[str, ...] = ()
     paced = False
+    response = UNKNOWN_RESPONSE
     update_s: float | None = 0.1  # what a subprocess a reading allows
 
     def __init__(

@@ -17,6 +17,7 @@ from draftwire.energy.sources.base import (
     Clock,
     Finding,
     Reading,
+    Response,
     SysfsNumber,
     monotonic_ns,
     read_int,
@@ -45,6 +46,8 @@ class RaplSource:
     scope: str | None = "package"
     paced = False
     update_s: float | None = 0.001  # the counters move about every millisecond
+    # A counter is exact over the time between two reads, give or take its renewal.
+    response = Response((0.0, 0.001), (0.0, 0.0), 0.001, "powercap: renewed each ms")
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock

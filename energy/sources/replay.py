@@ -8,7 +8,7 @@ from typing import Callable, Mapping
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.recording import Recording, read_recording
-from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.energy.sources.base import Clock, Reading, monotonic_ns, response_of
 from draftwire.errors import SensorError
 
 __all__ = ["RecordingEnded", "ReplaySource"]
@@ -50,7 +50,9 @@ class ReplaySource:
         self.scope = None if total is None else total.scope
         self.total = () if total is None else total.rails
         self.accuracy: Mapping[str, Accuracy] = recording.accuracy
-        self.update_s: float | None = header.get("update_s")
+        hz = header.get("hz")
+        self.update_s: float | None = 1.0 / hz if hz else header.get("update_s")
+        self.response = response_of(header.get("response"))
         self.notes: tuple[str, ...] = tuple(header.get("notes", ()))
         self._speed = speed
         self._clock = clock

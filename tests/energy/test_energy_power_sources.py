@@ -12,7 +12,7 @@ import pytest
 from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.battery import BatterySource
-from draftwire.energy.sources.ina import InaSource
+from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.energy.sources.jtop import JtopSource, rail_watts
 from draftwire.energy.sources.nvml import NvmlSource
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
@@ -222,18 +222,18 @@ def test_thor_has_the_board_as_a_second_total(tmp_path):
 
 
 def test_a_negative_reading_is_kept(tmp_path):
-    source = InaSource(agx_orin(tmp_path))
+    source = HwmonSource(agx_orin(tmp_path))
     assert source.read().watts["VDD_CPU_CV"] == pytest.approx(-0.4)
 
 
 def test_shunt_gives_the_accuracy(tmp_path):
-    accuracy = InaSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
+    accuracy = HwmonSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
     assert accuracy.step_w == pytest.approx(0.04)  # 40 uV over 5 mohm at 5 V
     assert accuracy.offset_w == pytest.approx(0.08)
 
 
 def test_hwmon_numbers_that_move_are_followed(tmp_path):
-    source = InaSource(nx_rails(tmp_path))
+    source = HwmonSource(nx_rails(tmp_path))
     old = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
     source.read()
     source.close()  # as the kernel closes the files of a driver that goes
@@ -245,7 +245,7 @@ def test_hwmon_numbers_that_move_are_followed(tmp_path):
 
 
 def test_one_failing_rail_does_not_stop_the_others(tmp_path):
-    source = InaSource(nx_rails(tmp_path))
+    source = HwmonSource(nx_rails(tmp_path))
     base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
     (base / "in3_input").write_text("rubbish\n")
     assert set(source.read().watts) == {"VDD_IN", "VDD_CPU_GPU_CV"}
