@@ -307,7 +307,7 @@ class Account:
                 split[name] = power
                 continue
             joules = raw[name] * scale
-            half = (power.half_w or 0.0) * seconds
+            half = (power.half_w or 0.0) * seconds + abs(joules - raw[name])
             # Its part of what is wrong with the whole: offset by time, gain by energy.
             offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
             gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)

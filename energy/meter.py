@@ -195,7 +195,7 @@ class Meter:
     def build(self, label: str, integral: Integrator, **more: Any) -> EnergyResult:
         """Return the result of a finished integrator over this meter's samples."""
         source = self.source
-        lag_s = source.update_s or 0.0
+        lag_s = getattr(source, "lag_s", source.update_s) or 0.0
         if self.response is not UNKNOWN_RESPONSE:
             lag_s = max(lag_s, self.response.mean_lag_s)
         more.setdefault("notes", source.notes)

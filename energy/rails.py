@@ -283,14 +283,16 @@ def load_tables(*folders: Path) -> list[RailTable]:
 
 
 def _least_exact(tables: Sequence[RailTable], rails: Iterable[str]) -> RailTable:
-    """Return the first table, with the least exact figures that any has for a rail."""
+    """Return the first table, with the least exact figures that any has for a rail, and
+    with all their names: rails alone do not tell boards of one design apart."""
     accuracy = {}
     for rail in rails:
         known = [t.accuracy[rail] for t in tables if rail in t.accuracy]
         if known:
             accuracy[rail] = max(known, key=lambda a: (a.offset_w or 0.0, a.step_w or 0.0))
     first = tables[0] if tables else RailTable("unknown")
-    return replace(first, accuracy=accuracy)
+    names = " or ".join(sorted(table.board for table in tables))
+    return replace(first, accuracy=accuracy, board=names)
 
 
 def _complete(table: RailTable | None, names: set[str]) -> tuple[Total, ...]:

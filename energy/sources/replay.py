@@ -50,8 +50,9 @@ class ReplaySource:
         self.scope = None if total is None else total.scope
         self.total = () if total is None else total.rails
         self.accuracy: Mapping[str, Accuracy] = recording.accuracy
+        self.lag_s: float | None = header.get("update_s")
         hz = header.get("hz")
-        self.update_s: float | None = 1.0 / hz if hz else header.get("update_s")
+        self.update_s: float | None = 1.0 / hz if hz else self.lag_s
         self.response = response_of(header.get("response"))
         self.notes: tuple[str, ...] = tuple(header.get("notes", ()))
         self._speed = speed
