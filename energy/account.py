@@ -36,6 +36,7 @@ from draftwire.energy.meter import Meter, compare_context
 from draftwire.energy.result import EnergyResult, null_result
 from draftwire.energy.sources.base import Clock, monotonic_ns
 from draftwire.energy.sources.modelled import ModelSource
+from draftwire.energy.uncertainty import SHARED
 
 if TYPE_CHECKING:
     from draftwire.energy.phases import PhaseFit, PhasePower
@@ -299,7 +300,7 @@ class Account:
         told = len(raw) == len(names) and whole > 0
         scale = result.energy_j / whole if told else 1.0
         u = result.uncertainty
-        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in ("offset", "gain")}
+        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in (*SHARED, "hole")}
         split = {}
         for name in names:
             power, seconds = powers[name], self._seconds[name]
@@ -312,6 +313,8 @@ class Account:
             offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
             gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
             half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
+            # What a hole hides, nobody can say of which phase.
+            half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
             split[name] = PhasePower(joules, half)
         return split
 

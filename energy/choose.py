@@ -27,7 +27,12 @@ from draftwire.energy.sources import (
     serial_meters,
     tegrastats,
 )
-from draftwire.energy.sources.base import Finding, PowerSource
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    Finding,
+    PowerSource,
+    response_of,
+)
 from draftwire.energy.sources.replay import ReplaySource
 from draftwire.errors import ConfigError, SensorError
 
@@ -159,9 +164,12 @@ def open_meter(
     chosen = choose_source(tables, root=root, **choice)
     from draftwire.energy.calibrate import known_response
 
-    known = known_response(chosen.source.name)
+    source, table = chosen.source, chosen.choice.table
+    known = known_response(source.name)
+    if known is None and source.response is UNKNOWN_RESPONSE and table is not None:
+        known = response_of(table.response)
     if known is not None:
-        chosen.source.response = known
+        source.response = known
     return Meter(chosen.source, chosen.choice, hz=hz, context=Context(root))
 
 

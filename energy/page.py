@@ -182,7 +182,7 @@ def _rails(row: Row, trace: Trace | None) -> str:
     for rail, joules in row.by_rail_j.items():
         watt = joules / row.seconds if row.seconds else None
         part = "in the total" if rail in row.rails else "beside it, or below"
-        spark = "" if trace is None else _spark(trace.t_s, trace.rails_w.get(rail))
+        spark = "" if trace is None else _spark(trace, trace.rails_w.get(rail))
         lines.append(
             f"<tr><td>{_esc(rail)}<td>{significant(joules)}<td>{significant(watt, 'W')}"
             f"<td class=dim>{part}<td>{spark}</tr>"
@@ -190,20 +190,25 @@ def _rails(row: Row, trace: Trace | None) -> str:
     return "".join(lines) + "</table>"
 
 
-def _spark(t: np.ndarray, w: np.ndarray | None) -> str:
+def _spark(trace: Trace, w: np.ndarray | None) -> str:
+    t = trace.t_s
     if w is None or not np.isfinite(w).any() or t[-1] <= t[0]:
         return ""
-    t, w = _thin(t, w, 200)
-    known = np.isfinite(w)
-    t, w = t[known], w[known]
-    low, high = min(0.0, float(w.min())), float(w.max()) or 1.0
-    points = " ".join(
-        f"{200 * (a - t[0]) / (t[-1] - t[0]):.1f},{29 - 28 * (b - low) / (high - low):.1f}"
-        for a, b in zip(t, w)
-    )
+    low, high = min(0.0, float(np.nanmin(w))), float(np.nanmax(w)) or 1.0
+    lines = []
+    cuts = np.searchsorted(t, [(a + b) / 2 for a, b, _, _ in trace.holes])
+    for at, power in zip(np.split(t, cuts), np.split(w, cuts)):
+        at, power = _thin(at, power, 200)
+        points = " ".join(
+            f"{200 * (a - t[0]) / (t[-1] - t[0]):.1f},"
+            f"{29 - 28 * (b - low) / (high - low):.1f}"
+            for a, b in zip(at, power)
+            if b == b
+        )
+        lines.append(f'<polyline class=trace points="{points}"/>')
     return (
         '<svg viewBox="0 0 200 30" width=200 height=30 style="width:200px">'
-        f'<polyline class=trace points="{points}"/></svg>'
+        f"{''.join(lines)}</svg>"
     )
 
 

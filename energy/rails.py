@@ -76,6 +76,8 @@ class RailTable:
         unused: Rails that belong to no total (carrier, not connected).
         accuracy: By rail name.
         estimates: Straight lines to wider scopes.
+        response: How the board's sensor sees a changing power (``lag_s``, ``window_s``,
+            ``jitter_s``), for drivers that do not tell; empty when nobody knows.
     """
 
     board: str
@@ -84,6 +86,7 @@ class RailTable:
     unused: tuple[str, ...] = ()
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     estimates: tuple[Estimate, ...] = ()
+    response: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, board: str, raw: Mapping[str, Any]) -> RailTable:
@@ -120,6 +123,7 @@ class RailTable:
                     )
                     for e in raw.get("estimate", ())
                 ),
+                response=dict(raw.get("response", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(f"rail table of {board}: {exc!r}") from exc

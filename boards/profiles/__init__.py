@@ -78,6 +78,7 @@ class Profile:
         arch: ``uname -m``.
         compatible: Strings to find in the device tree.
         models: Strings to find in the model name.
+        dmi: Product names of firmware, for boards without a device tree.
         rails: The ``[rails]`` table as it stands; ``energy`` reads it.
         modes: Power modes by name, one entry for each variant of the board.
         variants: Forms that the board is sold in.
@@ -95,6 +96,7 @@ class Profile:
     arch: str
     compatible: tuple[str, ...]
     models: tuple[str, ...]
+    dmi: tuple[str, ...]
     rails: Mapping[str, Any]
     modes: tuple[Mapping[str, Any], ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -201,6 +203,7 @@ def _profile(path: Path, raw: Mapping[str, Any]) -> Profile:
         arch=raw.get("arch", ""),
         compatible=_texts(match.get("compatible", [])),
         models=_texts(match.get("model", [])),
+        dmi=_texts(match.get("dmi", [])),
         rails=dict(raw.get("rails", {})),
         modes=tuple(dict(mode) for mode in raw.get("modes", ())),
         variants=tuple(
@@ -263,8 +266,10 @@ def load_profiles(*folders: Path) -> dict[str, Profile]:
     profiles: dict[str, Profile] = {}
     for folder in (FOLDER, *user_folders(), *folders):
         own = {}
-        for path in sorted(folder.glob("*.toml")):
-            profile = read_profile(path, profiles)
+        # Those that extend another come last; of ours, it may stand beside them.
+        found = sorted(folder.glob("*.toml"))
+        for path in sorted(found, key=lambda p: "extends" in read_toml(p)):
+            profile = read_profile(path, {**profiles, **own})
             own[profile.name] = profile
         profiles = {**own, **{n: p for n, p in profiles.items() if n not in own}}
     return profiles
@@ -307,6 +312,10 @@ def find_profile(
         for profile in known.values():
             if any(pattern in text for pattern in profile.models):
                 return Match(profile, f"device tree: model {text!r}")
+    product = tree.text("sys/class/dmi/id/product_name")
+    for profile in known.values():
+        if product in profile.dmi:
+            return Match(profile, f"firmware: product {product!r}")
     arch = architecture(tree)
     wanted = {"x86_64": "generic-x86", "i686": "generic-x86", "armv7l": "generic-armv7"}
     name = wanted.get(arch, "generic-aarch64")

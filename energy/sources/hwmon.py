@@ -56,6 +56,7 @@ CHIPS = {
     "ina230": _Chip(2.5e-6, 50e-6, 0.005),
     "ina231": _Chip(2.5e-6, 50e-6, 0.005),
     "ina260": _Chip(),
+    "ina260_u14": _Chip(label="SOM"),  # Kria KV260, through iio-hwmon
     "ina233": _Chip(),
     "ina234": _Chip(),
     "macsmc_hwmon": _Chip(),

@@ -35,10 +35,10 @@ FORMATS = {
         {},
         "fnb58",
     ),
-    "ppk2": ("Timestamp(ms),Current(uA),D0-D7", "{i}00,800000.0,0", {"voltage": 5.0}, "ppk2"),
+    "ppk2": ("Timestamp(ms),Current(uA),D0", "{i}00,800000,0", {"voltage": 5.0}, "ppk2"),
     "otii": ("Time (s),Main current (A),Main voltage (V)", "{t:.1f},0.8,5.0", {}, "otii"),
     "joulescope": ("#time,current,voltage", "{t:.1f},0.8,5.0", {}, "js220"),
-    "power-z": ("Time(s),VBUS(V),IBUS(A),CC1(V),CC2(V)", "{t:.1f},5.0,0.8,1,1", {}, "powerz"),
+    "power-z": ("Time(s),VBUS(V),IBUS(A),CC1(V)", "{t:.1f},5.0,0.8,1", {}, "powerz"),
     "ina226 script": (
         "timestamp_ms;bus_voltage_V;shunt_mV;current_mA;power_mW",
         "{i}00;5.0;8;800;4000",
@@ -80,7 +80,8 @@ def test_formats(tmp_path, name):
         text.append(
             line.format(
                 i=i, t=t, e=e, ms=round(e * 1e3), us=round(e * 1e6), ns=round(e * 1e9),
-                s=f"{t:04.1f}".replace(".", ","), c=f"{t:.1f}".replace(".", ","), clock=clock,
+                s=f"{t:04.1f}".replace(".", ","), clock=clock,
+                c=f"{t:.1f}".replace(".", ","),
             )
         )  # fmt: skip
     above = ["# made by hand", "Model,DL3021"] if name == "preamble" else []
@@ -124,7 +125,7 @@ def test_json_lines_of_plugs(tmp_path, name):
 
 
 ASKS = {
-    "current alone": ("Timestamp(ms),Current(uA)", "{i}00,800000", "--voltage", "Current(uA)"),
+    "current alone": ("Timestamp(ms),Current(uA)", "{i}00,8", "--voltage", "Current(uA)"),
     "a count": ("time,power_W", "{i}00,4.0", "time:ms", "'time'"),
     "two powers": ("time_s,power_in_W,power_out_W", "{t},4,3", "power=NAME", "power_in_W"),
     "two voltages": ("Time(s),CH1V,CH2V", "{t},5,0.8", "current=NAME:A", "CH1V"),

@@ -15,11 +15,15 @@ __all__ = ["BOARDS", "Cores", "Fake", "build"]
 # Implementer and part of MIDR_EL1 (Linux, arch/arm64/include/asm/cputype.h).
 _PARTS = {
     "Cortex-A7": (0x41, 0xC07),
+    "Cortex-A53": (0x41, 0xD03),
     "Cortex-A55": (0x41, 0xD05),
     "Cortex-A57": (0x41, 0xD07),
     "Cortex-A72": (0x41, 0xD08),
     "Cortex-A76": (0x41, 0xD0B),
+    "Cortex-A78": (0x41, 0xD41),
     "Cortex-A78AE": (0x41, 0xD42),
+    "Cortex-X925": (0x41, 0xD85),
+    "Cortex-A725": (0x41, 0xD87),
     "Neoverse-V3AE": (0x41, 0xD83),
     "Denver 2": (0x4E, 0x003),
     "Carmel": (0x4E, 0x004),
@@ -58,6 +62,8 @@ class Fake:
     rails: tuple[tuple[str, ...], ...] = ()  # channels of each INA3221
     driver: str = "ina3221"
     ina238: bool = False
+    ina260: bool = False
+    dmi: str = ""
     vcgencmd: bool = False
     throttled: str = ""
     heat_c: float = 45.5
@@ -68,6 +74,8 @@ _JP5 = {"os": "Ubuntu 20.04.6 LTS", "glibc": "2.31", "python": "3.8"}
 _JP7 = {"os": "Ubuntu 24.04.3 LTS", "glibc": "2.39", "python": "3.12"}
 _PI = {"os": "Debian GNU/Linux 12 (bookworm)", "glibc": "2.36", "python": "3.11"}
 _ORIN = ("nvidia,tegra234",)
+_RK = (Cores("Cortex-A55", 4, 1_800_000), Cores("Cortex-A76", 4, 2_400_000))
+_QCS = (Cores("Cortex-A55", 4, 1_900_000), Cores("Cortex-A78", 4, 2_700_000))
 _VDD = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
 _XAVIER_MODES = (
     "MODE_15W_2CORE", "MODE_15W_4CORE", "MODE_15W_6CORE", "MODE_10W_2CORE",
@@ -290,6 +298,188 @@ BOARDS = {
         cores=(Cores("Cortex-A55", 4, 1_800_000), Cores("Cortex-A76", 4, 2_400_000)),
         **_PI,
     ),
+    # fmt: off
+    **{
+        name: Fake(profile, title, compatible, model, memory_kib=kib, cores=_RK, **_PI)
+        for name, profile, title, compatible, model, kib in (
+            (
+                "orange-pi-5-plus",
+                "orange-pi-5",
+                "Xunlong Orange Pi 5 32GB",
+                ("xunlong,orangepi-5-plus", "rockchip,rk3588"),
+                "Xunlong Orange Pi 5 Plus",
+                32_700_000,
+            ),
+            (
+                "rock-5c",
+                "rock-5c",
+                "Radxa ROCK 5C 8GB",
+                ("radxa,rock-5c", "rockchip,rk3588s"),
+                "Radxa ROCK 5C",
+                8_100_000,
+            ),
+            (
+                "rock-5t",
+                "rock-5t",
+                "Radxa ROCK 5T 32GB",
+                ("radxa,rock-5t", "rockchip,rk3588"),
+                "Radxa ROCK 5T",
+                32_700_000,
+            ),
+            (
+                "nanopi-r6s",
+                "nanopi-r6",
+                "FriendlyElec NanoPi R6 8GB",
+                ("friendlyarm,nanopi-r6s", "rockchip,rk3588s"),
+                "FriendlyElec NanoPi R6S",
+                8_100_000,
+            ),
+            (
+                "turing-rk1",
+                "turing-rk1",
+                "Turing Machines RK1 16GB",
+                ("turing,rk1", "rockchip,rk3588"),
+                "Turing Machines RK1",
+                16_200_000,
+            ),
+        )
+    },
+    **{
+        name: Fake(
+            profile,
+            title,
+            compatible,
+            model,
+            memory_kib=kib,
+            cores=cores,
+            vcgencmd=True,
+            **_PI,
+        )
+        for name, profile, title, compatible, model, kib, cores in (
+            (
+                "pi400",
+                "raspberry-pi-400",
+                "Raspberry Pi 400 4GB",
+                ("raspberrypi,400", "brcm,bcm2711"),
+                "Raspberry Pi 400 Rev 1.0",
+                3_885_000,
+                (Cores("Cortex-A72", 4),),
+            ),
+            (
+                "cm4",
+                "raspberry-pi-cm4",
+                "Raspberry Pi Compute Module 4 8GB",
+                ("raspberrypi,4-compute-module", "brcm,bcm2711"),
+                "Raspberry Pi Compute Module 4 Rev 1.1",
+                8_100_000,
+                (Cores("Cortex-A72", 4),),
+            ),
+            (
+                "pi500",
+                "raspberry-pi-500",
+                "Raspberry Pi 500 8GB",
+                ("raspberrypi,500", "brcm,bcm2712"),
+                "Raspberry Pi 500 Rev 1.0",
+                8_245_000,
+                (Cores("Cortex-A76", 4),),
+            ),
+            (
+                "cm5",
+                "raspberry-pi-cm5",
+                "Raspberry Pi Compute Module 5 4GB",
+                ("raspberrypi,5-compute-module", "brcm,bcm2712"),
+                "Raspberry Pi Compute Module 5 Rev 1.0",
+                4_100_000,
+                (Cores("Cortex-A76", 4),),
+            ),
+        )
+    },
+    **{
+        name: Fake(profile, title, compatible, model, memory_kib=kib, cores=cores, **more)
+        for name, profile, title, compatible, model, kib, cores, more in (
+            (
+                "rb3-gen2",
+                "qualcomm-rb3-gen2",
+                "Qualcomm RB3 Gen 2",
+                ("qcom,qcs6490-rb3gen2", "qcom,qcm6490"),
+                "Robotics RB3gen2",
+                5_900_000,
+                _QCS,
+                {},
+            ),
+            (
+                "rubik-pi-3",
+                "rubik-pi-3",
+                "Thundercomm Rubik Pi 3",
+                ("thundercomm,rubikpi3", "qcom,qcm6490"),
+                "Thundercomm RUBIK Pi 3",
+                7_900_000,
+                _QCS,
+                {},
+            ),
+            (
+                "imx95",
+                "nxp-imx95",
+                "NXP i.MX 95",
+                ("fsl,imx95-19x19-evk", "fsl,imx95"),
+                "NXP i.MX95 19X19 board",
+                8_000_000,
+                (Cores("Cortex-A55", 6),),
+                {},
+            ),
+            (
+                "imx8mp",
+                "nxp-imx8mp",
+                "NXP i.MX 8M Plus",
+                ("fsl,imx8mp-evk", "fsl,imx8mp"),
+                "NXP i.MX8MPlus EVK board",
+                6_000_000,
+                (Cores("Cortex-A53", 4),),
+                {},
+            ),
+            (
+                "beagley-ai",
+                "beagley-ai",
+                "BeagleBoard.org BeagleY-AI 4GB",
+                ("beagle,am67a-beagley-ai", "ti,j722s"),
+                "BeagleBoard.org BeagleY-AI",
+                3_900_000,
+                (Cores("Cortex-A53", 4),),
+                {},
+            ),
+            (
+                "kv260",
+                "kria-kv260",
+                "AMD Kria KV260 4GB",
+                ("xlnx,zynqmp-sk-kv260-revA", "xlnx,zynqmp"),
+                "ZynqMP KV260 revA",
+                3_900_000,
+                (Cores("Cortex-A53", 4),),
+                {"ina260": True},
+            ),
+            (
+                "dgx-spark",
+                "dgx-spark",
+                "NVIDIA DGX Spark 128GB",
+                (),
+                "",
+                122_600_000,
+                (Cores("Cortex-X925", 10), Cores("Cortex-A725", 10)),
+                {"dmi": "NVIDIA_DGX_Spark", **_JP7},
+            ),
+            (
+                "uno-q",
+                "arduino-uno-q",
+                "Arduino UNO Q 2GB",
+                ("arduino,imola", "qcom,qrb2210"),
+                "Arduino UnoQ",
+                1_700_000,
+                (Cores("Cortex-A53", 4),),
+                {},
+            ),
+        )
+    },
+    # fmt: on
     "unknown-aarch64": Fake(
         "generic-aarch64",
         "64-bit ARM board",
@@ -342,6 +532,12 @@ def build(root: Path, fake: Fake) -> Path:
         put("sys/class/hwmon/hwmon9/name", "ina238\n")
         for name, value in (("power1", 19_780_000), ("in1", 19_800), ("curr1", 999)):
             put(f"sys/class/hwmon/hwmon9/{name}_input", f"{value}\n")
+    if fake.ina260:
+        put("sys/class/hwmon/hwmon9/name", "ina260_u14\n")
+        for name, value in (("power1", 7_100_000), ("in1", 5_050), ("curr1", 1_406)):
+            put(f"sys/class/hwmon/hwmon9/{name}_input", f"{value}\n")
+    if fake.dmi:
+        put("sys/class/dmi/id/product_name", fake.dmi + "\n")
     # Not a power sensor: every board has one of these.
     put("sys/class/hwmon/hwmon0/name", "tmp451\n")
     put("sys/class/hwmon/hwmon0/temp1_input", "41000\n")
