@@ -80,7 +80,7 @@ def serve(
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ConfigError(f"--http {address}", hint="HOST:PORT, for example :9477")
-    account = Account(meter, mirror=False).start("run")
+    account = Account(meter, clock=meter._clock, mirror=False).start("run")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802

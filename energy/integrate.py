@@ -84,7 +84,8 @@ class Integrator:
         if self._now and t_ns <= self._last_ns:
             return
         if joules is None and self._now:
-            self._same = self._same + 1 if watts == self._now else 0
+            still = watts[0] == watts[0] and watts == self._now
+            self._same = self._same + 1 if still else 0
             self.same = max(self.same, self._same)
         self._now, self._last_ns = watts, t_ns
         inside = t_ns >= self.start_ns and (self.end_ns is None or t_ns <= self.end_ns)

@@ -265,7 +265,7 @@ def load_profiles(*folders: Path) -> dict[str, Profile]:
             raise ConfigError(f"there is no folder {folder} with board profiles")
     profiles: dict[str, Profile] = {}
     for folder in (FOLDER, *user_folders(), *folders):
-        own = {}
+        own: dict[str, Profile] = {}
         # Those that extend another come last; of ours, it may stand beside them.
         found = sorted(folder.glob("*.toml"))
         for path in sorted(found, key=lambda p: "extends" in read_toml(p)):

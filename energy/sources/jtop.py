@@ -82,24 +82,38 @@ class JtopSource:
 
 def rail_watts(power: Any) -> dict[str, float]:
     """Return watts by rail from either shape; rails without a number are left out."""
-    total: Any = None
     if isinstance(power, Mapping):
         table, key, total = power.get("rail", {}), "power", power.get("tot")
     elif isinstance(power, tuple) and len(power) == 2:
-        table, key = power[1], "cur"
+        total, table, key = power[0], power[1], "cur"
     else:
         return {}
     if not isinstance(table, Mapping):
         return {}
-    rows = dict(table)
-    if isinstance(total, Mapping) and total.get("name"):
-        rows[total["name"]] = total
     watts = {}
-    for name, values in rows.items():
+    for name, values in table.items():
         number = values.get(key) if isinstance(values, Mapping) else None
         if name != "NC" and isinstance(number, (int, float)):
             watts[str(name)] = number * 1e-3
-    return watts
+    whole = total.get(key) if isinstance(total, Mapping) else None
+    if not isinstance(total, Mapping) or not isinstance(whole, (int, float)):
+        return watts
+    if key == "power":
+        return {**watts, total["name"]: whole * 1e-3} if total.get("name") else watts
+    if abs(whole * 1e-3 - sum(watts.values())) < 5e-4:
+        return watts  # a plain sum: these boards have no input rail
+    return _long_names(watts, whole * 1e-3)
+
+
+def _long_names(watts: Mapping[str, float], whole: float) -> dict[str, float]:
+    """Undo what the tuple's service did: it cut ``VDD_`` and ``POM_`` off the names,
+    wrote blanks for ``_``, and moved the input rail into a total without a name."""
+    nano = any(name.startswith(("5V", "POM_5V")) for name in watts)
+    prefix, rail = ("POM_", "POM_5V_IN") if nano else ("VDD_", "VDD_IN")
+    found = {rail: whole}
+    for name, watt in watts.items():
+        found[name if "_" in name else prefix + name.replace(" ", "_")] = watt
+    return found
 
 
 def probe(root: Path = Path("/")) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from energy_lab import run, tree, write_recording
 
 from draftwire.cli import energy as command
 from draftwire.energy.compare import compare
@@ -19,47 +19,6 @@ from draftwire.energy.recording import read_recording
 from draftwire.energy.report import Row, analyse, load_rows
 from draftwire.energy.sweep import Point, pareto, set_mode
 from draftwire.errors import BoardError, ConfigError, SensorError
-
-
-def run(*words):
-    parser = argparse.ArgumentParser(prog="draftwire")
-    command.register(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in ("energy", *words)])
-    return args.run(args)
-
-
-def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20):
-    header = {
-        "schema": "draftwire.energy/1",
-        "kind": "header",
-        "source": "sysfs-ina3221",
-        "source_kind": "measured",
-        "rails": ["VDD_IN", "VDD_SOC"],
-        "total": {"scope": "module", "rails": ["VDD_IN"]},
-        "others": [],
-        "hz": hz,
-        "accuracy": {
-            "VDD_IN": {
-                "step_w": 0.04,
-                "offset_w": 0.08,
-                "gain": 0.0025,
-                "source": "test",
-            }
-        },
-        "context": {"power_mode": "15W"},
-    }
-    lines = [header]
-    for i, watt in enumerate(watts):
-        w = [watt, None if watt is None else watt / 5]
-        lines.append({"t": int(i * period * 1e9), "w": w})
-    lines += [{"t": int(t * 1e9), "phase": name} for t, name in phases]
-    if tokens:
-        lines.append({"tokens": tokens})
-    if close:
-        end = int((len(watts) - 1) * period * 1e9)
-        lines.append({"kind": "end", "t": end, "result": {}})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture
@@ -73,27 +32,6 @@ def recording(tmp_path):
         phases=[(0.0, "prefill"), (5.0, "draft")],
         tokens={"drafted": 40, "accepted": 20, "emitted": 25},
     )
-
-
-def tree(root):
-    """An Orin Nano with a device tree, a power mode and one INA3221."""
-    texts = {
-        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
-        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >",
-        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
-        "sys/class/hwmon/hwmon0/name": "ina3221",
-        "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
-        "sys/class/hwmon/hwmon0/in1_input": "5000",
-        "sys/class/hwmon/hwmon0/curr1_input": "1000",
-        "sys/class/hwmon/hwmon0/shunt1_resistor": "5000",
-        "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
-        "sys/class/thermal/thermal_zone0/temp": "48500",
-    }
-    for name, text in texts.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def test_sources_on_a_board(tmp_path, capsys):

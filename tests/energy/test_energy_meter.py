@@ -7,79 +7,17 @@ import math
 import threading
 
 import pytest
+from energy_lab import CHOICE, Fake, Now, advance, setup
 
 from draftwire import energy
 from draftwire.energy.account import Account
 from draftwire.energy.budget import Budget
 from draftwire.energy.meter import Meter, deadline_ns
-from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice, choose_total
+from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
 from draftwire.energy.result import Baseline
-from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
+from draftwire.energy.sources.base import UNKNOWN_RESPONSE
 from draftwire.energy.sources.modelled import ModelSource
-from draftwire.errors import ConfigError, SensorError
-
-CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
-
-
-class Now:
-    def __init__(self):
-        self.ns = 0
-
-    def __call__(self):
-        return self.ns
-
-
-class Fake:
-    """A sensor whose power is a function of time."""
-
-    name = "fake"
-    kind = "measured"
-    scope = None
-    total = ()
-    paced = False
-    update_s = None
-    notes = ()
-    rails = ("VDD_IN",)
-    response = Response()
-
-    def __init__(self, clock, power):
-        self.clock, self.power = clock, power
-        self.accuracy = {"VDD_IN": Accuracy(0.04, 0.08, 0.0025, "test")}
-        self.closed = False
-
-    def read(self):
-        t = self.clock()
-        watt = self.power(t * 1e-9)
-        if watt is None:
-            raise SensorError("bus error")
-        return Reading(t, {"VDD_IN": watt})
-
-    def close(self):
-        self.closed = True
-
-
-def setup(power, hz=20.0, **options):
-    now = Now()
-    meter = Meter(Fake(now, power), CHOICE, hz=hz, clock=now, **options)
-    return now, meter
-
-
-def advance(now, meter, to_s, events=()):
-    """Go on to a time, sampling on the meter's deadlines, with events between."""
-    begin = now.ns
-    times = []
-    k = 0
-    while True:
-        k += 1
-        t = begin + deadline_ns(k, meter.period_ns)
-        if t >= to_s * 1e9:
-            break
-        times.append((t, meter.read_now))
-    times += [(int(t * 1e9), action) for t, action in events]
-    for t, action in sorted(times, key=lambda item: item[0]):
-        now.ns = t
-        action()
-    now.ns = int(to_s * 1e9)
+from draftwire.errors import ConfigError
 
 
 def test_window_between_samples_is_exact_for_a_ramp():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.battery import BatterySource
-from draftwire.energy.sources.hwmon import HwmonSource
+from draftwire.energy.sources.hwmon import GpuSource, HwmonSource
 from draftwire.energy.sources.jtop import JtopSource, rail_watts
 from draftwire.energy.sources.nvml import NvmlSource
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
@@ -244,6 +247,71 @@ def test_hwmon_numbers_that_move_are_followed(tmp_path):
     assert source.read().watts["VDD_IN"] == pytest.approx(5.0)
 
 
+def test_a_rail_that_moved_is_not_another_one(tmp_path):
+    """After a rebind hwmon3 is another chip with rails of its own: nothing is mixed up."""
+    source = HwmonSource(nx_rails(tmp_path))
+    folder = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon"
+    source.read()
+    source.close()
+    (folder / "hwmon3").rename(folder / "hwmon7")
+    (tmp_path / "sys/class/hwmon/hwmon3").unlink()
+    mainline(tmp_path, 3, [("VDD_OTHER", 12000, 900)], "1-0041")
+    with pytest.raises(SensorError):
+        source.read()
+    assert source.read().watts["VDD_IN"] == pytest.approx(5.0)
+    assert "VDD_OTHER" not in source.read().watts
+
+
+@pytest.mark.parametrize(
+    ("chip", "files", "rail", "watts"),
+    [
+        ("ina226", {"power1_input": 4_000_000, "in1_input": 5000, "curr1_input": 800,
+                    "in0_input": 8, "update_interval": 36, "shunt_resistor": 10000},
+         "ina226", 4.0),
+        ("ina219", {"in0_input": 8, "in1_input": 5000, "curr1_input": 800}, "ina219", 4.0),
+        ("ina260", {"in1_input": 5000, "curr1_input": 800, "power1_input": 4_010_000,
+                    "power1_label": "VCC_5V"}, "VCC_5V", 4.01),
+        ("ina228", {"power1_input": 4_000_000, "in1_label": "VBUS"}, "VBUS", 4.0),
+        ("macsmc_hwmon", {"power1_input": 7_500_000, "power1_label": "Total System Power"},
+         "Total System Power", 7.5),
+    ],
+)  # fmt: skip
+def test_any_power_chip_of_hwmon(tmp_path, chip, files, rail, watts):
+    base = "sys/class/hwmon/hwmon4"
+    put(tmp_path, {f"{base}/name": chip, **{f"{base}/{n}": v for n, v in files.items()}})
+    chosen = choose_source(TABLES, root=tmp_path)
+    assert chosen.source.read().watts == {rail: pytest.approx(watts)}
+    assert chosen.choice.total is None and "--rails" in chosen.choice.why_none
+    named = choose_source(TABLES, root=tmp_path, rails=[rail]).choice.total
+    assert named is not None and named.rails == (rail,)
+    if "shunt_resistor" in files:
+        assert chosen.source.accuracy[rail].gain == 0.001
+        assert chosen.source.response.reach_s < 0.1
+
+
+def test_sensors_that_are_no_power_chip_are_left_alone(tmp_path):
+    for number, name in enumerate(("ucsi_source_psy_USBC000:001", "nvme", "coretemp")):
+        base = f"sys/class/hwmon/hwmon{number}"
+        put(tmp_path, {f"{base}/name": name, f"{base}/in0_input": 5000,
+                       f"{base}/curr1_input": 3000, f"{base}/in1_input": 5000})  # fmt: skip
+    with pytest.raises(SensorError):
+        HwmonSource(tmp_path)
+
+
+def test_a_gpu_by_its_driver(tmp_path):
+    base = "sys/class/hwmon/hwmon2"
+    put(tmp_path, {f"{base}/name": "amdgpu", f"{base}/power1_average": 35_000_000})
+    put(tmp_path, {"sys/class/hwmon/hwmon3/name": "xe",
+                   "sys/class/hwmon/hwmon3/energy1_input": 1_000_000})  # fmt: skip
+    times = iter(range(0, 10**12, 500_000_000))
+    source = GpuSource(tmp_path, clock=lambda: next(times))
+    assert source.read().watts == {"amdgpu0": pytest.approx(35.0)}
+    put(tmp_path, {"sys/class/hwmon/hwmon3/energy1_input": 6_000_000})
+    assert source.read().watts["xe1"] == pytest.approx(10.0)
+    assert source.scope == "gpu"
+    assert next(f for f in find_sources(tmp_path) if f.source == "gpu").usable
+
+
 def test_one_failing_rail_does_not_stop_the_others(tmp_path):
     source = HwmonSource(nx_rails(tmp_path))
     base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
@@ -307,28 +375,93 @@ class Client:
         self.closed = True
 
 
-OLD = (
-    {"cur": 99999, "avg": 1},
-    {"POM_5V_IN": {"cur": 4200, "avg": 1}, "POM_5V_GPU": {"cur": 80, "avg": 1}},
+OLD = (  # 3.1: the input rail is the total, names are cut
+    {"cur": 4200, "avg": 1},
+    {"5V GPU": {"cur": 80, "avg": 1}, "5V CPU": {"cur": 900, "avg": 1}},
 )
-NEW = {
+OLD_SUM = (
+    {"cur": 3113, "avg": 1},
+    {"GPU": {"cur": 0}, "CPU": {"cur": 216}, "SOC": {"cur": 864}, "CV": {"cur": 0},
+     "VDDRQ": {"cur": 144}, "SYS5V": {"cur": 1889}},
+)  # fmt: skip
+NEW = {  # 4.3 and 7.2: the input rail is the total, which has its name
     "rail": {
-        "VDD_IN": {"volt": 5000, "curr": 840, "power": 4200, "avg": 1, "online": True},
         "VDD_SOC": {},
+        "VDD_CPU_GPU_CV": {"volt": 5000, "curr": 200, "power": 1000, "avg": 1},
         "NC": {"power": 7},
     },
-    "tot": {"power": 99999, "avg": 1},
+    "tot": {"volt": 5000, "curr": 840, "power": 4200, "avg": 1, "name": "VDD_IN"},
+}
+THOR = {
+    "rail": {
+        "VDD_GPU": {"power": 1962},
+        "VDD_CPU_SOC_MSS": {"power": 5887},
+        "VIN_SYS_5V0": {"power": 5635},
+    },
+    "tot": {"power": 19780, "avg": 1, "name": "VIN"},
 }
 
 
-@pytest.mark.parametrize(("power", "rail"), [(OLD, "POM_5V_IN"), (NEW, "VDD_IN")])
-def test_jtop_both_shapes(power, rail):
+@pytest.mark.parametrize(
+    ("power", "total", "watts"),
+    [
+        (OLD, ["POM_5V_IN"], 4.2),
+        (OLD_SUM, ["GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"], 3.113),
+        (NEW, ["VDD_IN"], 4.2),
+        (THOR, ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"], 13.484),
+    ],
+)
+def test_jtop_shapes(power, total, watts):
     source = JtopSource(Client(power))
-    watts = source.read().watts
-    assert watts[rail] == pytest.approx(4.2)
-    assert "NC" not in watts and "VDD_SOC" not in watts
+    found = source.read().watts
+    assert "NC" not in found and "VDD_SOC" not in found
     choice = choose_total(source.rails, TABLES)
-    assert choice.total is not None and choice.total.rails == (rail,)
+    assert choice.total is not None and sorted(choice.total.rails) == sorted(total)
+    assert sum(found[rail] for rail in total) == pytest.approx(watts)
+
+
+JTOP = [Path(p) for p in os.environ.get("DRAFTWIRE_JTOP", "").split(os.pathsep) if p]
+JTOP_PROGRAM = """
+import json, sys
+from draftwire.energy.sources.jtop import JtopSource
+import jtop
+folder, milliwatt = sys.argv[1], int(sys.argv[2])
+client = jtop.jtop.__new__(jtop.jtop)
+try:
+    from jtop.core import power
+except ImportError:  # before 4.2: tegrastats, parsed and renamed by its service
+    from jtop.core.tegra_parse import WATTS
+    from jtop.service import JtopServer
+    text = f"VDD_IN {milliwatt}/{milliwatt} VDD_CPU_GPU_CV 900/900 VDD_SOC 700/700"
+    short = {k.replace("VDD_", "").replace("_", " "): v for k, v in WATTS(text).items()}
+    total, rails = JtopServer._total_power(None, short)
+    client._stats = {"power": {"all": total, "power": rails}}
+else:
+    service = power.PowerService.__new__(power.PowerService)
+    service._power_sensor, service._power_avg = power.list_all_i2c_ports(folder), {}
+    client._stats = {"power": service.get_status()}
+type(client).ok = lambda self, spin=False: True
+type(client).close = lambda self: None
+print(json.dumps(JtopSource(client).read().watts))
+"""
+
+
+@pytest.mark.skipif(not JTOP, reason="DRAFTWIRE_JTOP names no folder with jetson-stats")
+@pytest.mark.parametrize("folder", JTOP, ids=lambda path: path.name)
+def test_the_real_jetson_stats(tmp_path, folder):
+    """Its own service code on a tree, its own client, in a process of their own."""
+    nx_rails(tmp_path)
+    tree = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
+    source = Path(__file__).resolve().parents[2] / "src"
+    done = subprocess.run(
+        [sys.executable, "-c", JTOP_PROGRAM, str(tree), "5000"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(folder)])},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    watts = json.loads(done.stdout.splitlines()[-1])
+    assert watts["VDD_IN"] == pytest.approx(5.0)
+    assert choose_total(watts, TABLES).total.rails == ("VDD_IN",)
 
 
 def test_jtop_without_rails_is_no_zero():
