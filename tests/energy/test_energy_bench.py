@@ -125,7 +125,7 @@ def test_the_exporter_is_scraped():
     for metric in json.loads(dashboard())["panels"]:
         name = metric["targets"][0]["expr"].replace("increase(", "").split("[")[0]
         assert f"# TYPE {name} " in pages["metrics"], "the dashboard shows what is there"
-    with pytest.raises(ConfigError, match="HOST:PORT"):
+    with pytest.raises(ConfigError, match="--http nowhere"):
         serve(meter, "nowhere")
 
 

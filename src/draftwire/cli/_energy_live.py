@@ -247,12 +247,15 @@ def _agree(args: argparse.Namespace) -> Callable[[str], None]:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from draftwire.energy.context import power_mode, power_modes
+    from draftwire.boards.system import power_mode
+    from draftwire.boards.tree import Tree
+    from draftwire.energy.context import mode_name
     from draftwire.energy.record import Recorded, record
     from draftwire.energy.sweep import Point, set_mode, sweep
 
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
-    ids = {name: number for number, name in power_modes(args.root).items()}
+    found = power_mode(Tree(args.root))
+    ids = {} if found is None else found.ids
     notes: list[str] = []
 
     def enter(mode: str) -> None:
@@ -260,7 +263,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             mode,
             ids.get(mode),
             template=args.set,
-            present=lambda: power_mode(args.root),
+            present=lambda: mode_name(args.root),
             agree=_agree(args),
         )
         if note:
@@ -273,10 +276,10 @@ def run_sweep(args: argparse.Namespace) -> int:
             return record(meter, None, command=command, stdout=2)  # stdout is ours
 
     settle_s = seconds_of(args.settle) or 0.0
-    before = power_mode(args.root)
+    before = mode_name(args.root)
 
     def leave() -> None:
-        if before is None or power_mode(args.root) == before:
+        if before is None or mode_name(args.root) == before:
             return
         try:
             enter(before)
