@@ -24,7 +24,6 @@ from draftwire.energy.sources import (
     nvml,
     pmic,
     rapl,
-    serial_meters,
     tegrastats,
 )
 from draftwire.energy.sources.base import (
@@ -193,10 +192,21 @@ _OPENERS: dict[str, Callable[[Path], PowerSource]] = {
     "nvml": lambda root: nvml.NvmlSource(),
     "gpu": hwmon.GpuSource,
 }
+
+
+def _bench(kind: str) -> Callable[[str], PowerSource]:
+    def opened(rest: str) -> PowerSource:
+        from draftwire.energy.sources import serial_meters as meters
+
+        if kind == "serial":
+            return meters.LineMeter(rest)
+        return meters.Ppk2Source(rest) if kind == "ppk2" else meters.JoulescopeSource()
+
+    return opened
+
+
 _NAMED: dict[str, Callable[[str], PowerSource]] = {
-    "serial": lambda rest: serial_meters.LineMeter(rest),
-    "ppk2": lambda rest: serial_meters.Ppk2Source(rest),
-    "joulescope": lambda rest: serial_meters.JoulescopeSource(),
+    **{kind: _bench(kind) for kind in ("serial", "ppk2", "joulescope")},
     "replay": lambda rest: _replay(rest),
 }
 

@@ -9,15 +9,16 @@ two columns.  What the file leaves open is asked for, by the name of the column.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import statistics
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from draftwire.energy.files import UNPACK_ERRORS, open_text, stem
+from draftwire.energy.instrument_times import row_times
 from draftwire.energy.rails import Accuracy, Total, TotalChoice, load_toml
 from draftwire.energy.recording import Recording
 from draftwire.energy.sources.base import Reading, Response
@@ -35,33 +36,13 @@ _PREFIX = {
     "m": 1e-3,
     "k": 1e3,
 }
-_BASE = {
-    "w": "power", "watt": "power", "watts": "power",
-    "v": "voltage", "volt": "voltage", "volts": "voltage",
-    "a": "current", "amp": "current", "amps": "current", "ampere": "current",
-}  # fmt: skip
-_TIME_UNITS = {
-    "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3,
-    "msec": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9, "min": 60.0,
-    "h": 3600.0,
-}  # fmt: skip
-_NAMES = {
-    "power": {"power", "watt", "watts", "p", "pwr", "apower", "leistung", "puissance"},
-    "voltage": {"voltage", "volt", "volts", "v", "vbus", "u", "spannung", "tension"},
-    "current": {"current", "ampere", "amps", "amp", "a", "i", "ibus", "strom", "courant"},
-    "time": {"timestamp", "time", "t", "seconds", "elapsed", "datetime", "uptime", "zeit",
-             "ts", "x", "unixtime", "epoch"},
-    "date": {"date", "datum", "day"},
-}  # fmt: skip
-_OTHER = {
-    "dp", "dn", "d+", "d-", "min", "max", "peak", "temp", "temperature", "energy",
-    "capacity", "wh", "ah", "mah", "mwh", "j", "ws", "as", "charge", "resistance",
-    "factor", "apparentpower", "reactivepower", "apparent", "reactive", "total", "today",
-    "yesterday", "cc1", "cc2", "shunt", "aenergy", "freq", "frequency", "std",
-}  # fmt: skip
-# What an epoch stamp is, by its size: seconds of 2001 and later, and so on.
-_EPOCH = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3), (1e9, 1.0))
+_DATA = Path(__file__).with_name("instruments.toml")
 _HINT = "--columns time=NAME:ms,voltage=NAME,current=NAME:mA, or power=NAME:W"
+
+
+@functools.lru_cache(maxsize=1)
+def _words() -> dict[str, Any]:
+    return load_toml(_DATA)
 
 
 @dataclass(frozen=True)
@@ -82,8 +63,10 @@ class Instrument:
 
 def load_instruments() -> dict[str, Instrument]:
     """Return the meters that are known, by name."""
-    raw = load_toml(Path(__file__).with_name("instruments.toml"))
-    found = [Instrument(**{**e, "words": tuple(e["words"])}) for e in raw["instrument"]]
+    found = [
+        Instrument(**{**entry, "words": tuple(entry["words"])})
+        for entry in _words()["instrument"]
+    ]
     return {instrument.name: instrument for instrument in found}
 
 
@@ -161,7 +144,9 @@ def read_meter(
         raise ConfigError(f"cannot read {path}: {exc}") from exc
     number = _comma if table.comma else float
     instrument = known[meter] if meter else _recognise(known, table.names)
-    times, kept, bad = _times(path, rows, found, number, interval_s, table.above)
+    places = [found[kind] for kind in ("date", "time") if kind in found]
+    told = [(c.place, c.name, c.scale) for c in places]
+    times, kept, bad = row_times(path, rows, told, number, interval_s, table.above)
     readings: list[Reading] = []
     volts: list[float] = []
     amps: list[float] = []
@@ -334,11 +319,12 @@ def _split_unit(name: str) -> tuple[str, str | None]:
 
 def _unit(text: str) -> tuple[str, float] | None:
     low = text.strip().lower()
-    if low in _TIME_UNITS:
-        return "time", _TIME_UNITS[low]
-    for base, kind in _BASE.items():
-        if low.endswith(base) and low[: -len(base)] in _PREFIX:
-            return kind, _PREFIX[low[: -len(base)]]
+    if low in _words()["seconds"]:
+        return "time", float(_words()["seconds"][low])
+    for kind, bases in _words()["units"].items():
+        for base in bases:
+            if low.endswith(base) and low[: -len(base)] in _PREFIX:
+                return str(kind), _PREFIX[low[: -len(base)]]
     return None
 
 
@@ -352,13 +338,14 @@ def _column(name: str) -> tuple[str, float | None]:
         unit = _unit(channel.group(2) or "")
         return unit if unit else ("", None)
     words = [w for w in re.split(r"[^a-z0-9+\-\u00b5\u03bc]+", bare) if w]
-    if not words or set(words) & _OTHER:
+    names_of = dict(_words()["names"])
+    if not words or set(words) & set(names_of.pop("other")):
         return "", None
     unit = _unit(bracket.group(1)) if bracket else None
     if unit is None and len(words) > 1:
         unit = _unit(words[-1])
-    for kind, names in _NAMES.items():
-        if set(words) & names and (kind not in ("time", "date") or words[0] in names):
+    for kind, names in names_of.items():
+        if set(words) & set(names) and (kind not in ("time", "date") or words[0] in names):
             if unit and unit[0] == kind:
                 return kind, unit[1]
             if unit and kind in ("time", "date") and unit[0] != "time":
@@ -377,7 +364,7 @@ def _columns(
     found: dict[str, list[_Column]] = {}
     for kind, text in wanted.items():
         name, unit = _split_unit(text)
-        if kind not in _NAMES:
+        if kind not in _words()["names"] or kind == "other":
             raise ConfigError(f"--columns {kind}=: no such thing", hint=_HINT)
         if name not in table.names:
             have = ", ".join(table.names)
@@ -457,142 +444,3 @@ def _power(
     amp, step_a = value("current")
     volt, step_v = (voltage, 0.0) if voltage is not None else value("voltage")
     return volt * amp, volt, amp, step_a * abs(volt) + step_v * abs(amp)
-
-
-# Times.
-
-
-def _times(
-    path: Path,
-    rows: Sequence[list[str]],
-    found: Mapping[str, _Column],
-    number: Callable[[str], float],
-    interval_s: float | None,
-    above: Sequence[str],
-) -> tuple[list[float], list[list[str]], int]:
-    """Return the seconds of each row that has them, those rows, and how many not."""
-    if interval_s is None and "time" not in found and "date" not in found:
-        text = " ".join(above).lower()
-        match = re.search(r"increment\D{0,12}?([-+\d.]+e?[-+\d]*)", text)
-        if match is None:
-            raise ConfigError(
-                f"{path} has no time and no increment", hint="give --interval MS"
-            )
-        interval_s = float(match.group(1))
-    if interval_s is not None:
-        return [i * interval_s for i in range(len(rows))], list(rows), 0
-    columns = [found[k] for k in ("date", "time") if k in found]
-    texts = []
-    kept = []
-    for row in rows:
-        try:
-            texts.append(" ".join(row[c.place] for c in columns).strip())
-            kept.append(row)
-        except IndexError:
-            continue
-    name = columns[-1].name
-    sample = next((text for text in texts if any(ch.isdigit() for ch in text)), "")
-    try:
-        number(sample)
-        convert = _numeric(path, columns[-1], texts, number)
-    except ValueError:
-        convert = _dated(path, name, texts)
-    times, good = [], []
-    for text, row in zip(texts, kept):
-        try:
-            times.append(convert(text))
-            good.append(row)
-        except ValueError:
-            continue
-    return times, good, len(rows) - len(good)
-
-
-def _numeric(
-    path: Path, column: _Column, texts: Sequence[str], number: Callable[[str], float]
-) -> Callable[[str], float]:
-    values = []
-    for text in texts:
-        try:
-            values.append(number(text))
-        except ValueError:
-            continue
-    for size, scale in _EPOCH:
-        if abs(values[0]) >= size:
-            if scale == 1.0 and column.scale not in (None, 1.0):
-                break  # a counter of, say, microseconds that has run long
-            origin = values[0]
-            return lambda text: (number(text) - origin) * scale
-    if column.scale is not None:
-        factor = column.scale
-        return lambda text: number(text) * factor
-    steps = [b - a for a, b in zip(values, values[1:]) if b > a]
-    if steps and statistics.median(steps) >= 5 and all(v == int(v) for v in values[:50]):
-        raise ConfigError(
-            f"{path}: the column {column.name!r} counts in steps of "
-            f"{statistics.median(steps):g} and has no unit",
-            hint=f"--columns time={column.name}:ms (or :us, :s)",
-        )
-    return number
-
-
-_DAY = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})"
-_CLOCK = r"(?:(\d+):)?(\d+):(\d+(?:[.,:]\d+)?)"
-
-
-def _dated(path: Path, name: str, texts: Sequence[str]) -> Callable[[str], float]:
-    """Return what turns dates and clock times into seconds; midnight is followed."""
-    days = [m.groups() for t in texts for m in [re.match(_DAY, t)] if m]
-    year_first = any(len(a) == 4 for a, _, _ in days)
-    dots = any("." in t[:6] for t in texts[:5])
-    month_first = any(int(b) > 12 for _, b, _ in days) and not year_first
-    day_first = any(int(a) > 12 for a, _, _ in days) or dots
-    if days and not year_first and not month_first and not day_first and len(set(days)) > 1:
-        raise ConfigError(
-            f"{path}: in the column {name!r} {days[0][0]}/{days[0][1]} may be a day and a "
-            "month, or a month and a day",
-            hint="write the dates as YYYY-MM-DD, or cut the file to one day",
-        )
-    state = {"day": 0, "last": -1.0}
-
-    def convert(text: str) -> float:
-        text = text.strip()
-        head = re.match(_DAY, text)
-        base = 0.0
-        if head:
-            a, b, c = (int(part) for part in head.groups())
-            if year_first:
-                year, month, day = a, b, c
-            else:
-                month, day = (a, b) if month_first or not day_first else (b, a)
-                year = c if c > 99 else 2000 + c
-            base = float(datetime(year, month, day).toordinal()) * 86400.0
-            text = text[head.end() :].lstrip(" T,")
-        zone = re.search(r"(Z|[+-]\d\d:?\d\d)$", text)
-        shift = 0.0
-        if zone:
-            text = text[: zone.start()].strip()
-            if zone.group() != "Z":
-                digits = zone.group().replace(":", "")
-                shift = (int(digits[1:3]) * 3600 + int(digits[3:5]) * 60) * (
-                    -1 if digits[0] == "-" else 1
-                )
-        half = re.search(r"\s*([ap])\.?m\.?$", text, re.IGNORECASE)
-        text = text[: half.start()] if half else text
-        clock = re.fullmatch(_CLOCK, text.strip())
-        if clock is None:
-            if head and not text:
-                return base
-            raise ValueError(text)
-        second = clock.group(3).replace(",", ".").replace(":", ".")
-        hour = int(clock.group(1) or 0)
-        if half:
-            hour = hour % 12 + (12 if half.group(1).lower() == "p" else 0)
-        at = hour * 3600 + int(clock.group(2)) * 60 + float(second) - shift
-        if head:
-            return base + at
-        if state["last"] - at > 43200:
-            state["day"] += 1
-        state["last"] = at
-        return at + state["day"] * 86400.0
-
-    return convert

@@ -22,48 +22,6 @@ __all__ = ["page", "write_page"]
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 920, 300, 56, 40, 12
 POINTS = 1800
 
-_CSS = """
-:root{color-scheme:light dark;--ink:#1b1b1b;--dim:#666;--line:#ddd;--paper:#fff;
---card:#f7f7f7}
-@media(prefers-color-scheme:dark){:root{--ink:#eee;--dim:#aaa;--line:#444;--paper:#161616;
---card:#222}} body{font:15px/1.5
-system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:980px;margin:2rem auto;padding:0 1rem} h1{font-size:1.4rem;margin:0 0
-.2rem}h2{font-size:1.05rem;margin:2rem 0 .3rem}
-.dim{color:var(--dim)}.big{font-size:1.9rem;font-weight:600}
-.cards{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}
-.card{background:var(--card);border-radius:8px;padding:.6rem .9rem;min-width:7.5rem}
-.card b{display:block;font-size:1.15rem} table{border-collapse:collapse;margin:.6rem
-0;font-variant-numeric:tabular-nums} th,td{padding:.25rem .8rem .25rem
-0;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}th{color:var(--dim);font-weight:500}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .35em 0 0}
-.flag{background:#D55E00;color:#fff;border-radius:4px;padding:.05rem .45rem;
-margin-right:.3rem}svg{width:100%;height:auto;display:block} svg
-text{fill:var(--dim);font:11px system-ui,sans-serif}
-.hatch{stroke:var(--dim);stroke-width:1.5}.bar{stroke:var(--ink);fill:none}
-.grid{stroke:var(--line)}.trace{fill:none;stroke:var(--ink);stroke-width:1.1}
-.mean{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:.9}
-#tip{position:fixed;background:var(--ink);color:var(--paper);border-radius:4px;
-padding:.15rem .5rem;font-size:12px;pointer-events:none;display:none}
-"""
-
-_SCRIPT = """
-for(const svg of document.querySelectorAll('svg[data-t]')){
-const t=JSON.parse(svg.dataset.t),w=JSON.parse(svg.dataset.w);
-const p=JSON.parse(svg.dataset.p);
-const tip=document.getElementById('tip'),b=JSON.parse(svg.dataset.b);
-svg.addEventListener('mousemove',e=>{const r=svg.getBoundingClientRect();
-const s=b[2]*((e.clientX-r.left)*b[3]/r.width-b[0])/(b[1]-b[0]);
-if(s<0||s>b[2]){tip.style.display='none';return}
-let i=0;while(i<t.length-1&&t[i+1]<s)i++;
-let n='';for(const q of p)if(s>=q[0]&&s<q[1])n=q[2];
-tip.textContent=s.toFixed(2)+' s  '+(w[i]===null?'-':w[i].toFixed(2)+' W')+'  '+n;
-tip.style.display='block';tip.style.left=e.clientX+12+'px';
-tip.style.top=e.clientY+12+'px'});
-svg.addEventListener('mouseleave',()=>tip.style.display='none')}
-"""
-
 
 def write_page(
     entries: Sequence[tuple[Row, Trace | None]], path: Path, *, title: str
@@ -92,13 +50,17 @@ def page(entries: Sequence[tuple[Row, Trace | None]], *, title: str) -> str:
     body.append("<div id=tip></div>")
     records = json.dumps([flat(row) for row, _ in entries], allow_nan=False)
     data = records.replace("</", "<\\/")
+    here = Path(__file__)
+    style, script = (
+        here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js")
+    )
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<title>{_esc(title)}</title><style>{_CSS}</style></head><body>"
+        f"<title>{_esc(title)}</title><style>{style}</style></head><body>"
         + "\n".join(body)
         + f'<script type="application/json" id=rows>{data}</script>'
-        + f"<script>{_SCRIPT}</script></body></html>\n"
+        + f"<script>{script}</script></body></html>\n"
     )
 
 

@@ -385,7 +385,8 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
         f"import os,sys; sys.exit(os.path.exists('{once}') or open('{once}','w').close())"
     )
     fails = ("--settle", "1ms", "--out", out, "--", sys.executable, "-c", code)
-    assert run(*sweep, "--set", f"{setter} {{id}}", "--yes", *fails) == 3
+    turned = [word.replace("15W,25W", "25W,15W") for word in map(str, sweep)]
+    assert run(*turned, "--set", f"{setter} {{id}}", "--yes", *fails) == 3
     first, second = json.loads(out.read_text())["points"]
     assert first["runs"] and not second["runs"] and "ended with 1" in second["error"]
     assert status.read_text() == "pmode:0001\n", "the board is back in its mode"

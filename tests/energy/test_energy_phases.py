@@ -20,7 +20,7 @@ from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
 from draftwire.errors import SensorError
 
-CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "8"))
+CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "5"))
 CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
 WATTS = np.array([12.0, 4.0])
 # What the sensor does: averages over, comes late by, renews each; all seconds.
@@ -175,6 +175,24 @@ def test_no_contrast_no_figure():
             fit.sample(k * 0.025, 8.0 + rng.normal(0, 0.5))
     powers = fit.solve(60.0)
     assert all(p.watts is None and "do not tell" in p.why for p in powers.values())
+
+
+def test_what_is_told_to_a_third_only_steers_nothing():
+    """Noise that leaves the powers of a phase +- a third: a figure, but no advice."""
+    now = [0]
+    meter = Meter(Played(Response()), CHOICE, hz=20, clock=lambda: now[0], ring=1)
+    account = Account(meter, clock=lambda: now[0]).start("draft")
+    rng = np.random.default_rng(5)
+    for k in range(1, 161):
+        if k % 8 == 0:
+            account.phase(("draft", "wait")[k // 8 % 2], k * 50_000_000 - 1)
+        now[0] = k * 50_000_000
+        true = (6.0, 4.0)[k // 8 % 2]
+        meter.push(Reading(now[0], {"VDD_IN": true + float(rng.normal(0, 7.5))}))
+    assert account.watts_by_phase() == {}
+    entry = account.result()
+    joules, half = entry["by_phase"]["draft"], entry["uncertainty_by_phase"]["draft"]
+    assert joules is not None and 0.25 < half / joules < 0.5
 
 
 def test_shares_are_what_the_kernel_says():
