@@ -312,7 +312,7 @@ class Account:
             # Its part of what is wrong with the whole: offset by time, gain by energy.
             offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
             gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
-            pass
+            half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
             # What a hole hides, nobody can say of which phase.
             half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
             split[name] = PhasePower(joules, half)

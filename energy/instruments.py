@@ -132,6 +132,8 @@ def read_meter(
     Raises:
         ConfigError: The file leaves something open; the message names the column.
     """
+    if voltage is not None and not voltage > 0:
+        raise ConfigError(f"--voltage {voltage:g} is not positive")
     known = load_instruments()
     if meter is not None and meter not in known:
         raise ConfigError(f"no meter {meter!r}", hint=f"there is: {', '.join(known)}")

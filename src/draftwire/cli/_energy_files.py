@@ -40,8 +40,13 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace) -> int:
     from draftwire.energy.report import kind_of
 
-    if args.log != "-" and kind_of(Path(args.log)) == "meter":
+    kind = "tegrastats" if args.log == "-" else kind_of(Path(args.log))
+    if kind == "meter":
         return _import_meter(args)
+    if kind in ("recording", "reports"):
+        raise ConfigError(
+            f"{args.log} is ours already", hint=f"draftwire energy report {args.log}"
+        )
     from draftwire.energy.export import as_table
     from draftwire.energy.importer import import_tegrastats
     from draftwire.energy.report import rows_of_import

@@ -257,6 +257,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     found = power_mode(Tree(args.root))
     ids = {} if found is None else found.ids
     notes: list[str] = []
+    if not split(args.modes) or args.repeats < 1:
+        raise ConfigError("a sweep needs --modes A,B and --repeats of 1 or more")
 
     def enter(mode: str) -> None:
         note = set_mode(
