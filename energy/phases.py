@@ -10,15 +10,17 @@ are found by least squares over the run.
 Their uncertainty comes from the residuals, summed over blocks of neighbouring samples
 (a cluster-robust "sandwich": Liang and Zeger, Biometrika 73, 1986), and from the
 response, which is known to a range only: the interval of a phase spans the fits over
-the corners of that range.  A sensor that cannot tell phases apart gives no figure for
-them, and the reason.
+the corners of that range.  Nor does a load follow its switches at once (clocks,
+capacitors): fits that let each phase's power run on into the next for some milliseconds
+count as well, unless the readings speak against them.  A sensor that cannot tell phases
+apart gives no figure for them, and the reason.
 """
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Iterable, Mapping, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from draftwire.energy.uncertainty import t_factor
 __all__ = ["FEW", "PhaseFit", "PhasePower", "shares"]
 
 FEW = 5.0  # samples below which nothing is said of a phase
+SHAPE = 0.05  # of the contrast: what a load's shape within a phase may hide in a blur
+SMEARS_S = (0.002, 0.004, 0.008, 0.016)  # how long a load may run on
 BLOCK = 4  # samples of a block of residuals
 MOST_BLOCKS = 192  # then neighbours are joined: memory stays bounded
 _STEP = 16 * BLOCK
@@ -107,7 +111,10 @@ class PhaseFit:
         self._t = array("d")
         self._y = array("d")
         self._span = array("d")
-        self._grid = response.corners()
+        corners = response.corners()
+        self._grid = [(lag, window, 0.0) for lag, window in corners]
+        self._grid += [(*corners[0], smear) for smear in SMEARS_S]
+        self._entries: dict[tuple[int, int], int] = {}
         self._sums = [_Sums.empty(1) for _ in self._grid]
         self._low, self._high = np.inf, -np.inf
 
@@ -123,6 +130,7 @@ class PhaseFit:
             self.stretches.append(0)
         place = self.names.index(name)
         self.stretches[place] += 1
+        self._entries[place, now] = self._entries.get((place, now), 0) + 1
         self._at.append(max(t_s, self._at[-1]))
         self._phase.append(place)
 
@@ -153,18 +161,17 @@ class PhaseFit:
             return
         t, y = np.array(self._t), np.array(self._y)
         span = np.array(self._span)
-        reach = self.response.reach_s + float(span.max())
+        reach = self.response.reach_s + SMEARS_S[-1] + float(span.max())
         keep = t - reach >= self._start
         at, phase = np.array(self._at), np.array(self._phase)
         t_kept, y_kept, span_kept = t[keep], y[keep], span[keep]
         if len(t_kept):
             self._low = min(self._low, float(y_kept.min()))
             self._high = max(self._high, float(y_kept.max()))
-            for (lag, window), sums in zip(self._grid, self._sums):
+            for (lag, window, smear), sums in zip(self._grid, self._sums):
                 width = np.maximum(window, span_kept)
-                x = shares(
-                    t_kept, at, phase, len(self.names), lag, width, self.response.jitter_s
-                )
+                spread = self.response.jitter_s + smear
+                x = shares(t_kept, at, phase, len(self.names), lag, width, spread)
                 sums.grow(len(self.names))
                 sums.add(x, y_kept)
         first = int(np.searchsorted(at, t[-1] - reach, "right")) - 1
@@ -178,23 +185,50 @@ class PhaseFit:
         seconds = self.end(now_s)
         k = len(self.names)
         fits = []
-        for sums in self._sums:
+        for (_, _, smear), sums in zip(self._grid, self._sums):
             sums.grow(k)
-            fits.append(self._solve(sums))
+            w, halves, rss = self._solve(sums)
+            fits.append((self._while_in(w, smear, seconds), halves, rss))
         best = min(fits, key=lambda fit: fit[2])
+        # Neighbouring readings are not independent: a quarter of them counts.
+        limit = best[2] * (1.0 + 24.0 / max(float(self._sums[0].n.sum()), 1.0))
+        fits = [
+            fit
+            for fit, (_, _, smear) in zip(fits, self._grid)
+            if not smear or fit[2] <= limit
+        ]
         samples = self._sums[0].xx.sum(0).sum(1)  # how many each phase weighs
         mean_w = float(self._sums[0].xy.sum() / max(1.0, self._sums[0].n.sum()))
-        low = np.min([w - half for w, half, _ in fits], axis=0)
-        high = np.max([w + half for w, half, _ in fits], axis=0)
+        low = np.min([w - u for w, u, _ in fits], axis=0)
+        high = np.max([w + u for w, u, _ in fits], axis=0)
         powers = {}
         for i, name in enumerate(self.names):
             half = float(max(high[i] - best[0][i], best[0][i] - low[i]))
+            if self._blurs(i, seconds[name]):
+                half += SHAPE * float(best[0].max() - best[0].min())
             why = self._why_not(i, seconds[name], float(samples[i]))
             if not why and not half <= 0.5 * max(abs(best[0][i]), abs(mean_w)):
                 why = "the readings do not tell it from the other phases"
             value = PhasePower(float(best[0][i]), half)
             powers[name] = PhasePower(None, None, why) if why else value
         return powers
+
+    def _while_in(
+        self, w: np.ndarray, smear: float, seconds: dict[str, float]
+    ) -> np.ndarray:
+        """Return mean watts while in each phase, when its power comes late by
+        ``smear``."""
+        found = w.copy()
+        for (place, before), count in self._entries.items():
+            length = seconds[self.names[place]]
+            part = min(1.0, count * smear / 2.0 / length) if length > 0 else 0.0
+            found[place] += part * (w[before] - w[place])
+        return found
+
+    def _blurs(self, i: int, seconds: float) -> bool:
+        """Tell whether a reading covers a good part of a stretch of the phase."""
+        width = self.response.window_s[1] + self.response.jitter_s
+        return len(self.names) > 1 and width > 0.5 * seconds / max(1, self.stretches[i])
 
     def _why_not(self, i: int, seconds: float, samples: float) -> str:
         if len(self.names) == 1:
@@ -277,8 +311,3 @@ def shares(
         )
         found[:, i] = (a - b - c + d) / (window * jitter)
     return np.clip(found, 0.0, 1.0)
-
-
-def tellable(powers: Mapping[str, PhasePower], least: Iterable[str] = ()) -> bool:
-    """Tell whether every phase has its power, and those of ``least`` are there."""
-    return all(p.watts is not None for p in powers.values()) and set(least) <= set(powers)

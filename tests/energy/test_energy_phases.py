@@ -133,6 +133,41 @@ def test_each_phase_is_inside_its_interval_and_that_is_useful(name):
     assert steered >= 0.9 * CASES or SENSORS[name][2] > 0.1
 
 
+SHAPES = {
+    "a ramp": lambda draft, into: np.where(draft, 8.0 + 8.0 * into, 4.0),
+    "runs on": lambda draft, into: np.where(draft, 12.0, 4.0 + 5.0 * np.exp(-6.0 * into)),
+}
+
+
+@pytest.mark.parametrize("window", [0.03, 0.064])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_power_that_is_not_flat_within_a_phase(shape, window):
+    """The truth is the mean while in the phase, whatever the power does there."""
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        lengths = np.where(np.arange(2500) % 2, 0.03, 0.02) * rng.uniform(0.7, 1.3, 2500)
+        at = np.concatenate([[0.0], np.cumsum(lengths)])
+        t = np.arange(0.0, 60.0, 2e-4)
+        place = np.searchsorted(at, t, "right") - 1
+        draft = place % 2 == 0
+        power = shape(draft, (t - at[place]) / lengths[place])
+        joules = np.concatenate([[0.0], np.cumsum(power) * 2e-4])
+        stamps = np.array([deadline_ns(k, 50_000_000) * 1e-9 for k in range(8, 1190)])
+        grid = np.append(t, 60.0)
+        upto, before = (np.interp(x, grid, joules) for x in (stamps, stamps - window))
+        watts = (upto - before) / window + rng.normal(0, 0.03, len(stamps))
+        fit = PhaseFit(calibrated(rng, (window, 0.0)), 0.0, "draft")
+        switch = 1
+        for stamp, watt in zip(stamps, watts):
+            while at[switch] <= stamp:
+                fit.switch(at[switch], ("draft", "wait")[switch % 2])
+                switch += 1
+            fit.sample(stamp, watt)
+        powers = fit.solve(60.0)
+        for name, true in (("draft", power[draft].mean()), ("wait", power[~draft].mean())):
+            assert abs(powers[name].watts - true) <= powers[name].half_w < 0.4 * true
+
+
 @pytest.mark.parametrize("name", SENSORS)
 def test_a_sensor_of_which_nothing_is_known_says_nothing_of_short_phases(name):
     rng = np.random.default_rng(9)
@@ -214,8 +249,8 @@ def test_memory_is_bounded_and_late_blocks_count_as_early_ones():
         watt = (12.0 if k // 10 % 2 == 0 else 4.0) + rng.normal(0, 0.2)
         fit.sample(k * 0.05 + 0.01, watt)
     powers = fit.solve(1001.0)
-    assert powers["draft"].watts == pytest.approx(12.0, abs=0.02)
-    assert powers["wait"].watts == pytest.approx(4.0, abs=0.02)
+    assert powers["draft"].watts == pytest.approx(12.0, abs=0.05)
+    assert powers["wait"].watts == pytest.approx(4.0, abs=0.05)
     assert len(fit._at) < 40 and len(fit._sums[0].n) <= 192
 
 
