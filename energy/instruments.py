@@ -271,7 +271,10 @@ def _is_number(text: str) -> bool:
 def _cells(line: str, separator: str | None) -> list[str]:
     if separator is None:
         return line.split()
-    cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    try:
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error:  # NUL bytes, or a cell without an end: no table
+        return []
     return [cell.strip() for cell in cells]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from draftwire.energy.files import UNPACK_ERRORS, open_bytes
 from draftwire.energy.mean_column import MeanColumn
-from draftwire.energy.sources.base import Reading
+from draftwire.energy.sources.base import Reading, unique
 from draftwire.energy.sources.tegrastats import (
     MAX_SAMPLE,
     SAMPLE_START,
@@ -340,7 +340,7 @@ def _read(file: BinaryIO, log: Log) -> None:
             log.stamped = True
         else:
             unstamped += 1
-        names = _numbered(sample.rails)
+        names = unique(sample.rails)
         if run is not None and set(names) < set(run.rails) and len(names) < len(run.rails):
             short += 1  # a cut line, or a rail that failed: keep what is there
             first_short = first_short or number
@@ -396,15 +396,6 @@ def _read(file: BinaryIO, log: Log) -> None:
             None,
             "no time stamps (L4T R32, or shortened): give --interval or --duration",
         )
-
-
-def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
-    numbered = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        numbered.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return tuple(numbered)
 
 
 def _new_run(number: int, names: tuple[str, ...]) -> Run:

@@ -6,7 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Mapping, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
@@ -22,6 +23,7 @@ __all__ = [
     "read_int",
     "read_text",
     "response_of",
+    "unique",
 ]
 
 Clock = Callable[[], int]
@@ -105,8 +107,8 @@ def response_of(raw: object) -> Response:
 UNKNOWN_RESPONSE = Response((0.0, 0.25), (0.0, 1.0), 0.0, "not known")
 
 
-class PowerSource(Protocol):
-    """A source of power readings.
+class PowerSource:
+    """A source of power readings; each says only what is different from this.
 
     Attributes:
         name: Short name for reports, e.g. ``"sysfs-ina3221"``.
@@ -123,16 +125,16 @@ class PowerSource(Protocol):
         notes: Sentences for the report.
     """
 
-    name: str
-    kind: str
-    rails: tuple[str, ...]
-    scope: str | None
-    total: tuple[str, ...]
-    accuracy: Mapping[str, Accuracy]
-    update_s: float | None
-    response: Response
-    paced: bool
-    notes: tuple[str, ...]
+    name = ""
+    kind = "measured"
+    rails: tuple[str, ...] = ()
+    scope: str | None = None
+    total: tuple[str, ...] = ()
+    accuracy: Mapping[str, Accuracy] = MappingProxyType({})
+    update_s: float | None = None
+    response: Response = UNKNOWN_RESPONSE
+    paced = False
+    notes: tuple[str, ...] = ()
 
     def read(self) -> Reading:
         """Take one sample.
@@ -140,9 +142,20 @@ class PowerSource(Protocol):
         Raises:
             SensorError: Nothing could be read.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give everything back; harmless when called twice."""
+
+
+def unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Number repeated names: a dict must not swallow a rail."""
+    count: dict[str, int] = {}
+    found = []
+    for name in names:
+        count[name] = count.get(name, 0) + 1
+        found.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, NamedTuple
+from typing import NamedTuple
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     UNKNOWN_RESPONSE,
     Clock,
     Finding,
+    PowerSource,
     Reading,
     Response,
     SysfsNumber,
@@ -28,6 +29,7 @@ from draftwire.energy.sources.base import (
     read_int,
     read_text,
     sensor_error,
+    unique,
 )
 
 __all__ = ["GpuSource", "HwmonSource", "find_channels"]
@@ -143,7 +145,7 @@ class Channel:
                 number.close()
 
 
-class HwmonSource:
+class HwmonSource(PowerSource):
     """Every rail behind a power chip.
 
     Args:
@@ -154,11 +156,6 @@ class HwmonSource:
         SensorError: There is no such sensor, or none of its rails can be read.
     """
 
-    kind = "measured"
-    scope: str | None = None
-    total: tuple[str, ...] = ()
-    paced = False
-
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._root = root
@@ -166,17 +163,15 @@ class HwmonSource:
         if not self._channels:
             finding = probe(root)
             raise sensor_error("a power chip", root / "sys", finding.detail, finding.remedy)
-        self.rails: tuple[str, ...] = tuple(
-            _unique([channel.rail for channel in self._channels])
-        )
+        self.rails = unique([channel.rail for channel in self._channels])
         chips = sorted({channel.chip for channel in self._channels})
         self.name = "sysfs-" + "+".join(chips)
-        self.notes: tuple[str, ...] = tuple(skipped)
+        self.notes = tuple(skipped)
         times = [c.update_s for c in self._channels if c.update_s is not None]
-        self.update_s: float | None = max(times) if times else None
+        self.update_s = max(times) if times else None
         responses = [channel.response() for channel in self._channels]
         self.response = max(responses, key=lambda r: (r.unsure_s, r.reach_s))
-        self.accuracy: Mapping[str, Accuracy] = {
+        self.accuracy = {
             rail: accuracy
             for rail, channel in zip(self.rails, self._channels)
             for accuracy in [channel.accuracy()]
@@ -223,7 +218,7 @@ class HwmonSource:
             channel.close()
 
 
-class GpuSource:
+class GpuSource(PowerSource):
     """A GPU's own power or energy, where its driver tells it: amdgpu, i915, xe.
 
     Args:
@@ -234,11 +229,7 @@ class GpuSource:
         SensorError: No such GPU.
     """
 
-    kind = "measured"
-    scope: str | None = "gpu"
-    paced = False
-    update_s: float | None = None
-    response = UNKNOWN_RESPONSE
+    scope = "gpu"
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -257,11 +248,10 @@ class GpuSource:
         if not self._power and not self._energy:
             raise sensor_error("a GPU", root / "sys/class/hwmon", "no amdgpu, i915 or xe")
         self._before: dict[str, tuple[int, int]] = {}
-        self.rails: tuple[str, ...] = (*self._power, *self._energy)
+        self.rails = (*self._power, *self._energy)
         self.total = self.rails
         self.name = "gpu-sysfs"
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = ("GPU only: no host",)
+        self.notes = ("GPU only: no host",)
 
     def read(self) -> Reading:
         """Read every GPU; energy counters give the mean power since the last read."""
@@ -420,16 +410,6 @@ def _r32(folder: Path) -> list[Channel]:
             device = folder.parent.name
             channels.append(Channel(rail, "ina3221x", device, folder, label, power, 1e-3))
     return channels
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Number repeated names: a dict must not swallow a rail."""
-    count: dict[str, int] = {}
-    unique = []
-    for name in names:
-        count[name] = count.get(name, 0) + 1
-        unique.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return unique
 
 
 def _by_number(path: Path) -> tuple[str, int]:

@@ -16,10 +16,10 @@ import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
     Finding,
+    PowerSource,
     Reading,
     Response,
     monotonic_ns,
@@ -32,7 +32,7 @@ SOCKET = "run/jtop.sock"
 INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #414)
 
 
-class JtopSource:
+class JtopSource(PowerSource):
     """Rails as the jtop service tells them, once or twice a second.
 
     Args:
@@ -44,26 +44,20 @@ class JtopSource:
     """
 
     name = "jtop"
-    kind = "measured"
-    scope: str | None = None
-    total: tuple[str, ...] = ()
     paced = True
-    update_s: float | None = INTERVAL_S
+    update_s = INTERVAL_S
     # The service reads on its own clock; how long its answer takes nobody has measured.
     response = Response((0.0, INTERVAL_S), (0.0, 0.1), 0.0, "the jtop service's period")
 
     def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._client = _connect() if client is None else client
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
-            "jtop renews once or twice a second and has no sensor time: coarse",
-        )
+        self.notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
         watts = rail_watts(self._client.power)
         if not watts:
             self.close()
             raise SensorError("jtop shows no power rail on this board")
-        self.rails: tuple[str, ...] = tuple(watts)
+        self.rails = tuple(watts)
 
     def read(self) -> Reading:
         """Wait for the next update."""

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.result import EnergyResult
-from draftwire.energy.sources.base import Clock, Reading, Response, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.energy.uncertainty import Uncertainty
 from draftwire.errors import ConfigError
 
@@ -20,7 +25,7 @@ __all__ = ["ModelSource"]
 ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
 
-class ModelSource:
+class ModelSource(PowerSource):
     """Watts per phase.
 
     Args:
@@ -36,11 +41,9 @@ class ModelSource:
     """
 
     kind = "modelled"
-    scope: str | None = "modelled"
+    scope = "modelled"
     rails: tuple[str, ...] = ("MODEL",)
     total: tuple[str, ...] = ("MODEL",)
-    paced = False
-    update_s: float | None = None
     response = Response()
 
     def __init__(
@@ -62,8 +65,7 @@ class ModelSource:
         lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
         self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
         self.uncertainty = uncertainty
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
+        self.notes = (
             f"modelled, not measured ({origin or 'origin not stated'})",
             *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
@@ -110,6 +112,3 @@ class ModelSource:
             flags=("modelled",),
             notes=self.notes,
         )
-
-    def close(self) -> None:
-        """Nothing to give back."""

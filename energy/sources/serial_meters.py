@@ -20,8 +20,8 @@ from typing import Any, Mapping
 from draftwire.energy.instruments import load_instruments
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
-    UNKNOWN_RESPONSE,
     Clock,
+    PowerSource,
     Reading,
     Response,
     monotonic_ns,
@@ -59,18 +59,14 @@ def _figures(name: str, volt: float = 5.0) -> dict[str, Accuracy]:
     return {RAIL: Accuracy(None, offset, one.gain, one.source)}
 
 
-class _Bench:
+class _Bench(PowerSource):
     """What they share."""
 
-    kind = "measured"
-    scope: str | None = "board-input"
-    rails: tuple[str, ...] = (RAIL,)
-    total: tuple[str, ...] = (RAIL,)
+    scope = "board-input"
+    rails = (RAIL,)
+    total = (RAIL,)
     paced = True
-    update_s: float | None = None
-    response: Response = UNKNOWN_RESPONSE
-    notes: tuple[str, ...] = ("external meter",)
-    accuracy: Mapping[str, Accuracy] = {}
+    notes = ("external meter",)
 
 
 class LineMeter(_Bench):
@@ -197,7 +193,7 @@ class JoulescopeSource(_Bench):
     """
 
     name = "joulescope"
-    update_s: float | None = 0.5
+    update_s = 0.5
     response = Response((0.0, 0.05), (0.0, 0.0), 0.0, "its own counter; lag of USB")
 
     def __init__(self, clock: Clock = monotonic_ns) -> None:
