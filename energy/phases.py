@@ -35,6 +35,7 @@ SMEARS_S = (0.002, 0.004, 0.008, 0.016)  # how long a load may run on
 BLOCK = 4  # samples of a block of residuals
 MOST_BLOCKS = 192  # then neighbours are joined: memory stays bounded
 _STEP = 16 * BLOCK
+MOST_WAITING = 4096  # samples of a run of one phase, which nobody asks to split
 _DIRECT_RATIO = 2.0  # a phase must last this much longer than the response is unsure
 
 
@@ -147,7 +148,7 @@ class PhaseFit:
         self._t.append(t_s)
         self._y.append(watt)
         self._span.append(span_s)
-        if len(self._t) >= _STEP:
+        if len(self._t) >= (_STEP if len(self.names) > 1 else MOST_WAITING):
             self._absorb()
 
     def end(self, t_s: float) -> dict[str, float]:

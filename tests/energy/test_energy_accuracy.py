@@ -3,7 +3,7 @@
 For each source, waveforms (steps, ramps, bursts of 1 to 50 Hz) with known
 integrals go through a simulated sensor (offset, gain and resolution as its data sheet
 allows) into the files, lines or replies that the source really reads.  In at least 95 %
-of them the joules must lie within the stated uncertainty.  200 waveforms a source by
+of them the joules must lie within the stated uncertainty.  100 waveforms a source by
 default; ``DRAFTWIRE_ACCURACY_CASES=1000`` is the full test of ``docs/energy.md``.
 """
 
@@ -32,7 +32,7 @@ from draftwire.energy.sources.rapl import RaplSource
 from draftwire.energy.sources.tegrastats import TegrastatsSource
 
 TABLES = load_tables()
-CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "200"))
+CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "100"))
 NX_STEP, NX_OFFSET, GAIN = 0.04, 0.08, 0.0025
 
 

@@ -20,7 +20,7 @@ from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
 from draftwire.errors import SensorError
 
-CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "5"))
+CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "4"))
 CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
 WATTS = np.array([12.0, 4.0])
 # What the sensor does: averages over, comes late by, renews each; all seconds.
@@ -254,9 +254,7 @@ def test_memory_is_bounded_and_late_blocks_count_as_early_ones():
     assert len(fit._at) < 40 and len(fit._sums[0].n) <= 192
 
 
-@pytest.mark.parametrize(
-    ("window", "lag"), [(0.0, 0.0), (0.03, 0.0), (0.064, 0.02), (0.2, 0.1), (0.0, 0.3)]
-)
+@pytest.mark.parametrize(("window", "lag"), [(0.0, 0.0), (0.064, 0.02), (0.0, 0.3)])
 def test_calibration_finds_lag_and_window(window, lag):
     """A random load for 40 s, a sensor at 50 Hz with noise."""
     rng = np.random.default_rng(7)
