@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Mapping
 
+from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.tree import Tree
 
 __all__ = [
@@ -177,7 +178,7 @@ def pythons(tree: Tree) -> list[str]:
         for match in [re.fullmatch(r"python(3\.\d+)", name)]
         if match
     }
-    return sorted(found, key=lambda text: int(text.split(".")[1]))
+    return sorted(found, key=version_tuple)
 
 
 def memory(tree: Tree) -> Memory:

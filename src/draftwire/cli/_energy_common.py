@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
+from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -151,13 +151,7 @@ def emit(args: argparse.Namespace, document: Any) -> bool:
     """Write the document where ``--json`` wants it; return False without the option."""
     if args.json is None:
         return False
-    text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        from draftwire.io import write_text
-
-        write_text(Path(args.json), text)
+    write_json(document, args.json)
     return True
 
 
