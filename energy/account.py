@@ -46,7 +46,7 @@ __all__ = ["Account", "PHASES", "per_token"]
 PHASES = ("prefill", "draft", "transmit", "wait", "verify-wait", "idle")
 NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
 STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
-AFRESH = 32  # samples after which they are worked out again
+AFRESH = 32  # samples before they are worked out, and again when there are half more
 
 
 class Account:
@@ -186,7 +186,7 @@ class Account:
                 return {name: self.model.watts.get(name) for name in self._seconds}
             if self._fit is None or self._n < AFRESH:
                 return {}
-            if not self._powers or self._n >= self._powers_at + AFRESH:
+            if not self._powers or self._n >= 1.5 * self._powers_at:
                 self._powers_at = self._n
                 self._powers = self._fit.solve((self._folded - self._start) * 1e-9)
             for power in self._powers.values():

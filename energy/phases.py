@@ -34,7 +34,7 @@ SHAPE = 0.05  # of the contrast: what a load's shape within a phase may hide in 
 SMEARS_S = (0.002, 0.004, 0.008, 0.016)  # how long a load may run on
 BLOCK = 4  # samples of a block of residuals
 MOST_BLOCKS = 192  # then neighbours are joined: memory stays bounded
-_STEP = 16 * BLOCK
+_STEP = 64 * BLOCK  # samples that are taken in at once
 MOST_WAITING = 4096  # samples of a run of one phase, which nobody asks to split
 _DIRECT_RATIO = 2.0  # a phase must last this much longer than the response is unsure
 

@@ -19,7 +19,7 @@ from draftwire.energy.instruments import read_meter
 from draftwire.energy.meter import Meter
 from draftwire.energy.rails import RailTable
 from draftwire.energy.recording import Recording, is_recording, read_recording
-from draftwire.energy.result import Baseline, EnergyResult
+from draftwire.energy.result import Baseline
 from draftwire.energy.sources.base import Reading
 from draftwire.energy.sources.replay import ReplaySource
 from draftwire.energy.sources.tegrastats import SAMPLE_START
@@ -168,37 +168,6 @@ def _meter_json(head: bytes) -> bool:
     return any(word in line for word in (b"power", b"voltage", b"current"))
 
 
-def row_of_result(file: str, result: EnergyResult, **more: Any) -> Row:
-    """Return the row of a window's result."""
-    u = result.uncertainty
-    return Row(
-        file,
-        more.pop("label", result.label),
-        result.energy_j,
-        result.uncertainty_j,
-        result.duration_s,
-        result.coverage,
-        result.mean_w,
-        result.max_w,
-        more.pop("source", result.source),
-        result.kind,
-        result.scope,
-        rails=result.rails,
-        samples=result.samples,
-        resolution_only=result.resolution_only,
-        baseline_w=result.baseline_w,
-        net_j=result.net_j,
-        net_uncertainty_j=result.net_uncertainty_j,
-        by_rail_j=result.by_rail,
-        by_scope_j=result.by_scope,
-        terms={} if u is None else u.terms,
-        flags=more.pop("flags", result.flags),
-        why_null=result.why_null or None,
-        notes=more.pop("notes", result.notes),
-        **more,
-    )
-
-
 def rows_of_import(
     imported: Imported, tokens: Mapping[str, int] | None = None
 ) -> list[Row]:
@@ -212,13 +181,30 @@ def rows_of_import(
             return recording_of_run(imported, first)
 
         rows.append(
-            row_of_result(
+            Row(
                 imported.name,
-                result,
-                board=run.choice.board,
+                result.label,
+                result.energy_j,
+                result.uncertainty_j,
+                result.duration_s,
+                result.coverage,
+                result.mean_w,
+                result.max_w,
+                result.source,
+                result.kind,
+                result.scope,
+                run.choice.board,
+                result.rails,
+                result.samples,
+                result.resolution_only,
                 tokens=counts,
                 per_token_j=per_token(result.energy_j, None, counts),
                 per_token_uncertainty_j=per_token(result.uncertainty_j, None, counts),
+                by_rail_j=result.by_rail,
+                by_scope_j=result.by_scope,
+                terms={} if result.uncertainty is None else result.uncertainty.terms,
+                flags=result.flags,
+                why_null=result.why_null or None,
                 notes=[*result.notes, *(f.text for f in imported.findings)],
                 open_ended=True,
                 recording=recording,
@@ -326,28 +312,20 @@ def row_of_recording(
     meter = recording.name.startswith("meter")
     result = account.energy
     assert result is not None
-    return row_of_result(
+    row = _row_of_entry(
         recording.path,
-        result,
-        label=" ".join(command) or ("external meter" if meter else "recording"),
-        source=recording.name,
-        board=recording.header.get("board"),
-        by_phase_j=entry["by_phase"],
-        phase_uncertainty_j=entry["uncertainty_by_phase"] or {},
-        phase_why=entry["why_null_by_phase"],
-        phase_seconds=entry["seconds_by_phase"],
-        tokens=counts,
-        per_token_j=per_token(entry["joules"], entry["by_phase"], counts),
-        per_token_uncertainty_j=per_token(
-            entry["uncertainty"], entry["uncertainty_by_phase"], counts
-        ),
-        power_mode=context["start"].get("power_mode"),
-        heat_c=_heat(context),
-        flags=flags,
-        notes=notes,
-        open_ended=not command,
-        recording=lambda: recording,
+        {**entry, "source": recording.name, "context": context},
+        counts,
+        " ".join(command) or ("external meter" if meter else "recording"),
     )
+    row.board, row.rails, row.max_w = (
+        recording.header.get("board"), result.rails, result.max_w
+    )  # fmt: skip
+    row.terms = {} if result.uncertainty is None else result.uncertainty.terms
+    row.seconds = result.duration_s
+    row.flags, row.notes, row.open_ended = flags, notes, not command
+    row.recording = lambda: recording
+    return row
 
 
 def _heat(context: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -383,12 +361,6 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
 def row_of_report(report: Mapping[str, Any], name: str) -> Row:
     """Return the row of a run report (design: one run, one report)."""
     energy = report.get("energy") or {}
-    joules, half = energy.get("joules"), energy.get("uncertainty")
-    by_phase = energy.get("by_phase")
-    by_phase_u = energy.get("uncertainty_by_phase") or {}
-    phase_s = energy.get("seconds_by_phase") or {}
-    # The account's own seconds: what the joules were taken over.
-    seconds = sum(phase_s.values()) or (report.get("seconds") or {}).get("total")
     counts = {
         name: int(count)
         for name, count in (
@@ -398,12 +370,31 @@ def row_of_report(report: Mapping[str, Any], name: str) -> Row:
         )
         if count is not None
     }
-    why = energy.get("why_null") or (None if joules is not None else "the report has none")
     mode = report.get("mode") or {}
+    label = str(mode.get("objective") or mode.get("controller") or "run")
+    row = _row_of_entry(name, energy, counts, label)
+    if row.energy_j is None and not row.why_null:
+        row.why_null = "the report has none"
+    if row.seconds is None:
+        row.seconds = (report.get("seconds") or {}).get("total")
+        if row.energy_j is not None and row.seconds:
+            row.mean_w = row.energy_j / row.seconds
+    return row
+
+
+def _row_of_entry(
+    file: str, energy: Mapping[str, Any], counts: Mapping[str, int], label: str
+) -> Row:
+    """Return the row of what an account says: ``Account.result``."""
+    joules, half = energy.get("joules"), energy.get("uncertainty")
+    by_phase = energy.get("by_phase")
+    by_phase_u = energy.get("uncertainty_by_phase") or {}
+    phase_s = energy.get("seconds_by_phase") or {}
+    seconds = sum(phase_s.values()) or None
     context = energy.get("context") or {}
     return Row(
-        name,
-        str(mode.get("objective") or mode.get("controller") or "run"),
+        file,
+        label,
         joules,
         half,
         seconds,
@@ -429,6 +420,6 @@ def row_of_report(report: Mapping[str, Any], name: str) -> Row:
         power_mode=(context.get("start") or {}).get("power_mode"),
         heat_c=_heat(context),
         flags=energy.get("flags") or (),
-        why_null=why,
+        why_null=energy.get("why_null"),
         notes=energy.get("notes") or (),
     )
