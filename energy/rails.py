@@ -202,12 +202,17 @@ def choose_total(
         # Naming rails by hand says nothing new of how exact they are.
         known = by_board or _least_exact(voters or tables, user_rails)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
-        below = sorted(set(user_rails) & set(known.parts))
-        twice = below and any(set(t.rails) & set(user_rails) for t in known.totals)
-        warning = f"{', '.join(below)} hang below a rail that is added as well"
-        return TotalChoice(
-            chosen, how="user", warnings=(warning,) if twice else (), table=known
-        )
+        warnings: list[str] = []
+        named = set(user_rails)
+        within = [t for t in known.totals if named & set(t.rails)]
+        below = sorted(named & set(known.parts))
+        if below and within:
+            both = ", ".join(below)
+            warnings.append(f"{both} hang below a rail that is added as well")
+        if len(within) > 1:
+            scopes = " and ".join(total.scope for total in within)
+            warnings.append(f"these rails are of the scopes {scopes}: one holds the other")
+        return TotalChoice(chosen, how="user", warnings=tuple(warnings), table=known)
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
@@ -215,7 +220,7 @@ def choose_total(
     sets = {tuple(sorted(_complete(table, names)[0].rails)) for table in voters}
     name_totals = _complete(voters[0], names) if len(sets) == 1 else ()
 
-    warnings: list[str] = []
+    warnings = []
     if board_totals and name_totals:
         how = "board and rail names"
         if set(board_totals[0].rails) != set(name_totals[0].rails):

@@ -423,6 +423,11 @@ def test_rails_by_hand_that_hang_below_each_other_are_told():
     text = lines([(5000, 900, 700)] * 20, rails=rails)
     imported = read(text, rails=["VDD_IN", "VDD_SOC"])
     assert "VDD_SOC hang below" in " ".join(imported.runs[0].result.notes)
+    rails = ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN")
+    text = lines([(2000, 5900, 5600, 19800)] * 20, rails=rails)
+    imported = read(text, rails=["VIN", "VDD_GPU"])
+    assert "one holds the other" in " ".join(imported.runs[0].result.notes)
+    assert read(text).runs[0].result.by_scope["board"] == pytest.approx(19.8 * 19)
 
 
 def test_log_of_another_kind_of_file():
