@@ -14,6 +14,7 @@ from typing import List, Sequence
 __all__ = ["Integrator", "NO_VALUE", "Vector"]
 
 NO_VALUE = math.nan
+LEAST_HIDDEN = 0.1  # of the energy over a hole
 Vector = List[float]
 
 
@@ -32,6 +33,8 @@ class Integrator:
         joules: Of each signal, straight lines over its holes included.
         hole_s: Seconds of each signal that no sample covers.
         hole_j: What the straight lines over the total's holes hold.
+        low_w: Lowest total that is known of, outside of the window too.
+        high_w: Highest.
         seen: Whether a signal had any sample.
     """
 
@@ -57,6 +60,7 @@ class Integrator:
         self.held_s = 0.0
         self.max_w = -math.inf
         self.min_w = math.inf
+        self.low_w, self.high_w = math.inf, -math.inf
         self.first_w = NO_VALUE
         self.last_w = NO_VALUE
         self.changes = 0
@@ -101,8 +105,10 @@ class Integrator:
             self._t[i], self._c[i] = t_ns, c
             if x == x:
                 self._x[i] = x
-                if i == 0 and inside:
-                    self._count(x)
+                if i == 0:
+                    self.low_w, self.high_w = min(self.low_w, x), max(self.high_w, x)
+                    if inside:
+                        self._count(x)
 
     def _count(self, watt: float) -> None:
         self.samples += 1
@@ -188,9 +194,11 @@ class Integrator:
     def hidden_j(self) -> float:
         """How far the total may be off because of its holes.
 
-        Between its samples the power may have stood anywhere that it stood elsewhere.
+        Between its samples the power may have stood anywhere that it stood elsewhere,
+        and a reading that never moved is no proof that it did not move there.
         """
         if not self.hole_s[0]:
             return 0.0
-        high = self.max_w * self.hole_s[0] - self.hole_j
-        return max(high, self.hole_j - self.min_w * self.hole_s[0], 0.0)
+        high = self.high_w * self.hole_s[0] - self.hole_j
+        low = self.hole_j - self.low_w * self.hole_s[0]
+        return max(high, low, LEAST_HIDDEN * abs(self.hole_j))

@@ -127,6 +127,7 @@ class Meter:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.min_step_w: float | None = None  # smallest change of the total so far
+        self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
         self._step2 = 0.0  # running mean of (difference x period)^2
         self._last: RingSample | None = None
 
@@ -199,6 +200,8 @@ class Meter:
         if self.response is not UNKNOWN_RESPONSE:
             lag_s = max(lag_s, self.response.mean_lag_s)
         more.setdefault("notes", source.notes)
+        integral.low_w = min(integral.low_w, self.low_w)
+        integral.high_w = max(integral.high_w, self.high_w)
         return build_result(
             label,
             integral,
@@ -250,6 +253,9 @@ class Meter:
             if last is not None and reading.t_ns <= last.t_ns:
                 return
             sample = RingSample(reading.t_ns, watts, joules)
+            if watts[0] == watts[0]:
+                self.low_w = min(self.low_w, watts[0])
+                self.high_w = max(self.high_w, watts[0])
             if last is not None:
                 change = abs(watts[0] - last.watts[0])
                 if 1e-9 < change < (self.min_step_w or math.inf):

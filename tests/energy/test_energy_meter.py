@@ -68,6 +68,19 @@ def test_a_hole_is_bridged_and_its_energy_is_uncertain():
     assert result.uncertainty_j > 0.9, "it may have stood at 6 W for a second"
 
 
+def test_a_hole_may_hide_what_the_meter_saw_before_the_window():
+    now, meter = setup(lambda t: None if 4.0 < t < 5.0 else 12.0 if t < 1 else 5.0)
+    advance(now, meter, 2.0)
+    with meter.window() as window:
+        advance(now, meter, 6.0)
+    assert window.result.max_w == 5.0
+    assert window.result.uncertainty_j > 6.0, "it drew 12 W a moment ago"
+    now, meter = setup(lambda t: None if 2.0 < t < 3.0 else 5.0)
+    with meter.window() as window:
+        advance(now, meter, 4.0)
+    assert window.result.uncertainty.terms["hole"] * 2 >= 0.09 * 5.0
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_hole_at_the_edge_is_a_hole(first):
     """A sensor that is silent at the edge is held for a gap's length, and no longer."""
