@@ -15,6 +15,7 @@ from draftwire.energy.uncertainty import Uncertainty, estimate
 __all__ = ["EnergyResult", "Projector", "build_result", "covers", "null_result"]
 
 COARSE_SAMPLES = 20
+STUCK_S = 10.0
 LEAST_COVERAGE = 0.5  # below it a total would say more about the holes than the run
 
 
@@ -310,7 +311,8 @@ def _still(integral: Integrator) -> list[str]:
         return []
     if not integral.changes:
         return ["never changed"]
-    often = min(integral.changes / rest, 0.999) if rest > 0 else 0.0
-    # A healthy reading that changes so often would not rest so long, one in a million.
-    rare = run * -math.log1p(-often) > 13.8 if often else False
-    return ["stuck"] if run >= COARSE_SAMPLES and rare else []
+    # A coarse sensor at rest stands still for long; one that moves with every other
+    # sample does not, for ten seconds.
+    usual = rest > 0 and integral.changes / rest >= 0.5
+    still_s = run * integral.seconds / integral.intervals
+    return ["stuck"] if usual and run >= COARSE_SAMPLES and still_s >= STUCK_S else []

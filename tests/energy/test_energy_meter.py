@@ -121,11 +121,18 @@ def test_a_stuck_sensor_is_flagged_and_a_still_one_is_not():
     assert "never changed" in window.result.flags
     now, meter = setup(lambda t: 4.2 + (t if t < 6 else 6) % 0.31)
     with meter.window() as window:
-        advance(now, meter, 12.0)
+        advance(now, meter, 18.0)
     assert "stuck" in window.result.flags
     now, meter = setup(lambda t: 4.2 + 0.04 * (int(t) % 4 == 0))  # a coarse step, at rest
     with meter.window() as window:
         advance(now, meter, 30.0)
+    assert not {"stuck", "never changed"} & set(window.result.flags)
+    # At rest with a coarse step for minutes, half a minute of load in between.
+    now, meter = setup(
+        lambda t: 9.0 + t % 0.3 if 100 < t < 130 else 5.0 + 0.04 * (t % 7 < 0.1)
+    )
+    with meter.window() as window:
+        advance(now, meter, 200.0)
     assert not {"stuck", "never changed"} & set(window.result.flags)
 
 
