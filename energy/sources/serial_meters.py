@@ -150,7 +150,9 @@ class Ppk2Source(_Bench):
         try:
             from ppk2_api.ppk2_api import PPK2_API  # type: ignore[import-not-found]
         except ImportError as exc:
-            raise SensorError("no package ppk2-api", hint="pip install ppk2-api") from exc
+            raise SensorError(
+                "no package ppk2-api", hint="pip install 'draftwire[meters]'"
+            ) from exc
         self.name = "ppk2"
         self.update_s = 0.05
         self.accuracy = _figures("ppk2", self._volt)
@@ -201,7 +203,7 @@ class JoulescopeSource(_Bench):
             import joulescope  # type: ignore[import-not-found]
         except ImportError as exc:
             raise SensorError(
-                "no package joulescope", hint="pip install joulescope"
+                "no package joulescope", hint="pip install 'draftwire[meters]'"
             ) from exc
         self.accuracy = _figures("js220")
         self._clock = clock
@@ -210,7 +212,7 @@ class JoulescopeSource(_Bench):
         try:
             self._device = joulescope.scan_require_one(config="auto")
             self._device.open()
-            self._device.statistics_callback_register(self._statistics)
+            self._device.statistics_callback_register(self._statistics, "sensor")
         except (RuntimeError, OSError, ValueError) as exc:
             raise SensorError(f"no Joulescope: {exc}") from exc
 
