@@ -87,31 +87,17 @@ class EnergyResult:
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         u = self.uncertainty
+        found = dict(vars(self))
+        del found["uncertainty"]
+        for name in ("by_rail", "by_scope"):
+            found[f"{name}_j"] = dict(found.pop(name))
         return {
-            "label": self.label,
-            "energy_j": self.energy_j,
+            **found,
             "uncertainty_j": self.uncertainty_j,
             "uncertainty_terms_j": None if u is None else dict(u.terms),
             "uncertainty_covers": covers(u, self.kind),
             "resolution_only": self.resolution_only,
-            "source": self.source,
-            "kind": self.kind,
-            "scope": self.scope,
-            "rails": list(self.rails),
-            "duration_s": self.duration_s,
-            "samples": self.samples,
-            "coverage": self.coverage,
-            "mean_w": self.mean_w,
-            "max_w": self.max_w,
-            "step_w": self.step_w,
-            "baseline_w": self.baseline_w,
-            "net_j": self.net_j,
-            "net_uncertainty_j": self.net_uncertainty_j,
-            "by_rail_j": dict(self.by_rail),
-            "by_scope_j": dict(self.by_scope),
-            "flags": list(self.flags),
             "why_null": self.why_null or None,
-            "notes": list(self.notes),
             "context": dict(self.context),
         }
 

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, Iterator
 import numpy as np
 
 from draftwire.energy.files import UNPACK_ERRORS, open_bytes
-from draftwire.energy.mean_column import MeanColumn
 from draftwire.energy.sources.base import Reading, unique
 from draftwire.energy.sources.tegrastats import (
     MAX_SAMPLE,
@@ -416,6 +415,55 @@ def _seconds(stamp: tuple[int, ...] | None) -> int | None:
         return calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
     except ValueError:
         return None
+
+
+class MeanColumn:
+    """The second number of each rail: the mean since that tegrastats started.
+
+    It is no window mean and is never integrated.  It is an oracle inside the data: it
+    must follow from the first numbers, and where it starts anew, a new process wrote.
+    """
+
+    def __init__(self, sample: Sample, run: Run, *, resync: bool = False) -> None:
+        self.run = run
+        self.mid_run = sample.now_mw != sample.mean_mw
+        self.known = not self.mid_run and not resync
+        self.n = 1
+        self.sums = list(sample.now_mw)
+        self.last_mean = sample.mean_mw
+        if self.known:
+            run.mean_checked += len(self.sums)
+
+    def restarts(self, sample: Sample) -> bool:
+        """Return True when this sample can only be the first of a new run."""
+        if len(sample.now_mw) != len(self.sums) or not self.sums:
+            return False
+        if sample.now_mw != sample.mean_mw:
+            return False
+        if self.known:
+            return any(
+                abs(_cut(s + now, self.n + 1) - mean) > 1
+                for s, now, mean in zip(self.sums, sample.now_mw, sample.mean_mw)
+            )
+        return any(abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean))
+
+    def check(self, sample: Sample) -> None:
+        """Compare the mean column with the running mean of the powers."""
+        self.last_mean = sample.mean_mw
+        if not self.known:
+            return
+        self.n += 1
+        for i, (now, mean) in enumerate(zip(sample.now_mw, sample.mean_mw)):
+            self.sums[i] += now
+            if abs(_cut(self.sums[i], self.n) - mean) <= 1:
+                self.run.mean_checked += 1
+            else:
+                self.run.mean_wrong += 1
+                self.known = False
+
+
+def _cut(total: int, count: int) -> int:
+    return int(total / count)
 
 
 def context_of(run: Run) -> dict[str, Any]:

@@ -352,7 +352,7 @@ def _hwmon(folder: Path) -> list[Channel]:
     known = CHIPS[chip]
     device = (folder / "device").resolve().name if (folder / "device").exists() else ""
     update_ms = read_int(folder / "update_interval")
-    update_s = None if update_ms is None else update_ms * 1e-3
+    update_s = update_ms * 1e-3 if update_ms else None  # 0: the driver does not know
     most = 3 if chip == "ina3221" else 16  # in4 to in7 of the INA3221 are no rails
     channels = []
     for n in range(0 if chip != "ina3221" else 1, most + 1):

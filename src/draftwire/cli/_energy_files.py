@@ -90,9 +90,9 @@ def _log_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import_meter(args: argparse.Namespace) -> int:
-    from draftwire.energy.align import align
     from draftwire.energy.export import as_table
     from draftwire.energy.instruments import read_meter
+    from draftwire.energy.pulse import align
     from draftwire.energy.report import row_of_recording
 
     interval_s = args.interval / 1000 if args.interval else None
