@@ -82,6 +82,7 @@ class Channel:
     current: SysfsNumber | None = None
     shunt_ohm: float | None = None
     update_s: float | None = None
+    averages: int | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -128,8 +129,13 @@ class Channel:
         """Return how late and how blurred its readings are."""
         chip = CHIPS.get(self.chip, _Chip())
         if self.update_s is not None and self.update_s <= 0.2:
-            how = f"update_interval of {self.chip}, {1e3 * self.update_s:.3g} ms"
-            return Response((0.0, 0.002), (0.0, self.update_s), self.update_s, how)
+            u = self.update_s
+            how = f"update_interval of {self.chip}, {1e3 * u:.3g} ms"
+            # Not averaged, a cycle is a shunt and a bus conversion of 1 to 3 channels,
+            # and the current is that of its shunt's; averaged, it is all of the cycle.
+            single = self.chip == "ina3221" and self.averages == 1
+            window = (u / 6, u / 2) if single else (u / 2, u)
+            return Response((0.0, 0.002), window, u, how)
         if chip.window_s is not None:
             spread = 0.05 * chip.window_s
             window = (chip.window_s - spread, chip.window_s + spread)
@@ -395,6 +401,7 @@ def _hwmon(folder: Path) -> list[Channel]:
                 None if whole else SysfsNumber(amp),
                 shunt * 1e-6 if shunt else None,
                 update_s,
+                read_int(folder / "samples"),
             )
         )
     return channels

@@ -235,6 +235,18 @@ def test_shunt_gives_the_accuracy(tmp_path):
     assert accuracy.offset_w == pytest.approx(0.08)
 
 
+def test_the_kernel_tells_how_blurred_a_sensor_is(tmp_path):
+    nx_rails(tmp_path)
+    base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
+    (base / "samples").write_text("1")
+    single = HwmonSource(tmp_path).response
+    assert single.window_s[1] < 0.004 and single.unsure_s < 0.005
+    (base / "samples").write_text("16")
+    assert HwmonSource(tmp_path).response.window_s == (0.0035, 0.007)
+    (base / "update_interval").write_text("0")
+    assert HwmonSource(tmp_path).response.how == "not known"
+
+
 def test_hwmon_numbers_that_move_are_followed(tmp_path):
     source = HwmonSource(nx_rails(tmp_path))
     old = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
