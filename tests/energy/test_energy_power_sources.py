@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import pytest
+from energy_lab import mainline, nx_rails, put
 
 from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.battery import BatterySource
 from draftwire.energy.sources.hwmon import GpuSource, HwmonSource
-from draftwire.energy.sources.jtop import JtopSource, rail_watts
 from draftwire.energy.sources.nvml import NvmlSource
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
 from draftwire.energy.sources.rapl import RaplSource
@@ -24,14 +21,6 @@ from draftwire.energy.sources.tegrastats import TegrastatsSource
 from draftwire.errors import ConfigError, SensorError
 
 TABLES = load_tables()
-
-
-def put(root: Path, files: dict) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return root
 
 
 def r32(root: Path, chips: dict) -> Path:
@@ -48,31 +37,6 @@ def r32(root: Path, chips: dict) -> Path:
                     f"{base}/crit_current_limit_{channel}": "32760 ma",
                 },
             )
-    return root
-
-
-def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
-    """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
-    base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
-    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
-    for channel, (label, volt, amp) in enumerate(rails, 1):
-        put(
-            root,
-            {
-                f"{base}/in{channel}_label": label,
-                f"{base}/in{channel}_input": volt,
-                f"{base}/curr{channel}_input": amp,
-                f"{base}/in{channel + 3}_input": 12345,
-                f"{base}/shunt{channel}_resistor": 5000,
-            },
-        )
-    put(
-        root,
-        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
-    )
-    link = root / f"sys/class/hwmon/hwmon{hwmon}"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(root / base)
     return root
 
 
@@ -99,15 +63,6 @@ def tx2(root):
                 ("VDD_3V3_SYS", 800),
             ],
         },
-    )
-
-
-def nx_rails(root):
-    return mainline(
-        root,
-        3,
-        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
-        "7-0040",
     )
 
 
@@ -373,115 +328,6 @@ def test_vin_sys_alone_is_not_a_total():
 def test_a_board_without_rails_is_no_zero():
     choice = choose_total([], TABLES, board="jetson-nano-2gb")
     assert choice.total is None and "no power rail" in choice.why_none
-
-
-class Client:
-    def __init__(self, power):
-        self.power = power
-        self.closed = False
-
-    def ok(self):
-        return True
-
-    def close(self):
-        self.closed = True
-
-
-OLD = (  # 3.1: the input rail is the total, names are cut
-    {"cur": 4200, "avg": 1},
-    {"5V GPU": {"cur": 80, "avg": 1}, "5V CPU": {"cur": 900, "avg": 1}},
-)
-OLD_SUM = (
-    {"cur": 3113, "avg": 1},
-    {"GPU": {"cur": 0}, "CPU": {"cur": 216}, "SOC": {"cur": 864}, "CV": {"cur": 0},
-     "VDDRQ": {"cur": 144}, "SYS5V": {"cur": 1889}},
-)  # fmt: skip
-NEW = {  # 4.3 and 7.2: the input rail is the total, which has its name
-    "rail": {
-        "VDD_SOC": {},
-        "VDD_CPU_GPU_CV": {"volt": 5000, "curr": 200, "power": 1000, "avg": 1},
-        "NC": {"power": 7},
-    },
-    "tot": {"volt": 5000, "curr": 840, "power": 4200, "avg": 1, "name": "VDD_IN"},
-}
-THOR = {
-    "rail": {
-        "VDD_GPU": {"power": 1962},
-        "VDD_CPU_SOC_MSS": {"power": 5887},
-        "VIN_SYS_5V0": {"power": 5635},
-    },
-    "tot": {"power": 19780, "avg": 1, "name": "VIN"},
-}
-
-
-@pytest.mark.parametrize(
-    ("power", "total", "watts"),
-    [
-        (OLD, ["POM_5V_IN"], 4.2),
-        (OLD_SUM, ["GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"], 3.113),
-        (NEW, ["VDD_IN"], 4.2),
-        (THOR, ["VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"], 13.484),
-    ],
-)
-def test_jtop_shapes(power, total, watts):
-    source = JtopSource(Client(power))
-    found = source.read().watts
-    assert "NC" not in found and "VDD_SOC" not in found
-    choice = choose_total(source.rails, TABLES)
-    assert choice.total is not None and sorted(choice.total.rails) == sorted(total)
-    assert sum(found[rail] for rail in total) == pytest.approx(watts)
-
-
-JTOP = [Path(p) for p in os.environ.get("DRAFTWIRE_JTOP", "").split(os.pathsep) if p]
-JTOP_PROGRAM = """
-import json, sys
-from draftwire.energy.sources.jtop import JtopSource
-import jtop
-folder, milliwatt = sys.argv[1], int(sys.argv[2])
-client = jtop.jtop.__new__(jtop.jtop)
-try:
-    from jtop.core import power
-except ImportError:  # before 4.2: tegrastats, parsed and renamed by its service
-    from jtop.core.tegra_parse import WATTS
-    from jtop.service import JtopServer
-    text = f"VDD_IN {milliwatt}/{milliwatt} VDD_CPU_GPU_CV 900/900 VDD_SOC 700/700"
-    short = {k.replace("VDD_", "").replace("_", " "): v for k, v in WATTS(text).items()}
-    total, rails = JtopServer._total_power(None, short)
-    client._stats = {"power": {"all": total, "power": rails}}
-else:
-    service = power.PowerService.__new__(power.PowerService)
-    service._power_sensor, service._power_avg = power.list_all_i2c_ports(folder), {}
-    client._stats = {"power": service.get_status()}
-type(client).ok = lambda self, spin=False: True
-type(client).close = lambda self: None
-print(json.dumps(JtopSource(client).read().watts))
-"""
-
-
-@pytest.mark.skipif(not JTOP, reason="DRAFTWIRE_JTOP names no folder with jetson-stats")
-@pytest.mark.parametrize("folder", JTOP, ids=lambda path: path.name)
-def test_the_real_jetson_stats(tmp_path, folder):
-    """Its own service code on a tree, its own client, in a process of their own."""
-    nx_rails(tmp_path)
-    tree = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
-    source = Path(__file__).resolve().parents[2] / "src"
-    done = subprocess.run(
-        [sys.executable, "-c", JTOP_PROGRAM, str(tree), "5000"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(folder)])},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    watts = json.loads(done.stdout.splitlines()[-1])
-    assert watts["VDD_IN"] == pytest.approx(5.0)
-    assert choose_total(watts, TABLES).total.rails == ("VDD_IN",)
-
-
-def test_jtop_without_rails_is_no_zero():
-    client = Client({"rail": {}, "tot": {"power": 0}})
-    with pytest.raises(SensorError, match="no power rail"):
-        JtopSource(client)
-    assert client.closed
-    assert rail_watts(None) == {}
 
 
 PMIC = """ 3V3_SYS_A current(1)=0.10000000A

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from draftwire.cli import energy as command
 from draftwire.energy.meter import Meter, deadline_ns
@@ -12,7 +13,8 @@ from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import SensorError
 
 __all__ = [
-    "CHOICE", "Fake", "Now", "advance", "run", "setup", "tree", "write_recording"
+    "CHOICE", "Fake", "Now", "advance", "mainline", "nx_rails", "put", "run", "setup",
+    "tree", "write_recording",
 ]  # fmt: skip
 
 CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
@@ -139,3 +141,45 @@ def tree(root):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+def put(root: Path, files: dict) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
+    """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
+    base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
+    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
+    for channel, (label, volt, amp) in enumerate(rails, 1):
+        put(
+            root,
+            {
+                f"{base}/in{channel}_label": label,
+                f"{base}/in{channel}_input": volt,
+                f"{base}/curr{channel}_input": amp,
+                f"{base}/in{channel + 3}_input": 12345,
+                f"{base}/shunt{channel}_resistor": 5000,
+            },
+        )
+    put(
+        root,
+        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
+    )
+    link = root / f"sys/class/hwmon/hwmon{hwmon}"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(root / base)
+    return root
+
+
+def nx_rails(root):
+    return mainline(
+        root,
+        3,
+        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
+        "7-0040",
+    )
