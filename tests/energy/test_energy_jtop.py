@@ -101,9 +101,7 @@ print(json.dumps(JtopSource(client).read().watts))
 """
 
 
-@pytest.mark.skipif(
-    not JTOP, reason="JETSON_STATS_FOLDERS names no jetson-stats"
-)
+@pytest.mark.skipif(not JTOP, reason="JETSON_STATS_FOLDERS names no jetson-stats")
 @pytest.mark.parametrize("folder", JTOP, ids=lambda path: path.name)
 def test_the_real_jetson_stats(tmp_path, folder):
     """Its own service code on a tree, its own client, in a process of their own."""
