@@ -31,6 +31,7 @@ from draftwire.export.parity import (
     probe_ids,
     torch_logits,
 )
+from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint
 
 __all__ = ["ConcatRunner", "export_with_optimum"]
@@ -80,6 +81,7 @@ def export_with_optimum(
     context = context or min(trained, DRAFT_CONTEXT)
     vocab_size = _first(folder, config, ("vocab_size",))
     bos_id, eos_ids = special_ids(folder, config, vocab_size)
+    bos_id = check_tokens(folder, bos_id)
     ids = probe_ids(folder, vocab_size, bos_id, limit=min(224, context))
     whole = _run_optimum(main_export, folder, scratch)
     logits, against = torch_logits(folder, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from draftwire.export.parity import (
     run_target,
 )
 from draftwire.export.quantise import PRECISIONS, quantise
+from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
 
@@ -166,6 +168,9 @@ def _make(
     if graph == "auto" or role == "target":
         try:
             checkpoint = load_checkpoint(folder, context=context)
+            if request.against != "numpy":
+                first = check_tokens(folder, checkpoint.bos_id)
+                checkpoint = dataclasses.replace(checkpoint, bos_id=first)
             if role == "target":
                 return _target(checkpoint, precisions, request, scratch)
             if context is None:

@@ -50,7 +50,7 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
     assert package.family.name == "tiny family"
     assert package.family.backbone is not None
     assert (package.vocab_size, package.context) == (320, 160)
-    assert (package.bos_id, package.eos_ids) == (0, (0,))
+    assert (package.bos_id, package.eos_ids) == (None, (0,))
     assert package.shape.kv_heads == 2
     assert set(package.precisions) == {"fp32", "int8", "int4"}
     expected = torch_logits(folder, IDS)
@@ -225,19 +225,20 @@ def test_a_sliding_window_bounds_the_context(model_copy):
 
 def test_where_a_prompt_begins(model_copy):
     folder = model_copy("llama")
-    assert load_checkpoint(folder).bos_id == 0
-    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-    assert load_checkpoint(folder).bos_id is None
-    (folder / "tokenizer_config.json").unlink()
+    assert load_checkpoint(folder).bos_id is None  # whatever config.json names
     raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    raw["post_processor"] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-    assert load_checkpoint(folder).bos_id is None
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    known = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    for single, expected in (([text], None), ([bos, text], 0), ([text, bos], None)):
+        raw["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [text, text],
+            "special_tokens": {"<|endoftext|>": known},
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+        assert load_checkpoint(folder).bos_id == expected
 
 
 def test_a_place_that_cannot_be_written(models, tmp_path):

@@ -58,7 +58,7 @@ def recompute(target, ids):
 def test_ragged_batches_and_rewinds_equal_recomputation(llama):
     target = HFTarget(llama, slots=5, threads=1)
     assert (target.vocab_size, target.context) == (WORDS, 96)
-    assert (target.bos_id, target.eos_ids) == (0, (1,))
+    assert (target.bos_id, target.eos_ids) == (None, (1,))
     rng = np.random.default_rng(1)
     texts = {target.allocate(): [] for _ in range(5)}
     for _ in range(12):

@@ -22,6 +22,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
 from draftwire.verifier.backends.hf_exits import HFExits, load_exits
@@ -115,7 +116,7 @@ class HFTarget:
         # Rows that pad the embedding to a round size are no tokens.
         self.vocab_size = min(int(config.vocab_size), words)
         self.context = _context(config, context)
-        self.bos_id = config.bos_token_id
+        self.bos_id = first_token(tokenizer)
         self.eos_ids = _eos_ids(self._model, config)
         self.slots = slots
         self._table = SlotTable(slots, self.context, self.vocab_size)
