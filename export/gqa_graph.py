@@ -77,7 +77,10 @@ class _Writer:
         hidden = self.layers(g.node("Gather", [table, "input_ids"], "embedded"))
         end, axis = g.integers(2**31 - 1), g.integers(1)
         tail = g.node("Slice", [hidden, "logits_from", end, axis], "tail")
-        head = g.constant("head.weight", self.checkpoint.weight(a.head).T)
+        if a.tied:  # stored once; onnxruntime turns it when it loads the graph
+            head = g.node("Transpose", [table], "head.weight", perm=[1, 0])
+        else:
+            head = g.constant("head.weight", self.checkpoint.weight(a.head).T)
         g.node("MatMul", [tail, head], "logits")
         inputs = [
             value("input_ids", "int64", ["B", "S"]),

@@ -31,7 +31,7 @@ __all__ = [
 
 Array = NDArray[np.float32]
 # From the least rounded to the most.
-_WIDEST = ("fp32", "int8", "int4")
+_WIDEST = ("fp32", "int8", "int4")  # a split int8 is never alone
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class PackageSource:
             neox=neox,
             rates=_rates(cos, sin),
         )
-        self.tied = not any(name.startswith("head.weight") for name in self._tensors) or (
+        self.tied = not self._has("head.weight") or (
             np.array_equal(self.embedding(), self.head())
         )
 
@@ -288,7 +288,8 @@ class PackageSource:
         return nodes[output]
 
     def _has(self, name: str) -> bool:
-        return any(name + end in self._tensors for end in ("", "_quantized", ".int4"))
+        ends = ("", "_quantized", ".int4", ".q8", ".q4", ".rows")
+        return any(name + end in self._tensors for end in ends)
 
     def _values(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:
@@ -312,6 +313,22 @@ class PackageSource:
             rows = halves.reshape(*packed.shape[:2], -1)
             rows = rows * scales.reshape(*packed.shape[:2], 1)
             return np.ascontiguousarray(rows.reshape(len(rows), -1).T, np.float32)
+        if name + ".rows" in self._tensors:  # an embedding
+            steps = self._values(name + ".rows").astype(np.float32) - 128
+            scales = self._values(name + ".scales")
+            blocks = steps.reshape(*scales.shape, -1) * scales[..., None]
+            return np.asarray(blocks.reshape(steps.shape), np.float32)
+        bits = next((b for b in (8, 4) if f"{name}.q{b}" in self._tensors), None)
+        if bits is not None:
+            steps = self._values(f"{name}.q{bits}")
+            scales = self._values(name + ".scales")
+            zeros: NDArray[Any] = np.full(scales.shape, 1 << bits - 1, np.float32)
+            if bits == 4:
+                steps = _halves(steps)
+                if name + ".zeros" in self._tensors:
+                    zeros = _halves(self._values(name + ".zeros"))[:, : scales.shape[1]]
+            whole = (steps.astype(np.float32) - zeros[..., None]) * scales[..., None]
+            return np.ascontiguousarray(whole.reshape(len(whole), -1).T, np.float32)
         return self._values(name).astype(np.float32)
 
     def embedding(self) -> Array:
@@ -356,6 +373,11 @@ class PackageSource:
             up,
             self._linear(f"l{i}.down", len(up.weight)),
         )
+
+
+def _halves(packed: NDArray[Any]) -> NDArray[Any]:
+    """Return the two numbers of each byte, the low one first."""
+    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
 
 
 def _attributes(node: Any) -> dict[str, Any]:
