@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.architecture import UnknownArchitecture
 from draftwire.export.checkpoint import Checkpoint
+from draftwire.export.weights import Linear, gate_and_up, joined, linear, norm, qkv
 from draftwire.packages import DraftPackage, PackageFile
 
 __all__ = [
@@ -58,14 +60,6 @@ class DecoderShape:
     parallel: bool
     neox: bool
     rates: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer: ``x @ weight.T + bias``, weight ``(out, in)``."""
-
-    weight: Array
-    bias: Array | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +117,13 @@ class CheckpointSource:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         a = checkpoint.architecture
+        if not a.plain:
+            raise UnknownArchitecture(
+                f"{checkpoint.name} is a {a.model_type!r} model with what LiteRT files "
+                "are not written for here: Llama, Mistral, Qwen2 and GPT-NeoX are, "
+                "without sliding windows",
+                hint="draftwire export onnx writes it for onnxruntime",
+            )
         self._checkpoint = checkpoint
         self.tied = a.tied
         self.shape = DecoderShape(
@@ -150,67 +151,26 @@ class CheckpointSource:
 
     def final_norm(self) -> Norm:
         """Return the norm before the head."""
-        return self._norm("gpt_neox.final_layer_norm" if self.shape.neox else "model.norm")
+        return self._norm(self._checkpoint.architecture.names.final)
 
     def layer(self, i: int) -> Layer:
         """Return a layer."""
-        p = self._checkpoint.architecture.layer(i)
-        norms = (
-            self._norm(p + "input_layernorm"),
-            self._norm(p + "post_attention_layernorm"),
-        )
-        if self.shape.neox:
-            return Layer(
-                norms[0],
-                self._by_kind(self._linear(p + "attention.query_key_value")),
-                self._linear(p + "attention.dense"),
-                norms[1],
-                None,
-                self._linear(p + "mlp.dense_h_to_4h"),
-                self._linear(p + "mlp.dense_4h_to_h"),
-            )
-        parts = [self._linear(f"{p}self_attn.{kind}_proj") for kind in "qkv"]
-        bias = None
-        if any(part.bias is not None for part in parts):
-            bias = np.concatenate(
-                [
-                    np.zeros(len(part.weight), np.float32)
-                    if part.bias is None
-                    else part.bias
-                    for part in parts
-                ]
-            )
+        c, names = self._checkpoint, self._checkpoint.architecture.names
+        p = c.architecture.layer(i)
+        gate, up = gate_and_up(c, i)
         return Layer(
-            norms[0],
-            Linear(np.concatenate([part.weight for part in parts]), bias),
-            self._linear(p + "self_attn.o_proj"),
-            norms[1],
-            self._linear(p + "mlp.gate_proj"),
-            self._linear(p + "mlp.up_proj"),
-            self._linear(p + "mlp.down_proj"),
+            self._norm(p + names.before_attention),
+            joined(qkv(c, i)),
+            linear(c, p + names.out),
+            self._norm(p + names.before_mlp),
+            gate,
+            up,
+            linear(c, p + names.down),
         )
-
-    def _optional(self, name: str) -> Array | None:
-        return self._checkpoint.weight(name) if name in self._checkpoint else None
-
-    def _linear(self, name: str) -> Linear:
-        weight = self._checkpoint.weight(name + ".weight")
-        return Linear(weight, self._optional(name + ".bias"))
 
     def _norm(self, name: str) -> Norm:
-        weight = self._checkpoint.weight(name + ".weight")
-        return Norm(weight, self._optional(name + ".bias"))
-
-    def _by_kind(self, linear: Linear) -> Linear:
-        """Turn rows of q, k, v for each head into all q, all k, all v."""
-
-        def sort(rows: Array) -> Array:
-            s, rest = self.shape, rows.shape[1:]
-            heads = rows.reshape(s.heads, 3, s.head_dim, *rest)
-            return np.ascontiguousarray(heads.swapaxes(0, 1)).reshape(rows.shape)
-
-        bias = None if linear.bias is None else sort(linear.bias)
-        return Linear(sort(linear.weight), bias)
+        found = norm(self._checkpoint, name)
+        return Norm(found.weight, found.bias)
 
 
 def widest_model(package: DraftPackage) -> PackageFile:

@@ -53,9 +53,106 @@ SHAPES = {
 _CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
+    "ministral": "Ministral",
     "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
     "gpt": "GPTNeoX",
+    "gpt2": "GPT2",
+    "smollm3": "SmolLM3",
+    "gemma": "Gemma",
+    "gemma2": "Gemma2",
+    "gemma3": "Gemma3",
+    "phi3": "Phi3",
+    "olmo2": "Olmo2",
+    "olmo3": "Olmo3",
+    "exaone4": "Exaone4",
+    "granite": "Granite",
+    "starcoder2": "Starcoder2",
 }
+_GROUPED = {"num_key_value_heads": 2}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 40,
+}
+# Whole families beside the four that drafts are trained for. Windows are short, so that
+# a text of 90 tokens leaves them.
+FAMILY_SHAPES = {
+    "llama_yarn": {**_GROUPED, "rope_parameters": _YARN},
+    "llama_dynamic": {
+        **_GROUPED,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    },
+    "mistral_windowed": {**_GROUPED, "sliding_window": 20},
+    "ministral": {
+        **_GROUPED,
+        "sliding_window": 12,
+        "head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "qwen2_windowed": {
+        **_GROUPED,
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 1,
+    },
+    "qwen3": {**_GROUPED, "head_dim": 32, "tie_word_embeddings": True},
+    "smollm3": {**_GROUPED, "no_rope_layers": [1, 0], "use_sliding_window": False},
+    "gemma": {**_GROUPED, "head_dim": 32},
+    "gemma2": {
+        **_GROUPED,
+        "head_dim": 16,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 5.0,
+    },
+    "gemma3": {
+        **_GROUPED,
+        "head_dim": 16,
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {**_GROUPED, "sliding_window": 30},
+    "phi3_long": {
+        **_GROUPED,
+        "num_attention_heads": 2,
+        "original_max_position_embeddings": 100,
+        "partial_rotary_factor": 0.75,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 100,
+            "short_factor": [1.0 + i / 8 for i in range(12)],
+            "long_factor": [2.0] * 12,
+        },
+    },
+    "olmo2": dict(_GROUPED),
+    "olmo3": {
+        **_GROUPED,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "exaone4": {
+        **_GROUPED,
+        "sliding_window": 16,
+        "sliding_window_pattern": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granite": {
+        **_GROUPED,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "starcoder2": {**_GROUPED, "sliding_window": 40, "use_bias": True},
+    "gpt2": {},
+}
+SHAPES.update(FAMILY_SHAPES)
 
 
 def _settings(shape, major):
@@ -78,20 +175,24 @@ def _seeded(shape):
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     prefix = _CLASSES[shape.split("_")[0]]
-    config = getattr(transformers, prefix + "Config")(
-        vocab_size=VOCAB,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=160,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=None,
-        **_settings(shape, int(transformers.__version__.split(".")[0])),
+    name = "Gemma3TextConfig" if prefix == "Gemma3" else prefix + "Config"
+    config = getattr(transformers, name)(
+        **{
+            "vocab_size": VOCAB,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 160,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": None,
+            **_settings(shape, int(transformers.__version__.split(".")[0])),
+        }
     )
     torch.manual_seed(0)
-    model = getattr(transformers, prefix + "ForCausalLM")(config).eval()
+    kind = "GPT2LMHeadModel" if prefix == "GPT2" else prefix + "ForCausalLM"
+    model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # Biases start at 0 and norms at 1: a graph that drops them would pass.

@@ -223,12 +223,13 @@ def test_a_tied_head_may_be_stored_twice(model_copy):
     assert "lm_head.weight" not in checkpoint
 
 
-def test_a_sliding_window_bounds_the_context(model_copy):
+def test_a_sliding_window_leaves_the_context(model_copy):
     folder = model_copy("mistral")
     edit(folder, sliding_window=64)
-    assert load_checkpoint(folder).architecture.context == 64
+    architecture = load_checkpoint(folder).architecture
+    assert architecture.context == 160 and architecture.windows == (64, 64)
     edit(folder, sliding_window=64, use_sliding_window=False)
-    assert load_checkpoint(folder).architecture.context == 160
+    assert load_checkpoint(folder).architecture.windows == (0, 0)
 
 
 def test_where_a_prompt_begins(model_copy):
@@ -355,10 +356,11 @@ def test_each_fault_is_one_sentence_and_leaves_nothing(fault, model_copy, tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "gpt2"},
+        {"model_type": "bloom"},
         {"model_type": None},
         {"hidden_act": "relu"},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4, "factor": 2.0}},
+        {"sliding_window": 8, "layer_types": ["linear_attention", "full_attention"]},
     ],
 )
 def test_other_architectures_go_to_optimum(changes, model_copy, tmp_path, monkeypatch):
@@ -396,6 +398,7 @@ def test_optimum_writes_what_is_not_known_here(tmp_path, tokenizer_file):
             folder,
             tmp_path / "a.draft",
             precision=["fp32", "int8"],
+            graph="concat",
             min_agreement=0.5,
         )
     )
@@ -486,8 +489,8 @@ def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeyp
 def test_the_gate_notices_a_wrong_graph(models, tmp_path, monkeypatch):
     right = exporter.gqa_graph._rotation
 
-    def wrong(architecture):
-        rates, order = right(architecture)
+    def wrong(architecture, rates):
+        rates, order = right(architecture, rates)
         return rates * 1.05, order
 
     monkeypatch.setattr(exporter.gqa_graph, "_rotation", wrong)
