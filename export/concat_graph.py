@@ -68,7 +68,7 @@ def export_with_optimum(
         ConfigError: Optimum is not installed.
         ModelError: It cannot export the model, or the result differs from it.
     """
-    from draftwire.export.onnx import DRAFT_CONTEXT, made_with, precisions_of
+    from draftwire.export.onnx import DRAFT_CONTEXT, made_with, precisions_of, text_files
 
     main_export, version = _import_optimum(why)
     config = read_config(folder)
@@ -123,7 +123,7 @@ def export_with_optimum(
             **made_with(),
         },
     }
-    return fields, files
+    return fields, {**text_files(folder), **files}
 
 
 def _import_optimum(why: Exception | None) -> tuple[Callable[..., Any], str]:

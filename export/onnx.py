@@ -19,9 +19,10 @@ import onnxruntime
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export import gqa_graph, target_graph
 from draftwire.export.architecture import UnknownArchitecture
-from draftwire.export.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.checkpoint import Checkpoint, load_checkpoint, read_json
 from draftwire.export.fingerprint import backbone_fingerprint
 from draftwire.export.gate import Reader, gate, moments_of, own_texts, threads
+from draftwire.export.inputs import checkpoint_folder
 from draftwire.export.parity import (
     LIMITS,
     DraftRunner,
@@ -40,7 +41,14 @@ from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = ["DRAFT_CONTEXT", "export_onnx", "made_with", "package_fields", "precisions_of"]
+__all__ = [
+    "DRAFT_CONTEXT",
+    "export_onnx",
+    "made_with",
+    "package_fields",
+    "precisions_of",
+    "text_files",
+]
 
 # A draft's cache takes memory for all of it, so a long trained context is cut.
 DRAFT_CONTEXT = 4096
@@ -92,7 +100,8 @@ def export_onnx(
     says something else.
 
     Args:
-        model_dir: A Hugging Face directory with safetensors weights.
+        model_dir: A Hugging Face directory with safetensors weights, a GGUF file, or
+            ``owner/name`` on the hub.
         out: The package, ``NAME.draft`` or ``NAME.target``.
         precision: For a draft any of "fp32", "int8", "int8-split", "int4" (default
             int8), of which those that fail the gate are left out and named in the
@@ -148,7 +157,7 @@ def export_onnx(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
             fields, files = _make(
-                Path(model_dir),
+                checkpoint_folder(model_dir, Path(scratch)),
                 role,
                 graph,
                 context,
@@ -249,7 +258,25 @@ def _draft(
     )
     fields = _fields(checkpoint, request)
     fields["made"].update(refused)
-    return fields, {"tokenizer.json": NewFile(checkpoint.tokenizer), **files}
+    return fields, {**text_files(checkpoint.folder), **files}
+
+
+def text_files(folder: Path) -> dict[str, NewFile]:
+    """Return a package's files that turn text and messages into tokens.
+
+    The chat template stands in a file of its own, whatever version of transformers wrote
+    the checkpoint; the settings beside it name the tokens that it uses.
+    """
+    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
+    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    said = read_json(settings).get("chat_template") if settings.is_file() else None
+    if template.is_file():
+        files[template.name] = NewFile(template)
+    elif isinstance(said, str):
+        files[template.name] = NewFile(said.encode())
+    if template.name in files and settings.is_file():
+        files[settings.name] = NewFile(settings)
+    return files
 
 
 def precisions_of(
@@ -386,7 +413,7 @@ def _target(
     parity = compare(found, expected, against)
     parity.require("the target", request.limit(precision))
     files = {
-        "tokenizer.json": NewFile(checkpoint.tokenizer),
+        **text_files(checkpoint.folder),
         "model.onnx": NewFile(
             graph,
             {

@@ -365,10 +365,11 @@ def _split(
     names = [name + ".q4", name + ".scales2"]
     new[names[0]] = _pairs(both.astype(np.uint8))
     new[names[1]] = np.concatenate([matrix.scales * 16, matrix.scales])
+    new[name + ".halves"] = np.array([rows, rows], np.int64)
     parts = [output + ".high", output + ".low"]
     return [
         _bits([node.input[0], *names], output + ".both", 2 * rows, width, 4),
-        helper.make_node("Split", [output + ".both"], parts, axis=-1, num_outputs=2),
+        helper.make_node("Split", [output + ".both", name + ".halves"], parts, axis=-1),
         helper.make_node("Add", parts, [output], name=output),
     ]
 

@@ -100,7 +100,10 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model_dir", metavar="MODEL_DIR", type=Path, help="a Hugging Face directory"
+        "model_dir",
+        metavar="MODEL",
+        type=Path,
+        help="a Hugging Face directory, a GGUF file, or OWNER/NAME on the hub",
     )
     parser.add_argument(
         "--out",
