@@ -206,6 +206,7 @@ class Architecture:
         logit_scale: Of the logits.
         score_cap: Bound of the scores, by ``tanh``; 0 for none.
         logit_cap: Bound of the logits, the same.
+        positions: Rows of a table of positions.
     """
 
     model_type: str
@@ -231,6 +232,7 @@ class Architecture:
     logit_scale: float = 1.0
     score_cap: float = 0.0
     logit_cap: float = 0.0
+    positions: int = 0
 
     @property
     def names(self) -> Names:
@@ -290,7 +292,7 @@ class Architecture:
         optional: dict[str, tuple[int, ...]] = {}
         needed[self.head] = (self.vocab_size, h)
         if n.positions:
-            needed[n.positions + ".weight"] = (self.context, h)
+            needed[n.positions + ".weight"] = (self.positions, h)
         norms = {n.final: h}
         whole = self.model_type in ("olmo2", "olmo3")
         for i in range(self.layers):
@@ -404,6 +406,7 @@ def read_architecture(
         logit_scale=1 / fields.number("logits_scaling", 1.0),
         score_cap=fields.number("attn_logit_softcapping", 0.0),
         logit_cap=fields.number("final_logit_softcapping", 0.0),
+        positions=fields.count("max_position_embeddings"),
     )
 
 
