@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.architecture import UnknownArchitecture
+from draftwire.export.architecture import LLAMA_LIKE, NEOX_LIKE, UnknownArchitecture
 from draftwire.export.checkpoint import Checkpoint
 from draftwire.export.weights import Linear, gate_and_up, joined, linear, norm, qkv
 from draftwire.packages import DraftPackage, PackageFile
@@ -118,12 +118,7 @@ class CheckpointSource:
     def __init__(self, checkpoint: Checkpoint) -> None:
         a = checkpoint.architecture
         if not a.plain:
-            raise UnknownArchitecture(
-                f"{checkpoint.name} is a {a.model_type!r} model with what LiteRT files "
-                "are not written for here: Llama, Mistral, Qwen2 and GPT-NeoX are, "
-                "without sliding windows",
-                hint="draftwire export onnx writes it for onnxruntime",
-            )
+            raise _unwritten(checkpoint.name)
         self._checkpoint = checkpoint
         self.tied = a.tied
         self.shape = DecoderShape(
@@ -209,6 +204,14 @@ class PackageSource:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         nodes = {out: node for node in graph.node for out in node.output if out}
         attention = _attributes(self._node(nodes, "l0.attended"))
+        kind = package.raw.get("made", {}).get("model_type", "llama")
+        windowed = any(
+            _attributes(node).get("local_window_size", -1) > 0
+            for node in graph.node
+            if node.op_type == "GroupQueryAttention"
+        )
+        if kind not in LLAMA_LIKE + NEOX_LIKE or windowed:
+            raise _unwritten(package.path.name)
         neox = any(name.startswith("gpt_neox.") for name in self._tensors)
         first = _attributes(self._node(nodes, "l0.normed"))
         activation, parallel = "silu", False
@@ -333,6 +336,14 @@ class PackageSource:
             up,
             self._linear(f"l{i}.down", len(up.weight)),
         )
+
+
+def _unwritten(name: str) -> UnknownArchitecture:
+    return UnknownArchitecture(
+        f"{name} is of a family that LiteRT files are not written for here: Llama, "
+        "Mistral, Qwen2 and GPT-NeoX are, without sliding windows",
+        hint="draftwire export onnx writes it for onnxruntime",
+    )
 
 
 def _halves(packed: NDArray[Any]) -> NDArray[Any]:

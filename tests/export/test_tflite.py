@@ -251,3 +251,13 @@ def test_without_litert_it_says_what_to_install(monkeypatch, capsys, tmp_path):
     assert main(["export", "tflite", str(tmp_path / "a.draft")]) == 2
     assert "draftwire[export]" in capsys.readouterr().err
     assert exporter.PRECISIONS == ("fp32", "int8")
+
+
+@pytest.mark.parametrize("shape", ["qwen3", "mistral_windowed"])
+def test_other_families_are_refused_by_name(shape, models, tmp_path):
+    folder = models(shape)
+    with pytest.raises(ModelError, match="LiteRT files are not written for"):
+        CheckpointSource(load_checkpoint(folder))
+    package = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
+    with pytest.raises(ModelError, match="LiteRT files are not written for"):
+        PackageSource(load_draft(package))
