@@ -339,6 +339,7 @@ def read_architecture(
         ModelError: A field is missing or does not fit the others.
         ConfigError: ``context`` is more than the model has.
     """
+    _refuse_hidden_readers(where, config)
     kind = str(config.get("model_type"))
     family = FAMILIES.get(kind)
     if family is None:
@@ -449,6 +450,22 @@ def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": 4 * (hidden or 0) if inner is None else inner,
         "hidden_act": config.get("activation_function"),
     }
+
+
+def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
+    """Refuse drafters that read the target's hidden states, with what that would cost."""
+    said = " ".join(map(str, raw.get("architectures") or ())) + str(raw.get("spd_type"))
+    name = next((n for n in ("Eagle", "DFlash", "Medusa", "MTP") if n in said), "")
+    if not name and "eagle_config" not in raw and "dflash_config" not in raw:
+        return
+    hidden = raw.get("hidden_size") or 0
+    states = 3 if "3" in said else 1
+    raise ModelError(
+        f"{where} is a {name or 'hidden-state'} drafter: it reads the target's hidden "
+        f"states, which lie in the cloud; {states * 2 * hidden:,} bytes down for each token "
+        "instead of two or three",
+        hint="use a model that drafts from tokens alone",
+    )
 
 
 def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:

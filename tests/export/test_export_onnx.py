@@ -19,6 +19,7 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.fingerprint import anchor_parameters  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.parity import DraftRunner  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
@@ -230,6 +231,24 @@ def test_a_sliding_window_leaves_the_context(model_copy):
     assert architecture.context == 160 and architecture.windows == (64, 64)
     edit(folder, sliding_window=64, use_sliding_window=False)
     assert load_checkpoint(folder).architecture.windows == (0, 0)
+
+
+def test_a_drafter_of_hidden_states_is_refused_with_its_price(model_copy):
+    folder = model_copy("llama")
+    edit(folder, architectures=["LlamaForCausalLMEagle3"])
+    with pytest.raises(ModelError, match=r"384 bytes down for each token"):
+        load_checkpoint(folder)
+    # A parallel draft is a plain model with one row of its vocabulary set aside.
+    edit(folder, architectures=["LlamaForCausalLM"], spd_type="pard", pard_token=300)
+    assert load_checkpoint(folder).architecture.vocab_size == 320
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_neox", "gpt2", "olmo2"])
+def test_an_anchor_has_the_embedding_and_whole_layers(shape, models):
+    names = load_checkpoint(models(shape)).parameters
+    anchors = [set(anchor_parameters(names, layers)) for layers in (0, 1, 2)]
+    assert 1 <= len(anchors[0]) <= 2
+    assert len(anchors[2] - anchors[1]) == len(anchors[1] - anchors[0]) >= 8
 
 
 def test_where_a_prompt_begins(model_copy):
