@@ -462,8 +462,8 @@ def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
     states = 3 if "3" in said else 1
     raise ModelError(
         f"{where} is a {name or 'hidden-state'} drafter: it reads the target's hidden "
-        f"states, which lie in the cloud; {states * 2 * hidden:,} bytes down for each token "
-        "instead of two or three",
+        f"states, which lie in the cloud: {states * 2 * hidden:,} bytes down for each token"
+        " instead of two or three",
         hint="use a model that drafts from tokens alone",
     )
 
