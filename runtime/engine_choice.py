@@ -95,6 +95,8 @@ def choose_engine(
                 f"there is no engine {engine!r}",
                 hint=f"this version has {', '.join(sorted(ENGINES))}",
             )
+        if importable(engine):
+            return engine, _that_runs(package, precision, engine)
         return engine, package.model_file(precision, engine=engine)
     models = [file for file in package.files.values() if file.precision]
     has = [name for name in ENGINES if any(f.engine == name for f in models)]

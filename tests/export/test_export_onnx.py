@@ -502,6 +502,7 @@ def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeyp
     assert choose_engine(package)[1].precision == "int8"
     monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
     assert choose_engine(package)[1].precision == "int8-split"
+    assert choose_engine(package, engine="onnxruntime")[1].precision == "int8-split"
     assert choose_engine(package, "int8")[1].precision == "int8"
 
 
