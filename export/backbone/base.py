@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.architecture import FAMILIES, LLAMA_LIKE, NEOX_LIKE, Architecture
+from draftwire.export.architecture import LLAMA_LIKE, NEOX_LIKE, Architecture
 from draftwire.export.backbone.model import Transformer, biased_modules, load_transformer
 from draftwire.export.checkpoint import load_checkpoint
+from draftwire.export.families import FAMILIES
 from draftwire.export.rope import Rope
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import target_weights
