@@ -141,4 +141,7 @@ def vectors():
 
 if __name__ == "__main__":
     place = Path(__file__).resolve().parents[1] / "golden" / "sampling_v1.json"
-    place.write_text(json.dumps(vectors(), indent=1) + "\n", encoding="utf-8")
+    document = vectors()
+    rows = ",\n  ".join(json.dumps(case) for case in document.pop("cases"))
+    head = json.dumps(document)[:-1]
+    place.write_text(f'{head}, "cases": [\n  {rows}\n]}}\n', encoding="utf-8")
