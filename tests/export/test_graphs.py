@@ -10,7 +10,7 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 import onnxruntime as ort  # noqa: E402
-from tests.export.conftest import SHAPES  # noqa: E402
+from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.gqa_graph import build_gqa_graph  # noqa: E402

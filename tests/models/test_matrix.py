@@ -13,7 +13,7 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 
-from tests.export.conftest import SHAPES  # noqa: E402
+from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402

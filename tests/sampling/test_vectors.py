@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import plain_sampling as plain
 import pytest
-from tests.helpers import plain_sampling as plain
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import (
