@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +138,7 @@ def random_draft(tmp_path_factory):
     """A draft of the family's tokenizer and shape, and nothing learned."""
     pytest.importorskip("onnx", reason="making a draft needs onnx")
     from draftwire.export.onnx import export_onnx
+    from draftwire.export.tokens import copy_tokenizer
     from draftwire.tensors import write_tensors
 
     folder = tmp_path_factory.mktemp("random") / "random.hf"
@@ -170,7 +170,7 @@ def random_draft(tmp_path_factory):
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer = MODELS / "reference.draft" / "tokenizer.json"
-    shutil.copy(tokenizer, folder / "tokenizer.json")
+    copy_tokenizer(tokenizer, folder / "tokenizer.json", 0)
     return export_onnx(
         folder,
         folder.with_name("random.draft"),
