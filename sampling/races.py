@@ -37,6 +37,7 @@ _SPAN = 7.0
 _MANY = 2048  # likely tokens beyond which a sample of them bounds the race as well
 _SAMPLE = 512
 
+_FEW = 4096  # tokens up to which it is quicker to let all of them run
 _NEVER = 1e300
 
 
@@ -123,12 +124,16 @@ class _Finish:
 def _philox_race(
     logits: np.ndarray, temperature: float, top: float, seed: int, position: int, count: int
 ) -> list[int]:
+    finish = _Finish(logits, temperature, top)
+    if len(logits) <= _FEW:
+        every = np.arange(len(logits))
+        finish.add(every, philox.exponentials(seed, position, len(logits)), count)
+        return finish.order()
     likely = above(logits, top - _SPAN * temperature)
     most = math.exp(-_SPAN)  # weight of the heaviest token outside of them
     if len(likely) > _MANY or len(likely) < count:
         likely = likely[:: max(1, len(likely) // _SAMPLE)]
         most = 1.0
-    finish = _Finish(logits, temperature, top)
     finish.add(likely, philox.exponentials(seed, position, likely), count)
     # Who else may be earlier has E <= bound * most, so u >= exp(-that): its first word
     # is above a limit, which is lowered for all rounding there may be.
