@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm fuzz slow lint format clean
+.PHONY: help demo test test-arm fuzz slow models lint format clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -27,6 +27,9 @@ fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 
 slow: ## the tests that make test leaves out (minutes: logs of 500 MB)
 	@$(PYTHON) tools/venvs.py test -m slow tests
+
+models: ## every family: tokens, graphs, both backends, GGUF (ARGS=... for a part)
+	@$(PYTHON) tools/venvs.py test tests/models tests/export/test_graphs.py $(ARGS)
 
 lint: ## ruff and mypy
 	@$(PYTHON) tools/venvs.py make device lint

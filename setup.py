@@ -44,6 +44,7 @@ setuptools.setup(
         "draftwire": ["py.typed"],
         "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
+        "draftwire.energy": ["*.toml", "*.json", "page.css", "page.js"],
         "draftwire.transport": ["*.md"],
         "draftwire.bench": ["profiles/*.toml"],
         "draftwire.bench.link": ["*.toml"],

@@ -9,8 +9,7 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import tempfile
+import tarfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from draftwire.boards.own_wheel import own_wheel
 from draftwire.boards.signing import Signer
 from draftwire.boards.userlands import Userland
 from draftwire.errors import ConfigError
+from draftwire.io import write_whole
 
 __all__ = ["Content", "bundle_files", "bundle_manifest", "write_bundle"]
 
@@ -175,62 +175,30 @@ def write_bundle(content: Content, out: Path, signer: Signer | None) -> dict[str
     manifest = bundle_manifest(content, files)
     signature = b"" if signer is None else signer.signature_of(signed_message(manifest))
     members = {MANIFEST: manifest, SIGNATURE: signature, **dict(sorted(files.items()))}
-    partial = ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=out.parent, prefix=f".{out.name}.", delete=False
-        ) as file:
-            partial = file.name
-            # Wheels are zips already; level 6 for the rest.
-            with gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
-                for name, data in members.items():
-                    stream.write(_header(name, len(data)))
-                    stream.write(data)
-                    stream.write(b"\0" * (-len(data) % _BLOCK))
-                stream.write(b"\0" * _BLOCK * 2)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)
-        os.replace(partial, out)
-    except OSError as exc:
-        if partial and os.path.exists(partial):
-            os.unlink(partial)
-        raise ConfigError(f"cannot write {out}: {exc.strerror}") from exc
+    headers = [_header(name, len(data)) for name, data in members.items()]
+
+    def put(partial: Path) -> None:
+        # Wheels are zips already; level 6 for the rest.
+        with open(partial, "wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as out:
+            for header, data in zip(headers, members.values()):
+                out.write(header)
+                out.write(data)
+                out.write(b"\0" * (-len(data) % _BLOCK))
+            out.write(b"\0" * _BLOCK * 2)
+
+    write_whole(out, put)
     found: dict[str, Any] = json.loads(manifest)
     return found
 
 
 def _header(name: str, size: int) -> bytes:
-    """Return a ustar header of a plain file of nobody, made at no time.
-
-    Source:
-        POSIX.1-1988: name 100, mode 8, uid 8, gid 8, size 12, mtime 12, checksum 8,
-        type 1, link 100, magic "ustar\\0" and "00", ..., prefix 155.
-    """
-    raw, folder = name.encode("ascii"), b""
-    if len(raw) > 100:
-        cut = raw[:156].rfind(b"/")
-        folder, raw = raw[:cut], raw[cut + 1 :]
-        if cut < 1 or len(raw) > 100:
-            raise ConfigError(f"the name {name} is too long for a bundle")
-    mode = b"0000755" if name == "install.sh" else b"0000644"
-    fields = [
-        (raw, 100),
-        (mode, 8),
-        (b"0000000", 8),
-        (b"0000000", 8),
-        (b"%011o" % size, 12),
-        (b"%011o" % 0, 12),
-        (b" " * 8, 8),
-        (b"0", 1),
-        (b"", 100),
-        (b"ustar\x0000", 8),
-        (b"", 80),
-        (folder, 155),
-        (b"", 12),
-    ]
-    header = b"".join(value.ljust(width, b"\0") for value, width in fields)
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
+    """Return a ustar header of a plain file of nobody, made at no time."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = size, 0o755 if name == "install.sh" else 0o644
+    try:
+        return entry.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    except ValueError as exc:
+        raise ConfigError(f"the name {name} is too long for a bundle") from exc
 
 
 def _unpacked(name: str, data: bytes) -> int:

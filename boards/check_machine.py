@@ -12,6 +12,7 @@ from typing import Sequence
 
 from draftwire.boards.detect import Detection
 from draftwire.boards.findings import FAIL, OK, SKIP, WARN, Finding
+from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.sensors import open_to_all
 from draftwire.boards.system import throttling
 
@@ -68,7 +69,7 @@ def _system(found: Detection) -> Finding:
         fix = "docker run -it --rm python:3.11-slim-bookworm"
         detail = f"{text}: onnxruntime and LiteRT have no wheels for musl"
         return Finding("system", FAIL, detail, fix)
-    old = found.pythons and all(int(v.split(".")[1]) < 8 for v in found.pythons)
+    old = found.pythons and all(version_tuple(v) < (3, 8) for v in found.pythons)
     if not found.tree.host and old:
         fix = "sudo apt-get install python3.8 python3.8-venv"
         detail = f"{text}: Python {', '.join(found.pythons)} is older than 3.8"

@@ -14,7 +14,8 @@ from draftwire.boards.tree import Tree
 __all__ = ["RULE", "Sensor", "find_sensors", "open_to_all"]
 
 RULE = "etc/udev/rules.d/90-draftwire-power.rules"
-_HWMON = ("ina3221", "ina238")
+_HWMON = ("ina3221", "ina238", "ina260_u14")
+_ONLY = {"ina238": "VIN", "ina260_u14": "SOM"}  # their only channel, often not labelled
 _RULE_FOLDERS = ("etc/udev/rules.d", "run/udev/rules.d", "lib/udev/rules.d")
 
 
@@ -66,12 +67,12 @@ def _hwmon(tree: Tree) -> list[Sensor]:
         rails, files = [], []
         for channel in (1, 2, 3):  # in4 to in7 are shunt voltages
             rail = tree.text(f"{folder}/in{channel}_label")
-            if not rail and driver == "ina238" and channel == 1:
-                rail = "VIN"  # its only channel, often without a label
+            if not rail and channel == 1:
+                rail = _ONLY.get(driver)
             if not rail or rail == "NC" or tree.number(f"{folder}/in{channel}_enable") == 0:
                 continue
             rails.append(rail)
-            kind = "power1" if driver == "ina238" else f"curr{channel}"
+            kind = "power1" if driver in _ONLY else f"curr{channel}"
             files.append(f"{folder}/{kind}_input")
         if rails:
             found.append(_sensor(tree, driver, folder, rails, files))

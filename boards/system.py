@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Mapping
 
+from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.tree import Tree
 
 __all__ = [
@@ -97,12 +98,14 @@ class PowerMode:
         number: nvpmodel's id, which means another mode on another board.
         names: All modes, in the order of their ids.
         default: The mode that the board starts with, or "".
+        ids: nvpmodel's id of each mode.
     """
 
     name: str | None
     number: int | None = None
     names: tuple[str, ...] = ()
     default: str = ""
+    ids: Mapping[str, int] = field(default_factory=dict)
 
 
 def os_release(tree: Tree) -> dict[str, str]:
@@ -175,7 +178,7 @@ def pythons(tree: Tree) -> list[str]:
         for match in [re.fullmatch(r"python(3\.\d+)", name)]
         if match
     }
-    return sorted(found, key=lambda text: int(text.split(".")[1]))
+    return sorted(found, key=version_tuple)
 
 
 def memory(tree: Tree) -> Memory:
@@ -218,11 +221,12 @@ def power_mode(tree: Tree) -> PowerMode | None:
     names = tuple(name for _, name in sorted(modes.items()))
     start = re.search(r"<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>", text)
     default = modes.get(int(start.group(1)), "") if start else ""
+    ids = {name: number for number, name in modes.items()}
     if status is not None:
         number = int(status.group(1))
-        return PowerMode(modes.get(number), number, names, default)
+        return PowerMode(modes.get(number), number, names, default, ids)
     if modes:
-        return PowerMode(None, None, names, default)
+        return PowerMode(None, None, names, default, ids)
     profile = tree.text("sys/firmware/acpi/platform_profile")
     choices = (tree.text("sys/firmware/acpi/platform_profile_choices") or "").split()
     return PowerMode(profile, None, tuple(choices)) if profile else None

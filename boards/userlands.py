@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
+from draftwire.boards.install.facts import version_tuple
 from draftwire.errors import ConfigError
 
 __all__ = ["Userland", "choose_userland", "userlands_of"]
@@ -79,7 +80,7 @@ def choose_userland(
             f"{board} is not known to come with Python {python}",
             hint="; ".join(f"{u.python}: {u.name}" for u in known),
         )
-    found = min(fitting, key=lambda u: [int(part) for part in u.glibc.split(".")])
+    found = min(fitting, key=lambda u: version_tuple(u.glibc))
     if glibc is None:
         return found
     return Userland(f"{found.name}, glibc {glibc}", python, glibc, found.glibcxx)

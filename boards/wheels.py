@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
+from draftwire.io import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,7 +142,7 @@ def wanted_wheels(
 
 def platform_tags(arch: str, glibc: str) -> list[str]:
     """Return the platform tags that a system takes, newest first (PEP 600)."""
-    minor = int(glibc.split(".")[1])
+    minor = version_tuple(glibc)[1]
     oldest = 5 if arch == "x86_64" else 17
     tags = []
     for number in range(minor, oldest - 1, -1):
@@ -196,7 +198,7 @@ def resolve_wheels(
         found.append(Resolved(meta["name"], meta["version"], name, digest))
     found.sort(key=lambda wheel: wheel.name.lower())
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(place, json.dumps([asdict(wheel) for wheel in found], indent=1).encode())
+    write_text(place, json.dumps([asdict(wheel) for wheel in found], indent=1))
     return found
 
 
@@ -258,7 +260,7 @@ def check_wheel(path: Path, userland: Userland, arch: str, *, local: bool = Fals
     """
     pythons, abis, platforms = wheel_tags(path.name)
     digits = userland.python.replace(".", "")
-    minor = int(userland.python.split(".")[1])
+    minor = version_tuple(userland.python)[1]
     stable = any(
         tag.startswith("cp3") and tag[3:].isdigit() and int(tag[3:]) <= minor
         for tag in pythons
@@ -278,7 +280,7 @@ def check_wheel(path: Path, userland: Userland, arch: str, *, local: bool = Fals
         )
     needs = _needed_symbols(path)
     for library, has in (("GLIBC", userland.glibc), ("GLIBCXX", userland.glibcxx)):
-        if needs.get(library, ()) > _numbers(has):
+        if needs.get(library, ()) > version_tuple(has):
             version = ".".join(str(part) for part in needs[library])
             raise BoardError(
                 f"{path.name} is tagged as fit, but its code needs "
@@ -309,14 +311,12 @@ def _needed_symbols(path: Path) -> dict[str, tuple[int, ...]]:
                 if ".so" in entry.filename.rsplit("/", 1)[-1]:
                     for library, version in set(_SYMBOL.findall(wheel.read(entry))):
                         key = library.decode("ascii")
-                        newest[key] = max(newest.get(key, ()), _numbers(version.decode()))
+                        newest[key] = max(
+                            newest.get(key, ()), version_tuple(version.decode())
+                        )
     except (OSError, zipfile.BadZipFile) as exc:
         raise BoardError(f"{path.name} cannot be read as a wheel: {exc}") from exc
     return newest
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
 
 
 def _board_flags(userland: Userland, arch: str) -> list[str]:
@@ -385,9 +385,3 @@ def _read_lock(path: Path) -> list[Resolved] | None:
         return None
     # A name from a file becomes a path: only a wheel's own name may.
     return found if all(re.match(r"[\w.+-]+\.whl\Z", w.filename) for w in found) else None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)

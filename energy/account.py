@@ -17,12 +17,9 @@ folds in, so memory stays bounded for any length.  Phases are words of design.md
 ``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
 word works too.
 
-How energy is split.  Phases are shorter than the sampling period (a drafted token takes
-5 to 50 ms, a sample comes each 50 ms), so interpolating power between samples would
-smear one phase over the next.  Each sample counts for the phase in which it was taken;
-the mean power of a phase times its exact seconds is its energy, and all are scaled by
-one factor so that they sum to the trapezoid's total exactly.  A phase with too few
-samples takes the interpolated power of its stretches, and says so.
+How energy is split: see ``energy.phases``.  The mean power of a phase times its exact
+seconds is its energy; one factor makes the phases sum to the trapezoid's total exactly.
+A phase that the sensor cannot tell from others has no energy, and a reason.
 """
 
 from __future__ import annotations
@@ -31,43 +28,25 @@ import math
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Mapping
 
+from draftwire.energy import marks
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.meter import Meter, compare_context
-from draftwire.energy.result import EnergyResult, build_result, null_result
+from draftwire.energy.result import EnergyResult, null_result
 from draftwire.energy.sources.base import Clock, monotonic_ns
 from draftwire.energy.sources.modelled import ModelSource
+from draftwire.energy.uncertainty import SHARED
+
+if TYPE_CHECKING:
+    from draftwire.energy.phases import PhaseFit, PhasePower
 
 __all__ = ["Account", "PHASES", "per_token"]
 
 PHASES = ("prefill", "draft", "transmit", "wait", "verify-wait", "idle")
-FEW = 5  # samples below which a phase's own mean is not trusted
 NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
-
-
-class _Phase:
-    """Running sums of one phase."""
-
-    __slots__ = ("cell_s", "cell_j", "n", "seconds", "smooth_j", "smooth_s", "x1", "x2")
-
-    def __init__(self) -> None:
-        self.seconds = 0.0  # exact, from the runtime's own switches
-        self.cell_s = 0.0  # time that its samples stand for
-        self.cell_j = 0.0  # their energy
-        self.smooth_s = 0.0  # its stretches between samples
-        self.smooth_j = 0.0  # the interpolated power over them
-        self.n = 0
-        self.x1 = 0.0
-        self.x2 = 0.0
-
-    def watts(self) -> float | None:
-        """Return its mean power, from its own samples if there are enough."""
-        if self.n >= FEW and self.cell_s > 0:
-            return self.cell_j / self.cell_s
-        if self.smooth_s > 0:
-            return self.smooth_j / self.smooth_s
-        return None
+STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
+AFRESH = 32  # samples before they are worked out, and again when there are half more
 
 
 class Account:
@@ -79,6 +58,7 @@ class Account:
             labelled modelled.
         why: Why there is no meter, for the report.
         clock: Nanoseconds, monotonic; the meter's clock.
+        mirror: Tell phases and tokens to who records this process from outside.
     """
 
     def __init__(
@@ -88,19 +68,26 @@ class Account:
         model: ModelSource | None = None,
         why: str = NO_SOURCE,
         clock: Clock = monotonic_ns,
+        mirror: bool = True,
     ) -> None:
+        self._mirror = mirror and clock is monotonic_ns and marks.sending()
         self.meter = meter
         self.model = model
         self._why = why
         self._clock = clock
         self._lock = threading.Lock()
-        self._phases: dict[str, _Phase] = {}
+        self._seconds: dict[str, float] = {}
+        self._fit: PhaseFit | None = None
+        self._powers: dict[str, PhasePower] = {}
+        self._powers_at = 0
         self._switches: deque[tuple[int, str]] = deque()
-        self._tokens = {"drafted": 0, "accepted": 0, "emitted": 0}
+        self._tokens = {"drafted": 0, "accepted": 0, "emitted": 0, "requests": 0}
         self._now = ""  # phase at the last folded moment
         self._folded = 0
         self._t = 0
         self._w = math.nan
+        self._c = math.nan
+        self._n = 0
         self._integral: Integrator | None = None
         self._start = 0
         self._end = 0
@@ -122,6 +109,8 @@ class Account:
 
     def start(self, phase: str = "idle") -> Account:
         """Open the account in a phase."""
+        if self._mirror:
+            marks.mark(phase)
         meter = self.meter
         if meter is not None and meter.context is not None:
             self._before = meter.context()
@@ -135,6 +124,9 @@ class Account:
             self._now = phase
             width = meter.projector.width
             self._integral = Integrator(width, self._start, max_gap_ns=meter.max_gap_ns)
+            from draftwire.energy.phases import PhaseFit
+
+            self._fit = PhaseFit(meter.response, 0.0, phase)
             last = meter.last
             if last is not None:
                 self._integral.add(last.t_ns, last.watts, last.joules)
@@ -145,6 +137,8 @@ class Account:
     def phase(self, name: str, t_ns: int | None = None) -> None:
         """Say that from now on (or from ``t_ns``) the device does something else."""
         self._switches.append((self._clock() if t_ns is None else t_ns, name))
+        if self._mirror:
+            marks.mark(name)
         if self.meter is None and len(self._switches) >= 1024:
             with self._lock:
                 self._fold(self._switches[-1][0])
@@ -159,9 +153,12 @@ class Account:
         """Set the right edge to this moment."""
         self.close_at(self._clock())
 
-    def count(self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0) -> None:
+    def count(
+        self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0, requests: int = 0
+    ) -> None:
         """Add tokens, for joules per token."""
         tokens = self._tokens
+        tokens["requests"] += requests
         tokens["drafted"] += drafted
         tokens["accepted"] += accepted
         tokens["emitted"] += emitted
@@ -173,7 +170,7 @@ class Account:
                 self._fold(self._clock())
                 return self._modelled()[0]
         integral = self._integral
-        if integral is None or integral.covered_s[0] <= 0 and self._w != self._w:
+        if integral is None or not integral.seen[0]:
             return None
         ahead = max(0, self._clock() - max(self._t, self._start)) * 1e-9
         assert self.meter is not None
@@ -182,24 +179,42 @@ class Account:
         return integral.joules[0] + self._w * ahead
 
     def watts_by_phase(self) -> dict[str, float | None]:
-        """Return the mean power of each phase so far, for the controller."""
+        """Return the mean power of each phase so far, for whoever paces drafting.
+
+        Empty until every phase is known to a quarter: what cannot tell phases apart
+        steers nothing.
+        """
         with self._lock:
             if self.model is not None and self.meter is None:
                 self._fold(self._clock())
-                return {name: self.model.watts.get(name) for name in self._phases}
-            return {name: phase.watts() for name, phase in self._phases.items()}
+                return {name: self.model.watts.get(name) for name in self._seconds}
+            if self._fit is None or self._n < AFRESH:
+                return {}
+            if not self._powers or self._n >= 1.5 * self._powers_at:
+                self._powers_at = self._n
+                self._powers = self._fit.solve((self._folded - self._start) * 1e-9)
+            for power in self._powers.values():
+                if power.watts is None or power.half_w is None:
+                    return {}
+                if power.half_w > STEERING * abs(power.watts):
+                    return {}
+            return {name: p.watts for name, p in self._powers.items()}
 
     def result(self) -> dict[str, Any]:
         """Close the account and return the ``energy`` entry of a run report.
 
         Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
-        ``by_phase`` (joules, or None without a source), ``why_null``; beside them
-        ``kind``, ``seconds_by_phase``, ``watts_by_phase``, ``few_samples``,
-        ``per_token``, ``coverage``, ``samples``, ``flags``, ``net``, ``by_rail``,
-        ``context``, ``notes``. Calling it again returns the same.
+        ``by_phase`` (joules, or None without a source; a phase that cannot be told has
+        None, and a clause in ``why_null_by_phase``), ``why_null``; beside them each
+        figure's own half-width (``uncertainty_by_phase``, ``uncertainty_per_token``,
+        ``net_uncertainty``), ``coverage``, ``resolution_only``, ``flags`` and more.
+        Calling it again returns the same.
         """
         if self._done is None:
             self._done = self._close()
+            if self._mirror:
+                counts = {k: v for k, v in self._tokens.items() if v}
+                marks.mark("idle", **{**counts, "requests": 1})
         return self._done
 
     # Samples come in here, in the sampler's thread.
@@ -214,51 +229,37 @@ class Account:
         if integral is None or t_ns <= self._t:
             return
         integral.add(t_ns, watts, joules)
-        t0, w0, w1 = self._t, self._w, watts[0]
-        assert self.meter is not None
+        watt, span_s = watts[0], 0.0
+        if joules is not None:  # the mean since the reading before, exactly
+            step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
+            self._c = joules[0]
+            watt = step / span_s
         end = t_ns if not self._end else min(t_ns, self._end)
-        a, b = max(t0, self._folded), end
-        whole = w0 == w0 and w1 == w1 and t_ns - t0 <= self.meter.max_gap_ns
-        if b > a:
-            at_left = self._now
-            slope = (w1 - w0) / (t_ns - t0) if whole else 0.0
-            self._fold(b, (t0, w0, slope) if whole else None)
-            if whole:
-                half = (b - a) * 0.5e-9
-                self._cell(at_left, w0, half, count=False)
-                self._cell(self._now, w1, half, count=end == t_ns)
-        self._t, self._w = t_ns, w1
+        self._fold(end)
+        if end == t_ns and self._fit is not None:
+            self._fit.sample((t_ns - self._start) * 1e-9, watt, span_s)
+            self._n += 1
+        self._t, self._w = t_ns, watts[0]
 
-    def _cell(self, name: str, watt: float, seconds: float, *, count: bool) -> None:
-        phase = self._phases.setdefault(name, _Phase())
-        phase.cell_s += seconds
-        phase.cell_j += watt * seconds
-        if count:
-            phase.n += 1
-            phase.x1 += watt
-            phase.x2 += watt * watt
-
-    def _fold(self, until: int, line: tuple[int, float, float] | None = None) -> None:
+    def _fold(self, until: int) -> None:
         """Give the time up to ``until`` to its phases."""
         switches = self._switches
         while self._folded < until:
-            if switches and switches[0][0] <= self._folded:
-                self._now = switches.popleft()[1]
-                continue
             stop = until
             if switches and switches[0][0] < until:
-                stop = switches[0][0]
-            phase = self._phases.setdefault(self._now, _Phase())
+                stop = max(switches[0][0], self._folded)
             seconds = (stop - self._folded) * 1e-9
-            phase.seconds += seconds
-            if line is not None:
-                t0, w0, slope = line
-                middle = w0 + slope * ((self._folded + stop) / 2 - t0)
-                phase.smooth_s += seconds
-                phase.smooth_j += middle * seconds
+            self._seconds[self._now] = self._seconds.get(self._now, 0.0) + seconds
             self._folded = stop
+            self._pull(stop)
+        self._pull(until)
+
+    def _pull(self, until: int) -> None:
+        switches = self._switches
         while switches and switches[0][0] <= until:
-            self._now = switches.popleft()[1]
+            t_ns, self._now = switches.popleft()
+            if self._fit is not None:
+                self._fit.switch((t_ns - self._start) * 1e-9, self._now)
 
     # Closing.
 
@@ -280,98 +281,118 @@ class Account:
             self._integral.finish()
         after = {} if meter.context is None else meter.context()
         context, flags = compare_context(self._before, after)
-        result = build_result(
-            "session",
-            self._integral,
-            meter.projector,
-            source=meter.source.name,
-            kind=meter.source.kind,
-            accuracy=meter.source.accuracy,
-            update_s=meter.source.update_s,
-            context_step2=meter.context_step2,
-            observed_step_w=meter.min_step_w,
-            baseline_w=meter.baseline_w,
-            notes=meter.source.notes,
-            flags=flags,
-            context=context,
-        )
-        by_phase, few = self._split(result)
-        return self._entry(result, by_phase, few)
+        result = meter.build("session", self._integral, flags=flags, context=context)
+        return self._entry(result, self._split(result))
 
-    def _split(self, result: EnergyResult) -> tuple[dict[str, float] | None, list[str]]:
-        """Split the total over the phases; they sum to it exactly."""
-        if result.energy_j is None:
-            return None, []
-        watts = {name: phase.watts() for name, phase in self._phases.items()}
-        few = sorted(name for name, p in self._phases.items() if p.n < FEW)
-        mean_w = result.mean_w or 0.0
-        shares = {
-            name: (mean_w if watts[name] is None else watts[name] or 0.0) * phase.seconds
-            for name, phase in self._phases.items()
+    def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
+        """Split the total over the phases; those that are told sum to it exactly."""
+        from draftwire.energy.phases import PhasePower
+
+        if result.energy_j is None or self._fit is None:
+            return {}
+        names = [name for name, seconds in self._seconds.items() if seconds > 0]
+        if len(names) < 2:
+            half = result.uncertainty_j
+            return {name: PhasePower(result.energy_j, half) for name in names}
+        powers = self._fit.solve((self._end - self._start) * 1e-9)
+        raw = {
+            name: p.watts * self._seconds[name]
+            for name, p in powers.items()
+            if p.watts is not None and name in self._seconds
         }
-        whole = sum(shares.values())
-        if not whole > 0:  # offsets below zero: only time is left to split by
-            shares = {name: phase.seconds for name, phase in self._phases.items()}
-            whole = sum(shares.values())
-        if not whole > 0:
-            return {}, few
-        scale = result.energy_j / whole
-        return {name: share * scale for name, share in shares.items()}, few
+        whole = sum(raw.values())
+        told = len(raw) == len(names) and whole > 0
+        scale = result.energy_j / whole if told else 1.0
+        u = result.uncertainty
+        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in (*SHARED, "hole")}
+        split = {}
+        for name in names:
+            power, seconds = powers[name], self._seconds[name]
+            if power.watts is None:
+                split[name] = power
+                continue
+            joules = raw[name] * scale
+            half = (power.half_w or 0.0) * seconds + abs(joules - raw[name])
+            # Its part of what is wrong with the whole: offset by time, gain by energy.
+            offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
+            gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
+            half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
+            # What a hole hides, nobody can say of which phase.
+            half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
+            split[name] = PhasePower(joules, half)
+        return split
 
     def _without_meter(self) -> dict[str, Any]:
         if self.model is None:
-            return self._entry(null_result("session", self._why), None, [])
+            return self._entry(null_result("session", self._why), {})
         joules, by_phase, unknown = self._modelled()
         if joules is None:
             names = ", ".join(unknown)
             why = f"the model {self.model.name} has no watts for phase {names}"
             none = null_result("session", why, source=self.model.name, kind="modelled")
-            return self._entry(none, None, [])
-        result = self.model.result(joules, sum(p.seconds for p in self._phases.values()))
-        return self._entry(result, by_phase, [])
+            return self._entry(none, {})
+        from draftwire.energy.phases import PhasePower
+
+        result = self.model.result(joules, sum(self._seconds.values()))
+        part = self.model.uncertainty
+        return self._entry(
+            result,
+            {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()},
+        )
 
     def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
         assert self.model is not None
         known = self.model.watts
-        unknown = sorted(name for name in self._phases if name not in known)
+        unknown = sorted(name for name in self._seconds if name not in known)
         by_phase = {
-            name: known[name] * phase.seconds
-            for name, phase in self._phases.items()
+            name: known[name] * seconds
+            for name, seconds in self._seconds.items()
             if name in known
         }
         return (None if unknown else sum(by_phase.values())), by_phase, unknown
 
     def _entry(
-        self, result: EnergyResult, by_phase: dict[str, float] | None, few: list[str]
+        self, result: EnergyResult, split: Mapping[str, PhasePower]
     ) -> dict[str, Any]:
-        if by_phase and result.energy_j is not None:
+        by_phase = {name: part.watts for name, part in split.items()}
+        told = [value for value in by_phase.values() if value is not None]
+        if told and len(told) == len(by_phase) and result.energy_j is not None:
             # The last bit: the total is the sum of what is printed, in that order.
-            result = replace(result, energy_j=sum(by_phase.values()))
+            result = replace(result, energy_j=sum(told))
         self.energy = result
-        joules = result.energy_j
-        seconds = {name: phase.seconds for name, phase in self._phases.items()}
+        joules, seconds = result.energy_j, dict(self._seconds)
+        halves = {name: part.half_w for name, part in split.items()}
+        per, per_u = per_token(joules, by_phase, self._tokens), {}
+        if result.uncertainty_j is not None:
+            per_u = per_token(result.uncertainty_j, halves, self._tokens)
         return {
             "joules": joules,
             "source": None if result.source == "none" else result.source,
             "scope": result.scope,
             "uncertainty": result.uncertainty_j,
-            "by_phase": by_phase,
+            "by_phase": by_phase if joules is not None else None,
             "why_null": result.why_null or None,
             "kind": result.kind if joules is not None else None,
+            "resolution_only": result.resolution_only,
+            "uncertainty_by_phase": halves if joules is not None else None,
+            "why_null_by_phase": {n: part.why for n, part in split.items() if part.why},
             "seconds_by_phase": seconds,
             "watts_by_phase": {
-                name: by_phase[name] / seconds[name] if seconds[name] > 0 else None
-                for name in by_phase
+                name: value / seconds[name] if value is not None and seconds[name] else None
+                for name, value in by_phase.items()
             }
-            if by_phase is not None
+            if joules is not None
             else None,
-            "few_samples": few,
-            "tokens": dict(self._tokens),
-            "per_token": per_token(joules, by_phase, self._tokens),
+            "tokens": {k: v for k, v in self._tokens.items() if v or k != "requests"},
+            "per_token": per,
+            "uncertainty_per_token": per_u,
             "net": result.net_j,
+            "net_uncertainty": result.net_uncertainty_j,
+            "baseline_w": result.baseline_w,
             "coverage": result.coverage,
             "samples": result.samples,
             "by_rail": dict(result.by_rail),
+            "by_scope": dict(result.by_scope),
             "flags": list(result.flags),
             "notes": list(result.notes),
             "context": dict(result.context),
@@ -379,7 +400,9 @@ class Account:
 
 
 def per_token(
-    joules: float | None, by_phase: dict[str, float] | None, tokens: dict[str, int]
+    joules: float | None,
+    by_phase: Mapping[str, float | None] | None,
+    tokens: Mapping[str, int],
 ) -> dict[str, float | None]:
     """Return joules per token; what each is over is in its name.
 

@@ -4,7 +4,8 @@ The order: what the user names; sysfs (the board's own rails, 20 Hz, no process)
 5 PMIC; jtop (where sysfs cannot be reached, as in a container); tegrastats (a process
 and text for the numbers of sysfs); RAPL; a discharging battery.  A GPU alone is no
 total of a device, so NVML is taken only by name.  The stated model is never chosen by
-itself.
+itself, and neither is a meter on the bench (``serial:PORT``, ``ppk2:PORT,VOLTS``,
+``joulescope``) or a recording (``replay:FILE``, which ``generate --energy`` takes too).
 """
 
 from __future__ import annotations
@@ -16,8 +17,22 @@ from typing import Any, Callable, Sequence
 from draftwire.energy.context import Context
 from draftwire.energy.meter import DEFAULT_HZ, Meter
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
-from draftwire.energy.sources import battery, ina, jtop, nvml, pmic, rapl, tegrastats
-from draftwire.energy.sources.base import Finding, PowerSource
+from draftwire.energy.sources import (
+    battery,
+    hwmon,
+    jtop,
+    nvml,
+    pmic,
+    rapl,
+    tegrastats,
+)
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    Finding,
+    PowerSource,
+    response_of,
+)
+from draftwire.energy.sources.replay import ReplaySource
 from draftwire.errors import ConfigError, SensorError
 
 __all__ = ["Chosen", "ORDER", "choose_source", "find_sources", "open_meter"]
@@ -45,7 +60,7 @@ class Chosen:
 def find_sources(root: Path = Path("/")) -> list[Finding]:
     """Look for every source, in the order of choice; nothing is left open."""
     findings = []
-    for name in (*ORDER, "nvml"):
+    for name in (*ORDER, "nvml", "gpu"):
         findings.append(_PROBES[name](root))
     return findings
 
@@ -75,9 +90,14 @@ def choose_source(
         ConfigError: No such source.
         SensorError: Nothing can be read; the message says what would change that.
     """
+    kind, _, rest = name.partition(":")
+    if kind in _NAMED:
+        source = _NAMED[kind](rest)
+        choice = total_of(source, tables, board=board, rails=rails, scope=scope)
+        return Chosen(source, choice, "named by the user")
     names = ORDER if name == "auto" else (name,)
     if name != "auto" and name not in _OPENERS:
-        known = ", ".join(("auto", *_OPENERS))
+        known = ", ".join(("auto", *_OPENERS, *(f"{one}:..." for one in _NAMED)))
         raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
     passed: list[Finding] = []
     for candidate in names:
@@ -115,6 +135,8 @@ def total_of(
     scope: str | None = None,
 ) -> TotalChoice:
     """Return the total of a source: its own, or by the rail tables."""
+    if isinstance(source, ReplaySource) and not rails and scope is None:
+        return source.recording.choice
     if source.scope is not None and not rails:
         return TotalChoice(Total(source.scope, tuple(source.total)), how="the source")
     return choose_total(source.rails, tables, board=board, user_rails=rails, scope=scope)
@@ -139,27 +161,66 @@ def open_meter(
         SensorError: Nothing can be read.
     """
     chosen = choose_source(tables, root=root, **choice)
+    from draftwire.energy.calibrate import known_response
+
+    source, table = chosen.source, chosen.choice.table
+    known = known_response(source.name)
+    if known is None and source.response is UNKNOWN_RESPONSE and table is not None:
+        known = response_of(table.response)
+    if known is not None:
+        source.response = known
     return Meter(chosen.source, chosen.choice, hz=hz, context=Context(root))
 
 
 _PROBES: dict[str, Callable[[Path], Finding]] = {
-    "sysfs": ina.probe,
+    "sysfs": hwmon.probe,
     "pmic": lambda root: pmic.probe(),
     "jtop": jtop.probe,
     "tegrastats": lambda root: tegrastats.probe(),
     "rapl": rapl.probe,
     "battery": battery.probe,
     "nvml": lambda root: nvml.probe(),
+    "gpu": hwmon.probe_gpu,
 }
 _OPENERS: dict[str, Callable[[Path], PowerSource]] = {
-    "sysfs": ina.InaSource,
+    "sysfs": hwmon.HwmonSource,
     "pmic": lambda root: pmic.PmicSource(),
     "jtop": lambda root: jtop.JtopSource(),
     "tegrastats": lambda root: tegrastats.TegrastatsSource(),
     "rapl": rapl.RaplSource,
     "battery": battery.BatterySource,
     "nvml": lambda root: nvml.NvmlSource(),
+    "gpu": hwmon.GpuSource,
 }
+
+
+def _bench(kind: str) -> Callable[[str], PowerSource]:
+    def opened(rest: str) -> PowerSource:
+        from draftwire.energy.sources import serial_meters as meters
+
+        if kind == "serial":
+            return meters.LineMeter(rest)
+        return meters.Ppk2Source(rest) if kind == "ppk2" else meters.JoulescopeSource()
+
+    return opened
+
+
+_NAMED: dict[str, Callable[[str], PowerSource]] = {
+    **{kind: _bench(kind) for kind in ("serial", "ppk2", "joulescope")},
+    "replay": lambda rest: _replay(rest),
+}
+
+
+def _replay(text: str) -> PowerSource:
+    path, _, speed = text.partition(",")
+    try:
+        return ReplaySource(Path(path), speed=float(speed or 1.0))
+    except ValueError as exc:
+        raise ConfigError(
+            f"replay:{text}", hint="replay:FILE or replay:FILE,SPEED"
+        ) from exc
+
+
 _WHY = {
     "sysfs": "the board's own sensors, read without any other process",
     "pmic": "the power chip of the Raspberry Pi 5",

@@ -10,75 +10,47 @@ import re
 from pathlib import Path
 from typing import Any
 
-from draftwire.energy.sources.base import read_int, read_text
+from draftwire.boards.system import heat, power_mode
+from draftwire.boards.tree import Tree
 
-__all__ = ["Context", "power_mode", "power_modes", "read_context"]
-
-_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
-_STATUS = re.compile(r"pmode:(\d+)")
+__all__ = ["Context", "mode_name", "read_context"]
 
 
-def power_modes(root: Path = Path("/")) -> dict[int, str]:
-    """Return the power modes of a Jetson by id, from ``/etc/nvpmodel.conf``."""
-    text = read_text(root / "etc/nvpmodel.conf") or ""
-    return {int(number): name for number, name in _MODEL.findall(text)}
-
-
-def power_mode(root: Path = Path("/")) -> str | None:
+def mode_name(root: Path = Path("/")) -> str | None:
     """Return the name of the present power mode, or None when there is none."""
-    status = _STATUS.search(read_text(root / "var/lib/nvpmodel/status") or "")
-    if status is None:
-        return read_text(root / "sys/firmware/acpi/platform_profile")
-    number = int(status.group(1))
-    return power_modes(root).get(number, f"id {number}")
+    mode = power_mode(Tree(root))
+    if mode is None or (mode.name is None and mode.number is None):
+        return None
+    return mode.name or f"id {mode.number}"
 
 
 def read_context(root: Path = Path("/")) -> dict[str, Any]:
     """Return power mode, clocks and temperatures; what is not there is left out."""
-    found: dict[str, Any] = {}
-    mode = power_mode(root)
-    if mode:
-        found["power_mode"] = mode
+    tree = Tree(root)
     caps, now, governors = [], [], set()
-    for cpu in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
-        cap, current = (
-            read_int(cpu / "scaling_max_freq"),
-            read_int(cpu / "scaling_cur_freq"),
+    for cpu in tree.find("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        cap, current, low = (
+            tree.number(f"{cpu}/scaling_{name}_freq") for name in ("max", "cur", "min")
         )
-        low, governor = (
-            read_int(cpu / "scaling_min_freq"),
-            read_text(cpu / "scaling_governor"),
-        )
-        if cap is not None:
-            caps.append((cap, low))
-        if current is not None:
-            now.append(current)
-        if governor:
-            governors.add(governor)
-    if caps:
-        found["cpu_cap_hz"] = max(cap for cap, _ in caps) * 1000
+        governor = tree.text(f"{cpu}/scaling_governor")
+        caps += [] if cap is None else [(cap, low)]
+        now += [] if current is None else [current * 1000]
+        governors |= {governor} if governor else set()
+    throttled = tree.text("sys/devices/platform/soc/soc:firmware/get_throttled") or ""
+    known = re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled)
+    found = {
+        "power_mode": mode_name(root),
+        "cpu_cap_hz": max(cap for cap, _ in caps) * 1000 if caps else None,
         # jetson_clocks sets the lowest clock to the highest.
-        found["clocks_locked"] = all(cap == low for cap, low in caps)
-    if now:
-        found["cpu_hz"] = [value * 1000 for value in sorted(now, reverse=True)]
-    if governors:
-        found["governor"] = "+".join(sorted(governors))
-    online = read_text(root / "sys/devices/system/cpu/online")
-    if online:
-        found["cpus_online"] = online
-    heat = {}
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        value = read_int(zone / "temp")
-        if value is not None and value > -200_000:
-            heat[read_text(zone / "type") or zone.name] = value / 1000
-    if heat:
-        found["heat_c"] = heat
-    throttled = read_text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
-    if throttled:
-        value = int(throttled, 16) if re.fullmatch(r"(0x)?[0-9a-fA-F]+", throttled) else 0
+        "clocks_locked": all(cap == low for cap, low in caps) if caps else None,
+        "cpu_hz": sorted(now, reverse=True) or None,
+        "governor": "+".join(sorted(governors)) or None,
+        "cpus_online": tree.text("sys/devices/system/cpu/online") or None,
+        "heat_c": heat(tree) or None,
         # The low bits are now; bits 16 and up are since boot and stay set.
-        found["throttled"] = hex(value & 0xFFFF)
-    return found
+        "throttled": hex(int(throttled, 16) & 0xFFFF) if known else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Context:

@@ -5,65 +5,84 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
-from draftwire.energy.report import Row
+from draftwire.energy.report import COUNTS, Row
 from draftwire.errors import ConfigError
+from draftwire.io import align, quantity, significant, write_text, write_whole
 
-__all__ = ["FORMATS", "as_csv", "as_json", "as_prometheus", "as_table", "write"]
+__all__ = ["FORMATS", "as_table", "flat", "per_token_text", "prometheus", "stated", "write"]
 
 
-def as_table(rows: Sequence[Row], *, battery_wh: float | None = None) -> str:
-    """Return a table for a terminal, with the details that make it worth defending."""
-    head = ("file", "energy", "seconds", "mean W", "scope", "source")
-    lines = [head]
+def stated(value: float | None, half: float | None, row: Row, unit: str = "J") -> str:
+    """Return a figure as it stands anywhere: with its half-width and what that covers."""
+    text = quantity(value, half, unit)
+    only = row.resolution_only and value is not None and half is not None
+    return f"{text} (resolution only)" if only else text
+
+
+def as_table(
+    rows: Sequence[Row],
+    *,
+    battery_wh: float | None = None,
+    g_per_kwh: float | None = None,
+) -> str:
+    """Return a table for a terminal, with the details that make it worth defending.
+
+    Args:
+        rows: What to show.
+        battery_wh: Of the robot, for hours of life.
+        g_per_kwh: Grams of CO2 equivalent for a kilowatt-hour, as the user states it.
+    """
+    lines = [("file", "energy", "seconds", "covered", "mean power", "scope", "source")]
     for row in rows:
         lines.append(
             (
                 Path(row.file).name,
-                quantity(row.energy_j, row.uncertainty_j),
-                _fixed(row.seconds, 2),
-                _fixed(row.mean_w, 2),
+                stated(row.energy_j, row.uncertainty_j, row),
+                "-" if row.seconds is None else f"{row.seconds:.2f}",
+                "-" if row.coverage is None else f"{100 * row.coverage:.0f} %",
+                quantity(row.mean_w, row.mean_uncertainty_w, "W"),
                 row.scope or "-",
                 _labelled(row),
             )
         )
-    text = [_align(lines)]
+    text = [align(lines, left=(0, 5, 6))]
     for row in rows:
-        text.append(_details(row, battery_wh, name=len(rows) > 1))
+        text.append(_details(row, battery_wh, g_per_kwh, name=len(rows) > 1))
     return "\n".join(part for part in text if part)
 
 
-def _details(row: Row, battery_wh: float | None, *, name: bool) -> str:
+def _details(
+    row: Row, battery_wh: float | None, g_per_kwh: float | None, *, name: bool
+) -> str:
     lines = []
     if row.energy_j is None:
         lines.append(f"no joules: {row.why_null}")
-    if row.by_phase_j:
-        table = [("phase", "energy", "share", "seconds", "mean W")]
-        for phase, joules in sorted(row.by_phase_j.items(), key=lambda x: -x[1]):
-            seconds = row.phase_seconds.get(phase)
-            watt = joules / seconds if seconds else None
-            share = joules / row.energy_j if row.energy_j else None
-            percent = "-" if share is None else f"{100 * share:.1f} %"
-            table.append(
-                (phase, _joules(joules), percent, _fixed(seconds, 2), _fixed(watt, 2))
-            )
-        lines.append(_align(table))
-    tokens = [
-        f"{_joules(value)} per {kind} token"
-        for kind, value in row.per_token_j.items()
-        if value is not None
-    ]
-    if tokens:
-        lines.append(", ".join(tokens))
-    if row.answers_per_wh is not None:
-        lines.append(f"{row.answers_per_wh:.4g} runs like this per watt-hour")
+    if row.net_j is not None:
+        net = stated(row.net_j, row.net_uncertainty_j, row)
+        lines.append(f"net of {row.baseline_w:.3g} W idle: {net}")
+    if row.rails:
+        by = f", {row.board}" if row.board else ""
+        lines.append(f"total: {' + '.join(row.rails)} (scope {row.scope}{by})")
+    for scope, joules in row.by_scope_j.items():
+        lines.append(f"wider: scope {scope} took {significant(joules)} (--scope {scope})")
+    if len(row.by_phase_j or {}) > 1:
+        lines.append(_phase_table(row))
+    lines += per_token_text(row)
+    if row.energy_j and row.energy_j > 0 and row.answers_per_wh is not None:
+        if not row.open_ended or row.tokens.get("requests"):
+            lines.append(f"{row.answers_per_wh:.4g} requests like this per watt-hour")
         if battery_wh and row.mean_w:
             hours = battery_wh / row.mean_w
             lines.append(f"a battery of {battery_wh:g} Wh: {hours:.2f} h at this power")
+        if g_per_kwh is not None:
+            wh, half = row.energy_j / 3600, (row.uncertainty_j or 0.0) / 3600
+            co2 = quantity(wh * g_per_kwh, half * g_per_kwh, "mgCO2e")
+            lines.append(
+                f"{quantity(wh, half, 'Wh')}; {co2} at {g_per_kwh:g} g/kWh, stated"
+            )
     if row.power_mode:
         lines.append(f"power mode {row.power_mode}")
     if row.heat_c:
@@ -77,76 +96,74 @@ def _details(row: Row, battery_wh: float | None, *, name: bool) -> str:
     return title + "\n".join(lines)
 
 
+def phase_rows(row: Row) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield name, energy, share, seconds and power of each phase, the largest first."""
+    items = sorted((row.by_phase_j or {}).items(), key=lambda item: -(item[1] or 0.0))
+    for phase, joules in items:
+        seconds = row.phase_seconds.get(phase)
+        half = row.phase_uncertainty_j.get(phase)
+        time = "-" if seconds is None else f"{seconds:.2f}"
+        if joules is None:
+            yield phase, "not told", "-", time, "-"
+            continue
+        share = f"{100 * joules / row.energy_j:.1f} %" if row.energy_j else "-"
+        watt = joules / seconds if seconds else None
+        u = half / seconds if half is not None and seconds else None
+        yield phase, stated(joules, half, row), share, time, quantity(watt, u, "W")
+
+
+def _phase_table(row: Row) -> str:
+    table = align([("phase", "energy", "share", "seconds", "mean power"), *phase_rows(row)])
+    whys = [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
+    return "\n".join([table, *whys])
+
+
+def per_token_text(row: Row) -> list[str]:
+    """Return sentences: joules per token, per thousand, tokens per joule."""
+    parts = [
+        f"{quantity(value, row.per_token_uncertainty_j.get(kind))} per {kind} token"
+        for kind, value in row.per_token_j.items()
+        if value is not None
+    ]
+    lines = [", ".join(parts)] if parts else []
+    emitted = row.per_token_j.get("emitted")
+    if emitted and emitted > 0:
+        half = row.per_token_uncertainty_j.get("emitted")
+        many = quantity(1000 * emitted, None if half is None else 1000 * half)
+        rate = quantity(
+            1 / emitted, None if half is None else half / emitted**2, "tokens/J"
+        )
+        lines.append(f"{many} per 1,000 emitted tokens; {rate}")
+    if row.requests > 1 and row.energy_j is not None:
+        half = None if row.uncertainty_j is None else row.uncertainty_j / row.requests
+        lines.append(
+            f"{quantity(row.energy_j / row.requests, half)} per request ({row.requests})"
+        )
+    return lines
+
+
 def _labelled(row: Row) -> str:
     source = row.source or "-"
     return f"{source} (modelled)" if row.kind == "modelled" else source
 
 
-def _joules(value: float | None) -> str:
-    if value is None:
-        return "-"
-    for factor, unit in ((1.0, "J"), (1e3, "mJ"), (1e6, "uJ")):
-        if abs(value) * factor >= 1 or unit == "uJ":
-            return f"{value * factor:.3g} {unit}" if abs(value) < 1e3 else f"{value:.0f} J"
-    return f"{value:g} J"
-
-
-def quantity(value: float | None, half: float | None, unit: str = "J") -> str:
-    """Return a value rounded to what its uncertainty leaves of it: ``1350 +- 14 J``."""
-    if value is None:
-        return "-"
-    if half is None or not half > 0:
-        return f"{value:.3g} {unit}"
-    digits = 1 - math.floor(math.log10(half))  # two digits of the uncertainty
-    half = round(half, digits)
-    places = max(digits, 0)
-    return f"{round(value, digits):.{places}f} +- {half:.{places}f} {unit}"
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _align(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width)
-            if place == 0 or place > 3 and len(line) > 5
-            else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join(text)
-
-
 def flat(row: Row) -> dict[str, Any]:
     """Return one flat dictionary, for CSV and Parquet; None stays empty."""
-    record: dict[str, Any] = {
-        "file": row.file,
-        "label": row.label,
-        "energy_j": row.energy_j,
-        "uncertainty_j": row.uncertainty_j,
-        "seconds": row.seconds,
-        "mean_w": row.mean_w,
-        "max_w": row.max_w,
-        "net_j": row.net_j,
-        "source": row.source,
-        "kind": row.kind,
-        "scope": row.scope,
-        "samples": row.samples,
-        "coverage": row.coverage,
-        "power_mode": row.power_mode,
-        "answers_per_wh": row.answers_per_wh,
-        "flags": " ".join(flag.replace(" ", "-") for flag in row.flags),
-        "why_null": row.why_null,
-    }
-    for kind in ("drafted", "accepted", "emitted"):
+    names = (
+        "file", "label", "energy_j", "uncertainty_j", "resolution_only", "seconds",
+        "coverage", "mean_w", "mean_uncertainty_w", "max_w", "net_j", "net_uncertainty_j",
+        "source", "kind", "scope", "board", "samples", "power_mode", "requests",
+        "answers_per_wh", "why_null",
+    )  # fmt: skip
+    record: dict[str, Any] = {name: getattr(row, name) for name in names}
+    record["flags"] = " ".join(flag.replace(" ", "-") for flag in row.flags)
+    for kind in COUNTS[:3]:
         record[f"{kind}_tokens"] = row.tokens.get(kind)
         record[f"j_per_{kind}"] = row.per_token_j.get(kind)
+        record[f"u_per_{kind}"] = row.per_token_uncertainty_j.get(kind)
     for phase, joules in (row.by_phase_j or {}).items():
         record[f"phase_{phase}_j"] = joules
+        record[f"phase_{phase}_u"] = row.phase_uncertainty_j.get(phase)
     return record
 
 
@@ -173,63 +190,67 @@ def as_json(rows: Sequence[Row]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def as_prometheus(rows: Sequence[Row]) -> str:
+def prometheus(metrics: Mapping[str, tuple[str, str, Sequence[Any]]]) -> str:
     """Return the Prometheus text format; a null has no sample at all.
+
+    Args:
+        metrics: By name: kind (``gauge``, ``counter``), help, and ``(labels, value)``.
 
     Source:
         https://prometheus.io/docs/instrumenting/exposition_formats/
     """
-    metrics: list[tuple[str, str, Callable[[Row], float | None]]] = [
-        ("energy_joules", "Energy of the run", lambda row: row.energy_j),
-        (
-            "energy_uncertainty_joules",
-            "95 % half-width of the energy",
-            lambda row: row.uncertainty_j,
-        ),
-        ("energy_seconds", "Length of the run", lambda row: row.seconds),
-        ("power_mean_watts", "Mean power", lambda row: row.mean_w),
-        ("energy_coverage_ratio", "Share of time sampled", lambda row: row.coverage),
-    ]
     lines = []
-    for name, text, value in metrics:
-        lines += [f"# HELP draftwire_{name} {text}.", f"# TYPE draftwire_{name} gauge"]
-        for row in rows:
-            number = value(row)
-            if number is not None:
-                lines.append(f"draftwire_{name}{_labels(row)} {number!r}")
-    name = "energy_phase_joules"
-    lines += [
-        f"# HELP draftwire_{name} Energy by phase.",
-        f"# TYPE draftwire_{name} gauge",
-    ]
-    for row in rows:
-        for phase, joules in (row.by_phase_j or {}).items():
-            lines.append(f"draftwire_{name}{_labels(row, phase=phase)} {joules!r}")
-    name = "energy_per_token_joules"
-    lines += [
-        f"# HELP draftwire_{name} Energy per token.",
-        f"# TYPE draftwire_{name} gauge",
-    ]
-    for row in rows:
-        for kind, per in row.per_token_j.items():
-            if per is not None:
-                lines.append(f"draftwire_{name}{_labels(row, token=kind)} {per!r}")
+    for name, (kind, text, samples) in metrics.items():
+        lines += [f"# HELP draftwire_{name} {text}.", f"# TYPE draftwire_{name} {kind}"]
+        for labels, value in samples:
+            if value is None:
+                continue
+            cells = []
+            for key, word in labels.items():
+                safe = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+                cells.append(f'{key}="{safe}"')
+            lines.append(f"draftwire_{name}{{{','.join(cells)}}} {value!r}")
     return "\n".join(lines) + "\n"
 
 
-def _labels(row: Row, **more: str) -> str:
-    labels = {
-        "file": Path(row.file).name,
-        "source": row.source or "",
-        "kind": row.kind or "",
-        "scope": row.scope or "",
-        **more,
-    }
-    cells = []
-    for key, value in labels.items():
-        safe = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        cells.append(f'{key}="{safe}"')
-    return "{" + ",".join(cells) + "}"
+def as_prometheus(rows: Sequence[Row]) -> str:
+    """Return the Prometheus text format."""
+
+    def labels(row: Row, **more: str) -> dict[str, str]:
+        covers = "resolution" if row.resolution_only else "data sheet"
+        names = {"source": row.source, "kind": row.kind, "scope": row.scope}
+        known = {key: value or "" for key, value in names.items()}
+        return {"file": Path(row.file).name, **known, "covers": covers, **more}
+
+    def gauge(text: str, value: Callable[[Row], float | None]) -> tuple[str, str, Any]:
+        return "gauge", text, [(labels(row), value(row)) for row in rows]
+
+    def parts(text: str, name: str, values: str) -> tuple[str, str, Any]:
+        found = [
+            (labels(row, **{name: key}), value)
+            for row in rows
+            for key, value in (getattr(row, values) or {}).items()
+        ]
+        return "gauge", text, found
+
+    half = "95 % half-width of"
+    return prometheus(
+        {
+            "energy_joules": gauge("Energy of the run", lambda r: r.energy_j),
+            "energy_uncertainty_joules": gauge(
+                f"{half} the energy", lambda r: r.uncertainty_j
+            ),
+            "energy_net_joules": gauge("Energy above idle", lambda r: r.net_j),
+            "energy_seconds": gauge("Length of the run", lambda r: r.seconds),
+            "power_mean_watts": gauge("Mean power", lambda r: r.mean_w),
+            "energy_coverage_ratio": gauge("Share of time sampled", lambda r: r.coverage),
+            "energy_phase_joules": parts("Energy by phase", "phase", "by_phase_j"),
+            "energy_phase_uncertainty_joules": parts(
+                f"{half} the energy by phase", "phase", "phase_uncertainty_j"
+            ),
+            "energy_per_token_joules": parts("Energy per token", "token", "per_token_j"),
+        }
+    )
 
 
 def write(rows: Sequence[Row], path: Path, form: str) -> None:
@@ -241,25 +262,7 @@ def write(rows: Sequence[Row], path: Path, form: str) -> None:
     if form == "parquet":
         write_whole(path, lambda temporary: _parquet(rows, temporary))
         return
-    text = FORMATS[form](rows)
-    write_whole(path, lambda temporary: _write_text(temporary, text))
-
-
-def write_whole(path: Path, make: Callable[[Path], None]) -> None:
-    """Let ``make`` write beside ``path``, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        make(temporary)
-        os.replace(temporary, path)
-    except OSError as exc:
-        raise ConfigError(f"cannot write {path}: {exc}") from exc
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, FORMATS[form](rows))
 
 
 def _parquet(rows: Sequence[Row], path: Path) -> None:

@@ -8,13 +8,22 @@ from typing import Any, BinaryIO, Sequence
 
 from draftwire.energy import tegra_log
 from draftwire.energy.integrate import Integrator
-from draftwire.energy.rails import RailTable, choose_total
+from draftwire.energy.rails import RailTable, TotalChoice, choose_total
+from draftwire.energy.recording import Recording
 from draftwire.energy.result import EnergyResult, Projector, build_result, null_result
 from draftwire.energy.tegra_clock import set_clock
-from draftwire.energy.tegra_log import MISSING, Log, LogFinding, Run
+from draftwire.energy.tegra_log import Log, LogFinding, Run
 from draftwire.errors import ConfigError
 
-__all__ = ["Imported", "RunEnergy", "import_tegrastats", "parse_window"]
+__all__ = [
+    "Imported",
+    "RunEnergy",
+    "import_tegrastats",
+    "parse_window",
+    "recording_of_run",
+]
+
+SOURCE = "tegrastats-log"
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class RunEnergy:
     samples: int
     period_s: float | None
     result: EnergyResult
+    choice: TotalChoice
 
 
 @dataclass
@@ -70,6 +80,8 @@ class Imported:
                     "first_sample": run.first_sample,
                     "samples": run.samples,
                     "period_s": run.period_s,
+                    "board": run.choice.board,
+                    "total_by": run.choice.how,
                     **run.result.to_dict(),
                 }
                 for run in self.runs
@@ -125,7 +137,7 @@ def import_tegrastats(
     log = tegra_log.read_log(path, file)
     set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log.name, log.samples, findings=log.findings, log=log)
-    origin = next((r.segments[0].start_s for r in log.runs if r.segments), 0.0)
+    origin = next((float(r.times[0]) for r in log.runs if len(r.times)), 0.0)
     bounds = None
     if window is not None:
         bounds = (origin + window[0], origin + window[1])
@@ -136,9 +148,8 @@ def import_tegrastats(
         result = _energy(run, Projector(run.rails, choice), bounds)
         if result is None:
             continue
-        periods = [s.period_s for s in run.segments if s.period_s is not None]
-        period = periods[0] if periods else None
-        imported.runs.append(RunEnergy(run.first_sample, run.samples, period, result))
+        energy = RunEnergy(run.first_sample, run.samples, run.period_s, result, choice)
+        imported.runs.append(energy)
         for warning in choice.warnings:
             log.note("total", run.first_sample, warning)
     if window is not None and not imported.runs:
@@ -151,96 +162,68 @@ def _energy(
 ) -> EnergyResult | None:
     """Integrate a run; None when the window misses it."""
     label = f"samples {run.first_sample} to {run.first_sample + run.samples - 1}"
-    source = "tegrastats-log"
-    common: dict[str, Any] = {"source": source, "samples": run.samples}
+    common: dict[str, Any] = {"source": SOURCE, "samples": run.samples}
+    why = ""
     if not run.rails:
-        return null_result(label, "the log has no power rail", **common)
-    if run.samples < 2:
+        why = "the log has no power rail"
+    elif run.samples < 2:
         why = "a single sample has no duration"
-        common["notes"] = _mean_powers(run, projector)
-        return null_result(label, why, **common)
-    if not run.segments:
+    elif not len(run.times):
         why = "the log has no time stamps: give --interval or --duration"
-        common["notes"] = _mean_powers(run, projector)
-        return null_result(label, why, **common)
-    start, end = run.segments[0].start_s, run.segments[-1].end_s
+    if why:
+        return null_result(label, why, notes=_mean_powers(run, projector), **common)
+    start, end = float(run.times[0]), float(run.times[-1])
+    whole_s = end - start
     if bounds is not None:
         start, end = max(start, bounds[0]), min(end, bounds[1])
         if end <= start:
             return None
-    parts, clock_u2 = [], 0.0
-    for segment in run.segments:
-        a = max(start, segment.start_s)
-        b = min(end, segment.end_s)
-        if b <= a:
-            continue
-        period_ns = int((segment.period_s or 1.0) * 1e9)
-        integral = Integrator(
-            projector.width, int(a * 1e9), int(b * 1e9), max_gap_ns=2 * period_ns + 1
-        )
-        for t, row in zip(segment.times(), run.rows(segment.first, segment.last)):
-            if t < a - 3 * (segment.period_s or 1.0):
-                continue
-            watts = {
-                rail: int(milli) * 1e-3
-                for rail, milli in zip(run.rails, row)
-                if milli != MISSING
-            }
-            integral.add(int(t * 1e9), projector.watts(watts))
-            if t > b:
-                break
-        integral.finish()
-        parts.append(integral)
-        share = (b - a) / max(segment.end_s - segment.start_s, 1e-9)
-        clock_u2 += (segment.clock_u_s * share) ** 2
-    if not parts:
-        return null_result(label, "every stretch of the log is a single sample", **common)
-    whole = _join(parts)
-    whole.start_ns, whole.end_ns = int(start * 1e9), int(end * 1e9)
+    period_s = run.period_s or 1.0
+    integral = Integrator(
+        projector.width,
+        round(start * 1e9),
+        round(end * 1e9),
+        max_gap_ns=int((2 * period_s + 0.3 * run.unit_s) * 1e9),
+    )
+    for reading in run.readings():
+        integral.add(reading.t_ns, projector.watts(reading.watts))
+    integral.finish()
+    share = (end - start) / max(whole_s, 1e-9)
+    clock_u2 = sum(segment.clock_u_s**2 for segment in run.segments)
     return build_result(
         label,
-        whole,
+        integral,
         projector,
-        source=source,
-        clock_u_s=clock_u2**0.5,
+        source=SOURCE,
+        clock_u_s=clock_u2**0.5 * share,
         observed_step_w=run.observed_step_w(),
         context=tegra_log.context_of(run),
-        gaps_outside=True,
     )
-
-
-def _join(parts: list[Integrator]) -> Integrator:
-    """Add integrals of stretches that do not touch; between them is a gap."""
-    first = parts[0]
-    for other in parts[1:]:
-        for i, joules in enumerate(other.joules):
-            first.joules[i] += joules
-            first.covered_s[i] += other.covered_s[i]
-        first.samples += other.samples
-        first.intervals += other.intervals
-        first.gaps += other.gaps + 1
-        first.held_s += other.held_s
-        first.changes += other.changes
-        first.sum_step2 += other.sum_step2
-        first.sum_diff2 += other.sum_diff2
-        first.same_s = max(first.same_s, other.same_s)
-        first.max_w = max(first.max_w, other.max_w)
-        first.min_w = min(first.min_w, other.min_w)
-        first.last_w = other.last_w
-    return first
 
 
 def _mean_powers(run: Run, projector: Projector) -> tuple[str, ...]:
     """Say the mean power: without a clock that is all a log can give."""
     total = projector.choice.total
-    if total is None:
+    sums = [projector.watts(run.watts(i))[0] for i in range(run.samples)]
+    known = [watt for watt in sums if watt == watt]
+    if total is None or not known:
         return ()
-    sums, count = 0.0, 0
-    for row in run.rows(0, run.samples):
-        found = {rail: int(m) for rail, m in zip(run.rails, row) if m != MISSING}
-        if all(rail in found for rail in total.rails):
-            sums += sum(found[rail] for rail in total.rails) * 1e-3
-            count += 1
-    if not count:
-        return ()
-    return (f"mean power of {count} samples, {total.scope}: {sums / count:.2f} W",)
+    mean_w = sum(known) / len(known)
+    return (f"mean power of {len(known)} samples, {total.scope}: {mean_w:.2f} W",)
+
+
+def recording_of_run(imported: Imported, first_sample: int | None = None) -> Recording:
+    """Return one run of a stamped log as a recording, for a picture.
+
+    Raises:
+        ConfigError: The log has no such run, or no times.
+    """
+    assert imported.log is not None
+    for run, energy in zip(imported.log.runs, imported.runs):
+        if first_sample in (None, run.first_sample) and len(run.times):
+            header = {"source": SOURCE, "rails": list(run.rails)}
+            recording = Recording(imported.name, header, energy.choice, {})
+            recording.samples = list(run.readings())
+            recording.end_ns = recording.samples[-1].t_ns
+            return recording
+    raise ConfigError(f"{imported.name} has no times to draw")

@@ -24,8 +24,21 @@ from typing import Any, Callable, NamedTuple, Protocol
 
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.rails import TotalChoice
-from draftwire.energy.result import EnergyResult, Projector, build_result, null_result
-from draftwire.energy.sources.base import Clock, PowerSource, Reading, monotonic_ns
+from draftwire.energy.result import (
+    Baseline,
+    EnergyResult,
+    Projector,
+    build_result,
+    null_result,
+)
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    Clock,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.errors import ConfigError, SensorError
 
 __all__ = ["Listener", "Meter", "RingSample", "Window", "deadline_ns"]
@@ -104,7 +117,8 @@ class Meter:
         self.late = 0
         self.cpu_s = 0.0
         self.broken = ""
-        self.baseline_w: float | None = None
+        self.baseline: Baseline | None = None
+        self.response: Response = getattr(source, "response", UNKNOWN_RESPONSE)
         self.ring: deque[RingSample] = deque(maxlen=ring)
         self.context = context
         self._clock = clock
@@ -113,6 +127,7 @@ class Meter:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.min_step_w: float | None = None  # smallest change of the total so far
+        self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
         self._step2 = 0.0  # running mean of (difference x period)^2
         self._last: RingSample | None = None
 
@@ -172,8 +187,34 @@ class Meter:
         with self.window("baseline") as window:
             time.sleep(seconds)
         result = window.result
-        self.baseline_w = result.mean_w
+        if result.mean_w is not None:
+            u = result.uncertainty
+            noise_w = 0.0 if u is None else u.random_j / result.duration_s
+            self.baseline = Baseline(result.mean_w, noise_w)
         return result
+
+    def build(self, label: str, integral: Integrator, **more: Any) -> EnergyResult:
+        """Return the result of a finished integrator over this meter's samples."""
+        source = self.source
+        lag_s = getattr(source, "lag_s", source.update_s) or 0.0
+        if self.response is not UNKNOWN_RESPONSE:
+            lag_s = max(lag_s, self.response.mean_lag_s)
+        more.setdefault("notes", source.notes)
+        integral.low_w = min(integral.low_w, self.low_w)
+        integral.high_w = max(integral.high_w, self.high_w)
+        return build_result(
+            label,
+            integral,
+            self.projector,
+            source=source.name,
+            kind=source.kind,
+            accuracy=source.accuracy,
+            lag_s=lag_s,
+            context_step2=self.context_step2,
+            observed_step_w=self.min_step_w,
+            baseline=self.baseline,
+            **more,
+        )
 
     @property
     def context_step2(self) -> float:
@@ -212,6 +253,9 @@ class Meter:
             if last is not None and reading.t_ns <= last.t_ns:
                 return
             sample = RingSample(reading.t_ns, watts, joules)
+            if watts[0] == watts[0]:
+                self.low_w = min(self.low_w, watts[0])
+                self.high_w = max(self.high_w, watts[0])
             if last is not None:
                 change = abs(watts[0] - last.watts[0])
                 if 1e-9 < change < (self.min_step_w or math.inf):
@@ -302,20 +346,8 @@ class Window:
         if failed:
             flags.append("failed reads")
             notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
-        self.result = build_result(
-            self.label,
-            integral,
-            meter.projector,
-            source=meter.source.name,
-            kind=meter.source.kind,
-            accuracy=meter.source.accuracy,
-            update_s=meter.source.update_s,
-            context_step2=meter.context_step2,
-            observed_step_w=meter.min_step_w,
-            baseline_w=meter.baseline_w,
-            notes=notes,
-            flags=flags,
-            context=context,
+        self.result = meter.build(
+            self.label, integral, notes=notes, flags=flags, context=context
         )
 
     @property

@@ -12,55 +12,15 @@ from typing import Sequence
 
 import numpy as np
 
-from draftwire.energy.export import flat, quantity, write_whole
+from draftwire.energy.export import flat, per_token_text, phase_rows, stated
 from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, colour_of
+from draftwire.io import quantity, significant, write_text
 
 __all__ = ["page", "write_page"]
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 920, 300, 56, 40, 12
 POINTS = 1800
-
-_CSS = """
-:root{color-scheme:light dark;--ink:#1b1b1b;--dim:#666;--line:#ddd;--paper:#fff;
---card:#f7f7f7}
-@media(prefers-color-scheme:dark){:root{--ink:#eee;--dim:#aaa;--line:#444;--paper:#161616;
---card:#222}} body{font:15px/1.5
-system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:980px;margin:2rem auto;padding:0 1rem} h1{font-size:1.4rem;margin:0 0
-.2rem}h2{font-size:1.05rem;margin:2rem 0 .3rem}
-.dim{color:var(--dim)}.big{font-size:1.9rem;font-weight:600}
-.cards{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}
-.card{background:var(--card);border-radius:8px;padding:.6rem .9rem;min-width:7.5rem}
-.card b{display:block;font-size:1.15rem} table{border-collapse:collapse;margin:.6rem
-0;font-variant-numeric:tabular-nums} th,td{padding:.25rem .8rem .25rem
-0;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}th{color:var(--dim);font-weight:500}
-.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .35em 0 0}
-.flag{background:#D55E00;color:#fff;border-radius:4px;padding:.05rem .45rem;
-margin-right:.3rem}svg{width:100%;height:auto;display:block} svg
-text{fill:var(--dim);font:11px system-ui,sans-serif}
-.grid{stroke:var(--line)}.trace{fill:none;stroke:var(--ink);stroke-width:1.1}
-.mean{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:.9}
-#tip{position:fixed;background:var(--ink);color:var(--paper);border-radius:4px;
-padding:.15rem .5rem;font-size:12px;pointer-events:none;display:none}
-"""
-
-_SCRIPT = """
-for(const svg of document.querySelectorAll('svg[data-t]')){
-const t=JSON.parse(svg.dataset.t),w=JSON.parse(svg.dataset.w);
-const p=JSON.parse(svg.dataset.p);
-const tip=document.getElementById('tip'),b=JSON.parse(svg.dataset.b);
-svg.addEventListener('mousemove',e=>{const r=svg.getBoundingClientRect();
-const s=b[2]*((e.clientX-r.left)*b[3]/r.width-b[0])/(b[1]-b[0]);
-if(s<0||s>b[2]){tip.style.display='none';return}
-let i=0;while(i<t.length-1&&t[i+1]<s)i++;
-let n='';for(const q of p)if(s>=q[0]&&s<q[1])n=q[2];
-tip.textContent=s.toFixed(2)+' s  '+(w[i]===null?'-':w[i].toFixed(2)+' W')+'  '+n;
-tip.style.display='block';tip.style.left=e.clientX+12+'px';
-tip.style.top=e.clientY+12+'px'});
-svg.addEventListener('mouseleave',()=>tip.style.display='none')}
-"""
 
 
 def write_page(
@@ -71,12 +31,7 @@ def write_page(
     Raises:
         ConfigError: The file cannot be written.
     """
-    text = page(entries, title=title)
-    write_whole(path, lambda temporary: _put(temporary, text))
-
-
-def _put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, page(entries, title=title))
 
 
 def page(entries: Sequence[tuple[Row, Trace | None]], *, title: str) -> str:
@@ -84,21 +39,28 @@ def page(entries: Sequence[tuple[Row, Trace | None]], *, title: str) -> str:
     body = [f"<h1>{_esc(title)}</h1>"]
     body.append(
         "<p class=dim>Uncertainties are 95 % half-widths from the sensor's data sheet "
-        "and the samples, not from a calibration. Parts of a total are never added to "
-        "it.</p>"
+        "and the samples, not from a calibration; where the sheet is not known they "
+        "cover resolution and sampling only, and say so. Parts of a total are never "
+        "added to it.</p>"
     )
+    if len(entries) > 1:
+        body += _bars([row for row, _ in entries])
     for row, trace in entries:
         body.append(_section(row, trace))
     body.append("<div id=tip></div>")
     records = json.dumps([flat(row) for row, _ in entries], allow_nan=False)
     data = records.replace("</", "<\\/")
+    here = Path(__file__)
+    style, script = (
+        here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js")
+    )
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
-        f"<title>{_esc(title)}</title><style>{_CSS}</style></head><body>"
+        f"<title>{_esc(title)}</title><style>{style}</style></head><body>"
         + "\n".join(body)
         + f'<script type="application/json" id=rows>{data}</script>'
-        + f"<script>{_SCRIPT}</script></body></html>\n"
+        + f"<script>{script}</script></body></html>\n"
     )
 
 
@@ -108,19 +70,25 @@ def _section(row: Row, trace: Trace | None) -> str:
     if row.energy_j is None:
         parts.append(f"<p><b>No joules.</b> {_esc(row.why_null or '')}</p>")
     else:
-        energy = quantity(row.energy_j, row.uncertainty_j).replace("+-", "\u00b1")
+        energy = _pm(stated(row.energy_j, row.uncertainty_j, row))
         kind = "<span class=flag>modelled</span>" if row.kind == "modelled" else ""
+        rails = f", {' + '.join(row.rails)}" if row.rails else ""
         parts.append(
             f"<div class=big>{energy}</div><div class=dim>"
-            f"scope {_esc(row.scope or '-')}, source {_esc(row.source or '-')} "
-            f"{kind}</div>"
+            f"scope {_esc(row.scope or '-')}{_esc(rails)}, source "
+            f"{_esc(row.source or '-')} {kind}</div>"
         )
     parts.append(_cards(row))
     if trace is not None:
         parts.append(_svg(trace, row))
         parts.append(_legend(trace))
-    if row.by_phase_j:
+    if len(row.by_phase_j or {}) > 1:
         parts.append(_phases(row, trace))
+    parts += [f"<p>{_pm(line)}</p>" for line in per_token_text(row)]
+    if row.by_rail_j and row.energy_j is not None:
+        parts.append(_rails(row, trace))
+    if row.terms:
+        parts.append(_terms(row))
     if row.flags:
         flags = "".join(f"<span class=flag>{_esc(flag)}</span>" for flag in row.flags)
         parts.append(f"<p>{flags}</p>")
@@ -129,19 +97,23 @@ def _section(row: Row, trace: Trace | None) -> str:
 
 
 def _cards(row: Row) -> str:
+    covered = "-" if row.coverage is None else f"{100 * row.coverage:.1f} %"
     cards = [
-        ("seconds", row.seconds, "{:.2f}"),
-        ("mean W", row.mean_w, "{:.2f}"),
-        ("max W", row.max_w, "{:.2f}"),
-        ("samples", row.samples, "{:d}"),
-        ("coverage %", None if row.coverage is None else 100 * row.coverage, "{:.1f}"),
-        ("runs per Wh", row.answers_per_wh, "{:.4g}"),
+        ("seconds", None if row.seconds is None else f"{row.seconds:.2f}"),
+        ("covered by samples", covered),
+        ("mean power", _pm(quantity(row.mean_w, row.mean_uncertainty_w, "W"))),
+        ("highest sample", None if row.max_w is None else significant(row.max_w, "W")),
+        ("samples", None if row.samples is None else str(row.samples)),
     ]
-    cards += [(f"J / {kind} token", v, "{:.3g}") for kind, v in row.per_token_j.items()]
+    if row.net_j is not None:
+        net = stated(row.net_j, row.net_uncertainty_j, row)
+        cards.append((f"net of {row.baseline_w:.3g} W idle", _pm(net)))
+    if row.answers_per_wh and not row.open_ended:
+        cards.append(("requests per Wh", f"{row.answers_per_wh:.4g}"))
     shown = [
-        f"<div class=card><span class=dim>{name}</span><b>{form.format(value)}</b></div>"
-        for name, value, form in cards
-        if value is not None
+        f"<div class=card><span class=dim>{name}</span><b>{value}</b></div>"
+        for name, value in cards
+        if value not in (None, "-")
     ]
     if row.power_mode:
         mode = _esc(row.power_mode)
@@ -153,36 +125,113 @@ def _cards(row: Row) -> str:
 
 def _phases(row: Row, trace: Trace | None) -> str:
     names = trace.phases if trace is not None else list(row.by_phase_j or {})
-    lines = ["<table><tr><th>phase<th>joules<th>share<th>seconds<th>mean W</tr>"]
-    items = sorted((row.by_phase_j or {}).items(), key=lambda item: -item[1])
-    for phase, joules in items:
-        seconds = row.phase_seconds.get(phase)
-        share = f"{100 * joules / row.energy_j:.1f} %" if row.energy_j else "-"
-        watt = f"{joules / seconds:.2f}" if seconds else "-"
-        time = f"{seconds:.2f}" if seconds is not None else "-"
+    head = "".join(
+        f"<th>{n}" for n in ("phase", "joules", "share", "seconds", "mean power")
+    )
+    lines = [f"<table><tr>{head}</tr>"]
+    for phase, *cells in phase_rows(row):
         key = f'<span class=key style="background:{colour_of(phase, names)}"></span>'
+        rest = "".join(f"<td>{_pm(cell)}" for cell in cells)
+        lines.append(f"<tr><td>{key}{_esc(phase)}{rest}</tr>")
+    whys = [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
+    return (
+        "".join(lines) + "</table>" + "".join(f"<p class=dim>{_esc(w)}</p>" for w in whys)
+    )
+
+
+def _rails(row: Row, trace: Trace | None) -> str:
+    lines = ["<table><tr><th>rail<th>joules<th>mean power<th>&nbsp;<th>over time</tr>"]
+    for rail, joules in row.by_rail_j.items():
+        watt = joules / row.seconds if row.seconds else None
+        part = "in the total" if rail in row.rails else "beside it, or below"
+        spark = "" if trace is None else _spark(trace, trace.rails_w.get(rail))
         lines.append(
-            f"<tr><td>{key}{_esc(phase)}<td>{joules:.4g}<td>{share}<td>{time}<td>{watt}</tr>"
+            f"<tr><td>{_esc(rail)}<td>{significant(joules)}<td>{significant(watt, 'W')}"
+            f"<td class=dim>{part}<td>{spark}</tr>"
         )
     return "".join(lines) + "</table>"
 
 
-def _legend(trace: Trace) -> str:
-    if len(trace.phases) < 2:
+def _spark(trace: Trace, w: np.ndarray | None) -> str:
+    t = trace.t_s
+    if w is None or not np.isfinite(w).any() or t[-1] <= t[0]:
         return ""
+    low, high = min(0.0, float(np.nanmin(w))), float(np.nanmax(w)) or 1.0
+    lines = []
+    cuts = np.searchsorted(t, [(a + b) / 2 for a, b, _, _ in trace.holes])
+    for at, power in zip(np.split(t, cuts), np.split(w, cuts)):
+        at, power = _thin(at, power, 200)
+        points = " ".join(
+            f"{200 * (a - t[0]) / (t[-1] - t[0]):.1f},"
+            f"{29 - 28 * (b - low) / (high - low):.1f}"
+            for a, b in zip(at, power)
+            if b == b
+        )
+        lines.append(f'<polyline class=trace points="{points}"/>')
+    return (
+        '<svg viewBox="0 0 200 30" width=200 height=30 style="width:200px">'
+        f"{''.join(lines)}</svg>"
+    )
+
+
+def _terms(row: Row) -> str:
+    cells = ", ".join(
+        f"{name} {significant(2 * u)}"
+        for name, u in sorted(row.terms.items(), key=lambda item: -item[1])
+        if u > 0
+    )
+    return f"<p class=dim>What the uncertainty is made of (95 %): {cells}.</p>"
+
+
+def _bars(rows: Sequence[Row]) -> list[str]:
+    """Draw runs side by side, one chart for each scope: scopes cannot be mixed."""
+    charts = []
+    for scope in dict.fromkeys(row.scope for row in rows):
+        same = [row for row in rows if row.scope == scope and row.energy_j is not None]
+        if len(same) < 2:
+            continue
+        most = (
+            max((row.energy_j or 0.0) + (row.uncertainty_j or 0.0) for row in same) or 1.0
+        )
+        lines = []
+        for place, row in enumerate(same):
+            y, joules = 26 * place + 16, row.energy_j or 0.0
+            half = row.uncertainty_j or 0.0
+            a, b, c = (250 + 400 * v / most for v in (joules, joules - half, joules + half))
+            lines.append(
+                f"<text x=240 y={y + 4} text-anchor=end>{_esc(Path(row.file).name)}</text>"
+                f'<rect x=250 y={y - 8} width="{max(a - 250, 0):.1f}" height=16 '
+                'fill="#0072B2" fill-opacity=.7 />'
+                f'<path class=bar d="M{b:.1f} {y}H{c:.1f}M{b:.1f} {y - 4}V{y + 4}'
+                f'M{c:.1f} {y - 4}V{y + 4}"/>'
+                f'<text x="{c + 8:.1f}" y={y + 4}>'
+                f"{_pm(stated(row.energy_j, row.uncertainty_j, row))}</text>"
+            )
+        charts.append(
+            f"<h2>Scope {_esc(str(scope))}</h2>"
+            f'<svg viewBox="0 0 {WIDTH} {26 * len(same) + 10}">{"".join(lines)}</svg>'
+        )
+    return charts
+
+
+def _legend(trace: Trace) -> str:
     keys = [
-        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>{_esc(p)}'
+        f'<span class=key style="background:{colour_of(p, trace.phases)}"></span>' + _esc(p)
         for p in trace.phases
+        if len(trace.phases) > 1
     ]
-    return f"<p class=dim>{' &nbsp; '.join(keys)}</p>"
+    if trace.holes:
+        keys.append("hatched: no sample; the power may have stood anywhere in it")
+    return f"<p class=dim>{' &nbsp; '.join(keys)}</p>" if keys else ""
 
 
 def _svg(trace: Trace, row: Row) -> str:
-    t, w = _thin(trace.t_s, trace.total_w)
+    t, w = _thin(trace.t_s, trace.total_w, POINTS)
     known = np.isfinite(w)
     if not known.any():
         return "<p class=dim>no total to draw</p>"
     t, w = t[known], w[known]
+    pieces = [_thin(at, watt, POINTS) for at, watt in trace.pieces()]
     end = max(float(t[-1]), trace.spans[-1][1], 1e-9)
     low, high = min(0.0, float(w.min())), float(w.max()) * 1.1 or 1.0
     plot_w, plot_h = WIDTH - LEFT - 10, HEIGHT - BOTTOM - TOP
@@ -213,17 +262,35 @@ def _svg(trace: Trace, row: Row) -> str:
             f"text-anchor=middle>{second:g}</text>"
         )
     for start, stop, phase in trace.spans:
-        inside = (t > start) & (t < stop)
-        xs = np.concatenate([[start], t[inside], [stop]])
-        ys = np.interp(xs, t, w)
-        edge = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(xs, ys))
         colour = colour_of(phase, trace.phases)
+        for at, power in pieces:
+            a, b = max(start, float(at[0])), min(stop, float(at[-1]))
+            if b <= a:
+                continue
+            inside = (at > a) & (at < b)
+            xs = np.concatenate([[a], at[inside], [b]])
+            ys = np.interp(xs, at, power)
+            edge = " ".join(f"{x(p):.1f},{y(q):.1f}" for p, q in zip(xs, ys))
+            out.append(
+                f'<polygon points="{x(a):.1f},{y(0):.1f} {edge} {x(b):.1f},{y(0):.1f}" '
+                f'fill="{colour}" fill-opacity=.55 />'
+            )
+    for at, power in pieces:
+        line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(at, power))
+        out.append(f'<polyline class=trace points="{line}"/>')
+    if trace.holes:
         out.append(
-            f'<polygon points="{x(start):.1f},{y(0):.1f} {edge} '
-            f'{x(stop):.1f},{y(0):.1f}" fill="{colour}" fill-opacity=.55 />'
+            "<defs><pattern id=hole width=7 height=7 patternUnits=userSpaceOnUse "
+            'patternTransform="rotate(45)"><line class=hatch x1=0 x2=0 y1=0 y2=7 />'
+            "</pattern></defs>"
         )
-    line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(t, w))
-    out.append(f'<polyline class=trace points="{line}"/>')
+    for start, stop, least, most in trace.holes:
+        out.append(
+            f'<rect x="{x(start):.1f}" y="{y(most):.1f}" '
+            f'width="{max(x(stop) - x(start), 1.0):.1f}" '
+            f'height="{max(y(least) - y(most), 1.0):.1f}" fill="url(#hole)">'
+            f"<title>no sample for {stop - start:.2f} s</title></rect>"
+        )
     if row.mean_w is not None:
         out.append(
             f'<line class=mean x1={LEFT} x2={WIDTH - 10} y1="{y(row.mean_w):.1f}" '
@@ -237,12 +304,12 @@ def _svg(trace: Trace, row: Row) -> str:
     return "".join(out)
 
 
-def _thin(t: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _thin(t: np.ndarray, w: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep the lowest and the highest of each stretch: peaks must stay visible."""
-    if len(t) <= POINTS:
+    if len(t) <= most:
         return t, w
     keep = []
-    for part in np.array_split(np.arange(len(t)), POINTS // 2):
+    for part in np.array_split(np.arange(len(t)), most // 2):
         values = np.where(np.isfinite(w[part]), w[part], 0.0)
         keep += sorted({int(part[values.argmin()]), int(part[values.argmax()])})
     return t[keep], w[keep]
@@ -257,6 +324,10 @@ def _ticks(low: float, high: float) -> list[float]:
             break
     first = np.ceil(low / step) * step
     return [float(round(v, 9)) for v in np.arange(first, high + step * 1e-6, step)]
+
+
+def _pm(text: str) -> str:
+    return _esc(text).replace("+-", "\u00b1")
 
 
 def _esc(text: str) -> str:

@@ -7,10 +7,11 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from draftwire.energy.export import quantity, write_whole
+from draftwire.energy.export import stated
 from draftwire.energy.report import Row
 from draftwire.energy.trace import Trace, colour_of
 from draftwire.errors import ConfigError
+from draftwire.io import significant, write_whole
 
 __all__ = ["plot_pareto", "plot_rows", "plot_trace"]
 
@@ -52,7 +53,7 @@ def plot_trace(trace: Trace, row: Row, path: Path) -> None:
         ConfigError: matplotlib is not there, or the path has another ending.
     """
     plt = _pyplot(path)
-    bars = bool(row.by_phase_j) and len(row.by_phase_j or {}) > 1
+    bars = sum(joules is not None for joules in (row.by_phase_j or {}).values()) > 1
     with plt.rc_context(STYLE):
         if bars:
             figure, (left, right) = plt.subplots(
@@ -74,15 +75,32 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
     shown = set()
     if known:
         for start, end, phase in trace.spans:
-            # The fill ends on the span's own edges, not on the nearest sample.
-            inside = (t > start) & (t < end)
-            x = np.concatenate([[start], t[inside], [end]])
-            y = np.interp(x, t, w)
-            label = phase if phase not in shown and len(trace.phases) > 1 else None
-            shown.add(phase)
             colour = colour_of(phase, trace.phases)
-            axes.fill_between(x, y, color=colour, alpha=0.55, linewidth=0, label=label)
-        axes.plot(t, w, color="#222222", linewidth=0.9)
+            for at, watt in trace.pieces():
+                # The fill ends on the span's own edges, not on the nearest sample.
+                a, b = max(start, at[0]), min(end, at[-1])
+                if b <= a:
+                    continue
+                inside = (at > a) & (at < b)
+                x = np.concatenate([[a], at[inside], [b]])
+                label = phase if phase not in shown and len(trace.phases) > 1 else None
+                shown.add(phase)
+                y = np.interp(x, at, watt)
+                axes.fill_between(x, y, color=colour, alpha=0.55, linewidth=0, label=label)
+        for at, watt in trace.pieces():
+            axes.plot(at, watt, color="#222222", linewidth=0.9)
+        for place, (start, end, low, high) in enumerate(trace.holes):
+            axes.fill_between(
+                [start, end],
+                [low, low],
+                [high, high],
+                facecolor="none",
+                edgecolor="#999999",
+                hatch="////",
+                linewidth=0.4,
+                label="no sample" if place == 0 else None,
+            )
+            shown.add("no sample")
         if row.mean_w is not None:
             axes.axhline(row.mean_w, color="#222222", linewidth=0.7, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -119,30 +137,31 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
 def _title(row: Row) -> str:
     if row.energy_j is None:
         return f"no joules: {row.why_null}"[:80]
-    energy = quantity(row.energy_j, row.uncertainty_j).replace("+-", "\u00b1")
+    energy = stated(row.energy_j, row.uncertainty_j, row).replace("+-", "\u00b1")
     kind = ", MODELLED" if row.kind == "modelled" else ""
     return f"{energy}  ({row.source}, {row.scope}{kind})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def _draw_phases(axes: Any, trace: Trace, row: Row) -> None:
-    by_phase = dict(sorted((row.by_phase_j or {}).items(), key=lambda item: item[1]))
+    told = {p: j for p, j in (row.by_phase_j or {}).items() if j is not None}
+    by_phase = dict(sorted(told.items(), key=lambda item: item[1]))
     places = np.arange(len(by_phase))
     colours = [colour_of(phase, trace.phases) for phase in by_phase]
     values = list(by_phase.values())
+    halves = [row.phase_uncertainty_j.get(phase) or 0.0 for phase in by_phase]
     axes.barh(places, values, color=colours, alpha=0.85, height=0.65)
+    axes.errorbar(
+        values, places, xerr=halves, fmt="none", ecolor="#222222", capsize=2, lw=0.8
+    )
     axes.set_yticks(places, list(by_phase))
     axes.set_xlabel("energy (J)")
     axes.grid(axis="y", visible=False)
     whole = row.energy_j or 1.0
-    for place, value in zip(places, values):
-        text = f" {_short(value)} J, {100 * value / whole:.0f} %"
-        axes.annotate(text, (max(value, 0), place), va="center", fontsize=8)
-    axes.set_xlim(min(0.0, min(values)), max(values) * 1.75)
-    axes.set_title("by phase")
+    for place, value, half in zip(places, values, halves):
+        text = f" {significant(value)}, {100 * value / whole:.0f} %"
+        axes.annotate(text, (max(value + half, 0), place), va="center", fontsize=8)
+    axes.set_xlim(min(0.0, min(values)), max(v + h for v, h in zip(values, halves)) * 1.8)
+    axes.set_title("by phase, 95 %")
 
 
 def plot_rows(rows: Sequence[Row], path: Path) -> None:
@@ -155,7 +174,15 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
     known = [row for row in rows if row.energy_j is not None]
     if not known:
         raise ConfigError("no run has joules: there is nothing to draw")
+    scopes = sorted({str(row.scope) for row in known})
+    if len(scopes) > 1:
+        raise ConfigError(
+            f"scopes differ: {', '.join(scopes)}: their bars cannot stand side by side",
+            hint="one picture for each scope, or --scope for all",
+        )
+    told = all(None not in (row.by_phase_j or {}).values() for row in known)
     phases = list(dict.fromkeys(p for row in known for p in (row.by_phase_j or {})))
+    phases = phases if told else []
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(max(3.5, 0.9 * len(known) + 1.8), 3.2))
         places = np.arange(len(known))
@@ -163,7 +190,7 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
         for phase in phases or ["run"]:
             heights = np.array(
                 [
-                    (row.by_phase_j or {"run": row.energy_j or 0.0}).get(phase, 0.0)
+                    ((row.by_phase_j or {}).get(phase) if phases else row.energy_j) or 0.0
                     for row in known
                 ]
             )
@@ -177,10 +204,9 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
         )
         names = [Path(row.file).stem for row in known]
         axes.set_xticks(places, names, rotation=25 if len(known) > 3 else 0)
-        scopes = {row.scope for row in known}
-        axes.set_ylabel(
-            f"energy, {' / '.join(str(s) for s in sorted(scopes, key=str))} (J)"
-        )
+        only = any(row.resolution_only for row in known)
+        axes.set_ylabel(f"energy, {scopes[0]} (J)")
+        axes.set_title("bars: 95 %" + (", resolution only" if only else ""))
         axes.grid(axis="x", visible=False)
         if len(phases) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -192,7 +218,7 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
     """Draw energy against time of each power mode; the Pareto front is joined.
 
     Args:
-        points: ``mode``, ``seconds``, ``energy_j``, ``uncertainty_j``, ``pareto``.
+        points: ``mode``, ``seconds``, ``energy_j``, their half-widths, ``pareto``.
         path: Ends in .png, .pdf or .svg.
         per: What both are per, e.g. ``"run"`` or ``"emitted token"``.
 
@@ -223,6 +249,7 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
                 point["seconds"],
                 point["energy_j"],
                 point.get("uncertainty_j") or 0.0,
+                xerr=point.get("uncertainty_s") or 0.0,
                 fmt="o" if best else "s",
                 color=colour,
                 ms=5.5,
@@ -240,7 +267,7 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
         axes.set_xlabel(f"time per {per} (s)")
         axes.set_ylabel(f"energy per {per} (J)")
         axes.margins(x=0.22, y=0.18)
-        axes.set_title("power modes")
+        axes.set_title("power modes, bars: 95 %")
         axes.legend(loc="upper right")
         figure.tight_layout()
         _save(figure, plt, path)

@@ -9,9 +9,7 @@ guessed.
 
 from __future__ import annotations
 
-import os
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
@@ -78,6 +76,8 @@ class RailTable:
         unused: Rails that belong to no total (carrier, not connected).
         accuracy: By rail name.
         estimates: Straight lines to wider scopes.
+        response: How the board's sensor sees a changing power (``lag_s``, ``window_s``,
+            ``jitter_s``), for drivers that do not tell; empty when nobody knows.
     """
 
     board: str
@@ -86,6 +86,7 @@ class RailTable:
     unused: tuple[str, ...] = ()
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     estimates: tuple[Estimate, ...] = ()
+    response: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, board: str, raw: Mapping[str, Any]) -> RailTable:
@@ -122,6 +123,7 @@ class RailTable:
                     )
                     for e in raw.get("estimate", ())
                 ),
+                response=dict(raw.get("response", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(f"rail table of {board}: {exc!r}") from exc
@@ -152,6 +154,11 @@ class TotalChoice:
     warnings: tuple[str, ...] = ()
     table: RailTable | None = None
 
+    @property
+    def board(self) -> str | None:
+        """Whose table it is, when it is known."""
+        return self.table.board if self.table is not None and self.how != "user" else None
+
     def accuracy(self, rail: str) -> Accuracy:
         """Return what is known of a rail's accuracy."""
         known = {} if self.table is None else self.table.accuracy
@@ -179,6 +186,12 @@ def choose_total(
         ConfigError: A rail of ``user_rails`` does not exist.
     """
     names = {name.split("#")[0] for name in rails} - {"NC"}
+    voters = [
+        table
+        for table in tables
+        if names <= table.known_rails() and _complete(table, names)
+    ]
+    by_board = next((t for t in tables if t.board == board), None)
     if user_rails:
         missing = [rail for rail in user_rails if rail not in names]
         if missing:
@@ -186,23 +199,28 @@ def choose_total(
                 f"no rail {missing[0]!r}",
                 hint=f"rails here: {', '.join(sorted(names))}",
             )
-        own = next((t for t in tables if t.board == board), None)
+        # Naming rails by hand says nothing new of how exact they are.
+        known = by_board or _least_exact(voters or tables, user_rails)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
-        return TotalChoice(chosen, how="user", table=own)
+        warnings: list[str] = []
+        named = set(user_rails)
+        within = [t for t in known.totals if named & set(t.rails)]
+        below = sorted(named & set(known.parts))
+        if below and within:
+            both = ", ".join(below)
+            warnings.append(f"{both} hang below a rail that is added as well")
+        if len(within) > 1:
+            scopes = " and ".join(total.scope for total in within)
+            warnings.append(f"these rails are of the scopes {scopes}: one holds the other")
+        return TotalChoice(chosen, how="user", warnings=tuple(warnings), table=known)
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
-    by_board = next((t for t in tables if t.board == board), None)
     board_totals = _complete(by_board, names)
-    voters = [
-        table
-        for table in tables
-        if names <= table.known_rails() and _complete(table, names)
-    ]
     sets = {tuple(sorted(_complete(table, names)[0].rails)) for table in voters}
     name_totals = _complete(voters[0], names) if len(sets) == 1 else ()
 
-    warnings: list[str] = []
+    warnings = []
     if board_totals and name_totals:
         how = "board and rail names"
         if set(board_totals[0].rails) != set(name_totals[0].rails):
@@ -220,7 +238,7 @@ def choose_total(
             odd = sorted(names - by_board.known_rails()) if by_board else []
             warnings.append(f"rails that the profile of {board} lacks: {', '.join(odd)}")
     elif name_totals:
-        table, totals, how = voters[0], name_totals, "rail names"
+        table, totals, how = _least_exact(voters, names), name_totals, "rail names"
         if by_board is not None:
             warnings.append(
                 f"the rails are not those of {board}; they look like {voters[0].board}"
@@ -250,39 +268,40 @@ def choose_total(
     )
 
 
-def load_tables(folder: Path | None = None) -> list[RailTable]:
-    """Read the rail tables of all board profiles in a folder.
-
-    The installed profiles are the default, and the user's own over them: those of
-    ``$XDG_CONFIG_HOME/draftwire/boards`` and of ``DRAFTWIRE_PROFILE_DIR``.  Only data is
-    read: this room knows no code of another one.
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of ours.
 
     Raises:
-        ConfigError: A file is not TOML or its table has another shape.
+        ConfigError: It cannot be read, or is not TOML.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from draftwire.boards.profiles import read_toml
 
-    raws: dict[str, dict[str, Any]] = {}
-    for place in _profile_folders() if folder is None else [folder]:
-        for path in sorted(place.glob("*.toml")):
-            try:
-                raw = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as exc:
-                raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
-            base = raws.get(str(raw.get("extends", "")), {})
-            raws[str(raw.get("name", path.stem))] = {**base, **raw}
-    return [RailTable.from_dict(name, raw.get("rails", {})) for name, raw in raws.items()]
+    return read_toml(path)
 
 
-def _profile_folders() -> list[Path]:
-    folders = [Path(__file__).resolve().parent.parent / "boards" / "profiles"]
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    folders.append(Path(base) / "draftwire" / "boards")
-    named = os.environ.get("DRAFTWIRE_PROFILE_DIR")
-    return [*folders, Path(named).expanduser()] if named else folders
+def load_tables(*folders: Path) -> list[RailTable]:
+    """Return the rail tables of all board profiles: ours, the user's, and ``folders``.
+
+    Raises:
+        ConfigError: A file is not a profile, or its table has another shape.
+    """
+    from draftwire.boards.profiles import load_profiles
+
+    profiles = load_profiles(*folders).values()
+    return [RailTable.from_dict(profile.name, profile.rails) for profile in profiles]
+
+
+def _least_exact(tables: Sequence[RailTable], rails: Iterable[str]) -> RailTable:
+    """Return the first table, with the least exact figures that any has for a rail, and
+    with all their names: rails alone do not tell boards of one design apart."""
+    accuracy = {}
+    for rail in rails:
+        known = [t.accuracy[rail] for t in tables if rail in t.accuracy]
+        if known:
+            accuracy[rail] = max(known, key=lambda a: (a.offset_w or 0.0, a.step_w or 0.0))
+    first = tables[0] if tables else RailTable("unknown")
+    names = " or ".join(sorted(table.board for table in tables))
+    return replace(first, accuracy=accuracy, board=names)
 
 
 def _complete(table: RailTable | None, names: set[str]) -> tuple[Total, ...]:

@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from draftwire.energy.account import Account
 from draftwire.energy.integrate import Vector
-from draftwire.energy.marks import ENVIRONMENT, MarkReader
+from draftwire.energy.marks import ENVIRONMENT, MarkListener
 from draftwire.energy.meter import Meter
 from draftwire.energy.pulse import make_pulse
 from draftwire.energy.recording import Recorder
@@ -26,7 +24,7 @@ from draftwire.errors import ConfigError
 
 __all__ = ["Recorded", "record"]
 
-TOKENS = ("drafted", "accepted", "emitted")
+TOKENS = ("drafted", "accepted", "emitted", "requests")
 
 
 class Recorded(NamedTuple):
@@ -48,10 +46,12 @@ class Recorded(NamedTuple):
 class _Tap:
     """Brings the marks of the command into account and file, ahead of each sample."""
 
-    def __init__(self, account: Account, recorder: Recorder | None, marks: Path) -> None:
+    def __init__(
+        self, account: Account, recorder: Recorder | None, marks: MarkListener
+    ) -> None:
         self.account = account
         self.recorder = recorder
-        self.reader = MarkReader(marks)
+        self.marks = marks
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Take one sample from the meter."""
@@ -60,14 +60,14 @@ class _Tap:
             self.recorder.sample(t_ns, watts, joules)
 
     def pull(self) -> None:
-        """Take what the command wrote since."""
-        for line in self.reader.new():
+        """Take what was marked since."""
+        for line in self.marks.new():
             if "phase" in line:
                 self.account.phase(line["phase"], line["t"])
                 if self.recorder is not None:
                     self.recorder.phase(line["t"], line["phase"])
-            else:
-                known = {k: v for k, v in line["tokens"].items() if k in TOKENS}
+            known = {k: v for k, v in line["tokens"].items() if k in TOKENS}
+            if known:
                 self.account.count(**known)
                 if self.recorder is not None:
                     self.recorder.tokens(**known)
@@ -99,10 +99,9 @@ def record(
     """
     stop = threading.Event()
     restore = _on_term(stop)
-    handle, name = tempfile.mkstemp(prefix="draftwire-marks-")
-    os.close(handle)
-    account = Account(meter)
-    tap = _Tap(account, recorder, Path(name))
+    marks = MarkListener()
+    account = Account(meter, mirror=False)
+    tap = _Tap(account, recorder, marks)
     exit_code, interrupted = None, False
     try:
         meter.add_listener(tap)
@@ -113,7 +112,7 @@ def record(
             recorder.phase(account.start_ns, phase)
         try:
             if command:
-                exit_code = _run(command, name, stop, seconds, stdout)
+                exit_code = _run(command, marks.path, stop, seconds, stdout)
             else:
                 stop.wait(seconds)
         except KeyboardInterrupt:
@@ -128,7 +127,7 @@ def record(
     finally:
         meter.remove_listener(tap)
         restore()
-        os.unlink(name)
+        marks.close()
     if recorder is not None:
         recorder.end(end, entry)
     truncated = "" if recorder is None else recorder.truncated

@@ -2,13 +2,13 @@
 
 Lines, told by their keys::
 
-    {"schema": "draftwire.energy/1", "kind": "header", "source": ..., "rails": [...],
-    ...} {"t": 123456789, "w": [4.1, 0.5]}          watts by rail, null where unreadable
-    {"t": 123456789, "w": [...], "c": [...]}   beside them running joules of counters
-    {"t": 123456789, "phase": "draft"}         the device does something else {"t":
-    123456789, "mark": "pulse on"}       anything worth a time stamp {"tokens":
-    {"drafted": 5, "accepted": 3, "emitted": 4}} {"kind": "end", "t": 123456789,
-    "result": {...}}
+    {"schema": "draftwire.energy/1", "kind": "header", "source": ..., "rails": [...], ...}
+    {"t": 123456789, "w": [4.1, 0.5]}           watts by rail, null where unreadable
+    {"t": 123456789, "w": [...], "c": [...]}    beside them running joules of counters
+    {"t": 123456789, "phase": "draft"}          the device does something else
+    {"t": 123456789, "mark": "pulse on"}        anything worth a time stamp
+    {"tokens": {"drafted": 5, "accepted": 3, "emitted": 4}}
+    {"kind": "end", "t": 123456789, "result": {...}}
 
 ``t`` is nanoseconds of the recording machine's monotonic clock.  A recording is
 appended to in place and not written beside and renamed: half of it is worth having.
@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Iterator
 
+from draftwire.energy.files import UNPACK_ERRORS, open_bytes
 from draftwire.energy.integrate import Vector
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice
 from draftwire.energy.result import Projector
-from draftwire.energy.sources.base import PowerSource, Reading
+from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, Reading
 from draftwire.errors import ConfigError
 
 __all__ = ["Recorder", "Recording", "SCHEMA", "read_recording"]
@@ -102,6 +103,7 @@ class Recorder:
                 },
                 "parts": list(choice.table.parts) if choice.table else [],
                 "update_s": source.update_s,
+                "response": vars(getattr(source, "response", UNKNOWN_RESPONSE)),
                 "notes": list(source.notes),
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "context": context or {},
@@ -199,9 +201,9 @@ class Recording:
 def is_recording(path: Path) -> bool:
     """Return True when the file starts like a recording."""
     try:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             return SCHEMA.encode() in file.read(4096).split(b"\n", 1)[0]
-    except OSError:
+    except (ConfigError, *UNPACK_ERRORS):
         return False
 
 
@@ -234,7 +236,7 @@ def read_recording(path: Path) -> Recording:
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     try:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             while True:
                 line = file.readline(MAX_LINE)
                 if not line:
@@ -244,7 +246,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
                 except ValueError:  # cut, or rubbish
                     value = None
                 yield value if isinstance(value, dict) else None
-    except OSError as exc:
+    except UNPACK_ERRORS as exc:
         raise ConfigError(f"cannot read {path}: {exc}") from exc
 
 

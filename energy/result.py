@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.integrate import Integrator, Vector
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
-from draftwire.energy.sources.base import PowerSource, Reading
+from draftwire.energy.sources.base import Reading
 from draftwire.energy.uncertainty import Uncertainty, estimate
 
-__all__ = ["EnergyResult", "Projector", "build_result", "null_result"]
+__all__ = ["EnergyResult", "Projector", "build_result", "covers", "null_result"]
 
 COARSE_SAMPLES = 20
 STUCK_S = 10.0
+LEAST_COVERAGE = 0.5  # below it a total would say more about the holes than the run
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class EnergyResult:
         rails: The rails that were added up.
         duration_s: Length of the window.
         samples: Samples inside it.
-        coverage: Share of the window that the samples cover.
-        mean_w: Mean power over the covered time.
+        coverage: Share of the window that samples cover; what lies between is bridged,
+            and the uncertainty has the most that it may hide.
+        mean_w: Mean power over the whole window, holes bridged.
         max_w: Largest sample.
         step_w: Smallest change that the sensor can show.
         uncertainty: 95 % half-width and its terms; None with ``energy_j``.
         baseline_w: Idle power that ``net_j`` was taken against.
         net_j: Gross minus baseline; None when smaller than one step of the sensor.
+        net_uncertainty_j: 95 % half-width of it: the offset cancels, the baseline's own
+            noise does not.
         by_rail: Joules of each rail; parts are inside the total, never beside it.
         by_scope: Joules of other totals of the board.
         flags: ``coarse``, ``gaps``, ``stuck``, ``throttled``, ``mode changed``, ...
@@ -61,6 +65,7 @@ class EnergyResult:
     uncertainty: Uncertainty | None = None
     baseline_w: float | None = None
     net_j: float | None = None
+    net_uncertainty_j: float | None = None
     by_rail: Mapping[str, float] = field(default_factory=dict)
     by_scope: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
@@ -73,37 +78,32 @@ class EnergyResult:
         """95 % half-width in joules, or None."""
         return None if self.uncertainty is None else self.uncertainty.joules
 
+    @property
+    def resolution_only(self) -> bool:
+        """True when nothing is known of the sensor's accuracy."""
+        u = self.uncertainty
+        return u is not None and not u.sensor_known and self.kind != "modelled"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         u = self.uncertainty
+        found = dict(vars(self))
+        del found["uncertainty"]
+        for name in ("by_rail", "by_scope"):
+            found[f"{name}_j"] = dict(found.pop(name))
         return {
-            "label": self.label,
-            "energy_j": self.energy_j,
+            **found,
             "uncertainty_j": self.uncertainty_j,
             "uncertainty_terms_j": None if u is None else dict(u.terms),
-            "uncertainty_covers": _covers(u, self.kind),
-            "source": self.source,
-            "kind": self.kind,
-            "scope": self.scope,
-            "rails": list(self.rails),
-            "duration_s": self.duration_s,
-            "samples": self.samples,
-            "coverage": self.coverage,
-            "mean_w": self.mean_w,
-            "max_w": self.max_w,
-            "step_w": self.step_w,
-            "baseline_w": self.baseline_w,
-            "net_j": self.net_j,
-            "by_rail_j": dict(self.by_rail),
-            "by_scope_j": dict(self.by_scope),
-            "flags": list(self.flags),
+            "uncertainty_covers": covers(u, self.kind),
+            "resolution_only": self.resolution_only,
             "why_null": self.why_null or None,
-            "notes": list(self.notes),
             "context": dict(self.context),
         }
 
 
-def _covers(u: Uncertainty | None, kind: str) -> str | None:
+def covers(u: Uncertainty | None, kind: str) -> str | None:
+    """Say what an uncertainty speaks of."""
     if u is None:
         return None
     if kind == "modelled":
@@ -111,6 +111,13 @@ def _covers(u: Uncertainty | None, kind: str) -> str | None:
     if u.sensor_known:
         return "95 %; sensor data sheet, not calibrated"
     return "95 % of sampling and resolution only; the sensor's accuracy is not known"
+
+
+class Baseline(NamedTuple):
+    """Idle power, and the standard uncertainty of what differs from run to run."""
+
+    watts: float
+    u_w: float = 0.0
 
 
 class Projector:
@@ -164,25 +171,24 @@ def build_result(
     source: str,
     kind: str = "measured",
     accuracy: Mapping[str, Accuracy] | None = None,
-    update_s: float | None = None,
+    lag_s: float = 0.0,
     context_step2: float = 0.0,
     clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
-    baseline_w: float | None = None,
+    baseline: Baseline | None = None,
     notes: Sequence[str] = (),
     flags: Sequence[str] = (),
     context: Mapping[str, Any] | None = None,
-    gaps_outside: bool = False,
 ) -> EnergyResult:
     """Make the result of a finished integrator."""
     choice = projector.choice
     known = accuracy or {}
-    all_notes = (*choice.warnings, *notes)
     count = len(projector.rails)
+    covered = integral.coverage()
     by_rail = {
         rail: integral.joules[1 + i]
         for i, rail in enumerate(projector.rails)
-        if integral.covered_s[1 + i] > 0
+        if integral.coverage(1 + i) >= LEAST_COVERAGE
     }
     common: dict[str, Any] = {
         "source": source,
@@ -190,92 +196,109 @@ def build_result(
         "duration_s": integral.seconds,
         "samples": integral.samples,
         "by_rail": by_rail,
-        "notes": all_notes,
+        "notes": (*choice.warnings, *notes),
         "context": context or {},
     }
     if choice.total is None:
         return null_result(label, choice.why_none, **common)
     total = choice.total
-    common.update(scope=total.scope, rails=total.rails)
-    covered = integral.covered_s[0]
-    if covered <= 0:
-        why = "no sample fell into the window"
-        if by_rail:
-            missing = [rail for rail in total.rails if rail not in by_rail]
-            why = f"rails of the total could not be read: {', '.join(missing)}"
-        return null_result(label, why, coverage=0.0, flags=tuple(flags), **common)
-    if integral.joules[0] == 0 and (
-        integral.counted or (integral.max_w == 0 and integral.min_w == 0)
-    ):
-        why = "the sensor read exactly 0 W throughout: it does not measure"
-        return null_result(label, why, flags=("dead sensor", *flags), **common)
+    common.update(scope=total.scope, rails=total.rails, coverage=covered)
+    why = _why_null(integral, total, by_rail)
+    if why:
+        dead = "dead sensor" in why
+        found = ("dead sensor", *flags) if dead else ("gaps", *flags)
+        return null_result(label, why.replace("dead sensor: ", ""), flags=found, **common)
 
-    found = list(flags)
-    coverage = covered / integral.seconds if integral.seconds > 0 else None
+    found_flags = list(flags)
     if integral.samples < COARSE_SAMPLES:
-        found.append("coarse")
+        found_flags.append("coarse")
     if integral.gaps:
-        found.append("gaps")
-    if integral.same_s >= STUCK_S and integral.samples >= COARSE_SAMPLES:
-        found.append("stuck")
+        found_flags.append("gaps")
+    if not integral.counted:
+        found_flags += _still(integral)
     accuracies = [known.get(rail) or choice.accuracy(rail) for rail in total.rails]
     u = estimate(
         integral,
         accuracies,
-        update_s=update_s,
+        lag_s=lag_s,
         context_step2=context_step2,
         clock_u_s=clock_u_s,
         observed_step_w=observed_step_w,
-        gaps_outside=gaps_outside,
     )
     steps = [a.step_w for a in accuracies if a.step_w is not None]
     step_w = max(steps) if steps else observed_step_w
-    mean_w = integral.joules[0] / covered
+    joules, seconds = integral.joules[0], integral.seconds
     parts = sum(by_rail.get(r, 0.0) for r in (choice.table.parts if choice.table else ()))
     if u is None:
-        found.append("resolution unknown")
-    if (
-        parts > integral.joules[0] + (0.0 if u is None else u.joules)
-        and choice.how != "user"
-    ):
-        found.append("parts exceed the total")
+        found_flags.append("resolution unknown")
+    elif not u.sensor_known and kind != "modelled":
+        found_flags.append("resolution only")
+    if parts > joules + (0.0 if u is None else u.joules) and choice.how != "user":
+        found_flags.append("parts exceed the total")
     for line in choice.table.estimates if choice.table else ():
         if line.of == total.scope:
-            wider = line.gain * integral.joules[0] + line.offset_w * covered
+            wider = line.gain * joules + line.offset_w * seconds
             note = f"{line.scope}, estimated and not measured: {wider:.3g} J"
             common["notes"] = (*common["notes"], f"{note} ({line.source})")
-    net_j = None
-    if baseline_w is not None:
-        net_j = integral.joules[0] - baseline_w * covered
-        if step_w is not None and abs(net_j) < step_w * covered:
-            net_j = None
-            found.append("net below one step")
+    net_j = net_u = None
+    if baseline is not None:
+        net_j = joules - baseline.watts * seconds
+        gain = 0.0 if u is None else u.terms.get("gain", 0.0) * abs(net_j / (joules or 1.0))
+        own = 0.0 if u is None else u.random_j
+        net_u = 2.0 * math.sqrt(own**2 + gain**2 + (baseline.u_w * seconds) ** 2)
+        if step_w is not None and abs(net_j) < step_w * seconds:
+            net_j = net_u = None
+            found_flags.append("net below one step")
     return EnergyResult(
         label,
-        integral.joules[0],
-        coverage=coverage,
-        mean_w=mean_w,
+        joules,
+        mean_w=joules / seconds if seconds > 0 else None,
         max_w=integral.max_w if math.isfinite(integral.max_w) else None,
         step_w=step_w,
         uncertainty=u,
-        baseline_w=baseline_w,
+        baseline_w=None if baseline is None else baseline.watts,
         net_j=net_j,
+        net_uncertainty_j=net_u,
         by_scope={
             other.scope: integral.joules[1 + count + i]
             for i, other in enumerate(projector.totals)
-            if integral.covered_s[1 + count + i] > 0
+            if integral.coverage(1 + count + i) >= LEAST_COVERAGE
         },
-        flags=tuple(dict.fromkeys(found)),
+        flags=tuple(dict.fromkeys(found_flags)),
         **common,
     )
 
 
-def describe_source(source: PowerSource) -> dict[str, Any]:
-    """Return what a report says of a source."""
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "rails": list(source.rails),
-        "update_s": source.update_s,
-        "notes": list(source.notes),
-    }
+def _why_null(integral: Integrator, total: Total, by_rail: Mapping[str, float]) -> str:
+    """Return why there is no total, or ""."""
+    if not integral.seen[0]:
+        missing = [rail for rail in total.rails if rail not in by_rail]
+        if by_rail and missing:
+            return f"rails of the total could not be read: {', '.join(missing)}"
+        return "no sample fell into the window"
+    covered = integral.coverage()
+    if covered < LEAST_COVERAGE and not integral.counted:
+        seen_j = integral.joules[0] - integral.hole_j
+        seen_s = integral.seconds - integral.hole_s[0]
+        return (
+            f"samples cover {100 * covered:.0f} % of {integral.seconds:.1f} s: what the "
+            f"rest took nobody knows ({seen_j:.4g} J in the {seen_s:.1f} s covered)"
+        )
+    still = integral.max_w == 0 and integral.min_w == 0
+    if integral.joules[0] == 0 and (integral.counted or still):
+        return "dead sensor: the sensor read exactly 0 W throughout: it does not measure"
+    return ""
+
+
+def _still(integral: Integrator) -> list[str]:
+    """Return flags of a reading that stands still, against how often it moves."""
+    run, rest = integral.same, integral.intervals - integral.same
+    if integral.intervals < COARSE_SAMPLES:
+        return []
+    if not integral.changes:
+        return ["never changed"]
+    # A coarse sensor at rest stands still for long; one that moves with every other
+    # sample does not, for ten seconds.
+    usual = rest > 0 and integral.changes / rest >= 0.5
+    still_s = run * integral.seconds / integral.intervals
+    return ["stuck"] if usual and run >= COARSE_SAMPLES and still_s >= STUCK_S else []

@@ -7,8 +7,6 @@ alone.
 
 from __future__ import annotations
 
-from typing import Iterator
-
 import numpy as np
 
 from draftwire.energy.tegra_log import NO_STAMP, Log, Run, Segment
@@ -46,96 +44,95 @@ def set_clock(
             assert run.base_stamp is not None
             origin = run.base_stamp if origin is None else origin
             if count < run.samples:
-                _fill_stamps(stamps, good)
-            _stamped(log, run, stamps, float(run.base_stamp - origin))
+                index = np.arange(len(stamps))
+                stamps[~good] = np.interp(index[~good], index[good], stamps[good])
+            run.times = stamps.astype(np.float64)
+            del stamps, good  # a log of 500 MB must fit
+            run.times *= run.unit_s
+            _stamped(log, run)
+            run.times += (run.base_stamp - origin) * run.unit_s
             continue
         if interval_s is None:
-            run.segments = []
             continue
-        length = max(run.samples - 1, 0) * interval_s
         clock_u = 0.0
         if duration_s is None:
-            clock_u = 0.05 * length
+            clock_u = 0.05 * max(run.samples - 1, 0) * interval_s
             log.note(
                 "nominal-interval",
                 run.first_sample,
                 "times are the nominal interval: real periods are 3 to 7 % longer, and "
                 "so is the energy",
             )
-        pieces = ((run.samples, base, interval_s),)
-        run.segments = [Segment(0, run.samples, pieces, clock_u)]
+        run.times = base + np.arange(run.samples) * interval_s
+        run.segments = [Segment(0, run.samples, clock_u)]
         base += run.samples * interval_s
 
 
-def _fill_stamps(stamps: np.ndarray, good: np.ndarray) -> None:
-    index = np.arange(len(stamps))
-    stamps[~good] = np.interp(index[~good], index[good], stamps[good]).astype(np.int32)
-
-
-def _stamped(log: Log, run: Run, stamps: np.ndarray, shift: float) -> None:
-    steps = np.diff(stamps)
-    middle = float(np.median(steps[steps >= 0])) if (steps >= 0).any() else 1.0
-    usual = steps[(steps >= 0) & (steps <= 3 * middle + 2)]
+def _stamped(log: Log, run: Run) -> None:
+    """Make times of stamps: in place, stretch by stretch."""
+    times = run.times
+    steps = np.diff(times)
+    forth = steps[: 1 << 18]
+    forth = forth[forth >= 0]
+    middle = float(np.median(forth)) if forth.size else 1.0
+    usual = forth[forth <= 3 * middle + 2 * run.unit_s]
     period = float(usual.mean()) if usual.size else 1.0
-    breaks = np.flatnonzero((steps < 0) | (steps > 2 * period + 1)) + 1
-    for place in breaks:
-        step = int(steps[place - 1])
-        number = run.first_sample + int(place)
+    breaks = np.flatnonzero((steps < 0) | (steps > 2 * period + run.unit_s)) + 1
+    jumps = steps[breaks - 1]
+    del steps
+    for place, step in zip(breaks.tolist(), jumps.tolist()):
+        number = run.first_sample + place
         if step < 0:
-            text = f"stamps go back by {-step} s at sample {number}: the clock was set"
+            text = f"stamps go back by {-step:.4g} s at sample {number}: the clock was set"
             log.note("stamps-back", number, text)
-            # How long the hole was nobody knows: go on one period later.
-            stamps[place:] += -step + max(1, round(period))
+            # tegrastats went on meanwhile: the next sample is one period later.
+            times[place:] += -step + max(
+                run.unit_s, round(period / run.unit_s) * run.unit_s
+            )
         else:
-            text = f"a gap of {step} s before sample {number} is not integrated"
+            text = f"no sample for {step:.4g} s before sample {number}"
             log.note("gap", number, text)
     edges = [0, *(int(b) for b in breaks), run.samples]
     run.segments = [
-        _fit(stamps, a, b, period, shift) for a, b in zip(edges, edges[1:]) if b > a
+        Segment(a, b, _fit(times[a:b], period, run.unit_s))
+        for a, b in zip(edges, edges[1:])
+        if b > a
     ]
 
 
-def _fit(stamps: np.ndarray, a: int, b: int, period: float, shift: float) -> Segment:
-    n = b - a
-    first, last = int(stamps[a]), int(stamps[b - 1])
-    if n < 3 or first == last:
+def _fit(t: np.ndarray, period: float, unit_s: float) -> float:
+    """Straighten the times of a stretch; return what its length is uncertain by."""
+    n = len(t)
+    if unit_s < 0.1:  # stamps of arrival, fine enough as they are
+        return unit_s
+    if n < 3 or t[0] == t[-1]:
         # Too few for a line: the stamps, spread by the period of the rest of the run.
-        step = (last - first) / (n - 1) if last > first else period
-        clock_u = 0.41 * (n > 1)  # sd of the difference of two roundings to 1 s
-        return Segment(a, b, ((n, first + shift, step),), clock_u)
-    # 1 s rounding has sd 0.29 s; a fitted length of n samples 0.29 x sqrt(12 / n).
-    pieces = [(k, start + shift, step) for k, start, step in _lines(stamps, a, b)]
-    return Segment(a, b, tuple(pieces), 0.29 * float(np.sqrt(12.0 * len(pieces) / n)))
+        step = (t[-1] - t[0]) / (n - 1) if t[-1] > t[0] else period
+        t[:] = t[0] + step * np.arange(n)
+        return 0.41 * unit_s * (n > 1)  # sd of the difference of two roundings
+    # Rounding to a unit has sd 0.29; a fitted length of n samples 0.29 x sqrt(12 / n).
+    return 0.29 * unit_s * float(np.sqrt(12.0 * _lines(t) / n))
 
 
-def _lines(stamps: np.ndarray, a: int, b: int) -> list[tuple[int, float, float]]:
-    """Fit a line, or several where the period itself changed."""
-    n = b - a
-    middle = (n - 1) / 2.0
-    sum_t = sum_it = 0.0
-    for i, part in _chunks(stamps, a, b):
-        sum_t += float(part.sum())
-        sum_it += float(((i - middle) * part).sum())
-    slope = sum_it / (n * (n * n - 1.0) / 12.0)
-    start = sum_t / n - slope * middle
-    low, high = np.inf, -np.inf
-    for i, part in _chunks(stamps, a, b):
-        off = part - (start + slope * i)
-        low, high = min(low, float(off.min())), max(high, float(off.max()))
-    if n <= 400 or high - low <= 2.0:
-        return [(n, start, slope)]
-    half = a + n // 2
-    left, right = _lines(stamps, a, half), _lines(stamps, half, b)
-    count, begin, step = left[-1]
-    end = begin + (count - 1) * step
-    if right[0][1] <= end:  # the lines cross: time must not run back
-        right[0] = (right[0][0], end + step / 2, right[0][2])
-    return [*left, *right]
+def _lines(t: np.ndarray) -> int:
+    """Fit a line, or several where the period itself changed; return how many."""
+    n = len(t)
+    middle, mean = (n - 1) / 2.0, float(t.mean())
+    parts = [(a, t[a : a + 65536]) for a in range(0, n, 65536)]
 
+    def index(a: int, part: np.ndarray) -> np.ndarray:
+        return np.arange(a, a + len(part), dtype=np.float64) - middle
 
-def _chunks(stamps: np.ndarray, a: int, b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield sample numbers and stamps in parts: a long log must not be copied whole."""
-    for low in range(a, b, 65536):
-        high = min(low + 65536, b)
-        index = np.arange(low - a, high - a, dtype=np.float64)
-        yield index, stamps[low:high].astype(np.float64)
+    slope = sum(float(index(a, p) @ p) for a, p in parts) / (n * (n * n - 1.0) / 12.0)
+    rests = (p - (mean + slope * index(a, p)) for a, p in parts)
+    ends = [(float(rest.min()), float(rest.max())) for rest in rests]
+    if n <= 400 or max(e[1] for e in ends) - min(e[0] for e in ends) <= 2.0:
+        for a, part in parts:
+            part[:] = mean + slope * index(a, part)
+        return 1
+    half = n // 2
+    count = _lines(t[:half]) + _lines(t[half:])
+    step = t[half] - t[half - 1]
+    if step <= 0:  # the lines cross: time must not run back
+        t[half:] += -step + slope / 2
+    return count

@@ -3,7 +3,7 @@ moment."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Trace:
         spans: ``(start, end, phase)`` in seconds, as fine as a picture can show.
         phases: In order of appearance.
         scope: What the total covers, or None: then ``total_w`` is all NaN.
+        holes: ``(start, end, least watts, most watts)``: no sample came, and between
+            these the power may have stood.
     """
 
     t_s: np.ndarray
@@ -46,6 +48,14 @@ class Trace:
     spans: list[tuple[float, float, str]]
     phases: list[str]
     scope: str | None
+    holes: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def pieces(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the line in pieces: none runs across a hole."""
+        known = np.isfinite(self.total_w)
+        t, w = self.t_s[known], self.total_w[known]
+        cuts = np.searchsorted(t, [(a + b) / 2 for a, b, _, _ in self.holes])
+        return [(x, y) for x, y in zip(np.split(t, cuts), np.split(w, cuts)) if len(x)]
 
 
 def trace_of(recording: Recording, *, bins: int = 600) -> Trace:
@@ -73,7 +83,25 @@ def trace_of(recording: Recording, *, bins: int = 600) -> Trace:
     names = list(dict.fromkeys(name for _, _, name in spans))
     total = recording.choice.total
     scope = None if total is None else total.scope
-    return Trace(t_s, table[:, 0], rails, spans, names, scope)
+    holes = _holes(recording, t_s, table[:, 0], float(end))
+    return Trace(t_s, table[:, 0], rails, spans, names, scope, holes)
+
+
+def _holes(
+    recording: Recording, t_s: np.ndarray, w: np.ndarray, end: float
+) -> list[tuple[float, float, float, float]]:
+    known = np.isfinite(w)
+    if not known.any():
+        return []
+    t, w = t_s[known], w[known]
+    hz = recording.header.get("hz")
+    limit = 2.7 / hz if hz else 2.7 * float(np.median(np.diff(t_s)))
+    low, high = float(w.min()), float(w.max())
+    wide = np.flatnonzero(np.diff(t) > limit)
+    holes = [(float(t[i]), float(t[i + 1]), low, high) for i in wide]
+    if end - t[-1] > limit:
+        holes.append((float(t[-1]), end, low, high))
+    return holes
 
 
 def _power(samples: list[Reading], i: int) -> dict[str, float]:

@@ -13,7 +13,8 @@ of their squares times two:
 - ``edge``: held values at the ends of the window;
 - ``lag``: a sensor that renews late shifts energy over the edges;
 - ``clock``: time stamps of coarse resolution;
-- ``gap``: energy that nobody saw.
+- ``hole``: energy that nobody saw, as if the power had stood at the run's lowest or
+  highest reading throughout every hole.
 """
 
 from __future__ import annotations
@@ -25,9 +26,23 @@ from typing import Mapping, Sequence
 from draftwire.energy.integrate import Integrator
 from draftwire.energy.rails import Accuracy
 
-__all__ = ["Uncertainty", "estimate"]
+__all__ = ["SHARED", "Uncertainty", "estimate", "t_factor"]
 
+SHARED = ("offset", "gain")  # the same for all windows of one sensor
 _ROOT3, _ROOT12 = math.sqrt(3.0), math.sqrt(12.0)
+# Student's t, 97.5 %, for 1 to 30 degrees of freedom.
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+def t_factor(freedom: float) -> float:
+    """Return Student's t for a 95 % interval."""
+    if freedom < 1:
+        return math.inf
+    return _T[int(freedom) - 1] if freedom < 31 else 1.96 + 2.6 / freedom
 
 
 @dataclass(frozen=True)
@@ -36,10 +51,10 @@ class Uncertainty:
 
     Attributes:
         joules: Half-width, k = 2.
-        terms: Joules by term; the offset and gain terms are shared by all windows of
-            the same sensor, which matters when two are compared.
-        sensor_known: False when nothing is known about the sensor's accuracy: then
-            ``joules`` covers sampling and resolution only.
+        terms: Joules by term; those of ``SHARED`` cancel when two runs of one sensor
+            are compared.
+        sensor_known: False when the accuracy of a rail is not known: then ``joules``
+            covers sampling and resolution only, and everything that shows it says so.
     """
 
     joules: float
@@ -49,19 +64,22 @@ class Uncertainty:
     @property
     def random_j(self) -> float:
         """Standard uncertainty of what differs from run to run."""
-        shared = ("offset", "gain")
-        return math.sqrt(sum(v * v for k, v in self.terms.items() if k not in shared))
+        return math.sqrt(sum(v * v for k, v in self.terms.items() if k not in SHARED))
+
+    @property
+    def known_text(self) -> str:
+        """What to write beside the number: ``"resolution only"``, or ""."""
+        return "" if self.sensor_known else "resolution only"
 
 
 def estimate(
     integral: Integrator,
     accuracies: Sequence[Accuracy],
     *,
-    update_s: float | None = None,
+    lag_s: float = 0.0,
     context_step2: float = 0.0,
     clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
-    gaps_outside: bool = False,
 ) -> Uncertainty | None:
     """Return the uncertainty of an integral's total.
 
@@ -71,14 +89,13 @@ def estimate(
     Args:
         integral: A finished integrator.
         accuracies: Of each rail in the total.
-        update_s: How often the sensor renews.
+        lag_s: How late the sensor may be, its averaging included.
         context_step2: Mean ``(difference x period)^2`` of an interval around the
             window; a window of few samples cannot know it by itself.
         clock_u_s: Standard uncertainty of the window's length.
         observed_step_w: Smallest step seen, for rails whose step is not known.
-        gaps_outside: The joules speak of the covered time only (pauses in a log).
     """
-    seconds, joules = integral.covered_s[0], integral.joules[0]
+    seconds, joules = integral.seconds, integral.joules[0]
     mean_w = joules / seconds if seconds > 0 else 0.0
     terms = {}
     known = [a for a in accuracies if a.offset_w is not None]
@@ -104,23 +121,21 @@ def estimate(
         # Student's factor for few samples, folded into the standard uncertainty.
         few = 1.0 + 2.0 / n
         terms["sampling"] = few * math.sqrt(step2 / 2.0)
-        swing = math.sqrt(integral.sum_diff2 / n)
-        terms["edge"] = integral.held_s * swing
+        terms["edge"] = integral.held_s * math.sqrt(integral.sum_diff2 / n)
     else:
         period = seconds / max(integral.intervals, 1)
         spread = integral.max_w - integral.min_w
         # A counter is exact between samples; only the two edges are interpolated.
         terms["edge"] = _finite(period * spread / _ROOT12 * math.sqrt(2.0))
-    if update_s:
-        swing = integral.last_w - integral.first_w
-        terms["lag"] = _finite(update_s * abs(swing) / _ROOT3)
+    if lag_s:
+        terms["lag"] = _finite(lag_s * abs(integral.last_w - integral.first_w) / _ROOT3)
     if clock_u_s:
         terms["clock"] = clock_u_s * abs(mean_w)
-    missing_s = integral.seconds - seconds
-    if missing_s > 1e-9 and not gaps_outside:
-        terms["gap"] = missing_s * abs(mean_w) / 2.0
+    if integral.hole_s[0] > 1e-9:
+        terms["hole"] = _finite(integral.hidden_j) / 2.0  # a bound, not a deviation
     total = 2.0 * math.sqrt(sum(term * term for term in terms.values()))
-    return Uncertainty(total, terms, bool(known) and len(known) == len(accuracies))
+    sure = len(known) == len(accuracies) and len(gains) == len(accuracies)
+    return Uncertainty(total, terms, sure)
 
 
 def _finite(value: float) -> float:

@@ -6,8 +6,9 @@ import time
 from typing import Any, Callable, Iterator, Sequence
 
 from draftwire.energy.account import Account
-from draftwire.energy.marks import MarkReader
+from draftwire.energy.marks import MarkListener
 from draftwire.energy.meter import Meter
+from draftwire.energy.record import TOKENS as COUNTS
 
 __all__ = ["frames", "render"]
 
@@ -20,7 +21,7 @@ def frames(
     *,
     every_s: float = 0.5,
     seconds: float | None = None,
-    marks: MarkReader | None = None,
+    marks: MarkListener | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Account, str]]:
     """Yield the account and the text of each frame until the time is over.
@@ -32,7 +33,7 @@ def frames(
         marks: Phases that a program writes, when there is one.
         sleep: Waits.
     """
-    account = Account(meter).start("run")
+    account = Account(meter, mirror=False).start("run")
     begin = meter._clock()
     history: list[float] = []
     while True:
@@ -40,8 +41,7 @@ def frames(
         for line in () if marks is None else marks.new():
             if "phase" in line:
                 account.phase(line["phase"], line["t"])
-            else:
-                account.count(**line["tokens"])
+            account.count(**{k: v for k, v in line["tokens"].items() if k in COUNTS})
         elapsed_s = (meter._clock() - begin) * 1e-9
         last = meter.last
         if last is not None and last.watts[0] == last.watts[0]:

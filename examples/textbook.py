@@ -1,6 +1,6 @@
 """Greedy speculative decoding over a websocket, from the public parts, one phase a block.
 
-    draftwire demo --serve          # or any verifier; then, in another terminal:
+    draftwire verifier serve --target models/v1.target --port 8765
     python examples/textbook.py ws://127.0.0.1:8765 "Once upon a time"
 
 This is the whole algorithm: propose, verify, commit, rewind. What `draftwire.connect`

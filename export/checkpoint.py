@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.architecture import Architecture, read_architecture
 from draftwire.tensors import RawTensor, TensorFile
+from draftwire.tokenizer import first_token
 
 __all__ = [
     "Checkpoint",
@@ -254,23 +255,10 @@ def special_ids(
         value = source.get("eos_token_id")
         ends.extend(value if isinstance(value, list) else [value])
     eos = tuple(dict.fromkeys(i for i in ends if i is not None))
-    bos = config.get("bos_token_id") if _adds_bos(folder) else None
+    bos = first_token(folder)
     for i in (*eos, *([] if bos is None else [bos])):
         if type(i) is not int or not 0 <= i < vocab_size:
             raise ModelError(
                 f"{folder.name}: special token {i!r} is outside of the vocabulary"
             )
     return bos, eos
-
-
-def _adds_bos(folder: Path) -> bool:
-    """Tell whether prompts of this model start with its BOS token."""
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        says = read_json(settings).get("add_bos_token")
-        if isinstance(says, bool):
-            return says
-    post = read_json(folder / "tokenizer.json").get("post_processor")
-    # Only a template can add a token; without any post-processor nothing speaks
-    # against the BOS that config.json names.
-    return post is None or "TemplateProcessing" in json.dumps(post)

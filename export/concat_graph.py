@@ -22,15 +22,18 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.checkpoint import open_weights, read_config, special_ids
+from draftwire.export.gate import threads
 from draftwire.export.parity import (
+    LIMITS,
     Limit,
     Logits,
-    Parity,
+    check_steps,
     compare,
     finite_logits,
     probe_ids,
     torch_logits,
 )
+from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint
 
 __all__ = ["ConcatRunner", "export_with_optimum"]
@@ -65,7 +68,7 @@ def export_with_optimum(
         ConfigError: Optimum is not installed.
         ModelError: It cannot export the model, or the result differs from it.
     """
-    from draftwire.export.onnx import DRAFT_CONTEXT, made_with, model_files
+    from draftwire.export.onnx import DRAFT_CONTEXT, made_with, precisions_of, text_files
 
     main_export, version = _import_optimum(why)
     config = read_config(folder)
@@ -80,19 +83,27 @@ def export_with_optimum(
     context = context or min(trained, DRAFT_CONTEXT)
     vocab_size = _first(folder, config, ("vocab_size",))
     bos_id, eos_ids = special_ids(folder, config, vocab_size)
+    bos_id = check_tokens(folder, bos_id)
     ids = probe_ids(folder, vocab_size, bos_id, limit=min(224, context))
     whole = _run_optimum(main_export, folder, scratch)
     logits, against = torch_logits(folder, ids)
     expected = finite_logits(folder.name, logits)
-    shape = ConcatRunner(whole).shape
-    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
-    for precision in precisions:
-
-        def check(path: Path) -> Parity:
-            return _check(path, ids, expected, against)
-
-        details = {"graph": "concat", "min_engine": "1.19"}
-        files |= model_files(whole, precision, check, limit(precision), details)
+    runner = ConcatRunner(whole)
+    shape = runner.shape
+    parity = compare(check_steps(runner, ids), expected, against)
+    parity.require("the graph", LIMITS["fp32"])
+    files, refused = precisions_of(
+        whole,
+        precisions,
+        ConcatRunner,
+        parity,
+        limit,
+        folder=folder,
+        vocab_size=vocab_size,
+        bos_id=bos_id,
+        context=context,
+        graph="concat",
+    )
     fields = {
         "family": {
             "name": "",
@@ -108,10 +119,11 @@ def export_with_optimum(
             "from": folder.name.removesuffix(".hf"),
             "model_type": config.get("model_type"),
             "optimum": version,
+            **refused,
             **made_with(),
         },
     }
-    return fields, files
+    return fields, {**text_files(folder), **files}
 
 
 def _import_optimum(why: Exception | None) -> tuple[Callable[..., Any], str]:
@@ -202,7 +214,7 @@ class ConcatRunner:
 
     def __init__(self, path: Path) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads(path)
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
@@ -230,8 +242,8 @@ class ConcatRunner:
         self._cache = dict.fromkeys(self._pasts, empty)
         self.length = 0
 
-    def forward(self, ids: Sequence[int]) -> Logits:
-        """Take further tokens; return ``(T, V)`` logits."""
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
         total = self.length + len(ids)
         feeds: dict[str, NDArray[Any]] = {"input_ids": np.array([ids], np.int64)}
         if "attention_mask" in self._wants:
@@ -243,22 +255,9 @@ class ConcatRunner:
         logits, *caches = self._session.run(["logits", *names], feeds)
         self._cache = dict(zip(self._pasts, caches, strict=True))
         self.length = total
-        return np.asarray(logits[0], np.float32)
+        return np.asarray(logits[0, -rows:], np.float32)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
         self._cache = {k: c[:, :, :length].copy() for k, c in self._cache.items()}
         self.length = length
-
-
-def _check(path: Path, ids: Sequence[int], expected: Logits, against: str) -> Parity:
-    runner = ConcatRunner(path)
-    third = max(1, len(ids) // 3)
-    found = [runner.forward(ids[:third])]
-    runner.forward(ids[-max(1, third // 4) :])
-    runner.rewind(third)
-    sizes = [1, 3, 1, 7, 2, 1]
-    while runner.length < len(ids):
-        size = sizes.pop(0) if sizes else 5
-        found.append(runner.forward(ids[runner.length : runner.length + size]))
-    return compare(np.concatenate(found), expected, against)

@@ -11,8 +11,15 @@ from numpy.typing import NDArray
 
 __all__ = ["anchor_parameters", "backbone_fingerprint"]
 
-_EMBEDDINGS = frozenset({"model.embed_tokens.weight", "gpt_neox.embed_in.weight"})
-_LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.")
+_EMBEDDINGS = frozenset(
+    {
+        "model.embed_tokens.weight",
+        "gpt_neox.embed_in.weight",
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+    }
+)
+_LAYER = re.compile(r"(?:model|gpt_neox)\.layers\.(\d+)\.|transformer\.h\.(\d+)\.")
 
 
 def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
@@ -20,7 +27,7 @@ def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
     found = []
     for name in names:
         match = _LAYER.match(name)
-        if name in _EMBEDDINGS or (match and int(match[1]) < layers):
+        if name in _EMBEDDINGS or (match and int(match[match.lastindex or 1]) < layers):
             found.append(name)
     return sorted(found)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +19,42 @@ import onnxruntime
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export import gqa_graph, target_graph
 from draftwire.export.architecture import UnknownArchitecture
-from draftwire.export.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.checkpoint import Checkpoint, load_checkpoint, read_json
 from draftwire.export.fingerprint import backbone_fingerprint
+from draftwire.export.gate import Reader, gate, moments_of, own_texts, threads
+from draftwire.export.inputs import checkpoint_folder
 from draftwire.export.parity import (
     LIMITS,
+    DraftRunner,
     Limit,
     Logits,
     Parity,
-    check_draft,
+    check_steps,
     compare,
     expected_logits,
     probe_tokens,
     run_target,
 )
-from draftwire.export.quantise import PRECISIONS, quantise
+from draftwire.export.quantise import MIN_ENGINE, PRECISIONS, quantise
+from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
+from draftwire.tokenizer import load_tokenizer
 
-__all__ = ["DRAFT_CONTEXT", "export_onnx", "made_with", "model_files", "package_fields"]
+__all__ = [
+    "DRAFT_CONTEXT",
+    "export_onnx",
+    "made_with",
+    "package_fields",
+    "precisions_of",
+    "text_files",
+]
 
 # A draft's cache takes memory for all of it, so a long trained context is cut.
 DRAFT_CONTEXT = 4096
 # From here on weights lie beside the graph: onnxruntime maps them instead of copying.
 EXTERNAL_BYTES = 64 << 20
+PAGE = 4096
 TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 
 
@@ -84,10 +100,13 @@ def export_onnx(
     says something else.
 
     Args:
-        model_dir: A Hugging Face directory with safetensors weights.
+        model_dir: A Hugging Face directory with safetensors weights, a GGUF file, or
+            ``owner/name`` on the hub.
         out: The package, ``NAME.draft`` or ``NAME.target``.
-        precision: For a draft any of "fp32", "int8", "int4" (default int8); for a
-            target how its weights are stored, "fp16" (default) or "fp32".
+        precision: For a draft any of "fp32", "int8", "int8-split", "int4" (default
+            int8), of which those that fail the gate are left out and named in the
+            manifest; for a target how its weights are stored, "fp16" (default) or
+            "fp32".
         role: "draft" or "target".
         graph: How a draft's cache is passed: "concat" for Optimum's graph, "auto" for
             the in-place one where the architecture is known here.
@@ -108,8 +127,8 @@ def export_onnx(
 
     Raises:
         ConfigError: An argument is wrong, or ``out`` exists.
-        ModelError: The checkpoint is damaged or of an unknown shape, or the result
-            differs from it by more than the limit.
+        ModelError: The checkpoint is damaged or of an unknown shape, or nothing made
+            of it is within its limit.
     """
     out = Path(out)
     if role not in ("draft", "target"):
@@ -138,7 +157,7 @@ def export_onnx(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
             fields, files = _make(
-                Path(model_dir),
+                checkpoint_folder(model_dir, Path(scratch)),
                 role,
                 graph,
                 context,
@@ -166,6 +185,9 @@ def _make(
     if graph == "auto" or role == "target":
         try:
             checkpoint = load_checkpoint(folder, context=context)
+            if request.against != "numpy":
+                first = check_tokens(folder, checkpoint.bos_id)
+                checkpoint = dataclasses.replace(checkpoint, bos_id=first)
             if role == "target":
                 return _target(checkpoint, precisions, request, scratch)
             if context is None:
@@ -216,79 +238,157 @@ def _draft(
     expected, against = expected_logits(checkpoint, ids, against=request.against)
     whole = scratch / "whole.onnx"
     save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
-    files = {"tokenizer.json": NewFile(checkpoint.tokenizer)}
-    for precision in precisions:
 
-        def check(path: Path) -> Parity:
-            return check_draft(str(path), architecture, ids, expected, against)
+    def read(path: Path) -> DraftRunner:
+        return DraftRunner(str(path), architecture, threads=threads(path))
 
-        files |= model_files(
-            whole,
-            precision,
-            check,
-            request.limit(precision),
-            {"graph": "gqa", "min_engine": gqa_graph.MIN_ENGINE},
-        )
-    return _fields(checkpoint, request), files
+    parity = compare(check_steps(read(whole), ids), expected, against)
+    parity.require("the graph", LIMITS["fp32"])
+    files, refused = precisions_of(
+        whole,
+        precisions,
+        read,
+        parity,
+        request.limit,
+        folder=checkpoint.folder,
+        vocab_size=architecture.vocab_size,
+        bos_id=checkpoint.bos_id,
+        context=architecture.context,
+        graph="gqa",
+    )
+    fields = _fields(checkpoint, request)
+    fields["made"].update(refused)
+    return fields, {**text_files(checkpoint.folder), **files}
 
 
-def model_files(
-    whole: Path,
-    precision: str,
-    check: Any,
-    limit: Limit,
-    details: Mapping[str, Any],
-) -> dict[str, NewFile]:
-    """Return the files of one precision of a draft, past the gate.
+def text_files(folder: Path) -> dict[str, NewFile]:
+    """Return a package's files that turn text and messages into tokens.
 
-    Args:
-        whole: The float32 graph.
-        precision: What to make of it.
-        check: Takes a path and returns a :class:`Parity`.
-        limit: What it must reach.
-        details: For the manifest: how the graph is used.
-
-    Raises:
-        ModelError: The limit is not reached.
+    The chat template stands in a file of its own, whatever version of transformers wrote
+    the checkpoint; the settings beside it name the tokens that it uses.
     """
-    name = f"model.{precision}.onnx"
-    path = whole.parent / name
-    if precision == "fp32":
-        save_model(onnx.load(str(whole)), path)
-    else:
-        quantise(whole, path, precision)
-        save_model(onnx.load(str(path)), path)
-    parity = check(path)
-    parity.require(name, limit)
-    entry = {
-        "engine": "onnxruntime",
-        "precision": precision,
-        **details,
-        "parity": parity.record(),
-    }
-    files = {name: NewFile(path, entry)}
-    data = path.with_name(name + ".data")
-    if data.exists():
-        files[data.name] = NewFile(data, {"of": name})
+    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
+    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    said = read_json(settings).get("chat_template") if settings.is_file() else None
+    if template.is_file():
+        files[template.name] = NewFile(template)
+    elif isinstance(said, str):
+        files[template.name] = NewFile(said.encode())
+    if template.name in files and settings.is_file():
+        files[settings.name] = NewFile(settings)
     return files
 
 
+def precisions_of(
+    whole: Path,
+    precisions: Sequence[str],
+    read: Callable[[Path], Reader],
+    parity: Parity,
+    limit: Callable[[str], Limit],
+    *,
+    folder: Path,
+    vocab_size: int,
+    bos_id: int | None,
+    context: int,
+    graph: str,
+) -> tuple[dict[str, NewFile], dict[str, Any]]:
+    """Return the model files of a draft that pass the gate, and what is to say of them.
+
+    Args:
+        whole: The float32 graph.
+        precisions: What to make of it.
+        read: Opens a graph with a cache.
+        parity: How far ``whole`` is from the checkpoint.
+        limit: What a precision must reach.
+        folder: Of the tokenizer.
+        vocab_size: Rows of the logits.
+        bos_id: What stands in front of a text.
+        context: Positions that are served.
+        graph: How the cache is passed, for the manifest.
+
+    Raises:
+        ModelError: None of them reaches its limit.
+    """
+    files: dict[str, NewFile] = {}
+    refused: dict[str, str] = {}
+    made: dict[str, Any] = {}
+    reader = None
+    for precision in precisions:
+        path = whole.with_name(f"model.{precision}.onnx")
+        found = parity
+        if precision == "fp32":
+            save_model(onnx.load(str(whole)), path)
+        else:
+            if reader is None:
+                reader = read(whole)
+                tokenizer = load_tokenizer(folder)
+                texts = own_texts(
+                    reader,
+                    partial(tokenizer.encode, bos_id=bos_id),
+                    vocab_size=min(vocab_size, tokenizer.vocab_size),
+                    context=context,
+                    calibrate="int4" in precisions,
+                )
+                made["gate"] = texts.record()
+            moments = moments_of(whole, texts.calibrate) if precision == "int4" else None
+            save_model(quantise(onnx.load(str(whole)), precision, moments), path)
+            found = gate(reader, read(path), texts.judge, "its float32 graph")
+        try:
+            found.require(path.name, limit(precision))
+        except ModelError as exc:
+            refused[precision] = str(exc)
+            continue
+        details = {
+            "engine": "onnxruntime",
+            "precision": precision,
+            "graph": graph,
+            "min_engine": MIN_ENGINE[precision],
+            "parity": found.record(),
+        }
+        files[path.name] = NewFile(path, details)
+        data = path.with_name(path.name + ".data")
+        if data.exists():
+            files[data.name] = NewFile(data, {"of": path.name})
+    if not files:
+        raise ModelError(
+            "; ".join(refused.values()),
+            hint="choose a wider precision, or lower the limit with --min-agreement",
+        )
+    return files, {**made, **({"refused": refused} if refused else {})}
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; large weights go to ``<name>.data`` beside it."""
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    if size < EXTERNAL_BYTES:
+    """Write a graph; large weights go to ``<name>.data`` beside it, each once.
+
+    Tensors of the same bytes share their place there: a head that is tied to the
+    embedding has the embedding's bytes under other dimensions.
+    """
+    tensors = list(model.graph.initializer)
+    large = [t for t in tensors if len(t.raw_data) >= 1024]
+    keys = {id(t): hashlib.sha256(t.raw_data).digest() for t in large}
+    shared = len(set(keys.values())) < len(keys)
+    if not shared and sum(len(t.raw_data) for t in tensors) < EXTERNAL_BYTES:
         onnx.save_model(model, str(path))
         return
     data = path.with_name(path.name + ".data")
-    data.unlink(missing_ok=True)  # the library appends to what is there
-    onnx.save_model(
-        model,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=data.name,
-        size_threshold=1024,
-    )
+    places: dict[bytes, tuple[int, int]] = {}
+    with open(data, "wb") as stream:
+        for tensor in large:
+            key = keys[id(tensor)]
+            if key not in places:
+                stream.write(b"\0" * (-stream.tell() % PAGE))  # a map begins at a page
+                places[key] = (stream.tell(), len(tensor.raw_data))
+                stream.write(tensor.raw_data)
+            offset, length = places[key]
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for name, value in (
+                ("location", data.name),
+                ("offset", offset),
+                ("length", length),
+            ):
+                tensor.external_data.add(key=name, value=str(value))
+    path.write_bytes(model.SerializeToString())
 
 
 def _target(
@@ -313,7 +413,7 @@ def _target(
     parity = compare(found, expected, against)
     parity.require("the target", request.limit(precision))
     files = {
-        "tokenizer.json": NewFile(checkpoint.tokenizer),
+        **text_files(checkpoint.folder),
         "model.onnx": NewFile(
             graph,
             {

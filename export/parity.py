@@ -24,7 +24,7 @@ __all__ = [
     "DraftRunner",
     "Limit",
     "Parity",
-    "check_draft",
+    "check_steps",
     "compare",
     "expected_logits",
     "finite_logits",
@@ -65,8 +65,10 @@ class Limit:
 LIMITS = {
     "fp32": Limit(1e-3, 0.99),
     "fp16": Limit(2e-2, 0.98),
+    # int8 keeps 96 % on SmolLM2-135M, int4 as it is made here 90 %, plain int4 65 %.
     "int8": Limit(None, 0.90),
-    "int4": Limit(None, 0.70),
+    "int8-split": Limit(None, 0.90),
+    "int4": Limit(None, 0.80),
 }
 
 
@@ -80,6 +82,8 @@ class Parity:
         max_difference: Largest absolute logit difference.
         max_logit: Largest absolute logit of the checkpoint.
         agreement: Share of positions with the same most likely token.
+        kl: Mean divergence from the checkpoint's distribution, in nats, where measured.
+        by_chunk: Agreement by tokens a step, where measured.
     """
 
     against: str
@@ -87,12 +91,15 @@ class Parity:
     max_difference: float
     max_logit: float
     agreement: float
+    kl: float | None = None
+    by_chunk: dict[str, float] | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says."""
         return {
             key: float(f"{value:.4g}") if isinstance(value, float) else value
             for key, value in asdict(self).items()
+            if value is not None
         }
 
     def require(self, name: str, limit: Limit) -> None:
@@ -258,9 +265,11 @@ class DraftRunner:
         architecture: Its shape.
     """
 
-    def __init__(self, model: bytes | str, architecture: CacheShape) -> None:
+    def __init__(
+        self, model: bytes | str, architecture: CacheShape, *, threads: int = 1
+    ) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = ort.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
@@ -304,19 +313,16 @@ def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
     bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-def check_draft(
-    model: bytes | str,
-    architecture: Architecture,
-    ids: Sequence[int],
-    expected: Logits,
-    against: str,
-) -> Parity:
+def check_steps(runner: Any, ids: Sequence[int]) -> Logits:
     """Run a draft graph over a text in steps of many sizes, with a rewind.
 
+    Args:
+        runner: A :class:`DraftRunner`, or what has its methods.
+        ids: ``(T,)`` token ids.
+
     Returns:
-        How far its logits are from ``expected`` ``(T, V)``.
+        ``(T, V)`` logits.
     """
-    runner = DraftRunner(model, architecture)
     third = max(1, len(ids) // 3)
     runner.forward(ids[:third])
     # A rejected branch, taken back: its entries must not be seen again.
@@ -328,7 +334,7 @@ def check_draft(
         size = sizes.pop(0) if sizes else 5
         step = ids[runner.length : runner.length + size]
         found.append(runner.forward(step, rows=len(step)))
-    return compare(np.concatenate(found), expected, against)
+    return np.concatenate(found)
 
 
 def run_target(

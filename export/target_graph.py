@@ -54,9 +54,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from draftwire.export.architecture import Architecture
 from draftwire.export.checkpoint import Checkpoint
-from draftwire.export.onnx_builder import MICROSOFT, GraphBuilder, Value, value
+from draftwire.export.decoder_graph import DecoderGraph
+from draftwire.export.onnx_builder import Value, value
 
 __all__ = ["MIN_ENGINE", "build_target_graph"]
 
@@ -69,27 +69,27 @@ def build_target_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     return _Writer(checkpoint).build()
 
 
-class _Writer:
+class _Writer(DecoderGraph):
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.a: Architecture = checkpoint.architecture
+        super().__init__(checkpoint)
         needed, optional = self.a.parameters()
         self.shapes = {**needed, **optional}
-        self.stored = checkpoint
-        self.g = GraphBuilder()
 
     def build(self) -> onnx.ModelProto:
         a, g = self.a, self.g
         self.positions_and_masks()
-        table = self.weight(a.embedding)
         flat = g.node("Reshape", ["input_ids", g.integers(-1)], "flat_ids")
-        hidden = g.node("Gather", [table, flat], "embedded")  # [B * S, hidden]
-        for i in range(a.layers):
-            layer = self.neox_layer if a.neox else self.llama_layer
-            hidden = layer(hidden, i)
+        places = ""
+        if a.names.positions:
+            places = g.node("Reshape", ["positions", g.integers(-1)], "flat_positions")
+        # [B * S, hidden]
+        hidden = self.embedded(self.table(a.embedding), flat, places)
+        hidden = self.written(self.layers(hidden))
         # The head is the widest product of all: only wanted rows go through it.
-        kept = g.node("Gather", [hidden, "rows"], "kept")
-        kept = self.norm(kept, "gpt_neox.final_layer_norm" if a.neox else "model.norm")
-        g.node("Gemm", [kept, self.weight(a.head)], "logits", transB=1)
+        kept = self.final(g.node("Gather", [hidden, "rows"], "kept"))
+        name = "uncapped" if a.logit_cap else "logits"
+        logits = g.node("Gemm", [kept, self.table(a.head)], name, transB=1)
+        self.capped(logits, a.logit_cap, "logits")
         inputs = [
             value("input_ids", "int64", ["B", "S"]),
             value("past_lens", "int64", ["B"]),
@@ -105,31 +105,39 @@ class _Writer:
     def cache(self, name: str, length: str) -> Value:
         return value(name, "float32", ["B", self.a.kv_heads, length, self.a.head_dim])
 
-    def weight(self, name: str) -> str:
-        return self.g.supplied(name, self.shapes[name])
+    def table(self, parameter: str) -> str:
+        return self.g.supplied(parameter, self.shapes[parameter])
 
-    def linear(self, x: str, name: str) -> str:
-        inputs = [x, self.weight(name + ".weight")]
-        if name + ".bias" in self.stored:
-            inputs.append(self.weight(name + ".bias"))
-        return self.g.node("Gemm", inputs, name, transB=1)
+    def linear(self, x: str, parameter: str) -> str:
+        """Write the linear layer as it is stored."""
+        inputs = [x, self.table(parameter + ".weight")]
+        if parameter + ".bias" in self.checkpoint:
+            inputs.append(self.table(parameter + ".bias"))
+        turned = 0 if self.a.family.conv else 1
+        return self.g.node("Gemm", inputs, parameter, transB=turned)
 
-    def norm(self, x: str, name: str) -> str:
-        g, weight = self.g, self.weight(name + ".weight")
-        if self.a.neox:
-            bias = self.weight(name + ".bias")
-            return g.node("LayerNormalization", [x, weight, bias], name, epsilon=self.a.eps)
-        return g.node(
-            "SimplifiedLayerNormalization",
-            [x, weight],
-            name,
-            epsilon=self.a.eps,
-            axis=-1,
-            stash_type=1,
-        )
+    def product(self, x: str, i: int, kind: str, name: str) -> str:
+        names, p = self.a.names, self.a.layer(i)
+        if kind in ("gate", "up") and names.gate == names.up:
+            parts = [f"l{i}.gate", f"l{i}.up"]
+            if kind == "up":  # comes first
+                both = self.linear(x, p + names.up)
+                half = self.g.integers(self.a.feed_forward, self.a.feed_forward)
+                self.g.node("Split", [both, half], parts, axis=-1)
+            return parts[kind == "up"]
+        return self.linear(x, p + getattr(names, {"o": "out"}.get(kind, kind)))
+
+    def norm_weights(self, parameter: str) -> list[str]:
+        weight, shift = self.table(parameter + ".weight"), self.a.family.norm_shift
+        if shift:
+            one = self.g.constant("norm_shift", np.array(shift, np.float32))
+            weight = self.g.node("Add", [weight, one], parameter + ".shifted")
+        if self.a.family.norm != "layer":
+            return [weight]
+        return [weight, self.table(parameter + ".bias")]
 
     def positions_and_masks(self) -> None:
-        """Write ``cos`` and ``sin`` ``[B, S, 1, R / 2]``, both masks and shapes."""
+        """Write each rotation's ``cos`` and ``sin`` ``[B, S, 1, R / 2]``, masks, shapes."""
         g, a = self.g, self.a
         zero, one = (g.constant(f"i64_scalar_{v}", np.array(v)) for v in (0, 1))
         g.node("Shape", ["input_ids"], "B", start=0, end=1)
@@ -142,10 +150,17 @@ class _Writer:
         where = g.node("Add", [lens, "steps"], "positions")  # [B, S]
         where = g.node("Cast", [where], "positions.float", to=onnx.TensorProto.FLOAT)
         where = g.node("Unsqueeze", [where, g.integers(2, 3)], "positions.column")
-        rates = g.constant("rope_rates", a.rope_rates.astype(np.float32))
-        angles = g.node("Mul", [where, rates], "angles")
-        g.node("Cos", [angles], "cos")
-        g.node("Sin", [angles], "sin")
+        for number, rope in enumerate(a.ropes):
+            end = str(number) if number else ""
+            rates = g.constant("rope_rates" + end, rope.rates.astype(np.float32))
+            angles = g.node("Mul", [where, rates], "angles" + end)
+            for op, name in (("Cos", "cos" + end), ("Sin", "sin" + end)):
+                if rope.factor == 1.0:
+                    g.node(op, [angles], name)
+                else:
+                    turn = g.node(op, [angles], name + ".plain")
+                    size = g.constant("size" + end, np.array(rope.factor, np.float32))
+                    g.node("Mul", [turn, size], name)
         allow = g.constant("allow", np.array(0, np.float32))
         forbid = g.constant("forbid", _NEVER)
         valid = g.node("Less", ["slots", lens], "valid")  # [B, P]
@@ -156,6 +171,8 @@ class _Writer:
         mask = g.node("Where", [later, forbid, allow], "new_mask.once")
         group = a.heads // a.kv_heads
         g.node("Tile", [mask, g.integers(group, 1)], "new_mask")  # [G * S, S]
+        for window in sorted({*a.windows} - {0}):
+            self.window_masks(window, group)
         g.node("Greater", ["P", g.integers(0)], "any_past")  # [1]
         heads, kv, dim = (g.integers(n) for n in (a.heads, a.kv_heads, a.head_dim))
         rows = g.node("Mul", ["S", g.integers(group)], "G*S")
@@ -163,6 +180,58 @@ class _Writer:
         g.node("Concat", ["B", kv, rows, dim], "group_shape", axis=0)
         g.node("Concat", ["B", heads, "S", dim], "head_shape", axis=0)
         g.node("Concat", ["P", "S"], "past_and_new", axis=0)
+
+    def window_masks(self, window: int, group: int) -> None:
+        """Write both masks of layers that look back on ``window`` tokens only."""
+        g, end = self.g, f".{window}"
+        width = g.integers(window)
+        column = g.node("Unsqueeze", ["positions", g.integers(2)], "at" + end)  # [B, S, 1]
+        apart = g.node("Sub", [column, "slots"], "past.apart" + end)  # [B, S, P]
+        near = g.node("Less", [apart, width], "past.near" + end)
+        row = g.node("Unsqueeze", ["valid", g.integers(1)], "past.valid" + end)
+        seen = g.node("And", [near, row], "past.seen" + end)
+        mask = g.node("Where", [seen, "allow", "forbid"], "past_mask.flat" + end)
+        mask = g.node("Tile", [mask, g.integers(1, group, 1)], "past_mask.groups" + end)
+        g.node("Unsqueeze", [mask, g.integers(1)], "past_mask" + end)  # [B, 1, G * S, P]
+        apart = g.node("Sub", ["steps.column", "steps"], "new.apart" + end)  # [S, S]
+        far = g.node("Less", [apart, width], "new.near" + end)
+        far = g.node("Not", [far], "new.far" + end)
+        hidden = g.node("Or", [far, "later"], "new.hidden" + end)
+        mask = g.node("Where", [hidden, "forbid", "allow"], "new_mask.once" + end)
+        g.node("Tile", [mask, g.integers(group, 1)], "new_mask" + end)
+
+    def attention(self, x: str, i: int) -> str:
+        a, g, n, p = self.a, self.g, f"l{i}.", self.a.layer(i)
+        parts = [n + "q.in", n + "k.in", n + "v.in"]
+        if a.family.interleaved:
+            heads, width = g.integers(a.heads), g.integers(3 * a.head_dim)
+            shape = g.node("Concat", ["B", "S", heads, width], n + "qkv_shape", axis=0)
+            x = g.node("Reshape", [self.linear(x, p + a.names.qkv[0]), shape], n + "qkv")
+            g.node("Split", [x, g.integers(*[a.head_dim] * 3)], parts, axis=-1)
+            q, k, v = parts
+        else:
+            if len(a.names.qkv) == 3:
+                parts = [self.linear(x, p + name) for name in a.names.qkv]
+            else:
+                x = self.linear(x, p + a.names.qkv[0])
+                sizes = [heads * a.head_dim for heads in (a.heads, a.kv_heads, a.kv_heads)]
+                g.node("Split", [x, g.integers(*sizes)], parts, axis=-1)
+            q, k = (
+                self.head_norm(part, i, kind)
+                for part, kind in zip(parts, ("q_norm", "k_norm"), strict=False)
+            )
+            v = self.by_token(parts[2], n + "v")
+        return self.attend(g.node("Concat", [q, k], n + "qk", axis=2), v, i)
+
+    def head_norm(self, x: str, i: int, kind: str) -> str:
+        """Write queries or keys by token and head, normed where the family does that."""
+        name, parameter = f"l{i}.{kind}", getattr(self.a.names, kind)
+        if not parameter:
+            return self.by_token(x, name)
+        parameter = self.a.layer(i) + parameter
+        if self.shapes[parameter + ".weight"] != (self.a.head_dim,):
+            return self.by_token(self.norm(x, parameter, name), name + ".heads")
+        return self.norm(self.by_token(x, name + ".heads"), parameter, name)
 
     def attend(self, qk: str, v: str, i: int) -> str:
         """Attend from ``qk`` ``[B, S, H + KV, D]`` to the cache and to itself.
@@ -172,12 +241,12 @@ class _Writer:
         """
         g, a, n = self.g, self.a, f"l{i}."
         sizes = g.integers(a.heads, a.kv_heads)
-        g.node("Split", [self.rotate(qk, n), sizes], [n + "q", n + "k"], axis=2)
+        g.node("Split", [self.rotate(qk, i), sizes], [n + "q", n + "k"], axis=2)
         swap = [0, 2, 1, 3]
         q = g.node("Transpose", [n + "q"], n + "q.heads", perm=swap)
         g.node("Transpose", [n + "k"], f"new.{i}.key", perm=swap)
         g.node("Transpose", [v], f"new.{i}.value", perm=swap)
-        scale = g.constant("scale", np.array(a.head_dim**-0.5, np.float32))
+        scale = g.constant("scale", np.array(a.score_scale, np.float32))
         q = g.node("Mul", [q, scale], n + "q.scaled")
         # The heads of a group share their keys: one product with G * S rows.
         q = g.node("Reshape", [q, "group_shape"], n + "q.groups")
@@ -186,7 +255,9 @@ class _Writer:
             k = f"{kind}.{i}.key"
             k = g.node("Transpose", [k], n + kind + ".kt", perm=[0, 1, 3, 2])
             dots = g.node("MatMul", [q, k], n + kind + ".dots")
-            scores.append(g.node("Add", [dots, kind + "_mask"], n + kind + ".scores"))
+            dots = self.capped(dots, a.score_cap, n + kind + ".capped")
+            mask = f"{kind}_mask" + (f".{a.windows[i]}" if a.windows[i] else "")
+            scores.append(g.node("Add", [dots, mask], n + kind + ".scores"))
         joined = g.node("Concat", scores, n + "scores", axis=-1)
         shares = g.node("Softmax", [joined], n + "shares", axis=-1)
         parts = [n + "past.shares", n + "new.shares"]
@@ -204,15 +275,18 @@ class _Writer:
         width = g.integers(-1, a.heads * a.head_dim)
         return g.node("Reshape", [y, width], n + "attended")
 
-    def rotate(self, x: str, n: str) -> str:
-        """Turn the first ``R`` dimensions of each head by its position."""
-        g, half = self.g, self.a.rotary_dim // 2
+    def rotate(self, x: str, i: int) -> str:
+        """Turn the first dimensions of each head by its position."""
+        g, n, number = self.g, f"l{i}.", self.a.rope_of[i]
+        if number < 0:
+            return x
+        half, end = len(self.a.ropes[number].rates), str(number) if number else ""
         rest = self.a.head_dim - 2 * half
         parts = [n + "first", n + "second"] + ([n + "rest"] if rest else [])
         sizes = g.integers(half, half, *([rest] if rest else []))
         g.node("Split", [x, sizes], parts, axis=-1)
         products = {
-            (part, table): g.node("Mul", [n + part, table], f"{n}{part}.{table}")
+            (part, table): g.node("Mul", [n + part, table + end], f"{n}{part}.{table}")
             for part in ("first", "second")
             for table in ("cos", "sin")
         }
@@ -224,43 +298,3 @@ class _Writer:
 
     def by_token(self, x: str, name: str) -> str:
         return self.g.node("Reshape", [x, "token_shape"], name)
-
-    def llama_layer(self, hidden: str, i: int) -> str:
-        g, p, n = self.g, self.a.layer(i), f"l{i}."
-        x = self.norm(hidden, p + "input_layernorm")
-        q, k, v = (self.linear(x, f"{p}self_attn.{c}_proj") for c in "qkv")
-        qk = self.by_token(g.node("Concat", [q, k], n + "qk.flat", axis=-1), n + "qk")
-        x = self.attend(qk, self.by_token(v, n + "v"), i)
-        x = self.linear(x, p + "self_attn.o_proj")
-        hidden = g.node("Add", [hidden, x], n + "mid")
-        x = self.norm(hidden, p + "post_attention_layernorm")
-        gate, up = (self.linear(x, f"{p}mlp.{c}_proj") for c in ("gate", "up"))
-        opened = g.node("Sigmoid", [gate], n + "sigmoid")
-        gate = g.node("Mul", [gate, opened], n + "silu")
-        x = g.node("Mul", [gate, up], n + "gated")
-        x = self.linear(x, p + "mlp.down_proj")
-        return g.node("Add", [hidden, x], n + "out")
-
-    def neox_layer(self, hidden: str, i: int) -> str:
-        g, a, p, n = self.g, self.a, self.a.layer(i), f"l{i}."
-        x = self.norm(hidden, p + "input_layernorm")
-        x = self.linear(x, p + "attention.query_key_value")
-        shape = g.node(
-            "Concat",
-            ["B", "S", g.integers(a.heads), g.integers(3 * a.head_dim)],
-            n + "qkv_shape",
-            axis=0,
-        )
-        x = g.node("Reshape", [x, shape], n + "qkv")
-        parts = [n + "q.in", n + "k.in", n + "v"]
-        g.node("Split", [x, g.integers(*[a.head_dim] * 3)], parts, axis=-1)
-        qk = g.node("Concat", parts[:2], n + "qk", axis=2)
-        x = self.linear(self.attend(qk, parts[2], i), p + "attention.dense")
-        after = g.node("Add", [hidden, x], n + "mid")
-        source = hidden if a.parallel else after
-        x = self.norm(source, p + "post_attention_layernorm")
-        x = self.linear(x, p + "mlp.dense_h_to_4h")
-        op = "FastGelu" if a.activation == "gelu_tanh" else "Gelu"
-        x = g.node(op, [x], n + "gelu", domain=MICROSOFT)
-        x = self.linear(x, p + "mlp.dense_4h_to_h")
-        return g.node("Add", [after, x], n + "out")

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.architecture import LLAMA_LIKE, NEOX_LIKE, UnknownArchitecture
 from draftwire.export.checkpoint import Checkpoint
+from draftwire.export.weights import Linear, gate_and_up, joined, linear, norm, qkv
 from draftwire.packages import DraftPackage, PackageFile
 
 __all__ = [
@@ -31,7 +33,7 @@ __all__ = [
 
 Array = NDArray[np.float32]
 # From the least rounded to the most.
-_WIDEST = ("fp32", "int8", "int4")
+_WIDEST = ("fp32", "int8", "int4")  # a split int8 is never alone
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,6 @@ class DecoderShape:
     parallel: bool
     neox: bool
     rates: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A linear layer: ``x @ weight.T + bias``, weight ``(out, in)``."""
-
-    weight: Array
-    bias: Array | None
 
 
 @dataclass(frozen=True)
@@ -123,6 +117,8 @@ class CheckpointSource:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         a = checkpoint.architecture
+        if not a.plain:
+            raise _unwritten(checkpoint.name)
         self._checkpoint = checkpoint
         self.tied = a.tied
         self.shape = DecoderShape(
@@ -150,67 +146,26 @@ class CheckpointSource:
 
     def final_norm(self) -> Norm:
         """Return the norm before the head."""
-        return self._norm("gpt_neox.final_layer_norm" if self.shape.neox else "model.norm")
+        return self._norm(self._checkpoint.architecture.names.final)
 
     def layer(self, i: int) -> Layer:
         """Return a layer."""
-        p = self._checkpoint.architecture.layer(i)
-        norms = (
-            self._norm(p + "input_layernorm"),
-            self._norm(p + "post_attention_layernorm"),
-        )
-        if self.shape.neox:
-            return Layer(
-                norms[0],
-                self._by_kind(self._linear(p + "attention.query_key_value")),
-                self._linear(p + "attention.dense"),
-                norms[1],
-                None,
-                self._linear(p + "mlp.dense_h_to_4h"),
-                self._linear(p + "mlp.dense_4h_to_h"),
-            )
-        parts = [self._linear(f"{p}self_attn.{kind}_proj") for kind in "qkv"]
-        bias = None
-        if any(part.bias is not None for part in parts):
-            bias = np.concatenate(
-                [
-                    np.zeros(len(part.weight), np.float32)
-                    if part.bias is None
-                    else part.bias
-                    for part in parts
-                ]
-            )
+        c, names = self._checkpoint, self._checkpoint.architecture.names
+        p = c.architecture.layer(i)
+        gate, up = gate_and_up(c, i)
         return Layer(
-            norms[0],
-            Linear(np.concatenate([part.weight for part in parts]), bias),
-            self._linear(p + "self_attn.o_proj"),
-            norms[1],
-            self._linear(p + "mlp.gate_proj"),
-            self._linear(p + "mlp.up_proj"),
-            self._linear(p + "mlp.down_proj"),
+            self._norm(p + names.before_attention),
+            joined(qkv(c, i)),
+            linear(c, p + names.out),
+            self._norm(p + names.before_mlp),
+            gate,
+            up,
+            linear(c, p + names.down),
         )
-
-    def _optional(self, name: str) -> Array | None:
-        return self._checkpoint.weight(name) if name in self._checkpoint else None
-
-    def _linear(self, name: str) -> Linear:
-        weight = self._checkpoint.weight(name + ".weight")
-        return Linear(weight, self._optional(name + ".bias"))
 
     def _norm(self, name: str) -> Norm:
-        weight = self._checkpoint.weight(name + ".weight")
-        return Norm(weight, self._optional(name + ".bias"))
-
-    def _by_kind(self, linear: Linear) -> Linear:
-        """Turn rows of q, k, v for each head into all q, all k, all v."""
-
-        def sort(rows: Array) -> Array:
-            s, rest = self.shape, rows.shape[1:]
-            heads = rows.reshape(s.heads, 3, s.head_dim, *rest)
-            return np.ascontiguousarray(heads.swapaxes(0, 1)).reshape(rows.shape)
-
-        bias = None if linear.bias is None else sort(linear.bias)
-        return Linear(sort(linear.weight), bias)
+        found = norm(self._checkpoint, name)
+        return Norm(found.weight, found.bias)
 
 
 def widest_model(package: DraftPackage) -> PackageFile:
@@ -249,6 +204,14 @@ class PackageSource:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         nodes = {out: node for node in graph.node for out in node.output if out}
         attention = _attributes(self._node(nodes, "l0.attended"))
+        kind = package.raw.get("made", {}).get("model_type", "llama")
+        windowed = any(
+            _attributes(node).get("local_window_size", -1) > 0
+            for node in graph.node
+            if node.op_type == "GroupQueryAttention"
+        )
+        if kind not in LLAMA_LIKE + NEOX_LIKE or windowed:
+            raise _unwritten(package.path.name)
         neox = any(name.startswith("gpt_neox.") for name in self._tensors)
         first = _attributes(self._node(nodes, "l0.normed"))
         activation, parallel = "silu", False
@@ -274,7 +237,7 @@ class PackageSource:
             neox=neox,
             rates=_rates(cos, sin),
         )
-        self.tied = not any(name.startswith("head.weight") for name in self._tensors) or (
+        self.tied = not self._has("head.weight") or (
             np.array_equal(self.embedding(), self.head())
         )
 
@@ -288,7 +251,8 @@ class PackageSource:
         return nodes[output]
 
     def _has(self, name: str) -> bool:
-        return any(name + end in self._tensors for end in ("", "_quantized", ".int4"))
+        ends = ("", "_quantized", ".int4", ".q8", ".q4", ".rows")
+        return any(name + end in self._tensors for end in ends)
 
     def _values(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:
@@ -312,6 +276,22 @@ class PackageSource:
             rows = halves.reshape(*packed.shape[:2], -1)
             rows = rows * scales.reshape(*packed.shape[:2], 1)
             return np.ascontiguousarray(rows.reshape(len(rows), -1).T, np.float32)
+        if name + ".rows" in self._tensors:  # an embedding
+            steps = self._values(name + ".rows").astype(np.float32) - 128
+            scales = self._values(name + ".scales")
+            blocks = steps.reshape(*scales.shape, -1) * scales[..., None]
+            return np.asarray(blocks.reshape(steps.shape), np.float32)
+        bits = next((b for b in (8, 4) if f"{name}.q{b}" in self._tensors), None)
+        if bits is not None:
+            steps = self._values(f"{name}.q{bits}")
+            scales = self._values(name + ".scales")
+            zeros: NDArray[Any] = np.full(scales.shape, 1 << bits - 1, np.float32)
+            if bits == 4:
+                steps = _halves(steps)
+                if name + ".zeros" in self._tensors:
+                    zeros = _halves(self._values(name + ".zeros"))[:, : scales.shape[1]]
+            whole = (steps.astype(np.float32) - zeros[..., None]) * scales[..., None]
+            return np.ascontiguousarray(whole.reshape(len(whole), -1).T, np.float32)
         return self._values(name).astype(np.float32)
 
     def embedding(self) -> Array:
@@ -356,6 +336,19 @@ class PackageSource:
             up,
             self._linear(f"l{i}.down", len(up.weight)),
         )
+
+
+def _unwritten(name: str) -> UnknownArchitecture:
+    return UnknownArchitecture(
+        f"{name} is of a family that LiteRT files are not written for here: Llama, "
+        "Mistral, Qwen2 and GPT-NeoX are, without sliding windows",
+        hint="draftwire export onnx writes it for onnxruntime",
+    )
+
+
+def _halves(packed: NDArray[Any]) -> NDArray[Any]:
+    """Return the two numbers of each byte, the low one first."""
+    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
 
 
 def _attributes(node: Any) -> dict[str, Any]:

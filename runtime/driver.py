@@ -586,6 +586,8 @@ class Driver:
         for timer in (run.deadline, run.patience):
             if timer is not None:
                 timer.cancel()
+        if run.machine.unverified:  # nobody shall take them for the target's
+            self._warn_alone(run)
         run.traffic = link.traffic().minus(run.before)
         run.reconnects = link.reconnects - run.reconnects_before
         run.spec.account.close()
@@ -634,12 +636,15 @@ class Driver:
         machine = run.machine
         if run.over or machine.state is not State.LOST:
             return
-        if machine.guessed_all or not machine.has_engine:
-            run.warn(
-                f"{len(machine.unverified)} tokens are the draft's alone: the link did "
-                "not come back in time"
-            )
+        # One that waits for the draft model says nothing yet, and shall say something.
+        if machine.guessed_all:
+            self._warn_alone(run)
             self.stop(run.number, "length")
+
+    @staticmethod
+    def _warn_alone(run: StreamRun) -> None:
+        left = len(run.machine.unverified)
+        run.warn(f"{left} tokens are the draft's alone: no verifier has judged them")
 
     # ---- links and the draft model
 
@@ -668,6 +673,8 @@ class Driver:
         self._drafter.begin(run.number, spec.proposer, run.decisions.cache, spec.model)
         if not run.machine.has_engine:
             self._do(run, lambda: run.machine.engine(mine=True))
+            if run.impatient:
+                self._check_guessed(run)
 
     def _tell_first(self, outcome: Welcome | DraftwireError) -> None:
         first, self._first = self._first, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,8 @@ def choose_engine(
                 f"there is no engine {engine!r}",
                 hint=f"this version has {', '.join(sorted(ENGINES))}",
             )
+        if importable(engine):
+            return engine, _that_runs(package, precision, engine)
         return engine, package.model_file(precision, engine=engine)
     models = [file for file in package.files.values() if file.precision]
     has = [name for name in ENGINES if any(f.engine == name for f in models)]
@@ -105,7 +108,7 @@ def choose_engine(
     ]
     for name in fits:
         if importable(name):
-            return name, package.model_file(precision, engine=name)
+            return name, _that_runs(package, precision, name)
     if not fits:  # says which precisions there are
         name = (has or list(ENGINES))[0]
         return name, package.model_file(precision, engine=name)
@@ -114,6 +117,30 @@ def choose_engine(
         hint=" or ".join(f"pip install '{_EXTRAS[name]}'" for name in fits)
         + " (on a Jetson: NVIDIA's onnxruntime-gpu)",
     )
+
+
+def _that_runs(package: DraftPackage, precision: str | None, engine: str) -> PackageFile:
+    """Return the package's own choice, or, where the engine is too old, the next."""
+    chosen = package.model_file(precision, engine=engine)
+    installed = _version(engine)
+    if precision is not None or not installed or _numbers(chosen.min_engine) <= installed:
+        return chosen
+    for other in package.precisions:  # smallest first
+        models = [f for f in package.files.values() if f.precision == other]
+        for file in models:
+            if file.engine == engine and _numbers(file.min_engine) <= installed:
+                return file
+    return chosen  # opening it says what is too old
+
+
+def _version(engine: str) -> tuple[int, ...]:
+    if engine != "onnxruntime":
+        return ()
+    return _numbers(str(importlib.import_module("onnxruntime").__version__))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def importable(engine: str) -> bool:

@@ -10,7 +10,7 @@ from draftwire.options import Pacing, Power, Sampling, check_prompt
 from draftwire.runtime.controller import Controller, FixedLength, make_controller
 from draftwire.runtime.driver import named
 from draftwire.runtime.mode import Mode
-from draftwire.sampling import SamplingParams, card_of, make_proposer
+from draftwire.sampling import SamplingParams, check_race, make_proposer
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
@@ -41,12 +41,8 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
             f"the verifier does not know the sampling scheme {params.scheme!r}",
             hint="it knows " + ", ".join(welcome.schemes),
         )
-    if mode.racing and not getattr(card_of(params.scheme), "racing", True):
-        raise ConfigError(
-            f"scheme {params.scheme!r} cannot race: which drafts are in time would depend "
-            "on what was drawn, and bias the text",
-            hint="use coupled, or the objective cost",
-        )
+    if mode.racing:
+        check_race(params.scheme)
     return params
 
 

@@ -15,7 +15,7 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.laws import Law, SamplingParams, law_of
+from draftwire.sampling.laws import Law, SamplingParams, law_of, seed_of
 from draftwire.sampling.scheme import (
     Card,
     Decider,
@@ -37,10 +37,12 @@ __all__ = [
     "SamplingParams",
     "Scheme",
     "card_of",
+    "check_race",
     "law_of",
     "loss_of",
     "make_decider",
     "make_proposer",
+    "seed_of",
 ]
 
 SCHEMES: dict[str, Scheme] = {
@@ -90,6 +92,20 @@ def card_of(scheme: str) -> Card:
         ConfigError: No such scheme.
     """
     return _named(scheme).card
+
+
+def check_race(scheme: str) -> None:
+    """Refuse a scheme whose output would depend on when blocks arrive in a race.
+
+    Raises:
+        ConfigError: It is one, or there is no such scheme.
+    """
+    if not card_of(scheme).racing:
+        raise ConfigError(
+            f"scheme {scheme!r} cannot race: which blocks come in time depends on the "
+            "tokens that were drawn, and that would bias the text",
+            hint="use --scheme coupled, or wait for each answer",
+        )
 
 
 def loss_of(params: SamplingParams, vocab_size: int) -> str:

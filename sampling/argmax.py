@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from draftwire.sampling import philox
-from draftwire.sampling.greedy import look_at, most_likely
-from draftwire.sampling.laws import SamplingParams, law_of
+from draftwire.sampling.greedy import look_at
+from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
     ByToken,
@@ -41,7 +41,7 @@ class _Proposer(IdsOnly):
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         if self._params.temperature == 0:
-            token = int(logits.argmax())
+            token = most_likely(logits)
             return look_at(logits, token) if self.insight else Proposal(token)
         law = law_of(logits, self._params)
         token = law.draw(philox.coin(self._params.seed, position, Domain.DRAFT))

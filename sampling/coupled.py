@@ -15,10 +15,12 @@ Source:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from draftwire.sampling.laws import Law, SamplingParams, law_of
-from draftwire.sampling.philox import exponentials
+from draftwire.sampling.laws import Law, SamplingParams, law_of, peak, total_of
+from draftwire.sampling.races import first_arrivals, noise_of
 from draftwire.sampling.scheme import (
     ByToken,
     Card,
@@ -38,35 +40,56 @@ CARD = Card(
 )
 
 
-def race(law: Law, seed: int, position: int) -> int:
+def race(law: Law, seed: int, position: int, *, noise: str = "philox") -> int:
     """Return the winner of ``argmin E / p``: a sample of ``law`` fixed by the seed.
 
     Args:
         law: What to sample.
         seed: 64 bits.
         position: Absolute position of the token.
+        noise: See :class:`draftwire.sampling.laws.SamplingParams`.
     """
-    winner = int(np.argmin(_times(law, seed, position)))
-    return winner if law.ids is None else int(law.ids[winner])
+    return _order(law, seed, position, noise, 1)[0]
 
 
-def _times(law: Law, seed: int, position: int) -> np.ndarray:
-    """Return when each token of ``law`` arrives; the first one wins."""
-    ids = len(law.probs) if law.ids is None else law.ids
-    with np.errstate(divide="ignore"):  # probability 0: never the winner
-        times: np.ndarray = exponentials(seed, position, ids) / law.probs
-    return times
+def _order(law: Law, seed: int, position: int, noise: str, count: int) -> list[int]:
+    """Return the first ``count`` to arrive; fewer where fewer can."""
+    ids = np.arange(len(law.probs)) if law.ids is None else law.ids
+    with np.errstate(divide="ignore", over="ignore"):  # probability 0: never the winner
+        times = noise_of(seed, position, ids, noise) / law.probs
+    order = [int(np.argmin(times))]
+    if count > 1 and len(times) > 1:
+        times[order[0]] = np.inf
+        second = int(np.argmin(times))
+        order += [second] if times[second] < np.inf else []
+    return [int(ids[i]) for i in order]
 
 
-def _first_two(law: Law, seed: int, position: int) -> tuple[int, int | None]:
-    times = _times(law, seed, position)
-    first = int(np.argmin(times))
-    times[first] = np.inf
-    second = int(np.argmin(times))
-    found = (first, second) if len(times) > 1 else (first, first)
-    if law.ids is not None:
-        found = (int(law.ids[found[0]]), int(law.ids[found[1]]))
-    return found[0], None if found[0] == found[1] else found[1]
+def _first(
+    logits: np.ndarray, params: SamplingParams, position: int, count: int, *, sure: bool
+) -> Proposal:
+    """Return who comes first in the race over ``logits``.
+
+    Args:
+        logits: ``(vocab,)`` floats.
+        params: Of the distribution, with its seed.
+        position: Absolute position of the token.
+        count: 2 for the runner-up too.
+        sure: Also return the first one's probability.
+    """
+    seed, noise, t = params.seed, params.noise, params.temperature
+    prob = None
+    if 0 < params.top_k < len(logits) or params.top_p < 1:
+        law = law_of(logits, params)
+        order = _order(law, seed, position, noise, count)
+        prob = law.prob(order[0]) if sure else None
+    else:
+        top = peak(logits)
+        order = first_arrivals(logits, t, top, seed, position, noise=noise, count=count)
+        if sure:
+            weight = math.exp((float(logits[order[0]]) - top) / t)
+            prob = weight / total_of(logits, t, top)[0]
+    return Proposal(order[0], prob, runner_up=order[1] if len(order) > 1 else None)
 
 
 class _Proposer(IdsOnly):
@@ -74,12 +97,8 @@ class _Proposer(IdsOnly):
         self._params = params
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        law = law_of(logits, self._params)
-        if self.insight:
-            token, second = _first_two(law, self._params.seed, position)
-            return Proposal(token, law.prob(token), runner_up=second)
-        token = race(law, self._params.seed, position)
-        return Proposal(token, law.prob(token))
+        count = 2 if self.insight else 1
+        return _first(logits, self._params, position, count, sure=True)
 
 
 def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
@@ -91,7 +110,7 @@ def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
 
     def choose(logits: np.ndarray, position: int) -> int:
-        return race(law_of(logits, params), params.seed, position)
+        return _first(logits, params, position, 1, sure=False).token
 
     return ByToken(CARD.name, choose)
 

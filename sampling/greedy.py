@@ -1,14 +1,14 @@
 """Greedy decoding: the most likely token of the target, always.
 
 The device drafts its own most likely token; the cloud keeps it while it equals the
-target's. Ties go to the smallest id on both sides (``numpy.argmax``).
+target's. Ties go to the smallest id on both sides (``laws.most_likely``).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling.laws import SamplingParams
+from draftwire.sampling.laws import SamplingParams, most_likely
 from draftwire.sampling.scheme import (
     ByToken,
     Card,
@@ -17,7 +17,7 @@ from draftwire.sampling.scheme import (
     Scheme,
 )
 
-__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer", "most_likely"]
+__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
@@ -36,16 +36,10 @@ def look_at(logits: np.ndarray, token: int) -> Proposal:
     return Proposal(token, confidence, runner_up=int(rest.argmax()))
 
 
-def most_likely(logits: np.ndarray, position: int) -> int:
-    """Return the most likely token of ``logits`` ``(vocab,)``, wherever it stands."""
-    return int(logits.argmax())
-
-
 class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        if not self.insight:
-            return Proposal(int(logits.argmax()))
-        return look_at(logits, int(logits.argmax()))
+        token = most_likely(logits)
+        return look_at(logits, token) if self.insight else Proposal(token)
 
 
 def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:

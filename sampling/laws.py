@@ -11,11 +11,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, ModelError
 
-__all__ = ["Law", "SamplingParams", "largest", "law_of"]
+__all__ = [
+    "Law",
+    "SamplingParams",
+    "above",
+    "largest",
+    "law_of",
+    "most_likely",
+    "peak",
+    "seed_of",
+    "total_of",
+    "weights_of",
+]
 
-_FIRST_GUESS = 256  # top-p rarely keeps more; doubled until it suffices
+NOISES = ("philox", "sparse")
+_FIRST_SPAN = 7.0  # a logit so many temperatures below the top has weight 0.001
+_ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one seen
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,9 @@ class SamplingParams:
         temperature: 0 means the most likely token, always.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Then keep the fewest tokens whose probability reaches this; 1 keeps all.
-        seed: 64 bits, of all noise.
+        seed: 64 bits, of all noise. Noise depends on seed and position alone: give
+            every text a seed of its own, see :func:`seed_of`.
+        noise: Of ``coupled``: "philox", or "sparse" where both sides know it.
 
     Raises:
         ConfigError: A value is out of range.
@@ -38,6 +53,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    noise: str = "philox"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -51,6 +67,32 @@ class SamplingParams:
             raise ConfigError(f"top_p {self.top_p} is outside (0, 1]")
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed {self.seed} is outside 0..2**64 - 1")
+        if self.noise not in NOISES:
+            raise ConfigError(
+                f"unknown noise {self.noise!r}", hint="known: " + ", ".join(NOISES)
+            )
+
+
+def seed_of(seed: int, sample: int) -> int:
+    """Return the seed of one of several texts that share a user's seed.
+
+    Noise is a function of seed and position, so that a text can be repeated anywhere.
+    Two texts with one seed share it: several samples of one prompt would be copies, and
+    means over prompts with one seed vary more than independent ones.
+
+    Args:
+        seed: 64 bits.
+        sample: Which text, from 0; the first keeps ``seed``.
+
+    Source:
+        The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+    """
+    if not sample:
+        return seed
+    x = (seed + sample * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
 
 
 @dataclass(frozen=True)
@@ -58,7 +100,7 @@ class Law:
     """A probability law over token ids, with only its support written out.
 
     Attributes:
-        ids: ``(n,)`` int64, most likely first, or None for all ids in order.
+        ids: ``(n,)`` int64, rising, or None for all ids in order.
         probs: ``(n,)`` float64, sums to 1.
     """
 
@@ -77,8 +119,9 @@ class Law:
         """Return the probability of ``token``."""
         if self.ids is None:
             return float(self.probs[token])
-        found = np.flatnonzero(self.ids == token)
-        return float(self.probs[found[0]]) if len(found) else 0.0
+        at = int(np.searchsorted(self.ids, token))
+        found = at < len(self.ids) and self.ids[at] == token
+        return float(self.probs[at]) if found else 0.0
 
     def draw(self, unit: float) -> int:
         """Return the token that a uniform number in (0, 1] falls on."""
@@ -92,14 +135,80 @@ def largest(values: np.ndarray, n: int) -> np.ndarray:
     """Return the ids of the ``n`` largest values, largest first, ties by id.
 
     Args:
-        values: ``(vocab,)`` floats.
+        values: ``(vocab,)`` floats, none of them NaN.
         n: How many; more than there are means all.
     """
-    if n < len(values):
-        ids = np.sort(np.argpartition(-values, n - 1)[:n])
-    else:
-        ids = np.arange(len(values))
-    return ids[np.argsort(-values[ids], kind="stable")]
+    found = np.flatnonzero(values >= _floor(values, n)) if n < len(values) else None
+    ids = np.arange(len(values)) if found is None else found
+    order: np.ndarray = ids[np.argsort(-values[ids], kind="stable")[:n]]
+    return order
+
+
+def _floor(values: np.ndarray, n: int) -> float:
+    """Return a number that at least ``n`` values reach, and not many more.
+
+    The n-th largest of the columns' maxima, which are found at the speed of memory; a
+    partition of all values would leave ties at its edge to the library.
+    """
+    rows = max(1, min(64, len(values) // (4 * n)))
+    width = len(values) // rows
+    maxima = values[: rows * width].reshape(rows, width).max(axis=0)
+    return float(np.partition(maxima, width - n)[width - n])
+
+
+def peak(logits: np.ndarray) -> float:
+    """Return the largest of ``logits`` ``(vocab,)``.
+
+    Raises:
+        ModelError: One is NaN or infinite, or none is above minus infinity.
+    """
+    top = float(logits.max())  # NaN if any is
+    if not math.isfinite(top):
+        raise ModelError(
+            f"the model gave logits that are no numbers (largest: {top})",
+            hint="choose another precision, or check the model",
+        )
+    return top
+
+
+def most_likely(logits: np.ndarray, position: int = 0) -> int:
+    """Return the id of the largest of ``logits`` ``(vocab,)``, ties to the smaller.
+
+    Raises:
+        ModelError: They are no numbers.
+    """
+    token = int(logits.argmax())
+    if not math.isfinite(logits[token]):  # argmax stops at a NaN
+        peak(logits)
+    return token
+
+
+def weights_of(logits: np.ndarray, temperature: float, top: float) -> np.ndarray:
+    """Return ``exp((x - top) / T)`` in float64, as every distribution is made of it."""
+    scaled: np.ndarray = np.divide(logits, temperature, dtype=np.float64)
+    scaled -= top / temperature
+    np.exp(scaled, out=scaled)
+    return scaled
+
+
+def above(logits: np.ndarray, limit: float) -> np.ndarray:
+    """Return the ids of all logits that reach ``limit``, and maybe some just below."""
+    if logits.dtype != np.float64:  # compared as float32: never above the limit
+        limit = np.nextafter(np.float32(limit), np.float32(-np.inf))
+    return np.flatnonzero(logits >= limit)
+
+
+def total_of(logits: np.ndarray, temperature: float, top: float) -> tuple[float, float]:
+    """Return the sum of all weights, and its largest relative error.
+
+    In float32 where the logits are: an eighth of the time of float64.
+    """
+    if logits.dtype == np.float64:
+        return float(weights_of(logits, temperature, top).sum()), 1e-12
+    part = logits.astype(np.float32)
+    part -= np.float32(top)
+    part *= np.float32(1 / temperature)
+    return float(np.exp(part, out=part).sum()), _ERROR32
 
 
 def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
@@ -113,29 +222,54 @@ def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
         params: Temperature (above 0), top-k, top-p.
 
     Raises:
+        ModelError: The logits are no numbers.
         ValueError: The temperature is 0: greedy decoding has no law to draw from.
     """
-    if params.temperature <= 0:
+    temperature = params.temperature
+    if temperature <= 0:
         raise ValueError("temperature 0 has no law: take the argmax")
-    scaled = np.asarray(logits, np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())
-    vocab = len(weights)
-    keep = min(params.top_k or vocab, vocab)
-    if params.top_p >= 1.0:
-        if keep == vocab:
-            return Law(None, weights / weights.sum())
-        ids = largest(weights, keep)
-        return Law(ids, weights[ids] / weights[ids].sum())
-    count = keep if keep < vocab else min(_FIRST_GUESS, vocab)
-    total = None if keep < vocab else float(weights.sum())
+    logits = np.asarray(logits)
+    top = peak(logits)
+    if 0 < params.top_k < len(logits):
+        ids = largest(logits, params.top_k)
+        weights = weights_of(logits[ids], temperature, top)
+        if params.top_p < 1.0:
+            kept = _reached(np.cumsum(weights), params.top_p * float(weights.sum()))
+            ids, weights = ids[:kept], weights[:kept]
+    elif params.top_p < 1.0:
+        ids, weights = _nucleus(logits, temperature, top, params.top_p)
+    else:
+        weights = weights_of(logits, temperature, top)
+        weights /= weights.sum()
+        return Law(None, weights)
+    order = np.argsort(ids)
+    weights = weights[order]
+    return Law(ids[order], weights / weights.sum())
+
+
+def _reached(sums: np.ndarray, goal: float) -> int:
+    """Return how many of the likeliest it takes for their ``sums`` to reach a goal."""
+    # In floating point the sum of a part may miss the whole by a rounding error.
+    return min(int(np.searchsorted(sums, goal * (1 - 1e-12))) + 1, len(sums))
+
+
+def _nucleus(
+    logits: np.ndarray, temperature: float, top: float, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids that top-p keeps, likeliest first, and their weights."""
+    total, error = total_of(logits, temperature, top)
+    span = _FIRST_SPAN
     while True:
-        ids = largest(weights, count)
-        sums = np.cumsum(weights[ids])
-        goal = params.top_p * (float(sums[-1]) if total is None else total)
-        # In floating point the sum of a part may miss the whole by a rounding error.
-        enough = int(np.searchsorted(sums, goal * (1 - 1e-12))) + 1
-        if enough <= count or count == keep:
-            ids = ids[: min(enough, count)]
-            kept = weights[ids]
-            return Law(ids, kept / kept.sum())
-        count = min(count * 2, keep)
+        ids = above(logits, top - span * temperature)
+        weights = weights_of(logits[ids], temperature, top)
+        if weights.sum() >= share * total * (1 + error) or len(ids) == len(logits):
+            break
+        span += 2.0 if span < 40 else span
+    order = np.argsort(-logits[ids], kind="stable")
+    ids, weights = ids[order], weights[order]
+    sums = np.cumsum(weights)
+    kept = _reached(sums, share * total * (1 - error))
+    if kept != _reached(sums, share * total * (1 + error)):
+        # The edge lies within the rounding of float32: measure exactly.
+        kept = _reached(sums, share * float(weights_of(logits, temperature, top).sum()))
+    return ids[:kept], weights[:kept]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from draftwire.sampling import philox
-from draftwire.sampling.laws import SamplingParams, law_of
+from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
     ByToken,
@@ -40,7 +40,7 @@ class _Proposer(IdsOnly):
         self._params = params
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        token = int(logits.argmax())
+        token = most_likely(logits)
         return Proposal(token, law_of(logits, self._params).prob(token))
 
 

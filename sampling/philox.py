@@ -20,10 +20,19 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["Domain", "coin", "exponentials", "philox4x32", "uniforms"]
+__all__ = [
+    "Domain",
+    "coin",
+    "exponentials",
+    "exponentials_of",
+    "philox4x32",
+    "round_keys",
+    "uniforms",
+]
 
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57
-_MULTIPLIERS = np.array([[_M0], [_M1]], np.uint64)
+M0, M1 = 0xD2511F53, 0xCD9E8D57
+MASK = 0xFFFFFFFF
+_MULTIPLIERS = np.array([[M0], [M1]], np.uint64)
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _S32, _S5, _S6 = np.uint64(32), np.uint64(5), np.uint64(6)
@@ -81,6 +90,12 @@ def _round_keys(key: tuple[int, int]) -> tuple[np.ndarray, ...]:
         )
         for i in range(_ROUNDS)
     )
+
+
+def round_keys(seed: int) -> list[tuple[int, int]]:
+    """Return both key words of each of the ten rounds."""
+    k0, k1 = seed & MASK, seed >> 32 & MASK
+    return [(k0 + i * _W0 & MASK, k1 + i * _W1 & MASK) for i in range(_ROUNDS)]
 
 
 def _words(
@@ -143,7 +158,7 @@ def coin(seed: int, position: int, domain: int) -> float:
     c0, c1, c2, c3 = 0, position & 0xFFFFFFFF, position >> 32 & 0xFFFFFFFF, int(domain)
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
     for _ in range(_ROUNDS):
-        p0, p1 = _M0 * c0, _M1 * c2
+        p0, p1 = M0 * c0, M1 * c2
         c0, c1, c2, c3 = (
             (p1 >> 32) ^ c1 ^ k0,
             p1 & 0xFFFFFFFF,
@@ -176,6 +191,15 @@ def exponentials(seed: int, position: int, ids: np.ndarray | int) -> np.ndarray:
         unit = unit[: int(ids)]
     else:
         unit = uniforms(seed, position, ids)
+    return _exponential(unit)
+
+
+def exponentials_of(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Return the exponential noise that two words ``(n,)`` of a token stand for."""
+    return _exponential(_unit(high, low))
+
+
+def _exponential(unit: np.ndarray) -> np.ndarray:
     # u = 1 gives E = 0 once in 2**53; half a step keeps it a number.
     noise: np.ndarray = np.maximum(-np.log(unit), 2.0**-54)
     return noise

@@ -52,9 +52,7 @@ def residual_of(law: Law, draft: Lattice) -> Law:
     if law.ids is None:
         rest[ids] -= probs
     else:
-        order = np.argsort(law.ids)
-        at = np.searchsorted(law.ids, ids, sorter=order)
-        at = order[np.minimum(at, len(order) - 1)]
+        at = np.minimum(np.searchsorted(law.ids, ids), len(law.ids) - 1)
         shared = law.ids[at] == ids
         rest[at[shared]] -= probs[shared]
     rest = np.maximum(rest, 0.0)

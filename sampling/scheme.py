@@ -83,6 +83,16 @@ class Card:
     sampled: bool
     any_draft: bool = True
 
+    @property
+    def racing(self) -> bool:
+        """Whether it may run in a race, where the cloud goes on without waiting.
+
+        There a block counts only when it comes in time, and a block that ends early
+        leaves early. With the schemes that test every draft against the distribution it
+        was drawn from, that would select on drawn values and bias the output.
+        """
+        return self.any_draft
+
 
 class Proposer(Protocol):
     """Device half."""

@@ -119,9 +119,7 @@ class _Proposer:
         if draft.ids is None:
             known = draft.weights[ids]
         else:
-            order = np.argsort(draft.ids)
-            at = np.searchsorted(draft.ids, ids, sorter=order)
-            at = order[np.minimum(at, len(order) - 1)]
+            at = np.minimum(np.searchsorted(draft.ids, ids), len(draft.ids) - 1)
             known = np.where(draft.ids[at] == ids, draft.weights[at], 0)
         rest = np.maximum(target - known, 0)
         total = int(rest.sum())

@@ -19,7 +19,7 @@ from draftwire.energy.account import Account
 from draftwire.energy.choose import total_of
 from draftwire.energy.meter import Meter
 from draftwire.energy.rails import load_tables
-from draftwire.energy.sources.ina import InaSource
+from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.errors import SensorError
 
 __all__ = ["main", "measure_cost"]
@@ -39,7 +39,7 @@ def fake_tree(root: Path) -> Path:
 
 def measure_cost(root: Path, *, hz: float, seconds: float) -> dict[str, object]:
     """Run the meter with an open account and return what it cost."""
-    source = InaSource(root)
+    source = HwmonSource(root)
     meter = Meter(source, total_of(source, load_tables()), hz=hz)
     with meter:
         account = Account(meter).start("draft")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path("/")
         try:
-            InaSource(root).close()
+            HwmonSource(root).close()
         except SensorError:
             root = fake_tree(Path(folder))
         cost = measure_cost(root, hz=args.hz, seconds=args.seconds)

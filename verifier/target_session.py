@@ -27,7 +27,7 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
-from draftwire.sampling import Decision, SamplingParams, card_of, make_decider
+from draftwire.sampling import Decision, SamplingParams, check_race, make_decider
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -138,9 +138,9 @@ class TargetSession:
         params = SamplingParams(request.scheme, *sampling)
         self._decider = make_decider(params, vocab_size)
         self._scheme = request.scheme
-        self._may_race = getattr(card_of(request.scheme), "racing", True)
         self._racing = request.objective == "latency"
-        self._check_race(self._racing)
+        if self._racing:
+            check_race(request.scheme)
         self._vocab_size = vocab_size
         self._target = target
         self._stops = frozenset(request.stop_ids)
@@ -156,14 +156,6 @@ class TargetSession:
         self._told = 0  # forwards that the device knows of
         self.finish = Finish.NOT_YET
         self.state = self._rest()
-
-    def _check_race(self, racing: bool) -> None:
-        if racing and not self._may_race:
-            raise ConfigError(
-                f"scheme {self._scheme!r} may not race: when a block comes would "
-                "depend on the tokens in it, and the text on that",
-                hint="use objective cost, or scheme coupled",
-            )
 
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
@@ -254,7 +246,8 @@ class TargetSession:
             self._step("< block")
             return []
         branch = self._branch
-        self._check_race(block.race and bool(block.tokens))
+        if block.race and block.tokens:
+            check_race(self._scheme)
         self._racing = block.race
         if branch.behind(block.epoch):
             branch.discarded += len(block.tokens)

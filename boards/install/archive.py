@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import json
 import re
+import tarfile
 import zlib
 from pathlib import Path
 from typing import IO, Any, Iterator, NamedTuple
@@ -305,17 +306,13 @@ def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
 def _read_header(header: bytes) -> tuple[str, int]:
     if len(header) < _BLOCK or header[257:263] != b"ustar\0":
         raise InstallError("the bundle is damaged or no ustar archive", BUNDLE)
-    summed = header[:148] + b" " * 8 + header[156:]
     try:
-        sum_said = int(header[148:156].strip(b" \0"), 8)
-        size = int(header[124:136].strip(b" \0"), 8)
-        name = header[:100].rstrip(b"\0").decode("ascii")
-        folder = header[345:500].rstrip(b"\0").decode("ascii")
-    except ValueError as exc:
-        raise InstallError("the bundle is damaged: a header is unreadable", BUNDLE) from exc
-    if sum(summed) != sum_said:
-        raise InstallError("the bundle is damaged: a header has a wrong sum", BUNDLE)
-    name = f"{folder}/{name}" if folder else name
+        entry = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    except (ValueError, tarfile.HeaderError) as exc:
+        raise InstallError(f"the bundle is damaged: {exc}", BUNDLE) from exc
+    name, size = entry.name, entry.size
+    if not 0 <= size < 1 << 33:
+        raise InstallError("the bundle is damaged: a header is unreadable", BUNDLE)
     if header[156:157] != b"0":
         raise InstallError(
             f"the bundle holds {name[:80]!r}, which is no plain file (a link, a device "

@@ -35,6 +35,7 @@ __all__ = [
     "find_profile",
     "load_profiles",
     "read_profile",
+    "read_toml",
     "user_folders",
 ]
 
@@ -77,6 +78,7 @@ class Profile:
         arch: ``uname -m``.
         compatible: Strings to find in the device tree.
         models: Strings to find in the model name.
+        dmi: Product names of firmware, for boards without a device tree.
         rails: The ``[rails]`` table as it stands; ``energy`` reads it.
         modes: Power modes by name, one entry for each variant of the board.
         variants: Forms that the board is sold in.
@@ -94,6 +96,7 @@ class Profile:
     arch: str
     compatible: tuple[str, ...]
     models: tuple[str, ...]
+    dmi: tuple[str, ...]
     rails: Mapping[str, Any]
     modes: tuple[Mapping[str, Any], ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -133,6 +136,21 @@ class Match:
     how: str
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            return dict(tomllib.load(file))
+    except OSError as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+
+
 def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Profile:
     """Read one profile.
 
@@ -144,13 +162,7 @@ def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Prof
     Raises:
         ConfigError: The file is not a board profile.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = tomllib.load(file)
-    except OSError as exc:
-        raise ConfigError(f"cannot read the board profile {path}: {exc}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    raw = read_toml(path)
     if raw.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
     unknown = sorted(set(raw) - _KEYS)
@@ -191,6 +203,7 @@ def _profile(path: Path, raw: Mapping[str, Any]) -> Profile:
         arch=raw.get("arch", ""),
         compatible=_texts(match.get("compatible", [])),
         models=_texts(match.get("model", [])),
+        dmi=_texts(match.get("dmi", [])),
         rails=dict(raw.get("rails", {})),
         modes=tuple(dict(mode) for mode in raw.get("modes", ())),
         variants=tuple(
@@ -252,9 +265,11 @@ def load_profiles(*folders: Path) -> dict[str, Profile]:
             raise ConfigError(f"there is no folder {folder} with board profiles")
     profiles: dict[str, Profile] = {}
     for folder in (FOLDER, *user_folders(), *folders):
-        own = {}
-        for path in sorted(folder.glob("*.toml")):
-            profile = read_profile(path, profiles)
+        own: dict[str, Profile] = {}
+        # Those that extend another come last; of ours, it may stand beside them.
+        found = sorted(folder.glob("*.toml"))
+        for path in sorted(found, key=lambda p: "extends" in read_toml(p)):
+            profile = read_profile(path, {**profiles, **own})
             own[profile.name] = profile
         profiles = {**own, **{n: p for n, p in profiles.items() if n not in own}}
     return profiles
@@ -297,6 +312,10 @@ def find_profile(
         for profile in known.values():
             if any(pattern in text for pattern in profile.models):
                 return Match(profile, f"device tree: model {text!r}")
+    product = tree.text("sys/class/dmi/id/product_name")
+    for profile in known.values():
+        if product in profile.dmi:
+            return Match(profile, f"firmware: product {product!r}")
     arch = architecture(tree)
     wanted = {"x86_64": "generic-x86", "i686": "generic-x86", "armv7l": "generic-armv7"}
     name = wanted.get(arch, "generic-aarch64")

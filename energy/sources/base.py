@@ -6,7 +6,8 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Mapping, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
@@ -16,9 +17,13 @@ __all__ = [
     "Finding",
     "PowerSource",
     "Reading",
+    "Response",
+    "UNKNOWN_RESPONSE",
     "monotonic_ns",
     "read_int",
     "read_text",
+    "response_of",
+    "unique",
 ]
 
 Clock = Callable[[], int]
@@ -40,8 +45,70 @@ class Reading(NamedTuple):
     joules: dict[str, float] | None = None
 
 
-class PowerSource(Protocol):
-    """A source of power readings.
+@dataclass(frozen=True)
+class Response:
+    """How a sensor sees a changing power: what phases shorter than it can be told by.
+
+    Attributes:
+        lag_s: Least and most seconds from the end of what a reading averages over to
+            its stamp.
+        window_s: Least and most seconds that a reading averages over.
+        jitter_s: The moment of a reading is spread over so many seconds: a sensor that
+            renews each 7 ms and is read at any moment.
+        how: Where that is known from, for the report.
+    """
+
+    lag_s: tuple[float, float] = (0.0, 0.0)
+    window_s: tuple[float, float] = (0.0, 0.0)
+    jitter_s: float = 0.0
+    how: str = ""
+
+    @property
+    def unsure_s(self) -> float:
+        """By how much lag and window together are not known."""
+        return self.lag_s[1] - self.lag_s[0] + self.window_s[1] - self.window_s[0]
+
+    @property
+    def reach_s(self) -> float:
+        """How far back from its stamp a reading may look."""
+        return self.lag_s[1] + self.window_s[1] + self.jitter_s
+
+    @property
+    def mean_lag_s(self) -> float:
+        """How late a reading is on the average, at most."""
+        return self.lag_s[1] + (self.window_s[1] + self.jitter_s) / 2
+
+    def corners(self) -> list[tuple[float, float]]:
+        """Return (lag, window) at the middle and the ends of both ranges."""
+
+        def three(low: float, high: float) -> list[float]:
+            return [low] if high <= low else [(low + high) / 2, low, high]
+
+        return [(a, b) for a in three(*self.lag_s) for b in three(*self.window_s)]
+
+
+def response_of(raw: object) -> Response:
+    """Return a response from what a recording or a calibration holds of it."""
+    if not isinstance(raw, Mapping):
+        return UNKNOWN_RESPONSE
+    try:
+        low, high = raw["lag_s"]
+        short, long = raw["window_s"]
+        return Response(
+            (float(low), float(high)),
+            (float(short), float(long)),
+            float(raw.get("jitter_s", 0.0)),
+            str(raw.get("how", "")),
+        )
+    except (KeyError, TypeError, ValueError):
+        return UNKNOWN_RESPONSE
+
+
+UNKNOWN_RESPONSE = Response((0.0, 0.25), (0.0, 1.0), 0.0, "not known")
+
+
+class PowerSource:
+    """A source of power readings; each says only what is different from this.
 
     Attributes:
         name: Short name for reports, e.g. ``"sysfs-ina3221"``.
@@ -52,19 +119,22 @@ class PowerSource(Protocol):
         total: Rails that make ``scope``, when the source knows them.
         accuracy: What is known of each rail; a rail may be missing.
         update_s: How often the sensor renews its value, or None when unknown.
+        response: How the sensor sees a changing power; a source may lack it, and then
+            nothing is known.
         paced: True when ``read`` itself waits for the next sample.
         notes: Sentences for the report.
     """
 
-    name: str
-    kind: str
-    rails: tuple[str, ...]
-    scope: str | None
-    total: tuple[str, ...]
-    accuracy: Mapping[str, Accuracy]
-    update_s: float | None
-    paced: bool
-    notes: tuple[str, ...]
+    name = ""
+    kind = "measured"
+    rails: tuple[str, ...] = ()
+    scope: str | None = None
+    total: tuple[str, ...] = ()
+    accuracy: Mapping[str, Accuracy] = MappingProxyType({})
+    update_s: float | None = None
+    response: Response = UNKNOWN_RESPONSE
+    paced = False
+    notes: tuple[str, ...] = ()
 
     def read(self) -> Reading:
         """Take one sample.
@@ -72,9 +142,20 @@ class PowerSource(Protocol):
         Raises:
             SensorError: Nothing could be read.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give everything back; harmless when called twice."""
+
+
+def unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Number repeated names: a dict must not swallow a rail."""
+    count: dict[str, int] = {}
+    found = []
+    for name in names:
+        count[name] = count.get(name, 0) + 1
+        found.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    return tuple(found)
 
 
 @dataclass(frozen=True)

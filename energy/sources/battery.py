@@ -10,12 +10,11 @@ Source:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Mapping
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
     Finding,
+    PowerSource,
     Reading,
     monotonic_ns,
     read_int,
@@ -29,7 +28,7 @@ __all__ = ["BatterySource"]
 FOLDER = "sys/class/power_supply"
 
 
-class BatterySource:
+class BatterySource(PowerSource):
     """Power out of the battery or batteries.
 
     Args:
@@ -41,22 +40,17 @@ class BatterySource:
     """
 
     name = "battery"
-    kind = "measured"
-    scope: str | None = "battery"
-    paced = False
-    update_s: float | None = 1.0  # fuel gauges renew about once a second; some every 30 s
+    scope = "battery"
+    update_s = 1.0  # fuel gauges renew about once a second; some every 30 s
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._batteries = _batteries(root)
         if not self._batteries:
             raise sensor_error("a battery", root / FOLDER, "there is none")
-        self.rails: tuple[str, ...] = tuple(path.name for path in self._batteries)
-        self.total: tuple[str, ...] = self.rails
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
-            "fuel gauges are slow and smoothed: good for minutes, not tokens",
-        )
+        self.rails = tuple(path.name for path in self._batteries)
+        self.total = self.rails
+        self.notes = ("fuel gauges are slow and smoothed: good for minutes, not tokens",)
         self.read()
 
     def read(self) -> Reading:
@@ -81,9 +75,6 @@ class BatterySource:
         if not watts:
             raise sensor_error("a battery", self._batteries[0], "no power or current file")
         return Reading((start + self._clock()) // 2, watts)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def probe(root: Path = Path("/")) -> Finding:

@@ -1,9 +1,11 @@
 """jetson-stats (jtop), when the user has it: never required, nothing of it copied.
 
 Both shapes of its API: until 4.1.5 ``power`` was a tuple ``(total, rails)`` with
-``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  Its ``avg``
-is a half-weight filter and its ``tot`` adds rails twice on AGX Orin: neither is used. A
-sample carries no sensor time, and the first client sets the pace for all.
+``cur`` in mW; from 4.2.0 it is a dict with ``rail`` and ``power`` in mW.  The board's
+input rail (``VDD_IN``, ``POM_5V_IN``, from 7.2 ``VIN``) is *moved* out of the rails into
+the total: a dict names it there, the tuple does not.  A total without a name is a plain
+sum, which adds rails twice on AGX Orin, and ``avg`` is a half-weight filter: neither is
+used.  A sample carries no sensor time, and the first client sets the pace for all.
 """
 
 from __future__ import annotations
@@ -14,8 +16,14 @@ import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    Finding,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.errors import SensorError
 
 __all__ = ["JtopSource", "rail_watts"]
@@ -24,7 +32,7 @@ SOCKET = "run/jtop.sock"
 INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #414)
 
 
-class JtopSource:
+class JtopSource(PowerSource):
     """Rails as the jtop service tells them, once or twice a second.
 
     Args:
@@ -36,24 +44,20 @@ class JtopSource:
     """
 
     name = "jtop"
-    kind = "measured"
-    scope: str | None = None
-    total: tuple[str, ...] = ()
     paced = True
-    update_s: float | None = INTERVAL_S
+    update_s = INTERVAL_S
+    # The service reads on its own clock; how long its answer takes nobody has measured.
+    response = Response((0.0, INTERVAL_S), (0.0, 0.1), 0.0, "the jtop service's period")
 
     def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
         self._client = _connect() if client is None else client
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
-            "jtop renews once or twice a second and has no sensor time: coarse",
-        )
+        self.notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
         watts = rail_watts(self._client.power)
         if not watts:
             self.close()
             raise SensorError("jtop shows no power rail on this board")
-        self.rails: tuple[str, ...] = tuple(watts)
+        self.rails = tuple(watts)
 
     def read(self) -> Reading:
         """Wait for the next update."""
@@ -73,9 +77,9 @@ class JtopSource:
 def rail_watts(power: Any) -> dict[str, float]:
     """Return watts by rail from either shape; rails without a number are left out."""
     if isinstance(power, Mapping):
-        table, key = power.get("rail", {}), "power"
+        table, key, total = power.get("rail", {}), "power", power.get("tot")
     elif isinstance(power, tuple) and len(power) == 2:
-        table, key = power[1], "cur"
+        total, table, key = power[0], power[1], "cur"
     else:
         return {}
     if not isinstance(table, Mapping):
@@ -85,7 +89,25 @@ def rail_watts(power: Any) -> dict[str, float]:
         number = values.get(key) if isinstance(values, Mapping) else None
         if name != "NC" and isinstance(number, (int, float)):
             watts[str(name)] = number * 1e-3
-    return watts
+    whole = total.get(key) if isinstance(total, Mapping) else None
+    if not isinstance(total, Mapping) or not isinstance(whole, (int, float)):
+        return watts
+    if key == "power":
+        return {**watts, total["name"]: whole * 1e-3} if total.get("name") else watts
+    if abs(whole * 1e-3 - sum(watts.values())) < 5e-4:
+        return watts  # a plain sum: these boards have no input rail
+    return _long_names(watts, whole * 1e-3)
+
+
+def _long_names(watts: Mapping[str, float], whole: float) -> dict[str, float]:
+    """Undo what the tuple's service did: it cut ``VDD_`` and ``POM_`` off the names,
+    wrote blanks for ``_``, and moved the input rail into a total without a name."""
+    nano = any(name.startswith(("5V", "POM_5V")) for name in watts)
+    prefix, rail = ("POM_", "POM_5V_IN") if nano else ("VDD_", "VDD_IN")
+    found = {rail: whole}
+    for name, watt in watts.items():
+        found[name if "_" in name else prefix + name.replace(" ", "_")] = watt
+    return found
 
 
 def probe(root: Path = Path("/")) -> Finding:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.result import EnergyResult
-from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.energy.uncertainty import Uncertainty
 from draftwire.errors import ConfigError
 
 __all__ = ["ModelSource"]
 
+# Phases that a short model leaves out, and what they are most like.
+ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
-class ModelSource:
+
+class ModelSource(PowerSource):
     """Watts per phase.
 
     Args:
@@ -33,11 +41,10 @@ class ModelSource:
     """
 
     kind = "modelled"
-    scope: str | None = "modelled"
+    scope = "modelled"
     rails: tuple[str, ...] = ("MODEL",)
     total: tuple[str, ...] = ("MODEL",)
-    paced = False
-    update_s: float | None = None
+    response = Response()
 
     def __init__(
         self,
@@ -55,10 +62,12 @@ class ModelSource:
             raise ConfigError(f"model {name} has no phase")
         self.name = f"model:{name}"
         self.watts = {phase: float(watt) for phase, watt in watts.items()}
+        lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
+        self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
         self.uncertainty = uncertainty
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
+        self.notes = (
             f"modelled, not measured ({origin or 'origin not stated'})",
+            *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
         self.phase = next(iter(self.watts))
         self._clock = clock
@@ -103,6 +112,3 @@ class ModelSource:
             flags=("modelled",),
             notes=self.notes,
         )
-
-    def close(self) -> None:
-        """Nothing to give back."""

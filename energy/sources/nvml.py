@@ -7,10 +7,10 @@ On a Jetson the library loads and every power query answers "not supported": tha
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Mapping
+from typing import Any
 
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.energy.sources.base import Clock, Finding, PowerSource, Reading, monotonic_ns
 from draftwire.errors import SensorError
 
 __all__ = ["NvmlSource"]
@@ -18,7 +18,7 @@ __all__ = ["NvmlSource"]
 _NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED of nvml.h
 
 
-class NvmlSource:
+class NvmlSource(PowerSource):
     """Power of each GPU that tells it.
 
     Args:
@@ -30,12 +30,8 @@ class NvmlSource:
     """
 
     name = "nvml"
-    kind = "measured"
-    scope: str | None = "gpu"
-    paced = False
-    update_s: float | None = (
-        0.1  # boards renew between 20 and 100 ms; averaged over longer on some
-    )
+    scope = "gpu"
+    update_s = 0.1  # boards renew between 20 and 100 ms; averaged over longer on some
 
     def __init__(self, library: Any = None, *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -58,14 +54,14 @@ class NvmlSource:
             why = "answers NotSupported (as on every Jetson)" if refused else "has no GPU"
             self.close()
             raise SensorError(f"NVML is there, but power {why}")
-        self.rails: tuple[str, ...] = tuple(self._devices)
-        self.total: tuple[str, ...] = self.rails
-        self.accuracy: Mapping[str, Accuracy] = {
+        self.rails = tuple(self._devices)
+        self.total = self.rails
+        self.accuracy = {
             # nvml.h: "+/- 5 % of current power draw" for Fermi and later.
             rail: Accuracy(0.001, 0.0, 0.05, "nvml.h, nvmlDeviceGetPowerUsage")
             for rail in self.rails
         }
-        self.notes: tuple[str, ...] = ("GPU only: no host, no memory outside the board",)
+        self.notes = ("GPU only: no host, no memory outside the board",)
 
     def _power(self, handle: Any) -> tuple[int, float]:
         milli = ctypes.c_uint()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from typing import Callable, Mapping
+from typing import Callable
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
     Finding,
+    PowerSource,
     Reading,
     monotonic_ns,
     sensor_error,
@@ -28,7 +28,7 @@ _LINE = re.compile(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(-?\d+(?:\.\d+)?)[AV
 COMMAND = ("vcgencmd", "pmic_read_adc")
 
 
-class PmicSource:
+class PmicSource(PowerSource):
     """The Pi 5's rails.
 
     Args:
@@ -40,20 +40,15 @@ class PmicSource:
     """
 
     name = "pi5-pmic"
-    kind = "measured"
-    scope: str | None = None
-    total: tuple[str, ...] = ()
-    paced = False
-    update_s: float | None = 0.1  # what a subprocess a reading allows
+    update_s = 0.1  # what a subprocess a reading allows
 
     def __init__(
         self, run: Callable[[], str] | None = None, *, clock: Clock = monotonic_ns
     ) -> None:
         self._run = _vcgencmd if run is None else run
         self._clock = clock
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = ("the PMIC sum misses USB and the 5 V path",)
-        self.rails: tuple[str, ...] = tuple(self.read().watts)
+        self.notes = ("the PMIC sum misses USB and the 5 V path",)
+        self.rails = tuple(self.read().watts)
 
     def read(self) -> Reading:
         """Run vcgencmd once.
@@ -68,9 +63,6 @@ class PmicSource:
         if not watts:
             raise sensor_error("the PMIC", " ".join(COMMAND), text.strip()[:80] or "empty")
         return Reading((start + end) // 2, watts)
-
-    def close(self) -> None:
-        """Nothing to give back."""
 
 
 def parse_adc(text: str) -> dict[str, float]:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Mapping
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     Clock,
     Finding,
+    PowerSource,
     Reading,
+    Response,
     SysfsNumber,
     monotonic_ns,
     read_int,
@@ -29,7 +30,7 @@ __all__ = ["RaplSource"]
 ZONES = "sys/class/powercap/intel-rapl:*"
 
 
-class RaplSource:
+class RaplSource(PowerSource):
     """Energy of each processor package.
 
     Args:
@@ -41,10 +42,10 @@ class RaplSource:
     """
 
     name = "rapl"
-    kind = "measured"
-    scope: str | None = "package"
-    paced = False
-    update_s: float | None = 0.001  # the counters move about every millisecond
+    scope = "package"
+    update_s = 0.001  # the counters move about every millisecond
+    # A counter is exact over the time between two reads, give or take its renewal.
+    response = Response((0.0, 0.001), (0.0, 0.0), 0.001, "powercap: renewed each ms")
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
         self._clock = clock
@@ -70,15 +71,10 @@ class RaplSource:
         if not self._files:
             raise sensor_error("RAPL", root / ZONES, problem, probe(root).remedy)
         self._then = clock()
-        self.rails: tuple[str, ...] = tuple(self._files)
-        self.total: tuple[str, ...] = tuple(
-            rail for rail in self.rails if rail.startswith("package")
-        )
+        self.rails = tuple(self._files)
+        self.total = tuple(rail for rail in self.rails if rail.startswith("package"))
         self.total = self.total or self.rails
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = (
-            "RAPL covers the processor package: no board, disk or display",
-        )
+        self.notes = ("RAPL covers the processor package: no board, disk or display",)
 
     def read(self) -> Reading:
         """Read the counters; power is the mean since the last read."""

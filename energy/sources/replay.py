@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Callable, Mapping
+from typing import Callable
 
-from draftwire.energy.rails import Accuracy
 from draftwire.energy.recording import Recording, read_recording
-from draftwire.energy.sources.base import Clock, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    PowerSource,
+    Reading,
+    monotonic_ns,
+    response_of,
+)
 from draftwire.errors import SensorError
 
 __all__ = ["RecordingEnded", "ReplaySource"]
@@ -18,7 +23,7 @@ class RecordingEnded(SensorError):
     """There is nothing more in the recording."""
 
 
-class ReplaySource:
+class ReplaySource(PowerSource):
     """Plays a recording.
 
     Args:
@@ -49,9 +54,12 @@ class ReplaySource:
         total = recording.choice.total
         self.scope = None if total is None else total.scope
         self.total = () if total is None else total.rails
-        self.accuracy: Mapping[str, Accuracy] = recording.accuracy
-        self.update_s: float | None = header.get("update_s")
-        self.notes: tuple[str, ...] = tuple(header.get("notes", ()))
+        self.accuracy = recording.accuracy
+        self.lag_s: float | None = header.get("update_s")
+        hz = header.get("hz")
+        self.update_s = 1.0 / hz if hz else self.lag_s
+        self.response = response_of(header.get("response"))
+        self.notes = tuple(header.get("notes", ()))
         self._speed = speed
         self._clock = clock
         self._sleep = sleep
@@ -78,6 +86,3 @@ class ReplaySource:
         if wait_s > 0:
             self._sleep(wait_s)
         return Reading(t_ns, reading.watts, reading.joules)
-
-    def close(self) -> None:
-        """Nothing to give back."""

@@ -12,10 +12,16 @@ import select
 import shutil
 import subprocess
 from dataclasses import dataclass
-from typing import Mapping, NamedTuple, Sequence
+from typing import NamedTuple, Sequence
 
-from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, Finding, Reading, monotonic_ns
+from draftwire.energy.sources.base import (
+    Clock,
+    Finding,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
 from draftwire.errors import SensorError
 
 __all__ = ["SAMPLE_START", "Sample", "TegrastatsSource", "parse_sample"]
@@ -107,7 +113,7 @@ class LineFeed:
     _arrived: int = 0
 
 
-class TegrastatsSource:
+class TegrastatsSource(PowerSource):
     """A tegrastats process of our own.
 
     Lines are stamped when they arrive: ``usleep`` plus work makes the real period 3 to
@@ -124,10 +130,9 @@ class TegrastatsSource:
     """
 
     name = "tegrastats"
-    kind = "measured"
-    scope: str | None = None
-    total: tuple[str, ...] = ()
     paced = True
+    # The reading is instant; the line comes when the others have been gathered.
+    response = Response((0.0, 0.05), (0.0, 0.01), 0.0, "stamped on arrival of the line")
 
     def __init__(
         self,
@@ -136,9 +141,7 @@ class TegrastatsSource:
         command: Sequence[str] = ("tegrastats",),
         clock: Clock = monotonic_ns,
     ) -> None:
-        self.update_s: float | None = interval_ms * 1e-3
-        self.accuracy: Mapping[str, Accuracy] = {}
-        self.notes: tuple[str, ...] = ()
+        self.update_s = interval_ms * 1e-3
         full = [*command, "--interval", str(interval_ms)]
         try:
             self._process = subprocess.Popen(
@@ -157,9 +160,7 @@ class TegrastatsSource:
         except SensorError:
             self.close()
             raise
-        self.rails: tuple[str, ...] = tuple(
-            dict.fromkeys(rail for rail in first.rails if rail != "NC")
-        )
+        self.rails = tuple(dict.fromkeys(rail for rail in first.rails if rail != "NC"))
         if not self.rails:
             self.close()
             raise SensorError(

@@ -16,6 +16,8 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.export.architecture import LLAMA_LIKE, NEOX_LIKE, Architecture
 from draftwire.export.backbone.model import Transformer, biased_modules, load_transformer
 from draftwire.export.checkpoint import load_checkpoint
+from draftwire.export.families import FAMILIES
+from draftwire.export.rope import Rope
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import target_weights
 
@@ -79,6 +81,8 @@ def read_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
             hint="give a Hugging Face directory or a NAME.target",
         )
     checkpoint = load_checkpoint(path)
+    if not checkpoint.architecture.plain:
+        raise _untrainable(checkpoint.name)
     model = load_transformer(checkpoint, dtype=dtype)
     return Base(
         model, checkpoint.tokenizer, checkpoint.name, checkpoint.bos_id, checkpoint.eos_ids
@@ -140,13 +144,18 @@ def _architecture(
     heads = shape.hidden // shape.head_dim
     if not neox:
         heads = weights[query].shape[0] // shape.head_dim
-    second = inputs.get(prefix + "post_attention_layernorm", [""])
+    # Packages of older exporters name a norm's output after its weight.
+    second = inputs.get(prefix + "post_attention_layernorm") or inputs.get(
+        "l0.mlp_normed", [""]
+    )
+    if any(name.startswith("past_mask.flat.") for name in inputs):
+        raise _untrainable(whole.path.name)
     activation = "silu"
     if neox:
         activation = "gelu_tanh" if "FastGelu" in operators else "gelu"
     return Architecture(
         model_type=str(kind),
-        neox=neox,
+        family=FAMILIES[str(kind)],
         layers=shape.layers,
         hidden=shape.hidden,
         heads=heads,
@@ -157,7 +166,18 @@ def _architecture(
         context=package.context,
         eps=float(np.float64(str(np.float32(eps[0])))),
         activation=activation,
-        rope_rates=rates[0].astype(np.float64),
+        ropes=(Rope(rates[0].astype(np.float64)),),
+        rope_of=(0,) * shape.layers,
+        windows=(0,) * shape.layers,
         tied=("embed_out.weight" if neox else "lm_head.weight") not in weights,
         parallel=neox and second[0] != "l0.mid",
+        score_scale=float(shape.head_dim**-0.5),
+    )
+
+
+def _untrainable(name: str) -> ModelError:
+    return ModelError(
+        f"{name} is of a shape that drafts cannot be trained for here: Llama, Mistral, "
+        "Qwen2 and GPT-NeoX without sliding windows are",
+        hint="use an independent draft of its family: draftwire export onnx",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from draftwire.export.backbone.evaluate import (
     continuations,
 )
 from draftwire.export.backbone.model import Transformer
+from draftwire.export.backbone.plan import measure, tokens_before
 from draftwire.export.backbone.report import write_report
 from draftwire.export.backbone.store import save_checkpoint
 from draftwire.export.family.training import Plan, half_precision, train
@@ -51,6 +53,8 @@ class DraftSettings:
         prompts: Held-out prompts of each file that acceptance is measured on.
         looks: Times during the training that acceptance is measured.
         save_every: Seconds between checkpoints.
+        budget: Seconds that all of it may take, which decides ``tokens``; 0 measures
+            and says what ``tokens`` will take; None does neither.
     """
 
     anchor_layers: int | None = None
@@ -66,6 +70,7 @@ class DraftSettings:
     prompts: int = 16
     looks: int = 8
     save_every: float = 60.0
+    budget: float | None = None
 
 
 def build_draft(
@@ -119,6 +124,12 @@ def build_draft(
         base.model, anchor_layers=anchor, trained_layers=settings.trained_layers
     )
     work = work_folder(out, work)
+    draft.to(device)
+    base.model.to(device)
+    if settings.budget is not None:
+        settings = replace_fields(
+            settings, tokens=_affordable(base, draft, anchor, settings, work, say)
+        )
     asked = {
         **{k: v for k, v in asdict(settings).items() if k not in _NOT_DECIDING},
         "anchor_layers": anchor,
@@ -175,7 +186,35 @@ def build_draft(
 
 
 # They change how long it takes and what is looked at, not what comes out.
-_NOT_DECIDING = ("workers", "device", "prompts", "looks", "precision", "save_every")
+_NOT_DECIDING = (
+    "workers", "device", "prompts", "looks", "precision", "save_every", "budget"
+)  # fmt: skip
+
+
+def _affordable(
+    base: Base,
+    draft: Transformer,
+    anchor: int,
+    settings: DraftSettings,
+    work: Path,
+    say: Say,
+) -> int:
+    """Return the tokens that the budget allows, and say the plan."""
+    assert settings.budget is not None
+    begun = tokens_before(work)
+    if begun is not None:
+        if not settings.budget:
+            return settings.tokens
+        say(f"going on with a training of {begun:,} tokens")
+        return begun
+    trainer = DraftTrainer(base.model, draft, anchor_layers=anchor)
+    plan = _plan(settings, base.model.architecture.context)
+    length = plan.lengths[0][1]
+    rows = max(1, plan.micro // length)
+    pace = measure(trainer, rows=rows, length=length, workers=settings.workers)
+    tokens = pace.tokens_in(settings.budget) if settings.budget else settings.tokens
+    say(pace.say(tokens))
+    return tokens
 
 
 def work_folder(out: Path, work: str | Path | None) -> Path:

@@ -16,6 +16,7 @@ from draftwire.export.architecture import Architecture
 from draftwire.export.backbone.base import Base, is_package
 from draftwire.export.backbone.model import Transformer
 from draftwire.export.checkpoint import read_config
+from draftwire.export.tokens import copy_tokenizer
 
 __all__ = ["save_checkpoint"]
 
@@ -56,6 +57,8 @@ def save_checkpoint(model: Transformer, base: Base, source: Path, folder: Path) 
         origin = base.tokenizer.parent / name
         if origin.is_file():
             shutil.copy(origin, folder / name)
+    if is_package(source):
+        copy_tokenizer(base.tokenizer, folder / "tokenizer.json", base.bos_id)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {
         name: tensor.detach().to("cpu", torch.float32).contiguous()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from draftwire.export.family.exits import add_exits
 from draftwire.export.family.recipe import FamilySettings, build_family
 from draftwire.export.family.training import Plan
 from draftwire.export.onnx import export_onnx
+from draftwire.export.tokens import copy_tokenizer
 
 __all__ = ["FAMILY", "make_family"]
 
@@ -64,7 +64,8 @@ def make_family(
             )
     evaluation = build_family(corpus, work, settings, say=say)
     for model in ("v1.hf", "draft.hf"):
-        shutil.copy(work / "tokenizer.json", work / model / "tokenizer.json")
+        # Every text of the family begins with the end of the one before it.
+        copy_tokenizer(work / "tokenizer.json", work / model / "tokenizer.json", 0)
     anchor = settings.anchor_layers
     packages = [
         export_onnx(

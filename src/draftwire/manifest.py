@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import PackageError
+from draftwire.seals import Seals, data_files
 
 __all__ = [
     "DAMAGED",
@@ -22,7 +23,6 @@ __all__ = [
     "PackageFile",
     "Shape",
     "check_files",
-    "file_hash",
     "identity",
     "read_manifest",
     "wrong",
@@ -33,6 +33,9 @@ FORMATS = {"draft": "draftwire.draft/1", "target": "draftwire.target/1"}
 
 MAX_MANIFEST = 1 << 20  # bytes: a manifest is a page of text
 MAX_FILES = 64
+_LONGEST_GRAPH = 64 << 20
+# What a target's graph names and never opens: its weights come from the verifier.
+_SUPPLIED = {"weights.safetensors"}
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 24
 
@@ -218,6 +221,7 @@ def check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
     if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_FILES:
         raise wrong(where, "files", f"an object of 1 to {MAX_FILES} entries")
     files = {}
+    seals = Seals(path)
     for name, entry in raw.items():
         if not FILE_NAME.match(name) or name in MANIFESTS.values():
             raise PackageError(f"{where} lists a file with the unfit name {name!r}")
@@ -237,22 +241,24 @@ def check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
                 f"{where}/{name} has {file.stat().st_size} bytes, not {size}",
                 hint=DAMAGED,
             )
-        if file_hash(file) != sha256:
+        if not seals.holds(file, sha256):
             raise PackageError(f"{where}/{name} does not match its hash", hint=DAMAGED)
         files[name] = PackageFile(file, sha256, size, details=entry, **words)
+    seals.keep()
+    _nothing_unnamed(path, files)
     return files
 
 
-def file_hash(file: Path) -> str:
-    """Return the sha256 of a file's content, 64 hex digits."""
-    digest = hashlib.sha256()
-    try:
-        with open(file, "rb") as stream:
-            for chunk in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(chunk)
-    except OSError as exc:
-        raise PackageError(f"{file} cannot be read: {exc.strerror}") from exc
-    return digest.hexdigest()
+def _nothing_unnamed(path: Path, files: Mapping[str, PackageFile]) -> None:
+    """Refuse a graph that reads weights which no hash covers."""
+    for name, file in files.items():
+        if not name.endswith(".onnx") or file.bytes > _LONGEST_GRAPH:
+            continue  # a graph so long holds its weights itself
+        for other in data_files(file.path) - files.keys() - _SUPPLIED:
+            raise PackageError(
+                f"{path.name}/{name} reads {other!r}, which the package does not list",
+                hint=DAMAGED,
+            )
 
 
 def identity(kind: str, raw: Mapping[str, Any]) -> str:

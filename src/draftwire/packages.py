@@ -28,11 +28,11 @@ from draftwire.manifest import (
     Family,
     PackageFile,
     Shape,
-    file_hash,
     identity,
     read_manifest,
     wrong,
 )
+from draftwire.seals import file_hash
 from draftwire.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
@@ -175,7 +175,8 @@ def load_draft(path: str | Path) -> DraftPackage:
         path: Its folder.
 
     Returns:
-        The package; every listed file has been read and its hash compared.
+        The package; every listed file's content has been compared with its hash, now
+        or since it last changed (see :mod:`draftwire.seals`).
 
     Raises:
         PackageError: It is missing, damaged, incomplete or of an unknown format.

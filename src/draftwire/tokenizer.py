@@ -9,7 +9,7 @@ from typing import Any, Sequence
 
 from draftwire.errors import ConfigError, PackageError
 
-__all__ = ["Tokenizer", "load_tokenizer", "tokenizer_fingerprint"]
+__all__ = ["Tokenizer", "first_token", "load_tokenizer", "tokenizer_fingerprint"]
 
 MAX_TOKENIZER = 64 << 20  # bytes; the largest published ones have about 35 MB
 
@@ -41,6 +41,10 @@ class Tokenizer:
         engine.no_padding()
         engine.no_truncation()
         self._engine = engine
+        self._literal: Any = None  # takes special tokens for text; made when needed
+        self._special: tuple[str, ...] | None = None
+        self._special_ids: set[int] = set()
+        self._any_form = False
 
     @property
     def engine(self) -> Any:
@@ -52,10 +56,59 @@ class Tokenizer:
         """Tokens it knows, added ones included, padding rows of a model not."""
         return int(self._engine.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, *, bos_id: int | None = None) -> list[int]:
-        """Return the ids of ``text``, with ``bos_id`` in front when given."""
-        ids = list(self._engine.encode(text, add_special_tokens=False).ids)
+    def encode(
+        self, text: str, *, bos_id: int | None = None, parse_special: bool = False
+    ) -> list[int]:
+        """Return the ids of ``text``.
+
+        Args:
+            text: Any text; what is spelt like a special token stays text, so that
+                nobody can write an end of turn into a prompt.
+            bos_id: Put in front when given.
+            parse_special: Turn special tokens that are spelt out into their ids, for
+                text that a chat template wrote.
+
+        Raises:
+            ConfigError: It is no text, or the tokenizer cannot take it.
+        """
+        if not isinstance(text, str):
+            raise ConfigError(f"a text was expected, this is {type(text).__name__}")
+        engine = self._engine if parse_special else self._engine_for(text)
+        ids = _encode(engine, text)
+        if engine is self._literal and not self._special_ids.isdisjoint(ids):
+            # Unigram vocabularies hold them as plain pieces too.
+            raise ConfigError(
+                "the prompt spells a special token of this model, which its tokenizer "
+                "cannot keep as text",
+                hint="leave it out, or give token ids",
+            )
         return ids if bos_id is None else [bos_id, *ids]
+
+    def _engine_for(self, text: str) -> Any:
+        """Return an engine that takes what ``text`` holds for text."""
+        if not self._spells_special(text):
+            return self._engine
+        if self._literal is None:
+            # A copy: setting this on the engine that others decode with is no option.
+            literal = type(self._engine).from_str(self._engine.to_str())
+            if not hasattr(literal, "encode_special_tokens"):
+                raise ConfigError(
+                    "the prompt spells a special token, which this version of the "
+                    "tokenizers library cannot keep as text",
+                    hint="pip install --upgrade tokenizers",
+                )
+            literal.encode_special_tokens = True
+            self._literal = literal
+        return self._literal
+
+    def _spells_special(self, text: str) -> bool:
+        if self._special is None:
+            known = self._engine.get_added_tokens_decoder()
+            special = [token for token in known.values() if token.special]
+            self._special_ids = {i for i, token in known.items() if token.special}
+            self._any_form = any(t.normalized for t in special)
+            self._special = tuple(t.content for t in special)
+        return self._any_form or any(token in text for token in self._special)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``."""
@@ -108,12 +161,53 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
         if entry.get("special") and int(entry["id"]) in vocabulary
     )
     content = {
-        "probes": [tokenizer.encode(probe) for probe in PROBES],
+        "probes": [tokenizer.encode(probe, parse_special=True) for probe in PROBES],
         "special": special,
         "vocabulary": sorted(vocabulary.items()),
     }
     packed = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(packed.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def first_token(folder: str | Path) -> int | None:
+    """Return the token that a model's tokenizer puts in front of a text, or None.
+
+    The post-processor of ``tokenizer.json`` decides, not which token some file calls
+    the beginning. What it puts behind a text (an end, for training) is left out: a
+    prompt goes on.
+
+    Args:
+        folder: Holds ``tokenizer.json``.
+
+    Raises:
+        ConfigError: The ``tokenizers`` library is not installed.
+        PackageError: There is no tokenizer, or it puts several tokens in front.
+    """
+    engine = load_tokenizer(folder).engine
+    plain = _encode(engine, PROBES[0])
+    whole = list(engine.encode(PROBES[0]).ids)
+    at = next((i for i in range(len(whole)) if whole[i:][: len(plain)] == plain), 0)
+    if at > 1:
+        raise PackageError(
+            f"{Path(folder).name}: its tokenizer puts {at} tokens in front of a text, a "
+            "package holds one"
+        )
+    return int(whole[0]) if at else None
+
+
+def _encode(engine: Any, text: str) -> list[int]:
+    try:
+        return list(engine.encode(text, add_special_tokens=False).ids)
+    except BaseException as exc:
+        # The library's panics are no Exception, and its errors are bare ones.
+        panic = type(exc).__name__ == "PanicException"
+        if not (panic or isinstance(exc, Exception)):
+            raise
+        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the tokenizer cannot take this text: {reason[:160]}",
+            hint="give text without lone surrogates",
+        ) from exc
 
 
 def _read(path: Path) -> str:

@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from fake_boards import BOARDS, build
+from fake_boards import BOARDS
+from fake_tree import build
 
 from draftwire.boards import check_python
 from draftwire.boards.check_draft import check_draft

@@ -8,7 +8,7 @@ import pytest
 
 from draftwire.boards.profiles import FOLDER, find_profile, load_profiles, read_profile
 from draftwire.cli import main
-from draftwire.energy.rails import RailTable, choose_total, load_tables
+from draftwire.energy.rails import RailTable, Total, choose_total, load_tables
 from draftwire.errors import ConfigError
 
 PROFILES = load_profiles()
@@ -25,9 +25,9 @@ def board(root, compatible="", model=""):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
 def test_each_profile_is_sound(path):
-    profile = read_profile(path)
+    profile = read_profile(path, PROFILES)
     assert profile.name == path.stem and profile.title
-    assert profile.generic or profile.compatible
+    assert profile.generic or profile.compatible or profile.dmi
     table = RailTable.from_dict(profile.name, profile.rails)
     for total in table.totals:
         assert total.rails and total.scope
@@ -53,6 +53,11 @@ def test_each_profile_is_sound(path):
         ("raspberrypi,5-model-b\0brcm,bcm2712", "", "raspberry-pi-5"),
         ("raspberrypi,4-model-b\0brcm,bcm2711", "", "raspberry-pi-4"),
         ("radxa,rock-5b\0rockchip,rk3588", "", "rock-5b"),
+        ("radxa,rock-5t\0rockchip,rk3588", "", "rock-5t"),
+        ("raspberrypi,500\0brcm,bcm2712", "", "raspberry-pi-500"),
+        ("raspberrypi,5-compute-module\0brcm,bcm2712", "", "raspberry-pi-cm5"),
+        ("raspberrypi,400\0brcm,bcm2711", "", "raspberry-pi-400"),
+        ("xlnx,zynqmp-sk-kv260-revB\0xlnx,zynqmp", "", "kria-kv260"),
         ("acme,carrier", "NVIDIA Jetson AGX Orin Developer Kit", "jetson-agx-orin"),
     ],
 )
@@ -183,6 +188,17 @@ def test_list_and_show_as_a_user_meets_them(tmp_path, capsys, monkeypatch):
     copy = tmp_path / "copy/jetson-nano.toml"
     copy.write_text(capsys.readouterr().out)
     assert read_profile(copy).rails == PROFILES["jetson-nano"].rails
+
+
+def test_rails_that_several_boards_add_up_in_several_ways_are_no_total():
+    """Two boards with the same names and other totals: the first is not taken."""
+    a = RailTable("a", (Total("module", ("X",)),), parts=("Y",))
+    b = RailTable("b", (Total("module", ("X", "Y")),))
+    choice = choose_total(["X", "Y"], [a, b])
+    assert choice.total is None and "--rails" in choice.why_none
+    assert choose_total(["X", "Y"], [a, b], board="b").total.rails == ("X", "Y")
+    same = RailTable("c", (Total("module", ("X",)),), parts=("Y",))
+    assert choose_total(["X", "Y"], [a, same]).board == "a or c"
 
 
 @pytest.mark.parametrize(

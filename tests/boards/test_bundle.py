@@ -351,7 +351,7 @@ def test_a_bundle_is_written_whole_or_not_at_all(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("draftwire.boards.bundle.os.replace", full)
+    monkeypatch.setattr("draftwire.io.os.replace", full)
     before = tree(tmp_path)
     with pytest.raises(ConfigError, match="No space left"):
         write_bundle(content, tmp_path / "out.tar.gz", MAKER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from energy_lab import run, tree, write_recording
 
 from draftwire.cli import energy as command
 from draftwire.energy.compare import compare
@@ -18,48 +18,7 @@ from draftwire.energy.pulse import PATTERN_S, find_offset
 from draftwire.energy.recording import read_recording
 from draftwire.energy.report import Row, analyse, load_rows
 from draftwire.energy.sweep import Point, pareto, set_mode
-from draftwire.errors import BoardError, ConfigError, DraftwireError, SensorError
-
-
-def run(*words):
-    parser = argparse.ArgumentParser(prog="draftwire")
-    command.register(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in ("energy", *words)])
-    return args.run(args)
-
-
-def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20):
-    header = {
-        "schema": "draftwire.energy/1",
-        "kind": "header",
-        "source": "sysfs-ina3221",
-        "source_kind": "measured",
-        "rails": ["VDD_IN", "VDD_SOC"],
-        "total": {"scope": "module", "rails": ["VDD_IN"]},
-        "others": [],
-        "hz": hz,
-        "accuracy": {
-            "VDD_IN": {
-                "step_w": 0.04,
-                "offset_w": 0.08,
-                "gain": 0.0025,
-                "source": "test",
-            }
-        },
-        "context": {"power_mode": "15W"},
-    }
-    lines = [header]
-    for i, watt in enumerate(watts):
-        w = [watt, None if watt is None else watt / 5]
-        lines.append({"t": int(i * period * 1e9), "w": w})
-    lines += [{"t": int(t * 1e9), "phase": name} for t, name in phases]
-    if tokens:
-        lines.append({"tokens": tokens})
-    if close:
-        end = int((len(watts) - 1) * period * 1e9)
-        lines.append({"kind": "end", "t": end, "result": {}})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+from draftwire.errors import BoardError, ConfigError, SensorError
 
 
 @pytest.fixture
@@ -73,27 +32,6 @@ def recording(tmp_path):
         phases=[(0.0, "prefill"), (5.0, "draft")],
         tokens={"drafted": 40, "accepted": 20, "emitted": 25},
     )
-
-
-def tree(root):
-    """An Orin Nano with a device tree, a power mode and one INA3221."""
-    texts = {
-        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
-        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >",
-        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
-        "sys/class/hwmon/hwmon0/name": "ina3221",
-        "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
-        "sys/class/hwmon/hwmon0/in1_input": "5000",
-        "sys/class/hwmon/hwmon0/curr1_input": "1000",
-        "sys/class/hwmon/hwmon0/shunt1_resistor": "5000",
-        "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
-        "sys/class/thermal/thermal_zone0/temp": "48500",
-    }
-    for name, text in texts.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def test_sources_on_a_board(tmp_path, capsys):
@@ -128,7 +66,7 @@ def test_record_a_command_with_marks(tmp_path, capsys):
     assert run("record", *words) == 0
     entry = json.loads(capsys.readouterr().out)
     assert entry["joules"] > 0 and set(entry["by_phase"]) == {"run", "draft", "wait"}
-    assert sum(entry["by_phase"].values()) == entry["joules"]
+    assert "known to" in entry["why_null_by_phase"]["wait"], "300 ms, an unknown sensor"
     assert entry["tokens"] == {"drafted": 4, "accepted": 3, "emitted": 4}
     assert entry["context"]["start"]["power_mode"] == "25W"
     again, _ = analyse(read_recording(out))
@@ -171,7 +109,8 @@ def test_a_cut_recording_is_still_worth_something(tmp_path):
 def test_report_formats(recording, tmp_path, capsys):
     assert run("report", recording, "--battery-wh", "50") == 0
     table = capsys.readouterr().out
-    assert "65.1 +- " in table and "per emitted token" in table and "runs like" in table
+    assert "65.1 +- " in table and "per emitted token" in table and "100 %" in table
+    assert "per 1,000 emitted tokens" in table and "tokens/J" in table
     assert run("report", recording, "--format", "csv") == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert float(row["phase_draft_j"]) == pytest.approx(45.1, rel=0.01)
@@ -436,8 +375,21 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     points = json.loads(capsys.readouterr().out)["points"]
     assert [p["mode"] for p in points] == ["15W", "25W"]
     assert all(p["energy_j"] > 0 and p["per"] == "run" for p in points)
-    with pytest.raises(DraftwireError, match="nobody here"):
-        run(*sweep, *slow)
+    status.write_text("pmode:0001")
+    assert run(*sweep, *slow) == 3, "nobody here to set the first mode; the second is run"
+    captured = capsys.readouterr()
+    assert "15W: nobody here" in captured.err and "25W" in captured.out
+    out = tmp_path / "kept.json"
+    once = tmp_path / "once"
+    code = (
+        f"import os,sys; sys.exit(os.path.exists('{once}') or open('{once}','w').close())"
+    )
+    fails = ("--settle", "1ms", "--out", out, "--", sys.executable, "-c", code)
+    turned = [word.replace("15W,25W", "25W,15W") for word in map(str, sweep)]
+    assert run(*turned, "--set", f"{setter} {{id}}", "--yes", *fails) == 3
+    first, second = json.loads(out.read_text())["points"]
+    assert first["runs"] and not second["runs"] and "ended with 1" in second["error"]
+    assert status.read_text() == "pmode:0001\n", "the board is back in its mode"
 
 
 def test_sweep_notices_a_mode_that_did_not_change():
@@ -458,3 +410,6 @@ def test_pareto():
     ]
     pareto(points)
     assert [p.mode for p in points if p.pareto] == ["fast", "middle"]
+    points[2].uncertainty_j = 2.0
+    pareto(points)
+    assert points[2].pareto, "thriftier by less than both know: nothing is dominated"

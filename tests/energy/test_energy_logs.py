@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import random
 import subprocess
@@ -200,11 +203,28 @@ def test_stamps_that_jump():
     imported = read(before + later)
     assert "gap" in kinds(imported)
     result = imported.runs[0].result
-    assert result.energy_j == pytest.approx(5.0 * 18)
-    assert "gaps" in result.flags and result.coverage < 0.5
+    assert result.energy_j is None and "gaps" in result.flags
+    assert result.coverage == pytest.approx(18 / 109) and result.duration_s == 109
+    assert "90 J in the 18.0 s covered" in result.why_null
     back = read(lines([(5000,)] * 10, start=100) + before)
     assert "stamps-back" in kinds(back)
-    assert back.energy_j == pytest.approx(5.0 * 18)
+    assert back.energy_j == pytest.approx(5.0 * 19), "the clock was set, no sample is lost"
+    assert back.runs[0].result.coverage == 1.0
+
+
+def test_a_third_of_the_lines_missing_is_bridged_and_widened():
+    """8 W before and after, 2 W in between: the hole may hide either."""
+    powers = [8000] * 20 + [2000] * 20 + [8000] * 20
+    text = lines([(milli,) for milli in powers])
+    whole = read(text).runs[0].result
+    del text[22:42]
+    result = read(text).runs[0].result
+    assert result.duration_s == pytest.approx(59.0, abs=0.5)
+    assert result.coverage == pytest.approx(2 / 3, abs=0.03) and "gaps" in result.flags
+    assert abs(result.energy_j - whole.energy_j) <= result.uncertainty_j
+    assert result.uncertainty_j > 60, "6 W over 20 s may be hidden"
+    assert result.mean_w == pytest.approx(result.energy_j / result.duration_s)
+    assert result.uncertainty.terms["hole"] > 0.9 * result.uncertainty_j / 2
 
 
 def test_half_second_stamps_are_a_line_not_steps():
@@ -235,7 +255,8 @@ def test_a_cut_line_is_used_for_what_it_holds():
     imported = read(text)
     assert kinds(imported) == ["cut-sample"]
     assert imported.samples == 20 and len(imported.runs) == 1
-    assert imported.runs[0].result.energy_j == pytest.approx(5.0 * 18)
+    # The last sample lacks the total: it is held for one period, to the end of the log.
+    assert imported.runs[0].result.energy_j == pytest.approx(5.0 * 19)
 
 
 def test_an_unknown_board_is_asked_for_its_rails():
@@ -348,6 +369,65 @@ def test_memory_of_a_10_mb_log():
 @needs_proc
 def test_memory_of_a_500_mb_log():
     assert big(500) < 100
+
+
+PREFIXES = {
+    "journald": "Nov 28 10:{m:02d}:{s:02d} robot tegrastats[812]: ",
+    "journald, iso": "2026-11-28T10:{m:02d}:{s:02d}+0100 robot tegrastats[812]: ",
+    "journald, monotonic": "[{t:12.6f}] robot tegrastats[812]: ",
+    "syslog, microseconds": "2026-11-28T10:{m:02d}:{s:02d}.250000+01:00 robot t: ",
+    "ts": "Nov 28 10:{m:02d}:{s:02d} ",
+    "ts -s": "00:{m:02d}:{s:02d} ",
+    "ts %.s": "17960{t:05d}.125000 ",
+    "epoch milliseconds": "17960{t:05d}250 ",
+}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
+def test_stamps_of_other_programs(prefix):
+    text = lines([(5000,)] * 61, rails=("POM_5V_IN",), unit="")
+    text = [prefix.format(t=t, m=t // 60, s=t % 60) + line for t, line in enumerate(text)]
+    imported = read(text)
+    assert imported.samples == 61 and imported.energy_j == pytest.approx(300.0)
+    assert "foreign-stamps" in kinds(imported)
+    assert "not-tegrastats" not in kinds(imported)
+
+
+@pytest.mark.parametrize("pack", ["gz", "xz", "bz2", "utf-16", "utf-16-le"])
+def test_packed_and_wide_logs(tmp_path, pack):
+    text = "\n".join(lines([(5000,)] * 61))
+    packers = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
+    path = tmp_path / f"tegrastats.log.{pack}"
+    path.write_bytes(packers[pack](text.encode()) if pack in packers else text.encode(pack))
+    assert import_tegrastats(path, TABLES).energy_j == pytest.approx(300.0)
+    if pack in packers:
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(ConfigError, match="cannot read"):
+            import_tegrastats(path, TABLES)
+
+
+def test_naming_the_same_rails_says_the_same():
+    rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    text = lines([(4000 + 400 * (i % 2), 800, 3000) for i in range(60)], rails=rails)
+    by_board = read(text, board="jetson-agx-orin").runs[0].result
+    by_names = read(text).runs[0].result
+    by_hand = read(text, rails=list(rails)).runs[0].result
+    for other in (by_names, by_hand):
+        assert other.energy_j == by_board.energy_j
+        assert other.uncertainty_j == pytest.approx(by_board.uncertainty_j)
+        assert other.uncertainty.sensor_known
+
+
+def test_rails_by_hand_that_hang_below_each_other_are_told():
+    rails = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
+    text = lines([(5000, 900, 700)] * 20, rails=rails)
+    imported = read(text, rails=["VDD_IN", "VDD_SOC"])
+    assert "VDD_SOC hang below" in " ".join(imported.runs[0].result.notes)
+    rails = ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0", "VIN")
+    text = lines([(2000, 5900, 5600, 19800)] * 20, rails=rails)
+    imported = read(text, rails=["VIN", "VDD_GPU"])
+    assert "one holds the other" in " ".join(imported.runs[0].result.notes)
+    assert read(text).runs[0].result.by_scope["board"] == pytest.approx(19.8 * 19)
 
 
 def test_log_of_another_kind_of_file():

@@ -8,12 +8,12 @@ import types
 from pathlib import Path
 
 import pytest
+from energy_lab import mainline, nx_rails, put
 
 from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
 from draftwire.energy.sources.battery import BatterySource
-from draftwire.energy.sources.ina import InaSource
-from draftwire.energy.sources.jtop import JtopSource, rail_watts
+from draftwire.energy.sources.hwmon import GpuSource, HwmonSource
 from draftwire.energy.sources.nvml import NvmlSource
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
 from draftwire.energy.sources.rapl import RaplSource
@@ -21,14 +21,6 @@ from draftwire.energy.sources.tegrastats import TegrastatsSource
 from draftwire.errors import ConfigError, SensorError
 
 TABLES = load_tables()
-
-
-def put(root: Path, files: dict) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n")
-    return root
 
 
 def r32(root: Path, chips: dict) -> Path:
@@ -45,31 +37,6 @@ def r32(root: Path, chips: dict) -> Path:
                     f"{base}/crit_current_limit_{channel}": "32760 ma",
                 },
             )
-    return root
-
-
-def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
-    """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
-    base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
-    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
-    for channel, (label, volt, amp) in enumerate(rails, 1):
-        put(
-            root,
-            {
-                f"{base}/in{channel}_label": label,
-                f"{base}/in{channel}_input": volt,
-                f"{base}/curr{channel}_input": amp,
-                f"{base}/in{channel + 3}_input": 12345,
-                f"{base}/shunt{channel}_resistor": 5000,
-            },
-        )
-    put(
-        root,
-        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
-    )
-    link = root / f"sys/class/hwmon/hwmon{hwmon}"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(root / base)
     return root
 
 
@@ -96,15 +63,6 @@ def tx2(root):
                 ("VDD_3V3_SYS", 800),
             ],
         },
-    )
-
-
-def nx_rails(root):
-    return mainline(
-        root,
-        3,
-        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
-        "7-0040",
     )
 
 
@@ -222,18 +180,30 @@ def test_thor_has_the_board_as_a_second_total(tmp_path):
 
 
 def test_a_negative_reading_is_kept(tmp_path):
-    source = InaSource(agx_orin(tmp_path))
+    source = HwmonSource(agx_orin(tmp_path))
     assert source.read().watts["VDD_CPU_CV"] == pytest.approx(-0.4)
 
 
 def test_shunt_gives_the_accuracy(tmp_path):
-    accuracy = InaSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
+    accuracy = HwmonSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
     assert accuracy.step_w == pytest.approx(0.04)  # 40 uV over 5 mohm at 5 V
     assert accuracy.offset_w == pytest.approx(0.08)
 
 
+def test_the_kernel_tells_how_blurred_a_sensor_is(tmp_path):
+    nx_rails(tmp_path)
+    base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
+    (base / "samples").write_text("1")
+    single = HwmonSource(tmp_path).response
+    assert single.window_s[1] < 0.004 and single.unsure_s < 0.005
+    (base / "samples").write_text("16")
+    assert HwmonSource(tmp_path).response.window_s == (0.0035, 0.007)
+    (base / "update_interval").write_text("0")
+    assert HwmonSource(tmp_path).response.how == "not known"
+
+
 def test_hwmon_numbers_that_move_are_followed(tmp_path):
-    source = InaSource(nx_rails(tmp_path))
+    source = HwmonSource(nx_rails(tmp_path))
     old = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
     source.read()
     source.close()  # as the kernel closes the files of a driver that goes
@@ -244,8 +214,73 @@ def test_hwmon_numbers_that_move_are_followed(tmp_path):
     assert source.read().watts["VDD_IN"] == pytest.approx(5.0)
 
 
+def test_a_rail_that_moved_is_not_another_one(tmp_path):
+    """After a rebind hwmon3 is another chip with rails of its own: nothing is mixed up."""
+    source = HwmonSource(nx_rails(tmp_path))
+    folder = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon"
+    source.read()
+    source.close()
+    (folder / "hwmon3").rename(folder / "hwmon7")
+    (tmp_path / "sys/class/hwmon/hwmon3").unlink()
+    mainline(tmp_path, 3, [("VDD_OTHER", 12000, 900)], "1-0041")
+    with pytest.raises(SensorError):
+        source.read()
+    assert source.read().watts["VDD_IN"] == pytest.approx(5.0)
+    assert "VDD_OTHER" not in source.read().watts
+
+
+@pytest.mark.parametrize(
+    ("chip", "files", "rail", "watts"),
+    [
+        ("ina226", {"power1_input": 4_000_000, "in1_input": 5000, "curr1_input": 800,
+                    "in0_input": 8, "update_interval": 36, "shunt_resistor": 10000},
+         "ina226", 4.0),
+        ("ina219", {"in0_input": 8, "in1_input": 5000, "curr1_input": 800}, "ina219", 4.0),
+        ("ina260", {"in1_input": 5000, "curr1_input": 800, "power1_input": 4_010_000,
+                    "power1_label": "VCC_5V"}, "VCC_5V", 4.01),
+        ("ina228", {"power1_input": 4_000_000, "in1_label": "VBUS"}, "VBUS", 4.0),
+        ("macsmc_hwmon", {"power1_input": 7_500_000, "power1_label": "Total System Power"},
+         "Total System Power", 7.5),
+    ],
+)  # fmt: skip
+def test_any_power_chip_of_hwmon(tmp_path, chip, files, rail, watts):
+    base = "sys/class/hwmon/hwmon4"
+    put(tmp_path, {f"{base}/name": chip, **{f"{base}/{n}": v for n, v in files.items()}})
+    chosen = choose_source(TABLES, root=tmp_path)
+    assert chosen.source.read().watts == {rail: pytest.approx(watts)}
+    assert chosen.choice.total is None and "--rails" in chosen.choice.why_none
+    named = choose_source(TABLES, root=tmp_path, rails=[rail]).choice.total
+    assert named is not None and named.rails == (rail,)
+    if "shunt_resistor" in files:
+        assert chosen.source.accuracy[rail].gain == 0.001
+        assert chosen.source.response.reach_s < 0.1
+
+
+def test_sensors_that_are_no_power_chip_are_left_alone(tmp_path):
+    for number, name in enumerate(("ucsi_source_psy_USBC000:001", "nvme", "coretemp")):
+        base = f"sys/class/hwmon/hwmon{number}"
+        put(tmp_path, {f"{base}/name": name, f"{base}/in0_input": 5000,
+                       f"{base}/curr1_input": 3000, f"{base}/in1_input": 5000})  # fmt: skip
+    with pytest.raises(SensorError):
+        HwmonSource(tmp_path)
+
+
+def test_a_gpu_by_its_driver(tmp_path):
+    base = "sys/class/hwmon/hwmon2"
+    put(tmp_path, {f"{base}/name": "amdgpu", f"{base}/power1_average": 35_000_000})
+    put(tmp_path, {"sys/class/hwmon/hwmon3/name": "xe",
+                   "sys/class/hwmon/hwmon3/energy1_input": 1_000_000})  # fmt: skip
+    times = iter(range(0, 10**12, 500_000_000))
+    source = GpuSource(tmp_path, clock=lambda: next(times))
+    assert source.read().watts == {"amdgpu0": pytest.approx(35.0)}
+    put(tmp_path, {"sys/class/hwmon/hwmon3/energy1_input": 6_000_000})
+    assert source.read().watts["xe1"] == pytest.approx(10.0)
+    assert source.scope == "gpu"
+    assert next(f for f in find_sources(tmp_path) if f.source == "gpu").usable
+
+
 def test_one_failing_rail_does_not_stop_the_others(tmp_path):
-    source = InaSource(nx_rails(tmp_path))
+    source = HwmonSource(nx_rails(tmp_path))
     base = tmp_path / "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon3"
     (base / "in3_input").write_text("rubbish\n")
     assert set(source.read().watts) == {"VDD_IN", "VDD_CPU_GPU_CV"}
@@ -293,50 +328,6 @@ def test_vin_sys_alone_is_not_a_total():
 def test_a_board_without_rails_is_no_zero():
     choice = choose_total([], TABLES, board="jetson-nano-2gb")
     assert choice.total is None and "no power rail" in choice.why_none
-
-
-class Client:
-    def __init__(self, power):
-        self.power = power
-        self.closed = False
-
-    def ok(self):
-        return True
-
-    def close(self):
-        self.closed = True
-
-
-OLD = (
-    {"cur": 99999, "avg": 1},
-    {"POM_5V_IN": {"cur": 4200, "avg": 1}, "POM_5V_GPU": {"cur": 80, "avg": 1}},
-)
-NEW = {
-    "rail": {
-        "VDD_IN": {"volt": 5000, "curr": 840, "power": 4200, "avg": 1, "online": True},
-        "VDD_SOC": {},
-        "NC": {"power": 7},
-    },
-    "tot": {"power": 99999, "avg": 1},
-}
-
-
-@pytest.mark.parametrize(("power", "rail"), [(OLD, "POM_5V_IN"), (NEW, "VDD_IN")])
-def test_jtop_both_shapes(power, rail):
-    source = JtopSource(Client(power))
-    watts = source.read().watts
-    assert watts[rail] == pytest.approx(4.2)
-    assert "NC" not in watts and "VDD_SOC" not in watts
-    choice = choose_total(source.rails, TABLES)
-    assert choice.total is not None and choice.total.rails == (rail,)
-
-
-def test_jtop_without_rails_is_no_zero():
-    client = Client({"rail": {}, "tot": {"power": 0}})
-    with pytest.raises(SensorError, match="no power rail"):
-        JtopSource(client)
-    assert client.closed
-    assert rail_watts(None) == {}
 
 
 PMIC = """ 3V3_SYS_A current(1)=0.10000000A

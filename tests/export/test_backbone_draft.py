@@ -23,7 +23,7 @@ from safetensors.numpy import load_file  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
-from draftwire.export.backbone import build, evolve  # noqa: E402
+from draftwire.export.backbone import build, evolve, plan  # noqa: E402
 from draftwire.export.backbone.build import DraftSettings, build_draft  # noqa: E402
 from draftwire.export.backbone.evolve import (  # noqa: E402
     EvolveSettings,
@@ -165,6 +165,44 @@ def interrupted(monkeypatch):
         monkeypatch.setattr(module, name, loss)
 
     return at
+
+
+def test_a_budget_decides_the_tokens_and_a_plan_comes_first(
+    models, tmp_path, text, monkeypatch
+):
+    monkeypatch.setattr(plan, "_LEAST", 300)
+    monkeypatch.setattr(plan, "_QUICK_S", 0.05)
+    monkeypatch.setattr(plan.Pace, "tokens_in", lambda self, s: int(s * 100))
+    said = []
+
+    def make(budget, tokens=1024):
+        settings = {**vars(SMALL), "budget": budget, "tokens": tokens}
+        build_draft(
+            models("llama"),
+            tmp_path / "d.draft",
+            [text],
+            settings=DraftSettings(**settings),
+            export_precision="fp32",
+            replace=True,
+            say=said.append,
+        )
+        return load_draft(tmp_path / "d.draft").raw["made"]["tokens"]
+
+    assert make(5.12) == 512
+    assert said[0].startswith("plan: 512 tokens at ") and "GB of memory" in said[0]
+    assert make(99.0) == 512, "a training that was begun keeps its size"
+    assert said.count("going on with a training of 512 tokens") == 1
+    with pytest.raises(ConfigError, match=r"other settings \(tokens\)"):
+        make(0.0)
+
+
+def test_a_budget_that_is_none_says_so():
+    assert plan.seconds_of("2h") == 7200 and plan.seconds_of("1h30m") == 5400
+    for odd in ("", "2", "h", "1 hour", "-2h"):
+        with pytest.raises(ConfigError, match="a budget of"):
+            plan.seconds_of(odd)
+    with pytest.raises(ConfigError, match="too few to learn from"):
+        plan.Pace(10.0, 1, 1000).tokens_in(60)
 
 
 def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):

@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+onnx = pytest.importorskip("onnx")
 for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
@@ -18,6 +19,7 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.fingerprint import anchor_parameters  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.parity import DraftRunner  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
@@ -34,38 +36,6 @@ def edit(folder, **changes):
     config = {**read_config(folder), **changes}
     config = {k: v for k, v in config.items() if v != "drop"}
     (folder / "config.json").write_text(json.dumps(config))
-
-
-def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
-    folder = models("llama")
-    out = export_onnx(
-        folder,
-        tmp_path / "tiny.draft",
-        precision=["fp32", "int8", "int4"],
-        family_name="tiny family",
-        anchor_layers=1,
-        min_agreement=0.3,  # random weights are the worst case for rounding
-    )
-    package = load_draft(out)
-    assert package.family.name == "tiny family"
-    assert package.family.backbone is not None
-    assert (package.vocab_size, package.context) == (320, 160)
-    assert (package.bos_id, package.eos_ids) == (0, (0,))
-    assert package.shape.kv_heads == 2
-    assert set(package.precisions) == {"fp32", "int8", "int4"}
-    expected = torch_logits(folder, IDS)
-    architecture = load_checkpoint(folder).architecture
-    scale = np.abs(expected).max()
-    for precision, share in (("fp32", 1e-4), ("int8", 0.4), ("int4", 0.8)):
-        file = package.model_file(precision)
-        assert (file.engine, file.graph) == ("onnxruntime", "gqa")
-        assert file.details["parity"]["tokens"] > 100
-        runner = DraftRunner(str(file.path), architecture)
-        found = runner.forward(IDS, rows=len(IDS))
-        assert np.abs(found - expected).max() < share * scale
-    sizes = [package.model_file(p).bytes for p in ("fp32", "int8", "int4")]
-    assert sizes == sorted(sizes, reverse=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["tiny.draft"]
 
 
 def test_the_id_is_the_same_the_second_time(models, tmp_path):
@@ -215,29 +185,49 @@ def test_a_tied_head_may_be_stored_twice(model_copy):
     assert "lm_head.weight" not in checkpoint
 
 
-def test_a_sliding_window_bounds_the_context(model_copy):
+def test_a_sliding_window_leaves_the_context(model_copy):
     folder = model_copy("mistral")
     edit(folder, sliding_window=64)
-    assert load_checkpoint(folder).architecture.context == 64
+    architecture = load_checkpoint(folder).architecture
+    assert architecture.context == 160 and architecture.windows == (64, 64)
     edit(folder, sliding_window=64, use_sliding_window=False)
-    assert load_checkpoint(folder).architecture.context == 160
+    assert load_checkpoint(folder).architecture.windows == (0, 0)
+
+
+def test_a_drafter_of_hidden_states_is_refused_with_its_price(model_copy):
+    folder = model_copy("llama")
+    edit(folder, architectures=["LlamaForCausalLMEagle3"])
+    with pytest.raises(ModelError, match=r"384 bytes down for each token"):
+        load_checkpoint(folder)
+    # A parallel draft is a plain model with one row of its vocabulary set aside.
+    edit(folder, architectures=["LlamaForCausalLM"], spd_type="pard", pard_token=300)
+    assert load_checkpoint(folder).architecture.vocab_size == 320
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt_neox", "gpt2", "olmo2"])
+def test_an_anchor_has_the_embedding_and_whole_layers(shape, models):
+    names = load_checkpoint(models(shape)).parameters
+    anchors = [set(anchor_parameters(names, layers)) for layers in (0, 1, 2)]
+    assert 1 <= len(anchors[0]) <= 2
+    assert len(anchors[2] - anchors[1]) == len(anchors[1] - anchors[0]) >= 8
 
 
 def test_where_a_prompt_begins(model_copy):
     folder = model_copy("llama")
-    assert load_checkpoint(folder).bos_id == 0
-    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-    assert load_checkpoint(folder).bos_id is None
-    (folder / "tokenizer_config.json").unlink()
+    assert load_checkpoint(folder).bos_id is None  # whatever config.json names
     raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    raw["post_processor"] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-    assert load_checkpoint(folder).bos_id is None
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    bos = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+    known = {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+    for single, expected in (([text], None), ([bos, text], 0), ([text, bos], None)):
+        raw["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [text, text],
+            "special_tokens": {"<|endoftext|>": known},
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+        assert load_checkpoint(folder).bos_id == expected
 
 
 def test_a_place_that_cannot_be_written(models, tmp_path):
@@ -346,10 +336,11 @@ def test_each_fault_is_one_sentence_and_leaves_nothing(fault, model_copy, tmp_pa
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "gpt2"},
+        {"model_type": "bloom"},
         {"model_type": None},
         {"hidden_act": "relu"},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4, "factor": 2.0}},
+        {"sliding_window": 8, "layer_types": ["linear_attention", "full_attention"]},
     ],
 )
 def test_other_architectures_go_to_optimum(changes, model_copy, tmp_path, monkeypatch):
@@ -387,6 +378,7 @@ def test_optimum_writes_what_is_not_known_here(tmp_path, tokenizer_file):
             folder,
             tmp_path / "a.draft",
             precision=["fp32", "int8"],
+            graph="concat",
             min_agreement=0.5,
         )
     )
@@ -407,8 +399,8 @@ def test_the_gate_refuses_a_poor_model(models, tmp_path):
 def test_the_gate_notices_a_wrong_graph(models, tmp_path, monkeypatch):
     right = exporter.gqa_graph._rotation
 
-    def wrong(architecture):
-        rates, order = right(architecture)
+    def wrong(architecture, rates):
+        rates, order = right(architecture, rates)
         return rates * 1.05, order
 
     monkeypatch.setattr(exporter.gqa_graph, "_rotation", wrong)

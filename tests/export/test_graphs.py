@@ -10,6 +10,7 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 import onnxruntime as ort  # noqa: E402
+from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.gqa_graph import build_gqa_graph  # noqa: E402
@@ -17,16 +18,6 @@ from draftwire.export.parity import DraftRunner  # noqa: E402
 from draftwire.export.reference import reference_logits  # noqa: E402
 from draftwire.export.target_graph import build_target_graph  # noqa: E402
 
-SHAPES = [
-    "llama",
-    "llama_tied_biased",
-    "llama_scaled",
-    "llama_linear",
-    "mistral",
-    "qwen2",
-    "gpt_neox",
-    "gpt_neox_sequential",
-]
 LENGTH = 90
 
 

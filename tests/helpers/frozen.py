@@ -78,8 +78,8 @@ LEFT_OUT = {
     "is a matter of time, and decides whether it next reads one token or two at once; "
     "its int8 logits differ a little between the two, and so may the tokens drawn (qs: "
     "its threshold, too). A pipeline has no bonus and reads one at a time.",
-    "residual, qs, separate, separate-lossy x race": "Which drafts come before the "
-    "target's next forward, and are judged at all, is a matter of time.",
+    "residual, qs, separate, separate-lossy x race": "Refused: which drafts "
+    "come in time would depend on what was drawn, and bias the text.",
 }
 COUNTS = (
     "prompt_tokens", "tokens", "text", "finish", "rounds", "drafted", "accepted",
@@ -103,7 +103,14 @@ def modes_of(law):
 def connect(served, target, energy="off"):
     """Return a session with the reference draft."""
     url, token = served
-    return draftwire.connect(url, draft=DRAFT, target=target, token=token, energy=energy)
+    return draftwire.connect(
+        url,
+        draft=DRAFT,
+        target=target,
+        token=token,
+        energy=energy,
+        silence_s=15.0,  # a machine that is busy for a second is no lost link
+    )
 
 
 def stream(session, number, **options):

@@ -236,8 +236,8 @@ def target(data: bytes) -> None:
     try:
         while bites:
             cloud.step(bites)
-    except ProtocolError:
-        pass  # the connection ends here
+    except (ProtocolError, ConfigError):
+        pass  # the connection ends here: also a race of a scheme that may not
     if cloud.params.scheme in ("greedy", "coupled"):
         decider = make_decider(cloud.params, V)
         history = list(cloud.prompt)

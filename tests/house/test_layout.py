@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FACE = ROOT / "src" / "draftwire"
 PROFILES = list((ROOT / "boards" / "profiles").glob("*.toml"))
 OUTSIDE = {"studies"}  # run from a checkout, in no wheel
+DATA = {".toml", ".json", ".css", ".js"}
 BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
@@ -100,6 +101,8 @@ def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel: Path) -> 
     assert wanted == {name for name in names if name.endswith(".py")}
     profiles = {f"draftwire/boards/profiles/{p.name}" for p in PROFILES}
     assert len(profiles) >= 17 and profiles <= names
+    data = {p.name for p in (ROOT / "energy").iterdir() if p.suffix in DATA}
+    assert {f"draftwire/energy/{name}" for name in data} <= names and len(data) >= 4
     assert {"draftwire/py.typed", "draftwire/transport/PROTOCOL.md"} <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"draftwire"}

@@ -41,7 +41,7 @@ def url(verifier):
 
 @pytest.fixture
 def session(url):
-    with draftwire.connect(url, draft=DRAFT) as found:
+    with draftwire.connect(url, draft=DRAFT, silence_s=15.0) as found:
         yield found
 
 
@@ -344,6 +344,11 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
             assert {t.kind for c in chunks for t in c.tokens} == {"unverified"}
             assert not any(c.verified for c in chunks if c.tokens)
             assert any("draft's alone" in w for w in stream.report["warnings"])
+            stream = session.generate(PROMPTS[0], **how(0), deadline_s=0.3)
+            assert ids(stream) and stream.finish == "deadline"
+            assert any("draft's alone" in w for w in stream.report["warnings"])
+            four = [session.generate(p, **how(0), patience_s=0.1) for p in PROMPTS]
+            assert all(len(ids(s)) >= TOKENS - 1 for s in four)  # one after another
             with pytest.raises(TransportError, match="cannot reach"):
                 ids(session.generate(PROMPTS[0], offline="error"))
             # One that began alone ends with the target's own text.

@@ -246,10 +246,10 @@ def test_without_a_verifier_the_draft_answers_alone(
         assert "no verifier yet" in capsys.readouterr().err
         with verifier(port):
             running.up()
-            assert main([*ask, "--max-new-tokens", "8", "-q"]) == 0
+            assert main([*ask, "--max-new-tokens", "8", "--patience", "60"]) == 0
             assert "alone" not in capsys.readouterr().err
             with running.client() as client:
-                events = list(client.generate("Once", max_new_tokens=8))
+                events = list(client.generate("Once", max_new_tokens=8, patience_s=60))
             assert events[-1]["report"]["target"]["name"] == "tiny"
             assert all(e["verified"] for e in events[:-1])
     with service(tmp_path, port) as second:  # what the verifier said is remembered

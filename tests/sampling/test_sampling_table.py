@@ -51,6 +51,17 @@ def test_every_scheme_has_a_row_and_the_numbers_add_up(tmp_path, capsys):
     assert "LOSSY" in shown and "the text is the greedy one" in shown
 
 
+def test_speed_has_a_row_for_each_vocabulary_and_case(tmp_path, capsys):
+    words = ["sampling", "speed", "--vocab", "64,500", "--json", str(tmp_path / "s.json")]
+    assert main(words) == 0
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert document["schema"] == "draftwire.sampling_speed/1"
+    assert {row["vocabulary"] for row in document["rows"]} == {64, 500}
+    assert all(row["decide_ms"] > 0 for row in document["rows"])
+    assert "coupled, sparse noise" in capsys.readouterr().out
+    assert main(["sampling", "speed", "--vocab", "1"]) == 2
+
+
 def test_a_scheme_that_cannot_is_left_out_with_its_reason(capsys):
     assert table("--top-k", "0", "--schemes", "separate,separate-lossy") == 0
     shown = capsys.readouterr().out

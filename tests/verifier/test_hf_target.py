@@ -58,7 +58,7 @@ def recompute(target, ids):
 def test_ragged_batches_and_rewinds_equal_recomputation(llama):
     target = HFTarget(llama, slots=5, threads=1)
     assert (target.vocab_size, target.context) == (WORDS, 96)
-    assert (target.bos_id, target.eos_ids) == (0, (1,))
+    assert (target.bos_id, target.eos_ids) == (None, (1,))
     rng = np.random.default_rng(1)
     texts = {target.allocate(): [] for _ in range(5)}
     for _ in range(12):
@@ -92,10 +92,44 @@ def test_a_reused_slot_holds_nothing_of_the_last_session(llama):
     assert rows == pytest.approx(recompute(target, range(30)), abs=2e-4)
 
 
-def test_a_sliding_window_limits_the_context(tmp_path):
-    config = transformers.MistralConfig(**SHAPE, sliding_window=32)
-    target = HFTarget(save(tmp_path, config), slots=1, threads=1)
-    assert target.context == 32
+MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("Mistral", {}),
+        ("Qwen3", {**MIXED, "use_sliding_window": True, "head_dim": 8}),
+        ("Gemma2", {**MIXED, "head_dim": 8}),
+        ("Gemma3Text", {**MIXED, "head_dim": 8}),
+        ("Olmo3", MIXED),
+    ],
+)
+def test_a_sliding_window_leaves_the_context(family, options, tmp_path):
+    config = getattr(transformers, family + "Config")(
+        **{**SHAPE, "num_hidden_layers": 2, "sliding_window": 12, **options}
+    )
+    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
+    assert target.context == SHAPE["max_position_embeddings"]
+    slot, ids = target.allocate(), np.random.default_rng(3).integers(0, 60, 45)
+    found = target.forward([SlotInput(slot, 0, ids[:20], 20)])
+    target.forward([SlotInput(slot, 20, ids[:9], 0)])  # rejected
+    found += target.forward([SlotInput(slot, 20, ids[20:44], 24)])
+    found += target.forward([SlotInput(slot, 44, ids[44:], 1)])
+    assert np.concatenate(found) == pytest.approx(recompute(target, ids), abs=3e-4)
+
+
+def test_a_hybrid_whose_layers_are_all_attention_is_served(tmp_path):
+    config = transformers.GraniteMoeHybridConfig(
+        **{**SHAPE, "num_hidden_layers": 2, "num_local_experts": 0},
+        layer_types=["full_attention"] * 2,
+        shared_intermediate_size=32,
+        mamba_n_heads=4,
+    )
+    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
+    (rows,) = target.forward([SlotInput(target.allocate(), 0, np.arange(20), 20)])
+    assert rows == pytest.approx(recompute(target, range(20)), abs=3e-4)
+    assert target.slots == 2
 
 
 def test_a_recurrent_model_is_refused(tmp_path):

@@ -14,7 +14,6 @@ import pytest
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.runtime.edge_session import TABLE as DEVICE
-from draftwire.sampling import SCHEMES
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.transport.states import after, diagram, fill
 from draftwire.verifier import target_session
@@ -180,19 +179,14 @@ def test_every_line_of_the_table_can_happen_and_nothing_else_does(monkeypatch):
     assert seen == drawn
 
 
-def test_a_race_of_a_scheme_that_may_not_is_refused(monkeypatch):
-    card = SCHEMES["greedy"].card
-
-    class Card:
-        def __getattr__(self, name):
-            return False if name == "racing" else getattr(card, name)
-
-    monkeypatch.setattr(target_session, "card_of", lambda scheme: Card())
-    with pytest.raises(ConfigError, match="'greedy' may not race"):
-        session(objective="latency")
-    found = session()
+@pytest.mark.parametrize("scheme", ["residual", "qs", "separate"])
+def test_a_race_of_a_scheme_that_may_not_is_refused(scheme):
+    drawn = {"scheme": scheme, "temperature": 1.0}
+    with pytest.raises(ConfigError, match="cannot race"):
+        session(objective="latency", **drawn)
+    found = session(**drawn)
     assert found.receive(Block(0, 0, (), race=True)) == []
-    with pytest.raises(ConfigError, match="'greedy' may not race"):
+    with pytest.raises(ConfigError, match="cannot race"):
         found.receive(Block(0, 0, (3,), race=True))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.exits import EXITS_FILE
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
 from draftwire.verifier.backends.hf_exits import HFExits
@@ -32,6 +33,7 @@ __all__ = ["HFTarget"]
 _INSTALL = "pip install 'draftwire[verifier]'"
 # What models raise whose attention wants a mask or a cache of its own form.
 _UNFIT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+_ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 
 
@@ -116,7 +118,13 @@ class HFTarget:
         # Rows that pad the embedding to a round size are no tokens.
         self.vocab_size = min(int(config.vocab_size), words)
         self.context = _context(config, context)
-        self.bos_id = config.bos_token_id
+        self._window = getattr(config, "sliding_window", None)
+        # Where layers have kinds, each looks its mask up by its own.
+        self._kinds = _layer_kinds(config)
+        self._stateful = bool(getattr(self._model, "_is_stateful", False))
+        if self._kinds and "sliding_attention" not in self._kinds:
+            self._window = None
+        self.bos_id = first_token(tokenizer)
         self.eos_ids = _eos_ids(self._model, config)
         self.slots = slots
         self._table = SlotTable(slots, self.context, self.vocab_size)
@@ -182,7 +190,7 @@ class HFTarget:
             )
             logits = self._model(
                 input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=self._cache.mask(places, self._model.dtype),
+                attention_mask=self._masks(places),
                 position_ids=places,
                 past_key_values=self._cache,
                 use_cache=True,
@@ -191,6 +199,20 @@ class HFTarget:
             rows = logits.float().cpu().numpy()
         self._table.commit(batch)
         return [rows[i, keep - item.rows :] for i, item in enumerate(batch)]
+
+    def _masks(self, places: Any) -> Any:
+        """Return the mask, or one for each kind of layer where some slide a window."""
+        dtype, window = self._model.dtype, self._window
+        full = self._cache.mask(places, dtype)
+        if window is not None and window < self.context:
+            slid = self._cache.mask(places, dtype, window)
+        elif self._stateful:
+            slid = full
+        else:
+            return full
+        if not self._kinds:  # all layers slide
+            return slid
+        return {kind: slid if "sliding" in kind else full for kind in self._kinds}
 
     def _probe(self) -> None:
         """Check on the model itself that blocks, batches and rewinds change nothing."""
@@ -255,12 +277,22 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
         ) from error
 
 
+def _layer_kinds(config: Any) -> set[str]:
+    for name in ("layer_types", "layers_block_type"):
+        kinds = getattr(config, name, None)
+        if kinds:
+            return set(kinds)
+    return set()
+
+
 def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
     """Refuse models that keep a state which no rewind brings back."""
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    odd = sorted(kinds - {"full_attention", "sliding_attention", "chunked_attention"})
-    if type(config) in classes and getattr(classes[type(config)], "_is_stateful", False):
+    kinds = _layer_kinds(config.get_text_config())
+    odd = sorted(kinds - _ATTENTION)
+    # A hybrid family may come without any layer of the other kind.
+    stateful = getattr(classes.get(type(config), None), "_is_stateful", False)
+    if stateful and not kinds:
         odd.append("recurrent state")
     if config.is_encoder_decoder:
         odd.append("encoder")
@@ -280,10 +312,9 @@ def _context(config: Any, wanted: int | None) -> int:
             hint="say how many tokens a stream may have: --context N",
         )
     limits = [int(longest)]
-    # Inside its window a sliding layer equals full attention; beyond it a slot cache
-    # would need a second mask. Inside their first length scaled rotations are fixed.
-    for key in ("sliding_window", "attention_chunk_size"):
-        limits += [int(getattr(config, key, None) or limits[0])]
+    # Inside its chunk a layer equals full attention; beyond it a slot cache would need
+    # another mask. Inside their first length scaled rotations are fixed.
+    limits += [int(getattr(config, "attention_chunk_size", None) or limits[0])]
     rope = (
         getattr(config, "rope_parameters", None)
         or getattr(config, "rope_scaling", None)
@@ -366,9 +397,11 @@ def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
             self.rows = torch.tensor(rows, device=columns.device)
             self.columns, self.used = columns, used
 
-        def mask(self, places: Any, dtype: Any) -> Any:
-            keys = torch.arange(self.used, device=places.device)
-            hidden = keys[None, None, None, :] > places[:, None, :, None]
+        def mask(self, places: Any, dtype: Any, window: int | None = None) -> Any:
+            keys = torch.arange(self.used, device=places.device)[None, None, None, :]
+            hidden = keys > places[:, None, :, None]
+            if window is not None:
+                hidden |= keys <= places[:, None, :, None] - window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=places.device)
             return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 

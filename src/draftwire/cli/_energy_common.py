@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
+from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,32 +58,48 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_meter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--columns", help="time=NAME:ms,voltage=NAME,current=NAME:mA")
+    parser.add_argument("--voltage", type=float, help="of the supply, for current alone")
+    parser.add_argument("--meter", help="ppk2, otii, js220, fnb58, um25c, ...")
+    parser.add_argument("--accuracy", help="of the meter, e.g. 0.5%%+2mW")
+
+
+def meter_options(args: argparse.Namespace) -> dict[str, Any]:
+    pairs = [part.partition("=") for part in split(args.columns) or []]
+    wrong = next((name for name, equals, value in pairs if not equals or not value), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"--columns {args.columns}: {wrong!r} has no =NAME",
+            hint="--columns time=NAME:ms,voltage=NAME,current=NAME:mA",
+        )
+    return {
+        "columns": {name.strip(): value for name, _, value in pairs},
+        "voltage": args.voltage,
+        "meter": args.meter,
+        "accuracy": args.accuracy,
+    }
+
+
 def rail_tables(args: argparse.Namespace) -> Sequence[RailTable]:
-    """Join the rooms: boards know the profiles, energy takes their rail tables."""
-    from draftwire.boards.profiles import load_profiles
-    from draftwire.energy.rails import RailTable
+    from draftwire.energy.rails import load_tables
 
-    profiles = load_profiles(*([args.profiles] if args.profiles else []))
-    return [RailTable.from_dict(p.name, p.rails) for p in profiles.values()]
+    return load_tables(*([args.profiles] if args.profiles else []))
 
 
-def board_name(args: argparse.Namespace) -> str | None:
-    """Return the profile of this machine, or None for one that we do not know."""
-    from draftwire.boards.profiles import find_profile, load_profiles
+def board_name(args: argparse.Namespace, *, here: bool = True) -> str | None:
+    """Return the profile of this machine, or None for one that we do not know.
 
-    profiles = load_profiles(*([args.profiles] if args.profiles else []))
-    match = find_profile(args.root, profiles, board=args.board)
-    return None if match.profile.generic else match.profile.name
-
-
-def named_board(args: argparse.Namespace) -> str | None:
-    """Return the board that the user names for a log; logs come from other machines."""
-    if args.board in (None, "auto"):
+    Logs come from other machines (``here`` is False): only what the user names counts.
+    """
+    if not here and args.board in (None, "auto"):
         return None
     from draftwire.boards.profiles import find_profile, load_profiles
 
     profiles = load_profiles(*([args.profiles] if args.profiles else []))
-    return find_profile(profiles=profiles, board=args.board).profile.name
+    root = args.root if here else Path("/")
+    profile = find_profile(root, profiles, board=args.board).profile
+    return None if profile.generic else profile.name
 
 
 def split(text: str | None) -> list[str] | None:
@@ -106,23 +122,19 @@ def counts(text: str | None) -> dict[str, int]:
 
 def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
     """Return a started meter and the board's name."""
-    from draftwire.energy.choose import open_meter, total_of
-    from draftwire.energy.meter import Meter
+    from draftwire.energy.choose import open_meter
 
-    tables, board = rail_tables(args), board_name(args)
-    options: dict[str, Any] = {"rails": split(args.rails), "scope": args.scope}
-    if args.replay:
-        from draftwire.energy.sources.replay import ReplaySource
-
-        replay = ReplaySource(args.replay, speed=args.speed)
-        choice = replay.recording.choice
-        if options["rails"] or options["scope"]:
-            choice = total_of(replay, tables, board=board, **options)
-        meter = Meter(replay, choice, hz=args.hz)
-    else:
-        meter = open_meter(
-            tables, hz=args.hz, root=args.root, name=args.source, board=board, **options
-        )
+    name = f"replay:{args.replay},{args.speed}" if args.replay else args.source
+    meter = open_meter(
+        rail_tables(args),
+        hz=args.hz,
+        root=args.root,
+        name=name,
+        board=board_name(args),
+        rails=split(args.rails),
+        scope=args.scope,
+    )
+    board = board_name(args)
     for warning in meter.projector.choice.warnings:
         say(f"warning: {warning}")
     if meter.projector.choice.total is None:
@@ -139,32 +151,14 @@ def emit(args: argparse.Namespace, document: Any) -> bool:
     """Write the document where ``--json`` wants it; return False without the option."""
     if args.json is None:
         return False
-    text = json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
-    if args.json == "-":
-        sys.stdout.write(text)
-    else:
-        from draftwire.energy.export import write_whole
-
-        write_whole(Path(args.json), lambda path: put(path, text))
+    write_json(document, args.json)
     return True
 
 
-def put(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def seconds_of(text: str | None) -> float | None:
-    if text is None:
-        return None
-    units = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-    number = text.rstrip("msh")
-    try:
-        value = float(number) * units[text[len(number) :]]
-    except (KeyError, ValueError) as exc:
-        raise ConfigError(f"{text!r} is no time", hint="e.g. 500ms, 60s, 5m") from exc
-    if not value > 0:
-        raise ConfigError(f"{text!r} is not a positive time")
-    return value
+    from draftwire.io import parse_seconds
+
+    return None if text is None else parse_seconds(text)
 
 
 def watts(value: float | None) -> str:
@@ -174,12 +168,19 @@ def watts(value: float | None) -> str:
 def sentence(entry: dict[str, Any]) -> str:
     if entry["joules"] is None:
         return f"no joules: {entry['why_null']}"
-    from draftwire.energy.export import quantity
+    from draftwire.io import quantity
 
-    energy = quantity(entry["joules"], entry["uncertainty"])
+    only = " (resolution only)" if entry["resolution_only"] else ""
+    energy = quantity(entry["joules"], entry["uncertainty"]) + only
+    net = ""
+    if entry["net"] is not None:
+        net = f" ({quantity(entry['net'], entry['net_uncertainty'])} above idle)"
     flags = f" [{', '.join(entry['flags'])}]" if entry["flags"] else ""
     seconds = sum(entry["seconds_by_phase"].values())
+    covered = ""
+    if entry["coverage"] is not None and entry["coverage"] < 0.9995:
+        covered = f", {100 * entry['coverage']:.1f} % covered"
     return (
-        f"{energy} in {seconds:.2f} s, scope {entry['scope']}, "
+        f"{energy}{net} in {seconds:.2f} s{covered}, scope {entry['scope']}, "
         f"source {entry['source']}{flags}"
     )

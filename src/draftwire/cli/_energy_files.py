@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from draftwire.cli._energy_common import (
     add_json,
     add_logs,
+    add_meter,
     add_tokens,
+    board_name,
     counts,
     emit,
-    named_board,
+    meter_options,
     rail_tables,
     say,
     split,
@@ -28,30 +30,33 @@ if TYPE_CHECKING:
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("log", help="a tegrastats log, a meter's .csv, or - for stdin")
+    parser.add_argument("log", help="a tegrastats log, a meter's file, or - for stdin")
     add_logs(parser)
+    add_meter(parser)
     parser.add_argument("--align", type=Path, help="recording with pulses, for a meter")
-    parser.add_argument("--columns", help="time=NAME,power=NAME of a meter's file")
     add_json(parser)
 
 
 def run_import(args: argparse.Namespace) -> int:
-    if args.log.lower().endswith((".csv", ".tsv")):
+    from draftwire.energy.report import kind_of
+
+    kind = "tegrastats" if args.log == "-" else kind_of(Path(args.log))
+    if kind == "meter":
         return _import_meter(args)
+    if kind in ("recording", "reports"):
+        raise ConfigError(
+            f"{args.log} is ours already", hint=f"draftwire energy report {args.log}"
+        )
     from draftwire.energy.export import as_table
-    from draftwire.energy.importer import import_tegrastats, parse_window
+    from draftwire.energy.importer import import_tegrastats
     from draftwire.energy.report import rows_of_import
 
     imported = import_tegrastats(
         "stdin" if args.log == "-" else args.log,
         rail_tables(args),
         file=sys.stdin.buffer if args.log == "-" else None,
-        board=named_board(args),
-        rails=split(args.rails),
-        scope=args.scope,
-        window=parse_window(args.window) if args.window else None,
-        interval_s=args.interval / 1000 if args.interval else None,
-        duration_s=args.duration,
+        window=_window(args),
+        **_log_options(args),
     )
     if not emit(args, imported.to_dict()):
         print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
@@ -60,31 +65,40 @@ def run_import(args: argparse.Namespace) -> int:
         print(f"running mean of the first field against the second: {pairs} agree{wrong}")
         for finding in imported.findings:
             print(f"found: {finding.text}")
+        texts = {finding.text for finding in imported.findings}
         rows = rows_of_import(imported)
         for row in rows:
-            row.notes = [n for n in row.notes if n not in _texts(imported)]
+            row.notes = [note for note in row.notes if note not in texts]
         print(as_table(rows))
     return 0 if imported.energy_j is not None else 3
 
 
-def _texts(imported: Any) -> set[str]:
-    return {finding.text for finding in imported.findings}
+def _window(args: argparse.Namespace) -> tuple[float, float] | None:
+    from draftwire.energy.importer import parse_window
+
+    return parse_window(args.window) if args.window else None
+
+
+def _log_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "board": board_name(args, here=False),
+        "rails": split(args.rails),
+        "scope": args.scope,
+        "interval_s": args.interval / 1000 if args.interval else None,
+        "duration_s": args.duration,
+    }
 
 
 def _import_meter(args: argparse.Namespace) -> int:
-    from draftwire.energy.align import align
-    from draftwire.energy.as_recording import recording_of_meter
     from draftwire.energy.export import as_table
-    from draftwire.energy.importer import parse_window
+    from draftwire.energy.instruments import read_meter
+    from draftwire.energy.pulse import align
     from draftwire.energy.report import row_of_recording
 
-    columns = dict(part.split("=", 1) for part in split(args.columns) or ["="])
-    columns.pop("", None)
-    options: dict[str, Any] = {"columns": columns}
-    if args.scope:
-        options["scope"] = args.scope
-    meter = recording_of_meter(Path(args.log), **options)
-    meter.complete = True
+    interval_s = args.interval / 1000 if args.interval else None
+    meter = read_meter(
+        Path(args.log), interval_s=interval_s, scope=args.scope, **meter_options(args)
+    )
     if args.align:
         offset = align(meter, args.align)
         say(
@@ -92,8 +106,7 @@ def _import_meter(args: argparse.Namespace) -> int:
             f"+- {offset.uncertainty_s:.3f} s "
             f"(correlation {offset.correlation:.2f})"
         )
-    window = parse_window(args.window) if args.window else None
-    row = row_of_recording(meter, window=window)
+    row = row_of_recording(meter, window=_window(args))
     if not emit(args, {"schema": "draftwire.energy-import/1", **row.to_dict()}):
         print(as_table([row]))
     return 0 if row.energy_j is not None else 3
@@ -108,28 +121,31 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     add_tokens(parser)
     parser.add_argument("--battery-wh", type=float, help="battery of the robot")
     parser.add_argument(
+        "--co2", type=float, metavar="G_PER_KWH", help="gCO2e of a kWh, as you state it"
+    )
+    parser.add_argument(
         "--format", choices=("table", "csv", "json", "prometheus", "parquet")
     )
     parser.add_argument("--out", type=Path, help="file for --format")
     parser.add_argument("--plot", type=Path, help="picture: .png, .pdf or .svg")
     parser.add_argument("--html", type=Path, help="one self-contained page")
+    parser.add_argument(
+        "--trace", type=Path, help="power and phases for ui.perfetto.dev (JSON)"
+    )
+    add_meter(parser)
     add_json(parser)
 
 
 def _load(args: argparse.Namespace, path: Path) -> list[Row]:
-    from draftwire.energy.importer import parse_window
     from draftwire.energy.report import load_rows
 
     return load_rows(
         path,
         rail_tables(args),
         tokens=counts(getattr(args, "tokens", None)),
-        window=parse_window(args.window) if args.window else None,
-        board=named_board(args),
-        rails=split(args.rails),
-        scope=args.scope,
-        interval_s=args.interval / 1000 if args.interval else None,
-        duration_s=args.duration,
+        window=_window(args),
+        meter=meter_options(args),
+        **_log_options(args),
     )
 
 
@@ -144,13 +160,17 @@ def run_report(args: argparse.Namespace) -> int:
     elif form == "parquet":
         raise ConfigError("Parquet is binary", hint="name a file with --out")
     elif form == "table":
-        print(export.as_table(rows, battery_wh=args.battery_wh))
+        print(export.as_table(rows, battery_wh=args.battery_wh, g_per_kwh=args.co2))
     else:
         sys.stdout.write(export.FORMATS[form](rows))
     if args.plot:
-        pictures.plot(args.files, rows, args.plot)
+        pictures.plot(rows, args.plot)
     if args.html:
-        pictures.write_html(args.files, rows, args.html)
+        pictures.write_html(rows, args.html)
+    if args.trace:
+        from draftwire.energy.perfetto import write_trace
+
+        write_trace(rows, args.trace)
     return 0 if all(row.energy_j is not None for row in rows) else 3
 
 
@@ -162,11 +182,13 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", help="the other side")
     parser.add_argument(
         "--per",
-        default="total",
-        choices=("total", "net", "emitted", "accepted", "drafted"),
-        help="compare joules of the run, or joules per token",
+        default="auto",
+        choices=("auto", "request", "net", "emitted", "accepted", "drafted", "second"),
+        help="joules per request or token, net joules, or watts",
     )
     add_logs(parser)
+    add_tokens(parser)
+    add_meter(parser)
     add_json(parser)
 
 
@@ -179,9 +201,11 @@ def run_compare(args: argparse.Namespace) -> int:
     ]
     result = compare(*sides, per=args.per)
     if not emit(args, result.to_dict()):
-        unit = "J" if args.per in ("total", "net") else f"J per {args.per} token"
-        print(f"A  {result.a_j:.5g} {unit}  ({result.runs[0]} runs)")
-        print(f"B  {result.b_j:.5g} {unit}  ({result.runs[1]} runs)")
+        for name, mean, runs, covered in zip(
+            "AB", (result.a_j, result.b_j), result.runs, result.coverage
+        ):
+            share = "" if covered is None else f", {100 * covered:.0f} % covered"
+            print(f"{name}  {mean:.5g} {result.unit}  ({runs} runs{share})")
         print(result.verdict)
         for warning in result.warnings:
             print(f"warning: {warning}")

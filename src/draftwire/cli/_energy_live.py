@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from draftwire.cli._energy_common import (
     add_board,
@@ -15,7 +16,6 @@ from draftwire.cli._energy_common import (
     add_live,
     emit,
     open_live,
-    put,
     rail_tables,
     say,
     seconds_of,
@@ -23,11 +23,8 @@ from draftwire.cli._energy_common import (
     split,
     watts,
 )
-from draftwire.errors import ConfigError, SensorError
-
-if TYPE_CHECKING:
-    pass
-
+from draftwire.errors import ConfigError, DraftwireError, SensorError
+from draftwire.io import align, quantity, write_text
 
 # energy sources
 
@@ -102,17 +99,16 @@ def run_sources(args: argparse.Namespace) -> int:
 def add_watch(parser: argparse.ArgumentParser) -> None:
     add_live(parser)
     parser.add_argument("--for", dest="seconds", help="e.g. 60s, 5m")
-    parser.add_argument("--marks", type=Path, help="file that a program writes phases to")
     parser.add_argument("--prom", type=Path, help="Prometheus text file, renewed")
     add_json(parser)
 
 
 def run_watch(args: argparse.Namespace) -> int:
-    from draftwire.energy.marks import MarkReader
+    from draftwire.energy.marks import MarkListener
     from draftwire.energy.watch import as_event, frames
 
     meter, _ = open_live(args)
-    marks = MarkReader(args.marks) if args.marks else None
+    marks = MarkListener()
     live = sys.stdout.isatty() and args.json is None
     height = 0
     account = None
@@ -133,6 +129,8 @@ def run_watch(args: argparse.Namespace) -> int:
                     _prometheus(args.prom, account, meter)
         except KeyboardInterrupt:
             pass
+        finally:
+            marks.close()
         entry = None if account is None else account.result()
     if entry is not None and args.json is None:
         say(sentence(entry))
@@ -140,19 +138,10 @@ def run_watch(args: argparse.Namespace) -> int:
 
 
 def _prometheus(path: Path, account: Any, meter: Any) -> None:
-    from draftwire.energy.export import as_prometheus, write_whole
-    from draftwire.energy.report import Row
+    from draftwire.energy.exporter import live_metrics
+    from draftwire.io import write_text
 
-    total = meter.projector.choice.total
-    row = Row(
-        "watch",
-        "watch",
-        account.joules(),
-        source=meter.source.name,
-        kind=meter.source.kind,
-        scope=None if total is None else total.scope,
-    )
-    write_whole(path, lambda temporary: put(temporary, as_prometheus([row])))
+    write_text(path, live_metrics(meter, account))
 
 
 # energy record
@@ -185,7 +174,12 @@ def run_record(args: argparse.Namespace) -> int:
         if args.baseline:
             idle = meter.measure_baseline(seconds_of(args.baseline) or 0.0)
             say(f"baseline {watts(idle.mean_w)} ({idle.scope})")
-        extra = {"command": command, "baseline_w": meter.baseline_w}
+            if idle.mean_w is None:
+                say(f"warning: no net joules: {idle.why_null}")
+        extra: dict[str, Any] = {"command": command}
+        if meter.baseline is not None:
+            idle_w, u_w = meter.baseline
+            extra.update(baseline_w=idle_w, baseline_u_w=u_w)
         recorder = Recorder(
             args.out,
             meter.source,
@@ -230,6 +224,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--settle", default="10s", help="wait after a change of mode")
     parser.add_argument("--plot", type=Path, help="Pareto chart: .png, .pdf or .svg")
+    parser.add_argument("--out", type=Path, help="renewed after every run (JSON)")
     add_json(parser)
     parser.add_argument("words", nargs="+", metavar="-- COMMAND", help="what to run")
 
@@ -252,20 +247,25 @@ def _agree(args: argparse.Namespace) -> Callable[[str], None]:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from draftwire.energy.context import power_mode, power_modes
+    from draftwire.boards.system import power_mode
+    from draftwire.boards.tree import Tree
+    from draftwire.energy.context import mode_name
     from draftwire.energy.record import Recorded, record
-    from draftwire.energy.sweep import set_mode, sweep
+    from draftwire.energy.sweep import Point, set_mode, sweep
 
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
-    ids = {name: number for number, name in power_modes(args.root).items()}
+    found = power_mode(Tree(args.root))
+    ids = {} if found is None else found.ids
     notes: list[str] = []
+    if not split(args.modes) or args.repeats < 1:
+        raise ConfigError("a sweep needs --modes A,B and --repeats of 1 or more")
 
     def enter(mode: str) -> None:
         note = set_mode(
             mode,
             ids.get(mode),
             template=args.set,
-            present=lambda: power_mode(args.root),
+            present=lambda: mode_name(args.root),
             agree=_agree(args),
         )
         if note:
@@ -278,30 +278,139 @@ def run_sweep(args: argparse.Namespace) -> int:
             return record(meter, None, command=command, stdout=2)  # stdout is ours
 
     settle_s = seconds_of(args.settle) or 0.0
-    points = sweep(
-        split(args.modes) or [],
-        enter=enter,
-        run=run,
-        repeats=args.repeats,
-        settle=lambda: time.sleep(settle_s),
-    )
-    document = {
-        "schema": "draftwire.energy-sweep/1",
-        "command": command,
-        "notes": notes,
-        "points": [vars(point) for point in points],
-    }
-    if not emit(args, document):
-        print(f"{'mode':<20}{'seconds':>10}{'joules':>12}{'+-':>10}  per {points[0].per}")
+    before = mode_name(args.root)
+
+    def leave() -> None:
+        if before is None or mode_name(args.root) == before:
+            return
+        try:
+            enter(before)
+        except (DraftwireError, KeyboardInterrupt) as exc:
+            say(f"warning: the board is not back in power mode {before}: {exc}")
+
+    def document(points: list[Point]) -> dict[str, Any]:
+        return {
+            "schema": "draftwire.energy-sweep/1",
+            "command": command,
+            "notes": notes,
+            "points": [vars(point) for point in points],
+        }
+
+    def keep(points: list[Point]) -> None:
+        if args.out:
+            write_text(args.out, json.dumps(document(points), indent=2) + "\n")
+
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        points = sweep(
+            split(args.modes) or [],
+            enter=enter,
+            run=run,
+            repeats=args.repeats,
+            settle=lambda: time.sleep(settle_s),
+            leave=leave,
+            done=keep,
+        )
+    finally:
+        signal.signal(signal.SIGTERM, old)
+    if not emit(args, document(points)):
+        rows = [("mode", f"seconds per {points[0].per}", "energy", "")]
         for p in points:
-            joules = "-" if p.energy_j is None else f"{p.energy_j:.4g}"
-            half = "-" if p.uncertainty_j is None else f"{p.uncertainty_j:.2g}"
-            mark = "  Pareto" if p.pareto else ""
-            print(f"{p.mode:<20}{p.seconds:>10.4g}{joules:>12}{half:>10}{mark}")
+            rows.append(
+                (
+                    p.mode,
+                    quantity(p.seconds, p.uncertainty_s or None, "s"),
+                    quantity(p.energy_j, p.uncertainty_j),
+                    p.error or ("Pareto" if p.pareto else ""),
+                )
+            )
+        print(align(rows, left=(0, 3)))
         for note in notes:
             print(f"note: {note}")
-    if args.plot:
+    for point in points:
+        if point.error:
+            say(f"{point.mode}: {point.error}")
+    if args.plot and any(point.energy_j is not None for point in points):
         from draftwire.energy.plots import plot_pareto
 
         plot_pareto([vars(point) for point in points], args.plot, per=points[0].per)
-    return 0 if all(point.energy_j is not None for point in points) else 3
+    if any(point.error == "interrupted" for point in points):
+        return 130
+    return 0 if all(p.energy_j is not None and not p.error for p in points) else 3
+
+
+# energy calibrate, mark, export
+
+
+def add_calibrate(parser: argparse.ArgumentParser) -> None:
+    add_live(parser)
+    parser.add_argument("--for", dest="seconds", default="40s", help="how long")
+    parser.add_argument("--dry-run", action="store_true", help="do not keep the result")
+    add_json(parser)
+
+
+def run_calibrate(args: argparse.Namespace) -> int:
+    from draftwire.energy.calibrate import calibrate, save
+
+    seconds = seconds_of(args.seconds) or 40.0
+    args.hz = max(args.hz, 50.0)
+    meter, _ = open_live(args)
+    with meter:
+        say(f"loading the processor in a pattern for {seconds:g} s; let nothing else run")
+        found = calibrate(meter, seconds)
+    kept = None if args.dry_run else save(found)
+    if not emit(args, found.to_dict()):
+        response = found.response
+        for name, (low, high) in (("lag", response.lag_s), ("window", response.window_s)):
+            print(f"{name:<9}{1e3 * low:.1f} to {1e3 * high:.1f} ms")
+        print(f"contrast {found.contrast_w:.3g} W, noise {found.noise_w:.2g} W")
+        print(f"renewed  each {1e3 * found.period_s:.3g} ms, {found.samples} readings")
+        print(f"phases   of {2e3 * response.unsure_s:.3g} ms and longer can be told")
+    if kept is not None:
+        say(f"kept in {kept}")
+    return 0
+
+
+def add_mark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("phase", nargs="?", help="what the device does from now on")
+    for name in ("drafted", "accepted", "emitted", "requests"):
+        parser.add_argument(f"--{name}", type=int, default=0, metavar="N")
+    parser.add_argument("--to", help="socket of the recording; found when left out")
+
+
+def run_mark(args: argparse.Namespace) -> int:
+    from draftwire.energy.marks import find_listener, send
+
+    names = ("drafted", "accepted", "emitted", "requests")
+    tokens = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if not args.phase and not tokens:
+        raise ConfigError("nothing to mark", hint="name a phase, or --emitted N")
+    path = args.to or find_listener()
+    if not send(path, args.phase, tokens):
+        raise ConfigError(f"nobody records at {path}")
+    return 0
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    add_live(parser)
+    parser.add_argument(
+        "--http", nargs="?", const="127.0.0.1:9477", metavar="HOST:PORT",
+        help="serve /metrics for Prometheus (127.0.0.1:9477)",
+    )  # fmt: skip
+    parser.add_argument("--for", dest="seconds", help="e.g. 60s; else until Ctrl-C")
+    parser.add_argument("--dashboard", type=Path, help="write Grafana's dashboard")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from draftwire.energy.exporter import dashboard, serve
+
+    if args.dashboard:
+        write_text(args.dashboard, dashboard())
+    if args.http is None:
+        if not args.dashboard:
+            raise ConfigError("nothing to export", hint="--http, or --dashboard FILE")
+        return 0
+    meter, board = open_live(args)
+    with meter:
+        serve(meter, args.http, seconds=seconds_of(args.seconds), board=board, say=say)
+    return 0

@@ -36,6 +36,12 @@ def draft_arguments(parser: argparse.ArgumentParser) -> None:
         help="layers that are trained, between anchor and head (default: %(default)s)",
     )
     _budget(parser, tokens=2_000_000, lr=3e-3)
+    add(
+        "--budget",
+        metavar="TIME",
+        help="what it may take here, as 2h or 90m: decides --tokens by ten seconds of "
+        "measuring",
+    )
     add("--precision", metavar="P[,P...]", help="int8 (default), int4, fp32")
     add("--name", help="the package's name (default: from --out)")
     add("--family", help="the family's name (default: the target's, or the base's name)")
@@ -58,6 +64,7 @@ def draft_arguments(parser: argparse.ArgumentParser) -> None:
 def draft(args: argparse.Namespace) -> list[Path]:
     """Train a draft, package it, return the package's folder."""
     from draftwire.export.backbone.build import DraftSettings, build_draft
+    from draftwire.export.backbone.plan import seconds_of
 
     settings = DraftSettings(
         anchor_layers=args.anchor_layers,
@@ -70,6 +77,7 @@ def draft(args: argparse.Namespace) -> list[Path]:
         device=args.device,
         precision=args.arithmetic,
         prompts=args.prompts,
+        budget=0.0 if args.budget is None else seconds_of(args.budget),
     )
     out = build_draft(
         args.base,

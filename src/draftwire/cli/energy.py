@@ -45,6 +45,21 @@ _VERBS: dict[str, tuple[Callable[..., None], Callable[..., int], str]] = {
         _energy_live.run_sweep,
         "one command over power modes, with a Pareto chart",
     ),
+    "calibrate": (
+        _energy_live.add_calibrate,
+        _energy_live.run_calibrate,
+        "measure how late and how blurred this board's sensor is",
+    ),
+    "mark": (
+        _energy_live.add_mark,
+        _energy_live.run_mark,
+        "tell a recording that runs what happens now",
+    ),
+    "export": (
+        _energy_live.add_export,
+        _energy_live.run_export,
+        "serve live power to Prometheus and Grafana",
+    ),
 }
 
 

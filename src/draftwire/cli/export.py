@@ -75,6 +75,7 @@ def _summary(out: Path) -> dict[str, Any]:
         "vocab_size": package.vocab_size,
         "context": package.context,
         "files": {name: dict(f.details) for name, f in package.files.items()},
+        "refused": package.raw.get("made", {}).get("refused", {}),
         **_export_exits.summary(package),
     }
 
@@ -92,12 +93,17 @@ def _show(summary: dict[str, Any]) -> None:
                 f"  ({parity['tokens']} positions, {parity['against']})"
             )
         print(line)
+    for precision, why in summary.get("refused", {}).items():
+        print(f"  {precision} was left out: {why}")
     _export_exits.show(summary)
 
 
 def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model_dir", metavar="MODEL_DIR", type=Path, help="a Hugging Face directory"
+        "model_dir",
+        metavar="MODEL",
+        type=Path,
+        help="a Hugging Face directory, a GGUF file, or OWNER/NAME on the hub",
     )
     parser.add_argument(
         "--out",
@@ -115,7 +121,8 @@ def _onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         metavar="P[,P...]",
-        help="draft: int8 (default), int4, fp32; target: fp16 (default), fp32",
+        help="draft: int8 (default), int8-split (onnxruntime below 1.23), int4, fp32; "
+        "target: fp16 (default), fp32",
     )
     parser.add_argument(
         "--graph",

@@ -1,4 +1,4 @@
-"""``draftwire sampling table``: every sampling scheme on the same models and prompts."""
+"""``draftwire sampling ...``: the schemes on the same prompts, and what they cost."""
 
 from __future__ import annotations
 
@@ -55,6 +55,28 @@ def register(subparsers: Any) -> None:
     )
     add_common_flags(table)
     table.set_defaults(run=run)
+    summary = "what choosing a token costs at real vocabularies, without any model"
+    speed = leaves.add_parser("speed", help=summary, description=summary)
+    speed.add_argument(
+        "--vocab", type=_names, default=("49152", "151936"), metavar="N,N", help=_default()
+    )
+    add_common_flags(speed)
+    speed.set_defaults(run=run_speed)
+
+
+def run_speed(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from draftwire.bench.sampling_speed import render, sampling_speed
+
+    sizes = [_whole(size) for size in args.vocab]
+    if not sizes or not all(2 <= size < 1 << 24 for size in sizes):
+        raise ConfigError("a vocabulary has 2 to 16,777,215 tokens")
+    rows = sampling_speed(sizes)
+    if args.json is not None:
+        write_json({"schema": "draftwire.sampling_speed/1", "rows": rows}, args.json)
+    if args.json != "-":
+        print(render(rows))
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,147 @@
+"""Where each family keeps its weights, and what sets it apart beside its sizes.
+
+Source:
+    The ``modeling_*.py`` and ``configuration_*.py`` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = ["FAMILIES", "Family", "Names"]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a family keeps its weights; "" for what it does not have.
+
+    Attributes:
+        layer: Prefix of a layer, with ``{}`` for its number.
+        qkv: Three projections, or one that holds all.
+        before_attention: Norm of what attention reads.
+        after_attention: Norm of what attention gives.
+        up: Of the MLP; gate and up in one where ``gate`` is the same name.
+    """
+
+    embedding: str = "model.embed_tokens"
+    positions: str = ""
+    layer: str = "model.layers.{}."
+    final: str = "model.norm"
+    head: str = "lm_head"
+    before_attention: str = "input_layernorm"
+    after_attention: str = ""
+    before_mlp: str = "post_attention_layernorm"
+    after_mlp: str = ""
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    q_norm: str = ""
+    k_norm: str = ""
+    out: str = "self_attn.o_proj"
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a ``model_type`` stands for beside its sizes.
+
+    Attributes:
+        norm: "rms" or "layer" (with a bias).
+        norm_shift: Added to a norm's weight.
+        interleaved: The one projection holds q, k, v head by head.
+        conv: Weights of linear layers are stored as ``(in, out)``.
+        activation: Where the config names none.
+        partial: Rotated share of a head, where the config names none.
+        tied: Whether the head is the embedding, where the config says nothing.
+        every: Layers until one that slides no window; 0 where all slide alike.
+    """
+
+    names: Names = Names()
+    norm: str = "rms"
+    norm_shift: float = 0.0
+    interleaved: bool = False
+    conv: bool = False
+    activation: str = "silu"
+    partial: float = 1.0
+    tied: bool = False
+    every: int = 0
+
+
+_HEAD_NORMS = Names(q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
+_SANDWICH = Names(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+_GEMMA = Family(norm_shift=1.0, activation="gelu_pytorch_tanh", tied=True)
+_AFTER = replace(
+    _HEAD_NORMS,
+    before_attention="",
+    after_attention="post_attention_layernorm",
+    before_mlp="",
+    after_mlp="post_feedforward_layernorm",
+)
+FAMILIES = {
+    "llama": Family(),
+    "mistral": Family(),
+    "ministral": Family(),
+    "qwen2": Family(),
+    "smollm3": Family(tied=True),
+    "granite": Family(),
+    "qwen3": Family(_HEAD_NORMS),
+    "gemma": _GEMMA,
+    "gemma2": replace(_GEMMA, names=_SANDWICH, every=2),
+    "gemma3_text": replace(
+        _GEMMA,
+        names=replace(_SANDWICH, q_norm=_HEAD_NORMS.q_norm, k_norm=_HEAD_NORMS.k_norm),
+        every=6,
+    ),
+    "phi3": Family(
+        Names(qkv=("self_attn.qkv_proj",), gate="mlp.gate_up_proj", up="mlp.gate_up_proj")
+    ),
+    "olmo2": Family(_AFTER),
+    "olmo3": Family(_AFTER, every=4),
+    "exaone4": Family(_AFTER, every=4),
+    "starcoder2": Family(
+        Names(gate="", up="mlp.c_fc", down="mlp.c_proj"),
+        norm="layer",
+        activation="gelu_pytorch_tanh",
+        tied=True,
+    ),
+    "gpt_neox": Family(
+        Names(
+            embedding="gpt_neox.embed_in",
+            layer="gpt_neox.layers.{}.",
+            final="gpt_neox.final_layer_norm",
+            head="embed_out",
+            qkv=("attention.query_key_value",),
+            out="attention.dense",
+            gate="",
+            up="mlp.dense_h_to_4h",
+            down="mlp.dense_4h_to_h",
+        ),
+        norm="layer",
+        interleaved=True,
+        activation="gelu",
+        partial=0.25,
+    ),
+    "gpt2": Family(
+        Names(
+            embedding="transformer.wte",
+            positions="transformer.wpe",
+            layer="transformer.h.{}.",
+            final="transformer.ln_f",
+            before_attention="ln_1",
+            before_mlp="ln_2",
+            qkv=("attn.c_attn",),
+            out="attn.c_proj",
+            gate="",
+            up="mlp.c_fc",
+            down="mlp.c_proj",
+        ),
+        norm="layer",
+        conv=True,
+        activation="gelu_new",
+        tied=True,
+    ),
+}

@@ -1,0 +1,123 @@
+"""Which files of packages have been hashed already, so that a start need not again.
+
+A hash of half a gigabyte is most of a start on a board. A file whose content was right
+once is right while size, times, inode and device stay: a change moves its change time,
+which nobody but root can set back. ``DRAFTWIRE_VERIFY=1`` hashes all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Mapping
+
+from draftwire.errors import PackageError
+
+__all__ = ["Seals", "data_files", "file_hash"]
+
+_CHUNK = 1 << 20
+# A file that was written just now may change again without moving its times.
+_SETTLED_S = 3.0
+# The entry of an ONNX tensor that says which file holds its data.
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+
+
+class Seals:
+    """What is known of one folder's files.
+
+    Args:
+        folder: Of a package.
+        environ: Names the cache folder, and whether to trust it.
+    """
+
+    def __init__(self, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
+        self._path = _cache(environ) / "verified" / f"{name}.json"
+        self._trust = environ.get("DRAFTWIRE_VERIFY", "") in ("", "0")
+        self._known: dict[str, list[object]] = {}
+        self._changed = False
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            self._known = found if isinstance(found, dict) else {}
+        except (OSError, ValueError):
+            pass
+
+    def holds(self, file: Path, sha256: str) -> bool:
+        """Return whether a file has that hash, by its content or from before.
+
+        Raises:
+            PackageError: It cannot be read.
+        """
+        before = _stamp(file, sha256)
+        if self._trust and self._known.get(file.name) == before:
+            return True
+        if file_hash(file) != sha256:
+            return False
+        settled = time.time() - max(file.stat().st_mtime, file.stat().st_ctime)
+        if settled > _SETTLED_S and _stamp(file, sha256) == before:
+            self._known[file.name] = before
+            self._changed = True
+        return True
+
+    def keep(self) -> None:
+        """Write down what was learned; a cache that cannot be written is no error."""
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self._path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(self._known, stream)
+            os.replace(scratch, self._path)
+        except OSError:
+            pass
+
+
+def _cache(environ: Mapping[str, str]) -> Path:
+    own = environ.get("CACHE_DIRECTORY", "").split(":")[0]  # the service's
+    home = environ.get("XDG_CACHE_HOME") or os.path.join(
+        environ.get("HOME") or tempfile.gettempdir(), ".cache"
+    )
+    return Path(own) if own else Path(home) / "draftwire"
+
+
+def _stamp(file: Path, sha256: str) -> list[object]:
+    try:
+        s = file.stat()
+    except OSError as exc:
+        raise PackageError(f"{file} cannot be read: {exc.strerror}") from exc
+    return [sha256, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
+
+
+def file_hash(file: Path) -> str:
+    """Return the sha256 of a file's content, 64 hex digits."""
+    digest = hashlib.sha256()
+    try:
+        with open(file, "rb") as stream:
+            for chunk in iter(lambda: stream.read(_CHUNK), b""):
+                digest.update(chunk)
+    except OSError as exc:
+        raise PackageError(f"{file} cannot be read: {exc.strerror}") from exc
+    return digest.hexdigest()
+
+
+def data_files(graph: Path) -> set[str]:
+    """Return the files that an ONNX graph takes weights from.
+
+    Raises:
+        PackageError: It cannot be read.
+    """
+    try:
+        data = graph.read_bytes()
+    except OSError as exc:
+        raise PackageError(f"{graph} cannot be read: {exc.strerror}") from exc
+    found = set()
+    for match in _LOCATION.finditer(data):
+        name = data[match.end() : match.end() + match[1][0]]
+        found.add(name.decode("utf-8", "replace"))
+    return found

@@ -1,0 +1,130 @@
+"""What rounding leaves of a draft, and which file a device gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+for library in ("torch", "transformers", "safetensors", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+from draftwire.cli import main  # noqa: E402
+from draftwire.export import onnx as exporter  # noqa: E402
+from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.parity import DraftRunner  # noqa: E402
+from draftwire.packages import load_draft  # noqa: E402
+
+IDS = list(range(5, 45))
+
+
+def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
+    folder = models("llama")
+    out = export_onnx(
+        folder,
+        tmp_path / "tiny.draft",
+        precision=["fp32", "int8", "int8-split", "int4"],
+        family_name="tiny family",
+        anchor_layers=1,
+        min_agreement=0.3,  # random weights are the worst case for rounding
+    )
+    package = load_draft(out)
+    assert package.family.name == "tiny family"
+    assert package.family.backbone is not None
+    assert (package.vocab_size, package.context) == (320, 160)
+    assert (package.bos_id, package.eos_ids) == (None, (0,))
+    assert package.shape.kv_heads == 2
+    assert set(package.precisions) == {"fp32", "int8", "int8-split", "int4"}
+    assert package.model_file().precision == "int8"
+    assert package.raw["made"]["gate"]["tokens"] > 1000
+    expected = torch_logits(folder, IDS)
+    architecture = load_checkpoint(folder).architecture
+    scale = np.abs(expected).max()
+    shares = {"fp32": 1e-4, "int8": 0.1, "int8-split": 0.1, "int4": 0.8}
+    for precision, share in shares.items():
+        file = package.model_file(precision)
+        assert (file.engine, file.graph) == ("onnxruntime", "gqa")
+        parity = file.details["parity"]
+        if precision == "fp32":
+            assert parity["tokens"] > 100
+        else:
+            assert parity["tokens"] > 1000 and set(parity["by_chunk"]) == {"1", "64"}
+        runner = DraftRunner(str(file.path), architecture)
+        found = runner.forward(IDS, rows=len(IDS))
+        assert np.abs(found - expected).max() < share * scale
+    sizes = [package.model_file(p).bytes for p in ("fp32", "int8", "int4")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.draft"]
+
+
+def test_a_precision_that_fails_does_not_take_the_others_along(
+    models, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(exporter.LIMITS, "int8", exporter.Limit(None, 0.3))
+    monkeypatch.setitem(exporter.LIMITS, "int4", exporter.Limit(None, 1.0))
+    out = tmp_path / "a.draft"
+    words = ["export", "onnx", str(models("llama")), "--out", str(out)]
+    assert main([*words, "--precision", "int8,int4"]) == 0
+    assert load_draft(out).precisions == ("int8",)
+    assert "int4" in load_draft(out).raw["made"]["refused"]
+    assert "int4 was left out: model.int4.onnx picks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_tied_head_is_stored_once(precision, models, tmp_path):
+    package = load_draft(
+        export_onnx(
+            models("qwen2"),
+            tmp_path / "a.draft",
+            precision=precision,
+            min_agreement=0.3,
+            against="numpy",
+        )
+    )
+    graph = onnx.load(str(package.model_path(precision)), load_external_data=False).graph
+    places = {}
+    for tensor in graph.initializer:
+        if int(np.prod(tensor.dims)) == 320 * 64:  # the embedding, and nothing else
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            places[tensor.name] = where.get("offset")
+    if precision == "fp32":
+        assert list(places) == ["embedding"]
+    else:
+        assert len(places) == 2 and len({*places.values()} - {None}) == 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-split", "int4"])
+def test_what_a_rounded_draft_says_does_not_depend_on_the_step(precision, models, tmp_path):
+    folder = models("llama_tied_biased")
+    package = load_draft(
+        export_onnx(folder, tmp_path / "a.draft", precision=precision, min_agreement=0.0)
+    )
+    path = str(package.model_path(precision))
+    runner = DraftRunner(path, load_checkpoint(folder).architecture)
+    whole = runner.forward(IDS, rows=len(IDS))
+    runner.rewind(0)
+    single = np.concatenate([runner.forward([token]) for token in IDS])
+    assert np.abs(whole - single).max() < 0.01 * np.abs(whole).max()
+
+
+def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeypatch):
+    import onnxruntime
+
+    from draftwire.runtime.engine_choice import choose_engine
+
+    package = load_draft(
+        export_onnx(
+            models("llama"),
+            tmp_path / "a.draft",
+            precision=["int8", "int8-split"],
+            min_agreement=0.3,
+            against="numpy",
+        )
+    )
+    assert choose_engine(package)[1].precision == "int8"
+    monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
+    assert choose_engine(package)[1].precision == "int8-split"
+    assert choose_engine(package, engine="onnxruntime")[1].precision == "int8-split"
+    assert choose_engine(package, "int8")[1].precision == "int8"

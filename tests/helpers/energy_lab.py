@@ -1,0 +1,185 @@
+"""A sensor on a virtual clock, a fake board, and recordings, for the energy tests."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from draftwire.cli import energy as command
+from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.rails import Accuracy, Total, TotalChoice
+from draftwire.energy.sources.base import Reading, Response
+from draftwire.errors import SensorError
+
+__all__ = [
+    "CHOICE", "Fake", "Now", "advance", "mainline", "nx_rails", "put", "run", "setup",
+    "tree", "write_recording",
+]  # fmt: skip
+
+CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
+
+
+class Now:
+    def __init__(self):
+        self.ns = 0
+
+    def __call__(self):
+        return self.ns
+
+
+class Fake:
+    """A sensor whose power is a function of time."""
+
+    name = "fake"
+    kind = "measured"
+    scope = None
+    total = ()
+    paced = False
+    update_s = None
+    notes = ()
+    rails = ("VDD_IN",)
+    response = Response()
+
+    def __init__(self, clock, power):
+        self.clock, self.power = clock, power
+        self.accuracy = {"VDD_IN": Accuracy(0.04, 0.08, 0.0025, "test")}
+        self.closed = False
+
+    def read(self):
+        t = self.clock()
+        watt = self.power(t * 1e-9)
+        if watt is None:
+            raise SensorError("bus error")
+        return Reading(t, {"VDD_IN": watt})
+
+    def close(self):
+        self.closed = True
+
+
+def setup(power, hz=20.0, **options):
+    now = Now()
+    meter = Meter(Fake(now, power), CHOICE, hz=hz, clock=now, **options)
+    return now, meter
+
+
+def advance(now, meter, to_s, events=()):
+    """Go on to a time, sampling on the meter's deadlines, with events between."""
+    begin = now.ns
+    times = []
+    k = 0
+    while True:
+        k += 1
+        t = begin + deadline_ns(k, meter.period_ns)
+        if t >= to_s * 1e9:
+            break
+        times.append((t, meter.read_now))
+    times += [(int(t * 1e9), action) for t, action in events]
+    for t, action in sorted(times, key=lambda item: item[0]):
+        now.ns = t
+        action()
+    now.ns = int(to_s * 1e9)
+
+
+def run(*words):
+    parser = argparse.ArgumentParser(prog="draftwire")
+    command.register(parser.add_subparsers(required=True))
+    args = parser.parse_args([str(word) for word in ("energy", *words)])
+    return args.run(args)
+
+
+def write_recording(path, watts, *, phases=(), period=0.05, tokens=None, close=True, hz=20):
+    header = {
+        "schema": "draftwire.energy/1",
+        "kind": "header",
+        "source": "sysfs-ina3221",
+        "source_kind": "measured",
+        "rails": ["VDD_IN", "VDD_SOC"],
+        "total": {"scope": "module", "rails": ["VDD_IN"]},
+        "others": [],
+        "hz": hz,
+        "accuracy": {
+            "VDD_IN": {
+                "step_w": 0.04,
+                "offset_w": 0.08,
+                "gain": 0.0025,
+                "source": "test",
+            }
+        },
+        "context": {"power_mode": "15W"},
+    }
+    lines = [header]
+    for i, watt in enumerate(watts):
+        w = [watt, None if watt is None else watt / 5]
+        lines.append({"t": int(i * period * 1e9), "w": w})
+    lines += [{"t": int(t * 1e9), "phase": name} for t, name in phases]
+    if tokens:
+        lines.append({"tokens": tokens})
+    if close:
+        end = int((len(watts) - 1) * period * 1e9)
+        lines.append({"kind": "end", "t": end, "result": {}})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def tree(root):
+    """An Orin Nano with a device tree, a power mode and one INA3221."""
+    texts = {
+        "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0tegra234\0",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=25W >",
+        "var/lib/nvpmodel/status": "pmode:0001 fmode:fanNull",
+        "sys/class/hwmon/hwmon0/name": "ina3221",
+        "sys/class/hwmon/hwmon0/in1_label": "VDD_IN",
+        "sys/class/hwmon/hwmon0/in1_input": "5000",
+        "sys/class/hwmon/hwmon0/curr1_input": "1000",
+        "sys/class/hwmon/hwmon0/shunt1_resistor": "5000",
+        "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+        "sys/class/thermal/thermal_zone0/temp": "48500",
+    }
+    for name, text in texts.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def put(root: Path, files: dict) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+def mainline(root: Path, hwmon: int, rails: list, address: str = "1-0040") -> Path:
+    """Make the tree of the mainline driver: (label, millivolt, milliampere)."""
+    base = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon{hwmon}"
+    put(root, {f"{base}/name": "ina3221", f"{base}/update_interval": 7})
+    for channel, (label, volt, amp) in enumerate(rails, 1):
+        put(
+            root,
+            {
+                f"{base}/in{channel}_label": label,
+                f"{base}/in{channel}_input": volt,
+                f"{base}/curr{channel}_input": amp,
+                f"{base}/in{channel + 3}_input": 12345,
+                f"{base}/shunt{channel}_resistor": 5000,
+            },
+        )
+    put(
+        root,
+        {f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": 999999},
+    )
+    link = root / f"sys/class/hwmon/hwmon{hwmon}"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(root / base)
+    return root
+
+
+def nx_rails(root):
+    return mainline(
+        root,
+        3,
+        [("VDD_IN", 5000, 1000), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 250)],
+        "7-0040",
+    )

@@ -1,0 +1,160 @@
+"""GGUF files and names on the hub, as what is exported."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "gguf", "accelerate", "onnx"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+import gguf  # noqa: E402
+
+from draftwire.errors import ConfigError, ModelError  # noqa: E402
+from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.inputs import checkpoint_folder  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.reference import reference_logits  # noqa: E402
+from draftwire.packages import load_draft  # noqa: E402
+
+HIDDEN, HEADS, KV, LAYERS, INNER = 64, 4, 2, 2, 96
+KINDS = {
+    "F16": gguf.GGMLQuantizationType.F16,
+    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "Q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "Q4_1": gguf.GGMLQuantizationType.Q4_1,
+}
+
+
+def paired(weight, heads):
+    """Rows of q or k as GGUF has them: the two of a rotated pair side by side."""
+    rows = weight.reshape(heads, 2, len(weight) // heads // 2, -1)
+    return rows.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write(file, kind, *, pre="smollm"):
+    """Write a tiny Llama; return its weights as the file rounds them."""
+    from tokenizers import pre_tokenizers
+
+    words = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words += ["Ġt", "he", "Ġthe", "in", "Ġa"]
+    merges = ["Ġ t", "h e", "Ġt he", "i n", "Ġ a"]
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV)
+    writer.add_rope_freq_base(5000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(words)
+    writer.add_token_types([3] + [1] * (len(words) - 1))
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{{ messages[0].content }}")
+    rng = np.random.default_rng(4)
+    shapes = {
+        "token_embd": ("model.embed_tokens", (len(words), HIDDEN)),
+        "output_norm": ("model.norm", (HIDDEN,)),
+    }
+    kv = KV * HIDDEN // HEADS
+    for i in range(LAYERS):
+        for ours, theirs, shape in (
+            ("attn_norm", "input_layernorm", (HIDDEN,)),
+            ("ffn_norm", "post_attention_layernorm", (HIDDEN,)),
+            ("attn_q", "self_attn.q_proj", (HIDDEN, HIDDEN)),
+            ("attn_k", "self_attn.k_proj", (kv, HIDDEN)),
+            ("attn_v", "self_attn.v_proj", (kv, HIDDEN)),
+            ("attn_output", "self_attn.o_proj", (HIDDEN, HIDDEN)),
+            ("ffn_gate", "mlp.gate_proj", (INNER, HIDDEN)),
+            ("ffn_up", "mlp.up_proj", (INNER, HIDDEN)),
+            ("ffn_down", "mlp.down_proj", (HIDDEN, INNER)),
+        ):
+            shapes[f"blk.{i}.{ours}"] = (f"model.layers.{i}.{theirs}", shape)
+    rounded = {}
+    for name, (theirs, shape) in shapes.items():
+        weight = rng.normal(1 if len(shape) == 1 else 0, 0.3, shape).astype(np.float32)
+        type_ = KINDS[kind]
+        if len(shape) == 1:
+            type_ = gguf.GGMLQuantizationType.F32
+        heads = {"attn_q": HEADS, "attn_k": KV}.get(name.split(".")[-1])
+        stored = paired(weight, heads) if heads else weight
+        data = gguf.quants.quantize(stored, type_)
+        writer.add_tensor(name + ".weight", data, raw_dtype=type_)
+        back = gguf.quants.dequantize(data, type_).astype(np.float32)
+        if heads:
+            pairs = back.reshape(heads, -1, 2, HIDDEN)
+            back = pairs.swapaxes(1, 2).reshape(shape)
+        rounded[theirs + ".weight"] = back
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return rounded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gguf_file_is_the_model_it_holds(kind, tmp_path):
+    file = tmp_path / "tiny.gguf"
+    weights = write(file, kind)
+    folder = checkpoint_folder(file, tmp_path / "scratch")
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.parameters.keys() == weights.keys()
+    for name, weight in weights.items():
+        np.testing.assert_allclose(checkpoint.weight(name), weight, atol=1e-6)
+    a = checkpoint.architecture
+    assert (a.context, a.kv_heads, a.tied, checkpoint.bos_id) == (128, 2, True, None)
+    assert (folder / "chat_template.jinja").read_text().startswith("{{ messages")
+    assert np.isfinite(reference_logits(checkpoint, [5, 6, 7])).all()
+
+
+def test_a_gguf_file_becomes_a_draft_in_one_command(tmp_path):
+    file = tmp_path / "tiny.gguf"
+    write(file, "Q8_0")
+    out = export_onnx(
+        file, tmp_path / "tiny.draft", precision=["fp32", "int8"], min_agreement=0.5
+    )
+    package = load_draft(out)
+    assert package.raw["made"]["from"] == "tiny"
+    assert {"chat_template.jinja", "tokenizer_config.json"} < package.files.keys()
+    assert package.model_file("fp32").details["parity"]["agreement"] == 1.0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.draft", "tiny.gguf"]
+
+
+def test_words_are_cut_as_the_file_says(tmp_path):
+    pieces = {}
+    for pre in ("smollm", "llama-bpe", "qwen2", "gpt-2"):
+        (tmp_path / pre).mkdir()
+        write(tmp_path / pre / "tiny.gguf", "F16", pre=pre)
+        folder = checkpoint_folder(tmp_path / pre / "tiny.gguf", tmp_path / pre)
+        raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        pieces[pre] = json.dumps(raw["pre_tokenizer"])
+    assert "Digits" in pieces["smollm"] and "{1,3}" in pieces["llama-bpe"]
+    assert "Split" in pieces["qwen2"] and "Split" not in pieces["gpt-2"]
+    write(tmp_path / "odd.gguf", "F16", pre="never-heard-of")
+    with pytest.raises(ModelError, match="cuts words as 'never-heard-of'"):
+        checkpoint_folder(tmp_path / "odd.gguf", tmp_path / "scratch")
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="no file"):
+        checkpoint_folder(tmp_path / "missing.gguf", tmp_path)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more than this")
+    with pytest.raises(ModelError, match=r"bad\.gguf cannot be read"):
+        checkpoint_folder(tmp_path / "bad.gguf", tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="the hub does not give it"):
+        checkpoint_folder("nobody/nothing", tmp_path)

