@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from draftwire.errors import ConfigError
+from draftwire.io import write_text, write_whole
 from studies.evolve.stats import Cell, Table, read_table
 
 __all__ = ["draw", "render", "write_markdown"]
@@ -65,13 +65,10 @@ def write_markdown(document: Mapping[str, Any], path: Path) -> list[Path]:
                 f"{path} has no place for a study",
                 hint=f"put the lines {BEGIN} and {END} there",
             )
-        before, _, rest = old.partition(BEGIN)
-        text = before + block + rest.partition(END)[2]
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
     except OSError as exc:
-        raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
+    before, _, rest = old.partition(BEGIN)
+    write_text(path, before + block + rest.partition(END)[2])
     return [path, *pictures.values()]
 
 
@@ -338,14 +335,9 @@ def draw(document: Mapping[str, Any], folder: Path, stem: str) -> dict[str, Path
 
     def keep(figure: Any, kind: str) -> None:
         path = folder / f"{stem}-{kind}.png"
-        part = path.with_name(f".{path.name}.part")
         figure.tight_layout()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(part, format="png", dpi=110)
-            os.replace(part, path)
-        except OSError as exc:
-            raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
+            write_whole(path, lambda to: figure.savefig(to, format="png", dpi=110))
         finally:
             pyplot.close(figure)
         found[kind] = path
