@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from draftwire.io import replacing
 from draftwire.packages import DraftPackage
-from draftwire.runtime.report import replace_file
 from draftwire.sampling import SCHEMES
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Welcome
@@ -49,7 +49,8 @@ def remember_welcome(url: str, target: str, draft: DraftPackage, welcome: Welcom
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({"format": _FORMAT, "welcome": fields}))
+        with replacing(path) as fresh:
+            fresh.write_text(json.dumps({"format": _FORMAT, "welcome": fields}))
     except OSError as exc:
         log.info("what the verifier said is not kept: %s", exc)
 

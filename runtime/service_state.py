@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any, Mapping
+
+from draftwire.io import replacing
 
 __all__ = ["StateFile"]
 
@@ -45,13 +45,10 @@ class StateFile:
         found = self._sum(counts)
         if self._path is None or found == self._written:
             return
-        partial = self._path.with_name(_NAME + ".partial")
         try:
-            partial.write_text(json.dumps(found) + "\n", encoding="ascii")
-            os.replace(partial, self._path)
+            with replacing(self._path) as fresh:
+                fresh.write_text(json.dumps(found) + "\n", encoding="ascii")
         except OSError as exc:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             if self.trouble is None:
                 _LOG.warning("counters are not kept: %s", exc)
             self.trouble = str(exc)

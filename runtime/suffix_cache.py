@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import struct
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import replacing
 
 __all__ = ["Recall", "SuffixCache"]
 
@@ -238,21 +238,15 @@ class SuffixCache:
             "record": record,
             "sha256": hashlib.sha256(body).hexdigest(),
         }
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         text = json.dumps(header).encode("ascii")
         try:
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
+            with replacing(Path(path)) as fresh:
+                descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT, 0o600)
                 with os.fdopen(descriptor, "wb") as handle:
                     handle.write(_MAGIC + struct.pack("<I", len(text)) + text + body)
-                os.replace(scratch, target)
-            finally:
-                if scratch.exists():
-                    scratch.unlink()
         except OSError as exc:
             raise OutputError(
-                f"cannot write the suffix cache {target}: {exc.strerror}"
+                f"cannot write the suffix cache {path}: {exc.strerror}"
             ) from exc
 
     def load(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:

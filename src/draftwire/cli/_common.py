@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import align, replacing
 from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.settings import Value, resolve
 
@@ -256,15 +257,9 @@ def start_logging(*, verbose: bool) -> None:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return aligned columns: the first to the left, numbers to the right."""
-    cells = [list(header)] + [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = []
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join([first, *rest]).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    rule = ["-" * max(map(len, column)) for column in zip(*cells)]
+    return align([cells[0], rule, *cells[1:]])
 
 
 def _cell(value: object) -> str:
@@ -322,28 +317,8 @@ def write_json(document: object, destination: str) -> None:
         sys.stdout.write(data.decode("utf-8"))
         sys.stdout.flush()
         return
-    path = Path(destination)
-    name = ""
     try:
-        if path.exists() and not path.is_file():  # a pipe, /dev/null: nothing to replace
+        with replacing(Path(destination)) as path:
             path.write_bytes(data)
-            return
-        with tempfile.NamedTemporaryFile(
-            dir=str(path.parent), prefix=f".{path.name}.", delete=False
-        ) as handle:
-            name = handle.name
-            handle.write(data)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, destination)
-        name = ""
     except OSError as exc:
         raise OutputError(f"cannot write {destination}: {exc.strerror}") from exc
-    finally:
-        if name and os.path.exists(name):
-            os.unlink(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

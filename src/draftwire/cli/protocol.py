@@ -8,6 +8,7 @@ from typing import Any
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError, ProtocolError
+from draftwire.io import align
 
 __all__ = ["register"]
 
@@ -80,9 +81,8 @@ def _decode(args: argparse.Namespace) -> int:
             {**document, "pieces": pieces, "error": found.error or None}, args.json
         )
     if args.json != "-":
-        rows = [(p.offset, _short(p.data), p.name, p.meaning) for p in found.pieces]
-        for row in _aligned([("byte", "hex", "field", "meaning"), *rows]):
-            print(row)
+        rows = [(str(p.offset), _short(p.data), p.name, p.meaning) for p in found.pieces]
+        print(align([("byte", "hex", "field", "meaning"), *rows], left=(1, 2, 3)))
         if not found.error:
             print(f"a valid {found.kind} of {len(frame)} bytes")
     if found.error:
@@ -97,14 +97,3 @@ def _decode(args: argparse.Namespace) -> int:
 def _short(data: bytes) -> str:
     text = data.hex()
     return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
-
-
-def _aligned(rows: list[Any]) -> list[str]:
-    cells = [[str(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    return [
-        "  ".join(
-            [row[0].rjust(widths[0]), *(row[i].ljust(widths[i]) for i in (1, 2)), row[3]]
-        ).rstrip()
-        for row in cells
-    ]

@@ -1,0 +1,127 @@
+"""Files written whole or not at all, tables for a terminal, times and sizes as text."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+from draftwire.errors import ConfigError
+
+__all__ = [
+    "align",
+    "parse_seconds",
+    "quantity",
+    "replacing",
+    "significant",
+    "write_text",
+    "write_whole",
+]
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the path that this gives: it takes the place of ``path`` at the end.
+
+    Readers see all of it or nothing, and an exception leaves what was there before. A
+    pipe or a device is written in place: there is nothing to rename.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_whole(path: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            make(temporary)
+    except OSError as exc:
+        raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+
+    def put(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, put)
+
+
+def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
+    """Return rows as columns; those of ``left`` stand to the left, others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def parse_seconds(text: str) -> float:
+    """Parse ``500ms``, ``60s``, ``5m``, ``2h`` or a number of seconds.
+
+    Raises:
+        ConfigError: It is something else, or not positive.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text)
+    try:
+        value = float(match.group(1)) * _SECONDS[match.group(2)]  # type: ignore[union-attr]
+    except (AttributeError, KeyError, ValueError) as exc:
+        raise ConfigError(f"{text!r} is no time", hint="e.g. 500ms, 60s, 5m") from exc
+    if not value > 0 or not math.isfinite(value):
+        raise ConfigError(f"{text!r} is not a positive time")
+    return value
+
+
+def quantity(value: float | None, half: float | None, unit: str = "J") -> str:
+    """Return a value rounded to what its uncertainty leaves of it: ``1350 +- 14 J``."""
+    if value is None:
+        return "-"
+    if half is None or not half > 0 or not math.isfinite(half):
+        return significant(value, unit)
+    digits = 1 - math.floor(math.log10(half))  # two digits of the uncertainty
+    half = round(half, digits)
+    places = max(digits, 0)
+    if places > 4 and unit[:1] in "JW":
+        return quantity(value * 1e3, half * 1e3, "m" + unit)
+    return f"{round(value, digits):.{places}f} +- {half:.{places}f} {unit}"
+
+
+def significant(value: float | None, unit: str = "J") -> str:
+    """Return three digits of a value in a fitting unit: ``4.05 mJ``."""
+    if value is None:
+        return "-"
+    for factor, prefix in ((1.0, ""), (1e3, "m"), (1e6, "u")):
+        if abs(value) * factor >= 1 or prefix == "u" or value == 0:
+            text = f"{value:.0f}" if abs(value) >= 1e3 else f"{value * factor:.3g}"
+            return f"{text} {prefix}{unit}"
+    return f"{value:g} {unit}"
