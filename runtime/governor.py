@@ -1,24 +1,27 @@
-"""Budgets of power and of joules per token, kept over every window of ten seconds.
-
-A leaky bucket. It fills with the joules that are spent and runs out at a little less
-than the budget allows; drafting stops when the next token could make it spill. What is
-spent in a window is at most what ran out in it and what the bucket holds, and the two
-together are the budget. So no window of that length exceeds it, wherever it starts.
-"""
+"""When not to draft: budgets, a share of the time in a race, drawing back for a while."""
 
 from __future__ import annotations
 
 from draftwire.errors import ConfigError
 
-__all__ = ["Governor", "WINDOW_S"]
+__all__ = ["WINDOW_S", "Duty", "Governor", "Trial"]
 
 WINDOW_S = 10.0
 _HELD = 0.08  # of the budget of a window fits into the bucket; the rest runs out
 _MARGIN = 2.5  # tokens: one may be slow, and one may be at work already
+_CYCLE = 96  # tokens of text between two changes of a race's drafting
+_GAIN = 0.05
+_FIRST, _LONGEST = 48, 768  # tokens of text between two trials
+_BLOCKS = 5  # of a trial
 
 
 class Governor:
-    """Says whether the next draft is within the budgets.
+    """Budgets of power and of joules per token, kept over every window of ten seconds.
+
+    A leaky bucket. It fills with the joules that are spent and runs out at a little less
+    than the budget allows; drafting stops when the next token could make it spill. What is
+    spent in a window is at most what ran out in it and what the bucket holds, and the two
+    together are the budget. So no window of that length exceeds it, wherever it starts.
 
     Args:
         max_watts: Mean watts over any window, or None.
@@ -45,7 +48,7 @@ class Governor:
         self.max_watts = max_watts
         self.max_joules_per_token = max_joules_per_token
         self.why = ""
-        self.infeasible = ""
+        self._infeasible = ""
         self._watts_debt = 0.0  # at the last commit
         self._watts_new = 0.0  # drafted since then
         self._token_debt = 0.0
@@ -89,7 +92,7 @@ class Governor:
             self._watts_debt = max(0.0, left + self._watts_new)
             self._watts_new = 0.0
             if wait_w > leak:
-                self.infeasible = (
+                self._infeasible = (
                     f"waiting alone draws {wait_w:.2f} W of {self.max_watts:g} W"
                 )
         if self.max_joules_per_token is not None:
@@ -135,4 +138,108 @@ class Governor:
 
     def warning(self) -> str:
         """Return why the budget cannot be kept at all, or ""."""
-        return self.infeasible
+        return self._infeasible
+
+
+class Duty:
+    """Drafting for a share of the time: the thrift of a race.
+
+    In a race early drafts are overtaken, and only long runs are of use: drafting a little
+    all the time costs joules and gains nothing. So the energy objective drafts fully for
+    a while and rests for a while, with the shares at which the text is no slower than
+    allowed.
+
+    Args:
+        speed: Share of the full speed that must be kept.
+
+    Attributes:
+        on: Draft now.
+        share: Of the text that is written while drafting.
+    """
+
+    def __init__(self, speed: float = 0.83) -> None:
+        self._speed = speed
+        self.on = True
+        self.share = 1.0
+        self._left = float(_CYCLE)
+        self._token_s: float | None = None  # while drafting
+
+    def passed(self, tokens: int, seconds: float, rest_s: float) -> None:
+        """Text has come.
+
+        Args:
+            tokens: Of it.
+            seconds: Since the commit before.
+            rest_s: What a token takes without drafts.
+        """
+        if not tokens:
+            return
+        if self.on:
+            known = self._token_s
+            if known is None:
+                self._token_s = seconds / tokens
+            else:
+                weight = min(1.0, _GAIN * tokens)
+                self._token_s = known + weight * (seconds / tokens - known)
+        self._left -= tokens
+        if self._left > 0 or self._token_s is None:
+            return
+        slack = rest_s - self._token_s
+        if slack <= 0:
+            self.share = 0.0  # drafting gains nothing at all
+        else:
+            wanted = (rest_s - self._token_s / self._speed) / slack
+            self.share = min(1.0, max(0.0, wanted))
+        # A short time of drafting in each cycle keeps the measurement fresh.
+        share = max(self.share, 0.04)
+        self.on = not self.on if share < 1.0 else True
+        part = share if self.on else 1.0 - share
+        self._left = max(4.0, _CYCLE * part)
+
+
+class Trial:
+    """Whether to draft at all.
+
+    After drawing back it is quiet for a while, then there is a trial of a few blocks;
+    each trial that fails doubles the pause. News (the link or the text has changed)
+    shorten it.
+
+    Attributes:
+        off: Nothing is to be drafted.
+        why: Why it was drawn back, or "".
+    """
+
+    def __init__(self) -> None:
+        self.off = False
+        self.why = ""
+        self._pause = _FIRST
+        self._left = 0
+        self._blocks = 0
+
+    def draw_back(self, why: str) -> None:
+        """Stop to draft, unless a trial is still going on."""
+        if self.off or self._blocks > 0:
+            return
+        self.off, self.why = True, why
+        self._left = self._pause
+        self._pause = min(2 * self._pause, _LONGEST)
+
+    def passed(self, tokens: int) -> bool:
+        """Text has come; return True when the pause is over with it."""
+        if not self.off:
+            return False
+        self._left -= tokens
+        if self._left <= 0:
+            self.off = False
+            self._blocks = _BLOCKS
+        return not self.off
+
+    def judged(self, drafted: int) -> None:
+        """A block was judged, maybe one of a trial."""
+        if drafted and self._blocks:
+            self._blocks -= 1
+
+    def news(self) -> None:
+        """Something has changed: do not wait for long."""
+        self._pause = _FIRST
+        self._left = min(self._left, 8)

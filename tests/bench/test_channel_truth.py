@@ -10,11 +10,11 @@ from draftwire.bench.controllers import MODES, run_policy
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.runtime.controller import Policy, Round
+from draftwire.runtime.controller import Controller, Round
 from draftwire.runtime.mode import Mode
 
 
-class Watcher(Policy):
+class Watcher(Controller):
     """Drafts blocks of changing length, and keeps what rounds say."""
 
     name = "watcher"
