@@ -1,6 +1,6 @@
 """The supervised process of a board: one session kept alive, offered on a local socket.
 
-Local programs speak JSON, one object a line (:mod:`service_requests`; docs/shipping.md).
+Local programs speak JSON, one object a line (:mod:`service_streams`; docs/shipping.md).
 Everything happens in one event loop: the socket, the watchdog, the state file, and the
 streams, which are those of an asynchronous session.
 """
@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Itera
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError
 from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_notify import Notifier
-from draftwire.runtime.service_requests import (
+from draftwire.runtime.service_streams import (
     MAX_LINE,
     Cancel,
     Generate,
+    Job,
     Status,
+    Streams,
+    error_event,
     read_request,
     request_of,
 )
-from draftwire.runtime.service_state import StateFile
-from draftwire.runtime.service_streams import Job, Streams, error_event
+from draftwire.runtime.service_system import Notifier, StateFile
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
