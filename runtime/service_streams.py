@@ -7,7 +7,6 @@ the order they came.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import logging
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Union
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError
+from draftwire.io import did_you_mean
 from draftwire.options import OPTIONS, STREAM_GROUPS, check_prompt, options_of
 from draftwire.runtime.service_link import Keeper
 
@@ -132,8 +132,7 @@ def _generate(identity: Identity, raw: dict[str, Any]) -> Generate:
     for name, value in raw.items():
         option = _OPTIONS.get(name)
         if option is None:
-            close = difflib.get_close_matches(name, list(_OPTIONS), n=1)
-            hint = f"did you mean {close[0]}?" if close else ", ".join(sorted(_OPTIONS))
+            hint = did_you_mean(name, _OPTIONS, ", ".join(sorted(_OPTIONS)))
             raise ConfigError(f"there is no option {name[:64]!r}", hint=hint)
         if value is not None:
             options[name] = option.read(value)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, tables for a terminal, times and sizes as text."""
+"""Files written whole or not at all; tables, hints, times and sizes as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 from draftwire.errors import ConfigError
 
 __all__ = [
     "align",
+    "did_you_mean",
     "parse_seconds",
     "quantity",
     "replacing",
@@ -84,6 +85,16 @@ def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6
+) -> str:
+    """Return the hint that names what of ``known`` is nearest; if none, ``otherwise``."""
+    import difflib  # when somebody has misspelt something
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 def parse_seconds(text: str) -> float:

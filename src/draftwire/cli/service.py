@@ -219,8 +219,7 @@ def _ask(args: argparse.Namespace) -> int:
     for option in options_of(*STREAM_GROUPS):
         given = getattr(args, option.name)
         if given is not None:
-            read = option.parse if isinstance(given, str) else option.read
-            options[option.name] = read(given, option.flag)
+            options[option.name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}
     screen = sys.stderr if args.json == "-" else sys.stdout
     painter = Painter(screen, colour=False)
