@@ -39,14 +39,12 @@ class Governor:
         max_watts: float | None = None,
         max_joules_per_token: float | None = None,
     ) -> None:
-        for name, value in (
-            ("max_watts", max_watts),
-            ("max_joules_per_token", max_joules_per_token),
-        ):
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}, it must be positive")
         self.max_watts = max_watts
         self.max_joules_per_token = max_joules_per_token
+        for name in ("max_watts", "max_joules_per_token"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}, it must be positive")
         self.why = ""
         self._infeasible = ""
         self._watts_debt = 0.0  # at the last commit
@@ -57,18 +55,16 @@ class Governor:
         self._drafted_s = 0.0
         self._resting = False
 
-    @property
-    def on(self) -> bool:
-        """True when there is a budget to keep."""
-        return self.max_watts is not None or self.max_joules_per_token is not None
-
     def drafted(self, seconds: float, draft_w: float) -> None:
         """Take in a drafted token."""
         self._drafted_s += seconds
-        if self.max_watts is not None:
-            leak = self.max_watts * (1 - _HELD)
-            self._watts_new += (draft_w - leak) * seconds
+        self._watts_new += (draft_w - self._leak_w) * seconds
         self._token_debt += draft_w * seconds
+
+    @property
+    def _leak_w(self) -> float:
+        """Watts that run out of the bucket."""
+        return (self.max_watts or 0.0) * (1 - _HELD)
 
     def passed(self, t_s: float, tokens: int, wait_w: float) -> None:
         """Take in a commit: time has passed, and text has come."""
@@ -85,7 +81,7 @@ class Governor:
 
     def _spend(self, idle_s: float, tokens: int, wait_w: float) -> None:
         if self.max_watts is not None:
-            leak = self.max_watts * (1 - _HELD)
+            leak = self._leak_w
             # The waiting may have come before the drafting: then what ran out of an
             # empty bucket does not count.
             left = max(0.0, self._watts_debt + (wait_w - leak) * idle_s)
@@ -102,9 +98,8 @@ class Governor:
     def _room(self, ahead_s: float, draft_w: float) -> bool:
         if self.max_watts is not None:
             full = self.max_watts * _HELD * WINDOW_S
-            leak = self.max_watts * (1 - _HELD)
             debt = self._watts_debt + self._watts_new
-            if debt + (draft_w - leak) * ahead_s > full:
+            if debt + (draft_w - self._leak_w) * ahead_s > full:
                 self.why = f"{self.max_watts:g} W"
                 return False
         if self.max_joules_per_token is not None:
@@ -116,16 +111,11 @@ class Governor:
         return True
 
     def allows(self, draft_s: float, draft_w: float, *, fresh: bool = False) -> bool:
-        """Tell whether one more token may be drafted.
+        """Tell whether one more token may be drafted, in so many seconds and watts.
 
-        Args:
-            draft_s: What it takes.
-            draft_w: Watts meanwhile.
-            fresh: A block would begin with it: after a rest it must wait until the
-                bucket is half empty, so that drafting does not stutter.
+        With a ``fresh`` block, after a rest, it must wait until the bucket is half
+        empty, so that drafting does not stutter.
         """
-        if not self.on:
-            return True
         if fresh and self._resting:
             half_s = 0.0
             if self.max_watts is not None:
@@ -157,7 +147,7 @@ class Duty:
         share: Of the text that is written while drafting.
     """
 
-    def __init__(self, speed: float = 0.83) -> None:
+    def __init__(self, speed: float) -> None:
         self._speed = speed
         self.on = True
         self.share = 1.0
@@ -165,13 +155,7 @@ class Duty:
         self._token_s: float | None = None  # while drafting
 
     def passed(self, tokens: int, seconds: float, rest_s: float) -> None:
-        """Text has come.
-
-        Args:
-            tokens: Of it.
-            seconds: Since the commit before.
-            rest_s: What a token takes without drafts.
-        """
+        """Text has come, in so many seconds; without drafts a token takes ``rest_s``."""
         if not tokens:
             return
         if self.on:

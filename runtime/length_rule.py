@@ -271,9 +271,8 @@ class Line:
 class Mean:
     """A mean that forgets; exact over the first samples.
 
-    Args:
-        gain: Weight of a new sample in the long run.
-        limit: A sample counts for at most so many times the mean.
+    A new sample weighs ``gain`` in the long run, and counts for at most ``limit`` times
+    the mean.
     """
 
     def __init__(self, gain: float, limit: float = float("inf")) -> None:
@@ -288,11 +287,6 @@ class Mean:
             sample = min(sample, self._limit * self.value)
         self.count += 1
         self.value += max(self._gain, 1.0 / self.count) * (sample - self.value)
-
-    @property
-    def known(self) -> float | None:
-        """The mean, or None before the first sample."""
-        return self.value if self.count else None
 
 
 class Costs:
@@ -310,7 +304,6 @@ class Costs:
         self._forward = Line(0.030, 0.0, kept=0.9)
         self._frame = Line(_FRAME, _TOKEN, kept=0.9)
         self._queue = Mean(0.2, 20.0)
-        self._wait = Mean(0.25, 8.0)
         self._rtt: float | None = None
         self._rate: float | None = None
         self.watts: dict[str, float] = {}

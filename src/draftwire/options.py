@@ -91,8 +91,8 @@ class Option:
 
     def parse(self, given: object, where: str = "") -> Any:
         """Return what a flag or a variable stands for; otherwise as :meth:`read`."""
-        text = isinstance(given, str)
-        return self.read(self.rule.convert(given) if text else given, where)
+        found = self.rule.convert(given) if isinstance(given, str) else given
+        return self.read(found, where)
 
 
 def _option(

@@ -10,24 +10,28 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Iterable, Mapping, Sequence
+from typing import IO, Any, Callable, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError, OutputError
 from draftwire.io import align, replacing
 from draftwire.options import OPTIONS, Option, Options, options_of
+from draftwire.rules import Rule
 from draftwire.settings import Value, resolve
 
 __all__ = [
+    "add_actions",
     "add_common_flags",
     "add_explain",
     "add_options",
     "add_settings",
     "check_output",
     "format_table",
+    "give_json",
     "json_destination",
     "option_values",
     "read_settings",
     "read_token",
+    "ruled",
     "say_block",
     "session_options",
     "start_logging",
@@ -36,6 +40,17 @@ __all__ = [
     "wants_colour",
     "write_json",
 ]
+
+
+def add_actions(commands: Any, name: str, *, help: str, description: str) -> Any:
+    """Add a command that wants an ACTION; return where its actions are added."""
+    parser = commands.add_parser(name, help=help, description=description)
+
+    def nothing(args: argparse.Namespace) -> int:
+        raise ConfigError("name an ACTION", hint=f"see `draftwire {name} --help`")
+
+    parser.set_defaults(run=nothing)
+    return parser.add_subparsers(dest="action", metavar="ACTION")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +72,19 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="read settings from FILE, not ./draftwire.toml",
     )
+
+
+def ruled(rule: Rule) -> Callable[[str], Any]:
+    """Return what turns the text of a flag into a value that ``rule`` allows."""
+
+    def read(text: str) -> Any:
+        try:
+            return rule.read(rule.convert(text))
+        except (ValueError, TypeError, OverflowError):
+            message = f"{text!r} is not {rule.wants}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read
 
 
 class _Switch(argparse.Action):
@@ -302,6 +330,13 @@ def check_output(destination: str | None) -> None:
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or exc
         raise ConfigError(f"cannot write {destination}: {why}") from exc
+
+
+def give_json(args: argparse.Namespace, document: object) -> bool:
+    """Write what ``--json`` asks for; return whether stdout is still for people."""
+    if args.json is not None:
+        write_json(document, args.json)
+    return bool(args.json != "-")
 
 
 def write_json(document: object, destination: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import add_common_flags, write_json
+from draftwire.cli._common import add_common_flags, give_json
 from draftwire.errors import ConfigError
 from draftwire.io import write_whole
 
@@ -48,10 +48,8 @@ def run(args: argparse.Namespace) -> int:
     summaries = [summarise(label, report) for label, report in reports]
     if args.plot is not None:
         _plot(summaries, args.plot)
-    if args.json is not None:
-        runs = [asdict(summary) for summary in summaries]
-        write_json({"schema": "draftwire.summary/1", "runs": runs}, args.json)
-    if args.json != "-":
+    runs = [asdict(summary) for summary in summaries]
+    if give_json(args, {"schema": "draftwire.summary/1", "runs": runs}):
         print(table(summaries))
         labels, documents = zip(*reports) if reports else ((), ())
         more = (positions_table(summaries), preemption_table(labels, documents))

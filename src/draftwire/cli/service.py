@@ -181,10 +181,7 @@ def _status(args: argparse.Namespace) -> int:
     with ServiceClient(args.socket, timeout=10) as service:
         found = service.status()
     found = {k: v for k, v in found.items() if k not in ("id", "event")}
-    link = found["link"]
-    if args.json is not None:
-        _common.write_json(found, args.json)
-    if args.json != "-":
+    if _common.give_json(args, found):
         print(_sentence(found))
         if not args.quiet:
             streams, state = found["streams"], found["state"]
@@ -198,7 +195,7 @@ def _status(args: argparse.Namespace) -> int:
                 f"stops, {state['tokens']} tokens"
                 + (f" (not kept: {state['why_not_kept']})" if not state["kept"] else "")
             )
-    return 0 if link["state"] == "up" else _NO_LINK
+    return 0 if found["link"]["state"] == "up" else _NO_LINK
 
 
 def _sentence(found: dict[str, Any]) -> str:
@@ -232,8 +229,7 @@ def _ask(args: argparse.Namespace) -> int:
         if not painter.ended_line:
             screen.write("\n")
             screen.flush()
-    if args.json is not None:
-        _common.write_json(report, args.json)
+    _common.give_json(args, report)
     if not args.quiet:
         for sentence in report.get("warnings") or ():
             print(f"warning: {sentence}", file=sys.stderr)
