@@ -198,8 +198,8 @@ def stream_report(
         run: The stream.
         draft: Id, name, engine and precision of the draft.
         welcome: Of the verifier.
-        token_ids: What the user saw.
-        text: Likewise.
+        token_ids: What the user saw, as ``text`` is.
+        text: See above.
         first_token_s: Seconds until the first final token.
         capture: Has counted the bytes on the wire, or None.
         signal: What the radio says.
@@ -208,13 +208,10 @@ def stream_report(
     spec, counts = run.spec, run.machine.counts
     params, mode = spec.params, spec.mode
     traffic, total = run.traffic, run.ended_s - run.began_s
-    wire = {"up_wire": traffic.up_wire, "down_wire": traffic.down_wire}
+    up, down = traffic.up_wire, traffic.down_wire
     if capture is not None:
         time.sleep(0.02)  # the last packets are on their way through the kernel
-        wire = {
-            "up_wire": capture.up - run.captured[0],
-            "down_wire": capture.down - run.captured[1],
-        }
+        up, down = capture.up - run.captured[0], capture.down - run.captured[1]
     account = spec.account.account
     account.count(drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens)
     energy = account.result()
@@ -225,13 +222,7 @@ def stream_report(
             "version": welcome.target_version,
             "family": welcome.family,
         },
-        sampling={
-            "scheme": params.scheme,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "seed": params.seed,
-        },
+        sampling={key: getattr(params, key) for key in _KEYS["sampling"]},
         mode={
             "objective": mode.objective,
             "pipeline": mode.pipeline,
@@ -247,13 +238,14 @@ def stream_report(
         rounds=counts.rounds,
         drafted=counts.drafted,
         accepted=counts.accepted,
-        accepted_by_position=list(counts.accepted_by_position),
-        judged_by_position=list(counts.judged_by_position),
+        accepted_by_position=counts.accepted_by_position,
+        judged_by_position=counts.judged_by_position,
         target_forwards=counts.forwards,
         bytes={
             "up_payload": traffic.up_payload,
             "down_payload": traffic.down_payload,
-            **wire,
+            "up_wire": up,
+            "down_wire": down,
         },
         seconds={
             "total": total,

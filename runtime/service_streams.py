@@ -50,13 +50,7 @@ Identity = Union[str, int, None]
 
 @dataclass(frozen=True)
 class Generate:
-    """Write text.
-
-    Attributes:
-        id: The asker's name for it; in every event of this stream.
-        prompt: Text, or token ids.
-        options: For ``generate``, only those that were given.
-    """
+    """Write text; ``id`` is the asker's name for it, in every event of this stream."""
 
     id: Identity
     prompt: str | list[int]
@@ -140,12 +134,7 @@ def _generate(identity: Identity, raw: dict[str, Any]) -> Generate:
 
 
 class Job:
-    """One stream.
-
-    Args:
-        request: What to write.
-        send: Takes events; returns False when nobody reads any more.
-    """
+    """One stream; ``send`` takes its events, and returns False when nobody reads them."""
 
     def __init__(self, request: Generate, send: Callable[[Event], bool]) -> None:
         self.request = request
@@ -166,12 +155,8 @@ class Job:
 
 
 class Streams:
-    """Takes jobs and answers them.
-
-    Args:
-        keeper: Has the session.
-        defaults: Options for ``generate`` that a request may override.
-        slack_s: Silence beyond a request's own patience that counts as hanging.
+    """Takes jobs and answers them; silence of ``slack_s`` beyond a request's own patience
+    counts as hanging.
     """
 
     def __init__(
@@ -283,15 +268,8 @@ class Streams:
         self.counts["cancelled" if finish == "cancelled" else "finished"] += 1
         tokens = int(report["tokens"]) if report else 0
         self.counts["tokens"] += tokens
-        job.send(
-            {
-                "id": job.request.id,
-                "event": "done",
-                "finish": finish,
-                "tokens": tokens,
-                "report": report,
-            }
-        )
+        done = {"event": "done", "finish": finish, "tokens": tokens, "report": report}
+        job.send({"id": job.request.id, **done})
 
     def _fail(self, job: Job, exc: DraftwireError) -> None:
         self.counts["failed"] += 1

@@ -12,6 +12,7 @@ from anywhere (``Card.any_draft``).
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
@@ -169,23 +170,17 @@ class SuffixCache:
             sequence: All tokens so far, drafts included.
         """
         with self._lock:
-            recall = None
-            if self._next_length == len(sequence):
-                recall = self._go_on(sequence)
-            if recall is None:
-                recall = self._find(sequence[-_LONGEST:])
+            log, at, tail = self._log, self._next, sequence[-_LONGEST:]
+            follows = self._next_length == len(sequence) and 0 < at < len(log)
+            if follows and log[at] != _BREAK and log[at - 1] == tail[-1]:
+                recall: Recall | None = self._recall(at, tail)  # where the last one was
+            else:
+                recall = self._find(tail)
             if recall is None or recall.confidence < self.least:
                 return None
             self.proposed += 1
             self._next_length = len(sequence) + 1
             return recall
-
-    def _go_on(self, sequence: Sequence[int]) -> Recall | None:
-        """Follow the repetition that the last proposal came from."""
-        log, at = self._log, self._next
-        if not 0 < at < len(log) or log[at] == _BREAK or log[at - 1] != sequence[-1]:
-            return None
-        return self._recall(at, sequence[-_LONGEST:])
 
     def _find(self, tail: Sequence[int]) -> Recall | None:
         for order in _ORDERS:
@@ -257,18 +252,17 @@ class SuffixCache:
                 could not be written afterwards.
         """
         target = Path(path)
+        limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
         try:
             with tempfile.TemporaryFile(dir=target.parent):
                 pass  # what is learned shall not be lost at the end for a bad folder
             if not target.exists():
                 return
-            limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
             with target.open("rb") as handle:
                 data = handle.read(limit + 1)
         except OSError as exc:
-            raise ConfigError(
-                f"cannot use the suffix cache {target}: {exc.strerror}"
-            ) from exc
+            what = f"cannot use the suffix cache {target}: {exc.strerror}"
+            raise ConfigError(what) from exc
         if len(data) > limit:
             raise _damaged(target, "it is too large")
         log, header = _parse(target, data)
@@ -290,10 +284,7 @@ class SuffixCache:
 
 
 def _kind(matched: int) -> int:
-    kind = 0
-    while kind + 1 < len(_KINDS) and matched >= _KINDS[kind + 1]:
-        kind += 1
-    return kind
+    return max(bisect.bisect_right(_KINDS, matched) - 1, 0)
 
 
 def _damaged(path: Path, why: str) -> ConfigError:
