@@ -208,7 +208,7 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from draftwire.cli._stream import Painter, summary
+    from draftwire.cli._stream import Painter, screen_of, summary, warn
     from draftwire.runtime.service_client import ServiceClient
 
     prompt = check_prompt(args.prompt)
@@ -218,21 +218,17 @@ def _ask(args: argparse.Namespace) -> int:
         if given is not None:
             options[option.name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}
-    screen = sys.stderr if args.json == "-" else sys.stdout
-    painter = Painter(screen, colour=False)
+    painter = Painter(screen_of(args), colour=False)
     try:
         with ServiceClient(args.socket) as service:
             for event in service.generate(prompt, **options):
                 painter.event(event)
                 report = event.get("report") or report
     finally:
-        if not painter.ended_line:
-            screen.write("\n")
-            screen.flush()
+        painter.end_line()
     _common.give_json(args, report)
     if not args.quiet:
-        for sentence in report.get("warnings") or ():
-            print(f"warning: {sentence}", file=sys.stderr)
+        warn(report)
         print(summary(report), file=sys.stderr)
     if not report.get("tokens") and report.get("finish") == "deadline":
         raise TransportError("no token came before the deadline")
