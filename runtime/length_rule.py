@@ -104,13 +104,9 @@ class Survival:
         expected: Sequence[float] = (),
         first: int = 1,
     ) -> bool:
-        """Take in a verdict.
+        """Take in a verdict on ``drafted`` tokens of a block, from position ``first`` on.
 
-        Args:
-            drafted: Tokens of the block.
-            accepted: Of these, the first so many were kept.
-            expected: What was thought of each token; default: what this curve says.
-            first: Position of the first of them.
+        ``expected`` is what was thought of each; by default what this curve says.
 
         Returns:
             True when the verdicts no longer fit what was learned before, which is
@@ -140,20 +136,18 @@ class Survival:
     def doubt(self) -> None:
         """Keep what was learned, but let the next verdicts outweigh it soon."""
         share = min(1.0, 6.0 / self._all)
-        self._good *= share
-        self._all *= share
-        self._kept = [x * share for x in self._kept]
-        self._seen = [x * share for x in self._seen]
+        self._weigh(self._good * share, self._all * share, share)
 
     def _forget(self) -> None:
-        share = 3.0 / self._all
         recent = min(max(self.acceptance + self._drift * (1 - _FAST), 0.02), 0.98)
-        self._all = 3.0
-        self._good = recent * 3.0
-        self._kept = [x * share * 0.3 for x in self._kept]
-        self._seen = [x * share * 0.3 for x in self._seen]
+        self._weigh(recent * 3.0, 3.0, 3.0 / self._all, 0.3)
         self._drift = self._noise = 0.0
         self.changes += 1
+
+    def _weigh(self, good: float, total: float, share: float, more: float = 1.0) -> None:
+        self._good, self._all = good, total
+        self._kept = [x * share * more for x in self._kept]
+        self._seen = [x * share * more for x in self._seen]
 
 
 class Confidence:
@@ -206,21 +200,14 @@ class Confidence:
 class Line:
     """A cost that grows with a count: ``base + slope * x``, fitted with forgetting.
 
-    Args:
-        base: Before anything is known.
-        slope: Likewise.
-        kept: Weight of a sample when the next one comes.
+    ``base`` and ``slope`` are those before anything is known; a sample's weight is
+    ``kept`` times what it was when the next one comes.
     """
 
     def __init__(self, base: float = 0.0, slope: float = 0.0, kept: float = 0.93) -> None:
         self._start = (base, slope)
         self._kept = kept
         self._n = self._x = self._y = self._xx = self._xy = self._yy = 0.0
-
-    @property
-    def samples(self) -> float:
-        """Samples that still count."""
-        return self._n
 
     def learn(self, x: float, y: float) -> None:
         """Take in a sample."""
@@ -232,32 +219,29 @@ class Line:
         self._xy = self._xy * k + x * y
         self._yy = self._yy * k + y * y
 
-    def _centred(self) -> tuple[float, float, float]:
-        n = self._n
-        return (
-            self._xx - self._x * self._x / n,
-            self._xy - self._x * self._y / n,
-            self._yy - self._y * self._y / n,
-        )
+    def _spread(self, least: float) -> float | None:
+        """Return the centred sum of ``x**2``; None while nothing tells a slope."""
+        if self._n < least:
+            return None
+        sxx = self._xx - self._x * self._x / self._n
+        return sxx if sxx > 1e-9 * max(self._xx, 1e-30) else None
 
     @property
     def slope(self) -> float:
         """The cost of one more; what was given at the start while nothing tells it."""
-        if self._n < 2.5:
+        sxx = self._spread(2.5)
+        if sxx is None:
             return self._start[1]
-        sxx, sxy, _ = self._centred()
-        if sxx <= 1e-9 * max(self._xx, 1e-30):
-            return self._start[1]
-        return sxy / sxx
+        return (self._xy - self._x * self._y / self._n) / sxx
 
     @property
     def error(self) -> float:
         """Standard error of :attr:`slope`; infinite while nothing tells it."""
-        if self._n < 3.5:
+        sxx = self._spread(3.5)
+        if sxx is None:
             return math.inf
-        sxx, sxy, syy = self._centred()
-        if sxx <= 1e-9 * max(self._xx, 1e-30):
-            return math.inf
+        sxy = self._xy - self._x * self._y / self._n
+        syy = self._yy - self._y * self._y / self._n
         rest = max(0.0, syy - sxy * sxy / sxx)
         return math.sqrt(rest / (self._n - 2.0) / sxx)
 
@@ -290,13 +274,10 @@ class Mean:
 
 
 class Costs:
-    """Seconds of the parts of a round, from measurement.
+    """Seconds of the parts of a round, and watts by phase, from measurement.
 
     Until something is measured the figures are those of no particular machine (20 ms to
     draft a token, 50 ms of link, 30 ms of forward); the first rounds replace them.
-
-    Attributes:
-        watts: Mean watts by phase, those that are known.
     """
 
     def __init__(self) -> None:
