@@ -33,11 +33,7 @@ class FlexSpec(_Measuring):
     """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``).
 
     A ratio of two linear functions has its optimum at an end, so the answer is always
-    ``K_min`` or ``K_max``.
-
-    Args:
-        least: ``K_min``.
-        most: ``K_max``.
+    ``K_min`` or ``K_max``, which are ``ends``.
 
     Source:
         https://arxiv.org/abs/2601.00644, as methods, section 1, has it. The paper gives
@@ -45,10 +41,10 @@ class FlexSpec(_Measuring):
     """
 
     name = "flexspec"
+    ends = (1, 8)
 
-    def __init__(self, least: int = 1, most: int = 8) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._least, self._most = least, most
         self._acceptance = 0.7
 
     def limit(self) -> int:
@@ -56,7 +52,7 @@ class FlexSpec(_Measuring):
             gain = 1.0 + self._acceptance * k
             return gain / (self.costs.wait_s + k * self.costs.token_s)
 
-        return max((self._least, self._most), key=ratio)
+        return max(self.ends, key=ratio)
 
     def judged(self, drafted: int, accepted: int) -> None:
         if drafted:
@@ -156,11 +152,7 @@ class Foresight(Protocol):
 
 
 class Oracle(Controller):
-    """Knows every acceptance and every state of the channel to come.
-
-    Args:
-        foresight: The simulator's hook.
-    """
+    """Knows every acceptance and every state of the channel to come."""
 
     name = "oracle"
 

@@ -122,13 +122,12 @@ class SuffixCache:
         if opinion is not None and opinion.token == token:
             at = opinion.at + 1
             if at < len(self._log) - 1 and self._log[at] != _BREAK:
-                matched = opinion.matched + 1
-                return Recall(self._log[at], self._trust(matched), matched, at)
+                return self._proposal(at, opinion.matched + 1)
         return self._find(self._text)
 
-    def _trust(self, matched: int) -> float:
+    def _proposal(self, at: int, matched: int) -> Recall:
         kind = _kind(matched)
-        return self._good[kind] / self._all[kind]
+        return Recall(self._log[at], self._good[kind] / self._all[kind], matched, at)
 
     def _record(self, opinion: Recall, token: int) -> None:
         kind = _kind(opinion.matched)
@@ -164,10 +163,9 @@ class SuffixCache:
     # ---- proposals go out
 
     def propose(self, sequence: Sequence[int]) -> Recall | None:
-        """Return what would follow ``sequence``, or None when it had better be drafted.
+        """Return what would follow all tokens so far, drafts included.
 
-        Args:
-            sequence: All tokens so far, drafts included.
+        None: it had better be drafted.
         """
         with self._lock:
             log, at, tail = self._log, self._next, sequence[-_LONGEST:]
@@ -197,7 +195,7 @@ class SuffixCache:
         while matched < most and log[at - 1 - matched] == tail[-1 - matched]:
             matched += 1
         self._next = at + 1
-        return Recall(log[at], self._trust(matched), matched, at)
+        return self._proposal(at, matched)
 
     def report(self) -> dict[str, Any]:
         """Return its counts for the run report."""
@@ -212,10 +210,6 @@ class SuffixCache:
 
     def save(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:
         """Write the log to ``path``, whole or not at all; readable by the owner only.
-
-        Args:
-            path: Replaced if it exists.
-            tokenizer: Fingerprint of the tokenizer that the ids belong to.
 
         Raises:
             OutputError: It cannot be written.
