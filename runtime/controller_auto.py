@@ -18,6 +18,8 @@ tries again now and then. Budgets of power are kept by :mod:`draftwire.runtime.g
 from __future__ import annotations
 
 import math
+from itertools import accumulate
+from operator import mul
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
@@ -149,36 +151,28 @@ class Auto(Controller):
         known = (self._block + [None] * drafted)[:drafted]
         self._out.append([(c, i) for i, c in enumerate(known, 1)])
         if drafted:
-            total, reach = 1.0, 1.0
-            for i, c in enumerate(known, 1):
-                reach *= self._chance(c, i)
-                total += reach
-            self._yield.learn(total)
+            reached = accumulate((self._chance(c, i) for i, c in enumerate(known, 1)), mul)
+            self._yield.learn(sum(reached, 1.0))
             self._drafted.learn(float(drafted))
         self._block = []
 
     def judged(self, drafted: int, accepted: int) -> None:
         self._ratio = None
-        known = self._take(drafted)
-        self._learn(known, drafted, accepted)
+        self._learn(self._take(drafted), drafted, accepted)
         self._trial.judged(drafted)
         if accepted < drafted:
             self._out = []  # what was out behind a rejection is void
 
     def overtaken(self, count: int) -> None:
         for _ in range(count):
-            known = self._take(1)
-            self._learn(known, 1, 1)
+            self._learn(self._take(1), 1, 1)
 
     def _take(self, count: int) -> list[tuple[float | None, int]]:
         """Take the next ``count`` tokens of the first block that is out."""
         if not self._out:
             return []
         known, rest = self._out[0][:count], self._out[0][count:]
-        if rest:
-            self._out[0] = rest
-        else:
-            del self._out[0]
+        self._out[:1] = [rest] if rest else []
         return known
 
     def _learn(
@@ -234,19 +228,12 @@ class Auto(Controller):
         return self.confidence.acceptance(probability)
 
     def _reach(self, known: Sequence[float | None]) -> float:
-        reach = 1.0
-        for i, c in enumerate(known):
-            reach *= self._chance(c, i + 1)
-        return reach
+        return math.prod(self._chance(c, i) for i, c in enumerate(known, 1))
 
     @property
     def _chain(self) -> float:
         """Chance that everything in flight is accepted."""
-        chain = 1.0
-        for known in self._out:
-            for c, at in known:
-                chain *= self._chance(c, at)
-        return chain
+        return math.prod(self._chance(c, at) for known in self._out for c, at in known)
 
     @property
     def _thrifty(self) -> bool:

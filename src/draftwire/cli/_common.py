@@ -96,7 +96,7 @@ class _Switch(argparse.Action):
         setattr(space, self.dest, not str(word).startswith("--no-"))
 
 
-def _add_option(group: Any, option: Option, default: Any, help: str = "") -> None:
+def _add_option(group: Any, option: Option, default: Any) -> None:
     words: dict[str, Any] = {"dest": option.name, "default": None}
     names = [option.flag]
     if option.rule.kind is bool:
@@ -107,9 +107,7 @@ def _add_option(group: Any, option: Option, default: Any, help: str = "") -> Non
         if option.rule.kind is tuple:
             words["action"] = "append"
     note = "" if default in (None, False, (), "") else f" (default: {default})"
-    group.add_argument(
-        *names, help=(help or option.help).replace("%", "%%") + note, **words
-    )
+    group.add_argument(*names, help=option.help.replace("%", "%%") + note, **words)
 
 
 def _note(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -130,16 +128,11 @@ def add_options(
     parser: argparse.ArgumentParser,
     groups: Sequence[type[Options]],
     *,
-    without: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, argparse._ArgumentGroup]:
     """Add a flag for each option of ``groups``: the common ones first, then by title.
 
-    Args:
-        parser: Of a command.
-        groups: Of options.
-        without: Options that this command does not have.
-        defaults: Options for which it has a default of its own.
+    ``defaults`` are those of a command that has its own.
 
     Returns:
         The groups of the help, by title.
@@ -148,7 +141,7 @@ def add_options(
     defaults = dict(defaults or {})
     for group in groups:
         found[group.title] = parser.add_argument_group(group.title)
-        wanted = [o for o in options_of(group) if o.name not in without and not o.secret]
+        wanted = [option for option in options_of(group) if not option.secret]
         for option in wanted:
             where = parser if option.common else found[group.title]
             _add_option(where, option, defaults.get(option.name, option.default))
