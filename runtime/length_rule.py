@@ -26,6 +26,7 @@ __all__ = ["Confidence", "Costs", "Line", "Mean", "Survival", "best_ratio"]
 
 _PRIOR = 0.75  # acceptance before anything is known
 _PRIOR_WEIGHT = 4.0
+_POSITIONS = 32  # that are told apart
 _BORROWED = 6.0  # observations that a position takes from all positions together
 _SLOW, _FAST = 0.98, 0.87  # kept at each observation
 _SURPRISE = 2.8  # deviations at which old observations are given up
@@ -61,15 +62,13 @@ class Survival:
 
     Position ``j`` is observed only in blocks whose drafts before it were accepted; the
     others say nothing about it, and are not counted against it. Positions that are
-    rarely reached lean on the acceptance of all positions together.
-
-    Args:
-        length: Positions that are told apart; later ones share the last.
+    rarely reached lean on the acceptance of all positions together, and those behind the
+    32nd share that one.
     """
 
-    def __init__(self, length: int = 32) -> None:
-        self._kept = [0.0] * length
-        self._seen = [0.0] * length
+    def __init__(self) -> None:
+        self._kept = [0.0] * _POSITIONS
+        self._seen = [0.0] * _POSITIONS
         self._good = _PRIOR * _PRIOR_WEIGHT
         self._all = _PRIOR_WEIGHT
         self._drift = 0.0
@@ -83,16 +82,15 @@ class Survival:
 
     def hazard(self, position: int) -> float:
         """Return ``P(accepted | all before it accepted)``; positions from 1."""
-        i = min(position, len(self._seen)) - 1
+        i = min(position, _POSITIONS) - 1
         return (self._kept[i] + _BORROWED * self.acceptance) / (self._seen[i] + _BORROWED)
 
     def curve(self, length: int) -> list[float]:
         """Return ``S_1 .. S_length``."""
         found, s = [], 1.0
-        last = len(self._seen) - 1
         borrowed = _BORROWED * self.acceptance
         for i in range(length):
-            at = i if i < last else last
+            at = min(i, _POSITIONS - 1)
             s *= (self._kept[at] + borrowed) / (self._seen[at] + _BORROWED)
             found.append(s)
         return found
@@ -119,7 +117,7 @@ class Survival:
             surprised = self._surprise(good, p) or surprised
             self._good = self._good * _SLOW + good
             self._all = self._all * _SLOW + 1.0
-            at = min(first + i, len(self._seen)) - 1
+            at = min(first + i, _POSITIONS) - 1
             self._kept[at] = self._kept[at] * _SLOW + good
             self._seen[at] = self._seen[at] * _SLOW + 1.0
         if surprised:
