@@ -48,13 +48,7 @@ def main(words: Sequence[str]) -> int:
         else:
             found = probe_provider(package, args.provider, threads=args.threads)
     except DraftwireError as exc:
-        error = {
-            "kind": type(exc).__name__,
-            "message": str(exc),
-            "hint": exc.hint,
-            "exit_code": exc.exit_code,
-        }
-        print(json.dumps({"error": error}))
+        print(json.dumps({"error": {**exc.to_dict(), "exit_code": exc.exit_code}}))
         return exc.exit_code
     print(json.dumps(found))
     return 0

@@ -278,13 +278,7 @@ class Streams:
 
 def error_event(identity: Any, exc: DraftwireError) -> dict[str, Any]:
     """Return the event that tells of an error."""
-    return {
-        "id": identity,
-        "event": "error",
-        "kind": type(exc).__name__,
-        "message": str(exc),
-        "hint": exc.hint,
-    }
+    return {"id": identity, "event": "error", **exc.to_dict()}
 
 
 def _event(identity: Any, chunk: Chunk) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import re
-import secrets
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
 
@@ -39,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
