@@ -93,11 +93,7 @@ class PowerMeter:
 
 
 class StreamAccount:
-    """Follows what the device does during one stream.
-
-    Args:
-        account: Not started yet.
-    """
+    """Follows what the device does during one stream; starts ``account``."""
 
     def __init__(self, account: Account) -> None:
         self.account = account
@@ -119,12 +115,7 @@ class StreamAccount:
         self._phase("transmit")
 
     def settle(self, *, drafting: bool, waiting: bool) -> None:
-        """Note what the device does now that an event has been dealt with.
-
-        Args:
-            drafting: The draft model is at work.
-            waiting: The verifier owes an answer.
-        """
+        """Note what the device does now: drafting, or waiting for the verifier."""
         if drafting:
             self._phase("prefill" if self._reading else "draft")
         else:

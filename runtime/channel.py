@@ -4,7 +4,7 @@ Every block and every commit goes through :class:`Channel` with its time and its
 the wire. A commit is matched with the block that it answers by committed position, in
 stop-and-wait, in a pipeline, and in a race, where a commit may answer several blocks or
 none. What the verifier says of its own queue and compute time is taken off, so that the
-rest is the network. A ping of the connection may be given too.
+rest is the network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ _RECENT = 24  # samples that the minimum is taken over
 _STEP = 3  # samples in a row on one side: the link has changed
 _STALL_S = 0.18  # TCP sends again after at least 200 ms
 _WINDOW = 14_000  # bytes that TCP sends without waiting, RFC 6928
-_PING_BYTES = 68  # an empty ping of a client on the wire
 
 
 class _Sent(NamedTuple):
@@ -57,7 +56,6 @@ class Channel:
         bursts: Runs of stalls.
         outages: Times that the connection was lost.
         outage_s: Seconds without one.
-        radio: The last radio reading that was given, see :meth:`heard`.
     """
 
     def __init__(self) -> None:
@@ -66,7 +64,6 @@ class Channel:
         self.stalls = self.bursts = self.outages = 0
         self.outage_s = 0.0
         self.samples = 0
-        self.radio: dict[str, Any] | None = None
         self._line = Line(kept=0.95)
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._bounds: deque[float] = deque(maxlen=_RECENT)
@@ -127,19 +124,13 @@ class Channel:
             "loss_bursts": self.bursts,
             "outages": self.outages,
             "outage_s": round(self.outage_s, 3),
-            "radio": self.radio,
+            "radio": None,  # of those who ask for it, in its place
         }
 
     # ---- events
 
     def sent(self, t_s: float, message: Message, nbytes: int) -> None:
-        """Note a message that leaves.
-
-        Args:
-            t_s: Seconds of any monotonic clock.
-            message: What was sent.
-            nbytes: Its size on the wire, headers included.
-        """
+        """Note a message that leaves, with its size on the wire, headers included."""
         if isinstance(message, Block):
             self._racing = message.race or self._racing
             self._out.append(_Sent(t_s, message, nbytes, not self._out))
@@ -161,14 +152,6 @@ class Channel:
             self._out.clear()
             self._position = message.position + len(message.tokens)
         return None
-
-    def pinged(self, rtt_s: float, nbytes: int = _PING_BYTES) -> None:
-        """Take in the round trip of a ping."""
-        self._sample(rtt_s, nbytes)
-
-    def heard(self, reading: dict[str, Any]) -> None:
-        """Take in a reading of the radio (signal, technology)."""
-        self.radio = reading
 
     def lost(self, t_s: float) -> None:
         """Note that the connection is gone."""
@@ -201,16 +184,13 @@ class Channel:
         self._position += new
         wait = network = None
         if answered:
-            last = answered[-1]
+            last, known = answered[-1], self.rtt_s
             wait = t_s - last.t_s
             network = wait - commit.queue_s - commit.compute_s
             # A block that found the model at work waited for longer than the verifier
             # says; its sample is only a bound.
-            idle = last.alone and not self._racing
-            known = self.rtt_s
-            if not idle and known is not None:
-                idle = self._answered_s <= last.t_s + known and not self._racing
-            if idle:
+            free = known is not None and self._answered_s <= last.t_s + known
+            if (last.alone or free) and not self._racing:
                 self._sample(network, last.nbytes)
             else:
                 self._bound(network, last.nbytes)
@@ -251,23 +231,14 @@ class Channel:
                 # The first that is not kept to its end: judged, if the rejection lies
                 # in it; otherwise it is out still.
                 judged = base < end or not (answered or self._racing)
-                if not self._agrees(first, commit, end):
+                at = end - base
+                if not (0 <= at < len(tokens) and commit.token == tokens[at]):
                     if judged:
                         answered.append(first)
-                    if base <= end:
-                        self._drop(commit.epoch)
+                    while base <= end and out and out[0].block.epoch == commit.epoch:
+                        out.popleft()
                 break
         return answered
-
-    @staticmethod
-    def _agrees(sent: _Sent, commit: Commit, end: int) -> bool:
-        """Tell whether the verifier's own token is what ``sent`` has at its place."""
-        tokens, at = sent.block.tokens, end - sent.block.base
-        return 0 <= at < len(tokens) and commit.token == tokens[at]
-
-    def _drop(self, epoch: int) -> None:
-        while self._out and self._out[0].block.epoch == epoch:
-            self._out.popleft()
 
     def _bound(self, rtt_s: float, nbytes: int) -> None:
         """Take in a round trip that may hold some waiting: the least of many is none."""

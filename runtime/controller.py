@@ -8,13 +8,13 @@ The others live in modules of their own: ``controller_auto`` (ours),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Protocol, Sequence
+from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.mode import Mode
 from draftwire.sampling import Proposal
 
-__all__ = ["Controller", "FixedLength", "Off", "Policy", "Round", "make_controller"]
+__all__ = ["Controller", "FixedLength", "Off", "Round", "make_controller"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,13 @@ class Round:
     in_flight: int = 0
 
 
-class Controller(Protocol):
-    """A policy for the length of draft blocks; :class:`Policy` has the defaults."""
+class Controller:
+    """A policy for the length of draft blocks: four tokens each, unless it says otherwise.
 
-    name: str
+    One of your own overrides what it needs; the rest learns nothing.
+    """
+
+    name = "policy"
 
     def begin(self, mode: Mode) -> None:
         """A stream begins; what was learned of earlier ones is kept."""
@@ -66,12 +69,15 @@ class Controller(Protocol):
         stream. 0 while blocks are out, or in a race, is "not now". Either way it is
         asked again after every commit.
         """
+        return 4
 
     def resolution(self) -> int:
         """Return the lattice resolution for ``qs``; 0 leaves it to the scheme."""
+        return 0
 
     def enough(self, block: Sequence[Proposal]) -> bool:
         """Return True when ``block`` should leave as it is, short of the limit."""
+        return False
 
     def sent(self, drafted: int) -> None:
         """A block of so many tokens has left."""
@@ -93,52 +99,10 @@ class Controller(Protocol):
 
     def explain(self) -> str:
         """Return one line: why the last block ended; "" while there is none."""
-
-
-class Policy:
-    """What a policy does unless it says otherwise: nothing."""
-
-    name = "policy"
-
-    def begin(self, mode: Mode) -> None:
-        """Take the mode as it is."""
-
-    def limit(self) -> int:
-        """Draft four tokens."""
-        return 4
-
-    def resolution(self) -> int:
-        """Leave it to the scheme."""
-        return 0
-
-    def enough(self, block: Sequence[Proposal]) -> bool:
-        """Never stop early."""
-        return False
-
-    def sent(self, drafted: int) -> None:
-        """Note nothing."""
-
-    def judged(self, drafted: int, accepted: int) -> None:
-        """Learn nothing."""
-
-    def overtaken(self, count: int) -> None:
-        """Learn nothing."""
-
-    def measured(self, round: Round) -> None:
-        """Learn nothing."""
-
-    def drafted_in(self, seconds: float) -> None:
-        """Learn nothing."""
-
-    def power(self, watts: Mapping[str, float | None]) -> None:
-        """Learn nothing."""
-
-    def explain(self) -> str:
-        """Name the limit."""
         return f"limit {self.limit()}"
 
 
-class FixedLength(Policy):
+class FixedLength(Controller):
     """Every block has the same length (``fixed:K``).
 
     Args:
@@ -152,21 +116,18 @@ class FixedLength(Policy):
         self._length = length
 
     def limit(self) -> int:
-        """Return the fixed length."""
         return self._length
 
 
-class Off(Policy):
+class Off(Controller):
     """Nothing is drafted (``off``): the verifier streams by itself."""
 
     name = "off"
 
     def limit(self) -> int:
-        """Return 0."""
         return 0
 
     def explain(self) -> str:
-        """Say so."""
         return "off: as asked"
 
 

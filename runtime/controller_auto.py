@@ -18,16 +18,15 @@ tries again now and then. Budgets of power are kept by :mod:`draftwire.runtime.g
 from __future__ import annotations
 
 import math
+from itertools import accumulate
+from operator import mul
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.controller import Policy, Round
-from draftwire.runtime.costs import Costs, Mean
-from draftwire.runtime.duty import Duty
-from draftwire.runtime.governor import Governor
-from draftwire.runtime.length_rule import Confidence, Survival, best_ratio
+from draftwire.runtime.controller import Controller, Round
+from draftwire.runtime.governor import Duty, Governor, Trial
+from draftwire.runtime.length_rule import Confidence, Costs, Mean, Survival, best_ratio
 from draftwire.runtime.mode import Mode
-from draftwire.runtime.trial import Trial
 from draftwire.sampling import Proposal
 
 __all__ = ["OBJECTIVES", "Auto"]
@@ -36,10 +35,14 @@ OBJECTIVES = ("latency", "cost", "energy")
 _MOST = 48  # tokens of one block
 _HOPELESS = 0.003  # chance of being reached under which drafting ahead is waste
 _SLOWER = 0.83  # of the best speed that the energy objective may give up to
+_COARSE = 16  # steps of the lattice of qs
+_HIDDEN = 1.6  # at most so much faster than rounds one after another
+_RETREAT = 1.2  # times the price of streaming at which drafting is given up
+_EAGER = 10.0  # tokens by which a rejection is found later, for each that one waits
 _FORWARD_PRICE = 0.25  # objective cost: seconds that a second of the target is worth
 
 
-class Auto(Policy):
+class Auto(Controller):
     """Chooses block length, draft-ahead and streaming from what it measures.
 
     Args:
@@ -85,7 +88,6 @@ class Auto(Policy):
     # ---- what the session asks
 
     def begin(self, mode: Mode) -> None:
-        """See :class:`~draftwire.runtime.controller.Controller`."""
         self._mode = mode
         self._out = []
         self._block = []
@@ -127,7 +129,6 @@ class Auto(Policy):
         return _COARSE if air_s > costs.draft_s / 6 else 0
 
     def enough(self, block: Sequence[Proposal]) -> bool:
-        """Return True when one more token no longer pays."""
         self._block = [p.confidence for p in block]
         costs = self.costs
         if not self.governor.allows(costs.draft_s, costs.draft_w):
@@ -142,7 +143,6 @@ class Auto(Policy):
         return self._stop("one more does not pay", following, price)
 
     def sent(self, drafted: int) -> None:
-        """A block of ``drafted`` tokens has left."""
         if self._why:
             self._said = self._why
         else:  # full, cut by the session, or at the end of the text
@@ -151,38 +151,28 @@ class Auto(Policy):
         known = (self._block + [None] * drafted)[:drafted]
         self._out.append([(c, i) for i, c in enumerate(known, 1)])
         if drafted:
-            total, reach = 1.0, 1.0
-            for i, c in enumerate(known, 1):
-                reach *= self._chance(c, i)
-                total += reach
-            self._yield.learn(total)
+            reached = accumulate((self._chance(c, i) for i, c in enumerate(known, 1)), mul)
+            self._yield.learn(sum(reached, 1.0))
             self._drafted.learn(float(drafted))
         self._block = []
 
     def judged(self, drafted: int, accepted: int) -> None:
-        """Learn how a block fared."""
         self._ratio = None
-        known = self._take(drafted)
-        self._learn(known, drafted, accepted)
+        self._learn(self._take(drafted), drafted, accepted)
         self._trial.judged(drafted)
         if accepted < drafted:
             self._out = []  # what was out behind a rejection is void
 
     def overtaken(self, count: int) -> None:
-        """Learn that drafts were right, though nobody judged them."""
         for _ in range(count):
-            known = self._take(1)
-            self._learn(known, 1, 1)
+            self._learn(self._take(1), 1, 1)
 
     def _take(self, count: int) -> list[tuple[float | None, int]]:
         """Take the next ``count`` tokens of the first block that is out."""
         if not self._out:
             return []
         known, rest = self._out[0][:count], self._out[0][count:]
-        if rest:
-            self._out[0] = rest
-        else:
-            del self._out[0]
+        self._out[:1] = [rest] if rest else []
         return known
 
     def _learn(
@@ -199,7 +189,6 @@ class Auto(Policy):
             self._trial.news()
 
     def measured(self, round: Round) -> None:
-        """Learn what a commit cost."""
         costs = self.costs
         self._ratio = self._worth = None
         before = costs.wait_s
@@ -219,12 +208,10 @@ class Auto(Policy):
         self._weigh(round)
 
     def drafted_in(self, seconds: float) -> None:
-        """Learn what one drafted token took."""
         self.costs.drafted_in(seconds)
         self.governor.drafted(seconds, self.costs.draft_w)
 
     def power(self, watts: Mapping[str, float | None]) -> None:
-        """Learn the mean watts of each phase."""
         self._ratio = self._worth = None
         self.costs.power(watts)
 
@@ -241,19 +228,12 @@ class Auto(Policy):
         return self.confidence.acceptance(probability)
 
     def _reach(self, known: Sequence[float | None]) -> float:
-        reach = 1.0
-        for i, c in enumerate(known):
-            reach *= self._chance(c, i + 1)
-        return reach
+        return math.prod(self._chance(c, i) for i, c in enumerate(known, 1))
 
     @property
     def _chain(self) -> float:
         """Chance that everything in flight is accepted."""
-        chain = 1.0
-        for known in self._out:
-            for c, at in known:
-                chain *= self._chance(c, at)
-        return chain
+        return math.prod(self._chance(c, at) for known in self._out for c, at in known)
 
     @property
     def _thrifty(self) -> bool:
@@ -277,11 +257,10 @@ class Auto(Policy):
     def _haste(self) -> float:
         """Watts that a second is worth, so that saving joules takes too long never."""
         if self._worth is None:
-            self._worth = self._find_haste()
+            self._worth = self._find_haste(self.costs)
         return self._worth
 
-    def _find_haste(self) -> float:
-        costs = self.costs
+    def _find_haste(self, costs: Costs) -> float:
         curve = self.survival.curve(_MOST)
         time = costs.wait_s, costs.token_s
         _, best = best_ratio(curve, *time)
@@ -433,9 +412,3 @@ class Auto(Policy):
             parts.append(f"{joules:.3f} J drafting")
         self._why = ", ".join(parts)
         return True
-
-
-_COARSE = 16  # steps of the lattice of qs
-_HIDDEN = 1.6  # at most so much faster than rounds one after another
-_RETREAT = 1.2  # times the price of streaming at which drafting is given up
-_EAGER = 10.0  # tokens by which a rejection is found later, for each that one waits

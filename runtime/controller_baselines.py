@@ -7,24 +7,33 @@ compares the rules alone.
 from __future__ import annotations
 
 from collections import deque
-from typing import Mapping, Protocol, Sequence
+from typing import Protocol, Sequence
 
-from draftwire.runtime.controller import Policy, Round
-from draftwire.runtime.costs import Costs
+from draftwire.runtime.controller import Controller, Round
+from draftwire.runtime.length_rule import Costs
 from draftwire.sampling import Proposal
 
 __all__ = ["FlexSpec", "Foresight", "Oracle", "Qsv"]
 
 
-class FlexSpec(Policy):
+class _Measuring(Controller):
+    """Learns what rounds cost, as ``auto`` does."""
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+
+    def measured(self, round: Round) -> None:
+        self.costs.measured(round)
+
+    def drafted_in(self, seconds: float) -> None:
+        self.costs.drafted_in(seconds)
+
+
+class FlexSpec(_Measuring):
     """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``).
 
     A ratio of two linear functions has its optimum at an end, so the answer is always
-    ``K_min`` or ``K_max``.
-
-    Args:
-        least: ``K_min``.
-        most: ``K_max``.
+    ``K_min`` or ``K_max``, which are ``ends``.
 
     Source:
         https://arxiv.org/abs/2601.00644, as methods, section 1, has it. The paper gives
@@ -32,44 +41,28 @@ class FlexSpec(Policy):
     """
 
     name = "flexspec"
+    ends = (1, 8)
 
-    def __init__(self, least: int = 1, most: int = 8) -> None:
-        self._least, self._most = least, most
+    def __init__(self) -> None:
+        super().__init__()
         self._acceptance = 0.7
-        self.costs = Costs()
 
     def limit(self) -> int:
-        """Return one end or the other."""
-
         def ratio(k: int) -> float:
             gain = 1.0 + self._acceptance * k
             return gain / (self.costs.wait_s + k * self.costs.token_s)
 
-        return max((self._least, self._most), key=ratio)
+        return max(self.ends, key=ratio)
 
     def judged(self, drafted: int, accepted: int) -> None:
-        """Move the acceptance EMA."""
         if drafted:
             self._acceptance += 0.1 * (accepted / drafted - self._acceptance)
 
-    def measured(self, round: Round) -> None:
-        """Learn the costs."""
-        self.costs.measured(round)
-
-    def drafted_in(self, seconds: float) -> None:
-        """Learn the drafting time."""
-        self.costs.drafted_in(seconds)
-
-    def power(self, watts: Mapping[str, float | None]) -> None:
-        """Learn the watts."""
-        self.costs.power(watts)
-
     def explain(self) -> str:
-        """Name the end that was chosen."""
         return f"limit {self.limit()}, acceptance {self._acceptance:.2f}"
 
 
-class Qsv(Policy):
+class Qsv(_Measuring):
     """A table over length and resolution, by recent certainty and uplink (``qsv``).
 
     The throughput of a choice is ``E[N] / (compute + uplink)`` with
@@ -90,12 +83,12 @@ class Qsv(Policy):
     bits = (225.0, 258.0)
 
     def __init__(self) -> None:
+        super().__init__()
         self._recent: deque[float] = deque(maxlen=64)
         self._block: list[float | None] = []
         self._sent: deque[list[float | None]] = deque()
         self._table = [[0.75] * 11 for _ in self.resolutions]
         self._chosen = 1
-        self.costs = Costs()
 
     @property
     def _state(self) -> int:
@@ -112,7 +105,6 @@ class Qsv(Policy):
         return tokens / (length * costs.draft_s + costs.forward_s + uplink)
 
     def limit(self) -> int:
-        """Return the best length by the published model."""
         best, self._chosen = max(
             ((k, c) for k in self.lengths for c in range(len(self.resolutions))),
             key=lambda pair: self._throughput(*pair),
@@ -121,21 +113,17 @@ class Qsv(Policy):
         return best
 
     def resolution(self) -> int:
-        """Return the resolution that goes with the length."""
         return self.resolutions[self._chosen]
 
     def enough(self, block: Sequence[Proposal]) -> bool:
-        """Note the probabilities; never stop early."""
         self._block = [p.confidence for p in block]
         return False
 
     def sent(self, drafted: int) -> None:
-        """Remember the probabilities of a block."""
         self._sent.append((self._block + [None] * drafted)[:drafted])
         self._block = []
 
     def judged(self, drafted: int, accepted: int) -> None:
-        """Fill the table."""
         known = self._sent.popleft() if self._sent else []
         row, state = self._table[self._chosen], self._state
         for i in range(min(drafted, accepted + 1)):
@@ -143,17 +131,11 @@ class Qsv(Policy):
         self._recent.extend(c for c in known[:accepted] if c is not None)
 
     def measured(self, round: Round) -> None:
-        """Learn the costs."""
-        self.costs.measured(round)
+        super().measured(round)
         while len(self._sent) > round.in_flight:
             self._sent.popleft()
 
-    def drafted_in(self, seconds: float) -> None:
-        """Learn the drafting time."""
-        self.costs.drafted_in(seconds)
-
     def explain(self) -> str:
-        """Name the state."""
         resolution = self.resolutions[self._chosen]
         return f"limit {self.limit()}, state {self._state}, resolution {resolution}"
 
@@ -169,12 +151,8 @@ class Foresight(Protocol):
         soonest; 0 to let the verifier stream."""
 
 
-class Oracle(Policy):
-    """Knows every acceptance and every state of the channel to come.
-
-    Args:
-        foresight: The simulator's hook.
-    """
+class Oracle(Controller):
+    """Knows every acceptance and every state of the channel to come."""
 
     name = "oracle"
 
@@ -182,9 +160,7 @@ class Oracle(Policy):
         self._foresight = foresight
 
     def limit(self) -> int:
-        """Return what is best in hindsight."""
         return self._foresight.length()
 
     def explain(self) -> str:
-        """Say what it saw."""
         return f"{self._foresight.run()} drafts will be accepted"

@@ -29,13 +29,12 @@ class Memory:
     """Controllers and suffix cache of a session.
 
     Args:
-        suffix_cache: ``"off"``; ``"memory"``: for as long as the session lives; or a
-            file that is read now and written when the session closes.
+        suffix_cache: ``"off"``, ``"memory"``, or a file that is read now and written when
+            the session closes.
         tokenizer: Fingerprint; a file of another tokenizer is refused.
         vocab_size: Of the connection.
         measures: There is a power source.
-        radio: Whom to ask for the signal at the end of each stream, see
-            :func:`~draftwire.runtime.radio.read_radio`; ``"off"`` asks nobody.
+        radio: Whom to ask for the signal at the end of each stream, or ``"off"``.
 
     Raises:
         ConfigError: The file is damaged, or belongs to another tokenizer; the radio
@@ -76,9 +75,8 @@ class Memory:
         Raises:
             ConfigError: It is unknown, or there is no power source for a budget.
         """
-        if (max_watts is not None or max_joules_per_token is not None) and (
-            not self._measures
-        ):
+        budgets = {"max_watts": max_watts, "max_joules_per_token": max_joules_per_token}
+        if not self._measures and any(b is not None for b in budgets.values()):
             raise ConfigError(
                 "a budget of power needs a power source, and there is none",
                 hint="`draftwire energy sources` tells what is missing; --energy "
@@ -88,13 +86,7 @@ class Memory:
             return spec
         key = (spec, max_watts, max_joules_per_token)
         free = self._free.setdefault(key, [])
-        found = (
-            free.pop()
-            if free
-            else make_controller(
-                spec, max_watts=max_watts, max_joules_per_token=max_joules_per_token
-            )
-        )
+        found = free.pop() if free else make_controller(spec, **budgets)
         self._taken[id(found)] = key
         return found
 
@@ -127,15 +119,11 @@ class Memory:
 class Decisions:
     """The eyes of one stream's controller.
 
-    Args:
-        controller: Of the stream.
-        scheme: Of sampling; one that draws its own drafts takes none from a cache.
-        prompt: Token ids.
-        proposer: Of the stream; that of ``qs`` takes the controller's resolution.
-        cache: Of the session, or None.
+    The proposer of ``qs`` takes the controller's resolution; a scheme that draws its own
+    drafts takes none from the session's ``cache``.
 
     Attributes:
-        cache: What the drafter may ask.
+        cache: What the drafter may ask, or None.
         recalled: Tokens that it gave.
     """
 
@@ -162,11 +150,7 @@ class Decisions:
             self.recalled += 1
 
     def received(self, channel: Channel, now_s: float, message: Message) -> bool:
-        """Note a message that came, after the machine has dealt with it.
-
-        Returns:
-            True when it was a verdict.
-        """
+        """Note a message that the machine has dealt with; return True for a verdict."""
         found = channel.received(now_s, message)
         if found is None:
             return False

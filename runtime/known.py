@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
+from draftwire.errors import ProtocolError
+from draftwire.io import replacing
 from draftwire.packages import DraftPackage
-from draftwire.runtime.report import replace_file
 from draftwire.sampling import SCHEMES
-from draftwire.transport.codec import VERSION
+from draftwire.transport.codec import MAX_FRAME, VERSION, Codec
 from draftwire.transport.messages import Welcome
 
 __all__ = ["assumed_welcome", "recall_welcome", "remember_welcome", "state_folder"]
 
 log = logging.getLogger("draftwire.session")
-_FORMAT = "draftwire.welcome/1"
-_LARGEST = 1 << 16
 _ALONE = 1 << 20  # context of a target that nobody has met
 
 
@@ -43,13 +39,10 @@ def remember_welcome(url: str, target: str, draft: DraftPackage, welcome: Welcom
     path = _path(url, target, draft)
     if path is None or recall_welcome(url, target, draft) == welcome:
         return
-    fields = {
-        name: value.hex() if isinstance(value, bytes) else value
-        for name, value in dataclasses.asdict(welcome).items()
-    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({"format": _FORMAT, "welcome": fields}))
+        with replacing(path) as fresh:
+            fresh.write_bytes(Codec().encode(welcome))
     except OSError as exc:
         log.info("what the verifier said is not kept: %s", exc)
 
@@ -58,24 +51,15 @@ def recall_welcome(url: str, target: str, draft: DraftPackage) -> Welcome | None
     """Return what the verifier at ``url`` said last to this draft, or None."""
     path = _path(url, target, draft)
     try:
-        if path is None or path.stat().st_size > _LARGEST:
+        if path is None or path.stat().st_size > MAX_FRAME:
             return None
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != _FORMAT:
-            return None
-        known = {field.name: field.type for field in dataclasses.fields(Welcome)}
-        raw = {name: document["welcome"][name] for name in known}
-        for name, kind in known.items():
-            if kind == "bytes":
-                raw[name] = bytes.fromhex(raw[name])
-            elif isinstance(raw[name], list):
-                raw[name] = tuple(raw[name])
-        found = Welcome(**raw)
-        fits = found.tokenizer.hex() == draft.family.tokenizer
-        sane = 1 <= found.vocab_size <= draft.vocab_size and found.context > 1
-        return found if fits and sane else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = Codec().decode(path.read_bytes())
+    except (OSError, ProtocolError):
         return None
+    if not isinstance(found, Welcome) or found.tokenizer.hex() != draft.family.tokenizer:
+        return None
+    sane = 1 <= found.vocab_size <= draft.vocab_size and found.context > 1
+    return found if sane else None
 
 
 def assumed_welcome(draft: DraftPackage) -> Welcome:
@@ -102,4 +86,4 @@ def _path(url: str, target: str, draft: DraftPackage) -> Path | None:
     if folder is None:
         return None
     key = hashlib.sha256("\0".join((url, target, draft.id)).encode()).hexdigest()[:32]
-    return folder / "verifiers" / f"{key}.json"
+    return folder / "verifiers" / f"{key}.welcome"

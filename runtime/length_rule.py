@@ -6,7 +6,8 @@ A round that drafts ``k`` tokens yields ``1 + S_1 + ... + S_k`` tokens of text, 
 two, which is as long as ``S_(k+1) / marginal`` is above the best ratio there is.
 
 ``Survival`` learns ``S`` by position from verdicts, ``Confidence`` what the draft's own
-probability of a token says about its acceptance, ``Line`` a cost that grows with a count.
+probability of a token says about its acceptance, and ``Costs`` what a round costs in
+seconds and joules.
 
 Source:
     The ratio and the reference optima: methods, section 5; the censored estimate is the
@@ -17,15 +18,20 @@ Source:
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Mapping, Sequence
 
-__all__ = ["Confidence", "Line", "Survival", "best_length", "best_ratio"]
+from draftwire.runtime.controller import Round
+
+__all__ = ["Confidence", "Costs", "Line", "Mean", "Survival", "best_ratio"]
 
 _PRIOR = 0.75  # acceptance before anything is known
 _PRIOR_WEIGHT = 4.0
+_POSITIONS = 32  # that are told apart
 _BORROWED = 6.0  # observations that a position takes from all positions together
 _SLOW, _FAST = 0.98, 0.87  # kept at each observation
 _SURPRISE = 2.8  # deviations at which old observations are given up
+_FRAME = 75.0  # bytes of a block without drafts on the wire, before one was seen
+_TOKEN = 2.0  # bytes of a drafted token, likewise
 
 
 def best_ratio(
@@ -51,25 +57,18 @@ def best_ratio(
     return best, ratio
 
 
-def best_length(survival: Sequence[float], fixed: float, marginal: float) -> int:
-    """Return the length that :func:`best_ratio` finds."""
-    return best_ratio(survival, fixed, marginal)[0]
-
-
 class Survival:
     """Acceptance by position, from verdicts.
 
     Position ``j`` is observed only in blocks whose drafts before it were accepted; the
     others say nothing about it, and are not counted against it. Positions that are
-    rarely reached lean on the acceptance of all positions together.
-
-    Args:
-        length: Positions that are told apart; later ones share the last.
+    rarely reached lean on the acceptance of all positions together, and those behind the
+    32nd share that one.
     """
 
-    def __init__(self, length: int = 32) -> None:
-        self._kept = [0.0] * length
-        self._seen = [0.0] * length
+    def __init__(self) -> None:
+        self._kept = [0.0] * _POSITIONS
+        self._seen = [0.0] * _POSITIONS
         self._good = _PRIOR * _PRIOR_WEIGHT
         self._all = _PRIOR_WEIGHT
         self._drift = 0.0
@@ -83,16 +82,15 @@ class Survival:
 
     def hazard(self, position: int) -> float:
         """Return ``P(accepted | all before it accepted)``; positions from 1."""
-        i = min(position, len(self._seen)) - 1
+        i = min(position, _POSITIONS) - 1
         return (self._kept[i] + _BORROWED * self.acceptance) / (self._seen[i] + _BORROWED)
 
     def curve(self, length: int) -> list[float]:
         """Return ``S_1 .. S_length``."""
         found, s = [], 1.0
-        last = len(self._seen) - 1
         borrowed = _BORROWED * self.acceptance
         for i in range(length):
-            at = i if i < last else last
+            at = min(i, _POSITIONS - 1)
             s *= (self._kept[at] + borrowed) / (self._seen[at] + _BORROWED)
             found.append(s)
         return found
@@ -104,13 +102,9 @@ class Survival:
         expected: Sequence[float] = (),
         first: int = 1,
     ) -> bool:
-        """Take in a verdict.
+        """Take in a verdict on ``drafted`` tokens of a block, from position ``first`` on.
 
-        Args:
-            drafted: Tokens of the block.
-            accepted: Of these, the first so many were kept.
-            expected: What was thought of each token; default: what this curve says.
-            first: Position of the first of them.
+        ``expected`` is what was thought of each; by default what this curve says.
 
         Returns:
             True when the verdicts no longer fit what was learned before, which is
@@ -123,7 +117,7 @@ class Survival:
             surprised = self._surprise(good, p) or surprised
             self._good = self._good * _SLOW + good
             self._all = self._all * _SLOW + 1.0
-            at = min(first + i, len(self._seen)) - 1
+            at = min(first + i, _POSITIONS) - 1
             self._kept[at] = self._kept[at] * _SLOW + good
             self._seen[at] = self._seen[at] * _SLOW + 1.0
         if surprised:
@@ -140,20 +134,18 @@ class Survival:
     def doubt(self) -> None:
         """Keep what was learned, but let the next verdicts outweigh it soon."""
         share = min(1.0, 6.0 / self._all)
-        self._good *= share
-        self._all *= share
-        self._kept = [x * share for x in self._kept]
-        self._seen = [x * share for x in self._seen]
+        self._weigh(self._good * share, self._all * share, share)
 
     def _forget(self) -> None:
-        share = 3.0 / self._all
         recent = min(max(self.acceptance + self._drift * (1 - _FAST), 0.02), 0.98)
-        self._all = 3.0
-        self._good = recent * 3.0
-        self._kept = [x * share * 0.3 for x in self._kept]
-        self._seen = [x * share * 0.3 for x in self._seen]
+        self._weigh(recent * 3.0, 3.0, 3.0 / self._all, 0.3)
         self._drift = self._noise = 0.0
         self.changes += 1
+
+    def _weigh(self, good: float, total: float, share: float, more: float = 1.0) -> None:
+        self._good, self._all = good, total
+        self._kept = [x * share * more for x in self._kept]
+        self._seen = [x * share * more for x in self._seen]
 
 
 class Confidence:
@@ -206,21 +198,14 @@ class Confidence:
 class Line:
     """A cost that grows with a count: ``base + slope * x``, fitted with forgetting.
 
-    Args:
-        base: Before anything is known.
-        slope: Likewise.
-        kept: Weight of a sample when the next one comes.
+    ``base`` and ``slope`` are those before anything is known; a sample's weight is
+    ``kept`` times what it was when the next one comes.
     """
 
     def __init__(self, base: float = 0.0, slope: float = 0.0, kept: float = 0.93) -> None:
         self._start = (base, slope)
         self._kept = kept
         self._n = self._x = self._y = self._xx = self._xy = self._yy = 0.0
-
-    @property
-    def samples(self) -> float:
-        """Samples that still count."""
-        return self._n
 
     def learn(self, x: float, y: float) -> None:
         """Take in a sample."""
@@ -232,32 +217,29 @@ class Line:
         self._xy = self._xy * k + x * y
         self._yy = self._yy * k + y * y
 
-    def _centred(self) -> tuple[float, float, float]:
-        n = self._n
-        return (
-            self._xx - self._x * self._x / n,
-            self._xy - self._x * self._y / n,
-            self._yy - self._y * self._y / n,
-        )
+    def _spread(self, least: float) -> float | None:
+        """Return the centred sum of ``x**2``; None while nothing tells a slope."""
+        if self._n < least:
+            return None
+        sxx = self._xx - self._x * self._x / self._n
+        return sxx if sxx > 1e-9 * max(self._xx, 1e-30) else None
 
     @property
     def slope(self) -> float:
         """The cost of one more; what was given at the start while nothing tells it."""
-        if self._n < 2.5:
+        sxx = self._spread(2.5)
+        if sxx is None:
             return self._start[1]
-        sxx, sxy, _ = self._centred()
-        if sxx <= 1e-9 * max(self._xx, 1e-30):
-            return self._start[1]
-        return sxy / sxx
+        return (self._xy - self._x * self._y / self._n) / sxx
 
     @property
     def error(self) -> float:
         """Standard error of :attr:`slope`; infinite while nothing tells it."""
-        if self._n < 3.5:
+        sxx = self._spread(3.5)
+        if sxx is None:
             return math.inf
-        sxx, sxy, syy = self._centred()
-        if sxx <= 1e-9 * max(self._xx, 1e-30):
-            return math.inf
+        sxy = self._xy - self._x * self._y / self._n
+        syy = self._yy - self._y * self._y / self._n
         rest = max(0.0, syy - sxy * sxy / sxx)
         return math.sqrt(rest / (self._n - 2.0) / sxx)
 
@@ -266,3 +248,124 @@ class Line:
         if not self._n:
             return self._start[0] + self._start[1] * x
         return self._y / self._n + self.slope * (x - self._x / self._n)
+
+
+class Mean:
+    """A mean that forgets; exact over the first samples.
+
+    A new sample weighs ``gain`` in the long run, and counts for at most ``limit`` times
+    the mean.
+    """
+
+    def __init__(self, gain: float, limit: float = float("inf")) -> None:
+        self._gain = gain
+        self._limit = limit
+        self.count = 0
+        self.value = 0.0
+
+    def learn(self, sample: float) -> None:
+        """Take in a sample."""
+        if self.count > 3:
+            sample = min(sample, self._limit * self.value)
+        self.count += 1
+        self.value += max(self._gain, 1.0 / self.count) * (sample - self.value)
+
+
+class Costs:
+    """Seconds of the parts of a round, and watts by phase, from measurement.
+
+    Until something is measured the figures are those of no particular machine (20 ms to
+    draft a token, 50 ms of link, 30 ms of forward); the first rounds replace them.
+    """
+
+    def __init__(self) -> None:
+        self._draft = Mean(0.05, 5.0)
+        self._forward = Line(0.030, 0.0, kept=0.9)
+        self._frame = Line(_FRAME, _TOKEN, kept=0.9)
+        self._queue = Mean(0.2, 20.0)
+        self._rtt: float | None = None
+        self._rate: float | None = None
+        self.watts: dict[str, float] = {}
+
+    def drafted_in(self, seconds: float) -> None:
+        """Take in what one drafted token took."""
+        self._draft.learn(seconds)
+
+    def measured(self, round: Round) -> None:
+        """Take in what a commit cost."""
+        self._queue.learn(round.queue_s)
+        self._forward.learn(round.drafted + 1.0, round.compute_s)
+        if round.up_bytes:
+            self._frame.learn(float(round.drafted), float(round.up_bytes))
+        self._rtt, self._rate = round.rtt_s, round.up_bytes_s
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        """Take in watts by phase."""
+        self.watts.update({name: w for name, w in watts.items() if w is not None})
+
+    # ---- seconds
+
+    @property
+    def draft_s(self) -> float:
+        """Of drafting one token."""
+        return self._draft.value if self._draft.count else 0.020
+
+    @property
+    def forward_s(self) -> float:
+        """Of a forward of the target without drafts."""
+        return max(self._forward.at(1.0), 1e-6)
+
+    @property
+    def row_s(self) -> float:
+        """Of one more drafted token in a forward."""
+        slope = self._forward.slope
+        return slope if slope > 2 * self._forward.error else 0.0
+
+    @property
+    def rtt_s(self) -> float:
+        """Of the round trip."""
+        return 0.050 if self._rtt is None else self._rtt
+
+    @property
+    def byte_s(self) -> float:
+        """Of one byte up; 0 while bytes are too cheap to tell."""
+        return 1.0 / self._rate if self._rate else 0.0
+
+    @property
+    def frame_bytes(self) -> float:
+        """Bytes of a block without drafts, on the wire."""
+        return min(max(self._frame.at(0.0), 40.0), 400.0)
+
+    @property
+    def token_bytes(self) -> float:
+        """Bytes that one drafted token adds."""
+        return max(self._frame.slope, 0.5)
+
+    @property
+    def wait_s(self) -> float:
+        """From sending an empty block to its answer."""
+        frame_s = self.frame_bytes * self.byte_s
+        return self.rtt_s + self._queue.value + self.forward_s + frame_s
+
+    @property
+    def token_s(self) -> float:
+        """That one more drafted token adds to a stop-and-wait round."""
+        return self.draft_s + self.row_s + self.token_bytes * self.byte_s
+
+    # ---- watts
+
+    @property
+    def draft_w(self) -> float:
+        """While drafting; 1 where nothing measures, so that joules are seconds."""
+        return self.watts.get("draft", 1.0)
+
+    @property
+    def wait_w(self) -> float:
+        """While a verdict is out."""
+        known = self.watts
+        return known.get("verify-wait", known.get("wait", known.get("idle", 1.0)))
+
+    @property
+    def powered(self) -> bool:
+        """True when the watts of drafting and of waiting are known."""
+        return "draft" in self.watts and len(self.watts) > 1

@@ -48,13 +48,7 @@ def main(words: Sequence[str]) -> int:
         else:
             found = probe_provider(package, args.provider, threads=args.threads)
     except DraftwireError as exc:
-        error = {
-            "kind": type(exc).__name__,
-            "message": str(exc),
-            "hint": exc.hint,
-            "exit_code": exc.exit_code,
-        }
-        print(json.dumps({"error": error}))
+        print(json.dumps({"error": {**exc.to_dict(), "exit_code": exc.exit_code}}))
         return exc.exit_code
     print(json.dumps(found))
     return 0
@@ -75,7 +69,7 @@ def describe(package: DraftPackage) -> dict[str, Any]:
 
 
 def probe_draft(
-    package: DraftPackage, engine: str | None, *, threads: int = 1, steps: int = _STEPS
+    package: DraftPackage, engine: str | None, *, threads: int
 ) -> dict[str, Any]:
     """Open the draft as a session would, run a few tokens, and measure.
 
@@ -92,7 +86,7 @@ def probe_draft(
     load_s = time.perf_counter() - start
     first = 0 if package.bos_id is None else package.bos_id
     times = []
-    for _ in range(min(steps, package.context)):
+    for _ in range(min(_STEPS, package.context)):
         start = time.perf_counter()
         model.forward([first])
         times.append(time.perf_counter() - start)
@@ -108,9 +102,7 @@ def probe_draft(
     }
 
 
-def probe_provider(
-    package: DraftPackage, provider: str, *, threads: int = 1
-) -> dict[str, Any]:
+def probe_provider(package: DraftPackage, provider: str, *, threads: int) -> dict[str, Any]:
     """Run one token of the draft on an execution provider, and look where nodes ran."""
     from dataclasses import replace
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from draftwire.runtime.actions import (
-    Emit,
-)
+from draftwire.runtime.actions import Emit, Token
 from draftwire.runtime.text import TextStream
 
 __all__ = ["Screen"]
@@ -21,7 +19,7 @@ class Screen:
         stop: As there.
 
     Attributes:
-        ids: Token ids of the answer so far, guesses included.
+        tokens: The answer so far, guesses included.
         text: The text so far.
     """
 
@@ -31,7 +29,7 @@ class Screen:
         self._source = (tokenizer, prompt_ids, stop)
         self._stream = self._new()
         self._verified = 0
-        self.ids: list[int] = []
+        self.tokens: list[Token] = []
         self.text = ""
 
     def _new(self) -> TextStream:
@@ -41,49 +39,52 @@ class Screen:
     @property
     def unverified(self) -> int:
         """How many tokens shown are still guesses."""
-        return len(self.ids) - self._verified
+        return len(self.tokens) - self._verified
 
     @property
     def stopped(self) -> bool:
         """True when a stop string was met in the verified part of the text."""
-        if self._stream.stopped is None or self._verified == len(self.ids):
+        if self._stream.stopped is None or not self.unverified:
             return self._stream.stopped is not None
         verified = self._new()
-        verified.push(self.ids[: self._verified])
+        verified.push([token.id for token in self.tokens[: self._verified]])
         return verified.stopped is not None
 
-    def push(self, event: Emit) -> str:
-        """Show further tokens; return the text that is new.
+    def push(self, event: Emit) -> tuple[str, tuple[Token, ...]]:
+        """Show further tokens; return the text and the tokens that are new.
 
-        Once a stop string is met in final text, :attr:`ids` ends with the last token
+        Once a stop string is met in final text, :attr:`tokens` ends with the last token
         that has a part in the text before it.
         """
-        fresh = [t.id for t in event.tokens[event.shown :]]
-        self.ids += fresh
+        if event.shown:  # shown as guesses, final now
+            shown = slice(self._verified, self._verified + event.shown)
+            self.tokens[shown] = event.tokens[: event.shown]
+        before, fresh = len(self.tokens), event.tokens[event.shown :]
+        self.tokens += fresh
         if event.tokens[0].kind != "unverified":
             self._verified += len(event.tokens)
-        piece = self._stream.push(fresh)
+        piece = self._stream.push([token.id for token in fresh])
         self.text += piece
         if self.stopped and self._verified:
             self._cut()
-        return piece
+        return piece, tuple(self.tokens[before:])
 
     def _cut(self) -> None:
         tokenizer, prompt_ids, _ = self._source
         plain = TextStream(tokenizer, prompt_ids=prompt_ids)
         length = 0
-        for count, token in enumerate(self.ids):
+        for count, token in enumerate(self.tokens):
             if length >= len(self.text):
-                del self.ids[count:]
+                del self.tokens[count:]
                 self._verified = min(self._verified, count)
                 return
-            length += len(plain.push([token]))
+            length += len(plain.push([token.id]))
 
     def revise(self, position: int) -> None:
         """Take back every token from ``position`` on."""
-        self.ids = self.ids[:position]
+        del self.tokens[position:]
         self._stream = self._new()
-        self.text = self._stream.push(self.ids)
+        self.text = self._stream.push([token.id for token in self.tokens])
 
     def flush(self) -> str:
         """Return what was held back; the answer is over."""

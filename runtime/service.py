@@ -1,6 +1,6 @@
 """The supervised process of a board: one session kept alive, offered on a local socket.
 
-Local programs speak JSON, one object a line (:mod:`service_requests`; docs/shipping.md).
+Local programs speak JSON, one object a line (:mod:`service_streams`; docs/shipping.md).
 Everything happens in one event loop: the socket, the watchdog, the state file, and the
 streams, which are those of an asynchronous session.
 """
@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Itera
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError
 from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_notify import Notifier
-from draftwire.runtime.service_requests import (
+from draftwire.runtime.service_streams import (
     MAX_LINE,
     Cancel,
     Generate,
+    Job,
     Status,
+    Streams,
+    error_event,
     read_request,
     request_of,
 )
-from draftwire.runtime.service_state import StateFile
-from draftwire.runtime.service_streams import Job, Streams, error_event
+from draftwire.runtime.service_system import Notifier, StateFile
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
@@ -53,7 +54,7 @@ class ServiceOptions:
     """What a service is told.
 
     Attributes:
-        socket: Path of the local socket.
+        socket: Where it listens.
         group: Group that may use it, or "" for the owner alone.
         state: Folder for the counters, or None.
         defaults: Options for ``generate`` that a request may override.
@@ -109,9 +110,10 @@ class Service:
         server = await asyncio.start_unix_server(
             self._serve_client, sock=listener, limit=MAX_LINE
         )
-        keeper = asyncio.ensure_future(self._keeper.run())
-        tasks = [asyncio.ensure_future(x) for x in (self._watchdog(), self._save())]
-        stopped = asyncio.ensure_future(stop.wait())
+        keeper, stopped, *others = (
+            asyncio.ensure_future(task)
+            for task in (self._keeper.run(), stop.wait(), self._watchdog(), self._save())
+        )
         self._notifier.ready()
         _LOG.warning("serving local programs at %s", self._options.socket)
         try:
@@ -122,7 +124,7 @@ class Service:
             await self._streams.close()
             await asyncio.gather(*(client.finish() for client in list(self._clients)))
             self._state.stopped(self._streams.counts)
-            for task in (*tasks, stopped, keeper):
+            for task in (keeper, stopped, *others):
                 task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeper  # closes the session; or says why it ended
@@ -145,6 +147,8 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         """Return how the service is."""
+        streams, counts = self._streams, dict(self._streams.counts)
+        tokens = counts.pop("tokens")
         return {
             "schema": SCHEMA,
             "pid": os.getpid(),
@@ -152,17 +156,13 @@ class Service:
             **self._options.about,
             "link": self._keeper.state(),
             "target": self._keeper.target(),
-            "streams": {
-                "running": self._streams.running,
-                "waiting": self._streams.waiting,
-                **{k: v for k, v in self._streams.counts.items() if k != "tokens"},
-            },
-            "tokens": self._streams.counts["tokens"],
-            "healthy": self._streams.healthy,
+            "streams": {"running": streams.running, "waiting": streams.waiting, **counts},
+            "tokens": tokens,
+            "healthy": streams.healthy,
             "clients": len(self._clients),
             "watchdog_s": self._notifier.watchdog_s,
             "memory_mib": _resident_mib(),
-            "state": self._state.document(self._streams.counts),
+            "state": self._state.document(streams.counts),
         }
 
     # ---- the clients
@@ -172,10 +172,9 @@ class Service:
     ) -> None:
         client = _Client(writer)
         if len(self._clients) >= MAX_CLIENTS:
-            error = BusyError(f"{MAX_CLIENTS} programs are connected already")
-            client.put(error_event(None, error))
-            await client.finish()
-            return
+            full = BusyError(f"{MAX_CLIENTS} programs are connected already")
+            client.put(error_event(None, full))
+            return await client.finish()
         self._clients.add(client)
         try:
             async for line in _lines(reader):

@@ -48,18 +48,14 @@ class ServiceClient:
         self._socket.settimeout(timeout)
         try:
             self._socket.connect(str(path))
-        except PermissionError as exc:
-            self._socket.close()
-            raise TransportError(
-                f"you may not use the service at {path}",
-                hint="ask for its group (`ls -l` shows which), or be root",
-            ) from exc
         except OSError as exc:
             self._socket.close()
-            raise TransportError(
-                f"no service listens at {path}: {exc.strerror or exc}",
-                hint="systemctl status draftwire; or start `draftwire service run`",
-            ) from exc
+            what = f"no service listens at {path}: {exc.strerror or exc}"
+            hint = "systemctl status draftwire; or start `draftwire service run`"
+            if isinstance(exc, PermissionError):
+                what = f"you may not use the service at {path}"
+                hint = "ask for its group (`ls -l` shows which), or be root"
+            raise TransportError(what, hint=hint) from exc
         self._file = self._socket.makefile("rb")
         self._last = 0
 

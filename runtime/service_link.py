@@ -38,10 +38,8 @@ _CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier ti
 class Keeper:
     """Makes a session, and another one when the verifier refused it for good.
 
-    Args:
-        make: Makes a session that does without a verifier at first; told whether the
-            verifier has refused before.
-        on_change: Called with a sentence whenever the state changes.
+    ``make`` gives one that does without a verifier at first; it is told whether the
+    verifier has refused before. ``on_change`` gets a sentence whenever the state changes.
 
     Attributes:
         session: The session, or None while there is none.
@@ -95,10 +93,9 @@ class Keeper:
     async def wait(self, offline: str, patience_s: float) -> AsyncSession:
         """Return the session as soon as a stream may begin on it.
 
-        Args:
-            offline: What the stream does without a link. Guesses may begin before
-                anything is known of the verifier; all else needs to know its target.
-            patience_s: How long to wait for that, once the draft is loaded.
+        Guesses (``offline``) may begin before anything is known of the verifier; all
+        else needs to know its target, and bears ``patience_s`` without it once the draft
+        is loaded.
 
         Raises:
             TransportError: There is no verifier.
@@ -124,31 +121,21 @@ class Keeper:
 
     def state(self) -> dict[str, Any]:
         """Return the link's state for people and programs."""
-        session = self.session
-        if session is None:
-            return {
-                "state": "connecting",
-                "attempts": self._tries,
-                "reconnects": 0,
-                "down_s": None,
-                "error": self._words(),
-            }
-        link = session.link
-        begins = link.state == "reconnecting" and not self._ever
+        link = None if self.session is None else self.session.link
+        begins = link is None or (link.state == "reconnecting" and not self._ever)
         return {
-            "state": "connecting" if begins else link.state,
-            "attempts": link.attempts,
-            "reconnects": link.reconnects,
-            "down_s": round(link.down_s, 3),
-            "error": link.error or None,
+            "state": "connecting" if link is None or begins else link.state,
+            "attempts": self._tries if link is None else link.attempts,
+            "reconnects": 0 if link is None else link.reconnects,
+            "down_s": None if link is None else round(link.down_s, 3),
+            "error": self._words() if link is None else link.error or None,
         }
 
     def target(self) -> dict[str, str] | None:
         """Return name and version of the target, as far as they are known."""
-        session = self.session
-        if session is None or not _met(session):
+        if self.session is None or not _met(self.session):
             return None
-        welcome = session.welcome
+        welcome = self.session.welcome
         return {"name": welcome.target, "version": welcome.target_version}
 
     def _words(self) -> str | None:

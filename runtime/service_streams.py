@@ -1,38 +1,140 @@
-"""The streams of all local programs: a few at once, the others in the order they came."""
+"""What local programs ask of the service, all of it checked, and the streams they get.
+
+A request is one JSON object on a line. A few streams are written at once, the others in
+the order they came.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Union
 
-from draftwire.errors import BusyError, DraftwireError
-from draftwire.options import OPTIONS
+from draftwire.errors import BusyError, ConfigError, DraftwireError
+from draftwire.io import did_you_mean
+from draftwire.options import OPTIONS, STREAM_GROUPS, check_prompt, options_of
 from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_requests import Generate
 
 if TYPE_CHECKING:
     from draftwire.runtime.stream import AsyncStream, Chunk
 
-__all__ = ["MAX_STREAMS", "MAX_WAITING", "Job", "Streams", "error_event"]
+__all__ = [
+    "MAX_LINE",
+    "MAX_STREAMS",
+    "MAX_WAITING",
+    "Cancel",
+    "Generate",
+    "Job",
+    "Status",
+    "Streams",
+    "error_event",
+    "read_request",
+    "request_of",
+]
 
 _LOG = logging.getLogger("draftwire.service")
+MAX_LINE = 256 << 10  # bytes of one request: a prompt of some 50,000 words
 MAX_STREAMS = 4  # at once; they share one draft model
 MAX_WAITING = 8  # for their turn
 # A prompt on a slow board, beyond a stream's own patience; after that something hangs.
 SLACK_S = 120.0
+_MAX_ID = 64
+_OPTIONS = {option.name: option for option in options_of(*STREAM_GROUPS)}
 
 Event = Mapping[str, Any]
+Identity = Union[str, int, None]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write text; ``id`` is the asker's name for it, in every event of this stream."""
+
+    id: Identity
+    prompt: str | list[int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End the stream ``id`` of the same connection."""
+
+    id: Identity
+
+
+@dataclass(frozen=True)
+class Status:
+    """Tell how the service is."""
+
+    id: Identity
+
+
+Request = Union[Generate, Cancel, Status]
+
+
+def read_request(line: bytes) -> tuple[Identity, dict[str, Any]]:
+    """Read one line; return who asks, which belongs into every answer, and the rest.
+
+    Raises:
+        ConfigError: It is no request.
+    """
+    try:
+        raw = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"the request is not one line of JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise ConfigError("the request is not a JSON object")
+    identity = raw.pop("id", None)
+    if not _is_identity(identity):
+        raise ConfigError(f"id must be a whole number or at most {_MAX_ID} characters")
+    return identity, raw
+
+
+def request_of(identity: Identity, raw: dict[str, Any]) -> Request:
+    """Return what is asked for.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    op = raw.pop("op", "generate")
+    if op == "generate":
+        return _generate(identity, raw)
+    if op not in ("cancel", "status"):
+        raise ConfigError(
+            f"there is no op {str(op)[:64]!r}", hint="generate, cancel or status"
+        )
+    if raw:
+        raise ConfigError(f"{op} takes no {sorted(raw)[0][:64]!r}")
+    return Cancel(identity) if op == "cancel" else Status(identity)
+
+
+def _is_identity(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _MAX_ID
+    return value is None or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    )
+
+
+def _generate(identity: Identity, raw: dict[str, Any]) -> Generate:
+    prompt = raw.pop("prompt", None)
+    if prompt is None:
+        raise ConfigError("a request needs a prompt", hint='{"prompt": "Once upon"}')
+    options = {}
+    for name, value in raw.items():
+        option = _OPTIONS.get(name)
+        if option is None:
+            hint = did_you_mean(name, _OPTIONS, ", ".join(sorted(_OPTIONS)))
+            raise ConfigError(f"there is no option {name[:64]!r}", hint=hint)
+        if value is not None:
+            options[name] = option.read(value)
+    return Generate(identity, check_prompt(prompt), options)
 
 
 class Job:
-    """One stream.
-
-    Args:
-        request: What to write.
-        send: Takes events; returns False when nobody reads any more.
-    """
+    """One stream; ``send`` takes its events, and returns False when nobody reads them."""
 
     def __init__(self, request: Generate, send: Callable[[Event], bool]) -> None:
         self.request = request
@@ -53,12 +155,8 @@ class Job:
 
 
 class Streams:
-    """Takes jobs and answers them.
-
-    Args:
-        keeper: Has the session.
-        defaults: Options for ``generate`` that a request may override.
-        slack_s: Silence beyond a request's own patience that counts as hanging.
+    """Takes jobs and answers them; silence of ``slack_s`` beyond a request's own patience
+    counts as hanging.
     """
 
     def __init__(
@@ -170,15 +268,8 @@ class Streams:
         self.counts["cancelled" if finish == "cancelled" else "finished"] += 1
         tokens = int(report["tokens"]) if report else 0
         self.counts["tokens"] += tokens
-        job.send(
-            {
-                "id": job.request.id,
-                "event": "done",
-                "finish": finish,
-                "tokens": tokens,
-                "report": report,
-            }
-        )
+        done = {"event": "done", "finish": finish, "tokens": tokens, "report": report}
+        job.send({"id": job.request.id, **done})
 
     def _fail(self, job: Job, exc: DraftwireError) -> None:
         self.counts["failed"] += 1
@@ -187,13 +278,7 @@ class Streams:
 
 def error_event(identity: Any, exc: DraftwireError) -> dict[str, Any]:
     """Return the event that tells of an error."""
-    return {
-        "id": identity,
-        "event": "error",
-        "kind": type(exc).__name__,
-        "message": str(exc),
-        "hint": exc.hint,
-    }
+    return {"id": identity, "event": "error", **exc.to_dict()}
 
 
 def _event(identity: Any, chunk: Chunk) -> dict[str, Any]:

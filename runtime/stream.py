@@ -85,7 +85,6 @@ class StreamBase:
         self._screen = screen
         self._explain = explain
         self._began_s = owner.now()
-        self._tokens: list[Token] = []
         self._over = threading.Event()
         self._report_lock = threading.Lock()
         self._report: dict[str, Any] | None = None
@@ -94,6 +93,7 @@ class StreamBase:
         self.finish: str | None = None
         self.error: DraftwireError | None = None
         self.first_token_s: float | None = None
+        self._open()
 
     @property
     def text(self) -> str:
@@ -103,7 +103,7 @@ class StreamBase:
     @property
     def tokens(self) -> tuple[Token, ...]:
         """The tokens so far, guesses included."""
-        return tuple(self._tokens)
+        return tuple(self._screen.tokens)
 
     @property
     def report(self) -> dict[str, Any] | None:
@@ -125,49 +125,32 @@ class StreamBase:
     # ---- what the driver tells, in its thread
 
     def take(self, action: Emit | Revise) -> str | None:
-        """Show text, or take some back."""
-        screen = self._screen
-        now = self._owner.now() - self._began_s if self._owner is not None else 0.0
+        """Show text, or take some back; return why the text is to end, if it is."""
+        screen, now = self._screen, self._elapsed_s()
         if isinstance(action, Revise):
-            screen.revise(action.position)
-            del self._tokens[action.position :]
-            self._put(
-                Chunk(
-                    "",
-                    (),
-                    now,
-                    unverified=screen.unverified,
-                    revision=action.position,
-                    kept_text=screen.text,
-                )
-            )
+            at = action.position
+            screen.revise(at)
+            left, text = screen.unverified, screen.text
+            self._put(Chunk("", (), now, unverified=left, revision=at, kept_text=text))
             return None
         final = action.tokens[0].kind != "unverified"
         if final and self.first_token_s is None:
             self.first_token_s = now
-        shown = action.shown
-        fresh = action.tokens[shown:]
-        if shown:  # shown as guesses, final now
-            at = len(self._tokens) - screen.unverified
-            self._tokens[at : at + shown] = action.tokens[:shown]
-        self._tokens += fresh
-        piece = screen.push(action)
-        stopped = screen.stopped and final
-        if stopped:
-            kept = len(screen.ids)
-            fresh = fresh[: max(0, len(fresh) - (len(self._tokens) - kept))]
-            del self._tokens[kept:]
+        piece, fresh = screen.push(action)
         self._put(
             Chunk(
                 piece,
                 fresh,
                 now,
                 verified=final,
-                confirmed=shown,
+                confirmed=action.shown,
                 unverified=screen.unverified,
             )
         )
-        return "stop" if stopped else None
+        return "stop" if final and screen.stopped else None
+
+    def _elapsed_s(self) -> float:
+        return 0.0 if self._owner is None else self._owner.now() - self._began_s
 
     def explain(self, line: str) -> None:
         """Tell why a block left."""
@@ -181,9 +164,8 @@ class StreamBase:
         self.error = error
         self.finish = run.finish
         self._run = run
-        now = 0.0
+        now = self._elapsed_s()
         if self._owner is not None:
-            now = self._owner.now() - self._began_s
             self._owner.ended(self, run)
         self._over.set()
         if error is not None:
@@ -200,7 +182,12 @@ class StreamBase:
         self._put(error)
         self._put(None)
 
+    def _open(self) -> None:
+        """Make ready for :meth:`_put`."""
+        raise NotImplementedError
+
     def _put(self, item: _Item) -> None:
+        """Hand something to who iterates; called in the driver's thread."""
         raise NotImplementedError
 
     def _show(self, item: Chunk | str | BaseException) -> Chunk | None:
@@ -228,13 +215,7 @@ class Stream(StreamBase):
         first_token_s: Seconds until the first final token, or None.
     """
 
-    def __init__(
-        self,
-        owner: StreamOwner,
-        screen: Screen,
-        explain: Callable[[str], None] | None = None,
-    ) -> None:
-        super().__init__(owner, screen, explain)
+    def _open(self) -> None:
         self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
 
     def _put(self, item: _Item) -> None:
@@ -264,13 +245,7 @@ class Stream(StreamBase):
 class AsyncStream(StreamBase):
     """A :class:`Stream` for coroutines: ``async for chunk in stream``."""
 
-    def __init__(
-        self,
-        owner: StreamOwner,
-        screen: Screen,
-        explain: Callable[[str], None] | None = None,
-    ) -> None:
-        super().__init__(owner, screen, explain)
+    def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[_Item] = asyncio.Queue()
 

@@ -12,10 +12,10 @@ from anywhere (``Card.any_draft``).
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
-import secrets
 import struct
 import sys
 import tempfile
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import replacing
 
 __all__ = ["Recall", "SuffixCache"]
 
@@ -121,13 +122,12 @@ class SuffixCache:
         if opinion is not None and opinion.token == token:
             at = opinion.at + 1
             if at < len(self._log) - 1 and self._log[at] != _BREAK:
-                matched = opinion.matched + 1
-                return Recall(self._log[at], self._trust(matched), matched, at)
+                return self._proposal(at, opinion.matched + 1)
         return self._find(self._text)
 
-    def _trust(self, matched: int) -> float:
+    def _proposal(self, at: int, matched: int) -> Recall:
         kind = _kind(matched)
-        return self._good[kind] / self._all[kind]
+        return Recall(self._log[at], self._good[kind] / self._all[kind], matched, at)
 
     def _record(self, opinion: Recall, token: int) -> None:
         kind = _kind(opinion.matched)
@@ -163,29 +163,22 @@ class SuffixCache:
     # ---- proposals go out
 
     def propose(self, sequence: Sequence[int]) -> Recall | None:
-        """Return what would follow ``sequence``, or None when it had better be drafted.
+        """Return what would follow all tokens so far, drafts included.
 
-        Args:
-            sequence: All tokens so far, drafts included.
+        None: it had better be drafted.
         """
         with self._lock:
-            recall = None
-            if self._next_length == len(sequence):
-                recall = self._go_on(sequence)
-            if recall is None:
-                recall = self._find(sequence[-_LONGEST:])
+            log, at, tail = self._log, self._next, sequence[-_LONGEST:]
+            follows = self._next_length == len(sequence) and 0 < at < len(log)
+            if follows and log[at] != _BREAK and log[at - 1] == tail[-1]:
+                recall: Recall | None = self._recall(at, tail)  # where the last one was
+            else:
+                recall = self._find(tail)
             if recall is None or recall.confidence < self.least:
                 return None
             self.proposed += 1
             self._next_length = len(sequence) + 1
             return recall
-
-    def _go_on(self, sequence: Sequence[int]) -> Recall | None:
-        """Follow the repetition that the last proposal came from."""
-        log, at = self._log, self._next
-        if not 0 < at < len(log) or log[at] == _BREAK or log[at - 1] != sequence[-1]:
-            return None
-        return self._recall(at, sequence[-_LONGEST:])
 
     def _find(self, tail: Sequence[int]) -> Recall | None:
         for order in _ORDERS:
@@ -202,7 +195,7 @@ class SuffixCache:
         while matched < most and log[at - 1 - matched] == tail[-1 - matched]:
             matched += 1
         self._next = at + 1
-        return Recall(log[at], self._trust(matched), matched, at)
+        return self._proposal(at, matched)
 
     def report(self) -> dict[str, Any]:
         """Return its counts for the run report."""
@@ -217,10 +210,6 @@ class SuffixCache:
 
     def save(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:
         """Write the log to ``path``, whole or not at all; readable by the owner only.
-
-        Args:
-            path: Replaced if it exists.
-            tokenizer: Fingerprint of the tokenizer that the ids belong to.
 
         Raises:
             OutputError: It cannot be written.
@@ -238,21 +227,15 @@ class SuffixCache:
             "record": record,
             "sha256": hashlib.sha256(body).hexdigest(),
         }
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         text = json.dumps(header).encode("ascii")
         try:
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
+            with replacing(Path(path)) as fresh:
+                descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT, 0o600)
                 with os.fdopen(descriptor, "wb") as handle:
                     handle.write(_MAGIC + struct.pack("<I", len(text)) + text + body)
-                os.replace(scratch, target)
-            finally:
-                if scratch.exists():
-                    scratch.unlink()
         except OSError as exc:
             raise OutputError(
-                f"cannot write the suffix cache {target}: {exc.strerror}"
+                f"cannot write the suffix cache {path}: {exc.strerror}"
             ) from exc
 
     def load(self, path: str | os.PathLike[str], tokenizer: str = "") -> None:
@@ -263,18 +246,17 @@ class SuffixCache:
                 could not be written afterwards.
         """
         target = Path(path)
+        limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
         try:
             with tempfile.TemporaryFile(dir=target.parent):
                 pass  # what is learned shall not be lost at the end for a bad folder
             if not target.exists():
                 return
-            limit = len(_MAGIC) + 4 + _MAX_HEADER + 4 * 64 * self.max_tokens
             with target.open("rb") as handle:
                 data = handle.read(limit + 1)
         except OSError as exc:
-            raise ConfigError(
-                f"cannot use the suffix cache {target}: {exc.strerror}"
-            ) from exc
+            what = f"cannot use the suffix cache {target}: {exc.strerror}"
+            raise ConfigError(what) from exc
         if len(data) > limit:
             raise _damaged(target, "it is too large")
         log, header = _parse(target, data)
@@ -296,10 +278,7 @@ class SuffixCache:
 
 
 def _kind(matched: int) -> int:
-    kind = 0
-    while kind + 1 < len(_KINDS) and matched >= _KINDS[kind + 1]:
-        kind += 1
-    return kind
+    return max(bisect.bisect_right(_KINDS, matched) - 1, 0)
 
 
 def _damaged(path: Path, why: str) -> ConfigError:

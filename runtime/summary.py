@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError
+from draftwire.io import align
 from draftwire.runtime.report import check_report
 
 __all__ = [
@@ -133,7 +134,7 @@ _COLUMNS = (
 def table(summaries: Sequence[Summary]) -> str:
     """Return the summaries as plain text, one line a run; "-" is not measured."""
     rows = [[_cell(getattr(s, field)) for _, field in _COLUMNS] for s in summaries]
-    return _align([title for title, _ in _COLUMNS], rows)
+    return align([[title for title, _ in _COLUMNS], *rows])
 
 
 def positions_table(summaries: Sequence[Summary]) -> str:
@@ -148,7 +149,7 @@ def positions_table(summaries: Sequence[Summary]) -> str:
         values += [None] * (width - len(values))
         rows.append([summary.label, *(_cell(value) for value in values)])
     header = ["accepted at position", *(str(i + 1) for i in range(width))]
-    return _align(header, rows)
+    return align([header, *rows])
 
 
 _AHEAD = (
@@ -175,21 +176,10 @@ def preemption_table(labels: Sequence[str], reports: Sequence[Mapping[str, Any]]
             rows.append([label, *(_cell(found.get(field)) for _, field in _AHEAD)])
     if not rows:
         return ""
-    return _align(["drafted ahead", *(title for title, _ in _AHEAD)], rows)
+    return align([["drafted ahead", *(title for title, _ in _AHEAD)], *rows])
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(header), *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    out = []
-    for line in lines:
-        first = line[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
-        out.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(out)

@@ -8,21 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from draftwire.errors import (
-    BoardError,
-    BusyError,
-    ConfigError,
-    DraftwireError,
-    IncompatibleError,
-    ModelError,
-    OutputError,
-    PackageError,
-    ProtocolError,
-    RefusedError,
-    SensorError,
-    TransportError,
-    VerifierError,
-)
+from draftwire import errors
+from draftwire.errors import *  # noqa: F403  (all of them)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,28 +20,8 @@ if TYPE_CHECKING:
     from draftwire.runtime.session import Chunk, Session, Stream, Token
 
 __version__ = "0.1.0"
-__all__ = [
-    "BoardError",
-    "BusyError",
-    "Chunk",
-    "ConfigError",
-    "DraftwireError",
-    "IncompatibleError",
-    "ModelError",
-    "OutputError",
-    "PackageError",
-    "ProtocolError",
-    "RefusedError",
-    "SensorError",
-    "Session",
-    "Stream",
-    "Token",
-    "TransportError",
-    "VerifierError",
-    "__version__",
-    "aio",
-    "connect",
-]
+__all__ = ["Chunk", "Session", "Stream", "Token", "__version__", "aio", "connect"]
+__all__ += errors.__all__
 
 
 def connect(

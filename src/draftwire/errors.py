@@ -55,6 +55,10 @@ class DraftwireError(Exception):
         super().__init__(message)
         self.hint = hint or self.default_hint
 
+    def to_dict(self) -> dict[str, str]:
+        """Return its kind, message and hint, as documents tell of it."""
+        return {"kind": type(self).__name__, "message": str(self), "hint": self.hint}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), str(self), self.hint), self.__dict__)
 

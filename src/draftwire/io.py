@@ -1,41 +1,63 @@
-"""Files written whole or not at all, tables for a terminal, times and sizes as text."""
+"""Files written whole or not at all; tables, hints, times and sizes as text."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 from draftwire.errors import ConfigError
 
-__all__ = ["align", "parse_seconds", "quantity", "significant", "write_text", "write_whole"]
+__all__ = [
+    "align",
+    "did_you_mean",
+    "parse_seconds",
+    "quantity",
+    "replacing",
+    "significant",
+    "write_text",
+    "write_whole",
+]
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
 
-def write_whole(path: Path, make: Callable[[Path], None]) -> None:
-    """Let ``make`` write beside ``path``, then rename: readers see all of it or nothing.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the path that this gives: it takes the place of ``path`` at the end.
 
-    A pipe or a device is written in place: there is nothing to rename.
+    Readers see all of it or nothing, and an exception leaves what was there before. A
+    pipe or a device is written in place: there is nothing to rename.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_whole(path: Path, make: Callable[[Path], None]) -> None:
+    """Let ``make`` write a file that takes the place of ``path``, see :func:`replacing`.
 
     Raises:
         ConfigError: The file cannot be written.
     """
-    if path.exists() and not path.is_file():
-        temporary = path
-    else:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
-        make(temporary)
-        if temporary != path:
-            os.replace(temporary, path)
+        with replacing(path) as temporary:
+            make(temporary)
     except OSError as exc:
         raise ConfigError(f"cannot write {path}: {exc.strerror or exc}") from exc
-    finally:
-        if temporary != path and temporary.exists():
-            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,6 +84,16 @@ def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6
+) -> str:
+    """Return the hint that names what of ``known`` is nearest; if none, ``otherwise``."""
+    import difflib  # when somebody has misspelt something
+
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 def parse_seconds(text: str) -> float:

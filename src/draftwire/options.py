@@ -11,13 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Any,
-    ClassVar,
-    Iterator,
-    Mapping,
-    TypeVar,
-)
+from typing import Any, ClassVar, Iterator, Mapping, TypeVar
 
 from draftwire import rules
 from draftwire.errors import ConfigError
@@ -95,9 +89,10 @@ class Option:
                 f"{where or self.name} is {shown}", hint=f"it must be {self.rule.wants}"
             ) from None
 
-    def parse(self, text: str, where: str = "") -> Any:
-        """Return the value that ``text`` stands for; otherwise as :meth:`read`."""
-        return self.read(self.rule.convert(text), where)
+    def parse(self, given: object, where: str = "") -> Any:
+        """Return what a flag or a variable stands for; otherwise as :meth:`read`."""
+        found = self.rule.convert(given) if isinstance(given, str) else given
+        return self.read(found, where)
 
 
 def _option(

@@ -8,7 +8,6 @@ installed, its ``etc/draftwire.toml`` stands before the user's.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
 from draftwire.options import OPTIONS
 
 __all__ = ["Value", "resolve"]
@@ -69,8 +69,7 @@ def resolve(
     for name, option in OPTIONS.items():
         given = flags.get(name)
         if given is not None:
-            read = option.parse if isinstance(given, str) else option.read
-            values[name] = Value(read(given, option.flag), option.flag)
+            values[name] = Value(option.parse(given, option.flag), option.flag)
     return values
 
 
@@ -102,14 +101,11 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, Value]:
             values[option.name] = Value(value, variable)
         elif variable.startswith(PREFIX) and variable not in variables:
             # A variable may be another program's; one that is nearly ours is a slip.
-            close = difflib.get_close_matches(
-                variable, [*variables, *_OTHER_VARIABLES], n=1, cutoff=0.88
-            )
-            if close and variable not in _OTHER_VARIABLES:
-                raise ConfigError(
-                    f"there is no setting {variable} (environment)",
-                    hint=f"did you mean {close[0]}?",
-                )
+            known = (*variables, *_OTHER_VARIABLES)
+            hint = did_you_mean(variable, known, cutoff=0.88)
+            if hint and variable not in _OTHER_VARIABLES:
+                message = f"there is no setting {variable} (environment)"
+                raise ConfigError(message, hint=hint)
     return values
 
 
@@ -118,12 +114,10 @@ def _read_file(path: Path) -> dict[str, Value]:
     for key, raw in _load_toml(path).items():
         option = OPTIONS.get(key)
         if option is None:
-            close = difflib.get_close_matches(key, list(OPTIONS), n=1)
+            known = f"the settings are {', '.join(OPTIONS)}"
             raise ConfigError(
                 f"{path}: there is no setting {key!r}",
-                hint=f"did you mean {close[0]}?"
-                if close
-                else f"the settings are {', '.join(OPTIONS)}",
+                hint=did_you_mean(key, OPTIONS, known),
             )
         value = option.read(raw, f"{path}: {key}")
         if isinstance(value, Path):  # a file's paths start at the file, not at the user

@@ -199,7 +199,7 @@ def test_joules_per_token_stay_within_a_budget():
 
 def test_flexspec_only_knows_its_two_ends():
     for rate, wait_s in ((0.2, 0.05), (0.9, 0.3), (0.6, 0.1)):
-        board = Board(FlexSpec(1, 8), rate=rate, wait_s=wait_s).rounds(80)
+        board = Board(FlexSpec(), rate=rate, wait_s=wait_s).rounds(80)
         assert set(board.lengths) <= {1, 8}
     assert set(Board(FlexSpec(), rate=0.9, wait_s=0.3).rounds(80).lengths[-20:]) == {8}
 

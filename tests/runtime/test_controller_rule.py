@@ -5,13 +5,7 @@ import random
 
 import pytest
 
-from draftwire.runtime.length_rule import (
-    Confidence,
-    Line,
-    Survival,
-    best_length,
-    best_ratio,
-)
+from draftwire.runtime.length_rule import Confidence, Line, Survival, best_ratio
 
 # Optimum length for S_k = a^k, by brute force (methods, section 5): T_f / T_m = 4 .. 32.
 OPTIMA = {
@@ -25,7 +19,7 @@ OPTIMA = {
 @pytest.mark.parametrize("acceptance", OPTIMA)
 def test_the_published_optima(acceptance):
     curve = [acceptance**k for k in range(1, 65)]
-    assert tuple(best_length(curve, f, 1.0) for f in (4, 8, 16, 32)) == OPTIMA[acceptance]
+    assert tuple(best_ratio(curve, f, 1.0)[0] for f in (4, 8, 16, 32)) == OPTIMA[acceptance]
 
 
 @pytest.mark.parametrize("acceptance", OPTIMA)
@@ -41,7 +35,7 @@ def test_token_by_token_stops_at_the_same_place(acceptance):
 
 
 def test_nothing_pays_when_drafts_are_never_right():
-    assert best_length([0.0] * 9, 8.0, 1.0) == 0
+    assert best_ratio([0.0] * 9, 8.0, 1.0)[0] == 0
     assert best_ratio([], 8.0, 1.0) == (0, 1 / 8)
 
 

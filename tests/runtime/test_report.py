@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from draftwire.cli import main
-from draftwire.errors import ConfigError
-from draftwire.runtime.report import RunRecord, build_report, check_report, write_report
+from draftwire.cli._common import write_json
+from draftwire.errors import ConfigError, OutputError
+from draftwire.runtime.report import build_report, check_report
 from draftwire.runtime.summary import load_reports, summarise
 
 KEYS = {
@@ -38,8 +39,8 @@ KEYS = {
 }
 
 
-def full_record() -> RunRecord:
-    return RunRecord(
+def full_report():
+    return build_report(
         prompt_tokens=5,
         token_ids=[4, 8, 15, 16, 23, 42, 7, 1],
         text="eight tokens",
@@ -56,7 +57,7 @@ def full_record() -> RunRecord:
 
 
 def test_an_empty_run_has_every_key_and_invents_no_number():
-    report = build_report(RunRecord())
+    report = build_report()
     for key, members in KEYS.items():
         assert key in report
         if members is not None:
@@ -72,16 +73,16 @@ def test_an_empty_run_has_every_key_and_invents_no_number():
 
 def test_measured_energy_needs_no_reason():
     energy = {"joules": 1.5, "source": "ina3221", "scope": "board"}
-    report = build_report(RunRecord(energy=energy))
+    report = build_report(energy=energy)
     assert report["energy"]["why_null"] is None
     assert report["energy"]["uncertainty"] is None
 
 
 def test_numpy_numbers_and_nan_become_json():
-    record = RunRecord(
+    report = build_report(
         token_ids=list(np.arange(3)), link={"rtt_ms": np.float32(2.5), "jitter": np.nan}
     )
-    report = json.loads(json.dumps(build_report(record), allow_nan=False))
+    report = json.loads(json.dumps(report, allow_nan=False))
     assert report["token_ids"] == [0, 1, 2]
     assert report["link"]["rtt_ms"] == 2.5
     assert report["link"]["jitter"] is None
@@ -89,27 +90,29 @@ def test_numpy_numbers_and_nan_become_json():
 
 def test_a_record_that_contradicts_itself_is_our_bug():
     with pytest.raises(ValueError, match="5 accepted of 4"):
-        build_report(RunRecord(accepted=5, drafted=4))
+        build_report(accepted=5, drafted=4)
     with pytest.raises(ValueError, match="finish"):
-        build_report(RunRecord(finish="done"))
+        build_report(finish="done")
+    with pytest.raises(ValueError, match="no joules"):
+        build_report(joules=1.0)
 
 
 def test_written_as_a_whole_or_not_at_all(tmp_path, capsys):
     target = tmp_path / "run.json"
-    write_report(build_report(RunRecord()), target)
+    write_json(build_report(), str(target))
     before = target.read_text()
     with pytest.raises(ValueError):
-        write_report({"x": float("nan")}, target)
+        write_json({"x": float("nan")}, str(target))
     assert target.read_text() == before
     assert os.listdir(tmp_path) == ["run.json"]
-    with pytest.raises(ConfigError, match="cannot write"):
-        write_report({}, tmp_path / "missing" / "run.json")
-    write_report([build_report(RunRecord())], "-")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_json({}, str(tmp_path / "missing" / "run.json"))
+    write_json([build_report()], "-")
     assert json.loads(capsys.readouterr().out)[0]["schema"] == "draftwire.report/1"
 
 
 def test_ratios_come_from_the_counters():
-    summary = summarise("run", build_report(full_record()))
+    summary = summarise("run", full_report())
     assert summary.acceptance == 0.5
     assert summary.accepted_per_block == 1.0
     assert summary.forwards_per_token == 0.5
@@ -120,15 +123,15 @@ def test_ratios_come_from_the_counters():
 
 
 def test_nothing_measured_gives_no_ratio():
-    summary = summarise("run", build_report(RunRecord()))
+    summary = summarise("run", build_report())
     assert (summary.acceptance, summary.tokens_per_s) == (None, None)
     assert summary.by_position is None
 
 
 def test_command_reads_files_and_lists(tmp_path, capsys):
     one, many = tmp_path / "one.json", tmp_path / "many.json"
-    write_report(build_report(full_record()), one)
-    write_report([build_report(full_record()), build_report(RunRecord())], many)
+    write_json(full_report(), str(one))
+    write_json([full_report(), build_report()], str(many))
     assert main(["report", str(one), str(many)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["run", "tokens", "rounds", "acceptance"]
@@ -175,7 +178,7 @@ def test_what_is_no_report_is_refused(tmp_path, capsys, content, complaint):
     ],
 )
 def test_a_wrong_value_is_named(key, value):
-    report = build_report(full_record())
+    report = full_report()
     report[key] = value
     with pytest.raises(ConfigError, match=key):
         check_report(report, "run.json")
@@ -185,7 +188,7 @@ def test_plot_says_what_to_install(tmp_path, monkeypatch, capsys):
     import sys
 
     path = tmp_path / "one.json"
-    write_report(build_report(full_record()), path)
+    write_json(full_report(), str(path))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", str(path), "--plot", str(tmp_path / "x.png")]) == 2
     assert "pip install 'draftwire[plots]'" in capsys.readouterr().err
@@ -194,7 +197,7 @@ def test_plot_says_what_to_install(tmp_path, monkeypatch, capsys):
 def test_plot_is_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     path, target = tmp_path / "one.json", tmp_path / "x.png"
-    write_report(build_report(full_record()), path)
+    write_json(full_report(), str(path))
     assert main(["report", str(path), "--plot", str(target)]) == 0
     assert target.read_bytes()[:4] == b"\x89PNG"
     assert main(["report", str(path), "--plot", str(tmp_path / "x.doc")]) == 2

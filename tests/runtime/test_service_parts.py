@@ -24,17 +24,18 @@ from draftwire.errors import (
 from draftwire.runtime import service_link
 from draftwire.runtime.service import _lines
 from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_notify import Notifier
-from draftwire.runtime.service_requests import (
+from draftwire.runtime.service_streams import (
     MAX_LINE,
+    MAX_STREAMS,
     Cancel,
     Generate,
+    Job,
     Status,
+    Streams,
     read_request,
     request_of,
 )
-from draftwire.runtime.service_state import StateFile
-from draftwire.runtime.service_streams import MAX_STREAMS, Job, Streams
+from draftwire.runtime.service_system import Notifier, StateFile
 
 
 class SandStream:

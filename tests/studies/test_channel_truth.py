@@ -9,12 +9,12 @@ import pytest
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.runtime.controller import Policy, Round
+from draftwire.runtime.controller import Controller, Round
 from draftwire.runtime.mode import Mode
 from studies.controllers.policies import MODES, run_policy
 
 
-class Watcher(Policy):
+class Watcher(Controller):
     """Drafts blocks of changing length, and keeps what rounds say."""
 
     name = "watcher"

@@ -57,6 +57,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message, hint=f"see `{self.prog} --help`")
 
 
+class InternalError(DraftwireError):
+    """A bug of ours."""
+
+    default_hint = "run it again with --debug and report the traceback"
+
+
 class _ShowVersion(argparse.Action):
     """Prints the version, imported only then."""
 
@@ -92,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DraftwireError as exc:
         if debug:
             raise
-        _complain(words, type(exc).__name__, str(exc), exc.hint)
-        return exc.exit_code
+        return _complain(words, exc)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -105,16 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(exc, OSError) and exc.errno in _FULL:
-            error = OutputError(f"cannot write the output: {exc.strerror}")
-            _complain(words, "OutputError", str(error), error.hint)
-            return error.exit_code
-        _complain(
-            words,
-            "InternalError",
-            f"this is a bug: {type(exc).__name__}: {exc}",
-            "run it again with --debug and report the traceback",
-        )
-        return 1
+            full = OutputError(f"cannot write the output: {exc.strerror}")
+            return _complain(words, full)
+        bug = InternalError(f"this is a bug: {type(exc).__name__}: {exc}")
+        return _complain(words, bug)
 
 
 def _drop_stdout() -> None:
@@ -163,20 +162,21 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _complain(words: Sequence[str], kind: str, message: str, hint: str) -> None:
+def _complain(words: Sequence[str], error: DraftwireError) -> int:
+    """Say what went wrong, also to ``--json``; return the exit code."""
     from draftwire.cli._common import json_destination, write_json
 
     try:
         sys.stdout.flush()
     except OSError:  # full, or nobody reads: Python must not try again at its end
         _drop_stdout()
-    print(f"draftwire: error: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    print(f"draftwire: error: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
     destination = json_destination(words)
-    if destination is not None and kind != "OutputError":  # then the result is there
-        error = {"kind": kind, "message": message, "hint": hint}
+    if destination is not None and not isinstance(error, OutputError):  # it is there
         try:
-            write_json({"error": error}, destination)
+            write_json({"error": error.to_dict()}, destination)
         except DraftwireError:
             pass  # the file may be what went wrong; stderr has said so
+    return error.exit_code

@@ -10,23 +10,28 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Iterable, Mapping, Sequence
+from typing import IO, Any, Callable, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError, OutputError
+from draftwire.io import align, replacing
 from draftwire.options import OPTIONS, Option, Options, options_of
+from draftwire.rules import Rule
 from draftwire.settings import Value, resolve
 
 __all__ = [
+    "add_actions",
     "add_common_flags",
     "add_explain",
     "add_options",
     "add_settings",
     "check_output",
     "format_table",
+    "give_json",
     "json_destination",
     "option_values",
     "read_settings",
     "read_token",
+    "ruled",
     "say_block",
     "session_options",
     "start_logging",
@@ -35,6 +40,17 @@ __all__ = [
     "wants_colour",
     "write_json",
 ]
+
+
+def add_actions(commands: Any, name: str, *, help: str, description: str) -> Any:
+    """Add a command that wants an ACTION; return where its actions are added."""
+    parser = commands.add_parser(name, help=help, description=description)
+
+    def nothing(args: argparse.Namespace) -> int:
+        raise ConfigError("name an ACTION", hint=f"see `draftwire {name} --help`")
+
+    parser.set_defaults(run=nothing)
+    return parser.add_subparsers(dest="action", metavar="ACTION")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +74,19 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def ruled(rule: Rule) -> Callable[[str], Any]:
+    """Return what turns the text of a flag into a value that ``rule`` allows."""
+
+    def read(text: str) -> Any:
+        try:
+            return rule.read(rule.convert(text))
+        except (ValueError, TypeError, OverflowError):
+            message = f"{text!r} is not {rule.wants}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read
+
+
 class _Switch(argparse.Action):
     """``--cut`` and ``--no-cut``: either wins over a file."""
 
@@ -67,7 +96,7 @@ class _Switch(argparse.Action):
         setattr(space, self.dest, not str(word).startswith("--no-"))
 
 
-def _add_option(group: Any, option: Option, default: Any, help: str = "") -> None:
+def _add_option(group: Any, option: Option, default: Any) -> None:
     words: dict[str, Any] = {"dest": option.name, "default": None}
     names = [option.flag]
     if option.rule.kind is bool:
@@ -78,9 +107,7 @@ def _add_option(group: Any, option: Option, default: Any, help: str = "") -> Non
         if option.rule.kind is tuple:
             words["action"] = "append"
     note = "" if default in (None, False, (), "") else f" (default: {default})"
-    group.add_argument(
-        *names, help=(help or option.help).replace("%", "%%") + note, **words
-    )
+    group.add_argument(*names, help=option.help.replace("%", "%%") + note, **words)
 
 
 def _note(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -101,16 +128,11 @@ def add_options(
     parser: argparse.ArgumentParser,
     groups: Sequence[type[Options]],
     *,
-    without: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, argparse._ArgumentGroup]:
     """Add a flag for each option of ``groups``: the common ones first, then by title.
 
-    Args:
-        parser: Of a command.
-        groups: Of options.
-        without: Options that this command does not have.
-        defaults: Options for which it has a default of its own.
+    ``defaults`` are those of a command that has its own.
 
     Returns:
         The groups of the help, by title.
@@ -119,7 +141,7 @@ def add_options(
     defaults = dict(defaults or {})
     for group in groups:
         found[group.title] = parser.add_argument_group(group.title)
-        wanted = [o for o in options_of(group) if o.name not in without and not o.secret]
+        wanted = [option for option in options_of(group) if not option.secret]
         for option in wanted:
             where = parser if option.common else found[group.title]
             _add_option(where, option, defaults.get(option.name, option.default))
@@ -256,15 +278,9 @@ def start_logging(*, verbose: bool) -> None:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return aligned columns: the first to the left, numbers to the right."""
-    cells = [list(header)] + [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = []
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-        lines.append("  ".join([first, *rest]).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    rule = ["-" * max(map(len, column)) for column in zip(*cells)]
+    return align([cells[0], rule, *cells[1:]])
 
 
 def _cell(value: object) -> str:
@@ -309,6 +325,13 @@ def check_output(destination: str | None) -> None:
         raise ConfigError(f"cannot write {destination}: {why}") from exc
 
 
+def give_json(args: argparse.Namespace, document: object) -> bool:
+    """Write what ``--json`` asks for; return whether stdout is still for people."""
+    if args.json is not None:
+        write_json(document, args.json)
+    return bool(args.json != "-")
+
+
 def write_json(document: object, destination: str) -> None:
     """Write ``document`` to stdout (``-``) or to a file, whole or not at all.
 
@@ -322,28 +345,8 @@ def write_json(document: object, destination: str) -> None:
         sys.stdout.write(data.decode("utf-8"))
         sys.stdout.flush()
         return
-    path = Path(destination)
-    name = ""
     try:
-        if path.exists() and not path.is_file():  # a pipe, /dev/null: nothing to replace
+        with replacing(Path(destination)) as path:
             path.write_bytes(data)
-            return
-        with tempfile.NamedTemporaryFile(
-            dir=str(path.parent), prefix=f".{path.name}.", delete=False
-        ) as handle:
-            name = handle.name
-            handle.write(data)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, destination)
-        name = ""
     except OSError as exc:
         raise OutputError(f"cannot write {destination}: {exc.strerror}") from exc
-    finally:
-        if name and os.path.exists(name):
-            os.unlink(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
 
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
-__all__ = ["Painter", "summary"]
+__all__ = ["Painter", "screen_of", "summary", "warn"]
 
 # How a token came about -> SGR parameters.  They differ in weight and not in hue alone.
 COLOURS = {
@@ -61,30 +63,28 @@ class Painter:
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Show an event of the service: its text, without colours."""
-        if event.get("revision") is not None:
-            self._revise(event["revision"], event["kept_text"])
         text = event.get("text", "")
-        if text:
-            self._put(text)
-            self.ended_line = text.endswith("\n")
-
-    def _revise(self, position: int, kept_text: str) -> None:
-        # Guesses of the draft alone were wrong: say so, and show what stands.
-        self._put(f"\n[revised from token {position} on]\n{kept_text}")
-        self.ended_line = False
+        self._add(text, text, event.get("revision"), event.get("kept_text"))
 
     def show(self, chunk: Any) -> None:
         """Show a chunk: its text, and which of it came about how."""
-        if chunk.revision is not None:
-            self._revise(chunk.revision, chunk.kept_text)
-        if not chunk.text and not chunk.tokens:
-            return
-        if self._colour:
-            self._put("".join(self._painted(chunk)))
-        else:
-            self._put(chunk.text)
-        if chunk.text:
-            self.ended_line = chunk.text.endswith("\n")
+        text = "".join(self._painted(chunk)) if self._colour else chunk.text
+        self._add(text, chunk.text, chunk.revision, chunk.kept_text)
+
+    def _add(self, shown: str, text: str, revision: int | None, kept: str | None) -> None:
+        if revision is not None:
+            # Guesses of the draft alone were wrong: say so, and show what stands.
+            self._put(f"\n[revised from token {revision} on]\n{kept}")
+            self.ended_line = False
+        if text:
+            self._put(shown)
+            self.ended_line = text.endswith("\n")
+
+    def end_line(self) -> None:
+        """See that what comes next begins on a line of its own."""
+        if not self.ended_line:
+            self._put("\n")
+            self.ended_line = True
 
     def _painted(self, chunk: Any) -> Iterator[str]:
         rest: str = chunk.text
@@ -104,6 +104,18 @@ class Painter:
     def _put(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def screen_of(args: argparse.Namespace) -> IO[str]:
+    """Return where text goes: a document on stdout has that to itself."""
+    return sys.stderr if args.json == "-" else sys.stdout
+
+
+def warn(*reports: Mapping[str, Any]) -> None:
+    """Say what these reports warn of, each sentence once."""
+    said = (sentence for report in reports for sentence in report.get("warnings") or ())
+    for sentence in dict.fromkeys(said):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def summary(report: Mapping[str, Any]) -> str:

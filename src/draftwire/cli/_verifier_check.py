@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
 from draftwire.errors import TransportError
+from draftwire.rules import number
 
 if TYPE_CHECKING:
     import ssl
@@ -40,19 +41,13 @@ def register(actions: Any) -> None:
     )
     add("--target", default="", metavar="NAME", help="check this one (default: its own)")
     add("--exhaust", action="store_true", help="also take every slot, for error 'busy'")
-    add("--patience", type=_seconds, default=10.0, metavar="S", help="an answer (10)")
+    seconds = _common.ruled(number(0, 1e6, above=True))
+    add("--patience", type=seconds, default=10.0, metavar="S", help="an answer (10)")
     _common.add_settings(parser, ("token_file",))
     add("--ca", type=Path, metavar="PEM", help="authority to trust")
     add("--insecure", action="store_true", help="allow plain ws:// off loopback")
     _common.add_common_flags(parser)
     parser.set_defaults(run=_check)
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -96,9 +91,7 @@ def _health(
         raise TransportError(
             f"what answers at {args.url} is no draftwire verifier"
         ) from error
-    if args.json is not None:
-        _common.write_json({"schema": HEALTH_SCHEMA, **health}, args.json)
-    if args.json != "-":
+    if _common.give_json(args, {"schema": HEALTH_SCHEMA, **health}):
         print(clean(line, 2000))
     return 0 if health["status"] == "ok" else TransportError.exit_code
 
@@ -115,17 +108,15 @@ def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
         word: sum(r.result == word for r in results) for word in ("pass", "fail", "skip")
     }
     conforms = not counts["fail"]
-    if args.json is not None:
-        document = {
-            "schema": SCHEMA,
-            "url": args.url,
-            "protocol": "draftwire.v1",
-            "conforms": conforms,
-            "counts": counts,
-            "checks": [r._asdict() for r in results],
-        }
-        _common.write_json(document, args.json)
-    if args.json != "-":
+    document = {
+        "schema": SCHEMA,
+        "url": args.url,
+        "protocol": "draftwire.v1",
+        "conforms": conforms,
+        "counts": counts,
+        "checks": [r._asdict() for r in results],
+    }
+    if _common.give_json(args, document):
         _print(results, quiet=args.quiet)
         verdict = "conforms to" if conforms else "does not conform to"
         print(

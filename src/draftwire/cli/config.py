@@ -40,14 +40,12 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the settings as lines, or as one JSON document."""
     values = _common.read_settings(args)
-    if args.json:
-        rows = {
-            name: {"value": _plain(name, v.value), "origin": v.origin}
-            for name, v in values.items()
-        }
-        document = {"schema": "draftwire.config/1", "settings": rows}
-        _common.write_json(document, args.json)
-    if not args.json or (args.json != "-" and not args.quiet):
+    rows = {
+        name: {"value": _plain(name, v.value), "origin": v.origin}
+        for name, v in values.items()
+    }
+    free = _common.give_json(args, {"schema": "draftwire.config/1", "settings": rows})
+    if free and not (args.json and args.quiet):
         for name, found in values.items():
             value = _shown(name, found.value)
             line = f"{name:<20} {value}"

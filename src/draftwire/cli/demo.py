@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate from each prompt and print the table."""
     import draftwire
     from draftwire.cli._local_verifier import local_verifier
+    from draftwire.cli._stream import screen_of, warn
     from draftwire.reference import draft_path, target_path
 
     values = _common.read_settings(args)
@@ -76,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = prompts or list(PROMPTS.get(args.target, PROMPTS["v1"]))
     draft, target = draft_path(), target_path(args.target)
     _common.start_logging(verbose=args.verbose)
-    # The document has stdout to itself.
-    screen: IO[str] = sys.stderr if args.json == "-" else sys.stdout
+    screen = screen_of(args)
     signal.signal(signal.SIGTERM, _terminated)
 
     reports: list[dict[str, Any]] = []
@@ -102,8 +102,7 @@ def run(args: argparse.Namespace) -> int:
                     reports.append(stream.report)
                 if painter:
                     screen.write("\n\n")
-    for sentence in dict.fromkeys(w for r in reports for w in r.get("warnings") or ()):
-        print(f"warning: {sentence}", file=sys.stderr)
+    warn(*reports)
     if not args.quiet or not args.json:
         screen.write(results(reports) + "\n")
         screen.flush()
@@ -130,22 +129,13 @@ def _opening(target: str, url: str, options: dict[str, Any]) -> str:
 
 def results(reports: Sequence[dict[str, Any]]) -> str:
     """Return the table of several runs and their totals."""
-    header = (
-        "prompt",
-        "tokens",
-        "rounds",
-        "accepted/block",
-        "forwards",
-        "cloud-only",
-        "forwards/token",
-        "bytes up/drafted",
-        "tokens/s",
-    )
+    header = "prompt tokens rounds accepted/block forwards cloud-only forwards/token"
     rows = [_row(str(i + 1), report) for i, report in enumerate(reports)]
     if len(reports) > 1:
         rows.append(_row("all", _sum(reports)))
     note = "forwards: of the target, after prefill; cloud-only: one a token, no draft"
-    return f"{_common.format_table(header, rows)}\n{note}"
+    titles = [*header.split(), "bytes up/drafted", "tokens/s"]
+    return f"{_common.format_table(titles, rows)}\n{note}"
 
 
 def _row(name: str, report: dict[str, Any]) -> list[object]:
@@ -166,20 +156,19 @@ def _row(name: str, report: dict[str, Any]) -> list[object]:
 
 
 def _sum(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def known(*keys: str) -> float | None:
+        values: list[Any] = list(reports)
+        for key in keys:
+            values = [value[key] for value in values]
+        return None if None in values else sum(values)
+
     counts = ("tokens", "rounds", "accepted", "drafted", "target_forwards")
-    total: dict[str, Any] = {
-        key: _sum_known([report[key] for report in reports]) for key in counts
+    return {
+        **{key: known(key) for key in counts},
+        "bytes": {"up_payload": known("bytes", "up_payload")},
+        "seconds": {"total": known("seconds", "total")},
+        "energy": {},
     }
-    up = [report["bytes"]["up_payload"] for report in reports]
-    seconds = [report["seconds"]["total"] for report in reports]
-    total["bytes"] = {"up_payload": _sum_known(up)}
-    total["seconds"] = {"total": _sum_known(seconds)}
-    total["energy"] = {}
-    return total
-
-
-def _sum_known(values: Sequence[Any]) -> float | None:
-    return None if any(value is None for value in values) else sum(values)
 
 
 def _terminated(*_: object) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError, DraftwireError, OutputError
@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate, stream, and print the totals."""
     import draftwire
-    from draftwire.cli._stream import Painter, summary
+    from draftwire.cli._stream import Painter, screen_of, summary, warn
 
     prompt = _prompt(args.prompt)
     values = _common.read_settings(args)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
-    screen: IO[str] = sys.stderr if args.json == "-" else sys.stdout
+    screen = screen_of(args)
     colour = _common.wants_colour(screen, never=args.no_color)
     tokenizer = None
     if colour:
@@ -74,17 +74,15 @@ def run(args: argparse.Namespace) -> int:
                 painter = None
                 failures.append(exc)
             finally:
-                if painter is not None and not painter.ended_line:
-                    screen.write("\n")  # an error starts on a line of its own
-                    screen.flush()
+                if painter is not None:
+                    painter.end_line()  # for an error
     except OutputError as exc:  # the session could not keep its cache
         failures.append(exc)
         if stream is not None and stream.error is not None:
             failures.append(stream.error)
     report = None if stream is None else stream.report
     if report and report["finish"] != "error":
-        for sentence in report.get("warnings") or ():
-            print(f"warning: {sentence}", file=sys.stderr)
+        warn(report)
         if not args.quiet:
             print(summary(report), file=sys.stderr)
         if args.json:

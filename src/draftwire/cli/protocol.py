@@ -8,6 +8,8 @@ from typing import Any
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError, ProtocolError
+from draftwire.io import align
+from draftwire.rules import whole
 
 __all__ = ["register"]
 
@@ -17,13 +19,12 @@ _WIDEST = 24  # hex digits of one line
 
 def register(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
+    actions = _common.add_actions(
+        subparsers,
         "protocol",
         help="explain what crosses the wire",
         description="Tools for draftwire.v1, the protocol of transport/PROTOCOL.md.",
     )
-    parser.set_defaults(run=_nothing)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     decode = actions.add_parser(
         "decode",
         help="explain a frame field by field",
@@ -38,22 +39,12 @@ def register(subparsers: Any) -> None:
     )
     decode.add_argument(
         "--vocab",
-        type=_vocab,
+        type=_common.ruled(whole(2, 1 << 24)),
         metavar="N",
         help="vocab_size of the connection's welcome, to read token ids",
     )
     _common.add_common_flags(decode)
     decode.set_defaults(run=_decode)
-
-
-def _nothing(args: argparse.Namespace) -> int:
-    raise ConfigError("name an ACTION", hint="see `draftwire protocol --help`")
-
-
-def _vocab(text: str) -> int:
-    if not text.isdecimal() or not 2 <= int(text) <= 1 << 24:
-        raise argparse.ArgumentTypeError(f"{text} is no vocabulary size")
-    return int(text)
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -70,19 +61,19 @@ def _decode(args: argparse.Namespace) -> int:
             "HEX is not an even number of hex digits", hint="such as: 0503c801030110c00000"
         ) from None
     found = explain(frame, args.vocab)
-    if args.json is not None:
-        pieces = [
+    document = {
+        "schema": SCHEMA,
+        "kind": found.kind,
+        "bytes": len(frame),
+        "pieces": [
             {"offset": p.offset, "hex": p.data.hex(), "name": p.name, "meaning": p.meaning}
             for p in found.pieces
-        ]
-        document = {"schema": SCHEMA, "kind": found.kind, "bytes": len(frame)}
-        _common.write_json(
-            {**document, "pieces": pieces, "error": found.error or None}, args.json
-        )
-    if args.json != "-":
-        rows = [(p.offset, _short(p.data), p.name, p.meaning) for p in found.pieces]
-        for row in _aligned([("byte", "hex", "field", "meaning"), *rows]):
-            print(row)
+        ],
+        "error": found.error or None,
+    }
+    if _common.give_json(args, document):
+        rows = [(str(p.offset), _short(p.data), p.name, p.meaning) for p in found.pieces]
+        print(align([("byte", "hex", "field", "meaning"), *rows], left=(1, 2, 3)))
         if not found.error:
             print(f"a valid {found.kind} of {len(frame)} bytes")
     if found.error:
@@ -97,14 +88,3 @@ def _decode(args: argparse.Namespace) -> int:
 def _short(data: bytes) -> str:
     text = data.hex()
     return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."
-
-
-def _aligned(rows: list[Any]) -> list[str]:
-    cells = [[str(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(3)]
-    return [
-        "  ".join(
-            [row[0].rjust(widths[0]), *(row[i].ljust(widths[i]) for i in (1, 2)), row[3]]
-        ).rstrip()
-        for row in cells
-    ]

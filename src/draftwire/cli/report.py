@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import add_common_flags, write_json
+from draftwire.cli._common import add_common_flags, give_json
+from draftwire.errors import ConfigError
+from draftwire.io import write_whole
 
 if TYPE_CHECKING:
     from draftwire.runtime.summary import Summary
@@ -33,8 +36,6 @@ def register(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, summarise, print."""
-    from dataclasses import asdict
-
     from draftwire.runtime.summary import (
         load_reports,
         positions_table,
@@ -47,10 +48,8 @@ def run(args: argparse.Namespace) -> int:
     summaries = [summarise(label, report) for label, report in reports]
     if args.plot is not None:
         _plot(summaries, args.plot)
-    if args.json is not None:
-        runs = [asdict(summary) for summary in summaries]
-        write_json({"schema": "draftwire.summary/1", "runs": runs}, args.json)
-    if args.json != "-":
+    runs = [asdict(summary) for summary in summaries]
+    if give_json(args, {"schema": "draftwire.summary/1", "runs": runs}):
         print(table(summaries))
         labels, documents = zip(*reports) if reports else ((), ())
         more = (positions_table(summaries), preemption_table(labels, documents))
@@ -60,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plot(summaries: Sequence[Summary], target: str) -> None:
-    from draftwire.errors import ConfigError
-
     try:
         import matplotlib
     except ImportError as exc:
@@ -90,18 +87,12 @@ def _plot(summaries: Sequence[Summary], target: str) -> None:
     right.set(xlabel="tokens/s")
     figure.tight_layout()
     kind = target.rpartition(".")[2].lower()
-    scratch = f"{target}.{os.getpid()}.partial"
     try:
         if kind not in figure.canvas.get_supported_filetypes():
             raise ConfigError(
                 f"--plot {target}: the name must end in a kind of picture",
                 hint="for example out.png",
             )
-        figure.savefig(scratch, format=kind)
-        os.replace(scratch, target)
-    except OSError as exc:
-        raise ConfigError(f"cannot write {target}: {exc.strerror}") from exc
+        write_whole(Path(target), lambda path: figure.savefig(path, format=kind))
     finally:
         pyplot.close(figure)
-        if os.path.exists(scratch):
-            os.unlink(scratch)

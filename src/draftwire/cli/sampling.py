@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from draftwire.cli._common import add_common_flags, write_json
-from draftwire.errors import ConfigError
+from draftwire.cli._common import add_common_flags, give_json, ruled
+from draftwire.rules import number, whole
 
 __all__ = ["register"]
 
@@ -20,39 +21,29 @@ def register(subparsers: Any) -> None:
     leaves = parser.add_subparsers(dest="leaf", metavar="WHAT", required=True)
     summary = "acceptance and bytes of every scheme, on your packages or the reference's"
     table = leaves.add_parser("table", help=summary, description=summary)
-    table.add_argument(
-        "--draft", type=Path, metavar="DIR", help="default: the reference draft"
-    )
-    table.add_argument(
-        "--target", type=Path, metavar="DIR", help="default: the reference target v1"
-    )
-    table.add_argument(
+    add = table.add_argument
+    add("--draft", type=Path, metavar="DIR", help="default: the reference draft")
+    add("--target", type=Path, metavar="DIR", help="default: the reference target v1")
+    add(
         "--text",
         type=Path,
         metavar="FILE",
         help="held-out text to cut prompts from (default: built-in sentences)",
     )
-    table.add_argument(
-        "--schemes", type=_names, default=(), metavar="NAME,NAME", help="default: all"
-    )
-    table.add_argument("--block", type=_whole, default=4, metavar="K", help=_default())
-    table.add_argument("--temperature", type=_real, default=0.8, help=_default())
-    table.add_argument("--top-k", type=_whole, default=50, help=_default())
-    table.add_argument("--top-p", type=_real, default=1.0, help=_default())
-    table.add_argument("--seed", type=_whole, default=1, help=_default())
-    table.add_argument(
-        "--tokens",
-        type=_whole,
-        default=64,
-        help="new tokens of each prompt (default: %(default)s)",
-    )
-    table.add_argument("--prompts", type=_whole, default=12, help=_default())
-    table.add_argument(
-        "--prompt-tokens",
-        type=_whole,
-        default=32,
-        help="length of prompts cut from a text (default: %(default)s)",
-    )
+    add("--schemes", type=_names, default=(), metavar="NAME,NAME", help="default: all")
+    count, real = ruled(whole(0, 2**64 - 1)), ruled(number(0, 1e9))
+    for flag, kind, default, about in (
+        ("--block", count, 4, ""),
+        ("--temperature", real, 0.8, ""),
+        ("--top-k", count, 50, ""),
+        ("--top-p", real, 1.0, ""),
+        ("--seed", count, 1, ""),
+        ("--tokens", count, 64, "new tokens of each prompt"),
+        ("--prompts", count, 12, ""),
+        ("--prompt-tokens", count, 32, "length of prompts cut from a text"),
+    ):
+        said = f"{about} (default: {default})" if about else f"default: {default}"
+        add(flag, type=kind, default=default, metavar="N", help=said)
     add_common_flags(table)
     table.set_defaults(run=run)
     summary = "what choosing a token costs at real vocabularies, without any model"
@@ -85,15 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.reference import draft_path, target_path
 
     settings = Settings(
-        block=args.block,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        tokens=args.tokens,
-        prompts=args.prompts,
-        prompt_tokens=args.prompt_tokens,
-        schemes=args.schemes,
+        **{field.name: getattr(args, field.name) for field in fields(Settings)}
     )
     document = sampling_table(
         draft_path() if args.draft is None else args.draft,
@@ -101,29 +84,10 @@ def run(args: argparse.Namespace) -> int:
         settings,
         text=args.text,
     )
-    if args.json is not None:
-        write_json(document, args.json)
-    if args.json != "-":
+    if give_json(args, document):
         print(render(document))
     return 0
 
 
-def _default() -> str:
-    return "default: %(default)s"
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError(f"{text!r} is no whole number")
-    return int(text)
-
-
-def _real(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as exc:
-        raise ConfigError(f"{text!r} is no number") from exc

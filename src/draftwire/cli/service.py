@@ -181,10 +181,7 @@ def _status(args: argparse.Namespace) -> int:
     with ServiceClient(args.socket, timeout=10) as service:
         found = service.status()
     found = {k: v for k, v in found.items() if k not in ("id", "event")}
-    link = found["link"]
-    if args.json is not None:
-        _common.write_json(found, args.json)
-    if args.json != "-":
+    if _common.give_json(args, found):
         print(_sentence(found))
         if not args.quiet:
             streams, state = found["streams"], found["state"]
@@ -198,7 +195,7 @@ def _status(args: argparse.Namespace) -> int:
                 f"stops, {state['tokens']} tokens"
                 + (f" (not kept: {state['why_not_kept']})" if not state["kept"] else "")
             )
-    return 0 if link["state"] == "up" else _NO_LINK
+    return 0 if found["link"]["state"] == "up" else _NO_LINK
 
 
 def _sentence(found: dict[str, Any]) -> str:
@@ -211,7 +208,7 @@ def _sentence(found: dict[str, Any]) -> str:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from draftwire.cli._stream import Painter, summary
+    from draftwire.cli._stream import Painter, screen_of, summary, warn
     from draftwire.runtime.service_client import ServiceClient
 
     prompt = check_prompt(args.prompt)
@@ -219,25 +216,19 @@ def _ask(args: argparse.Namespace) -> int:
     for option in options_of(*STREAM_GROUPS):
         given = getattr(args, option.name)
         if given is not None:
-            read = option.parse if isinstance(given, str) else option.read
-            options[option.name] = read(given, option.flag)
+            options[option.name] = option.parse(given, option.flag)
     report: dict[str, Any] = {}
-    screen = sys.stderr if args.json == "-" else sys.stdout
-    painter = Painter(screen, colour=False)
+    painter = Painter(screen_of(args), colour=False)
     try:
         with ServiceClient(args.socket) as service:
             for event in service.generate(prompt, **options):
                 painter.event(event)
                 report = event.get("report") or report
     finally:
-        if not painter.ended_line:
-            screen.write("\n")
-            screen.flush()
-    if args.json is not None:
-        _common.write_json(report, args.json)
+        painter.end_line()
+    _common.give_json(args, report)
     if not args.quiet:
-        for sentence in report.get("warnings") or ():
-            print(f"warning: {sentence}", file=sys.stderr)
+        warn(report)
         print(summary(report), file=sys.stderr)
     if not report.get("tokens") and report.get("finish") == "deadline":
         raise TransportError("no token came before the deadline")

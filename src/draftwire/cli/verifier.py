@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from draftwire import rules
 from draftwire.cli import _common, _verifier_check
 from draftwire.errors import ConfigError
 
@@ -16,19 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 SCHEMA = "draftwire.verifier/1"
+_COUNT = _common.ruled(rules.whole(1, 10**9))
+_POSITIVE = _common.ruled(rules.number(0, 1e9, above=True))
+_SECONDS = _common.ruled(rules.number(0, 1e9))
 _FRAME = "a frame (8 MiB); a device can take six times that of memory"
 _RESUME = "keep a stream whose link is lost so long, 0 for never (120)"
 
 
 def register(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser(
+    actions = _common.add_actions(
+        subparsers,
         "verifier",
         help="serve targets to devices",
         description="Hold target models and verify what devices draft.",
     )
-    parser.set_defaults(run=_nothing)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     _register_serve(actions)
     _verifier_check.register(actions)
     token = actions.add_parser(
@@ -78,7 +82,8 @@ def _register_serve(actions: Any) -> None:
     )
     add(
         "--scan-seconds",
-        type=_positive,
+        dest="scan_s",
+        type=_POSITIVE,
         default=5.0,
         metavar="S",
         help="how often DIR is looked at (default: 5)",
@@ -90,18 +95,25 @@ def _register_serve(actions: Any) -> None:
         default="auto",
         help="onnxruntime for packages, transformers for checkpoints (default: auto)",
     )
-    add("--threads", type=_count, metavar="N", help="of the engine (default: cores)")
-    add("--slots", type=_count, default=16, metavar="N", help="streams a target (16)")
-    add("--context", type=_count, metavar="N", help="most tokens of a stream")
+    add("--threads", type=_COUNT, metavar="N", help="of the engine (default: cores)")
+    add("--slots", type=_COUNT, default=16, metavar="N", help="streams a target (16)")
+    add("--context", type=_COUNT, metavar="N", help="most tokens of a stream")
     add("--device", metavar="NAME", help="torch device, for checkpoints")
     add(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         help="torch dtype, for checkpoints (default: float32 on a CPU)",
     )
-    add("--batch-tokens", type=_count, default=512, metavar="N", help="a forward (512)")
-    add("--max-batch", type=_count, default=64, metavar="N", help="streams a forward (64)")
-    add("--prefill-chunk", type=_count, default=128, metavar="N", help="a prompt (128)")
+    add("--batch-tokens", type=_COUNT, default=512, metavar="N", help="a forward (512)")
+    add(
+        "--max-batch",
+        dest="batch",
+        type=_COUNT,
+        default=64,
+        metavar="N",
+        help="streams a forward (64)",
+    )
+    add("--prefill-chunk", type=_COUNT, default=128, metavar="N", help="a prompt (128)")
     _register_network(serve)
     _common.add_common_flags(serve)
     serve.set_defaults(run=_serve)
@@ -110,27 +122,32 @@ def _register_serve(actions: Any) -> None:
 def _register_network(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument_group("network").add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    add("--port", type=_port, default=8765, help="0 takes a free one (default: 8765)")
+    add(
+        "--port",
+        type=_common.ruled(rules.whole(0, 65535)),
+        default=8765,
+        help="0 takes a free one (default: 8765)",
+    )
     _common.add_settings(serve, ("token_file",))
     add("--tls-cert", type=Path, metavar="PEM", help="certificate chain, for wss://")
     add("--tls-key", type=Path, metavar="PEM", help="its private key")
     add("--tls-client-ca", type=Path, metavar="PEM", help="ask devices for certificates")
     add("--insecure", action="store_true", help="allow plain ws:// off loopback")
     add = serve.add_argument_group("limits").add_argument
-    add("--max-sessions", type=_count, default=64, metavar="N", help="devices (64)")
-    add("--max-block", type=_count, default=64, metavar="N", help="waiting drafts (64)")
-    add("--max-message-bytes", type=_count, default=8 << 20, metavar="N", help=_FRAME)
-    add("--idle-timeout", type=_positive, default=300.0, metavar="S", help="(300)")
-    add("--ping-seconds", type=_positive, default=20.0, metavar="S", help="(20)")
-    add("--send-timeout", type=_positive, default=15.0, metavar="S", help="(15)")
-    add("--resume-ttl", type=_seconds, default=120.0, metavar="S", help=_RESUME)
-    add("--resume-streams", type=_count, default=1024, metavar="N", help="kept (1024)")
-    add("--resume-mib", type=_count, default=64, metavar="N", help="of kept text (64)")
-    add("--drain-timeout", type=_positive, default=10.0, metavar="S", help="(10)")
-
-
-def _nothing(args: argparse.Namespace) -> int:
-    raise ConfigError("name an ACTION", hint="see `draftwire verifier --help`")
+    for flag, name, kind, default, about in (
+        ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
+        ("--max-block", "block", _COUNT, 64, "waiting drafts (64)"),
+        ("--max-message-bytes", "message_bytes", _COUNT, 8 << 20, _FRAME),
+        ("--idle-timeout", "idle_s", _POSITIVE, 300.0, "(300)"),
+        ("--ping-seconds", "ping_s", _POSITIVE, 20.0, "(20)"),
+        ("--send-timeout", "send_s", _POSITIVE, 15.0, "(15)"),
+        ("--resume-ttl", "resume_s", _SECONDS, 120.0, _RESUME),
+        ("--resume-streams", "parked", _COUNT, 1024, "kept (1024)"),
+        ("--resume-mib", "parked_mib", _COUNT, 64, "of kept text (64)"),
+        ("--drain-timeout", "drain_s", _POSITIVE, 10.0, "(10)"),
+    ):
+        letter = "N" if kind is _COUNT else "S"
+        add(flag, dest=name, type=kind, default=default, metavar=letter, help=about)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -154,39 +171,14 @@ def _serve(args: argparse.Namespace) -> int:
     _common.start_logging(verbose=args.verbose)
     accounts = () if token_file is None else read_accounts(token_file)
     options = serving.Options(
-        targets=tuple(targets),
-        targets_dir=args.targets_dir,
-        scan_s=args.scan_seconds,
-        default=args.default,
-        loader=Loader(
-            backend=args.backend,
-            slots=args.slots,
-            context=args.context,
-            threads=args.threads,
-            device=args.device,
-            dtype=args.dtype,
-        ),
-        host=args.host,
-        port=args.port,
-        accounts=accounts,
-        tls=tls if args.tls_cert else None,
-        insecure=args.insecure,
-        limits=Limits(
-            connections=args.max_sessions,
-            context=args.context,
-            block=args.max_block,
-            message_bytes=args.max_message_bytes,
-            idle_s=args.idle_timeout,
-            ping_s=args.ping_seconds,
-            send_s=args.send_timeout,
-            resume_s=args.resume_ttl,
-            parked=args.resume_streams,
-            parked_bytes=args.resume_mib << 20,
-        ),
-        batch_tokens=args.batch_tokens,
-        batch=args.max_batch,
-        prefill_chunk=args.prefill_chunk,
-        drain_s=args.drain_timeout,
+        **{
+            **_fields(serving.Options, args),
+            "targets": tuple(targets),
+            "loader": Loader(**_fields(Loader, args)),
+            "accounts": accounts,
+            "tls": tls if args.tls_cert else None,
+            "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
+        }
     )
 
     def listening(service: VerifierService) -> None:
@@ -201,10 +193,8 @@ def _serve(args: argparse.Namespace) -> int:
             }
             for s in service.registry.targets
         ]
-        if args.json is not None:
-            document = {"schema": SCHEMA, "url": service.url, "targets": served}
-            _common.write_json(document, args.json)
-        if args.json != "-":
+        document = {"schema": SCHEMA, "url": service.url, "targets": served}
+        if _common.give_json(args, document):
             # The first line, so that a program that starts us can read the port.
             print(f"listening on {service.url}", flush=True)
             if not args.quiet:
@@ -212,6 +202,12 @@ def _serve(args: argparse.Namespace) -> int:
 
     serving.serve(options, listening)
     return 0
+
+
+def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Return those of ``args`` that are fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def _token(args: argparse.Namespace) -> int:
@@ -227,31 +223,3 @@ def _token(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(f"wrote {args.out}; devices get the token in it for their --token-file")
     return 0
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"{value} is no port")
-    return value

@@ -1,20 +1,79 @@
-"""The counters that outlive the service: one small file, written seldom and whole."""
+"""What the service tells systemd, and the counters that outlive it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any, Mapping
 
-__all__ = ["StateFile"]
+from draftwire.io import replacing
+
+__all__ = ["Notifier", "StateFile"]
 
 _LOG = logging.getLogger("draftwire.service")
-_NAME = "state.json"
 _MAX_BYTES = 1 << 16
 _KEYS = ("starts", "clean_stops", "finished", "failed", "cancelled", "tokens")
+
+
+class Notifier:
+    """Sends to the socket that the environment names; without one it does nothing.
+
+    Attributes:
+        watchdog_s: Seconds within which systemd wants to hear that we live, or None.
+
+    Source:
+        sd_notify(3): one datagram of ``KEY=VALUE`` lines to ``$NOTIFY_SOCKET``.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self.watchdog_s = self._watchdog(environ)
+        self._said = ""
+
+    @staticmethod
+    def _watchdog(environ: Mapping[str, str]) -> float | None:
+        pid = environ.get("WATCHDOG_PID", "")
+        if pid and pid != str(os.getpid()):
+            return None  # meant for another process
+        try:
+            wanted = int(environ.get("WATCHDOG_USEC", "")) / 1e6
+        except ValueError:
+            return None
+        return wanted if wanted > 0 else None
+
+    def ready(self) -> None:
+        """Say that requests are taken."""
+        self._send("READY=1")
+
+    def alive(self) -> None:
+        """Say that nothing hangs."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """Say that we are on our way out."""
+        self._send("STOPPING=1")
+
+    def status(self, sentence: str) -> None:
+        """Show a sentence in ``systemctl status``, when it is a new one."""
+        if sentence != self._said:
+            self._said = sentence
+            self._send("STATUS=" + sentence.replace("\n", " "))
+
+    def _send(self, text: str) -> None:
+        if not self._address:
+            return
+        # An @ stands for the zero byte of an abstract address.
+        address = self._address
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.sendto(text.encode("utf-8"), address)
+        except OSError:
+            pass  # systemd is restarting: the next word reaches it
 
 
 class StateFile:
@@ -25,7 +84,7 @@ class StateFile:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / _NAME
+        self._path = None if folder is None else folder / "state.json"
         self._before = self._read()
         self._written: dict[str, int] | None = None
         self.trouble: str | None = None
@@ -45,13 +104,10 @@ class StateFile:
         found = self._sum(counts)
         if self._path is None or found == self._written:
             return
-        partial = self._path.with_name(_NAME + ".partial")
         try:
-            partial.write_text(json.dumps(found) + "\n", encoding="ascii")
-            os.replace(partial, self._path)
+            with replacing(self._path) as fresh:
+                fresh.write_text(json.dumps(found) + "\n", encoding="ascii")
         except OSError as exc:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             if self.trouble is None:
                 _LOG.warning("counters are not kept: %s", exc)
             self.trouble = str(exc)
