@@ -49,7 +49,11 @@ def register(subparsers: Any) -> None:
     summary = "what choosing a token costs at real vocabularies, without any model"
     speed = leaves.add_parser("speed", help=summary, description=summary)
     speed.add_argument(
-        "--vocab", type=_names, default=("49152", "151936"), metavar="N,N", help=_default()
+        "--vocab",
+        type=_sizes,
+        default=(49152, 151936),
+        metavar="N,N",
+        help="default: 49152,151936",
     )
     add_common_flags(speed)
     speed.set_defaults(run=run_speed)
@@ -59,13 +63,8 @@ def run_speed(args: argparse.Namespace) -> int:
     """Measure and print."""
     from draftwire.bench.sampling_speed import render, sampling_speed
 
-    sizes = [_whole(size) for size in args.vocab]
-    if not sizes or not all(2 <= size < 1 << 24 for size in sizes):
-        raise ConfigError("a vocabulary has 2 to 16,777,215 tokens")
-    rows = sampling_speed(sizes)
-    if args.json is not None:
-        write_json({"schema": "draftwire.sampling_speed/1", "rows": rows}, args.json)
-    if args.json != "-":
+    rows = sampling_speed(args.vocab)
+    if give_json(args, {"schema": "draftwire.sampling_speed/1", "rows": rows}):
         print(render(rows))
     return 0
 
@@ -91,3 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    one = ruled(whole(2, (1 << 24) - 1))
+    return tuple(one(size) for size in _names(text)) or (one(""),)
