@@ -25,7 +25,7 @@ from draftwire.boards.profiles import find_profile
 from draftwire.boards.tree import Tree
 from draftwire.errors import ConfigError
 from draftwire.packages import DraftPackage, load_draft
-from draftwire.runtime.engine_choice import ENGINES, importable
+from draftwire.runtime.engines.choice import ENGINES, importable
 
 __all__ = ["Settings", "bench_device", "install_size", "machine", "render"]
 

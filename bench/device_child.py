@@ -29,12 +29,12 @@ def main(arguments: str) -> None:
     """
     wanted = json.loads(arguments)
     begun, cpu = time.monotonic(), time.process_time()
-    import draftwire.runtime.edge_session
+    import draftwire.runtime.edge.machine
     import draftwire.runtime.text
     from draftwire.errors import DraftwireError
     from draftwire.packages import load_draft, load_tokenizer
-    from draftwire.runtime.draft_model import DraftModel
-    from draftwire.runtime.engine_choice import importable
+    from draftwire.runtime.engines.choice import importable
+    from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.sampling import SamplingParams, make_proposer
 
     del draftwire

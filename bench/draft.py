@@ -21,8 +21,8 @@ from draftwire.bench.fresh import import_time, memory_over_bare
 from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft
-from draftwire.runtime.draft_model import DraftModel, spec_of
-from draftwire.runtime.onnx_engine import SharedCacheEngine, open_engine
+from draftwire.runtime.engines.draft_model import DraftModel, spec_of
+from draftwire.runtime.engines.onnx import SharedCacheEngine, open_engine
 from draftwire.sampling import SamplingParams, make_proposer
 
 __all__ = ["Contestant", "Settings", "bench_draft", "render"]

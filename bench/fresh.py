@@ -18,8 +18,8 @@ __all__ = ["import_time", "memory_over_bare", "run_child"]
 _IMPORTS = """
 import time
 start, cpu = time.perf_counter(), time.process_time()
-import draftwire.runtime.draft_model, draftwire.runtime.text
-import draftwire.runtime.edge_session, draftwire.sampling
+import draftwire.runtime.engines.draft_model, draftwire.runtime.text
+import draftwire.runtime.edge.machine, draftwire.sampling
 import onnxruntime, tokenizers
 print(time.perf_counter() - start, time.process_time() - cpu)
 """
@@ -55,8 +55,8 @@ session.run_with_iobinding(binding)
 """
 _OUR_STEP = """
 import sys
-from draftwire.runtime.draft_model import DraftModel, spec_of
-from draftwire.runtime.onnx_engine import SharedCacheEngine, open_engine
+from draftwire.runtime.engines.draft_model import DraftModel, spec_of
+from draftwire.runtime.engines.onnx import SharedCacheEngine, open_engine
 model = DraftModel.load(sys.argv[1], precision=sys.argv[2], threads=int(sys.argv[3]))
 model.forward([0])
 """

@@ -33,7 +33,7 @@ from draftwire.transport.messages import Block, Commit
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 
 if TYPE_CHECKING:
-    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.runtime.engines.draft_model import DraftModel
 
 __all__ = ["PROMPTS", "Count", "Settings", "measure", "render", "sampling_table"]
 
@@ -239,7 +239,7 @@ def sampling_table(
         PackageError: A package is damaged.
     """
     from draftwire.packages import load_draft
-    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.tokenizer import load_tokenizer
     from draftwire.verifier.backends.loading import Loader
 

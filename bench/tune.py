@@ -22,7 +22,7 @@ from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError, IncompatibleError
 from draftwire.export.tune import Candidate, choose, write_acceptance, write_hint
 from draftwire.packages import DraftPackage, load_draft
-from draftwire.runtime.draft_model import DraftModel
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
 
 __all__ = ["Tuning", "measure_acceptance", "read_prompts", "read_times", "render", "tune"]

@@ -14,7 +14,7 @@ import os
 import sys
 
 from draftwire.packages import load_draft, load_tokenizer
-from draftwire.runtime.draft_model import DraftModel
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.greeting import hello_of
 from draftwire.transport.client import Connection
 from draftwire.transport.messages import Block, Commit, Finish, Open, Opened

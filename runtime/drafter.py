@@ -1,7 +1,7 @@
 """Runs the draft model: keeps its cache on a stream's sequence, one step at a time.
 
-Orders (:class:`~draftwire.runtime.actions.Draft`) come in at any time; each step does one
-forward, or reads one chunk of text, and looks at the orders first. So a new order
+Orders (:class:`~draftwire.runtime.edge.actions.Draft`) come in at any time; each step
+does one forward, or reads one chunk of text, and looks at the orders first. So a new order
 overtakes the one at work within one forward. Who calls :meth:`Drafter.step`, and when, is
 the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual clock.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol, Sequence
 import numpy as np
 
 from draftwire.errors import ModelError
-from draftwire.runtime.actions import Draft
-from draftwire.runtime.suffix_cache import SuffixCache
+from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer
 
 __all__ = ["Drafter", "Model", "Step"]
@@ -25,7 +25,7 @@ _CHUNK = 256  # prompt tokens of one step
 
 
 class Model(Protocol):
-    """What the drafter needs of :class:`~draftwire.runtime.draft_model.DraftModel`."""
+    """What the drafter needs of a draft model (:mod:`~draftwire.runtime.engines`)."""
 
     @property
     def length(self) -> int:

@@ -38,15 +38,15 @@ from draftwire.errors import (
     VerifierError,
 )
 from draftwire.runtime.accounting import StreamAccount
-from draftwire.runtime.actions import Action, Draft, Emit, Finished, Revise, Send
-from draftwire.runtime.controller import Controller
-from draftwire.runtime.decisions import Decisions
 from draftwire.runtime.drafter import Drafter, Model, Step
-from draftwire.runtime.edge_session import EdgeSession, State
+from draftwire.runtime.edge.actions import Action, Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.edge.machine import EdgeSession, State
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import Link, LinkSettings
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.pacing.controller import Controller
+from draftwire.runtime.pacing.decisions import Decisions
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
-from draftwire.runtime.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, SamplingParams
 from draftwire.transport.client import to_exception
 from draftwire.transport.messages import Block, Error, Hello, Message, Welcome

@@ -6,7 +6,7 @@ from typing import Sequence
 
 import draftwire
 from draftwire.packages import DraftPackage
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import SamplingParams
 from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Hello, Open

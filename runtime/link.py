@@ -17,7 +17,7 @@ from typing import Protocol
 
 from draftwire.clock import Clock, Timer
 from draftwire.errors import BusyError, DraftwireError, TransportError
-from draftwire.runtime.channel import Channel
+from draftwire.runtime.pacing.channel import Channel
 from draftwire.runtime.ports import Network, Wire
 from draftwire.transport.client import may_pass
 from draftwire.transport.messages import Hello, Message, Welcome

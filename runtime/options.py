@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Callable, TypeVar
 
 from draftwire.errors import ConfigError
 from draftwire.options import Pacing, Power, Sampling, check_prompt
-from draftwire.runtime.controller import Controller, FixedLength, make_controller
 from draftwire.runtime.driver import named
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
 from draftwire.sampling import SamplingParams, check_race, make_proposer
 from draftwire.transport.messages import Welcome
 

@@ -20,8 +20,8 @@ from draftwire.sampling import loss_of
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
-    from draftwire.runtime.actions import Counts
     from draftwire.runtime.driver import StreamRun
+    from draftwire.runtime.edge.actions import Counts
     from draftwire.transport.capture import WireCapture
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from draftwire.runtime.actions import Emit, Token
+from draftwire.runtime.edge.actions import Emit, Token
 from draftwire.runtime.text import TextStream
 
 __all__ = ["Screen"]

@@ -21,17 +21,15 @@ from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.runtime.accounting import EnergyChoice, PowerMeter
-from draftwire.runtime.actions import Token
-from draftwire.runtime.controller import Controller
-from draftwire.runtime.decisions import Memory
-from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
+from draftwire.runtime.edge.actions import Token
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.greeting import hello_of
 from draftwire.runtime.known import assumed_welcome, recall_welcome, remember_welcome
 from draftwire.runtime.link import LinkSettings, LinkState
 from draftwire.runtime.live import EngineThread, LoopThread
-from draftwire.runtime.mode import Mode
 from draftwire.runtime.options import (
     controller_for,
     encode_prompt,
@@ -39,6 +37,8 @@ from draftwire.runtime.options import (
     insight,
     params_of,
 )
+from draftwire.runtime.pacing.controller import Controller
+from draftwire.runtime.pacing.decisions import Memory
 from draftwire.runtime.report import stream_report
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
@@ -440,7 +440,7 @@ class Session(SessionBase):
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
-                them against the drafts: see :class:`~draftwire.runtime.mode.Mode`, as
+                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
                 for the next four.
             pipeline: Blocks in flight, at most.
             preempt: What is drafted while verdicts are out.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, AsyncIterator, Callable, Iterator, Protocol, Union
 
 from draftwire.errors import DraftwireError
-from draftwire.runtime.actions import Emit, Revise, Token
 from draftwire.runtime.driver import StreamRun
+from draftwire.runtime.edge.actions import Emit, Revise, Token
 from draftwire.runtime.screen import Screen
 
 __all__ = ["AsyncStream", "Chunk", "Stream", "StreamBase", "StreamOwner"]

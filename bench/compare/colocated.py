@@ -17,9 +17,9 @@ from draftwire.bench.sim.cloud import SimVerifier
 from draftwire.bench.sim.run import Device, Setting
 from draftwire.bench.sim.simulate import RealJob
 from draftwire.clock import VirtualClock
-from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.drafter import Model
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.executor import Done, Heard, VirtualExecutor

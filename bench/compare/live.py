@@ -27,8 +27,8 @@ from draftwire.bench.sim.texts import Text
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft, load_target, load_tokenizer
-from draftwire.runtime.draft_model import DraftModel
 from draftwire.runtime.drafter import Model
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.session import Session
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend

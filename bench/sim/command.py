@@ -204,7 +204,7 @@ def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
     from draftwire.bench.sampling_table import PROMPTS
     from draftwire.packages import load_draft, load_tokenizer
     from draftwire.reference import draft_path, target_path
-    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.verifier.backends.onnx_target import OnnxTarget
 
     package = load_draft(str(draft_path()))

@@ -26,7 +26,7 @@ from draftwire.bench.sim.texts import Text
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.verifier.backends.base import TargetBackend
 
 __all__ = ["SCHEMA", "Recording", "read_recording", "record"]

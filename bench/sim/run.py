@@ -21,12 +21,12 @@ from draftwire.energy.account import Account
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import DraftwireError
 from draftwire.runtime.accounting import StreamAccount
-from draftwire.runtime.actions import Counts, Emit, Revise
-from draftwire.runtime.controller import Controller
 from draftwire.runtime.drafter import Drafter, Model
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.actions import Counts, Emit, Revise
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.options import insight
+from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.report import stream_report
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.bits import id_bits, packed_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
 
 __all__ = [
     "DEFAULT_ROWS",

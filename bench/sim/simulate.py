@@ -25,8 +25,8 @@ from draftwire.bench.sim.texts import (
 )
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.controller import Controller, make_controller
 from draftwire.runtime.drafter import Model
+from draftwire.runtime.pacing.controller import Controller, make_controller
 from draftwire.verifier.backends.base import TargetBackend
 
 __all__ = [

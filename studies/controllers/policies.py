@@ -22,9 +22,9 @@ from draftwire.bench.sim.texts import Source
 from draftwire.clock import VirtualClock
 from draftwire.energy.account import Account
 from draftwire.runtime.accounting import StreamAccount
-from draftwire.runtime.controller import Controller, make_controller
-from draftwire.runtime.controller_baselines import Oracle
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.baselines import Oracle
+from draftwire.runtime.pacing.controller import Controller, make_controller
 
 __all__ = ["MODES", "POLICIES", "Board", "Run", "run_policy", "trace_link"]
 

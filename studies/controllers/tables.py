@@ -18,10 +18,10 @@ from draftwire.bench.sim.simulate import Plan
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.controller import make_controller
-from draftwire.runtime.controller_auto import Auto
-from draftwire.runtime.governor import WINDOW_S
-from draftwire.runtime.length_rule import best_ratio
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.controller import make_controller
+from draftwire.runtime.pacing.governor import WINDOW_S
+from draftwire.runtime.pacing.length_rule import best_ratio
 from draftwire.sampling import Proposal
 from studies.controllers.policies import (
     MODES,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from draftwire.export.backbone.evaluate import accepted_per_block, validation_loss
 from draftwire.export.backbone.model import KeyValues, Transformer
-from draftwire.runtime.suffix_cache import SuffixCache
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
 __all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]
 

@@ -22,11 +22,11 @@ from draftwire.bench.sim.texts import Synthetic, TextDraft, TextTarget, parse_lu
 from draftwire.cli import main
 from draftwire.clock import VirtualClock
 from draftwire.errors import ConfigError
-from draftwire.runtime.actions import Draft
-from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.drafter import Drafter
+from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.live import EngineThread
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Block, Hello, Open
 

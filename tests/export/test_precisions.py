@@ -112,7 +112,7 @@ def test_what_a_rounded_draft_says_does_not_depend_on_the_step(precision, models
 def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeypatch):
     import onnxruntime
 
-    from draftwire.runtime.engine_choice import choose_engine
+    from draftwire.runtime.engines.choice import choose_engine
 
     package = load_draft(
         export_onnx(

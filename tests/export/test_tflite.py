@@ -22,7 +22,7 @@ from draftwire.export.tflite_graph import build_tflite, rooms  # noqa: E402
 from draftwire.export.tflite_parity import TfliteRunner, check_tflite  # noqa: E402
 from draftwire.export.tflite_source import CheckpointSource, PackageSource  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
 SHAPES = (
     "llama",

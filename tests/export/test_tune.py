@@ -21,8 +21,8 @@ from draftwire.export.tune import (  # noqa: E402
     write_hint,
 )
 from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime import engine_choice  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines import choice as engine_choice  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY = FIXTURES / "tiny.draft"

@@ -32,7 +32,7 @@ PLANTED = {
         lambda self, *, cached, detach=TargetSession.detach: detach(self, cached=True),
     ),
     # drafts beyond the text's end
-    "edge": ("draftwire.runtime.edge_session.EdgeSession._room", lambda self, line: 300),
+    "edge": ("draftwire.runtime.edge.machine.EdgeSession._room", lambda self, line: 300),
 }
 
 

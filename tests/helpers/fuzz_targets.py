@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.runtime.actions import Draft, Emit, Finished, Revise, Send
-from draftwire.runtime.controller import FixedLength
-from draftwire.runtime.edge_session import EdgeSession
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.actions import Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.edge.machine import EdgeSession
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SCHEMES, SamplingParams, make_decider, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.explain import explain

@@ -29,7 +29,7 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "epochs do not wrap",
-        "runtime/in_flight.py",
+        "runtime/edge/in_flight.py",
         "self.epoch = (self.epoch + 1) & 0xFF",
         "self.epoch = self.epoch + 1",
         "tests/laws/test_histories.py::test_long_histories",
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     Mutant(
         "the governor looks at new blocks only",
-        "runtime/controller_auto.py",
+        "runtime/pacing/auto.py",
         "if not self.governor.allows(costs.draft_s, costs.draft_w):",
         "if False:",
         "tests/runtime/test_controller_policies.py",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     Mutant(
         "the device resumes at any position",
-        "runtime/edge_session.py",
+        "runtime/edge/machine.py",
         "if message.position != held:",
         "if False:",
         "tests/runtime/test_sessions.py -k resume",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     Mutant(
         "drafts that died unjudged are never sent again",
-        "runtime/edge_session.py",
+        "runtime/edge/machine.py",
         "if hand.start > len(wire.tokens):",
         "if False:",
         "tests/laws/test_pipelined_laws.py",

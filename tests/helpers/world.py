@@ -27,12 +27,12 @@ from draftwire.errors import (
     VerifierError,
 )
 from draftwire.runtime.accounting import StreamAccount
-from draftwire.runtime.actions import Emit, Revise
-from draftwire.runtime.controller import FixedLength
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamSpec
+from draftwire.runtime.edge.actions import Emit, Revise
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import LinkSettings
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
 from draftwire.transport.codec import VERSION, Codec
 from draftwire.transport.messages import Hello, Welcome

@@ -19,7 +19,7 @@ from draftwire.cli import main
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS, STREAM_GROUPS, options_of
-from draftwire.runtime.service_streams import read_request, request_of
+from draftwire.runtime.service.streams import read_request, request_of
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT = FIXTURES / "tiny.draft"

@@ -11,9 +11,9 @@ import draftwire
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import ConfigError
 from draftwire.packages import load_draft, load_tokenizer
-from draftwire.runtime.actions import Draft
 from draftwire.runtime.drafter import Drafter
-from draftwire.runtime.suffix_cache import SuffixCache
+from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import SamplingParams, make_decider, make_proposer
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget

@@ -236,7 +236,7 @@ def test_a_verifier_that_loses_a_token_on_resume_is_caught(monkeypatch):
 
 def test_an_early_exit_that_is_taken_for_a_verdict_is_caught(monkeypatch):
     """Nor may provisional tokens become text: this mistake must show."""
-    from draftwire.runtime.edge_session import EdgeSession
+    from draftwire.runtime.edge.machine import EdgeSession
 
     honest = EdgeSession.message
 

@@ -16,7 +16,7 @@ import world
 from cached_target import CachedTarget
 from world import Plan, StreamPlan
 
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import SamplingParams, law_of
 
 STREAMS = 2500

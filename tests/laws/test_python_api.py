@@ -215,7 +215,7 @@ def test_a_budget_without_a_power_source_is_refused(verifier):
 
 
 def test_a_controller_hears_of_verdicts_and_watts(verifier):
-    from draftwire.runtime.controller import FixedLength
+    from draftwire.runtime.pacing.controller import FixedLength
 
     class Curious(FixedLength):
         verdicts, watts = 0, None

@@ -17,7 +17,7 @@ from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
 from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
 

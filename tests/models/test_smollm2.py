@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.workstation, pytest.mark.slow]
 from draftwire.export.inputs import checkpoint_folder  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
 from draftwire.tokenizer import load_tokenizer  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402

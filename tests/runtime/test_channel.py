@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from draftwire.runtime.channel import Channel
+from draftwire.runtime.pacing.channel import Channel
 from draftwire.transport.messages import Block, Commit, Finish, Open, Opened, Resumed
 
 

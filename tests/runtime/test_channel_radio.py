@@ -3,7 +3,7 @@
 import pytest
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.radio import parse_iw, parse_mmcli, read_radio
+from draftwire.runtime.pacing.radio import parse_iw, parse_mmcli, read_radio
 
 LTE = (
     '{"modem":{"signal":{"5g":{"rsrp":"--"},"lte":{"rsrp":"-97.00","rssi":"-65"},'

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.controller import Controller, Round, make_controller
-from draftwire.runtime.controller_auto import Auto
-from draftwire.runtime.controller_baselines import FlexSpec, Oracle, Qsv
-from draftwire.runtime.governor import WINDOW_S, Governor
-from draftwire.runtime.length_rule import best_ratio
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.baselines import FlexSpec, Oracle, Qsv
+from draftwire.runtime.pacing.controller import Controller, Round, make_controller
+from draftwire.runtime.pacing.governor import WINDOW_S, Governor
+from draftwire.runtime.pacing.length_rule import best_ratio
 from draftwire.sampling import Proposal
 
 WAIT = Mode(preempt=frozenset())

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from draftwire.runtime.length_rule import Confidence, Line, Survival, best_ratio
+from draftwire.runtime.pacing.length_rule import Confidence, Line, Survival, best_ratio
 
 # Optimum length for S_k = a^k, by brute force (methods, section 5): T_f / T_m = 4 .. 32.
 OPTIMA = {

@@ -14,8 +14,9 @@ ort = pytest.importorskip("onnxruntime")
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
-from draftwire.runtime import draft_model, onnx_engine  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines import draft_model  # noqa: E402
+from draftwire.runtime.engines import onnx as onnx_engine  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 TINY = FIXTURES / "tiny.draft"

@@ -7,8 +7,8 @@ import pytest
 
 from draftwire.clock import VirtualClock
 from draftwire.errors import BusyError, ModelError, RefusedError, TransportError
-from draftwire.runtime.actions import Draft
 from draftwire.runtime.drafter import Drafter
+from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.link import Link, LinkSettings
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Hello, Welcome

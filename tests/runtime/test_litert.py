@@ -14,8 +14,9 @@ import pytest
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.packages import NewFile, load_draft, write_package
-from draftwire.runtime import engine_choice, litert_engine
-from draftwire.runtime.draft_model import DraftModel
+from draftwire.runtime.engines import choice as engine_choice
+from draftwire.runtime.engines import litert as litert_engine
+from draftwire.runtime.engines.draft_model import DraftModel
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -267,7 +268,8 @@ def test_no_engine_says_what_to_install(both, monkeypatch):
 
 def test_the_runtime_imports_no_engine():
     code = (
-        "import sys, draftwire.runtime.draft_model, draftwire.runtime.litert_engine\n"
+        "import sys, draftwire.runtime.engines.draft_model\n"
+        "import draftwire.runtime.engines.litert\n"
         "bad = {'onnxruntime', 'ai_edge_litert', 'tflite_runtime'} & set(sys.modules)\n"
         "sys.exit(' '.join(bad) or 0)"
     )

@@ -11,10 +11,11 @@ import pytest
 ort = pytest.importorskip("onnxruntime")
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.runtime import onnx_engine, onnx_providers  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
-from draftwire.runtime.engine import ModelSpec  # noqa: E402
-from draftwire.runtime.onnx_providers import (  # noqa: E402
+from draftwire.runtime.engines import onnx as onnx_engine  # noqa: E402
+from draftwire.runtime.engines import providers as onnx_providers  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines.engine import ModelSpec  # noqa: E402
+from draftwire.runtime.engines.providers import (  # noqa: E402
     CUDA,
     TENSORRT,
     Profile,

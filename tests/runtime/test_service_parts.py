@@ -21,10 +21,10 @@ from draftwire.errors import (
     RefusedError,
     TransportError,
 )
-from draftwire.runtime import service_link
-from draftwire.runtime.service import _lines
-from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_streams import (
+from draftwire.runtime.service import link as service_link
+from draftwire.runtime.service.link import Keeper
+from draftwire.runtime.service.service import _lines
+from draftwire.runtime.service.streams import (
     MAX_LINE,
     MAX_STREAMS,
     Cancel,
@@ -35,7 +35,7 @@ from draftwire.runtime.service_streams import (
     read_request,
     request_of,
 )
-from draftwire.runtime.service_system import Notifier, StateFile
+from draftwire.runtime.service.system import Notifier, StateFile
 
 
 class SandStream:

@@ -20,7 +20,7 @@ import pytest
 
 from draftwire.cli import main
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
-from draftwire.runtime.service_client import ServiceClient, default_socket
+from draftwire.runtime.service.client import ServiceClient, default_socket
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from world import VOCAB
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.runtime.actions import (
+from draftwire.runtime.edge.actions import (
     Finished,
     Send,
 )
-from draftwire.runtime.controller import FixedLength
-from draftwire.runtime.edge_session import EdgeSession
+from draftwire.runtime.edge.machine import EdgeSession
+from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import Proposal, SamplingParams, make_proposer
 from draftwire.transport.messages import (
     Block,

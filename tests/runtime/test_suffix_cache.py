@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from draftwire.errors import ConfigError, OutputError
-from draftwire.runtime.suffix_cache import SuffixCache
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
 VOCAB = 1000
 

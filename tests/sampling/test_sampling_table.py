@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers")
 from draftwire.bench.sampling_table import Settings, measure  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.runtime.draft_model import DraftModel  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.sampling import SCHEMES, SamplingParams, card_of  # noqa: E402
 from draftwire.verifier.backends.loading import Loader  # noqa: E402
 

@@ -9,8 +9,8 @@ import pytest
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.runtime.controller import Controller, Round
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.controller import Controller, Round
 from studies.controllers.policies import MODES, run_policy
 
 

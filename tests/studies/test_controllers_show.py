@@ -10,7 +10,7 @@ import pytest
 from draftwire.bench.link.text import parse_link
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
-from draftwire.runtime.controller import make_controller
+from draftwire.runtime.pacing.controller import make_controller
 from studies.controllers.__main__ import main
 from studies.controllers.policies import MODES, POLICIES, run_policy, trace_link
 from studies.controllers.tables import (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
-from draftwire.runtime.edge_session import TABLE as DEVICE
+from draftwire.runtime.edge.machine import TABLE as DEVICE
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.transport.states import after, diagram, fill
 from draftwire.verifier import target_session

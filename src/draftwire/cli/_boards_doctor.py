@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add_flags", "render", "run"]
 
 # Opens a draft in a process of its own; the boards' room knows no engine of ours.
-PROBE = ("-m", "draftwire.runtime.probe")
+PROBE = ("-m", "draftwire.runtime.engines.probe")
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 
 

@@ -77,8 +77,8 @@ def register(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     import draftwire
     from draftwire.packages import load_draft
-    from draftwire.runtime.service import Service, ServiceOptions
-    from draftwire.runtime.service_client import default_socket
+    from draftwire.runtime.service.client import default_socket
+    from draftwire.runtime.service.service import Service, ServiceOptions
 
     _start_logging(verbose=args.verbose)
     values = _common.read_settings(args)
@@ -176,7 +176,7 @@ def _start_logging(*, verbose: bool) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from draftwire.runtime.service_client import ServiceClient
+    from draftwire.runtime.service.client import ServiceClient
 
     with ServiceClient(args.socket, timeout=10) as service:
         found = service.status()
@@ -209,7 +209,7 @@ def _sentence(found: dict[str, Any]) -> str:
 
 def _ask(args: argparse.Namespace) -> int:
     from draftwire.cli._stream import Painter, screen_of, summary, warn
-    from draftwire.runtime.service_client import ServiceClient
+    from draftwire.runtime.service.client import ServiceClient
 
     prompt = check_prompt(args.prompt)
     options = {}  # what is not given here is as the service was told

@@ -16,8 +16,8 @@ __all__ = ["ENGINES", "Hint", "board_hint", "choose_engine", "importable"]
 
 # Engine names of ``draft.json``, the one preferred first, and what opens their files.
 ENGINES = {
-    "onnxruntime": "draftwire.runtime.onnx_engine",
-    "litert": "draftwire.runtime.litert_engine",
+    "onnxruntime": "draftwire.runtime.engines.onnx",
+    "litert": "draftwire.runtime.engines.litert",
 }
 _LIBRARIES = {
     "onnxruntime": ("onnxruntime",),

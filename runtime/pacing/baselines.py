@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol, Sequence
 
-from draftwire.runtime.controller import Controller, Round
-from draftwire.runtime.length_rule import Costs
+from draftwire.runtime.pacing.controller import Controller, Round
+from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import Proposal
 
 __all__ = ["FlexSpec", "Foresight", "Oracle", "Qsv"]

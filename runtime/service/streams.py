@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, Union
 from draftwire.errors import BusyError, ConfigError, DraftwireError
 from draftwire.io import did_you_mean
 from draftwire.options import OPTIONS, STREAM_GROUPS, check_prompt, options_of
-from draftwire.runtime.service_link import Keeper
+from draftwire.runtime.service.link import Keeper
 
 if TYPE_CHECKING:
     from draftwire.runtime.stream import AsyncStream, Chunk

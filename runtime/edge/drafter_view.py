@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from draftwire.runtime.actions import Action, Draft
-from draftwire.runtime.in_flight import common
-from draftwire.runtime.lines import Line
+from draftwire.runtime.edge.actions import Action, Draft
+from draftwire.runtime.edge.in_flight import common
+from draftwire.runtime.edge.lines import Line
 from draftwire.sampling import Proposal
 
 __all__ = ["DrafterView"]

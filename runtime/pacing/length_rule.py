@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Mapping, Sequence
 
-from draftwire.runtime.controller import Round
+from draftwire.runtime.pacing.controller import Round
 
 __all__ = ["Confidence", "Costs", "Line", "Mean", "Survival", "best_ratio"]
 

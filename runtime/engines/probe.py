@@ -1,4 +1,4 @@
-"""``python -m draftwire.runtime.probe DRAFT``: open a draft here, and say what came of it.
+"""``python -m draftwire.runtime.engines.probe DRAFT``: does a draft open here?
 
 A process of its own for those who want to know whether a draft runs on a machine where
 opening it may end the process. One JSON object to stdout; exit code 0 when it ran.
@@ -28,7 +28,7 @@ _ONNX = "onnxruntime"
 
 def main(words: Sequence[str]) -> int:
     """Run it and print the JSON object."""
-    parser = argparse.ArgumentParser(prog="python -m draftwire.runtime.probe")
+    parser = argparse.ArgumentParser(prog="python -m draftwire.runtime.engines.probe")
     parser.add_argument("draft", type=Path)
     parser.add_argument(
         "--engine", help="open it on this one, or as a session would (auto); without: list"
@@ -77,7 +77,7 @@ def probe_draft(
         DraftwireError: It does not run.
     """
     from draftwire.packages import load_tokenizer
-    from draftwire.runtime.draft_model import DraftModel
+    from draftwire.runtime.engines.draft_model import DraftModel
 
     start = time.perf_counter()
     load_tokenizer(package.tokenizer_path).encode("Once upon a time")

@@ -20,7 +20,7 @@ from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.boards.providers import CPU, CPU_MEMORY, short_name
 from draftwire.errors import ConfigError
-from draftwire.runtime.engine import Engine, ModelSpec
+from draftwire.runtime.engines.engine import Engine, ModelSpec
 
 __all__ = [
     "PROVIDERS",

@@ -12,7 +12,8 @@ the stream yields anyway. What pays depends on how the stream works:
   itself; blocks are as small as the uplink lets them be.
 
 Where drafting does not pay at all it draws back (``off``: the verifier streams), and
-tries again now and then. Budgets of power are kept by :mod:`draftwire.runtime.governor`.
+tries again now and then. Budgets of power are kept by
+:mod:`draftwire.runtime.pacing.governor`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ from operator import mul
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.controller import Controller, Round
-from draftwire.runtime.governor import Duty, Governor, Trial
-from draftwire.runtime.length_rule import Confidence, Costs, Mean, Survival, best_ratio
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.controller import Controller, Round
+from draftwire.runtime.pacing.governor import Duty, Governor, Trial
+from draftwire.runtime.pacing.length_rule import (
+    Confidence,
+    Costs,
+    Mean,
+    Survival,
+    best_ratio,
+)
 from draftwire.sampling import Proposal
 
 __all__ = ["OBJECTIVES", "Auto"]

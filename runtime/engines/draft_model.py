@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Callable, Sequence, Union
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.runtime.engine import Engine, ModelSpec
-from draftwire.runtime.engine_choice import ENGINES, board_hint, choose_engine
+from draftwire.runtime.engines.choice import ENGINES, board_hint, choose_engine
+from draftwire.runtime.engines.engine import Engine, ModelSpec
 
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile

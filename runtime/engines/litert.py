@@ -19,7 +19,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.runtime.engine import Engine, ModelSpec
+from draftwire.runtime.engines.engine import Engine, ModelSpec
 
 __all__ = ["INSTALL_HINT", "LiteRTEngine", "import_litert", "open_engine"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from draftwire.runtime.actions import Action, Emit, Revise, Token
-from draftwire.runtime.in_flight import common
+from draftwire.runtime.edge.actions import Action, Emit, Revise, Token
+from draftwire.runtime.edge.in_flight import common
 
 __all__ = ["Guesses"]
 

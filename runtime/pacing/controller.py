@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.mode import Mode
+from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import Proposal
 
 __all__ = ["Controller", "FixedLength", "Off", "Round", "make_controller"]
@@ -151,8 +151,8 @@ def make_controller(
     name, _, value = spec.partition(":")
     budget = max_watts is not None or max_joules_per_token is not None
     if name == "auto":
-        from draftwire.runtime.controller_auto import Auto
-        from draftwire.runtime.governor import Governor
+        from draftwire.runtime.pacing.auto import Auto
+        from draftwire.runtime.pacing.governor import Governor
 
         return Auto(value or "latency", Governor(max_watts, max_joules_per_token))
     if budget:
@@ -165,7 +165,7 @@ def make_controller(
     if spec == "off":
         return Off()
     if spec in ("flexspec", "qsv"):
-        from draftwire.runtime.controller_baselines import FlexSpec, Qsv
+        from draftwire.runtime.pacing.baselines import FlexSpec, Qsv
 
         return FlexSpec() if spec == "flexspec" else Qsv()
     raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Sequence, Tuple
 
-from draftwire.runtime.in_flight import common
+from draftwire.runtime.edge.in_flight import common
 from draftwire.sampling import Proposal
 
 __all__ = ["Line", "Lines"]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.actions import Emit
-from draftwire.runtime.channel import Channel
-from draftwire.runtime.controller import Controller, make_controller
-from draftwire.runtime.controller_auto import Auto
-from draftwire.runtime.radio import read_radio
-from draftwire.runtime.suffix_cache import SuffixCache
+from draftwire.runtime.edge.actions import Emit
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.channel import Channel
+from draftwire.runtime.pacing.controller import Controller, make_controller
+from draftwire.runtime.pacing.radio import read_radio
+from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, card_of
 from draftwire.sampling.qs import QsProposer
 from draftwire.transport.messages import Message

@@ -13,8 +13,8 @@ from collections import deque
 from statistics import median
 from typing import Any, NamedTuple
 
-from draftwire.runtime.controller import Round
-from draftwire.runtime.length_rule import Line
+from draftwire.runtime.pacing.controller import Round
+from draftwire.runtime.pacing.length_rule import Line
 from draftwire.transport.messages import (
     Block,
     Bye,

@@ -22,8 +22,8 @@ from draftwire.boards.providers import (
     short_name,
 )
 from draftwire.errors import ConfigError, ModelError
-from draftwire.runtime.engine import Engine, ModelSpec
-from draftwire.runtime.onnx_providers import (
+from draftwire.runtime.engines.engine import Engine, ModelSpec
+from draftwire.runtime.engines.providers import (
     Profile,
     cache_folder,
     choose_provider,

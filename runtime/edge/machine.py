@@ -5,14 +5,14 @@ to carry out, in order. The same object runs live (:mod:`draftwire.runtime.sessi
 under property tests with any interleaving, and in a simulator.
 
 The sequence is ``prompt + committed + drafts``. Committed tokens are final; drafts are
-guesses (:class:`~draftwire.runtime.lines.Lines`), and what the verifier has been sent of
-them is in flight (:class:`~draftwire.runtime.in_flight.InFlight`). A verdict turns some
-drafts into text, and throws those away that contradict it. Throwing away drafts that were
-sent begins a new branch with a new epoch, so that the verifier can tell the dead one.
+guesses (:class:`~.lines.Lines`), and what the verifier has been sent of them is in flight
+(:class:`~.in_flight.InFlight`). A verdict turns some drafts into text, and throws those
+away that contradict it. Throwing away drafts that were sent begins a new branch with a
+new epoch, so that the verifier can tell the dead one.
 
 After every event the session asks itself two questions: may a block leave
 (``_dispatch``), and what should the drafter do now (``_steer``). What they may do while a
-verdict is out is the stream's :class:`~draftwire.runtime.mode.Mode`.
+verdict is out is the stream's :class:`~draftwire.runtime.edge.mode.Mode`.
 
 A lost link changes nothing in the text. The session waits (or, ``offline="draft"``, goes
 on drafting and shows its guesses as such); with a new link it resumes the stream, or opens
@@ -27,22 +27,22 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.actions import (
+from draftwire.runtime.edge.actions import (
     Action,
     Counts,
     Finished,
     Send,
     Token,
 )
-from draftwire.runtime.controller import Controller
-from draftwire.runtime.drafter_view import DrafterView
+from draftwire.runtime.edge.drafter_view import DrafterView
+from draftwire.runtime.edge.guesses import Guesses
+from draftwire.runtime.edge.in_flight import InFlight, common
+from draftwire.runtime.edge.lines import Line, Lines
+from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
+from draftwire.runtime.edge.preemption import Preemption
+from draftwire.runtime.edge.verdict import read_verdict, tally
 from draftwire.runtime.greeting import open_of
-from draftwire.runtime.guesses import Guesses
-from draftwire.runtime.in_flight import InFlight, common
-from draftwire.runtime.lines import Line, Lines
-from draftwire.runtime.mode import DEFAULT_MODE, Mode
-from draftwire.runtime.preemption import Preemption
-from draftwire.runtime.verdict import read_verdict, tally
+from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
 from draftwire.transport import states
 from draftwire.transport.messages import (

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Callable, Container, Sequence
 
-from draftwire.runtime.actions import Counts
-from draftwire.runtime.in_flight import InFlight, common
-from draftwire.runtime.lines import Line, Lines
+from draftwire.runtime.edge.actions import Counts
+from draftwire.runtime.edge.in_flight import InFlight, common
+from draftwire.runtime.edge.lines import Line, Lines
 from draftwire.sampling import Proposal
 from draftwire.transport.messages import Provisional
 
@@ -29,7 +29,7 @@ class Preemption:
         lines: Drafts of the stream.
         wire: What is in flight of them.
         counts: Of the stream.
-        sources: Whom to listen to, see :class:`~draftwire.runtime.mode.Mode`.
+        sources: Whom to listen to, see :class:`~draftwire.runtime.edge.mode.Mode`.
     """
 
     def __init__(

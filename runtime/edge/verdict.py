@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.runtime.actions import Counts, Token
-from draftwire.runtime.controller import Controller
-from draftwire.runtime.in_flight import InFlight
-from draftwire.runtime.lines import Lines
+from draftwire.runtime.edge.actions import Counts, Token
+from draftwire.runtime.edge.in_flight import InFlight
+from draftwire.runtime.edge.lines import Lines
+from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposer
 from draftwire.transport.messages import Commit, Finish
 

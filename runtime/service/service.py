@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError
-from draftwire.runtime.service_link import Keeper
-from draftwire.runtime.service_streams import (
+from draftwire.runtime.service.link import Keeper
+from draftwire.runtime.service.streams import (
     MAX_LINE,
     Cancel,
     Generate,
@@ -34,7 +34,7 @@ from draftwire.runtime.service_streams import (
     read_request,
     request_of,
 )
-from draftwire.runtime.service_system import Notifier, StateFile
+from draftwire.runtime.service.system import Notifier, StateFile
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
