@@ -14,7 +14,6 @@ import os
 import random
 import statistics
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Sequence
@@ -26,7 +25,9 @@ from draftwire.bench.faults import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
+from draftwire.transport.dial import web
 from draftwire.transport.messages import Block, Commit, Hello, Open, Opened, Welcome
+from draftwire.verifier.conformance import direct
 
 __all__ = ["Load", "bench_verifier", "render"]
 
@@ -220,6 +221,7 @@ async def _run(
                     compression=None,
                     ping_interval=None,
                     open_timeout=PATIENCE_S,
+                    **direct(url),  # type: ignore[arg-type]
                 )
             )
             found = _Device(socket, package)
@@ -327,7 +329,8 @@ def _summary(
 def _numbers(port: int) -> dict[str, float]:
     """Return what the verifier counts: verify forwards, their blocks, committed tokens."""
     found = dict.fromkeys(("forwards", "committed", "blocks", "seconds"), 0.0)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    url = f"http://127.0.0.1:{port}/metrics"
+    with web("127.0.0.1", None).open(url, timeout=30) as answer:
         for line in answer.read().decode().splitlines():
             name, _, value = line.rpartition(" ")
             if 'kind="verify"' in name:

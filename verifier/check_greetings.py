@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import urllib.error
-import urllib.request
 from dataclasses import replace
 from typing import Callable
+from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from draftwire.transport.bits import varint
 from draftwire.transport.codec import Codec
+from draftwire.transport.dial import web
 from draftwire.transport.messages import (
     Bye,
     Error,
@@ -68,7 +69,8 @@ async def _(kit: Kit) -> None:
     def fetch() -> int:
         url = kit.url.replace("ws", "http", 1).rstrip("/") + "/healthz"
         try:
-            with urllib.request.urlopen(url, timeout=10, context=kit.tls) as answer:
+            host = urlsplit(url).hostname or ""
+            with web(host, kit.tls).open(url, timeout=10) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

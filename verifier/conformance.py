@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import ssl
 from dataclasses import dataclass, replace
 from typing import Any, AsyncIterator, Awaitable, Callable, List, NamedTuple, Sequence
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from draftwire.errors import DraftwireError, ProtocolError, TransportError
 from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
+from draftwire.transport.dial import is_loopback
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -31,6 +34,7 @@ from draftwire.transport.messages import (
 )
 
 __all__ = [
+    "direct",
     "Check",
     "Failed",
     "Kit",
@@ -41,6 +45,15 @@ __all__ = [
     "expect",
     "run_checks",
 ]
+
+
+def direct(url: str) -> dict[str, None]:
+    """Return what keeps ``connect`` from reaching this machine through a proxy.
+
+    From version 15 on websockets takes proxies from the environment by itself.
+    """
+    knows = "proxy" in inspect.signature(connect).parameters
+    return {"proxy": None} if knows and is_loopback(urlsplit(url).hostname or "") else {}
 
 
 class Failed(Exception):
@@ -262,6 +275,7 @@ class Kit:
         }
         if self.tls is not None:
             settings["ssl"] = self.tls
+        settings.update(direct(self.url))
         socket = await connect(self.url, **{**settings, **options})
         try:
             yield Peer(socket, self)
