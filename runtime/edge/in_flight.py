@@ -52,12 +52,13 @@ class InFlight:
             in by itself ends the branch even where it equals the draft.
 
     Attributes:
+        whole: See above.
         epoch: Number of the branch.
         tokens: Its ids beyond the committed text.
     """
 
     def __init__(self, *, whole: bool) -> None:
-        self._whole = whole
+        self.whole = whole
         self.epoch = 0
         self.tokens: list[int] = []
         self._blocks: list[_Sent] = []
@@ -144,7 +145,7 @@ class InFlight:
         """
         branch = self.branch(epoch)
         rejected = len(branch) > accepted and branch[: len(kept)] != list(kept)
-        if self._whole and len(branch) > accepted and len(kept) > accepted:
+        if self.whole and len(branch) > accepted and len(kept) > accepted:
             rejected = True
         judged = self._judge(epoch, committed, accepted, rejected)
         if epoch == self.epoch:
@@ -166,7 +167,7 @@ class InFlight:
     def _contradicts(
         self, branch: Sequence[int], kept: Sequence[int], accepted: int
     ) -> bool:
-        if self._whole and len(branch) > accepted and len(kept) > accepted:
+        if self.whole and len(branch) > accepted and len(kept) > accepted:
             return True
         n = min(len(branch), len(kept))
         return list(branch[:n]) != list(kept[:n])

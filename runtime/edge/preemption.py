@@ -40,6 +40,8 @@ class Preemption:
         self._wire = wire
         self._counts = counts
         self._glimpse: tuple[int, ...] = ()  # what an exit said of the next tokens
+        self._denies = False  # ... which rejects a draft
+        self._denials = self._denials_right = 0
         self._ahead = 0  # drafts made since the last verdict
 
     def reset(self) -> None:
@@ -59,8 +61,11 @@ class Preemption:
             new: What the verdict adds to the text.
         """
         glimpse = self._glimpse
-        if glimpse and tuple(new[: len(glimpse)]) == glimpse:
-            self._counts.provisional_right += 1
+        right = bool(glimpse) and tuple(new[: len(glimpse)]) == glimpse
+        self._counts.provisional_right += right
+        if glimpse and self._denies:
+            self._denials += 1
+            self._denials_right += right
         self._glimpse = ()
 
     def judged(self) -> None:
@@ -75,9 +80,10 @@ class Preemption:
         """Act on a provisional verdict.
 
         That everything in flight is accepted agrees with the drafts themselves, and
-        tells the token after it: it is believed. That a draft is rejected is right about
-        as often as not (models/cards), so the main line stays, and the outcome is
-        prepared for when there is time.
+        tells the token after it: it is believed. That a draft is rejected is believed
+        for as long as at least half of such hints come true in this stream: how often
+        they do depends on how much better than the draft the exit is. Otherwise the main
+        line stays, and the outcome is prepared for when there is time.
 
         Args:
             message: What an exit says.
@@ -100,8 +106,13 @@ class Preemption:
             return 0
         self._counts.provisional += 1
         self._glimpse = guess
+        self._denies = not whole and branch[message.accepted] != message.token
+        # Where a draft carries evidence, the denied one is still needed: a correction may
+        # be drawn from it.
+        often = 2 * self._denials_right >= self._denials and not self._wire.whole
+        doubted = self._denies and not often
         line = lines.find(guess)
-        if line is lines.main or (line is not None and not whole):
+        if line is lines.main or (line is not None and doubted):
             return 0
         if line is None:
             like = lines.find(guess[:-1])
@@ -109,13 +120,13 @@ class Preemption:
             if like is not None:
                 head = like.proposals[: len(head)]
             proposals = [*head, Proposal(message.token)]
-            line = Line(proposals, assumed=len(head), outcome=not whole)
-        if whole:
-            lines.lead(line)
-            return len(guess)
-        lines.keep(line)
-        self._counts.outcomes += 1
-        return 0
+            line = Line(proposals, assumed=len(head), outcome=doubted)
+        if doubted:
+            lines.keep(line)
+            self._counts.outcomes += 1
+            return 0
+        lines.lead(line)
+        return len(guess)
 
     def outcome(
         self, length: int, room: Callable[[Line], int], stop_ids: Sequence[int]

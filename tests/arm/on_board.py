@@ -33,7 +33,7 @@ def texts(url: str, draft: str, prompts: list[str]) -> list[dict[str, object]]:
 
     found: list[dict[str, object]] = []
     # An emulated processor is slow: patience is no part of what is tested.
-    waits = {"timeout": 120.0, "silence_s": 120.0, "energy": "off"}
+    waits = {"timeout_s": 120.0, "silence_s": 120.0, "energy": "off"}
     with draftwire.connect(url, draft=draft, **waits) as session:
         for number, prompt in enumerate(prompts):
             options = {"temperature": 0.8, "seed": number} if number % 2 else {}
