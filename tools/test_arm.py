@@ -308,8 +308,9 @@ def fake_orin(python, system_root):
     shutil.rmtree(root, ignore_errors=True)
     code = (
         "import sys, pathlib; sys.path[:0] = sys.argv[2:]\n"
-        "import fake_boards as f\n"
-        "f.build(pathlib.Path(sys.argv[1]), f.BOARDS['orin-nano-super'])\n"
+        "from fake_boards import BOARDS\n"
+        "from fake_tree import build\n"
+        "build(pathlib.Path(sys.argv[1]), BOARDS['orin-nano-super'])\n"
     )
     helpers = os.path.join(ROOT, "tests", "helpers")
     call(
