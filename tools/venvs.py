@@ -233,7 +233,7 @@ _WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
 
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
-    inside = make(["device", "litert", "test", "ship", "workstation"])
+    inside = make(["device", "litert", "test", "ship", "workstation", "lint"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     return [(".venv", *pytest(inside, arguments or _WHOLE))]
 
