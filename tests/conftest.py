@@ -1,11 +1,15 @@
-"""For all tests: what draftwire remembers of verifiers goes to a folder of its own."""
+"""For all tests: ``tests/helpers`` on the path, and a folder for what is remembered."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Iterator
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 
 
 @pytest.fixture(scope="session", autouse=True)

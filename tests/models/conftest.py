@@ -1,10 +1,5 @@
-"""Puts ``tests/helpers`` on the path, and brings the tiny models' fixtures."""
+"""The tiny models' fixtures."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
-
-from tiny_models import models, tokenizer_file, torch_logits  # noqa: E402
+from tiny_models import models, tokenizer_file, torch_logits
 
 __all__ = ["models", "tokenizer_file", "torch_logits"]

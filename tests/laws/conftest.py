@@ -1,6 +1,0 @@
-"""Puts ``tests/helpers`` on the path: ``world`` serves several test files."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
