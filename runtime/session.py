@@ -257,9 +257,10 @@ class SessionBase:
 
         def begin() -> None:
             try:
+                capture = self._capture
+                before = (0, 0) if capture is None else (capture.up, capture.down)
                 stream.number = number = driver.open(spec, stream)
-                if self._capture is not None and number in driver.streams:
-                    before = self._capture.up, self._capture.down
+                if number in driver.streams:
                     driver.streams[number].captured = before
             except DraftwireError as exc:
                 memory.give_back(policy)

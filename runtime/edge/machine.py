@@ -575,7 +575,7 @@ class EdgeSession:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
-        full = len(main) > self.max_block and in_flight
+        full = len(wire.tokens) >= self.max_block
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (not self._free and main.bare >= 0):
             return actions
