@@ -1,8 +1,8 @@
 """One stream on the device's side: drafts and verdicts in, blocks and text out.
 
 No I/O, no model, no clock, no thread. Events are method calls; each returns the actions
-to carry out, in order. The same object runs live (:mod:`draftwire.runtime.session`),
-under property tests with any interleaving, and in a simulator.
+to carry out, in order. The same object runs live, under generated
+histories with any interleaving, and in a simulator: :mod:`draftwire.runtime.driver`.
 
 The sequence is ``prompt + committed + drafts``. Committed tokens are final; drafts are
 guesses (:class:`~.lines.Lines`), and what the verifier has been sent of them is in flight

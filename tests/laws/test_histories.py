@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from world import Fault, Plan, StreamPlan
 
 from draftwire.errors import BusyError, ProtocolError, VerifierError
+from draftwire.runtime.edge.mode import Mode
 from draftwire.transport.messages import Commit, Provisional
 
 HISTORIES = int(os.environ.get("DRAFTWIRE_HISTORIES", "10000"))
@@ -86,6 +87,19 @@ def test_histories_that_shrink(data):
         world.check(world.draw_plan(Draw(data)))
     finally:
         logging.disable(logging.NOTSET)
+
+
+def test_what_a_verifier_has_dropped_holds_nothing_back():
+    """A branch given up twice before its verdict: the next block once waited for ever."""
+    stream = StreamPlan(
+        prompt=(20, 15, 0),
+        count=9,
+        seed=635921674,
+        mode=Mode.of(pipeline=3, preempt="exits,outcomes", cut=True),
+        k=4,
+    )
+    quick = {"delay_s": 0.0, "jitter": 0.0, "step_s": 0.0, "forward_s": 0.002}
+    world.check(Plan((stream,), luck=0.0, context=60, max_block=5, seed=660721132, **quick))
 
 
 def one(*faults, connects=(), **stream):
