@@ -1,21 +1,25 @@
-"""``draftwire.v1``: bytes to messages and back. No sockets, no clocks.
+"""``draftwire.v2``: bytes to messages and back. No sockets, no clocks.
 
-One message is one websocket frame. The first byte holds the kind (low four bits) and
-four flags. Hot messages (block, provisional, commit) have a fixed layout; the others are
-fields of (tag, length, bytes), so that they can grow: a reader skips a field it does not
-know, unless its tag says that it must be understood.
+One message is one websocket frame. ``protocol.json`` beside this file says what a frame
+of each kind holds: a first byte (kind, flags, stream number), a fixed head, and fields of
+(tag, length, bytes) until it ends. A reader skips a field it does not know, unless its
+tag says that it must be understood. What is here reads those tables; PROTOCOL.md prints
+them.
 
-Golden vectors: ``tests/golden/wire_v1.json``.
+Golden vectors: ``tests/golden/wire_v2.json``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import struct
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 from draftwire.errors import ProtocolError
+from draftwire.transport import messages
 from draftwire.transport.bits import (
     Reader,
     id_bits,
@@ -26,56 +30,50 @@ from draftwire.transport.bits import (
     unpack_time,
     varint,
 )
-from draftwire.transport.messages import (
-    Block,
-    Bye,
-    Commit,
-    Error,
-    Finish,
-    Hello,
-    Kind,
-    Message,
-    Open,
-    Opened,
-    Provisional,
-    Resume,
-    Resumed,
-    Welcome,
-)
+from draftwire.transport.messages import Finish, Frame, Kind, Message
 
 __all__ = [
     "MAX_BLOCK",
-    "MAX_FORWARDS",
     "MAX_FRAME",
     "MAX_SEQUENCE",
+    "MAX_STREAM",
     "SUBPROTOCOL",
-    "VERSION",
     "Codec",
-    "fields_of",
 ]
 
-SUBPROTOCOL = "draftwire.v1"
-VERSION = 1
-MAX_FRAME = 8 * 2**20  # bytes; a full fp16 law of 8 tokens at V = 152,064 is 2.4 MB
+SCHEMA = json.loads((Path(__file__).parent / "protocol.json").read_text("utf-8"))
+SUBPROTOCOL: str = SCHEMA["subprotocol"]
+MAX_FRAME = 8 * 2**20  # bytes; 8 tokens' whole distributions at V = 152,064 are 2.4 MB
 MAX_BLOCK = 255  # tokens
 MAX_SEQUENCE = 2**24  # positions
-MAX_FORWARDS = 2**32 - 1  # of one stream
+MAX_STREAM = 2**14 - 1  # numbers of streams
 _MAX_TEXT = 4096  # bytes of a text field
 _MAX_LIST = 256  # entries of a list field
 _MAX_VOCAB = 2**24
+_NUMBERED = 3  # in the two highest bits of byte 0: the number follows as a varint
+
+Note = Callable[[int, int, str, str], None]  # start, end, field, value for people
+_Pack = Callable[["Codec", Any], bytes]
+_Unpack = Callable[["Codec", Reader, str], Any]
 
 
-class _Field(NamedTuple):
-    """One field of a growing message: its place, its name, how it is written."""
+class _Part(NamedTuple):
+    """A piece of a frame: its name, its place, how it is written and read."""
 
-    number: int
     name: str
-    pack: Callable[[Codec, Any], bytes]
-    unpack: Callable[[Codec, Reader, str], Any]
+    pack: _Pack
+    unpack: _Unpack
+    number: int = 0
     required: bool = False
+    must: bool = False
+    default: object = None
+    absent: int = 0  # flag of a head's part that is left out
 
 
-def _number(limit: int) -> tuple[Callable[..., bytes], Callable[..., int]]:
+# ---- how values are written; each reads up to the end of its field, or what it needs
+
+
+def _number(limit: int) -> tuple[_Pack, _Unpack]:
     return (
         lambda codec, value: varint(value),
         lambda codec, reader, name: reader.varint(limit, name),
@@ -91,23 +89,13 @@ def _read_text(codec: Codec, reader: Reader, name: str) -> str:
         raise ProtocolError(f"{name} is not UTF-8") from exc
 
 
-_TEXT = (lambda codec, value: value.encode("utf-8"), _read_text)
-
-
-def _read_words(codec: Codec, reader: Reader, name: str) -> tuple[str, ...]:
-    return tuple(_read_text(codec, reader, name).split())
-
-
-_WORDS = (lambda codec, value: " ".join(value).encode("utf-8"), _read_words)
-
-
-def _raw(*sizes: int) -> tuple[Callable[..., bytes], Callable[..., bytes]]:
+def _raw(sizes: tuple[int, ...] | None) -> tuple[_Pack, _Unpack]:
     def read(codec: Codec, reader: Reader, name: str) -> bytes:
-        if reader.left() not in sizes:
+        if sizes is not None and reader.left() not in sizes:
             raise ProtocolError(f"{name} has {reader.left()} bytes, not {sizes[0]}")
         return reader.take(reader.left())
 
-    return (lambda codec, value: value), read
+    return (lambda codec, value: bytes(value)), read
 
 
 def _read_numbers(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
@@ -119,19 +107,23 @@ def _read_numbers(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-_NUMBERS = (lambda codec, value: b"".join(varint(v) for v in value), _read_numbers)
+def _ids(limit: int | None) -> tuple[_Pack, _Unpack]:
+    def write(codec: Codec, ids: tuple[int, ...]) -> bytes:
+        if limit is not None and len(ids) > limit:
+            raise ValueError(f"{len(ids)} tokens, limit {limit}")
+        return varint(len(ids)) + pack_ids(ids, codec.bits)
+
+    def read(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
+        count = reader.varint(codec.max_ids if limit is None else limit, f"{name} count")
+        data = reader.take(packed_size(count, codec.bits))
+        return unpack_ids(data, count, codec.bits, codec.vocab_size)
+
+    return write, read
 
 
-def _read_ids(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
-    count = reader.varint(codec.max_ids, f"{name} count")
-    data = reader.take(packed_size(count, codec.bits))
-    return unpack_ids(data, count, codec.bits, codec.vocab_size)
-
-
-_IDS = (
-    lambda codec, value: varint(len(value)) + pack_ids(value, codec.bits),
-    _read_ids,
-)
+def _read_id(codec: Codec, reader: Reader, name: str) -> int:
+    data = reader.take(packed_size(1, codec.bits))
+    return unpack_ids(data, 1, codec.bits, codec.vocab_size)[0]
 
 
 def _read_real(codec: Codec, reader: Reader, name: str) -> float:
@@ -141,120 +133,124 @@ def _read_real(codec: Codec, reader: Reader, name: str) -> float:
     return float(value)
 
 
-_REAL = (lambda codec, value: struct.pack("<d", value), _read_real)
-_SEED = (
-    lambda codec, value: struct.pack("<Q", value),
-    lambda codec, reader, name: struct.unpack("<Q", reader.take(8))[0],
-)
-_FINISH = (
-    lambda codec, value: varint(value),
-    lambda codec, reader, name: Finish(reader.varint(max(Finish), name)),
-)
-_FLAG = (
-    lambda codec, value: varint(int(value)),
-    lambda codec, reader, name: bool(reader.varint(1, name)),
-)
+def _code(registry: str) -> tuple[_Pack, _Unpack]:
+    words = {int(number): word for number, word in SCHEMA["codes"][registry].items()}
+    numbers = {word: number for number, word in words.items()}
+    closed = registry in ("finish", "objective", "activity")  # what it says is acted on
 
-_GROWING: dict[type[Any], tuple[Kind, tuple[_Field, ...]]] = {
-    Hello: (
-        Kind.HELLO,
-        (
-            _Field(1, "versions", *_NUMBERS, required=True),
-            _Field(2, "agent", *_TEXT, required=True),
-            _Field(3, "target", *_TEXT, required=True),
-            _Field(4, "tokenizer", *_raw(32), required=True),
-            _Field(5, "backbone", *_raw(32, 0), required=True),
-            _Field(6, "vocab_size", *_number(_MAX_VOCAB), required=True),
-            _Field(7, "draft_id", *_raw(32, 0)),
-            _Field(8, "family", *_TEXT),
-            _Field(9, "capabilities", *_WORDS),
-        ),
+    def write(codec: Codec, value: str | Finish) -> bytes:
+        return varint(value if isinstance(value, Finish) else numbers[value])
+
+    def read(codec: Codec, reader: Reader, name: str) -> str | Finish:
+        number = reader.varint(2**16, name)
+        if closed and number not in words:
+            raise ProtocolError(f"{name} is {number}, the limit is {max(words)}")
+        return Finish(number) if registry == "finish" else words.get(number, "other")
+
+    return write, read
+
+
+def _write_times(codec: Codec, both: tuple[float, float]) -> bytes:
+    return (pack_time(both[0]) | pack_time(both[1]) << 12).to_bytes(3, "little")
+
+
+def _read_times(codec: Codec, reader: Reader, name: str) -> tuple[float, float]:
+    code = int.from_bytes(reader.take(3), "little")
+    return unpack_time(code & 0xFFF), unpack_time(code >> 12)
+
+
+_PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
+    "byte": (
+        lambda codec, value: bytes((value & 0xFF,)),
+        lambda codec, reader, name: reader.byte(),
     ),
-    Welcome: (
-        Kind.WELCOME,
-        (
-            _Field(1, "version", *_number(255), required=True),
-            _Field(2, "agent", *_TEXT, required=True),
-            _Field(3, "target", *_TEXT, required=True),
-            _Field(4, "target_version", *_TEXT, required=True),
-            _Field(5, "family", *_TEXT, required=True),
-            _Field(6, "tokenizer", *_raw(32), required=True),
-            _Field(7, "backbone", *_raw(32, 0), required=True),
-            _Field(8, "vocab_size", *_number(_MAX_VOCAB), required=True),
-            _Field(9, "context", *_number(MAX_SEQUENCE), required=True),
-            _Field(10, "max_block", *_number(MAX_BLOCK), required=True),
-            _Field(11, "eos_ids", *_NUMBERS),
-            _Field(12, "compatibility", *_TEXT),
-            _Field(13, "capabilities", *_WORDS),
-            _Field(14, "schemes", *_WORDS),
-            _Field(15, "target_id", *_raw(32, 0)),
-        ),
+    "flag": (
+        lambda codec, value: varint(int(value)),
+        lambda codec, reader, name: bool(reader.varint(1, name)),
     ),
-    Open: (
-        Kind.OPEN,
-        (
-            _Field(1, "stream", *_number(2**32 - 1), required=True),
-            _Field(2, "prompt", *_IDS, required=True),
-            _Field(3, "scheme", *_TEXT, required=True),
-            _Field(4, "temperature", *_REAL, required=True),
-            _Field(5, "top_k", *_number(2**32 - 1), required=True),
-            _Field(6, "top_p", *_REAL, required=True),
-            _Field(7, "seed", *_SEED, required=True),
-            _Field(8, "max_new_tokens", *_number(MAX_SEQUENCE), required=True),
-            _Field(9, "stop_ids", *_NUMBERS),
-            _Field(10, "objective", *_TEXT),
-            _Field(11, "bonus", *_FLAG),
-            _Field(12, "exits", *_FLAG),
-        ),
+    "text": (lambda codec, value: value.encode("utf-8"), _read_text),
+    "words": (
+        lambda codec, value: " ".join(value).encode("utf-8"),
+        lambda codec, reader, name: tuple(_read_text(codec, reader, name).split()),
     ),
-    Opened: (
-        Kind.OPENED,
-        (
-            _Field(1, "stream", *_number(2**32 - 1), required=True),
-            _Field(2, "session", *_raw(8, 0)),
-            _Field(3, "secret", *_raw(16, 0)),
-        ),
+    "numbers": (
+        lambda codec, value: b"".join(varint(v) for v in value),
+        _read_numbers,
     ),
-    Resume: (
-        Kind.RESUME,
-        (
-            _Field(1, "session", *_raw(8), required=True),
-            _Field(2, "secret", *_raw(16), required=True),
-            _Field(3, "position", *_number(MAX_SEQUENCE), required=True),
-        ),
+    "id": (lambda codec, value: pack_ids((value,), codec.bits), _read_id),
+    "real": (lambda codec, value: struct.pack("<d", value), _read_real),
+    "u64": (
+        lambda codec, value: struct.pack("<Q", value),
+        lambda codec, reader, name: struct.unpack("<Q", reader.take(8))[0],
     ),
-    Resumed: (
-        Kind.RESUMED,
-        (
-            _Field(1, "epoch", *_number(255), required=True),
-            _Field(2, "position", *_number(MAX_SEQUENCE), required=True),
-            _Field(3, "tokens", *_IDS, required=True),
-            _Field(4, "finish", *_FINISH),
-            _Field(5, "forwards", *_number(MAX_FORWARDS)),
-        ),
-    ),
-    Error: (
-        Kind.ERROR,
-        (
-            _Field(1, "code", *_TEXT, required=True),
-            _Field(2, "message", *_TEXT, required=True),
-            _Field(3, "hint", *_TEXT),
-            _Field(4, "fatal", *_FLAG),
-        ),
-    ),
-    Bye: (Kind.BYE, (_Field(1, "reason", *_TEXT),)),
+    "times": (_write_times, _read_times),
 }
-_DEFAULTS = {cls: {f.name: f.default for f in dataclasses.fields(cls)} for cls in _GROWING}
-_BY_KIND = {kind: (cls, fields) for cls, (kind, fields) in _GROWING.items()}
 
 
-def fields_of(kind: Kind) -> dict[int, _Field]:
-    """Return the fields of a growing message by number."""
-    return {field.number: field for field in _BY_KIND[kind][1]}
+def _coder(entry: dict[str, Any]) -> tuple[_Pack, _Unpack]:
+    kind = entry["type"]
+    if kind == "varint":
+        return _number(entry["max"])
+    if kind == "bytes":
+        sizes = entry.get("sizes")
+        return _raw(None if sizes is None else tuple(sizes))
+    if kind == "ids":
+        return _ids(entry.get("max"))
+    return _code(entry["registry"]) if kind == "code" else _PLAIN[kind]
 
 
-_EVIDENCE, _MORE, _CORRECTION, _RACE = 0x10, 0x20, 0x40, 0x80  # block flags
-_NO_TOKEN, _FINISH_SHIFT = 0x20, 6  # commit flags, beside _EVIDENCE
+# ---- what a kind of message holds
+
+
+class _Layout:
+    """What a frame of one kind holds, from the tables."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.kind = Kind(entry["kind"])
+        self.cls: type[Any] = getattr(messages, entry["name"].capitalize())
+        defaults = {f.name: f.default for f in dataclasses.fields(self.cls)}
+        self.of_stream = entry["scope"] == "stream"
+        self.flags: list[tuple[int, str]] = []
+        self.absent: dict[str, int] = {}
+        self.names = {f["bit"]: f["name"] for f in entry.get("flags", ())}
+        for flag in entry.get("flags", ()):
+            if "absent" in flag:
+                self.absent[flag["absent"]] = flag["bit"]
+            else:
+                self.flags.append((flag["bit"], flag["name"]))
+        self.head = [
+            _Part(e["name"], *_coder(e), absent=self.absent.get(e["name"], 0))
+            for e in entry.get("head", ())
+        ]
+        self.fields = [
+            _Part(
+                e["name"],
+                *_coder(e),
+                number=e["number"],
+                required=e.get("required", False),
+                must=e.get("must", e.get("required", False)),
+                default=defaults[e["name"]],
+            )
+            for e in entry.get("fields", ())
+        ]
+        self.by_number = {part.number: part for part in self.fields}
+        self.required = [part.name for part in self.fields if part.required]
+
+
+_LAYOUTS = [_Layout(entry) for entry in SCHEMA["kinds"]]
+_BY_CLASS = {layout.cls: layout for layout in _LAYOUTS}
+_BY_KIND = {int(layout.kind): layout for layout in _LAYOUTS}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex() or "empty"
+    if isinstance(value, Finish):
+        return f"{int(value)} {value.name.lower().replace('_', ' ')}"
+    if isinstance(value, tuple):
+        text = " ".join(map(str, value[:16])) or "none"
+        return text + (f" ... {len(value)} in all" if len(value) > 16 else "")
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 class Codec:
@@ -291,34 +287,51 @@ class Codec:
             raise ProtocolError("token ids before the welcome")
         return self._bits
 
-    def encode(self, message: Message) -> bytes:
+    def encode(self, message: Message, stream: int = 0) -> bytes:
         """Return the frame of ``message``.
+
+        Args:
+            message: What is said.
+            stream: Number of its stream; of no meaning for a message of the connection.
 
         Raises:
             ValueError: A field does not fit its place on the wire (our bug).
         """
-        if isinstance(message, Block):
-            return self._encode_block(message)
-        if isinstance(message, Commit):
-            return self._encode_commit(message)
-        if isinstance(message, Provisional):
-            token = pack_ids((message.token,), self.bits)
-            head = bytes((Kind.PROVISIONAL, message.epoch & 0xFF))
-            return head + varint(message.accepted) + token
-        kind, fields = _GROWING[type(message)]
-        defaults = _DEFAULTS[type(message)]
-        out = bytearray((kind,))
-        for field in fields:
-            value = getattr(message, field.name)
-            if not field.required and value == defaults[field.name]:
+        layout = _BY_CLASS[type(message)]
+        first = int(layout.kind)
+        for bit, name in layout.flags:
+            if getattr(message, name):
+                first |= bit
+        for name, bit in layout.absent.items():
+            if getattr(message, name) is None:
+                first |= bit
+        out = bytearray((first,))
+        if layout.of_stream and not getattr(message, "fatal", False):
+            if not 0 <= stream <= MAX_STREAM:
+                raise ValueError(f"stream number {stream}")
+            out[0] |= min(stream, _NUMBERED) << 6
+            if stream >= _NUMBERED:
+                out += varint(stream)
+        for part in layout.head:
+            if part.name == "times":
+                assert isinstance(message, messages.Commit)
+                out += part.pack(self, (message.queue_s, message.compute_s))
+            elif not first & part.absent:
+                out += part.pack(self, getattr(message, part.name))
+        for part in layout.fields:
+            value = getattr(message, part.name)
+            if not part.required and value == part.default:
                 continue
-            data = field.pack(self, value)
-            out += varint(field.number << 1 | field.required)
-            out += varint(len(data)) + data
+            data = part.pack(self, value)
+            out += varint(part.number << 1 | part.must) + varint(len(data)) + data
         return bytes(out)
 
-    def decode(self, data: bytes) -> Message:
-        """Return the message in the frame ``data``.
+    def decode(self, data: bytes, note: Note | None = None) -> Frame:
+        """Return the message in the frame ``data``, and whose it is.
+
+        Args:
+            data: One websocket message.
+            note: Told of every piece as it is read: its offset, name and value.
 
         Raises:
             ProtocolError: The frame is not valid.
@@ -326,123 +339,73 @@ class Codec:
         if len(data) > MAX_FRAME:
             raise ProtocolError(f"a frame of {len(data)} bytes, limit {MAX_FRAME}")
         reader = Reader(data)
-        head = reader.byte()
-        kind, flags = head & 0x0F, head & 0xF0
-        if kind == Kind.BLOCK:
-            return self._decode_block(reader, flags)
-        if kind == Kind.COMMIT:
-            return self._decode_commit(reader, flags)
-        if flags:
-            raise ProtocolError(f"unknown flags {flags:#04x} on message kind {kind}")
-        if kind == Kind.PROVISIONAL:
-            epoch = reader.byte()
-            accepted = reader.varint(MAX_BLOCK, "accepted")
-            message = Provisional(epoch, accepted, self._id(reader))
-            reader.end()
-            return message
-        if kind not in _BY_KIND:
-            raise ProtocolError(f"unknown message kind {kind}")
-        return self._decode_growing(reader, Kind(kind))
-
-    def _decode_growing(self, reader: Reader, kind: Kind) -> Message:
-        cls, fields = _BY_KIND[kind]
-        known = {field.number: field for field in fields}
+        first = reader.byte()
+        layout = _BY_KIND.get(first & 0x0F)
+        if layout is None:
+            raise ProtocolError(f"unknown message kind {first & 0x0F}")
+        flags, code = first & 0x30, first >> 6
+        if note is not None:
+            said = [n for bit, n in layout.names.items() if flags & bit]
+            if layout.of_stream and code < _NUMBERED and "fatal" not in said:
+                said.append(f"stream {code}")
+            kind = layout.kind.name.lower()
+            note(0, 1, "kind", f"{kind} ({', '.join(said)})" if said else kind)
         found: dict[str, Any] = {}
-        while reader.left():
-            tag = reader.varint(2**16, "field tag")
-            body = reader.take(reader.varint(MAX_FRAME, "field length"))
-            field = known.get(tag >> 1)
-            if field is None:
-                if tag & 1:
-                    raise ProtocolError(
-                        f"{kind.name} has a field {tag >> 1} that must be understood"
-                    )
+        for bit, name in layout.flags:
+            found[name] = bool(flags & bit)
+            flags &= ~bit
+        for name, bit in layout.absent.items():
+            if flags & bit:
+                found[name] = None
+                flags &= ~bit
+        if flags:
+            raise ProtocolError(f"unknown flags {flags:#04x} on {layout.kind.name}")
+        stream: int | None = None
+        if layout.of_stream and not found.get("fatal", False):
+            stream = code
+            if code == _NUMBERED:
+                stream = reader.varint(MAX_STREAM, "stream number")
+                if stream < _NUMBERED:
+                    raise ProtocolError(f"stream number {stream} longer than it needs")
+                if note is not None:
+                    note(1, reader.at, "stream", str(stream))
+        elif code:
+            raise ProtocolError(f"a stream number on {layout.kind.name}")
+        for part in layout.head:
+            if part.name in found:
                 continue
-            if field.name in found:
-                raise ProtocolError(f"{kind.name} has {field.name} twice")
-            inner = Reader(body)
-            found[field.name] = field.unpack(self, inner, f"{kind.name} {field.name}")
-            inner.end()
-        missing = [f.name for f in fields if f.required and f.name not in found]
+            at = reader.at
+            value = part.unpack(self, reader, f"{layout.kind.name} {part.name}")
+            if part.name == "times":
+                found["queue_s"], found["compute_s"] = value
+            else:
+                found[part.name] = value
+            if note is not None:
+                note(at, reader.at, part.name, _shown(value))
+        while reader.left():
+            self._field(reader, layout, found, note)
+        missing = [name for name in layout.required if name not in found]
         if missing:
-            raise ProtocolError(f"{kind.name} lacks {', '.join(missing)}")
-        message: Message = cls(**found)
-        return message
+            raise ProtocolError(f"{layout.kind.name} lacks {', '.join(missing)}")
+        return Frame(stream, layout.cls(**found), len(data))
 
-    def _id(self, reader: Reader) -> int:
-        data = reader.take(packed_size(1, self.bits))
-        return unpack_ids(data, 1, self.bits, self.vocab_size)[0]
-
-    def _encode_block(self, block: Block) -> bytes:
-        if len(block.tokens) > MAX_BLOCK:
-            raise ValueError(f"a block of {len(block.tokens)} tokens, limit {MAX_BLOCK}")
-        flags = _EVIDENCE if block.evidence else 0
-        flags |= _MORE if block.more else 0
-        flags |= _RACE if block.race else 0
-        ids = block.tokens
-        if block.correction is not None:
-            flags |= _CORRECTION
-            ids = (block.correction, *ids)
-        head = bytes((Kind.BLOCK | flags, block.epoch & 0xFF)) + varint(block.base)
-        out = head + varint(len(block.tokens)) + pack_ids(ids, self.bits)
-        if block.evidence:
-            out += varint(len(block.evidence)) + block.evidence
-        return out
-
-    def _decode_block(self, reader: Reader, flags: int) -> Block:
-        epoch = reader.byte()
-        base = reader.varint(MAX_SEQUENCE, "block base")
-        count = reader.varint(MAX_BLOCK, "block length")
-        extra = 1 if flags & _CORRECTION else 0
-        data = reader.take(packed_size(count + extra, self.bits))
-        ids = unpack_ids(data, count + extra, self.bits, self.vocab_size)
-        evidence = b""
-        if flags & _EVIDENCE:
-            evidence = reader.take(reader.varint(MAX_FRAME, "evidence length"))
-        reader.end()
-        return Block(
-            epoch=epoch,
-            base=base,
-            tokens=ids[extra:],
-            evidence=evidence,
-            more=bool(flags & _MORE),
-            correction=ids[0] if extra else None,
-            race=bool(flags & _RACE),
-        )
-
-    def _encode_commit(self, commit: Commit) -> bytes:
-        flags = int(commit.finish) << _FINISH_SHIFT
-        flags |= _EVIDENCE if commit.evidence else 0
-        flags |= _NO_TOKEN if commit.token is None else 0
-        out = bytes((Kind.COMMIT | flags, commit.epoch & 0xFF))
-        out += varint(commit.accepted)
-        if commit.token is not None:
-            out += pack_ids((commit.token,), self.bits)
-        times = pack_time(commit.queue_s) | pack_time(commit.compute_s) << 12
-        out += times.to_bytes(3, "little")
-        if commit.evidence:
-            out += varint(len(commit.evidence)) + commit.evidence
-        if commit.forwards is not None:
-            out += varint(commit.forwards)
-        return out
-
-    def _decode_commit(self, reader: Reader, flags: int) -> Commit:
-        epoch = reader.byte()
-        accepted = reader.varint(MAX_SEQUENCE, "accepted")
-        token = None if flags & _NO_TOKEN else self._id(reader)
-        times = int.from_bytes(reader.take(3), "little")
-        evidence = b""
-        if flags & _EVIDENCE:
-            evidence = reader.take(reader.varint(MAX_FRAME, "evidence length"))
-        forwards = reader.varint(MAX_FORWARDS, "forwards") if reader.left() else None
-        reader.end()
-        return Commit(
-            epoch=epoch,
-            accepted=accepted,
-            token=token,
-            finish=Finish(flags >> _FINISH_SHIFT),
-            queue_s=unpack_time(times & 0xFFF),
-            compute_s=unpack_time(times >> 12),
-            evidence=evidence,
-            forwards=forwards,
-        )
+    def _field(
+        self, reader: Reader, layout: _Layout, found: dict[str, Any], note: Note | None
+    ) -> None:
+        at = reader.at
+        kind = layout.kind.name
+        tag = reader.varint(2**16, f"{kind} field tag")
+        inner = Reader(reader.take(reader.varint(MAX_FRAME, f"{kind} field length")))
+        part = layout.by_number.get(tag >> 1)
+        if part is None:
+            if tag & 1:
+                raise ProtocolError(f"{kind} has a field {tag >> 1} that must be understood")
+            if note is not None:
+                note(at, reader.at, f"field {tag >> 1}", "unknown here, skipped")
+            return
+        if part.name in found:
+            raise ProtocolError(f"{kind} has {part.name} twice")
+        found[part.name] = part.unpack(self, inner, f"{kind} {part.name}")
+        inner.end()
+        if note is not None:
+            note(at, reader.at, part.name, _shown(found[part.name]))

@@ -1,14 +1,15 @@
-"""The messages of ``draftwire.v1``: what the two ends say to each other.
+"""The messages of ``draftwire.v2``: what the two ends say to each other.
 
-``PROTOCOL.md`` beside this file is the specification; :mod:`draftwire.transport.codec`
-turns these into bytes and back.
+``PROTOCOL.md`` beside this file is the specification and ``protocol.json`` its tables;
+:mod:`draftwire.transport.codec` turns these into bytes and back. A message does not name
+its stream: that is the frame's business (:class:`Frame`).
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Union
+from typing import NamedTuple, Union
 
 __all__ = [
     "Block",
@@ -16,11 +17,13 @@ __all__ = [
     "Commit",
     "Error",
     "Finish",
+    "Frame",
     "Hello",
     "Kind",
     "Message",
     "Open",
     "Opened",
+    "Progress",
     "Provisional",
     "Resume",
     "Resumed",
@@ -42,10 +45,11 @@ class Kind(enum.IntEnum):
     RESUMED = 9
     ERROR = 10
     BYE = 11
+    PROGRESS = 12
 
 
 class Finish(enum.IntEnum):
-    """Why the verifier ended a stream, two bits of every commit."""
+    """Why the verifier ended a stream."""
 
     NOT_YET = 0
     LENGTH = 1
@@ -58,7 +62,6 @@ class Hello:
     """Device to cloud, first message.
 
     Attributes:
-        versions: Protocol versions the device speaks, best first.
         agent: Program and version, for logs.
         target: Name or version of the wanted target; "" takes the default.
         tokenizer: Fingerprint of the draft's tokenizer, 32 bytes.
@@ -67,9 +70,9 @@ class Hello:
         draft_id: Content hash of the draft package, 32 bytes, or empty.
         family: Family name, for error messages.
         capabilities: What the device can do beyond the base, e.g. ``"resume"``.
+        noise: Noise profiles that it can draw.
     """
 
-    versions: tuple[int, ...]
     agent: str
     target: str
     tokenizer: bytes
@@ -78,6 +81,7 @@ class Hello:
     draft_id: bytes = b""
     family: str = ""
     capabilities: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ("philox",)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,6 @@ class Welcome:
     """Cloud to device, answer to :class:`Hello`.
 
     Attributes:
-        version: Protocol version of this connection.
         agent: Program and version, for logs.
         target: Name of the target.
         target_version: Its version.
@@ -95,14 +98,19 @@ class Welcome:
         vocab_size: Ids on this connection are below this: the smaller vocabulary.
         context: Longest sequence of the target, prompt included.
         max_block: Most drafted tokens of one block.
+        max_waiting: Most drafted tokens of a stream that may wait; 0: as ``max_block``.
         eos_ids: Ids that end a text.
         compatibility: ``"family"`` or ``"tokenizer"`` (the draft may age faster).
         capabilities: Those of the device's that the verifier has too.
         schemes: Sampling schemes that the verifier can judge.
         target_id: Content hash of the target package, 32 bytes, or empty.
+        noise: Those of the device's noise profiles that the verifier can draw too.
+        numerics: ``"exact"``, ``"close"`` or ``"unstated"``.
+        streams: Most streams at once on this connection.
+        progress_ms: While a stream waits for the target, progress comes at this
+            interval; 0: never.
     """
 
-    version: int
     agent: str
     target: str
     target_version: str
@@ -112,11 +120,21 @@ class Welcome:
     vocab_size: int
     context: int
     max_block: int
+    max_waiting: int = 0
     eos_ids: tuple[int, ...] = ()
     compatibility: str = "family"
     capabilities: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     target_id: bytes = b""
+    noise: tuple[str, ...] = ("philox",)
+    numerics: str = "unstated"
+    streams: int = 1
+    progress_ms: int = 0
+
+    @property
+    def room(self) -> int:
+        """Most drafted tokens of a stream that may wait for judgement."""
+        return self.max_waiting or self.max_block
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,6 @@ class Open:
     """Device to cloud: start a stream. The context crosses the network here, once.
 
     Attributes:
-        stream: Number of the stream on this connection, counts from 1.
         prompt: Token ids, at least one.
         scheme: Sampling scheme.
         temperature: See ``draftwire.sampling.SamplingParams``, as the next three.
@@ -137,9 +154,12 @@ class Open:
         bonus: Draw a token after a block that was accepted whole. Without it the next
             block of a pipeline, which is on its way, need not guess that token.
         exits: Send what the target's early exits expect (capability ``exits``).
+        sample: Which of several texts of one seed.
+        noise: Noise profile.
+        credit: In a race, the text may run so many tokens ahead of the end of the last
+            block; 0: without limit.
     """
 
-    stream: int
     prompt: tuple[int, ...]
     scheme: str
     temperature: float
@@ -151,6 +171,9 @@ class Open:
     objective: str = "cost"
     bonus: bool = True
     exits: bool = False
+    sample: int = 0
+    noise: str = "philox"
+    credit: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,13 +181,11 @@ class Opened:
     """Cloud to device: the stream is accepted.
 
     Attributes:
-        stream: Its number.
-        session: Identifier for resuming, 8 bytes.
+        id: What a resume names, 8 bytes.
         secret: Proof of ownership for resuming, 16 bytes.
     """
 
-    stream: int
-    session: bytes = b""
+    id: bytes = b""
     secret: bytes = b""
 
 
@@ -220,6 +241,9 @@ class Commit:
         evidence: From which the device draws the correction itself (``token`` None).
         forwards: Forwards of the target that ran for this stream since its open,
             prompts apart; None is one more than the last message said.
+        text_hash: Of the text after this, 8 bytes, or empty.
+        near_ties: Positions of the stream so far that the target's numerics cannot
+            tell, or None where that is as it was.
     """
 
     epoch: int
@@ -230,6 +254,8 @@ class Commit:
     compute_s: float = 0.0
     evidence: bytes = b""
     forwards: int | None = None
+    text_hash: bytes = b""
+    near_ties: int | None = None
 
 
 @dataclass(frozen=True)
@@ -237,14 +263,16 @@ class Resume:
     """Device to cloud, instead of :class:`Open`: go on with a stream after a lost link.
 
     Attributes:
-        session: From :class:`Opened`.
+        id: From :class:`Opened`.
         secret: From :class:`Opened`.
         position: Committed tokens after the prompt that the device holds.
+        text_hash: Of the text up to there, 8 bytes, or empty.
     """
 
-    session: bytes
+    id: bytes
     secret: bytes
     position: int
+    text_hash: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -257,6 +285,8 @@ class Resumed:
         tokens: Committed ids that the device had not received.
         finish: Whether the stream has ended meanwhile.
         forwards: Forwards of the target that ran for it since its open, prompts apart.
+        text_hash: Of the text with ``tokens``, 8 bytes, or empty.
+        near_ties: As in :class:`Commit`.
     """
 
     epoch: int
@@ -264,6 +294,8 @@ class Resumed:
     tokens: tuple[int, ...]
     finish: Finish = Finish.NOT_YET
     forwards: int = 0
+    text_hash: bytes = b""
+    near_ties: int | None = None
 
 
 @dataclass(frozen=True)
@@ -271,16 +303,19 @@ class Error:
     """Either way: something is wrong.
 
     Attributes:
-        code: Short word for programs, see PROTOCOL.md.
+        code: Short word for programs, see PROTOCOL.md; "other" is one that this version
+            does not know.
         message: One sentence for people.
         hint: What to do, or "".
         fatal: The sender closes the connection; otherwise only the stream ends.
+        retry_after_ms: Not before, where that is known.
     """
 
     code: str
     message: str
     hint: str = ""
     fatal: bool = True
+    retry_after_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -288,10 +323,33 @@ class Bye:
     """Either way: the stream ends here, by choice. The connection stays usable.
 
     Attributes:
-        reason: ``"cancelled"``, ``"deadline"``, ``"stop"``, ``"draining"``...
+        reason: ``"ended"``, ``"cancelled"``, ``"deadline"``, ``"stop"``, ``"budget"``,
+            ``"error"``, or "other" for one that this version does not know.
+        forwards: From the cloud: those of the target for this stream.
+        near_ties: From the cloud: as in :class:`Commit`.
     """
 
-    reason: str = ""
+    reason: str = "ended"
+    forwards: int | None = None
+    near_ties: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Cloud to device: no verdict yet, or none to come.
+
+    Attributes:
+        activity: ``"idle"`` (nothing to do for this stream), ``"queued"``, ``"reading"``
+            (its text) or ``"judging"``.
+        epoch: Branch whose blocks would be judged now.
+        position: Committed tokens after the prompt.
+        work: Forwards of the target, for anybody, since the last frame of this stream.
+    """
+
+    activity: str
+    epoch: int
+    position: int
+    work: int
 
 
 Message = Union[
@@ -306,4 +364,19 @@ Message = Union[
     Resumed,
     Error,
     Bye,
+    Progress,
 ]
+
+
+class Frame(NamedTuple):
+    """A message and the stream that it belongs to.
+
+    Attributes:
+        stream: Number on its connection, or None for a message of the connection.
+        message: What is said.
+        size: Bytes of the frame.
+    """
+
+    stream: int | None
+    message: Message
+    size: int = 0

@@ -1,0 +1,35 @@
+"""The hash that both ends keep of a stream's text (PROTOCOL.md 4.6)."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from typing import Iterable
+
+__all__ = ["TextHash"]
+
+_CODE = next(code for code in "ILQ" if array(code).itemsize == 4)
+
+
+class TextHash:
+    """SHA-256 over token ids, four bytes each, little-endian; it grows with the text.
+
+    Args:
+        ids: What it begins with.
+    """
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._hash = hashlib.sha256()
+        self.extend(ids)
+
+    def extend(self, ids: Iterable[int]) -> None:
+        """Add ``ids`` behind the others."""
+        words = array(_CODE, ids)
+        if sys.byteorder == "big":
+            words.byteswap()
+        self._hash.update(words.tobytes())
+
+    def digest(self) -> bytes:
+        """Return the first eight bytes of the hash of all ids so far."""
+        return self._hash.digest()[:8]
