@@ -88,7 +88,7 @@ class _Device:
 
     async def _hear(self, kind: type[Any]) -> Any:
         frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
-        found = self._codec.decode(frame)
+        found = self._codec.decode(frame).message
         if not isinstance(found, kind):
             raise _Fault(f"{found} instead of {kind.__name__.lower()}")
         return found
@@ -98,12 +98,12 @@ class _Device:
         tokenizer = bytes.fromhex(package.family.tokenizer)
         backbone = bytes.fromhex(package.family.backbone or "")
         await self._say(
-            Hello((1,), "draftwire-bench", "", tokenizer, backbone, package.vocab_size)
+            Hello("draftwire-bench", "", tokenizer, backbone, package.vocab_size)
         )
         self._codec = Codec((await self._hear(Welcome)).vocab_size)
 
     async def open(self, prompt: Sequence[int], count: int) -> None:
-        await self._say(Open(1, tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count))
+        await self._say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count))
         await self._hear(Opened)
 
     async def judge(self, epoch: int, base: int, tokens: Sequence[int]) -> Commit:

@@ -12,9 +12,8 @@ for the sink. Whatever goes wrong on the way (a callback, an engine, a tokenizer
 verifier that contradicts itself) ends that stream, with the error's own name and a word
 of goodbye to the peer; the others go on.
 
-A connection carries one stream at a time, so streams that run at once have a connection
-each. They share the draft model: it works for the oldest; the others go on with the target
-alone until it is their turn.
+One connection carries all streams of a session. They share the draft model as well: it
+works for the oldest; the others go on with the target alone until it is their turn.
 """
 
 from __future__ import annotations
@@ -49,7 +48,19 @@ from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
 from draftwire.sampling import Proposer, SamplingParams
 from draftwire.transport.client import to_exception
-from draftwire.transport.messages import Block, Error, Hello, Message, Welcome
+from draftwire.transport.messages import (
+    Block,
+    Bye,
+    Commit,
+    Error,
+    Finish,
+    Frame,
+    Hello,
+    Message,
+    Progress,
+    Resumed,
+    Welcome,
+)
 from draftwire.transport.traffic import Traffic
 
 __all__ = ["Driver", "Sink", "StreamRun", "StreamSpec", "named"]
@@ -58,6 +69,7 @@ log = logging.getLogger("draftwire.session")
 
 Event = Callable[[], Sequence[Action]]
 _LOOK_AGAIN_S = 0.05
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a verifier without room is asked again
 
 
 @dataclass
@@ -123,7 +135,8 @@ class StreamRun:
     """One stream at work.
 
     Attributes:
-        number: Its name on the wire and in every event.
+        number: Its name in every event.
+        wire: Its number on the present connection, or None while it has none.
         spec: What was asked for.
         machine: Its state machine.
         link: What carries it.
@@ -131,7 +144,8 @@ class StreamRun:
         sink: Where its text goes.
         began_s: When it began, seconds of the clock.
         ended_s: When it ended.
-        before: Traffic of its link before it.
+        before: Traffic of the link before it, and that of frames of streams.
+        own: Traffic of its own frames on connections that it has left.
         traffic: What crossed the network for it; set at the end.
         reconnects: Of its link, while it ran; set at the end.
         captured: What a capture of packets counted before it, up and down.
@@ -149,7 +163,9 @@ class StreamRun:
     decisions: Decisions
     sink: Sink
     began_s: float
-    before: Traffic
+    before: tuple[Traffic, Traffic]
+    wire: int | None = None
+    own: Traffic = field(default_factory=Traffic)
     ended_s: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
     reconnects: int = 0
@@ -166,6 +182,9 @@ class StreamRun:
     free_since: float | None = None
     impatient: bool = False  # it ends as soon as the draft has no more to say
     faulted: bool = False  # the verifier failed since the last verdict
+    pause_s: float = _FIRST_PAUSE_S  # before it asks a full verifier again
+    held: Timer | None = None  # it will ask again
+    busy: BusyError | None = None  # why
     deadline: Timer | None = None
     patience: Timer | None = None
 
@@ -201,11 +220,11 @@ class Driver:
         drafter: The draft model's work.
         engine: Runs its steps; it calls :meth:`stepped` and :meth:`engine_failed`.
         hello: What the device says first.
-        settings: Of the links.
+        settings: Of the link.
         rng: Jitter on the pauses between two tries.
 
     Attributes:
-        primary: The link that is there for as long as the session.
+        link: To the verifier.
         streams: What runs now, by number.
     """
 
@@ -220,20 +239,21 @@ class Driver:
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
-        self._network = network
         self._drafter = drafter
         self._engine = engine
-        self._hello = hello
-        self._settings = settings or LinkSettings()
         self._rng = rng or random.Random()
         self._first: Callable[[Welcome | DraftwireError], None] | None = None
         self._number = 0
         self.streams: dict[int, StreamRun] = {}
-        self._carried: dict[Link, StreamRun] = {}
-        self._spare: list[Link] = []  # links beside the primary one
+        # Numbers in use on this connection; None: its end is awaited from the verifier.
+        self._wires: dict[int, StreamRun | None] = {}
+        # Streams that the verifier owes an answer; -1 - number where that is a goodbye.
+        self._owing: set[int] = set()
         self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
-        self.primary = self._new_link()
+        self.link = Link(
+            clock, network, hello, settings or LinkSettings(), self, self._rng
+        )
 
     # ---- from outside, in the clock's thread
 
@@ -244,7 +264,7 @@ class Driver:
             first: Told once how the first try went; later ones follow by themselves.
         """
         self._first = first
-        self.primary.start()
+        self.link.start()
 
     def open(self, spec: StreamSpec, sink: Sink) -> int:
         """Begin a stream; return its number.
@@ -255,7 +275,7 @@ class Driver:
         """
         if self._closed:
             raise ConfigError("this session is closed")
-        link = self._free_link()
+        link = self.link
         if (
             not link.up
             and link.error is not None
@@ -274,13 +294,10 @@ class Driver:
             context=spec.context,
             draft_context=spec.draft_context,
             stop_ids=spec.stop_ids,
-            stream=self._number,
             guess_offline=spec.offline == "draft",
             mode=spec.mode,
         )
         machine.has_engine = mine
-        if link.welcome is not None:
-            machine.max_block = link.welcome.max_block
         decisions = Decisions(
             spec.controller,
             spec.params.scheme,
@@ -296,13 +313,12 @@ class Driver:
             decisions,
             sink,
             now,
-            link.traffic(),
+            (link.traffic(), link.framed()),
             welcome=link.welcome,
             reconnects_before=link.reconnects,
             progress_s=now,
         )
         self.streams[run.number] = run
-        self._carried[link] = run
         self._turn.append(run)
         if mine:
             self._give_engine(run)
@@ -315,7 +331,8 @@ class Driver:
             when = now + spec.deadline_s
             run.deadline = self._clock.call_at(when, self.stop, run.number, "deadline")
         run.patience = self._clock.call_at(now + spec.patience_s, self._patience, run)
-        self._do(run, machine.start if link.up else machine.start_offline)
+        begun = link.up and self._number_of(run)
+        self._do(run, machine.start if begun else machine.start_offline)
         if link.failed and not run.over:
             run.impatient = True
             self._check_guessed(run)
@@ -338,8 +355,7 @@ class Driver:
         self._closed = True
         for run in list(self.streams.values()):
             self.stop(run.number, "cancelled")
-        for link in (self.primary, *self._spare):
-            link.close()
+        self.link.close()
         self._engine.close()
         if self._first is not None:
             self._tell_first(ConfigError("this session is closed"))
@@ -374,15 +390,101 @@ class Driver:
         if run is not None:
             self._fail(run, named(error, "the draft model"))
 
-    # ---- events of a link
+    # ---- events of the link
 
     def link_up(self, link: Link, welcome: Welcome) -> None:
-        """There is a connection."""
-        run = self._carried.get(link)
+        """There is a connection: every stream goes on, oldest first."""
         self._tell_first(welcome)  # who opens a stream now finds the link up
+        self._admit()
+
+    def link_message(self, link: Link, frame: Frame) -> None:
+        """A message came."""
+        stream, message = frame.stream, frame.message
+        if stream is None:
+            self._end_of_connection(message)
+        elif stream in self._wires:  # else it was on its way to a stream that is over
+            run = self._wires[stream]
+            if _ends(message):
+                self._free(stream)
+            if run is not None and isinstance(message, Error):
+                self._peer_error(run, message)
+            elif run is not None:
+                self._verdict(run, message, stream)
+            if stream not in self._wires:
+                self._admit()
+
+    def link_lost(self, link: Link, error: DraftwireError) -> None:
+        """The connection is gone, or a try failed."""
+        self._tell_first(error)
+        for run in self._all_lost():
+            if run.spec.offline == "error":
+                self._fail(run, error)
+            else:
+                self._lose(run)
+
+    def link_failed(self, link: Link, error: DraftwireError) -> None:
+        """It makes no sense to try again."""
+        self._tell_first(error)
+        for run in self._all_lost():
+            if run.spec.offline != "draft":
+                self._fail(run, error)
+                continue
+            run.warn(f"the verifier cannot be had any more: {error}")
+            self._lose(run)
+            run.impatient = True
+            self._check_guessed(run)
+
+    def _all_lost(self) -> list[StreamRun]:
+        """Let no stream have a number any more; return those that run."""
+        for number in list(self._wires):
+            self._free(number)
+        return list(self.streams.values())
+
+    def _lose(self, run: StreamRun) -> None:
+        """Let a stream do without the verifier for now."""
+        if not run.over and run.machine.state is not State.LOST:
+            run.spec.account.link_lost()
+            self._do(run, run.machine.link_lost)
+        elif not run.over:
+            self._settle(run)
+
+    # ---- numbers on the connection
+
+    def _number_of(self, run: StreamRun) -> bool:
+        """Give ``run`` the lowest free number; False when it has to wait for one."""
+        welcome = self.link.welcome
+        assert welcome is not None
+        number = next(n for n in range(len(self._wires) + 1) if n not in self._wires)
+        if number >= welcome.streams:
+            run.warn(f"the verifier carries {welcome.streams} streams at once: it waited")
+            return False
+        self._wires[number] = run
+        run.wire, run.welcome = number, welcome
+        run.machine.limits(welcome.max_block, welcome.room)
+        return True
+
+    def _free(self, number: int) -> None:
+        """A number is free again; the stream that had it may still run."""
+        run = self._wires.pop(number)
         if run is None:
-            return
-        before = run.welcome
+            self._owing.discard(-1 - number)
+            self.link.owe(bool(self._owing))
+        share = self.link.take_share(number)
+        if run is not None:
+            run.own, run.wire = run.own.plus(share), None
+
+    def _admit(self) -> None:
+        """Let every stream that has no number go on, as far as there are some."""
+        for run in list(self.streams.values()):
+            if not self.link.up or self._closed:
+                return
+            if run.wire is None and run.held is None and not run.over:
+                self._go_on(run)
+
+    def _go_on(self, run: StreamRun, *, resume: bool = True) -> None:
+        """Take a stream up again on the present connection."""
+        welcome, before = self.link.welcome, run.welcome
+        assert welcome is not None
         if welcome.vocab_size != run.spec.vocab_size:
             self._fail(
                 run,
@@ -393,58 +495,23 @@ class Driver:
                 ),
             )
             return
+        if not self._number_of(run):
+            self._settle(run)
+            return
         if before is not None and _target(before) != _target(welcome):
             run.warn(
                 f"the target changed from {_target(before)} to {_target(welcome)} after "
                 f"{run.machine.counts.tokens} tokens"
             )
-        run.welcome = welcome
-        run.machine.max_block = welcome.max_block
-        self._do(run, lambda: run.machine.link_up(resume=True))
+        self._do(run, lambda: run.machine.link_up(resume=resume))
 
-    def link_message(self, link: Link, message: Message) -> None:
-        """A message came."""
-        run = self._carried.get(link)
-        if isinstance(message, Error):
-            self._peer_error(link, run, message)
-        elif run is not None:
-            self._verdict(run, message)
-
-    def link_lost(self, link: Link, error: DraftwireError) -> None:
-        """The connection is gone, or a try failed."""
-        self._tell_first(error)
-        run = self._carried.get(link)
-        if run is None:
-            if link is not self.primary:
-                self._retire(link)
-        elif run.spec.offline == "error":
-            self._fail(run, error)
-        elif run.machine.state is not State.LOST:
-            run.spec.account.link_lost()
-            self._do(run, run.machine.link_lost)
-
-    def link_failed(self, link: Link, error: DraftwireError) -> None:
-        """It makes no sense to try again."""
-        self._tell_first(error)
-        run = self._carried.get(link)
-        if run is None:
-            return
-        if run.spec.offline != "draft":
-            self._fail(run, error)
-            return
-        run.warn(f"the verifier cannot be had any more: {error}")
-        if run.machine.state is not State.LOST:
-            self._do(run, run.machine.link_lost)
-        run.impatient = True
-        self._check_guessed(run)
-
-    def _verdict(self, run: StreamRun, message: Message) -> None:
-        link, spec, decisions = run.link, run.spec, run.decisions
+    def _verdict(self, run: StreamRun, message: Message, stream: int) -> None:
+        link, spec, decisions = self.link, run.spec, run.decisions
         before = run.machine.counts.tokens
         now = self._clock.now()
 
         def learn() -> Sequence[Action]:
-            came = decisions.received(link.channel, now, message)
+            came = decisions.received(link.channel, now, message, stream)
             account = spec.account
             if came and account.measures:
                 decisions.power(account.account.watts_by_phase())
@@ -453,42 +520,67 @@ class Driver:
             return ()
 
         self._do(run, lambda: run.machine.message(message))
-        if run.machine.counts.tokens > before:
+        spoke = run.machine.counts.tokens > before
+        if spoke:
+            run.faulted, run.pause_s = False, _FIRST_PAUSE_S
+            link.progress()
+        if spoke or (isinstance(message, Progress) and message.work > 0):
             run.progress_s, run.free_s = now, 0.0
             run.free_since = None if run.free_since is None else now
-            run.faulted = False
-            link.progress()
         if not run.over:
             self._do(run, learn, quiet=True)
 
-    def _peer_error(self, link: Link, run: StreamRun | None, message: Error) -> None:
-        """The verifier says that something is wrong."""
-        error = to_exception(message)
-        if isinstance(error, RefusedError) and not error.transient:
-            error = BusyError(str(error), hint=error.hint)  # a limit: it may pass
-        if run is None:
-            if message.fatal:
-                link.lose(error)
-            return
-        machine = run.machine
-        if message.code == "session" and machine.state is State.RESUMING:
-            self._do(run, lambda: machine.link_up(resume=False))
+    def _peer_error(self, run: StreamRun, message: Error) -> None:
+        """The verifier says that something is wrong with a stream, and ended it."""
+        error, machine = _meaning(message), run.machine
+        if message.code == "stream" and machine.state is State.RESUMING:
+            self._go_on(run, resume=False)
         elif isinstance(error, BusyError):
-            link.lose(error)  # no room now: a later connection may find some
+            self._hold(run, error)
         elif isinstance(error, VerifierError) and not run.faulted:
-            run.faulted = True  # once; again without a verdict between is an error
-            run.warn(f"{error}: the stream was opened anew")
-            if message.fatal:
-                machine.opened = None
-                link.lose(error)
-            else:
-                self._do(run, lambda: machine.link_up(resume=False))
+            self._faulted(run, error)
+            self._go_on(run, resume=False)
         else:
-            if not isinstance(error, DraftwireError):
-                error = ProtocolError(str(error))
             self._fail(run, error)
-            if message.fatal:
-                link.lose(TransportError("the verifier ended the connection"))
+
+    def _end_of_connection(self, message: Message) -> None:
+        """The verifier ends the connection, and says why."""
+        if not isinstance(message, Error):
+            error: DraftwireError = ProtocolError(
+                f"the verifier sent a {type(message).__name__.lower()} after the greeting"
+            )
+        else:
+            error = _meaning(message)
+        for run in list(self.streams.values()):
+            if isinstance(error, VerifierError) and not run.faulted:
+                self._faulted(run, error)
+                run.machine.opened = None
+            elif not isinstance(error, TransportError):
+                self._fail(run, error)
+        self.link.lose(error)
+
+    def _faulted(self, run: StreamRun, error: DraftwireError) -> None:
+        """The verifier failed: once between two verdicts a stream begins anew."""
+        run.faulted = True
+        run.warn(f"{error}: the stream was opened anew")
+
+    def _hold(self, run: StreamRun, error: BusyError) -> None:
+        """There is no room for a stream: ask again after a while."""
+        if run.spec.offline == "error":
+            self._fail(run, error)
+            return
+        pause = run.pause_s * self._rng.uniform(0.5, 1.0)
+        run.pause_s = min(2 * run.pause_s, _LONGEST_PAUSE_S)
+        if error.retry_after_s is not None:  # a fleet shall not come back as one
+            pause = max(pause, error.retry_after_s * self._rng.uniform(1.0, 1.5))
+
+        def again() -> None:
+            run.held = None
+            self._admit()
+
+        run.busy = error
+        run.held = self._clock.call_at(self._clock.now() + pause, again)
+        self._lose(run)
 
     # ---- one event
 
@@ -510,7 +602,7 @@ class Driver:
                 self._apply(run, actions)
         except ProtocolError as error:  # the peer contradicts itself: begin afresh
             self._fail(run, error)
-            run.link.lose(error)
+            self.link.lose(error)
         except Exception as error:
             log.debug("stream %d failed", run.number, exc_info=True)
             self._fail(run, named(error, "the stream"))
@@ -543,9 +635,11 @@ class Driver:
             self._settle(run)
 
     def _send(self, run: StreamRun, message: Message) -> None:
-        link = run.link
-        nbytes = link.send(message)
-        link.channel.sent(self._clock.now(), message, nbytes)
+        link = self.link
+        if run.wire is None:
+            return  # a goodbye to a verifier that knows nothing of the stream
+        nbytes = link.send(message, run.wire)
+        link.channel.sent(self._clock.now(), message, nbytes, run.wire)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
 
@@ -555,16 +649,22 @@ class Driver:
 
     def _settle(self, run: StreamRun) -> None:
         """Note what the stream waits for now."""
-        machine, link = run.machine, run.link
+        machine, link = run.machine, self.link
         waiting = machine.waiting
         run.spec.account.settle(drafting=machine.drafting, waiting=waiting)
-        link.owe(waiting)
-        if waiting or not link.up:
+        self._owe(run, waiting)
+        # One that waits for a number waits for its neighbours, and not for the verifier.
+        queued = link.up and run.wire is None and run.held is None
+        if waiting or (machine.state is State.LOST and not queued):
             if run.free_since is not None:
                 run.free_s += self._clock.now() - run.free_since
                 run.free_since = None
         elif run.free_since is None:
             run.free_since = self._clock.now()
+
+    def _owe(self, run: StreamRun, owing: bool) -> None:
+        (self._owing.add if owing else self._owing.discard)(run.number)
+        self.link.owe(bool(self._owing))
 
     # ---- the end of a stream
 
@@ -574,34 +674,40 @@ class Driver:
             return
         for action in [] if run.machine.done else run.machine.stop("error"):
             if isinstance(action, Send):
-                run.link.send(action.message)
+                self._send(run, action.message)
             elif isinstance(action, Draft):
                 self._order(run, action)
         self._finish(run, "error", error)
 
     def _finish(self, run: StreamRun, reason: str, error: DraftwireError | None) -> None:
-        link = run.link
+        link = self.link
         run.finish = reason
         run.ended_s = max(self._clock.now(), 1e-9)
-        for timer in (run.deadline, run.patience):
+        if run.free_since is not None:
+            run.free_s += run.ended_s - run.free_since
+            run.free_since = None
+        for timer in (run.deadline, run.patience, run.held):
             if timer is not None:
                 timer.cancel()
         if run.machine.unverified:  # nobody shall take them for the target's
             self._warn_alone(run)
-        run.traffic = link.traffic().minus(run.before)
+        if run.wire is not None:  # we said goodbye: the verifier will say it too
+            self._wires[run.wire] = None
+            self._owing.add(-1 - run.wire)
+            run.own = run.own.plus(link.take_share(run.wire))
+        total, framed = run.before
+        others = link.framed().minus(framed).minus(run.own)
+        run.traffic = link.traffic().minus(total).minus(others)
         run.reconnects = link.reconnects - run.reconnects_before
         run.spec.account.close()
         if error is not None:
             log.info("stream %d ended with an error: %s", run.number, error)
         self.streams.pop(run.number, None)
-        self._carried.pop(link, None)
-        link.owe(False)
+        self._owe(run, False)
         held = bool(self._turn) and self._turn[0] is run
         self._turn.remove(run)
         if held and self._turn:
             self._give_engine(self._turn[0])
-        if link is not self.primary:
-            self._retire(link)
         run.sink.finished(run, error)
 
     # ---- patience
@@ -617,9 +723,11 @@ class Driver:
         if due > now + 1e-9:
             run.patience = self._clock.call_at(due, self._patience, run)
             return
-        link = run.link
+        link = self.link
         error: DraftwireError | None = link.error
-        if link.up or error is None:
+        if run.held is not None and run.busy is not None:
+            error = run.busy
+        elif link.up or error is None:
             error = TransportError(
                 f"the verifier has given no verdict for {run.spec.patience_s:g} s",
                 hint="if it is only slow, allow it more with patience_s",
@@ -627,7 +735,9 @@ class Driver:
         if run.spec.offline != "draft":
             self._fail(run, error)
             return
-        link.lose(error)
+        if len(self.streams) == 1 or not link.up:
+            link.lose(error)
+        self._lose(run)
         run.impatient = True
         self._check_guessed(run)
 
@@ -646,26 +756,7 @@ class Driver:
         left = len(run.machine.unverified)
         run.warn(f"{left} tokens are the draft's alone: no verifier has judged them")
 
-    # ---- links and the draft model
-
-    def _new_link(self) -> Link:
-        return Link(
-            self._clock, self._network, self._hello, self._settings, self, self._rng
-        )
-
-    def _free_link(self) -> Link:
-        if self.primary not in self._carried:
-            return self.primary
-        link = self._new_link()
-        self._spare.append(link)
-        link.start()
-        return link
-
-    def _retire(self, link: Link) -> None:
-        """Close a link that no stream needs any more."""
-        if link in self._spare:
-            self._spare.remove(link)
-            link.close()
+    # ---- the draft model
 
     def _give_engine(self, run: StreamRun) -> None:
         """Let the draft model work for ``run``."""
@@ -680,6 +771,21 @@ class Driver:
         first, self._first = self._first, None
         if first is not None:
             first(outcome)
+
+
+def _ends(message: Message) -> bool:
+    """Tell whether ``message`` is the last one that the verifier says of its stream."""
+    if isinstance(message, (Commit, Resumed)):
+        return message.finish is not Finish.NOT_YET
+    return isinstance(message, (Bye, Error))
+
+
+def _meaning(message: Error) -> DraftwireError:
+    """Return what a stream makes of the verifier's error: a limit may pass."""
+    error = to_exception(message)
+    if isinstance(error, RefusedError) and not error.transient:
+        return BusyError(str(error), hint=error.hint)  # of a code that is not known here
+    return error
 
 
 def _target(welcome: Welcome) -> str:

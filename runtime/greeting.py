@@ -7,8 +7,7 @@ from typing import Sequence
 import draftwire
 from draftwire.packages import DraftPackage
 from draftwire.runtime.edge.mode import Mode
-from draftwire.sampling import SamplingParams
-from draftwire.transport.codec import VERSION
+from draftwire.sampling import NOISES, SamplingParams
 from draftwire.transport.messages import Hello, Open
 
 __all__ = ["hello_of", "open_of"]
@@ -18,7 +17,6 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
     """Return the greeting for ``target`` (name or version, "" for the default)."""
     backbone = package.family.backbone
     return Hello(
-        (VERSION,),
         f"draftwire/{draftwire.__version__}",
         target,
         bytes.fromhex(package.family.tokenizer),
@@ -27,11 +25,11 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         bytes.fromhex(package.id),
         package.family.name,
         ("resume", "exits"),
+        NOISES,
     )
 
 
 def open_of(
-    stream: int,
     prompt: Sequence[int],
     params: SamplingParams,
     mode: Mode,
@@ -43,7 +41,6 @@ def open_of(
     """Return the request for a stream.
 
     Args:
-        stream: Its number on the connection.
         prompt: Token ids.
         params: Sampling.
         mode: What the verifier shall do while no block is there.
@@ -52,7 +49,6 @@ def open_of(
         bonus: Ask for a token after a block that is accepted whole.
     """
     return Open(
-        stream,
         tuple(prompt),
         params.scheme,
         params.temperature,
@@ -64,4 +60,5 @@ def open_of(
         objective=mode.objective,
         bonus=bonus,
         exits="exits" in mode.preempt,
+        noise=params.noise,
     )

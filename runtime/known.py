@@ -10,8 +10,8 @@ from pathlib import Path
 from draftwire.errors import ProtocolError
 from draftwire.io import replacing
 from draftwire.packages import DraftPackage
-from draftwire.sampling import SCHEMES
-from draftwire.transport.codec import MAX_FRAME, VERSION, Codec
+from draftwire.sampling import NOISES, SCHEMES
+from draftwire.transport.codec import MAX_FRAME, Codec
 from draftwire.transport.messages import Welcome
 
 __all__ = ["assumed_welcome", "recall_welcome", "remember_welcome", "state_folder"]
@@ -53,7 +53,7 @@ def recall_welcome(url: str, target: str, draft: DraftPackage) -> Welcome | None
     try:
         if path is None or path.stat().st_size > MAX_FRAME:
             return None
-        found = Codec().decode(path.read_bytes())
+        found = Codec().decode(path.read_bytes()).message
     except (OSError, ProtocolError):
         return None
     if not isinstance(found, Welcome) or found.tokenizer.hex() != draft.family.tokenizer:
@@ -65,7 +65,6 @@ def recall_welcome(url: str, target: str, draft: DraftPackage) -> Welcome | None
 def assumed_welcome(draft: DraftPackage) -> Welcome:
     """Return what a verifier that nobody has met would say, as far as the draft tells."""
     return Welcome(
-        version=VERSION,
         agent="",
         target="",
         target_version="",
@@ -78,6 +77,7 @@ def assumed_welcome(draft: DraftPackage) -> Welcome:
         eos_ids=tuple(draft.eos_ids),
         compatibility="unknown",
         schemes=tuple(SCHEMES),
+        noise=NOISES,
     )
 
 

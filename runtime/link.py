@@ -20,8 +20,8 @@ from draftwire.errors import BusyError, DraftwireError, TransportError
 from draftwire.runtime.pacing.channel import Channel
 from draftwire.runtime.ports import Network, Wire
 from draftwire.transport.client import may_pass
-from draftwire.transport.messages import Hello, Message, Welcome
-from draftwire.transport.traffic import Traffic
+from draftwire.transport.messages import Frame, Hello, Message, Welcome
+from draftwire.transport.traffic import Meter, Traffic
 
 __all__ = ["Link", "LinkOwner", "LinkSettings", "LinkState"]
 
@@ -90,7 +90,7 @@ class LinkOwner(Protocol):
     def link_up(self, link: Link, welcome: Welcome) -> None:
         """There is a connection."""
 
-    def link_message(self, link: Link, message: Message) -> None:
+    def link_message(self, link: Link, frame: Frame) -> None:
         """A message came."""
 
     def link_lost(self, link: Link, error: DraftwireError) -> None:
@@ -140,7 +140,7 @@ class Link:
         self.reconnects = 0
         self._phase = _Phase.IDLE
         self._wire: Wire | None = None
-        self._past = Traffic()
+        self._past = Meter()
         self._timer: Timer | None = None
         self._watch: Timer | None = None
         self._pause_s = _FIRST_PAUSE_S
@@ -196,15 +196,25 @@ class Link:
     def traffic(self) -> Traffic:
         """Return the bytes of all connections so far."""
         wire = self._wire
-        return self._past if wire is None else self._past.plus(wire.traffic)
+        return self._past.total if wire is None else self._past.total.plus(wire.meter.total)
+
+    def framed(self) -> Traffic:
+        """Return those of them that belong to streams."""
+        wire, past = self._wire, self._past.framed
+        return past if wire is None else past.plus(wire.meter.framed)
+
+    def take_share(self, stream: int) -> Traffic:
+        """Return the bytes of a stream's frames, and begin its count anew."""
+        share = self._past.take(stream)
+        return share if self._wire is None else share.plus(self._wire.meter.take(stream))
 
     def start(self) -> None:
         """Begin to connect."""
         self._lost_at = self._clock.now()
         self._connect()
 
-    def send(self, message: Message) -> int:
-        """Send ``message``; what is lost with the link is said again by who resumes.
+    def send(self, message: Message, stream: int) -> int:
+        """Send ``message`` of a stream; what is lost with the link is said again by who resumes.
 
         Returns:
             Bytes on the wire.
@@ -212,7 +222,7 @@ class Link:
         wire = self._wire
         if wire is None or self._phase is not _Phase.UP:
             return 0
-        return wire.send(message)
+        return wire.send(message, stream)
 
     def owe(self, owing: bool) -> None:
         """Note whether an answer is owed now; silence counts only while it is."""
@@ -273,14 +283,14 @@ class Link:
         log.info("link up: target %s %s", welcome.target, welcome.target_version)
         self._owner.link_up(self, welcome)
 
-    def heard(self, message: Message | None) -> None:
+    def heard(self, frame: Frame | None) -> None:
         """A message or a pong came."""
-        if message is not None and self._owing:
+        if frame is not None and self._owing:
             took = self._clock.now() - self._quiet_s
             self._slowest = max(took, 0.9 * (self._slowest or 0.0))
         self._heard()
-        if message is not None:
-            self._owner.link_message(self, message)
+        if frame is not None:
+            self._owner.link_message(self, frame)
 
     def ended(self, error: DraftwireError) -> None:
         """The connection is over, or did not come to be."""
@@ -295,7 +305,7 @@ class Link:
         wire, self._wire = self._wire, None
         if wire is not None:
             self._events.link = None
-            self._past = self._past.plus(wire.traffic)
+            self._past.add(wire.meter)
             wire.close()
         self._watch = self._stop(self._watch)
         self._owing = False
@@ -368,9 +378,9 @@ class _Connection:
         if self.link is not None:
             self.link.greeted(welcome)
 
-    def message(self, message: Message) -> None:
+    def message(self, frame: Frame) -> None:
         if self.link is not None:
-            self.link.heard(message)
+            self.link.heard(frame)
 
     def alive(self) -> None:
         if self.link is not None:

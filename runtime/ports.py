@@ -13,8 +13,8 @@ from typing import Protocol
 
 from draftwire.clock import Clock, Timer
 from draftwire.errors import DraftwireError
-from draftwire.transport.messages import Hello, Message, Welcome
-from draftwire.transport.traffic import Traffic
+from draftwire.transport.messages import Frame, Hello, Message, Welcome
+from draftwire.transport.traffic import Meter
 
 __all__ = ["Clock", "EnginePort", "Network", "Timer", "Wire", "WireEvents"]
 
@@ -25,7 +25,7 @@ class WireEvents(Protocol):
     def up(self, welcome: Welcome) -> None:
         """The verifier has greeted; at most once, before any message."""
 
-    def message(self, message: Message) -> None:
+    def message(self, frame: Frame) -> None:
         """A message came."""
 
     def alive(self) -> None:
@@ -39,13 +39,13 @@ class Wire(Protocol):
     """One connection, from the first packet of its set-up on.
 
     Attributes:
-        traffic: Bytes and frames so far.
+        meter: Bytes and frames so far.
     """
 
-    traffic: Traffic
+    meter: Meter
 
-    def send(self, message: Message) -> int:
-        """Put ``message`` in the outbox; never blocks.
+    def send(self, message: Message, stream: int = 0) -> int:
+        """Put ``message`` of a stream in the outbox; never blocks.
 
         Returns:
             Bytes that it takes on the wire; 0 when the connection is over.

@@ -136,7 +136,7 @@ class SessionBase:
             )
             self._engine.start(driver, thread.clock.post)
             if measure.capture:
-                self._capture = WireCapture(lambda: driver.primary.ports)
+                self._capture = WireCapture(lambda: driver.link.ports)
             self._first: Future[_Outcome] = Future()
             thread.call(driver.connect, self._first.set_result)
         except BaseException:
@@ -181,7 +181,7 @@ class SessionBase:
     def welcome(self) -> Welcome:
         """What the verifier said of itself, last."""
         driver = self._driver
-        found = None if driver is None else driver.primary.welcome
+        found = None if driver is None else driver.link.welcome
         return self._welcome if found is None else found
 
     @property
@@ -189,7 +189,7 @@ class SessionBase:
         """How the link to the verifier is doing."""
         if self._driver is None:
             return LinkState("closed", 0, 0, 0.0, "")
-        return self._driver.primary.state()
+        return self._driver.link.state()
 
     @property
     def report(self) -> dict[str, Any] | None:
@@ -300,7 +300,7 @@ class SessionBase:
         And keep what the verifier said, which may have come after this session began.
         """
         driver = self._driver
-        welcome = None if driver is None else driver.primary.welcome
+        welcome = None if driver is None else driver.link.welcome
         if welcome is not None and welcome is not self._remembered:
             self._remembered = welcome
             remember_welcome(self._url, self._target, self._package, welcome)

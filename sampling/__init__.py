@@ -15,7 +15,7 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.laws import Law, SamplingParams, law_of, seed_of
+from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, seed_of
 from draftwire.sampling.scheme import (
     Card,
     Decider,
@@ -27,6 +27,7 @@ from draftwire.sampling.scheme import (
 )
 
 __all__ = [
+    "NOISES",
     "SCHEMES",
     "Card",
     "Decider",

@@ -58,16 +58,18 @@ def to_exception(error: Error) -> DraftwireError:
     """
     message, hint = f"the verifier says: {clean(error.message)}", clean(error.hint)
     kind: type[DraftwireError] = TransportError if error.fatal else RefusedError
-    if error.code in ("tokenizer", "family"):
+    if error.code in ("tokenizer", "version"):
         kind = IncompatibleError
-    elif error.code in ("protocol", "version"):
+    elif error.code == "protocol":
         kind = ProtocolError
     elif error.code in ("request", "target"):
         kind = ConfigError
-    elif error.code in ("busy", "draining") or (error.code == "limit" and error.fatal):
+    elif error.code in ("busy", "draining", "limit"):
         kind = BusyError
     elif error.code == "internal":
         kind = VerifierError
+    if kind is BusyError and error.retry_after_ms is not None:
+        return BusyError(message, hint=hint, retry_after_s=error.retry_after_ms / 1e3)
     return kind(message, hint=hint)
 
 
@@ -148,7 +150,7 @@ def retry_after(headers: dict[str, str]) -> float | None:
     return max(0.0, then - now)
 
 
-def refusal(head: Head, body: bytes, where: str) -> TransportError:
+def refusal(head: Head, body: bytes, where: str) -> DraftwireError:
     """Return what an answer other than the upgrade (or a proxy's yes) means.
 
     Args:
@@ -168,6 +170,11 @@ def refusal(head: Head, body: bytes, where: str) -> TransportError:
         )
     if status == 403:
         return RefusedError(f"the verifier at {where} refuses this device (403){said}")
+    if status == 426:
+        return IncompatibleError(
+            f"the verifier at {where} speaks another version of the protocol (426){said}",
+            hint="update draftwire on the device or there, whichever is older",
+        )
     if passes(status):
         retry_after_s = retry_after(head.headers)
         hint = "try again later, or another verifier"

@@ -17,7 +17,7 @@ from typing import Any, Callable
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.transport.answers import may_pass, to_exception
 from draftwire.transport.dial import is_loopback, tls_context
-from draftwire.transport.messages import Hello, Message, Welcome
+from draftwire.transport.messages import Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import Traffic
 from draftwire.transport.wire import WebsocketNetwork
 
@@ -79,7 +79,7 @@ class Connection:
         except BaseException:
             self._loop.close()
             raise
-        self.traffic = self._wire.traffic
+        self.traffic = self._wire.meter.total
         self._thread = threading.Thread(
             target=_run, args=(self._loop,), name="draftwire-connection", daemon=True
         )
@@ -99,8 +99,8 @@ class Connection:
         """Local and remote TCP port, ``(0, 0)`` once the connection is gone."""
         return self._wire.ports
 
-    def send(self, message: Message) -> None:
-        """Send ``message``; callable from any thread, waits for no network.
+    def send(self, message: Message, stream: int = 0) -> None:
+        """Send ``message`` of a stream; callable from any thread, waits for no network.
 
         Raises:
             TransportError: The connection is lost.
@@ -109,7 +109,7 @@ class Connection:
 
         def put() -> None:
             try:
-                done.set_result(self._wire.send(message))
+                done.set_result(self._wire.send(message, stream))
             except Exception as exc:  # noqa: BLE001 - the caller's, in the caller's thread
                 done.set_exception(exc)
 
@@ -117,7 +117,7 @@ class Connection:
             raise TransportError(f"the link to {self.url} is gone")
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """Wait for the next message; one thread at a time.
+        """Wait for the next message, of whatever stream; one thread at a time.
 
         Args:
             timeout: Seconds; None waits for ever.
@@ -168,8 +168,11 @@ class _Inbox:
 
     def __init__(self, inbox: queue.Queue[Any], loop: asyncio.AbstractEventLoop) -> None:
         self.up: Callable[[Welcome], None] = inbox.put
-        self.message: Callable[[Message], None] = inbox.put
         self._inbox, self._loop = inbox, loop
+
+    def message(self, frame: Frame) -> None:
+        """Hand the message over."""
+        self._inbox.put(frame.message)
 
     def alive(self) -> None:
         """Nobody waits for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MASK", "Traffic", "wire_size"]
+__all__ = ["MASK", "Meter", "Traffic", "wire_size"]
 
 # TCP/IPv4 with timestamps in one segment, a TLS 1.3 record, the mask of a client's frame.
 # `WireCapture` counts the real ones; a test holds these to it.
@@ -44,6 +44,63 @@ class Traffic:
         return Traffic(
             *(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__)
         )
+
+
+class Meter:
+    """Counts the bytes of a link, and whose they are.
+
+    Attributes:
+        total: All of them.
+        framed: Those of frames that belong to streams.
+        shares: The same by stream number, until they are taken.
+    """
+
+    def __init__(self) -> None:
+        self.total = Traffic()
+        self.framed = Traffic()
+        self.shares: dict[int, Traffic] = {}
+
+    def sent(self, stream: int | None, payload: int, wire: int, acks: int = 0) -> None:
+        """Count a frame that was sent.
+
+        Args:
+            stream: Number of its stream, or None.
+            payload: Bytes of the message.
+            wire: The same with headers.
+            acks: Bytes that came back for it alone.
+        """
+        for traffic in self._of(stream):
+            traffic.up_frames += 1
+            traffic.up_payload += payload
+            traffic.up_wire += wire
+            traffic.down_wire += acks
+
+    def came(self, stream: int | None, payload: int, wire: int, acks: int = 0) -> None:
+        """Count a frame that was received; the arguments are those of :meth:`sent`."""
+        for traffic in self._of(stream):
+            traffic.down_frames += 1
+            traffic.down_payload += payload
+            traffic.down_wire += wire
+            traffic.up_wire += acks
+
+    def _of(self, stream: int | None) -> tuple[Traffic, ...]:
+        if stream is None:
+            return (self.total,)
+        share = self.shares.get(stream)
+        if share is None:
+            share = self.shares[stream] = Traffic()
+        return self.total, self.framed, share
+
+    def take(self, stream: int) -> Traffic:
+        """Return the share of a stream, and count it no more."""
+        return self.shares.pop(stream, None) or Traffic()
+
+    def add(self, other: Meter) -> None:
+        """Take over what ``other`` has counted, and what it counts no more."""
+        self.total = self.total.plus(other.total)
+        self.framed = self.framed.plus(other.framed)
+        for stream, share in other.shares.items():
+            self.shares[stream] = self.shares.get(stream, Traffic()).plus(share)
 
 
 def wire_size(payload: int, *, secure: bool) -> int:

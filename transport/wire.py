@@ -14,7 +14,7 @@ import ssl
 from typing import Protocol
 
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets import frames
 from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 
@@ -26,7 +26,7 @@ from draftwire.errors import (
     TransportError,
 )
 from draftwire.transport.answers import clean, read_head, refusal, to_exception
-from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, VERSION, Codec
+from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
 from draftwire.transport.dial import (
     Resolve,
     check_url,
@@ -37,8 +37,8 @@ from draftwire.transport.dial import (
     tls_context,
     tunnel,
 )
-from draftwire.transport.messages import Error, Hello, Message, Welcome
-from draftwire.transport.traffic import MASK, Traffic, wire_size
+from draftwire.transport.messages import Error, Frame, Hello, Message, Welcome
+from draftwire.transport.traffic import MASK, Meter, wire_size
 
 __all__ = ["WebsocketNetwork", "WebsocketWire"]
 
@@ -49,7 +49,7 @@ class _Events(Protocol):
     """What is told of a connection, see ``draftwire.runtime.ports.WireEvents``."""
 
     def up(self, welcome: Welcome) -> None: ...
-    def message(self, message: Message) -> None: ...
+    def message(self, frame: Frame) -> None: ...
     def alive(self) -> None: ...
     def down(self, error: DraftwireError) -> None: ...
 
@@ -120,14 +120,14 @@ class WebsocketWire(asyncio.Protocol):
     """One connection.
 
     Attributes:
-        traffic: Bytes and frames so far.
+        meter: Bytes and frames so far.
         ports: Local and remote TCP port, ``(0, 0)`` while there is no connection.
     """
 
     def __init__(
         self, network: WebsocketNetwork, hello: Hello, events: _Events, timeout_s: float
     ) -> None:
-        self.traffic = Traffic()
+        self.meter = Meter()
         self.ports = (0, 0)
         self._network = network
         self._hello = hello
@@ -144,13 +144,13 @@ class WebsocketWire(asyncio.Protocol):
         self._timer = network.loop.call_later(timeout_s, self._late, timeout_s)
         self._task = network.loop.create_task(self._connect())
 
-    def send(self, message: Message) -> int:
-        """Put ``message`` in the outbox; never blocks.
+    def send(self, message: Message, stream: int = 0) -> int:
+        """Put ``message`` of a stream in the outbox; never blocks.
 
         Returns:
             Bytes that it takes on the wire, computed; 0 before ``up`` and after the end.
         """
-        return self._put(message) if self._greeted and not self._over else 0
+        return self._put(message, stream) if self._greeted and not self._over else 0
 
     def ping(self) -> None:
         """Ask for a sign of life."""
@@ -247,7 +247,7 @@ class WebsocketWire(asyncio.Protocol):
             )
         websocket.events_received()  # the answer itself
         self._at("the greeting")
-        self._put(self._hello)
+        self._put(self._hello, None)
         return data[head.size :]
 
     def _greet(self, answer: Message) -> None:
@@ -255,10 +255,6 @@ class WebsocketWire(asyncio.Protocol):
             raise to_exception(dataclasses.replace(answer, fatal=True))
         if not isinstance(answer, Welcome):
             raise ProtocolError(f"{type(answer).__name__} instead of a welcome")
-        if answer.version != VERSION:
-            raise ProtocolError(
-                f"the verifier chose protocol version {answer.version}, not {VERSION}"
-            )
         if not 1 <= answer.vocab_size <= self._hello.vocab_size:
             raise ProtocolError(f"a vocabulary of {answer.vocab_size} in the welcome")
         if answer.tokenizer != self._hello.tokenizer:
@@ -282,14 +278,12 @@ class WebsocketWire(asyncio.Protocol):
 
     # ---- both ways
 
-    def _put(self, message: Message) -> int:
-        data = self._codec.encode(message)
+    def _put(self, message: Message, stream: int | None) -> int:
+        data = self._codec.encode(message, stream or 0)
         self._websocket.send_binary(data)
         self._flush()
         size = wire_size(len(data), secure=self._network.uri.secure) + MASK
-        self.traffic.up_frames += 1
-        self.traffic.up_payload += len(data)
-        self.traffic.up_wire += size
+        self.meter.sent(stream, len(data), size)
         return size
 
     def _flush(self) -> None:
@@ -320,7 +314,7 @@ class WebsocketWire(asyncio.Protocol):
         self._flush()  # pongs, and the answer to a close
         for frame in websocket.events_received():
             if not self._over:
-                assert isinstance(frame, Frame)
+                assert isinstance(frame, frames.Frame)
                 self._frame(frame)
         if websocket.parser_exc is not None:
             raise ProtocolError(
@@ -328,34 +322,33 @@ class WebsocketWire(asyncio.Protocol):
                 f"{clean(str(websocket.parser_exc))}"
             )
 
-    def _frame(self, frame: Frame) -> None:
+    def _frame(self, frame: frames.Frame) -> None:
         kind, data = frame.opcode, bytes(frame.data)
-        if kind == Opcode.PONG and self._greeted:
+        if kind == frames.Opcode.PONG and self._greeted:
             self._events.alive()
-        elif kind == Opcode.TEXT:
-            raise ProtocolError("a text frame; draftwire.v1 is binary")
-        elif kind == Opcode.CLOSE:
+        elif kind == frames.Opcode.TEXT:
+            raise ProtocolError("a text frame; every message is a binary frame")
+        elif kind == frames.Opcode.CLOSE:
             close = self._websocket.close_rcvd
             code = close.code if close is not None else 1005
             why = clean(close.reason) if close is not None else ""
             raise TransportError(
                 f"the verifier closed the connection ({code:d}{': ' + why if why else ''})"
             )
-        elif kind in (Opcode.BINARY, Opcode.CONT):
+        elif kind in (frames.Opcode.BINARY, frames.Opcode.CONT):
             self._parts += data
             if frame.fin:
                 data, self._parts = bytes(self._parts), bytearray()
                 self._message(data)
 
     def _message(self, data: bytes) -> None:
-        self.traffic.down_frames += 1
-        self.traffic.down_payload += len(data)
-        self.traffic.down_wire += wire_size(len(data), secure=self._network.uri.secure)
-        message = self._codec.decode(data)
+        frame = self._codec.decode(data)
+        size = wire_size(len(data), secure=self._network.uri.secure)
+        self.meter.came(frame.stream, len(data), size)
         if self._greeted:
-            self._events.message(message)
+            self._events.message(frame)
         else:
-            self._greet(message)
+            self._greet(frame.message)
 
     # ---- the end
 

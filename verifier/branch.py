@@ -33,7 +33,8 @@ class Branch:
     Positions count from the end of the prompt.
 
     Args:
-        max_block: Most drafted tokens that may wait.
+        max_block: Most drafted tokens of one block.
+        max_waiting: Most that may wait, those under judgement among them.
 
     Attributes:
         epoch: Number of the branch, modulo 256.
@@ -41,8 +42,8 @@ class Branch:
         discarded: Drafted tokens that died unjudged, so far.
     """
 
-    def __init__(self, max_block: int) -> None:
-        self._max_block = max_block
+    def __init__(self, max_block: int, max_waiting: int) -> None:
+        self._max_block, self._max_waiting = max_block, max_waiting
         self.epoch = 0
         self.asks = 0
         self.discarded = 0
@@ -104,10 +105,14 @@ class Branch:
         else:
             self._base = block.base
         waiting = self._judging + len(self._tokens) + len(block.tokens)
-        if waiting > self._max_block:
+        if len(block.tokens) > self._max_block:
+            raise ProtocolError(
+                f"a block of {len(block.tokens)} tokens, the limit is {self._max_block}"
+            )
+        if waiting > self._max_waiting:
             raise ProtocolError(
                 f"{waiting} drafted tokens wait for judgement, the limit is "
-                f"{self._max_block}"
+                f"{self._max_waiting}"
             )
         if block.evidence and not block.tokens:
             raise ProtocolError("evidence without a token")

@@ -298,7 +298,7 @@ class Kit:
 
     def request(self, count: int) -> Open:
         """Return a greedy open."""
-        return Open(1, self.prompt, "greedy", 0.0, 0, 1.0, 0, count)
+        return Open(self.prompt, "greedy", 0.0, 0, 1.0, 0, count)
 
     @property
     def prompt(self) -> tuple[int, ...]:

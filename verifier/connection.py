@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ProtocolError
-from draftwire.transport.codec import SUBPROTOCOL, Codec
-from draftwire.transport.messages import Block, Error, Hello, Message
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Block, Error, Frame, Hello, Message
 from draftwire.verifier.accounts import LimitError, Usage
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
@@ -80,32 +80,29 @@ class Connection:
         return self._dialogue.terms is not None
 
     @property
-    def busy(self) -> bool:
-        """True while a stream is running."""
-        return self._dialogue.busy
+    def running(self) -> int:
+        """How many streams run."""
+        return self._dialogue.running
 
     async def run(self) -> None:
         """Greet, serve streams, close; returns when the connection has ended."""
         dialogue = self._dialogue
         sender = asyncio.ensure_future(self._write())
         try:
-            if self._socket.subprotocol != SUBPROTOCOL:
-                raise FatalError(
-                    "version",
-                    f"this verifier speaks {SUBPROTOCOL}, the device did not offer it",
-                    "connect with that websocket subprotocol",
-                )
             while not dialogue.over:
-                dialogue.take(await self._receive())
+                frame = await self._receive()
+                dialogue.take(frame.message, frame.stream)
                 # A burst of frames is there at once: others want their turn as well.
                 await asyncio.sleep(0)
-        except ConnectionClosed:
-            pass
+        except ConnectionClosed as closed:
+            said = closed.rcvd
+            if self._closing is None and said is not None and said.code == 1000:
+                dialogue.lost(closed=True)
         except Exception as error:  # noqa: BLE001 - a bug of ours ends this connection only
             dialogue.leave(error_of(error))
         finally:
             if self._closing is None:
-                dialogue.lost()
+                dialogue.lost()  # harmless a second time
                 sender.cancel()
             if dialogue.terms is not None:
                 self._service.registry.leave(dialogue.terms.served)
@@ -138,18 +135,18 @@ class Connection:
 
     # ---- reading
 
-    async def _receive(self) -> Message:
+    async def _receive(self) -> Frame:
         while len(self._outbox) > _OUTBOX:  # who does not read is not read either
             self._room.clear()
             await self._room.wait()
-        frame = await self._socket.recv()
+        data = await self._socket.recv()
         self.active_s = self._clock()
-        if not isinstance(frame, bytes):
+        if not isinstance(data, bytes):
             raise ProtocolError("a text frame; every message is a binary frame")
-        self._service.bytes_in += len(frame)
-        message = self._codec.decode(frame)
-        await self._pace(len(frame), isinstance(message, Block))
-        return message
+        self._service.bytes_in += len(data)
+        frame = self._codec.decode(data)
+        await self._pace(len(data), isinstance(frame.message, Block))
+        return frame
 
     async def _pace(self, size: int, is_block: bool) -> None:
         """Wait as the account's rates demand: what is not read slows the sender."""
@@ -162,11 +159,11 @@ class Connection:
 
     # ---- the dialogue's way to the device
 
-    def send(self, message: Message) -> None:
-        """Put ``message`` in the outbox."""
+    def send(self, message: Message, stream: int = 0) -> None:
+        """Put ``message`` of a stream in the outbox."""
         if isinstance(message, Error):
             self._service.refused(message.code)
-        self._outbox.append(self._codec.encode(message))
+        self._outbox.append(self._codec.encode(message, stream))
         terms = self._dialogue.terms
         if terms is not None and message is terms.welcome:
             vocab_size, context = message.vocab_size, message.context

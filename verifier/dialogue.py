@@ -1,4 +1,4 @@
-"""What is said on one device's connection: greeting, then streams, one at a time.
+"""What is said on one device's connection: a greeting, then streams.
 
 Plain code: messages in, messages out, no socket and no loop. The asyncio shell around it
 is :mod:`draftwire.verifier.connection`; simulators and generated histories have others.
@@ -21,6 +21,7 @@ from draftwire.transport.messages import (
     Opened,
     Resume,
 )
+from draftwire.verifier.accounts import LimitError
 from draftwire.verifier.greeting import DRAINING, FatalError, error_of
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
@@ -37,8 +38,8 @@ log = logging.getLogger("draftwire.verifier")
 class Peer(Protocol):
     """The way to a device; nothing of it waits or raises."""
 
-    def send(self, message: Message) -> None:
-        """Put ``message`` in the outbox."""
+    def send(self, message: Message, stream: int = 0) -> None:
+        """Put ``message`` of a stream in the outbox."""
 
     def close(self, error: Error | None) -> None:
         """Send ``error``, if there is one, after what is in the outbox, and hang up."""
@@ -48,7 +49,7 @@ class Peer(Protocol):
 
 
 class Dialogue:
-    """One connection's state; it holds the stream that runs on it.
+    """One connection's state; it holds the streams that run on it.
 
     Args:
         kept: All streams of the verifier.
@@ -72,42 +73,53 @@ class Dialogue:
         self._greet = greet
         self._peer = peer
         self._name = name
-        self._stream: Stream | None = None  # running, or with an end to be seen
+        self._streams: dict[int, Stream] = {}  # running, or with an end to be seen
         self._draining = False
         self.terms: Terms | None = None
         self.over = False
 
     @property
-    def busy(self) -> bool:
-        """True while a stream is running."""
-        return self._stream is not None and not self._stream.session.done
+    def running(self) -> int:
+        """How many streams run."""
+        return sum(not stream.session.done for stream in self._streams.values())
 
-    def take(self, message: Message) -> None:
-        """Take in a message; whatever is wrong with it goes to the device."""
+    def take(self, message: Message, number: int | None = 0) -> None:
+        """Take in a message; whatever is wrong with it goes to the device.
+
+        Args:
+            message: From the device.
+            number: Of its stream, None for one of the connection.
+        """
         if self.over:
             return
         try:
-            self._take(message)
+            self._take(message, number)
         except Exception as error:  # noqa: BLE001 - a bug of ours ends this connection only
             self.leave(error_of(error))
 
-    def lost(self) -> None:
-        """The link is gone: the stream waits for its device."""
+    def lost(self, *, closed: bool = False) -> None:
+        """The link is gone: its streams wait for their device.
+
+        Args:
+            closed: By the device, which has seen the ends of those that have ended.
+        """
         self.over = True
-        self._end_stream(park=True)
+        for number, stream in list(self._streams.items()):
+            self._end(number, park=not (closed and stream.session.done))
 
     def leave(self, error: Error, *, park: bool = False) -> None:
         """Say why, and hang up.
 
         Args:
             error: What the device is told.
-            park: Its stream waits for it to come back.
+            park: Its streams wait for it to come back.
         """
         if self.over:
             return
         if error is not DRAINING:
             log.info("%s: %s", self._name, error.message)
-        self._end_stream(park=park)
+        for number in list(self._streams):
+            self._end(number, park=park)
         self.over = True
         self._peer.close(dataclasses.replace(error, fatal=True))
 
@@ -115,31 +127,33 @@ class Dialogue:
         """End the connection because the verifier goes away.
 
         Args:
-            now: Also when a stream is running; otherwise that one may finish first.
+            now: Also when streams are running; otherwise they may finish first.
         """
         self._draining = True
-        if now or not self.busy:
+        if now or not self.running:
             self.leave(DRAINING)
 
     # ---- messages
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, number: int | None) -> None:
         if self.terms is None:
             self._hello(message)
+        elif number is None:
+            if not isinstance(message, Error):
+                raise ProtocolError(f"{_name(message)} does not go to a verifier now")
+            for stream in list(self._streams):
+                self._end(stream, park=False)
+            self.over = True
+            self._peer.close(None)
         elif isinstance(message, Block):
-            if self._stream is not None:  # else of a stream that ended meanwhile
-                self._stream.receive(message)
+            if number in self._streams:  # else of a stream that ended meanwhile
+                self._streams[number].receive(message)
         elif isinstance(message, Open):
-            self._open(message, self._ready("an open"))
+            self._open(message, number, self.terms)
         elif isinstance(message, Resume):
-            self._resume(message, self._ready("a resume"))
+            self._resume(message, number, self.terms)
         elif isinstance(message, (Bye, Error)):
-            self._end_stream(park=False)
-            if self._draining:
-                raise FatalError.of(DRAINING)
-            if isinstance(message, Error) and message.fatal:
-                self.over = True
-                self._peer.close(None)
+            self._goodbye(number)
         else:
             raise ProtocolError(f"{_name(message)} does not go to a verifier")
 
@@ -152,43 +166,80 @@ class Dialogue:
         self._peer.send(terms.welcome)
         log.info("%s: %r on %s", self._name, message.agent[:80], terms.served.label)
 
-    def _ready(self, what: str) -> Terms:
-        if self.busy:
-            raise ProtocolError(f"{what} while a stream is running")
-        if self._draining:
-            raise FatalError.of(DRAINING)
-        assert self.terms is not None
-        return self.terms
-
     # ---- streams
 
-    def _open(self, request: Open, terms: Terms) -> None:
-        self._end_stream(park=False)  # whoever opens the next has seen the last one end
+    def _room(self, number: int, what: str) -> None:
+        """See that a stream may begin.
+
+        Raises:
+            ProtocolError: The number is in use.
+            RefusedError: There are too many, or the verifier goes away.
+        """
+        before = self._streams.get(number)
+        if before is not None and not before.session.done:
+            raise ProtocolError(f"{what} with the number of a running stream, {number}")
+        if before is not None:  # whoever uses its number has seen the last one end
+            self._end(number, park=False)
+        if self._draining:
+            raise FatalError.of(DRAINING)
+        most = self._kept.limits.streams
+        if self.running >= most:
+            raise LimitError(
+                f"{most} streams run on this connection, that is its limit",
+                hint="wait for one to end, or connect once more",
+            )
+        while len(self._streams) >= 2 * most:  # ends that nobody says he has seen
+            ended = (n for n, s in self._streams.items() if s.session.done)
+            self._end(next(ended), park=True)
+
+    def _open(self, request: Open, number: int, terms: Terms) -> None:
         try:
+            self._room(number, "an open")
             stream = self._kept.open(request, terms, self)
-        except (ConfigError, RefusedError) as error:
-            self._peer.send(error_of(error))  # the connection stays
+        except (ConfigError, RefusedError, FatalError) as error:
+            self._refuse(error, number)
             return
-        self._begin(stream, terms, Opened(request.stream, stream.id, stream.secret))
+        self._begin(stream, number, terms, Opened(stream.id, stream.secret))
 
-    def _resume(self, request: Resume, terms: Terms) -> None:
+    def _resume(self, request: Resume, number: int, terms: Terms) -> None:
         try:
+            self._room(number, "a resume")
             stream, answer = self._kept.resume(request, terms, self)
-        except RefusedError as error:
-            self._peer.send(error_of(error))
+        except (RefusedError, FatalError) as error:
+            self._refuse(error, number)
             return
-        if self._stream is not stream:
-            self._end_stream(park=True)
-        self._begin(stream, terms, answer)
+        if self._streams.get(stream.number) is stream:
+            del self._streams[stream.number]
+        self._begin(stream, number, terms, answer)
 
-    def _begin(self, stream: Stream, terms: Terms, answer: Message) -> None:
-        self._stream = stream
-        self._peer.send(answer)
+    def _refuse(self, error: Exception, number: int) -> None:
+        """Answer what cannot be served; the connection stays, unless it drains."""
+        said = dataclasses.replace(error_of(error), fatal=False)
+        self._peer.send(said, number)
+        if self._draining and not self.running:
+            self.leave(DRAINING)
+
+    def _begin(self, stream: Stream, number: int, terms: Terms, answer: Message) -> None:
+        stream.number = number
+        self._streams[number] = stream
+        self._peer.send(answer, number)
         stream.start(exits="exits" in terms.welcome.capabilities)
 
-    def _end_stream(self, *, park: bool) -> None:
-        """End the stream, or keep it for its device to come back."""
-        stream, self._stream = self._stream, None
+    def _goodbye(self, number: int) -> None:
+        """The device ends a stream, or has seen its end."""
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        answer = None if stream.session.done else stream.goodbye()
+        self._end(number, park=False)
+        if answer is not None:
+            self._peer.send(answer, number)
+        if self._draining and not self.running:
+            self.leave(DRAINING)
+
+    def _end(self, number: int, *, park: bool) -> None:
+        """End a stream, or keep it for its device to come back."""
+        stream = self._streams.pop(number, None)
         if stream is not None and stream.holder is self:
             (self._kept.park if park else self._kept.forget)(stream)
 
@@ -197,19 +248,20 @@ class Dialogue:
         for message in messages:
             if isinstance(message, Error):
                 log.warning("stream of %s: %s", self._name, message.message)
-                self._stream = None
+                self._streams.pop(stream.number, None)
                 if message.fatal:
                     self.leave(message)
                     return
-            self._peer.send(message)
-        if self._draining and not self.busy:
+            self._peer.send(message, stream.number)
+        if self._draining and not self.running:
             self.leave(DRAINING)
 
     def lose(self, stream: Stream) -> None:
         """Let go of ``stream``: its device has come back on another connection."""
-        self._stream = None
-        self.over = True
-        self._peer.abort()
+        self._streams.pop(stream.number, None)
+        if not self._streams:  # half open: nobody is there
+            self.over = True
+            self._peer.abort()
 
 
 def _name(message: Message) -> str:

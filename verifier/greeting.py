@@ -9,8 +9,7 @@ import logging
 
 from draftwire import __version__
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
-from draftwire.sampling import SCHEMES
-from draftwire.transport.codec import VERSION
+from draftwire.sampling import NOISES, SCHEMES
 from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.verifier.accounts import Usage
 from draftwire.verifier.backends.base import TargetBackend
@@ -114,13 +113,6 @@ def choose(hello: Hello, registry: Registry) -> Served:
         FatalError: There is none, or it does not go with the device's draft.
         ProtocolError: The hello makes no sense.
     """
-    if VERSION not in hello.versions:
-        raise FatalError(
-            "version",
-            f"the device speaks version {', '.join(map(str, hello.versions))} of the "
-            f"protocol, this verifier version {VERSION}",
-            "update draftwire on the device or here, whichever is older",
-        )
     if hello.vocab_size < 2:
         raise ProtocolError(f"a vocabulary of {hello.vocab_size}")
     tokenizer = hello.tokenizer.hex()
@@ -160,7 +152,6 @@ def welcome_to(
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)
     return Welcome(
-        version=VERSION,
         agent=f"draftwire-verifier/{__version__}",
         target=backend.name,
         target_version=backend.version,
@@ -172,11 +163,16 @@ def welcome_to(
             backend.context, limits.context or backend.context, context or backend.context
         ),
         max_block=limits.block,
+        max_waiting=max(limits.waiting, limits.block),
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
         compatibility=_compatibility(hello, backend),
         capabilities=tuple(c for c in hello.capabilities if c in capabilities),
         schemes=tuple(SCHEMES),
         target_id=_content_hash(backend.id),
+        noise=tuple(n for n in hello.noise if n in NOISES),
+        numerics=getattr(backend, "numerics", "unstated"),
+        streams=limits.streams,
+        progress_ms=round(limits.progress_s * 1e3),
     )
 
 

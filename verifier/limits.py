@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from draftwire.errors import ConfigError
-from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME
+from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME, MAX_STREAM
 
 __all__ = ["QUEUED_FRAMES", "Limits", "prompt_limit"]
 
@@ -19,7 +19,11 @@ class Limits:
     Attributes:
         connections: Devices at the same time.
         context: Longest sequence in tokens; None leaves the target's own.
-        block: Most drafted tokens that wait for judgement.
+        block: Most drafted tokens of one block.
+        waiting: Most drafted tokens of a stream that wait for judgement.
+        streams: At the same time on one connection.
+        progress_s: Seconds between two words of progress while a stream waits for the
+            target.
         message_bytes: Longest frame from a device.
         hello_s: Seconds to upgrade, and to greet after that.
         idle_s: Seconds without a frame before a silent device is shown out.
@@ -35,6 +39,9 @@ class Limits:
     connections: int = 64
     context: int | None = None
     block: int = 64
+    waiting: int = 256
+    streams: int = 16
+    progress_s: float = 1.0
     message_bytes: int = MAX_FRAME
     hello_s: float = 10.0
     idle_s: float = 300.0
@@ -48,6 +55,8 @@ class Limits:
         for name, value, most in (
             ("connections", self.connections, 1 << 20),
             ("block", self.block, MAX_BLOCK),
+            ("waiting", self.waiting, 65535),
+            ("streams", self.streams, MAX_STREAM),
             ("message_bytes", self.message_bytes, MAX_FRAME),
             ("context", 2 if self.context is None else self.context - 1, 1 << 24),
             ("parked", self.parked, 1 << 20),
@@ -55,7 +64,7 @@ class Limits:
         ):
             if not 1 <= value <= most:
                 raise ConfigError(f"the limit on {name} must be within 1..{most}")
-        if min(self.hello_s, self.idle_s, self.ping_s, self.send_s) <= 0:
+        if min(self.hello_s, self.idle_s, self.ping_s, self.send_s, self.progress_s) <= 0:
             raise ConfigError("time limits must be above 0 seconds")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")

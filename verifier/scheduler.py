@@ -138,6 +138,7 @@ class Scheduler:
 
     Attributes:
         executor: The same, also for judgements.
+        clock: The same.
         counters: What it did so far.
         waiting: Requests that wait for a forward.
     """
@@ -161,7 +162,7 @@ class Scheduler:
         self.executor = executor
         self.counters = Counters()
         self.waiting = 0
-        self._clock = clock
+        self.clock = clock
         self._max_tokens = max_tokens
         self._max_batch = max_batch
         self._chunk = chunk
@@ -199,7 +200,7 @@ class Scheduler:
         # A block too long for one forward would starve the others as a prompt would.
         prefill = prefill or len(item) > self._chunk
         on_exit = on_exit if self.backend.exits else None
-        request = Request(self, item, prefill, on_exit, done, self._clock.now())
+        request = Request(self, item, prefill, on_exit, done, self.clock.now())
         if self._closed:
             self._refuse(request, "the verifier is shutting down")
         elif self.waiting >= self._max_waiting:
@@ -238,7 +239,7 @@ class Scheduler:
         self.executor.close()
 
     def _refuse(self, request: Request, why: str, hint: str = "") -> None:
-        self._clock.post(request._answer, RefusedError(why, hint=hint))
+        self.clock.post(request._answer, RefusedError(why, hint=hint))
 
     def _forget(self, request: Request) -> None:
         queue = self._queues.get(request.item.slot)
@@ -259,7 +260,7 @@ class Scheduler:
         # What happens at the same moment goes into the same forward.
         if self._queues and not (self._batch or self._beginning or self._closed):
             self._beginning = True
-            self._clock.post(self._begin)
+            self.clock.post(self._begin)
 
     def _begin(self) -> None:
         self._beginning = False
@@ -381,5 +382,5 @@ class Scheduler:
         self._forget(request)
         rows = request._rows
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else answer
-        queue_s = max(0.0, self._clock.now() - request._since - request._compute_s)
+        queue_s = max(0.0, self.clock.now() - request._since - request._compute_s)
         request._answer(Verified(logits, queue_s, request._compute_s))

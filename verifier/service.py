@@ -20,6 +20,7 @@ from typing import Any
 from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
+from draftwire.transport.answers import clean
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
@@ -274,6 +275,16 @@ class VerifierService:
             return socket.respond(
                 http.HTTPStatus.SERVICE_UNAVAILABLE, "this verifier is going away\n"
             )
+        offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
+        if SUBPROTOCOL not in offered.replace(" ", "").split(","):
+            self.refused("version")
+            return socket.respond(
+                http.HTTPStatus.UPGRADE_REQUIRED,
+                f"this verifier speaks {SUBPROTOCOL}, and the device offered "
+                f"{clean(offered, 80) or 'no subprotocol'}: update draftwire on the device "
+                "or here, whichever is older (a proxy may have dropped "
+                "Sec-WebSocket-Protocol)\n",
+            )
         socket.account_usage = usage
         return None
 
@@ -293,7 +304,7 @@ class VerifierService:
                 for s in self.registry.targets
             ],
             "sessions": len(self.connections),
-            "streams": sum(c.busy for c in self.connections),
+            "streams": sum(c.running for c in self.connections),
         }
         code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
         return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
@@ -308,7 +319,7 @@ class VerifierService:
             page.add(name, kind, help_text, value, tags)
 
         add("sessions", "Open connections.", len(self.connections))
-        add("streams", "Running streams.", sum(c.busy for c in self.connections))
+        add("streams", "Running streams.", sum(c.running for c in self.connections))
         add("streams_total", "Streams opened.", kept.opened)
         add("kept_streams", "Streams that wait for their device.", len(kept))
         add("kept_bytes", "Memory of their texts, about.", kept.kept_bytes)

@@ -23,8 +23,10 @@ import numpy as np
 from draftwire.errors import DraftwireError, ProtocolError, RefusedError
 from draftwire.transport.messages import (
     Block,
+    Bye,
     Message,
     Open,
+    Progress,
     Provisional,
     Resume,
     Resumed,
@@ -42,6 +44,8 @@ from draftwire.verifier.target_session import TargetSession, Work
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from draftwire.clock import Timer
+
     from draftwire.sampling import Decision
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
@@ -58,7 +62,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 class UnknownStreamError(RefusedError):
     """There is no stream that this device may go on with."""
 
-    code = "session"
+    code = "stream"
 
 
 class Terms(NamedTuple):
@@ -100,6 +104,7 @@ class Stream:
         request: Its open.
 
     Attributes:
+        number: On its connection.
         slot: None when it was given back.
         served: The target.
         usage: Of the account that it belongs to.
@@ -118,6 +123,7 @@ class Stream:
         request: Open,
     ) -> None:
         self.session = session
+        self.number = 0
         self.slot: int | None = slot
         self.served, self.usage, welcome = terms
         self.vocab_size = welcome.vocab_size
@@ -131,6 +137,8 @@ class Stream:
         self._exits = False
         self._work: Work | None = None  # under way, until its verdict is out
         self._request: Request | None = None  # that carries it
+        self._watch: Timer | None = None  # when progress is told
+        self._said = (0.0, 0)  # when it was heard of last, and forwards by then
         self._counted = 0  # in the account's running streams
         self._booked = (0, 0, 0)  # drafted, accepted, emitted that metrics have seen
 
@@ -167,7 +175,15 @@ class Stream:
             request.withdraw()
             forwards = request.forwards
         self.session.detach(cached=self.slot is not None, forwards=forwards)
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         self._book()
+
+    def goodbye(self) -> Bye:
+        """Return the answer to a device that ends the stream."""
+        counts = self.session.counts
+        return Bye("ended", counts.forwards, counts.near_ties or None)
 
     def release(self) -> None:
         """Give the slot back; the text has to be read again in another."""
@@ -230,6 +246,32 @@ class Stream:
             on_exit=partial(self._guard, self._heard, work) if listens else None,
             done=partial(self._guard, self._ran, work),
         )
+        if self._watch is None:
+            self._note_said()
+            self._watch_on()
+
+    def _note_said(self) -> None:
+        scheduler = self.served.scheduler
+        self._said = scheduler.clock.now(), scheduler.counters.forwards
+
+    def _watch_on(self) -> None:
+        when = self._said[0] + self._kept.limits.progress_s
+        self._watch = self.served.scheduler.clock.call_at(when, self._tell)
+
+    def _tell(self) -> None:
+        """Say that the target works, if it does and nothing else was said."""
+        self._watch = None
+        if self._work is None or self.holder is None:
+            return
+        scheduler = self.served.scheduler
+        said_s, seen = self._said
+        now, forwards = scheduler.clock.now(), scheduler.counters.forwards
+        due = now >= said_s + self._kept.limits.progress_s - 1e-9
+        if due and forwards > seen:
+            self._deliver([self.session.progress(forwards - seen)])
+        elif due:
+            self._said = now, seen  # a target that does not move says nothing
+        self._watch_on()
 
     def _heard(self, work: Work, number: int, rows: np.ndarray[Any, Any]) -> None:
         """Take in an exit's logits."""
@@ -281,6 +323,7 @@ class Stream:
         if self.session.done:
             self.release()
         if messages and self.holder is not None:
+            self._note_said()
             self.holder.deliver(self, messages)
 
 
@@ -351,7 +394,9 @@ class KeptStreams:
             request,
             vocab_size=welcome.vocab_size,
             context=welcome.context,
-            max_block=self.limits.block,
+            max_block=welcome.max_block,
+            max_waiting=welcome.room,
+            noises=welcome.noise,
             target=terms.served.label,
         )
         terms.usage.check_share()
@@ -387,7 +432,7 @@ class KeptStreams:
                 terms.usage.check_share()
                 if stream.slot is None:
                     stream.slot = self._slot(terms.served)
-            answer = session.resume(request.position)
+            answer = session.resume(request.position, request.text_hash)
         except RefusedError:
             if before is not None:
                 self.park(stream)
@@ -449,7 +494,7 @@ class KeptStreams:
 
     def _find(self, request: Resume, terms: Terms) -> Stream:
         """Return the stream; what of this is wrong is nobody's business."""
-        stream = self._known.get(request.session)
+        stream = self._known.get(request.id)
         secret = _NO_SECRET if stream is None else stream.secret
         if (
             not hmac.compare_digest(secret, request.secret)

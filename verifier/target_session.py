@@ -27,21 +27,25 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
-from draftwire.sampling import Decision, SamplingParams, check_race, make_decider
+from draftwire.sampling import NOISES, Decision, SamplingParams, check_race, make_decider
 from draftwire.transport.messages import (
     Block,
     Commit,
     Finish,
     Message,
     Open,
+    Progress,
     Provisional,
     Resumed,
 )
 from draftwire.transport.states import after
+from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.branch import Branch
 from draftwire.verifier.states import TABLE, State
 
 __all__ = ["StreamCounts", "TargetSession", "Work"]
+
+_HASH_EVERY = 128  # tokens: 0.08 bytes each
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class StreamCounts:
         forwards: Forwards of the target that ran for it, prompts apart; also those whose
             verdict nobody heard.
         emitted: Tokens committed after the prompt.
+        near_ties: Positions where two candidates were nearer than the target's numerics
+            can tell.
     """
 
     drafted: int = 0
@@ -91,6 +97,7 @@ class StreamCounts:
     discarded: int = 0
     forwards: int = 0
     emitted: int = 0
+    near_ties: int = 0
 
 
 class TargetSession:
@@ -100,7 +107,9 @@ class TargetSession:
         request: The device's :class:`Open`.
         vocab_size: Of the connection.
         context: Longest sequence of the target.
-        max_block: Most drafted tokens that may wait for judgement.
+        max_block: Most drafted tokens of one block.
+        max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
+        noises: Noise profiles that the connection has.
         target: Its name, for error messages.
 
     Attributes:
@@ -119,6 +128,8 @@ class TargetSession:
         vocab_size: int,
         context: int,
         max_block: int,
+        max_waiting: int = 0,
+        noises: Sequence[str] = NOISES,
         target: str = "",
     ) -> None:
         if not request.prompt:
@@ -131,11 +142,13 @@ class TargetSession:
             )
         if request.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
-        if request.objective not in ("cost", "latency"):
-            named = f"{request.objective[:40]!r}"
-            raise ConfigError(f"unknown objective {named}", hint="cost or latency")
+        if request.noise not in noises:
+            raise ConfigError(
+                f"the noise profile {request.noise[:40]!r} was not agreed on",
+                hint="one of the welcome's: " + ", ".join(noises),
+            )
         sampling = (request.temperature, request.top_k, request.top_p, request.seed)
-        params = SamplingParams(request.scheme, *sampling)
+        params = SamplingParams(request.scheme, *sampling, noise=request.noise)
         self._decider = make_decider(params, vocab_size)
         self._scheme = request.scheme
         self._racing = request.objective == "latency"
@@ -148,12 +161,16 @@ class TargetSession:
         self._prompt = len(request.prompt)
         self._end = min(context, self._prompt + request.max_new_tokens)
         self._cached = 0
-        self._branch = Branch(max_block)
+        self._branch = Branch(max_block, max_waiting or max_block)
+        self._credit = request.credit
+        self._heard = 0  # end of the last block that came
+        self._hash = TextHash(request.prompt)
+        self._hashed = 0  # tokens at the last hash that was told
         self._work: Work | None = None  # that the model has
         self._bonus = request.bonus
         self._glimpsed: Provisional | None = None
         self._counts = StreamCounts()
-        self._told = 0  # forwards that the device knows of
+        self._told = self._told_ties = 0  # what the device knows of the counts
         self.finish = Finish.NOT_YET
         self.state = self._rest()
 
@@ -211,11 +228,15 @@ class TargetSession:
         if not cached:
             self._cached = 0
 
-    def resume(self, position: int) -> Resumed:
+    def resume(self, position: int, text_hash: bytes = b"") -> Resumed:
         """Go on with a device that holds ``position`` committed tokens.
 
+        Args:
+            position: See above.
+            text_hash: Of the device's prompt and text, or empty.
+
         Raises:
-            ProtocolError: It claims more text than there is.
+            ProtocolError: It claims more text than there is, or another one.
             ValueError: The link is not lost.
         """
         if position > len(self._tokens) - self._prompt:
@@ -223,11 +244,43 @@ class TargetSession:
                 f"the device holds {position} tokens of a text of "
                 f"{len(self._tokens) - self._prompt}"
             )
+        held = self._tokens[: self._prompt + position]
+        if text_hash and text_hash != TextHash(held).digest():
+            raise ProtocolError("the device holds another text: the hashes differ")
         self._step("< resume", State.ENDED if self.done else self._rest())
         self._branch.kill()
         self._told = self._counts.forwards
         rest = self.committed(position)
-        return Resumed(self.epoch, position, rest, self.finish, self._told)
+        self._told_ties = ties = self._counts.near_ties
+        said = (self.epoch, position, rest, self.finish, self._told)
+        return Resumed(*said, self._hash.digest(), ties or None)
+
+    def progress(self, work: int) -> Progress:
+        """Return what to say of a stream without a verdict.
+
+        Args:
+            work: Forwards of the target since the stream was heard of last.
+        """
+        activity = {State.READING: "reading", State.JUDGING: "judging"}
+        said = activity.get(self.state, "queued") if work else "idle"
+        position = len(self._tokens) - self._prompt
+        return Progress(said, self.epoch, position, work)
+
+    def _idle(self, block: Block) -> list[Message]:
+        """Answer a block that nothing comes of."""
+        rests = self.state in (State.WAITING, State.OWED) and self._work is None
+        if block.more or not rests or self._asked:
+            return []
+        return [self.progress(0)]
+
+    @property
+    def _asked(self) -> bool:
+        """There shall be more text than there is."""
+        position = len(self._tokens) - self._prompt
+        ahead = self._racing and self.state is not State.OWED
+        if ahead and self._credit and position >= self._heard + self._credit:
+            ahead = False
+        return ahead or self._branch.asks > position
 
     # ---- messages in
 
@@ -249,9 +302,10 @@ class TargetSession:
         if block.race and block.tokens:
             check_race(self._scheme)
         self._racing = block.race
+        self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
             branch.discarded += len(block.tokens)
-            return []
+            return self._idle(block)
         branch.turn(block.epoch)
         if self.state is State.OWED:
             return self._take_correction(block)
@@ -259,7 +313,7 @@ class TargetSession:
             raise ProtocolError("a correction that was not asked for")
         self._step("< block")
         self._append(block)
-        return []
+        return self._idle(block)
 
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:
@@ -267,13 +321,14 @@ class TargetSession:
         if block.base != len(self._tokens) - self._prompt + 1:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
         self._tokens.append(block.correction)
+        self._hash.extend((block.correction,))
         self._cached = len(self._tokens) - 1  # the accepted drafts are there already
         self._counts.emitted += 1
         self._check_end()
         self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
         if self.finish:
-            said = Commit(self.epoch, 0, None, self.finish, forwards=self._forwards())
-            return [said]
+            told = self._forwards(), self._digest(), self._ties()
+            return [Commit(self.epoch, 0, None, self.finish, 0.0, 0.0, b"", *told)]
         self._append(block)
         return []
 
@@ -294,7 +349,7 @@ class TargetSession:
         if self._work is not None or self.state not in (State.READING, State.WAITING):
             return None
         branch = self._branch
-        asked = self._racing or branch.asks > len(self._tokens) - self._prompt
+        asked = self._asked
         unread = len(self._tokens) - 1 - self._cached
         if unread > 1 or (unread and not asked):
             tail = self._tokens[self._cached : -1]
@@ -444,6 +499,7 @@ class TargetSession:
         self._counts.accepted += accepted
         self._counts.emitted += len(kept)
         self._tokens += kept
+        self._hash.extend(kept)
         # The cache holds the accepted drafts, but never the last token of the text: its
         # logits are wanted next.
         self._cached = min(before + accepted, len(self._tokens) - 1)
@@ -456,7 +512,23 @@ class TargetSession:
         else:
             self._branch.settle(self._tokens, self._prompt)
         said = (work.epoch, accepted, token, self.finish, queue_s, compute_s)
-        return [Commit(*said, decision.evidence if owes else b"", self._forwards())]
+        evidence = decision.evidence if owes else b""
+        digest = b"" if owes else self._digest()
+        return [Commit(*said, evidence, self._forwards(), digest, self._ties())]
+
+    def _digest(self) -> bytes:
+        """Return the hash of the text, at the end and now and then, else nothing."""
+        position = len(self._tokens) - self._prompt
+        if not self.finish and position < self._hashed + _HASH_EVERY:
+            return b""
+        self._hashed = position
+        return self._hash.digest()
+
+    def _ties(self) -> int | None:
+        """Return what a commit says of near ties: None where that is as it was."""
+        ties, told = self._counts.near_ties, self._told_ties
+        self._told_ties = ties
+        return None if ties == told else ties
 
     def _forwards(self) -> int | None:
         """Return what a commit says: None is one more than the device knows of."""

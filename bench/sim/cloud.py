@@ -26,7 +26,7 @@ from draftwire.verifier.streams import KeptStreams, Terms
 __all__ = ["ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
 
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
-_LIMITS = Limits(block=255, resume_s=math.inf)
+_LIMITS = Limits(block=255, waiting=255, resume_s=math.inf)
 
 
 class TargetModel(Protocol):
@@ -230,7 +230,7 @@ class _Dialogue(Dialogue):
     backend: TargetBackend
     next: Callable[[], TargetModel | None]
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Message, number: int | None = 0) -> None:
         if isinstance(self.backend, TextBackend):
             self.backend.next = self.next
-        super().take(message)
+        super().take(message, number)

@@ -20,8 +20,16 @@ from draftwire.errors import DraftwireError, TransportError
 from draftwire.runtime.ports import WireEvents
 from draftwire.transport.answers import to_exception
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Error, Hello, Message, Open, Welcome
-from draftwire.transport.traffic import Traffic
+from draftwire.transport.messages import (
+    Block,
+    Error,
+    Frame,
+    Hello,
+    Message,
+    Open,
+    Welcome,
+)
+from draftwire.transport.traffic import Meter
 from draftwire.verifier.dialogue import Dialogue, Peer
 
 __all__ = ["TwoWays", "VirtualNetwork", "VirtualWire"]
@@ -100,7 +108,7 @@ class VirtualWire:
     """One connection.
 
     Attributes:
-        traffic: What arrived, and what was sent; headers, retransmissions and
+        meter: What arrived, and what was sent; headers, retransmissions and
             acknowledgements counted.
     """
 
@@ -116,33 +124,29 @@ class VirtualWire:
         self._timer = self._clock.call_at(
             self._clock.now() + timeout_s, self._late, timeout_s
         )
-        self.traffic = Traffic()
+        self.meter = Meter()
         self._clock.post(self._set_up, 0)
 
-    def send(self, message: Message) -> int:
-        """Put ``message`` on the way; return its bytes on the wire."""
+    def send(self, message: Message, stream: int = 0) -> int:
+        """Put ``message`` of a stream on the way; return its bytes on the wire."""
         if self._over:
             return 0
         network = self._network
         if isinstance(message, Open) and not network.bonus:
             message = replace(message, bonus=False)
-        frame = self._codec.encode(message)
-        size = len(frame)
+        data = self._codec.encode(message, stream)
+        size = len(data)
         if isinstance(message, Block) and message.tokens:
             size += network.extra(len(message.tokens))
-        if network.decode:
-            message = self._codec.decode(frame)
-        traffic = self.traffic
-        traffic.up_frames += 1
-        traffic.up_payload += size
+        whose = None if isinstance(message, Hello) else stream
+        frame = self._codec.decode(data) if network.decode else Frame(whose, message)
         if self._links is None:
-            traffic.up_wire += size
-            self._clock.post(self._arrive, message)
+            self.meter.sent(whose, size, size)
+            self._clock.post(self._arrive, frame)
             return size
         found = self._links[_UP].send(self._clock.now(), size)
-        traffic.up_wire += found.wire_bytes
-        traffic.down_wire += found.ack_bytes
-        self._clock.call_at(found.arrival_s, self._arrive, message)
+        self.meter.sent(whose, size, found.wire_bytes, found.ack_bytes)
+        self._clock.call_at(found.arrival_s, self._arrive, frame)
         return found.wire_bytes
 
     def ping(self) -> None:
@@ -182,8 +186,8 @@ class VirtualWire:
         up, down = found.wire_bytes, found.ack_bytes
         if way == _DOWN:
             up, down = down, up
-        self.traffic.up_wire += up
-        self.traffic.down_wire += down
+        self.meter.total.up_wire += up
+        self.meter.total.down_wire += down
         self._clock.call_at(found.arrival_s, then, *args)
 
     def _unless_over(self, then: Callable[..., None], args: Sequence[object]) -> None:
@@ -201,16 +205,13 @@ class VirtualWire:
             self.close()
             self._events.down(error)
 
-    def _deliver(self, message: Message, size: int, up: int, down: int) -> None:
+    def _deliver(self, frame: Frame, up: int, down: int) -> None:
         if self._over:
             return
-        traffic = self.traffic
-        traffic.down_frames += 1
-        traffic.down_payload += size
-        traffic.down_wire += down
-        traffic.up_wire += up
+        self.meter.came(frame.stream, frame.size, down, up)
+        message = frame.message
         if self._greeted:
-            self._events.message(message)
+            self._events.message(frame)
         elif isinstance(message, Welcome):
             self._greeted = True
             self._timer.cancel()
@@ -221,24 +222,28 @@ class VirtualWire:
 
     # ---- the verifier's side
 
-    def _arrive(self, message: Message) -> None:
+    def _arrive(self, frame: Frame) -> None:
         if not self._over and self._dialogue is not None:
-            self._dialogue.take(message)
+            self._dialogue.take(frame.message, frame.stream)
 
-    def answer(self, message: Message) -> None:
+    def answer(self, message: Message, stream: int = 0) -> None:
         """Put a message of the verifier on the way."""
         if self._over:
             return
-        frame = self._codec.encode(message)
-        size = len(frame)
+        data = self._codec.encode(message, stream)
+        size = len(data)
+        whose: int | None = stream
+        if isinstance(message, Welcome) or getattr(message, "fatal", False):
+            whose = None
+        frame = Frame(whose, message, size)
         if self._network.decode:
-            message = self._codec.decode(frame)
+            frame = self._codec.decode(data)
         if self._links is None:
-            self._clock.post(self._deliver, message, size, 0, size)
+            self._clock.post(self._deliver, frame, 0, size)
             return
         found = self._links[_DOWN].send(self._clock.now(), size)
         up, down = found.ack_bytes, found.wire_bytes
-        self._clock.call_at(found.arrival_s, self._deliver, message, size, up, down)
+        self._clock.call_at(found.arrival_s, self._deliver, frame, up, down)
 
     def hang_up(self) -> None:
         """The verifier ends the connection."""

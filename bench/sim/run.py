@@ -30,7 +30,6 @@ from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.report import stream_report
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.bits import id_bits, packed_size
-from draftwire.transport.codec import VERSION
 from draftwire.transport.messages import Hello, Welcome
 
 __all__ = ["Device", "Job", "Setting", "StreamResult"]
@@ -275,7 +274,7 @@ class Device:
         drafter = Drafter(None, setting.vocab_size)
         engine = VirtualEngine(clock, drafter, setting.step)
         hello = Hello(
-            (VERSION,), "", "", bytes(32), b"", setting.vocab_size,
+            "", "", bytes(32), b"", setting.vocab_size,
             capabilities=("resume", "exits"),
         )  # fmt: skip
         rng = random.Random(setting.seed)
@@ -316,7 +315,7 @@ class Device:
             self.clock.call_at(came_s, self._open, job, result)
 
     def _open(self, job: Job, result: StreamResult) -> None:
-        setting, welcome = self.setting, self.driver.primary.welcome
+        setting, welcome = self.setting, self.driver.link.welcome
         assert welcome is not None  # a stream begins once there is a connection
         controller = setting.make_controller()
         asked = insight(controller, setting.mode)

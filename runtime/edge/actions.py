@@ -126,6 +126,7 @@ class Counts:
         judged_by_position: ``[i]``: blocks whose draft ``i`` was sent and judged.
         queue_s: Seconds of queueing, told by the verifier.
         compute_s: Seconds of forwards, told by the verifier.
+        near_ties: Positions that the target's numerics cannot tell, told by the verifier.
     """
 
     rounds: int = 0
@@ -145,6 +146,7 @@ class Counts:
     judged_by_position: list[int] = field(default_factory=list)
     queue_s: float = 0.0
     compute_s: float = 0.0
+    near_ties: int = 0
 
     @property
     def wasted(self) -> int:

@@ -52,14 +52,17 @@ from draftwire.transport.messages import (
     Finish,
     Message,
     Opened,
+    Progress,
     Provisional,
     Resume,
     Resumed,
 )
+from draftwire.transport.text_hash import TextHash
 
 __all__ = ["TABLE", "EdgeSession", "State"]
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
+_REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
 class State(enum.Enum):
@@ -164,8 +167,6 @@ class EdgeSession:
         draft_context: Longest sequence that the draft can hold, or None; beyond it the
             target goes on alone.
         stop_ids: Ids that end the text.
-        stream: Number of the stream on its connection.
-        max_block: The verifier's limit for what waits for judgement.
         guess_offline: Go on with the draft alone while the link is lost.
         mode: What to do while verdicts are out.
     """
@@ -181,8 +182,6 @@ class EdgeSession:
         context: int,
         draft_context: int | None = None,
         stop_ids: Sequence[int] = (),
-        stream: int = 1,
-        max_block: int = 255,
         guess_offline: bool = False,
         mode: Mode = DEFAULT_MODE,
     ) -> None:
@@ -192,13 +191,13 @@ class EdgeSession:
         self._controller = controller
         self._limit = min(max_new_tokens, context - len(self._prompt))
         self._stop_ids = tuple(stop_ids)
-        self._stream = stream
-        self.max_block = max_block
+        self._max_block = self._max_waiting = 255
         self._mode = mode
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
         self._bonus = self._free or (mode.pipeline == 1 and not mode.racing)
         self._committed: list[int] = []
+        self._hash = TextHash(self._prompt)
         self._lines = Lines()
         self._wire = InFlight(whole=not self._free)
         self._hand = _Hand()
@@ -210,6 +209,7 @@ class EdgeSession:
         self._guess_offline = guess_offline
         self._origin = 0  # committed tokens that the present stream has in its prompt
         self._forwards = 0  # of the target, for the streams before the present one
+        self._ties = 0  # likewise
         self._guesses = Guesses()
         self.state = IDLE
         self.has_engine = True
@@ -303,17 +303,22 @@ class EdgeSession:
             return []
         opened = self.opened
         # A correction drawn here may be unknown to the old stream: then open a new one.
-        if resume and opened is not None and opened.session and not self._correction:
+        if resume and opened is not None and opened.id and not self._correction:
             self._enter("> resume", RESUMING)
             held = len(self._committed) - self._origin
-            request = Send(Resume(opened.session, opened.secret, held))
+            request = Send(Resume(opened.id, opened.secret, held, self._hash.digest()))
             return [*self._drafter.halt(), request]
         self._correction = None
         self.opened = None
         self._origin = len(self._committed)
         self._forwards = self.counts.forwards
+        self._ties = self.counts.near_ties
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
+
+    def limits(self, max_block: int, max_waiting: int) -> None:
+        """Note what the verifier bears: tokens of a block, and of all that wait."""
+        self._max_block, self._max_waiting = max_block, max_waiting
 
     def engine(self, *, mine: bool) -> list[Action]:
         """Draft from now on, or leave the draft model to others.
@@ -360,34 +365,36 @@ class EdgeSession:
         if self.done:
             return []  # still on its way when the stream ended
         if isinstance(message, Opened):
-            if message.stream == self._stream and self.state is OPENING:
+            if self.state is OPENING:
                 self.opened = message
                 self._settle("< opened")
             return []
         if isinstance(message, Resumed):
             return self._resumed(message) if self.state is RESUMING else []
         if self.state not in _GOING:
-            return []  # still on its way from an earlier stream of this connection
+            return []  # a hint that was on its way
         if isinstance(message, Commit):
             return self._commit(message)
         if isinstance(message, Provisional):
             return self._provisional(message)
         if isinstance(message, Bye):
             return self._end("cancelled")
+        if isinstance(message, Progress):
+            return []  # patience is the driver's
         raise ProtocolError(f"{type(message).__name__} does not belong to a stream")
 
     def stop(self, reason: str) -> list[Action]:
         """End the stream from this side: ``"cancelled"``, ``"deadline"``, ``"stop"``."""
         if self.done:
             return []
-        return [Send(Bye(reason)), *self._end(reason)]
+        said = reason if reason in _REASONS else "ended"
+        return [Send(Bye(said)), *self._end(reason)]
 
     # ---- opening and resuming
 
     def _open(self) -> Send:
         self._enter(_OPEN[self.state], OPENING)
         request = open_of(
-            self._stream,
             (*self._prompt, *self._committed),
             self._params,
             self._mode,
@@ -408,6 +415,8 @@ class EdgeSession:
         self.counts.tokens += len(message.tokens)
         self.counts.forwards = self._forwards + message.forwards
         actions = self._keep([Token(t, "resumed") for t in message.tokens])
+        self._compare(message.text_hash)
+        self._near(message.near_ties)
         self._forget_wire(message.epoch)
         self._settle("< resumed")
         if message.finish is not Finish.NOT_YET:
@@ -441,6 +450,8 @@ class EdgeSession:
         self._preemption.compare(new)
         tally(self.counts, self._controller, commit, self._wire, new, before)
         actions = self._keep(kept)
+        self._compare(commit.text_hash)
+        self._near(commit.near_ties)
         self._settle("< commit")
         if commit.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[commit.finish])
@@ -451,8 +462,28 @@ class EdgeSession:
         before = len(self._committed)
         ids = [token.id for token in tokens]
         self._committed += ids
+        self._hash.extend(ids)
         self._follow(ids, before)
         return self._guesses.settle(tokens, before, self._lines.main.ids)
+
+    def _compare(self, text_hash: bytes) -> None:
+        """Hold the text to what the verifier says of its own.
+
+        Raises:
+            ProtocolError: They differ.
+        """
+        if text_hash and text_hash != self._hash.digest():
+            raise ProtocolError(
+                f"the text is not the verifier's: their hashes differ after "
+                f"{len(self._committed)} tokens",
+                hint="a fault of the verifier or of memory: nothing after the last text "
+                "that agreed can be trusted",
+            )
+
+    def _near(self, ties: int | None) -> None:
+        """Note how many positions the target's numerics could not tell."""
+        if ties is not None:
+            self.counts.near_ties = self._ties + ties
 
     def _follow(self, ids: Sequence[int], before: int) -> None:
         """Bring the lines, the block in hand and the drafter up to the new text."""
@@ -552,7 +583,7 @@ class EdgeSession:
         self._last_limit = limit
         # The bonus that comes with the verdict takes the first of these drafts.
         spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
-        hand.quota = min(limit + spare, self.max_block)
+        hand.quota = min(limit + spare, self._max_block)
         hand.ready = block >= hand.quota
 
     def _limit_now(self, main: Line) -> int:
@@ -575,7 +606,7 @@ class EdgeSession:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
-        full = len(wire.tokens) >= self.max_block
+        full = len(wire.tokens) >= self._max_waiting
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (not self._free and main.bare >= 0):
             return actions
@@ -605,7 +636,7 @@ class EdgeSession:
         if common(main.ids, wire.tokens) < len(wire.tokens):
             given_up = wire.turn()
         n = len(wire.tokens)
-        fresh = main.proposals[n : self.max_block]
+        fresh = main.proposals[n : min(self._max_waiting, n + self._max_block)]
         if not self._free:
             # Nothing goes without its evidence, and nothing at all into a race: which
             # drafts are in time there would depend on what was drawn.

@@ -46,6 +46,17 @@ class _Sent(NamedTuple):
         return self.block.base + len(self.block.tokens)
 
 
+class _Way:
+    """What one stream has under way, and where its text stands."""
+
+    def __init__(self) -> None:
+        self.out: deque[_Sent] = deque()
+        self.open: tuple[float, int] | None = None
+        self.position = 0
+        self.racing = False
+        self.answered_s = -1e9
+
+
 class Channel:
     """Estimates of one connection.
 
@@ -69,11 +80,7 @@ class Channel:
         self._bounds: deque[float] = deque(maxlen=_RECENT)
         self._odd: list[float] = []  # far off, in a row
         self._paces: deque[float] = deque(maxlen=_RECENT)  # seconds a byte, at most
-        self._out: deque[_Sent] = deque()
-        self._open: tuple[float, int] | None = None
-        self._position = 0
-        self._racing = False
-        self._answered_s = -1e9
+        self._ways: dict[int, _Way] = {}
         self._run: list[float] = []  # stalls in a row
         self._late_s = 0.0  # mean extra of a stall
         self._late_share = 0.0
@@ -105,7 +112,7 @@ class Channel:
     @property
     def in_flight(self) -> int:
         """Blocks that are out."""
-        return len(self._out)
+        return sum(len(way.out) for way in self._ways.values())
 
     def report(self) -> dict[str, Any]:
         """Return what the run report's ``link`` says of it; unknown is None."""
@@ -129,28 +136,43 @@ class Channel:
 
     # ---- events
 
-    def sent(self, t_s: float, message: Message, nbytes: int) -> None:
-        """Note a message that leaves, with its size on the wire, headers included."""
-        if isinstance(message, Block):
-            self._racing = message.race or self._racing
-            self._out.append(_Sent(t_s, message, nbytes, not self._out))
-        elif isinstance(message, Open):
-            self._start(message.objective == "latency")
-            self._open = (t_s, nbytes) if nbytes <= _WINDOW else None
-        elif isinstance(message, (Resume, Bye)):
-            self._out.clear()
+    def sent(self, t_s: float, message: Message, nbytes: int, stream: int = 0) -> None:
+        """Note a message that leaves.
 
-    def received(self, t_s: float, message: Message) -> Round | None:
+        Args:
+            t_s: Now.
+            message: Of a stream.
+            nbytes: Its size on the wire, headers included.
+            stream: Its number; another stream may have had it before.
+        """
+        if isinstance(message, Open):
+            way = self._ways[stream] = _Way()
+            way.racing = message.objective == "latency"
+            way.open = (t_s, nbytes) if nbytes <= _WINDOW else None
+            return
+        way = self._ways.setdefault(stream, _Way())
+        if isinstance(message, Block):
+            way.racing = message.race or way.racing
+            way.out.append(_Sent(t_s, message, nbytes, not self.in_flight))
+        elif isinstance(message, Resume):
+            self._ways[stream] = _Way()
+        elif isinstance(message, Bye):
+            del self._ways[stream]
+
+    def received(self, t_s: float, message: Message, stream: int = 0) -> Round | None:
         """Note a message that came; return what a commit taught, else None."""
+        way = self._ways.get(stream)
+        if way is None:
+            return None
         if isinstance(message, Commit):
-            return self._commit(t_s, message)
-        if isinstance(message, Opened) and self._open is not None:
-            sent_s, nbytes = self._open
-            self._open = None
+            found = self._commit(t_s, message, way)
+            return found
+        if isinstance(message, Opened) and way.open is not None:
+            sent_s, nbytes = way.open
+            way.open = None
             self._sample(t_s - sent_s, nbytes)
         elif isinstance(message, Resumed):
-            self._out.clear()
-            self._position = message.position + len(message.tokens)
+            way.position = message.position + len(message.tokens)
         return None
 
     def lost(self, t_s: float) -> None:
@@ -158,8 +180,7 @@ class Channel:
         if self._lost_s is None:
             self._lost_s = t_s
             self.outages += 1
-        self._out.clear()
-        self._open = None
+        self._ways.clear()
 
     def back(self, t_s: float) -> None:
         """Note that there is a new connection."""
@@ -169,19 +190,13 @@ class Channel:
 
     # ---- the inside
 
-    def _start(self, racing: bool) -> None:
-        self._out.clear()
-        self._position = 0
-        self._racing = racing
-        self._answered_s = -1e9
-
-    def _commit(self, t_s: float, commit: Commit) -> Round:
-        end = self._position + commit.accepted
+    def _commit(self, t_s: float, commit: Commit, way: _Way) -> Round:
+        end = way.position + commit.accepted
         new = commit.accepted
         if commit.token is not None or commit.evidence:
             new += 1
-        answered = self._match(commit, end)
-        self._position += new
+        answered = self._match(commit, end, way)
+        way.position += new
         wait = network = None
         if answered:
             last, known = answered[-1], self.rtt_s
@@ -189,13 +204,13 @@ class Channel:
             network = wait - commit.queue_s - commit.compute_s
             # A block that found the model at work waited for longer than the verifier
             # says; its sample is only a bound.
-            free = known is not None and self._answered_s <= last.t_s + known
-            if (last.alone or free) and not self._racing:
+            free = known is not None and way.answered_s <= last.t_s + known
+            if (last.alone or free) and not way.racing:
                 self._sample(network, last.nbytes)
             else:
                 self._bound(network, last.nbytes)
                 network = None
-        self._answered_s = t_s
+        way.answered_s = t_s
         return Round(
             t_s,
             new,
@@ -208,29 +223,29 @@ class Channel:
             sum(sent.nbytes for sent in answered),
             self.mean_rtt_s,
             self.up_bytes_s,
-            len(self._out),
+            len(way.out),
         )
 
-    def _match(self, commit: Commit, end: int) -> list[_Sent]:
+    def _match(self, commit: Commit, end: int, way: _Way) -> list[_Sent]:
         """Take off what ``commit`` answers, or makes void; return what it answers."""
-        out = self._out
+        out = way.out
         answered: list[_Sent] = []
         while out:
             first = out[0]
             tokens, base = first.block.tokens, first.block.base
             behind = (first.block.epoch - commit.epoch) & 0xFF
-            if behind >= 128 or (tokens and first.end <= self._position):
+            if behind >= 128 or (tokens and first.end <= way.position):
                 out.popleft()  # of a dead branch, or overtaken: never judged
             elif behind:
                 break  # of a branch that this commit does not know yet
-            elif first.end <= end and (tokens or not self._racing):
+            elif first.end <= end and (tokens or not way.racing):
                 answered.append(out.popleft())
             elif not tokens:
                 out.popleft()
             else:
                 # The first that is not kept to its end: judged, if the rejection lies
                 # in it; otherwise it is out still.
-                judged = base < end or not (answered or self._racing)
+                judged = base < end or not (answered or way.racing)
                 at = end - base
                 if not (0 <= at < len(tokens) and commit.token == tokens[at]):
                     if judged:

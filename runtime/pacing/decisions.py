@@ -149,9 +149,11 @@ class Decisions:
         else:
             self.recalled += 1
 
-    def received(self, channel: Channel, now_s: float, message: Message) -> bool:
+    def received(
+        self, channel: Channel, now_s: float, message: Message, stream: int = 0
+    ) -> bool:
         """Note a message that the machine has dealt with; return True for a verdict."""
-        found = channel.received(now_s, message)
+        found = channel.received(now_s, message, stream)
         if found is None:
             return False
         controller = self.controller

@@ -14,7 +14,7 @@ from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import Hello, Welcome
 
 TOKENIZER = b"t" * 32
-HELLO = Hello((1,), "test/1", "", TOKENIZER, b"", 256)
+HELLO = Hello("test/1", "", TOKENIZER, b"", 256)
 WELCOME = Welcome(1, "v/1", "tiny", "v1", "f", TOKENIZER, b"", 256, 160, 8)
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 

@@ -34,9 +34,9 @@ from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import LinkSettings
 from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
-from draftwire.transport.codec import VERSION, Codec
+from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Hello, Welcome
-from draftwire.transport.traffic import Traffic
+from draftwire.transport.traffic import Meter
 from draftwire.verifier.accounts import Account as User
 from draftwire.verifier.accounts import Usage
 from draftwire.verifier.dialogue import Dialogue
@@ -119,6 +119,8 @@ class Plan:
     step_s: float = 0.005
     forward_s: float = 0.02
     max_block: int = 255
+    max_waiting: int = 255
+    most: int = 16  # streams on a connection
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
 
@@ -218,6 +220,8 @@ def draw_plan(dice, mechanism=None, long=False):
         step_s=dice.one_of([0.0, 0.005, 0.05]),
         forward_s=forward_s,
         max_block=dice.one_of([255, 255, 255, 5]),
+        max_waiting=dice.one_of([255, 255, 5, 9]),
+        most=dice.one_of([16, 16, 16, 1, 2]),
         seed=dice.whole(0, 1 << 30),
     )
 
@@ -367,7 +371,7 @@ class VirtualWire:
 
     def __init__(self, world, hello, events):
         self.world, self.events, self.hello = world, events, hello
-        self.traffic = Traffic()
+        self.meter = Meter()
         self.near = self.far = True  # this end lives; the other one does
         self.swallowed = self.greeted = False
         self.dialogue = None
@@ -376,13 +380,11 @@ class VirtualWire:
 
     # -- the device's end
 
-    def send(self, message):
+    def send(self, message, stream=0):
         if not self.near:
             return 0
-        frame = self.codec.encode(message)
-        self.traffic.up_payload += len(frame)
-        self.traffic.up_wire += len(frame) + 60
-        self.traffic.up_frames += 1
+        frame = self.codec.encode(message, stream)
+        self.meter.sent(stream, len(frame), len(frame) + 60)
         self._up_s = max(self._up_s, self.world.clock.now_s + self.world.delay())
         self.world.clock.call_at(self._up_s, self._arrive, frame)
         return len(frame) + 60
@@ -409,10 +411,11 @@ class VirtualWire:
         if world.clock.now_s < world.frozen_until:
             world.clock.call_at(world.frozen_until, self._arrive, frame)
         elif self.far and not self.swallowed and self.dialogue is not None:
-            self.dialogue.take(world.codec.decode(frame))
+            found = world.codec.decode(frame)
+            self.dialogue.take(found.message, found.stream)
 
-    def answer(self, message):
-        frame = self.world.codec.encode(message)
+    def answer(self, message, stream=0):
+        frame = self.world.codec.encode(message, stream)
         if not self.far:
             return
         self._down_s = max(self._down_s, self.world.clock.now_s + self.world.delay())
@@ -420,14 +423,13 @@ class VirtualWire:
 
     def _came(self, frame):
         if self.near and not self.swallowed:
-            self.traffic.down_payload += len(frame)
-            self.traffic.down_frames += 1
-            message = self.codec.decode(frame)
-            if isinstance(message, Welcome):
+            found = self.codec.decode(frame)
+            self.meter.came(found.stream, len(frame), len(frame) + 60)
+            if isinstance(found.message, Welcome):
                 self.codec, self.greeted = self.world.codec, True
-                self.events.up(message)
+                self.events.up(found.message)
             else:
-                self.events.message(message)
+                self.events.message(found)
 
     def hang_up(self):
         """The verifier's end is gone, or sees that the device's is."""
@@ -479,7 +481,7 @@ class VirtualWire:
             world.clock.call_at(world.frozen_until, self._greet)
             return
         self.dialogue = world.dialogue(self)
-        self.dialogue.take(self.hello)
+        self.dialogue.take(self.hello, None)
 
 
 class World:
@@ -501,7 +503,7 @@ class World:
         self.fresh_verifier()
         self.drafter = Drafter(LuckyDraft(self), VOCAB)
         self.engine = VirtualEngine(self, self.drafter)
-        hello = Hello((VERSION,), "world", "", bytes(32), b"", VOCAB, b"", "", ("resume",))
+        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", ("resume",))
         self.driver = Driver(
             self.clock,
             self,
@@ -548,7 +550,8 @@ class World:
         executor = VirtualExecutor(self.target, self.clock, cost, fractions)
         scheduler = Scheduler(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.served = Served(self.target, scheduler, frozenset())
-        self.kept = KeptStreams(Limits(block=plan.max_block), self.clock.now)
+        limits = Limits(block=plan.max_block, streams=plan.most)
+        self.kept = KeptStreams(limits, self.clock.now)
         self.usage = Usage(User("", "everyone"))
 
     def strain(self, batch):
@@ -564,7 +567,6 @@ class World:
     def welcome(self):
         target = self.target
         return Welcome(
-            version=VERSION,
             agent="world",
             target="hash",
             target_version=str(len(self.salts)),
@@ -574,6 +576,9 @@ class World:
             vocab_size=VOCAB,
             context=target.context,
             max_block=self.plan.max_block,
+            max_waiting=max(self.plan.max_block, self.plan.max_waiting),
+            streams=self.plan.most,
+            progress_ms=1000,
             capabilities=("resume", "exits"),
             schemes=tuple(SCHEMES),
         )

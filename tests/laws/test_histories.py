@@ -122,7 +122,7 @@ def test_a_refusal_for_good_ends_the_stream_with_its_own_name(outcome):
     sink, found = one(Fault(0.3, "cut"), connects=("ok", outcome))
     assert sink.run.finish == "error"
     assert type(sink.error) is type(world.REFUSALS[outcome]())
-    assert found.driver.primary.failed
+    assert found.driver.link.failed
 
 
 def test_a_full_verifier_is_not_stormed():

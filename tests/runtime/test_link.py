@@ -14,7 +14,7 @@ from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Hello, Welcome
 from draftwire.transport.traffic import Traffic
 
-HELLO = Hello((1,), "test", "", bytes(32), b"", 8)
+HELLO = Hello("test", "", bytes(32), b"", 8)
 WELCOME = Welcome(1, "", "t", "1", "", bytes(32), b"", 8, 64, 255)
 
 

@@ -29,7 +29,7 @@ from draftwire.verifier.greeting import error_of
 from draftwire.verifier.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
-HELLO = Hello((1,), "kit", "", b"\xaa" * 32, b"\xbb" * 32, VOCAB, family="arithmetic")
+HELLO = Hello("kit", "", b"\xaa" * 32, b"\xbb" * 32, VOCAB, family="arithmetic")
 TOKEN = "t" * 20
 
 

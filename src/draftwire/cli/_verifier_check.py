@@ -111,7 +111,7 @@ def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
     document = {
         "schema": SCHEMA,
         "url": args.url,
-        "protocol": "draftwire.v1",
+        "protocol": "draftwire.v2",
         "conforms": conforms,
         "counts": counts,
         "checks": [r._asdict() for r in results],
@@ -120,7 +120,7 @@ def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
         _print(results, quiet=args.quiet)
         verdict = "conforms to" if conforms else "does not conform to"
         print(
-            f"{args.url} {verdict} draftwire.v1: {counts['pass']} passed, "
+            f"{args.url} {verdict} draftwire.v2: {counts['pass']} passed, "
             f"{counts['fail']} failed, {counts['skip']} skipped"
         )
     return 0 if conforms else TransportError.exit_code
@@ -144,7 +144,6 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
     token_file = _common.read_settings(args)["token_file"].value
     draft = load_draft(draft_path() if args.draft is None else args.draft)
     hello = Hello(
-        versions=(1,),
         agent=f"draftwire-check/{__version__}",
         target=args.target,
         tokenizer=bytes.fromhex(draft.family.tokenizer),
