@@ -251,9 +251,7 @@ class Driver:
         self._owing: set[int] = set()
         self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
-        self.link = Link(
-            clock, network, hello, settings or LinkSettings(), self, self._rng
-        )
+        self.link = Link(clock, network, hello, settings or LinkSettings(), self, self._rng)
 
     # ---- from outside, in the clock's thread
 

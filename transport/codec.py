@@ -399,7 +399,9 @@ class Codec:
         part = layout.by_number.get(tag >> 1)
         if part is None:
             if tag & 1:
-                raise ProtocolError(f"{kind} has a field {tag >> 1} that must be understood")
+                raise ProtocolError(
+                    f"{kind} has a field {tag >> 1} that must be understood"
+                )
             if note is not None:
                 note(at, reader.at, f"field {tag >> 1}", "unknown here, skipped")
             return

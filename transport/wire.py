@@ -13,8 +13,8 @@ import re
 import ssl
 from typing import Protocol
 
-from websockets.client import ClientProtocol
 from websockets import frames
+from websockets.client import ClientProtocol
 from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 

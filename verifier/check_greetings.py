@@ -34,7 +34,7 @@ QUIET_S = 0.25  # whoever judges half a block does so within this time
 async def _(kit: Kit) -> None:
     async with kit.peer() as peer:
         found = peer.socket.subprotocol
-        expect(found == "draftwire.v1", f"the subprotocol is {found!r}")
+        expect(found == "draftwire.v2", f"the subprotocol is {found!r}")
     try:
         async with kit.peer(subprotocols=["chat"]) as peer:
             expect(peer.socket.subprotocol is None, "it agrees to speak 'chat'")

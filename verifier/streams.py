@@ -26,7 +26,6 @@ from draftwire.transport.messages import (
     Bye,
     Message,
     Open,
-    Progress,
     Provisional,
     Resume,
     Resumed,
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from draftwire.clock import Timer
-
     from draftwire.sampling import Decision
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here

@@ -259,7 +259,7 @@ class Way:
 def connection(verifier, text, sent):
     made = verifier.attach(lambda: TextTarget(text), Way(sent))
     made.take(Hello("", "", bytes(32), b"", text.width, capabilities=("resume",)))
-    made.take(Open(1, text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens)))
+    made.take(Open(text.prompt, "greedy", 0.0, 0, 1.0, 0, len(text.tokens)))
     assert [type(m).__name__ for m in sent[-2:]] == ["Welcome", "Opened"]
     del sent[-2:]
     return made

@@ -130,7 +130,6 @@ class _Cloud:
         self.max_block = 1 + bites.below(12)
         p = self.params
         request = Open(
-            1,
             self.prompt,
             p.scheme,
             p.temperature,
@@ -327,7 +326,7 @@ class _Device:
     def message(self, bites: Bites):
         kind = bites.below(8)
         if kind == 0:
-            return Opened(1, b"s" * 8 * bites.below(2), b"t" * 16)
+            return Opened(b"s" * 8 * bites.below(2), b"t" * 16)
         if kind == 1:
             held = len(self.final) + (0, 0, 0, 1)[bites.below(4)]
             tokens = bites.ids(bites.below(5))
@@ -335,7 +334,7 @@ class _Device:
         if kind == 3:
             return Provisional(bites.below(3), bites.below(5), bites.below(V))
         if kind == 2:
-            return (Bye("x"), Error("busy", "x"), Opened(2), Bye())[bites.below(4)]
+            return (Bye("budget"), Error("busy", "x"), Opened(), Bye())[bites.below(4)]
         how = bites.byte()
         token = bites.below(V) if how & 3 else None
         finish = Finish(how >> 6) if how & 0x20 else Finish.NOT_YET

@@ -15,7 +15,7 @@ from draftwire.transport.messages import Hello, Welcome
 
 TOKENIZER = b"t" * 32
 HELLO = Hello("test/1", "", TOKENIZER, b"", 256)
-WELCOME = Welcome(1, "v/1", "tiny", "v1", "f", TOKENIZER, b"", 256, 160, 8)
+WELCOME = Welcome("v/1", "tiny", "v1", "f", TOKENIZER, b"", 256, 160, 8)
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 FIN, RST, HANG = "fin", "rst", "hang"  # steps of a script, beside bytes and callables
@@ -78,8 +78,8 @@ class Seen:
     def up(self, welcome):
         self._note("U", welcome)
 
-    def message(self, message):
-        self._note("M", message)
+    def message(self, frame):
+        self._note("M", frame.message)
 
     def alive(self):
         self._note("A", None)

@@ -20,6 +20,7 @@ from draftwire.transport.messages import (
     Commit,
     Hello,
     Open,
+    Opened,
     Resume,
     Welcome,
 )
@@ -136,18 +137,18 @@ class Device:
             pass
         self.frames.put_nowait(None)
 
-    async def say(self, message):
-        await self.socket.send(self.codec.encode(message))
+    async def say(self, message, stream=0):
+        await self.socket.send(self.codec.encode(message, stream))
 
     async def hear(self):
         frame = await asyncio.wait_for(self.frames.get(), 10)
         if frame is None:
             await self.socket.recv()  # raises what ended the connection
-        return self.codec.decode(frame)
+        self.heard = self.codec.decode(frame)
+        return self.heard.message
 
     async def greet(self, **changes):
         fields = {
-            "versions": (1,),
             "agent": "test",
             "target": "",
             "tokenizer": b"\xaa" * 32,
@@ -162,24 +163,24 @@ class Device:
             self.codec = Codec(answer.vocab_size)
         return answer
 
-    async def open(self, prompt, n, stream=1, stops=()):
-        await self.say(Open(stream, tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n, stops))
+    async def open(self, prompt, n, stream=0, stops=()):
+        await self.say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, n, stops), stream)
         return await self.hear()
 
     async def resume(self, opened, position, secret=None):
-        await self.say(Resume(opened.session, secret or opened.secret, position))
+        await self.say(Resume(opened.id, secret or opened.secret, position))
         return await self.hear()
 
     def cut(self):
         """End the connection as a broken link does."""
         self.socket.transport.abort()
 
-    async def generate(self, prompt, n, k=3, wrong_every=3, stream=1):
+    async def generate(self, prompt, n, k=3, wrong_every=3, stream=0):
         """Draft the right text with a wrong token now and then; return what comes."""
-        assert (await self.open(prompt, n, stream)).stream == stream
-        return await self.go_on(prompt, [], 0, k, wrong_every)
+        assert isinstance(await self.open(prompt, n, stream), Opened)
+        return await self.go_on(prompt, [], 0, k, wrong_every, stream=stream)
 
-    async def go_on(self, prompt, text, epoch, k=3, wrong_every=3, rounds=10**6):
+    async def go_on(self, prompt, text, epoch, k=3, wrong_every=3, rounds=10**6, stream=0):
         """Draft from ``text`` on; return the text and why it ended, if it did."""
         text, drafted = list(text), 0
         for _ in range(rounds):
@@ -188,8 +189,9 @@ class Device:
                 drafted += 1
                 if drafted % wrong_every == 0:
                     guess[i] = (guess[i] + 1) % VOCAB
-            await self.say(Block(epoch, len(text), tuple(guess)))
+            await self.say(Block(epoch, len(text), tuple(guess)), stream)
             commit = await self.hear()
+            assert self.heard.stream == stream
             assert isinstance(commit, Commit), commit
             assert commit.epoch == epoch
             text += guess[: commit.accepted]

@@ -5,13 +5,21 @@ import random
 import pytest
 
 from draftwire.runtime.pacing.channel import Channel
-from draftwire.transport.messages import Block, Commit, Finish, Open, Opened, Resumed
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Finish,
+    Open,
+    Opened,
+    Resume,
+    Resumed,
+)
 
 
 def opened(channel, t_s=0.0, rtt_s=0.04, objective="cost"):
-    request = Open(1, (1, 2), "greedy", 0.0, 0, 1.0, 0, 500, objective=objective)
+    request = Open((1, 2), "greedy", 0.0, 0, 1.0, 0, 500, objective=objective)
     channel.sent(t_s, request, 100)
-    channel.received(t_s + rtt_s, Opened(1))
+    channel.received(t_s + rtt_s, Opened())
 
 
 def block(base, tokens, epoch=0, **options):
@@ -78,6 +86,7 @@ def test_outages_are_counted():
     channel.back(8.0)
     channel.back(9.0)
     assert (channel.outages, channel.outage_s) == (1, 3.0)
+    channel.sent(9.0, Resume(b"i" * 8, b"s" * 16, 7), 80)
     channel.received(9.0, Resumed(3, 7, (1, 2)))
     channel.sent(9.1, block(9, (4,), epoch=3), 80)
     found = channel.received(9.2, Commit(3, 1, 5))

@@ -12,18 +12,18 @@ from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.link import Link, LinkSettings
 from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.messages import Hello, Welcome
-from draftwire.transport.traffic import Traffic
+from draftwire.transport.traffic import Meter
 
 HELLO = Hello("test", "", bytes(32), b"", 8)
-WELCOME = Welcome(1, "", "t", "1", "", bytes(32), b"", 8, 64, 255)
+WELCOME = Welcome("", "t", "1", "", bytes(32), b"", 8, 64, 255)
 
 
 class Wire:
     def __init__(self, clock, events, answers):
         self.clock, self.events, self.answers = clock, events, answers
-        self.traffic, self.pings, self.closed = Traffic(), [], False
+        self.meter, self.pings, self.closed = Meter(), [], False
 
-    def send(self, message):
+    def send(self, message, stream=0):
         return 1
 
     def ping(self):

@@ -22,8 +22,10 @@ from draftwire.transport.messages import (
     Finish,
     Open,
     Opened,
+    Progress,
     Resumed,
 )
+from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.target_session import TargetSession
 
 
@@ -59,7 +61,7 @@ def drafted(session, tokens):
     out = []
     for token in tokens:
         out += session.drafted(branch, Proposal(token))
-    session.message(Opened(1))
+    session.message(Opened())
     return out
 
 
@@ -106,14 +108,14 @@ def test_a_verifier_that_contradicts_itself_is_caught(commit):
 def test_more_text_than_asked_for_is_refused():
     session = edge(max_new_tokens=3)
     branch = session.start()[-1].branch
-    session.message(Opened(1))
+    session.message(Opened())
     for token in (7, 8):
         session.drafted(branch, Proposal(token))
     session.message(Commit(0, 2, 1, Finish.LENGTH))
     assert session.finish == "length"
     session = edge(max_new_tokens=1)
     session.start()
-    session.message(Opened(1))
+    session.message(Opened())
     session.message(Commit(0, 0, 1, Finish.LENGTH))
     assert session.message(Commit(0, 0, 1)) == []
 
@@ -122,20 +124,29 @@ def test_more_text_than_asked_for_is_refused():
 def test_a_resume_at_another_position_is_refused(position):
     session = edge()
     session.start()
-    session.message(Opened(1, b"s" * 8, b"t" * 16))
+    session.message(Opened(b"s" * 8, b"t" * 16))
     session.link_lost()
     session.link_up(resume=True)
     with pytest.raises(ProtocolError, match=f"resumes at {position}, not at 0"):
         session.message(Resumed(1, position, (4, 4)))
 
 
-def test_verdicts_of_an_earlier_stream_are_ignored():
-    session = edge(stream=2)
+def test_a_verdict_before_the_stream_is_opened_is_ignored():
+    session = edge()
     session.start()
     assert session.message(Commit(0, 0, 5)) == []
-    session.message(Opened(1))
-    assert session.message(Commit(0, 0, 5)) == []
     assert session.committed == ()
+
+
+def test_a_text_that_is_not_the_verifiers_is_an_error():
+    session = edge()
+    session.start()
+    session.message(Opened())
+    right = TextHash((1, 2, 3, 5)).digest()
+    session.message(Commit(0, 0, 5, text_hash=right))
+    assert session.committed == (5,)
+    with pytest.raises(ProtocolError, match="hashes differ after 2 tokens"):
+        session.message(Commit(0, 0, 6, text_hash=right))
 
 
 def test_cancel_says_goodbye_once_and_stops_drafting():
@@ -149,7 +160,6 @@ def test_cancel_says_goodbye_once_and_stops_drafting():
 
 def target(**changes):
     fields = dict(
-        stream=1,
         prompt=(1, 2, 3),
         scheme="greedy",
         temperature=0.0,
@@ -215,7 +225,8 @@ def test_blocks_of_a_dead_branch_are_dropped():
     session.receive(Block(0, 2, (9, 9)))  # drafted on, before the verdict
     (commit,) = session.complete(work, one_hot(7, 5, 0))
     assert (commit.accepted, commit.token, commit.epoch) == (1, 5, 0)
-    assert session.receive(Block(0, 4, (9,))) == [] and session.poll() is None
+    assert session.receive(Block(0, 4, (9,))) == [Progress("idle", 1, 2, 0)]
+    assert session.poll() is None
     session.receive(Block(1, 2, (6,)))
     work = session.poll()
     assert (work.start, list(work.tokens)) == (4, [5, 6])

@@ -127,7 +127,10 @@ def test_the_tables_fit_the_messages():
                 stated = tuple(stated) if isinstance(stated, list) else stated
                 assert default == stated, (kind["name"], field["name"])
             elif field["type"] == "code" and field["name"] != "finish":
-                assert default in (SCHEMA["codes"][field["registry"]]["0"], dataclasses.MISSING)
+                assert default in (
+                    SCHEMA["codes"][field["registry"]].get("0"),
+                    dataclasses.MISSING,
+                )
             else:
                 assert not default or default is dataclasses.MISSING
 

@@ -50,7 +50,7 @@ from draftwire.transport.messages import Block, Bye, Commit, Error
 from draftwire.transport.traffic import MASK, wire_size
 
 GREETING = (upgrade, said(WELCOME))
-BYE = said(Bye("b"))
+BYE = said(Bye("deadline"))
 
 
 def network(port: int, **options) -> WebsocketNetwork:
@@ -85,7 +85,9 @@ DATES = (
     "Retry-After: Sat, 28 Nov 2026 10:01:30 GMT",
 )
 # After these alone no other try may succeed.
-FINAL = "401, 403, 403 with escapes, an incompatible draft, another tokenizer".split(", ")
+FINAL = (
+    "401, 403, 403 with escapes, an incompatible draft, another tokenizer, another version"
+).split(", ")
 # What happens -> the error's class, words of its sentence.
 OUTCOMES = {
     "401": ([http(401)], RefusedError, "refuses the token (401)"),
@@ -154,7 +156,7 @@ OUTCOMES = {
     "no subprotocol": (
         [lambda r: upgrade(r, None), HANG],
         ProtocolError,
-        "does not speak draftwire.v1",
+        "does not speak draftwire.v2",
     ),
     "another subprotocol": ([lambda r: upgrade(r, "x")], ProtocolError, "x"),
     "a text frame": ([upgrade, frame(TEXT, b"hi")], ProtocolError, "text frame"),
@@ -183,7 +185,7 @@ OUTCOMES = {
     "limit": ([upgrade, refuses("limit")], BusyError, "because"),
     "internal": ([upgrade, refuses("internal")], VerifierError, "because"),
     "an error of tomorrow": (
-        [upgrade, refuses("weather", fatal=False, message=NASTY[:30])],
+        [upgrade, frame(BINARY, bytes((0x0A, 3, 1, 99, 4, 30 + 2)) + NASTY[:30].encode())],
         TransportError,
         "no [31mred [0m",
     ),
@@ -193,7 +195,11 @@ OUTCOMES = {
         IncompatibleError,
         "because",
     ),
-    "another version": ([upgrade, other(version=2)], ProtocolError, "version 2"),
+    "another version": (
+        [http(426, PLAIN, body=b"this speaks draftwire.v9")],
+        IncompatibleError,
+        "another version of the protocol (426): this speaks draftwire.v9",
+    ),
     "a vocabulary too large": (
         [upgrade, other(vocab_size=257)],
         ProtocolError,
@@ -274,8 +280,8 @@ def test_frames_arrive_in_any_pieces(size) -> None:
             seen = Seen()
             wire = network(port).connect(HELLO, seen, 10)
             await seen.until("M", 2)
-            assert seen.log == "UMAM" and seen.found[1:] == [Bye("b"), None, Bye()]
-            down = wire.traffic
+            assert seen.log == "UMAM" and seen.found[1:] == [Bye("deadline"), None, Bye()]
+            down = wire.meter.total
             assert (down.down_frames, down.down_payload) == (3, len(said(WELCOME)) + 4 - 1)
             wire.close()
 
@@ -298,7 +304,9 @@ def test_bytes_are_counted_and_pings_answered_both_ways() -> None:
             size = wire.send(block)
             assert size == wire_size(len(payload), secure=False) + MASK
             hello = wire_size(len(Codec().encode(HELLO)), secure=False) + MASK
-            assert wire.traffic.up_wire == hello + size and wire.traffic.up_frames == 2
+            assert (
+                wire.meter.total.up_wire == hello + size and wire.meter.total.up_frames == 2
+            )
             while bytes([0x80 | PONG, 0x84]) not in heard:
                 await asyncio.sleep(0.001)
             wire.close()
@@ -408,7 +416,7 @@ PIECES = st.sampled_from(
         http(503),
         b"HT",
         said(Commit(0, 1, 2), 256),
-        refuses("x"),
+        refuses("target"),
     ]
 )
 

@@ -399,12 +399,12 @@ def loops() -> list:
 
 def test_a_connection_waits_sends_and_leaves_no_thread() -> None:
     heard = bytearray()
-    with Thread(script(*GREETING, said(Bye("a")), heard=heard)) as server:
+    with Thread(script(*GREETING, said(Bye("stop")), heard=heard)) as server:
         connection = Connection(server.url, HELLO)
         assert connection.welcome == WELCOME and connection.url == server.url
-        assert connection.receive(20) == Bye("a")
+        assert connection.receive(20) == Bye("stop")
         assert connection.receive(0.01) is None
-        connection.send(Bye("b"))
+        connection.send(Bye("deadline"))
         assert (connection.traffic.up_frames, connection.traffic.down_frames) == (2, 2)
         assert connection.ports[1] == int(server.url.rpartition(":")[2])
         caught = []

@@ -128,6 +128,7 @@ def test_streams_context_and_connections_of_a_token_are_limited():
                 # its own stream it may take over, and somebody else is not concerned
                 assert isinstance(await two.resume(opened, 0), Resumed)
                 await two.say(Bye())
+                assert await two.hear() == Bye(forwards=0)
                 assert (await two.generate([4], 6))[0] == continuation([4], 6)
                 async with device(service, **shown(B)) as other:
                     assert (await other.greet()).context == 256
@@ -243,7 +244,7 @@ def test_a_device_that_reads_nothing_is_cut_off():
                 ours = connection._socket.transport.get_extra_info("socket")
                 ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
                 dev.socket.transport.pause_reading()
-                empty = Open(1, (), "greedy", 0.0, 0, 1.0, 0, 5)  # refused with a sentence
+                empty = Open((), "greedy", 0.0, 0, 1.0, 0, 5)  # refused with a sentence
                 with suppress(ConnectionClosed):
                     for _ in range(1500):  # more than all buffers on the way hold
                         await dev.say(empty)
@@ -289,7 +290,7 @@ def test_evidence_that_waits_is_bounded():
         async with serving(backend, limits=limits) as service:
             async with device(service) as dev:
                 await dev.greet()
-                await dev.say(Open(1, (1, 2), "qs", 1.0, 0, 1.0, 7, 60))
+                await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
                 assert isinstance(await dev.hear(), Opened)
                 for i in range(3):  # 2000 bytes each, while the model is held
                     await dev.say(Block(0, i, (1,), bytes(2000)))

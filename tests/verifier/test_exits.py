@@ -389,7 +389,7 @@ PROMPT = (3, 1, 4)
 
 async def opened(dev, *, exits=True, capabilities=("exits",)):
     welcome = await dev.greet(capabilities=capabilities)
-    await dev.say(Open(1, PROMPT, "greedy", 0.0, 0, 1.0, 0, 12, exits=exits))
+    await dev.say(Open(PROMPT, "greedy", 0.0, 0, 1.0, 0, 12, exits=exits))
     await dev.hear()
     return welcome
 

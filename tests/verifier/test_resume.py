@@ -27,6 +27,7 @@ from draftwire.transport.messages import (
     Opened,
     Resumed,
 )
+from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.accounts import Account, Accounts
 from draftwire.verifier.limits import Limits
 
@@ -45,7 +46,7 @@ async def lost_after(service, rounds, **options):
     async with device(service, **options) as dev:
         await dev.greet()
         opened = await dev.open(PROMPT, 40)
-        assert (len(opened.session), len(opened.secret)) == (8, 16)
+        assert (len(opened.id), len(opened.secret)) == (8, 16)
         text, epoch = await dev.go_on(PROMPT, [], 0, rounds=rounds)
         dev.cut()
     return opened, text, epoch
@@ -72,7 +73,10 @@ def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
                 await dev.greet()
                 resumed = await dev.resume(opened, len(text))
                 ran = len(text) and rounds
-                assert resumed == Resumed(resumed.epoch, len(text), (), forwards=ran)
+                digest = TextHash((*PROMPT, *text)).digest()
+                assert resumed == Resumed(
+                    resumed.epoch, len(text), (), forwards=ran, text_hash=digest
+                )
                 text, finish = await dev.go_on(PROMPT, text, resumed.epoch)
                 assert (text, finish) == (TEXT, Finish.LENGTH)
                 await dev.say(Bye())
@@ -130,14 +134,14 @@ def test_a_finish_that_never_arrived_comes_with_the_resume(again):
                     resumed = await dev.resume(opened, 2)
                     assert resumed.tokens == tuple(TEXT[2:4])
                     assert resumed.finish is Finish.LENGTH
-                    if left == 0:  # the next stream says that this one is over
-                        text, _ = await dev.generate([9], 5, stream=2)
+                    if left == 0:  # its number is used again: its end was seen
+                        text, _ = await dev.generate([9], 5)
                         assert text == continuation([9], 5)
                     dev.cut()
                 await parked(service)
             async with device(service) as dev:
                 await dev.greet()
-                assert (await dev.resume(opened, 2)).code == "session"
+                assert (await dev.resume(opened, 2)).code == "stream"
 
     run(test)
 
@@ -217,13 +221,13 @@ def test_a_stranger_gets_nothing_and_the_owner_everything():
             async with device(service) as dev:
                 await dev.greet()
                 for session, secret in (
-                    (opened.session, b"\0" * 16),
+                    (opened.id, b"\0" * 16),
                     (b"\0" * 8, opened.secret),
-                    (opened.session, opened.secret[:-1] + b"\0"),
+                    (opened.id, opened.secret[:-1] + b"\0"),
                 ):
-                    answer = await dev.resume(Opened(1, session, secret), 0)
+                    answer = await dev.resume(Opened(session, secret), 0)
                     assert isinstance(answer, Error)
-                    assert (answer.code, answer.fatal) == ("session", False)
+                    assert (answer.code, answer.fatal) == ("stream", False)
                     assert answer.hint
                 # the connection stays usable, and the stream too
                 resumed = await dev.resume(opened, len(text))
@@ -249,7 +253,7 @@ def test_another_target_account_or_vocabulary_does_not_get_it():
                 async with device(service, additional_headers=headers) as dev:
                     await dev.greet(**changes)
                     answer = await dev.resume(opened, len(text))
-                    assert answer.code == "session", changes
+                    assert answer.code == "stream", changes
             async with device(service, additional_headers=shown[0]) as dev:
                 await dev.greet()
                 assert isinstance(await dev.resume(opened, len(text)), Resumed)
@@ -265,7 +269,7 @@ def test_it_waits_so_long_and_no_longer():
             await parked(service, 0)
             async with device(service) as dev:
                 await dev.greet()
-                assert (await dev.resume(opened, 0)).code == "session"
+                assert (await dev.resume(opened, 0)).code == "stream"
             assert service.kept.expired == 1
 
     run(test)
@@ -279,7 +283,7 @@ def test_a_device_that_claims_more_than_there_is_opens_anew():
             async with device(service) as dev:
                 await dev.greet()
                 answer = await dev.resume(opened, len(text) + 1)
-                assert (answer.code, answer.fatal) == ("session", False)
+                assert (answer.code, answer.fatal) == ("stream", False)
                 assert (await dev.generate(PROMPT, 40))[0] == TEXT
 
     run(test)
@@ -299,7 +303,7 @@ def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
                 assert (await dev.hear()).code == "protocol"
             async with device(service) as dev:
                 assert (await dev.greet(capabilities=())).capabilities == ()
-                assert await dev.open(PROMPT, 40) == Opened(1)
+                assert await dev.open(PROMPT, 40) == Opened()
                 dev.cut()
             while service.connections:
                 await asyncio.sleep(0.005)
@@ -379,7 +383,7 @@ def test_a_retired_target_takes_its_waiting_streams_along():
             await parked(service, 0)
             async with device(service) as dev:
                 await dev.greet()
-                assert (await dev.resume(opened, 0)).code == "session"
+                assert (await dev.resume(opened, 0)).code == "stream"
 
     run(test)
 

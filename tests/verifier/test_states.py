@@ -66,7 +66,6 @@ V = 9
 
 def session(**changes):
     fields = dict(
-        stream=1,
         prompt=(1, 2, 3),
         scheme="greedy",
         temperature=0.0,

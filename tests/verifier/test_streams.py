@@ -20,10 +20,12 @@ from draftwire.transport.messages import (
     Commit,
     Error,
     Open,
+    Progress,
     Provisional,
     Resume,
     Welcome,
 )
+from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.accounts import Account, Usage
 from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.limits import Limits
@@ -58,7 +60,7 @@ class Cloud:
         self.usage = Usage(Account("", "everyone"))
         self.limits = limits or Limits()
         self.kept = KeptStreams(self.limits, self.clock.now)
-        welcome = Welcome(1, "", "", "", "", b"", b"", V, 60, 64, capabilities=CAPABILITIES)
+        welcome = Welcome("", "", "", "", b"", b"", V, 60, 64, capabilities=CAPABILITIES)
         self.terms = Terms(served, self.usage, welcome)
         self.scheduler = scheduler
         self.ran = {}  # first token of the text: forwards that judged
@@ -89,7 +91,7 @@ class Link:
 
     def arrive(self, frame):
         if self.alive:
-            self.device.hear(self.codec.decode(frame))
+            self.device.hear(self.codec.decode(frame).message)
 
     def lose(self, stream):
         assert stream.holder is None
@@ -108,7 +110,6 @@ class Device:
         self.wanted = cloud.target.text(self.prompt, params, count)
         self.wanted = self.wanted[: 60 - len(self.prompt)]
         self.request = Open(
-            1,
             self.prompt,
             params.scheme,
             params.temperature,
@@ -142,9 +143,14 @@ class Device:
                 stream = kept.open(self.request, self.cloud.terms, link)
                 self.credentials = stream.id, stream.secret
             else:
-                resume = Resume(*self.credentials, len(self.text))
+                text_hash = TextHash((*self.prompt, *self.text)).digest()
+                resume = Resume(*self.credentials, len(self.text), text_hash)
                 stream, answer = kept.resume(resume, self.cloud.terms, link)
-                answer = link.codec.decode(link.codec.encode(answer))
+                answer = link.codec.decode(link.codec.encode(answer)).message
+                assert (
+                    answer.text_hash
+                    == TextHash((*self.prompt, *self.text, *answer.tokens)).digest()
+                )
                 self.text += answer.tokens
                 self.epoch, self.forwards = answer.epoch, answer.forwards
                 if answer.finish:
@@ -182,11 +188,14 @@ class Device:
 
         def arrive():
             if link.alive and self.stream.holder is link:
-                self.stream.receive(link.codec.decode(link.codec.encode(block)))
+                self.stream.receive(link.codec.decode(link.codec.encode(block)).message)
 
         clock.call_at(self.up, arrive)
 
     def hear(self, message):
+        if isinstance(message, Progress):
+            assert message.activity == "idle"  # forwards are quick here
+            return
         if isinstance(message, Provisional):
             _, guess = self.branches.get(message.epoch, (0, []))
             assert message.accepted <= len(guess)
@@ -200,6 +209,9 @@ class Device:
         assert message.accepted <= len(rest)
         self.text += rest[: message.accepted]
         self.text += [] if message.token is None else [message.token]
+        if message.text_hash:
+            assert message.text_hash == TextHash((*self.prompt, *self.text)).digest()
+        assert message.text_hash or not message.finish
         if message.finish:
             self.finish = message.finish
             if self.link.alive and self.rng.random() < 0.8:

@@ -23,7 +23,7 @@ def register(subparsers: Any) -> None:
         subparsers,
         "protocol",
         help="explain what crosses the wire",
-        description="Tools for draftwire.v1, the protocol of transport/PROTOCOL.md.",
+        description="Tools for draftwire.v2, the protocol of transport/PROTOCOL.md.",
     )
     decode = actions.add_parser(
         "decode",
