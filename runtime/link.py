@@ -214,7 +214,7 @@ class Link:
         self._connect()
 
     def send(self, message: Message, stream: int) -> int:
-        """Send ``message`` of a stream; what is lost with the link is said again by who resumes.
+        """Send ``message`` of a stream; what is lost with the link is said again later.
 
         Returns:
             Bytes on the wire.

@@ -87,15 +87,16 @@ MUTANTS = (
     Mutant(
         "patience counts from the connection, not from progress",
         "runtime/driver.py",
-        "        run.machine.max_block = welcome.max_block\n",
+        "        run.wire, run.welcome = number, welcome\n",
+        "        run.wire, run.welcome = number, welcome\n"
         "        run.progress_s = self._clock.now()\n",
         "tests/laws/test_histories.py -k full_verifier",
     ),
     Mutant(
         "an error of this side says no goodbye",
         "runtime/driver.py",
-        "                run.link.send(action.message)\n",
-        "                pass\n",
+        "                self._send(run, action.message)\n            elif",
+        "                pass\n            elif",
         "tests/laws/test_histories.py -k our_own",
     ),
     Mutant(
