@@ -30,7 +30,7 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import philox, qs_codec
+from draftwire.sampling import qs_codec
 from draftwire.sampling.bits import BitReader
 from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
@@ -139,7 +139,7 @@ class QsProposer:
         """See :class:`draftwire.sampling.scheme.Proposer`."""
         law = law_of(logits[: self._vocab_size], self._params)
         draft = self._lattice(law, position)
-        token = draft.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        token = draft.draw(self._params.coin(position, Domain.DRAFT))
         return Proposal(token, law.prob(token), draft)
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:

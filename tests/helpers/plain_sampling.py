@@ -25,15 +25,15 @@ def philox(key, counter):
     return c
 
 
-def unit(seed, t, token, domain):
+def unit(seed, t, token, domain, sample=0):
     key = (seed & M32, seed >> 32)
-    words = philox(key, (token // 2, t & M32, t >> 32, domain))
+    words = philox(key, (token // 2, t, sample, domain))
     high, low = words[2:] if token % 2 else words[:2]
     return ((high >> 5) * 2**26 + (low >> 6) + 1) * 2.0**-53
 
 
-def philox_noise(seed, t, count):
-    return [max(-math.log(unit(seed, t, i, 0)), 2.0**-54) for i in range(count)]
+def philox_noise(seed, t, count, sample=0):
+    return [max(-math.log(unit(seed, t, i, 0, sample)), 2.0**-54) for i in range(count)]
 
 
 def mix(x):
@@ -55,8 +55,8 @@ def poisson_table():
 TABLE = poisson_table()
 
 
-def sparse_noise(seed, t, count):
-    k = mix(mix(seed + G) + t * G)
+def sparse_noise(seed, t, count, sample=0):
+    k = mix(mix(seed + G) + (t + 2**32 * sample) * G)
     noise = []
     for i in range(count):
         u = ((mix(k + (i + 1) * G) >> 11) + 1) * 2.0**-53
@@ -118,7 +118,7 @@ def vectors():
         logits = shapes[number % 4](rng.randint(2, 24))
         top_k, top_p = settings[number % 5]
         t = rng.choice([0.5, 0.8, 1.0, 1.7])
-        seed, position = rng.getrandbits(64), rng.choice([0, 7, 4095, 2**32 + 5])
+        seed, position = rng.getrandbits(64), rng.choice([0, 7, 4095, 2**24 - 1])
         ids, probs = distribution(logits, t, top_k, top_p)
         count = len(logits)
         cases.append(

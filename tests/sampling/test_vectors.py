@@ -19,7 +19,6 @@ from draftwire.sampling import (
     make_decider,
     make_proposer,
     qs,
-    seed_of,
 )
 from draftwire.sampling.coupled import race
 from draftwire.sampling.lattice import Lattice
@@ -163,17 +162,38 @@ def test_a_race_takes_only_schemes_that_do_not_select_on_what_was_drawn():
             check_race(scheme)
 
 
-def test_each_sample_has_a_seed_of_its_own():
-    assert seed_of(7, 0) == 7
-    seeds = {seed_of(s, i) for s in range(20) for i in range(50)}
-    assert len(seeds) == 1000 and all(0 <= s < 2**64 for s in seeds)
+@pytest.mark.parametrize("noise", ["philox", "sparse"])
+def test_each_sample_has_noise_of_its_own(noise):
     logits = np.zeros(1000, np.float32)
-    texts = set()
-    for sample in range(20):
-        params = SamplingParams("coupled", 1.0, seed=seed_of(7, sample))
+
+    def text(**which):
+        params = SamplingParams("coupled", 1.0, noise=noise, **which)
         decider = make_decider(params, 1000)
-        texts.add(tuple(decider.decide([], b"", logits[None], t).token for t in range(4)))
-    assert len(texts) == 20
+        return tuple(decider.decide([], b"", logits[None], t).token for t in range(4))
+
+    texts = {text(seed=7, sample=sample) for sample in range(20)}
+    assert len(texts) == 20 and text(seed=7) in texts
+    # Neither a neighbouring seed nor a later position meets a sample's noise.
+    others = {text(seed=7 + 2**32 * i) for i in range(1, 20)}
+    assert len(texts | others) == 39
+    noise_of_plain = getattr(plain, noise + "_noise")
+    late = SamplingParams("coupled", 1.0, seed=9, sample=2**32 - 1, noise=noise)
+    found = noise_of(9, late.moment(2**24 - 1), np.arange(50), noise)
+    expected = noise_of_plain(9, 2**24 - 1, 50, sample=2**32 - 1)
+    assert np.allclose(found, expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["match", "residual", "qs", "separate"])
+def test_both_halves_draw_with_the_sample(scheme):
+    logits = np.zeros((41, 40), np.float32)
+    found = set()
+    for sample in (0, 1, 2):
+        params = SamplingParams(scheme, 1.0, seed=3, sample=sample)
+        proposer, decider = make_proposer(params, 40), make_decider(params, 40)
+        drafted = tuple(proposer.propose(logits[0], t).token for t in range(20))
+        own = tuple(decider.decide([], b"", logits[:1], t).token for t in range(20))
+        found |= {(scheme != "match") * drafted, own}
+    assert len(found) == 6 - 2 * (scheme == "match")
 
 
 def test_qs_keeps_its_tolerance_after_the_repair():
