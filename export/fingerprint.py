@@ -41,8 +41,9 @@ def backbone_fingerprint(
     """Return the fingerprint of a model's anchor.
 
     The anchor is what draft and targets of a family have in common and what no
-    evolution may touch.  Weights are rounded to float16 first, so that a checkpoint
-    and its float16 package have the same value.
+    evolution may touch. Names do not matter, nor does the format of a file:
+    ``transport/PROTOCOL.md`` 4.1 says it to the byte. Weights are rounded to float16,
+    so that a checkpoint and its float16 package have the same value.
 
     Args:
         names: The model's parameters.
@@ -52,10 +53,15 @@ def backbone_fingerprint(
     Returns:
         64 hex digits.
     """
-    digest = hashlib.sha256(f"draftwire.backbone/1 {layers}\n".encode())
+    groups: dict[int, list[str]] = {at: [] for at in range(-1, layers)}
     for name in anchor_parameters(names, layers):
+        match = _LAYER.match(name)
         with np.errstate(over="ignore"):
             values = weight(name).astype("<f2") + np.float16(0)  # one zero, not two
-        digest.update(f"{name} {values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
+        found = hashlib.sha256(values.tobytes()).hexdigest()
+        groups[int(match[match.lastindex or 1]) if match else -1].append(found)
+    lines = [f"draftwire.backbone/2 {layers}"]
+    for at, digests in groups.items():
+        lines += ["embedding" if at < 0 else f"layer {at}", *sorted(digests)]
+    packed = "".join(line + "\n" for line in lines)
+    return hashlib.sha256(packed.encode("ascii")).hexdigest()

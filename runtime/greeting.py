@@ -60,5 +60,6 @@ def open_of(
         objective=mode.objective,
         bonus=bonus,
         exits="exits" in mode.preempt,
+        sample=params.sample,
         noise=params.noise,
     )

@@ -53,6 +53,7 @@ def _params(options: Sampling, seed: int) -> SamplingParams:
         options.top_k,
         options.top_p,
         seed,
+        sample=options.sample,
     )
 
 

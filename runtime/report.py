@@ -43,7 +43,7 @@ _KEYS: Mapping[str, Any] = {
     "versions": (),
     "draft": ("id", "name", "engine", "precision"),
     "target": ("name", "version", "family"),
-    "sampling": ("scheme", "temperature", "top_k", "top_p", "seed"),
+    "sampling": ("scheme", "temperature", "top_k", "top_p", "seed", "sample"),
     "mode": ("objective", "pipeline", "controller"),
     "prompt_tokens": None,
     "tokens": 0,

@@ -91,6 +91,8 @@ class SessionBase:
         self._remembered: Welcome | None = None
         self._last: StreamBase | None = None
         self._unreported: deque[StreamBase] = deque()
+        # Seed, sample and positions of the last texts that were drawn.
+        self._drawn: deque[tuple[int, int, range]] = deque(maxlen=64)
         self._memory: Memory | None = None
         self._capture: WireCapture | None = None
         self._measure = measure
@@ -319,8 +321,28 @@ class SessionBase:
             first_token_s=stream.first_token_s,
             capture=self._capture,
             signal={} if memory is None else memory.signal(),
-            warnings=self._warnings,
+            warnings=[*self._warnings, *self._shared_noise(stream, run)],
         )
+
+    def _shared_noise(self, stream: StreamBase, run: StreamRun) -> list[str]:
+        """Return a warning where an earlier text was drawn with the same noise."""
+        params, start = run.spec.params, len(run.spec.prompt)
+        if params.temperature == 0 or not stream.tokens:
+            return []
+        new = range(start, start + len(stream.tokens))
+        shared = any(
+            (seed, sample) == (params.seed, params.sample)
+            and max(new.start, old.start) < min(new.stop, old.stop)
+            for seed, sample, old in self._drawn
+        )
+        self._drawn.append((params.seed, params.sample, new))
+        if not shared:
+            return []
+        return [
+            f"another text of this session was drawn with seed {params.seed} and sample "
+            f"{params.sample} at the same positions: they share their noise and are not "
+            "independent; give each text a sample of its own (0, 1, 2, ...)"
+        ]
 
     # ---- the end
 
@@ -408,6 +430,7 @@ class Session(SessionBase):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        sample: int = 0,
         stop: Sequence[str] = (),
         block: int | None = None,
         controller: str | Controller | None = None,
@@ -437,6 +460,7 @@ class Session(SessionBase):
             top_k: 0 keeps all.
             top_p: 1 keeps all.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
+            sample: Which of the texts that share a seed, from 0.
             stop: Strings that end the text; they are not part of it.
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
@@ -507,6 +531,7 @@ class AsyncSession(SessionBase):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int | None = None,
+        sample: int = 0,
         stop: Sequence[str] = (),
         block: int | None = None,
         controller: str | Controller | None = None,

@@ -15,7 +15,7 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, seed_of
+from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of
 from draftwire.sampling.scheme import (
     Card,
     Decider,
@@ -43,7 +43,6 @@ __all__ = [
     "loss_of",
     "make_decider",
     "make_proposer",
-    "seed_of",
 ]
 
 SCHEMES: dict[str, Scheme] = {

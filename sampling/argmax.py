@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling import philox
 from draftwire.sampling.greedy import look_at
 from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
@@ -44,7 +43,7 @@ class _Proposer(IdsOnly):
             token = most_likely(logits)
             return look_at(logits, token) if self.insight else Proposal(token)
         law = law_of(logits, self._params)
-        token = law.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        token = law.draw(self._params.coin(position, Domain.DRAFT))
         return Proposal(token, law.prob(token))
 
 

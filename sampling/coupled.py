@@ -78,14 +78,15 @@ def _first(
         sure: Also return the first one's probability.
     """
     seed, noise, t = params.seed, params.noise, params.temperature
+    at = params.moment(position)
     prob = None
     if 0 < params.top_k < len(logits) or params.top_p < 1:
         law = law_of(logits, params)
-        order = _order(law, seed, position, noise, count)
+        order = _order(law, seed, at, noise, count)
         prob = law.prob(order[0]) if sure else None
     else:
         top = peak(logits)
-        order = first_arrivals(logits, t, top, seed, position, noise=noise, count=count)
+        order = first_arrivals(logits, t, top, seed, at, noise=noise, count=count)
         if sure:
             weight = math.exp((float(logits[order[0]]) - top) / t)
             prob = weight / total_of(logits, t, top)[0]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.sampling import philox
+from draftwire.sampling.philox import Domain
 
 __all__ = [
     "Law",
@@ -21,7 +23,6 @@ __all__ = [
     "law_of",
     "most_likely",
     "peak",
-    "seed_of",
     "total_of",
     "weights_of",
 ]
@@ -40,9 +41,10 @@ class SamplingParams:
         temperature: 0 means the most likely token, always.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Then keep the fewest tokens whose probability reaches this; 1 keeps all.
-        seed: 64 bits, of all noise. Noise depends on seed and position alone: give
-            every text a seed of its own, see :func:`seed_of`.
+        seed: 64 bits, of all noise. Noise depends on seed, sample and position alone:
+            two texts with the same seed and sample share theirs.
         noise: Of ``coupled``: "philox", or "sparse" where both sides know it.
+        sample: Which of the texts that share a seed, from 0; 32 bits.
 
     Raises:
         ConfigError: A value is out of range.
@@ -54,6 +56,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     noise: str = "philox"
+    sample: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -71,28 +74,22 @@ class SamplingParams:
             raise ConfigError(
                 f"unknown noise {self.noise!r}", hint="known: " + ", ".join(NOISES)
             )
+        if not 0 <= self.sample < 2**32:
+            raise ConfigError(
+                f"sample {self.sample} is outside 0..{2**32 - 1}",
+                hint="number the texts that share a seed from 0",
+            )
 
+    def moment(self, position: int) -> int:
+        """Return what noise is keyed by beside the seed: position and sample in one.
 
-def seed_of(seed: int, sample: int) -> int:
-    """Return the seed of one of several texts that share a user's seed.
+        Positions stay far below 2**32, so no two pairs meet.
+        """
+        return position + (self.sample << 32)
 
-    Noise is a function of seed and position, so that a text can be repeated anywhere.
-    Two texts with one seed share it: several samples of one prompt would be copies, and
-    means over prompts with one seed vary more than independent ones.
-
-    Args:
-        seed: 64 bits.
-        sample: Which text, from 0; the first keeps ``seed``.
-
-    Source:
-        The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-    """
-    if not sample:
-        return seed
-    x = (seed + sample * 0x9E3779B97F4A7C15) % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return x ^ x >> 31
+    def coin(self, position: int, domain: Domain) -> float:
+        """Return the uniform number in (0, 1] of ``position`` in ``domain``."""
+        return philox.coin(self.seed, self.moment(position), domain)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling import philox
 from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import (
@@ -53,7 +52,7 @@ def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
 
     def choose(logits: np.ndarray, position: int) -> int:
-        coin = philox.coin(params.seed, position, Domain.CORRECT)
+        coin = params.coin(position, Domain.CORRECT)
         return law_of(logits, params).draw(coin)
 
     return ByToken(CARD.name, choose)

@@ -5,8 +5,11 @@ noise of one token at one position can be had alone: only the support that top-k
 top-p leave is ever computed. Layout (``transport/PROTOCOL.md`` fixes it)::
 
     key      (seed low 32 bits, seed high 32 bits)
-    counter  (token id >> 1, position low 32 bits, position high 32 bits, domain)
+    counter  (token id >> 1, position, sample, domain)
     words    0 and 1 belong to the even token id, 2 and 3 to the odd one
+
+Functions here take the position and the sample as one number, ``position + (sample <<
+32)``: see ``SamplingParams.moment``.
 
 Source:
     Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3",

@@ -30,7 +30,7 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import philox, qs_codec
+from draftwire.sampling import qs_codec
 from draftwire.sampling.bits import BitReader
 from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
@@ -129,6 +129,7 @@ class QsProposer:
         # Thresholds after each position. A discarded branch must leave no trace: its
         # thresholds would carry its noise, which the next branch draws from again.
         self._trail: list[tuple[int, float]] = []
+        self._proposed, self._dropped = 0, 0.0
 
     @property
     def threshold(self) -> float:
@@ -139,7 +140,7 @@ class QsProposer:
         """See :class:`draftwire.sampling.scheme.Proposer`."""
         law = law_of(logits[: self._vocab_size], self._params)
         draft = self._lattice(law, position)
-        token = draft.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        token = draft.draw(self._params.coin(position, Domain.DRAFT))
         return Proposal(token, law.prob(token), draft)
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
@@ -152,6 +153,21 @@ class QsProposer:
         """Raise: the cloud draws every correction."""
         raise ProtocolError("qs: the cloud draws every correction")
 
+    def shortfall(self) -> str:
+        """Say in one sentence by how much the budget was missed, "" when it was kept.
+
+        It is where the support cannot hold what the threshold keeps.
+        """
+        mean, budget = self._dropped / max(1, self._proposed), self.settings.budget
+        if not budget or self._proposed < 16 or mean <= budget + 0.02:
+            return ""
+        return (
+            f"scheme 'qs' left out {mean:.0%} of the draft's distribution on average, "
+            f"its budget is {budget:.0%}: it is too flat for {self.settings.support} "
+            "tokens; the text is exact, fewer drafts are accepted (lower the temperature, "
+            "or set top-k or top-p)"
+        )
+
     def _lattice(self, law: Law, position: int) -> Lattice:
         settings = self.settings
         while self._trail and self._trail[-1][0] >= position:
@@ -159,6 +175,8 @@ class QsProposer:
         threshold = self.threshold if settings.budget else 0.0
         ids, probs = _cut(law, threshold, settings.support)
         mass = float(probs.sum())
+        self._proposed += 1
+        self._dropped += 1.0 - mass
         if settings.budget:
             moved = threshold + settings.rate * (settings.budget - (1.0 - mass))
             self._trail.append((position, min(max(moved, _LOWEST), _HIGHEST)))

@@ -17,7 +17,6 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling import philox
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
@@ -77,13 +76,12 @@ def judge(
         params: Of the target's law; its seed moves the coins.
         position: Absolute position of ``tokens[0]``.
     """
-    seed = params.seed
     for j, token in enumerate(tokens):
         law, draft, at = law_of(logits[j], params), drafts[j], position + j
-        coin = philox.coin(seed, at, Domain.ACCEPT)
+        coin = params.coin(at, Domain.ACCEPT)
         if coin * draft.weight(token) > law.prob(token) * draft.total:
             rest = residual_of(law, draft)
-            return Decision(j, rest.draw(philox.coin(seed, at, Domain.CORRECT)))
+            return Decision(j, rest.draw(params.coin(at, Domain.CORRECT)))
     k = len(tokens)
     law = law_of(logits[k], params)
-    return Decision(k, law.draw(philox.coin(seed, position + k, Domain.CORRECT)))
+    return Decision(k, law.draw(params.coin(position + k, Domain.CORRECT)))

@@ -18,7 +18,6 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import philox
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
@@ -56,7 +55,7 @@ class _Proposer:
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         law = law_of(logits[: self._vocab_size], self._params)
         halves = law.dense(self._vocab_size).astype(_HALF)
-        coin = philox.coin(self._params.seed, position, Domain.DRAFT)
+        coin = self._params.coin(position, Domain.DRAFT)
         token = _lattice(halves).draw(coin)
         return Proposal(token, law.prob(token), halves.tobytes())
 

@@ -27,7 +27,6 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import philox
 from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
@@ -105,7 +104,7 @@ class _Proposer:
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         law = law_of(logits[: self._vocab_size], self._params)
         draft = _on_grid(law)
-        token = draft.draw(philox.coin(self._params.seed, position, Domain.DRAFT))
+        token = draft.draw(self._params.coin(position, Domain.DRAFT))
         return Proposal(token, law.prob(token), draft)
 
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
@@ -127,7 +126,7 @@ class _Proposer:
             if self._exact:
                 raise ProtocolError("the target's entries leave no correction to draw")
             rest, total = target, int(target.sum())  # the tail is what we lack
-        coin = philox.coin(self._params.seed, position, Domain.CORRECT)
+        coin = self._params.coin(position, Domain.CORRECT)
         return Lattice(ids, rest, total).draw(coin)
 
 
@@ -197,14 +196,14 @@ class _Decider:
         self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
     ) -> Decision:
         weights = unpack(tokens, evidence, self._vocab_size)
-        seed = self._params.seed
+        params = self._params
         for j, token in enumerate(tokens):
             law = self._law(logits[j])
-            coin = philox.coin(seed, position + j, Domain.ACCEPT)
+            coin = params.coin(position + j, Domain.ACCEPT)
             if coin * weights[j] > law.prob(token) * _ONE:
                 return Decision(j, -1, self._entries(law, token))
         k = len(tokens)
-        coin = philox.coin(seed, position + k, Domain.CORRECT)
+        coin = params.coin(position + k, Domain.CORRECT)
         return Decision(k, self._law(logits[k]).draw(coin))
 
     def _law(self, logits: np.ndarray) -> Law:

@@ -148,7 +148,9 @@ class TargetSession:
                 hint="one of the welcome's: " + ", ".join(noises),
             )
         sampling = (request.temperature, request.top_k, request.top_p, request.seed)
-        params = SamplingParams(request.scheme, *sampling, noise=request.noise)
+        params = SamplingParams(
+            request.scheme, *sampling, noise=request.noise, sample=request.sample
+        )
         self._decider = make_decider(params, vocab_size)
         self._scheme = request.scheme
         self._racing = request.objective == "latency"

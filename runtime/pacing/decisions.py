@@ -187,4 +187,8 @@ class Decisions:
         """Return what a user should know of the budgets."""
         controller = self.controller
         found = controller.governor.warning() if isinstance(controller, Auto) else ""
-        return [f"the budget cannot be kept: {found}"] if found else []
+        short = "" if self._qs is None else self._qs.shortfall()
+        return [
+            *([f"the budget cannot be kept: {found}"] if found else []),
+            *([short] if short else []),
+        ]

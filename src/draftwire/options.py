@@ -263,6 +263,11 @@ class Sampling(Options):
         "of the sampling noise; by default a new one each time",
         common=True,
     )
+    sample: int = _option(
+        0,
+        rules.whole(0, 2**32 - 1),
+        "which of the texts that share a seed: each number has noise of its own",
+    )
 
 
 @dataclass(frozen=True)

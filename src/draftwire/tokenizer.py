@@ -27,7 +27,7 @@ PROBES = (
     "CamelCase snake_case SHOUTING don't I'll we've <b>&amp;</b> http://a.b/c?d=e#f",
     '{"robot": {"arm": [0.1, -0.2], "gripper": "open"}}',
 )
-_PAD_WORDS = frozenset({"[pad]", "<pad>", "<|pad|>", "<|padding|>", "pad"})
+_PAD_WORDS = frozenset({b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad"})
 
 
 class Tokenizer:
@@ -139,7 +139,7 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
     It covers the ids of fixed probe texts, the special tokens and the vocabulary.
     It leaves out how the file is written, padding and truncation settings, pad
     tokens at the end of the vocabulary, and the padding rows of a model's embedding,
-    which no tokenizer knows.
+    which no tokenizer knows. ``transport/PROTOCOL.md`` 4.1 says it to the byte.
 
     Returns:
         64 hex digits.
@@ -152,21 +152,17 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
     text = _read(path)
     engine = _engine(text, path)
     tokenizer = Tokenizer(engine)
-    vocabulary = {int(i): t for t, i in engine.get_vocab(True).items()}
-    while vocabulary and vocabulary[max(vocabulary)].lower() in _PAD_WORDS:
-        del vocabulary[max(vocabulary)]
-    special = sorted(
-        int(entry["id"])
-        for entry in json.loads(text).get("added_tokens") or ()
-        if entry.get("special") and int(entry["id"]) in vocabulary
-    )
-    content = {
-        "probes": [tokenizer.encode(probe, parse_special=True) for probe in PROBES],
-        "special": special,
-        "vocabulary": sorted(vocabulary.items()),
-    }
-    packed = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(packed.encode("utf-8", "surrogatepass")).hexdigest()
+    words = sorted((int(i), t.encode("utf-8")) for t, i in engine.get_vocab(True).items())
+    while words and words[-1][1].lower() in _PAD_WORDS:
+        del words[-1]
+    known = {i for i, _ in words}
+    added = json.loads(text).get("added_tokens") or ()
+    special = {int(entry["id"]) for entry in added if entry.get("special")}
+    lists = [tokenizer.encode(probe, parse_special=True) for probe in PROBES]
+    lines = [" ".join(map(str, ids)) for ids in (*lists, sorted(special & known))]
+    lines += [f"{i} {word.hex()}" for i, word in words]
+    packed = "".join(line + "\n" for line in ("draftwire.tokenizer/2", *lines))
+    return hashlib.sha256(packed.encode("ascii")).hexdigest()
 
 
 def first_token(folder: str | Path) -> int | None:

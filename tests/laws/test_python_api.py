@@ -58,6 +58,20 @@ def test_a_seed_that_was_not_given_is_in_the_report(session):
     assert session.report["token_ids"] == first
 
 
+def test_texts_that_share_their_noise_are_warned_of(session):
+    def warnings(prompt=PROMPT, **which):
+        list(session.generate(prompt, max_new_tokens=4, seed=7, **which))
+        return [w for w in session.report["warnings"] if "noise" in w]
+
+    assert not warnings() and not warnings()  # greedy: there is none
+    assert not warnings(temperature=1.0)
+    assert not warnings(temperature=1.0, sample=1)
+    assert session.report["sampling"]["sample"] == 1
+    assert "seed 7 and sample 0" in warnings(temperature=1.0)[0]
+    # A text that goes on where an earlier one ended meets none of its positions.
+    assert not warnings(PROMPT + " and so it went on for a long time", temperature=1.0)
+
+
 def test_a_stop_string_ends_the_text_before_it(session):
     list(session.generate(PROMPT, max_new_tokens=40))
     text = session.report["text"]

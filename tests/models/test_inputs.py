@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +18,13 @@ import gguf  # noqa: E402
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.fingerprint import backbone_fingerprint  # noqa: E402
 from draftwire.export.inputs import checkpoint_folder  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.reference import reference_logits  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 
+SCRIPT = str(Path(__file__).resolve().parents[2] / "examples" / "fingerprint.py")
 HIDDEN, HEADS, KV, LAYERS, INNER = 64, 4, 2, 2, 96
 KINDS = {
     "F16": gguf.GGMLQuantizationType.F16,
@@ -112,6 +117,10 @@ def test_a_gguf_file_is_the_model_it_holds(kind, tmp_path):
     assert checkpoint.parameters.keys() == weights.keys()
     for name, weight in weights.items():
         np.testing.assert_allclose(checkpoint.weight(name), weight, atol=1e-6)
+    script = [sys.executable, SCRIPT, "backbone", "2", str(file)]
+    found = subprocess.run(script, stdout=subprocess.PIPE, check=True).stdout.decode()
+    parameters = checkpoint.parameters
+    assert backbone_fingerprint(parameters, checkpoint.weight, layers=2) == found.strip()
     a = checkpoint.architecture
     assert (a.context, a.kv_heads, a.tied, checkpoint.bos_id) == (128, 2, True, None)
     assert (folder / "chat_template.jinja").read_text().startswith("{{ messages")

@@ -9,52 +9,146 @@ import numpy as np
 import plain_sampling as plain
 import pytest
 
-from draftwire.errors import ConfigError, ModelError
+from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import (
     SCHEMES,
+    Proposal,
     SamplingParams,
     card_of,
     check_race,
     law_of,
     make_decider,
     make_proposer,
+    philox,
     qs,
-    seed_of,
+    qs_codec,
+    separate,
 )
+from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.coupled import race
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import largest
 from draftwire.sampling.races import first_arrivals, noise_of, sparse_noise
+from draftwire.sampling.subsets import get_set, put_set
 
 TESTS = Path(__file__).resolve().parents[1]
-CASES = json.loads((TESTS / "golden" / "sampling_v1.json").read_text())["cases"]
+VECTORS = json.loads((TESTS / "golden" / "sampling_v2.json").read_text())
+DTYPES = (np.float32, np.float64)  # every logit of the vectors is the same in both
+
+
+def params_of(case, **more):
+    keys = ("scheme", "temperature", "top_k", "top_p", "noise", "sample")
+    found = {key: case[key] for key in keys if key in case}
+    return SamplingParams(**found, seed=int(case.get("seed", "0"), 16), **more)
+
+
+def row_of(row, dtype):
+    return np.array(plain.row_of(row), dtype)
+
+
+def unhex(text):
+    return bytes.fromhex(text)
 
 
 def test_the_vectors_are_what_the_plain_implementation_says():
-    assert plain.vectors()["cases"] == CASES
+    assert json.loads(plain.render(plain.vectors())) == VECTORS
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_vectors(case):
-    settings = [case[key] for key in ("temperature", "top_k", "top_p")]
-    seed, at = int(case["seed"], 16), case["position"]
+@pytest.mark.parametrize("case", VECTORS["noise"])
+def test_noise(case):
+    ids, seed = np.array(case["ids"]), int(case["seed"], 16)
+    at = params_of(case).moment(case["position"])
+    if "u" in case:
+        found = philox.uniforms(seed, at, ids, domain=case["domain"])
+        assert found.tolist() == case["u"]
+    if case["domain"]:
+        assert params_of(case).coin(case["position"], case["domain"]) == case["u"][0]
+    else:  # the last bit of a logarithm is the library's
+        found = noise_of(seed, at, ids, case["profile"])
+        assert np.allclose(found, case["E"], rtol=1e-15, atol=0)
 
-    def choose(scheme, dtype, *, noise="philox", cold=False):
-        chosen = (0.0, 0, 1.0) if cold else settings
-        params = SamplingParams(scheme, *chosen, seed, noise)
-        logits = np.array(case["logits"], dtype)
-        decider = make_decider(params, len(logits))
-        return decider.decide([], b"", logits[None], at).token
 
-    for dtype in (np.float32, np.float64):
-        law = law_of(np.array(case["logits"], dtype), SamplingParams("match", *settings))
-        kept = range(len(law.probs)) if law.ids is None else law.ids.tolist()
-        if dtype is np.float64 or all(float(np.float32(x)) == x for x in case["logits"]):
-            assert list(kept) == case["kept"]
-            assert choose("greedy", dtype, cold=True) == case["greedy"]
-            assert choose("coupled", dtype) == case["coupled"]
-            assert choose("coupled", dtype, noise="sparse") == case["coupled_sparse"]
-            assert choose("match", dtype) == case["match"]
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", VECTORS["distributions"])
+def test_distributions(case, dtype):
+    logits = row_of(case["row"], dtype)
+    law = law_of(logits, params_of(case, scheme="match"))
+    ids = np.arange(len(logits)) if law.ids is None else law.ids
+    assert len(ids) == case["count"]
+    if "ids" in case:
+        assert ids.tolist() == case["ids"]
+    else:
+        assert ids.sum() == case["sum"] and ids[:4].tolist() == case["first"]
+    assert np.allclose(law.probs[: len(case["p"])], case["p"], rtol=1e-11, atol=1e-300)
+
+
+@pytest.mark.parametrize("case", VECTORS["sets"])
+def test_sets(case):
+    bits = BitWriter()
+    put_set(bits, case["members"], case["universe"])
+    assert (bits.bits, bits.done().hex()) == (case["bits"], case["hex"])
+    count = len(case["members"])
+    found = get_set(BitReader(bits.done()), count, case["universe"])
+    assert found == case["members"]
+
+
+@pytest.mark.parametrize("case", VECTORS["quantised"])
+def test_quantised_distributions(case):
+    ids, weights = np.array(case["ids"]), np.array(case["weights"])
+    draft = Lattice(ids, weights, int(weights.sum()))
+    token, vocab = case["token"], case["vocab_size"]
+    assert qs_codec.encode(draft, token, vocab).hex() == case["hex"]
+    (found,) = qs.unpack([token], unhex(case["hex"]), vocab)
+    assert found.ids.tolist() == case["ids"] and found.weights.tolist() == case["weights"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", VECTORS["decisions"])
+def test_decisions(case, dtype):
+    rows = np.stack([row_of(row, dtype) for row in case["rows"]])
+    decider = make_decider(params_of(case), case["vocab_size"])
+    evidence = unhex(case["evidence"])
+    found = decider.decide(case["tokens"], evidence, rows, case["position"])
+    assert found == (case["accepted"], case["token"], unhex(case["down"]))
+
+
+@pytest.mark.parametrize("case", VECTORS["corrections"])
+def test_corrections(case):
+    vocab, token = case["vocab_size"], case["refused"]
+    ids, weights = separate.unpack_entries(unhex(case["down"]), token, vocab)
+    assert ids.tolist() == case["ids"] and weights.tolist() == case["weights"]
+    draft = Lattice(np.array(case["q_ids"]), np.array(case["q_weights"]), 2**24)
+    params = params_of(case, scheme="separate", temperature=1.0, top_k=50)
+    proposer = make_proposer(params, vocab)
+    proposal = Proposal(token, None, draft)
+    found = proposer.correct(proposal, unhex(case["down"]), case["position"])
+    assert found == case["token"]
+
+
+def test_what_must_be_refused():
+    refused = VECTORS["refused"]
+    for case in refused["up"]:
+        scheme, tokens = case["scheme"], case["tokens"]
+        params = SamplingParams(scheme, 0.0 if scheme == "greedy" else 1.0)
+        rows = np.zeros((len(tokens) + 1, case["vocab_size"]), np.float32)
+        decider = make_decider(params, case["vocab_size"])
+        with pytest.raises(ProtocolError):
+            decider.decide(tokens, unhex(case["evidence"]), rows, 5)
+    for case in refused["down"]:
+        with pytest.raises(ProtocolError):
+            evidence, vocab = unhex(case["down"]), case["vocab_size"]
+            separate.unpack_entries(evidence, case["refused"], vocab)
+    for row in refused["logits"]:
+        for scheme, t in (("greedy", 0.0), ("coupled", 1.0), ("qs", 1.0)):
+            decider = make_decider(SamplingParams(scheme, t), len(row))
+            with pytest.raises(ModelError):
+                decider.decide([], b"", row_of(row, np.float32)[None], 0)
+    for chosen in refused["settings"]:
+        with pytest.raises(ConfigError):
+            make_decider(SamplingParams(**{"temperature": 1.0, **chosen}), 32000)
+    for scheme in refused["race"]:
+        with pytest.raises(ConfigError, match="cannot race"):
+            check_race(scheme)
 
 
 def test_ties_at_the_edge_of_top_k_go_to_the_smaller_id():
@@ -163,17 +257,38 @@ def test_a_race_takes_only_schemes_that_do_not_select_on_what_was_drawn():
             check_race(scheme)
 
 
-def test_each_sample_has_a_seed_of_its_own():
-    assert seed_of(7, 0) == 7
-    seeds = {seed_of(s, i) for s in range(20) for i in range(50)}
-    assert len(seeds) == 1000 and all(0 <= s < 2**64 for s in seeds)
+@pytest.mark.parametrize("noise", ["philox", "sparse"])
+def test_each_sample_has_noise_of_its_own(noise):
     logits = np.zeros(1000, np.float32)
-    texts = set()
-    for sample in range(20):
-        params = SamplingParams("coupled", 1.0, seed=seed_of(7, sample))
+
+    def text(**which):
+        params = SamplingParams("coupled", 1.0, noise=noise, **which)
         decider = make_decider(params, 1000)
-        texts.add(tuple(decider.decide([], b"", logits[None], t).token for t in range(4)))
-    assert len(texts) == 20
+        return tuple(decider.decide([], b"", logits[None], t).token for t in range(4))
+
+    texts = {text(seed=7, sample=sample) for sample in range(20)}
+    assert len(texts) == 20 and text(seed=7) in texts
+    # Neither a neighbouring seed nor a later position meets a sample's noise.
+    others = {text(seed=7 + 2**32 * i) for i in range(1, 20)}
+    assert len(texts | others) == 39
+    noise_of_plain = getattr(plain, noise + "_noise")
+    late = SamplingParams("coupled", 1.0, seed=9, sample=2**32 - 1, noise=noise)
+    found = noise_of(9, late.moment(2**24 - 1), np.arange(50), noise)
+    expected = noise_of_plain(9, 2**24 - 1, 50, sample=2**32 - 1)
+    assert np.allclose(found, expected, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["match", "residual", "qs", "separate"])
+def test_both_halves_draw_with_the_sample(scheme):
+    logits = np.zeros((41, 40), np.float32)
+    found = set()
+    for sample in (0, 1, 2):
+        params = SamplingParams(scheme, 1.0, seed=3, sample=sample)
+        proposer, decider = make_proposer(params, 40), make_decider(params, 40)
+        drafted = tuple(proposer.propose(logits[0], t).token for t in range(20))
+        own = tuple(decider.decide([], b"", logits[:1], t).token for t in range(20))
+        found |= {(scheme != "match") * drafted, own}
+    assert len(found) == 6 - 2 * (scheme == "match")
 
 
 def test_qs_keeps_its_tolerance_after_the_repair():
