@@ -17,7 +17,7 @@ from draftwire.packages import load_draft, load_tokenizer
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.greeting import hello_of
 from draftwire.transport.client import Connection
-from draftwire.transport.messages import Block, Commit, Finish, Open, Opened
+from draftwire.transport.messages import Block, Commit, Finish, Open, Opened, Progress
 
 K = 4  # tokens of a draft block
 NEW = 48  # tokens of the answer, at most
@@ -39,7 +39,6 @@ def main(url: str, prompt: str) -> None:
     stops = tuple(sorted({*link.welcome.eos_ids, *package.eos_ids}))
     link.send(
         Open(
-            stream=1,
             prompt=tuple(text),
             scheme="greedy",
             temperature=0.0,
@@ -67,7 +66,7 @@ def main(url: str, prompt: str) -> None:
         # Verify: one frame up, one forward of the target, one frame down.
         link.send(Block(epoch, len(text) - begin, tuple(drafts)))
         answer = link.receive(30.0)
-        while isinstance(answer, Opened):
+        while isinstance(answer, (Opened, Progress)):
             answer = link.receive(30.0)
         if not isinstance(answer, Commit):
             raise SystemExit(f"the verifier says {answer}")
