@@ -137,6 +137,7 @@ class Stream:
         self._request: Request | None = None  # that carries it
         self._watch: Timer | None = None  # when progress is told
         self._said = (0.0, 0)  # when it was heard of last, and forwards by then
+        self._unanswered = False  # a block came that nothing comes of
         self._counted = 0  # in the account's running streams
         self._booked = (0, 0, 0)  # drafted, accepted, emitted that metrics have seen
 
@@ -227,6 +228,10 @@ class Stream:
                 "wait for verdicts before sending more",
             )
         self._drive()
+        self._unanswered = self.session.idle and not block.more
+        if self._unanswered and self._watch is None:
+            self._note_said()
+            self._watch_on()
 
     def _drive(self) -> None:
         """Give the target what there is to do."""
@@ -259,12 +264,16 @@ class Stream:
     def _tell(self) -> None:
         """Say that the target works, if it does and nothing else was said."""
         self._watch = None
-        if self._work is None or self.holder is None:
+        idle = self._unanswered and self.session.idle
+        if self.holder is None or (self._work is None and not idle):
             return
         scheduler = self.served.scheduler
         said_s, seen = self._said
         now, forwards = scheduler.clock.now(), scheduler.counters.forwards
         due = now >= said_s + self._kept.limits.progress_s - 1e-9
+        if due and idle:
+            self._deliver([self.session.progress(0)])
+            return
         if due and forwards > seen:
             self._deliver([self.session.progress(forwards - seen)])
         elif due:
@@ -322,6 +331,7 @@ class Stream:
             self.release()
         if messages and self.holder is not None:
             self._note_said()
+            self._unanswered = False
             self.holder.deliver(self, messages)
 
 

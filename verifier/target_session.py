@@ -268,12 +268,11 @@ class TargetSession:
         position = len(self._tokens) - self._prompt
         return Progress(said, self.epoch, position, work)
 
-    def _idle(self, block: Block) -> list[Message]:
-        """Answer a block that nothing comes of."""
+    @property
+    def idle(self) -> bool:
+        """True while nothing is to be done before the device says more."""
         rests = self.state in (State.WAITING, State.OWED) and self._work is None
-        if block.more or not rests or self._asked:
-            return []
-        return [self.progress(0)]
+        return rests and not self._asked
 
     @property
     def _asked(self) -> bool:
@@ -307,7 +306,7 @@ class TargetSession:
         self._heard = max(self._heard, block.base + len(block.tokens))
         if branch.behind(block.epoch):
             branch.discarded += len(block.tokens)
-            return self._idle(block)
+            return []
         branch.turn(block.epoch)
         if self.state is State.OWED:
             return self._take_correction(block)
@@ -315,7 +314,7 @@ class TargetSession:
             raise ProtocolError("a correction that was not asked for")
         self._step("< block")
         self._append(block)
-        return self._idle(block)
+        return []
 
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:
