@@ -92,7 +92,8 @@ class WebsocketNetwork:
         self.tls = None
         if uri.secure:
             self.tls = tls or tls_context(ca=None, cert=None, key=None)
-        self.where = re.sub("//[^/]*@", "//", url)  # without a password
+        # Without what may be a secret: a password, a query.
+        self.where = re.sub("//[^/]*@", "//", url).partition("?")[0]
         self.resolver = resolver
         self.proxy = None
         self.no_way: DraftwireError | None = None
@@ -242,8 +243,9 @@ class WebsocketWire(asyncio.Protocol):
             ) from bad
         if websocket.subprotocol != SUBPROTOCOL:
             raise ProtocolError(
-                f"{where} does not speak {SUBPROTOCOL}",
-                hint="is there another websocket service on this port?",
+                f"{where} opened a websocket without the subprotocol {SUBPROTOCOL}",
+                hint="another websocket service answers there, or a proxy on the way drops "
+                "Sec-WebSocket-Protocol: docs/proxies.md",
             )
         websocket.events_received()  # the answer itself
         self._at("the greeting")

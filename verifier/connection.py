@@ -63,7 +63,7 @@ class Connection:
         self._usage = usage
         self._codec = Codec()
         self._dialogue = self.dialogue_class(
-            service.kept, self._greet, self, socket.remote_address
+            service.kept, self._greet, self, service.name_of(socket)
         )
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send

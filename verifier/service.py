@@ -1,6 +1,6 @@
 """The verifier's websocket service: who may come in, how long, and how it ends.
 
-One listening socket serves the protocol (path ``/``), ``/healthz`` and ``/metrics``.
+One listening socket serves the protocol (on any path), ``/healthz`` and ``/metrics``.
 Credentials are checked before the upgrade. The service owns no model: the registry has
 the targets, each connection drives its own session, the schedulers batch their work.
 """
@@ -15,7 +15,7 @@ import logging
 import socket as sockets
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from websockets.asyncio.server import serve
 
@@ -23,6 +23,7 @@ from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
+from draftwire.verifier.forwarded import Forwarded
 from draftwire.verifier.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
@@ -91,6 +92,7 @@ class VerifierService:
         tls: From :func:`tls_context`, or None for plain ``ws://``.
         insecure: Allow plain ``ws://`` off loopback.
         limits: Bounds for each device.
+        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
 
     Attributes:
         accounts: Who may connect.
@@ -114,6 +116,7 @@ class VerifierService:
         tls: ssl.SSLContext | None = None,
         insecure: bool = False,
         limits: Limits | None = None,
+        trusted: Sequence[str] = (),
     ) -> None:
         if not is_loopback(host):
             if tls is None and not insecure:
@@ -135,6 +138,7 @@ class VerifierService:
         self.draining = False
         self.bytes_in = 0
         self.bytes_out = 0
+        self.name_of = Forwarded(trusted).name
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
         self.accounts = accounts or Accounts()
@@ -251,12 +255,13 @@ class VerifierService:
     def _before_upgrade(self, socket: Any, request: Any) -> Any:
         """Answer plain HTTP, and refuse upgrades without the token."""
         path = request.path.partition("?")[0]
-        if path == "/healthz":
+        what = path.rpartition("/")[2]  # a proxy may leave its own prefix in front
+        if what == "healthz":
             return self._health(socket)
         usage = self.accounts.find(request.headers.get_all("Authorization"))
         if usage is None:
             self.refused("token")
-            log.warning("%s: missing or wrong token", socket.remote_address)
+            log.warning("%s: missing or wrong token", self.name_of(socket))
             answer = socket.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "missing or wrong token: send the verifier's token as "
@@ -264,11 +269,18 @@ class VerifierService:
             )
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
-        if path == "/metrics":
+        if what == "metrics":
             return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
-        if path != "/":
+        if request.headers.get("Upgrade") is None:
             return socket.respond(
-                http.HTTPStatus.NOT_FOUND, "nothing here; the protocol is at /\n"
+                http.HTTPStatus.UPGRADE_REQUIRED,
+                "nothing here but a websocket; a proxy must pass Upgrade and Connection\n",
+            )
+        if request.headers.get("Sec-WebSocket-Protocol") is None:
+            return socket.respond(
+                http.HTTPStatus.BAD_REQUEST,
+                f"the upgrade offers no subprotocol, and this verifier speaks "
+                f"{SUBPROTOCOL}: a proxy must pass Sec-WebSocket-Protocol\n",
             )
         if self.draining:
             return socket.respond(

@@ -44,6 +44,7 @@ class Options:
         tls: Certificate, key and the client authority (or None), or None for plain.
         insecure: Allow plain connections off loopback.
         limits: Of each device.
+        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
         batch_tokens: Most tokens in one forward.
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
@@ -61,6 +62,7 @@ class Options:
     tls: tuple[Path, Path, Path | None] | None = None
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
+    trusted: tuple[str, ...] = ()
     batch_tokens: int = 512
     batch: int = 64
     prefill_chunk: int = 128
@@ -106,6 +108,7 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         tls=tls_context(*options.tls) if options.tls else None,
         insecure=options.insecure,
         limits=options.limits,
+        trusted=options.trusted,
     )
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
