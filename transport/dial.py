@@ -391,6 +391,11 @@ def explain(exc: BaseException, where: str) -> DraftwireError:
         if "certificate required" in why or "handshake failure" in why:
             hint = "it may want this device's certificate: --tls-cert and --tls-key"
         return TransportError(f"no TLS with {where}: {why}", hint=hint)
+    if isinstance(exc, ConnectionResetError) and exc.errno is None:  # asyncio's own
+        return TransportError(
+            f"{where} closes the connection instead of speaking TLS",
+            hint="is TLS spoken there, and for this name?",
+        )
     if isinstance(exc, (socket.gaierror, UnicodeError)):
         why = getattr(exc, "strerror", None) or str(exc)
         return TransportError(
