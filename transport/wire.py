@@ -39,6 +39,7 @@ from draftwire.transport.dial import (
 )
 from draftwire.transport.messages import Error, Hello, Message, Welcome
 from draftwire.transport.traffic import MASK, Traffic, wire_size
+from draftwire.transport.wirelog import ConnectionLog, WireLog
 
 __all__ = ["WebsocketNetwork", "WebsocketWire"]
 
@@ -68,6 +69,7 @@ class WebsocketNetwork:
             :func:`~draftwire.transport.dial.find_proxy`. This machine itself is never
             reached through one.
         resolver: Looks names up; may block, may raise OSError.
+        log: Where wire events are noted.
 
     Raises:
         ConfigError: The address, the token or the proxy is not usable.
@@ -83,6 +85,7 @@ class WebsocketNetwork:
         tls: ssl.SSLContext | None = None,
         proxy: str = "auto",
         resolver: Resolve = resolve,
+        log: WireLog | None = None,
     ) -> None:
         self.loop = loop
         self.uri = uri = check_url(url, insecure=insecure)
@@ -95,6 +98,7 @@ class WebsocketNetwork:
         # Without what may be a secret: a password, a query.
         self.where = re.sub("//[^/]*@", "//", url).partition("?")[0]
         self.resolver = resolver
+        self.log = log
         self.proxy = None
         self.no_way: DraftwireError | None = None
         try:
@@ -134,6 +138,8 @@ class WebsocketWire(asyncio.Protocol):
         self._hello = hello
         self._events = events
         self._codec = Codec()
+        log = network.log
+        self._log = ConnectionLog() if log is None else log.connection(network.where)
         self._websocket = ClientProtocol(
             network.uri, subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=MAX_FRAME
         )
@@ -157,11 +163,12 @@ class WebsocketWire(asyncio.Protocol):
         """Ask for a sign of life."""
         if self._greeted and not self._over:
             self._websocket.send_ping(b"")
+            self._log.event("ping", "up")
             self._flush()
 
     def close(self) -> None:
         """End the connection at once, without waiting; no event follows."""
-        self._end(1000)
+        self._end(1000, "by the device")
 
     # ---- the way up
 
@@ -287,6 +294,7 @@ class WebsocketWire(asyncio.Protocol):
     def _put(self, message: Message) -> int:
         data = self._codec.encode(message)
         self._websocket.send_binary(data)
+        self._log.message("up", message, len(data))
         self._flush()
         size = wire_size(len(data), secure=self._network.uri.secure) + MASK
         self.traffic.up_frames += 1
@@ -333,6 +341,7 @@ class WebsocketWire(asyncio.Protocol):
     def _frame(self, frame: Frame) -> None:
         kind, data = frame.opcode, bytes(frame.data)
         if kind == Opcode.PONG and self._greeted:
+            self._log.event("pong", "down")
             self._events.alive()
         elif kind == Opcode.TEXT:
             raise ProtocolError("a text frame; draftwire.v1 is binary")
@@ -354,6 +363,7 @@ class WebsocketWire(asyncio.Protocol):
         self.traffic.down_payload += len(data)
         self.traffic.down_wire += wire_size(len(data), secure=self._network.uri.secure)
         message = self._codec.decode(data)
+        self._log.message("down", message, len(data))
         if self._greeted:
             self._events.message(message)
         else:
@@ -381,14 +391,15 @@ class WebsocketWire(asyncio.Protocol):
         self._fail(error)
 
     def _fail(self, error: DraftwireError) -> None:
-        if self._end(1002 if isinstance(error, ProtocolError) else 1000):
+        if self._end(1002 if isinstance(error, ProtocolError) else 1000, str(error)):
             self._events.down(error)
 
-    def _end(self, code: int) -> bool:
+    def _end(self, code: int, why: str) -> bool:
         """Let go of everything; return False when that was done before."""
         if self._over:
             return False
         self._over = True
+        self._log.event("closed", why=why)
         self._timer.cancel()
         self._task.cancel()
         transport = self._transport

@@ -65,6 +65,7 @@ class Connection:
         self._dialogue = self.dialogue_class(
             service.kept, self._greet, self, service.name_of(socket)
         )
+        self._log = service.log_of(socket)
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send
         self._room = asyncio.Event()  # something was sent
@@ -107,6 +108,7 @@ class Connection:
             if self._closing is None:
                 dialogue.lost()
                 sender.cancel()
+            self._log.event("closed")
             if dialogue.terms is not None:
                 self._service.registry.leave(dialogue.terms.served)
             await asyncio.wait([sender])
@@ -148,6 +150,7 @@ class Connection:
             raise ProtocolError("a text frame; every message is a binary frame")
         self._service.bytes_in += len(frame)
         message = self._codec.decode(frame)
+        self._log.message("up", message, len(frame))
         await self._pace(len(frame), isinstance(message, Block))
         return message
 
@@ -167,6 +170,7 @@ class Connection:
         if isinstance(message, Error):
             self._service.refused(message.code)
         self._outbox.append(self._codec.encode(message))
+        self._log.message("down", message, len(self._outbox[-1]))
         terms = self._dialogue.terms
         if terms is not None and message is terms.welcome:
             vocab_size, context = message.vocab_size, message.context

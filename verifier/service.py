@@ -21,6 +21,7 @@ from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.transport.wirelog import ConnectionLog, WireLog
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
 from draftwire.verifier.forwarded import Forwarded
@@ -93,6 +94,7 @@ class VerifierService:
         insecure: Allow plain ``ws://`` off loopback.
         limits: Bounds for each device.
         trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
+        wire_log: Where wire events are noted.
 
     Attributes:
         accounts: Who may connect.
@@ -117,6 +119,7 @@ class VerifierService:
         insecure: bool = False,
         limits: Limits | None = None,
         trusted: Sequence[str] = (),
+        wire_log: WireLog | None = None,
     ) -> None:
         if not is_loopback(host):
             if tls is None and not insecure:
@@ -139,6 +142,7 @@ class VerifierService:
         self.bytes_in = 0
         self.bytes_out = 0
         self.name_of = Forwarded(trusted).name
+        self._wire_log = wire_log
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
         self.accounts = accounts or Accounts()
@@ -150,6 +154,11 @@ class VerifierService:
         """Where devices connect."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"ws{'s' if self._tls else ''}://{host}:{self._port}"
+
+    def log_of(self, socket: Any) -> ConnectionLog:
+        """Return where the wire events of a new connection are noted."""
+        log = self._wire_log
+        return ConnectionLog() if log is None else log.connection(self.name_of(socket))
 
     def refused(self, code: str) -> None:
         """Count an error sent to a device."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from draftwire import rules
 from draftwire.cli import _common, _verifier_check
 from draftwire.errors import ConfigError
+from draftwire.options import OPTIONS
 
 if TYPE_CHECKING:
     from draftwire.verifier.service import VerifierService
@@ -141,6 +142,7 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="take X-Forwarded-For of this proxy or network into the logs; may be repeated",
     )
+    add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
     add = serve.add_argument_group("limits").add_argument
     for flag, name, kind, default, about in (
         ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
