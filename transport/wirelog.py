@@ -34,7 +34,7 @@ import queue
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 from draftwire.errors import ConfigError
 
@@ -120,15 +120,23 @@ class WireLog:
         path: The file; what is in it stays, up to `max_bytes`.
         role: ``"device"`` or ``"verifier"``.
         max_bytes: Of one file; a second one, older, lies beside it.
+        clock: Seconds that never fall.
 
     Raises:
         ConfigError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, role: str, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        role: str,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._zero_s = time.monotonic()
+        self._clock = clock
+        self._zero_s = clock()
         began = datetime.datetime.now(datetime.timezone.utc)
         self._head = {
             "schema": SCHEMA,
@@ -173,7 +181,7 @@ class WireLog:
         """Have an event written; never waits and never raises."""
         if self._failed:
             return
-        t_s = time.monotonic() - self._zero_s
+        t_s = self._clock() - self._zero_s
         try:
             self._queue.put_nowait((t_s, connection, direction, stream, kind, size, what))
         except queue.Full:
@@ -225,7 +233,7 @@ class WireLog:
         item = self._queue.get()
         dropped, self._dropped = self._dropped, 0
         if dropped:
-            now_s = time.monotonic() - self._zero_s
+            now_s = self._clock() - self._zero_s
             self._line(now_s, 0, None, None, "lost", None, {"events": dropped})
         if item is None:
             return False

@@ -79,3 +79,33 @@ def test_both_ends_log_the_same_messages(tmp_path):
     run += ["--json", "--kind", "commit"]
     text = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
     assert len(json.loads(text)["events"]) == sum(e.kind == "commit" for e in mine)
+
+
+def test_a_live_run_can_be_replayed(tmp_path):
+    log = tmp_path / "wire"
+    verifier = VerifierProcess([FIXTURES / "tiny.target"])
+    verifier.start()
+    try:
+        with draftwire.connect(
+            f"ws://127.0.0.1:{verifier.port}",
+            draft=FIXTURES / "tiny.draft",
+            wire_log=log,
+            silence_s=15,
+        ) as session:
+            for _ in session.generate(
+                [5, 17, 3], max_new_tokens=60, temperature=0.8, seed=3
+            ):
+                pass
+            report = session.report
+    finally:
+        verifier.kill()
+    run = [sys.executable, "-m", "draftwire", "bench", "simulate", "--replay", str(log)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    run += ["--scheme", "cloud", "--json", "-"]
+    text = subprocess.run(run, env=env, check=True, capture_output=True, text=True).stdout
+    recorded, simulated, alone = json.loads(text)["rows"]
+    assert recorded["tokens"] == simulated["tokens"] == report["tokens"]
+    assert recorded["accepted_per_block"] == report["accepted"] / report["rounds"]
+    assert recorded["forwards_per_token"] * report["tokens"] == report["rounds"]
+    assert alone["forwards_per_token"] == 1
+    assert recorded["tokens_per_s"] > 0 and simulated["tokens_per_s"] > 0
