@@ -22,6 +22,7 @@ and counted, and an error ends the log with a warning. Two files of ``max_bytes`
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import enum
@@ -228,6 +229,8 @@ class WireLog:
         except Exception as exc:  # noqa: BLE001 - a log must never be the reason
             self._failed = True
             log.warning("the wire log %s ends here: %s", self._path, exc)
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _next(self) -> bool:
         item = self._queue.get()

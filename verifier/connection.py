@@ -108,7 +108,8 @@ class Connection:
             if self._closing is None:
                 dialogue.lost()
                 sender.cancel()
-            self._log.event("closed")
+            end = self._closing
+            self._log.event("closed", why="link lost" if end is None else end[1] or "done")
             if dialogue.terms is not None:
                 self._service.registry.leave(dialogue.terms.served)
             await asyncio.wait([sender])
