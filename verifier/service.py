@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import http
-import ipaddress
 import json
 import logging
 import socket as sockets
@@ -21,6 +20,7 @@ from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.transport.dial import is_loopback
 from draftwire.transport.wirelog import ConnectionLog, WireLog
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
@@ -30,7 +30,7 @@ from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.streams import KeptStreams
 
-__all__ = ["VerifierService", "is_loopback", "tls_context"]
+__all__ = ["VerifierService", "tls_context"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -42,16 +42,6 @@ _QUIET.setLevel(logging.CRITICAL)
 # its neighbours wait 0.04 s for a text instead of 0.5 (0.3 s instead of 26 when it sends
 # pings), and the 2.4 MB of the largest evidence take 60 ms instead of 33.
 _READ_BYTES = 2048
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is reachable from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: it may resolve to anything
 
 
 def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:

@@ -101,6 +101,11 @@ class Recorded:
     _free: tuple[float, float] | None = None
 
     @property
+    def seconds(self) -> float:
+        """From the first tokens to the last."""
+        return self.arrivals[-1][0] - self.arrivals[0][0] if self.arrivals else 0.0
+
+    @property
     def known(self) -> list[bool]:
         """Whether the draft was right, where that is known."""
         both = zip(self.proposals, self.tokens)
@@ -109,9 +114,9 @@ class Recorded:
     def block(self, event: Event) -> None:
         """Take in drafts that were sent."""
         says = event.fields
-        base, ids = says["base"], says.get("tokens", [])
+        base, ids = _whole(says["base"]), [_whole(t) for t in says.get("tokens", [])]
         if says.get("correction") is not None and base - 1 == len(self.tokens):
-            self._put(says["correction"])
+            self._put(_whole(says["correction"]))
         branch = self._sent.setdefault(says["epoch"], {})
         branch.update({base + i: token for i, token in enumerate(ids)})
         self.blocks.append(len(ids))
@@ -139,7 +144,7 @@ class Recorded:
     def commit(self, event: Event) -> None:
         """Take in a verdict."""
         says = event.fields
-        accepted, token = says["accepted"], says.get("token")
+        accepted, token = _whole(says["accepted"]), says.get("token")
         branch = self._sent.get(says["epoch"], {})
         before = len(self.tokens)
         for at in range(before, before + accepted):
@@ -147,8 +152,8 @@ class Recorded:
                 self.whole = False
                 return
             self._put(branch[at])
-        refused = token is not None and self._put(token)
-        cloud_s = says.get("queue_s", 0.0) + says.get("compute_s", 0.0)
+        refused = token is not None and self._put(_whole(token))
+        cloud_s = float(says.get("queue_s", 0.0)) + float(says.get("compute_s", 0.0))
         self.verdicts += 1
         self.accepted += accepted
         self.cloud_s.append(cloud_s)
@@ -168,7 +173,7 @@ class Recorded:
         missed = len(self.tokens) - event.fields["position"]
         fresh = event.fields.get("tokens", [])[missed:]
         for token in fresh:
-            self._put(token)
+            self._put(_whole(token))
         self._flying, self._free = [], None
         if fresh:
             self.arrivals.append((event.t_s, len(fresh)))
@@ -237,7 +242,7 @@ class Replay:
         """Return what was recorded as a row of the table; see ``reports.row_of``."""
         streams = self.streams
         tokens = sum(len(s.tokens) for s in streams)
-        seconds = sum(s.arrivals[-1][0] - s.arrivals[0][0] for s in streams)
+        seconds = sum(s.seconds for s in streams)
         later = tokens - sum(s.arrivals[0][1] for s in streams)
         waits = [s.arrivals[0][0] - s.began_s for s in streams]
         drafted = sum(sum(s.blocks) for s in streams)
@@ -250,7 +255,7 @@ class Replay:
             "controller": self.scheme.controller,
             "tokens": tokens,
             "ms_per_token": 1e3 * seconds / later if later else None,
-            "tokens_per_s": later / seconds if seconds else None,
+            "tokens_per_s": later / seconds,
             "first_token_ms": 1e3 * sum(waits) / len(waits),
             "accepted_per_block": accepted / verdicts,
             "acceptance": accepted / drafted if drafted else None,
@@ -293,7 +298,7 @@ def read_replay(path: Path, seed: int = 1) -> Replay:
                 ) from exc
         else:
             log.others += 1
-    streams = [s for s in log.streams if s.whole and len(s.arrivals) > 1]
+    streams = [s for s in log.streams if s.whole and s.verdicts > 1 and s.seconds > 0]
     if not streams:
         why = "it holds no stream of two commits that is whole"
         if not log.streams and log.others:
@@ -317,9 +322,16 @@ def read_replay(path: Path, seed: int = 1) -> Replay:
         notes.append(
             "The controller knows nothing when a stream begins, nor how sure the draft was."
         )
+    vocabulary = max(log.vocabulary, *(text.width for text in texts))
     return Replay(
-        path.name, profile, link, scheme, streams, texts, log.vocabulary, tuple(notes)
+        path.name, profile, link, scheme, streams, texts, vocabulary, tuple(notes)
     )
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
 
 
 class _Log:
@@ -361,7 +373,7 @@ class _Log:
             self._tried[event.run] = event.t_s
             self._secure[where] = str(event.fields.get("where")).startswith("wss")
         elif kind == "welcome":
-            self.vocabulary = int(event.fields["vocab_size"])
+            self.vocabulary = max(2, _whole(event.fields["vocab_size"]))
         elif kind == "hello":
             self._back(event.run, event.t_s)
         elif kind == "closed":
@@ -369,8 +381,8 @@ class _Log:
         elif kind == "open":
             says = event.fields
             stream = Recorded(
-                says["prompt"], says.get("objective", "cost"), says.get("bonus", True),
-                self._secure.get(where, False), event.t_s,
+                [_whole(t) for t in says["prompt"]], str(says.get("objective", "cost")),
+                bool(says.get("bonus", True)), self._secure.get(where, False), event.t_s,
             )  # fmt: skip
             self.streams.append(stream)
             self._running[(*where, event.stream)] = stream

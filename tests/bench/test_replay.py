@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -142,3 +143,32 @@ def test_what_cannot_be_replayed_is_said(recorded, tmp_path):
             continue
         with pytest.raises(ConfigError, match=words):
             read_replay(other)
+
+
+def test_a_damaged_log_is_refused_or_replayed(recorded, tmp_path):
+    """Whatever stands in a file, one sentence comes of it and never a bug."""
+    path, _ = recorded(plan("cost", streams=1, tokens=30))
+    lines = path.read_text().splitlines()
+    rng = random.Random(1)
+    values = [None, -1, 0, 1, 10**12, 0.5, "x", [], [1], ["a"], {}, True]
+    refused = 0
+    for number in range(300):
+        changed = list(lines)
+        at = rng.randrange(len(lines))
+        line = json.loads(changed[at])
+        where = line if rng.random() < 0.3 else line.get("fields", line)
+        if where:
+            where[rng.choice(sorted(where))] = rng.choice(values)
+        changed[at] = json.dumps(line)
+        if rng.random() < 0.2:
+            del changed[rng.randrange(len(changed))]
+        other = tmp_path / str(number)
+        other.write_text("\n".join(changed) + "\n")
+        try:
+            replay = read_replay(other)
+            if number % 10 == 0:
+                answer(Question(replay=other))
+            assert replay.streams
+        except ConfigError:
+            refused += 1
+    assert 30 < refused < 290
