@@ -4,11 +4,11 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm fuzz slow models lint format clean
+.PHONY: help demo test test-arm test-proxies fuzz slow models lint format clean
 export PYTHONPATH :=
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## a verifier and a device on this machine, the models of models/, a real websocket
 	@$(PYTHON) tools/venvs.py make device
@@ -20,6 +20,11 @@ test: ## everything on .venv, then the device rooms on each Python of the boards
 test-arm: ## bundles and the device rooms on emulated ARM boards (ARGS="bookworm bullseye")
 	@$(PYTHON) tools/venvs.py make device litert ship
 	@$(VENV)/python tools/test_arm.py $(ARGS)
+
+test-proxies: ## real nginx, Caddy and HAProxy between device and verifier (fetched if missing)
+	@$(PYTHON) tools/venvs.py make device test
+	@$(VENV)/python tools/fetch_proxies.py
+	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=300 -rs tests/proxies $(ARGS)
 
 fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz

@@ -46,6 +46,7 @@ from draftwire.sampling import make_proposer
 from draftwire.transport.capture import WireCapture
 from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
 from draftwire.transport.messages import Welcome
+from draftwire.transport.wirelog import WireLog
 
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
 
@@ -95,12 +96,15 @@ class SessionBase:
         self._drawn: deque[tuple[int, int, range]] = deque(maxlen=64)
         self._memory: Memory | None = None
         self._capture: WireCapture | None = None
+        self._wire_log: WireLog | None = None
         self._measure = measure
         self._thread = thread = LoopThread()
         self._power: PowerMeter | None = None
         self._engine: EngineThread | None = None
         self._driver: Driver | None = None
         try:
+            if measure.wire_log is not None:
+                self._wire_log = WireLog(measure.wire_log, "device")
             network = WebsocketNetwork(
                 thread.clock.loop,
                 url,
@@ -108,6 +112,7 @@ class SessionBase:
                 insecure=connect.insecure,
                 tls=tls,
                 proxy=connect.proxy,
+                log=self._wire_log,
             )
             model = DraftModel.load(
                 package,
@@ -365,6 +370,8 @@ class SessionBase:
             self._power.close()
         if self._capture is not None:
             self._capture.close()
+        if self._wire_log is not None:
+            self._wire_log.close()
         if self._memory is not None:
             self._memory.close()
 

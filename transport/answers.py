@@ -196,7 +196,9 @@ def refusal(head: Head, body: bytes, where: str) -> DraftwireError:
             f"{where} answers with a page ({status}) instead of a websocket",
             hint="is that the verifier's address? sign-in pages of networks do this",
         )
+    hint = "is there another service on this port?"
+    if status in (400, 414, 431):  # what proxies say of heads they do not pass on
+        hint += " or a proxy that passes no websockets, or no heads of this length?"
     return TransportError(
-        f"{where} answers the upgrade with HTTP status {status}{said}",
-        hint="is there another service on this port?",
+        f"{where} answers the upgrade with HTTP status {status}{said}", hint=hint
     )

@@ -36,6 +36,7 @@ __all__ = [
     "check_url",
     "explain",
     "find_proxy",
+    "health_url",
     "is_loopback",
     "reach",
     "resolve",
@@ -82,10 +83,27 @@ def check_url(url: str, *, insecure: bool) -> WebSocketURI:
             f"{url} would send the token and the text in the clear",
             hint="use wss://, or allow it in so many words with --insecure",
         )
+    if not url.isprintable() or " " in url or parts.fragment:
+        raise ConfigError(
+            f"{url!r} is not a websocket address: it holds a space, a control character "
+            "or a fragment",
+            hint="write %20 for a space and %23 for a #",
+        )
     try:
         return parse_uri(url)
     except (InvalidURI, UnicodeError) as exc:
         raise ConfigError(f"{url!r} is not a websocket address") from exc
+
+
+def health_url(url: str) -> str:
+    """Return where the health of the verifier at ``url`` is: ``/healthz`` below its path.
+
+    A proxy may route it by path or query: both are kept.
+    """
+    parts = urlsplit(url)
+    scheme = {"ws": "http", "wss": "https"}[parts.scheme]
+    path = parts.path.rstrip("/") + "/healthz"
+    return parts._replace(scheme=scheme, path=path, fragment="").geturl()
 
 
 def tls_context(
@@ -373,6 +391,11 @@ def explain(exc: BaseException, where: str) -> DraftwireError:
         if "certificate required" in why or "handshake failure" in why:
             hint = "it may want this device's certificate: --tls-cert and --tls-key"
         return TransportError(f"no TLS with {where}: {why}", hint=hint)
+    if isinstance(exc, ConnectionResetError) and exc.errno is None:  # asyncio's own
+        return TransportError(
+            f"{where} closes the connection instead of speaking TLS",
+            hint="is TLS spoken there, and for this name?",
+        )
     if isinstance(exc, (socket.gaierror, UnicodeError)):
         why = getattr(exc, "strerror", None) or str(exc)
         return TransportError(

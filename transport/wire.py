@@ -39,6 +39,7 @@ from draftwire.transport.dial import (
 )
 from draftwire.transport.messages import Error, Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import MASK, Meter, wire_size
+from draftwire.transport.wirelog import ConnectionLog, WireLog
 
 __all__ = ["WebsocketNetwork", "WebsocketWire"]
 
@@ -68,6 +69,7 @@ class WebsocketNetwork:
             :func:`~draftwire.transport.dial.find_proxy`. This machine itself is never
             reached through one.
         resolver: Looks names up; may block, may raise OSError.
+        log: Where wire events are noted.
 
     Raises:
         ConfigError: The address, the token or the proxy is not usable.
@@ -83,6 +85,7 @@ class WebsocketNetwork:
         tls: ssl.SSLContext | None = None,
         proxy: str = "auto",
         resolver: Resolve = resolve,
+        log: WireLog | None = None,
     ) -> None:
         self.loop = loop
         self.uri = uri = check_url(url, insecure=insecure)
@@ -92,8 +95,10 @@ class WebsocketNetwork:
         self.tls = None
         if uri.secure:
             self.tls = tls or tls_context(ca=None, cert=None, key=None)
-        self.where = re.sub("//[^/]*@", "//", url)  # without a password
+        # Without what may be a secret: a password, a query.
+        self.where = re.sub("//[^/]*@", "//", url).partition("?")[0]
         self.resolver = resolver
+        self.log = log
         self.proxy = None
         self.no_way: DraftwireError | None = None
         try:
@@ -133,6 +138,8 @@ class WebsocketWire(asyncio.Protocol):
         self._hello = hello
         self._events = events
         self._codec = Codec()
+        log = network.log
+        self._log = ConnectionLog() if log is None else log.connection(network.where)
         self._websocket = ClientProtocol(
             network.uri, subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=MAX_FRAME
         )
@@ -156,11 +163,12 @@ class WebsocketWire(asyncio.Protocol):
         """Ask for a sign of life."""
         if self._greeted and not self._over:
             self._websocket.send_ping(b"")
+            self._log.event("ping", "up")
             self._flush()
 
     def close(self) -> None:
         """End the connection at once, without waiting; no event follows."""
-        self._end(1000)
+        self._end(1000, "by the device")
 
     # ---- the way up
 
@@ -242,8 +250,9 @@ class WebsocketWire(asyncio.Protocol):
             ) from bad
         if websocket.subprotocol != SUBPROTOCOL:
             raise ProtocolError(
-                f"{where} does not speak {SUBPROTOCOL}",
-                hint="is there another websocket service on this port?",
+                f"{where} opened a websocket without the subprotocol {SUBPROTOCOL}",
+                hint="another websocket service answers there, or a proxy on the way drops "
+                "Sec-WebSocket-Protocol: docs/proxies.md",
             )
         websocket.events_received()  # the answer itself
         self._at("the greeting")
@@ -281,6 +290,7 @@ class WebsocketWire(asyncio.Protocol):
     def _put(self, message: Message, stream: int | None) -> int:
         data = self._codec.encode(message, stream or 0)
         self._websocket.send_binary(data)
+        self._log.message("up", message, len(data), stream)
         self._flush()
         size = wire_size(len(data), secure=self._network.uri.secure) + MASK
         self.meter.sent(stream, len(data), size)
@@ -325,6 +335,7 @@ class WebsocketWire(asyncio.Protocol):
     def _frame(self, frame: frames.Frame) -> None:
         kind, data = frame.opcode, bytes(frame.data)
         if kind == frames.Opcode.PONG and self._greeted:
+            self._log.event("pong", "down")
             self._events.alive()
         elif kind == frames.Opcode.TEXT:
             raise ProtocolError("a text frame; every message is a binary frame")
@@ -345,6 +356,7 @@ class WebsocketWire(asyncio.Protocol):
         frame = self._codec.decode(data)
         size = wire_size(len(data), secure=self._network.uri.secure)
         self.meter.came(frame.stream, len(data), size)
+        self._log.message("down", frame.message, len(data), frame.stream)
         if self._greeted:
             self._events.message(frame)
         else:
@@ -372,14 +384,15 @@ class WebsocketWire(asyncio.Protocol):
         self._fail(error)
 
     def _fail(self, error: DraftwireError) -> None:
-        if self._end(1002 if isinstance(error, ProtocolError) else 1000):
+        if self._end(1002 if isinstance(error, ProtocolError) else 1000, str(error)):
             self._events.down(error)
 
-    def _end(self, code: int) -> bool:
+    def _end(self, code: int, why: str) -> bool:
         """Let go of everything; return False when that was done before."""
         if self._over:
             return False
         self._over = True
+        self._log.event("closed", why=why)
         self._timer.cancel()
         self._task.cancel()
         transport = self._transport

@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from draftwire.transport.bits import varint
 from draftwire.transport.codec import Codec
-from draftwire.transport.dial import web
+from draftwire.transport.dial import health_url, web
 from draftwire.transport.messages import (
     Bye,
     Error,
@@ -67,7 +67,7 @@ async def _(kit: Kit) -> None:
 @CHECKS.check("1", "health without a token")
 async def _(kit: Kit) -> None:
     def fetch() -> int:
-        url = kit.url.replace("ws", "http", 1).rstrip("/") + "/healthz"
+        url = health_url(kit.url)
         try:
             host = urlsplit(url).hostname or ""
             with web(host, kit.tls).open(url, timeout=10) as answer:

@@ -63,8 +63,9 @@ class Connection:
         self._usage = usage
         self._codec = Codec()
         self._dialogue = self.dialogue_class(
-            service.kept, self._greet, self, socket.remote_address
+            service.kept, self._greet, self, service.name_of(socket)
         )
+        self._log = service.log_of(socket)
         self._outbox: deque[bytes] = deque()
         self._wake = asyncio.Event()  # there is something to send
         self._room = asyncio.Event()  # something was sent
@@ -104,6 +105,8 @@ class Connection:
             if self._closing is None:
                 dialogue.lost()  # harmless a second time
                 sender.cancel()
+            end = self._closing
+            self._log.event("closed", why="link lost" if end is None else end[1] or "done")
             if dialogue.terms is not None:
                 self._service.registry.leave(dialogue.terms.served)
             await asyncio.wait([sender])
@@ -145,6 +148,7 @@ class Connection:
             raise ProtocolError("a text frame; every message is a binary frame")
         self._service.bytes_in += len(data)
         frame = self._codec.decode(data)
+        self._log.message("up", frame.message, len(data), frame.stream)
         await self._pace(len(data), isinstance(frame.message, Block))
         return frame
 
@@ -163,7 +167,9 @@ class Connection:
         """Put ``message`` of a stream in the outbox."""
         if isinstance(message, Error):
             self._service.refused(message.code)
+        whose = stream if getattr(message, "fatal", False) is False else None
         self._outbox.append(self._codec.encode(message, stream))
+        self._log.message("down", message, len(self._outbox[-1]), whose)
         terms = self._dialogue.terms
         if terms is not None and message is terms.welcome:
             vocab_size, context = message.vocab_size, message.context

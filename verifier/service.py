@@ -1,6 +1,6 @@
 """The verifier's websocket service: who may come in, how long, and how it ends.
 
-One listening socket serves the protocol (path ``/``), ``/healthz`` and ``/metrics``.
+One listening socket serves the protocol (on any path), ``/healthz`` and ``/metrics``.
 Credentials are checked before the upgrade. The service owns no model: the registry has
 the targets, each connection drives its own session, the schedulers batch their work.
 """
@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import http
-import ipaddress
 import json
 import logging
 import socket as sockets
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from websockets.asyncio.server import serve
 
 from draftwire.errors import ConfigError
 from draftwire.transport.answers import clean
 from draftwire.transport.codec import SUBPROTOCOL
+from draftwire.transport.dial import is_loopback
+from draftwire.transport.wirelog import ConnectionLog, WireLog
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
+from draftwire.verifier.forwarded import Forwarded
 from draftwire.verifier.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.streams import KeptStreams
 
-__all__ = ["VerifierService", "is_loopback", "tls_context"]
+__all__ = ["VerifierService", "tls_context"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -41,16 +43,6 @@ _QUIET.setLevel(logging.CRITICAL)
 # its neighbours wait 0.04 s for a text instead of 0.5 (0.3 s instead of 26 when it sends
 # pings), and the 2.4 MB of the largest evidence take 60 ms instead of 33.
 _READ_BYTES = 2048
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether ``host`` is reachable from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False  # a name: it may resolve to anything
 
 
 def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
@@ -92,6 +84,8 @@ class VerifierService:
         tls: From :func:`tls_context`, or None for plain ``ws://``.
         insecure: Allow plain ``ws://`` off loopback.
         limits: Bounds for each device.
+        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
+        wire_log: Where wire events are noted.
 
     Attributes:
         accounts: Who may connect.
@@ -115,6 +109,8 @@ class VerifierService:
         tls: ssl.SSLContext | None = None,
         insecure: bool = False,
         limits: Limits | None = None,
+        trusted: Sequence[str] = (),
+        wire_log: WireLog | None = None,
     ) -> None:
         if not is_loopback(host):
             if tls is None and not insecure:
@@ -136,6 +132,8 @@ class VerifierService:
         self.draining = False
         self.bytes_in = 0
         self.bytes_out = 0
+        self.name_of = Forwarded(trusted).name
+        self._wire_log = wire_log
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
         self.accounts = accounts or Accounts()
@@ -147,6 +145,11 @@ class VerifierService:
         """Where devices connect."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"ws{'s' if self._tls else ''}://{host}:{self._port}"
+
+    def log_of(self, socket: Any) -> ConnectionLog:
+        """Return where the wire events of a new connection are noted."""
+        log = self._wire_log
+        return ConnectionLog() if log is None else log.connection(self.name_of(socket))
 
     def refused(self, code: str) -> None:
         """Count an error sent to a device."""
@@ -252,12 +255,13 @@ class VerifierService:
     def _before_upgrade(self, socket: Any, request: Any) -> Any:
         """Answer plain HTTP, and refuse upgrades without the token."""
         path = request.path.partition("?")[0]
-        if path == "/healthz":
+        what = path.rpartition("/")[2]  # a proxy may leave its own prefix in front
+        if what == "healthz":
             return self._health(socket)
         usage = self.accounts.find(request.headers.get_all("Authorization"))
         if usage is None:
             self.refused("token")
-            log.warning("%s: missing or wrong token", socket.remote_address)
+            log.warning("%s: missing or wrong token", self.name_of(socket))
             answer = socket.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "missing or wrong token: send the verifier's token as "
@@ -265,11 +269,18 @@ class VerifierService:
             )
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
-        if path == "/metrics":
+        if what == "metrics":
             return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
-        if path != "/":
+        if request.headers.get("Upgrade") is None:
             return socket.respond(
-                http.HTTPStatus.NOT_FOUND, "nothing here; the protocol is at /\n"
+                http.HTTPStatus.BAD_REQUEST,
+                "nothing here but a websocket; a proxy must pass Upgrade and Connection\n",
+            )
+        if request.headers.get("Sec-WebSocket-Protocol") is None:
+            return socket.respond(
+                http.HTTPStatus.BAD_REQUEST,
+                f"the upgrade offers no subprotocol, and this verifier speaks "
+                f"{SUBPROTOCOL}: a proxy must pass Sec-WebSocket-Protocol\n",
             )
         if self.draining:
             return socket.respond(
@@ -281,9 +292,8 @@ class VerifierService:
             return socket.respond(
                 http.HTTPStatus.UPGRADE_REQUIRED,
                 f"this verifier speaks {SUBPROTOCOL}, and the device offered "
-                f"{clean(offered, 80) or 'no subprotocol'}: update draftwire on the device "
-                "or here, whichever is older (a proxy may have dropped "
-                "Sec-WebSocket-Protocol)\n",
+                f"{clean(offered, 80)}: update draftwire on the device or here, whichever "
+                "is older\n",
             )
         socket.account_usage = usage
         return None

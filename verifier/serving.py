@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 from draftwire.errors import ConfigError
+from draftwire.transport.wirelog import WireLog
 from draftwire.verifier.accounts import (
     Account,
     Accounts,
@@ -44,6 +45,8 @@ class Options:
         tls: Certificate, key and the client authority (or None), or None for plain.
         insecure: Allow plain connections off loopback.
         limits: Of each device.
+        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
+        wire_log: File for wire events.
         batch_tokens: Most tokens in one forward.
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
@@ -61,6 +64,8 @@ class Options:
     tls: tuple[Path, Path, Path | None] | None = None
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
+    trusted: tuple[str, ...] = ()
+    wire_log: Path | None = None
     batch_tokens: int = 512
     batch: int = 64
     prefill_chunk: int = 128
@@ -98,6 +103,9 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         },
         default=options.default,
     )
+    wire_log = None
+    if options.wire_log is not None:
+        wire_log = WireLog(options.wire_log, "verifier")
     service = VerifierService(
         registry,
         host=options.host,
@@ -106,6 +114,8 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         tls=tls_context(*options.tls) if options.tls else None,
         insecure=options.insecure,
         limits=options.limits,
+        trusted=options.trusted,
+        wire_log=wire_log,
     )
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -132,6 +142,8 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         if watcher is not None:
             watcher.cancel()
         await service.close()
+        if wire_log is not None:
+            wire_log.close()
 
 
 async def _watch(registry: Registry, options: Options, again: asyncio.Event) -> None:

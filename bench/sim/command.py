@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Sequence
 from draftwire.bench.link import LinkSpec
 from draftwire.bench.sim.facts import Profile, find, profiles
 from draftwire.bench.sim.recording import read_recording
+from draftwire.bench.sim.replay import Replay, merged, read_replay
 from draftwire.bench.sim.reports import facts_of, row_of, run_report
 from draftwire.bench.sim.run import Job
 from draftwire.bench.sim.schemes import SCHEMES, Scheme, schemes_named
@@ -54,6 +55,7 @@ class Question:
         confidence: What the draft's confidence says.
         recording: Play recorded texts.
         real: Run the reference models of this target version.
+        replay: Take link, board, target and texts from this wire log.
         streams: One after another on each device.
         tokens: Of each stream.
         hours: Virtual time instead of `streams`.
@@ -71,6 +73,7 @@ class Question:
     confidence: str = "calibrated"
     recording: Path | None = None
     real: str | None = None
+    replay: Path | None = None
     streams: int = 4
     tokens: int = 400
     hours: float | None = None
@@ -103,8 +106,9 @@ def answer(
         raise ConfigError(
             f"no objective {question.objective!r}", hint=", ".join(OBJECTIVES)
         )
-    profile = find(question.profile)
-    plan = plan_of(question, profile)
+    replay = _replay(question)
+    profile = find(question.profile) if replay is None else replay.profile
+    plan = plan_of(question, profile, replay)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "bench simulate",
@@ -113,14 +117,20 @@ def answer(
         "seed": question.seed,
     }
     document["title"] = f"{profile.title} (profile {profile.name}, simulated)"
-    document["notes"] = list(profile.notes)
-    outcomes = [
-        _run(replace(plan, scheme=aimed(scheme, question.objective)), question, say)
-        for scheme in _schemes(question, profile)
-    ]
+    document["notes"] = list(profile.notes if replay is None else replay.notes)
+    schemes = list(_schemes(question, profile)) if replay is None else [replay.scheme]
+    if replay is not None and question.schemes is not None:
+        schemes += schemes_named(question.schemes)
+    outcomes = []
+    for scheme in schemes:
+        one = replace(plan, scheme=aimed(scheme, question.objective))
+        plans = [one] if replay is None else replay.plans(one)
+        outcomes.append(merged([_run(part, question, say) for part in plans]))
     document["link"] = outcomes[0].link.to_dict() if outcomes else None
     document["rows"] = [row_of(outcome) for outcome in outcomes]
     document["facts"] = facts_of(outcomes[0]) if outcomes else []
+    if replay is not None:
+        document["rows"].insert(0, replay.row())
     if question.runs:
         document["runs"] = [run_report(o, s) for o in outcomes for s in o.streams]
     return document
@@ -151,7 +161,19 @@ def _run(plan: Plan, question: Question, say: Callable[[str], None]) -> Outcome:
     return simulate(plan)
 
 
-def plan_of(question: Question, profile: Profile) -> Plan:
+def _replay(question: Question) -> Replay | None:
+    """Return the recorded run that is asked for."""
+    if question.replay is None:
+        return None
+    if question.recording or question.real or question.acceptance or question.hours:
+        raise ConfigError(
+            "a replay has its own texts and their length",
+            hint="leave out --text, --real, --acceptance and --hours",
+        )
+    return read_replay(question.replay, question.seed)
+
+
+def plan_of(question: Question, profile: Profile, replay: Replay | None = None) -> Plan:
     """Return what is simulated, of each scheme alike.
 
     Raises:
@@ -170,7 +192,9 @@ def plan_of(question: Question, profile: Profile) -> Plan:
     backend: TargetBackend | None = None
     if question.recording is not None and question.real is not None:
         raise ConfigError("a recording and real models exclude each other")
-    if question.recording is not None:
+    if replay is not None:
+        vocabulary = replay.vocabulary
+    elif question.recording is not None:
         recording = read_recording(question.recording)
         source, vocabulary = recording, recording.vocabulary
     elif question.real is not None:
@@ -183,10 +207,13 @@ def plan_of(question: Question, profile: Profile) -> Plan:
             prompt_tokens=int(profile["text.prompt_tokens"]),
             confidence=question.confidence,
         )
+    link = None if replay is None else replay.link
+    if question.link is not None:
+        link = LinkSpec.parse(question.link)
     return Plan(
         profile,
         SCHEMES["await"],
-        link=None if question.link is None else LinkSpec.parse(question.link),
+        link=link,
         source=source,
         block=block,
         streams=question.streams,

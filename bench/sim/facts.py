@@ -32,6 +32,7 @@ __all__ = [
     "Profile",
     "Published",
     "find",
+    "measured",
     "profiles",
 ]
 
@@ -280,6 +281,28 @@ def _rows(where: str, raw: dict[str, Any], key: str, what: str, cls: type[_T]) -
                 raise ConfigError(f"{where}: {name} of {what} is {value!r}")
         rows.append(cls(**{n: fields[n](v) for n, v in one.items()}))
     return rows
+
+
+def measured(name: str, title: str, values: Mapping[str, tuple[float, str]]) -> Profile:
+    """Return a profile of measured facts; the others have their defaults.
+
+    Args:
+        name: Of the profile.
+        title: One line.
+        values: Value and source of facts, by name; all that a profile must say.
+    """
+    facts = {}
+    for group, keys in _KEYS.items():
+        for key, (default, low, high) in keys.items():
+            full = f"{group}.{key}"
+            if full in values:
+                value, source = values[full]
+                found = Fact(full, min(max(value, low), high), "measured", source)
+            else:
+                assert default is not None, full
+                found = Fact(full, default, "default", "not measured")
+            facts[full] = found
+    return Profile(name, title, facts)
 
 
 @lru_cache(maxsize=1)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = ["SCHEMA", "Recording", "read_recording", "record"]
+__all__ = ["SCHEMA", "Recording", "read_recording", "record", "renamed"]
 
 SCHEMA = "draftwire.simtext/1"
 _LISTS = ("tokens", "proposals", "second", "confidence")
@@ -113,10 +113,10 @@ def _text(where: str, raw: object, vocabulary: int) -> Text:
         columns[key] = value
     if len({len(columns[key]) for key in _LISTS}) != 1:
         raise ConfigError(f"{where}: its lists differ in length")
-    return _renamed(columns)
+    return renamed(columns)
 
 
-def _renamed(columns: Mapping[str, Sequence[Any]]) -> Text:
+def renamed(columns: Mapping[str, Sequence[Any]]) -> Text:
     """Return the text with its ids numbered from 0 in the order of their coming."""
     names: dict[int, int] = {}
     for key in ("prompt", "tokens", "proposals", "second"):

@@ -44,6 +44,7 @@ def connect(
     threads: int | str | None = None,
     energy: EnergyChoice = "auto",
     capture: bool = False,
+    wire_log: str | Path | None = None,
     radio: str = "off",
     suffix_cache: str | Path = "off",
 ) -> Session:
@@ -77,6 +78,8 @@ def connect(
         energy: Power source for the reports, see
             :class:`~draftwire.runtime.accounting.PowerMeter`.
         capture: Count the bytes on the wire instead of computing them (root).
+        wire_log: Note every message in this file, as JSON lines; see
+            :mod:`draftwire.transport.wirelog`.
         radio: Put the signal into the reports, of ``"mmcli"`` or ``"iw:wlan0"``.
         suffix_cache: Draft from text seen before: ``"off"``, ``"memory"``, or a file
             that keeps it from session to session.

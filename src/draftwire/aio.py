@@ -72,6 +72,7 @@ def connect(
     threads: int | str | None = None,
     energy: EnergyChoice = "auto",
     capture: bool = False,
+    wire_log: str | Path | None = None,
     radio: str = "off",
     suffix_cache: str | Path = "off",
 ) -> _Connecting:

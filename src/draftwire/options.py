@@ -223,6 +223,12 @@ class Measure(Options):
     capture: bool = _option(
         False, rules.FLAG, "count the bytes on the wire instead of computing them (root)"
     )
+    wire_log: Path | None = _option(
+        None,
+        rules.FILE,
+        "note every message in this file, as JSON lines with token ids: "
+        "`draftwire protocol log FILE`, `draftwire bench simulate --replay FILE`",
+    )
     radio: str = _option(
         "off",
         dataclasses.replace(rules.TEXT, shown="mmcli|iw:NAME|off"),

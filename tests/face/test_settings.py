@@ -129,6 +129,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "threads": "auto",
         "energy": "off",
         "capture": True,
+        "wire_log": "/log",
         "radio": "mmcli",
         "suffix_cache": "/cache",
         "scheme": "qs",

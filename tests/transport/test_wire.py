@@ -46,6 +46,7 @@ from draftwire.errors import (
 from draftwire.transport.answers import clean
 from draftwire.transport.client import Connection, WebsocketNetwork, may_pass
 from draftwire.transport.codec import MAX_FRAME, Codec
+from draftwire.transport.dial import health_url
 from draftwire.transport.messages import Block, Bye, Commit, Error
 from draftwire.transport.traffic import MASK, wire_size
 
@@ -156,7 +157,7 @@ OUTCOMES = {
     "no subprotocol": (
         [lambda r: upgrade(r, None), HANG],
         ProtocolError,
-        "does not speak draftwire.v2",
+        "opened a websocket without the subprotocol draftwire.v2",
     ),
     "another subprotocol": ([lambda r: upgrade(r, "x")], ProtocolError, "x"),
     "a text frame": ([upgrade, frame(TEXT, b"hi")], ProtocolError, "text frame"),
@@ -460,6 +461,10 @@ def test_one_end_and_nothing_after_it(greeted, pieces, end, close_at) -> None:
         "ws://verifier.example",
         "ws://127.0.0.1:99999",
         "ws://a..b",
+        "ws://127.0.0.1/a b",
+        "ws://127.0.0.1/a\r\nHost: b",
+        "ws://127.0.0.1/?a\tb",
+        "ws://127.0.0.1/#top",
         "ws://[::1]",
     ],
 )
@@ -472,6 +477,27 @@ def test_what_the_user_can_mend_is_said_at_once(url) -> None:
     with pytest.raises(ConfigError):
         Connection(url, HELLO, token=token)
     assert threading.active_count() == before
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "health"),
+    [
+        ("ws://127.0.0.1:1", "/", "http://127.0.0.1:1/healthz"),
+        ("ws://127.0.0.1:1/", "/", "http://127.0.0.1:1/healthz"),
+        ("wss://a.b/x/y?k=1&k=%20", "/x/y?k=1&k=%20", "https://a.b/x/y/healthz?k=1&k=%20"),
+        ("ws://127.0.0.1/x/?", "/x/", "http://127.0.0.1/x/healthz"),
+        ("ws://127.0.0.1?k=v", "/?k=v", "http://127.0.0.1/healthz?k=v"),
+    ],
+)
+def test_path_and_query_are_the_proxys_business_and_no_message_shows_a_query(
+    url, asked, health
+) -> None:
+    loop = asyncio.new_event_loop()
+    network = WebsocketNetwork(loop, url)
+    assert network.uri.resource_name == asked
+    assert network.where == url.partition("?")[0]
+    assert health_url(url) == health
     loop.close()
 
 

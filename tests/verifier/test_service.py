@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import numpy as np
 import pytest
 from verifier_lab import (
     ArithmeticBackend,
+    Device,
     closed,
     continuation,
     device,
@@ -17,9 +19,10 @@ from verifier_lab import (
     run,
     serving,
 )
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from draftwire.errors import ModelError, RefusedError
+from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import (
     Block,
@@ -32,6 +35,8 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.limits import Limits
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.service import VerifierService
 
 
 def test_several_devices_get_the_targets_own_text():
@@ -106,7 +111,7 @@ def test_health_names_the_targets():
             assert health["status"] == "ok"
             assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
             assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
-            assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 404
+            assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
 
     run(test)
 
@@ -168,6 +173,64 @@ def test_another_backbone_works_and_says_that_the_draft_ages():
     run(test)
 
 
+@pytest.mark.parametrize("path", ["/models/verifier", "/?key=1", "//%20/.", "/healthzz"])
+def test_any_path_and_query_is_served(path):
+    async def test():
+        async with serving() as service:
+            url = service.url + path
+            async with connect(url, subprotocols=[SUBPROTOCOL], compression=None) as socket:
+                dev = Device(socket)
+                await dev.greet()
+                assert (await dev.generate([1, 2], 6))[0] == continuation([1, 2], 6)
+            status, body = await get(service, "/models/verifier/healthz?x=1")
+            assert status == 200 and json.loads(body)["status"] == "ok"
+            assert (await get(service, "/models/metrics"))[0] == 200
+
+    run(test)
+
+
+def test_what_a_proxy_has_left_out_is_said_in_words():
+    async def test():
+        async with serving() as service:
+            status, body = await get(service, "/x")
+            assert status == 400 and "pass Upgrade and Connection" in body
+            headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+            status, body = await get(service, "/x", **headers)
+            assert status == 400 and "pass Sec-WebSocket-Protocol" in body
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "said", "name"),
+    [
+        ((), "203.0.113.9", r"127\.0\.0\.1:\d+"),
+        (("10.0.0.0/8",), "203.0.113.9", r"127\.0\.0\.1:\d+"),
+        (("127.0.0.1",), "203.0.113.9", r"203\.0\.113\.9 \(through 127.*\)"),
+        (("127.0.0.1",), "6.6.6.6, 203.0.113.9", r"203\.0\.113\.9 \(.*\)"),
+        (("127.0.0.0/8", "10.0.0.0/8"), "2001:db8::7, 10.1.2.3", r"2001:db8::7 \(.*\)"),
+        (("127.0.0.1",), "6.6.6.6, unknown or worse", r"127\.0\.0\.1 \(through 127.*\)"),
+        (("127.0.0.1",), None, r"127\.0\.0\.1 \(through 127.*\)"),
+    ],
+)
+def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name, caplog):
+    async def test():
+        async with serving(accounts=Accounts.of("right"), trusted=trusted) as service:
+            headers = {} if said is None else {"X-Forwarded-For": said}
+            with pytest.raises(InvalidStatus):
+                async with device(service, additional_headers=headers):
+                    pass
+
+    run(test)
+    (line,) = [r.getMessage() for r in caplog.records if "wrong token" in r.getMessage()]
+    assert re.fullmatch(name + ": missing or wrong token", line), line
+
+
+def test_a_proxy_that_is_no_address_is_refused():
+    with pytest.raises(ConfigError, match="no address of a proxy"):
+        VerifierService(Registry(lambda path: None), trusted=["proxy.example"])
+
+
 def test_without_the_subprotocol_nobody_is_served():
     async def test():
         async with serving() as service:
@@ -176,8 +239,8 @@ def test_without_the_subprotocol_nobody_is_served():
                     async with device(service, subprotocols=offered):
                         pass
                 answer = caught.value.response
-                assert answer.status_code == 426
-                said = "draftwire.v1, chat" if offered else "no subprotocol"
+                assert answer.status_code == (426 if offered else 400)
+                said = "offered draftwire.v1, chat:" if offered else "no subprotocol"
                 assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
 
     run(test)

@@ -68,6 +68,13 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="record what the reference models write (target: --real, else v1), and stop",
     )
+    add(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="take link, board, target and texts from a device's --wire-log, and compare "
+        "with what was recorded; --scheme adds others",
+    )
     add("--streams", type=int, default=4, metavar="N", help="default: %(default)s")
     add("--tokens", type=int, default=400, metavar="N", help="of each stream (400)")
     add("--hours", type=float, metavar="H", help="virtual time instead of --streams")

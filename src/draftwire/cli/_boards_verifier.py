@@ -72,11 +72,10 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
 
     from draftwire.boards.findings import Finding
     from draftwire.transport.answers import clean
-    from draftwire.transport.dial import is_loopback, web
+    from draftwire.transport.dial import health_url, is_loopback, web
 
     parts = urlsplit(url)
-    base = f"{'https' if tls else 'http'}://{parts.netloc}"
-    asked = f"{base}/healthz"
+    asked = health_url(url)
     try:
         opener = web(parts.hostname or "", tls)
         with opener.open(asked, timeout=_ANSWER_S) as answer:

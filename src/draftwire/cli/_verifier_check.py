@@ -52,15 +52,13 @@ def register(actions: Any) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from draftwire.transport.client import tls_context
-    from draftwire.transport.dial import check_url
+    from draftwire.transport.dial import check_url, health_url
 
     # Its health is no secret: only what a token would follow needs TLS.
     uri = check_url(args.url, insecure=args.insecure or args.health)
     tls = tls_context(ca=args.ca, cert=None, key=None) if uri.secure else None
     if args.health:
-        rest = args.url.partition("://")[2].rstrip("/")
-        url = f"{'https' if uri.secure else 'http'}://{rest}/healthz"
-        return _health(args, url, uri.host, tls)
+        return _health(args, health_url(args.url), uri.host, tls)
     return _conformance(args, tls)
 
 

@@ -1,4 +1,4 @@
-"""``draftwire protocol decode HEX``: what a frame on the wire says."""
+"""``draftwire protocol decode|log``: what a frame on the wire says, what was logged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from draftwire.cli import _common
+from draftwire.cli import _common, _protocol_log
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.io import align
 from draftwire.rules import whole
@@ -45,6 +45,7 @@ def register(subparsers: Any) -> None:
     )
     _common.add_common_flags(decode)
     decode.set_defaults(run=_decode)
+    _protocol_log.register(actions)
 
 
 def _decode(args: argparse.Namespace) -> int:

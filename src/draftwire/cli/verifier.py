@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from draftwire import rules
 from draftwire.cli import _common, _verifier_check
 from draftwire.errors import ConfigError
+from draftwire.options import OPTIONS
 
 if TYPE_CHECKING:
     from draftwire.verifier.service import VerifierService
@@ -133,6 +134,15 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add("--tls-key", type=Path, metavar="PEM", help="its private key")
     add("--tls-client-ca", type=Path, metavar="PEM", help="ask devices for certificates")
     add("--insecure", action="store_true", help="allow plain ws:// off loopback")
+    add(
+        "--trusted-proxy",
+        dest="trusted",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="take X-Forwarded-For of this proxy or network into the logs; may be repeated",
+    )
+    add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
     add = serve.add_argument_group("limits").add_argument
     for flag, name, kind, default, about in (
         ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
@@ -174,6 +184,7 @@ def _serve(args: argparse.Namespace) -> int:
         **{
             **_fields(serving.Options, args),
             "targets": tuple(targets),
+            "trusted": tuple(args.trusted),
             "loader": Loader(**_fields(Loader, args)),
             "accounts": accounts,
             "tls": tls if args.tls_cert else None,
