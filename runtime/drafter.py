@@ -16,6 +16,7 @@ import numpy as np
 
 from draftwire.errors import ModelError
 from draftwire.runtime.edge.actions import Draft
+from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer
 
@@ -171,9 +172,12 @@ class Drafter:
                     wanted = order.valid + order.count
                     self._left = max(0, wanted - len(self._sequence))
                     continue
-                self._sequence[order.valid :] = order.tokens
-                if model is not None and model.length > order.valid:
-                    model.rewind(order.valid)
+                # A new text may begin as the last one did: what is read stays read.
+                valid, tokens = order.valid, order.tokens
+                same = common(self._sequence[valid:], tokens) if tokens else 0
+                self._sequence[valid:] = tokens
+                if model is not None and model.length > valid + same:
+                    model.rewind(valid + same)
                 self._branch, self._left = order.branch, order.count
         # The last token is fed again when nothing else is new: its logits are wanted.
         model, length = self._model, len(self._sequence)

@@ -39,6 +39,7 @@ from draftwire.errors import (
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter, Model, Step
 from draftwire.runtime.edge.actions import Action, Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.machine import EdgeSession, State
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import Link, LinkSettings
@@ -47,6 +48,7 @@ from draftwire.runtime.pacing.decisions import Decisions
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
 from draftwire.sampling import Proposer, SamplingParams
+from draftwire.transport.bits import id_bits
 from draftwire.transport.client import to_exception
 from draftwire.transport.messages import (
     Block,
@@ -69,6 +71,8 @@ log = logging.getLogger("draftwire.session")
 
 Event = Callable[[], Sequence[Action]]
 _LOOK_AGAIN_S = 0.05
+_TEXTS = 8  # that the verifier is taken to hold still
+_WORTH = 64  # bytes of ids: fewer are sent as quickly as they are named
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a verifier without room is asked again
 
 
@@ -249,6 +253,7 @@ class Driver:
         self._wires: dict[int, StreamRun | None] = {}
         # Streams that the verifier owes an answer; -1 - number where that is a goodbye.
         self._owing: set[int] = set()
+        self._texts: deque[tuple[int, ...]] = deque(maxlen=_TEXTS)  # of ended streams
         self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
         self.link = Link(clock, network, hello, settings or LinkSettings(), self, self._rng)
@@ -457,9 +462,17 @@ class Driver:
             run.warn(f"the verifier carries {welcome.streams} streams at once: it waited")
             return False
         self._wires[number] = run
+        if "prefix" in welcome.capabilities and not run.machine.committed:
+            run.machine.held = self._known_of(run.spec.prompt, welcome.vocab_size)
         run.wire, run.welcome = number, welcome
         run.machine.limits(welcome.max_block, welcome.room)
         return True
+
+    def _known_of(self, prompt: Sequence[int], vocab_size: int) -> int:
+        """Return how many ids of ``prompt`` begin a text that the verifier has."""
+        most = max((common(text, prompt) for text in self._texts), default=0)
+        most = min(most, len(prompt) - 1)
+        return most if most * id_bits(vocab_size) >= 8 * _WORTH else 0
 
     def _free(self, number: int) -> None:
         """A number is free again; the stream that had it may still run."""
@@ -532,6 +545,9 @@ class Driver:
         """The verifier says that something is wrong with a stream, and ended it."""
         error, machine = _meaning(message), run.machine
         if message.code == "stream" and machine.state is State.RESUMING:
+            self._go_on(run, resume=False)
+        elif message.code == "prefix" and run.machine.counts.unsent:
+            self._texts.clear()  # another verifier, or one that needed the room
             self._go_on(run, resume=False)
         elif isinstance(error, BusyError):
             self._hold(run, error)
@@ -689,6 +705,8 @@ class Driver:
                 timer.cancel()
         if run.machine.unverified:  # nobody shall take them for the target's
             self._warn_alone(run)
+        if run.welcome is not None and run.machine.counts.forwards:
+            self._texts.append((*run.spec.prompt, *run.machine.committed))
         if run.wire is not None:  # we said goodbye: the verifier will say it too
             self._wires[run.wire] = None
             self._owing.add(-1 - run.wire)

@@ -9,6 +9,7 @@ from draftwire.packages import DraftPackage
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import NOISES, SamplingParams
 from draftwire.transport.messages import Hello, Open
+from draftwire.transport.text_hash import TextHash
 
 __all__ = ["hello_of", "open_of"]
 
@@ -24,7 +25,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits"),
+        ("resume", "exits", "prefix"),
         NOISES,
     )
 
@@ -37,6 +38,7 @@ def open_of(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     bonus: bool,
+    held: int = 0,
 ) -> Open:
     """Return the request for a stream.
 
@@ -47,9 +49,10 @@ def open_of(
         max_new_tokens: At most so many tokens after the prompt.
         stop_ids: Ids that end the text.
         bonus: Ask for a token after a block that is accepted whole.
+        held: So many ids of the prompt the verifier has still; they are named, not sent.
     """
     return Open(
-        tuple(prompt),
+        tuple(prompt[held:]),
         params.scheme,
         params.temperature,
         params.top_k,
@@ -62,4 +65,6 @@ def open_of(
         exits="exits" in mode.preempt,
         sample=params.sample,
         noise=params.noise,
+        prefix=TextHash(prompt[:held]).digest(16) if held else b"",
+        prefix_length=held,
     )

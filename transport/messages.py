@@ -142,7 +142,7 @@ class Open:
     """Device to cloud: start a stream. The context crosses the network here, once.
 
     Attributes:
-        prompt: Token ids, at least one.
+        prompt: Token ids behind the prefix, at least one.
         scheme: Sampling scheme.
         temperature: See ``draftwire.sampling.SamplingParams``, as the next three.
         top_k: 0 keeps all.
@@ -158,6 +158,8 @@ class Open:
         noise: Noise profile.
         credit: In a race, the text may run so many tokens ahead of the end of the last
             block; 0: without limit.
+        prefix: Hash of ids in front of the prompt that are not sent, 16 bytes, or empty.
+        prefix_length: How many they are.
     """
 
     prompt: tuple[int, ...]
@@ -174,6 +176,8 @@ class Open:
     sample: int = 0
     noise: str = "philox"
     credit: int = 0
+    prefix: bytes = b""
+    prefix_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,12 @@ class Opened:
     Attributes:
         id: What a resume names, 8 bytes.
         secret: Proof of ownership for resuming, 16 bytes.
+        reused: Ids of prefix and prompt that the target need not read again.
     """
 
     id: bytes = b""
     secret: bytes = b""
+    reused: int = 0
 
 
 @dataclass(frozen=True)

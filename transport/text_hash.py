@@ -30,6 +30,6 @@ class TextHash:
             words.byteswap()
         self._hash.update(words.tobytes())
 
-    def digest(self) -> bytes:
-        """Return the first eight bytes of the hash of all ids so far."""
-        return self._hash.digest()[:8]
+    def digest(self, size: int = 8) -> bytes:
+        """Return the first ``size`` bytes of the hash of all ids so far."""
+        return self._hash.digest()[:size]

@@ -199,7 +199,7 @@ class Dialogue:
         except (ConfigError, RefusedError, FatalError) as error:
             self._refuse(error, number)
             return
-        self._begin(stream, number, terms, Opened(stream.id, stream.secret))
+        self._begin(stream, number, terms, Opened(stream.id, stream.secret, stream.reused))
 
     def _resume(self, request: Resume, number: int, terms: Terms) -> None:
         try:

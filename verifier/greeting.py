@@ -148,6 +148,7 @@ def welcome_to(
     capabilities = [
         *(["resume"] if limits.resume_s > 0 else []),
         *(["exits"] if backend.exits else []),
+        *(["prefix"] if limits.prefixes else []),
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)

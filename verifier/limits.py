@@ -34,6 +34,8 @@ class Limits:
             none.
         parked: Streams that wait so, at most.
         parked_bytes: Memory of their texts, at most.
+        prefixes: Texts of one account that are kept when they have ended, so that the
+            next turn need not send and read them again; 0 keeps none.
     """
 
     connections: int = 64
@@ -50,6 +52,7 @@ class Limits:
     resume_s: float = 120.0
     parked: int = 1024
     parked_bytes: int = 64 << 20
+    prefixes: int = 8
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -66,6 +69,8 @@ class Limits:
                 raise ConfigError(f"the limit on {name} must be within 1..{most}")
         if min(self.hello_s, self.idle_s, self.ping_s, self.send_s, self.progress_s) <= 0:
             raise ConfigError("time limits must be above 0 seconds")
+        if not 0 <= self.prefixes <= 1 << 10:
+            raise ConfigError("the limit on prefixes must be within 0..1024")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")
 

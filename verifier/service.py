@@ -341,6 +341,12 @@ class VerifierService:
             add("account_sessions", "Connections.", usage.connections, tags)
             add("account_streams", "Running streams.", usage.streams, tags)
             add("paused_seconds_total", "Held back.", usage.paused_s, tags)
+        prefixes = kept.prefixes
+        add("prefixes", "Ended texts kept for the next turn.", len(prefixes))
+        add("prefix_slots", "KV slots kept with them.", prefixes.slots)
+        add("prompt_tokens_total", "Ids of prompts.", prefixes.tokens_read)
+        reused = "Those that were in a slot already."
+        add("prefix_tokens_reused_total", reused, prefixes.tokens_reused)
         add("draining", "1 while going away.", int(self.draining))
         add("received_bytes_total", "Payload received.", self.bytes_in)
         add("sent_bytes_total", "Payload sent.", self.bytes_out)

@@ -11,6 +11,7 @@ another's.
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import secrets
 import time
@@ -36,6 +37,7 @@ from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.metrics import Histogram
+from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
 from draftwire.verifier.target_session import TargetSession, Work
@@ -61,6 +63,12 @@ class UnknownStreamError(RefusedError):
     """There is no stream that this device may go on with."""
 
     code = "stream"
+
+
+class UnknownPrefixError(RefusedError):
+    """The ids that a device names are not here any more."""
+
+    code = "prefix"
 
 
 class Terms(NamedTuple):
@@ -110,6 +118,7 @@ class Stream:
         id: Eight bytes that a device resumes by, or b"" when it cannot.
         secret: Sixteen bytes that prove whose stream it is.
         parked_s: When its link was lost.
+        reused: Ids of its prompt that were in the slot when it was opened.
     """
 
     def __init__(
@@ -131,6 +140,7 @@ class Stream:
         self.parked_s = 0.0
         self._kept = kept
         self._prompt = len(request.prompt)
+        self.reused = session.cached  # ids of the prompt that need not be read
         self._wants_exits = request.exits
         self._exits = False
         self._work: Work | None = None  # under way, until its verdict is out
@@ -189,6 +199,16 @@ class Stream:
         if self.slot is not None:
             self.served.scheduler.release(self.slot)
             self.slot = None
+
+    def leave(self) -> None:
+        """The stream is over: its text and its slot may serve the next one."""
+        session, slot = self.session, self.slot
+        if slot is None:
+            return
+        kept = Kept(self.served, self.usage, session.tokens, session.cached, slot)
+        if self._kept.prefixes.leave(kept):
+            self.slot = None
+        self.release()
 
     def _book(self) -> None:
         """Add what the stream did since the last time to the totals."""
@@ -328,7 +348,7 @@ class Stream:
         """Book what the stream did, release it when it is done, send ``messages``."""
         self._book()
         if self.session.done:
-            self.release()
+            self.leave()
         if messages and self.holder is not None:
             self._note_said()
             self._unanswered = False
@@ -361,6 +381,7 @@ class KeptStreams:
         self._known: dict[bytes, Stream] = {}
         self._parked: dict[bytes, Stream] = {}  # oldest first
         self._bytes = 0
+        self.prefixes = Prefixes(limits.prefixes)
         self.opened = 0
         self.resumed = 0
         self.refused = 0
@@ -397,18 +418,27 @@ class KeptStreams:
             LimitError: The account has as many streams as it may.
             RefusedError: Every slot is in use.
         """
-        welcome = terms.welcome
-        session = self.session_class(
+        welcome, served, usage = terms.welcome, terms.served, terms.usage
+        if request.prefix:
+            request = self._whole(request, terms)
+        usage.check_share()
+        # What a request is refused for is said before a slot is looked for.
+        make = partial(
+            self.session_class,
             request,
             vocab_size=welcome.vocab_size,
             context=welcome.context,
             max_block=welcome.max_block,
             max_waiting=welcome.room,
             noises=welcome.noise,
-            target=terms.served.label,
+            target=served.label,
         )
-        terms.usage.check_share()
-        stream = Stream(session, self._slot(terms.served), self, terms, request)
+        session = make()
+        found = self.prefixes.take(usage, served, request.prompt)
+        if found is not None:
+            session = make(cached=found[1])
+        slot = self._slot(served) if found is None else found[0]
+        stream = Stream(session, slot, self, terms, request)
         if "resume" in welcome.capabilities:
             stream.id = secrets.token_bytes(8)
             stream.secret = secrets.token_bytes(16)
@@ -478,11 +508,12 @@ class KeptStreams:
         self._known.pop(stream.id, None)
         stream.stop()
         stream.hold(None)
-        stream.release()
+        stream.leave()
 
     def sweep(self) -> None:
         """Forget streams that have waited too long, or whose target has left."""
         now = self._now()
+        self.prefixes.sweep()
         for stream in list(self._parked.values()):
             late = now - stream.parked_s > self.limits.resume_s
             if late or stream.served.retired:
@@ -519,6 +550,23 @@ class KeptStreams:
             )
         return stream
 
+    def _whole(self, request: Open, terms: Terms) -> Open:
+        """Return a request with the ids that it only names.
+
+        Raises:
+            UnknownPrefixError: They are not here any more.
+        """
+        n = request.prefix_length
+        ids = self.prefixes.named(terms.usage, terms.served, n, request.prefix)
+        if not ids or "prefix" not in terms.welcome.capabilities:
+            raise UnknownPrefixError(
+                f"the {n} ids that the open names are not here any more",
+                hint="open with the whole prompt",
+            )
+        return dataclasses.replace(
+            request, prompt=(*ids, *request.prompt), prefix=b"", prefix_length=0
+        )
+
     def _slot(self, served: Served) -> int:
         while True:
             try:
@@ -528,7 +576,9 @@ class KeptStreams:
                     raise
 
     def _make_room(self, served: Served) -> bool:
-        """Free the slot of the stream that has waited longest for its device."""
+        """Free a slot: of an ended text, or of the stream that has waited longest."""
+        if self.prefixes.give_up_slot(served):
+            return True
         for stream in self._parked.values():
             if stream.served is served and stream.slot is not None:
                 stream.release()

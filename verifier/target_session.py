@@ -110,6 +110,7 @@ class TargetSession:
         max_block: Most drafted tokens of one block.
         max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
         noises: Noise profiles that the connection has.
+        cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
 
     Attributes:
@@ -130,6 +131,7 @@ class TargetSession:
         max_block: int,
         max_waiting: int = 0,
         noises: Sequence[str] = NOISES,
+        cached: int = 0,
         target: str = "",
     ) -> None:
         if not request.prompt:
@@ -162,7 +164,7 @@ class TargetSession:
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
         self._end = min(context, self._prompt + request.max_new_tokens)
-        self._cached = 0
+        self._cached = cached
         self._branch = Branch(max_block, max_waiting or max_block)
         self._credit = request.credit
         self._heard = 0  # end of the last block that came
@@ -203,6 +205,16 @@ class TargetSession:
         """What the stream did so far."""
         self._counts.discarded = self._branch.discarded
         return self._counts
+
+    @property
+    def tokens(self) -> list[int]:
+        """Ids of prompt and text."""
+        return list(self._tokens)
+
+    @property
+    def cached(self) -> int:
+        """How many of them are in the slot for certain."""
+        return self._cached
 
     def committed(self, position: int = 0) -> tuple[int, ...]:
         """Return the committed ids from ``position`` (after the prompt) on."""

@@ -126,6 +126,8 @@ class Counts:
         judged_by_position: ``[i]``: blocks whose draft ``i`` was sent and judged.
         queue_s: Seconds of queueing, told by the verifier.
         compute_s: Seconds of forwards, told by the verifier.
+        unsent: Ids of the prompt that were named instead of sent.
+        reused: Ids of the prompt that the target had read already.
         near_ties: Positions that the target's numerics cannot tell, told by the verifier.
     """
 
@@ -147,6 +149,8 @@ class Counts:
     queue_s: float = 0.0
     compute_s: float = 0.0
     near_ties: int = 0
+    unsent: int = 0
+    reused: int = 0
 
     @property
     def wasted(self) -> int:

@@ -102,7 +102,6 @@ class DrafterView:
         return [Draft(self._branch, length, (), 0)]
 
     def end(self) -> list[Action]:
-        """The stream is over: forget everything."""
-        self.wanted = 0
-        self._branch += 1
-        return [Draft(self._branch, 0, (), 0)]
+        """The stream is over. What is read stays read: the next text may begin alike."""
+        self.wanted = 1
+        return self.halt()

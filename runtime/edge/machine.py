@@ -90,34 +90,34 @@ TABLE: states.Table[State] = {
     (IDLE, "end"): DONE,
     (OPENING, "> block"): OPENING,
     (OPENING, "< opened"): _GOING,
-    (OPENING, "< error internal, > open"): OPENING,
+    (OPENING, "< error, > open"): OPENING,
     (OPENING, "link lost"): LOST,
     (OPENING, "end"): DONE,
     (DRAFTING, "> block"): _GOING,
     (DRAFTING, "< commit"): _GOING,
-    (DRAFTING, "< error internal, > open"): OPENING,
+    (DRAFTING, "< error, > open"): OPENING,
     (DRAFTING, "link lost"): LOST,
     (DRAFTING, "end"): DONE,
     (WAITING, "> block"): _GOING,
     (WAITING, "< commit"): _GOING,
-    (WAITING, "< error internal, > open"): OPENING,
+    (WAITING, "< error, > open"): OPENING,
     (WAITING, "link lost"): LOST,
     (WAITING, "end"): DONE,
     (LOST, "> open"): OPENING,
     (LOST, "> resume"): RESUMING,
     (LOST, "end"): DONE,
     (RESUMING, "< resumed"): _GOING,
-    (RESUMING, "< error session, > open"): OPENING,
+    (RESUMING, "< error stream, > open"): OPENING,
     (RESUMING, "link lost"): LOST,
     (RESUMING, "end"): DONE,
 }
 _OPEN = {
     IDLE: "> open",
     LOST: "> open",
-    RESUMING: "< error session, > open",
-    OPENING: "< error internal, > open",
-    DRAFTING: "< error internal, > open",
-    WAITING: "< error internal, > open",
+    RESUMING: "< error stream, > open",
+    OPENING: "< error, > open",
+    DRAFTING: "< error, > open",
+    WAITING: "< error, > open",
 }
 
 
@@ -207,6 +207,7 @@ class EdgeSession:
         self._draft_context = context if draft_context is None else draft_context
         self._correction: _Correction | None = None
         self._guess_offline = guess_offline
+        self.held = 0  # ids of the prompt that the verifier is said to have still
         self._origin = 0  # committed tokens that the present stream has in its prompt
         self._forwards = 0  # of the target, for the streams before the present one
         self._ties = 0  # likewise
@@ -367,6 +368,7 @@ class EdgeSession:
         if isinstance(message, Opened):
             if self.state is OPENING:
                 self.opened = message
+                self.counts.reused = message.reused
                 self._settle("< opened")
             return []
         if isinstance(message, Resumed):
@@ -394,13 +396,18 @@ class EdgeSession:
 
     def _open(self) -> Send:
         self._enter(_OPEN[self.state], OPENING)
+        ids = (*self._prompt, *self._committed)
+        held = min(self.held, len(ids) - 1)
+        self.held = 0
+        self.counts.unsent = held
         request = open_of(
-            (*self._prompt, *self._committed),
+            ids,
             self._params,
             self._mode,
             max_new_tokens=self._limit - len(self._committed),
             stop_ids=self._stop_ids,
             bonus=self._bonus,
+            held=held,
         )
         return Send(request)
 

@@ -9,7 +9,7 @@ and 2, and to liveness: a stream that can end ends, within patience.
 
 import dataclasses
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cached_target import CachedTarget
@@ -79,6 +79,7 @@ class StreamPlan:
 
     at_s: float = 0.0
     prompt: tuple = (1,)
+    follows: bool = False  # the prompt begins with the last text that has ended
     count: int = 20
     stops: tuple = ()
     sampled: bool = False
@@ -118,6 +119,7 @@ class Plan:
     jitter: float = 1.0
     step_s: float = 0.005
     forward_s: float = 0.02
+    shared: int = 0  # ids that every prompt begins with
     max_block: int = 255
     max_waiting: int = 255
     most: int = 16  # streams on a connection
@@ -134,7 +136,10 @@ def params_of(plan):
 
 
 # What ends by itself, and must not end a stream.
-PASSING = ("cut", "swallow", "stall", "mute", "restart", "full", "jump", "frozen")
+PASSING = (
+    *("cut", "swallow", "stall", "mute", "restart", "full", "jump", "frozen"),
+    *("evict", "forget"),
+)
 # What must end a stream with its own name, or may.
 FATAL = ("engine", "nan", "callback", "internal", "torn")
 REFUSALS = {
@@ -194,9 +199,17 @@ def draw_plan(dice, mechanism=None, long=False):
     forward_s = dice.one_of([0.002, 0.02, 0.1])
     span = 40 * (forward_s + 0.05)
     streams = [draw_stream(dice, mechanism, 0.0, long)]
-    for _ in range(dice.one_of([0, 0, 0, 0, 0, 0, 1, 1, 3])):
+    for _ in range(dice.one_of([0, 0, 0, 0, 0, 1, 1, 3, 5])):
         at_s = dice.whole(0, 100) / 100 * span
         streams.append(draw_stream(dice, mechanism, at_s, False))
+    context = dice.one_of([1 << 20, 1 << 20, 60]) if not long else 1 << 20
+    shared = dice.one_of([0, 0, 120]) if len(streams) > 1 and context > 60 else 0
+    if shared:  # a conversation: every prompt begins as all the others do
+        system = tuple(dice.whole(0, VOCAB - 1) for _ in range(shared))
+        streams = [
+            replace(s, prompt=(*system, *s.prompt), follows=dice.one_of([False, True]))
+            for s in streams
+        ]
     faults = []
     for _ in range(dice.one_of([0, 0, 1, 2, 5])):
         kinds = [*PASSING, *PASSING, "retarget", *FATAL]
@@ -214,7 +227,8 @@ def draw_plan(dice, mechanism=None, long=False):
         faults=tuple(sorted(faults, key=lambda f: f.at_s)),
         connects=connects,
         luck=dice.one_of([0.5, 0.8] if long else [0.0, 0.5, 0.9, 1.0]),
-        context=dice.one_of([1 << 20, 1 << 20, 60]) if not long else 1 << 20,
+        context=context,
+        shared=shared,
         delay_s=dice.one_of([0.0, 0.02, 0.2]),
         jitter=dice.one_of([0.0, 1.0, 3.0]),
         step_s=dice.one_of([0.0, 0.005, 0.05]),
@@ -326,7 +340,7 @@ class Recorder:
     """What a user sees, held to law 2 as it comes."""
 
     def __init__(self, world, plan):
-        self.world, self.plan = world, plan
+        self.world, self.plan, self.prompt = world, plan, plan.prompt
         self.shown, self.guessed = [], []
         self.run = self.error = self.number = None
         self.revised = 0
@@ -503,7 +517,7 @@ class World:
         self.fresh_verifier()
         self.drafter = Drafter(LuckyDraft(self), VOCAB)
         self.engine = VirtualEngine(self, self.drafter)
-        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", ("resume",))
+        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", ("resume", "prefix"))
         self.driver = Driver(
             self.clock,
             self,
@@ -579,7 +593,7 @@ class World:
             max_waiting=max(self.plan.max_block, self.plan.max_waiting),
             streams=self.plan.most,
             progress_ms=1000,
-            capabilities=("resume", "exits"),
+            capabilities=("resume", "exits", "prefix"),
             schemes=tuple(SCHEMES),
         )
 
@@ -631,6 +645,12 @@ class World:
                 if wire.far:
                     wire.dialogue = None
                     wire.hang_up()
+        elif kind == "evict":
+            while self.kept.prefixes.give_up_slot(self.served):
+                pass
+        elif kind == "forget":
+            while self.kept.prefixes._kept:
+                self.kept.prefixes._drop(self.kept.prefixes._kept[0])
         elif kind == "full":
             self.full_until = clock.now_s + fault.for_s
         elif kind == "jump":
@@ -645,14 +665,19 @@ class World:
     # -- streams
 
     def open(self, plan):
+        ended = [s for s in self.sinks if s.run is not None]
         sink = Recorder(self, plan)
         self.sinks.append(sink)
+        if plan.follows and ended:
+            longer = (*ended[-1].prompt, *ended[-1].shown, *plan.prompt)
+            if len(longer) < self.target.context - 1:
+                sink.prompt = longer
         params = params_of(plan)
         controller = (
             Moody(plan.k, plan.moody, plan.off) if plan.moody else FixedLength(plan.k)
         )
         spec = StreamSpec(
-            prompt=plan.prompt,
+            prompt=sink.prompt,
             params=params,
             proposer=Insight(make_proposer(params, VOCAB), self.rng),
             controller=controller,
@@ -754,7 +779,7 @@ def check(plan):
     world = World(plan)
     world.run()
     for stream, sink in zip(plan.streams, sorted_sinks(world)):
-        verdict(world, stream, sink)
+        verdict(world, replace(stream, prompt=sink.prompt), sink)
     return world
 
 

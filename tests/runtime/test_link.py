@@ -200,6 +200,25 @@ def test_a_long_prompt_is_read_in_steps_that_orders_overtake():
     assert found.step() is None
 
 
+def test_what_a_text_shares_with_the_one_before_is_not_read_again():
+    model, fed = Luck(), []
+    forward = model.forward
+    model.forward = lambda tokens: (fed.append(len(tokens)), forward(tokens))[1]
+    found = drafter(model)
+    found.submit(1, Draft(1, 0, (1, 2, 3, 4, 5), 2))
+    while found.step():
+        pass
+    assert fed == [5, 1] and model.fed == [1, 2, 3, 4, 5, 7]
+    found.begin(2, make_proposer(SamplingParams(), 8))
+    found.submit(2, Draft(1, 0, (1, 2, 3, 4, 5, 7, 7, 6), 1))
+    found.step()
+    assert fed == [5, 1, 2] and model.fed == [1, 2, 3, 4, 5, 7, 7, 6]
+    found.begin(3, make_proposer(SamplingParams(), 8))
+    found.submit(3, Draft(1, 0, (1, 2, 9), 1))
+    found.step()
+    assert fed[3:] == [1] and model.fed == [1, 2, 9]
+
+
 def test_orders_of_another_stream_are_void():
     found = drafter(Luck())
     found.begin(2, make_proposer(SamplingParams(), 8))

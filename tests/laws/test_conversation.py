@@ -1,0 +1,73 @@
+"""The next turn of a conversation costs what is new, at both ends, and says the same.
+
+A real verifier process and sockets, the tiny family of the fixtures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import draftwire
+from draftwire.bench.faults import VerifierProcess
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+DRAFT = FIXTURES / "tiny.draft"
+BITS = 8  # of an id of the tiny family
+
+
+@pytest.fixture
+def verifiers():
+    found = [VerifierProcess([FIXTURES / "tiny.target"]) for _ in range(2)]
+    for one in found:
+        one.start()
+    yield found
+    for one in found:
+        one.kill()
+
+
+def connect(verifier):
+    url = f"ws://127.0.0.1:{verifier.port}"
+    return draftwire.connect(url, draft=DRAFT, silence_s=15.0)
+
+
+def say(session, prompt, **how):
+    how = {"max_new_tokens": 8, "temperature": 0.7, "seed": 3, **how}
+    stream = session.generate(prompt, **how)
+    ids = [token.id for chunk in stream for token in chunk.tokens]
+    return ids, stream.report
+
+
+def test_turns_send_and_read_what_is_new(verifiers):
+    talks, other = verifiers
+    context = [(i * 37) % 251 + 1 for i in range(90)]
+    with connect(talks) as session, connect(other) as fresh:
+        for number in range(4):
+            user = [(number * 7 + i) % 250 + 1 for i in range(6)]
+            prompt = [*context, *user]
+            ids, report = say(session, prompt, objective=("cost", "latency")[number % 2])
+            alone, _ = say(fresh, prompt)
+            assert ids == alone
+            unsent, reused = report["prefix"]["unsent"], report["prefix"]["reused"]
+            if number:
+                assert unsent == len(context) and reused >= len(context) - 1
+                blocks = report["drafted"] * BITS // 8 + 8 * (report["rounds"] + 4)
+                assert report["bytes"]["up_payload"] <= len(user) + 64 + 64 + blocks
+            else:
+                assert (unsent, reused) == (0, 0)
+            context = [*prompt, *ids]
+
+
+def test_a_verifier_that_has_forgotten_is_told_everything(verifiers):
+    talks, _ = verifiers
+    prompt = [(i * 37) % 251 + 1 for i in range(90)]
+    with connect(talks) as session:
+        ids, _ = say(session, prompt)
+        talks.kill()
+        talks.start()
+        prompt = [*prompt, *ids, 9, 9]
+        again, report = say(session, prompt)
+        assert report["prefix"] == {"unsent": 0, "reused": 0}
+        with connect(talks) as fresh:
+            assert say(fresh, prompt)[0] == again

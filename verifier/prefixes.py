@@ -1,0 +1,151 @@
+"""Texts that have ended, kept so that the next stream need not send or read them again.
+
+A conversation's next turn begins with all that was said before. What a stream leaves
+behind is its ids and, while nobody else needs it, its KV slot. The next stream of the same
+account on the same target takes the longest common prefix: its open may name it by a hash
+instead of sending it, and what the slot holds of it is not read again. Which of this is
+still there never changes a text: it changes what has to be sent and read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+from draftwire.transport.text_hash import TextHash
+from draftwire.verifier.accounts import Usage
+from draftwire.verifier.registry import Served
+
+__all__ = ["Kept", "Prefixes"]
+
+_WORTH = 16  # tokens: fewer are read again as quickly as they are looked for
+
+
+@dataclass
+class Kept:
+    """What a stream has left behind.
+
+    Attributes:
+        served: Its target.
+        usage: Of its account.
+        tokens: Ids of prompt and text.
+        cached: So many of them are in ``slot``.
+        slot: None once somebody else needed it.
+    """
+
+    served: Served
+    usage: Usage
+    tokens: list[int]
+    cached: int
+    slot: int | None
+
+
+class Prefixes:
+    """What streams have left behind, oldest first.
+
+    Args:
+        most: So many texts of one account.
+        tokens: So many ids of all of them.
+
+    Attributes:
+        found: Streams that took a prefix.
+        tokens_read: Ids of prompts.
+        tokens_reused: Those among them that were in a slot already.
+    """
+
+    def __init__(self, most: int, tokens: int = 1 << 20) -> None:
+        self._most, self._tokens = most, tokens
+        self._kept: list[Kept] = []
+        self._size = 0
+        self.found = 0
+        self.tokens_read = 0
+        self.tokens_reused = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def slots(self) -> int:
+        """Slots that are kept."""
+        return sum(kept.slot is not None for kept in self._kept)
+
+    def leave(self, kept: Kept) -> bool:
+        """Keep what a stream leaves behind; False when it is too little or too much."""
+        if not self._most or not _WORTH <= len(kept.tokens) <= self._tokens:
+            return False
+        for old in self._of(kept.usage, kept.served):
+            if old.tokens == kept.tokens[: len(old.tokens)]:
+                self._drop(old)  # it is part of this one
+        self._kept.append(kept)
+        self._size += len(kept.tokens)
+        theirs = [old for old in self._kept if old.usage is kept.usage]
+        for old in theirs[: max(0, len(theirs) - self._most)]:
+            self._drop(old)
+        while self._size > self._tokens:
+            self._drop(self._kept[0])
+        return True
+
+    def named(self, usage: Usage, served: Served, length: int, digest: bytes) -> list[int]:
+        """Return the ids that a device names, or none when they are not here.
+
+        Args:
+            usage: Of its account.
+            served: Of its connection.
+            length: How many they are.
+            digest: The first sixteen bytes of their hash.
+        """
+        for kept in reversed(self._of(usage, served)):
+            if len(kept.tokens) >= length > 0:
+                ids = kept.tokens[:length]
+                if TextHash(ids).digest(16) == digest:
+                    return ids
+        return []
+
+    def take(
+        self, usage: Usage, served: Served, prompt: Sequence[int]
+    ) -> tuple[int, int] | None:
+        """Return the slot that holds most of ``prompt``, and how much, if it is worth it.
+
+        The slot is the caller's; the last id of the prompt is never counted, since its
+        logits are wanted.
+        """
+        self.tokens_read += len(prompt)
+        best, most = None, _WORTH - 1
+        for kept in self._of(usage, served):
+            if kept.slot is None:
+                continue
+            limit = min(kept.cached, len(prompt) - 1)
+            n = next((i for i in range(limit) if kept.tokens[i] != prompt[i]), limit)
+            if n > most and 2 * n >= kept.cached:  # else it is worth more to its own
+                best, most = kept, n
+        if best is None or best.slot is None:
+            return None
+        slot, best.slot = best.slot, None
+        self.found += 1
+        self.tokens_reused += most
+        return slot, most
+
+    def give_up_slot(self, served: Served) -> bool:
+        """Free the slot that has been kept for longest; False when there is none."""
+        for kept in self._kept:
+            if kept.served is served and kept.slot is not None:
+                slot, kept.slot = kept.slot, None
+                served.scheduler.release(slot)
+                return True
+        return False
+
+    def sweep(self) -> None:
+        """Let go of what belongs to targets that have left."""
+        for kept in list(self._kept):
+            if kept.served.retired:
+                self._drop(kept)
+
+    def _of(self, usage: Usage, served: Served) -> list[Kept]:
+        return [k for k in self._kept if k.usage is usage and k.served is served]
+
+    def _drop(self, kept: Kept) -> None:
+        self._kept.remove(kept)
+        self._size -= len(kept.tokens)
+        if kept.slot is not None:
+            kept.served.scheduler.release(kept.slot)
+            kept.slot = None
