@@ -129,7 +129,7 @@ class QsProposer:
         # Thresholds after each position. A discarded branch must leave no trace: its
         # thresholds would carry its noise, which the next branch draws from again.
         self._trail: list[tuple[int, float]] = []
-        self._proposed, self._dropped = 0, 0.0
+        self._proposed, self._missed = 0, 0.0
 
     @property
     def threshold(self) -> float:
@@ -156,16 +156,16 @@ class QsProposer:
     def shortfall(self) -> str:
         """Say in one sentence by how much the budget was missed, "" when it was kept.
 
-        It is where the support cannot hold what the threshold keeps.
+        That is what the threshold would have kept and the support could not hold.
         """
-        mean, budget = self._dropped / max(1, self._proposed), self.settings.budget
-        if not budget or self._proposed < 16 or mean <= budget + 0.02:
+        mean = self._missed / max(1, self._proposed)
+        if self._proposed < 16 or mean <= 2 * self.settings.budget:
             return ""
         return (
-            f"scheme 'qs' left out {mean:.0%} of the draft's distribution on average, "
-            f"its budget is {budget:.0%}: it is too flat for {self.settings.support} "
-            "tokens; the text is exact, fewer drafts are accepted (lower the temperature, "
-            "or set top-k or top-p)"
+            f"scheme 'qs' left out {mean:.0%} of the draft's distribution on average "
+            f"above its budget of {self.settings.budget:.0%}: it is too flat for "
+            f"{self.settings.support} tokens; the text is exact, fewer drafts are accepted "
+            "(lower the temperature, or set top-k or top-p)"
         )
 
     def _lattice(self, law: Law, position: int) -> Lattice:
@@ -173,10 +173,10 @@ class QsProposer:
         while self._trail and self._trail[-1][0] >= position:
             self._trail.pop()
         threshold = self.threshold if settings.budget else 0.0
-        ids, probs = _cut(law, threshold, settings.support)
+        ids, probs, missed = _cut(law, threshold, settings.support)
         mass = float(probs.sum())
         self._proposed += 1
-        self._dropped += 1.0 - mass
+        self._missed += missed
         if settings.budget:
             moved = threshold + settings.rate * (settings.budget - (1.0 - mass))
             self._trail.append((position, min(max(moved, _LOWEST), _HIGHEST)))
@@ -184,12 +184,19 @@ class QsProposer:
         return _round(ids, probs if settings.dense else probs / mass, settings)
 
 
-def _cut(law: Law, threshold: float, support: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and probabilities of the support; at least one token, unordered."""
+def _cut(law: Law, threshold: float, support: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return ids and probabilities of the support; at least one token, unordered.
+
+    And the mass above a threshold that found no room in it.
+    """
     kept = np.flatnonzero(law.probs >= threshold) if threshold else None
+    missed = 0.0
     if kept is None or len(kept) > support or not len(kept):
-        kept = largest(law.probs, support if kept is None or len(kept) else 1)
-    return (kept if law.ids is None else law.ids[kept]), law.probs[kept]
+        best = largest(law.probs, support if kept is None or len(kept) else 1)
+        if kept is not None and len(kept):
+            missed = float(law.probs[kept].sum() - law.probs[best].sum())
+        kept = best
+    return (kept if law.ids is None else law.ids[kept]), law.probs[kept], missed
 
 
 def _round(ids: np.ndarray, probs: np.ndarray, settings: QsSettings) -> Lattice:

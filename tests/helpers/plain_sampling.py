@@ -390,9 +390,29 @@ class Maker:
             drafts = []
             for j in range(k):
                 self.draft(case, j, drafts)
+            self.drafts = drafts
             found = steady(lambda case=case, drafts=drafts: decide(case, drafts))
             if found is not None:
                 case["accepted"], case["token"], case["down"] = found
+                return case
+
+    def edge(self, scheme, low, high):
+        """Return a case of one draft that is refused, or not, by a little."""
+        while True:
+            case = self.decision(scheme, 8, 1)
+            ids, probs = target_of(case, row_of(case["rows"][0]))
+            p = dict(zip(ids, probs)).get(case["tokens"][0], 0.0)
+            weights, whole = self.drafts[0]
+            weight = weights[case["tokens"][0]]
+            found = coin(case, case["position"], ACCEPT) * weight / whole
+            if low * p < found < high * p:
+                return case
+
+    def rejection(self, scheme, vocab, settings):
+        """Return a case whose correction is the device's."""
+        while True:
+            case = self.decision(scheme, vocab, 1, settings)
+            if case["token"] == -1:
                 return case
 
     def draft(self, case, j, drafts):
@@ -434,10 +454,10 @@ class Maker:
         case["evidence"] += evidence.hex()
         drafts.append((known, sum(weights)))
 
-    def distribution(self, vocab, settings):
+    def distribution(self, vocab, settings, row=None):
         while True:
             case = {
-                "row": self.row(vocab),
+                "row": row or self.row(vocab),
                 **dict(zip(("temperature", "top_k", "top_p"), settings)),
             }
             kept = steady(lambda case=case: distribution(row_of(case["row"]), *settings)[0])
@@ -493,7 +513,7 @@ class Maker:
             "hex": qs_evidence(ids, weights, token, vocab).hex(),
         }
 
-    def correction(self, vocab, top_k, at):
+    def correction(self, vocab, top_k):
         while True:
             rows = [row_of(self.row(vocab)) for _ in range(2)]
             (ids, probs), (q_ids, q_probs) = (distribution(r, 1.0, top_k) for r in rows)
@@ -515,6 +535,25 @@ class Maker:
             "weights": [w for _, w in chosen],
         }
         return {**case, "token": correct(case)}
+
+
+def small_corrections():
+    """Return corrections where a running sum off by one is another token."""
+    base = {
+        "vocab_size": 8,
+        "sample": 0,
+        "refused": 2,
+        "q_ids": [2, 4],
+        "q_weights": [M24, 1],
+    }
+    ids, weights = [0, 3, 4, 7], [1, 2, 2, 1]
+    packed_ids = sum(math.comb(c, i) for i, c in enumerate(without(ids, 2), 1))
+    bits = [(4, 7), (packed_ids, (math.comb(7, 4) - 1).bit_length())]
+    down = packed(*bits, *[(w - 1, 24) for w in weights])
+    for seed in range(8):
+        case = {**base, "seed": f"{seed:016x}", "position": seed, "down": down}
+        case.update(ids=ids, weights=weights)
+        yield {**case, "token": correct(case)}
 
 
 def halves(*numbers):
@@ -618,6 +657,9 @@ def vectors():
             make.decision("separate", vocab, 2, CUT),
             make.decision("separate-lossy", vocab, 3, (1.7, 0, 1.0)),
         ]
+    for scheme in rejecting:
+        decisions += [make.edge(scheme, *edge) for edge in ((0.98, 1), (1, 1.02))]
+    decisions += [make.rejection("separate-lossy", v, (1.7, 0, 1.0)) for v in LARGE]
     decisions.append(make.decision("residual", 2048, 1, CUT))
     cuts = [(1.0, 0, 0.5), (0.3, 3, 1.0), (0.8, 6, 0.7), (1.7, 1, 1.0), (1.0, 3, 1e-9)]
     cut_large = [(0.8, 50, 0.95), (0.5, 0, 0.9)]
@@ -627,7 +669,9 @@ def vectors():
         "noise": [make.noise(p) for p in ("philox", "sparse") for _ in range(4)]
         + [make.noise("philox", domain) for domain in domains for _ in range(2)],
         "distributions": [make.distribution(8, c) for c in cuts for _ in range(4)]
-        + [make.distribution(v, c) for v in LARGE for c in cut_large],
+        + [make.distribution(v, c) for v in LARGE for c in cut_large]
+        # In binary64 0.28 * 25 is a little above 7: seven tokens reach it all the same.
+        + [make.distribution(25, (1.0, 0, 0.28), [0.25] * 25)],
         "sets": [
             make.members(n, k)
             for n, k in [
@@ -644,8 +688,9 @@ def vectors():
         "quantised": [make.law(8, n, 8) for n in (1, 2, 5, 8)]
         + [make.law(v, n, w) for v in LARGE for n, w in [(2, 2), (16, 100), (128, 768)]],
         "decisions": decisions,
-        "corrections": [make.correction(8, 0, t) for t in range(4)]
-        + [make.correction(v, 50, v) for v in LARGE],
+        "corrections": [make.correction(8, 0) for _ in range(4)]
+        + [make.correction(v, 50) for v in LARGE]
+        + list(small_corrections()),
         "refused": refusals(),
     }
 
