@@ -20,6 +20,7 @@ __all__ = ["register"]
 
 SCHEMA = "draftwire.verifier/1"
 _COUNT = _common.ruled(rules.whole(1, 10**9))
+_NONE = _common.ruled(rules.whole(0, 10**9))
 _POSITIVE = _common.ruled(rules.number(0, 1e9, above=True))
 _SECONDS = _common.ruled(rules.number(0, 1e9))
 _FRAME = "a frame (8 MiB); a device can take six times that of memory"
@@ -146,7 +147,11 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument_group("limits").add_argument
     for flag, name, kind, default, about in (
         ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
-        ("--max-block", "block", _COUNT, 64, "waiting drafts (64)"),
+        ("--max-streams", "streams", _COUNT, 16, "at once on a connection (16)"),
+        ("--max-block", "block", _COUNT, 64, "drafts of a block (64)"),
+        ("--max-waiting", "waiting", _COUNT, 256, "waiting drafts of a stream (256)"),
+        ("--prefixes", "prefixes", _NONE, 8, "ended texts of a token to go on from (8)"),
+        ("--progress-seconds", "progress_s", _POSITIVE, 1.0, "(1)"),
         ("--max-message-bytes", "message_bytes", _COUNT, 8 << 20, _FRAME),
         ("--idle-timeout", "idle_s", _POSITIVE, 300.0, "(300)"),
         ("--ping-seconds", "ping_s", _POSITIVE, 20.0, "(20)"),
@@ -156,7 +161,7 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
         ("--resume-mib", "parked_mib", _COUNT, 64, "of kept text (64)"),
         ("--drain-timeout", "drain_s", _POSITIVE, 10.0, "(10)"),
     ):
-        letter = "N" if kind is _COUNT else "S"
+        letter = "N" if kind in (_COUNT, _NONE) else "S"
         add(flag, dest=name, type=kind, default=default, metavar=letter, help=about)
 
 
