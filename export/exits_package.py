@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from draftwire.errors import ModelError
 from draftwire.exits import EXITS_FILE
 from draftwire.export.exits_graph import exit_tensors, split_target_graph
 from draftwire.export.exits_model import GraphModel, engine_session
-from draftwire.packages import NewExits, NewFile, TargetPackage
-from draftwire.tensors import read_tensors, write_tensors
+from draftwire.packages import NewExits, NewFile
+from draftwire.tensors import write_tensors
 
-__all__ = ["exit_cost", "exit_files"]
+__all__ = ["exit_files", "in_parts", "made_up"]
 
 Floats = NDArray[np.float32]
 
@@ -70,44 +69,12 @@ def exit_files(
     return NewExits(fields, files)
 
 
-def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]:
-    """Measure what the exits of a target cost.
-
-    Args:
-        package: It has exits.
-        turns: How often each is run; they take turns, and the medians count.
-
-    Returns:
-        Seconds of a forward of 5 tokens on 128 cached ones with one thread, plain and
-        in parts with exits.
-    """
-    assert package.exits is not None
-    model = GraphModel(package)
-    weights = {**model.weights, **read_tensors(package.exits.tensors.path)}
-    layers = [exit.layer for exit in package.exits.exits]
-    graphs = split_target_graph(model.graph, layers, rank=package.exits.rank)
-    whole = engine_session(model.graph, weights)
-    parts = [engine_session(graph, weights) for graph in graphs]
-    feeds = _made_up(model, whole)
-    taken: tuple[list[float], list[float]] = ([], [])
-    runs: tuple[Callable[[], Any], ...] = (
-        lambda: whole.run(None, feeds),
-        lambda: _in_parts(parts, feeds),
-    )
-    for _ in range(turns):
-        for times, run in zip(taken, runs, strict=True):
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-    return float(np.median(taken[0])), float(np.median(taken[1]))
-
-
 def _supplied(graph: onnx.ModelProto) -> list[str]:
     location = onnx.TensorProto.EXTERNAL
     return [t.name for t in graph.graph.initializer if t.data_location == location]
 
 
-def _made_up(model: GraphModel, whole: Any) -> dict[str, Any]:
+def made_up(model: GraphModel, whole: Any) -> dict[str, Any]:
     """Return the inputs of a forward of 5 tokens on 128, or as many as there can be."""
     rng = np.random.default_rng(0)
     past, block = max(1, min(128, model.context // 2)), max(1, min(5, model.context // 4))
@@ -123,7 +90,8 @@ def _made_up(model: GraphModel, whole: Any) -> dict[str, Any]:
     return feeds
 
 
-def _in_parts(parts: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Floats]:
+def in_parts(parts: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Floats]:
+    """Run a target's parts one after another; return all that they give."""
     found = dict(feeds)
     for part in parts:
         names = [output.name for output in part.get_outputs()]
@@ -142,8 +110,8 @@ def _gate(
     """
     whole = engine_session(model.graph, weights)
     parts = [engine_session(graph, weights) for graph in graphs]
-    feeds = _made_up(model, whole)
-    found = _in_parts(parts, feeds)
+    feeds = made_up(model, whole)
+    found = in_parts(parts, feeds)
     for info, result in zip(whole.get_outputs(), whole.run(None, feeds), strict=True):
         limit = _TOLERANCE * max(1.0, float(np.abs(result).max()))
         if not float(np.abs(result - found[info.name]).max()) <= limit:

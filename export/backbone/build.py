@@ -21,11 +21,11 @@ from draftwire.export.backbone.evaluate import (
     accepted_per_block,
     continuations,
 )
+from draftwire.export.backbone.loop import Plan, half_precision, train
 from draftwire.export.backbone.model import Transformer
 from draftwire.export.backbone.plan import measure, tokens_before
 from draftwire.export.backbone.report import write_report
 from draftwire.export.backbone.store import save_checkpoint
-from draftwire.export.family.training import Plan, half_precision, train
 from draftwire.export.onnx import export_onnx
 
 __all__ = ["DraftSettings", "build_draft", "choose_device", "work_folder"]

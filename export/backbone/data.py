@@ -13,8 +13,8 @@ import numpy as np
 
 from draftwire.errors import ConfigError
 from draftwire.export.backbone.base import Base
+from draftwire.export.backbone.loop import Stream
 from draftwire.export.backbone.text import encode, read_documents, split_documents
-from draftwire.export.family.training import Stream
 from draftwire.tokenizer import load_tokenizer
 
 __all__ = ["HELD", "TrainingText", "check_work", "prepare_text"]

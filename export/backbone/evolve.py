@@ -21,9 +21,9 @@ from draftwire.export.backbone.base import Base, is_package, read_base
 from draftwire.export.backbone.build import choose_device, work_folder
 from draftwire.export.backbone.data import check_work, prepare_text
 from draftwire.export.backbone.evaluate import validation_loss
+from draftwire.export.backbone.loop import Plan, train
 from draftwire.export.backbone.lora import add_lora, lora_tensors
 from draftwire.export.backbone.report import write_report
-from draftwire.export.family.training import Plan, train
 
 __all__ = ["EvolveSettings", "evolve_target"]
 

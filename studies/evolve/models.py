@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from draftwire.export.architecture import Architecture
 from draftwire.export.backbone.base import Base, transformer_of
 from draftwire.export.backbone.draft import DraftTrainer, Weights, distil_loss, make_draft
+from draftwire.export.backbone.loop import Plan, Stream, train
 from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
 from draftwire.export.backbone.model import Transformer, fresh_weights_
-from draftwire.export.backbone.rows import TeacherRows, make_rows
 from draftwire.export.backbone.store import save_checkpoint
-from draftwire.export.family.training import Plan, Stream, train
 from draftwire.export.onnx import export_onnx
 from draftwire.packages import load_target
+from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
 
 __all__ = ["Budget", "Version", "Workshop", "flops_per_token"]

@@ -158,9 +158,9 @@ def _asked(
 def _reference(
     corpus: Path, taken: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[str]]], dict[str, float]]:
-    from draftwire.export.family.corpus import DOMAINS
-    from draftwire.export.family.corpus import split_documents as reference_split
-    from draftwire.export.family.recipe import FamilySettings
+    from studies.family.corpus import DOMAINS
+    from studies.family.corpus import split_documents as reference_split
+    from studies.family.recipe import FamilySettings
 
     seed = FamilySettings().seed
     both = set(taken) & {d.name for d in DOMAINS}

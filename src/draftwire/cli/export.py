@@ -303,56 +303,6 @@ def _adapter(args: argparse.Namespace) -> list[Path]:
     return [out]
 
 
-def _family_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--corpus",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder with the corpus files that models/cards name",
-    )
-    parser.add_argument(
-        "--work",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="the folder for checkpoints; run again with it to go on",
-    )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="where packages go"
-    )
-    parser.add_argument(
-        "--steps",
-        type=float,
-        default=1.0,
-        metavar="FACTOR",
-        help="train so many times longer than published (default: 1)",
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="training processes")
-    _replace_flag(parser)
-
-
-def _family(args: argparse.Namespace) -> list[Path]:
-    _require("torch", "safetensors")
-    import sys
-    from dataclasses import replace
-
-    from draftwire.export.family.package import make_family
-    from draftwire.export.family.recipe import FamilySettings
-
-    settings = FamilySettings().longer(args.steps)
-    if args.workers:
-        settings = replace(settings, workers=args.workers)
-    return make_family(
-        args.corpus,
-        args.work,
-        args.out,
-        settings=settings,
-        replace=args.replace,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-
-
 def _exits(args: argparse.Namespace) -> list[Path]:
     _require("torch")
     return _export_exits.exits(args)
@@ -411,13 +361,5 @@ LEAVES = {
         "stays as it is, and so does its id.",
         _export_exits.exits_arguments,
         _exits,
-    ),
-    "family": Leaf(
-        "the reference family, from corpora to packages",
-        "Train, evaluate and package the reference family: a base target, a frozen "
-        "draft and evolved targets.  Hours on two cores, minutes on a GPU; checkpoints "
-        "and resumes.",
-        _family_arguments,
-        _family,
     ),
 }

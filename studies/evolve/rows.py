@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from draftwire.export.backbone.loop import Plan, Reader
 from draftwire.export.backbone.model import Transformer
-from draftwire.export.family.training import Plan, Reader
 
 __all__ = ["TeacherRows", "make_rows"]
 

@@ -25,7 +25,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.family.muon import Muon
+from draftwire.export.backbone.muon import Muon
 
 __all__ = ["Plan", "Reader", "Source", "Stream", "half_precision", "learning_rate", "train"]
 

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file
 
 from draftwire.errors import ConfigError
 from draftwire.export.adapter import write_evolved_target
-from draftwire.export.family.corpus import DOMAINS
-from draftwire.export.family.exits import add_exits
-from draftwire.export.family.recipe import FamilySettings, build_family
-from draftwire.export.family.training import Plan
+from draftwire.export.backbone.loop import Plan
 from draftwire.export.onnx import export_onnx
 from draftwire.export.tokens import copy_tokenizer
+from studies.family.corpus import DOMAINS
+from studies.family.exits import add_exits
+from studies.family.recipe import FamilySettings, build_family
 
 __all__ = ["FAMILY", "make_family"]
 
@@ -98,7 +98,7 @@ def make_family(
                 out / "v1.target",
                 out / f"{evolution.version}.target",
                 version=evolution.version,
-                made={"by": "draftwire export family", "rank": settings.rank},
+                made={"by": "python -m studies.family", "rank": settings.rank},
                 replace=replace,
             )
         )
@@ -220,5 +220,5 @@ _SOURCES = [
     "model of this size says nonsense easily. Made to be verified and measured, not "
     "believed.",
     "",
-    "Recipe: `draftwire export family --corpus DIR --work DIR --out models`.",
+    "Recipe: `python -m studies.family --corpus DIR --work DIR --out models`.",
 ]

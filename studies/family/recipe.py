@@ -3,7 +3,7 @@
 Stages: tokenizer and token streams, base target ``v1``, frozen draft, evolved targets,
 evaluation. Each leaves its result in the work folder and is skipped when it is there; an
 interrupted training stage resumes from its checkpoint. Packaging is
-:mod:`draftwire.export.family.package`.
+:mod:`studies.family.package`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from draftwire.errors import ConfigError
 from draftwire.export.backbone.draft import DraftTrainer, make_draft
 from draftwire.export.backbone.evaluate import acceptance, validation_loss
+from draftwire.export.backbone.loop import Plan, Stream, train
 from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
-from draftwire.export.family.corpus import (
+from studies.family.corpus import (
     DOMAINS,
     build_tokenizer,
     encode_parts,
     split_documents,
 )
-from draftwire.export.family.model import Llama, LlamaConfig, load_llama, save_llama
-from draftwire.export.family.training import Plan, Stream, train
+from studies.family.model import Llama, LlamaConfig, load_llama, save_llama
 
 __all__ = ["Evolution", "FamilySettings", "build_family", "load_evolved"]
 
