@@ -20,7 +20,7 @@ from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
 from draftwire.bench.sampling_table import measure
 from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError, IncompatibleError
-from draftwire.export.tune import Candidate, choose, write_acceptance, write_hint
+from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams

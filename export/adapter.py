@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
-from draftwire.export.checkpoint import read_json
-from draftwire.export.fingerprint import anchor_parameters, backbone_fingerprint
+from draftwire.export.sources.checkpoint import read_json
+from draftwire.export.sources.fingerprint import anchor_parameters, backbone_fingerprint
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
 from draftwire.tensors import (
     LORA_A,

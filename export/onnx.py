@@ -17,13 +17,10 @@ import onnx
 import onnxruntime
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export import gqa_graph, target_graph
-from draftwire.export.architecture import UnknownArchitecture
-from draftwire.export.checkpoint import Checkpoint, load_checkpoint, read_json
-from draftwire.export.fingerprint import backbone_fingerprint
-from draftwire.export.gate import Reader, gate, moments_of, own_texts, threads
-from draftwire.export.inputs import checkpoint_folder
-from draftwire.export.parity import (
+from draftwire.export.graphs import draft as gqa_graph
+from draftwire.export.graphs import target as target_graph
+from draftwire.export.precision.gate import Reader, gate, moments_of, own_texts, threads
+from draftwire.export.precision.parity import (
     LIMITS,
     DraftRunner,
     Limit,
@@ -35,8 +32,12 @@ from draftwire.export.parity import (
     probe_tokens,
     run_target,
 )
-from draftwire.export.quantise import MIN_ENGINE, PRECISIONS, quantise
-from draftwire.export.tokens import check_tokens
+from draftwire.export.precision.quantise import MIN_ENGINE, PRECISIONS, quantise
+from draftwire.export.sources.architecture import UnknownArchitecture
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_json
+from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.export.sources.inputs import checkpoint_folder
+from draftwire.export.sources.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
@@ -204,7 +205,7 @@ def _make(
         raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
     if request.anchor_layers:
         raise ConfigError("a concat draft shares no anchor layers with a target")
-    from draftwire.export.concat_graph import export_with_optimum
+    from draftwire.export.graphs.concat import export_with_optimum
 
     fields, files = export_with_optimum(
         folder, scratch, precisions, limit=request.limit, context=context, why=why

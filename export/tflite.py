@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.architecture import UnknownArchitecture
-from draftwire.export.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.graphs.tflite import PRECISIONS, build_tflite
 from draftwire.export.onnx import DRAFT_CONTEXT, package_fields
-from draftwire.export.parity import (
+from draftwire.export.precision.parity import (
     LIMITS,
     DraftRunner,
     Limit,
@@ -30,9 +29,10 @@ from draftwire.export.parity import (
     probe_ids,
     probe_tokens,
 )
-from draftwire.export.tflite_graph import PRECISIONS, build_tflite
-from draftwire.export.tflite_parity import check_tflite
-from draftwire.export.tflite_source import CheckpointSource, PackageSource, Source
+from draftwire.export.precision.tflite_parity import check_tflite
+from draftwire.export.sources.architecture import UnknownArchitecture
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.sources.tflite_source import CheckpointSource, PackageSource, Source
 from draftwire.packages import (
     DraftPackage,
     NewFile,

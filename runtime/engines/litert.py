@@ -8,7 +8,7 @@ does not leave them alone, its public interface is used; that copies the whole c
 every step, and the engine's ``warnings`` say so.
 
 Source:
-    The form of the graph: :mod:`draftwire.export.tflite_graph`.
+    The form of the graph: :mod:`draftwire.export.graphs.tflite`.
 """
 
 from __future__ import annotations

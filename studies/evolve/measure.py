@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftwire.export.backbone.evaluate import accepted_per_block, validation_loss
-from draftwire.export.backbone.model import KeyValues, Transformer
+from draftwire.export.training.evaluate import accepted_per_block, validation_loss
+from draftwire.export.training.model import KeyValues, Transformer
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
 __all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]

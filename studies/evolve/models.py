@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from draftwire.export.architecture import Architecture
-from draftwire.export.backbone.base import Base, transformer_of
-from draftwire.export.backbone.draft import DraftTrainer, Weights, distil_loss, make_draft
-from draftwire.export.backbone.loop import Plan, Stream, train
-from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
-from draftwire.export.backbone.model import Transformer, fresh_weights_
-from draftwire.export.backbone.store import save_checkpoint
 from draftwire.export.onnx import export_onnx
+from draftwire.export.sources.architecture import Architecture
+from draftwire.export.training.base import Base, transformer_of
+from draftwire.export.training.draft import DraftTrainer, Weights, distil_loss, make_draft
+from draftwire.export.training.loop import Plan, Stream, train
+from draftwire.export.training.lora import add_lora, lora_tensors, merge_lora_
+from draftwire.export.training.model import Transformer, fresh_weights_
+from draftwire.export.training.store import save_checkpoint
 from draftwire.packages import load_target
 from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from draftwire.export.backbone.loop import Plan, Reader
-from draftwire.export.backbone.model import Transformer
+from draftwire.export.training.loop import Plan, Reader
+from draftwire.export.training.model import Transformer
 
 __all__ = ["TeacherRows", "make_rows"]
 

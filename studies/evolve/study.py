@@ -26,7 +26,7 @@ import torch
 from draftwire.bench.machine import machine
 from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
-from draftwire.export.backbone.base import read_base
+from draftwire.export.training.base import read_base
 from studies.evolve.measure import Probe, Spoken, distance, measure, speak
 from studies.evolve.models import Budget, Version, Workshop
 from studies.evolve.text import Domain, Texts, make_texts

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ConfigError
-from draftwire.export.backbone.base import Base
-from draftwire.export.backbone.text import (
+from draftwire.export.training.base import Base
+from draftwire.export.training.text import (
     encode,
     read_documents,
     split_documents,

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ModelError
-from draftwire.export.exits import ExitSettings, export_exits
-from draftwire.export.exits_data import Text
-from draftwire.export.exits_graph import split_target_graph
-from draftwire.export.exits_model import GraphModel, engine_session
-from draftwire.export.exits_package import in_parts, made_up
+from draftwire.export.exits.data import Text
+from draftwire.export.exits.make import ExitSettings, export_exits
+from draftwire.export.exits.model import GraphModel, engine_session
+from draftwire.export.exits.package import in_parts, made_up
+from draftwire.export.graphs.parts import split_target_graph
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors
 from studies.family.corpus import DOMAINS

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from draftwire.export.architecture import read_architecture
-from draftwire.export.backbone.model import Transformer, fresh_weights_
+from draftwire.export.sources.architecture import read_architecture
+from draftwire.export.training.model import Transformer, fresh_weights_
 
 __all__ = ["Llama", "LlamaConfig", "load_llama", "save_llama"]
 

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from draftwire.errors import ConfigError
 from draftwire.export.adapter import write_evolved_target
-from draftwire.export.backbone.loop import Plan
 from draftwire.export.onnx import export_onnx
-from draftwire.export.tokens import copy_tokenizer
+from draftwire.export.sources.tokens import copy_tokenizer
+from draftwire.export.training.loop import Plan
 from studies.family.corpus import DOMAINS
 from studies.family.exits import add_exits
 from studies.family.recipe import FamilySettings, build_family

@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.backbone.draft import DraftTrainer, make_draft
-from draftwire.export.backbone.evaluate import acceptance, validation_loss
-from draftwire.export.backbone.loop import Plan, Stream, train
-from draftwire.export.backbone.lora import add_lora, lora_tensors, merge_lora_
+from draftwire.export.training.draft import DraftTrainer, make_draft
+from draftwire.export.training.evaluate import acceptance, validation_loss
+from draftwire.export.training.loop import Plan, Stream, train
+from draftwire.export.training.lora import add_lora, lora_tensors, merge_lora_
 from studies.family.corpus import (
     DOMAINS,
     build_tokenizer,

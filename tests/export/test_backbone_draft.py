@@ -23,14 +23,14 @@ from safetensors.numpy import load_file  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
-from draftwire.export.backbone import build, evolve, plan  # noqa: E402
-from draftwire.export.backbone.build import DraftSettings, build_draft  # noqa: E402
-from draftwire.export.backbone.evolve import (  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.training import build, evolve, plan  # noqa: E402
+from draftwire.export.training.build import DraftSettings, build_draft  # noqa: E402
+from draftwire.export.training.evolve import (  # noqa: E402
     EvolveSettings,
     evolve_target,
 )
-from draftwire.export.backbone.text import read_documents, split_documents  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.training.text import read_documents, split_documents  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
 from draftwire.tensors import target_weights  # noqa: E402
 
@@ -250,7 +250,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
     home = Path(build.__file__).resolve().parents[2] / "src"
     script = (
         "import sys\n"
-        "from draftwire.export.backbone.build import DraftSettings, build_draft\n"
+        "from draftwire.export.training.build import DraftSettings, build_draft\n"
         "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], export_precision='fp32',\n"
         "  name='d', settings=DraftSettings(anchor_layers=1, trained_layers=1,\n"
         "  tokens=150_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"

@@ -13,16 +13,16 @@ import torch  # noqa: E402
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.export.adapter import write_evolved_target  # noqa: E402
-from draftwire.export.backbone.base import read_base  # noqa: E402
-from draftwire.export.backbone.draft import make_draft  # noqa: E402
-from draftwire.export.backbone.lora import (  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.training.base import read_base  # noqa: E402
+from draftwire.export.training.draft import make_draft  # noqa: E402
+from draftwire.export.training.lora import (  # noqa: E402
     add_lora,
     lora_tensors,
     merge_lora_,
 )
-from draftwire.export.backbone.model import load_transformer  # noqa: E402
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.training.model import load_transformer  # noqa: E402
 
 IDS = list(range(3, 43))
 SHAPES = [

@@ -18,19 +18,19 @@ import torch  # noqa: E402
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.exits import (  # noqa: E402
+from draftwire.export.exits.data import Text, windows  # noqa: E402
+from draftwire.export.exits.make import (  # noqa: E402
     ExitSettings,
     default_layers,
     export_exits,
 )
-from draftwire.export.exits_data import Text, windows  # noqa: E402
-from draftwire.export.exits_graph import (  # noqa: E402
+from draftwire.export.exits.model import GraphModel, engine_session  # noqa: E402
+from draftwire.export.exits.training import Heard, calibrate, judge  # noqa: E402
+from draftwire.export.graphs.parts import (  # noqa: E402
     exit_tensors,
     head_of,
     split_target_graph,
 )
-from draftwire.export.exits_model import GraphModel, engine_session  # noqa: E402
-from draftwire.export.exits_training import Heard, calibrate, judge  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_target  # noqa: E402
 from draftwire.tensors import read_tensors  # noqa: E402
@@ -232,8 +232,8 @@ def test_what_calibrates_does_not_measure(texts):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_reference_targets_exits_keep_their_word(version):
     """On text that the target writes here and now, which nothing was calibrated on."""
-    from draftwire.export.exits import ExitHead
-    from draftwire.export.exits_training import listen
+    from draftwire.export.exits.make import ExitHead
+    from draftwire.export.exits.training import listen
 
     package = load_target(MODELS / f"{version}.target")
     exits, model = package.exits, GraphModel(package)

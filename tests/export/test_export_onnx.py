@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.fingerprint import anchor_parameters  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.parity import DraftRunner  # noqa: E402
+from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.sources.fingerprint import anchor_parameters  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
 from draftwire.tensors import target_weights  # noqa: E402
 

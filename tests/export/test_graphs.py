@@ -12,11 +12,11 @@ pytestmark = pytest.mark.workstation
 import onnxruntime as ort  # noqa: E402
 from tiny_models import SHAPES  # noqa: E402
 
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.gqa_graph import build_gqa_graph  # noqa: E402
-from draftwire.export.parity import DraftRunner  # noqa: E402
-from draftwire.export.reference import reference_logits  # noqa: E402
-from draftwire.export.target_graph import build_target_graph  # noqa: E402
+from draftwire.export.graphs.draft import build_gqa_graph  # noqa: E402
+from draftwire.export.graphs.reference import reference_logits  # noqa: E402
+from draftwire.export.graphs.target import build_target_graph  # noqa: E402
+from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 
 LENGTH = 90
 

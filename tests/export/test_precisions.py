@@ -12,9 +12,9 @@ pytestmark = pytest.mark.workstation
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.parity import DraftRunner  # noqa: E402
+from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 
 IDS = list(range(5, 45))

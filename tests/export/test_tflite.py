@@ -14,13 +14,13 @@ pytestmark = pytest.mark.workstation
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import tflite as exporter  # noqa: E402
-from draftwire.export import tflite_graph  # noqa: E402
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.graphs import tflite as tflite_graph  # noqa: E402
+from draftwire.export.graphs.tflite import build_tflite, rooms  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.precision.tflite_parity import TfliteRunner, check_tflite  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.sources.tflite_source import CheckpointSource, PackageSource  # noqa: E402
 from draftwire.export.tflite import export_tflite  # noqa: E402
-from draftwire.export.tflite_graph import build_tflite, rooms  # noqa: E402
-from draftwire.export.tflite_parity import TfliteRunner, check_tflite  # noqa: E402
-from draftwire.export.tflite_source import CheckpointSource, PackageSource  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
@@ -223,7 +223,7 @@ def test_a_package_keeps_what_it_is(models, tmp_path):
 
 
 def test_a_model_that_is_too_large(models, monkeypatch):
-    from draftwire.export import tflite_builder
+    from draftwire.export.graphs import tflite_builder
 
     monkeypatch.setattr(tflite_builder, "GRAPH_LIMIT", 1000)
     with pytest.raises(ModelError, match="2 GB"):

@@ -14,7 +14,7 @@ from draftwire.bench import tune as tuning  # noqa: E402
 from draftwire.bench.tune import Tuning, read_prompts, tune  # noqa: E402
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError  # noqa: E402
-from draftwire.export.tune import (  # noqa: E402
+from draftwire.export.precision.tune import (  # noqa: E402
     Candidate,
     choose,
     write_acceptance,
@@ -173,7 +173,7 @@ def test_a_manifest_that_cannot_be_written_is_left(draft, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("draftwire.export.tune.os.replace", full)
+    monkeypatch.setattr("draftwire.export.precision.tune.os.replace", full)
     with pytest.raises(ConfigError, match="no space left"):
         write_acceptance(draft, {("onnxruntime", "int8"): {"share": 0.5}})
     assert (draft / "draft.json").read_text() == text

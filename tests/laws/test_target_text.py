@@ -138,7 +138,7 @@ def random_draft(tmp_path_factory):
     """A draft of the family's tokenizer and shape, and nothing learned."""
     pytest.importorskip("onnx", reason="making a draft needs onnx")
     from draftwire.export.onnx import export_onnx
-    from draftwire.export.tokens import copy_tokenizer
+    from draftwire.export.sources.tokens import copy_tokenizer
     from draftwire.tensors import write_tensors
 
     folder = tmp_path_factory.mktemp("random") / "random.hf"

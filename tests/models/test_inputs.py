@@ -17,11 +17,11 @@ pytestmark = pytest.mark.workstation
 import gguf  # noqa: E402
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.fingerprint import backbone_fingerprint  # noqa: E402
-from draftwire.export.inputs import checkpoint_folder  # noqa: E402
+from draftwire.export.graphs.reference import reference_logits  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.reference import reference_logits  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.sources.fingerprint import backbone_fingerprint  # noqa: E402
+from draftwire.export.sources.inputs import checkpoint_folder  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "examples" / "fingerprint.py")

@@ -17,8 +17,8 @@ for library in ("torch", "transformers", "gguf", "accelerate", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = [pytest.mark.workstation, pytest.mark.slow]
 
-from draftwire.export.inputs import checkpoint_folder  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.sources.inputs import checkpoint_folder  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.sampling import SamplingParams, make_decider  # noqa: E402

@@ -23,7 +23,7 @@ from tokenizers import (  # noqa: E402
 )
 
 from draftwire.errors import ConfigError, ModelError, PackageError  # noqa: E402
-from draftwire.export.tokens import check_tokens, copy_tokenizer  # noqa: E402
+from draftwire.export.sources.tokens import check_tokens, copy_tokenizer  # noqa: E402
 from draftwire.tokenizer import first_token, load_tokenizer  # noqa: E402
 
 TEXT = [

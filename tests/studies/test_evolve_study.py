@@ -14,9 +14,9 @@ pytestmark = pytest.mark.workstation
 
 
 from draftwire.errors import ConfigError  # noqa: E402
-from draftwire.export.backbone.base import read_base  # noqa: E402
-from draftwire.export.backbone.draft import make_draft  # noqa: E402
-from draftwire.export.backbone.evaluate import accepted_per_block  # noqa: E402
+from draftwire.export.training.base import read_base  # noqa: E402
+from draftwire.export.training.draft import make_draft  # noqa: E402
+from draftwire.export.training.evaluate import accepted_per_block  # noqa: E402
 from studies.evolve.__main__ import main  # noqa: E402
 from studies.evolve.measure import (  # noqa: E402
     Probe,

@@ -1,6 +1,6 @@
 """A target in parts on onnxruntime: its early exits speak between them.
 
-The parts are those of :mod:`draftwire.export.exits_graph`. They read the slots' caches as
+The parts are those of :mod:`draftwire.export.graphs.parts`. They read the slots' caches as
 the whole graph does, and give the same logits; each packs its matrices for itself, so a
 target whose exits are in use takes the memory of its weights twice. That is why they
 are loaded when somebody first asks for exits.

@@ -1,6 +1,6 @@
 """Target backend on onnxruntime: the embedded default, no torch and no download.
 
-A forward takes a ragged batch in the form that :mod:`draftwire.export.target_graph`
+A forward takes a ragged batch in the form that :mod:`draftwire.export.graphs.target`
 describes: right-padded tokens, the cached keys and values of each session, and how many
 of them count. Each slot keeps its cache in one array ``(layers, 2, kv_heads, capacity,
 head_dim)`` whose capacity grows with the text. The engine only reads it; keys and values

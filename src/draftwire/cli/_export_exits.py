@@ -82,7 +82,7 @@ def exits_arguments(parser: argparse.ArgumentParser) -> None:
 
 def exits(args: argparse.Namespace) -> list[Path]:
     """Train and calibrate exits; return the package's folder."""
-    from draftwire.export.exits import ExitSettings, export_exits
+    from draftwire.export.exits.make import ExitSettings, export_exits
 
     quiet = args.quiet
 

@@ -63,8 +63,8 @@ def draft_arguments(parser: argparse.ArgumentParser) -> None:
 
 def draft(args: argparse.Namespace) -> list[Path]:
     """Train a draft, package it, return the package's folder."""
-    from draftwire.export.backbone.build import DraftSettings, build_draft
-    from draftwire.export.backbone.plan import seconds_of
+    from draftwire.export.training.build import DraftSettings, build_draft
+    from draftwire.export.training.plan import seconds_of
 
     settings = DraftSettings(
         anchor_layers=args.anchor_layers,
@@ -132,7 +132,7 @@ def evolve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evolve(args: argparse.Namespace) -> list[Path]:
     """Train adapters, package them, return the folder."""
-    from draftwire.export.backbone.evolve import EvolveSettings, evolve_target
+    from draftwire.export.training.evolve import EvolveSettings, evolve_target
 
     settings = EvolveSettings(
         rank=args.rank,

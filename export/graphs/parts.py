@@ -1,0 +1,222 @@
+"""The graph of a target in parts, with an early exit at each cut.
+
+The parts are cut out of the package's own ``model.onnx`` node by node, so that running
+them one after another computes what the whole graph computes.  Inputs and outputs are
+those of :mod:`draftwire.export.graphs.target` with these differences: part ``k`` has the
+caches of its own layers alone; every part but the first takes the hidden state
+``l{i}.out`` ``[B * S, hidden]`` that the part before it gave; and every part but the last
+gives, instead of ``logits``, that hidden state and ``exit.logits`` ``[N, V]``.
+
+An exit is the target's last norm with weights of its own, a low-rank residual, and the
+target's own head::
+
+    x = norm(hidden);  exit.logits = head(x + up(silu(down(x))))
+
+Its tensors are ``exit.{k}.norm.weight`` (and ``.bias`` where the target's norm has one),
+``exit.{k}.down.weight`` ``(rank, hidden)`` and ``exit.{k}.up.weight`` ``(hidden, rank)``,
+supplied like all other weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from draftwire.errors import ModelError
+from draftwire.export.graphs.builder import GraphBuilder, value
+
+__all__ = ["HeadNames", "exit_tensors", "head_of", "split_target_graph"]
+
+_FIRST_CACHE = "past.0.key"  # the whole graph asks it for the number of cached tokens
+
+
+@dataclass(frozen=True)
+class HeadNames:
+    """What stands between the last layer and the logits of a target graph.
+
+    Attributes:
+        norm: The operator of the last norm.
+        scale: The norm's weight.
+        bias: Its bias, or None.
+        head: The head's weight, ``(V, hidden)``.
+        vocab_size: Rows of the head.
+        hidden: Width of the hidden state.
+        layers: Layers of the target.
+    """
+
+    norm: onnx.NodeProto
+    scale: str
+    bias: str | None
+    head: str
+    vocab_size: int
+    hidden: int
+    layers: int
+
+
+def head_of(model: onnx.ModelProto) -> HeadNames:
+    """Return what an exit of ``model`` must look like.
+
+    Raises:
+        ModelError: It is no target graph of this exporter.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    layers = sum(i.name.endswith(".key") for i in model.graph.input)
+    gemm = made_by.get("logits")
+    norm = made_by.get(gemm.input[0]) if gemm is not None else None
+    if (
+        gemm is None
+        or norm is None
+        or gemm.op_type != "Gemm"
+        or not norm.op_type.endswith("LayerNormalization")
+        or len(shapes.get(gemm.input[1], ())) != 2
+        or f"l{layers - 1}.out" not in made_by
+    ):
+        raise ModelError(
+            "the graph of this target cannot be cut into parts",
+            hint="export the target again with this version of draftwire",
+        )
+    vocab_size, hidden = shapes[gemm.input[1]]
+    return HeadNames(
+        norm,
+        norm.input[1],
+        norm.input[2] if len(norm.input) > 2 else None,
+        gemm.input[1],
+        vocab_size,
+        hidden,
+        layers,
+    )
+
+
+def exit_tensors(head: HeadNames, exit_index: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of one exit's tensors.
+
+    Args:
+        head: Of the target.
+        exit_index: Which exit, from 0.
+        rank: Of its residual.
+    """
+    stem = f"exit.{exit_index}."
+    shapes: dict[str, tuple[int, ...]] = {stem + "norm.weight": (head.hidden,)}
+    if head.bias is not None:
+        shapes[stem + "norm.bias"] = (head.hidden,)
+    shapes[stem + "down.weight"] = (rank, head.hidden)
+    shapes[stem + "up.weight"] = (head.hidden, rank)
+    return shapes
+
+
+def split_target_graph(
+    model: onnx.ModelProto, layers: Sequence[int], *, rank: int
+) -> list[onnx.ModelProto]:
+    """Cut a target graph into parts.
+
+    Args:
+        model: The whole graph, from ``build_target_graph``; not changed.
+        layers: After how many layers each exit sits, rising.
+        rank: Of the exits' residuals.
+
+    Returns:
+        One part more than there are exits.
+
+    Raises:
+        ModelError: It is no target graph of this exporter.
+    """
+    head = head_of(model)
+    bounds = [0, *layers, head.layers]
+    if not layers or bounds != sorted(set(bounds)):
+        raise ValueError(f"exits after layers {list(layers)} of {head.layers}")
+    return [
+        _part(model, head, k, bounds[k], bounds[k + 1], rank)
+        for k in range(len(layers) + 1)
+    ]
+
+
+def _part(
+    model: onnx.ModelProto, head: HeadNames, k: int, first: int, last: int, rank: int
+) -> onnx.ModelProto:
+    """Return the layers ``first .. last - 1`` and what follows them."""
+    graph = model.graph
+    given = f"l{first - 1}.out" if first else None
+    ends = last == head.layers
+    hidden = "logits" if ends else f"l{last - 1}.out"
+    caches = [f"{i}.{kind}" for i in range(first, last) for kind in ("key", "value")]
+    kept = _behind(graph, [hidden, *(f"new.{name}" for name in caches)], given)
+    builder = GraphBuilder()
+    shapes = {i.name: i for i in graph.initializer}
+    nodes = []
+    used: set[str] = set()
+    for node in kept:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for i, name in enumerate(copy.input):
+            if name == _FIRST_CACHE and first:
+                copy.input[i] = f"past.{first}.key"
+        nodes.append(copy)
+        used.update(copy.input)
+    inputs = [v for v in graph.input if v.name in {*used, "input_ids", "past_lens", "rows"}]
+    if given is not None:
+        inputs.append(value(given, "float32", ["B * S", head.hidden]))
+    outputs = [v for v in graph.output if v.name in {hidden, *(f"new.{c}" for c in caches)}]
+    if not ends:
+        outputs.append(value(hidden, "float32", ["B * S", head.hidden]))
+        outputs.append(_exit(builder, head, k, hidden, rank))
+    part = builder.model(f"target.part{k}", inputs, outputs)
+    added = list(part.graph.node)
+    names = {name for node in added for name in node.input}
+    del part.graph.node[:]
+    part.graph.node.extend([*nodes, *added])
+    already = {i.name for i in part.graph.initializer}
+    part.graph.initializer.extend(
+        tensor
+        for name, tensor in shapes.items()
+        if name in used | names and name not in already
+    )
+    return part
+
+
+def _behind(
+    graph: onnx.GraphProto, wanted: Iterable[str], given: str | None
+) -> list[onnx.NodeProto]:
+    """Return the nodes that ``wanted`` depends on, in order, up to ``given``."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    needed: set[str] = set()
+    stack = list(wanted)
+    while stack:
+        name = stack.pop()
+        node = made_by.get(name)
+        if node is None or name == given or node.name in needed:
+            continue
+        needed.add(node.name)
+        stack.extend(node.input)
+    return [node for node in graph.node if node.name in needed]
+
+
+def _exit(
+    g: GraphBuilder, head: HeadNames, k: int, hidden: str, rank: int
+) -> onnx.ValueInfoProto:
+    """Write the exit behind ``hidden`` and return its output."""
+    weights = {
+        name.split(".", 2)[2]: g.supplied(name, shape)
+        for name, shape in exit_tensors(head, k, rank).items()
+    }
+    kept = g.node("Gather", [hidden, "rows"], "exit.kept")
+    attributes = {a.name: helper.get_attribute_value(a) for a in head.norm.attribute}
+    norm = [weights[n] for n in ("norm.weight", "norm.bias") if n in weights]
+    x = g.node(
+        head.norm.op_type,
+        [kept, *norm],
+        "exit.normed",
+        domain=head.norm.domain,
+        **attributes,
+    )
+    low = g.node("Gemm", [x, weights["down.weight"]], "exit.low", transB=1)
+    gate = g.node("Sigmoid", [low], "exit.gate")
+    low = g.node("Mul", [low, gate], "exit.silu")
+    change = g.node("Gemm", [low, weights["up.weight"]], "exit.change", transB=1)
+    x = g.node("Add", [x, change], "exit.out")
+    table = g.supplied(head.head, (head.vocab_size, head.hidden))
+    g.node("Gemm", [x, table], "exit.logits", transB=1)
+    return value("exit.logits", "float32", ["N", head.vocab_size])

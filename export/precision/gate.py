@@ -1,0 +1,236 @@
+"""Text of a model's own, and whether a smaller form of it still says the same.
+
+What a draft meets is text like its own, and 100 positions cannot tell 94 % from 97 %. So
+the float32 graph writes a few texts first, and every precision reads them, a token and 64
+tokens at a time: rounding that depends on what else is in a step shows there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from draftwire.export.precision.parity import Logits, Parity
+from draftwire.export.precision.quantise import inputs_of
+
+__all__ = ["Reader", "Texts", "gate", "moments_of", "own_texts", "threads"]
+
+POSITIONS = 1056  # of the gate, and about as many again to calibrate on
+CHUNKS = (64, 1)
+TEMPERATURE = 0.7
+
+_STARTS = (
+    "Once upon a time there was a robot who",
+    "The weather in the north is",
+    "def area(width, height):\n    return",
+    "Question: how do I boil an egg? Answer:",
+    "In 1998 the company",
+    "Dear Anna, thank you for",
+)
+_SMALL = 64 << 20
+_GROUP = 128  # inputs that are watched in one pass
+
+
+class Reader(Protocol):
+    """A model with a cache.
+
+    Attributes:
+        length: Tokens that it holds.
+    """
+
+    length: int
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the gate reads and what calibrates, both written by the model.
+
+    Attributes:
+        judge: For the gate.
+        calibrate: For GPTQ.
+    """
+
+    judge: tuple[tuple[int, ...], ...]
+    calibrate: tuple[tuple[int, ...], ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest says of the gate's text."""
+        digest = hashlib.sha256(repr(self.judge).encode()).hexdigest()
+        return {
+            "by": "the checkpoint itself",
+            "temperature": TEMPERATURE,
+            "tokens": sum(map(len, self.judge)),
+            "sha256": digest,
+        }
+
+
+def threads(graph: Path) -> int:
+    """Return how many threads a graph is worth; a small one waits for them more."""
+    data = graph.with_name(graph.name + ".data")
+    if not data.exists() or data.stat().st_size < _SMALL:
+        return 1
+    return max(1, min(4, len(os.sched_getaffinity(0))))
+
+
+def own_texts(
+    reader: Reader,
+    encode: Callable[[str], list[int]],
+    *,
+    vocab_size: int,
+    context: int,
+    calibrate: bool,
+) -> Texts:
+    """Let a model write.
+
+    Args:
+        reader: The float32 graph.
+        encode: The tokenizer, what stands in front of a text included.
+        vocab_size: Tokens from here on are rows without a word.
+        context: Longest text.
+        calibrate: Also write what only int4 needs.
+    """
+    rng = np.random.default_rng(20)
+    length = min(context - 1, max(2, POSITIONS // len(_STARTS)))
+
+    def write(start: str) -> tuple[int, ...]:
+        ids = encode(start)[: length // 2] or [0]
+        reader.rewind(0)
+        logits = reader.forward(ids)[-1]
+        while len(ids) < length:
+            scaled = logits[:vocab_size].astype(np.float64) / TEMPERATURE
+            sums = np.cumsum(np.exp(scaled - scaled.max()))
+            ids.append(int(np.searchsorted(sums, rng.random() * sums[-1])))
+            logits = reader.forward(ids[-1:])[-1]
+        return tuple(ids)
+
+    # Short contexts need more texts for as many positions.
+    rounds = -(-POSITIONS // (length * len(_STARTS)))
+    judge = tuple(write(start) for _ in range(rounds) for start in _STARTS)
+    more = tuple(write(start) for start in _STARTS) if calibrate else ()
+    return Texts(judge, more)
+
+
+def gate(
+    whole: Reader, small: Reader, texts: Iterable[Sequence[int]], against: str
+) -> Parity:
+    """Return how far ``small`` is from ``whole`` over texts, at the worse chunk."""
+    results = []
+    texts = [list(text) for text in texts]
+    expected = []
+    for text in texts:
+        whole.rewind(0)
+        expected.append(whole.forward(text, rows=len(text)))
+    for chunk in CHUNKS:
+        parts = []
+        for text, right in zip(texts, expected, strict=True):
+            small.rewind(0)
+            small.forward(text[:3])  # rejected: its entries must not be seen again
+            small.rewind(0)
+            steps = [text[i : i + chunk] for i in range(0, len(text), chunk)]
+            found = [small.forward(step, rows=len(step)) for step in steps]
+            parts.append(_compare(np.concatenate(found), right))
+        same, kl, apart = zip(*parts, strict=True)
+        results.append((sum(same), sum(kl), max(apart)))
+    count = sum(map(len, texts))
+    agreed = [float(result[0]) / count for result in results]
+    kls = [float(result[1]) / count for result in results]
+    peaks = [np.abs(right).max() for right in expected]
+    return Parity(
+        against=against,
+        tokens=count,
+        max_difference=float(max(result[2] for result in results)),
+        max_logit=float(max(peaks)),
+        agreement=min(agreed),
+        kl=max(kls),
+        by_chunk={str(c): round(a, 4) for c, a in zip(CHUNKS, agreed, strict=True)},
+    )
+
+
+def _compare(found: Logits, expected: Logits) -> tuple[float, float, float]:
+    """Return positions that agree, the sum of KL in nats, the largest difference."""
+    if not np.isfinite(found).all():
+        return 0.0, np.inf, np.inf
+    p, q = _log_softmax(expected), _log_softmax(found)
+    kl = float((np.exp(p) * (p - q)).sum())
+    same = float((found.argmax(-1) == expected.argmax(-1)).sum())
+    return same, kl, float(np.abs(found - expected).max())
+
+
+def _log_softmax(logits: Logits) -> NDArray[np.float32]:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def moments_of(
+    path: Path, texts: Iterable[Sequence[int]]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the second moments of what each matrix of a graph is multiplied with.
+
+    Args:
+        path: The float32 graph, its weights maybe beside it.
+        texts: What it reads.
+
+    Returns:
+        By matrix ``(K, K)``; one array for matrices that share their input.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    inputs = inputs_of(model)
+    watched = sorted(set(inputs.values()))
+    for name in watched:
+        model.graph.output.append(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        )
+    probe = path.with_name(path.name + ".probe")
+    onnx.save_model(model, str(probe))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads(path)
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(probe), options, ["CPUExecutionProvider"])
+    probe.unlink()
+    sums: dict[str, NDArray[np.float32]] = {}
+    texts = [list(text) for text in texts]
+    # All activations of a text at once would be gigabytes for a large model.
+    for start in range(0, len(watched), _GROUP):
+        group = watched[start : start + _GROUP]
+        for text in texts:
+            values = session.run(group, _feeds(session, text))
+            for name, rows in zip(group, values, strict=True):
+                flat = rows.reshape(-1, rows.shape[-1])
+                sums[name] = sums.get(name, np.float32(0)) + flat.T @ flat
+    return {matrix: sums[source] for matrix, source in inputs.items()}
+
+
+def _feeds(session: Any, text: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Return the inputs of one whole forward, for both forms of graph."""
+    length = len(text)
+    inputs = {node.name: node for node in session.get_inputs()}
+    known: dict[str, NDArray[Any]] = {
+        "input_ids": np.array([text], np.int64),
+        "attention_mask": np.ones((1, length), np.int64),
+        "position_ids": np.arange(length)[None],
+        "seqlens_k": np.array([length - 1], np.int32),
+        "total_seq_len": np.array(length, np.int32),
+        "logits_from": np.array([-1], np.int64),
+    }
+    past = length if "seqlens_k" in inputs else 0
+    for name, node in inputs.items():
+        if name.startswith("past_key_values."):
+            shape = (1, node.shape[1], past, node.shape[3])
+            known[name] = np.zeros(shape, np.float32)
+    return {name: known[name] for name in inputs}

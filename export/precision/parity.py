@@ -1,0 +1,380 @@
+"""The numeric gate: an exported model must say what its checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from draftwire.errors import ModelError
+from draftwire.export.graphs.reference import reference_logits
+from draftwire.export.sources.architecture import Architecture
+from draftwire.export.sources.checkpoint import Checkpoint
+from draftwire.tokenizer import load_tokenizer
+
+__all__ = [
+    "LIMITS",
+    "CacheShape",
+    "DraftRunner",
+    "Limit",
+    "Parity",
+    "check_steps",
+    "compare",
+    "expected_logits",
+    "finite_logits",
+    "probe_ids",
+    "probe_tokens",
+    "run_target",
+    "torch_logits",
+]
+
+Logits = NDArray[np.float32]
+
+MAX_PROBE = 224  # tokens: enough to see a fault, few enough for a laptop
+
+# Plain prose, code, numbers: what a draft meets.  About 250 tokens at V = 2048.
+PROBE_TEXT = """\
+The robot goes to the kitchen, takes the red cup from the table and brings it to the
+living room. "Thank you," said Anna, and she put the cup next to the lamp. Then the
+robot turned left twice, walked past the door and waited for the next command.
+How many apples are left if 23 of 64 apples were sold? 64 - 23 = 41, so 41 are left.
+def area(width, height):
+    return width * height  # in square metres
+"""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a precision must reach.
+
+    Attributes:
+        difference: Largest logit difference over the largest logit, or None.
+        agreement: Least share of positions with the same most likely token.
+    """
+
+    difference: float | None
+    agreement: float
+
+
+LIMITS = {
+    "fp32": Limit(1e-3, 0.99),
+    "fp16": Limit(2e-2, 0.98),
+    # int8 keeps 96 % on SmolLM2-135M, int4 as it is made here 90 %, plain int4 65 %.
+    "int8": Limit(None, 0.90),
+    "int8-split": Limit(None, 0.90),
+    "int4": Limit(None, 0.80),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported model is from its checkpoint.
+
+    Attributes:
+        against: Whose logits were taken as right.
+        tokens: Compared positions.
+        max_difference: Largest absolute logit difference.
+        max_logit: Largest absolute logit of the checkpoint.
+        agreement: Share of positions with the same most likely token.
+        kl: Mean divergence from the checkpoint's distribution, in nats, where measured.
+        by_chunk: Agreement by tokens a step, where measured.
+    """
+
+    against: str
+    tokens: int
+    max_difference: float
+    max_logit: float
+    agreement: float
+    kl: float | None = None
+    by_chunk: dict[str, float] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest says."""
+        return {
+            key: float(f"{value:.4g}") if isinstance(value, float) else value
+            for key, value in asdict(self).items()
+            if value is not None
+        }
+
+    def require(self, name: str, limit: Limit) -> None:
+        """Refuse a model that is too far from its checkpoint.
+
+        Raises:
+            ModelError: It is.
+        """
+        if self.agreement < limit.agreement:
+            raise ModelError(
+                f"{name} picks the checkpoint's most likely token at "
+                f"{self.agreement:.1%} of {self.tokens} positions, "
+                f"the limit is {limit.agreement:.1%}",
+                hint="choose a wider precision, or lower the limit with --min-agreement",
+            )
+        if limit.difference is None:
+            return
+        if not self.max_difference <= limit.difference * self.max_logit:
+            raise ModelError(
+                f"{name} differs from the checkpoint by {self.max_difference:.3g} "
+                f"at logits up to {self.max_logit:.3g}",
+                hint="this is a fault of the exporter: please report the model",
+            )
+
+
+def probe_tokens(checkpoint: Checkpoint) -> list[int]:
+    """Return the tokens that graph and checkpoint are compared on."""
+    a = checkpoint.architecture
+    return probe_ids(
+        checkpoint.folder,
+        a.vocab_size,
+        checkpoint.bos_id,
+        limit=min(MAX_PROBE, a.context),
+    )
+
+
+def probe_ids(
+    folder: Path, vocab_size: int, bos_id: int | None, *, limit: int
+) -> list[int]:
+    """Return at most ``limit`` tokens of the probe text.
+
+    Raises:
+        ModelError: The tokenizer gives ids that the model has no row for.
+    """
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    ids = tokenizer.encode(PROBE_TEXT, bos_id=bos_id)
+    if not ids or max(ids) >= vocab_size:
+        raise ModelError(
+            f"{folder.name}: its tokenizer gives token {max(ids, default=None)}, "
+            f"its embedding has {vocab_size} rows",
+            hint="tokenizer.json belongs to another model",
+        )
+    return ids[:limit]
+
+
+def expected_logits(
+    checkpoint: Checkpoint, ids: Sequence[int], *, against: str = "auto"
+) -> tuple[Logits, str]:
+    """Return what a checkpoint says about a text, and who computed it.
+
+    Args:
+        checkpoint: The model.
+        ids: ``(T,)`` token ids.
+        against: "torch", "numpy", or "auto" for torch where it is installed.
+
+    Returns:
+        ``(T, V)`` float32 and "transformers 5.23.0" or "numpy".
+
+    Raises:
+        ModelError: The result is not finite.
+    """
+    installed = all(find_spec(name) for name in ("torch", "transformers"))
+    if against == "torch" or (against == "auto" and installed):
+        logits, source = torch_logits(checkpoint.folder, ids)
+    else:
+        logits, source = reference_logits(checkpoint, ids), "numpy"
+    return finite_logits(checkpoint.folder.name, logits), source
+
+
+def finite_logits(name: str, logits: Logits) -> Logits:
+    """Return ``logits``.
+
+    Raises:
+        ModelError: They are not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ModelError(
+            f"{name} gives logits that are not finite",
+            hint="the checkpoint is damaged, or its training diverged",
+        )
+    return logits
+
+
+def torch_logits(folder: Path, ids: Sequence[int]) -> tuple[Logits, str]:
+    """Return transformers' logits ``(T, V)`` for a text, and its version.
+
+    Raises:
+        ModelError: It cannot load the model.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        ).eval()
+    except (KeyError, OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {folder.name}: "
+            f"{str(exc).splitlines()[0][:200]}"
+        ) from exc
+    with torch.no_grad():
+        logits = model(torch.tensor([list(ids)])).logits[0].float().numpy()
+    return logits, f"transformers {transformers.__version__}"
+
+
+def compare(found: Logits, expected: Logits, against: str) -> Parity:
+    """Return how far ``found`` ``(T, V)`` is from ``expected``."""
+    finite = bool(np.isfinite(found).all())
+    return Parity(
+        against=against,
+        tokens=len(expected),
+        max_difference=float(np.abs(found - expected).max()) if finite else np.inf,
+        max_logit=float(np.abs(expected).max()),
+        agreement=float((found.argmax(-1) == expected.argmax(-1)).mean()),
+    )
+
+
+class CacheShape(Protocol):
+    """What a runner must know of a model."""
+
+    @property
+    def layers(self) -> int:
+        """Its layers."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Its key/value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Values of a head."""
+
+    @property
+    def context(self) -> int:
+        """Positions that it serves."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of its logits."""
+
+
+class DraftRunner:
+    """A draft graph with a cache that is updated in place, for the gate and tests.
+
+    Args:
+        model: The graph, serialised, or its path.
+        architecture: Its shape.
+    """
+
+    def __init__(
+        self, model: bytes | str, architecture: CacheShape, *, threads: int = 1
+    ) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        a = architecture
+        shape = (1, a.kv_heads, a.context, a.head_dim)
+        self._buffers = {
+            f"{i}.{kind}": np.zeros(shape, np.float32)
+            for i in range(a.layers)
+            for kind in ("key", "value")
+        }
+        self._vocab_size = a.vocab_size
+        self.length = 0
+
+    def forward(self, ids: Sequence[int] | NDArray[Any], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+        count, binding = len(ids), self._session.io_binding()
+        self.length += count
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": np.ascontiguousarray(ids, np.int64)[None],
+            "seqlens_k": np.array([self.length - 1], np.int32),
+            "total_seq_len": np.array(self.length, np.int32),
+            "logits_from": np.array([-rows], np.int64),
+        }
+        for name, array in feeds.items():
+            _bind(binding.bind_input, name, array)
+        for name, array in self._buffers.items():
+            _bind(binding.bind_input, "past_key_values." + name, array)
+            _bind(binding.bind_output, "present." + name, array)
+        logits: Logits = np.empty((1, rows, self._vocab_size), np.float32)
+        _bind(binding.bind_output, "logits", logits)
+        self._session.run_with_iobinding(binding)
+        return np.asarray(logits[0])
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self.length = length
+
+
+def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def check_steps(runner: Any, ids: Sequence[int]) -> Logits:
+    """Run a draft graph over a text in steps of many sizes, with a rewind.
+
+    Args:
+        runner: A :class:`DraftRunner`, or what has its methods.
+        ids: ``(T,)`` token ids.
+
+    Returns:
+        ``(T, V)`` logits.
+    """
+    third = max(1, len(ids) // 3)
+    runner.forward(ids[:third])
+    # A rejected branch, taken back: its entries must not be seen again.
+    runner.forward(ids[-max(1, third // 4) :])
+    runner.rewind(0)
+    found = []
+    sizes = [third, 1, 3, 1, 7, 2, 1]
+    while runner.length < len(ids):
+        size = sizes.pop(0) if sizes else 5
+        step = ids[runner.length : runner.length + size]
+        found.append(runner.forward(step, rows=len(step)))
+    return np.concatenate(found)
+
+
+def run_target(
+    graph: bytes,
+    weights: dict[str, NDArray[np.float32]],
+    architecture: Architecture,
+    ids: Sequence[int],
+) -> Logits:
+    """Run a target graph over a text in blocks of several sizes.
+
+    Returns:
+        ``(T, V)`` logits.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_external_initializers(
+        list(weights), [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+    )
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    a = architecture
+    caches = {
+        f"past.{i}.{kind}": np.zeros((1, a.kv_heads, len(ids), a.head_dim), np.float32)
+        for i in range(a.layers)
+        for kind in ("key", "value")
+    }
+    done = 0
+    found: list[Logits] = []
+    while done < len(ids):
+        size = (len(ids) // 2, 1, 5)[min(len(found), 2)] or 1
+        step = np.asarray(ids[done : done + size], np.int64)
+        rows = np.arange(len(step))
+        feeds = {"input_ids": step[None], "past_lens": np.array([done]), "rows": rows}
+        results = session.run(names, {**feeds, **caches})
+        for name, result in zip(names, results, strict=True):
+            if name == "logits":
+                found.append(result)
+            else:
+                cache = caches[name.replace("new", "past", 1)]
+                cache[:, :, done : done + len(step)] = result
+        done += len(step)
+    return np.concatenate(found)

@@ -1,0 +1,428 @@
+"""The families that this exporter writes by itself, as one description.
+
+Everything that reads a checkpoint (both graphs, the numpy forward, LiteRT, the training
+of drafts) reads an :class:`Architecture`; a family is one entry of ``export/sources/families.py``.
+
+Source:
+    The ``modeling_*.py`` and ``configuration_*.py`` of transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.sources.families import FAMILIES, Family, Names
+from draftwire.export.sources.rope import Rope, read_rope
+
+__all__ = [
+    "LLAMA_LIKE",
+    "NEOX_LIKE",
+    "Architecture",
+    "Fields",
+    "UnknownArchitecture",
+    "read_architecture",
+]
+
+# What can be trained on: `export draft` and LiteRT.
+LLAMA_LIKE = ("llama", "mistral", "qwen2")
+NEOX_LIKE = ("gpt_neox",)
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+class UnknownArchitecture(ModelError):
+    """The model is of a shape that this exporter does not write by itself."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a graph of the model needs to know.
+
+    Attributes:
+        model_type: As in ``config.json``.
+        family: What that stands for.
+        context: Positions to serve.
+        eps: Of the norms.
+        activation: "silu", "gelu" or "gelu_tanh".
+        ropes: The rotations that its layers use.
+        rope_of: For each layer an index into ``ropes``, -1 for none.
+        windows: For each layer how many tokens it looks back on, its own included; 0
+            for all.
+        tied: The head is the embedding.
+        parallel: Attention and MLP read the same residual.
+        score_scale: Of the products of queries and keys.
+        embedding_scale: Of the embedding's rows.
+        residual_scale: Of what attention and MLP add.
+        logit_scale: Of the logits.
+        score_cap: Bound of the scores, by ``tanh``; 0 for none.
+        logit_cap: Bound of the logits, the same.
+        positions: Rows of a table of positions.
+    """
+
+    model_type: str
+    family: Family
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    vocab_size: int
+    context: int
+    eps: float
+    activation: str
+    ropes: tuple[Rope, ...]
+    rope_of: tuple[int, ...]
+    windows: tuple[int, ...]
+    tied: bool
+    parallel: bool
+    score_scale: float
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    positions: int = 0
+
+    @property
+    def names(self) -> Names:
+        """Where its weights are."""
+        return self.family.names
+
+    @property
+    def neox(self) -> bool:
+        """Whether it is of GPT-NeoX shape."""
+        return self.model_type in NEOX_LIKE
+
+    @property
+    def plain(self) -> bool:
+        """Whether what trains drafts and what writes LiteRT files know it."""
+        return (
+            self.model_type in LLAMA_LIKE + NEOX_LIKE
+            and not any(self.windows)
+            and all(rope.factor == 1.0 for rope in self.ropes)
+        )
+
+    @property
+    def rope_rates(self) -> NDArray[np.float64]:
+        """``(rotary_dim / 2,)`` radians per position, where all layers rotate alike."""
+        return self.ropes[0].rates
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of a head's dimensions are rotated."""
+        return 2 * len(self.rope_rates)
+
+    @property
+    def embedding(self) -> str:
+        """Name of the embedding."""
+        return self.names.embedding + ".weight"
+
+    @property
+    def head(self) -> str:
+        """Name of the weight of the output head."""
+        return self.embedding if self.tied else self.names.head + ".weight"
+
+    @property
+    def tied_head(self) -> str:
+        """Name under which a tied head may be stored a second time, or ""."""
+        return self.names.head + ".weight" if self.tied else ""
+
+    def layer(self, i: int) -> str:
+        """Return the prefix of layer ``i``'s parameters."""
+        return self.names.layer.format(i)
+
+    def parameters(
+        self,
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+        """Return the shapes of the needed and of the optional parameters."""
+        n, h, f = self.names, self.hidden, self.feed_forward
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        needed: dict[str, tuple[int, ...]] = {self.embedding: (self.vocab_size, h)}
+        optional: dict[str, tuple[int, ...]] = {}
+        needed[self.head] = (self.vocab_size, h)
+        if n.positions:
+            needed[n.positions + ".weight"] = (self.positions, h)
+        norms = {n.final: h}
+        whole = self.model_type in ("olmo2", "olmo3")
+        for i in range(self.layers):
+            p = self.layer(i)
+            for name in (
+                n.before_attention,
+                n.after_attention,
+                n.before_mlp,
+                n.after_mlp,
+            ):
+                if name:
+                    norms[p + name] = h
+            if n.q_norm:
+                norms[p + n.q_norm] = q if whole else self.head_dim
+                norms[p + n.k_norm] = kv if whole else self.head_dim
+            widths = (q, kv, kv) if len(n.qkv) == 3 else (q + 2 * kv,)
+            linear = {name: (w, h) for name, w in zip(n.qkv, widths, strict=True)}
+            linear |= {n.out: (h, q), n.up: (f, h), n.down: (h, f)}
+            if n.gate:
+                linear[n.gate] = (2 * f if n.gate == n.up else f, h)
+            for name, shape in linear.items():
+                stored = shape[::-1] if self.family.conv else shape
+                needed[p + name + ".weight"] = stored
+                optional[p + name + ".bias"] = shape[:1]
+        for name, width in norms.items():
+            needed[name + ".weight"] = (width,)
+            if self.family.norm == "layer":
+                needed[name + ".bias"] = (width,)
+        return needed, optional
+
+
+def read_architecture(
+    where: str, config: Mapping[str, Any], *, context: int | None = None
+) -> Architecture:
+    """Return the shape that a ``config.json`` describes.
+
+    Args:
+        where: The model's name, for messages.
+        config: Its content, in the spelling of transformers 4 or 5.
+        context: Positions to serve, at most what the model was trained for.
+
+    Raises:
+        UnknownArchitecture: The shape is none of those written here.
+        ModelError: A field is missing or does not fit the others.
+        ConfigError: ``context`` is more than the model has.
+    """
+    _refuse_hidden_readers(where, config)
+    kind = str(config.get("model_type"))
+    family = FAMILIES.get(kind)
+    if family is None:
+        raise UnknownArchitecture(
+            f"{where} is a {kind!r} model; this exporter writes "
+            f"{', '.join(FAMILIES)} by itself",
+        )
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{where} is quantised already",
+            hint="export the checkpoint it was quantised from",
+        )
+    fields = Fields(where, {**config, **_gpt2_fields(config)} if kind == "gpt2" else config)
+    raw = fields.raw
+    heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
+    one = len(family.names.qkv) == 1 and kind != "phi3"
+    kv_heads = heads if one else fields.count("num_key_value_heads", heads)
+    head_dim = fields.count("head_dim", hidden // heads)
+    if heads % kv_heads or (one and heads * head_dim != hidden):
+        raise ModelError(
+            f"{where}: {heads} heads, {kv_heads} key/value heads and "
+            f"{head_dim} dimensions do not fit a hidden size of {hidden}"
+        )
+    activation = raw.get("hidden_activation") or raw.get("hidden_act") or family.activation
+    gated = bool(family.names.gate)
+    if activation not in _ACTIVATIONS or (activation in ("silu", "swish")) > gated:
+        raise UnknownArchitecture(f"{where} has the activation {activation!r}")
+    layers = fields.count("num_hidden_layers")
+    slides = _sliding(fields, family, kind, layers)
+    window = fields.count("sliding_window") if any(slides) else 0
+    ropes, rope_of, trained = _rotations(fields, family, kind, head_dim, slides)
+    _refuse_unknown(where, raw)
+    scale = head_dim**-0.5
+    if raw.get("query_pre_attn_scalar"):
+        scale = fields.number("query_pre_attn_scalar") ** -0.5
+    if kind == "granite":
+        scale = fields.number("attention_multiplier", 1.0)
+    embedding_scale = 1.0
+    if kind.startswith("gemma"):
+        embedding_scale = float(np.float32(hidden**0.5))
+    elif kind == "granite":
+        embedding_scale = fields.number("embedding_multiplier", 1.0)
+    tied = raw.get("tie_word_embeddings")
+    return Architecture(
+        model_type=kind,
+        family=family,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        feed_forward=fields.count("intermediate_size"),
+        vocab_size=fields.count("vocab_size"),
+        context=_context(fields, context, trained),
+        eps=_eps(fields),
+        activation=_ACTIVATIONS[activation],
+        ropes=ropes,
+        rope_of=rope_of,
+        windows=tuple(window if slide else 0 for slide in slides),
+        tied=(family.tied if tied is None else tied) is True,
+        parallel=kind in NEOX_LIKE and raw.get("use_parallel_residual", True) is not False,
+        score_scale=float(scale),
+        embedding_scale=embedding_scale,
+        residual_scale=fields.number("residual_multiplier", 1.0),
+        logit_scale=1 / fields.number("logits_scaling", 1.0),
+        score_cap=fields.number("attn_logit_softcapping", 0.0),
+        logit_cap=fields.number("final_logit_softcapping", 0.0),
+        positions=fields.count("max_position_embeddings"),
+    )
+
+
+class Fields:
+    """Typed access to a config with messages that name the model."""
+
+    def __init__(self, where: str, raw: Mapping[str, Any]) -> None:
+        self.where, self.raw = where, raw
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """Return a whole number above 0."""
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        if not 0 < value <= 1 << 31:
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a number above 0, or the default."""
+        value = self.raw.get(name)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        if not 0 < value < math.inf:
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        return float(value)
+
+
+def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    hidden = config.get("n_embd")
+    inner = config.get("n_inner")
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": config.get("n_layer"),
+        "num_attention_heads": config.get("n_head"),
+        "max_position_embeddings": config.get("n_positions"),
+        "intermediate_size": 4 * (hidden or 0) if inner is None else inner,
+        "hidden_act": config.get("activation_function"),
+    }
+
+
+def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
+    """Refuse drafters that read the target's hidden states, with what that would cost."""
+    said = " ".join(map(str, raw.get("architectures") or ())) + str(raw.get("spd_type"))
+    name = next((n for n in ("Eagle", "DFlash", "Medusa", "MTP") if n in said), "")
+    if not name and "eagle_config" not in raw and "dflash_config" not in raw:
+        return
+    hidden = raw.get("hidden_size") or 0
+    states = 3 if "3" in said else 1
+    raise ModelError(
+        f"{where} is a {name or 'hidden-state'} drafter: it reads the target's hidden "
+        f"states, which lie in the cloud: {states * 2 * hidden:,} bytes down for each token"
+        " instead of two or three",
+        hint="use a model that drafts from tokens alone",
+    )
+
+
+def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:
+    """Refuse what would be left out in silence."""
+    for name, plain in (
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("reorder_and_upcast_attn", False),
+        ("add_cross_attention", False),
+        ("use_bidirectional_attention", False),
+        ("clip_qkv", None),
+    ):
+        if raw.get(name, plain) not in (plain, None):
+            raise UnknownArchitecture(f"{where} has {name} = {raw[name]!r}")
+
+
+def _eps(fields: Fields) -> float:
+    for name in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon"):
+        if fields.raw.get(name) is not None:
+            return fields.number(name)
+    return fields.number("rms_norm_eps")
+
+
+def _context(fields: Fields, wanted: int | None, bound: int | None) -> int:
+    trained = fields.count("max_position_embeddings")
+    if bound is not None:
+        trained = min(trained, bound)
+    if wanted is None:
+        return trained
+    if not 0 < wanted <= trained:
+        raise ConfigError(
+            f"a context of {wanted} was asked for, {fields.where} has {trained}",
+            hint=f"choose 1 to {trained}",
+        )
+    return wanted
+
+
+def _sliding(fields: Fields, family: Family, kind: str, layers: int) -> list[bool]:
+    """Return which layers look back on a window only."""
+    raw = fields.raw
+    if raw.get("sliding_window") is None:
+        return [False] * layers
+    if kind in ("qwen2", "qwen3", "smollm3") and not raw.get("use_sliding_window", False):
+        return [False] * layers
+    types = raw.get("layer_types")
+    if isinstance(types, list):
+        if len(types) < layers or not set(types) <= {"sliding_attention", "full_attention"}:
+            raise UnknownArchitecture(f"{fields.where} has layers of types {types!r}"[:200])
+        return [t == "sliding_attention" for t in types[:layers]]
+    if family.every:
+        pattern = raw.get("sliding_window_pattern", family.every)
+        if isinstance(pattern, str):  # "LLLG"
+            return [pattern[i % len(pattern)] == "L" for i in range(layers)]
+        every = fields.count("sliding_window_pattern", family.every)
+        return [bool((i + 1) % every) for i in range(layers)]
+    if kind in ("qwen2", "qwen3"):
+        start = raw.get("max_window_layers")
+        return [i >= (start or 0) for i in range(layers)]
+    return [raw.get("use_sliding_window", True) is not False] * layers
+
+
+def _rotations(
+    fields: Fields, family: Family, kind: str, head_dim: int, slides: list[bool]
+) -> tuple[tuple[Rope, ...], tuple[int, ...], int | None]:
+    """Return the rotations, each layer's, and how many positions they hold for."""
+    layers = len(slides)
+    if family.names.positions:
+        return (), (-1,) * layers, None
+    raw = fields.raw
+    nested = raw.get("rope_parameters")
+    by_type = isinstance(nested, dict) and "full_attention" in nested
+    local: dict[str, Any] | None = None
+    values = dict(raw)
+    if by_type and isinstance(nested, dict):
+        values["rope_parameters"] = nested["full_attention"]
+        local = {**raw, "rope_parameters": nested.get("sliding_attention")}
+    elif kind == "gemma3_text":
+        base = raw.get("rope_local_base_freq", 10000.0)
+        local = {**raw, "rope_theta": base, "rope_scaling": None}
+    elif kind == "olmo3":  # only layers that see everything are scaled
+        local = {**raw, "rope_scaling": None, "rope_parameters": None}
+        if isinstance(nested, dict):
+            local["rope_theta"] = nested.get("rope_theta", raw.get("rope_theta"))
+    first = read_rope(fields.where, values, head_dim, family.partial)
+    ropes = [first]
+    rope_of = [0] * layers
+    if local is not None and any(slides):
+        ropes.append(read_rope(fields.where, local, head_dim, family.partial))
+        rope_of = [int(slide) for slide in slides]
+    if kind == "smollm3":
+        given = raw.get("no_rope_layers")
+        every = raw.get("no_rope_layer_interval") or 4
+        kept = given or [int((i + 1) % every != 0) for i in range(layers)]
+        rope_of = [0 if kept[i] else -1 for i in range(layers)]
+    if kind == "exaone4" and any(slides):  # those that see everything have none
+        rope_of = [0 if slide else -1 for slide in slides]
+    bounds = [rope.context for rope in ropes if rope.context is not None]
+    return tuple(ropes), tuple(rope_of), min(bounds, default=None)

@@ -1,0 +1,264 @@
+"""Hugging Face checkpoints: which shape they have, and their weights, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.sources.architecture import Architecture, read_architecture
+from draftwire.tensors import RawTensor, TensorFile
+from draftwire.tokenizer import first_token
+
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "open_weights",
+    "read_config",
+    "read_json",
+    "special_ids",
+]
+
+MAX_JSON = 64 << 20  # bytes; tokenizer.json is the largest one read
+INDEX = "model.safetensors.index.json"
+# Buffers that old versions of transformers saved beside the parameters.
+_BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config, tensors and tokenizer fit each other.
+
+    Attributes:
+        folder: Where it lies.
+        architecture: Its shape.
+        parameters: For each parameter the file that holds it.
+        bos_id: What a prompt starts with, or None.
+        eos_ids: What ends a text.
+    """
+
+    folder: Path
+    architecture: Architecture
+    parameters: Mapping[str, TensorFile]
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's name without ``.hf``."""
+        return self.folder.name.removesuffix(".hf")
+
+    @property
+    def tokenizer(self) -> Path:
+        """Its ``tokenizer.json``."""
+        return self.folder / "tokenizer.json"
+
+    def cut(self, context: int) -> Checkpoint:
+        """Return the same model with at most ``context`` positions."""
+        fewer = min(context, self.architecture.context)
+        return replace(self, architecture=replace(self.architecture, context=fewer))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.parameters
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """Return a parameter as float32.
+
+        Raises:
+            ModelError: It holds values that are not finite.
+        """
+        values = self.parameters[name].read(name)
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{self.folder.name}: {name} holds values that are not finite",
+                hint="the checkpoint is damaged, or its training diverged",
+            )
+        return values
+
+    def raw(self, name: str) -> RawTensor:
+        """Return a parameter as it lies in the file."""
+        return self.parameters[name].raw(name)
+
+
+def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkpoint:
+    """Read a Hugging Face directory of Llama, Qwen2, Mistral or GPT-NeoX shape.
+
+    Args:
+        folder: Holds ``config.json``, ``tokenizer.json`` and safetensors weights.
+        context: Positions to serve, at most what the model was trained for.
+
+    Raises:
+        ConfigError: ``folder`` is no such directory, or ``context`` does not fit.
+        ModelError: The checkpoint is damaged or not of a shape known here.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    architecture = read_architecture(folder.name, config, context=context)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder.name} has no tokenizer.json",
+            hint="save it there: AutoTokenizer.from_pretrained(...)."
+            "save_pretrained(DIR), with a fast tokenizer",
+        )
+    parameters = _check(folder, architecture, open_weights(folder))
+    bos_id, eos_ids = special_ids(folder, config, architecture.vocab_size)
+    return Checkpoint(folder, architecture, parameters, bos_id, eos_ids)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a model directory's ``config.json``.
+
+    Raises:
+        ConfigError: There is no such directory or file.
+        ModelError: It is not JSON.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"there is no model directory at {folder}",
+            hint="give a local Hugging Face directory; nothing is downloaded",
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} has no config.json, so it is no model directory",
+            hint="give the folder that save_pretrained wrote",
+        )
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model directory.
+
+    Raises:
+        ModelError: It is too long, not JSON or no object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ModelError(f"{path.parent.name}/{path.name} is too long")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ModelError(
+            f"{path.parent.name}/{path.name} is not JSON",
+            hint="copy or download the file again",
+        ) from exc
+    if not isinstance(found, dict):
+        raise ModelError(f"{path.parent.name}/{path.name} is no JSON object")
+    return found
+
+
+def open_weights(folder: Path) -> dict[str, TensorFile]:
+    """Return the file of each tensor, from one file or from shards.
+
+    Raises:
+        ModelError: There are no safetensors weights, or a shard is missing.
+    """
+    if (folder / "model.safetensors").is_file():
+        file = TensorFile(folder / "model.safetensors")
+        return dict.fromkeys(file.names(), file)
+    if (folder / INDEX).is_file():
+        places = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ModelError(f"{folder.name}/{INDEX} has no weight_map")
+        files = {}
+        for shard in sorted(set(map(str, places.values()))):
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise ModelError(f"{folder.name}/{INDEX} names a shard {shard!r}")
+            if not (folder / shard).is_file():
+                raise ModelError(
+                    f"{folder.name} lacks its shard {shard}",
+                    hint="download the missing file",
+                )
+            files[shard] = TensorFile(folder / shard)
+        for name, shard in places.items():
+            if name not in files[shard].names():
+                raise ModelError(f"{folder.name}/{shard} does not hold {name}")
+        return {name: files[shard] for name, shard in places.items()}
+    pickles = [p.name for s in ("bin", "pt", "pth") for p in folder.glob(f"*.{s}")]
+    if pickles:
+        raise ModelError(
+            f"{folder.name} has its weights as a pickle ({sorted(pickles)[0]}), "
+            "which can run code and is never opened",
+            hint="save it again with save_pretrained(DIR, safe_serialization=True)",
+        )
+    raise ModelError(
+        f"{folder.name} has no model.safetensors",
+        hint="save it again with save_pretrained(DIR, safe_serialization=True)",
+    )
+
+
+def _check(
+    folder: Path, architecture: Architecture, found: Mapping[str, TensorFile]
+) -> dict[str, TensorFile]:
+    needed, optional = architecture.parameters()
+    known = {**needed, **optional}
+    for name, shape in known.items():
+        if name not in found:
+            if name in needed:
+                raise ModelError(f"{folder.name} lacks the weight {name}")
+            continue
+        file = found[name]
+        if file.shape(name) != shape:
+            raise ModelError(
+                f"{folder.name}: {name} has shape {file.shape(name)}, "
+                f"config.json asks for {shape}"
+            )
+        if file.dtype(name) not in ("F16", "BF16", "F32", "F64"):
+            raise ModelError(
+                f"{folder.name}: {name} is stored as {file.dtype(name)}, no float",
+                hint="export the checkpoint it was quantised from",
+            )
+    _same_biases(folder, optional, found)
+    for name in found:
+        unused = name.endswith(_BUFFERS) or name == architecture.tied_head
+        if name not in known and not unused:
+            raise ModelError(
+                f"{folder.name} holds {name}, which a {architecture.model_type} "
+                "of this shape does not have",
+                hint="it is a variant that this exporter does not know",
+            )
+    return {name: found[name] for name in known if name in found}
+
+
+def _same_biases(
+    folder: Path, optional: Iterable[str], found: Mapping[str, TensorFile]
+) -> None:
+    """Refuse a bias that some layers have and others lack."""
+    seen: dict[str, set[bool]] = {}
+    for name in optional:
+        kind = ".".join(p for p in name.split(".") if not p.isdigit())
+        seen.setdefault(kind, set()).add(name in found)
+    for kind, values in seen.items():
+        if len(values) > 1:
+            raise ModelError(f"{folder.name} has {kind} in some layers only")
+
+
+def special_ids(
+    folder: Path, config: Mapping[str, Any], vocab_size: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """Return what starts a prompt and what ends a text.
+
+    Raises:
+        ModelError: One of them is outside of the vocabulary.
+    """
+    sources = [config]
+    if (folder / "generation_config.json").is_file():
+        sources.append(read_json(folder / "generation_config.json"))
+    ends: list[Any] = []
+    for source in sources:
+        value = source.get("eos_token_id")
+        ends.extend(value if isinstance(value, list) else [value])
+    eos = tuple(dict.fromkeys(i for i in ends if i is not None))
+    bos = first_token(folder)
+    for i in (*eos, *([] if bos is None else [bos])):
+        if type(i) is not int or not 0 <= i < vocab_size:
+            raise ModelError(
+                f"{folder.name}: special token {i!r} is outside of the vocabulary"
+            )
+    return bos, eos
