@@ -1,7 +1,7 @@
 """The families that this exporter writes by itself, as one description.
 
 Everything that reads a checkpoint (both graphs, the numpy forward, LiteRT, the training
-of drafts) reads an :class:`Architecture`; a family is one entry of ``export/sources/families.py``.
+of drafts) reads an :class:`Architecture`; a family is one entry of ``families.py``.
 
 Source:
     The ``modeling_*.py`` and ``configuration_*.py`` of transformers 5.23.
