@@ -25,7 +25,15 @@ from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
 
-__all__ = ["Tuning", "measure_acceptance", "read_prompts", "read_times", "render", "tune"]
+__all__ = [
+    "Tuning",
+    "measure_acceptance",
+    "read_prompts",
+    "read_times",
+    "render",
+    "tune",
+    "tune_and_render",
+]
 
 _LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
 
@@ -60,6 +68,12 @@ class Tuning:
     rounds: int = 30
     spawn: int = 3
     threads: Sequence[int] = ()
+
+
+def tune_and_render(draft: Path, **settings: Any) -> tuple[dict[str, Any], str]:
+    """Return what :func:`tune` says of a draft, and that as text."""
+    document = tune(Tuning(draft, **settings))
+    return document, render(document)
 
 
 def tune(wanted: Tuning) -> dict[str, Any]:

@@ -482,9 +482,16 @@ def package_fields(
             "from": checkpoint.name,
             "model_type": a.model_type,
             "anchor_layers": anchor_layers,
+            "config": plain_config(checkpoint.folder),
             **made_with(),
         },
     }
+
+
+def plain_config(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's config without what names places or versions."""
+    config = read_json(folder / "config.json")
+    return {k: v for k, v in config.items() if k[0] != "_" and k != "transformers_version"}
 
 
 def made_with() -> dict[str, str]:

@@ -1,27 +1,38 @@
-"""The base of a family, from a Hugging Face directory or from a target package."""
+"""The base of a family as transformers runs it, and models with some of its layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
+import transformers
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.sources.architecture import LLAMA_LIKE, NEOX_LIKE, Architecture
+from draftwire.exits import torch_stack
+from draftwire.export.sources.architecture import Architecture, read_architecture
 from draftwire.export.sources.checkpoint import load_checkpoint
-from draftwire.export.sources.families import FAMILIES
-from draftwire.export.sources.rope import Rope
-from draftwire.export.training.model import Transformer, biased_modules, load_transformer
+from draftwire.export.sources.package_config import config_of
+from draftwire.export.sources.tokens import copy_tokenizer
+from draftwire.export.sources.transformers_model import load_model
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import target_weights
 
-__all__ = ["Base", "is_package", "read_base", "transformer_of"]
+__all__ = ["Base", "cut", "is_package", "model_of", "read_base", "save_model"]
+
+# What says how prompts are made belongs to the model that reads them.
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Base:
     """A base that can be trained on or distilled.
 
     Attributes:
-        model: Its weights, float32 unless asked otherwise.
+        model: Of transformers, all of it frozen.
+        architecture: Its shape.
         tokenizer: Its ``tokenizer.json``.
         name: For manifests and reports.
         bos_id: What a prompt starts with, or None.
@@ -37,7 +49,8 @@ class Base:
         package: The target package that it comes from, or None for a checkpoint.
     """
 
-    model: Transformer
+    model: Any
+    architecture: Architecture
     tokenizer: Path
     name: str
     bos_id: int | None
@@ -50,13 +63,12 @@ def is_package(path: Path) -> bool:
     return (path / "target.json").is_file()
 
 
-def read_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
-    """Read a base model.
+def read_base(path: str | Path) -> Base:
+    """Read a base model in float32.
 
     Args:
         path: A Hugging Face directory with safetensors weights and a
             ``tokenizer.json``, or a target package (an evolved one is merged).
-        dtype: Of the parameters.
 
     Raises:
         ConfigError: There is nothing of the kind at ``path``.
@@ -66,9 +78,10 @@ def read_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
     if is_package(path):
         package = load_target(path)
         whole = package.base or package
-        model = transformer_of(package).to(dtype)
+        shape = read_architecture(path.name, config_of(package), context=package.context)
         return Base(
-            model.eval(),
+            model_of(package),
+            shape,
             whole.path / "tokenizer.json",
             package.name,
             package.bos_id,
@@ -80,104 +93,87 @@ def read_base(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Base:
             f"{path} is no target package",
             hint="give a Hugging Face directory or a NAME.target",
         )
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.architecture.plain:
-        raise _untrainable(checkpoint.name)
-    model = load_transformer(checkpoint, dtype=dtype)
+    found = load_checkpoint(path)
+    model = load_model(path)
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"{path.name}: {name} holds values that are not finite",
+                hint="the checkpoint is damaged, or its training diverged",
+            )
     return Base(
-        model, checkpoint.tokenizer, checkpoint.name, checkpoint.bos_id, checkpoint.eos_ids
+        model, found.architecture, found.tokenizer, found.name, found.bos_id, found.eos_ids
     )
 
 
-def transformer_of(package: TargetPackage) -> Transformer:
-    """Return a target package as a model in float32, its adapter merged.
+def model_of(package: TargetPackage) -> Any:
+    """Return a target package as a model of transformers in float32, adapter merged.
 
     Raises:
-        ModelError: Its graph is not one that this exporter writes.
+        ModelError: The package is too old to say its shape, or its weights do not fit it.
     """
-    weights = target_weights(package)
-    whole = package.base or package
-    graph = onnx.load(str(whole.path / "model.onnx"), load_external_data=False).graph
-    architecture = _architecture(package, weights, graph)
-    with torch.device("meta"):
-        model = Transformer(architecture, biased=biased_modules(weights, architecture))
+    return from_weights(package.path.name, config_of(package), target_weights(package))
+
+
+def from_weights(
+    where: str, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]]
+) -> Any:
+    """Return a frozen model of a ``config.json`` and its weights."""
+    rest = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    known = transformers.AutoConfig.for_model(**rest)
     tensors = {name: torch.from_numpy(np.array(w)) for name, w in weights.items()}
+    transformers.utils.logging.disable_progress_bar()
+    with torch.device("meta"):
+        kind = type(transformers.AutoModelForCausalLM.from_config(known))
     try:
-        model.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as exc:
-        raise ModelError(f"{package.path.name}: its weights do not fit its graph") from exc
-    model.eval()
-    return model
-
-
-def _architecture(
-    package: TargetPackage,
-    weights: Mapping[str, NDArray[np.float32]],
-    graph: onnx.GraphProto,
-) -> Architecture:
-    """Read the shape off the graph: a package carries no ``config.json``."""
-    whole = package.base or package
-    made = whole.raw.get("made")
-    kind = made.get("model_type") if isinstance(made, dict) else None
-    if kind not in LLAMA_LIKE + NEOX_LIKE:
-        raise ModelError(
-            f"{whole.path.name} says nothing of its shape",
-            hint="give the Hugging Face directory that it was exported from",
+        model, found = kind.from_pretrained(
+            None, config=known, state_dict=tensors, output_loading_info=True
         )
-    neox = kind in NEOX_LIKE
-    rates = [numpy_helper.to_array(t) for t in graph.initializer if t.name == "rope_rates"]
-    eps = [
-        attribute.f
-        for node in graph.node
-        for attribute in node.attribute
-        if attribute.name == "epsilon"
-    ]
-    inputs = {output: list(n.input) for n in graph.node for output in n.output}
-    operators = {n.op_type for n in graph.node}
-    shape = whole.shape
-    prefix = "gpt_neox.layers.0." if neox else "model.layers.0."
-    up = prefix + ("mlp.dense_h_to_4h" if neox else "mlp.up_proj") + ".weight"
-    query = prefix + "self_attn.q_proj.weight"
-    embedding = "gpt_neox.embed_in.weight" if neox else "model.embed_tokens.weight"
-    if not rates or not eps or embedding not in weights or up not in weights:
-        raise ModelError(f"the graph of {whole.path.name} is not one of ours")
-    heads = shape.hidden // shape.head_dim
-    if not neox:
-        heads = weights[query].shape[0] // shape.head_dim
-    # Packages of older exporters name a norm's output after its weight.
-    second = inputs.get(prefix + "post_attention_layernorm") or inputs.get(
-        "l0.mlp_normed", [""]
-    )
-    if any(name.startswith("past_mask.flat.") for name in inputs):
-        raise _untrainable(whole.path.name)
-    activation = "silu"
-    if neox:
-        activation = "gelu_tanh" if "FastGelu" in operators else "gelu"
-    return Architecture(
-        model_type=str(kind),
-        family=FAMILIES[str(kind)],
-        layers=shape.layers,
-        hidden=shape.hidden,
-        heads=heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        feed_forward=weights[up].shape[0],
-        vocab_size=weights[embedding].shape[0],
-        context=package.context,
-        eps=float(np.float64(str(np.float32(eps[0])))),
-        activation=activation,
-        ropes=(Rope(rates[0].astype(np.float64)),),
-        rope_of=(0,) * shape.layers,
-        windows=(0,) * shape.layers,
-        tied=("embed_out.weight" if neox else "lm_head.weight") not in weights,
-        parallel=neox and second[0] != "l0.mid",
-        score_scale=float(shape.head_dim**-0.5),
-    )
+    except RuntimeError as exc:
+        raise ModelError(f"{where}: its weights do not fit its shape") from exc
+    if found["missing_keys"] or found["unexpected_keys"]:
+        raise ModelError(f"{where}: its weights do not fit its shape")
+    return model.eval().requires_grad_(False)
 
 
-def _untrainable(name: str) -> ModelError:
-    return ModelError(
-        f"{name} is of a shape that drafts cannot be trained for here: Llama, Mistral, "
-        "Qwen2 and GPT-NeoX without sliding windows are",
-        hint="use an independent draft of its family: draftwire export onnx",
-    )
+def cut(model: Any, picks: Sequence[int]) -> Any:
+    """Return a copy of a model in float32 with these of its layers, in this order."""
+    config = copy.deepcopy(model.config)
+    for name in ("layer_types", "no_rope_layers"):
+        kinds = getattr(config, name, None)
+        if isinstance(kinds, list):
+            setattr(config, name, [kinds[i] for i in picks])
+    if isinstance(getattr(config, "max_window_layers", None), int):
+        config.max_window_layers = min(config.max_window_layers, len(picks))
+    config.num_hidden_layers = len(picks)
+    made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    layers = torch_stack(model)[0]
+    prefix = next(n for n, module in model.named_modules() if module is layers) + "."
+    source, tensors = model.state_dict(), {}
+    for name in made.state_dict():
+        origin = name
+        if name.startswith(prefix):
+            number, _, rest = name[len(prefix) :].partition(".")
+            origin = f"{prefix}{picks[int(number)]}.{rest}"
+        tensors[name] = source[origin]
+    made.load_state_dict(tensors)
+    return made.eval().requires_grad_(False)
+
+
+def save_model(model: Any, base: Base, source: Path, folder: Path) -> None:
+    """Write a model with some of its base's layers as a Hugging Face directory.
+
+    Args:
+        model: What to write.
+        base: Where its shape and tokenizer come from.
+        source: The base's folder, a checkpoint or a target package.
+        folder: Where to write; replaced.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    transformers.utils.logging.disable_progress_bar()
+    model.to("cpu", torch.float32).save_pretrained(folder)
+    for name in _BESIDE:
+        if (base.tokenizer.parent / name).is_file():
+            shutil.copy(base.tokenizer.parent / name, folder / name)
+    if is_package(source):
+        copy_tokenizer(base.tokenizer, folder / "tokenizer.json", base.bos_id)

@@ -1,163 +1,226 @@
-"""The frozen draft: the base's embeddings, first layers and head around a trained part.
-
-The anchor layers, the embeddings and the head are copies of the base's and never
-trained; the blocks between them start as copies of the base's last blocks and learn to
-stand for everything that is left out.
-
-Source:
-    FlexSpec (shared-backbone draft, feature regression and distillation),
-    https://arxiv.org/abs/2601.00644.
-"""
+"""A frozen draft for any base: the way behind ``export draft``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.training.model import Transformer
+from draftwire.export.onnx import export_onnx
+from draftwire.export.settings import DraftSettings
+from draftwire.export.training.base import Base, read_base, save_model
+from draftwire.export.training.begin import (
+    anchor_of,
+    begin,
+    check_free,
+    choose_device,
+    work_folder,
+)
+from draftwire.export.training.distil import DraftTrainer, make_draft
+from draftwire.export.training.loop import Plan, half_precision, train
+from draftwire.export.training.measure import (
+    acceptance,
+    accepted_per_block,
+    continuations,
+    logits_of,
+    rows_at,
+)
+from draftwire.export.training.plan import measure, tokens_before
+from draftwire.export.training.report import write_report
+from draftwire.export.training.text import TrainingText
 
-__all__ = ["DraftTrainer", "Weights", "distil_loss", "make_draft"]
+__all__ = ["DraftSettings", "build_draft"]
+
+Say = Callable[[str], None]
+_MICRO = 2048  # tokens
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Of the parts of the loss beside the divergence from the teacher.
+def build_draft(
+    base_dir: str | Path,
+    out: str | Path,
+    data: Sequence[str | Path],
+    *,
+    settings: DraftSettings | None = None,
+    work: str | Path | None = None,
+    precision: str | Sequence[str] | None = None,
+    name: str | None = None,
+    family_name: str | None = None,
+    context: int | None = None,
+    min_agreement: float | None = None,
+    replace: bool = False,
+    say: Say = print,
+) -> Path:
+    """Train a shared-backbone draft of a base once, and freeze it as a package.
 
-    Attributes:
-        hard: Cross-entropy with the text itself.
-        feature: Regression on the teacher's last states.
-    """
-
-    hard: float = 0.1
-    feature: float = 0.1
-
-
-def make_draft(
-    base: Transformer, *, anchor_layers: int, trained_layers: int
-) -> Transformer:
-    """Return an untrained draft of ``base``, everything but its middle frozen.
+    A second call with the same arguments goes on where the first was interrupted.
 
     Args:
-        base: The base target.
-        anchor_layers: Leading blocks copied and frozen.
-        trained_layers: Blocks to train; they start as the base's last ones.
+        base_dir: A Hugging Face directory, or a target package.
+        out: ``NAME.draft``.
+        data: Text files like those that the targets will read and write.
+        settings: How; None takes the defaults.
+        work: Folder for streams, checkpoints and the report; by default ``NAME.work``
+            beside ``out``.
+        precision: Of the package: "int8" (default), "int4", "fp32".
+        name: The package's name; by default the folder's.
+        family_name: For people; by default the target package's, or the base's name.
+        context: Positions to serve.
+        min_agreement: As for :func:`draftwire.export.onnx.export_onnx`.
+        replace: Put it in the place of an older package.
+        say: Gets lines of progress.
+
+    Returns:
+        The package's folder.
 
     Raises:
-        ConfigError: The base has too few layers for that.
+        ConfigError: An argument is wrong, a text is too small, or ``out`` exists.
+        ModelError: The base is damaged or of an unknown shape.
     """
-    depth = base.architecture.layers
-    layers = anchor_layers + trained_layers
-    if anchor_layers < 0 or trained_layers < 1 or layers > depth:
+    base_dir, out = Path(base_dir), Path(out)
+    settings = settings or DraftSettings()
+    if out.suffix != ".draft":
         raise ConfigError(
-            f"a draft of {anchor_layers} anchor and {trained_layers} trained layers does "
-            f"not come out of a base of {depth} layers",
-            hint=f"choose 0 or more and 1 or more, together at most {depth}",
+            f"a draft package is called NAME.draft, not {out.name}",
+            hint=f"--out {out.stem}.draft",
         )
-    draft = Transformer(replace(base.architecture, layers=layers), biased=base.biased)
-    draft.embedding.load_state_dict(base.embedding.state_dict())
-    if not base.architecture.tied:
-        with torch.no_grad():
-            draft.head_weight.copy_(base.head_weight)
-    draft.final_norm.load_state_dict(base.final_norm.state_dict())
-    for number, block in enumerate(draft.layers):
-        source = number
-        if number >= anchor_layers:
-            source = depth - trained_layers + number - anchor_layers
-        block.load_state_dict(base.layers[source].state_dict())
-    draft.requires_grad_(False)
-    for block in draft.layers[anchor_layers:]:
-        block.requires_grad_(True)
-    draft.final_norm.requires_grad_(True)
-    return draft
+    check_free(out, replace=replace)
+    device = choose_device(settings.device)
+    base = read_base(base_dir)
+    anchor = anchor_of(base, settings.anchor_layers, otherwise=2)
+    draft = make_draft(base.model, anchor_layers=anchor, trained_layers=settings.layers)
+    work = work_folder(out, work)
+    trainer = DraftTrainer(base.model, draft).to(device)
+    if settings.budget is not None:
+        tokens = _affordable(base, trainer, settings, work, say)
+        settings = replace_fields(settings, tokens=tokens)
+    asked, text = begin(base, anchor, settings, work, data, say)
+    plan = _plan(settings, base.architecture.context)
+    # The draft has its copies in float32 by now: rounding must not change the anchor.
+    half = device == "cuda" and half_precision(plan, device)
+    base.model.to(torch.bfloat16 if half else torch.float32)
+    watch = _Watch(base.model, draft, text, settings)
+    log = train(trainer, text.stream(), plan, _loss, work, say=say, watch=watch)
+    held_out = {
+        file: acceptance(
+            base.model,
+            draft,
+            stream,
+            prompts=settings.prompts,
+            prompt_tokens=_prompt_tokens(stream),
+        )
+        for file, stream in text.held().items()
+    }
+    for file, row in held_out.items():
+        say(
+            f"{file}: accepted of 4 {row['greedy_per_block']:.2f} greedy, overlap "
+            f"{row['overlap']:.2f} at T = 1 (held-out text)"
+        )
+    write_report(work, kind="draft", settings=asked, log=log, held_out=held_out, say=say)
+    save_model(draft, base, base_dir, work / f"{out.stem}.hf")
+    package = base.package
+    made = export_onnx(
+        work / f"{out.stem}.hf",
+        out,
+        precision=precision,
+        name=name,
+        family_name=family_name or (package.family.name if package else base.name),
+        context=context or (package.context if package else None),
+        anchor_layers=anchor,
+        min_agreement=min_agreement,
+        made={
+            "by": "draftwire export draft",
+            "from": base.name,
+            "trained_layers": settings.layers,
+            "tokens": plan.steps * plan.batch,
+            "data": list(text.names),
+        },
+        replace=replace,
+    )
+    say(f"{work} holds the report and the checkpoint; delete it when you are content")
+    return made
 
 
-def distil_loss(
-    student: Tensor,
-    teacher: Tensor,
-    following: Tensor,
-    weights: Weights,
-    states: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Return the mean loss per token of a student beside its teacher.
-
-    Args:
-        student: ``(..., vocab)`` logits.
-        teacher: ``(..., vocab)`` logits.
-        following: ``(...)`` ids of the text itself.
-        weights: Of the parts.
-        states: ``(..., hidden)`` last states of both, or None for no regression.
-    """
-    mine = F.log_softmax(student.float(), -1).flatten(0, -2)
-    theirs = F.log_softmax(teacher.float(), -1).flatten(0, -2)
-    loss = F.kl_div(mine, theirs, log_target=True, reduction="batchmean")
-    if weights.hard:
-        loss = loss + weights.hard * F.nll_loss(mine, following.reshape(-1))
-    if states is not None and weights.feature:
-        near, far = (s.float() for s in states)
-        loss = loss + weights.feature * F.smooth_l1_loss(near, far)
-    return loss
+def _affordable(
+    base: Base, trainer: DraftTrainer, settings: DraftSettings, work: Path, say: Say
+) -> int:
+    """Return the tokens that the budget allows, and say the plan."""
+    begun = tokens_before(work)
+    if begun is not None:
+        if not settings.budget:
+            return settings.tokens
+        say(f"going on with a training of {begun:,} tokens")
+        return begun
+    plan = _plan(settings, base.architecture.context)
+    length = plan.length_at(0)
+    rows = max(1, plan.micro // length)
+    pace = measure(trainer, rows=rows, length=length, workers=settings.workers)
+    tokens = pace.tokens_in(settings.budget) if settings.budget else settings.tokens
+    say(pace.say(tokens))
+    return tokens
 
 
-class DraftTrainer(nn.Module):
-    """Base and draft together, with the distillation loss.
+def _plan(settings: DraftSettings, context: int) -> Plan:
+    length = min(settings.length, context)
+    longer = min(4 * length, context, max(length, settings.batch))
+    micro = max(min(_MICRO, settings.batch) // longer, 1) * longer
+    batch = max(1, round(settings.batch / micro)) * micro
+    steps = max(1, round(settings.tokens / batch))
+    return Plan(
+        steps=steps,
+        batch=batch,
+        micro=micro,
+        lengths=((0.9, length), (1.0, longer)),
+        lr=settings.lr / 3,
+        matrix_lr=settings.lr,
+        warmup=max(1, min(25, steps // 8)),
+        seed=settings.seed,
+        workers=settings.workers,
+        save_every=settings.save_every,
+        precision=settings.arithmetic,
+        watch_every=max(1, steps // settings.looks) if settings.looks else 0,
+    )
 
-    The anchor runs once for both.
 
-    Args:
-        base: The teacher, frozen.
-        draft: From :func:`make_draft`.
-        anchor_layers: As there.
-        weights: Of the parts of the loss.
-    """
+def _loss(model: nn.Module, ids: Tensor) -> Tensor:
+    assert isinstance(model, DraftTrainer)
+    return model.loss(ids)
+
+
+def _prompt_tokens(stream: np.ndarray) -> int:
+    """Return the length of prompts that a held-out stream allows."""
+    return max(1, min(48, len(stream) // 2))
+
+
+class _Watch:
+    """Looks at greedy acceptance on what the base says to held-out prompts."""
 
     def __init__(
-        self,
-        base: Transformer,
-        draft: Transformer,
-        *,
-        anchor_layers: int,
-        weights: Weights | None = None,
+        self, base: Any, draft: Any, text: TrainingText, settings: DraftSettings
     ) -> None:
-        super().__init__()
-        base.requires_grad_(False)
-        self.base, self.draft = base, draft
-        self._anchor, self._weights = anchor_layers, weights or Weights()
+        self._base, self._draft, self._text = base, draft, text
+        self._prompts, self._seed = settings.prompts, settings.seed
+        self._spoken: list[tuple[Tensor, int]] = []
 
-    def loss(self, ids: Tensor) -> Tensor:
-        """Return the mean loss on ``ids`` ``(rows, length + 1)``."""
-        text, following = ids[:, :-1], ids[:, 1:]
-        with torch.no_grad():
-            if self._anchor:
-                teacher_states, (x,) = self.base.hidden(text, (self._anchor,))
-            else:
-                teacher_states, x = self.base.hidden(text)[0], self.base.embedding(text)
-            teacher = self.base.logits(teacher_states)
-        return self.loss_from(x, teacher_states, teacher, following)
+    @torch.no_grad()
+    def __call__(self) -> Mapping[str, float]:
+        """Return ``accepted``: mean of a block of 4, over all files."""
+        self._spoken = self._spoken or [self._speak(s) for s in self._text.held().values()]
+        found = []
+        for text, at in self._spoken:
+            agrees = logits_of(self._draft, text)[:, at - 1 : -1].argmax(-1) == text[:, at:]
+            found.append(accepted_per_block(agrees.cpu().numpy(), 4))
+        return {"accepted": round(sum(found) / len(found), 4)}
 
-    def loss_from(
-        self, x: Tensor, teacher_states: Tensor, teacher: Tensor, following: Tensor
-    ) -> Tensor:
-        """Return the mean loss, given what the base made of the text.
-
-        Args:
-            x: ``(rows, length, hidden)`` residual stream after the anchor.
-            teacher_states: ``(rows, length, hidden)`` final states.
-            teacher: ``(rows, length, vocab)`` logits.
-            following: ``(rows, length)`` the next token at each position.
-        """
-        cos, sin = self.draft.rope(0, x.shape[1])
-        x = x.to(self.draft.embedding.weight.dtype)
-        for block in self.draft.layers[self._anchor :]:
-            x = block(x, cos, sin)
-        states = self.draft.final_norm(x)
-        return distil_loss(
-            self.draft.logits(states),
-            teacher,
-            following,
-            self._weights,
-            (states, teacher_states),
-        )
+    def _speak(self, stream: np.ndarray) -> tuple[Tensor, int]:
+        at = _prompt_tokens(stream)
+        rng = np.random.default_rng(self._seed)
+        starts = rng.integers(0, len(stream) - at + 1, self._prompts)
+        given = rows_at(stream, starts, at).to(self._base.device)
+        said = continuations(self._base, given, count=32, temperature=0, seed=0)
+        return said, at

@@ -3,69 +3,62 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.adapter import PEFT_CONFIG, PEFT_WEIGHTS, write_evolved_target
+from draftwire.exits import torch_stack
+from draftwire.export.adapter import PEFT_CONFIG, read_adapter, write_evolved_target
+from draftwire.export.settings import EvolveSettings
 from draftwire.export.training.base import Base, is_package, read_base
-from draftwire.export.training.build import choose_device, work_folder
-from draftwire.export.training.data import check_work, prepare_text
-from draftwire.export.training.evaluate import validation_loss
+from draftwire.export.training.begin import (
+    anchor_of,
+    begin,
+    check_free,
+    choose_device,
+    work_folder,
+)
 from draftwire.export.training.loop import Plan, train
-from draftwire.export.training.lora import add_lora, lora_tensors
+from draftwire.export.training.measure import text_loss, validation_loss
 from draftwire.export.training.report import write_report
 
-__all__ = ["EvolveSettings", "evolve_target"]
+__all__ = ["EvolveSettings", "add_lora", "evolve_target"]
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class EvolveSettings:
-    """How a target evolves.
+def add_lora(model: Any, *, rank: int, anchor_layers: int, seed: int) -> Any:
+    """Give every matrix above the anchor an adapter; return PEFT's model around it.
 
-    Attributes:
-        rank: Of the LoRA adapters; their scale is 1.
-        freeze_anchor: Leave the anchor alone, so that drafts of the family stay of
-            the family.
-        anchor_layers: Layers of the anchor; None takes those of the package, and 0 for
-            a Hugging Face directory.
-        tokens: Tokens of text that the training reads.
-        batch: Tokens of a step.
-        length: Of a row.
-        lr: Peak learning rate.
-        seed: Of the adapters and the order of the text.
-        workers: Training processes on a CPU.
-        device: "cpu" or "cuda"; None takes CUDA when there is one.
-        precision: Of the arithmetic: "auto", "float32" or "bfloat16".
-        save_every: Seconds between checkpoints.
+    Args:
+        model: Of transformers; its own weights are frozen.
+        rank: Of the adapters; their scale is 1.
+        anchor_layers: The first layers, which stay untouched.
+        seed: Of the initial adapters.
     """
+    from peft import LoraConfig, get_peft_model
 
-    rank: int = 16
-    freeze_anchor: bool = True
-    anchor_layers: int | None = None
-    tokens: int = 500_000
-    batch: int = 8192
-    length: int = 256
-    lr: float = 2e-3
-    seed: int = 1
-    workers: int = 1
-    device: str | None = None
-    precision: str = "auto"
-    save_every: float = 60.0
-
-
-_NOT_DECIDING = ("workers", "device", "precision", "save_every")
+    layers = torch_stack(model)[0]
+    matrices = {
+        name.rpartition(".")[2]
+        for name, module in layers[0].named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+    }
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(matrices),
+        layers_to_transform=list(range(anchor_layers, len(layers))),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
 
 
 def evolve_target(
@@ -73,7 +66,7 @@ def evolve_target(
     out: str | Path,
     data: Sequence[str | Path],
     *,
-    version: str,
+    version: str = "v2",
     settings: EvolveSettings | None = None,
     work: str | Path | None = None,
     name: str | None = None,
@@ -107,66 +100,44 @@ def evolve_target(
     """
     target, out = Path(target), Path(out)
     settings = settings or EvolveSettings()
-    _check(target, out, settings, replace=replace)
+    _check(target, out)
+    check_free(out, replace=replace and is_package(target))
     device = choose_device(settings.device)
     base = read_base(target)
     anchor = _anchor(base, settings)
-    model = base.model
     work = work_folder(out, work)
-    asked = {
-        **{k: v for k, v in asdict(settings).items() if k not in _NOT_DECIDING},
-        "anchor_layers": anchor,
-        "base": base.name,
-        "shape": [model.architecture.layers, model.architecture.hidden],
-    }
-    check_work(work, asked, data)
-    text = prepare_text(base, data, work, seed=settings.seed, say=say)
-    held = text.held()
-    before = {f: _loss_on(model, s, settings) for f, s in held.items()}
-    frozen = anchor if settings.freeze_anchor else 0
-    add_lora(model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000)
-    length = min(settings.length, model.architecture.context)
-    micro = max(1, min(2048, settings.batch) // length) * length
-    batch = max(1, round(settings.batch / micro)) * micro
-    steps = max(1, round(settings.tokens / batch))
-    plan = Plan(
-        steps=steps,
-        batch=batch,
-        micro=micro,
-        lengths=((1.0, length),),
-        lr=settings.lr,
-        warmup=max(1, min(10, steps // 4)),
-        seed=settings.seed,
-        workers=settings.workers,
-        save_every=settings.save_every,
-        precision=settings.precision,
+    asked, text = begin(base, anchor, settings, work, data, say)
+    before = {f: _loss_on(base.model, s, settings) for f, s in text.held().items()}
+    frozen = 0 if settings.free_anchor else anchor
+    model = add_lora(
+        base.model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000
     )
-    log = train(model.to(device), text.stream(), plan, _text_loss, work, say=say)
+    plan = _plan(settings, base.architecture.context)
+    log = train(model.to(device), text.stream(), plan, text_loss, work, say=say)
     model.cpu()
     held_out = {
         f: {"loss": _loss_on(model, s, settings), "base_loss": before[f]}
-        for f, s in held.items()
+        for f, s in text.held().items()
     }
     for file, row in held_out.items():
         say(
             f"{file}: {row['base_loss']:.3f} -> {row['loss']:.3f} nats per token "
             "(held-out text)"
         )
-    path = write_report(
-        work, kind="evolve", settings=asked, log=log, held_out=held_out, say=say
-    )
-    say(f"report: {path}")
-    tensors = {n: t.cpu().numpy() for n, t in lora_tensors(model).items()}
+    write_report(work, kind="evolve", settings=asked, log=log, held_out=held_out, say=say)
+    adapter = _save_adapter(model, target, work / "adapter")
     if base.package is None:
-        return _write_peft(tensors, settings.rank, target, out)
+        shutil.copytree(adapter, out)
+        return out
+    tensors, scale = read_adapter(adapter)
     made = {
         "by": "draftwire export evolve",
         "data": list(text.names),
         "steps": len(log),
-        "anchor": "frozen" if settings.freeze_anchor else "trained",
+        "anchor": "trained" if settings.free_anchor else "frozen",
     }
     found = write_evolved_target(
-        tensors, 1.0, target, out, version=version, name=name, made=made, replace=replace
+        tensors, scale, target, out, version=version, name=name, made=made, replace=replace
     )
     if frozen < anchor:
         say(
@@ -176,7 +147,7 @@ def evolve_target(
     return found
 
 
-def _check(target: Path, out: Path, settings: EvolveSettings, *, replace: bool) -> None:
+def _check(target: Path, out: Path) -> None:
     package = is_package(target)
     if package and out.suffix != ".target":
         raise ConfigError(
@@ -194,39 +165,17 @@ def _check(target: Path, out: Path, settings: EvolveSettings, *, replace: bool) 
             f"an evolved target lies beside its base, {out} and {target} do not",
             hint=f"--out {target.parent / out.name}",
         )
-    if out.exists() and not (replace and package):
-        raise ConfigError(
-            f"there is something at {out} already",
-            hint="choose another place, or remove it first",
-        )
-    for field in ("rank", "tokens", "batch", "length", "workers"):
-        if getattr(settings, field) < 1:
-            raise ConfigError(
-                f"{field} is {getattr(settings, field)}, it must be 1 or more"
-            )
-    if not settings.lr > 0:
-        raise ConfigError(f"the learning rate is {settings.lr}, it must be above 0")
 
 
 def _anchor(base: Base, settings: EvolveSettings) -> int:
-    layers = base.model.architecture.layers
-    wanted = settings.anchor_layers
-    if base.package is not None:
-        if base.package.base is not None:
-            raise ConfigError(
-                f"{base.package.path.name} is an evolved target itself",
-                hint=f"evolve its base {base.package.base.path.name}",
-            )
-        made = base.package.raw.get("made")
-        found = made.get("anchor_layers", 0) if isinstance(made, dict) else 0
-        if wanted not in (None, found):
-            raise ConfigError(
-                f"{base.name} was exported with an anchor of {found} layers, not {wanted}",
-                hint="leave --anchor-layers out",
-            )
-        wanted = int(found)
-    anchor = wanted or 0
-    if not 0 <= anchor < layers:
+    if base.package is not None and base.package.base is not None:
+        raise ConfigError(
+            f"{base.package.path.name} is an evolved target itself",
+            hint=f"evolve its base {base.package.base.path.name}",
+        )
+    layers = base.architecture.layers
+    anchor = anchor_of(base, settings.anchor_layers, otherwise=0)
+    if anchor >= layers:
         raise ConfigError(
             f"an anchor of {anchor} layers leaves nothing to train of {layers}",
             hint=f"--anchor-layers 0 to {layers - 1}",
@@ -234,41 +183,34 @@ def _anchor(base: Base, settings: EvolveSettings) -> int:
     return anchor
 
 
+def _plan(settings: EvolveSettings, context: int) -> Plan:
+    length = min(settings.length, context)
+    micro = max(1, min(2048, settings.batch) // length) * length
+    batch = max(1, round(settings.batch / micro)) * micro
+    steps = max(1, round(settings.tokens / batch))
+    return Plan(
+        steps=steps,
+        batch=batch,
+        micro=micro,
+        lengths=((1.0, length),),
+        lr=settings.lr,
+        warmup=max(1, min(10, steps // 4)),
+        seed=settings.seed,
+        workers=settings.workers,
+        save_every=settings.save_every,
+        precision=settings.arithmetic,
+    )
+
+
 def _loss_on(model: nn.Module, stream: np.ndarray, settings: EvolveSettings) -> float:
     length = min(settings.length, len(stream) - 1)
-    loss: float = validation_loss(model, stream, length=length)
-    return round(loss, 4)
+    return float(round(validation_loss(model, stream, length=length), 4))
 
 
-def _text_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1))
-
-
-def _write_peft(
-    tensors: Mapping[str, np.ndarray], rank: int, base: Path, out: Path
-) -> Path:
-    """Write an adapter directory as PEFT would."""
-    halves: dict[str, Tensor] = {}
-    modules = set()
-    for name, values in tensors.items():
-        stem, _, half = name.rpartition(".weight.lora_")
-        modules.add(stem.rpartition(".")[2])
-        key = f"base_model.model.{stem}.lora_{half.upper()}.weight"
-        halves[key] = torch.from_numpy(np.ascontiguousarray(values))
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base.absolute()),
-        "r": rank,
-        "lora_alpha": rank,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "target_modules": sorted(modules),
-    }
-    part = out.with_name(f".{out.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    save_file(halves, part / PEFT_WEIGHTS, metadata={"format": "pt"})
-    (part / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(part, out)
-    return out
+def _save_adapter(model: Any, base: Path, folder: Path) -> Path:
+    """Write an adapter directory that names its base."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    config = json.loads((folder / PEFT_CONFIG).read_text())
+    config["base_model_name_or_path"] = str(base.absolute())
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return folder

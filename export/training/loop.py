@@ -1,21 +1,19 @@
-"""Data-parallel training on a few CPU cores, steady on a busy machine.
+"""The loop of every training here: read, step, write checkpoints, go on from one.
 
-Every step is cut into micro-batches. Workers (one process and one thread each) take the
-next micro-batch from a shared counter until none is left, so a slow core does less and
-nobody waits at an OpenMP barrier. What a step reads depends on (seed, step) alone: a
-resumed run sees the same data, whatever the number of workers. Only the order of the
-floating-point sums may differ.
+What a step reads depends on (seed, step) alone, so a run that was killed at any moment
+reads on as if nothing had happened, and a text is never held in memory. That, Muon for
+matrices and a file written whole or not at all are why this is not transformers' Trainer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import threading
+import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,42 +23,18 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.training.muon import Muon
+from draftwire.io import replacing
 
-__all__ = ["Plan", "Reader", "Source", "Stream", "half_precision", "learning_rate", "train"]
+__all__ = ["Muon", "Plan", "Source", "Stream", "half_precision", "learning_rate", "train"]
 
 LossFn = Callable[..., Tensor]  # (model, *tensors of a micro-batch) -> mean loss
 
 
-class Reader(Protocol):
-    """Reads micro-batches; the same (plan, step, index) gives the same one."""
+class Source(Protocol):
+    """What a training reads; the same (plan, step, index) gives the same."""
 
     def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
-        """Return the tensors that the loss gets beside the model."""
-
-
-class Source(Protocol):
-    """What a training reads."""
-
-    def open(self) -> Reader:
-        """Return its reader."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Token streams with their shares of each batch.
-
-    Attributes:
-        paths: One ``.npy`` file of uint16 ids per source.
-        shares: Their weights; normalised here.
-    """
-
-    paths: tuple[Path, ...]
-    shares: tuple[float, ...]
-
-    def open(self) -> Reader:
-        """Return a reader of the memory-mapped streams."""
-        return _StreamReader(self)
+        """Return the tensors of a micro-batch, which the loss gets beside the model."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +52,7 @@ class Plan:
         decay: Last fraction of the steps over which the rate falls to zero.
         weight_decay: On matrices alone.
         seed: Of data order.
-        workers: Processes.
+        workers: Processes on a CPU; with 1, torch's own threads.
         save_every: Seconds between checkpoints.
         precision: "float32", "bfloat16" (weights stay float32), or "auto": bfloat16
             on CUDA and on CPUs with matrix units for it, where it is faster.
@@ -95,10 +69,51 @@ class Plan:
     decay: float = 0.6
     weight_decay: float = 0.1
     seed: int = 1
-    workers: int = field(default_factory=lambda: max(1, os.cpu_count() or 1))
+    workers: int = 1
     save_every: float = 120.0
     precision: str = "auto"
     watch_every: int = 0
+
+    def length_at(self, step: int) -> int:
+        """Return the tokens of a row at a step."""
+        found = (n for until, n in self.lengths if step < until * self.steps)
+        return next(found, self.lengths[-1][1])
+
+    def text(self) -> str:
+        """Return what of it decides the result."""
+        ignored = ("workers", "save_every", "watch_every")
+        return repr({k: v for k, v in asdict(self).items() if k not in ignored})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Token streams with their shares of each batch.
+
+    Attributes:
+        paths: One ``.npy`` file of ids per source.
+        shares: Their weights; normalised here.
+    """
+
+    paths: tuple[Path, ...]
+    shares: tuple[float, ...]
+
+    @cached_property
+    def _streams(self) -> list[Any]:
+        return [np.load(path, mmap_mode="r") for path in self.paths]
+
+    def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
+        """Return ``(rows, length + 1)`` ids; 0 fills what a stream is too short for."""
+        length = plan.length_at(step)
+        rows = max(1, plan.micro // length)
+        rng = np.random.default_rng((plan.seed, step, index))
+        shares = np.array(self.shares) / sum(self.shares)
+        out = np.zeros((rows, length + 1), np.int64)
+        for row, source in enumerate(rng.choice(len(shares), rows, p=shares)):
+            stream = self._streams[source]
+            start = int(rng.integers(0, max(1, len(stream) - length - 1)))
+            piece = stream[start : start + length + 1]
+            out[row, : len(piece)] = piece
+        return (torch.from_numpy(out),)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -121,149 +136,49 @@ def half_precision(plan: Plan, device: str) -> bool:
     return device == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _length_at(plan: Plan, step: int) -> int:
-    for until, length in plan.lengths:
-        if step < until * plan.steps:
-            return length
-    return plan.lengths[-1][1]
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal, as the step of a matrix, in float32.
+
+    PyTorch's own iterates in bfloat16, which a CPU without AMX runs some ten times slower.
+
+    Source:
+        Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; scaled to
+        AdamW-like steps as Liu et al. 2025, https://arxiv.org/abs/2502.16982.
+    """
+
+    def __init__(
+        self, params: list[nn.Parameter], *, lr: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Take one step with the gradients at hand."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "mean" not in self.state[p]:
+                    self.state[p]["mean"] = torch.zeros_like(p)
+                mean = self.state[p]["mean"]
+                mean.lerp_(p.grad, 0.05)
+                move = self.orthogonal(p.grad.lerp(mean, 0.95))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(move, alpha=group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+    @staticmethod
+    def orthogonal(matrix: Tensor) -> Tensor:
+        """Push a matrix's singular values to about 1."""
+        a, b, c = 3.4445, -4.7750, 2.0315  # the quintic of the post, section "Tuning"
+        tall = matrix.shape[0] > matrix.shape[1]
+        x = matrix.T if tall else matrix
+        x = x / (x.norm() + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        return x.T if tall else x
 
 
-class _StreamReader:
-    def __init__(self, data: Stream) -> None:
-        self._streams = [np.load(p, mmap_mode="r") for p in data.paths]
-        shares = np.array(data.shares, np.float64)
-        self._shares = shares / shares.sum()
-
-    def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
-        length = _length_at(plan, step)
-        rows = max(1, plan.micro // length)
-        rng = np.random.default_rng((plan.seed, step, index))
-        out = np.empty((rows, length + 1), np.int64)
-        for row, source in enumerate(rng.choice(len(self._streams), rows, p=self._shares)):
-            stream = self._streams[source]
-            start = int(rng.integers(0, max(1, len(stream) - length - 1)))
-            piece = stream[start : start + length + 1]
-            out[row, : len(piece)] = piece
-            out[row, len(piece) :] = 0
-        return (torch.from_numpy(out),)
-
-
-class _Local:
-    """Gradients in this process, on whatever device the model lives."""
-
-    def __init__(self, plan: Plan, data: Source, model: nn.Module, loss_fn: LossFn) -> None:
-        self._plan, self._model, self._loss_fn = plan, model, loss_fn
-        self._reader = data.open()
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._device = next(model.parameters()).device
-        self._half = half_precision(plan, self._device.type)
-
-    def micro(self, step: int, index: int) -> tuple[Tensor, float]:
-        """Return the flat gradient and loss of one micro-batch."""
-        batch = self._reader.micro(self._plan, step, index)
-        batch = tuple(tensor.to(self._device) for tensor in batch)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            loss = self._loss_fn(self._model, *batch)
-        found = torch.autograd.grad(loss, self._trained)
-        return torch.cat([g.reshape(-1) for g in found]), float(loss.detach())
-
-    def gradients(self, step: int) -> tuple[Tensor, float]:
-        """Return the mean gradient and loss of a whole step."""
-        micros = self._plan.batch // self._plan.micro
-        flat, total = self.micro(step, 0)
-        for index in range(1, micros):
-            more, loss = self.micro(step, index)
-            flat, total = flat.add_(more), total + loss
-        return flat.div_(micros), total / micros
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-class _Team:
-    """Gradients from several single-threaded processes over shared memory."""
-
-    def __init__(self, plan: Plan, data: Source, model: nn.Module, loss_fn: LossFn) -> None:
-        model.share_memory()
-        size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self._grads = torch.zeros(size).share_memory_()
-        self._sums = torch.zeros(2).share_memory_()
-        context = mp.get_context("fork")
-        self._counter, self._step = context.Value("q", 0), context.Value("q", 0)
-        self._start = context.Barrier(plan.workers + 1)
-        self._done = context.Barrier(plan.workers + 1)
-        self._lock = context.Lock()
-        self._plan = plan
-        local = _Local(plan, data, model, loss_fn)
-        self._team = [
-            context.Process(target=self._work, args=(local,), daemon=True)
-            for _ in range(plan.workers)
-        ]
-        for process in self._team:
-            process.start()
-
-    def _work(self, local: _Local) -> None:
-        torch.set_num_threads(1)
-        micros = self._plan.batch // self._plan.micro
-        while True:
-            self._start.wait()
-            step = self._step.value
-            if step < 0:
-                return
-            mine: Tensor | None = None
-            total, count = 0.0, 0
-            while True:
-                with self._counter.get_lock():
-                    index = self._counter.value
-                    self._counter.value += 1
-                if index >= micros:
-                    break
-                flat, loss = local.micro(step, index)
-                mine = flat if mine is None else mine.add_(flat)
-                total, count = total + loss, count + 1
-            with self._lock:
-                if mine is not None:
-                    self._grads.add_(mine)
-                self._sums.add_(torch.tensor([total, float(count)]))
-            self._done.wait()
-
-    def gradients(self, step: int) -> tuple[Tensor, float]:
-        """Return the mean gradient and loss of a whole step."""
-        self._grads.zero_()
-        self._sums.zero_()
-        self._counter.value, self._step.value = 0, step
-        self._start.wait()
-        self._done.wait()
-        micros = float(self._sums[1])
-        return self._grads.div_(micros), float(self._sums[0]) / micros
-
-    def close(self) -> None:
-        """Send the workers home."""
-        self._step.value = -1
-        with contextlib.suppress(threading.BrokenBarrierError):
-            self._start.wait(timeout=5)
-        for process in self._team:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-
-
-def _plan_text(plan: Plan) -> str:
-    """Return what of a plan decides the result."""
-    ignored = ("workers", "save_every", "watch_every")
-    return repr({k: v for k, v in asdict(plan).items() if k not in ignored})
-
-
-def _check_plan(
-    checkpoint: Path, state: Mapping[str, Any], model: nn.Module, plan: Plan
-) -> None:
-    trained = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
-    saved = {n: t.shape for n, t in state["model"].items() if n in trained}
-    if trained != saved or state.get("plan", _plan_text(plan)) != _plan_text(plan):
-        raise ConfigError(
-            f"{checkpoint.parent} holds the checkpoint of another training",
-            hint="give the settings it was begun with, or another --work folder",
-        )
+# Neither looked up nor the head, and no halves of LoRA: what Muon is for.
+_OTHER = ("embed", "lora", "wte", "wpe", "head")
 
 
 def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -271,7 +186,7 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            hidden = p.ndim == 2 and "embed" not in name and "lora" not in name
+            hidden = p.ndim == 2 and not any(word in name.lower() for word in _OTHER)
             (matrices if hidden else others).append(p)
     found: list[torch.optim.Optimizer] = []
     if matrices:
@@ -284,6 +199,78 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
     return found
+
+
+def _backward(
+    model: nn.Module, data: Source, plan: Plan, loss_fn: LossFn, step: int, index: int
+) -> float:
+    """Add a micro-batch's share of a step's gradients and return that of its loss."""
+    device = next(model.parameters()).device
+    batch = [tensor.to(device) for tensor in data.micro(plan, step, index)]
+    half = half_precision(plan, device.type)
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        loss = loss_fn(model, *batch) / (plan.batch // plan.micro)
+    loss.backward()
+    return float(loss.detach())
+
+
+class _Team:
+    """Processes of one thread each that share a step's micro-batches.
+
+    Each takes the next when it is free, so a slow core does less and nobody waits at an
+    OpenMP barrier; on busy cores that is several times faster than threads.
+    """
+
+    def __init__(self, trained: list[nn.Parameter], work: tuple[Any, ...]) -> None:
+        self._trained, self._work = trained, work
+        plan = work[2]
+        self._micros = plan.batch // plan.micro
+        work[0].share_memory()
+        self._grads = [torch.zeros_like(p).share_memory_() for p in trained]
+        context = mp.get_context("fork")
+        self._next, self._lock = context.Value("q", 0), context.Lock()
+        self._pipes = []
+        for _ in range(plan.workers):
+            ours, theirs = context.Pipe()
+            self._pipes.append(ours)
+            context.Process(target=self._serve, args=(theirs,), daemon=True).start()
+
+    def _serve(self, pipe: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        parent, (model, data, plan, loss_fn) = os.getppid(), self._work
+        while os.getppid() == parent:
+            if not pipe.poll(5):
+                continue
+            step, total = pipe.recv(), 0.0
+            if step is None:
+                return
+            for p in self._trained:
+                p.grad = torch.zeros_like(p)
+            while (index := self._take()) < self._micros:
+                total += _backward(model, data, plan, loss_fn, step, index)
+            with self._lock:
+                for p, whole in zip(self._trained, self._grads, strict=True):
+                    whole.add_(p.grad)
+            pipe.send(total)
+
+    def _take(self) -> int:
+        with self._next.get_lock():
+            self._next.value += 1
+            return int(self._next.value) - 1
+
+    def gradients(self, step: int) -> float:
+        """Leave a whole step's mean gradients in the parameters; return its loss."""
+        self._next.value = 0
+        for p, whole in zip(self._trained, self._grads, strict=True):
+            p.grad = whole.zero_()
+        self.send(step)
+        return float(sum(pipe.recv() for pipe in self._pipes))
+
+    def send(self, step: int | None) -> None:
+        """Let all begin a step; with None they go home."""
+        for pipe in self._pipes:
+            pipe.send(step)
 
 
 def train(
@@ -317,77 +304,69 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, log_path = work / "checkpoint.pt", work / "log.jsonl"
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimisers = _optimisers(model, plan)
     first, log = 0, []
     if checkpoint.exists():
         # weights_only: a checkpoint is data, nothing in it may run.
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        _check_plan(checkpoint, state, model, plan)
+        shapes = {n: t.shape for n, t in state["model"].items()}
+        same = shapes == {n: p.shape for n, p in trained.items()}
+        if not same or state["plan"] != plan.text():
+            raise ConfigError(
+                f"{work} holds the checkpoint of another training",
+                hint="give the settings it was begun with, or another --work folder",
+            )
         model.load_state_dict(state["model"], strict=False)
-        for optimiser, saved in zip(optimisers, state["optimisers"]):
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         first = state["step"]
         log = [json.loads(x) for x in log_path.read_text().splitlines()][:first]
         say(f"resumed at step {first} of {plan.steps}")
-    trained = [p for p in model.parameters() if p.requires_grad]
     on_cpu = next(model.parameters()).device.type == "cpu"
-    kind = _Team if on_cpu and plan.workers > 1 else _Local
-    team = kind(plan, data, model, loss_fn)
-
-    def save(step: int) -> None:
-        part = checkpoint.with_suffix(".part")
-        torch.save(
-            {
-                "model": {n: p for n, p in model.named_parameters() if p.requires_grad},
-                "plan": _plan_text(plan),
-                "optimisers": [o.state_dict() for o in optimisers],
-                "step": step,
-            },
-            part,
-        )
-        log_path.write_text("".join(json.dumps(row) + "\n" for row in log))
-        part.replace(checkpoint)
-
-    began = saved = told = time.monotonic()
+    work_of = model, data, plan, loss_fn
+    team = _Team([*trained.values()], work_of) if on_cpu and plan.workers > 1 else None
+    began = saved_at = told = time.monotonic()
     spent = log[-1]["seconds"] if log else 0.0
-    try:
-        for step in range(first, plan.steps):
-            grads, loss = team.gradients(step)
-            norm = float(grads.norm())
-            grads.mul_(min(1.0, 1.0 / (norm + 1e-6)))
-            at = 0
-            for p in trained:
-                p.grad = grads[at : at + p.numel()].view_as(p)
-                at += p.numel()
-            factor = learning_rate(plan, step)
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = group["peak"] * factor
-                optimiser.step()
-            now = time.monotonic()
-            log.append(
-                {
-                    "step": step,
-                    "loss": round(loss, 5),
-                    "grad_norm": round(norm, 4),
-                    "seconds": round(spent + now - began, 1),
-                }
+    for step in range(first, plan.steps):
+        last = step + 1 == plan.steps
+        if team:
+            loss = team.gradients(step)
+        else:
+            micros = range(plan.batch // plan.micro)
+            loss = sum(_backward(*work_of, step, index) for index in micros)
+        norm = float(nn.utils.clip_grad_norm_(trained.values(), 1.0))
+        factor = learning_rate(plan, step)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimiser.step()
+            optimiser.zero_grad()
+        now = time.monotonic()
+        row = {"step": step, "loss": round(loss, 5), "grad_norm": round(norm, 4)}
+        log.append({**row, "seconds": round(spent + now - began, 1)})
+        if watch and plan.watch_every and (last or (step + 1) % plan.watch_every == 0):
+            log[-1].update(watch())
+        if now - told > 20 or last:
+            told = now
+            rate = (step + 1 - first) * plan.batch / (now - began)
+            left = (plan.steps - step - 1) * plan.batch / rate
+            recent = np.mean([row["loss"] for row in log[-20:]])
+            say(
+                f"step {step + 1}/{plan.steps} loss {recent:.3f} "
+                f"{rate:,.0f} tokens/s, {left / 60:.0f} min left"
             )
-            last = step + 1 == plan.steps
-            if watch and plan.watch_every and (last or (step + 1) % plan.watch_every == 0):
-                log[-1].update(watch())
-            if now - told > 20 or step + 1 == plan.steps:
-                told = now
-                rate = (step + 1 - first) * plan.batch / (now - began)
-                left = (plan.steps - step - 1) * plan.batch / rate
-                recent = np.mean([row["loss"] for row in log[-20:]])
-                say(
-                    f"step {step + 1}/{plan.steps} loss {recent:.3f} "
-                    f"{rate:,.0f} tokens/s, {left / 60:.0f} min left"
-                )
-            if now - saved > plan.save_every or step + 1 == plan.steps:
-                saved = now
-                save(step + 1)
-    finally:
-        team.close()
+        if now - saved_at > plan.save_every or last:
+            saved_at = now
+            log_path.write_text("".join(json.dumps(row) + "\n" for row in log))
+            with replacing(checkpoint) as part:
+                state = {
+                    "model": {n: p.detach() for n, p in trained.items()},
+                    "plan": plan.text(),
+                    "optimisers": [o.state_dict() for o in optimisers],
+                    "step": step + 1,
+                }
+                torch.save(state, part)
+    if team:
+        team.send(None)
     return log

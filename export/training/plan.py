@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import sys
 import time
@@ -12,9 +11,9 @@ from pathlib import Path
 import torch
 
 from draftwire.errors import ConfigError
-from draftwire.export.training.draft import DraftTrainer
+from draftwire.export.training.distil import DraftTrainer
 
-__all__ = ["Pace", "measure", "seconds_of", "tokens_before"]
+__all__ = ["Pace", "measure", "tokens_before"]
 
 _MEASURED_S = 10.0
 _QUICK_S = 1.0  # enough where many passes fit
@@ -33,8 +32,7 @@ class Pace:
     """
 
     def __init__(self, tokens_s: float, workers: int, trained: int) -> None:
-        self.tokens_s = tokens_s * workers
-        self._trained = trained
+        self.tokens_s, self._trained = tokens_s * workers, trained
 
     def say(self, tokens: int) -> str:
         """Return the plan in one sentence."""
@@ -68,13 +66,12 @@ class Pace:
 
 def measure(trainer: DraftTrainer, *, rows: int, length: int, workers: int) -> Pace:
     """Time forward and backward over random tokens for some seconds; learn nothing."""
-    architecture = trainer.draft.architecture
-    device = trainer.draft.embedding.weight.device
+    device = trainer.draft.device
     generator = torch.Generator().manual_seed(0)
-    shape = (rows, length + 1)
+    size = trainer.draft.config.get_text_config().vocab_size
     done, start = 0, time.perf_counter()
     while True:
-        ids = torch.randint(architecture.vocab_size, shape, generator=generator)
+        ids = torch.randint(size, (rows, length + 1), generator=generator)
         trainer.loss(ids.to(device)).backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -87,19 +84,6 @@ def measure(trainer: DraftTrainer, *, rows: int, length: int, workers: int) -> P
     trainer.zero_grad(set_to_none=True)
     trained = sum(p.numel() for p in trainer.parameters() if p.requires_grad)
     return Pace((done - 1) * rows * length / passed, workers, trained)
-
-
-def seconds_of(text: str) -> float:
-    """Return the seconds of "2h", "90m" or "1h30m".
-
-    Raises:
-        ConfigError: It is none of these.
-    """
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?", text.strip())
-    if found is None or not any(found.groups()):
-        raise ConfigError(f"a budget of {text!r}", hint="write 2h, 90m or 1h30m")
-    hours, minutes = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes
 
 
 def tokens_before(work: Path) -> int | None:

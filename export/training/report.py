@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from draftwire.io import write_text, write_whole
+
 __all__ = ["write_report"]
 
 SCHEMA = "draftwire.training/1"
@@ -25,7 +27,7 @@ def write_report(
     log: Sequence[Mapping[str, float]],
     held_out: Mapping[str, Mapping[str, Any]],
     say: Callable[[str], None],
-) -> Path:
+) -> None:
     """Write ``report.json`` and ``report.png``.
 
     Args:
@@ -34,10 +36,7 @@ def write_report(
         settings: What was asked for.
         log: A row a step; rows with "accepted" were looks at held-out text.
         held_out: Results on held-out text, by file.
-        say: Is told when there is no picture, and why.
-
-    Returns:
-        The document's path.
+        say: Is told where it is, and when there is no picture, why.
     """
     document = {
         "schema": SCHEMA,
@@ -50,15 +49,12 @@ def write_report(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = folder / "report.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1) + "\n")
-    part.replace(path)
+    write_text(folder / "report.json", json.dumps(document, indent=1) + "\n")
     if find_spec("matplotlib") is None:
         say("no report.png: pictures need matplotlib, pip install 'draftwire[plots]'")
     else:
-        _draw(folder / "report.png", kind, log)
-    return path
+        write_whole(folder / "report.png", lambda path: _draw(path, kind, log))
+    say(f"report: {folder / 'report.json'}")
 
 
 def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
@@ -68,40 +64,23 @@ def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
     from matplotlib import pyplot
 
     looks = [row for row in log if "accepted" in row]
-    figure, axes = pyplot.subplots(
+    figure, ((left, *more),) = pyplot.subplots(
         1, 2 if looks else 1, figsize=(8.4 if looks else 4.6, 3.1), squeeze=False
     )
-    left = axes[0][0]
-    steps = [row["step"] + 1 for row in log]
     losses = [row["loss"] for row in log]
     window = max(1, len(log) // 25)
-    if window > 1:
-        left.plot(steps, losses, linewidth=0.6, color="#9ab8d6", label="each step")
-    mean = [
-        sum(losses[max(0, i - window + 1) : i + 1]) / (i + 1 - max(0, i - window + 1))
-        for i in range(len(losses))
-    ]
-    words = f"mean of {window} steps" if window > 1 else "each step"
-    left.plot(steps, mean, linewidth=1.6, color="#1f5a96", label=words)
+    mean = [sum(p) / len(p) for i in range(len(log)) if (p := losses[: i + 1][-window:])]
+    steps = range(1, len(log) + 1)
+    left.plot(steps, losses, linewidth=0.6, color="#9ab8d6", label="each step")
+    left.plot(steps, mean, linewidth=1.6, color="#1f5a96", label=f"mean of {window} steps")
     what = "distillation loss" if kind == "draft" else "cross-entropy"
     left.set(xlabel="step", ylabel=f"{what} (nats per token)", ylim=(0, None))
     left.legend(frameon=False, fontsize="small")
-    if looks:
-        right = axes[0][1]
-        right.plot(
-            [row["step"] + 1 for row in looks],
-            [row["accepted"] for row in looks],
-            marker="o",
-            color="#b3541e",
-        )
-        right.set(
-            xlabel="step", ylabel="accepted of 4, greedy", ylim=(0, 4.1), xlim=(0, None)
-        )
+    for right in more:
+        accepted = [row["accepted"] for row in looks]
+        right.plot([row["step"] + 1 for row in looks], accepted, "o-", color="#b3541e")
+        right.set(xlabel="step", ylabel="accepted of 4, greedy", ylim=(0, 4.1))
         right.set_title("held-out text", fontsize="medium")
-    for each in axes[0]:
-        each.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format="png", dpi=130)
+    figure.savefig(path, format="png", dpi=130)
     pyplot.close(figure)
-    part.replace(path)

@@ -1,10 +1,12 @@
-"""Text files to token streams, cut into parts that share no document."""
+"""Text files as token streams, cut into parts that share no document."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,28 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.training.base import Base
+from draftwire.export.training.loop import Stream
+from draftwire.io import write_text
+from draftwire.tokenizer import load_tokenizer
 
-__all__ = ["encode", "read_documents", "split_documents"]
+__all__ = [
+    "TrainingText",
+    "check_work",
+    "deal_file",
+    "encode",
+    "prepare_text",
+    "read_documents",
+    "split_documents",
+]
 
 # Paragraphs of a plain text are joined to pieces of about this many characters, so that
 # a piece still has sentences that belong together.
 _PIECE = 2000
 _FIELDS = ("text", "turns", "prompt", "content")
+TRAIN, HELD = "train", "held"
+_SHARES = {HELD: 0.04, TRAIN: 0.96}
+_LEAST_TRAIN, _LEAST_HELD = 600, 100  # tokens; below that a result means nothing
 
 
 def read_documents(path: str | Path) -> list[str]:
@@ -44,22 +61,16 @@ def read_documents(path: str | Path) -> list[str]:
             f"{path} is not UTF-8 text", hint="convert it, or give another file"
         ) from exc
     if path.suffix == ".jsonl":
-        documents = [
-            _document(path, number, line)
-            for number, line in enumerate(text.splitlines(), 1)
-            if line.strip()
-        ]
+        lines = enumerate(text.splitlines(), 1)
+        documents = [_document(path, n, line) for n, line in lines if line.strip()]
     else:
-        documents, piece = [], ""
+        documents = [""]
         for paragraph in re.split(r"\n\s*\n", text):
-            if not paragraph.strip():
-                continue
-            piece += paragraph.strip("\n") + "\n\n"
-            if len(piece) >= _PIECE:
-                documents.append(piece)
-                piece = ""
-        documents += [piece] if piece else []
-    if not documents:
+            if paragraph.strip():
+                if len(documents[-1]) >= _PIECE:
+                    documents.append("")
+                documents[-1] += paragraph.strip("\n") + "\n\n"
+    if not any(documents):
         raise ConfigError(f"{path} holds no text")
     return documents
 
@@ -105,6 +116,21 @@ def split_documents(
     return parts
 
 
+def deal_file(
+    path: str | Path, *, held_out: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Return a file's documents to learn from and those held out.
+
+    Of one long paragraph the end is held out.
+    """
+    documents = read_documents(path)
+    if len(documents) == 1:
+        end = max(1, int(len(documents[0]) * (1 - held_out)))
+        return [documents[0][:end]], [documents[0][end:]]
+    parts = split_documents(documents, {HELD: held_out, TRAIN: 1 - held_out}, seed=seed)
+    return parts[TRAIN], parts[HELD]
+
+
 def encode(
     tokenizer: Tokenizer, documents: Sequence[str], *, vocab_size: int, end: int | None
 ) -> NDArray[Any]:
@@ -120,17 +146,128 @@ def encode(
         ModelError: The tokenizer knows more tokens than the base.
     """
     kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-    closing = [] if end is None else [end]
-    rows = []
+    rows = [np.zeros(0, kind)]
     for at in range(0, len(documents), 256):
-        for found in tokenizer.encode_batch(
-            list(documents[at : at + 256]), add_special_tokens=False
-        ):
-            ids = found.ids + closing
-            if ids and max(ids) >= vocab_size:
+        batch = list(documents[at : at + 256])
+        for found in tokenizer.encode_batch(batch, add_special_tokens=False):
+            ids = found.ids + ([] if end is None else [end])
+            if max(ids, default=0) >= vocab_size:
                 raise ModelError(
                     f"the tokenizer makes id {max(ids)}, the base has {vocab_size} tokens",
                     hint="give the tokenizer that the base was trained with",
                 )
             rows.append(np.array(ids, kind))
-    return np.concatenate(rows) if rows else np.zeros(0, kind)
+    return np.concatenate(rows)
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Token streams of some files.
+
+    Attributes:
+        folder: Where they lie.
+        names: Of the files, in order.
+        tokens: Of each to train on.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    tokens: tuple[int, ...]
+
+    def stream(self) -> Stream:
+        """Return what is trained on, each file by its length."""
+        paths = tuple(self.folder / f"{i}.{TRAIN}.npy" for i in range(len(self.names)))
+        return Stream(paths, tuple(map(float, self.tokens)))
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Return the held-out stream of each file."""
+        return {
+            name: np.load(self.folder / f"{i}.{HELD}.npy", mmap_mode="r")
+            for i, name in enumerate(self.names)
+        }
+
+
+def prepare_text(
+    base: Base,
+    files: Sequence[str | Path],
+    work: Path,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> TrainingText:
+    """Read, split and encode text files; one part in 25 is held out.
+
+    Args:
+        base: Its tokenizer is used.
+        files: Plain text or ``.jsonl``.
+        work: Folder for the streams.
+        seed: Of the split.
+        say: Gets lines of progress.
+
+    Raises:
+        ConfigError: A file is missing, no text, or all are too small.
+        ModelError: The tokenizer does not fit the base.
+    """
+    if not files:
+        raise ConfigError("there is no text to train on", hint="--data FILE")
+    engine = load_tokenizer(base.tokenizer).engine
+    size, end = base.architecture.vocab_size, next(iter(base.eos_ids), None)
+    folder = work / "text"
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    tokens: list[tuple[int, int]] = []
+    for number, file in enumerate(map(Path, files)):
+        parts = deal_file(file, held_out=_SHARES[HELD], seed=seed)
+        streams = [encode(engine, part, vocab_size=size, end=end) for part in parts]
+        for part, stream in zip((TRAIN, HELD), streams, strict=True):
+            np.save(folder / f"{number}.{part}.npy", stream)
+        names.append(file.stem if file.stem not in names else f"{file.stem}-{number}")
+        tokens.append((len(streams[0]), len(streams[1])))
+        say(f"{file.name}: {tokens[-1][0]:,} tokens, {tokens[-1][1]:,} more held out")
+    train, held = (sum(t[i] for t in tokens) for i in (0, 1))
+    if train < _LEAST_TRAIN or min(t[1] for t in tokens) < _LEAST_HELD:
+        raise ConfigError(
+            f"the text is too small: {train:,} tokens to train on, {held:,} held out",
+            hint=f"give files of {_LEAST_HELD * 25:,} tokens or more each; a good draft "
+            "wants millions",
+        )
+    return TrainingText(folder, tuple(names), tuple(t[0] for t in tokens))
+
+
+def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:
+    """Refuse a work folder that belongs to something else.
+
+    Args:
+        work: The folder; made when it is not there.
+        asked: What decides the result, beside the files.
+        files: The text.
+
+    Raises:
+        ConfigError: It was begun with other settings, or a file cannot be read.
+    """
+    note = work / "asked.json"
+    try:
+        content = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
+    except OSError as exc:
+        raise ConfigError(
+            f"{exc.filename} cannot be read: {exc.strerror}",
+            hint="give text files with --data",
+        ) from exc
+    wanted = json.loads(json.dumps({**asked, "data": content}))
+    if note.is_file():
+        try:
+            known = dict(json.loads(note.read_text()))
+        except (TypeError, ValueError):
+            known = {}
+        different = sorted(k for k in wanted if known.get(k) != wanted[k])
+        if different:
+            raise ConfigError(
+                f"{work} holds a training with other settings ({', '.join(different)})",
+                hint="give the same settings to go on with it, or another --work folder",
+            )
+        return
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{work} cannot be written: {exc.strerror}") from exc
+    write_text(note, json.dumps(wanted, indent=1) + "\n")

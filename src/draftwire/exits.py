@@ -25,6 +25,7 @@ __all__ = [
     "exits_of_header",
     "read_exits",
     "torch_places",
+    "torch_stack",
 ]
 
 EXITS_FORMAT = "draftwire.exits/1"
@@ -199,8 +200,8 @@ def _whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def torch_places(model: Any) -> tuple[Any, Any, Any]:
-    """Find where exits go in a causal language model of transformers.
+def torch_stack(model: Any) -> tuple[Any, Any, Any]:
+    """Find the parts of a causal language model of transformers.
 
     Args:
         model: Of ``AutoModelForCausalLM``.
@@ -209,24 +210,39 @@ def torch_places(model: Any) -> tuple[Any, Any, Any]:
         Its list of layers, its last norm and its head.
 
     Raises:
-        ModelError: They are not where such models have them, or its logits are more
-            than its head's product.
+        ModelError: They are not where such models have them.
     """
-    config = model.config.get_text_config()
     stack = getattr(model, "base_model", None)
     stack = getattr(stack, "language_model", stack)
     layers = getattr(stack, "layers", None) or getattr(stack, "h", None)
     names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
     norm = next((getattr(stack, n) for n in names if hasattr(stack, n)), None)
     head = model.get_output_embeddings()
-    if layers is None or norm is None or head is None or len(layers) < 2:
+    if layers is None or norm is None or head is None:
         raise ModelError(
-            f"exits cannot be put into a {config.model_type} model: its layers, last norm "
-            "or head are not where they are looked for"
+            f"the layers, last norm or head of a {model.config.model_type} model are not "
+            "where they are looked for"
         )
-    for key in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"exits cannot be put into this {config.model_type} model: it uses {key}"
-            )
+    return layers, norm, head
+
+
+def torch_places(model: Any) -> tuple[Any, Any, Any]:
+    """Find where exits go in a causal language model; as :func:`torch_stack`.
+
+    Raises:
+        ModelError: There is no place for one, or its logits are more than its head's
+            product.
+    """
+    layers, norm, head = torch_stack(model)
+    config = model.config.get_text_config()
+    scaled = [
+        key
+        for key in ("final_logit_softcapping", "logits_scaling", "logit_scale")
+        if getattr(config, key, None) not in (None, 1, 1.0)
+    ]
+    if scaled or len(layers) < 2:
+        why = f"uses {scaled[0]}" if scaled else "has one layer"
+        raise ModelError(
+            f"exits cannot be put into this {config.model_type} model: it {why}"
+        )
     return layers, norm, head

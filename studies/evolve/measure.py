@@ -15,8 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from draftwire.export.training.evaluate import accepted_per_block, validation_loss
-from draftwire.export.training.model import KeyValues, Transformer
+from draftwire.export.training.measure import (
+    accepted_per_block,
+    distinct_4,
+    extend,
+    logits_of,
+    rows_at,
+    validation_loss,
+)
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
 __all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]
@@ -63,21 +69,20 @@ class Spoken:
         """Return how much the texts repeat themselves: distinct 4-grams over all."""
         at = self.probe.prompt_tokens
         return {
-            "distinct_4_greedy": _distinct(self.greedy[:, at:]),
-            "distinct_4_sampled": _distinct(self.sampled[:, at:]),
+            "distinct_4_greedy": round(distinct_4(self.greedy[:, at:]), 4),
+            "distinct_4_sampled": round(distinct_4(self.sampled[:, at:]), 4),
         }
 
 
 @torch.no_grad()
-def speak(target: Transformer, stream: np.ndarray, probe: Probe) -> Spoken:
+def speak(target: Any, stream: np.ndarray, probe: Probe) -> Spoken:
     """Let a target continue prompts from a held-out stream."""
     rng = np.random.default_rng(probe.seed)
     last = len(stream) - probe.prompt_tokens
     starts = rng.choice(last, probe.prompts, replace=last < probe.prompts)
-    rows = np.stack([stream[s : s + probe.prompt_tokens] for s in starts])
-    given = torch.from_numpy(rows.astype(np.int64))
+    given = rows_at(stream, starts, probe.prompt_tokens)
     generator = torch.Generator().manual_seed(probe.seed)
-    shape = (probe.count, probe.prompts, target.architecture.vocab_size)
+    shape = (probe.count, probe.prompts, target.config.vocab_size)
     uniform = torch.rand(shape, generator=generator).clamp_min(1e-9)
     noise = -torch.log(-torch.log(uniform))
     sampled = _continue(target, given, probe.count, noise)
@@ -85,18 +90,16 @@ def speak(target: Transformer, stream: np.ndarray, probe: Probe) -> Spoken:
         _continue(target, given, probe.count, None),
         sampled,
         noise,
-        F.softmax(target(sampled)[:, probe.prompt_tokens - 1 : -1].float(), -1),
+        F.softmax(logits_of(target, sampled)[:, probe.prompt_tokens - 1 : -1].float(), -1),
         probe,
     )
 
 
-def _continue(
-    target: Transformer, given: Tensor, count: int, noise: Tensor | None
-) -> Tensor:
+def _continue(target: Any, given: Tensor, count: int, noise: Tensor | None) -> Tensor:
     pieces = [given]
-    cache: KeyValues | None = None
+    cache = None
     for step in range(count):
-        logits, cache = target.extend(pieces[-1], cache)
+        logits, cache = extend(target, pieces[-1], cache)
         if noise is not None:
             logits = F.log_softmax(logits.float(), -1) + noise[step]
         pieces.append(logits.argmax(-1, keepdim=True))
@@ -104,9 +107,7 @@ def _continue(
 
 
 @torch.no_grad()
-def measure(
-    draft: Transformer, spoken: Spoken, *, suffix: bool = False
-) -> dict[str, list[float]]:
+def measure(draft: Any, spoken: Spoken, *, suffix: bool = False) -> dict[str, list[float]]:
     """Measure a draft on what a target says.
 
     Args:
@@ -124,8 +125,8 @@ def measure(
     at = slice(p - 1, -1)
     found: dict[str, list[float]] = {}
     rows: dict[str, Any] = {}
-    rows["greedy"] = draft(spoken.greedy)[:, at].argmax(-1)
-    mine = F.log_softmax(draft(spoken.sampled)[:, at].float(), -1)
+    rows["greedy"] = logits_of(draft, spoken.greedy)[:, at].argmax(-1)
+    mine = F.log_softmax(logits_of(draft, spoken.sampled)[:, at].float(), -1)
     theirs = spoken.chances
     rows["coupled"] = (mine + spoken.noise.transpose(0, 1)).argmax(-1)
     overlap = torch.minimum(mine.exp(), theirs).sum(-1)
@@ -133,7 +134,7 @@ def measure(
         choice = rows[name]
         if suffix:
             cached = torch.from_numpy(
-                suffix_choices(text.numpy(), p, draft.architecture.vocab_size)
+                suffix_choices(text.numpy(), p, draft.config.vocab_size)
             )
             choice = torch.where(cached >= 0, cached, choice)
             if name == "coupled":
@@ -174,23 +175,16 @@ def suffix_choices(texts: np.ndarray, prompt_tokens: int, vocab_size: int) -> np
 
 @torch.no_grad()
 def distance(
-    base: Transformer, target: Transformer, stream: np.ndarray, *, length: int
+    base: Any, target: Any, stream: np.ndarray, *, length: int
 ) -> dict[str, float]:
     """Return how far a target has gone: losses on held-out text, and divergence."""
     size = min(length, len(stream) - 1)
     rows = max(1, min(12, (len(stream) - 1) // size))
-    pieces = np.stack([stream[i * size :][:size] for i in range(rows)])
-    ids = torch.from_numpy(pieces.astype(np.int64))
-    mine = F.log_softmax(target(ids).float(), -1)
-    theirs = F.log_softmax(base(ids).float(), -1)
+    ids = rows_at(stream, range(0, rows * size, size), size)
+    mine, theirs = (F.log_softmax(logits_of(m, ids).float(), -1) for m in (target, base))
     divergence = (mine.exp() * (mine - theirs)).sum(-1).mean()
     return {
         "loss": round(validation_loss(target, stream, length=size), 4),
         "base_loss": round(validation_loss(base, stream, length=size), 4),
         "kl_to_base": round(float(divergence), 4),
     }
-
-
-def _distinct(texts: Tensor) -> float:
-    grams = [tuple(row[i : i + 4]) for row in texts.tolist() for i in range(len(row) - 3)]
-    return round(len(set(grams)) / max(1, len(grams)), 4)

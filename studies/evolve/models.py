@@ -15,21 +15,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from draftwire.exits import torch_stack
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.architecture import Architecture
-from draftwire.export.training.base import Base, transformer_of
-from draftwire.export.training.draft import DraftTrainer, Weights, distil_loss, make_draft
+from draftwire.export.training.base import Base, cut, model_of, save_model
+from draftwire.export.training.distil import (
+    DraftTrainer,
+    Weights,
+    distil_loss,
+    make_draft,
+)
+from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
-from draftwire.export.training.lora import add_lora, lora_tensors, merge_lora_
-from draftwire.export.training.model import Transformer, fresh_weights_
-from draftwire.export.training.store import save_checkpoint
+from draftwire.export.training.measure import logits_of, text_loss
 from draftwire.packages import load_target
 from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
+from studies.family.model import fresh_weights_
 
 __all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
 
@@ -97,8 +104,8 @@ def flops_per_token(
 ) -> float:
     """Return the arithmetic of one training token, forward and backward.
 
-    The teacher's is left out: it reads the text once for all drafts. What a draft's
-    frozen anchor says of the text is read there too.
+    The teacher's is left out: it reads the text once for all drafts, and could keep what
+    the frozen anchor of a draft says of it.
 
     Args:
         a: Shape of the draft.
@@ -129,23 +136,24 @@ class Workshop:
         made: What each model took: tokens, arithmetic, seconds.
     """
 
-    base: Transformer
+    base: Base
     texts: Texts
     budget: Budget
     work: Path
     say: Say
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def target(self, version: Version | None) -> Transformer:
+    def target(self, version: Version | None) -> Any:
         """Return a target as the verifier serves it; None is the base."""
         if version is None:
-            return self.base
+            return self.base.model
         if version.package is not None:
-            return transformer_of(load_target(version.package))
-        model = self._copy()
+            return model_of(load_target(version.package))
         b, name = self.budget, f"target.{version.name}"
+        whole = cut(self.base.model, range(self.base.architecture.layers))
         anchor = 0 if version.free else b.anchor_layers
-        add_lora(model, rank=b.rank, anchor_layers=anchor, seed=1000)
+        model = add_lora(whole, rank=b.rank, anchor_layers=anchor, seed=1000)
+        adapters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         paths = tuple(self.texts.path(d, "unseen") for d in version.domains)
         plan = Plan(
             steps=version.steps,
@@ -157,33 +165,28 @@ class Workshop:
             seed=3,
             workers=1,
         )
-        data = Stream(paths, tuple(float(self._size(p)) for p in paths))
+        data = Stream(paths, tuple(float(len(np.load(p, mmap_mode="r"))) for p in paths))
         tensors = self._once(
             name,
-            lambda folder: train(model, data, plan, _text_loss, folder, say=self.say),
+            lambda folder: train(model, data, plan, text_loss, folder, say=self.say),
             # Halves, as in the package that a verifier would load.
-            lambda: {k: v.half() for k, v in lora_tensors(model).items()},
+            lambda: {n: p.detach().half() for n, p in adapters.items()},
             {"tokens": version.steps * b.batch},
         )
-        halves = {
-            k.replace(".weight.lora_", ".lora_"): v.float() for k, v in tensors.items()
-        }
-        model.load_state_dict(halves, strict=False)
-        merge_lora_(model)
-        model.requires_grad_(False)
-        return model
+        model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
+        return model.merge_and_unload().requires_grad_(False)
 
-    def frozen(self, seed: int) -> Transformer:
+    def frozen(self, seed: int) -> Any:
         """Return the shared-backbone draft of the base."""
-        return self._distilled(f"frozen.{seed}", self.base, None, seed, None)
+        return self._distilled(f"frozen.{seed}", self.base.model, None, seed, None)
 
-    def retrained(self, version: Version, target: Transformer, seed: int) -> Transformer:
+    def retrained(self, version: Version, target: Any, seed: int) -> Any:
         """Return that draft, its trained part trained on for one version."""
         start = self.frozen(seed)
         name = f"retrained.{version.name}.{seed}"
         return self._distilled(name, target, version, seed, start)
 
-    def independent(self, seed: int, *, times: float) -> Transformer:
+    def independent(self, seed: int, *, times: float) -> Any:
         """Return a draft that shares nothing but the tokenizer.
 
         Args:
@@ -193,19 +196,22 @@ class Workshop:
         b, a = self.budget, self.base.architecture
         layers = b.anchor_layers + b.trained_layers
         shape = replace(a, layers=layers)
-        model = Transformer(shape, biased=self.base.biased)
+        model = cut(self.base.model, range(layers)).requires_grad_(True)
         fresh_weights_(model, seed=seed)
         cost = flops_per_token(shape, trained_layers=layers, head=True, length=b.length)
         steps = b.steps(times * self._unit() / cost)
         plan = self._plan(steps, seed, lr=3e-3, matrix_lr=6e-3)
-        base = self.base
+        head = self.base.model.get_output_embeddings()
 
-        def loss(model: nn.Module, ids: Tensor, _: Tensor, last: Tensor) -> Tensor:
-            student = model(ids[:, :-1])
-            return distil_loss(student, base.logits(last), ids[:, 1:], Weights())
+        def loss(model: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = head(last)
+            return distil_loss(
+                logits_of(model, ids[:, :-1]), teacher, ids[:, 1:], Weights()
+            )
 
         name = f"independent.{times:g}x.{seed}"
-        rows = self._rows(None, self.base)
+        rows = self._rows(None, self.base.model)
         tensors = self._once(
             name,
             lambda folder: train(model, rows, plan, loss, folder, say=self.say),
@@ -216,20 +222,19 @@ class Workshop:
         model.requires_grad_(False)
         return model
 
-    def sizes(self, base: Base, source: Path) -> dict[str, int]:
+    def sizes(self, source: Path) -> dict[str, int]:
         """Return the bytes of what a device would download, int8, as exported.
 
         Args:
-            base: The base.
-            source: Its folder.
+            source: The base's folder.
         """
         b = self.budget
         draft = self.frozen(b.seeds[0])
         found = {}
-        models = {"draft": draft, "base_as_draft": self.base}
+        models = {"draft": draft, "base_as_draft": self.base.model}
         for name, model in models.items():
             with tempfile.TemporaryDirectory(dir=self.work) as folder:
-                save_checkpoint(model, base, source, Path(folder) / "model.hf")
+                save_model(model, self.base, source, Path(folder) / "model.hf")
                 out = export_onnx(
                     Path(folder) / "model.hf",
                     Path(folder) / "x.draft",
@@ -237,36 +242,38 @@ class Workshop:
                     against="numpy",
                 )
                 found[name] = sum(f.stat().st_size for f in out.iterdir())
-        trained = draft.layers[b.anchor_layers :]
+        trained = torch_stack(draft)[0][b.anchor_layers :]
         found["trained_part"] = sum(p.numel() for x in trained for p in x.parameters())
         return found
 
     def _distilled(
         self,
         name: str,
-        target: Transformer,
+        target: Any,
         version: Version | None,
         seed: int,
-        start: Transformer | None,
-    ) -> Transformer:
+        start: Any | None,
+    ) -> Any:
         b = self.budget
         draft = make_draft(
             target, anchor_layers=b.anchor_layers, trained_layers=b.trained_layers
         )
         if start is not None:
-            for block, earlier in zip(draft.layers, start.layers):
-                if next(block.parameters()).requires_grad:
-                    block.load_state_dict(earlier.state_dict())
-            draft.final_norm.load_state_dict(start.final_norm.state_dict())
+            known = start.state_dict()
+            trained = {n for n, p in draft.named_parameters() if p.requires_grad}
+            draft.load_state_dict({n: known[n] for n in trained}, strict=False)
         cost = self._unit() / b.draft_tokens
         steps = b.steps(b.draft_tokens * (1.0 if version is None else b.retrain))
         plan = self._plan(steps, seed, lr=1e-3, matrix_lr=3e-3)
-        trainer = DraftTrainer(target, draft, anchor_layers=b.anchor_layers)
+        trainer = DraftTrainer(target, draft)
+        head = target.get_output_embeddings()
 
-        def loss(_: nn.Module, ids: Tensor, anchor: Tensor, last: Tensor) -> Tensor:
-            return trainer.loss_from(anchor, last, target.logits(last), ids[:, 1:])
+        def loss(_: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = head(last)
+            return trainer.loss_from(ids, last, teacher)
 
-        trained = {n: p for n, p in draft.named_parameters() if p.requires_grad}
+        learned = {n: p for n, p in draft.named_parameters() if p.requires_grad}
 
         def run(folder: Path) -> Any:
             rows = self._rows(version, target)
@@ -275,7 +282,7 @@ class Workshop:
         tensors = self._once(
             name,
             run,
-            lambda: {n: p.detach() for n, p in trained.items()},
+            lambda: {n: p.detach() for n, p in learned.items()},
             {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
         )
         draft.load_state_dict(tensors, strict=False)
@@ -304,7 +311,7 @@ class Workshop:
             workers=1,
         )
 
-    def _rows(self, version: Version | None, teacher: Transformer) -> TeacherRows:
+    def _rows(self, version: Version | None, teacher: Any) -> TeacherRows:
         b, texts = self.budget, self.texts
         if version is None:
             chosen = [(d, "seen", s) for d, s in texts.shares.items()]
@@ -324,7 +331,6 @@ class Workshop:
             folder,
             rows=max(2, tokens // b.length),
             length=b.length,
-            anchor_layers=b.anchor_layers,
             seed=5,
         )
         self.made.setdefault(
@@ -371,20 +377,3 @@ class Workshop:
         version, _, seed = rest.rpartition(".")
         if kind == "retrained" and seed == str(self.budget.seeds[-1]):
             shutil.rmtree(self.work / "rows" / version, ignore_errors=True)
-
-    def _copy(self) -> Transformer:
-        base = self.base
-        model = Transformer(base.architecture, biased=base.biased)
-        model.load_state_dict(base.state_dict())
-        return model
-
-    @staticmethod
-    def _size(path: Path) -> int:
-        import numpy as np
-
-        return len(np.load(path, mmap_mode="r"))
-
-
-def _text_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1))

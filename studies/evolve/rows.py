@@ -5,78 +5,59 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from draftwire.export.training.loop import Plan, Reader
-from draftwire.export.training.model import Transformer
+from draftwire.export.training.loop import Plan
 
 __all__ = ["TeacherRows", "make_rows"]
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """Rows of text with the states of a teacher, in a folder.
+    """Rows of text with the last states of a teacher, in a folder.
 
-    The head makes the teacher's logits of its last states exactly, and they are
-    smaller than a useful number of logits.
+    The head makes the teacher's logits of them exactly, and they are smaller than a
+    useful number of logits.  Each epoch is a shuffle of its own.
 
     Attributes:
-        folder: Holds ``ids.npy`` ``(rows, length + 1)``, ``anchor.npy`` and
-            ``last.npy`` ``(rows, length, hidden)`` float16.
+        folder: Holds ``ids.npy`` ``(rows, length + 1)`` and ``last.npy`` ``(rows, length,
+            hidden)`` float16.
     """
 
     folder: Path
 
-    def open(self) -> Reader:
-        """Return a reader; each epoch is a shuffle of its own."""
-        return _RowReader(self.folder)
-
-
-class _RowReader:
-    def __init__(self, folder: Path) -> None:
-        self._arrays = [
-            np.load(folder / f"{name}.npy", mmap_mode="r")
-            for name in ("ids", "anchor", "last")
-        ]
+    @cached_property
+    def _arrays(self) -> list[Any]:
+        return [np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in ("ids", "last")]
 
     def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
-        ids = self._arrays[0]
-        count = max(1, plan.micro // (ids.shape[1] - 1))
+        """Return ids and last states of a micro-batch."""
+        size, width = self._arrays[0].shape
+        count = max(1, plan.micro // (width - 1))
         first = (step * (plan.batch // plan.micro) + index) * count
         chosen = []
         for at in range(first, first + count):
-            epoch, row = divmod(at, len(ids))
-            chosen.append(_order(plan.seed, epoch, len(ids))[row])
-        picked = np.sort(np.array(chosen))
-        ids, anchor, last = (torch.from_numpy(a[picked]) for a in self._arrays)
-        return ids.long(), anchor.float(), last.float()
-
-
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    key = (seed, epoch, rows)
-    if key not in _orders:
-        _orders.clear() if len(_orders) > 8 else None
-        _orders[key] = np.random.default_rng((seed, epoch)).permutation(rows)
-    return _orders[key]
+            epoch, row = divmod(at, size)
+            chosen.append(np.random.default_rng((plan.seed, epoch)).permutation(size)[row])
+        ids, last = (torch.from_numpy(a[np.sort(chosen)]) for a in self._arrays)
+        return ids.long(), last.float()
 
 
 @torch.no_grad()
 def make_rows(
-    teacher: Transformer,
+    teacher: Any,
     streams: Sequence[np.ndarray],
     shares: Sequence[float],
     folder: Path,
     *,
     rows: int,
     length: int,
-    anchor_layers: int,
     seed: int,
     batch: int = 16,
 ) -> TeacherRows:
@@ -89,7 +70,6 @@ def make_rows(
         folder: Where the rows go.
         rows: How many.
         length: Tokens of a row.
-        anchor_layers: After how many layers the residual stream is kept.
         seed: Of the choice of rows.
         batch: Rows at a time.
     """
@@ -105,16 +85,11 @@ def make_rows(
         start = int(rng.integers(0, max(1, len(stream) - length - 1)))
         piece = stream[start : start + length + 1]
         ids[row, : len(piece)] = piece
-    shape = (rows, length, teacher.architecture.hidden)
-    anchor, last = np.empty(shape, np.float16), np.empty(shape, np.float16)
+    last = np.empty((rows, length, teacher.config.hidden_size), np.float16)
     for at in range(0, rows, batch):
         text = torch.from_numpy(ids[at : at + batch, :-1].astype(np.int64))
-        if anchor_layers:
-            states, (kept,) = teacher.hidden(text, (anchor_layers,))
-        else:
-            states, kept = teacher.hidden(text)[0], teacher.embedding(text)
-        anchor[at : at + batch], last[at : at + batch] = kept.half(), states.half()
-    for name, array in (("ids", ids), ("anchor", anchor), ("last", last)):
+        last[at : at + batch] = teacher.base_model(text).last_hidden_state.half()
+    for name, array in (("ids", ids), ("last", last)):
         part = folder / f"{name}.part.npy"
         np.save(part, array)
         os.replace(part, folder / f"{name}.npy")

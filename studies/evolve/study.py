@@ -99,7 +99,6 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
     began = time.process_time()
     study.work.mkdir(parents=True, exist_ok=True)
     base = read_base(study.base)
-    base.model.requires_grad_(False)
     texts = make_texts(base, study.domains, study.corpus, study.work, seed=1, say=say)
     known = set(texts.tokens)
     for version in study.versions:
@@ -109,12 +108,12 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
                 "no text of this study",
                 hint=f"there are {', '.join(sorted(known))}",
             )
-    shop = Workshop(base.model, texts, study.budget, study.work, say)
+    shop = Workshop(base, texts, study.budget, study.work, say)
     bench = _Bench(study, shop, texts, say)
     bench.run()
     document = bench.document
     if "bytes" not in document:
-        document["bytes"] = shop.sizes(base, study.base)
+        document["bytes"] = shop.sizes(study.base)
     document["cpu_seconds"] = round(
         document.get("cpu_seconds", 0.0) + time.process_time() - began, 1
     )
@@ -187,7 +186,7 @@ class _Bench:
                     stream = self.texts.stream(domain, "val")
                     entry["domains"][domain] = {
                         **distance(
-                            self.shop.base,
+                            self.shop.base.model,
                             target,
                             stream,
                             length=self.study.budget.length,
@@ -197,7 +196,7 @@ class _Bench:
                     }
             self.save()
         if "stale" in arms:
-            self.measured("stale", 0, lambda: self.shop.base)
+            self.measured("stale", 0, lambda: self.shop.base.model)
         for seed in seeds:
             for arm in ("frozen", "suffix"):
                 if arm in arms:

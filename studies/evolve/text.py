@@ -113,7 +113,7 @@ def make_texts(
     folder.mkdir(parents=True, exist_ok=True)
     engine = load_tokenizer(base.tokenizer).engine
     end = base.eos_ids[0] if base.eos_ids else None
-    size = base.model.architecture.vocab_size
+    size = base.architecture.vocab_size
     parts, shares = _reference(corpus, names) if corpus else ({}, {})
     for domain in domains:
         documents = read_documents(domain.path)

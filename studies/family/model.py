@@ -1,22 +1,15 @@
-"""The reference family's Llama: its shape, its first weights, its files.
-
-Parameter names and maths are those of Hugging Face's ``LlamaForCausalLM``, so a state
-dict saved here loads there, and ``draftwire export onnx`` reads either.
-"""
+"""The reference family's Llama: its shape, and first weights for any model."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+import transformers
+from torch import nn
 
-from draftwire.export.sources.architecture import read_architecture
-from draftwire.export.training.model import Transformer, fresh_weights_
-
-__all__ = ["Llama", "LlamaConfig", "load_llama", "save_llama"]
+__all__ = ["LlamaConfig", "fresh_weights_", "new_llama"]
 
 
 @dataclass(frozen=True)
@@ -35,47 +28,32 @@ class LlamaConfig:
     tie_word_embeddings: bool = True
 
 
-class Llama(Transformer):
-    """Decoder-only transformer with rotary positions and a tied head.
+def new_llama(config: LlamaConfig, *, seed: int) -> Any:
+    """Return a model with random weights, all of it to be trained."""
+    shape = transformers.LlamaConfig(
+        hidden_act="silu", bos_token_id=0, eos_token_id=0, **asdict(config)
+    )
+    model = transformers.LlamaForCausalLM(shape).float().eval()
+    fresh_weights_(model, seed=seed)
+    return model
+
+
+def fresh_weights_(model: Any, *, seed: int) -> None:
+    """Give ``model`` random first weights, in place.
 
     Args:
-        config: Its shape.
-        seed: Of the initial weights.
+        model: Of transformers, Llama or GPT-NeoX shape.
+        seed: Of the weights.
+
+    Source:
+        Radford et al. 2019, GPT-2: 0.02, and less on the way into the residual stream.
     """
-
-    def __init__(self, config: LlamaConfig, *, seed: int = 0) -> None:
-        if not config.tie_word_embeddings:
-            raise ValueError("the reference family ties its head to its embeddings")
-        fields = {"model_type": "llama", "hidden_act": "silu", **asdict(config)}
-        super().__init__(read_architecture("the reference family", fields))
-        self.config = config
-        fresh_weights_(self, seed=seed)
-
-
-def save_llama(model: Llama, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write ``model`` as a Hugging Face directory: config.json, model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        **asdict(model.config),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    weights = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def load_llama(folder: Path) -> Llama:
-    """Read a model that :func:`save_llama` wrote, in float32."""
-    fields = json.loads((folder / "config.json").read_text())
-    names = LlamaConfig.__dataclass_fields__
-    model = Llama(LlamaConfig(**{k: v for k, v in fields.items() if k in names}))
-    weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({k: v.float() for k, v in weights.items()})
-    return model
+    generator = torch.Generator().manual_seed(seed)
+    ends = ("o_proj.weight", "down_proj.weight", "dense.weight", "dense_4h_to_h.weight")
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            depth = model.config.num_hidden_layers if name.endswith(ends) else 0.5
+            scale = 0.02 / (2 * depth) ** 0.5
+            nn.init.normal_(weight, std=scale, generator=generator)
+        elif name.endswith(".bias"):
+            nn.init.zeros_(weight)

@@ -6,10 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors.numpy import load_file
-
 from draftwire.errors import ConfigError
-from draftwire.export.adapter import write_evolved_target
+from draftwire.export.adapter import read_adapter, write_evolved_target
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.training.loop import Plan
@@ -90,11 +88,11 @@ def make_family(
         ),
     ]
     for evolution in settings.evolutions:
-        adapter = load_file(work / f"{evolution.version}.adapter.safetensors")
+        adapter, scale = read_adapter(work / f"{evolution.version}.adapter")
         packages.append(
             write_evolved_target(
                 adapter,
-                1.0,
+                scale,
                 out / "v1.target",
                 out / f"{evolution.version}.target",
                 version=evolution.version,

@@ -13,25 +13,25 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.training.draft import DraftTrainer, make_draft
-from draftwire.export.training.evaluate import acceptance, validation_loss
+from draftwire.export.sources.transformers_model import load_model
+from draftwire.export.training.distil import DraftTrainer, make_draft
+from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
-from draftwire.export.training.lora import add_lora, lora_tensors, merge_lora_
+from draftwire.export.training.measure import acceptance, text_loss, validation_loss
 from studies.family.corpus import (
     DOMAINS,
     build_tokenizer,
     encode_parts,
     split_documents,
 )
-from studies.family.model import Llama, LlamaConfig, load_llama, save_llama
+from studies.family.model import LlamaConfig, new_llama
 
 __all__ = ["Evolution", "FamilySettings", "build_family", "load_evolved"]
 
@@ -104,11 +104,6 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _text_loss(model: nn.Module, ids: Tensor) -> Tensor:
-    logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].reshape(-1))
-
-
 def _distil_loss(model: nn.Module, ids: Tensor) -> Tensor:
     assert isinstance(model, DraftTrainer)
     return model.loss(ids)
@@ -147,17 +142,17 @@ def _mixture(work: Path) -> Stream:
     )
 
 
-def make_base(work: Path, settings: FamilySettings, say: Say) -> Llama:
+def make_base(work: Path, settings: FamilySettings, say: Say) -> Any:
     """Train the base target, or load it when it is there."""
     if not (work / "v1.hf" / "model.safetensors").exists():
-        model = Llama(settings.config, seed=settings.seed).to(_device())
+        model = new_llama(settings.config, seed=settings.seed).to(_device())
         plan = Plan(steps=settings.base_steps, seed=settings.seed, workers=settings.workers)
-        train(model, _mixture(work), plan, _text_loss, work / "v1", say=say)
-        save_llama(model.cpu(), work / "v1.hf")
-    return load_llama(work / "v1.hf")
+        train(model, _mixture(work), plan, text_loss, work / "v1", say=say)
+        model.cpu().save_pretrained(work / "v1.hf")
+    return load_model(work / "v1.hf")
 
 
-def make_frozen_draft(work: Path, base: Llama, settings: FamilySettings, say: Say) -> Llama:
+def make_frozen_draft(work: Path, base: Any, settings: FamilySettings, say: Say) -> Any:
     """Distil the draft, or load it when it is there."""
     if not (work / "draft.hf" / "model.safetensors").exists():
         draft = make_draft(
@@ -165,7 +160,7 @@ def make_frozen_draft(work: Path, base: Llama, settings: FamilySettings, say: Sa
             anchor_layers=settings.anchor_layers,
             trained_layers=settings.trained_layers,
         )
-        trainer = DraftTrainer(base, draft, anchor_layers=settings.anchor_layers)
+        trainer = DraftTrainer(base, draft)
         plan = Plan(
             steps=settings.draft_steps,
             seed=settings.seed + 1,
@@ -182,23 +177,19 @@ def make_frozen_draft(work: Path, base: Llama, settings: FamilySettings, say: Sa
             work / "draft",
             say=say,
         )
-        layers = settings.anchor_layers + settings.trained_layers
-        result = Llama(replace(settings.config, num_hidden_layers=layers))
-        result.load_state_dict(draft.cpu().state_dict())
-        save_llama(result, work / "draft.hf")
-    return load_llama(work / "draft.hf")
+        draft.cpu().save_pretrained(work / "draft.hf")
+    return load_model(work / "draft.hf")
 
 
 def make_evolved(
     work: Path, evolution: Evolution, settings: FamilySettings, say: Say
 ) -> None:
     """Train the adapters of one evolved target, unless they are there."""
-    path = work / f"{evolution.version}.adapter.safetensors"
-    if path.exists():
+    folder = work / f"{evolution.version}.adapter"
+    if (folder / "adapter_config.json").exists():
         return
-    model = load_llama(work / "v1.hf")
-    add_lora(
-        model,
+    model = add_lora(
+        load_model(work / "v1.hf"),
         rank=settings.rank,
         anchor_layers=settings.anchor_layers,
         seed=settings.seed * 1000,
@@ -213,27 +204,18 @@ def make_evolved(
         lengths=((1.0, 256),),
         workers=settings.workers,
     )
-    train(model.to(_device()), data, plan, _text_loss, work / evolution.version, say=say)
-    tensors = {k: v.cpu().to(torch.float16) for k, v in lora_tensors(model).items()}
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.replace(path)
+    train(model.to(_device()), data, plan, text_loss, work / evolution.version, say=say)
+    part = folder.with_suffix(".part")
+    model.cpu().save_pretrained(part, save_embedding_layers=False)
+    part.rename(folder)
 
 
-def load_evolved(work: Path, version: str, settings: FamilySettings) -> Llama:
-    """Return the evolved target with its adapters merged."""
-    from safetensors.torch import load_file
+def load_evolved(work: Path, version: str) -> Any:
+    """Return the evolved target with its adapter merged."""
+    from peft import PeftModel
 
-    model = load_llama(work / "v1.hf")
-    add_lora(model, rank=settings.rank, anchor_layers=settings.anchor_layers, seed=0)
-    adapters = {
-        k.replace(".weight.lora_", ".lora_"): v.float()
-        for k, v in load_file(work / f"{version}.adapter.safetensors").items()
-    }
-    missing = model.load_state_dict(adapters, strict=False)
-    assert not missing.unexpected_keys, missing
-    merge_lora_(model)
-    return model
+    model = load_model(work / "v1.hf")
+    return PeftModel.from_pretrained(model, work / f"{version}.adapter").merge_and_unload()
 
 
 def _part_for(version: str, domain: str, settings: FamilySettings) -> bool:
@@ -241,7 +223,7 @@ def _part_for(version: str, domain: str, settings: FamilySettings) -> bool:
 
 
 def evaluate_family(
-    work: Path, base: Llama, draft: Llama, settings: FamilySettings, say: Say
+    work: Path, base: Any, draft: Any, settings: FamilySettings, say: Say
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Measure losses and the draft's acceptance on held-out text of every domain.
 
@@ -256,7 +238,7 @@ def evaluate_family(
     torch.set_num_threads(1)  # OpenMP barriers on busy cores cost more than they gain
     targets = {"v1": base}
     for evolution in settings.evolutions:
-        targets[evolution.version] = load_evolved(work, evolution.version, settings)
+        targets[evolution.version] = load_evolved(work, evolution.version)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for version, target in targets.items():
         result[version] = {}

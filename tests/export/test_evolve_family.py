@@ -13,7 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
-for library in ("torch", "transformers", "safetensors", "onnx", "onnxruntime"):
+for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 

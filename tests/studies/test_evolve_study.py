@@ -15,8 +15,8 @@ pytestmark = pytest.mark.workstation
 
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.export.training.base import read_base  # noqa: E402
-from draftwire.export.training.draft import make_draft  # noqa: E402
-from draftwire.export.training.evaluate import accepted_per_block  # noqa: E402
+from draftwire.export.training.distil import make_draft  # noqa: E402
+from draftwire.export.training.measure import accepted_per_block  # noqa: E402
 from studies.evolve.__main__ import main  # noqa: E402
 from studies.evolve.measure import (  # noqa: E402
     Probe,
@@ -50,6 +50,11 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(models):
     return read_base(models("llama")).model
+
+
+@pytest.fixture(scope="module")
+def shape(models):
+    return read_base(models("llama")).architecture
 
 
 STREAM = np.array([5, 9, 33, 70, 4] * 40, np.uint16)
@@ -105,10 +110,10 @@ def test_the_suffix_cache_follows_what_was_said_before():
     assert (found[2] == -1).all(), "a new text is the draft's"
 
 
-def test_arithmetic_is_counted(base):
-    a = base.architecture
+def test_arithmetic_is_counted(base, shape):
+    a = shape
     whole = flops_per_token(a, trained_layers=2, head=True, length=32)
-    layers = sum(p.numel() for p in base.layers[0].parameters() if p.ndim == 2) * 2
+    layers = sum(p.numel() for p in base.model.layers[0].parameters() if p.ndim == 2) * 2
     vocab = a.vocab_size * a.hidden
     assert whole == pytest.approx(6 * layers + 8 * vocab, rel=0.2)
     assert flops_per_token(a, trained_layers=1, head=False, length=32) < whole

@@ -6,37 +6,64 @@ drafts is accepted up to the first position where the draft's choice is not the 
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from draftwire.export.training.model import Transformer
+__all__ = [
+    "acceptance",
+    "accepted_per_block",
+    "continuations",
+    "distinct_4",
+    "extend",
+    "logits_of",
+    "rows_at",
+    "text_loss",
+    "validation_loss",
+]
 
-__all__ = ["acceptance", "accepted_per_block", "continuations", "validation_loss"]
+
+def logits_of(model: Any, ids: Tensor) -> Tensor:
+    """Return logits ``(batch, length, vocab)`` for ``ids`` ``(batch, length)``."""
+    found: Tensor = model(ids, use_cache=False).logits
+    return found
+
+
+def extend(model: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    """Return the logits ``(batch, vocab)`` after the last of ``ids``, and the cache."""
+    found = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return found.logits[:, -1], found.past_key_values
+
+
+def text_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return the mean cross-entropy on ``ids`` ``(rows, length + 1)``."""
+    logits = logits_of(model, ids[:, :-1]).float()
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1))
+
+
+def rows_at(stream: np.ndarray, starts: Any, length: int) -> Tensor:
+    """Return ``(n, length)`` pieces of a token stream."""
+    return torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype("i8"))
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, stream: np.ndarray, *, length: int = 512) -> float:
+def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) -> float:
     """Return the mean cross-entropy in nats per token on a held-out stream."""
     rows = min(24, (len(stream) - 1) // length)
     if rows < 1:
         length, rows = len(stream) - 1, 1
-    total, count = 0.0, 0
-    for row in range(rows):
-        at = row * ((len(stream) - length - 1) // max(1, rows - 1)) if rows > 1 else 0
-        ids = torch.from_numpy(stream[at : at + length + 1].astype(np.int64))[None]
-        logits = model(ids[:, :-1])[0].float()
-        total += float(F.cross_entropy(logits, ids[0, 1:], reduction="sum"))
-        count += length
-    return total / count
+    gap = (len(stream) - length - 1) // max(1, rows - 1)
+    starts = [row * gap for row in range(rows)]
+    losses = [float(text_loss(model, rows_at(stream, [s], length + 1))) for s in starts]
+    return sum(losses) / rows
 
 
 @torch.no_grad()
 def continuations(
-    model: Transformer, prompts: Tensor, *, count: int, temperature: float, seed: int
+    model: Any, prompts: Tensor, *, count: int, temperature: float, seed: int
 ) -> Tensor:
     """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens each, ``(n, p + count)``.
 
@@ -48,9 +75,9 @@ def continuations(
         seed: Of the sampling.
     """
     generator = torch.Generator().manual_seed(seed)
-    pieces, cache, given = [prompts], None, prompts
+    pieces, cache = [prompts], None
     for _ in range(count):
-        logits, cache = model.extend(given, cache)
+        logits, cache = extend(model, pieces[-1], cache)
         if temperature == 0:
             given = logits.argmax(-1, keepdim=True)
         else:
@@ -78,10 +105,16 @@ def accepted_per_block(agrees: np.ndarray, block: int) -> float:
     return accepted / max(1, blocks)
 
 
+def distinct_4(texts: Tensor) -> float:
+    """Return the share of distinct 4-grams; low where a text loops."""
+    grams = [tuple(row[i : i + 4]) for row in texts.tolist() for i in range(len(row) - 3)]
+    return len(set(grams)) / max(1, len(grams))
+
+
 @torch.no_grad()
 def acceptance(
-    target: Transformer,
-    draft: Transformer,
+    target: Any,
+    draft: Any,
     stream: np.ndarray,
     *,
     prompts: int = 24,
@@ -102,24 +135,17 @@ def acceptance(
     """
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, max(1, len(stream) - prompt_tokens), prompts)
-    rows = np.stack([stream[s : s + prompt_tokens] for s in starts]).astype(np.int64)
-    given = torch.from_numpy(rows).to(target.embedding.weight.device)
+    given = rows_at(stream, starts, prompt_tokens).to(target.device)
     text = continuations(target, given, count=count, temperature=0, seed=seed)
     at = slice(prompt_tokens - 1, -1)
-    agrees = (draft(text)[:, at].argmax(-1) == text[:, prompt_tokens:]).cpu().numpy()
+    choice = logits_of(draft, text)[:, at].argmax(-1)
+    agrees = (choice == text[:, prompt_tokens:]).cpu().numpy()
     sampled = continuations(target, given, count=count, temperature=1, seed=seed)
-    p = F.softmax(target(sampled)[:, at].float(), -1)
-    q = F.softmax(draft(sampled)[:, at].float(), -1)
-    grams = [
-        tuple(row[i : i + 4])
-        for row in text[:, prompt_tokens:].tolist()
-        for i in range(len(row) - 3)
-    ]
+    p, q = (F.softmax(logits_of(m, sampled)[:, at].float(), -1) for m in (target, draft))
     found = {
         "greedy_per_block": accepted_per_block(agrees, block),
         "greedy": float(agrees.mean()),
         "overlap": float(torch.minimum(p, q).sum(-1).mean()),
-        "distinct_4": len(set(grams)) / len(grams),
+        "distinct_4": distinct_4(text[:, prompt_tokens:]),
     }
-    assert all(math.isfinite(v) for v in found.values())
-    return {k: round(v, 4) for k, v in found.items()}
+    return {name: round(value, 4) for name, value in found.items()}

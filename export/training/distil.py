@@ -1,0 +1,123 @@
+"""The frozen draft: the base's embeddings, first layers and head around a trained part.
+
+The anchor layers, the embeddings and the head are copies of the base's and never
+trained; the layers between them start as copies of the base's last ones and learn to
+stand for everything that is left out.
+
+Source:
+    FlexSpec (shared-backbone draft, feature regression and distillation),
+    https://arxiv.org/abs/2601.00644.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from draftwire.errors import ConfigError
+from draftwire.exits import torch_stack
+from draftwire.export.training.base import cut
+
+__all__ = ["DraftTrainer", "Weights", "distil_loss", "make_draft"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the parts of the loss beside the divergence from the teacher.
+
+    Attributes:
+        hard: Cross-entropy with the text itself.
+        feature: Regression on the teacher's last states.
+    """
+
+    hard: float = 0.1
+    feature: float = 0.1
+
+
+def make_draft(base: Any, *, anchor_layers: int, trained_layers: int) -> Any:
+    """Return an untrained draft of a model, everything but its middle frozen.
+
+    Args:
+        base: The base target, of transformers.
+        anchor_layers: Leading layers, copied and frozen.
+        trained_layers: Layers to train; they start as the base's last ones.
+
+    Raises:
+        ConfigError: The base has too few layers for that.
+    """
+    depth = len(torch_stack(base)[0])
+    if anchor_layers < 0 or trained_layers < 1 or anchor_layers + trained_layers > depth:
+        raise ConfigError(
+            f"a draft of {anchor_layers} anchor and {trained_layers} trained layers does "
+            f"not come out of a base of {depth} layers",
+            hint=f"choose 0 or more and 1 or more, together at most {depth}",
+        )
+    draft = cut(base, [*range(anchor_layers), *range(depth - trained_layers, depth)])
+    layers, norm, _ = torch_stack(draft)
+    layers[anchor_layers:].requires_grad_(True)
+    norm.requires_grad_(True)
+    return draft
+
+
+def distil_loss(
+    student: Tensor,
+    teacher: Tensor,
+    following: Tensor,
+    weights: Weights,
+    states: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return the mean loss per token of a student beside its teacher.
+
+    Args:
+        student: ``(..., vocab)`` logits.
+        teacher: ``(..., vocab)`` logits.
+        following: ``(...)`` ids of the text itself.
+        weights: Of the parts.
+        states: ``(..., hidden)`` last states of both, or None for no regression.
+    """
+    mine = F.log_softmax(student.float(), -1).flatten(0, -2)
+    theirs = F.log_softmax(teacher.float(), -1).flatten(0, -2)
+    loss = F.kl_div(mine, theirs, log_target=True, reduction="batchmean")
+    if weights.hard:
+        loss = loss + weights.hard * F.nll_loss(mine, following.reshape(-1))
+    if states is not None and weights.feature:
+        near, far = (s.float() for s in states)
+        loss = loss + weights.feature * F.smooth_l1_loss(near, far)
+    return loss
+
+
+class DraftTrainer(nn.Module):
+    """Base and draft together, with the distillation loss.
+
+    Args:
+        base: The teacher, frozen.
+        draft: From :func:`make_draft`.
+        weights: Of the parts of the loss.
+    """
+
+    def __init__(self, base: Any, draft: Any, *, weights: Weights | None = None) -> None:
+        super().__init__()
+        self.base, self.draft = base, draft
+        self._weights = weights or Weights()
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Return the mean loss on ``ids`` ``(rows, length + 1)``."""
+        with torch.no_grad():
+            said = self.base(ids[:, :-1], output_hidden_states=True, use_cache=False)
+        return self.loss_from(ids, said.hidden_states[-1], said.logits)
+
+    def loss_from(self, ids: Tensor, states: Tensor, logits: Tensor) -> Tensor:
+        """Return the mean loss, given what the base made of the text.
+
+        Args:
+            ids: ``(rows, length + 1)`` the text.
+            states: ``(rows, length, hidden)`` the base's final states.
+            logits: ``(rows, length, vocab)`` its logits.
+        """
+        mine = self.draft(ids[:, :-1], output_hidden_states=True, use_cache=False)
+        both = mine.hidden_states[-1], states
+        return distil_loss(mine.logits, logits, ids[:, 1:], self._weights, both)

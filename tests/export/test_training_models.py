@@ -1,0 +1,163 @@
+"""The models that are trained here say what transformers says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
+    pytest.importorskip(library)
+pytestmark = pytest.mark.workstation
+
+import torch  # noqa: E402
+from tiny_models import SHAPES  # noqa: E402
+
+from draftwire.errors import ConfigError, ModelError  # noqa: E402
+from draftwire.exits import torch_stack  # noqa: E402
+from draftwire.export.adapter import read_adapter, write_evolved_target  # noqa: E402
+from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.sources import package_config  # noqa: E402
+from draftwire.export.sources.architecture import read_architecture  # noqa: E402
+from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.training.base import cut, read_base, save_model  # noqa: E402
+from draftwire.export.training.distil import make_draft  # noqa: E402
+from draftwire.export.training.evolve import add_lora  # noqa: E402
+from draftwire.export.training.measure import extend, logits_of  # noqa: E402
+from draftwire.packages import load_draft, load_target  # noqa: E402
+
+IDS = list(range(3, 43))
+
+
+def said(model):
+    with torch.no_grad():
+        return logits_of(model, torch.tensor([IDS]))[0].numpy()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_base_says_what_transformers_says(models, torch_logits, tmp_path, shape):
+    """From the checkpoint, and from a package of it."""
+    expected = torch_logits(models(shape), IDS)
+    base = read_base(models(shape))
+    scale = np.abs(expected).max()
+    assert np.abs(said(base.model) - expected).max() < 1e-4 * scale
+    step, cache = extend(base.model, torch.tensor([IDS[:20]]))
+    for at in (20, 21):
+        step, cache = extend(base.model, torch.tensor([IDS[at : at + 1]]), cache)
+    step, cache = extend(base.model, torch.tensor([IDS[22:]]), cache)
+    assert np.abs(step[0].numpy() - expected[-1]).max() < 1e-4 * scale
+    out = export_onnx(
+        models(shape), tmp_path / "v1.target", role="target", precision="fp32",
+        against="numpy",
+    )  # fmt: skip
+    packaged = read_base(out)
+    for field in ("heads", "windows", "rope_of", "tied", "parallel", "score_scale"):
+        assert getattr(packaged.architecture, field) == getattr(base.architecture, field)
+    assert np.abs(said(packaged.model) - expected).max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize(
+    "shape", ["llama", "llama_tied_biased", "mistral", "qwen2", "gpt_neox"]
+)
+def test_an_older_package_says_its_shape_by_its_graph(
+    models, torch_logits, tmp_path, monkeypatch, shape
+):
+    folder = models(shape)
+    expected = torch_logits(folder, IDS)
+    target = load_target(
+        export_onnx(folder, tmp_path / "v1.target", role="target", against="numpy")
+    )
+    target.raw["made"].pop("config")
+    monkeypatch.setattr("draftwire.export.training.base.load_target", lambda _: target)
+    found = said(read_base(target.path).model)
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()  # in float16
+    draft = load_draft(
+        export_onnx(
+            folder, tmp_path / "a.draft", precision="fp32", against="numpy", context=160
+        )
+    )
+    draft.raw["made"].pop("config")
+    right, config = load_checkpoint(folder).architecture, package_config.config_of(draft)
+    shown = read_architecture("a", config)
+    assert (shown.heads, shown.feed_forward) == (right.heads, right.feed_forward)
+    assert (shown.tied, shown.parallel) == (right.tied, right.parallel)
+    np.testing.assert_allclose(shown.ropes[0].rates, right.ropes[0].rates, rtol=1e-5)
+
+
+def test_an_older_package_with_scaled_positions_is_refused(models, tmp_path):
+    target = load_target(
+        export_onnx(
+            models("llama_scaled"), tmp_path / "v1.target", role="target", against="numpy"
+        )
+    )
+    target.raw["made"].pop("config")
+    with pytest.raises(ModelError, match="scales its rotary positions"):
+        package_config.config_of(target)
+
+
+def test_an_evolved_package_is_merged(models, tmp_path):
+    v1 = export_onnx(
+        models("llama"), tmp_path / "v1.target", role="target", against="numpy"
+    )
+    base = read_base(v1)
+    model = add_lora(base.model, rank=2, anchor_layers=1, seed=1)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert names and all(".layers.1." in n for n in names)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    apart = said(model)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    tensors, scale = read_adapter(tmp_path / "adapter")
+    v2 = write_evolved_target(tensors, scale, v1, tmp_path / "v2.target", version="v2")
+    packaged = said(read_base(v2).model)
+    assert np.abs(apart - packaged).max() < 0.01 * np.abs(apart).max()
+    assert np.abs(packaged - said(read_base(v1).model)).max() > 0.5
+
+
+@pytest.mark.parametrize("shape", ["gpt_neox", "gemma3", "smollm3"])
+def test_an_adapter_begins_at_nothing(models, shape):
+    base = read_base(models(shape))
+    before = said(base.model)
+    model = add_lora(base.model, rank=2, anchor_layers=0, seed=1)
+    assert np.array_equal(said(model), before)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_draft_of_all_layers_is_its_base(models, tmp_path, shape):
+    base = read_base(models(shape))
+    draft = make_draft(base.model, anchor_layers=1, trained_layers=1)
+    assert np.array_equal(said(draft), said(base.model))
+    trained = {n for n, p in draft.named_parameters() if p.requires_grad}
+    assert trained and not [n for n in trained if "layers.0." in n or "embed" in n]
+    save_model(draft, base, models(shape), tmp_path / "d.hf")
+    again = load_checkpoint(tmp_path / "d.hf").architecture
+    assert again.windows == base.architecture.windows and again.rope_of == (
+        base.architecture.rope_of
+    )
+
+
+@pytest.mark.parametrize("shape", ["gemma3", "smollm3"])
+def test_layers_keep_their_kind_when_they_are_cut_out(models, tmp_path, shape):
+    base = read_base(models(shape))
+    last = cut(base.model, [1])
+    assert len(torch_stack(last)[0]) == 1
+    save_model(last, base, models(shape), tmp_path / "d.hf")
+    found = load_checkpoint(tmp_path / "d.hf").architecture
+    assert found.windows == base.architecture.windows[1:]
+    assert (found.rope_of[0] < 0) == (base.architecture.rope_of[1] < 0)
+
+
+def test_what_is_no_base_is_refused(models, tmp_path, model_copy):
+    base = read_base(models("llama"))
+    for anchor, trained in ((1, 0), (2, 1), (-1, 1)):
+        with pytest.raises(ConfigError, match="does not come out of a base of 2"):
+            make_draft(base.model, anchor_layers=anchor, trained_layers=trained)
+    with pytest.raises(ConfigError, match="no model directory"):
+        read_base(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no target package"):
+        read_base(tmp_path / "nowhere.target")
+    folder = model_copy()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        read_base(folder)
