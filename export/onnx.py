@@ -45,6 +45,7 @@ from draftwire.tokenizer import load_tokenizer
 __all__ = [
     "DRAFT_CONTEXT",
     "export_onnx",
+    "kept_files",
     "made_with",
     "package_fields",
     "precisions_of",
@@ -485,6 +486,16 @@ def package_fields(
             "config": plain_config(checkpoint.folder),
             **made_with(),
         },
+    }
+
+
+def kept_files(package: Any) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    """Return the fields and files of a package, to be written once more."""
+    details = ("sha256", "bytes")  # made anew, like these:
+    fields = {k: v for k, v in package.raw.items() if k not in ("format", "id", "files")}
+    return fields, {
+        name: NewFile(f.path, {k: v for k, v in f.details.items() if k not in details})
+        for name, f in package.files.items()
     }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs.tflite import PRECISIONS, build_tflite
-from draftwire.export.onnx import DRAFT_CONTEXT, package_fields
+from draftwire.export.onnx import DRAFT_CONTEXT, kept_files, package_fields
 from draftwire.export.precision.parity import (
     LIMITS,
     DraftRunner,
@@ -138,8 +138,7 @@ def export_tflite(
             origin = _from_package(package)
         else:
             origin = _from_named_checkpoint(package, Path(checkpoint), against)
-        fields = {k: v for k, v in package.raw.items() if k not in _WRITTEN}
-        files = {name: _kept(file) for name, file in package.files.items()}
+        fields, files = kept_files(package)
     fields["made"] = {**dict(fields.get("made") or {}), **_made_with(package)}
     for one in precisions:
         content = build_tflite(origin.source, one)
@@ -169,16 +168,8 @@ def export_tflite(
     return place
 
 
-_WRITTEN = ("format", "id", "files")  # write_package makes these anew
-
-
 def _is_package(source: Path) -> bool:
     return source.suffix == ".draft" or (source / "draft.json").is_file()
-
-
-def _kept(file: Any) -> NewFile:
-    details = {k: v for k, v in file.details.items() if k not in ("sha256", "bytes")}
-    return NewFile(file.path, details)
 
 
 def _precisions(wanted: str | Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Early exits for a target package: trained, calibrated, measured, and written into it.
+"""Early exits for a target: trained, calibrated, measured, and written into it.
 
 What a target says does not change, and neither does its id: exits are hints.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,28 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.exits import EXITS_FILE
-from draftwire.export.exits.data import (
+from draftwire.export.exits.heads import (
+    ExitHead,
+    Studied,
+    calibrate,
+    judge,
+    listen,
+    train_exits,
+)
+from draftwire.export.exits.package import exit_files, whole_graph, write_exits_file
+from draftwire.export.exits.texts import (
     WINDOW,
     Text,
     read_texts,
     training_batches,
     windows,
 )
-from draftwire.export.exits.model import GraphModel, StudiedModel
-from draftwire.export.exits.package import exit_files
-from draftwire.export.exits.training import (
-    ExitHead,
-    calibrate,
-    judge,
-    listen,
-    train_exits,
-)
-from draftwire.export.onnx import made_with
-from draftwire.packages import (
-    NewFile,
-    TargetPackage,
-    load_target,
-    load_tokenizer,
-    write_package,
-)
+from draftwire.export.onnx import kept_files, made_with
+from draftwire.export.settings import ExitSettings
+from draftwire.export.sources.transformers_model import load_model
+from draftwire.export.training.base import model_of
+from draftwire.export.training.begin import check_free
+from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
 from draftwire.tensors import read_tensors
 
 __all__ = ["ExitSettings", "StudiedExits", "default_layers", "export_exits", "study"]
@@ -52,41 +51,16 @@ _OWN_ROWS = 32  # texts that the target writes side by side
 
 
 @dataclass(frozen=True)
-class ExitSettings:
-    """What decides how exits come out, apart from target and text.
-
-    Attributes:
-        layers: After how many layers each exit sits; empty takes one third and two
-            thirds of them.
-        rank: Of the residuals; None takes 256, or the target's width when that is less.
-        agreement: Share of the positions where an exit speaks at which it shall name
-            the target's own most likely token.
-        tokens: To learn from.
-        seed: Of everything random.
-    """
-
-    layers: tuple[int, ...] = ()
-    rank: int | None = None
-    agreement: float = 0.9
-    tokens: int = 400_000
-    seed: int = 1
-
-
-@dataclass(frozen=True)
 class StudiedExits:
     """Exits with thresholds.
 
     Attributes:
         entries: One for each, as the manifest has them.
         tensors: Their weights, float16, by the names of the split graph.
-        rank: Of their residuals.
-        layers: After how many layers each sits.
     """
 
     entries: tuple[Mapping[str, Any], ...]
     tensors: Mapping[str, NDArray[np.float16]]
-    rank: int
-    layers: tuple[int, ...]
 
 
 def export_exits(
@@ -118,64 +92,68 @@ def export_exits(
         say: Gets lines of progress.
 
     Returns:
-        The package's folder.
+        The package's folder, or the checkpoint's.
 
     Raises:
         ConfigError: An argument is wrong, or something is in the way.
         ModelError: The target cannot be cut into parts, or no exit is of any use.
         PackageError: A package is damaged.
     """
-    settings = settings or ExitSettings()
+    target, settings = Path(target), settings or ExitSettings()
     if held_out and not data:
         raise ConfigError("--held-out goes with --data")
-    if (
-        not (Path(target) / "target.json").exists()
-        and (Path(target) / "config.json").exists()
-    ):
+    package, other = None, None if reuse is None else load_target(reuse)
+    if (target / "config.json").exists() and not (target / "target.json").exists():
         if out is not None or reuse is not None:
             raise ConfigError(
                 "exits of a checkpoint lie beside its weights and are its own: "
                 "no --out, no --reuse"
             )
-        return _for_checkpoint(
-            Path(target), data, held_out, settings, texts, replace=replace, say=say
-        )
-    package = load_target(target)
-    place = package.path if out is None else Path(out).absolute()
-    _check_place(package, place, replace=replace, inplace=out is None)
-    settings = _checked(settings, package.shape.layers, package.shape.hidden, reuse)
-    torch.set_num_threads(1)  # small products: more threads cost more than they gain
-    model = GraphModel(package)
-    if data:
+        place, has = target, (target / EXITS_FILE).exists()
+        tokenizer = load_tokenizer(target / "tokenizer.json")
+        model = _of_checkpoint(target, tokenizer.vocab_size)
+    else:
+        package = load_target(target)
+        has = package.exits is not None and out is None
+        place = _place(package, out, replace=replace)
+        whole_graph(package)
         tokenizer = load_tokenizer(package.tokenizer_path)
-        texts = read_texts(
-            list(data),
-            list(held_out),
-            tokenizer,
-            tokens=settings.tokens,
-            seed=settings.seed,
+        torch.set_num_threads(1)  # small products: more threads cost more than they gain
+        model = Studied(
+            model_of(package),
+            vocab_size=package.vocab_size,
+            context=package.context,
+            bos_id=package.bos_id,
         )
-    known = None
-    if reuse is not None:
-        known = _taken_over(load_target(reuse), model, settings)
+    if has and not replace:
+        raise ConfigError(f"{place.name} has exits already", hint="add --replace")
+    settings = _checked(settings, model, other)
+    if data:
+        texts = read_texts(
+            data, held_out, tokenizer, tokens=settings.tokens, seed=settings.seed
+        )
+    known = None if other is None else _taken_over(other, model, settings)
     studied = study(model, settings, texts=texts, known=known, say=say)
-    made = _made(settings, texts, None if reuse is None else load_target(reuse).name)
+    made = {
+        "texts": [text.name for text in texts] or ["written by the target"],
+        "tokens": settings.tokens if other is None else 0,
+        "seed": settings.seed,
+        **({"reused": other.name} if other is not None else {}),
+        **made_with(),
+        "torch": torch.__version__,
+    }
+    assert settings.rank is not None
+    if package is None:
+        file = place / EXITS_FILE
+        write_exits_file(file, studied.entries, studied.tensors, settings.rank, made)
+        say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
+        return place
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
         new = exit_files(
-            model, studied.entries, studied.tensors, studied.rank, made, Path(scratch)
+            package, studied.entries, studied.tensors, settings.rank, made, Path(scratch)
         )
-        files = {
-            name: NewFile(
-                file.path,
-                {k: v for k, v in file.details.items() if k not in ("sha256", "bytes")},
-            )
-            for name, file in package.files.items()
-        }
-        fields = {
-            key: entry
-            for key, entry in package.raw.items()
-            if key not in ("format", "id", "files", "exits")
-        }
+        fields, files = kept_files(package)
+        fields.pop("exits", None)
         written = write_package(
             place, "target", fields, files, exits=new, replace=out is None or replace
         )
@@ -183,56 +161,16 @@ def export_exits(
     return place
 
 
-def _for_checkpoint(
-    folder: Path,
-    data: Sequence[Path],
-    held_out: Sequence[Path],
-    settings: ExitSettings,
-    texts: Sequence[Text],
-    *,
-    replace: bool,
-    say: Say,
-) -> Path:
-    """Give a checkpoint that transformers serves early exits."""
-    from draftwire.export.exits.torch import TorchModel, write_exits_file
-
-    if (folder / EXITS_FILE).exists() and not replace:
-        raise ConfigError(f"{folder.name} has exits already", hint="add --replace")
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    model = TorchModel(folder, vocab_size=tokenizer.vocab_size)
-    settings = _checked(settings, model.layers, model.hidden, None)
-    if data:
-        texts = read_texts(
-            list(data),
-            list(held_out),
-            tokenizer,
-            tokens=settings.tokens,
-            seed=settings.seed,
-        )
-    studied = study(model, settings, texts=texts, say=say)
-    return write_exits_file(
-        folder,
-        studied.entries,
-        studied.tensors,
-        studied.rank,
-        _made(settings, texts, None),
-        replace=replace,
-        say=say,
+def _of_checkpoint(folder: Path, vocab_size: int) -> Studied:
+    model = load_model(folder)
+    config = model.config.get_text_config()
+    bos = config.bos_token_id
+    return Studied(
+        model,
+        vocab_size=min(int(config.vocab_size), vocab_size),
+        context=int(getattr(config, "max_position_embeddings", None) or 1 << 20),
+        bos_id=bos if isinstance(bos, int) else None,
     )
-
-
-def _made(
-    settings: ExitSettings, texts: Sequence[Text], reused: str | None
-) -> dict[str, Any]:
-    """Return how exits were made, for the manifest."""
-    return {
-        "texts": [text.name for text in texts] or ["written by the target"],
-        "tokens": 0 if reused is not None else settings.tokens,
-        "seed": settings.seed,
-        **({"reused": reused} if reused is not None else {}),
-        **made_with(),
-        "torch": torch.__version__,
-    }
 
 
 def default_layers(layers: int) -> tuple[int, ...]:
@@ -248,74 +186,58 @@ def default_layers(layers: int) -> tuple[int, ...]:
     )
 
 
-def _check_place(
-    package: TargetPackage, place: Path, *, replace: bool, inplace: bool
-) -> None:
+def _place(package: TargetPackage, out: str | Path | None, *, replace: bool) -> Path:
+    """Return where the package shall be."""
+    if out is None:
+        return package.path
+    place = Path(out).absolute()
     if place.suffix != ".target":
         raise ConfigError(
             f"a target package is called NAME.target, not {place.name}",
             hint=f"--out {place.stem}.target",
         )
-    if inplace and package.exits is not None and not replace:
-        raise ConfigError(f"{place.name} has exits already", hint="add --replace")
-    if not inplace and place.exists() and not replace:
-        raise ConfigError(
-            f"there is something at {place} already",
-            hint="choose another place, or add --replace",
-        )
+    check_free(place, replace=replace)
     if package.base is not None and package.base.path.parent != place.parent:
         raise ConfigError(
             f"an evolved target lies beside its base, {place} and "
             f"{package.base.path} do not",
             hint=f"--out {package.base.path.parent / place.name}",
         )
+    return place
 
 
 def _checked(
-    settings: ExitSettings, stack: int, width: int, reuse: str | Path | None
+    settings: ExitSettings, model: Studied, other: TargetPackage | None
 ) -> ExitSettings:
-    """Return the settings with every default filled in.
-
-    Raises:
-        ConfigError: One of them makes no sense.
-    """
-    layers, rank = settings.layers, settings.rank
-    if reuse is not None:
-        known = load_target(reuse).exits
-        if known is None:
+    """Return the settings with every default filled in."""
+    layers, rank, stack, width = settings.layers, settings.rank, model.layers, model.hidden
+    if other is not None:
+        if other.exits is None:
             raise ConfigError(
-                f"{Path(reuse).name} has no exits to take over",
+                f"{other.path.name} has no exits to take over",
                 hint="leave --reuse away: then they are trained",
             )
         if layers or rank:
             raise ConfigError("--reuse takes layers and rank over: do not give them")
-        layers, rank = tuple(exit.layer for exit in known.exits), known.rank
+        layers = tuple(exit.layer for exit in other.exits.exits)
+        rank = other.exits.rank
     layers = layers or default_layers(stack)
     if list(layers) != sorted(set(layers)) or not 1 <= layers[0] <= layers[-1] < stack:
         raise ConfigError(
             f"exits after layers {', '.join(map(str, layers))} of {stack}",
             hint=f"name layers from 1 to {stack - 1}, rising",
         )
-    if rank is not None and not 1 <= rank <= width:
+    if rank is not None and rank > width:
         raise ConfigError(f"a rank of {rank} is outside 1..{width}")
-    if not 0 < settings.agreement < 1:
-        raise ConfigError(
-            f"an agreement of {settings.agreement} is outside 0..1",
-            hint="a share such as 0.9",
-        )
+    if settings.agreement == 1:
+        raise ConfigError("an agreement of 1.0 is out of reach", hint="such as 0.9")
     if settings.tokens < _BATCH:
         raise ConfigError(f"{settings.tokens} tokens teach an exit nothing")
-    return ExitSettings(
-        layers,
-        rank or min(256, width),
-        settings.agreement,
-        settings.tokens,
-        settings.seed,
-    )
+    return replace_fields(settings, layers=layers, rank=rank or min(256, width))
 
 
 def study(
-    model: StudiedModel,
+    model: Studied,
     settings: ExitSettings,
     *,
     texts: Sequence[Text] = (),
@@ -332,23 +254,29 @@ def study(
         say: Gets lines of progress.
 
     Raises:
+        ConfigError: A text is too short.
         ModelError: No exit reaches the agreement often enough to be of use.
     """
     assert settings.rank is not None
     length = min(WINDOW, model.context)
     if not texts:
         texts = [_own_text(model, settings, length, train=known is None, say=say)]
+    for text in texts:
+        if len(text.held_out) < 2 * length:
+            raise ConfigError(
+                f"{text.name} holds {len(text.held_out)} tokens to calibrate and measure "
+                f"on, it must be {2 * length} or more"
+            )
     exits = known
     if exits is None:
         rows = max(1, _BATCH // length)
         steps = max(1, settings.tokens // (rows * length))
-        batches = training_batches(
-            texts, length=length, rows=rows, tokens=settings.tokens, seed=settings.seed
-        )
         exits = train_exits(
             model,
             settings.layers,
-            batches,
+            training_batches(
+                texts, length=length, rows=rows, steps=steps, seed=settings.seed
+            ),
             rank=settings.rank,
             steps=steps,
             seed=settings.seed,
@@ -359,7 +287,7 @@ def study(
         for half in (0, 1)
     ]
     entries: list[dict[str, Any]] = []
-    kept = []
+    tensors: dict[str, NDArray[np.float16]] = {}
     for k, layer in enumerate(settings.layers):
         threshold = calibrate([heard[k] for heard in halves[0]], settings.agreement)
         if threshold is None:
@@ -368,39 +296,39 @@ def study(
                 f"{settings.agreement:.0%} of the positions: left out"
             )
             continue
-        measured, speaks = judge([heard[k] for heard in halves[1]], threshold)
-        by_text = {
-            text.name: _row(*judge([heard[k]], threshold))
-            for text, heard in zip(texts, halves[1], strict=True)
-        }
+        heard = [of_text[k] for of_text in halves[1]]
+        row = _row(heard, threshold)
         say(
             f"the exit after layer {layer} speaks from {threshold:.3f} on: at "
-            f"{speaks:.1%} of the positions, and agrees at "
-            f"{measured or 0:.1%} of those"
+            f"{row['speaks']:.1%} of the positions, and agrees at "
+            f"{row['measured'] or 0:.1%} of those"
         )
-        row = _row(measured, speaks)
+        for name, weight in exits[k].named_parameters():
+            half = weight.detach().cpu().numpy().astype(np.float16)
+            tensors[f"exit.{len(entries)}.{name}"] = half
         entries.append(
             {
                 "layer": layer,
                 "threshold": threshold,
                 "agreement": settings.agreement,
                 **row,
-                "positions": sum(len(heard[k].sure) for heard in halves[1]),
-                "by_text": by_text,
+                "positions": sum(len(h.sure) for h in heard),
+                "by_text": {
+                    text.name: _row([h], threshold)
+                    for text, h in zip(texts, heard, strict=True)
+                },
             }
         )
-        kept.append(exits[k])
-    if not kept:
+    if not entries:
         raise ModelError(
             f"no exit agrees with the target in {settings.agreement:.0%} of the positions",
             hint="train longer (--tokens), or lower --agreement",
         )
-    return StudiedExits(
-        tuple(entries), _tensors(kept), settings.rank, tuple(e["layer"] for e in entries)
-    )
+    return StudiedExits(tuple(entries), tensors)
 
 
-def _row(measured: float | None, speaks: float) -> dict[str, float | None]:
+def _row(heard: Any, threshold: float) -> dict[str, Any]:
+    measured, speaks = judge(heard, threshold)
     return {
         "measured": None if measured is None else round(measured, 4),
         "speaks": round(speaks, 4),
@@ -408,7 +336,7 @@ def _row(measured: float | None, speaks: float) -> dict[str, float | None]:
 
 
 def _own_text(
-    model: StudiedModel, settings: ExitSettings, length: int, *, train: bool, say: Say
+    model: Studied, settings: ExitSettings, length: int, *, train: bool, say: Say
 ) -> Text:
     """Let the target write what there is no text for."""
     per_round = _OWN_ROWS * length
@@ -424,16 +352,8 @@ def _own_text(
     return Text("own", train_ids, np.concatenate(found[:held]))
 
 
-def _tensors(exits: Sequence[ExitHead]) -> dict[str, NDArray[np.float16]]:
-    return {
-        f"exit.{k}.{name}": weight.detach().cpu().numpy().astype(np.float16)
-        for k, exit_head in enumerate(exits)
-        for name, weight in exit_head.named_parameters()
-    }
-
-
 def _taken_over(
-    other: TargetPackage, model: GraphModel, settings: ExitSettings
+    other: TargetPackage, model: Studied, settings: ExitSettings
 ) -> list[ExitHead]:
     """Return another target's exits.
 

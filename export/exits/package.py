@@ -1,31 +1,69 @@
-"""The files of early exits in a target package, past the gate: parts equal the whole."""
+"""The files of early exits, past the gate: a target in parts equals the whole."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
-from draftwire.errors import ModelError
-from draftwire.exits import EXITS_FILE
-from draftwire.export.exits.model import GraphModel, engine_session
-from draftwire.export.graphs.parts import exit_tensors, split_target_graph
-from draftwire.packages import NewExits, NewFile
-from draftwire.tensors import write_tensors
+from draftwire.errors import ConfigError, ModelError
+from draftwire.exits import EXITS_FILE, EXITS_FORMAT
+from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
+from draftwire.packages import NewExits, NewFile, TargetPackage
+from draftwire.tensors import target_weights, write_tensors
 
-__all__ = ["exit_files", "in_parts", "made_up"]
+__all__ = [
+    "engine_session",
+    "exit_files",
+    "in_parts",
+    "made_up",
+    "whole_graph",
+    "write_exits_file",
+]
 
 Floats = NDArray[np.float32]
 
 _TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
 
 
+def whole_graph(package: TargetPackage) -> onnx.ModelProto:
+    """Return a target's graph.
+
+    Raises:
+        ModelError: It is not one of this exporter.
+    """
+    path = (package.base or package).path / "model.onnx"
+    if not path.is_file():
+        raise ModelError(f"{path.parent.name} has no model.onnx")
+    graph = onnx.load(str(path), load_external_data=False)
+    head_of(graph)
+    return graph
+
+
+def engine_session(model: onnx.ModelProto, weights: Mapping[str, Floats]) -> Any:
+    """Return a session, one thread, of a target graph or of a part of one."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    names = _supplied(model)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ModelError(f"the graph asks for {missing[0]}, which the target lacks")
+    options.add_external_initializers(
+        names, [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+    )
+    content = model.SerializeToString()
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 def exit_files(
-    model: GraphModel,
+    package: TargetPackage,
     entries: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, NDArray[np.float16]],
     rank: int,
@@ -35,7 +73,7 @@ def exit_files(
     """Return the section and the files of a target's exits.
 
     Args:
-        model: The target.
+        package: The target.
         entries: One for each exit, as the manifest has them.
         tensors: Their weights, by the names of the split graph.
         rank: Of their residuals.
@@ -46,15 +84,15 @@ def exit_files(
         ModelError: The target in parts differs from the whole one.
     """
     layers = [entry["layer"] for entry in entries]
-    graphs = split_target_graph(model.graph, layers, rank=rank)
-    weights = dict(model.weights)
+    whole, weights = whole_graph(package), dict(target_weights(package))
+    graphs = split_target_graph(whole, layers, rank=rank)
     for k in range(len(layers)):
-        for name, shape in exit_tensors(model.names, k, rank).items():
+        for name, shape in exit_tensors(head_of(whole), k, rank).items():
             weight = tensors[name].astype(np.float32)
             if weight.shape != shape or not np.isfinite(weight).all():
                 raise ModelError(f"training of the exits diverged: {name} is not finite")
             weights[name] = weight
-    _gate(model, graphs, weights)
+    _gate(package, whole, graphs, weights)
     write_tensors(scratch / EXITS_FILE, tensors)
     files = {EXITS_FILE: NewFile(scratch / EXITS_FILE, {"precision": "fp16"})}
     parts = []
@@ -74,12 +112,12 @@ def _supplied(graph: onnx.ModelProto) -> list[str]:
     return [t.name for t in graph.graph.initializer if t.data_location == location]
 
 
-def made_up(model: GraphModel, whole: Any) -> dict[str, Any]:
+def made_up(package: TargetPackage, whole: Any) -> dict[str, Any]:
     """Return the inputs of a forward of 5 tokens on 128, or as many as there can be."""
-    rng = np.random.default_rng(0)
-    past, block = max(1, min(128, model.context // 2)), max(1, min(5, model.context // 4))
+    rng, context = np.random.default_rng(0), package.context
+    past, block = max(1, min(128, context // 2)), max(1, min(5, context // 4))
     feeds: dict[str, Any] = {
-        "input_ids": rng.integers(0, model.vocab_size, (1, block)),
+        "input_ids": rng.integers(0, package.vocab_size, (1, block)),
         "past_lens": np.array([past]),
         "rows": np.arange(block),
     }
@@ -101,17 +139,15 @@ def in_parts(parts: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Floats
 
 
 def _gate(
-    model: GraphModel, graphs: Sequence[onnx.ModelProto], weights: dict[str, Floats]
+    package: TargetPackage,
+    graph: onnx.ModelProto,
+    graphs: Sequence[onnx.ModelProto],
+    weights: Mapping[str, Floats],
 ) -> None:
-    """Compare whole and parts on a made-up block.
-
-    Raises:
-        ModelError: They differ.
-    """
-    whole = engine_session(model.graph, weights)
-    parts = [engine_session(graph, weights) for graph in graphs]
-    feeds = made_up(model, whole)
-    found = in_parts(parts, feeds)
+    """Compare whole and parts on a made-up block."""
+    whole = engine_session(graph, weights)
+    feeds = made_up(package, whole)
+    found = in_parts([engine_session(part, weights) for part in graphs], feeds)
     for info, result in zip(whole.get_outputs(), whole.run(None, feeds), strict=True):
         limit = _TOLERANCE * max(1.0, float(np.abs(result).max()))
         if not float(np.abs(result - found[info.name]).max()) <= limit:
@@ -119,3 +155,27 @@ def _gate(
                 f"the target in parts differs from the whole one in {info.name}",
                 hint="this is a fault of the exporter: please report the model",
             )
+
+
+def write_exits_file(
+    place: Path,
+    entries: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, NDArray[np.float16]],
+    rank: int,
+    made: Mapping[str, Any],
+) -> None:
+    """Write the exits of a checkpoint beside its weights.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    header = {
+        "format": EXITS_FORMAT,
+        "exits": json.dumps(list(entries)),
+        "rank": str(rank),
+        "made": json.dumps(dict(made)),
+    }
+    try:
+        write_tensors(place, tensors, metadata=header)
+    except OSError as exc:
+        raise ConfigError(f"{place} cannot be written: {exc}") from exc

@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ModelError
-from draftwire.export.exits.data import Text
 from draftwire.export.exits.make import ExitSettings, export_exits
-from draftwire.export.exits.model import GraphModel, engine_session
-from draftwire.export.exits.package import in_parts, made_up
+from draftwire.export.exits.package import (
+    engine_session,
+    in_parts,
+    made_up,
+    whole_graph,
+)
+from draftwire.export.exits.texts import Text
 from draftwire.export.graphs.parts import split_target_graph
 from draftwire.packages import TargetPackage, load_target
-from draftwire.tensors import read_tensors
+from draftwire.tensors import read_tensors, target_weights
 from studies.family.corpus import DOMAINS
 from studies.family.recipe import FamilySettings
 
@@ -134,13 +138,13 @@ def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]
         in parts with exits.
     """
     assert package.exits is not None
-    model = GraphModel(package)
-    weights = {**model.weights, **read_tensors(package.exits.tensors.path)}
+    graph = whole_graph(package)
+    weights = {**target_weights(package), **read_tensors(package.exits.tensors.path)}
     layers = [exit.layer for exit in package.exits.exits]
-    graphs = split_target_graph(model.graph, layers, rank=package.exits.rank)
-    whole = engine_session(model.graph, weights)
-    parts = [engine_session(graph, weights) for graph in graphs]
-    feeds = made_up(model, whole)
+    graphs = split_target_graph(graph, layers, rank=package.exits.rank)
+    whole = engine_session(graph, weights)
+    parts = [engine_session(part, weights) for part in graphs]
+    feeds = made_up(package, whole)
     taken: tuple[list[float], list[float]] = ([], [])
     runs: tuple[Callable[[], Any], ...] = (
         lambda: whole.run(None, feeds),

@@ -18,22 +18,30 @@ import torch  # noqa: E402
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.export.exits.data import Text, windows  # noqa: E402
+from draftwire.export.exits.heads import (  # noqa: E402
+    ExitHead,
+    Heard,
+    Studied,
+    calibrate,
+    judge,
+    listen,
+)
 from draftwire.export.exits.make import (  # noqa: E402
     ExitSettings,
     default_layers,
     export_exits,
 )
-from draftwire.export.exits.model import GraphModel, engine_session  # noqa: E402
-from draftwire.export.exits.training import Heard, calibrate, judge  # noqa: E402
+from draftwire.export.exits.package import engine_session, whole_graph  # noqa: E402
+from draftwire.export.exits.texts import Text, windows  # noqa: E402
 from draftwire.export.graphs.parts import (  # noqa: E402
     exit_tensors,
     head_of,
     split_target_graph,
 )
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.training.base import model_of  # noqa: E402
 from draftwire.packages import load_target  # noqa: E402
-from draftwire.tensors import read_tensors  # noqa: E402
+from draftwire.tensors import read_tensors, target_weights  # noqa: E402
 
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -42,6 +50,15 @@ QUICK = ExitSettings(rank=4, agreement=0.2, tokens=4096)
 
 def quiet(line):
     pass
+
+
+def studied(package):
+    return Studied(
+        model_of(package),
+        vocab_size=package.vocab_size,
+        context=package.context,
+        bos_id=package.bos_id,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +88,14 @@ def test_the_parts_of_any_shape_say_what_the_whole_says(
 ):
     out = tmp_path_factory.mktemp("parts") / "a.target"
     export_onnx(models(shape), out, role="target", against="numpy")
-    model = GraphModel(load_target(out))
-    graphs = split_target_graph(model.graph, [1], rank=4)
+    package = load_target(out)
+    graph = whole_graph(package)
+    graphs = split_target_graph(graph, [1], rank=4)
     rng = np.random.default_rng(0)
-    weights = dict(model.weights)
-    for name, size in exit_tensors(head_of(model.graph), 0, 4).items():
+    weights = dict(target_weights(package))
+    for name, size in exit_tensors(head_of(graph), 0, 4).items():
         weights[name] = rng.normal(size=size).astype(np.float32)
-    whole = engine_session(model.graph, weights)
+    whole = engine_session(graph, weights)
     feeds = {
         "input_ids": rng.integers(0, 300, (rows, steps)),
         "past_lens": rng.integers(0, past + 1, rows),
@@ -88,8 +106,8 @@ def test_the_parts_of_any_shape_say_what_the_whole_says(
             size = (rows, info.shape[1], past, info.shape[3])
             feeds[info.name] = rng.normal(size=size).astype(np.float32)
     found = dict(feeds)
-    for graph in graphs:
-        part = engine_session(graph, weights)
+    for one in graphs:
+        part = engine_session(one, weights)
         names = [o.name for o in part.get_outputs()]
         wanted = {i.name: found[i.name] for i in part.get_inputs()}
         found.update(zip(names, part.run(names, wanted), strict=True))
@@ -176,7 +194,7 @@ def test_an_evolved_target_beside_its_base_gets_its_own(bare, texts):
 
 
 def test_the_target_writes_its_own_text(bare):
-    model = GraphModel(load_target(bare))
+    model = studied(load_target(bare))
     first, again = model.sample(4, 20, 7), model.sample(4, 20, 7)
     assert (first == again).all() and first.shape == (4, 20)
     assert (first[:, 0] == load_target(bare).bos_id).all()
@@ -232,11 +250,8 @@ def test_what_calibrates_does_not_measure(texts):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_reference_targets_exits_keep_their_word(version):
     """On text that the target writes here and now, which nothing was calibrated on."""
-    from draftwire.export.exits.make import ExitHead
-    from draftwire.export.exits.training import listen
-
     package = load_target(MODELS / f"{version}.target")
-    exits, model = package.exits, GraphModel(package)
+    exits, model = package.exits, studied(package)
     size = exits.tensors.bytes + sum(part.file.bytes for part in exits.parts)
     assert size < 3_000_000 and [e.layer for e in exits.exits] == [2, 4]
     tensors = read_tensors(exits.tensors.path)
@@ -296,7 +311,7 @@ def test_files_that_do_not_fit_are_refused(bare, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         export_exits(bare, data=[tmp_path / "none.txt"], settings=QUICK)
     short.write_bytes(b"\xff\xfe\xfd" * 4000)
-    with pytest.raises(ConfigError, match="no UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         export_exits(bare, data=[short], settings=QUICK)
     with pytest.raises(ConfigError, match="no exits to take over"):
         export_exits(bare, reuse=bare)
@@ -326,4 +341,4 @@ def test_the_command_reads_files_and_says_what_it_made(bare, tmp_path, capsys):
     assert report["exits"][0]["layer"] == 1 and "step" in captured.err
     assert list(report["exits"][0]["by_text"]) == ["data"]
     assert main(["export", "exits", str(bare), "--layers", "one"]) == 2
-    assert "such as --layers 2,4" in capsys.readouterr().err
+    assert "such as 2,4" in capsys.readouterr().err

@@ -8,8 +8,10 @@ Source:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from draftwire.export.exits.model import StudiedModel
+from draftwire.exits import torch_places
+from draftwire.export.training.measure import extend
 
-__all__ = ["ExitHead", "Heard", "calibrate", "judge", "listen", "train_exits"]
+__all__ = ["ExitHead", "Heard", "Studied", "calibrate", "judge", "listen", "train_exits"]
 
 Ids = NDArray[np.int64]
 
@@ -31,6 +34,74 @@ _FIRST_CHOICE = 0.3
 _MOST_LOGITS = 1 << 25  # numbers of one matrix of logits in memory
 
 
+class Studied:
+    """A target as its exits see it.
+
+    Args:
+        model: Of transformers.
+        vocab_size: Token ids that count.
+        context: Longest sequence.
+        bos_id: What a text starts with, or None.
+
+    Attributes:
+        layers: How many it has.
+        hidden: Width of its hidden state.
+
+    Raises:
+        ModelError: No exits can be put into it.
+    """
+
+    def __init__(
+        self, model: Any, *, vocab_size: int, context: int, bos_id: int | None
+    ) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = model.to(self._device)
+        layers, self._norm, self._head = torch_places(self._model)
+        self.layers, self.hidden = len(layers), int(self._head.weight.shape[1])
+        self.vocab_size, self.context, self._bos_id = vocab_size, context, bos_id
+
+    @torch.no_grad()
+    def states(self, ids: Ids, at: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """Run texts of equal length.
+
+        Args:
+            ids: ``(B, S)`` token ids.
+            at: After how many layers the hidden state is wanted.
+
+        Returns:
+            For each ``(B * S, hidden)``, and the logits ``(B * S, vocab)``.
+        """
+        text = torch.from_numpy(ids).to(self._device)
+        found = self._model(text, output_hidden_states=True, use_cache=False)
+        hidden = [found.hidden_states[layer].flatten(0, 1) for layer in at]
+        return hidden, found.logits.flatten(0, 1)[:, : self.vocab_size]
+
+    def new_norm(self) -> nn.Module:
+        """Return a copy of the last norm, to be trained."""
+        norm: nn.Module = copy.deepcopy(self._norm)
+        return norm.requires_grad_(True)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Return the frozen head's logits ``(n, vocab)`` for ``(n, hidden)``."""
+        logits: Tensor = self._head(x)
+        return logits[:, : self.vocab_size]
+
+    @torch.no_grad()
+    def sample(self, rows: int, length: int, seed: int) -> Ids:
+        """Return ``(rows, length)`` tokens that the target itself draws."""
+        rng = torch.Generator().manual_seed(seed)
+        ids = torch.randint(self.vocab_size, (rows, 1), generator=rng)
+        if self._bos_id is not None:
+            ids[:] = self._bos_id
+        cache = None
+        while ids.shape[1] < length:
+            logits, cache = extend(self._model, ids[:, -1:].to(self._device), cache)
+            shares = logits[:, : self.vocab_size].float().softmax(-1).cpu()
+            ids = torch.cat([ids, torch.multinomial(shares, 1, generator=rng)], 1)
+        result: Ids = ids.numpy()
+        return result
+
+
 class ExitHead(nn.Module):
     """One exit: a norm, a low-rank residual, and the target's frozen head.
 
@@ -39,7 +110,7 @@ class ExitHead(nn.Module):
         rank: Of the residual.
     """
 
-    def __init__(self, model: StudiedModel, rank: int) -> None:
+    def __init__(self, model: Studied, rank: int) -> None:
         super().__init__()
         self.norm = model.new_norm()
         self.down = nn.Linear(model.hidden, rank, bias=False)
@@ -50,19 +121,13 @@ class ExitHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits ``(n, vocab)`` for hidden states ``(n, hidden)``."""
-        x = self.norm(hidden)
+        x = self.norm(hidden.float())
         logits: Tensor = self._head(x + self.up(F.silu(self.down(x))))
         return logits
 
-    def round(self) -> None:
-        """Give the weights the precision that they are stored in, float16."""
-        with torch.no_grad():
-            for weight in self.parameters():
-                weight.copy_(weight.half().float())
-
 
 def train_exits(
-    model: StudiedModel,
+    model: Studied,
     layers: Sequence[int],
     batches: Iterable[Ids],
     *,
@@ -83,7 +148,7 @@ def train_exits(
         say: Gets lines of progress.
 
     Returns:
-        The exits, their weights rounded to float16.
+        The exits, their weights rounded to float16, as they are stored.
     """
     torch.manual_seed(seed)
     exits = [ExitHead(model, rank) for _ in layers]
@@ -103,24 +168,23 @@ def train_exits(
             losses = ", ".join(f"{m:.3f}" for m in means)
             say(f"step {step + 1}/{steps}: distance from the target {losses} nats")
     for exit_head in exits:
-        exit_head.round()
         exit_head.requires_grad_(False)
+        for weight in exit_head.parameters():
+            weight.copy_(weight.half().float())
     return exits
 
 
 def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
     """Add up the gradients of one batch; return its mean divergence in nats."""
-    count = len(hidden)
-    rows = max(1, _MOST_LOGITS // logits.shape[1])
-    total = 0.0
-    for first in range(0, count, rows):
-        wanted = F.log_softmax(logits[first : first + rows].float(), -1)
-        found = F.log_softmax(exit_head(hidden[first : first + rows].float()), -1)
-        divergence = (wanted.exp() * (wanted - found)).sum(-1).sum()
+    rows, total = max(1, _MOST_LOGITS // logits.shape[1]), 0.0
+    for part, said in zip(hidden.split(rows), logits.split(rows), strict=True):
+        wanted = F.log_softmax(said.float(), -1)
+        found = F.log_softmax(exit_head(part), -1)
+        divergence = (wanted.exp() * (wanted - found)).sum()
         choice = F.nll_loss(found, wanted.argmax(-1), reduction="sum")
-        ((divergence + _FIRST_CHOICE * choice) / count).backward()
+        ((divergence + _FIRST_CHOICE * choice) / len(hidden)).backward()
         total += float(divergence.detach())
-    return total / count
+    return total / len(hidden)
 
 
 @dataclass(frozen=True)
@@ -136,8 +200,9 @@ class Heard:
     right: NDArray[np.bool_]
 
 
+@torch.no_grad()
 def listen(
-    model: StudiedModel,
+    model: Studied,
     layers: Sequence[int],
     exits: Sequence[ExitHead],
     ids: Ids,
@@ -147,19 +212,15 @@ def listen(
     """Run texts ``(n, S)`` and return what each exit says."""
     sure: list[list[Tensor]] = [[] for _ in exits]
     right: list[list[Tensor]] = [[] for _ in exits]
-    with torch.no_grad():
-        for first in range(0, len(ids), rows):
-            hidden, logits = model.states(ids[first : first + rows], layers)
-            wanted = logits.argmax(-1)
-            for k, exit_head in enumerate(exits):
-                exit_head.to(logits.device)
-                step = max(1, _MOST_LOGITS // logits.shape[1])
-                parts = [
-                    F.softmax(exit_head(h.float()), -1).max(-1)
-                    for h in hidden[k].split(step)
-                ]
-                sure[k] += [p.values.cpu() for p in parts]
-                right[k].append((torch.cat([p.indices for p in parts]) == wanted).cpu())
+    for first in range(0, len(ids), rows):
+        hidden, logits = model.states(ids[first : first + rows], layers)
+        step = max(1, _MOST_LOGITS // logits.shape[1])
+        for k, exit_head in enumerate(exits):
+            exit_head.to(logits.device)
+            for part, said in zip(hidden[k].split(step), logits.split(step), strict=True):
+                best = F.softmax(exit_head(part), -1).max(-1)
+                sure[k].append(best.values.cpu())
+                right[k].append((best.indices == said.argmax(-1)).cpu())
     return [
         Heard(torch.cat(s).numpy(), torch.cat(r).numpy())
         for s, r in zip(sure, right, strict=True)
@@ -203,7 +264,5 @@ def judge(heard: Sequence[Heard], threshold: float) -> tuple[float | None, float
     """
     speaks = [h.sure >= threshold for h in heard]
     share = float(np.mean([s.mean() for s in speaks]))
-    hits = float(
-        np.mean([(s & h.right).mean() for s, h in zip(speaks, heard, strict=True)])
-    )
-    return (hits / share if share else None), share
+    hits = [(s & h.right).mean() for s, h in zip(speaks, heard, strict=True)]
+    return (float(np.mean(hits)) / share if share else None), share

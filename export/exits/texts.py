@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
+from draftwire.export.training.text import deal_file, encode, read_documents
 from draftwire.tokenizer import Tokenizer
 
-__all__ = ["WINDOW", "Text", "cut", "read_texts", "training_batches", "windows"]
+__all__ = ["WINDOW", "Text", "read_texts", "training_batches", "windows"]
 
 Ids = NDArray[np.int64]
 
 WINDOW = 256  # tokens that the target reads at a time
-_PIECE = 4000  # characters
-_HELD_OUT = 10  # one piece of so many
+_HELD_OUT = 0.1
+_BATCH = 64  # documents that are encoded at a time
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def read_texts(
     tokens: int,
     seed: int,
 ) -> list[Text]:
-    """Read text files.
+    """Read text files, plain or ``.jsonl``.
 
     Args:
         data: Files to learn from.
@@ -64,19 +65,12 @@ def read_texts(
         )
     share = -(-tokens // len(data))
     texts = []
-    for i, path in enumerate(data):
-        pieces = _pieces(path)
-        rng = np.random.default_rng((seed, i))
-        order = rng.permutation(len(pieces))
+    for i, path in enumerate(map(Path, data)):
+        learnt, rest = deal_file(path, held_out=_HELD_OUT, seed=seed + i)
         if held_out:
-            rest = _pieces(held_out[i])
-            rest = [rest[j] for j in rng.permutation(len(rest))]
-        else:
-            kept = max(2, len(pieces) // _HELD_OUT)
-            rest = [pieces[j] for j in order[:kept]]
-            order = order[kept:]
-        train = _encode(tokenizer, [pieces[j] for j in order], share)
-        seen = _encode(tokenizer, rest, max(4 * WINDOW, share // 4))
+            learnt, rest = learnt + rest, read_documents(held_out[i])
+        train = _ids(tokenizer, learnt, share)
+        seen = _ids(tokenizer, rest, max(4 * WINDOW, share // 4))
         if len(train) < 2 * WINDOW or len(seen) < 2 * WINDOW:
             raise ConfigError(
                 f"{path} is too short: {len(train)} tokens to learn from and {len(seen)} "
@@ -87,67 +81,37 @@ def read_texts(
     return texts
 
 
-def _pieces(path: Path) -> list[str]:
-    """Return a file in pieces that end at line ends."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise ConfigError(f"{path} is no UTF-8 text") from exc
-    pieces, size = [""], 0
-    for line in text.splitlines(keepends=True):
-        if size >= _PIECE:
-            pieces.append("")
-            size = 0
-        pieces[-1] += line
-        size += len(line)
-    return pieces
-
-
-def _encode(tokenizer: Tokenizer, pieces: Sequence[str], wanted: int) -> Ids:
-    """Return the ids of the first pieces, no more than ``wanted``."""
-    ids: list[int] = []
-    for piece in pieces:
-        ids += tokenizer.encode(piece)
-        if len(ids) >= wanted:
+def _ids(tokenizer: Tokenizer, documents: Sequence[str], wanted: int) -> Ids:
+    """Return the ids of the first documents, no more than ``wanted``."""
+    found: list[int] = []
+    for at in range(0, len(documents), _BATCH):
+        part = documents[at : at + _BATCH]
+        size = tokenizer.vocab_size
+        found += encode(tokenizer.engine, part, vocab_size=size, end=None).tolist()
+        if len(found) >= wanted:
             break
-    return np.array(ids[:wanted], np.int64)
-
-
-def cut(ids: Ids, length: int) -> Ids:
-    """Return ``(n, length)`` windows, side by side; a rest is dropped."""
-    n = len(ids) // length
-    return ids[: n * length].reshape(n, length)
+    return np.array(found[:wanted], np.int64)
 
 
 def windows(texts: Sequence[Text], length: int, half: int) -> list[Ids]:
-    """Return each text's held-out windows of one half, 0 or 1.
+    """Return each text's held-out windows ``(n, length)`` of one half, 0 or 1.
 
     The first half calibrates, the second measures: no passage is in both.
     """
     found = []
     for text in texts:
-        all_of_it = cut(text.held_out, length)
-        middle = len(all_of_it) // 2
-        found.append(all_of_it[middle:] if half else all_of_it[:middle])
+        count = len(text.held_out) // length
+        whole = text.held_out[: count * length].reshape(count, length)
+        found.append(whole[count // 2 :] if half else whole[: count // 2])
     return found
 
 
 def training_batches(
-    texts: Sequence[Text], *, length: int, rows: int, tokens: int, seed: int
+    texts: Sequence[Text], *, length: int, rows: int, steps: int, seed: int
 ) -> Iterator[Ids]:
-    """Yield ``(rows, length)`` windows, each text as often as every other.
-
-    Args:
-        texts: What to read.
-        length: Of a window.
-        rows: Windows of a batch.
-        tokens: In all batches together.
-        seed: Of the choice.
-    """
+    """Yield ``(rows, length)`` windows, each text as often as every other."""
     rng = np.random.default_rng((seed, 2))
-    for _ in range(max(1, tokens // (rows * length))):
+    for _ in range(steps):
         batch = []
         for _ in range(rows):
             ids = texts[int(rng.integers(len(texts)))].train
