@@ -32,7 +32,7 @@ from draftwire.export.precision.parity import (
 from draftwire.export.precision.tflite_parity import check_tflite
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
-from draftwire.export.sources.tflite_source import CheckpointSource, PackageSource, Source
+from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
 from draftwire.packages import (
     DraftPackage,
     NewFile,
@@ -58,7 +58,7 @@ class _Origin:
             results must be near them, not only agree.
     """
 
-    source: Source
+    weights_of: Weights
     ids: list[int]
     expected: Logits
     against: str
@@ -141,11 +141,11 @@ def export_tflite(
         fields, files = kept_files(package)
     fields["made"] = {**dict(fields.get("made") or {}), **_made_with(package)}
     for one in precisions:
-        content = build_tflite(origin.source, one)
+        content = build_tflite(origin.weights_of, one)
         file = f"model.{one}.tflite"
         parity = check_tflite(
             content,
-            origin.source.shape.layers,
+            origin.weights_of.a.layers,
             origin.ids,
             origin.expected,
             origin.against,
@@ -235,15 +235,15 @@ def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
     ids = probe_tokens(checkpoint)
     expected, source = expected_logits(checkpoint, ids, against=against)
     weights = checkpoint.name
-    return _Origin(CheckpointSource(checkpoint), ids, expected, source, True, weights)
+    return _Origin(CheckpointWeights(checkpoint), ids, expected, source, True, weights)
 
 
 def _from_package(package: DraftPackage) -> _Origin:
     """Take the weights of the package's widest graph, and what it says with them."""
-    source = PackageSource(package)
+    source = PackageWeights(package)
     limit = min(_PROBE, package.context)
     ids = probe_ids(package.path, package.vocab_size, package.bos_id, limit=limit)
-    runner = DraftRunner(str(source.file.path), source.shape)
+    runner = DraftRunner(str(source.file.path), source.a)
     rows = [runner.forward([token])[0] for token in ids]
     expected = finite_logits(package.path.name, np.stack(rows))
     exact = source.file.precision == "fp32"

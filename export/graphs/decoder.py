@@ -1,172 +1,122 @@
-"""What the graphs of a draft and of a target share: the way through the layers.
+"""The way through a decoder, written once for every family and every kind of graph.
 
-The two differ in where weights come from, in how attention meets the cache, and in which
-rows reach the head; the rest, and so every family, is written once, here.
+What a value is (the name of a tensor, a tensor's number, an array) and how one operation
+is done is for the subclasses: the onnxruntime graphs of a draft and of a target, the LiteRT
+graph, and the numpy forward that they are compared with.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Generic, TypeVar
 
-from draftwire.export.graphs.builder import MICROSOFT, GraphBuilder
-from draftwire.export.sources.checkpoint import Checkpoint
+from draftwire.export.sources.architecture import Architecture
 
-__all__ = ["DecoderGraph"]
+__all__ = ["Decoder"]
+
+V = TypeVar("V")
 
 
-class DecoderGraph:
-    """Writes a decoder's nodes.
+class Decoder(Generic[V]):
+    """Walks through an architecture.
 
-    A subclass says what a linear layer, a norm's weight and attention are.
+    Attributes:
+        a: The architecture.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.a = checkpoint, checkpoint.architecture
-        self.g = GraphBuilder()
-        # Sums that are not written yet: the norm behind one may take it along.
-        self._sums: dict[str, list[str]] = {}
+    def __init__(self, architecture: Architecture) -> None:
+        self.a = architecture
 
-    # ---- for subclasses
+    # ---- one operation: for subclasses; ``name`` is what the result may be called
 
-    def product(self, x: str, i: int, kind: str, name: str) -> str:
-        """Write the linear layer of ``kind`` ("o", "up", ...), return ``name``."""
+    def look_up(self, parameter: str, ids: V, name: str) -> V:
+        """Return rows of a table."""
         raise NotImplementedError
 
-    def norm_weights(self, parameter: str) -> list[str]:
-        """Return the weight as it multiplies, and the bias of a LayerNorm."""
+    def linear(self, x: V, i: int, kind: str) -> V:
+        """Return "gate", "up", "down" or "o" of layer ``i``."""
         raise NotImplementedError
 
-    def attention(self, x: str, i: int) -> str:
-        """Write attention up to what its output projection reads."""
+    def attention(self, x: V, i: int) -> V:
+        """Return what the output projection of layer ``i`` reads."""
         raise NotImplementedError
 
-    fuses = False  # sums into the norms that follow
+    def norm(self, x: V, parameter: str, name: str) -> V:
+        """Return a norm over the last dimension."""
+        raise NotImplementedError
 
-    # ---- the same for both
+    def bend(self, x: V, name: str) -> V:
+        """Return the activation."""
+        raise NotImplementedError
 
-    def layers(self, hidden: str) -> str:
-        """Write all layers and the norm behind them."""
+    def add(self, x: V, y: V, name: str) -> V:
+        """Return the sum."""
+        raise NotImplementedError
+
+    def multiply(self, x: V, y: V, name: str) -> V:
+        """Return the product, number by number."""
+        raise NotImplementedError
+
+    def times(self, x: V, factor: float, name: str) -> V:
+        """Return ``x * factor``; never asked for 1."""
+        raise NotImplementedError
+
+    def cap(self, x: V, bound: float, name: str) -> V:
+        """Return ``bound * tanh(x / bound)``; never asked for 0."""
+        raise NotImplementedError
+
+    # ---- the way
+
+    def embedded(self, ids: V, positions: V) -> V:
+        """Return the first hidden states of tokens at their positions."""
+        a = self.a
+        scaled = a.embedding_scale != 1.0
+        x = self.look_up(a.embedding, ids, "looked_up" if scaled else "embedded")
+        x = self.scaled(x, a.embedding_scale, "embedded")
+        if not a.names.positions:
+            return x
+        places = self.look_up(a.names.positions + ".weight", positions, "places")
+        return self.add(x, places, "placed")
+
+    def layers(self, x: V) -> V:
+        """Return the hidden states after all layers."""
         for i in range(self.a.layers):
-            hidden = self._layer(hidden, i)
-        return hidden
+            x = self._layer(x, i)
+        return x
 
-    def final(self, hidden: str, name: str = "normed") -> str:
-        """Write the last norm, and what scales the logits."""
-        x = self.norm(hidden, self.a.names.final, name)
+    def final(self, x: V, name: str = "normed") -> V:
+        """Return what the head multiplies."""
+        x = self.norm(x, self.a.names.final, name)
         return self.scaled(x, self.a.logit_scale, name + ".scaled")
 
-    def _layer(self, hidden: str, i: int) -> str:
+    def _layer(self, hidden: V, i: int) -> V:
         a, names, p, n = self.a, self.a.names, self.a.layer(i), f"l{i}."
         x = hidden
         if names.before_attention:
             x = self.norm(hidden, p + names.before_attention, n + "normed")
-        x = self.attention(self.written(x), i)
-        x = self.product(x, i, "o", n + "o")
+        x = self.linear(self.attention(x, i), i, "o")
         x = self._added(x, p, names.after_attention, n + "o")
         middle = self.add(hidden, x, n + "mid")
         y = hidden if a.parallel else middle
         if names.before_mlp:
             y = self.norm(y, p + names.before_mlp, n + "mlp_normed")
-        y = self._mlp(self.written(y), i)
-        y = self._added(y, p, names.after_mlp, n + "down")
+        up = self.linear(y, i, "up")
+        if names.gate:
+            gate = self.bend(self.linear(y, i, "gate"), n)
+            up = self.multiply(gate, up, n + "gated")
+        else:
+            up = self.bend(up, n)
+        y = self._added(self.linear(up, i, "down"), p, names.after_mlp, n + "down")
         return self.add(middle, y, n + "out")
 
-    def _added(self, x: str, prefix: str, norm: str, name: str) -> str:
+    def _added(self, x: V, prefix: str, norm: str, name: str) -> V:
         if norm:
             x = self.norm(x, prefix + norm, name + ".normed")
         return self.scaled(x, self.a.residual_scale, name + ".scaled")
 
-    def _mlp(self, x: str, i: int) -> str:
-        n = f"l{i}."
-        up = self.product(x, i, "up", n + "up")
-        if not self.a.names.gate:
-            return self.product(self.bent(up, n), i, "down", n + "down")
-        gate = self.bent(self.product(x, i, "gate", n + "gate"), n)
-        both = self.g.node("Mul", [gate, up], n + "gated")
-        return self.product(both, i, "down", n + "down")
+    def scaled(self, x: V, factor: float, name: str) -> V:
+        """Return ``x * factor``."""
+        return x if factor == 1.0 else self.times(x, factor, name)
 
-    def bent(self, x: str, n: str) -> str:
-        """Write the activation."""
-        g = self.g
-        if self.a.activation == "silu":
-            return g.node("Mul", [x, g.node("Sigmoid", [x], n + "sigmoid")], n + "silu")
-        op = "FastGelu" if self.a.activation == "gelu_tanh" else "Gelu"
-        return g.node(op, [x], n + "gelu", domain=MICROSOFT)
-
-    def scaled(self, x: str, scale: float, name: str) -> str:
-        """Write ``x * scale``; nothing for 1."""
-        if scale == 1.0:
-            return x
-        factor = self.g.constant(f"times_{scale!r}", np.array(scale, np.float32))
-        return self.g.node("Mul", [self.written(x), factor], name)
-
-    def capped(self, x: str, cap: float, name: str) -> str:
-        """Write ``cap * tanh(x / cap)``; nothing for 0."""
-        if not cap:
-            return x
-        bound = self.g.constant(f"cap_{cap!r}", np.array(cap, np.float32))
-        ratio = self.g.node("Div", [x, bound], name + ".ratio")
-        return self.g.node(
-            "Mul", [self.g.node("Tanh", [ratio], name + ".tanh"), bound], name
-        )
-
-    def add(self, a: str, b: str, name: str) -> str:
-        """Return the sum of two streams; it is written when something reads it."""
-        self._sums[name] = [self.written(a), self.written(b)]
-        return name
-
-    def written(self, x: str) -> str:
-        """Return ``x``, written if it is a sum that nothing has read yet."""
-        if x in self._sums:
-            self.g.node("Add", self._sums.pop(x), x)
-        return x
-
-    def norm(self, x: str, parameter: str, name: str) -> str:
-        """Write a norm over the last dimension."""
-        weights, eps = self.norm_weights(parameter), self.a.eps
-        if self.a.family.norm == "layer":
-            return self.g.node(
-                "LayerNormalization",
-                [self.written(x), *weights],
-                name,
-                axis=-1,
-                epsilon=eps,
-            )
-        if self.fuses and x in self._sums:
-            return self.g.node(
-                "SkipSimplifiedLayerNormalization",
-                [*self._sums.pop(x), *weights],
-                [name, "", "", x],
-                domain=MICROSOFT,
-                epsilon=eps,
-            )
-        return self.g.node(
-            "SimplifiedLayerNormalization",
-            [self.written(x), *weights],
-            name,
-            epsilon=eps,
-            axis=-1,
-            stash_type=1,
-        )
-
-    def embedded(self, table: str, ids: str, positions: str) -> str:
-        """Write the first hidden states.
-
-        Args:
-            table: The embedding.
-            ids: Token ids.
-            positions: Their positions, in the same shape.
-        """
-        names = self.a.names
-        scaled = self.a.embedding_scale != 1.0
-        x = self.g.node("Gather", [table, ids], "looked_up" if scaled else "embedded")
-        x = self.scaled(x, self.a.embedding_scale, "embedded")
-        if not names.positions:
-            return x
-        places = self.table(names.positions + ".weight")
-        where = self.g.node("Gather", [places, positions], "places")
-        return self.g.node("Add", [x, where], "placed")
-
-    def table(self, parameter: str) -> str:
-        """Return a parameter that is looked up."""
-        raise NotImplementedError
+    def capped(self, x: V, bound: float, name: str) -> V:
+        """Return ``x`` within a bound; 0 for none."""
+        return self.cap(x, bound, name) if bound else x

@@ -21,13 +21,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from draftwire.export.graphs.builder import MICROSOFT, Value, value
-from draftwire.export.graphs.decoder import DecoderGraph
+from draftwire.export.graphs.builder import MICROSOFT, value
+from draftwire.export.graphs.onnx_decoder import OnnxDecoder
 from draftwire.export.sources.architecture import Architecture, UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint
-from draftwire.export.sources.weights import Linear, gate_and_up, joined, linear, norm, qkv
+from draftwire.export.sources.weights import CheckpointWeights, Linear, joined
 
-__all__ = ["MIN_ENGINE", "build_gqa_graph"]
+__all__ = ["MIN_ENGINE", "build_gqa_graph", "rotation"]
 
 MIN_ENGINE = "1.19"  # 1.18 and older are wrong or refuse the graph
 
@@ -37,7 +37,7 @@ def build_gqa_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     return _Writer(checkpoint).build()
 
 
-def _rotation(
+def rotation(
     a: Architecture, rates: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
     """Return the rates the operator gets, and the order of a head's dimensions.
@@ -63,14 +63,18 @@ def _rotation(
     return np.concatenate([rates, np.zeros(fill)]), np.concatenate(order)
 
 
-class _Writer(DecoderGraph):
+class _Writer(OnnxDecoder):
     fuses = True
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.architecture)
+        self.w = CheckpointWeights(checkpoint)
+        self.orders: list[NDArray[np.int64] | None] = []
 
     def build(self) -> onnx.ModelProto:
         a, g = self.a, self.g
-        self.orders = []
         for number, rope in enumerate(a.ropes):
-            rates, order = _rotation(a, rope.rates)
+            rates, order = rotation(a, rope.rates)
             self.orders.append(order)
             angles = np.outer(np.arange(a.context), rates)
             end = str(number) if number else ""
@@ -78,16 +82,14 @@ class _Writer(DecoderGraph):
             size = np.where(rates == 0, 1.0, rope.factor)
             g.constant("cos" + end, (np.cos(angles) * size).astype(np.float32))
             g.constant("sin" + end, (np.sin(angles) * size).astype(np.float32))
-        table = g.constant("embedding", self.checkpoint.weight(a.embedding))
         positions = self.positions() if a.names.positions else ""
-        hidden = self.layers(self.embedded(table, "input_ids", positions))
-        hidden = self.final(hidden)
+        hidden = self.final(self.layers(self.embedded("input_ids", positions)))
         end, axis = g.integers(2**31 - 1), g.integers(1)
         tail = g.node("Slice", [hidden, "logits_from", end, axis], "tail")
         if a.tied:  # stored once; onnxruntime turns it when it loads the graph
-            head = g.node("Transpose", [table], "head.weight", perm=[1, 0])
+            head = g.node("Transpose", ["embedding"], "head.weight", perm=[1, 0])
         else:
-            head = g.constant("head.weight", self.checkpoint.weight(a.head).T)
+            head = g.constant("head.weight", self.w.table(a.head).T)
         logits = g.node("MatMul", [tail, head], "uncapped" if a.logit_cap else "logits")
         self.capped(logits, a.logit_cap, "logits")
         inputs = [
@@ -95,16 +97,10 @@ class _Writer(DecoderGraph):
             value("seqlens_k", "int32", ["B"]),
             value("total_seq_len", "int32", []),
             value("logits_from", "int64", [1]),
+            *self.caches("past_key_values.{}.{}", "M"),
         ]
         outputs = [value("logits", "float32", ["B", "rows", a.vocab_size])]
-        for i in range(a.layers):
-            for kind in ("key", "value"):
-                inputs.append(self.cache(f"past_key_values.{i}.{kind}"))
-                outputs.append(self.cache(f"present.{i}.{kind}"))
-        return g.model("draft", inputs, outputs)
-
-    def cache(self, name: str) -> Value:
-        return value(name, "float32", ["B", self.a.kv_heads, "M", self.a.head_dim])
+        return g.model("draft", inputs, outputs + self.caches("present.{}.{}", "M"))
 
     def positions(self) -> str:
         """Write the positions ``[B, S]`` of the new tokens."""
@@ -119,29 +115,21 @@ class _Writer(DecoderGraph):
         return g.node("Add", [column, steps], "positions")
 
     def table(self, parameter: str) -> str:
-        return self.g.constant(parameter, self.checkpoint.weight(parameter))
+        name = "embedding" if parameter == self.a.embedding else parameter
+        return self.g.constant(name, self.w.table(parameter))
 
     def norm_weights(self, parameter: str) -> list[str]:
-        w, layer = norm(self.checkpoint, parameter), self.a.family.norm == "layer"
-        name = parameter + ".weight" if layer else parameter
-        found = [self.g.constant(name, w.weight)]
+        w, layer = self.w.norm(parameter), self.a.family.norm == "layer"
+        found = [self.g.constant(parameter + ".weight" * layer, w.weight)]
         if layer and w.bias is not None:
             found.append(self.g.constant(parameter + ".bias", w.bias))
         return found
 
-    def product(self, x: str, i: int, kind: str, name: str) -> str:
-        names, p = self.a.names, self.a.layer(i)
-        if kind in ("gate", "up"):
-            gate, up = gate_and_up(self.checkpoint, i)
-            found = up if kind == "up" or gate is None else gate
-        else:
-            found = linear(
-                self.checkpoint, p + getattr(names, {"o": "out"}.get(kind, kind))
-            )
-        return self.linear(x, name, found)
+    def linear(self, x: str, i: int, kind: str) -> str:
+        return self.product(x, f"l{i}.{kind}", self.w.linear(i, kind))
 
-    def linear(self, x: str, name: str, layer: Linear) -> str:
-        g = self.g
+    def product(self, x: str, name: str, layer: Linear) -> str:
+        g, x = self.g, self.written(x)
         y = g.node("MatMul", [x, g.constant(name + ".weight", layer.weight.T)], name)
         if layer.bias is None:
             return y
@@ -149,17 +137,21 @@ class _Writer(DecoderGraph):
 
     def attention(self, x: str, i: int) -> str:
         a, n, rope = self.a, f"l{i}.", self.a.rope_of[i]
+        order = self.orders[rope] if rope >= 0 else None
         # All three projections in one product: a step is bound by memory.
-        q, k, v = qkv(self.checkpoint, i)
-        parts = [self.sort(q, rope), self.sort(k, rope), v]
-        packed = self.linear(x, n + "qkv", joined(parts))
-        inputs = [packed, "", ""]
+        parts = self.w.qkv(i)
+        if order is not None:
+            parts[:2] = [part.sorted(order) for part in parts[:2]]
+        inputs = [self.product(x, n + "qkv", joined(parts)), "", ""]
         if a.names.q_norm:
-            inputs = [n + "q", n + "k", n + "v"]
-            sizes = [len(part.weight) for part in parts]
-            self.g.node("Split", [packed, self.g.integers(*sizes)], inputs, axis=-1)
-            for at, kind in enumerate(("q_norm", "k_norm")):
-                inputs[at] = self.head_norm(inputs[at], i, kind, rope)
+            names = [n + "q", n + "k", n + "v"]
+            sizes = self.g.integers(*(len(part.weight) for part in parts))
+            self.g.node("Split", [inputs[0], sizes], names, axis=-1)
+            inputs = [
+                self.head_norm(names[0], i, "q_norm", order),
+                self.head_norm(names[1], i, "k_norm", order),
+                names[2],
+            ]
         end = str(rope) if rope > 0 else ""
         tables = ["cos" + end, "sin" + end] if rope >= 0 else []
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
@@ -178,32 +170,16 @@ class _Writer(DecoderGraph):
             **more,
         )
 
-    def head_norm(self, x: str, i: int, kind: str, rope: int) -> str:
+    def head_norm(self, x: str, i: int, kind: str, order: NDArray[np.int64] | None) -> str:
         """Write the norm of queries or keys, over each head or over all of them."""
         a, g, name = self.a, self.g, f"l{i}.{kind}"
         parameter = a.layer(i) + getattr(a.names, kind)
-        weight = self.sort(norm(self.checkpoint, parameter), rope).weight
-        apart = len(weight) == a.head_dim
-        if apart:
-            x = g.node("Reshape", [x, g.integers(0, 0, -1, a.head_dim)], name + ".heads")
-        x = g.node(
-            "SimplifiedLayerNormalization",
-            [x, g.constant(parameter, weight)],
-            name,
-            epsilon=a.eps,
-            axis=-1,
-            stash_type=1,
-        )
-        return g.node("Reshape", [x, g.integers(0, 0, -1)], name + ".flat") if apart else x
-
-    def sort(self, layer: Linear, rope: int) -> Linear:
-        """Sort the rows of queries or keys as the rotation needs them."""
-        order = self.orders[rope] if rope >= 0 else None
-        if order is None:
-            return layer
-
-        def one(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-            heads = rows.reshape(-1, self.a.head_dim, *rows.shape[1:])
-            return heads[:, order].reshape(rows.shape)
-
-        return Linear(one(layer.weight), None if layer.bias is None else one(layer.bias))
+        weight = self.w.norm(parameter)
+        if order is not None:
+            weight = weight.sorted(order)
+        weights = [g.constant(parameter, weight.weight)]
+        if len(weight.weight) != a.head_dim:
+            return self.plain_norm(x, weights, name)
+        x = g.node("Reshape", [x, g.integers(0, 0, -1, a.head_dim)], name + ".heads")
+        x = self.plain_norm(x, weights, name)
+        return g.node("Reshape", [x, g.integers(0, 0, -1)], name + ".flat")

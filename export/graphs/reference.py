@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.sources.checkpoint import Checkpoint
-from draftwire.export.sources.weights import Linear, gate_and_up, linear, norm, qkv
+from draftwire.export.sources.weights import CheckpointWeights, Linear
 
 __all__ = ["reference_logits"]
 
@@ -34,50 +36,44 @@ def reference_logits(checkpoint: Checkpoint, ids: Sequence[int]) -> Array:
     return _Forward(checkpoint, len(ids)).run(np.asarray(ids, np.int64))
 
 
-class _Forward:
+class _Forward(Decoder[Any]):
     def __init__(self, checkpoint: Checkpoint, length: int) -> None:
-        self.c, self.a, self.length = checkpoint, checkpoint.architecture, length
+        super().__init__(checkpoint.architecture)
+        self.w, self.length = CheckpointWeights(checkpoint), length
 
     def run(self, ids: NDArray[np.int64]) -> Array:
-        a, n = self.a, self.a.names
-        x = self.c.weight(a.embedding)[ids] * np.float32(a.embedding_scale)
-        if n.positions:
-            x = x + self.c.weight(n.positions + ".weight")[: self.length]
-        for i in range(a.layers):
-            x = self.layer(x, i)
-        x = self.norm(x, n.final)
-        logits = x @ self.c.weight(a.head).T * np.float32(a.logit_scale)
-        return _capped(logits, a.logit_cap)
+        x = self.final(self.layers(self.embedded(ids, np.arange(self.length))))
+        return np.asarray(
+            self.capped(x @ self.w.table(self.a.head).T, self.a.logit_cap, "")
+        )
 
-    def layer(self, x: Array, i: int) -> Array:
-        a, n, p = self.a, self.a.names, self.a.layer(i)
-        y = self.norm(x, p + n.before_attention) if n.before_attention else x
-        y = _apply(linear(self.c, p + n.out), self.attend(y, i))
-        if n.after_attention:
-            y = self.norm(y, p + n.after_attention)
-        middle = x + y * np.float32(a.residual_scale)
-        z = x if a.parallel else middle
-        z = self.norm(z, p + n.before_mlp) if n.before_mlp else z
-        z = self.mlp(z, i)
-        if n.after_mlp:
-            z = self.norm(z, p + n.after_mlp)
-        return np.asarray(middle + z * np.float32(a.residual_scale))
+    def look_up(self, parameter: str, ids: Any, name: str) -> Array:
+        return np.asarray(self.w.table(parameter)[ids])
 
-    def mlp(self, x: Array, i: int) -> Array:
-        gate, up = gate_and_up(self.c, i)
-        y = _apply(up, x)
-        y = self.bend(y) if gate is None else self.bend(_apply(gate, x)) * y
-        return _apply(linear(self.c, self.a.layer(i) + self.a.names.down), y)
+    def linear(self, x: Array, i: int, kind: str) -> Array:
+        return _apply(self.w.linear(i, kind), x)
 
-    def norm(self, x: Array, name: str) -> Array:
-        w = norm(self.c, name)
+    def add(self, x: Array, y: Array, name: str) -> Array:
+        return x + y
+
+    def multiply(self, x: Array, y: Array, name: str) -> Array:
+        return x * y
+
+    def times(self, x: Array, factor: float, name: str) -> Array:
+        return x * np.float32(factor)
+
+    def cap(self, x: Array, bound: float, name: str) -> Array:
+        return np.asarray(bound * np.tanh(x / bound), np.float32)
+
+    def norm(self, x: Array, parameter: str, name: str = "") -> Array:
+        w = self.w.norm(parameter)
         if self.a.family.norm == "layer":
             x = x - x.mean(-1, keepdims=True)
         size = np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(self.a.eps))
         x = x / size * w.weight
         return x if w.bias is None else x + w.bias
 
-    def bend(self, x: Array) -> Array:
+    def bend(self, x: Array, name: str) -> Array:
         if self.a.activation == "silu":
             return np.asarray(x / (1 + np.exp(-x)))
         if self.a.activation == "gelu_tanh":
@@ -86,25 +82,23 @@ class _Forward:
         erf = np.frompyfunc(math.erf, 1, 1)
         return np.asarray(0.5 * x * (1 + erf(x / math.sqrt(2))), np.float32)
 
-    def attend(self, x: Array, i: int) -> Array:
+    def attention(self, x: Array, i: int) -> Array:
         a, length, p = self.a, self.length, self.a.layer(i)
-        q, k, v = (_apply(part, x) for part in qkv(self.c, i))
+        q, k, v = (_apply(part, x) for part in self.w.qkv(i))
         whole = {}
         for name, values, count in (("q", q, a.heads), ("k", k, a.kv_heads)):
             weight = getattr(a.names, name + "_norm")
-            if weight and self.c.parameters[p + weight + ".weight"].shape(
-                p + weight + ".weight"
-            ) != (a.head_dim,):
+            apart = weight and len(self.w.norm(p + weight).weight) == a.head_dim
+            if weight and not apart:
                 values = self.norm(values, p + weight)
-                weight = ""
             values = values.reshape(length, count, a.head_dim)
-            values = self.norm(values, p + weight) if weight else values
+            values = self.norm(values, p + weight) if apart else values
             whole[name] = self.rotate(values, i).swapaxes(0, 1)
         q, k = whole["q"], whole["k"]
         v = v.reshape(length, a.kv_heads, a.head_dim).swapaxes(0, 1)
         q = q.reshape(a.kv_heads, -1, length, a.head_dim)
         scores = q @ k[:, None].swapaxes(-1, -2) * np.float32(a.score_scale)
-        scores = _capped(scores, a.score_cap)
+        scores = self.capped(scores, a.score_cap, "")
         apart = np.arange(length)[:, None] - np.arange(length)
         hidden = (apart < 0) | (apart >= (a.windows[i] or length + 1))
         scores = np.where(hidden, np.float32(-np.inf), scores)
@@ -129,7 +123,3 @@ class _Forward:
 def _apply(layer: Linear, x: Array) -> Array:
     y = x @ layer.weight.T
     return y if layer.bias is None else y + layer.bias
-
-
-def _capped(x: Array, cap: float) -> Array:
-    return np.asarray(cap * np.tanh(x / cap), np.float32) if cap else x

@@ -54,8 +54,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from draftwire.export.graphs.builder import Value, value
-from draftwire.export.graphs.decoder import DecoderGraph
+from draftwire.export.graphs.builder import value
+from draftwire.export.graphs.onnx_decoder import OnnxDecoder
 from draftwire.export.sources.checkpoint import Checkpoint
 
 __all__ = ["MIN_ENGINE", "build_target_graph"]
@@ -69,9 +69,10 @@ def build_target_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
     return _Writer(checkpoint).build()
 
 
-class _Writer(DecoderGraph):
+class _Writer(OnnxDecoder):
     def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
+        super().__init__(checkpoint.architecture)
+        self.checkpoint = checkpoint
         needed, optional = self.a.parameters()
         self.shapes = {**needed, **optional}
 
@@ -83,8 +84,7 @@ class _Writer(DecoderGraph):
         if a.names.positions:
             places = g.node("Reshape", ["positions", g.integers(-1)], "flat_positions")
         # [B * S, hidden]
-        hidden = self.embedded(self.table(a.embedding), flat, places)
-        hidden = self.written(self.layers(hidden))
+        hidden = self.written(self.layers(self.embedded(flat, places)))
         # The head is the widest product of all: only wanted rows go through it.
         kept = self.final(g.node("Gather", [hidden, "rows"], "kept"))
         name = "uncapped" if a.logit_cap else "logits"
@@ -94,38 +94,32 @@ class _Writer(DecoderGraph):
             value("input_ids", "int64", ["B", "S"]),
             value("past_lens", "int64", ["B"]),
             value("rows", "int64", ["N"]),
+            *self.caches("past.{}.{}", "P"),
         ]
         outputs = [value("logits", "float32", ["N", a.vocab_size])]
-        for i in range(a.layers):
-            for kind in ("key", "value"):
-                inputs.append(self.cache(f"past.{i}.{kind}", "P"))
-                outputs.append(self.cache(f"new.{i}.{kind}", "S"))
-        return g.model("target", inputs, outputs)
-
-    def cache(self, name: str, length: str) -> Value:
-        return value(name, "float32", ["B", self.a.kv_heads, length, self.a.head_dim])
+        return g.model("target", inputs, outputs + self.caches("new.{}.{}", "S"))
 
     def table(self, parameter: str) -> str:
         return self.g.supplied(parameter, self.shapes[parameter])
 
-    def linear(self, x: str, parameter: str) -> str:
+    def stored(self, x: str, parameter: str) -> str:
         """Write the linear layer as it is stored."""
-        inputs = [x, self.table(parameter + ".weight")]
+        inputs = [self.written(x), self.table(parameter + ".weight")]
         if parameter + ".bias" in self.checkpoint:
             inputs.append(self.table(parameter + ".bias"))
         turned = 0 if self.a.family.conv else 1
         return self.g.node("Gemm", inputs, parameter, transB=turned)
 
-    def product(self, x: str, i: int, kind: str, name: str) -> str:
+    def linear(self, x: str, i: int, kind: str) -> str:
         names, p = self.a.names, self.a.layer(i)
         if kind in ("gate", "up") and names.gate == names.up:
             parts = [f"l{i}.gate", f"l{i}.up"]
             if kind == "up":  # comes first
-                both = self.linear(x, p + names.up)
+                both = self.stored(x, p + names.up)
                 half = self.g.integers(self.a.feed_forward, self.a.feed_forward)
                 self.g.node("Split", [both, half], parts, axis=-1)
             return parts[kind == "up"]
-        return self.linear(x, p + getattr(names, {"o": "out"}.get(kind, kind)))
+        return self.stored(x, p + getattr(names, {"o": "out"}.get(kind, kind)))
 
     def norm_weights(self, parameter: str) -> list[str]:
         weight, shift = self.table(parameter + ".weight"), self.a.family.norm_shift
@@ -206,14 +200,14 @@ class _Writer(DecoderGraph):
         if a.family.interleaved:
             heads, width = g.integers(a.heads), g.integers(3 * a.head_dim)
             shape = g.node("Concat", ["B", "S", heads, width], n + "qkv_shape", axis=0)
-            x = g.node("Reshape", [self.linear(x, p + a.names.qkv[0]), shape], n + "qkv")
+            x = g.node("Reshape", [self.stored(x, p + a.names.qkv[0]), shape], n + "qkv")
             g.node("Split", [x, g.integers(*[a.head_dim] * 3)], parts, axis=-1)
             q, k, v = parts
         else:
             if len(a.names.qkv) == 3:
-                parts = [self.linear(x, p + name) for name in a.names.qkv]
+                parts = [self.stored(x, p + name) for name in a.names.qkv]
             else:
-                x = self.linear(x, p + a.names.qkv[0])
+                x = self.stored(x, p + a.names.qkv[0])
                 sizes = [heads * a.head_dim for heads in (a.heads, a.kv_heads, a.kv_heads)]
                 g.node("Split", [x, g.integers(*sizes)], parts, axis=-1)
             q, k = (

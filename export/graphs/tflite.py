@@ -20,8 +20,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.graphs.tflite_builder import BOOL, INT, ModelBuilder, Subgraph
-from draftwire.export.sources.tflite_source import DecoderShape, Linear, Norm, Source
+from draftwire.export.sources.rope import Rope
+from draftwire.export.sources.weights import Linear, Weights
 
 __all__ = ["PRECISIONS", "PREFILL", "build_tflite"]
 
@@ -35,20 +37,20 @@ _MASKED = -1e9
 Array = NDArray[np.float32]
 
 
-def build_tflite(source: Source, precision: str, *, shortest: int = SHORTEST) -> bytes:
+def build_tflite(weights: Weights, precision: str, *, shortest: int = SHORTEST) -> bytes:
     """Return the ``.tflite`` file of a decoder.
 
     Args:
-        source: Its weights.
+        weights: Its weights, of any family.
         precision: "fp32" or "int8".
         shortest: Positions of the shortest cache, where the context is longer.
     """
     model = ModelBuilder("draftwire draft")
-    lengths = rooms(source.shape.context, shortest)
+    lengths = rooms(weights.a.context, shortest)
     signatures = [("step", 1, room) for room in lengths]
     for name, tokens, room in [*signatures, ("prefill", PREFILL, lengths[-1])]:
         graph = model.subgraph(f"{name}.{room}")
-        _Writer(source, graph, tokens, room, precision == "int8").write(model)
+        _Writer(weights, graph, tokens, room, precision == "int8").write(model)
     return model.finish()
 
 
@@ -64,10 +66,13 @@ def rooms(context: int, shortest: int = SHORTEST) -> list[int]:
     return [*found, context]
 
 
-def rotation_table(s: DecoderShape, rows: int) -> Array:
+def rotation_table(rope: Rope, rows: int) -> Array:
     """Return the cosines and sines of the rotated pairs, ``(rows, rotated)``."""
-    angles = np.outer(np.arange(rows), s.rates)
-    return np.concatenate([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+    angles = np.outer(np.arange(rows), rope.rates)
+    # Pairs that stand still (rate 0) fill a rotation up.
+    size = np.where(rope.rates == 0, 1.0, rope.factor)
+    table = np.concatenate([np.cos(angles) * size, np.sin(angles) * size], -1)
+    return table.astype(np.float32)
 
 
 def by_rows(weight: Array) -> tuple[NDArray[np.int8], Array]:
@@ -78,73 +83,97 @@ def by_rows(weight: Array) -> tuple[NDArray[np.int8], Array]:
     return np.clip(steps, -127, 127).astype(np.int8), scales
 
 
-class _Writer:
+class _Writer(Decoder[int]):
+    """Writes one signature; a value is a tensor's number."""
+
     def __init__(
-        self, source: Source, g: Subgraph, tokens: int, room: int, int8: bool
+        self, weights: Weights, g: Subgraph, tokens: int, room: int, int8: bool
     ) -> None:
-        self.source, self.s, self.g = source, source.shape, g
+        super().__init__(weights.a)
+        self.w, self.g = weights, g
         self.tokens, self.room, self.int8 = tokens, room, int8
-        self.groups = self.s.heads // self.s.kv_heads
+        self.groups = self.a.heads // self.a.kv_heads
+        self.inputs: dict[str, int] = {}
+        self.outputs: dict[str, int] = {}
+        self.at = -1
+        self.turns: list[tuple[int, int]] = []
+        self.masks: dict[int, tuple[int, int]] = {}  # by window: over cached, new tokens
 
     def write(self, model: ModelBuilder) -> None:
-        g, s, t = self.g, self.s, self.tokens
+        g, a, t = self.g, self.a, self.tokens
         inputs = {"ids": g.tensor([1, t], INT, "ids"), "past": g.tensor([1], INT, "past")}
         if t > 1:
             inputs["row"] = g.tensor([1], INT, "row")
-        for i in range(s.layers):
-            shapes = {
-                "key": [1, s.kv_heads, self.room, s.head_dim],
-                "value": [1, s.kv_heads, s.head_dim, self.room],
-            }
-            for kind, shape in shapes.items():
-                name = f"{kind}.{i}"
+        self.inputs = inputs
+        for i in range(a.layers):
+            for name, shape in (
+                (f"key.{i}", [1, a.kv_heads, self.room, a.head_dim]),
+                (f"value.{i}", [1, a.kv_heads, a.head_dim, self.room]),
+            ):
                 inputs[name] = g.tensor(shape, name=name)
-        outputs: dict[str, int] = {}
-        self.positions(inputs["past"])
-        x = self.embed(g.reshape(inputs["ids"], [t], INT))
-        for i in range(s.layers):
-            caches = inputs[f"key.{i}"], inputs[f"value.{i}"]
-            x, key, value = self.layer(x, i, *caches)
-            outputs[f"new_key.{i}"], outputs[f"new_value.{i}"] = key, value
+        past = inputs["past"]
+        self.at = past if t == 1 else g.add(past, g.ints(*range(t)), INT)
+        self.turns = [self.turn(number) for number in range(len(a.ropes))]
+        self.masks = {window: self.mask(window) for window in {*a.windows}}
+        x = self.layers(self.embedded(g.reshape(inputs["ids"], [t], INT), self.at))
         if t > 1:
             x = g.gather(x, inputs["row"])
-        x = self.norm(x, "final", self.source.final_norm())
-        name = "embedding" if self.source.tied else "head"
-        logits = self.linear(x, name, Linear(self.source.head(), None))
-        model.signature(g, inputs, {"logits": logits, **outputs})
+        head = Linear(self.w.table(a.head), None)
+        x = self.product(self.final(x), "embedding" if a.tied else "head", head)
+        logits = self.capped(x, a.logit_cap, "logits")
+        model.signature(g, inputs, {"logits": logits, **self.outputs})
 
-    def positions(self, past: int) -> None:
-        """Make what depends on the position alone: angles and masks."""
-        g, s, t = self.g, self.s, self.tokens
-        at = past if t == 1 else g.add(past, g.ints(*range(t)), INT)
+    def turn(self, number: int) -> tuple[int, int]:
+        """Return a rotation's cosines and signed sines ``[T, D]`` of these tokens."""
+        g, a, rope = self.g, self.a, self.a.ropes[number]
         # Padding after the last token may stand beyond the context.
-        rows = s.context + PREFILL
-        turn = g.gather(g.constant("turns", lambda: rotation_table(s, rows)), at)
-        half, rest = len(s.rates), s.head_dim - 2 * len(s.rates)
+        rows = a.context + PREFILL
+        table = g.constant(f"turns{number or ''}", lambda: rotation_table(rope, rows))
+        turn = g.gather(table, self.at)
+        half, rest = len(rope.rates), a.head_dim - 2 * len(rope.rates)
         cos, sin = g.slice(turn, 1, 0, half), g.slice(turn, 1, half, 2 * half)
         cosines, sines = [cos, cos], [g.mul(sin, g.number(-1.0)), sin]
         if rest:
-            cosines.append(g.values(np.ones((t, rest), np.float32)))
-            sines.append(g.values(np.zeros((t, rest), np.float32)))
-        self.cos, self.sin = g.concat(cosines, 1), g.concat(sines, 1)
-        places = np.arange(self.room, dtype=np.int32)
-        inputs = [g.constant(f"places.{self.room}", lambda: places), past]
-        held = g.operator("LESS", inputs, places.shape, BOOL, options="LessOptions")
-        self.held = g.operator(
-            "SELECT_V2",
-            [held, g.number(0.0), g.number(_MASKED)],
-            places.shape,
-            options="SelectV2Options",
-        )
-        self.later = -1
-        if t > 1:
-            later = np.triu(np.full((t, t), _MASKED, np.float32), 1)
-            later = np.tile(later, (self.groups, 1))
-            self.later = g.constant(f"later.{t}", lambda: later)
+            cosines.append(g.values(np.ones((self.tokens, rest), np.float32)))
+            sines.append(g.values(np.zeros((self.tokens, rest), np.float32)))
+        return g.concat(cosines, 1), g.concat(sines, 1)
 
-    def embed(self, ids: int) -> int:
-        g, shape = self.g, [self.tokens, self.s.hidden]
-        weight = self.source.embedding()
+    def mask(self, window: int) -> tuple[int, int]:
+        """Return what is added to scores over cached and over new tokens, or -1."""
+        g, t = self.g, self.tokens
+        places = g.constant(
+            f"places.{self.room}", lambda: np.arange(self.room, dtype=np.int32)
+        )
+        held = self.open_where(places, self.inputs["past"])
+        new = -1
+        if window:  # the oldest that a token sees lies window - 1 before it
+            first = g.reshape(g.add(self.at, g.ints(-window), INT), [t, 1], INT)
+            held = g.add(self.open_where(first, places), held)
+            held = g.concat([held] * self.groups, 0)
+        if t > 1:
+            apart = np.subtract.outer(np.arange(t), np.arange(t))
+            hidden = (apart < 0) | (apart >= (window or t))
+            later = np.where(hidden, np.float32(_MASKED), np.float32(0))
+            later = np.tile(later, (self.groups, 1)).astype(np.float32)
+            new = g.constant(f"later.{t}.{window}", lambda: later)
+        return held, new
+
+    def open_where(self, low: int, high: int) -> int:
+        """Return 0 where ``low < high``, else what closes a score."""
+        g = self.g
+        shape = np.broadcast_shapes(g.shape(low), g.shape(high))
+        less = g.operator("LESS", [low, high], shape, BOOL, options="LessOptions")
+        inputs = [less, g.number(0.0), g.number(_MASKED)]
+        return g.operator("SELECT_V2", inputs, shape, options="SelectV2Options")
+
+    # ---- operations
+
+    def look_up(self, parameter: str, ids: int, name: str) -> int:
+        g, weight = self.g, self.w.table(parameter)
+        if parameter != self.a.embedding:  # positions, those of padding too
+            weight = np.pad(weight, ((0, PREFILL), (0, 0)))
+            return g.gather(g.constant("positions", lambda: weight), ids)
+        shape = [self.tokens, self.a.hidden]
         inputs = [ids, self.matrix("embedding", weight)]
         if not self.int8:
             return g.operator("EMBEDDING_LOOKUP", inputs, shape)
@@ -158,7 +187,7 @@ class _Writer:
             return self.g.constant(name, lambda: np.ascontiguousarray(weight))
         return self.g.constant(name, lambda: by_rows(weight)[0], scale=1.0)
 
-    def linear(self, x: int, name: str, layer: Linear) -> int:
+    def product(self, x: int, name: str, layer: Linear) -> int:
         g, bias, bias_values = self.g, -1, layer.bias
         if bias_values is not None:
             bias = g.constant(name + ".bias", lambda: bias_values)
@@ -174,75 +203,111 @@ class _Writer:
         y = g.mul(y, g.constant(name + ".scales", lambda: by_rows(layer.weight)[1]))
         return y if bias < 0 else g.add(y, bias)
 
-    def norm(self, x: int, name: str, norm: Norm) -> int:
-        g, bias = self.g, norm.bias
-        if self.s.neox:
+    def linear(self, x: int, i: int, kind: str) -> int:
+        name = "out" if kind == "o" else kind
+        return self.product(x, f"l{i}.{name}", self.w.linear(i, kind))
+
+    def norm(self, x: int, parameter: str, name: str, scale: float = 1.0) -> int:
+        g, w = self.g, self.w.norm(parameter)
+        bias = w.bias
+        if self.a.family.norm == "layer":
             x = g.sub(x, g.mean(x))
-        size = g.add(g.mean(g.mul(x, x)), g.number(self.s.eps))
+        size = g.add(g.mean(g.mul(x, x)), g.number(self.a.eps))
         x = g.mul(x, g.unary("RSQRT", size))
-        x = g.mul(x, g.constant(name + ".norm", lambda: norm.weight))
-        if bias is None:
-            return x
-        return g.add(x, g.constant(name + ".norm.bias", lambda: bias))
+        x = g.mul(x, g.constant(parameter, lambda: w.weight * np.float32(scale)))
+        return (
+            x if bias is None else g.add(x, g.constant(parameter + ".bias", lambda: bias))
+        )
 
-    def layer(self, x: int, i: int, keys: int, values: int) -> tuple[int, int, int]:
-        """Return the layer's output, new keys and new values."""
-        g, p, layer = self.g, f"l{i}.", self.source.layer(i)
-        y = self.norm(x, p + "attention", layer.attention_norm)
-        qkv = self.linear(y, p + "qkv", self.scaled(layer.qkv))
-        y, key, value = self.attention(qkv, keys, values)
-        after = g.add(x, self.linear(y, p + "out", layer.out))
-        y = self.norm(x if self.s.parallel else after, p + "mlp", layer.mlp_norm)
-        up = self.linear(y, p + "up", layer.up)
-        if layer.gate is None:
-            approximate = self.s.activation == "gelu_tanh"
-            up = g.operator(
-                "GELU", [up], g.shape(up), options="GeluOptions", approximate=approximate
-            )
-        else:
-            gate = self.linear(y, p + "gate", layer.gate)
-            up = g.mul(g.mul(gate, g.unary("LOGISTIC", gate)), up)
-        return g.add(after, self.linear(up, p + "down", layer.down)), key, value
+    def bend(self, x: int, name: str) -> int:
+        g = self.g
+        if self.a.activation == "silu":
+            return g.mul(x, g.unary("LOGISTIC", x))
+        tanh = self.a.activation == "gelu_tanh"
+        return g.operator("GELU", [x], g.shape(x), options="GeluOptions", approximate=tanh)
 
-    def scaled(self, qkv: Linear) -> Linear:
-        """Put the factor of the scores into the queries' weights."""
+    def add(self, x: int, y: int, name: str) -> int:
+        return self.g.add(x, y)
+
+    def multiply(self, x: int, y: int, name: str) -> int:
+        return self.g.mul(x, y)
+
+    def times(self, x: int, factor: float, name: str) -> int:
+        return self.g.mul(x, self.g.number(factor))
+
+    def cap(self, x: int, bound: float, name: str) -> int:
+        g = self.g
+        return g.mul(g.unary("TANH", g.mul(x, g.number(1 / bound))), g.number(bound))
+
+    def packed(self, i: int) -> Linear:
+        """Return all projections, the scores' factor in the queries where it can be."""
+        qkv, a = self.w.packed(i), self.a
+        if a.names.q_norm:
+            return qkv
         rows = np.ones(len(qkv.weight), np.float32)
-        rows[: self.s.heads * self.s.head_dim] = self.s.head_dim**-0.5
+        rows[: a.heads * a.head_dim] = a.score_scale
         bias = None if qkv.bias is None else qkv.bias * rows
         return Linear(qkv.weight * rows[:, None], bias)
 
-    def attention(self, qkv: int, keys: int, values: int) -> tuple[int, int, int]:
-        g, s, t = self.g, self.s, self.tokens
-        heads = s.heads + 2 * s.kv_heads
+    def attention(self, x: int, i: int) -> int:
+        g, a, t = self.g, self.a, self.tokens
+        both = a.heads + a.kv_heads
+        x = self.product(x, f"l{i}.qkv", self.packed(i))
+        x = self.head_norms(x, i)
         if t == 1:
-            x = g.reshape(qkv, [1, heads, 1, s.head_dim])
+            x = g.reshape(x, [1, both + a.kv_heads, 1, a.head_dim])
         else:
-            x = g.transpose(g.reshape(qkv, [1, t, heads, s.head_dim]), [0, 2, 1, 3])
-        turned = self.rotate(g.slice(x, 1, 0, s.heads + s.kv_heads))
-        query = g.slice(turned, 1, 0, s.heads)
-        query = g.reshape(query, [1, s.kv_heads, self.groups * t, s.head_dim])
-        key = g.slice(turned, 1, s.heads, s.heads + s.kv_heads)
-        value = g.slice(x, 1, s.heads + s.kv_heads, heads)
+            x = g.reshape(x, [1, t, both + a.kv_heads, a.head_dim])
+            x = g.transpose(x, [0, 2, 1, 3])
+        turned = self.rotate(g.slice(x, 1, 0, both), i)
+        query = g.slice(turned, 1, 0, a.heads)
+        query = g.reshape(query, [1, a.kv_heads, self.groups * t, a.head_dim])
+        key = g.slice(turned, 1, a.heads, both)
+        value = g.slice(x, 1, both, both + a.kv_heads)
         if t == 1:
-            value = g.reshape(value, [1, s.kv_heads, s.head_dim, 1])
+            value = g.reshape(value, [1, a.kv_heads, a.head_dim, 1])
         else:
             value = g.transpose(value, [0, 1, 3, 2])
-        scores = g.product(query, key)
-        if t > 1:
-            scores = g.add(scores, self.later)
-        past = g.add(g.product(query, keys), self.held)
+        held, later = self.masks[a.windows[i]]
+        scores = self.capped(g.product(query, key), a.score_cap, "")
+        if later >= 0:
+            scores = g.add(scores, later)
+        past = g.product(query, self.inputs[f"key.{i}"])
+        past = g.add(self.capped(past, a.score_cap, ""), held)
         shares = g.softmax(g.concat([past, scores], 3))
-        old = g.product(g.slice(shares, 3, 0, self.room), values)
+        old = g.product(g.slice(shares, 3, 0, self.room), self.inputs[f"value.{i}"])
         new = g.product(g.slice(shares, 3, self.room, self.room + t), value)
-        mixed = g.reshape(g.add(old, new), [s.heads, t, s.head_dim])
+        mixed = g.reshape(g.add(old, new), [a.heads, t, a.head_dim])
         if t > 1:
             mixed = g.transpose(mixed, [1, 0, 2])
-        return g.reshape(mixed, [t, s.heads * s.head_dim]), key, value
+        self.outputs[f"new_key.{i}"], self.outputs[f"new_value.{i}"] = key, value
+        return g.reshape(mixed, [t, a.heads * a.head_dim])
 
-    def rotate(self, x: int) -> int:
+    def head_norms(self, x: int, i: int) -> int:
+        """Return all projections with queries and keys normed, where a family does."""
+        g, a, t = self.g, self.a, self.tokens
+        if not a.names.q_norm:
+            return x
+        parts, start = [], 0
+        for kind, heads, scale in (("q", a.heads, a.score_scale), ("k", a.kv_heads, 1.0)):
+            parameter = a.layer(i) + getattr(a.names, kind + "_norm")
+            end = start + heads * a.head_dim
+            part = g.slice(x, 1, start, end)
+            if len(self.w.norm(parameter).weight) == a.head_dim:
+                part = g.reshape(part, [t, heads, a.head_dim])
+            part = self.norm(part, parameter, "", scale)
+            parts.append(g.reshape(part, [t, heads * a.head_dim]))
+            start = end
+        parts.append(g.slice(x, 1, start, g.shape(x)[1]))
+        return g.concat(parts, 1)
+
+    def rotate(self, x: int, i: int) -> int:
         """Turn the pairs of each head: ``x * cos + swapped x * signed sin``."""
-        g, half = self.g, len(self.s.rates)
+        g, number = self.g, self.a.rope_of[i]
+        if number < 0:
+            return x
+        half, (cos, sin) = len(self.a.ropes[number].rates), self.turns[number]
         parts = [g.slice(x, 3, half, 2 * half), g.slice(x, 3, 0, half)]
-        if 2 * half < self.s.head_dim:
-            parts.append(g.slice(x, 3, 2 * half, self.s.head_dim))
-        return g.add(g.mul(x, self.cos), g.mul(g.concat(parts, 3), self.sin))
+        if 2 * half < self.a.head_dim:
+            parts.append(g.slice(x, 3, 2 * half, self.a.head_dim))
+        return g.add(g.mul(x, cos), g.mul(g.concat(parts, 3), sin))

@@ -1,25 +1,36 @@
-"""A checkpoint's weights in the form that all families share.
+"""A decoder's weights in the form that all families share, whatever they come from.
 
-Linear layers are ``(out, in)``, queries, keys and values apart, gate and up apart.
+Linear layers are ``(out, in)``, queries, keys and values apart, gate and up apart. Whoever
+has only a draft package can still add an engine to it: the weights stand in its ONNX graph
+under the names that :mod:`draftwire.export.graphs.draft` gives them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from draftwire.errors import ConfigError, ModelError
+from draftwire.export.sources.architecture import read_architecture
 from draftwire.export.sources.checkpoint import Checkpoint
+from draftwire.export.sources.package_config import config_of
+from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["Linear", "gate_and_up", "joined", "linear", "norm", "qkv"]
+__all__ = ["CheckpointWeights", "Linear", "PackageWeights", "Weights", "joined"]
 
 Array = NDArray[np.float32]
+_WIDEST = ("fp32", "int8", "int4")  # from the least rounded; a split int8 is never alone
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer: ``x @ weight.T + bias``, weight ``(out, in)``."""
+    """A linear layer ``x @ weight.T + bias``, weight ``(out, in)``; or a norm."""
 
     weight: Array
     bias: Array | None
@@ -29,64 +40,222 @@ class Linear:
         bias = None if self.bias is None else self.bias[start:end]
         return Linear(self.weight[start:end], bias)
 
+    def sorted(self, order: NDArray[np.int64]) -> Linear:
+        """Return it with the dimensions of each head in another order."""
 
-def linear(checkpoint: Checkpoint, name: str) -> Linear:
-    """Return a linear layer."""
-    weight = checkpoint.weight(name + ".weight")
-    if checkpoint.architecture.family.conv:
-        weight = np.ascontiguousarray(weight.T)
-    bias = name + ".bias"
-    return Linear(weight, checkpoint.weight(bias) if bias in checkpoint else None)
+        def one(rows: Array) -> Array:
+            return rows.reshape(-1, len(order), *rows.shape[1:])[:, order].reshape(
+                rows.shape
+            )
 
-
-def norm(checkpoint: Checkpoint, name: str) -> Linear:
-    """Return a norm's weight as it multiplies, and its bias."""
-    weight = checkpoint.weight(name + ".weight")
-    shift = checkpoint.architecture.family.norm_shift
-    bias = name + ".bias"
-    return Linear(
-        weight + np.float32(shift) if shift else weight,
-        checkpoint.weight(bias) if bias in checkpoint else None,
-    )
+        return Linear(one(self.weight), None if self.bias is None else one(self.bias))
 
 
-def qkv(checkpoint: Checkpoint, i: int) -> list[Linear]:
-    """Return the projections of layer ``i`` to queries, keys and values."""
-    a, p = checkpoint.architecture, checkpoint.architecture.layer(i)
-    if len(a.names.qkv) == 3:
-        return [linear(checkpoint, p + name) for name in a.names.qkv]
-    whole = linear(checkpoint, p + a.names.qkv[0])
-    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    if a.family.interleaved:
-        bias = None if whole.bias is None else _by_kind(whole.bias, a.heads, a.head_dim)
-        whole = Linear(_by_kind(whole.weight, a.heads, a.head_dim), bias)
-    return [whole.rows(0, q), whole.rows(q, q + kv), whole.rows(q + kv, q + 2 * kv)]
-
-
-def _by_kind(rows: Array, heads: int, head_dim: int) -> Array:
-    """Turn rows of q, k, v for each head into all q, all k, all v."""
-    kinds = rows.reshape(heads, 3, head_dim, *rows.shape[1:]).swapaxes(0, 1)
-    return np.ascontiguousarray(kinds).reshape(rows.shape)
-
-
-def gate_and_up(checkpoint: Checkpoint, i: int) -> tuple[Linear | None, Linear]:
-    """Return the MLP's gate, None where it has none, and what it opens."""
-    a, p = checkpoint.architecture, checkpoint.architecture.layer(i)
-    up = linear(checkpoint, p + a.names.up)
-    if a.names.gate == a.names.up:
-        half = a.feed_forward
-        return up.rows(0, half), up.rows(half, 2 * half)
-    return (linear(checkpoint, p + a.names.gate) if a.names.gate else None), up
-
-
-def joined(parts: list[Linear]) -> Linear:
+def joined(parts: Sequence[Linear]) -> Linear:
     """Return one layer with the outputs of all."""
     bias = None
     if any(part.bias is not None for part in parts):
+        none = [np.zeros(len(p.weight), np.float32) for p in parts]
         bias = np.concatenate(
-            [
-                np.zeros(len(p.weight), np.float32) if p.bias is None else p.bias
-                for p in parts
-            ]
+            [z if p.bias is None else p.bias for p, z in zip(parts, none, strict=True)]
         )
     return Linear(np.concatenate([part.weight for part in parts]), bias)
+
+
+class Weights:
+    """Where weights come from.
+
+    Attributes:
+        a: Their architecture.
+    """
+
+    def __init__(self, architecture: Any) -> None:
+        self.a = architecture
+
+    def table(self, parameter: str) -> Array:
+        """Return embedding, head or positions, by the family's name."""
+        raise NotImplementedError
+
+    def norm(self, name: str) -> Linear:
+        """Return a norm's weight as it multiplies, and its bias."""
+        raise NotImplementedError
+
+    def linear(self, i: int, kind: str) -> Linear:
+        """Return "gate", "up", "down" or "o" of layer ``i``."""
+        raise NotImplementedError
+
+    def packed(self, i: int) -> Linear:
+        """Return all queries, then all keys, then all values of layer ``i`` in one."""
+        raise NotImplementedError
+
+    def qkv(self, i: int) -> list[Linear]:
+        """Return the projections of layer ``i`` to queries, keys and values."""
+        a, whole = self.a, self.packed(i)
+        q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
+        return [whole.rows(0, q), whole.rows(q, q + kv), whole.rows(q + kv, q + 2 * kv)]
+
+
+class CheckpointWeights(Weights):
+    """The weights of a Hugging Face checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.architecture)
+        self.checkpoint = checkpoint
+
+    def table(self, parameter: str) -> Array:
+        """Return a table."""
+        return self.checkpoint.weight(parameter)
+
+    def norm(self, name: str) -> Linear:
+        """Return a norm."""
+        weight = self.checkpoint.weight(name + ".weight")
+        shift = self.a.family.norm_shift
+        return Linear(weight + np.float32(shift) if shift else weight, self._bias(name))
+
+    def _bias(self, name: str) -> Array | None:
+        name += ".bias"
+        return self.checkpoint.weight(name) if name in self.checkpoint else None
+
+    def _stored(self, i: int, name: str) -> Linear:
+        name = self.a.layer(i) + name
+        weight = self.checkpoint.weight(name + ".weight")
+        if self.a.family.conv:
+            weight = np.ascontiguousarray(weight.T)
+        return Linear(weight, self._bias(name))
+
+    def linear(self, i: int, kind: str) -> Linear:
+        """Return a linear layer."""
+        names = self.a.names
+        whole = self._stored(i, getattr(names, {"o": "out"}.get(kind, kind)))
+        if kind in ("gate", "up") and names.gate == names.up:
+            start = self.a.feed_forward * (kind == "up")
+            return whole.rows(start, start + self.a.feed_forward)
+        return whole
+
+    def packed(self, i: int) -> Linear:
+        """Return queries, keys and values."""
+        a = self.a
+        whole = joined([self._stored(i, name) for name in a.names.qkv])
+        if not a.family.interleaved:
+            return whole
+
+        def by_kind(rows: Array) -> Array:
+            """Turn rows of q, k, v for each head into all q, all k, all v."""
+            kinds = rows.reshape(a.heads, 3, a.head_dim, *rows.shape[1:]).swapaxes(0, 1)
+            return np.ascontiguousarray(kinds).reshape(rows.shape)
+
+        bias = None if whole.bias is None else by_kind(whole.bias)
+        return Linear(by_kind(whole.weight), bias)
+
+
+class PackageWeights(Weights):
+    """The weights in a ``gqa`` graph of a draft package.
+
+    Those of an int8 or int4 graph are what its integers stand for.
+
+    Attributes:
+        file: The graph that was read: the one that is rounded least.
+
+    Raises:
+        ConfigError: The package has none whose graph is known here.
+        ModelError: It is too old to say its shape.
+    """
+
+    def __init__(self, package: DraftPackage) -> None:
+        self.file = _widest(package)
+        where = package.path.name
+        a = read_architecture(where, config_of(package), context=package.context)
+        # The graph's queries and keys are sorted for what it rotates.
+        from draftwire.export.graphs.draft import rotation
+
+        ropes = tuple(replace(r, rates=rotation(a, r.rates)[0]) for r in a.ropes)
+        super().__init__(replace(a, ropes=ropes))
+        model = onnx.load(str(self.file.path))
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def table(self, parameter: str) -> Array:
+        """Return a table."""
+        if parameter == self.a.embedding:
+            return self._read("embedding")
+        if parameter == self.a.head:
+            return self._rows("head.weight", self.a.hidden)
+        return self._read(parameter)
+
+    def norm(self, name: str) -> Linear:
+        """Return a norm."""
+        if self.a.family.norm == "layer":
+            return Linear(self._read(name + ".weight"), self._read(name + ".bias"))
+        return Linear(self._read(name), None)
+
+    def linear(self, i: int, kind: str) -> Linear:
+        """Return a linear layer."""
+        a = self.a
+        width = {"o": a.heads * a.head_dim, "down": a.feed_forward}.get(kind, a.hidden)
+        name = f"l{i}.{kind}"
+        bias = self._read(name + ".bias") if name + ".bias" in self._tensors else None
+        return Linear(self._rows(name + ".weight", width), bias)
+
+    def packed(self, i: int) -> Linear:
+        """Return queries, keys and values."""
+        return self.linear(i, "qkv")
+
+    def _rows(self, name: str, width: int) -> Array:
+        """Return a ``(in, out)`` matrix as ``(out, in)``, padding of blocks cut off."""
+        return np.ascontiguousarray(self._read(name)[:width].T)
+
+    def _values(self, name: str) -> NDArray[Any]:
+        if name not in self._tensors:
+            self._foreign(name)
+        folder = str(self.file.path.parent)
+        return np.asarray(numpy_helper.to_array(self._tensors[name], folder))
+
+    def _foreign(self, name: str) -> NoReturn:
+        raise ModelError(
+            f"{self.file.path.name} is not a graph that this exporter wrote: "
+            f"it holds no {name}",
+            hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
+        )
+
+    def _read(self, name: str) -> Array:
+        """Return a constant as float32, as it stands in the graph."""
+        has = self._tensors
+        if name + "_quantized" in has:
+            steps = self._values(name + "_quantized").astype(np.float32)
+            zero = self._values(name + "_zero_point").astype(np.float32)
+            return np.asarray((steps - zero) * self._values(name + "_scale"), np.float32)
+        if name + ".rows" in has:  # an embedding
+            steps = self._values(name + ".rows").astype(np.float32) - 128
+            scales = self._values(name + ".scales")
+            blocks = steps.reshape(*scales.shape, -1) * scales[..., None]
+            return np.asarray(blocks.reshape(steps.shape), np.float32)
+        bits = next((b for b in (8, 4) if f"{name}.q{b}" in has), None)
+        if bits is None:
+            return self._values(name).astype(np.float32)
+        steps, scales = self._values(f"{name}.q{bits}"), self._values(name + ".scales")
+        zeros: NDArray[Any] = np.full(scales.shape, 1 << bits - 1, np.float32)
+        if bits == 4:
+            steps = _halves(steps)
+            if name + ".zeros" in has:
+                zeros = _halves(self._values(name + ".zeros"))[:, : scales.shape[1]]
+        whole = (steps.astype(np.float32) - zeros[..., None]) * scales[..., None]
+        return np.ascontiguousarray(whole.reshape(len(whole), -1).T, np.float32)
+
+
+def _halves(packed: NDArray[Any]) -> NDArray[Any]:
+    """Return the two numbers of each byte, the low one first."""
+    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+
+
+def _widest(package: DraftPackage) -> PackageFile:
+    found = {
+        file.precision: file
+        for file in package.files.values()
+        if file.engine == "onnxruntime" and file.graph == "gqa"
+    }
+    for precision in _WIDEST:
+        if precision in found:
+            return found[precision]
+    raise ConfigError(
+        f"{package.path.name} holds no ONNX graph that weights can be read from",
+        hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
+    )

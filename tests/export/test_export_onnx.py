@@ -397,13 +397,13 @@ def test_the_gate_refuses_a_poor_model(models, tmp_path):
 
 
 def test_the_gate_notices_a_wrong_graph(models, tmp_path, monkeypatch):
-    right = exporter.gqa_graph._rotation
+    right = exporter.gqa_graph.rotation
 
     def wrong(architecture, rates):
         rates, order = right(architecture, rates)
         return rates * 1.05, order
 
-    monkeypatch.setattr(exporter.gqa_graph, "_rotation", wrong)
+    monkeypatch.setattr(exporter.gqa_graph, "rotation", wrong)
     with pytest.raises(ModelError):
         export_onnx(models("llama"), tmp_path / "a.draft", precision="fp32")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 for library in ("torch", "transformers", "onnx", "onnxruntime", "ai_edge_litert"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
+
+from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
@@ -19,40 +22,33 @@ from draftwire.export.graphs.tflite import build_tflite, rooms  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.precision.tflite_parity import TfliteRunner, check_tflite  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
-from draftwire.export.sources.tflite_source import CheckpointSource, PackageSource  # noqa: E402
+from draftwire.export.sources.weights import CheckpointWeights, PackageWeights  # noqa: E402
 from draftwire.export.tflite import export_tflite  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
-SHAPES = (
-    "llama",
-    "llama_tied_biased",
-    "llama_scaled",
-    "qwen2",
-    "gpt_neox",
-    "gpt_neox_sequential",
-)
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 300, 90)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_logits_are_those_of_transformers(shape, models, torch_logits):
     folder = models(shape)
-    source = CheckpointSource(load_checkpoint(folder))
+    source = CheckpointWeights(load_checkpoint(folder))
     expected = torch_logits(folder, IDS)
     wide = build_tflite(source, "fp32", shortest=32)
-    parity = check_tflite(wide, source.shape.layers, IDS, expected, "torch")
+    parity = check_tflite(wide, source.a.layers, IDS, expected, "torch")
     assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
     assert parity.agreement == 1.0
     small = build_tflite(source, "int8", shortest=32)
-    parity = check_tflite(small, source.shape.layers, IDS, expected, "torch")
+    parity = check_tflite(small, source.a.layers, IDS, expected, "torch")
     assert parity.max_difference < 0.1 * parity.max_logit
     assert len(small) < 0.8 * len(wide)
 
 
 @pytest.mark.parametrize(
     ("shape", "precision"),
-    [("llama_tied_biased", p) for p in ("fp32", "int8", "int4")] + [("gpt_neox", "int8")],
+    [("llama_tied_biased", p) for p in ("fp32", "int8", "int4")]
+    + [("gpt_neox", "int8"), ("gemma3", "fp32")],
 )
 def test_a_package_gives_back_its_weights(shape, precision, models, tmp_path):
     folder = models(shape)
@@ -60,23 +56,19 @@ def test_a_package_gives_back_its_weights(shape, precision, models, tmp_path):
         folder, tmp_path / "a.draft", precision=precision, min_agreement=0.0,
         against="numpy",
     )  # fmt: skip
-    found = PackageSource(load_draft(out))
-    right = CheckpointSource(load_checkpoint(folder))
-    assert found.tied == right.tied
-    for field in ("heads", "activation", "parallel", "neox", "context"):
-        assert getattr(found.shape, field) == getattr(right.shape, field)
-    if precision == "fp32" and len(found.shape.rates) == len(right.shape.rates):
-        np.testing.assert_allclose(found.shape.rates, right.shape.rates, rtol=1e-6)
+    found = PackageWeights(load_draft(out))
+    right = CheckpointWeights(load_checkpoint(folder))
+    for field in ("tied", "heads", "activation", "parallel", "context", "windows"):
+        assert getattr(found.a, field) == getattr(right.a, field)
     step = {"fp32": 1e-7, "int8": 0.02, "int4": 0.2}[precision]
     for i in range(2):
-        ours, theirs = found.layer(i), right.layer(i)
-        for name in ("out", "up", "down"):
-            a, b = getattr(ours, name), getattr(theirs, name)
+        for kind in ("o", "up", "down"):
+            a, b = found.linear(i, kind), right.linear(i, kind)
             assert a.weight.shape == b.weight.shape
             assert np.abs(a.weight - b.weight).max() <= step * np.abs(b.weight).max()
             assert (a.bias is None) == (b.bias is None)
-    head = right.head()
-    assert np.abs(found.head() - head).max() <= step * np.abs(head).max()
+    head = right.table(right.a.head)
+    assert np.abs(found.table(found.a.head) - head).max() <= step * np.abs(head).max()
 
 
 @pytest.mark.parametrize("shape", ["llama", "gpt_neox"])
@@ -146,7 +138,7 @@ def test_a_package_for_litert_alone(models, tmp_path):
 def test_the_gate_notices_wrong_angles(models, tmp_path, monkeypatch):
     right = tflite_graph.rotation_table
     monkeypatch.setattr(
-        tflite_graph, "rotation_table", lambda s, rows: right(s, rows)[::-1].copy()
+        tflite_graph, "rotation_table", lambda rope, rows: right(rope, rows)[::-1].copy()
     )
     with pytest.raises(ModelError, match=r"model.fp32.tflite"):
         export_tflite(models("llama"), tmp_path / "a.draft", precision="fp32")
@@ -156,7 +148,7 @@ def test_the_gate_notices_wrong_angles(models, tmp_path, monkeypatch):
 def test_the_gate_notices_a_mask_that_lets_the_future_in(models, monkeypatch, torch_logits):
     """Every signature is under the gate, also those that a short text never needs."""
     folder = models("llama")
-    source = CheckpointSource(load_checkpoint(folder))
+    source = CheckpointWeights(load_checkpoint(folder))
     content = build_tflite(source, "fp32", shortest=32)
     step = TfliteRunner.step
 
@@ -227,7 +219,7 @@ def test_a_model_that_is_too_large(models, monkeypatch):
 
     monkeypatch.setattr(tflite_builder, "GRAPH_LIMIT", 1000)
     with pytest.raises(ModelError, match="2 GB"):
-        build_tflite(CheckpointSource(load_checkpoint(models("llama"))), "fp32")
+        build_tflite(CheckpointWeights(load_checkpoint(models("llama"))), "fp32")
 
 
 def test_the_command(models, tmp_path, capsys):
@@ -253,11 +245,19 @@ def test_without_litert_it_says_what_to_install(monkeypatch, capsys, tmp_path):
     assert exporter.PRECISIONS == ("fp32", "int8")
 
 
-@pytest.mark.parametrize("shape", ["qwen3", "mistral_windowed"])
-def test_other_families_are_refused_by_name(shape, models, tmp_path):
+@pytest.mark.parametrize("shape", ["qwen3", "mistral_windowed", "gpt_neox", "olmo2"])
+def test_the_weights_of_a_package_are_as_good(shape, models, tmp_path, torch_logits):
     folder = models(shape)
-    with pytest.raises(ModelError, match="LiteRT files are not written for"):
-        CheckpointSource(load_checkpoint(folder))
     package = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
-    with pytest.raises(ModelError, match="LiteRT files are not written for"):
-        PackageSource(load_draft(package))
+    content = build_tflite(PackageWeights(load_draft(package)), "fp32", shortest=32)
+    parity = check_tflite(content, 2, IDS, torch_logits(folder, IDS), "torch")
+    assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
+
+
+def test_the_reference_draft_gets_an_engine(tmp_path):
+    """A package of an older exporter, which does not carry its config."""
+    models = Path(__file__).resolve().parents[2] / "models"
+    out = export_tflite(models / "reference.draft", tmp_path / "r.draft")
+    found = load_draft(out)
+    parity = found.model_file("int8", engine="litert").details["parity"]
+    assert parity["agreement"] > 0.95
