@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-proxies fuzz slow models lint format clean
+.PHONY: help demo test test-arm test-proxies fuzz slow models lint format size clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -45,6 +45,9 @@ format: ## rewrite the code in the one format
 	@$(PYTHON) tools/venvs.py make device lint
 	$(VENV)/ruff format .
 	$(VENV)/ruff check --fix-only .
+
+size: ## lines by folder against their budgets (ARGS=export shows its folders, --check)
+	@$(PYTHON) tools/size.py $(ARGS)
 
 clean: ## remove what the verbs above made
 	rm -rf .venv .venvs build dist fuzz-crashes .pytest_cache .mypy_cache .ruff_cache

@@ -3,80 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs import draft as gqa_graph
 from draftwire.export.graphs import target as target_graph
-from draftwire.export.precision.gate import Reader, gate, moments_of, own_texts, threads
+from draftwire.export.pieces import (
+    DRAFT_CONTEXT,
+    check_place,
+    chosen,
+    package_fields,
+    save_model,
+    text_files,
+)
+from draftwire.export.precision.gate import gate, moments_of, own_texts
 from draftwire.export.precision.parity import (
     LIMITS,
-    DraftRunner,
     Limit,
-    Logits,
     Parity,
     check_steps,
     compare,
     expected_logits,
+    limit_of,
     probe_tokens,
-    run_target,
 )
 from draftwire.export.precision.quantise import MIN_ENGINE, PRECISIONS, quantise
+from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
 from draftwire.export.sources.architecture import UnknownArchitecture
-from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_json
-from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import check_tokens
-from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
+from draftwire.packages import NewFile, write_package
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = [
-    "DRAFT_CONTEXT",
-    "export_onnx",
-    "kept_files",
-    "made_with",
-    "package_fields",
-    "precisions_of",
-    "text_files",
-]
+__all__ = ["export_onnx", "precisions_of"]
 
-# A draft's cache takes memory for all of it, so a long trained context is cut.
-DRAFT_CONTEXT = 4096
-# From here on weights lie beside the graph: onnxruntime maps them instead of copying.
-EXTERNAL_BYTES = 64 << 20
-PAGE = 4096
 TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 
-
-@dataclass(frozen=True)
-class _Request:
-    """What was asked for, but for the model and the place."""
-
-    name: str
-    version: str
-    family_name: str | None
-    anchor_layers: int
-    min_agreement: float | None
-    against: str
-    made: Mapping[str, Any]
-
-    def limit(self, precision: str) -> Limit:
-        limit = LIMITS[precision]
-        if self.min_agreement is None:
-            return limit
-        return Limit(limit.difference, self.min_agreement)
+Made = tuple[dict[str, Any], dict[str, NewFile]]
+LimitOf = Callable[[str], Limit]
 
 
 def export_onnx(
@@ -135,150 +108,102 @@ def export_onnx(
     out = Path(out)
     if role not in ("draft", "target"):
         raise ConfigError(f"there is no role {role!r}", hint="draft or target")
-    if out.suffix != f".{role}":
-        raise ConfigError(
-            f"a {role} package is called NAME.{role}, not {out.name}",
-            hint=f"--out {out.stem}.{role}",
-        )
-    if out.exists() and not replace:
-        raise ConfigError(
-            f"there is something at {out} already",
-            hint="choose another place, or remove it first",
-        )
-    precisions = _precisions(precision, role)
-    request = _Request(
-        name or out.stem,
-        version,
-        family_name,
-        anchor_layers,
-        min_agreement,
-        against,
-        made or {},
-    )
+    if graph not in ("auto", "concat"):
+        raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
+    check_place(out, role, replace=replace)
+    if role == "draft":
+        wanted = chosen("int8" if precision is None else precision, PRECISIONS, role)
+    else:
+        known = list(TARGET_PRECISIONS)
+        wanted = chosen("fp16" if precision is None else precision, known, role)
+        if len(wanted) > 1:
+            raise ConfigError(f"{len(wanted)} precisions for a target were given")
+    limit = partial(limit_of, min_agreement=min_agreement)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-            fields, files = _make(
-                checkpoint_folder(model_dir, Path(scratch)),
-                role,
-                graph,
-                context,
-                precisions,
-                request,
-                Path(scratch),
-            )
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as place:
+            scratch = Path(place)
+            folder = checkpoint_folder(model_dir, scratch)
+            why = None
+            try:
+                if role == "draft" and graph == "concat":
+                    raise UnknownArchitecture("the concat graph is written by Optimum")
+                checkpoint = load_checkpoint(folder, context=context)
+                if against != "numpy":
+                    first = check_tokens(folder, checkpoint.bos_id)
+                    checkpoint = dataclasses.replace(checkpoint, bos_id=first)
+                fields = package_fields(
+                    checkpoint,
+                    name=name or out.stem,
+                    family_name=family_name,
+                    anchor_layers=anchor_layers,
+                )
+                fields["made"].update(made or {})
+                if role == "target":
+                    fields.update(version=version, base=None, adapter=None)
+                    files = _target(checkpoint, wanted[0], limit, against, scratch)
+                else:
+                    if context is None:
+                        checkpoint = checkpoint.cut(DRAFT_CONTEXT)
+                        fields["context"] = checkpoint.architecture.context
+                    more, files = _draft(checkpoint, wanted, limit, against, scratch)
+                    fields["made"].update(more)
+            except UnknownArchitecture as exc:
+                if role == "target":
+                    raise ModelError(
+                        str(exc),
+                        hint="as a target it can be served by the transformers backend",
+                    ) from exc
+                why = exc
+            if why is not None:
+                from draftwire.export.graphs.concat import export_with_optimum
+
+                if anchor_layers:
+                    raise ConfigError(
+                        "a concat draft shares no anchor layers with a target"
+                    )
+                fields, files = export_with_optimum(
+                    folder, scratch, wanted, limit=limit, context=context, why=why
+                )
+                fields["name"] = name or out.stem
+                fields["family"]["name"] = family_name or name or out.stem
             write_package(out, role, fields, files, replace=replace)
     except OSError as exc:
         raise ConfigError(f"{out} cannot be written: {exc}") from exc
     return out
 
 
-def _make(
-    folder: Path,
-    role: str,
-    graph: str,
-    context: int | None,
-    precisions: Sequence[str],
-    request: _Request,
-    scratch: Path,
-) -> tuple[dict[str, Any], dict[str, NewFile]]:
-    """Return the fields and files of the package, by the way that fits."""
-    why = None
-    if graph == "auto" or role == "target":
-        try:
-            checkpoint = load_checkpoint(folder, context=context)
-            if request.against != "numpy":
-                first = check_tokens(folder, checkpoint.bos_id)
-                checkpoint = dataclasses.replace(checkpoint, bos_id=first)
-            if role == "target":
-                return _target(checkpoint, precisions, request, scratch)
-            if context is None:
-                checkpoint = checkpoint.cut(DRAFT_CONTEXT)
-            return _draft(checkpoint, precisions, request, scratch)
-        except UnknownArchitecture as exc:
-            if role == "target":
-                raise ModelError(
-                    str(exc),
-                    hint="as a target it can be served by the transformers backend",
-                ) from exc
-            why = exc
-    elif graph != "concat":
-        raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
-    if request.anchor_layers:
-        raise ConfigError("a concat draft shares no anchor layers with a target")
-    from draftwire.export.graphs.concat import export_with_optimum
-
-    fields, files = export_with_optimum(
-        folder, scratch, precisions, limit=request.limit, context=context, why=why
-    )
-    fields["name"] = request.name
-    fields["family"]["name"] = request.family_name or request.name
-    return fields, files
-
-
-def _precisions(wanted: str | Sequence[str] | None, role: str) -> list[str]:
-    known = PRECISIONS if role == "draft" else tuple(TARGET_PRECISIONS)
-    if wanted is None:
-        wanted = "int8" if role == "draft" else "fp16"
-    chosen = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    for precision in chosen:
-        if precision not in known:
-            raise ConfigError(
-                f"a {role} has no precision {precision!r}",
-                hint=f"choose from {', '.join(known)}",
-            )
-    if not chosen or (role == "target" and len(chosen) > 1):
-        raise ConfigError(f"{len(chosen)} precisions for a {role} were given")
-    return chosen
-
-
 def _draft(
-    checkpoint: Checkpoint, precisions: Sequence[str], request: _Request, scratch: Path
-) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    checkpoint: Checkpoint,
+    precisions: Sequence[str],
+    limit: LimitOf,
+    against: str,
+    scratch: Path,
+) -> Made:
     architecture = checkpoint.architecture
     ids = probe_tokens(checkpoint)
-    expected, against = expected_logits(checkpoint, ids, against=request.against)
+    expected, said_by = expected_logits(checkpoint, ids, against=against)
     whole = scratch / "whole.onnx"
     save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
 
     def read(path: Path) -> DraftRunner:
-        return DraftRunner(str(path), architecture, threads=threads(path))
+        return DraftRunner(path, architecture, threads=threads(path))
 
-    parity = compare(check_steps(read(whole), ids), expected, against)
+    parity = compare(check_steps(read(whole), ids), expected, said_by)
     parity.require("the graph", LIMITS["fp32"])
-    files, refused = precisions_of(
+    made, files = precisions_of(
         whole,
         precisions,
         read,
         parity,
-        request.limit,
+        limit,
         folder=checkpoint.folder,
         vocab_size=architecture.vocab_size,
         bos_id=checkpoint.bos_id,
         context=architecture.context,
         graph="gqa",
     )
-    fields = _fields(checkpoint, request)
-    fields["made"].update(refused)
-    return fields, {**text_files(checkpoint.folder), **files}
-
-
-def text_files(folder: Path) -> dict[str, NewFile]:
-    """Return a package's files that turn text and messages into tokens.
-
-    The chat template stands in a file of its own, whatever version of transformers wrote
-    the checkpoint; the settings beside it name the tokens that it uses.
-    """
-    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
-    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    said = read_json(settings).get("chat_template") if settings.is_file() else None
-    if template.is_file():
-        files[template.name] = NewFile(template)
-    elif isinstance(said, str):
-        files[template.name] = NewFile(said.encode())
-    if template.name in files and settings.is_file():
-        files[settings.name] = NewFile(settings)
-    return files
+    return made, {**text_files(checkpoint.folder), **files}
 
 
 def precisions_of(
@@ -286,15 +211,15 @@ def precisions_of(
     precisions: Sequence[str],
     read: Callable[[Path], Reader],
     parity: Parity,
-    limit: Callable[[str], Limit],
+    limit: LimitOf,
     *,
     folder: Path,
     vocab_size: int,
     bos_id: int | None,
     context: int,
     graph: str,
-) -> tuple[dict[str, NewFile], dict[str, Any]]:
-    """Return the model files of a draft that pass the gate, and what is to say of them.
+) -> Made:
+    """Return what is to say of a draft's model files, and those that pass the gate.
 
     Args:
         whole: The float32 graph.
@@ -356,48 +281,13 @@ def precisions_of(
             "; ".join(refused.values()),
             hint="choose a wider precision, or lower the limit with --min-agreement",
         )
-    return files, {**made, **({"refused": refused} if refused else {})}
-
-
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; large weights go to ``<name>.data`` beside it, each once.
-
-    Tensors of the same bytes share their place there: a head that is tied to the
-    embedding has the embedding's bytes under other dimensions.
-    """
-    tensors = list(model.graph.initializer)
-    large = [t for t in tensors if len(t.raw_data) >= 1024]
-    keys = {id(t): hashlib.sha256(t.raw_data).digest() for t in large}
-    shared = len(set(keys.values())) < len(keys)
-    if not shared and sum(len(t.raw_data) for t in tensors) < EXTERNAL_BYTES:
-        onnx.save_model(model, str(path))
-        return
-    data = path.with_name(path.name + ".data")
-    places: dict[bytes, tuple[int, int]] = {}
-    with open(data, "wb") as stream:
-        for tensor in large:
-            key = keys[id(tensor)]
-            if key not in places:
-                stream.write(b"\0" * (-stream.tell() % PAGE))  # a map begins at a page
-                places[key] = (stream.tell(), len(tensor.raw_data))
-                stream.write(tensor.raw_data)
-            offset, length = places[key]
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for name, value in (
-                ("location", data.name),
-                ("offset", offset),
-                ("length", length),
-            ):
-                tensor.external_data.add(key=name, value=str(value))
-    path.write_bytes(model.SerializeToString())
+    return {**made, **({"refused": refused} if refused else {})}, files
 
 
 def _target(
-    checkpoint: Checkpoint, precisions: Sequence[str], request: _Request, scratch: Path
-) -> tuple[dict[str, Any], dict[str, NewFile]]:
-    precision = precisions[0]
-    graph = target_graph.build_target_graph(checkpoint).SerializeToString()
+    checkpoint: Checkpoint, precision: str, limit: LimitOf, against: str, scratch: Path
+) -> dict[str, NewFile]:
+    graph = target_graph.build_target_graph(checkpoint)
     weights = scratch / "weights.safetensors"
     kind = TARGET_PRECISIONS[precision]
     with np.errstate(over="ignore"):
@@ -410,106 +300,18 @@ def _target(
             )
     write_tensors(weights, tensors)
     ids = probe_tokens(checkpoint)
-    expected, against = expected_logits(checkpoint, ids, against=request.against)
-    found: Logits = run_target(graph, read_tensors(weights), checkpoint.architecture, ids)
-    parity = compare(found, expected, against)
-    parity.require("the target", request.limit(precision))
-    files = {
+    expected, said_by = expected_logits(checkpoint, ids, against=against)
+    found = run_target(graph, read_tensors(weights), checkpoint.architecture, ids)
+    parity = compare(found, expected, said_by)
+    parity.require("the target", limit(precision))
+    details = {
+        "engine": "onnxruntime",
+        "graph": "target",
+        "min_engine": target_graph.MIN_ENGINE,
+    }
+    stored = {"precision": precision, "parity": parity.record()}
+    return {
         **text_files(checkpoint.folder),
-        "model.onnx": NewFile(
-            graph,
-            {
-                "engine": "onnxruntime",
-                "graph": "target",
-                "min_engine": target_graph.MIN_ENGINE,
-            },
-        ),
-        "weights.safetensors": NewFile(
-            weights, {"precision": precision, "parity": parity.record()}
-        ),
-    }
-    fields = _fields(checkpoint, request)
-    return {**fields, "version": request.version, "base": None, "adapter": None}, files
-
-
-def _fields(checkpoint: Checkpoint, request: _Request) -> dict[str, Any]:
-    fields = package_fields(
-        checkpoint,
-        name=request.name,
-        family_name=request.family_name,
-        anchor_layers=request.anchor_layers,
-    )
-    fields["made"].update(request.made)
-    return fields
-
-
-def package_fields(
-    checkpoint: Checkpoint, *, name: str, family_name: str | None, anchor_layers: int
-) -> dict[str, Any]:
-    """Return what a package's manifest says of the model, without its files.
-
-    Raises:
-        ConfigError: The anchor does not fit the model.
-    """
-    a = checkpoint.architecture
-    if anchor_layers > a.layers or anchor_layers < 0:
-        raise ConfigError(
-            f"an anchor of {anchor_layers} layers was asked for, "
-            f"{checkpoint.folder.name} has {a.layers}"
-        )
-    backbone = None
-    if anchor_layers:
-        backbone = backbone_fingerprint(
-            checkpoint.parameters, checkpoint.weight, layers=anchor_layers
-        )
-    return {
-        "name": name,
-        "family": {
-            "name": family_name or name,
-            "backbone": backbone,
-            "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
-        },
-        "vocab_size": a.vocab_size,
-        "context": a.context,
-        "bos_id": checkpoint.bos_id,
-        "eos_ids": list(checkpoint.eos_ids),
-        "shape": {
-            "layers": a.layers,
-            "kv_heads": a.kv_heads,
-            "head_dim": a.head_dim,
-            "hidden": a.hidden,
-        },
-        "made": {
-            "from": checkpoint.name,
-            "model_type": a.model_type,
-            "anchor_layers": anchor_layers,
-            "config": plain_config(checkpoint.folder),
-            **made_with(),
-        },
-    }
-
-
-def kept_files(package: Any) -> tuple[dict[str, Any], dict[str, NewFile]]:
-    """Return the fields and files of a package, to be written once more."""
-    details = ("sha256", "bytes")  # made anew, like these:
-    fields = {k: v for k, v in package.raw.items() if k not in ("format", "id", "files")}
-    return fields, {
-        name: NewFile(f.path, {k: v for k, v in f.details.items() if k not in details})
-        for name, f in package.files.items()
-    }
-
-
-def plain_config(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's config without what names places or versions."""
-    config = read_json(folder / "config.json")
-    return {k: v for k, v in config.items() if k[0] != "_" and k != "transformers_version"}
-
-
-def made_with() -> dict[str, str]:
-    """Return the versions that make an export repeatable."""
-    return {
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        "model.onnx": NewFile(graph.SerializeToString(), details),
+        "weights.safetensors": NewFile(weights, stored),
     }

@@ -11,25 +11,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs.tflite import PRECISIONS, build_tflite
-from draftwire.export.onnx import DRAFT_CONTEXT, kept_files, package_fields
+from draftwire.export.pieces import (
+    DRAFT_CONTEXT,
+    check_place,
+    chosen,
+    kept_files,
+    package_fields,
+    text_files,
+)
 from draftwire.export.precision.parity import (
     LIMITS,
-    DraftRunner,
+    MAX_PROBE,
     Limit,
-    Logits,
     compare,
     expected_logits,
     finite_logits,
+    limit_of,
     probe_ids,
     probe_tokens,
 )
-from draftwire.export.precision.tflite_parity import check_tflite
+from draftwire.export.precision.runners import DraftRunner, Logits
+from draftwire.export.precision.tflite_runner import check_tflite
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
@@ -43,7 +50,6 @@ from draftwire.packages import (
 
 __all__ = ["export_tflite"]
 
-_PROBE = 224
 # Least agreement of a package's rounded model with the checkpoint that is said to be
 # its origin; another model agrees at a few positions only.
 _SAME_MODEL = 0.5
@@ -58,12 +64,12 @@ class _Origin:
             results must be near them, not only agree.
     """
 
-    weights_of: Weights
+    weights: Weights
     ids: list[int]
     expected: Logits
     against: str
     exact: bool
-    weights: str
+    name: str
 
 
 def export_tflite(
@@ -111,8 +117,9 @@ def export_tflite(
         PackageError: The package ``source`` is damaged.
     """
     source = Path(source)
-    precisions = _precisions(precision)
-    package = load_draft(source) if _is_package(source) else None
+    precisions = chosen(precision, PRECISIONS, "LiteRT draft")
+    is_package = source.suffix == ".draft" or (source / "draft.json").is_file()
+    package = load_draft(source) if is_package else None
     place = _place(source, out, package, replace=replace)
     if package is None:
         if checkpoint is not None:
@@ -127,7 +134,7 @@ def export_tflite(
             family_name=family_name,
             anchor_layers=anchor_layers,
         )
-        files = {"tokenizer.json": NewFile(made.tokenizer)}
+        files = text_files(made.folder)
     else:
         if any((name, family_name, context, anchor_layers)):
             raise ConfigError(
@@ -139,24 +146,21 @@ def export_tflite(
         else:
             origin = _from_named_checkpoint(package, Path(checkpoint), against)
         fields, files = kept_files(package)
-    fields["made"] = {**dict(fields.get("made") or {}), **_made_with(package)}
+    added = {"ai-edge-litert": metadata.version("ai-edge-litert")}
+    if package is not None:
+        added["engine_added_to"] = package.id
+    fields["made"] = {**dict(fields.get("made") or {}), **added}
     for one in precisions:
-        content = build_tflite(origin.weights_of, one)
+        content = build_tflite(origin.weights, one)
         file = f"model.{one}.tflite"
-        parity = check_tflite(
-            content,
-            origin.weights_of.a.layers,
-            origin.ids,
-            origin.expected,
-            origin.against,
-        )
+        parity = check_tflite(content, origin.ids, origin.expected, origin.against)
         parity.require(file, _limit(one, origin, min_agreement))
         details = {
             "engine": "litert",
             "precision": one,
             "graph": "static",
             "min_engine": "",
-            "weights": origin.weights,
+            "weights": origin.name,
             "parity": parity.record(),
         }
         files[file] = NewFile(content, details)
@@ -168,58 +172,28 @@ def export_tflite(
     return place
 
 
-def _is_package(source: Path) -> bool:
-    return source.suffix == ".draft" or (source / "draft.json").is_file()
-
-
-def _precisions(wanted: str | Sequence[str]) -> list[str]:
-    chosen = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
-    for one in chosen:
-        if one not in PRECISIONS:
-            raise ConfigError(
-                f"a LiteRT draft has no precision {one!r}",
-                hint=f"choose from {', '.join(PRECISIONS)}",
-            )
-    if not chosen:
-        raise ConfigError("no precision was given")
-    return chosen
-
-
 def _place(
     source: Path, out: str | Path | None, package: DraftPackage | None, *, replace: bool
 ) -> Path:
-    if out is None:
-        if package is None:
-            raise ConfigError(
-                "say where the package shall be written", hint="--out NAME.draft"
-            )
-        if not replace:
-            raise ConfigError(
-                f"a package with another engine has another id than {source.name}",
-                hint="--out OTHER.draft, or --replace to put it in its place",
-            )
-        return source
-    place = Path(out)
-    if place.suffix != ".draft":
+    if out is not None:
+        check_place(Path(out), "draft", replace=replace)
+        return Path(out)
+    if package is None:
+        raise ConfigError("say where the package shall be written", hint="--out NAME.draft")
+    if not replace:
         raise ConfigError(
-            f"a draft package is called NAME.draft, not {place.name}",
-            hint=f"--out {place.stem}.draft",
+            f"a package with another engine has another id than {source.name}",
+            hint="--out OTHER.draft, or --replace to put it in its place",
         )
-    if place.exists() and not replace:
-        raise ConfigError(
-            f"there is something at {place} already",
-            hint="choose another place, or remove it first",
-        )
-    return place
+    return source
 
 
 def _limit(precision: str, origin: _Origin, min_agreement: float | None) -> Limit:
-    limit = LIMITS[precision]
-    if not origin.exact:
-        limit = Limit(None, LIMITS["int8"].agreement)
-    if min_agreement is None:
+    limit = limit_of(precision, min_agreement)
+    if origin.exact:
         return limit
-    return Limit(limit.difference, min_agreement)
+    rounded = LIMITS["int8"].agreement
+    return Limit(None, rounded if min_agreement is None else min_agreement)
 
 
 def _load(folder: Path, context: int | None) -> Checkpoint:
@@ -234,21 +208,20 @@ def _load(folder: Path, context: int | None) -> Checkpoint:
 def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
     ids = probe_tokens(checkpoint)
     expected, source = expected_logits(checkpoint, ids, against=against)
-    weights = checkpoint.name
-    return _Origin(CheckpointWeights(checkpoint), ids, expected, source, True, weights)
+    weights = CheckpointWeights(checkpoint)
+    return _Origin(weights, ids, expected, source, True, checkpoint.name)
 
 
 def _from_package(package: DraftPackage) -> _Origin:
     """Take the weights of the package's widest graph, and what it says with them."""
-    source = PackageWeights(package)
-    limit = min(_PROBE, package.context)
+    weights = PackageWeights(package)
+    limit = min(MAX_PROBE, package.context)
     ids = probe_ids(package.path, package.vocab_size, package.bos_id, limit=limit)
-    runner = DraftRunner(str(source.file.path), source.a)
+    runner = DraftRunner(weights.file.path, weights.a)
     rows = [runner.forward([token])[0] for token in ids]
     expected = finite_logits(package.path.name, np.stack(rows))
-    exact = source.file.precision == "fp32"
-    against = source.file.path.name
-    return _Origin(source, ids, expected, against, exact, against)
+    exact, name = weights.file.precision == "fp32", weights.file.path.name
+    return _Origin(weights, ids, expected, name, exact, name)
 
 
 def _from_named_checkpoint(package: DraftPackage, folder: Path, against: str) -> _Origin:
@@ -267,10 +240,3 @@ def _from_named_checkpoint(package: DraftPackage, folder: Path, against: str) ->
         f"{folder.name} is not the checkpoint that {package.path.name} was made from",
         hint="leave --checkpoint out to take the weights from the package itself",
     )
-
-
-def _made_with(package: DraftPackage | None) -> dict[str, Any]:
-    added: dict[str, Any] = {"ai-edge-litert": metadata.version("ai-edge-litert")}
-    if package is not None:
-        added["engine_added_to"] = package.id
-    return added

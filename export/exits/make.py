@@ -34,11 +34,10 @@ from draftwire.export.exits.texts import (
     training_batches,
     windows,
 )
-from draftwire.export.onnx import kept_files, made_with
+from draftwire.export.pieces import check_place, kept_files, made_with
 from draftwire.export.settings import ExitSettings
 from draftwire.export.sources.transformers_model import load_model
 from draftwire.export.training.base import model_of
-from draftwire.export.training.begin import check_free
 from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
 from draftwire.tensors import read_tensors
 
@@ -191,12 +190,7 @@ def _place(package: TargetPackage, out: str | Path | None, *, replace: bool) -> 
     if out is None:
         return package.path
     place = Path(out).absolute()
-    if place.suffix != ".target":
-        raise ConfigError(
-            f"a target package is called NAME.target, not {place.name}",
-            hint=f"--out {place.stem}.target",
-        )
-    check_free(place, replace=replace)
+    check_place(place, "target", replace=replace)
     if package.base is not None and package.base.path.parent != place.parent:
         raise ConfigError(
             f"an evolved target lies beside its base, {place} and "

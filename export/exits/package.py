@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
+from draftwire.export.precision.runners import session, supplied
 from draftwire.packages import NewExits, NewFile, TargetPackage
 from draftwire.tensors import target_weights, write_tensors
 
 __all__ = [
-    "engine_session",
     "exit_files",
     "in_parts",
     "made_up",
@@ -44,22 +43,6 @@ def whole_graph(package: TargetPackage) -> onnx.ModelProto:
     graph = onnx.load(str(path), load_external_data=False)
     head_of(graph)
     return graph
-
-
-def engine_session(model: onnx.ModelProto, weights: Mapping[str, Floats]) -> Any:
-    """Return a session, one thread, of a target graph or of a part of one."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    names = _supplied(model)
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise ModelError(f"the graph asks for {missing[0]}, which the target lacks")
-    options.add_external_initializers(
-        names, [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
-    )
-    content = model.SerializeToString()
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def exit_files(
@@ -102,14 +85,9 @@ def exit_files(
             graph.SerializeToString(deterministic=True),
             {"engine": "onnxruntime", "graph": "target-part"},
         )
-        parts.append({"file": name, "weights": _supplied(graph)})
+        parts.append({"file": name, "weights": supplied(graph)})
     fields = {"rank": rank, "exits": list(entries), "parts": parts, "made": dict(made)}
     return NewExits(fields, files)
-
-
-def _supplied(graph: onnx.ModelProto) -> list[str]:
-    location = onnx.TensorProto.EXTERNAL
-    return [t.name for t in graph.graph.initializer if t.data_location == location]
 
 
 def made_up(package: TargetPackage, whole: Any) -> dict[str, Any]:
@@ -145,9 +123,9 @@ def _gate(
     weights: Mapping[str, Floats],
 ) -> None:
     """Compare whole and parts on a made-up block."""
-    whole = engine_session(graph, weights)
+    whole = session(graph, weights=weights)
     feeds = made_up(package, whole)
-    found = in_parts([engine_session(part, weights) for part in graphs], feeds)
+    found = in_parts([session(part, weights=weights) for part in graphs], feeds)
     for info, result in zip(whole.get_outputs(), whole.run(None, feeds), strict=True):
         limit = _TOLERANCE * max(1.0, float(np.abs(result).max()))
         if not float(np.abs(result - found[info.name]).max()) <= limit:

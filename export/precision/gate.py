@@ -8,22 +8,21 @@ tokens at a time: rounding that depends on what else is in a step shows there.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from draftwire.export.precision.parity import Logits, Parity
+from draftwire.export.precision.parity import Parity
 from draftwire.export.precision.quantise import inputs_of
+from draftwire.export.precision.runners import Logits, Reader, session, threads
 
-__all__ = ["Reader", "Texts", "gate", "moments_of", "own_texts", "threads"]
+__all__ = ["Texts", "gate", "moments_of", "own_texts"]
 
 POSITIONS = 1056  # of the gate, and about as many again to calibrate on
 CHUNKS = (64, 1)
@@ -37,24 +36,7 @@ _STARTS = (
     "In 1998 the company",
     "Dear Anna, thank you for",
 )
-_SMALL = 64 << 20
 _GROUP = 128  # inputs that are watched in one pass
-
-
-class Reader(Protocol):
-    """A model with a cache.
-
-    Attributes:
-        length: Tokens that it holds.
-    """
-
-    length: int
-
-    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
-        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +60,6 @@ class Texts:
             "tokens": sum(map(len, self.judge)),
             "sha256": digest,
         }
-
-
-def threads(graph: Path) -> int:
-    """Return how many threads a graph is worth; a small one waits for them more."""
-    data = graph.with_name(graph.name + ".data")
-    if not data.exists() or data.stat().st_size < _SMALL:
-        return 1
-    return max(1, min(4, len(os.sched_getaffinity(0))))
 
 
 def own_texts(
@@ -196,12 +170,9 @@ def moments_of(
         model.graph.output.append(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         )
-    probe = path.with_name(path.name + ".probe")
+    probe = path.with_name(path.name + ".probe")  # beside its data
     onnx.save_model(model, str(probe))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads(path)
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(probe), options, ["CPUExecutionProvider"])
+    engine = session(probe, threads=threads(path))
     probe.unlink()
     sums: dict[str, NDArray[np.float32]] = {}
     texts = [list(text) for text in texts]
@@ -209,17 +180,17 @@ def moments_of(
     for start in range(0, len(watched), _GROUP):
         group = watched[start : start + _GROUP]
         for text in texts:
-            values = session.run(group, _feeds(session, text))
+            values = engine.run(group, _feeds(engine, text))
             for name, rows in zip(group, values, strict=True):
                 flat = rows.reshape(-1, rows.shape[-1])
                 sums[name] = sums.get(name, np.float32(0)) + flat.T @ flat
     return {matrix: sums[source] for matrix, source in inputs.items()}
 
 
-def _feeds(session: Any, text: Sequence[int]) -> dict[str, NDArray[Any]]:
+def _feeds(engine: Any, text: Sequence[int]) -> dict[str, NDArray[Any]]:
     """Return the inputs of one whole forward, for both forms of graph."""
     length = len(text)
-    inputs = {node.name: node for node in session.get_inputs()}
+    inputs = {node.name: node for node in engine.get_inputs()}
     known: dict[str, NDArray[Any]] = {
         "input_ids": np.array([text], np.int64),
         "attention_mask": np.ones((1, length), np.int64),

@@ -1,40 +1,35 @@
-"""The numeric gate: an exported model must say what its checkpoint says."""
+"""How near an exported model is to its checkpoint, and how near it must be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
 
 from draftwire.errors import ModelError
 from draftwire.export.graphs.reference import reference_logits
-from draftwire.export.sources.architecture import Architecture
+from draftwire.export.precision.runners import Logits, Reader
 from draftwire.export.sources.checkpoint import Checkpoint
+from draftwire.export.sources.transformers_model import load_model
 from draftwire.tokenizer import load_tokenizer
 
 __all__ = [
     "LIMITS",
-    "CacheShape",
-    "DraftRunner",
     "Limit",
     "Parity",
     "check_steps",
     "compare",
     "expected_logits",
     "finite_logits",
+    "limit_of",
     "probe_ids",
     "probe_tokens",
-    "run_target",
     "torch_logits",
 ]
-
-Logits = NDArray[np.float32]
 
 MAX_PROBE = 224  # tokens: enough to see a fault, few enough for a laptop
 
@@ -125,6 +120,12 @@ class Parity:
             )
 
 
+def limit_of(precision: str, min_agreement: float | None) -> Limit:
+    """Return a precision's limit, with another agreement where that was asked for."""
+    limit = LIMITS[precision]
+    return limit if min_agreement is None else Limit(limit.difference, min_agreement)
+
+
 def probe_tokens(checkpoint: Checkpoint) -> list[int]:
     """Return the tokens that graph and checkpoint are compared on."""
     a = checkpoint.architecture
@@ -202,20 +203,7 @@ def torch_logits(folder: Path, ids: Sequence[int]) -> tuple[Logits, str]:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        ).eval()
-    except (KeyError, OSError, RuntimeError, ValueError) as exc:
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot load {folder.name}: "
-            f"{str(exc).splitlines()[0][:200]}"
-        ) from exc
+    model = load_model(folder)
     with torch.no_grad():
         logits = model(torch.tensor([list(ids)])).logits[0].float().numpy()
     return logits, f"transformers {transformers.__version__}"
@@ -233,96 +221,8 @@ def compare(found: Logits, expected: Logits, against: str) -> Parity:
     )
 
 
-class CacheShape(Protocol):
-    """What a runner must know of a model."""
-
-    @property
-    def layers(self) -> int:
-        """Its layers."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Its key/value heads."""
-
-    @property
-    def head_dim(self) -> int:
-        """Values of a head."""
-
-    @property
-    def context(self) -> int:
-        """Positions that it serves."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of its logits."""
-
-
-class DraftRunner:
-    """A draft graph with a cache that is updated in place, for the gate and tests.
-
-    Args:
-        model: The graph, serialised, or its path.
-        architecture: Its shape.
-    """
-
-    def __init__(
-        self, model: bytes | str, architecture: CacheShape, *, threads: int = 1
-    ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-        a = architecture
-        shape = (1, a.kv_heads, a.context, a.head_dim)
-        self._buffers = {
-            f"{i}.{kind}": np.zeros(shape, np.float32)
-            for i in range(a.layers)
-            for kind in ("key", "value")
-        }
-        self._vocab_size = a.vocab_size
-        self.length = 0
-
-    def forward(self, ids: Sequence[int] | NDArray[Any], *, rows: int = 1) -> Logits:
-        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
-        count, binding = len(ids), self._session.io_binding()
-        self.length += count
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.ascontiguousarray(ids, np.int64)[None],
-            "seqlens_k": np.array([self.length - 1], np.int32),
-            "total_seq_len": np.array(self.length, np.int32),
-            "logits_from": np.array([-rows], np.int64),
-        }
-        for name, array in feeds.items():
-            _bind(binding.bind_input, name, array)
-        for name, array in self._buffers.items():
-            _bind(binding.bind_input, "past_key_values." + name, array)
-            _bind(binding.bind_output, "present." + name, array)
-        logits: Logits = np.empty((1, rows, self._vocab_size), np.float32)
-        _bind(binding.bind_output, "logits", logits)
-        self._session.run_with_iobinding(binding)
-        return np.asarray(logits[0])
-
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        self.length = length
-
-
-def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
-    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def check_steps(runner: Any, ids: Sequence[int]) -> Logits:
-    """Run a draft graph over a text in steps of many sizes, with a rewind.
-
-    Args:
-        runner: A :class:`DraftRunner`, or what has its methods.
-        ids: ``(T,)`` token ids.
-
-    Returns:
-        ``(T, V)`` logits.
-    """
+def check_steps(runner: Reader, ids: Sequence[int]) -> Logits:
+    """Return ``(T, V)`` logits of a text in steps of many sizes, with a rewind."""
     third = max(1, len(ids) // 3)
     runner.forward(ids[:third])
     # A rejected branch, taken back: its entries must not be seen again.
@@ -334,47 +234,4 @@ def check_steps(runner: Any, ids: Sequence[int]) -> Logits:
         size = sizes.pop(0) if sizes else 5
         step = ids[runner.length : runner.length + size]
         found.append(runner.forward(step, rows=len(step)))
-    return np.concatenate(found)
-
-
-def run_target(
-    graph: bytes,
-    weights: dict[str, NDArray[np.float32]],
-    architecture: Architecture,
-    ids: Sequence[int],
-) -> Logits:
-    """Run a target graph over a text in blocks of several sizes.
-
-    Returns:
-        ``(T, V)`` logits.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_external_initializers(
-        list(weights), [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-    )
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    a = architecture
-    caches = {
-        f"past.{i}.{kind}": np.zeros((1, a.kv_heads, len(ids), a.head_dim), np.float32)
-        for i in range(a.layers)
-        for kind in ("key", "value")
-    }
-    done = 0
-    found: list[Logits] = []
-    while done < len(ids):
-        size = (len(ids) // 2, 1, 5)[min(len(found), 2)] or 1
-        step = np.asarray(ids[done : done + size], np.int64)
-        rows = np.arange(len(step))
-        feeds = {"input_ids": step[None], "past_lens": np.array([done]), "rows": rows}
-        results = session.run(names, {**feeds, **caches})
-        for name, result in zip(names, results, strict=True):
-            if name == "logits":
-                found.append(result)
-            else:
-                cache = caches[name.replace("new", "past", 1)]
-                cache[:, :, done : done + len(step)] = result
-        done += len(step)
     return np.concatenate(found)

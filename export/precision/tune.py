@@ -7,14 +7,13 @@ product: accepted tokens for each second, or each joule, of drafting.
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError
+from draftwire.io import write_text
 from draftwire.packages import load_draft
 
 __all__ = ["Candidate", "Choice", "choose", "write_acceptance", "write_hint"]
@@ -59,16 +58,8 @@ class Candidate:
 
     def record(self) -> dict[str, Any]:
         """Return what a document says of it."""
-        return {
-            "engine": self.engine,
-            "precision": self.precision,
-            "threads": self.threads,
-            "tokens_per_s": self.tokens_per_s,
-            "acceptance": self.acceptance,
-            "accepted_per_s": self.accepted_per_s,
-            "joules_per_token": self.joules_per_token,
-            "accepted_per_joule": self.accepted_per_joule,
-        }
+        derived = ("accepted_per_s", "accepted_per_joule")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
 @dataclass(frozen=True)
@@ -179,17 +170,9 @@ def write_hint(package: Path, board: str, hint: Mapping[str, Any]) -> None:
     _rewrite(package, change)
 
 
-def _rewrite(package: Path, change: Any) -> None:
+def _rewrite(package: Path, change: Callable[[dict[str, Any]], None]) -> None:
     before = load_draft(package)
     raw = json.loads(json.dumps(dict(before.raw)))
     change(raw)
-    manifest = before.path / "draft.json"
-    scratch = manifest.with_name(f".draft.json.{secrets.token_hex(4)}.partial")
     text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, manifest)
-    except OSError as exc:
-        raise ConfigError(f"{manifest} cannot be written: {exc}") from exc
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_text(before.path / "draft.json", text)

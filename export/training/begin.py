@@ -14,25 +14,12 @@ from draftwire.export.settings import TrainingSettings
 from draftwire.export.training.base import Base
 from draftwire.export.training.text import TrainingText, check_work, prepare_text
 
-__all__ = ["anchor_of", "begin", "check_free", "choose_device", "work_folder"]
+__all__ = ["anchor_of", "begin", "choose_device", "work_folder"]
 
 # They change how long it takes and what is looked at, not what comes out.
 _NOT_DECIDING = frozenset(
     ("workers", "device", "prompts", "looks", "arithmetic", "save_every", "budget")
 )
-
-
-def check_free(out: Path, *, replace: bool) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        ConfigError: There is.
-    """
-    if out.exists() and not replace:
-        raise ConfigError(
-            f"there is something at {out} already",
-            hint="choose another place, or remove it first",
-        )
 
 
 def work_folder(out: Path, work: str | Path | None) -> Path:

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from draftwire.errors import ConfigError
 from draftwire.export.onnx import export_onnx
+from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
 from draftwire.export.training.base import Base, read_base, save_model
 from draftwire.export.training.begin import (
     anchor_of,
     begin,
-    check_free,
     choose_device,
     work_folder,
 )
@@ -84,12 +83,7 @@ def build_draft(
     """
     base_dir, out = Path(base_dir), Path(out)
     settings = settings or DraftSettings()
-    if out.suffix != ".draft":
-        raise ConfigError(
-            f"a draft package is called NAME.draft, not {out.name}",
-            hint=f"--out {out.stem}.draft",
-        )
-    check_free(out, replace=replace)
+    check_place(out, "draft", replace=replace)
     device = choose_device(settings.device)
     base = read_base(base_dir)
     anchor = anchor_of(base, settings.anchor_layers, otherwise=2)

@@ -15,12 +15,12 @@ from torch import nn
 from draftwire.errors import ConfigError
 from draftwire.exits import torch_stack
 from draftwire.export.adapter import PEFT_CONFIG, read_adapter, write_evolved_target
+from draftwire.export.pieces import check_free, check_place
 from draftwire.export.settings import EvolveSettings
 from draftwire.export.training.base import Base, is_package, read_base
 from draftwire.export.training.begin import (
     anchor_of,
     begin,
-    check_free,
     choose_device,
     work_folder,
 )
@@ -100,8 +100,7 @@ def evolve_target(
     """
     target, out = Path(target), Path(out)
     settings = settings or EvolveSettings()
-    _check(target, out)
-    check_free(out, replace=replace and is_package(target))
+    _check(target, out, replace=replace)
     device = choose_device(settings.device)
     base = read_base(target)
     anchor = _anchor(base, settings)
@@ -147,20 +146,19 @@ def evolve_target(
     return found
 
 
-def _check(target: Path, out: Path) -> None:
-    package = is_package(target)
-    if package and out.suffix != ".target":
-        raise ConfigError(
-            f"an evolved target of a package is called NAME.target, not {out.name}",
-            hint=f"--out {out.stem}.target",
-        )
-    if not package and out.suffix in (".target", ".draft"):
-        raise ConfigError(
-            f"a Hugging Face directory evolves into an adapter directory, not {out.name}",
-            hint=f"--out {out.stem}, then `draftwire export adapter`; or export the "
-            "directory with --role target first",
-        )
-    if package and out.absolute().parent != target.absolute().parent:
+def _check(target: Path, out: Path, *, replace: bool) -> None:
+    if not is_package(target):
+        if out.suffix in (".target", ".draft"):
+            raise ConfigError(
+                f"a Hugging Face directory evolves into an adapter directory, "
+                f"not {out.name}",
+                hint=f"--out {out.stem}, then `draftwire export adapter`; or export the "
+                "directory with --role target first",
+            )
+        check_free(out, replace=False)
+        return
+    check_place(out, "target", replace=replace)
+    if out.absolute().parent != target.absolute().parent:
         raise ConfigError(
             f"an evolved target lies beside its base, {out} and {target} do not",
             hint=f"--out {target.parent / out.name}",

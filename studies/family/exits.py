@@ -19,13 +19,13 @@ import numpy as np
 from draftwire.errors import ModelError
 from draftwire.export.exits.make import ExitSettings, export_exits
 from draftwire.export.exits.package import (
-    engine_session,
     in_parts,
     made_up,
     whole_graph,
 )
 from draftwire.export.exits.texts import Text
 from draftwire.export.graphs.parts import split_target_graph
+from draftwire.export.precision.runners import session
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors, target_weights
 from studies.family.corpus import DOMAINS
@@ -142,8 +142,8 @@ def exit_cost(package: TargetPackage, *, turns: int = 31) -> tuple[float, float]
     weights = {**target_weights(package), **read_tensors(package.exits.tensors.path)}
     layers = [exit.layer for exit in package.exits.exits]
     graphs = split_target_graph(graph, layers, rank=package.exits.rank)
-    whole = engine_session(graph, weights)
-    parts = [engine_session(part, weights) for part in graphs]
+    whole = session(graph, weights=weights)
+    parts = [session(part, weights=weights) for part in graphs]
     feeds = made_up(package, whole)
     taken: tuple[list[float], list[float]] = ([], [])
     runs: tuple[Callable[[], Any], ...] = (

@@ -31,7 +31,7 @@ from draftwire.export.exits.make import (  # noqa: E402
     default_layers,
     export_exits,
 )
-from draftwire.export.exits.package import engine_session, whole_graph  # noqa: E402
+from draftwire.export.exits.package import whole_graph  # noqa: E402
 from draftwire.export.exits.texts import Text, windows  # noqa: E402
 from draftwire.export.graphs.parts import (  # noqa: E402
     exit_tensors,
@@ -39,6 +39,7 @@ from draftwire.export.graphs.parts import (  # noqa: E402
     split_target_graph,
 )
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.precision.runners import session  # noqa: E402
 from draftwire.export.training.base import model_of  # noqa: E402
 from draftwire.packages import load_target  # noqa: E402
 from draftwire.tensors import read_tensors, target_weights  # noqa: E402
@@ -95,7 +96,7 @@ def test_the_parts_of_any_shape_say_what_the_whole_says(
     weights = dict(target_weights(package))
     for name, size in exit_tensors(head_of(graph), 0, 4).items():
         weights[name] = rng.normal(size=size).astype(np.float32)
-    whole = engine_session(graph, weights)
+    whole = session(graph, weights=weights)
     feeds = {
         "input_ids": rng.integers(0, 300, (rows, steps)),
         "past_lens": rng.integers(0, past + 1, rows),
@@ -107,7 +108,7 @@ def test_the_parts_of_any_shape_say_what_the_whole_says(
             feeds[info.name] = rng.normal(size=size).astype(np.float32)
     found = dict(feeds)
     for one in graphs:
-        part = engine_session(one, weights)
+        part = session(one, weights=weights)
         names = [o.name for o in part.get_outputs()]
         wanted = {i.name: found[i.name] for i in part.get_inputs()}
         found.update(zip(names, part.run(names, wanted), strict=True))

@@ -19,7 +19,7 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.sources.fingerprint import anchor_parameters  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
@@ -74,7 +74,7 @@ def test_a_target_keeps_its_weights_beside_the_graph(models, tmp_path):
 
 
 def test_large_weights_lie_beside_the_graph(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter, "EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr("draftwire.export.pieces.EXTERNAL_BYTES", 1000)
     out = export_onnx(
         models("llama"),
         tmp_path / "a.draft",

@@ -15,7 +15,7 @@ from tiny_models import SHAPES  # noqa: E402
 from draftwire.export.graphs.draft import build_gqa_graph  # noqa: E402
 from draftwire.export.graphs.reference import reference_logits  # noqa: E402
 from draftwire.export.graphs.target import build_target_graph  # noqa: E402
-from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 
 LENGTH = 90

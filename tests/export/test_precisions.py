@@ -13,7 +13,7 @@ pytestmark = pytest.mark.workstation
 from draftwire.cli import main  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.parity import DraftRunner  # noqa: E402
+from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 

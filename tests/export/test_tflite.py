@@ -20,7 +20,7 @@ from draftwire.export import tflite as exporter  # noqa: E402
 from draftwire.export.graphs import tflite as tflite_graph  # noqa: E402
 from draftwire.export.graphs.tflite import build_tflite, rooms  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.tflite_parity import TfliteRunner, check_tflite  # noqa: E402
+from draftwire.export.precision.tflite_runner import TfliteRunner, check_tflite  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights  # noqa: E402
 from draftwire.export.tflite import export_tflite  # noqa: E402
@@ -36,11 +36,11 @@ def test_the_logits_are_those_of_transformers(shape, models, torch_logits):
     source = CheckpointWeights(load_checkpoint(folder))
     expected = torch_logits(folder, IDS)
     wide = build_tflite(source, "fp32", shortest=32)
-    parity = check_tflite(wide, source.a.layers, IDS, expected, "torch")
+    parity = check_tflite(wide, IDS, expected, "torch")
     assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
     assert parity.agreement == 1.0
     small = build_tflite(source, "int8", shortest=32)
-    parity = check_tflite(small, source.a.layers, IDS, expected, "torch")
+    parity = check_tflite(small, IDS, expected, "torch")
     assert parity.max_difference < 0.1 * parity.max_logit
     assert len(small) < 0.8 * len(wide)
 
@@ -161,7 +161,7 @@ def test_the_gate_notices_a_mask_that_lets_the_future_in(models, monkeypatch, to
         return step(self, token, signature)
 
     monkeypatch.setattr(TfliteRunner, "step", leaky)
-    parity = check_tflite(content, 2, IDS, torch_logits(folder, IDS), "torch")
+    parity = check_tflite(content, IDS, torch_logits(folder, IDS), "torch")
     assert parity.max_difference > 1e-2
 
 
@@ -250,7 +250,7 @@ def test_the_weights_of_a_package_are_as_good(shape, models, tmp_path, torch_log
     folder = models(shape)
     package = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
     content = build_tflite(PackageWeights(load_draft(package)), "fp32", shortest=32)
-    parity = check_tflite(content, 2, IDS, torch_logits(folder, IDS), "torch")
+    parity = check_tflite(content, IDS, torch_logits(folder, IDS), "torch")
     assert parity.max_difference < 1e-4 * max(1.0, parity.max_logit)
 
 

@@ -173,7 +173,7 @@ def test_a_manifest_that_cannot_be_written_is_left(draft, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("draftwire.export.precision.tune.os.replace", full)
+    monkeypatch.setattr("draftwire.io.os.replace", full)
     with pytest.raises(ConfigError, match="no space left"):
         write_acceptance(draft, {("onnxruntime", "int8"): {"share": 0.5}})
     assert (draft / "draft.json").read_text() == text

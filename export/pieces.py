@@ -1,0 +1,193 @@
+"""What packages are put together from: fields of the manifest, files, large graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from draftwire.errors import ConfigError
+from draftwire.export.sources.checkpoint import Checkpoint, read_json
+from draftwire.export.sources.fingerprint import backbone_fingerprint
+from draftwire.packages import NewFile, tokenizer_fingerprint
+
+__all__ = [
+    "DRAFT_CONTEXT",
+    "check_free",
+    "check_place",
+    "chosen",
+    "kept_files",
+    "made_with",
+    "package_fields",
+    "save_model",
+    "text_files",
+]
+
+# A draft's cache takes memory for all of it, so a long trained context is cut.
+DRAFT_CONTEXT = 4096
+# From here on weights lie beside the graph: onnxruntime maps them instead of copying.
+EXTERNAL_BYTES = 64 << 20
+PAGE = 4096
+
+
+def check_place(place: Path, role: str, *, replace: bool) -> None:
+    """Refuse to write where something is, or under another ending.
+
+    Raises:
+        ConfigError: ``place`` is not fit for a package of that role.
+    """
+    if place.suffix != f".{role}":
+        raise ConfigError(
+            f"a {role} package is called NAME.{role}, not {place.name}",
+            hint=f"--out {place.stem}.{role}",
+        )
+    check_free(place, replace=replace)
+
+
+def check_free(place: Path, *, replace: bool) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        ConfigError: There is.
+    """
+    if place.exists() and not replace:
+        raise ConfigError(
+            f"there is something at {place} already",
+            hint="choose another place, or remove it first",
+        )
+
+
+def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    """Return precisions, each once.
+
+    Raises:
+        ConfigError: There are none, or one is not known.
+    """
+    found = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
+    for precision in found:
+        if precision not in known:
+            raise ConfigError(
+                f"a {what} has no precision {precision!r}",
+                hint=f"choose from {', '.join(known)}",
+            )
+    if not found:
+        raise ConfigError(f"0 precisions for a {what} were given")
+    return found
+
+
+def package_fields(
+    checkpoint: Checkpoint, *, name: str, family_name: str | None, anchor_layers: int
+) -> dict[str, Any]:
+    """Return what a package's manifest says of the model, without its files.
+
+    Raises:
+        ConfigError: The anchor does not fit the model.
+    """
+    a = checkpoint.architecture
+    if not 0 <= anchor_layers <= a.layers:
+        raise ConfigError(
+            f"an anchor of {anchor_layers} layers was asked for, "
+            f"{checkpoint.folder.name} has {a.layers}"
+        )
+    backbone = None
+    if anchor_layers:
+        backbone = backbone_fingerprint(
+            checkpoint.parameters, checkpoint.weight, layers=anchor_layers
+        )
+    config = read_json(checkpoint.folder / "config.json")
+    return {
+        "name": name,
+        "family": {
+            "name": family_name or name,
+            "backbone": backbone,
+            "tokenizer": tokenizer_fingerprint(checkpoint.tokenizer),
+        },
+        "vocab_size": a.vocab_size,
+        "context": a.context,
+        "bos_id": checkpoint.bos_id,
+        "eos_ids": list(checkpoint.eos_ids),
+        "shape": {n: getattr(a, n) for n in ("layers", "kv_heads", "head_dim", "hidden")},
+        "made": {
+            "from": checkpoint.name,
+            "model_type": a.model_type,
+            "anchor_layers": anchor_layers,
+            # Without what names places or versions.
+            "config": {
+                k: v for k, v in config.items() if k[0] != "_" and k[:12] != "transformers"
+            },
+            **made_with(),
+        },
+    }
+
+
+def made_with() -> dict[str, str]:
+    """Return the versions that make an export repeatable."""
+    return {
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def text_files(folder: Path) -> dict[str, NewFile]:
+    """Return a package's files that turn text and messages into tokens.
+
+    The chat template stands in a file of its own, whatever version of transformers wrote
+    the checkpoint; the settings beside it name the tokens that it uses.
+    """
+    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
+    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    said = read_json(settings).get("chat_template") if settings.is_file() else None
+    if template.is_file():
+        files[template.name] = NewFile(template)
+    elif isinstance(said, str):
+        files[template.name] = NewFile(said.encode())
+    if template.name in files and settings.is_file():
+        files[settings.name] = NewFile(settings)
+    return files
+
+
+def kept_files(package: Any) -> tuple[dict[str, Any], dict[str, NewFile]]:
+    """Return the fields and files of a package, to be written once more."""
+    anew = ("format", "id", "files", "sha256", "bytes")
+    return {k: v for k, v in package.raw.items() if k not in anew}, {
+        name: NewFile(f.path, {k: v for k, v in f.details.items() if k not in anew})
+        for name, f in package.files.items()
+    }
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; large weights go to ``<name>.data`` beside it, each once.
+
+    Tensors of the same bytes share their place there: a head that is tied to the
+    embedding has the embedding's bytes under other dimensions.
+    """
+    tensors = list(model.graph.initializer)
+    large = [t for t in tensors if len(t.raw_data) >= 1024]
+    keys = {id(t): hashlib.sha256(t.raw_data).digest() for t in large}
+    shared = len(set(keys.values())) < len(keys)
+    if not shared and sum(len(t.raw_data) for t in tensors) < EXTERNAL_BYTES:
+        onnx.save_model(model, str(path))
+        return
+    data = path.with_name(path.name + ".data")
+    places: dict[bytes, tuple[int, int]] = {}
+    with open(data, "wb") as stream:
+        for tensor in large:
+            key = keys[id(tensor)]
+            if key not in places:
+                stream.write(b"\0" * (-stream.tell() % PAGE))  # a map begins at a page
+                places[key] = (stream.tell(), len(tensor.raw_data))
+                stream.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            where = dict(zip(("offset", "length"), places[key], strict=True))
+            for name, value in {"location": data.name, **where}.items():
+                tensor.external_data.add(key=name, value=str(value))
+    path.write_bytes(model.SerializeToString())

@@ -1,0 +1,225 @@
+"""Graphs with their caches, run as plainly as can be: what gates and tests read with.
+
+The device's engines reach deeper; these do not, so that the two cannot share a mistake.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from draftwire.errors import ModelError
+from draftwire.export.sources.architecture import Architecture
+
+__all__ = [
+    "ConcatRunner",
+    "DraftRunner",
+    "Logits",
+    "Reader",
+    "run_target",
+    "session",
+    "supplied",
+    "threads",
+]
+
+Logits = NDArray[np.float32]
+_SMALL = 64 << 20
+
+
+class Reader(Protocol):
+    """A model with a cache.
+
+    Attributes:
+        length: Tokens that it holds.
+    """
+
+    length: int
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+
+
+def threads(graph: Path) -> int:
+    """Return how many threads a graph is worth; a small one waits for them more."""
+    data = graph.with_name(graph.name + ".data")
+    if not data.exists() or data.stat().st_size < _SMALL:
+        return 1
+    return max(1, min(4, len(os.sched_getaffinity(0))))
+
+
+def supplied(graph: onnx.ModelProto) -> list[str]:
+    """Return the names of the tensors that a graph's user supplies."""
+    location = onnx.TensorProto.EXTERNAL
+    return [t.name for t in graph.graph.initializer if t.data_location == location]
+
+
+def session(
+    model: Any, *, threads: int = 1, weights: Mapping[str, Logits] | None = None
+) -> Any:
+    """Return an onnxruntime session on the CPU.
+
+    Args:
+        model: A graph, serialised or not, or its path.
+        threads: Of the engine.
+        weights: What the graph asks for; they must outlive this call.
+
+    Raises:
+        ModelError: A tensor is missing.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if weights is not None:
+        names = supplied(model)
+        missing = [name for name in names if name not in weights]
+        if missing:
+            raise ModelError(f"the graph asks for {missing[0]}, which the target lacks")
+        options.add_external_initializers(
+            names, [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+        )
+    if isinstance(model, onnx.ModelProto):
+        model = model.SerializeToString()
+    elif isinstance(model, Path):
+        model = str(model)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class DraftRunner:
+    """A draft graph with a cache that is updated in place.
+
+    Args:
+        model: The graph, serialised, or its path.
+        architecture: Its shape.
+        threads: Of the engine.
+    """
+
+    def __init__(self, model: Any, architecture: Architecture, *, threads: int = 1) -> None:
+        self._session = session(model, threads=threads)
+        a = architecture
+        shape = (1, a.kv_heads, a.context, a.head_dim)
+        self._buffers = {
+            f"{i}.{kind}": np.zeros(shape, np.float32)
+            for i in range(a.layers)
+            for kind in ("key", "value")
+        }
+        self._vocab_size, self.length = a.vocab_size, 0
+
+    def forward(self, ids: Sequence[int] | NDArray[Any], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+        self.length += len(ids)
+        binding = self._session.io_binding()
+        logits: Logits = np.empty((1, rows, self._vocab_size), np.float32)
+        given: dict[str, NDArray[Any]] = {
+            "input_ids": np.ascontiguousarray(ids, np.int64)[None],
+            "seqlens_k": np.array([self.length - 1], np.int32),
+            "total_seq_len": np.array(self.length, np.int32),
+            "logits_from": np.array([-rows], np.int64),
+        }
+        pasts = {"past_key_values." + n: array for n, array in self._buffers.items()}
+        presents = {"present." + n: array for n, array in self._buffers.items()}
+        for bind, arrays in (
+            (binding.bind_input, {**given, **pasts}),
+            (binding.bind_output, {**presents, "logits": logits}),
+        ):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return np.asarray(logits[0])
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self.length = length
+
+
+class ConcatRunner:
+    """A ``concat`` graph with its cache.
+
+    Args:
+        path: The graph.
+
+    Attributes:
+        shape: Layers, key/value heads and head dimension, as its inputs say.
+
+    Raises:
+        ModelError: Its inputs are not those of a decoder with a cache.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._session = session(path, threads=threads(path))
+        inputs = {node.name: node for node in self._session.get_inputs()}
+        self._wants = frozenset(inputs)
+        self._pasts = [name for name in inputs if name.startswith("past_key_values.")]
+        known = {"input_ids", "attention_mask", "position_ids"}
+        odd = self._wants - set(self._pasts) - known
+        dims = {tuple(inputs[name].shape[1::2]) for name in self._pasts}
+        if "input_ids" not in inputs or not self._pasts:
+            raise ModelError("Optimum's graph has no past_key_values")
+        if odd or len(dims) > 1 or not all(isinstance(d, int) for d in next(iter(dims))):
+            raise ModelError(
+                f"Optimum's graph has inputs that no draft engine feeds: "
+                f"{', '.join(sorted(odd)) or 'caches of several shapes'}"
+            )
+        heads, dim = next(iter(dims))
+        self.shape = {"layers": len(self._pasts) // 2, "kv_heads": heads, "head_dim": dim}
+        self._cache = dict.fromkeys(self._pasts, np.zeros((1, heads, 0, dim), np.float32))
+        self.length = 0
+
+    def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
+        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+        total = self.length + len(ids)
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(self.length, total)[None],
+            **self._cache,
+        }
+        names = [n.replace("past_key_values", "present") for n in self._pasts]
+        wanted = {name: feeds[name] for name in self._wants}
+        logits, *caches = self._session.run(["logits", *names], wanted)
+        self._cache = dict(zip(self._pasts, caches, strict=True))
+        self.length = total
+        return np.asarray(logits[0, -rows:], np.float32)
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self._cache = {k: c[:, :, :length].copy() for k, c in self._cache.items()}
+        self.length = length
+
+
+def run_target(
+    graph: onnx.ModelProto,
+    weights: Mapping[str, Logits],
+    a: Architecture,
+    ids: Sequence[int],
+) -> Logits:
+    """Run a target graph over a text in blocks of several sizes; return ``(T, V)``."""
+    engine = session(graph, weights=weights)
+    names = [output.name for output in engine.get_outputs()]
+    caches = {
+        f"past.{i}.{kind}": np.zeros((1, a.kv_heads, len(ids), a.head_dim), np.float32)
+        for i in range(a.layers)
+        for kind in ("key", "value")
+    }
+    done = 0
+    found: list[Logits] = []
+    while done < len(ids):
+        size = (len(ids) // 2, 1, 5)[min(len(found), 2)] or 1
+        step = np.asarray(ids[done : done + size], np.int64)
+        feeds = {"input_ids": step[None], "past_lens": np.array([done])}
+        feeds["rows"] = np.arange(len(step))
+        results = dict(zip(names, engine.run(names, {**feeds, **caches}), strict=True))
+        found.append(results.pop("logits"))
+        for name, result in results.items():
+            caches[name.replace("new", "past", 1)][:, :, done : done + len(step)] = result
+        done += len(step)
+    return np.concatenate(found)
