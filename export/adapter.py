@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
+from draftwire.export.pieces import check_place
 from draftwire.export.sources.checkpoint import read_json
 from draftwire.export.sources.fingerprint import anchor_parameters, backbone_fingerprint
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
@@ -57,7 +58,7 @@ def package_adapter(
     name: str | None = None,
     replace: bool = False,
 ) -> Path:
-    """Package an adapter directory as an evolved target.
+    """Package an adapter directory as an evolved target; see :func:`write_evolved_target`.
 
     Args:
         adapter: A PEFT directory, or one with ``adapter.safetensors`` of ours.
@@ -67,24 +68,16 @@ def package_adapter(
         name: The package's name; by default the folder's.
         replace: Put it in the place of an older package.
 
-    Returns:
-        The package's folder.
-
     Raises:
         ConfigError: An argument is wrong.
         ModelError: The adapter is damaged, is more than plain LoRA, or does not fit
             the base.
     """
-    tensors, scale = read_adapter(Path(adapter))
+    folder = Path(adapter)
+    tensors, scale = read_adapter(folder)
+    made = {"from": folder.name}
     return write_evolved_target(
-        tensors,
-        scale,
-        base,
-        out,
-        version=version,
-        name=name,
-        made={"from": Path(adapter).name},
-        replace=replace,
+        tensors, scale, base, out, version=version, name=name, made=made, replace=replace
     )
 
 
@@ -119,11 +112,7 @@ def write_evolved_target(
         ModelError: The changes do not fit the base.
     """
     base, out = Path(base).absolute(), Path(out).absolute()
-    if out.suffix != ".target":
-        raise ConfigError(
-            f"a target package is called NAME.target, not {out.name}",
-            hint=f"--out {out.stem}.target",
-        )
+    check_place(out, "target", replace=replace)
     if base.parent != out.parent:
         raise ConfigError(
             f"an evolved target lies beside its base, {out} and {base} do not",
@@ -152,21 +141,16 @@ def write_evolved_target(
         raise ConfigError(f"{out} cannot be written: {exc}") from exc
     finally:
         scratch.unlink(missing_ok=True)
+    rank = max(len(t) for n, t in halves.items() if n.endswith(LORA_A))
+    kept = ("vocab_size", "context", "bos_id", "eos_ids", "shape")
     fields = {
-        **{
-            key: package.raw[key]
-            for key in ("vocab_size", "context", "bos_id", "eos_ids", "shape")
-        },
+        **{key: package.raw[key] for key in kept},
         "name": name or out.stem,
         "version": version,
         "family": family,
         "base": {"path": f"../{base.name}", "id": package.id},
         "adapter": ADAPTER_FILE,
-        "made": {
-            **(made or {}),
-            "rank": max(len(t) for n, t in halves.items() if n.endswith(LORA_A)),
-            "scale": rounded,
-        },
+        "made": {**(made or {}), "rank": rank, "scale": rounded},
     }
     write_package(out, "target", fields, {ADAPTER_FILE: NewFile(content)}, replace=replace)
     return out

@@ -26,7 +26,7 @@ import onnx
 from onnx import helper
 
 from draftwire.errors import ModelError
-from draftwire.export.graphs.builder import GraphBuilder, value
+from draftwire.export.graphs.builder import GraphBuilder, Value, value
 
 __all__ = ["HeadNames", "exit_tensors", "head_of", "split_target_graph"]
 
@@ -39,8 +39,7 @@ class HeadNames:
 
     Attributes:
         norm: The operator of the last norm.
-        scale: The norm's weight.
-        bias: Its bias, or None.
+        biased: Whether it has a bias.
         head: The head's weight, ``(V, hidden)``.
         vocab_size: Rows of the head.
         hidden: Width of the hidden state.
@@ -48,8 +47,7 @@ class HeadNames:
     """
 
     norm: onnx.NodeProto
-    scale: str
-    bias: str | None
+    biased: bool
     head: str
     vocab_size: int
     hidden: int
@@ -60,18 +58,20 @@ def head_of(model: onnx.ModelProto) -> HeadNames:
     """Return what an exit of ``model`` must look like.
 
     Raises:
-        ModelError: It is no target graph of this exporter.
+        ModelError: It is no target graph of this exporter, or its norm's weight is
+            computed, as that of Gemma.
     """
     made_by = {name: node for node in model.graph.node for name in node.output}
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
     layers = sum(i.name.endswith(".key") for i in model.graph.input)
     gemm = made_by.get("logits")
-    norm = made_by.get(gemm.input[0]) if gemm is not None else None
+    norm = made_by.get(gemm.input[0]) if gemm is not None and gemm.input else None
     if (
         gemm is None
         or norm is None
         or gemm.op_type != "Gemm"
         or not norm.op_type.endswith("LayerNormalization")
+        or norm.input[1] not in shapes
         or len(shapes.get(gemm.input[1], ())) != 2
         or f"l{layers - 1}.out" not in made_by
     ):
@@ -79,33 +79,20 @@ def head_of(model: onnx.ModelProto) -> HeadNames:
             "the graph of this target cannot be cut into parts",
             hint="export the target again with this version of draftwire",
         )
-    vocab_size, hidden = shapes[gemm.input[1]]
-    return HeadNames(
-        norm,
-        norm.input[1],
-        norm.input[2] if len(norm.input) > 2 else None,
-        gemm.input[1],
-        vocab_size,
-        hidden,
-        layers,
-    )
+    head = gemm.input[1]
+    vocab_size, hidden = shapes[head]
+    return HeadNames(norm, len(norm.input) > 2, head, vocab_size, hidden, layers)
 
 
 def exit_tensors(head: HeadNames, exit_index: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of one exit's tensors.
-
-    Args:
-        head: Of the target.
-        exit_index: Which exit, from 0.
-        rank: Of its residual.
-    """
-    stem = f"exit.{exit_index}."
-    shapes: dict[str, tuple[int, ...]] = {stem + "norm.weight": (head.hidden,)}
-    if head.bias is not None:
-        shapes[stem + "norm.bias"] = (head.hidden,)
-    shapes[stem + "down.weight"] = (rank, head.hidden)
-    shapes[stem + "up.weight"] = (head.hidden, rank)
-    return shapes
+    """Return the names and shapes of the tensors of one exit, counted from 0."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "norm.weight": (head.hidden,),
+        **({"norm.bias": (head.hidden,)} if head.biased else {}),
+        "down.weight": (rank, head.hidden),
+        "up.weight": (head.hidden, rank),
+    }
+    return {f"exit.{exit_index}.{name}": shape for name, shape in shapes.items()}
 
 
 def split_target_graph(
@@ -128,27 +115,21 @@ def split_target_graph(
     bounds = [0, *layers, head.layers]
     if not layers or bounds != sorted(set(bounds)):
         raise ValueError(f"exits after layers {list(layers)} of {head.layers}")
-    return [
-        _part(model, head, k, bounds[k], bounds[k + 1], rank)
-        for k in range(len(layers) + 1)
-    ]
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return [_part(model.graph, head, k, *pair, rank) for k, pair in enumerate(pairs)]
 
 
 def _part(
-    model: onnx.ModelProto, head: HeadNames, k: int, first: int, last: int, rank: int
+    graph: onnx.GraphProto, head: HeadNames, k: int, first: int, last: int, rank: int
 ) -> onnx.ModelProto:
     """Return the layers ``first .. last - 1`` and what follows them."""
-    graph = model.graph
     given = f"l{first - 1}.out" if first else None
     ends = last == head.layers
     hidden = "logits" if ends else f"l{last - 1}.out"
     caches = [f"{i}.{kind}" for i in range(first, last) for kind in ("key", "value")]
-    kept = _behind(graph, [hidden, *(f"new.{name}" for name in caches)], given)
-    builder = GraphBuilder()
-    shapes = {i.name: i for i in graph.initializer}
-    nodes = []
-    used: set[str] = set()
-    for node in kept:
+    wanted = [hidden, *(f"new.{name}" for name in caches)]
+    nodes, used = [], {"input_ids", "past_lens", "rows"}
+    for node in _behind(graph, wanted, given):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         for i, name in enumerate(copy.input):
@@ -156,23 +137,21 @@ def _part(
                 copy.input[i] = f"past.{first}.key"
         nodes.append(copy)
         used.update(copy.input)
-    inputs = [v for v in graph.input if v.name in {*used, "input_ids", "past_lens", "rows"}]
-    if given is not None:
-        inputs.append(value(given, "float32", ["B * S", head.hidden]))
-    outputs = [v for v in graph.output if v.name in {hidden, *(f"new.{c}" for c in caches)}]
+    builder = GraphBuilder()
+    state: list[int | str] = ["B * S", head.hidden]
+    inputs = [v for v in graph.input if v.name in used]
+    inputs += [value(given, "float32", state)] if given is not None else []
+    outputs = [v for v in graph.output if v.name in wanted]
     if not ends:
-        outputs.append(value(hidden, "float32", ["B * S", head.hidden]))
-        outputs.append(_exit(builder, head, k, hidden, rank))
+        outputs += [value(hidden, "float32", state), _exit(builder, head, k, hidden, rank)]
     part = builder.model(f"target.part{k}", inputs, outputs)
-    added = list(part.graph.node)
-    names = {name for node in added for name in node.input}
+    nodes += part.graph.node
     del part.graph.node[:]
-    part.graph.node.extend([*nodes, *added])
+    part.graph.node.extend(nodes)
+    used |= {name for node in nodes for name in node.input}
     already = {i.name for i in part.graph.initializer}
     part.graph.initializer.extend(
-        tensor
-        for name, tensor in shapes.items()
-        if name in used | names and name not in already
+        tensor for tensor in graph.initializer if tensor.name in used - already
     )
     return part
 
@@ -187,36 +166,22 @@ def _behind(
     while stack:
         name = stack.pop()
         node = made_by.get(name)
-        if node is None or name == given or node.name in needed:
-            continue
-        needed.add(node.name)
-        stack.extend(node.input)
+        if node is not None and name != given and node.name not in needed:
+            needed.add(node.name)
+            stack.extend(node.input)
     return [node for node in graph.node if node.name in needed]
 
 
-def _exit(
-    g: GraphBuilder, head: HeadNames, k: int, hidden: str, rank: int
-) -> onnx.ValueInfoProto:
+def _exit(g: GraphBuilder, head: HeadNames, k: int, hidden: str, rank: int) -> Value:
     """Write the exit behind ``hidden`` and return its output."""
-    weights = {
-        name.split(".", 2)[2]: g.supplied(name, shape)
-        for name, shape in exit_tensors(head, k, rank).items()
-    }
+    *norm, down, up = (g.supplied(*pair) for pair in exit_tensors(head, k, rank).items())
     kept = g.node("Gather", [hidden, "rows"], "exit.kept")
     attributes = {a.name: helper.get_attribute_value(a) for a in head.norm.attribute}
-    norm = [weights[n] for n in ("norm.weight", "norm.bias") if n in weights]
-    x = g.node(
-        head.norm.op_type,
-        [kept, *norm],
-        "exit.normed",
-        domain=head.norm.domain,
-        **attributes,
-    )
-    low = g.node("Gemm", [x, weights["down.weight"]], "exit.low", transB=1)
-    gate = g.node("Sigmoid", [low], "exit.gate")
-    low = g.node("Mul", [low, gate], "exit.silu")
-    change = g.node("Gemm", [low, weights["up.weight"]], "exit.change", transB=1)
-    x = g.node("Add", [x, change], "exit.out")
+    domain, kind = head.norm.domain, head.norm.op_type
+    x = g.node(kind, [kept, *norm], "exit.normed", domain=domain, **attributes)
+    low = g.node("Gemm", [x, down], "exit.low", transB=1)
+    low = g.node("Mul", [low, g.node("Sigmoid", [low], "exit.gate")], "exit.silu")
+    x = g.node("Add", [x, g.node("Gemm", [low, up], "exit.change", transB=1)], "exit.out")
     table = g.supplied(head.head, (head.vocab_size, head.hidden))
     g.node("Gemm", [x, table], "exit.logits", transB=1)
     return value("exit.logits", "float32", ["N", head.vocab_size])

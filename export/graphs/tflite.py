@@ -211,7 +211,7 @@ class _Writer(Decoder[int]):
         g, w = self.g, self.w.norm(parameter)
         bias = w.bias
         if self.a.family.norm == "layer":
-            x = g.sub(x, g.mean(x))
+            x = g.binary("SUB", x, g.mean(x))
         size = g.add(g.mean(g.mul(x, x)), g.number(self.a.eps))
         x = g.mul(x, g.unary("RSQRT", size))
         x = g.mul(x, g.constant(parameter, lambda: w.weight * np.float32(scale)))
@@ -224,7 +224,7 @@ class _Writer(Decoder[int]):
         if self.a.activation == "silu":
             return g.mul(x, g.unary("LOGISTIC", x))
         tanh = self.a.activation == "gelu_tanh"
-        return g.operator("GELU", [x], g.shape(x), options="GeluOptions", approximate=tanh)
+        return g.unary("GELU", x, options="GeluOptions", approximate=tanh)
 
     def add(self, x: int, y: int, name: str) -> int:
         return self.g.add(x, y)

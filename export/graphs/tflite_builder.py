@@ -19,24 +19,20 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ModelError
 
-__all__ = ["GRAPH_LIMIT", "Constant", "ModelBuilder", "Subgraph"]
+__all__ = ["BOOL", "FLOAT", "GRAPH_LIMIT", "INT", "ModelBuilder", "Subgraph"]
 
 # A flatbuffer addresses its content by signed 32-bit offsets.
 GRAPH_LIMIT = (1 << 31) - (64 << 20)
 
 _ALIGNMENT = 16  # bytes: what vector loads of the kernels want
-_OPS, _TYPES, _OPTIONS = (
-    schema.BuiltinOperator,
-    schema.TensorType,
-    schema.BuiltinOptions,
-)
-_DTYPES = {
-    np.dtype(np.float32): _TYPES.FLOAT32,
-    np.dtype(np.int32): _TYPES.INT32,
-    np.dtype(np.int8): _TYPES.INT8,
-    np.dtype(np.bool_): _TYPES.BOOL,
-}
 FLOAT, INT, BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
+_DTYPES = {
+    FLOAT: schema.TensorType.FLOAT32,
+    INT: schema.TensorType.INT32,
+    np.dtype(np.int8): schema.TensorType.INT8,
+    BOOL: schema.TensorType.BOOL,
+}
+Values = Callable[[], NDArray[Any]]
 
 
 class _AlignedBuilder(flatbuffers.Builder):
@@ -53,15 +49,8 @@ class _AlignedBuilder(flatbuffers.Builder):
 
 
 @dataclass(frozen=True)
-class Constant:
-    """Values that lie in the file once.
-
-    Attributes:
-        buffer: Their place.
-        shape: Of the array.
-        dtype: Of the array.
-        scale: Of int8 values, or None.
-    """
+class _Constant:
+    """Values that lie in the file once; int8 ones have a scale."""
 
     buffer: int
     shape: tuple[int, ...]
@@ -74,31 +63,22 @@ class ModelBuilder:
 
     def __init__(self, description: str) -> None:
         self._model = schema.ModelT()
-        self._model.version = 3
-        self._model.description = description.encode()
-        self._model.operatorCodes = []
-        self._model.subgraphs = []
+        self._model.version, self._model.description = 3, description.encode()
+        self._model.operatorCodes, self._model.subgraphs = [], []
         self._model.signatureDefs = []
         self._model.buffers = [schema.BufferT()]  # buffer 0 means "no values"
         self._codes: dict[tuple[int, int], int] = {}
-        self._constants: dict[str, Constant] = {}
+        self._constants: dict[str, _Constant] = {}
         self._bytes = 0
 
-    def constant(
-        self,
-        name: str,
-        values: Callable[[], NDArray[Any]],
-        *,
-        scale: float | None = None,
-    ) -> Constant:
+    def constant(self, name: str, values: Values, scale: float | None) -> _Constant:
         """Return the constant ``name``, made by ``values`` the first time.
 
         Raises:
             ModelError: The file would be larger than its format can be.
         """
         if name not in self._constants:
-            array = values()
-            buffer = schema.BufferT()
+            array, buffer = values(), schema.BufferT()
             buffer.data = np.frombuffer(array.tobytes(), np.uint8)
             self._bytes += array.nbytes
             if self._bytes > GRAPH_LIMIT:
@@ -106,18 +86,17 @@ class ModelBuilder:
                     "the model does not fit into the 2 GB of a .tflite file",
                     hint="--precision int8, or take a smaller draft",
                 )
+            place = len(self._model.buffers)
             self._model.buffers.append(buffer)
-            place = len(self._model.buffers) - 1
-            self._constants[name] = Constant(place, array.shape, array.dtype, scale)
+            self._constants[name] = _Constant(place, array.shape, array.dtype, scale)
         return self._constants[name]
 
     def subgraph(self, name: str) -> Subgraph:
         """Start the subgraph of a signature."""
         graph = schema.SubGraphT()
-        graph.name = name.encode()
-        graph.tensors, graph.operators = [], []
+        graph.name, graph.tensors, graph.operators = name.encode(), [], []
         self._model.subgraphs.append(graph)
-        return Subgraph(self, graph, name, len(self._model.subgraphs) - 1)
+        return Subgraph(self, graph, name)
 
     def code(self, operator: int, version: int) -> int:
         """Return the index of an operator's code."""
@@ -127,21 +106,18 @@ class ModelBuilder:
             code.builtinCode, code.version = operator, version
             # Old readers look here; 127 sends them to builtinCode.
             code.deprecatedBuiltinCode = min(operator, 127)
+            self._codes[key] = len(self._model.operatorCodes)
             self._model.operatorCodes.append(code)
-            self._codes[key] = len(self._model.operatorCodes) - 1
         return self._codes[key]
 
     def signature(
-        self,
-        graph: Subgraph,
-        inputs: Mapping[str, int],
-        outputs: Mapping[str, int],
+        self, graph: Subgraph, inputs: Mapping[str, int], outputs: Mapping[str, int]
     ) -> None:
-        """Name a subgraph's inputs and outputs."""
+        """Name the inputs and outputs of the subgraph that was started last."""
         graph.close(list(inputs.values()), list(outputs.values()))
         signature = schema.SignatureDefT()
         signature.signatureKey = graph.name.encode()
-        signature.subgraphIndex = graph.index
+        signature.subgraphIndex = len(self._model.subgraphs) - 1
         signature.inputs = [_named(*item) for item in inputs.items()]
         signature.outputs = [_named(*item) for item in outputs.items()]
         self._model.signatureDefs.append(signature)
@@ -162,9 +138,8 @@ def _named(name: str, tensor: int) -> Any:
 class Subgraph:
     """One computation. Tensors go by their index, an ``int``."""
 
-    def __init__(self, model: ModelBuilder, graph: Any, name: str, index: int) -> None:
-        self.name, self.index = name, index
-        self._model, self._graph = model, graph
+    def __init__(self, model: ModelBuilder, graph: Any, name: str) -> None:
+        self.name, self._model, self._graph = name, model, graph
         self._shapes: list[tuple[int, ...]] = []
         self._local: dict[str, int] = {}
 
@@ -199,16 +174,10 @@ class Subgraph:
         self._shapes.append(tuple(int(size) for size in shape))
         return len(self._shapes) - 1
 
-    def constant(
-        self,
-        name: str,
-        values: Callable[[], NDArray[Any]],
-        *,
-        scale: float | None = None,
-    ) -> int:
+    def constant(self, name: str, values: Values, *, scale: float | None = None) -> int:
         """Return the tensor of a constant that all subgraphs share."""
         if name not in self._local:
-            made = self._model.constant(name, values, scale=scale)
+            made = self._model.constant(name, values, scale)
             self._local[name] = self.tensor(
                 made.shape, made.dtype, name, buffer=made.buffer, scale=made.scale
             )
@@ -249,55 +218,48 @@ class Subgraph:
             options: Its options table, e.g. "AddOptions", or "" for none.
             **fields: What the table holds.
         """
-        output = self.tensor(shape, dtype)
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self._model.code(getattr(_OPS, name), version)
+        output, operator = self.tensor(shape, dtype), schema.OperatorT()
+        code = getattr(schema.BuiltinOperator, name)
+        operator.opcodeIndex = self._model.code(code, version)
         operator.inputs = np.array(inputs, np.int32)
         operator.outputs = np.array([output], np.int32)
         if options:
             table = getattr(schema, options + "T")()
             for field, value in fields.items():
                 setattr(table, field, value)
-            operator.builtinOptionsType = getattr(_OPTIONS, options)
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
             operator.builtinOptions = table
         self._graph.operators.append(operator)
         return output
 
     # ---- the operators that a decoder is made of
 
-    def _binary(self, name: str, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
+    def binary(self, name: str, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
+        """Return "ADD", "SUB" or "MUL" of two tensors, broadcast."""
         shape = np.broadcast_shapes(self.shape(a), self.shape(b))
-        options = name.capitalize() + "Options"
-        return self.operator(name, [a, b], shape, dtype, options=options)
+        return self.operator(
+            name, [a, b], shape, dtype, options=name.capitalize() + "Options"
+        )
 
     def add(self, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
-        """Return ``a + b``, broadcast."""
-        return self._binary("ADD", a, b, dtype)
-
-    def sub(self, a: int, b: int) -> int:
-        """Return ``a - b``, broadcast."""
-        return self._binary("SUB", a, b)
+        """Return ``a + b``."""
+        return self.binary("ADD", a, b, dtype)
 
     def mul(self, a: int, b: int) -> int:
-        """Return ``a * b``, broadcast."""
-        return self._binary("MUL", a, b)
+        """Return ``a * b``."""
+        return self.binary("MUL", a, b)
 
-    def unary(self, name: str, a: int) -> int:
-        """Return an elementwise function without options: "RSQRT", "LOGISTIC"."""
-        return self.operator(name, [a], self.shape(a))
+    def unary(self, name: str, a: int, **options: Any) -> int:
+        """Return an elementwise function: "RSQRT", "LOGISTIC", "TANH", "GELU"."""
+        return self.operator(name, [a], self.shape(a), **options)
 
     def reshape(self, a: int, shape: Sequence[int], dtype: np.dtype[Any] = FLOAT) -> int:
         """Return ``a`` in another shape; ``a`` itself when it has it."""
         if self.shape(a) == tuple(shape):
             return a
-        sizes = np.array(shape, np.int32)
+        inputs, sizes = [a, self.ints(*shape)], np.array(shape, np.int32)
         return self.operator(
-            "RESHAPE",
-            [a, self.ints(*shape)],
-            shape,
-            dtype,
-            options="ReshapeOptions",
-            newShape=sizes,
+            "RESHAPE", inputs, shape, dtype, options="ReshapeOptions", newShape=sizes
         )
 
     def transpose(self, a: int, order: Sequence[int]) -> int:
@@ -335,8 +297,9 @@ class Subgraph:
     def gather(self, table: int, rows: int) -> int:
         """Return rows of a table."""
         shape = (*self.shape(rows), *self.shape(table)[1:])
-        inputs = [table, rows]
-        return self.operator("GATHER", inputs, shape, options="GatherOptions", axis=0)
+        return self.operator(
+            "GATHER", [table, rows], shape, options="GatherOptions", axis=0
+        )
 
     def product(self, a: int, b: int) -> int:
         """Return ``a @ b.T`` over the last two dimensions."""
@@ -347,6 +310,4 @@ class Subgraph:
 
     def softmax(self, a: int) -> int:
         """Return the softmax over the last dimension."""
-        return self.operator(
-            "SOFTMAX", [a], self.shape(a), options="SoftmaxOptions", beta=1.0
-        )
+        return self.unary("SOFTMAX", a, options="SoftmaxOptions", beta=1.0)

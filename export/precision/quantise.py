@@ -22,8 +22,8 @@ Source:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -62,18 +62,20 @@ class Rounded:
         scales: ``(N, blocks)``.
         zeros: ``(N, blocks)`` uint8, or None for the middle.
         bits: 4 or 8.
+        width: Numbers of a row that count; a last block may be longer.
     """
 
     steps: NDArray[np.uint8]
     scales: Array
     zeros: NDArray[np.uint8] | None
     bits: int
+    width: int
 
-    def values(self, width: int) -> Array:
+    def values(self) -> Array:
         """Return the matrix ``(N, width)`` that the steps stand for."""
         zeros = 2 ** (self.bits - 1) if self.zeros is None else self.zeros[..., None]
         whole = (self.steps.astype(np.float32) - zeros) * self.scales[..., None]
-        return np.asarray(whole.reshape(len(whole), -1)[:, :width], np.float32)
+        return np.asarray(whole.reshape(len(whole), -1)[:, : self.width], np.float32)
 
 
 def _blocks(weight: Array) -> Array:
@@ -91,7 +93,7 @@ def rounded(weight: Array) -> Rounded:
     scales = np.take_along_axis(blocks, largest, -1) / np.float32(-128)
     steps = np.divide(blocks, scales, where=scales != 0, out=np.zeros_like(blocks))
     whole = np.clip(np.rint(steps) + 128, 0, 255).astype(np.uint8)
-    return Rounded(whole, scales[..., 0], None, 8)
+    return Rounded(whole, scales[..., 0], None, 8, weight.shape[1])
 
 
 def _fit_range(block: Array) -> tuple[Array, Array]:
@@ -135,8 +137,8 @@ def rounded_to_four_bits(weight: Array, moment: Array | None) -> tuple[Rounded, 
             errors[:, i - start] = error
         if pull is not None and end < count * BLOCK:
             flat[:, end:] -= errors @ pull[start:end, end:]
-    result = Rounded(steps.astype(np.uint8), scales, zeros.astype(np.uint8), 4)
-    lost = result.values(width) - weight
+    result = Rounded(steps.astype("u1"), scales, zeros.astype("u1"), 4, width)
+    lost = result.values() - weight
     if moment is None:
         return result, float((lost**2).sum() / max(float((weight**2).sum()), 1e-30))
     energy = max(float(np.einsum("nk,nk->", weight @ moment, weight)), 1e-30)
@@ -159,48 +161,150 @@ def _pull(moment: Array, width: int) -> Array:
 
 
 class _Graph:
-    """A float32 graph, and which of its matrices can be rounded."""
+    """A float32 graph, which of its matrices can be rounded, and what takes their place."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.tensors = {t.name: t for t in model.graph.initializer}
-        turned = {n.output[0]: n for n in model.graph.node if n.op_type == "Transpose"}
+        turned = {
+            n.output[0]: n.input[0]
+            for n in model.graph.node
+            if n.op_type == "Transpose" and n.input[0] in self.tensors
+        }
+        # Node, matrix, and whether it is stored (out, in), as a tied head is.
         self.products: list[tuple[onnx.NodeProto, str, bool]] = []
         self.lookups: list[tuple[onnx.NodeProto, str]] = []
+        self.new: dict[str, NDArray[np.generic]] = {}
         for node in model.graph.node:
             if node.op_type == "MatMul":
                 name = node.input[1]
-                tied = name in turned and turned[name].input[0] in self.tensors
-                name = turned[name].input[0] if tied else name
-                if self._is_matrix(name):
-                    self.products.append((node, name, tied))
+                if self._is_matrix(turned.get(name, name)):
+                    self.products.append((node, turned.get(name, name), name in turned))
             elif node.op_type == "Gather" and self._is_matrix(node.input[0]):
                 self.lookups.append((node, node.input[0]))
 
     def _is_matrix(self, name: str) -> bool:
         tensor = self.tensors.get(name)
-        return (
-            tensor is not None
-            and len(tensor.dims) == 2
-            and tensor.data_type == onnx.TensorProto.FLOAT
-        )
+        if tensor is None or len(tensor.dims) != 2:
+            return False
+        return bool(tensor.data_type == onnx.TensorProto.FLOAT)
 
     def weight(self, name: str, *, turned: bool) -> Array:
         """Return a matrix as ``(out, in)``."""
         values = numpy_helper.to_array(self.tensors[name])
         return np.ascontiguousarray(values if turned else values.T)
 
+    def inputs(self) -> dict[str, str]:
+        """Return what each matrix that int4 may round is multiplied with."""
+        looked_up = {name for _, name in self.lookups}
+        return {
+            name: node.input[0]
+            for node, name, _ in self.products
+            if name not in looked_up and "logits" not in node.output[0]
+        }
+
+    def four_bits(self, moments: Moments) -> dict[str, Rounded]:
+        """Return the matrices that stand 4 bits best, within the budget of bytes."""
+        turned = {name: tied for _, name, tied in self.products}
+        every = self.inputs()
+        layers = 1 + max((int(m[1]) for m in map(_OURS.match, every) if m), default=0)
+        done = {
+            name: rounded_to_four_bits(
+                self.weight(name, turned=turned[name]), moments.get(name)
+            )
+            for name in every
+            if _bears_four_bits(name, layers)
+        }
+        names = {*turned, *(name for _, name in self.lookups)}
+        sizes = {name: int(np.prod(self.tensors[name].dims)) for name in names}
+        # In bytes at 8 bits; 4 bits save half of a matrix.
+        wanted, saved, found = (1 - INT4_BUDGET) * sum(sizes.values()), 0.0, {}
+        for name in sorted(done, key=lambda n: done[n][1]):
+            if saved >= wanted:
+                break
+            found[name] = done[name][0]
+            saved += sizes[name] / 2
+        return found
+
+    def product(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:
+        """Return a product with a matrix in blocks."""
+        inputs = [node.input[0], f"{name}.q{m.bits}", name + ".scales"]
+        self.new[inputs[2]] = m.scales
+        self.new[inputs[1]] = m.steps if m.bits == 8 else _pairs(m.steps)
+        if m.zeros is not None:
+            inputs.append(name + ".zeros")
+            padded = np.pad(m.zeros, ((0, 0), (0, m.zeros.shape[1] % 2)))
+            self.new[inputs[3]] = _pairs(padded)
+        return [_bits(inputs, node.output[0], len(m.steps), m)]
+
+    def split(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:
+        """One product of twice the rows: high halves at 16 scales, low halves at one."""
+        steps = m.steps.astype(np.int16) - 128
+        low = ((steps + 8) & 15) - 8
+        high = (steps - low) // 16
+        over = high > 7  # 120 to 127: the nearest pair
+        high[over], low[over] = 7, 7
+        both = np.concatenate([high, low]) + 8
+        rows, output = len(steps), node.output[0]
+        inputs = [node.input[0], name + ".q4", name + ".scales2"]
+        self.new[inputs[1]] = _pairs(both.astype(np.uint8))
+        self.new[inputs[2]] = np.concatenate([m.scales * 16, m.scales])
+        self.new[name + ".halves"] = np.array([rows, rows], np.int64)
+        parts, whole = [output + ".high", output + ".low"], output + ".both"
+        return [
+            _bits(inputs, whole, 2 * rows, replace(m, bits=4)),
+            helper.make_node("Split", [whole, name + ".halves"], parts, axis=-1),
+            helper.make_node("Add", parts, [output], name=output),
+        ]
+
+    def table(self, name: str, table: Rounded) -> None:
+        # A tied head's bytes under other dimensions: stored once, see save_model.
+        self.new[name + ".rows"] = table.steps.reshape(len(table.steps), -1)
+        self.new[name + ".scales"] = table.scales
+
+    def lookup(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:
+        """Return a lookup in a table of blocks."""
+        self.table(name, m)
+        return [
+            helper.make_node(
+                "GatherBlockQuantized",
+                [name + ".rows", node.input[1], name + ".scales"],
+                list(node.output),
+                name=node.output[0],
+                domain=MICROSOFT,
+                bits=8,
+                block_size=BLOCK,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        ]
+
+    def plain_lookup(
+        self, node: onnx.NodeProto, name: str, m: Rounded
+    ) -> list[onnx.NodeProto]:
+        """The same with operators that every onnxruntime has."""
+        p, out = name + ".", node.output[0]
+        self.table(name, m)
+        self.new[p + "middle"] = np.array(128, np.float32)
+        self.new[p + "apart"] = np.array([0, 0, -1, BLOCK], np.int64)
+        self.new[p + "joined"] = np.array([0, 0, m.width], np.int64)
+        self.new[p + "last"] = np.array([-1], np.int64)
+        make = helper.make_node
+        return [
+            make("Gather", [p + "rows", node.input[1]], [p + "taken"]),
+            make("Gather", [p + "scales", node.input[1]], [p + "taken_scales"]),
+            make("Cast", [p + "taken"], [p + "float"], to=onnx.TensorProto.FLOAT),
+            make("Sub", [p + "float", p + "middle"], [p + "steps"]),
+            make("Reshape", [p + "steps", p + "apart"], [p + "blocks"]),
+            make("Unsqueeze", [p + "taken_scales", p + "last"], [p + "each"]),
+            make("Mul", [p + "blocks", p + "each"], [p + "values"]),
+            make("Reshape", [p + "values", p + "joined"], [out], name=out),
+        ]
+
 
 def inputs_of(model: onnx.ModelProto) -> dict[str, str]:
     """Return what each matrix that int4 may round is multiplied with."""
-    graph = _Graph(model)
-    looked_up = {name for _, name in graph.lookups}
-    heads = {node.output[0] for node, _, _ in graph.products if "logits" in node.output}
-    return {
-        name: node.input[0]
-        for node, name, _ in graph.products
-        if name not in looked_up and node.output[0] not in heads
-    }
+    return _Graph(model).inputs()
 
 
 def quantise(
@@ -216,53 +320,39 @@ def quantise(
     Raises:
         ModelError: The graph holds nothing to round.
     """
-    graph = _Graph(model)
+    graph, split = _Graph(model), precision == "int8-split"
     if not graph.products:
         raise ModelError("the graph multiplies with no constant matrix")
-    small: dict[str, Rounded] = {}
-    if precision == "int4":
-        small = _four_bits(graph, moments or {})
+    small = graph.four_bits(moments or {}) if precision == "int4" else {}
     nodes: dict[str, list[onnx.NodeProto]] = {}
-    new: dict[str, NDArray[np.generic]] = {}
     gone = set()
     for node, name, tied in graph.products:
-        weight = graph.weight(name, turned=tied)
-        matrix = small.get(name) or rounded(weight)
-        split = precision == "int8-split"
-        nodes[node.output[0]] = (_split if split else _product)(
-            node, name, matrix, weight, new
-        )
+        matrix = small.get(name) or rounded(graph.weight(name, turned=tied))
+        product = graph.split if split else graph.product
+        nodes[node.output[0]] = product(node, name, matrix)
         gone.add(name)
     for node, name in graph.lookups:
-        table = rounded(numpy_helper.to_array(graph.tensors[name]))
-        width = graph.tensors[name].dims[1]
-        if width % BLOCK:
+        table = rounded(graph.weight(name, turned=True))
+        if table.width % BLOCK:
             gone.discard(name)
             continue
-        lookup = _plain_lookup if precision == "int8-split" else _lookup
-        nodes[node.output[0]] = lookup(node, name, table, width, new)
+        lookup = graph.plain_lookup if split else graph.lookup
+        nodes[node.output[0]] = lookup(node, name, table)
         gone.add(name)
-    kept = [n for n in model.graph.node if not _turns(n, gone)]
-    flat = [part for node in kept for part in nodes.get(node.output[0], [node])]
-    flat = [_copy(node) for node in flat]
+    flat = []
+    for node in model.graph.node:
+        if node.op_type != "Transpose" or node.input[0] not in gone:
+            for part in nodes.get(node.output[0], [node]):
+                flat.append(onnx.NodeProto())
+                flat[-1].CopyFrom(part)
     tensors = [t for t in model.graph.initializer if t.name not in gone]
-    tensors += [numpy_helper.from_array(values, name) for name, values in new.items()]
+    tensors += [numpy_helper.from_array(a, name) for name, a in graph.new.items()]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(flat)
     model.graph.initializer.extend(tensors)
     if MICROSOFT not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return model
-
-
-def _turns(node: onnx.NodeProto, gone: Iterable[str]) -> bool:
-    return node.op_type == "Transpose" and node.input[0] in gone
-
-
-def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _bears_four_bits(name: str, layers: int) -> bool:
@@ -280,148 +370,21 @@ def _bears_four_bits(name: str, layers: int) -> bool:
     return inside and found[2] in ("gate", "up", "o")
 
 
-def _four_bits(graph: _Graph, moments: Moments) -> dict[str, Rounded]:
-    """Return the matrices that stand 4 bits best, within the budget of bytes."""
-    turned = {name: tied for _, name, tied in graph.products}
-    every = inputs_of(graph.model)
-    layers = 1 + max((int(m[1]) for m in map(_OURS.match, every) if m), default=0)
-    candidates = [name for name in every if _bears_four_bits(name, layers)]
-    done = {}
-    for name in candidates:
-        weight = graph.weight(name, turned=turned[name])
-        done[name] = rounded_to_four_bits(weight, moments.get(name))
-    names = {*turned, *(name for _, name in graph.lookups)}
-    sizes = {name: int(np.prod(graph.tensors[name].dims)) for name in names}
-    # In bytes at 8 bits; 4 bits save half of a matrix.
-    wanted, saved, chosen = (1 - INT4_BUDGET) * sum(sizes.values()), 0.0, {}
-    for name in sorted(candidates, key=lambda n: done[n][1]):
-        if saved >= wanted:
-            break
-        chosen[name] = done[name][0]
-        saved += sizes[name] / 2
-    return chosen
-
-
-def _product(
-    node: onnx.NodeProto,
-    name: str,
-    matrix: Rounded,
-    weight: Array,
-    new: dict[str, NDArray[np.generic]],
-) -> list[onnx.NodeProto]:
-    rows, width = weight.shape
-    steps, inputs = (
-        matrix.steps,
-        [node.input[0], f"{name}.q{matrix.bits}", name + ".scales"],
-    )
-    if matrix.bits == 4:
-        steps = _pairs(steps)
-        if matrix.zeros is not None:
-            inputs.append(name + ".zeros")
-            padded = np.pad(matrix.zeros, ((0, 0), (0, matrix.zeros.shape[1] % 2)))
-            new[inputs[3]] = _pairs(padded)
-    new[inputs[1]], new[inputs[2]] = steps, matrix.scales
-    return [_bits(inputs, node.output[0], rows, width, matrix.bits)]
-
-
 def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Put two numbers of 4 bits into a byte, the even one low."""
     return np.asarray(values[..., 0::2] | (values[..., 1::2] << 4), np.uint8)
 
 
-def _bits(
-    inputs: Sequence[str], output: str, rows: int, width: int, bits: int
-) -> onnx.NodeProto:
+def _bits(inputs: Sequence[str], output: str, rows: int, m: Rounded) -> onnx.NodeProto:
     return helper.make_node(
         "MatMulNBits",
         list(inputs),
         [output],
         name=output,
         domain=MICROSOFT,
-        K=width,
+        K=m.width,
         N=rows,
-        bits=bits,
+        bits=m.bits,
         block_size=BLOCK,
         accuracy_level=_ACCURACY,
     )
-
-
-def _split(
-    node: onnx.NodeProto,
-    name: str,
-    matrix: Rounded,
-    weight: Array,
-    new: dict[str, NDArray[np.generic]],
-) -> list[onnx.NodeProto]:
-    """One product of twice the rows: high halves at 16 scales, low halves at one."""
-    rows, width = weight.shape
-    steps = matrix.steps.astype(np.int16) - 128
-    low = ((steps + 8) & 15) - 8
-    high = (steps - low) // 16
-    over = high > 7  # 120 to 127: the nearest pair
-    high[over], low[over] = 7, 7
-    both = np.concatenate([high, low]) + 8
-    output = node.output[0]
-    names = [name + ".q4", name + ".scales2"]
-    new[names[0]] = _pairs(both.astype(np.uint8))
-    new[names[1]] = np.concatenate([matrix.scales * 16, matrix.scales])
-    new[name + ".halves"] = np.array([rows, rows], np.int64)
-    parts = [output + ".high", output + ".low"]
-    return [
-        _bits([node.input[0], *names], output + ".both", 2 * rows, width, 4),
-        helper.make_node("Split", [output + ".both", name + ".halves"], parts, axis=-1),
-        helper.make_node("Add", parts, [output], name=output),
-    ]
-
-
-def _lookup(
-    node: onnx.NodeProto,
-    name: str,
-    table: Rounded,
-    width: int,
-    new: dict[str, NDArray[np.generic]],
-) -> list[onnx.NodeProto]:
-    # A tied head's bytes under other dimensions: stored once, see save_model.
-    new[name + ".rows"] = table.steps.reshape(len(table.steps), width)
-    new[name + ".scales"] = table.scales
-    return [
-        helper.make_node(
-            "GatherBlockQuantized",
-            [name + ".rows", node.input[1], name + ".scales"],
-            list(node.output),
-            name=node.output[0],
-            domain=MICROSOFT,
-            bits=8,
-            block_size=BLOCK,
-            gather_axis=0,
-            quantize_axis=1,
-        )
-    ]
-
-
-def _plain_lookup(
-    node: onnx.NodeProto,
-    name: str,
-    table: Rounded,
-    width: int,
-    new: dict[str, NDArray[np.generic]],
-) -> list[onnx.NodeProto]:
-    """The same with operators that every onnxruntime has."""
-    p, out = name + ".", node.output[0]
-    new[p + "rows"] = table.steps.reshape(len(table.steps), width)
-    new[p + "scales"] = table.scales
-    new[p + "middle"] = np.array(128, np.float32)
-    new[p + "apart"] = np.array([0, 0, -1, BLOCK], np.int64)
-    new[p + "joined"] = np.array([0, 0, width], np.int64)
-    new[p + "last"] = np.array([-1], np.int64)
-    make = helper.make_node
-    return [
-        make("Gather", [p + "rows", node.input[1]], [p + "taken"]),
-        make("Gather", [p + "scales", node.input[1]], [p + "taken_scales"]),
-        make("Cast", [p + "taken"], [p + "float"], to=onnx.TensorProto.FLOAT),
-        make("Sub", [p + "float", p + "middle"], [p + "steps"]),
-        make("Reshape", [p + "steps", p + "apart"], [p + "blocks"]),
-        make("Unsqueeze", [p + "taken_scales", p + "last"], [p + "each"]),
-        make("Mul", [p + "blocks", p + "each"], [p + "values"]),
-        make("Reshape", [p + "values", p + "joined"], [out], name=out),
-    ]

@@ -183,7 +183,7 @@ def test_short_texts_have_a_short_cache(context, lengths):
     ("arguments", "sentence"),
     [
         ({"precision": "int4"}, "no precision 'int4'"),
-        ({"precision": []}, "no precision"),
+        ({"precision": []}, "0 precisions"),
         ({"out": "a.target"}, "called NAME.draft"),
         ({"out": None}, "say where"),
         ({"checkpoint": "."}, "goes with a draft package"),
