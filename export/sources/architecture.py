@@ -9,30 +9,22 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.families import FAMILIES, Family, Names
-from draftwire.export.sources.rope import Rope, read_rope
+from draftwire.export.sources.rope import Fields, Rope, UnknownArchitecture, read_rope
 
 __all__ = [
-    "LLAMA_LIKE",
-    "NEOX_LIKE",
     "Architecture",
-    "Fields",
     "UnknownArchitecture",
     "read_architecture",
 ]
 
-# What can be trained on: `export draft` and LiteRT.
-LLAMA_LIKE = ("llama", "mistral", "qwen2")
-NEOX_LIKE = ("gpt_neox",)
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -41,10 +33,6 @@ _ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-
-
-class UnknownArchitecture(ModelError):
-    """The model is of a shape that this exporter does not write by itself."""
 
 
 @dataclass(frozen=True)
@@ -103,30 +91,6 @@ class Architecture:
         return self.family.names
 
     @property
-    def neox(self) -> bool:
-        """Whether it is of GPT-NeoX shape."""
-        return self.model_type in NEOX_LIKE
-
-    @property
-    def plain(self) -> bool:
-        """Whether what trains drafts and what writes LiteRT files know it."""
-        return (
-            self.model_type in LLAMA_LIKE + NEOX_LIKE
-            and not any(self.windows)
-            and all(rope.factor == 1.0 for rope in self.ropes)
-        )
-
-    @property
-    def rope_rates(self) -> NDArray[np.float64]:
-        """``(rotary_dim / 2,)`` radians per position, where all layers rotate alike."""
-        return self.ropes[0].rates
-
-    @property
-    def rotary_dim(self) -> int:
-        """How many of a head's dimensions are rotated."""
-        return 2 * len(self.rope_rates)
-
-    @property
     def embedding(self) -> str:
         """Name of the embedding."""
         return self.names.embedding + ".weight"
@@ -151,31 +115,27 @@ class Architecture:
         """Return the shapes of the needed and of the optional parameters."""
         n, h, f = self.names, self.hidden, self.feed_forward
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        needed: dict[str, tuple[int, ...]] = {self.embedding: (self.vocab_size, h)}
+        needed: dict[str, tuple[int, ...]] = {
+            self.embedding: (self.vocab_size, h),
+            self.head: (self.vocab_size, h),
+        }
         optional: dict[str, tuple[int, ...]] = {}
-        needed[self.head] = (self.vocab_size, h)
         if n.positions:
             needed[n.positions + ".weight"] = (self.positions, h)
+        whole = self.model_type in ("olmo2", "olmo3")  # norms of all heads at once
+        around = (n.before_attention, n.after_attention, n.before_mlp, n.after_mlp)
+        of_layer = dict.fromkeys(filter(None, around), h)
+        if n.q_norm:
+            of_layer[n.q_norm] = q if whole else self.head_dim
+            of_layer[n.k_norm] = kv if whole else self.head_dim
+        widths = (q, kv, kv) if len(n.qkv) == 3 else (q + 2 * kv,)
+        linear = {name: (w, h) for name, w in zip(n.qkv, widths, strict=True)}
+        linear |= {n.out: (h, q), n.up: (f, h), n.down: (h, f)}
+        if n.gate:
+            linear[n.gate] = (2 * f if n.gate == n.up else f, h)
         norms = {n.final: h}
-        whole = self.model_type in ("olmo2", "olmo3")
-        for i in range(self.layers):
-            p = self.layer(i)
-            for name in (
-                n.before_attention,
-                n.after_attention,
-                n.before_mlp,
-                n.after_mlp,
-            ):
-                if name:
-                    norms[p + name] = h
-            if n.q_norm:
-                norms[p + n.q_norm] = q if whole else self.head_dim
-                norms[p + n.k_norm] = kv if whole else self.head_dim
-            widths = (q, kv, kv) if len(n.qkv) == 3 else (q + 2 * kv,)
-            linear = {name: (w, h) for name, w in zip(n.qkv, widths, strict=True)}
-            linear |= {n.out: (h, q), n.up: (f, h), n.down: (h, f)}
-            if n.gate:
-                linear[n.gate] = (2 * f if n.gate == n.up else f, h)
+        for p in map(self.layer, range(self.layers)):
+            norms |= {p + name: width for name, width in of_layer.items()}
             for name, shape in linear.items():
                 stored = shape[::-1] if self.family.conv else shape
                 needed[p + name + ".weight"] = stored
@@ -263,7 +223,7 @@ def read_architecture(
         rope_of=rope_of,
         windows=tuple(window if slide else 0 for slide in slides),
         tied=(family.tied if tied is None else tied) is True,
-        parallel=kind in NEOX_LIKE and raw.get("use_parallel_residual", True) is not False,
+        parallel=kind == "gpt_neox" and raw.get("use_parallel_residual", True) is not False,
         score_scale=float(scale),
         embedding_scale=embedding_scale,
         residual_scale=fields.number("residual_multiplier", 1.0),
@@ -274,37 +234,8 @@ def read_architecture(
     )
 
 
-class Fields:
-    """Typed access to a config with messages that name the model."""
-
-    def __init__(self, where: str, raw: Mapping[str, Any]) -> None:
-        self.where, self.raw = where, raw
-
-    def count(self, name: str, default: int | None = None) -> int:
-        """Return a whole number above 0."""
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        if not 0 < value <= 1 << 31:
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """Return a number above 0, or the default."""
-        value = self.raw.get(name)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        if not 0 < value < math.inf:
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        return float(value)
-
-
 def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    hidden = config.get("n_embd")
-    inner = config.get("n_inner")
+    hidden, inner = config.get("n_embd"), config.get("n_inner")
     return {
         "hidden_size": hidden,
         "num_hidden_layers": config.get("n_layer"),
@@ -353,8 +284,7 @@ def _eps(fields: Fields) -> float:
 
 def _context(fields: Fields, wanted: int | None, bound: int | None) -> int:
     trained = fields.count("max_position_embeddings")
-    if bound is not None:
-        trained = min(trained, bound)
+    trained = trained if bound is None else min(trained, bound)
     if wanted is None:
         return trained
     if not 0 < wanted <= trained:

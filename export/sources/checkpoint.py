@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
-from draftwire.tensors import RawTensor, TensorFile
+from draftwire.tensors import TensorFile
 from draftwire.tokenizer import first_token
 
 __all__ = [
@@ -81,13 +81,9 @@ class Checkpoint:
             )
         return values
 
-    def raw(self, name: str) -> RawTensor:
-        """Return a parameter as it lies in the file."""
-        return self.parameters[name].raw(name)
-
 
 def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkpoint:
-    """Read a Hugging Face directory of Llama, Qwen2, Mistral or GPT-NeoX shape.
+    """Read a Hugging Face directory of a family that is known here.
 
     Args:
         folder: Holds ``config.json``, ``tokenizer.json`` and safetensors weights.
@@ -180,15 +176,13 @@ def open_weights(folder: Path) -> dict[str, TensorFile]:
             if name not in files[shard].names():
                 raise ModelError(f"{folder.name}/{shard} does not hold {name}")
         return {name: files[shard] for name, shard in places.items()}
-    pickles = [p.name for s in ("bin", "pt", "pth") for p in folder.glob(f"*.{s}")]
+    pickles = sorted(p.name for s in ("bin", "pt", "pth") for p in folder.glob(f"*.{s}"))
+    what = "has no model.safetensors"
     if pickles:
-        raise ModelError(
-            f"{folder.name} has its weights as a pickle ({sorted(pickles)[0]}), "
-            "which can run code and is never opened",
-            hint="save it again with save_pretrained(DIR, safe_serialization=True)",
-        )
+        what = f"has its weights as a pickle ({pickles[0]}), which can run code and is "
+        what += "never opened"
     raise ModelError(
-        f"{folder.name} has no model.safetensors",
+        f"{folder.name} {what}",
         hint="save it again with save_pretrained(DIR, safe_serialization=True)",
     )
 
@@ -214,7 +208,11 @@ def _check(
                 f"{folder.name}: {name} is stored as {file.dtype(name)}, no float",
                 hint="export the checkpoint it was quantised from",
             )
-    _same_biases(folder, optional, found)
+    seen: dict[str, bool] = {}
+    for name in optional:  # a bias that some layers have and others lack
+        kind = ".".join(p for p in name.split(".") if not p.isdigit())
+        if seen.setdefault(kind, name in found) != (name in found):
+            raise ModelError(f"{folder.name} has {kind} in some layers only")
     for name in found:
         unused = name.endswith(_BUFFERS) or name == architecture.tied_head
         if name not in known and not unused:
@@ -224,19 +222,6 @@ def _check(
                 hint="it is a variant that this exporter does not know",
             )
     return {name: found[name] for name in known if name in found}
-
-
-def _same_biases(
-    folder: Path, optional: Iterable[str], found: Mapping[str, TensorFile]
-) -> None:
-    """Refuse a bias that some layers have and others lack."""
-    seen: dict[str, set[bool]] = {}
-    for name in optional:
-        kind = ".".join(p for p in name.split(".") if not p.isdigit())
-        seen.setdefault(kind, set()).add(name in found)
-    for kind, values in seen.items():
-        if len(values) > 1:
-            raise ModelError(f"{folder.name} has {kind} in some layers only")
 
 
 def special_ids(

@@ -17,9 +17,37 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ModelError
 
-__all__ = ["Rope", "read_rope"]
+__all__ = ["Fields", "Rope", "UnknownArchitecture", "read_rope"]
 
 Rates = NDArray[np.float64]
+
+
+class UnknownArchitecture(ModelError):
+    """The model is of a shape that this exporter does not write by itself."""
+
+
+class Fields:
+    """Typed access to a config with messages that name the model."""
+
+    def __init__(self, where: str, raw: Mapping[str, Any]) -> None:
+        self.where, self.raw = where, raw
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """Return a whole number above 0."""
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if type(value) is not int or not 0 < value <= 1 << 31:
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a number above 0, or the default."""
+        value = self.raw.get(name)
+        if value is None and default is not None:
+            return default
+        if type(value) not in (int, float) or not 0 < value < math.inf:  # type: ignore[operator]
+            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
+        return float(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,7 @@ def read_rope(where: str, config: Mapping[str, Any], head_dim: int, partial: flo
             if not isinstance(config[name], dict):
                 raise ModelError(f"{where}: config.json has an odd {name}")
             flat.update({k: v for k, v in config[name].items() if v is not None})
-    values = _Values(where, flat)
+    values = Fields(where, flat)
     rotary = int(head_dim * values.number("partial_rotary_factor"))
     if rotary % 2 or not 0 < rotary <= head_dim:
         raise ModelError(f"{where} rotates {rotary} of {head_dim} dimensions")
@@ -75,42 +103,21 @@ def read_rope(where: str, config: Mapping[str, Any], head_dim: int, partial: flo
         return Rope(rates / values.number("factor"))
     if kind == "dynamic":
         # Up to the trained length nothing changes; beyond it every key would.
-        trained = flat["original_max_position_embeddings"] or values.whole(
-            "max_position_embeddings"
-        )
-        return Rope(rates, context=int(trained))
+        name = "original_max_position_embeddings"
+        return Rope(rates, context=values.count(name if flat[name] else name[9:]))
     if kind == "llama3":
         return Rope(_llama3(rates, values))
     if kind == "yarn":
         return _yarn(rates, values, rotary)
     if kind in ("longrope", "su"):
         return _longrope(rates, values)
-    from draftwire.export.sources.architecture import UnknownArchitecture
-
     raise UnknownArchitecture(
         f"{where} scales its rotary positions by {kind!r}; default, linear, dynamic, "
         "llama3, yarn and longrope are known here"
     )
 
 
-class _Values:
-    def __init__(self, where: str, raw: Mapping[str, Any]) -> None:
-        self.where, self.raw = where, raw
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        if not 0 < value < math.inf:
-            raise ModelError(f"{self.where}: config.json has {name} = {value!r}")
-        return float(value)
-
-    def whole(self, name: str) -> int:
-        return int(self.number(name))
-
-
-def _llama3(rates: Rates, values: _Values) -> Rates:
+def _llama3(rates: Rates, values: Fields) -> Rates:
     factor = values.number("factor")
     low, high = values.number("low_freq_factor"), values.number("high_freq_factor")
     if high <= low:
@@ -121,7 +128,7 @@ def _llama3(rates: Rates, values: _Values) -> Rates:
     return rates * (share + (1.0 - share) / factor)
 
 
-def _yarn(rates: Rates, values: _Values, rotary: int) -> Rope:
+def _yarn(rates: Rates, values: Fields, rotary: int) -> Rope:
     original = values.number("original_max_position_embeddings")
     factor = values.number("factor", values.number("max_position_embeddings") / original)
     theta = values.number("rope_theta")
@@ -151,8 +158,8 @@ def _mscale(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def _longrope(rates: Rates, values: _Values) -> Rope:
-    original = values.whole("original_max_position_embeddings")
+def _longrope(rates: Rates, values: Fields) -> Rope:
+    original = values.count("original_max_position_embeddings")
     factor = values.number("factor", values.number("max_position_embeddings") / original)
     size = 1.0
     if values.raw.get("attention_factor") is not None:

@@ -172,7 +172,7 @@ def test_both_spellings_of_rope_are_read(shape, old, new, dims, model_copy):
     found = []
     for spelling in (old, new):
         edit(folder, **{**NO_ROPE, **spelling})
-        found.append(load_checkpoint(folder).architecture.rope_rates)
+        found.append(load_checkpoint(folder).architecture.ropes[0].rates)
     assert len(found[0]) == dims / 2
     np.testing.assert_array_equal(*found)
 
