@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from draftwire.exits import torch_places
 from draftwire.export.training.measure import extend
 
-__all__ = ["ExitHead", "Heard", "Studied", "calibrate", "judge", "listen", "train_exits"]
+__all__ = [
+    "ExitHead",
+    "Observed",
+    "Studied",
+    "calibrate",
+    "judge",
+    "observe",
+    "train_exits",
+]
 
 Ids = NDArray[np.int64]
 
@@ -188,7 +196,7 @@ def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Observed:
     """What an exit says about a text.
 
     Attributes:
@@ -201,14 +209,14 @@ class Heard:
 
 
 @torch.no_grad()
-def listen(
+def observe(
     model: Studied,
     layers: Sequence[int],
     exits: Sequence[ExitHead],
     ids: Ids,
     *,
     rows: int = 8,
-) -> list[Heard]:
+) -> list[Observed]:
     """Run texts ``(n, S)`` and return what each exit says."""
     sure: list[list[Tensor]] = [[] for _ in exits]
     right: list[list[Tensor]] = [[] for _ in exits]
@@ -222,16 +230,16 @@ def listen(
                 sure[k].append(best.values.cpu())
                 right[k].append((best.indices == said.argmax(-1)).cpu())
     return [
-        Heard(torch.cat(s).numpy(), torch.cat(r).numpy())
+        Observed(torch.cat(s).numpy(), torch.cat(r).numpy())
         for s, r in zip(sure, right, strict=True)
     ]
 
 
-def calibrate(heard: Sequence[Heard], agreement: float) -> float | None:
+def calibrate(observed: Sequence[Observed], agreement: float) -> float | None:
     """Return the least threshold that keeps a stated agreement.
 
     Args:
-        heard: Of one exit, one for each kind of text; each kind counts the same.
+        observed: Of one exit, one for each kind of text; each kind counts the same.
         agreement: Wanted share of the positions where the exit speaks at which it is
             right.
 
@@ -239,30 +247,30 @@ def calibrate(heard: Sequence[Heard], agreement: float) -> float | None:
         The threshold, or None when the exit would speak at fewer than one in a
         hundred positions.
     """
-    sure = np.concatenate([h.sure for h in heard])
-    right = np.concatenate([h.right for h in heard])
-    weight = np.concatenate([np.full(len(h.sure), 1 / len(h.sure)) for h in heard])
+    sure = np.concatenate([h.sure for h in observed])
+    right = np.concatenate([h.right for h in observed])
+    weight = np.concatenate([np.full(len(h.sure), 1 / len(h.sure)) for h in observed])
     order = np.argsort(-sure, kind="stable")
     spoken = np.cumsum(weight[order])
     rates = np.cumsum((weight * right)[order]) / spoken
     enough = np.flatnonzero(rates >= agreement)
-    if not len(enough) or spoken[enough[-1]] < 0.01 * len(heard):
+    if not len(enough) or spoken[enough[-1]] < 0.01 * len(observed):
         return None
     # Rounded up, so that what is written says no more than was measured.
     return min(1.0, round(float(np.ceil(float(sure[order[enough[-1]]]) * 1e4)) / 1e4, 4))
 
 
-def judge(heard: Sequence[Heard], threshold: float) -> tuple[float | None, float]:
+def judge(observed: Sequence[Observed], threshold: float) -> tuple[float | None, float]:
     """Return the agreement and the share of positions at which an exit speaks.
 
     Args:
-        heard: Of one exit, one for each kind of text; each kind counts the same.
+        observed: Of one exit, one for each kind of text; each kind counts the same.
         threshold: From :func:`calibrate`.
 
     Returns:
         The agreement, None when it never speaks, and the share.
     """
-    speaks = [h.sure >= threshold for h in heard]
+    speaks = [h.sure >= threshold for h in observed]
     share = float(np.mean([s.mean() for s in speaks]))
-    hits = [(s & h.right).mean() for s, h in zip(speaks, heard, strict=True)]
+    hits = [(s & h.right).mean() for s, h in zip(speaks, observed, strict=True)]
     return (float(np.mean(hits)) / share if share else None), share

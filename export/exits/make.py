@@ -23,7 +23,7 @@ from draftwire.export.exits.heads import (
     Studied,
     calibrate,
     judge,
-    listen,
+    observe,
     train_exits,
 )
 from draftwire.export.exits.package import exit_files, whole_graph, write_exits_file
@@ -277,21 +277,24 @@ def study(
             say=say,
         )
     halves = [
-        [listen(model, settings.layers, exits, ids) for ids in windows(texts, length, half)]
+        [
+            observe(model, settings.layers, exits, ids)
+            for ids in windows(texts, length, half)
+        ]
         for half in (0, 1)
     ]
     entries: list[dict[str, Any]] = []
     tensors: dict[str, NDArray[np.float16]] = {}
     for k, layer in enumerate(settings.layers):
-        threshold = calibrate([heard[k] for heard in halves[0]], settings.agreement)
+        threshold = calibrate([observed[k] for observed in halves[0]], settings.agreement)
         if threshold is None:
             say(
                 f"the exit after layer {layer} is never so sure that it agrees in "
                 f"{settings.agreement:.0%} of the positions: left out"
             )
             continue
-        heard = [of_text[k] for of_text in halves[1]]
-        row = _row(heard, threshold)
+        observed = [of_text[k] for of_text in halves[1]]
+        row = _row(observed, threshold)
         say(
             f"the exit after layer {layer} speaks from {threshold:.3f} on: at "
             f"{row['speaks']:.1%} of the positions, and agrees at "
@@ -306,10 +309,10 @@ def study(
                 "threshold": threshold,
                 "agreement": settings.agreement,
                 **row,
-                "positions": sum(len(h.sure) for h in heard),
+                "positions": sum(len(h.sure) for h in observed),
                 "by_text": {
                     text.name: _row([h], threshold)
-                    for text, h in zip(texts, heard, strict=True)
+                    for text, h in zip(texts, observed, strict=True)
                 },
             }
         )
@@ -321,8 +324,8 @@ def study(
     return StudiedExits(tuple(entries), tensors)
 
 
-def _row(heard: Any, threshold: float) -> dict[str, Any]:
-    measured, speaks = judge(heard, threshold)
+def _row(observed: Any, threshold: float) -> dict[str, Any]:
+    measured, speaks = judge(observed, threshold)
     return {
         "measured": None if measured is None else round(measured, 4),
         "speaks": round(speaks, 4),
@@ -349,11 +352,7 @@ def _own_text(
 def _taken_over(
     other: TargetPackage, model: Studied, settings: ExitSettings
 ) -> list[ExitHead]:
-    """Return another target's exits.
-
-    Raises:
-        ConfigError: They do not fit this target.
-    """
+    """Return another target's exits."""
     assert other.exits is not None and settings.rank is not None
     tensors = read_tensors(other.exits.tensors.path)
     exits = []

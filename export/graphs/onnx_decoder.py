@@ -26,46 +26,37 @@ class OnnxDecoder(Decoder[str]):
         self._sums: dict[str, list[str]] = {}
 
     def table(self, parameter: str) -> str:
-        """Return a table as a constant."""
         raise NotImplementedError
 
     def norm_weights(self, parameter: str) -> list[str]:
-        """Return the weight as it multiplies, and the bias of a LayerNorm."""
         raise NotImplementedError
 
     def written(self, x: str) -> str:
-        """Return ``x``, written if it is a sum that nothing has read yet."""
         if x in self._sums:
             self.g.node("Add", self._sums.pop(x), x)
         return x
 
     def look_up(self, parameter: str, ids: str, name: str) -> str:
-        """Write a lookup."""
         return self.g.node("Gather", [self.table(parameter), ids], name)
 
     def add(self, x: str, y: str, name: str) -> str:
-        """Remember a sum, to be written when something reads it."""
         self._sums[name] = [self.written(x), self.written(y)]
         return name
 
     def multiply(self, x: str, y: str, name: str) -> str:
-        """Write a product."""
         return self.g.node("Mul", [x, y], name)
 
     def times(self, x: str, factor: float, name: str) -> str:
-        """Write a product with a constant."""
         by = self.g.constant(f"times_{factor!r}", np.array(factor, np.float32))
         return self.g.node("Mul", [self.written(x), by], name)
 
     def cap(self, x: str, bound: float, name: str) -> str:
-        """Write a bound."""
         g = self.g
         by = g.constant(f"cap_{bound!r}", np.array(bound, np.float32))
         turned = g.node("Tanh", [g.node("Div", [x, by], name + ".ratio")], name + ".tanh")
         return g.node("Mul", [turned, by], name)
 
     def bend(self, x: str, name: str) -> str:
-        """Write the activation."""
         g = self.g
         if self.a.activation == "silu":
             return g.node(
@@ -75,7 +66,6 @@ class OnnxDecoder(Decoder[str]):
         return g.node(op, [x], name + "gelu", domain=MICROSOFT)
 
     def norm(self, x: str, parameter: str, name: str) -> str:
-        """Write a norm, with the sum in front of it where the graph fuses."""
         weights, eps = self.norm_weights(parameter), self.a.eps
         if self.a.family.norm != "layer" and self.fuses and x in self._sums:
             return self.g.node(
@@ -88,7 +78,6 @@ class OnnxDecoder(Decoder[str]):
         return self.plain_norm(self.written(x), weights, name)
 
     def plain_norm(self, x: str, weights: list[str], name: str) -> str:
-        """Write the family's norm of ``x``."""
         eps = self.a.eps
         if self.a.family.norm == "layer":
             return self.g.node(
@@ -104,7 +93,6 @@ class OnnxDecoder(Decoder[str]):
         )
 
     def caches(self, form: str, length: str) -> list[Value]:
-        """Describe the caches of all layers, ``form`` with layer and kind in it."""
         a = self.a
         shape: list[int | str] = ["B", a.kv_heads, length, a.head_dim]
         return [

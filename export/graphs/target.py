@@ -228,11 +228,7 @@ class _Writer(OnnxDecoder):
         return self.norm(self.by_token(x, name + ".heads"), parameter, name)
 
     def attend(self, qk: str, v: str, i: int) -> str:
-        """Attend from ``qk`` ``[B, S, H + KV, D]`` to the cache and to itself.
-
-        Scores over cached and over new tokens are computed apart and joined before
-        the softmax, so that the cache is only read, never copied.
-        """
+        """Attend from ``qk`` ``[B, S, H + KV, D]`` to the cache and to itself."""
         g, a, n = self.g, self.a, f"l{i}."
         sizes = g.integers(a.heads, a.kv_heads)
         g.node("Split", [self.rotate(qk, i), sizes], [n + "q", n + "k"], axis=2)

@@ -46,23 +46,23 @@ def build_tflite(weights: Weights, precision: str, *, shortest: int = SHORTEST) 
         shortest: Positions of the shortest cache, where the context is longer.
     """
     model = ModelBuilder("draftwire draft")
-    lengths = rooms(weights.a.context, shortest)
-    signatures = [("step", 1, room) for room in lengths]
-    for name, tokens, room in [*signatures, ("prefill", PREFILL, lengths[-1])]:
-        graph = model.subgraph(f"{name}.{room}")
-        _Writer(weights, graph, tokens, room, precision == "int8").write(model)
+    lengths = cache_lengths(weights.a.context, shortest)
+    signatures = [("step", 1, length) for length in lengths]
+    for name, tokens, length in [*signatures, ("prefill", PREFILL, lengths[-1])]:
+        graph = model.subgraph(f"{name}.{length}")
+        _Writer(weights, graph, tokens, length, precision == "int8").write(model)
     return model.finish()
 
 
-def rooms(context: int, shortest: int = SHORTEST) -> list[int]:
+def cache_lengths(context: int, shortest: int = SHORTEST) -> list[int]:
     """Return the cache lengths that have a signature, shortest first.
 
     The last is the context; one that is hardly shorter than it is left out.
     """
-    found, room = [], shortest
-    while 4 * room < 3 * context:
-        found.append(room)
-        room *= GROWTH
+    found, length = [], shortest
+    while 4 * length < 3 * context:
+        found.append(length)
+        length *= GROWTH
     return [*found, context]
 
 
@@ -87,11 +87,11 @@ class _Writer(Decoder[int]):
     """Writes one signature; a value is a tensor's number."""
 
     def __init__(
-        self, weights: Weights, g: Subgraph, tokens: int, room: int, int8: bool
+        self, weights: Weights, g: Subgraph, tokens: int, length: int, int8: bool
     ) -> None:
         super().__init__(weights.a)
         self.w, self.g = weights, g
-        self.tokens, self.room, self.int8 = tokens, room, int8
+        self.tokens, self.length, self.int8 = tokens, length, int8
         self.groups = self.a.heads // self.a.kv_heads
         self.inputs: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
@@ -107,8 +107,8 @@ class _Writer(Decoder[int]):
         self.inputs = inputs
         for i in range(a.layers):
             for name, shape in (
-                (f"key.{i}", [1, a.kv_heads, self.room, a.head_dim]),
-                (f"value.{i}", [1, a.kv_heads, a.head_dim, self.room]),
+                (f"key.{i}", [1, a.kv_heads, self.length, a.head_dim]),
+                (f"value.{i}", [1, a.kv_heads, a.head_dim, self.length]),
             ):
                 inputs[name] = g.tensor(shape, name=name)
         past = inputs["past"]
@@ -142,7 +142,7 @@ class _Writer(Decoder[int]):
         """Return what is added to scores over cached and over new tokens, or -1."""
         g, t = self.g, self.tokens
         places = g.constant(
-            f"places.{self.room}", lambda: np.arange(self.room, dtype=np.int32)
+            f"places.{self.length}", lambda: np.arange(self.length, dtype=np.int32)
         )
         held = self.open_where(places, self.inputs["past"])
         new = -1
@@ -275,8 +275,8 @@ class _Writer(Decoder[int]):
         past = g.product(query, self.inputs[f"key.{i}"])
         past = g.add(self.capped(past, a.score_cap, ""), held)
         shares = g.softmax(g.concat([past, scores], 3))
-        old = g.product(g.slice(shares, 3, 0, self.room), self.inputs[f"value.{i}"])
-        new = g.product(g.slice(shares, 3, self.room, self.room + t), value)
+        old = g.product(g.slice(shares, 3, 0, self.length), self.inputs[f"value.{i}"])
+        new = g.product(g.slice(shares, 3, self.length, self.length + t), value)
         mixed = g.reshape(g.add(old, new), [a.heads, t, a.head_dim])
         if t > 1:
             mixed = g.transpose(mixed, [1, 0, 2])

@@ -225,7 +225,7 @@ def check_steps(runner: Reader, ids: Sequence[int]) -> Logits:
     """Return ``(T, V)`` logits of a text in steps of many sizes, with a rewind."""
     third = max(1, len(ids) // 3)
     runner.forward(ids[:third])
-    # A rejected branch, taken back: its entries must not be seen again.
+    # A rejected block, taken back: its entries must not be seen again.
     runner.forward(ids[-max(1, third // 4) :])
     runner.rewind(0)
     found = []

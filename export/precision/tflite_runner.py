@@ -89,7 +89,7 @@ def check_tflite(
     runner = TfliteRunner(model)
     rows: list[int] = []
     found: list[Logits] = []
-    # A rejected branch, taken back: its entries must not be seen again.
+    # A rejected block, taken back: its entries must not be seen again.
     runner.read(ids[-min(len(ids), runner.block) :], 0)
     runner.rewind(0)
     third = max(1, len(ids) // 3)

@@ -103,11 +103,9 @@ class CheckpointWeights(Weights):
         self.checkpoint = checkpoint
 
     def table(self, parameter: str) -> Array:
-        """Return a table."""
         return self.checkpoint.weight(parameter)
 
     def norm(self, name: str) -> Linear:
-        """Return a norm."""
         weight = self.checkpoint.weight(name + ".weight")
         shift = self.a.family.norm_shift
         return Linear(weight + np.float32(shift) if shift else weight, self._bias(name))
@@ -124,7 +122,6 @@ class CheckpointWeights(Weights):
         return Linear(weight, self._bias(name))
 
     def linear(self, i: int, kind: str) -> Linear:
-        """Return a linear layer."""
         names = self.a.names
         whole = self._stored(i, getattr(names, {"o": "out"}.get(kind, kind)))
         if kind in ("gate", "up") and names.gate == names.up:
@@ -133,7 +130,6 @@ class CheckpointWeights(Weights):
         return whole
 
     def packed(self, i: int) -> Linear:
-        """Return queries, keys and values."""
         a = self.a
         whole = joined([self._stored(i, name) for name in a.names.qkv])
         if not a.family.interleaved:
@@ -174,7 +170,6 @@ class PackageWeights(Weights):
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def table(self, parameter: str) -> Array:
-        """Return a table."""
         if parameter == self.a.embedding:
             return self._read("embedding")
         if parameter == self.a.head:
@@ -182,13 +177,11 @@ class PackageWeights(Weights):
         return self._read(parameter)
 
     def norm(self, name: str) -> Linear:
-        """Return a norm."""
         if self.a.family.norm == "layer":
             return Linear(self._read(name + ".weight"), self._read(name + ".bias"))
         return Linear(self._read(name), None)
 
     def linear(self, i: int, kind: str) -> Linear:
-        """Return a linear layer."""
         a = self.a
         width = {"o": a.heads * a.head_dim, "down": a.feed_forward}.get(kind, a.hidden)
         name = f"l{i}.{kind}"
@@ -196,7 +189,6 @@ class PackageWeights(Weights):
         return Linear(self._rows(name + ".weight", width), bias)
 
     def packed(self, i: int) -> Linear:
-        """Return queries, keys and values."""
         return self.linear(i, "qkv")
 
     def _rows(self, name: str, width: int) -> Array:

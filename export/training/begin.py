@@ -1,4 +1,4 @@
-"""What both trainings do first: place, device, anchor, work folder, text."""
+"""What both trainings do first: device, anchor, work folder, text, plan."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from draftwire.errors import ConfigError
 from draftwire.export.settings import TrainingSettings
 from draftwire.export.training.base import Base
+from draftwire.export.training.loop import Plan
 from draftwire.export.training.text import TrainingText, check_work, prepare_text
 
-__all__ = ["anchor_of", "begin", "choose_device", "work_folder"]
+__all__ = ["anchor_of", "begin", "choose_device", "plan_of", "work_folder"]
 
+_MICRO = 2048  # tokens
 # They change how long it takes and what is looked at, not what comes out.
 _NOT_DECIDING = frozenset(
     ("workers", "device", "prompts", "looks", "arithmetic", "save_every", "budget")
@@ -47,8 +49,7 @@ def anchor_of(base: Base, wanted: int | None, *, otherwise: int) -> int:
     """
     if base.package is None:
         return otherwise if wanted is None else wanted
-    whole = base.package.base or base.package
-    made = whole.raw.get("made")
+    made = (base.package.base or base.package).raw.get("made")
     found = int(made.get("anchor_layers", 0)) if isinstance(made, dict) else 0
     if wanted not in (None, found):
         raise ConfigError(
@@ -67,10 +68,7 @@ def begin(
     data: Sequence[str | Path],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], TrainingText]:
-    """Open a work folder.
-
-    Returns:
-        What was asked for, for the report, and the text.
+    """Open a work folder; return what was asked for, for the report, and the text.
 
     Raises:
         ConfigError: The folder is another training's, or a text is too small.
@@ -83,3 +81,39 @@ def begin(
     }
     check_work(work, asked, data)
     return asked, prepare_text(base, data, work, seed=settings.seed, say=say)
+
+
+def plan_of(
+    settings: TrainingSettings,
+    context: int,
+    *,
+    longer: int,
+    warmup: tuple[int, int],
+    **more: Any,
+) -> Plan:
+    """Return the plan of a training.
+
+    Args:
+        settings: What was asked for.
+        context: Of the base.
+        longer: How many times longer the rows of the last tenth are; 1 for none.
+        warmup: Steps at most, and one of how many.
+        **more: Of the plan.
+    """
+    length = min(settings.length, context)
+    long = min(longer * length, context, max(length, settings.batch))
+    micro = max(min(_MICRO, settings.batch) // long, 1) * long
+    batch = max(1, round(settings.batch / micro)) * micro
+    steps = max(1, round(settings.tokens / batch))
+    return Plan(
+        steps=steps,
+        batch=batch,
+        micro=micro,
+        lengths=((0.9, length), (1.0, long)) if longer > 1 else ((1.0, length),),
+        warmup=max(1, min(warmup[0], steps // warmup[1])),
+        seed=settings.seed,
+        workers=settings.workers,
+        save_every=settings.save_every,
+        precision=settings.arithmetic,
+        **more,
+    )

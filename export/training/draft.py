@@ -19,6 +19,7 @@ from draftwire.export.training.begin import (
     anchor_of,
     begin,
     choose_device,
+    plan_of,
     work_folder,
 )
 from draftwire.export.training.distil import DraftTrainer, make_draft
@@ -37,7 +38,6 @@ from draftwire.export.training.text import TrainingText
 __all__ = ["DraftSettings", "build_draft"]
 
 Say = Callable[[str], None]
-_MICRO = 2048  # tokens
 
 
 def build_draft(
@@ -94,7 +94,7 @@ def build_draft(
         tokens = _affordable(base, trainer, settings, work, say)
         settings = replace_fields(settings, tokens=tokens)
     asked, text = begin(base, anchor, settings, work, data, say)
-    plan = _plan(settings, base.architecture.context)
+    plan = _plan(settings, base)
     # The draft has its copies in float32 by now: rounding must not change the anchor.
     half = device == "cuda" and half_precision(plan, device)
     base.model.to(torch.bfloat16 if half else torch.float32)
@@ -150,7 +150,7 @@ def _affordable(
             return settings.tokens
         say(f"going on with a training of {begun:,} tokens")
         return begun
-    plan = _plan(settings, base.architecture.context)
+    plan = _plan(settings, base)
     length = plan.length_at(0)
     rows = max(1, plan.micro // length)
     pace = measure(trainer, rows=rows, length=length, workers=settings.workers)
@@ -159,26 +159,10 @@ def _affordable(
     return tokens
 
 
-def _plan(settings: DraftSettings, context: int) -> Plan:
-    length = min(settings.length, context)
-    longer = min(4 * length, context, max(length, settings.batch))
-    micro = max(min(_MICRO, settings.batch) // longer, 1) * longer
-    batch = max(1, round(settings.batch / micro)) * micro
-    steps = max(1, round(settings.tokens / batch))
-    return Plan(
-        steps=steps,
-        batch=batch,
-        micro=micro,
-        lengths=((0.9, length), (1.0, longer)),
-        lr=settings.lr / 3,
-        matrix_lr=settings.lr,
-        warmup=max(1, min(25, steps // 8)),
-        seed=settings.seed,
-        workers=settings.workers,
-        save_every=settings.save_every,
-        precision=settings.arithmetic,
-        watch_every=max(1, steps // settings.looks) if settings.looks else 0,
-    )
+def _plan(settings: DraftSettings, base: Base) -> Plan:
+    lr, looks, context = settings.lr, settings.looks, base.architecture.context
+    plan = plan_of(settings, context, longer=4, warmup=(25, 8), lr=lr / 3, matrix_lr=lr)
+    return replace_fields(plan, watch_every=max(1, plan.steps // looks) if looks else 0)
 
 
 def _loss(model: nn.Module, ids: Tensor) -> Tensor:

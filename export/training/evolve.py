@@ -22,9 +22,10 @@ from draftwire.export.training.begin import (
     anchor_of,
     begin,
     choose_device,
+    plan_of,
     work_folder,
 )
-from draftwire.export.training.loop import Plan, train
+from draftwire.export.training.loop import train
 from draftwire.export.training.measure import text_loss, validation_loss
 from draftwire.export.training.report import write_report
 
@@ -111,7 +112,8 @@ def evolve_target(
     model = add_lora(
         base.model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000
     )
-    plan = _plan(settings, base.architecture.context)
+    context = base.architecture.context
+    plan = plan_of(settings, context, longer=1, warmup=(10, 4), lr=settings.lr)
     log = train(model.to(device), text.stream(), plan, text_loss, work, say=say)
     model.cpu()
     held_out = {
@@ -179,25 +181,6 @@ def _anchor(base: Base, settings: EvolveSettings) -> int:
             hint=f"--anchor-layers 0 to {layers - 1}",
         )
     return anchor
-
-
-def _plan(settings: EvolveSettings, context: int) -> Plan:
-    length = min(settings.length, context)
-    micro = max(1, min(2048, settings.batch) // length) * length
-    batch = max(1, round(settings.batch / micro)) * micro
-    steps = max(1, round(settings.tokens / batch))
-    return Plan(
-        steps=steps,
-        batch=batch,
-        micro=micro,
-        lengths=((1.0, length),),
-        lr=settings.lr,
-        warmup=max(1, min(10, steps // 4)),
-        seed=settings.seed,
-        workers=settings.workers,
-        save_every=settings.save_every,
-        precision=settings.arithmetic,
-    )
 
 
 def _loss_on(model: nn.Module, stream: np.ndarray, settings: EvolveSettings) -> float:

@@ -20,11 +20,11 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.export.exits.heads import (  # noqa: E402
     ExitHead,
-    Heard,
+    Observed,
     Studied,
     calibrate,
     judge,
-    listen,
+    observe,
 )
 from draftwire.export.exits.make import (  # noqa: E402
     ExitSettings,
@@ -205,22 +205,22 @@ def test_the_target_writes_its_own_text(bare):
 # ---- thresholds
 
 
-def heard(sure, right):
-    return Heard(np.array(sure, np.float32), np.array(right, bool))
+def observed(sure, right):
+    return Observed(np.array(sure, np.float32), np.array(right, bool))
 
 
 def test_a_threshold_is_the_lowest_that_keeps_the_agreement():
-    one = heard([0.9, 0.8, 0.7, 0.6, 0.5], [1, 1, 1, 0, 0])
+    one = observed([0.9, 0.8, 0.7, 0.6, 0.5], [1, 1, 1, 0, 0])
     assert calibrate([one], 0.75) == pytest.approx(0.6, abs=1e-4)
     assert calibrate([one], 0.9) == pytest.approx(0.7, abs=1e-4)
     assert judge([one], calibrate([one], 0.9)) == (1.0, pytest.approx(0.6))
-    assert calibrate([heard([0.9, 0.8], [0, 0])], 0.5) is None
+    assert calibrate([observed([0.9, 0.8], [0, 0])], 0.5) is None
     assert judge([one], 0.95) == (None, 0.0)
 
 
 def test_each_kind_of_text_counts_the_same():
-    easy = heard(np.linspace(0.5, 1, 1000), np.ones(1000))
-    hard = heard(np.linspace(0.5, 1, 10), np.zeros(10))
+    easy = observed(np.linspace(0.5, 1, 1000), np.ones(1000))
+    hard = observed(np.linspace(0.5, 1, 10), np.zeros(10))
     assert judge([easy, hard], 0.5) == (0.5, 1.0)
     assert (
         calibrate([easy, hard], 0.6) is None
@@ -233,7 +233,7 @@ def test_a_calibrated_exit_keeps_its_word_on_other_text():
 
     def text(n):
         sure = rng.random(n)
-        return heard(sure, rng.random(n) < sure)
+        return observed(sure, rng.random(n) < sure)
 
     for wanted in (0.7, 0.9):
         threshold = calibrate([text(20_000), text(5_000)], wanted)
@@ -264,7 +264,7 @@ def test_the_reference_targets_exits_keep_their_word(version):
             weight.data = torch.from_numpy(tensors[f"exit.{k}.{name}"])
         heads.append(head)
     ids = model.sample(12, 96, seed=99)
-    for found, said in zip(exits.exits, listen(model, [2, 4], heads, ids), strict=True):
+    for found, said in zip(exits.exits, observe(model, [2, 4], heads, ids), strict=True):
         agreement, speaks = judge([said], found.threshold)
         # 1,152 positions of one kind of text: the share is some points off by chance
         assert agreement > found.agreement - 0.08 and speaks > 0.1

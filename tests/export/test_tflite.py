@@ -18,7 +18,7 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export import tflite as exporter  # noqa: E402
 from draftwire.export.graphs import tflite as tflite_graph  # noqa: E402
-from draftwire.export.graphs.tflite import build_tflite, rooms  # noqa: E402
+from draftwire.export.graphs.tflite import build_tflite, cache_lengths  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.precision.tflite_runner import TfliteRunner, check_tflite  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
@@ -176,7 +176,7 @@ def test_the_gate_notices_a_mask_that_lets_the_future_in(models, monkeypatch, to
     ],
 )
 def test_short_texts_have_a_short_cache(context, lengths):
-    assert rooms(context) == lengths
+    assert cache_lengths(context) == lengths
 
 
 @pytest.mark.parametrize(
