@@ -64,7 +64,7 @@ def crowded() -> list[str]:
                 counts[path.parent] = counts.get(path.parent, 0) + 1
         for folder, count in counts.items():
             if count > MODULES:
-                found.append(f"{folder.relative_to(ROOT)}: {count} modules")
+                found.append(f"{folder.relative_to(ROOT)}: {count}")
     return found
 
 
@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail where it is too much")
     parser.add_argument("rooms", nargs="*", help="show the folders of these rooms too")
     args = parser.parse_args()
-    print(f"{'folder':28}{'lines':>8}{'budget':>8}{'left':>9}")
+    print(f"{'':28}{'lines':>8}{'budget':>8}{'left':>9}")
     fits, total = [], 0
     for room, budget in BUDGETS.items():
         found = lines(ROOT / room)
@@ -88,7 +88,7 @@ def main() -> int:
     print()
     fits += [row(name, lines(ROOT / name), budget) for name, budget in BESIDE.items()]
     full = crowded()
-    print(f"\nfolders of more than {MODULES} modules: {len(full)}")
+    print(f"\n{len(full)} folders hold more than {MODULES} modules")
     for line in full:
         print(f"  {line}")
     return int(args.check and (not all(fits) or bool(full)))

@@ -26,12 +26,15 @@ class OnnxDecoder(Decoder[str]):
         self._sums: dict[str, list[str]] = {}
 
     def table(self, parameter: str) -> str:
+        """Return a table as a constant."""
         raise NotImplementedError
 
     def norm_weights(self, parameter: str) -> list[str]:
+        """Return the weight as it multiplies, and the bias of a LayerNorm."""
         raise NotImplementedError
 
     def written(self, x: str) -> str:
+        """Return ``x``, written if it is a sum that nothing has read yet."""
         if x in self._sums:
             self.g.node("Add", self._sums.pop(x), x)
         return x
@@ -93,6 +96,7 @@ class OnnxDecoder(Decoder[str]):
         )
 
     def caches(self, form: str, length: str) -> list[Value]:
+        """Describe the caches of all layers, ``form`` with layer and kind in it."""
         a = self.a
         shape: list[int | str] = ["B", a.kv_heads, length, a.head_dim]
         return [

@@ -1,6 +1,6 @@
-"""The graph of a target for the embedded verifier: one forward, many sessions.
+"""The graph of a target for the embedded verifier: one forward, many streams.
 
-Inputs (``B`` sessions, ``S`` new tokens in the longest of them, ``P`` cached tokens
+Inputs (``B`` streams, ``S`` new tokens in the longest of them, ``P`` cached tokens
 in the longest, ``N`` wanted rows; all three may differ from call to call):
 
 ====================  =======  ==============  =====================================
@@ -228,7 +228,11 @@ class _Writer(OnnxDecoder):
         return self.norm(self.by_token(x, name + ".heads"), parameter, name)
 
     def attend(self, qk: str, v: str, i: int) -> str:
-        """Attend from ``qk`` ``[B, S, H + KV, D]`` to the cache and to itself."""
+        """Attend from ``qk`` ``[B, S, H + KV, D]`` to the cache and to itself.
+
+        Scores over cached and over new tokens are computed apart and joined before
+        the softmax, so that the cache is only read, never copied.
+        """
         g, a, n = self.g, self.a, f"l{i}."
         sizes = g.integers(a.heads, a.kv_heads)
         g.node("Split", [self.rotate(qk, i), sizes], [n + "q", n + "k"], axis=2)

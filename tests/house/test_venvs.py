@@ -104,3 +104,20 @@ def test_the_continuous_integration_runs_make_test() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     for verb in ("demo", "test", "lint"):
         assert f"make {verb} " in done.stdout.decode()
+
+
+def test_every_room_has_a_budget_of_lines() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/size.py", "export"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    lines = done.stdout.decode().replace(",", "").replace("the wheel", "wheel").split("\n")
+    rows = [words for words in map(str.split, lines) if words[1:] and words[1].isdecimal()]
+    found = {words[0]: int(words[1]) for words in rows}
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"studies"}
+    assert "graphs" in found, "the folders of a room that was named"
+    assert found["wheel"] == sum(found[name] for name in (*rooms, "src/draftwire"))
+    files = (ROOT / "export" / "graphs").glob("*.py")
+    assert found["graphs"] == sum(len(p.read_text().splitlines()) for p in files)
