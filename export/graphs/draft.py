@@ -82,6 +82,7 @@ class _Writer(OnnxDecoder):
             size = np.where(rates == 0, 1.0, rope.factor)
             g.constant("cos" + end, (np.cos(angles) * size).astype(np.float32))
             g.constant("sin" + end, (np.sin(angles) * size).astype(np.float32))
+        self.table(a.embedding)
         positions = self.positions() if a.names.positions else ""
         hidden = self.final(self.layers(self.embedded("input_ids", positions)))
         end, axis = g.integers(2**31 - 1), g.integers(1)
@@ -177,9 +178,8 @@ class _Writer(OnnxDecoder):
         weight = self.w.norm(parameter)
         if order is not None:
             weight = weight.sorted(order)
-        weights = [g.constant(parameter, weight.weight)]
-        if len(weight.weight) != a.head_dim:
-            return self.plain_norm(x, weights, name)
-        x = g.node("Reshape", [x, g.integers(0, 0, -1, a.head_dim)], name + ".heads")
-        x = self.plain_norm(x, weights, name)
-        return g.node("Reshape", [x, g.integers(0, 0, -1)], name + ".flat")
+        apart = len(weight.weight) == a.head_dim
+        if apart:
+            x = g.node("Reshape", [x, g.integers(0, 0, -1, a.head_dim)], name + ".heads")
+        x = self.plain_norm(x, [g.constant(parameter, weight.weight)], name)
+        return g.node("Reshape", [x, g.integers(0, 0, -1)], name + ".flat") if apart else x

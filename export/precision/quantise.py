@@ -229,12 +229,12 @@ class _Graph:
     def product(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:
         """Return a product with a matrix in blocks."""
         inputs = [node.input[0], f"{name}.q{m.bits}", name + ".scales"]
-        self.new[inputs[2]] = m.scales
-        self.new[inputs[1]] = m.steps if m.bits == 8 else _pairs(m.steps)
         if m.zeros is not None:
             inputs.append(name + ".zeros")
             padded = np.pad(m.zeros, ((0, 0), (0, m.zeros.shape[1] % 2)))
             self.new[inputs[3]] = _pairs(padded)
+        self.new[inputs[1]] = m.steps if m.bits == 8 else _pairs(m.steps)
+        self.new[inputs[2]] = m.scales
         return [_bits(inputs, node.output[0], len(m.steps), m)]
 
     def split(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:

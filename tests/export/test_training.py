@@ -115,7 +115,7 @@ def test_the_draft_learns(models, tmp_path, text):
         assert (tmp_path / "d.work" / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("shape", ["qwen2", "gpt_neox"])
+@pytest.mark.parametrize("shape", ["qwen2", "gpt_neox", "gemma3"])
 def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
     """From the checkpoint and from its target package: the same draft."""
     target = export_onnx(
