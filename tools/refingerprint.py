@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from draftwire.export.fingerprint import backbone_fingerprint
+from draftwire.export.sources.fingerprint import backbone_fingerprint
 from draftwire.manifest import MANIFESTS, identity
 from draftwire.packages import tokenizer_fingerprint
 from draftwire.tensors import read_tensors

@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.workstation
 gguf = pytest.importorskip("gguf")
 
-from draftwire.export.fingerprint import backbone_fingerprint  # noqa: E402
+from draftwire.export.sources.fingerprint import backbone_fingerprint  # noqa: E402
 from draftwire.tensors import read_tensors  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
