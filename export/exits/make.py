@@ -6,8 +6,7 @@ What a target says does not change, and neither does its id: exits are hints.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from draftwire.export.training.base import model_of
 from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
 from draftwire.tensors import read_tensors
 
-__all__ = ["ExitSettings", "StudiedExits", "default_layers", "export_exits", "study"]
+__all__ = ["ExitSettings", "default_layers", "export_exits", "study"]
 
 Say = Callable[[str], None]
 
@@ -49,17 +48,8 @@ _BATCH = 1024  # tokens of a training step
 _OWN_ROWS = 32  # texts that the target writes side by side
 
 
-@dataclass(frozen=True)
-class StudiedExits:
-    """Exits with thresholds.
-
-    Attributes:
-        entries: One for each, as the manifest has them.
-        tensors: Their weights, float16, by the names of the split graph.
-    """
-
-    entries: tuple[Mapping[str, Any], ...]
-    tensors: Mapping[str, NDArray[np.float16]]
+# Entries as the manifest has them, and weights by the names of the split graph.
+Exits = tuple[list[dict[str, Any]], dict[str, NDArray[np.float16]]]
 
 
 def export_exits(
@@ -132,7 +122,7 @@ def export_exits(
             data, held_out, tokenizer, tokens=settings.tokens, seed=settings.seed
         )
     known = None if other is None else _taken_over(other, model, settings)
-    studied = study(model, settings, texts=texts, known=known, say=say)
+    entries, tensors = study(model, settings, texts=texts, known=known, say=say)
     made = {
         "texts": [text.name for text in texts] or ["written by the target"],
         "tokens": settings.tokens if other is None else 0,
@@ -144,13 +134,11 @@ def export_exits(
     assert settings.rank is not None
     if package is None:
         file = place / EXITS_FILE
-        write_exits_file(file, studied.entries, studied.tensors, settings.rank, made)
+        write_exits_file(file, entries, tensors, settings.rank, made)
         say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
         return place
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
-        new = exit_files(
-            package, studied.entries, studied.tensors, settings.rank, made, Path(scratch)
-        )
+        new = exit_files(package, entries, tensors, settings.rank, made, Path(scratch))
         fields, files = kept_files(package)
         fields.pop("exits", None)
         written = write_package(
@@ -237,7 +225,7 @@ def study(
     texts: Sequence[Text] = (),
     known: Sequence[ExitHead] | None = None,
     say: Say = print,
-) -> StudiedExits:
+) -> Exits:
     """Train exits unless they are known, calibrate and measure them.
 
     Args:
@@ -321,7 +309,7 @@ def study(
             f"no exit agrees with the target in {settings.agreement:.0%} of the positions",
             hint="train longer (--tokens), or lower --agreement",
         )
-    return StudiedExits(tuple(entries), tensors)
+    return entries, tensors
 
 
 def _row(observed: Any, threshold: float) -> dict[str, Any]:

@@ -133,19 +133,18 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: It is too long, not JSON or no object.
     """
+    where = f"{path.parent.name}/{path.name}"
     try:
         if path.stat().st_size > MAX_JSON:
-            raise ModelError(f"{path.parent.name}/{path.name} is too long")
+            raise ModelError(f"{where} is too long")
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ModelError(f"{path} cannot be read: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:
-        raise ModelError(
-            f"{path.parent.name}/{path.name} is not JSON",
-            hint="copy or download the file again",
-        ) from exc
+        again = "copy or download the file again"
+        raise ModelError(f"{where} is not JSON", hint=again) from exc
     if not isinstance(found, dict):
-        raise ModelError(f"{path.parent.name}/{path.name} is no JSON object")
+        raise ModelError(f"{where} is no JSON object")
     return found
 
 

@@ -33,7 +33,6 @@ from draftwire.export.training.measure import (
 )
 from draftwire.export.training.plan import measure, tokens_before
 from draftwire.export.training.report import write_report
-from draftwire.export.training.text import TrainingText
 
 __all__ = ["DraftSettings", "build_draft"]
 
@@ -98,8 +97,8 @@ def build_draft(
     # The draft has its copies in float32 by now: rounding must not change the anchor.
     half = device == "cuda" and half_precision(plan, device)
     base.model.to(torch.bfloat16 if half else torch.float32)
-    watch = _Watch(base.model, draft, text, settings)
-    log = train(trainer, text.stream(), plan, _loss, work, say=say, watch=watch)
+    watch = _Watch(base.model, draft, text.held, settings)
+    log = train(trainer, text.stream, plan, _loss, work, say=say, watch=watch)
     held_out = {
         file: acceptance(
             base.model,
@@ -108,7 +107,7 @@ def build_draft(
             prompts=settings.prompts,
             prompt_tokens=_prompt_tokens(stream),
         )
-        for file, stream in text.held().items()
+        for file, stream in text.held.items()
     }
     for file, row in held_out.items():
         say(
@@ -132,7 +131,7 @@ def build_draft(
             "from": base.name,
             "trained_layers": settings.layers,
             "tokens": plan.steps * plan.batch,
-            "data": list(text.names),
+            "data": list(text.held),
         },
         replace=replace,
     )
@@ -179,16 +178,16 @@ class _Watch:
     """Looks at greedy acceptance on what the base says to held-out prompts."""
 
     def __init__(
-        self, base: Any, draft: Any, text: TrainingText, settings: DraftSettings
+        self, base: Any, draft: Any, held: dict[str, Any], settings: DraftSettings
     ) -> None:
-        self._base, self._draft, self._text = base, draft, text
+        self._base, self._draft, self._held = base, draft, held
         self._prompts, self._seed = settings.prompts, settings.seed
         self._spoken: list[tuple[Tensor, int]] = []
 
     @torch.no_grad()
     def __call__(self) -> Mapping[str, float]:
         """Return ``accepted``: mean of a block of 4, over all files."""
-        self._spoken = self._spoken or [self._speak(s) for s in self._text.held().values()]
+        self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
         found = []
         for text, at in self._spoken:
             agrees = logits_of(self._draft, text)[:, at - 1 : -1].argmax(-1) == text[:, at:]

@@ -107,18 +107,18 @@ def evolve_target(
     anchor = _anchor(base, settings)
     work = work_folder(out, work)
     asked, text = begin(base, anchor, settings, work, data, say)
-    before = {f: _loss_on(base.model, s, settings) for f, s in text.held().items()}
+    before = {f: _loss_on(base.model, s, settings) for f, s in text.held.items()}
     frozen = 0 if settings.free_anchor else anchor
     model = add_lora(
         base.model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000
     )
     context = base.architecture.context
     plan = plan_of(settings, context, longer=1, warmup=(10, 4), lr=settings.lr)
-    log = train(model.to(device), text.stream(), plan, text_loss, work, say=say)
+    log = train(model.to(device), text.stream, plan, text_loss, work, say=say)
     model.cpu()
     held_out = {
         f: {"loss": _loss_on(model, s, settings), "base_loss": before[f]}
-        for f, s in text.held().items()
+        for f, s in text.held.items()
     }
     for file, row in held_out.items():
         say(
@@ -133,7 +133,7 @@ def evolve_target(
     tensors, scale = read_adapter(adapter)
     made = {
         "by": "draftwire export evolve",
-        "data": list(text.names),
+        "data": list(text.held),
         "steps": len(log),
         "anchor": "trained" if settings.free_anchor else "frozen",
     }

@@ -6,9 +6,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ __all__ = [
 # a piece still has sentences that belong together.
 _PIECE = 2000
 _FIELDS = ("text", "turns", "prompt", "content")
-TRAIN, HELD = "train", "held"
-_SHARES = {HELD: 0.04, TRAIN: 0.96}
+_HELD_OUT = 0.04
 _LEAST_TRAIN, _LEAST_HELD = 600, 100  # tokens; below that a result means nothing
 
 
@@ -127,8 +125,8 @@ def deal_file(
     if len(documents) == 1:
         end = max(1, int(len(documents[0]) * (1 - held_out)))
         return [documents[0][:end]], [documents[0][end:]]
-    parts = split_documents(documents, {HELD: held_out, TRAIN: 1 - held_out}, seed=seed)
-    return parts[TRAIN], parts[HELD]
+    parts = split_documents(documents, {"held": held_out, "": 1 - held_out}, seed=seed)
+    return parts[""], parts["held"]
 
 
 def encode(
@@ -160,31 +158,11 @@ def encode(
     return np.concatenate(rows)
 
 
-@dataclass(frozen=True)
-class TrainingText:
-    """Token streams of some files.
+class TrainingText(NamedTuple):
+    """What a training reads, each file by its length, and what is held out of each."""
 
-    Attributes:
-        folder: Where they lie.
-        names: Of the files, in order.
-        tokens: Of each to train on.
-    """
-
-    folder: Path
-    names: tuple[str, ...]
-    tokens: tuple[int, ...]
-
-    def stream(self) -> Stream:
-        """Return what is trained on, each file by its length."""
-        paths = tuple(self.folder / f"{i}.{TRAIN}.npy" for i in range(len(self.names)))
-        return Stream(paths, tuple(map(float, self.tokens)))
-
-    def held(self) -> dict[str, np.ndarray]:
-        """Return the held-out stream of each file."""
-        return {
-            name: np.load(self.folder / f"{i}.{HELD}.npy", mmap_mode="r")
-            for i, name in enumerate(self.names)
-        }
+    stream: Stream
+    held: dict[str, np.ndarray]
 
 
 def prepare_text(
@@ -214,24 +192,24 @@ def prepare_text(
     size, end = base.architecture.vocab_size, next(iter(base.eos_ids), None)
     folder = work / "text"
     folder.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
-    tokens: list[tuple[int, int]] = []
+    streams, held = {}, {}
     for number, file in enumerate(map(Path, files)):
-        parts = deal_file(file, held_out=_SHARES[HELD], seed=seed)
-        streams = [encode(engine, part, vocab_size=size, end=end) for part in parts]
-        for part, stream in zip((TRAIN, HELD), streams, strict=True):
-            np.save(folder / f"{number}.{part}.npy", stream)
-        names.append(file.stem if file.stem not in names else f"{file.stem}-{number}")
-        tokens.append((len(streams[0]), len(streams[1])))
-        say(f"{file.name}: {tokens[-1][0]:,} tokens, {tokens[-1][1]:,} more held out")
-    train, held = (sum(t[i] for t in tokens) for i in (0, 1))
-    if train < _LEAST_TRAIN or min(t[1] for t in tokens) < _LEAST_HELD:
+        name = file.stem if file.stem not in held else f"{file.stem}-{number}"
+        parts = deal_file(file, held_out=_HELD_OUT, seed=seed)
+        train, rest = (encode(engine, p, vocab_size=size, end=end) for p in parts)
+        path = folder / f"{number}.npy"
+        np.save(path, train)
+        streams[path], held[name] = float(len(train)), rest
+        say(f"{file.name}: {len(train):,} tokens, {len(rest):,} more held out")
+    least = min(map(len, held.values()))
+    if sum(streams.values()) < _LEAST_TRAIN or least < _LEAST_HELD:
         raise ConfigError(
-            f"the text is too small: {train:,} tokens to train on, {held:,} held out",
+            f"the text is too small: {sum(streams.values()):,.0f} tokens to train on, "
+            f"{sum(map(len, held.values())):,} held out",
             hint=f"give files of {_LEAST_HELD * 25:,} tokens or more each; a good draft "
             "wants millions",
         )
-    return TrainingText(folder, tuple(names), tuple(t[0] for t in tokens))
+    return TrainingText(Stream(tuple(streams), tuple(streams.values())), held)
 
 
 def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:

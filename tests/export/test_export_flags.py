@@ -54,6 +54,19 @@ def test_a_wrong_flag_is_named(words, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["onxn", "x"], "did you mean onnx?"),
+        (["onnx", "x", "--out", "a.draft", "--precison=int8"], "did you mean --precision?"),
+        (["onnx", "x", "--out", "a.draft", "--zzz"], "see `draftwire export onnx --help`"),
+    ],
+)
+def test_what_is_misspelt_gets_the_nearest(words, hint, capsys):
+    assert main(["export", *words]) == 2
+    assert f"hint: {hint}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_each_has_a_help(name, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -6,8 +6,9 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
-from typing import Any, NoReturn, Sequence
+from typing import Any, Iterable, NoReturn, Sequence
 
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 
@@ -53,8 +54,22 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, hint=f"see `{self.prog} --help`")
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown and self._subparsers is None:  # where the flags are known
+            message = "unrecognized arguments: " + " ".join(unknown)
+            self.error(message, unknown[0].split("=")[0], self._option_string_actions)
+        return found, unknown
+
+    def error(self, message: str, word: str = "", known: Iterable[str] = ()) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice:
+            word, known = choice[1], re.findall(r"[\w.:/-]+", choice[2])
+        from draftwire.io import did_you_mean  # when somebody has misspelt something
+
+        raise ConfigError(
+            message, hint=did_you_mean(word, known, f"see `{self.prog} --help`")
+        )
 
 
 class InternalError(DraftwireError):
