@@ -67,9 +67,8 @@ class _Parser(argparse.ArgumentParser):
             word, known = choice[1], re.findall(r"[\w.:/-]+", choice[2])
         from draftwire.io import did_you_mean  # when somebody has misspelt something
 
-        raise ConfigError(
-            message, hint=did_you_mean(word, known, f"see `{self.prog} --help`")
-        )
+        otherwise = f"see `{self.prog} --help`"
+        raise ConfigError(message, hint=did_you_mean(word, known, otherwise, cutoff=0.7))
 
 
 class InternalError(DraftwireError):
