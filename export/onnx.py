@@ -39,6 +39,7 @@ from draftwire.export.quantise import MIN_ENGINE, PRECISIONS, quantise
 from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
 from draftwire.tensors import read_tensors, write_tensors
+from draftwire.template import template_files
 from draftwire.tokenizer import load_tokenizer
 
 __all__ = [
@@ -262,21 +263,9 @@ def _draft(
 
 
 def text_files(folder: Path) -> dict[str, NewFile]:
-    """Return a package's files that turn text and messages into tokens.
-
-    The chat template stands in a file of its own, whatever version of transformers wrote
-    the checkpoint; the settings beside it name the tokens that it uses.
-    """
-    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
-    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    said = read_json(settings).get("chat_template") if settings.is_file() else None
-    if template.is_file():
-        files[template.name] = NewFile(template)
-    elif isinstance(said, str):
-        files[template.name] = NewFile(said.encode())
-    if template.name in files and settings.is_file():
-        files[settings.name] = NewFile(settings)
-    return files
+    """Return a package's files that turn text and messages into tokens."""
+    found = {name: NewFile(said) for name, said in template_files(folder).items()}
+    return {"tokenizer.json": NewFile(folder / "tokenizer.json"), **found}
 
 
 def precisions_of(

@@ -14,13 +14,14 @@ import random
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypeVar, Union
 
 from draftwire.energy.budget import Budget
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.runtime.accounting import EnergyChoice, PowerMeter
+from draftwire.runtime.conversation import Conversation, Prompt
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.edge.actions import Token
@@ -36,6 +37,7 @@ from draftwire.runtime.options import (
     guarded,
     insight,
     params_of,
+    with_defaults,
 )
 from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Memory
@@ -47,6 +49,11 @@ from draftwire.transport.capture import WireCapture
 from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
 from draftwire.transport.messages import Welcome
 from draftwire.transport.wirelog import WireLog
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from draftwire.runtime.options import StreamOptions
 
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
 
@@ -85,6 +92,7 @@ class SessionBase:
         self._offline = offline
         self._url, self._target = url, connect.target
         self._tokenizer = load_tokenizer(package.tokenizer_path)
+        self._conversation: Conversation | None = None  # made when somebody talks
         tls = None
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
@@ -206,27 +214,38 @@ class SessionBase:
 
     # ---- streams
 
+    def _prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+    ) -> Prompt:
+        if self._conversation is None:
+            self._conversation = Conversation(self._package, self._tokenizer)
+        return self._conversation.prompt(messages, tools=tools, options=options)
+
     def _stream(
         self,
         kind: type[_S],
-        prompt: str | Sequence[int],
-        sampling: Sampling,
-        limits: Limits,
-        pacing: Pacing,
-        power: Power,
-        controller: Controller | None,
-        explain: Callable[[str], None] | None,
+        prompt: str | Sequence[int] | Prompt,
+        given: Mapping[str, Any],
     ) -> _S:
         driver, memory, meter = self._driver, self._memory, self._power
         if self._closed or driver is None or memory is None or meter is None:
             raise ConfigError("this session is closed")
+        sampling, limits = Sampling.pick(given), Limits.pick(given)
+        words, explain = given["controller"], given["explain"]
+        controller = None if words is None or isinstance(words, str) else words
+        pacing = Pacing.pick(given if controller is None else {**given, "controller": None})
+        power = Power.pick(given)
+        chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome = self.welcome
         mode = Mode.of(
             pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch
         )
         params = params_of(sampling, welcome, mode)
         ids = encode_prompt(
-            prompt,
+            prompt if prompt is not chat else chat.ids,
             self._tokenizer,
             self._package.bos_id,
             welcome.vocab_size,
@@ -237,8 +256,10 @@ class SessionBase:
         )
         proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
         tokenizer = self._tokenizer
-        screen = guarded(lambda: Screen(tokenizer, ids, limits.stop), "the tokenizer")
+        stop = (*limits.stop, *chat.stop)
+        screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream = kind(self, screen, explain)
+        stream.warning = chat.warning
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,
@@ -250,7 +271,7 @@ class SessionBase:
             vocab_size=welcome.vocab_size,
             context=welcome.context,
             draft_context=self._draft_context,
-            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids}),
+            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}),
             account=account,
             budget=None
             if power.max_joules is None
@@ -326,7 +347,11 @@ class SessionBase:
             first_token_s=stream.first_token_s,
             capture=self._capture,
             signal={} if memory is None else memory.signal(),
-            warnings=[*self._warnings, *self._shared_noise(stream, run)],
+            warnings=[
+                *self._warnings,
+                *filter(None, [stream.warning]),
+                *self._shared_noise(stream, run),
+            ],
         )
 
     def _shared_noise(self, stream: StreamBase, run: StreamRun) -> list[str]:
@@ -374,22 +399,6 @@ class SessionBase:
             self._wire_log.close()
         if self._memory is not None:
             self._memory.close()
-
-
-def _options(
-    given: dict[str, Any],
-) -> tuple[Sampling, Limits, Pacing, Power, Controller | None]:
-    """Return the arguments of ``generate`` as checked groups."""
-    controller = given["controller"]
-    policy = None if controller is None or isinstance(controller, str) else controller
-    values = {**given, "controller": controller if policy is None else None}
-    return (
-        Sampling.pick(values),
-        Limits.pick(values),
-        Pacing.pick(values),
-        Power.pick(values),
-        policy,
-    )
 
 
 class Session(SessionBase):
@@ -498,8 +507,39 @@ class Session(SessionBase):
         Raises:
             ConfigError: A value is out of range, or the prompt is too long.
         """
-        given = dict(locals())
-        return self._stream(Stream, prompt, *_options(given), explain)
+        return self._stream(Stream, prompt, dict(locals()))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> Stream:
+        """Begin the target's answer to ``messages``, put into the draft's chat template.
+
+        What is spelt like a special token inside a message stays text. The end of the
+        model's turn ends the stream. A draft without a template gets a plain transcript
+        (``User: ...``), which the report warns of.
+
+        Args:
+            messages: ``[{"role": "user", "content": "Hello"}, ...]``: the conversation so
+                far, of roles system, user, assistant and what else the template takes.
+            tools: JSON schemas of tools, for templates that take them.
+            template_options: Further variables of the template, e.g.
+                ``{"enable_thinking": False}``.
+            options: As of :meth:`generate`.
+
+        Returns:
+            The stream; it has begun already.
+
+        Raises:
+            ConfigError: A value is out of range, the conversation is too long, or the
+                template refuses it or needs jinja2.
+        """
+        prompt = self._prompt(messages, tools, template_options)
+        return self._stream(Stream, prompt, with_defaults(options))
 
 
 class AsyncSession(SessionBase):
@@ -556,8 +596,19 @@ class AsyncSession(SessionBase):
         explain: Callable[[str], None] | None = None,
     ) -> AsyncStream:
         """Begin a stream, as :meth:`Session.generate`; it is for ``async for``."""
-        given = dict(locals())
-        return self._stream(AsyncStream, prompt, *_options(given), explain)
+        return self._stream(AsyncStream, prompt, dict(locals()))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> AsyncStream:
+        """Begin an answer, as :meth:`Session.chat`; it is for ``async for``."""
+        prompt = self._prompt(messages, tools, template_options)
+        return self._stream(AsyncStream, prompt, with_defaults(options))
 
 
 def parts_of(
