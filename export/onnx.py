@@ -19,7 +19,7 @@ import onnxruntime
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export import gqa_graph, target_graph
 from draftwire.export.architecture import UnknownArchitecture
-from draftwire.export.checkpoint import Checkpoint, load_checkpoint, read_json
+from draftwire.export.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.fingerprint import backbone_fingerprint
 from draftwire.export.gate import Reader, gate, moments_of, own_texts, threads
 from draftwire.export.inputs import checkpoint_folder
@@ -38,8 +38,8 @@ from draftwire.export.parity import (
 from draftwire.export.quantise import MIN_ENGINE, PRECISIONS, quantise
 from draftwire.export.tokens import check_tokens
 from draftwire.packages import NewFile, tokenizer_fingerprint, write_package
-from draftwire.tensors import read_tensors, write_tensors
 from draftwire.template import template_files
+from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
 __all__ = [

@@ -115,9 +115,7 @@ def plain_data(value: Any, where: str) -> Any:
         return {plain_data(k, where): plain_data(v, where) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_data(item, where) for item in value]
-    raise ConfigError(
-        f"{where} holds {value!r:.60}, which is no JSON or no Unicode text"
-    )
+    raise ConfigError(f"{where} holds {value!r:.60}, which is no JSON or no Unicode text")
 
 
 class Template:
@@ -207,7 +205,7 @@ class Template:
                 why = f"takes no {found[0]} message there"
             if self.text is None:
                 raise ConfigError(
-                    f"this draft package has no chat template, and a plain transcript {why}",
+                    f"this draft has no chat template, and a plain transcript {why}",
                     hint="export it from a checkpoint with a chat template",
                 )
             raise ConfigError(
@@ -313,7 +311,14 @@ def _conversation(roles: str, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _probes() -> Iterator[list[dict[str, Any]]]:
-    odd = (" a\n", "", "{{ x }}{% if %}", "<think>\nhm\n</think>\n\nso", "\n\n", "é 😀 <b>")
+    odd: tuple[str, ...] = (
+        " a\n",
+        "",
+        "{{ x }}{% if %}",
+        "<think>\nhm\n</think>\n\nso",
+        "\n\n",
+        "é 😀 <b>",
+    )
     odd += ("\ta\tb", "'\"\\", "a\r\n  b", "</s><|im_end|>")
     for roles in (*_SHAPES, "us", "aua", "uu", "uauau", "suausua", "s", "a", "uaa"):
         yield _conversation(roles, _WORDS)
@@ -376,7 +381,7 @@ def _compile(text: str) -> Any:
     """
     if not _has_jinja():
         raise ConfigError(
-            "this draft's chat template needs jinja2 (3.1.6 or newer), which is not installed",
+            "this draft's chat template needs jinja2, 3.1.6 or newer, and it is not there",
             hint="pip install 'draftwire[chat]'",
         )
     import jinja2
@@ -384,7 +389,7 @@ def _compile(text: str) -> Any:
     import jinja2.nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(jinja2.ext.Extension):
+    class Generation(jinja2.ext.Extension):  # type: ignore[misc]
         """``{% generation %}`` marks an answer for training; here it is its content."""
 
         tags = {"generation"}
@@ -418,15 +423,21 @@ def _compile(text: str) -> Any:
         )
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(
+        form
+    )
     try:
         return environment.from_string(text)
     except jinja2.TemplateError as exc:
-        raise ConfigError(f"the draft's chat template is no jinja2 template: {exc}") from exc
+        raise ConfigError(
+            f"the draft's chat template is no jinja2 template: {exc}"
+        ) from exc
 
 
 def _read(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Chat templates in the manner of well-known families, and conversations to put in."""
 
+# ruff: noqa: E501  (a template's lines are as long as they are)
 from __future__ import annotations
 
 from typing import Any
@@ -295,7 +296,9 @@ TEMPLATES: dict[str, str] = {
 }
 # What ends a turn of each.
 TURN_END = {
-    **dict.fromkeys(("chatml", "qwen", "qwen_thinking", "marked_for_training"), "<|im_end|>"),
+    **dict.fromkeys(
+        ("chatml", "qwen", "qwen_thinking", "marked_for_training"), "<|im_end|>"
+    ),
     **dict.fromkeys(("llama3", "llama3_tools"), "<|eot_id|>"),
     **dict.fromkeys(("gemma", "gemma_system_first"), "<end_of_turn>"),
     **dict.fromkeys(
@@ -354,7 +357,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "grasp",
-            "description": "Close the gripper around <an object> & hold \"it\"",
+            "description": 'Close the gripper around <an object> & hold "it"',
             "parameters": {
                 "type": "object",
                 "properties": {"what": {"type": "string"}, "force": {"type": "number"}},

@@ -20,6 +20,7 @@ from chat_templates import (  # noqa: E402
     TOOLS,
     TURN_END,
 )
+
 from draftwire import template as templates  # noqa: E402
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.runtime.conversation import Conversation  # noqa: E402
@@ -38,7 +39,9 @@ def engine(kind: str):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     if kind == "byte":
-        words = {word: i for i, word in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        words = {
+            word: i for i, word in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+        }
         for pair in ("Ġt", "he", "Ġthe", "in", "<|", "|>"):
             words[pair] = len(words)
         merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("<", "|"), ("|", ">")]
@@ -54,7 +57,9 @@ def engine(kind: str):
         made = Tokenizer(models.BPE(words, merges, byte_fallback=True, unk_token="<unk>"))
         made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         made.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
-    made.add_special_tokens([AddedToken(w, normalized=False, special=True) for w in SPECIAL])
+    made.add_special_tokens(
+        [AddedToken(w, normalized=False, special=True) for w in SPECIAL]
+    )
     made.add_tokens([AddedToken(w, normalized=False) for w in NOT_SPECIAL])
     return made
 
@@ -180,11 +185,13 @@ def test_what_a_message_spells_stays_text(family):
                 {"role": "user", "content": f" {text}b"},
             ],
         ):
-            harmless = ours.prompt(make("harmless")).ids
+            harmless = [i for i in ours.prompt(make("harmless")).ids if i in special]
             text, spans = ours._rendered(check_messages(make(attack)), None, None)
             found = ours.prompt(make(attack)).ids
             assert attack in text and text == Template.of(folder).render(make(attack))
-            assert [i for i in found if i in special] == [i for i in harmless if i in special]
+            assert [i for i in found if i in special] == [
+                i for i in harmless if i in special
+            ]
             # The library's own way of keeping them as text, another one than ours.
             theirs_ids = theirs.apply_chat_template(
                 make(attack), add_generation_prompt=True, sanitize_control_tokens=True
@@ -263,12 +270,15 @@ def test_smollm2(tmp_path):
     theirs = PreTrainedTokenizerFast(tokenizer_object=engine("byte"), chat_template=text)
     theirs.save_pretrained(tmp_path)
     assert "chat.json" in template_files(tmp_path)
+    ours = Template.of(tmp_path)
     for messages in CONVERSATIONS:
-        wanted = outcome(
-            lambda: theirs.apply_chat_template(
-                messages,  # noqa: B023
-                tokenize=False,
-                add_generation_prompt=True,
+
+        def theirs_text(messages=messages):
+            return theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
             )
-        )
-        assert outcome(lambda: Template.of(tmp_path).render(check_messages(messages))) == wanted  # noqa: B023, E501
+
+        def ours_text(messages=messages):
+            return ours.render(check_messages(messages))
+
+        assert outcome(ours_text) == outcome(theirs_text)
