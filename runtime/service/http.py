@@ -26,7 +26,7 @@ MAX_CLIENTS = 32
 MAX_HEAD = 32 << 10  # bytes of a request line and its fields
 MAX_BODY = 4 << 20
 MAX_UNSENT = 256 << 10  # bytes that may wait for a client that reads slowly
-HEAD_S, BODY_S, IDLE_S, WRITE_S = 10.0, 30.0, 75.0, 30.0
+HEAD_S, BODY_S, IDLE_S, WRITE_S, LINGER_S = 10.0, 30.0, 75.0, 30.0, 1.0
 _LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.([01])\Z")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n\Z")
@@ -310,6 +310,7 @@ class HttpServer:
         except HttpError as exc:
             with contextlib.suppress(ConnectionError):
                 await reply.json(exc.document(), exc.status, exc.headers)
+                await _linger(reader, writer)
         except (ConnectionError, asyncio.CancelledError, asyncio.TimeoutError):
             pass
         finally:
@@ -341,6 +342,18 @@ class HttpServer:
                 if reply.begun:
                     raise ConnectionResetError from exc
                 await reply.json(exc.document(), exc.status, exc.headers)
+
+
+async def _linger(reader: _Reader, writer: asyncio.StreamWriter) -> None:
+    """Let the other end read an answer that came before it had sent everything."""
+
+    async def rest() -> None:
+        while await reader.read(1 << 16):
+            pass
+
+    writer.write_eof()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), LINGER_S)
 
 
 async def _read(
@@ -385,6 +398,8 @@ async def _read(
         body = await asyncio.wait_for(wanted, BODY_S)
     except asyncio.TimeoutError:
         raise HttpError(408, "the body of the request does not come") from None
+    except asyncio.LimitOverrunError:
+        raise HttpError(400, "a chunk of the request's body is malformed") from None
     except asyncio.IncompleteReadError:
         return None
     return Request(request.method, request.path, fields, request.keep, body)

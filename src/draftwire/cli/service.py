@@ -34,6 +34,15 @@ def register(subparsers: Any) -> None:
         "this board: as OpenAI's API, see docs/service.md. Without an ACTION: run.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    whole = parser.parse_known_args
+
+    def told(words: Any = None, namespace: Any = None) -> Any:
+        """Take what begins with an option of `run` for one of `run`."""
+        if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+            words = ["run", *words]
+        return whole(words, namespace)
+
+    parser.parse_known_args = told
     run = actions.add_parser(
         "run",
         help="serve local programs until SIGTERM",
