@@ -157,10 +157,9 @@ class Reply:
         headers: Fields of every answer.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, *, keep: bool) -> None:
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
-        self.keep = self._chunked = keep
-        self.begun = False
+        self.keep = self.begun = False
         self.headers: dict[str, str] = {}
 
     async def json(
@@ -177,7 +176,7 @@ class Reply:
         """Send an event of a stream, its first one with the head before it."""
         if not self.begun:
             fields = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-            if self._chunked:
+            if self.keep:
                 fields["Transfer-Encoding"] = "chunked"
             self._head(200, fields)
         if not isinstance(data, str):
@@ -187,7 +186,7 @@ class Reply:
 
     async def end(self) -> None:
         """End a stream of events."""
-        if self._chunked:
+        if self.keep:
             self._writer.write(b"0\r\n\r\n")
         await self._send(b"")
 
@@ -203,7 +202,7 @@ class Reply:
         self._writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
 
     async def _send(self, data: bytes, *, part: bool = False) -> None:
-        if part and self._chunked:
+        if part and self.keep:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._writer.write(data)
         if self._writer.transport.is_closing():
@@ -286,7 +285,7 @@ class HttpServer:
     async def _serve(
         self, gate: Gate, reader: _Reader, writer: asyncio.StreamWriter
     ) -> None:
-        reply = Reply(writer, keep=False)
+        reply = Reply(writer)
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -298,12 +297,11 @@ class HttpServer:
                 )
             while True:
                 self._busy.discard(task)
-                reply = Reply(writer, keep=False)
+                reply = Reply(writer)
                 request = await _read(gate, reader, reply, writer)
                 if request is None:
                     return
                 self._busy.add(task)
-                reply = self._reply(reply, request, writer)
                 await self._answered(request, reply, reader)
                 if not reply.keep or not reply.begun:
                     return
@@ -318,12 +316,6 @@ class HttpServer:
             with contextlib.suppress(Exception):
                 writer.close()
                 await asyncio.wait_for(writer.wait_closed(), 5)
-
-    @staticmethod
-    def _reply(before: Reply, request: Request, writer: asyncio.StreamWriter) -> Reply:
-        reply = Reply(writer, keep=request.keep)
-        reply.headers = before.headers
-        return reply
 
     async def _answered(self, request: Request, reply: Reply, reader: _Reader) -> None:
         answer = asyncio.ensure_future(self._answer(request, reply))
@@ -402,6 +394,7 @@ async def _read(
         raise HttpError(400, "a chunk of the request's body is malformed") from None
     except asyncio.IncompleteReadError:
         return None
+    reply.keep = request.keep
     return Request(request.method, request.path, fields, request.keep, body)
 
 

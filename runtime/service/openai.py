@@ -441,6 +441,10 @@ class Answer:
             name, data = self._event()
             yield name, {**data, "usage": usage_of(done)}
 
+    def failed(self, error: dict[str, Any]) -> Events:
+        """Yield what says that it went wrong."""
+        yield None, error
+
     def _choice(
         self, index: int, said: Mapping[str, Any], one: Done | None = None
     ) -> dict[str, Any]:
@@ -510,6 +514,12 @@ class Response:
         """Yield what comes after all text."""
         yield self._event(
             f"response.{self._status(done[0])}", response=self._document(done[0])
+        )
+
+    def failed(self, error: dict[str, Any]) -> Events:
+        """Yield what says that it went wrong."""
+        yield self._event(
+            "error", **{k: v for k, v in error["error"].items() if k != "type"}
         )
 
     def _event(self, name: str, **data: Any) -> tuple[str, dict[str, Any]]:

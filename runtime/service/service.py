@@ -275,11 +275,8 @@ class Service:
         except DraftwireError as exc:
             if not reply.begun:
                 raise
-            named = "error" if ask.kind == "response" else None
-            document = _http_error(exc).document()
-            if named:
-                document = {"type": "error", "sequence_number": 0, **document["error"]}
-            await send((named, document))
+            await send(*form.failed(_http_error(exc).document()))
+            return await reply.end()
         finally:
             for task in tasks:
                 task.cancel()

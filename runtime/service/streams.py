@@ -160,7 +160,8 @@ class Streams:
         turn.alive()
         ends = None if deadline is None else turn.came_s + float(deadline)
         left = None if ends is None else ends - time.monotonic()
-        offline = options.get("offline") or "wait"
+        # Not as the session, which begins without a verifier: guesses are asked for.
+        offline = options["offline"] = options.get("offline") or "wait"
         bears = 0.0 if offline == "error" else patience
         waiting = asyncio.ensure_future(self._keeper.wait(offline, bears))
         try:

@@ -373,7 +373,7 @@ class Power(Options):
 
 @dataclass(frozen=True)
 class Doors(Options):
-    """Where `draftwire service` serves; flags and settings of that command alone."""
+    """Where `draftwire service run` serves: of that command alone."""
 
     title: ClassVar[str] = "the service"
 
@@ -381,7 +381,6 @@ class Doors(Options):
         None,
         dataclasses.replace(rules.TEXT, shown="HOST:PORT|unix:PATH"),
         "serve OpenAI's clients at this address too; unix:PATH names the local socket",
-        common=True,
     )
     http_token_file: Path | None = _option(
         None, rules.FILE, "file with the token that clients of --http must have"

@@ -241,6 +241,12 @@ def test_a_body_in_chunks_and_one_that_waits(board: Running) -> None:
     old = b"POST /v1/completions HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     found = exchange(board, old % len(stream) + stream)
     assert b"chunked" not in found and found.endswith(b"data: [DONE]\n\n")
+    with closing(socket.socket(socket.AF_UNIX)) as sock, sock.makefile("rb") as file:
+        sock.settimeout(PATIENCE_S)  # as docs/service.md has it: no field but the length
+        sock.connect(str(board.socket))
+        head = b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n"
+        sock.sendall(head % len(stream) + stream)
+        assert file.read().endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize(
@@ -428,28 +434,24 @@ def test_without_a_verifier_it_says_when_to_come_again(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_fails_says_so_in_the_stream(tmp_path: Path) -> None:
+    models = Path(__file__).parents[2] / "models"
     words = ["--http", "127.0.0.1:0", "--silence", "1"]
-    with verifier() as (process, port), service(tmp_path, port, *words) as board:
-        board.up()
-        bodies = {
-            "text": {"prompt": "Once", "max_tokens": 100_000},
-            "response": {"input": "Once"},
-        }
-        socks = []
-        for kind, body in bodies.items():
-            extra = {"stream": True, "draftwire": {"patience_s": 0.5}}
-            socks.append(connect(board))
-            socks[-1].sendall(request(PATHS[kind], {**body, **extra}))
-            assert socks[-1].recv(12) == b"HTTP/1.1 200"
-        process.kill()
-        ends = []
-        for sock in socks:
-            with closing(sock):
-                ends.append(sock.makefile("rb").read())
-        if b"[DONE]" not in ends[0]:
-            assert b'data: {"error":' in ends[0], ends[0][-300:]
-        if b"response.completed" not in ends[1] and b"response.incomplete" not in ends[1]:
-            assert b'event: error\ndata: {"type":"error"' in ends[1], ends[1][-300:]
+    words += ["--draft", str(models / "reference.draft")]
+    body = {"prompt": "Once upon a time there was a king", "max_tokens": 1200}
+    body.update(stream=True, draftwire={"patience_s": 0.5})
+    with verifier(target=models / "v1.target") as (process, port):
+        with service(tmp_path, port, *words) as board, closing(connect(board)) as sock:
+            board.up()
+            sock.sendall(request(PATHS["text"], body))
+            assert sock.recv(12) == b"HTTP/1.1 200"
+            process.kill()
+            end = sock.makefile("rb").read()
+    assert b'data: {"error":{"message":' in end and b"[DONE]" not in end, end[-300:]
+    form = openai.Response(read_ask("response", json.dumps(RESPONSE).encode()), "m")
+    before = [*form.begin()][-1][1]["sequence_number"]
+    ((name, data),) = form.failed(HttpError(503, "gone", code="x").document())
+    assert name == data["type"] == "error" and data["sequence_number"] == before + 1
+    assert (data["message"], data["code"], data["param"]) == ("gone", "x", None)
 
 
 def test_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
