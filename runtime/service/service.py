@@ -291,8 +291,7 @@ class Service:
         options = dict(ask.options)
         if ask.kind != "text" and "max_new_tokens" not in self._options.defaults:
             options.setdefault("max_new_tokens", MAX_TOKENS)  # an answer ends by itself
-        if index and "seed" in options:
-            options["seed"] = (options["seed"] + index) % 2**64
+        options["sample"] = options.get("sample", 0) + index
 
         def begin(session: AsyncSession, found: Mapping[str, Any]) -> AsyncStream:
             if ask.kind == "text":
