@@ -455,7 +455,7 @@ def test_a_stream_that_fails_says_so_in_the_stream(tmp_path: Path) -> None:
 
 
 def test_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["service", "run", "--verifier", "ws://127.0.0.1:1"]
+    words = ["service", "--verifier", "ws://127.0.0.1:1"]  # which is `run`
     words += ["--draft", str(Path(__file__).parents[1] / "fixtures" / "tiny.draft")]
     words += ["--socket", str(tmp_path / "s")]
     for address, complaint in {
