@@ -14,7 +14,17 @@ import random
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Generic,
+    Mapping,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
 from draftwire.energy.budget import Budget
 from draftwire.errors import ConfigError, DraftwireError
@@ -65,7 +75,7 @@ _S = TypeVar("_S", bound=StreamBase)
 _Outcome = Union[Welcome, DraftwireError]
 
 
-class SessionBase:
+class SessionBase(Generic[_S]):
     """What both kinds of sessions share; see :class:`Session`.
 
     Args:
@@ -77,6 +87,8 @@ class SessionBase:
         energy: A meter or a model of watts in place of ``measure.energy``.
         offline: What streams do without a link, unless they say otherwise.
     """
+
+    _kind: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -214,6 +226,111 @@ class SessionBase:
 
     # ---- streams
 
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        scheme: str | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        sample: int = 0,
+        stop: Sequence[str] = (),
+        block: int | None = None,
+        controller: str | Controller | None = None,
+        objective: str = "cost",
+        pipeline: int = 1,
+        preempt: str = "guess",
+        cut: bool = False,
+        batch: int = 0,
+        deadline_s: float | None = None,
+        offline: str | None = None,
+        patience_s: float = 30.0,
+        max_joules: float | None = None,
+        max_watts: float | None = None,
+        max_joules_per_token: float | None = None,
+        explain: Callable[[str], None] | None = None,
+    ) -> _S:
+        """Begin the target's continuation of ``prompt``; return the stream.
+
+        The options are described in docs/options.md, and in :mod:`draftwire.options`.
+
+        Args:
+            prompt: Text, or token ids (then nothing is added in front).
+            max_new_tokens: At most so many tokens.
+            scheme: Sampling scheme; None takes ``greedy`` at temperature 0, else
+                ``coupled``.
+            temperature: 0 is greedy.
+            top_k: 0 keeps all.
+            top_p: 1 keeps all.
+            seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
+            sample: Which of the texts that share a seed, from 0.
+            stop: Strings that end the text; they are not part of it.
+            block: Tokens per draft block, when ``controller`` is None.
+            controller: Policy for the block length, in words or as an object.
+            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
+                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
+                for the next four.
+            pipeline: Blocks in flight, at most.
+            preempt: What is drafted while verdicts are out.
+            cut: Send a half-drafted block once nothing is in flight.
+            batch: Tokens per piece of a block that is still being drafted; 0 for none.
+            deadline_s: Return what is there after so many seconds.
+            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
+                on alone and show guesses as such, or raise the ``"error"``; None: as the
+                session.
+            patience_s: How long to go without a verdict before that is an error all the
+                same (with ``"draft"``: once the draft has no more to say).
+            max_joules: End with what is there once the device has spent so much
+                (``finish`` is ``"budget"``); needs a power source.
+            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
+                less. Needs a power source, as the next.
+            max_joules_per_token: Likewise, for each token of text.
+            explain: Called with one line for each block, while the stream is iterated
+                over: why it ended where it did.
+
+        Returns:
+            The stream; it has begun already.
+
+        Raises:
+            ConfigError: A value is out of range, or the prompt is too long.
+        """
+        return self._stream(prompt, dict(locals()))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> _S:
+        """Begin the target's answer to ``messages``, put into the draft's chat template.
+
+        What is spelt like a special token inside a message stays text. The end of the
+        model's turn ends the stream. A draft without a template gets a plain transcript
+        (``User: ...``), which the report warns of.
+
+        Args:
+            messages: ``[{"role": "user", "content": "Hello"}, ...]``: the conversation so
+                far, of roles system, user, assistant and what else the template takes.
+            tools: JSON schemas of tools, for templates that take them.
+            template_options: Further variables of the template, e.g.
+                ``{"enable_thinking": False}``.
+            options: As of :meth:`generate`.
+
+        Returns:
+            The stream; it has begun already.
+
+        Raises:
+            ConfigError: A value is out of range, the conversation is too long, or the
+                template refuses it or needs jinja2.
+        """
+        prompt = self._prompt(messages, tools, template_options)
+        return self._stream(prompt, with_defaults(options))
+
     def _prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -226,7 +343,6 @@ class SessionBase:
 
     def _stream(
         self,
-        kind: type[_S],
         prompt: str | Sequence[int] | Prompt,
         given: Mapping[str, Any],
     ) -> _S:
@@ -258,7 +374,7 @@ class SessionBase:
         tokenizer = self._tokenizer
         stop = (*limits.stop, *chat.stop)
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
-        stream = kind(self, screen, explain)
+        stream: _S = self._kind(self, screen, explain)
         stream.warning = chat.warning
         account = meter.account()
         spec = StreamSpec(
@@ -401,12 +517,14 @@ class SessionBase:
             self._memory.close()
 
 
-class Session(SessionBase):
+class Session(SessionBase[Stream]):
     """A draft model connected to one target.
 
     Use it as a context manager, or call :meth:`close`. Streams may run at once, from any
     threads: they share the draft model, and each says in its report what that meant.
     """
+
+    _kind = Stream
 
     def __init__(
         self,
@@ -436,114 +554,11 @@ class Session(SessionBase):
         """End every stream, the threads and the connection; harmless a second time."""
         self._shut()
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 128,
-        scheme: str | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        sample: int = 0,
-        stop: Sequence[str] = (),
-        block: int | None = None,
-        controller: str | Controller | None = None,
-        objective: str = "cost",
-        pipeline: int = 1,
-        preempt: str = "guess",
-        cut: bool = False,
-        batch: int = 0,
-        deadline_s: float | None = None,
-        offline: str | None = None,
-        patience_s: float = 30.0,
-        max_joules: float | None = None,
-        max_watts: float | None = None,
-        max_joules_per_token: float | None = None,
-        explain: Callable[[str], None] | None = None,
-    ) -> Stream:
-        """Begin the target's continuation of ``prompt``; return the stream.
 
-        The options are described in docs/options.md, and in :mod:`draftwire.options`.
-
-        Args:
-            prompt: Text, or token ids (then nothing is added in front).
-            max_new_tokens: At most so many tokens.
-            scheme: Sampling scheme; None takes ``greedy`` at temperature 0, else
-                ``coupled``.
-            temperature: 0 is greedy.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
-            sample: Which of the texts that share a seed, from 0.
-            stop: Strings that end the text; they are not part of it.
-            block: Tokens per draft block, when ``controller`` is None.
-            controller: Policy for the block length, in words or as an object.
-            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
-                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
-                for the next four.
-            pipeline: Blocks in flight, at most.
-            preempt: What is drafted while verdicts are out.
-            cut: Send a half-drafted block once nothing is in flight.
-            batch: Tokens per piece of a block that is still being drafted; 0 for none.
-            deadline_s: Return what is there after so many seconds.
-            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
-                on alone and show guesses as such, or raise the ``"error"``; None: as the
-                session.
-            patience_s: How long to go without a verdict before that is an error all the
-                same (with ``"draft"``: once the draft has no more to say).
-            max_joules: End with what is there once the device has spent so much
-                (``finish`` is ``"budget"``); needs a power source.
-            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
-                less. Needs a power source, as the next.
-            max_joules_per_token: Likewise, for each token of text.
-            explain: Called with one line for each block, while the stream is iterated
-                over: why it ended where it did.
-
-        Returns:
-            The stream; it has begun already.
-
-        Raises:
-            ConfigError: A value is out of range, or the prompt is too long.
-        """
-        return self._stream(Stream, prompt, dict(locals()))
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> Stream:
-        """Begin the target's answer to ``messages``, put into the draft's chat template.
-
-        What is spelt like a special token inside a message stays text. The end of the
-        model's turn ends the stream. A draft without a template gets a plain transcript
-        (``User: ...``), which the report warns of.
-
-        Args:
-            messages: ``[{"role": "user", "content": "Hello"}, ...]``: the conversation so
-                far, of roles system, user, assistant and what else the template takes.
-            tools: JSON schemas of tools, for templates that take them.
-            template_options: Further variables of the template, e.g.
-                ``{"enable_thinking": False}``.
-            options: As of :meth:`generate`.
-
-        Returns:
-            The stream; it has begun already.
-
-        Raises:
-            ConfigError: A value is out of range, the conversation is too long, or the
-                template refuses it or needs jinja2.
-        """
-        prompt = self._prompt(messages, tools, template_options)
-        return self._stream(Stream, prompt, with_defaults(options))
-
-
-class AsyncSession(SessionBase):
+class AsyncSession(SessionBase[AsyncStream]):
     """A :class:`Session` for coroutines: the same names, and nothing blocks the loop."""
+
+    _kind = AsyncStream
 
     async def _greet(self) -> None:
         """Wait for the first connection.
@@ -567,48 +582,6 @@ class AsyncSession(SessionBase):
     async def close(self) -> None:
         """End every stream, the threads and the connection; harmless a second time."""
         await asyncio.get_running_loop().run_in_executor(None, self._shut)
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 128,
-        scheme: str | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        sample: int = 0,
-        stop: Sequence[str] = (),
-        block: int | None = None,
-        controller: str | Controller | None = None,
-        objective: str = "cost",
-        pipeline: int = 1,
-        preempt: str = "guess",
-        cut: bool = False,
-        batch: int = 0,
-        deadline_s: float | None = None,
-        offline: str | None = None,
-        patience_s: float = 30.0,
-        max_joules: float | None = None,
-        max_watts: float | None = None,
-        max_joules_per_token: float | None = None,
-        explain: Callable[[str], None] | None = None,
-    ) -> AsyncStream:
-        """Begin a stream, as :meth:`Session.generate`; it is for ``async for``."""
-        return self._stream(AsyncStream, prompt, dict(locals()))
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        template_options: Mapping[str, Any] | None = None,
-        **options: Unpack[StreamOptions],
-    ) -> AsyncStream:
-        """Begin an answer, as :meth:`Session.chat`; it is for ``async for``."""
-        prompt = self._prompt(messages, tools, template_options)
-        return self._stream(AsyncStream, prompt, with_defaults(options))
 
 
 def parts_of(

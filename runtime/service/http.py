@@ -26,7 +26,8 @@ MAX_CLIENTS = 32
 MAX_HEAD = 32 << 10  # bytes of a request line and its fields
 MAX_BODY = 4 << 20
 MAX_UNSENT = 256 << 10  # bytes that may wait for a client that reads slowly
-HEAD_S, BODY_S, IDLE_S, WRITE_S, LINGER_S = 10.0, 30.0, 75.0, 30.0, 1.0
+HEAD_S, BODY_S, IDLE_S, WRITE_S = 10.0, 30.0, 75.0, 30.0
+LINGER_S, CLOSE_S = 1.0, 5.0
 _LINE = re.compile(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/1\.([01])\Z")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\r\n\Z")
@@ -279,6 +280,10 @@ class HttpServer:
     async def close(self) -> None:
         """Let the answers that are under way end, and hang up."""
         for task in self._connections - self._busy:
+            task.cancel()
+        if self._busy:
+            await asyncio.wait(set(self._busy), timeout=CLOSE_S)
+        for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 

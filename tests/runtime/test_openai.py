@@ -468,6 +468,12 @@ def test_addresses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }.items():
         assert main([*words, "--http", address]) == 2
         assert complaint in capsys.readouterr().err
+    (tmp_path / "token").write_text("two words")
+    for file, complaint in (("gone", "cannot read"), ("token", "one token")):
+        told = ["--http", "0.0.0.0:0", "--http-token-file", str(tmp_path / file)]
+        assert main([*words, *told]) == 2
+        said = capsys.readouterr().err
+        assert complaint in said and "your choice" in said
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         assert main([*words, "--http", f"127.0.0.1:{port}"]) == 2

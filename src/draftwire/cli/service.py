@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from draftwire.cli import _common
-from draftwire.errors import DraftwireError, TransportError
+from draftwire.errors import ConfigError, DraftwireError, TransportError
 from draftwire.options import GROUPS, STREAM_GROUPS, Doors, check_prompt, options_of
 from draftwire.settings import Value
 
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
         socket=place,
         group=args.socket_group,
         http=http,
-        token=_common.read_token(token_file) if token_file else "",
+        token=_clients_token(token_file),
         origins=values["http_origin"].value,
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
         defaults=defaults,
@@ -118,6 +118,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     Service(options, _session_maker(args, package), environ).run()
     return 0
+
+
+def _clients_token(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return _common.read_token(file)
+    except DraftwireError as exc:
+        hint = "one line of your choice; its reader is the service's user"
+        raise ConfigError(str(exc), hint=hint) from exc
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
