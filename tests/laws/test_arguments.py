@@ -47,6 +47,7 @@ WRONG = [
     ("seed", -1, "-1"),
     ("seed", 2**64, str(2**64)),
     ("seed", "one", "one"),
+    ("sample", -1, "-1"),
     ("temperature", "hot", "hot"),
     ("temperature", math.nan, "nan"),
     ("temperature", math.inf, "inf"),
