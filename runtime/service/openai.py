@@ -348,9 +348,12 @@ def usage_of(done: list[Done], *, response: bool = False) -> dict[str, Any]:
         f"{names[1]}_tokens": written,
         "total_tokens": prompt + written,
     }
+    kept = {"cached_tokens": total("prefix", "reused") or 0}
     if response:
-        found["input_tokens_details"] = {"cached_tokens": 0}
+        found["input_tokens_details"] = kept
         found["output_tokens_details"] = {"reasoning_tokens": 0}
+    else:
+        found["prompt_tokens_details"] = kept
     found["draftwire"] = {
         "forwards": total("target_forwards"),
         "drafted": total("drafted"),

@@ -163,9 +163,9 @@ class Streams:
         # Not as the session, which begins without a verifier: guesses are asked for.
         offline = options["offline"] = options.get("offline") or "wait"
         bears = 0.0 if offline == "error" else patience
-        waiting = asyncio.ensure_future(self._keeper.wait(offline, bears))
         try:
-            session = await asyncio.wait_for(waiting, left)
+            if turn.refused is None:
+                session = await asyncio.wait_for(self._keeper.wait(offline, bears), left)
         except asyncio.TimeoutError:
             raise self._keeper.absent() from None
         if turn.refused is not None:

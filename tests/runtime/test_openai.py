@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from contextlib import closing
@@ -12,7 +13,7 @@ import pytest
 from service_lab import PATIENCE_S, Running, eventually, service, verifier
 
 from draftwire.cli import main
-from draftwire.runtime.service import openai
+from draftwire.runtime.service import http, openai
 from draftwire.runtime.service.http import Gate, HttpError, Request, _parse
 from draftwire.runtime.service.openai import MAX_CHOICES, read_ask
 
@@ -417,6 +418,46 @@ def test_a_client_that_does_not_read_hinders_nobody(board: Running) -> None:
         # It fills its buffers; the stream ends by itself, and the others are served.
         assert ask(board, PATHS["text"], TEXT)[0] == 200
         eventually(lambda: not board.status()["streams"]["running"], "it is over")
+
+
+def test_slow_clients_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "HEAD_S": 0.1,
+        "BODY_S": 0.1,
+        "IDLE_S": 0.3,
+        "WRITE_S": 0.1,
+    }.items():
+        monkeypatch.setattr(http, name, value)
+    ended: list[BaseException] = []
+
+    async def answer(asked: Request, reply: http.Reply) -> None:
+        try:
+            while True:
+                await reply.event("x" * 65536)
+                await asyncio.sleep(0)
+        except ConnectionError as exc:
+            ended.append(exc)
+            raise
+
+    async def test() -> None:
+        server = http.HttpServer(answer)
+        listening = await server.listen(Gate(), host="127.0.0.1", port=0)
+        port = listening.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+        for data, found in ((head, b"408"), (head + b"\r\nhalf", b"408"), (b"", b"")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            assert found in (await reader.read()).partition(b"\r\n")[0]
+            writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # and reads nothing
+        while not ended or server.clients:
+            await asyncio.sleep(0.01)
+        writer.close()
+        server.shut()
+        await server.close()
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
 
 
 def test_without_a_verifier_it_says_when_to_come_again(tmp_path: Path) -> None:

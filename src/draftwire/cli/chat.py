@@ -138,7 +138,7 @@ class _Talk:
                     painter.show(chunk)
             finally:
                 painter.end_line()
-        self._messages += [asked, {"role": "assistant", "content": stream.text.strip()}]
+        self._messages += [asked, {"role": "assistant", "content": stream.text}]
         report = stream.report or {}
         self.reports.append(report)
         for warning in report.get("warnings") or ():
@@ -194,6 +194,9 @@ def _cost(report: dict[str, Any]) -> str:
     """Return what a turn cost, in one line; what was not measured is left out."""
     bytes_, seconds = report.get("bytes") or {}, report.get("seconds") or {}
     parts = [f"{report.get('tokens', 0)} tokens"]
+    unsent = (report.get("prefix") or {}).get("unsent")
+    if unsent:
+        parts.append(f"{report['prompt_tokens'] - unsent} of the prompt sent")
     for value, words in (
         (report.get("target_forwards"), "target forwards"),
         (bytes_.get("up_payload"), "bytes up"),
