@@ -40,6 +40,7 @@ from draftwire.packages import (
     tokenizer_fingerprint,
     write_package,
 )
+from draftwire.template import template_files
 
 __all__ = ["export_tflite"]
 
@@ -127,7 +128,9 @@ def export_tflite(
             family_name=family_name,
             anchor_layers=anchor_layers,
         )
+        said = template_files(made.folder).items()
         files = {"tokenizer.json": NewFile(made.tokenizer)}
+        files.update({name: NewFile(content) for name, content in said})
     else:
         if any((name, family_name, context, anchor_layers)):
             raise ConfigError(

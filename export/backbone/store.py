@@ -22,6 +22,7 @@ __all__ = ["save_checkpoint"]
 
 # What says how prompts are made belongs to the model that reads them.
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_BESIDE += ("chat_template.jinja",)
 _BY_LAYER = ("layer_types", "no_rope_layers")
 
 
