@@ -94,9 +94,9 @@ class Conversation:
 
     def _rendered(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: list[dict[str, Any]],
         tools: Any,
-        options: Mapping[str, Any] | None,
+        options: Any,
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the prompt and which special tokens in it are the template's own.
 
@@ -104,9 +104,10 @@ class Conversation:
         """
 
         def render(change: Callable[[str], str]) -> str:
-            changed = [_changed(message, change) for message in messages]
             return self.template.render(
-                changed, tools=_changed(tools, change), options=options
+                _changed(messages, change),
+                tools=_changed(tools, change),
+                options=_changed(options, change),
             )
 
         spans_of = self._tokenizer.special_spans
@@ -117,7 +118,7 @@ class Conversation:
             risky.extend([given] if self._edges.search(given) else ())
             return given
 
-        _changed([*messages, tools], look)
+        _changed([messages, tools, options], look)
         if not risky:
             return text, None
 
@@ -131,6 +132,8 @@ class Conversation:
 
         for change in (everything, beginnings):
             # A template that looks into a message may write another text than this one.
+            if any(spans_of(change(given)) for given in risky):
+                continue  # made of characters that stay as they are
             try:
                 marked = render(change)
             except ConfigError:

@@ -21,8 +21,12 @@ from draftwire.export.tokens import copy_tokenizer
 __all__ = ["save_checkpoint"]
 
 # What says how prompts are made belongs to the model that reads them.
-_BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_BESIDE += ("chat_template.jinja",)
+_BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _BY_LAYER = ("layer_types", "no_rope_layers")
 
 
