@@ -134,7 +134,7 @@ class OnnxTarget(SlotTarget):
 
     # The graph sums over cached and over new tokens apart, so where a forward begins
     # decides bits; its products do not mind how many rows they have, but for one.
-    forms = (Form(16, 8, 16), *SlotTarget.forms)
+    forms = (Form(16, 2, 16), *SlotTarget.forms)
 
     def __init__(
         self,
