@@ -277,9 +277,7 @@ def texts_that_differ(
                 sampled = SamplingParams("coupled", 1.0, 0, 1.0, seed)
                 params.append(sampled if hot else SamplingParams("greedy", 0.0))
                 alone = _Job(prompt, (), backend.vocab_size)
-                (text,), near = _write(
-                    backend, [alone], params[-1:], settings.tokens, None
-                )
+                (text,), near = _write(backend, [alone], params[-1:], settings.tokens, None)
                 jobs.append(_Job(prompt, text, backend.vocab_size))
                 texts.append(text)
                 ties.append(near)
@@ -417,7 +415,10 @@ def render(document: dict[str, Any]) -> str:
              f"{ms['exact'] / ms['close']:.2f}"]
             for way, ms in row["ms"].items()
         ]  # fmt: skip
-        lines += [format_table(["a forward of", "close ms", "exact ms", "price"], cells), ""]
+        lines += [
+            format_table(["a forward of", "close ms", "exact ms", "price"], cells),
+            "",
+        ]
         if "exact" in row:
             cells = [
                 [name, *(str(row["exact"][name][key]) for key in ("texts", "differ")),
@@ -425,7 +426,14 @@ def render(document: dict[str, Any]) -> str:
                 for name, close in row["close"].items()
             ]  # fmt: skip
             total = [str(sum(int(line[i]) for line in cells)) for i in range(1, 7)]
-            heads = ["exact texts", "differ", "close texts", "differ", "near ties", "untold"]
+            heads = [
+                "exact texts",
+                "differ",
+                "close texts",
+                "differ",
+                "near ties",
+                "untold",
+            ]
             lines += [format_table(["", *heads], [*cells, ["all", *total]]), ""]
         lines += [f"logits of close forwards differ by up to {row['logit_error']:.2g}", ""]
     return "\n".join(lines).rstrip()

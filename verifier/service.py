@@ -362,8 +362,16 @@ class VerifierService:
                 ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
                 ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
                 ("committed_tokens_total", "Tokens committed.", served.emitted),
-                ("near_ties_total", "Tokens chosen too narrowly to tell.", served.near_ties),
-                ("logit_error", "Logits may be off by so much.", served.backend.logit_error),
+                (
+                    "near_ties_total",
+                    "Tokens chosen too narrowly to tell.",
+                    served.near_ties,
+                ),
+                (
+                    "logit_error",
+                    "Logits may be off by so much.",
+                    served.backend.logit_error,
+                ),
                 ("forward_tokens_total", "Tokens computed.", counts.tokens),
                 ("forward_seconds_total", "Time in forwards.", counts.compute_s),
                 ("failed_requests_total", "Requests with an error.", counts.failed),

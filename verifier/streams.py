@@ -324,9 +324,7 @@ class Stream:
         done = partial(self._guard, self._judged, work, answer)
         self.served.scheduler.executor.judge(job, answer.rows.size, done)
 
-    def _judged(
-        self, work: Work, verified: Verified, verdict: Verdict | Exception
-    ) -> None:
+    def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
         if work is not self._work:
             return  # the link was lost meanwhile
         if isinstance(verdict, Exception):

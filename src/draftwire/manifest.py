@@ -206,9 +206,7 @@ def _read_family(where: str, raw: Any) -> Family:
     return Family(raw["name"], raw.get("backbone"), raw["tokenizer"])
 
 
-def check_files(
-    path: Path, raw: Any, beside: Iterable[str] = ()
-) -> dict[str, PackageFile]:
+def check_files(path: Path, raw: Any, beside: Iterable[str] = ()) -> dict[str, PackageFile]:
     """Check a manifest's table of files against the folder, content included.
 
     Args:

@@ -322,17 +322,21 @@ def merge_lora(
         weights[stem] = weights[stem] + change
 
 
-def target_weights(package: TargetPackage) -> dict[str, np.ndarray[Any, Any]]:
+def target_weights(
+    package: TargetPackage, base: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
     """Return the weights of a target as float32, its adapter merged.
 
     Args:
         package: A whole target, or an evolved one with its base.
+        base: Weights of the whole target where they are there already; unchanged ones
+            are the very same arrays.
 
     Raises:
         PackageError: Its tensors are damaged or do not fit each other.
     """
     whole = package if package.base is None else package.base
-    weights = read_tensors(whole.path / "weights.safetensors")
+    weights = dict(base or read_tensors(whole.path / "weights.safetensors"))
     if package.adapter is not None:
         file = TensorFile(package.adapter.path)
         try:

@@ -108,7 +108,9 @@ def location(content):
         location(wrapped(2, b"weights") + KEY + wrapped(2, PLACE)),
         wrapped(7, b"") + location(KEY + wrapped(2, PLACE)),
         b"\x9b\x06" + location(KEY + wrapped(2, PLACE)) + b"\x9c\x06",
-        wrapped(7, wrapped(1, wrapped(5, wrapped(5, wrapped(13, KEY + wrapped(2, PLACE)))))),
+        wrapped(
+            7, wrapped(1, wrapped(5, wrapped(5, wrapped(13, KEY + wrapped(2, PLACE)))))
+        ),
     ],
     ids=["key first", "value first", "twice", "two graphs", "a group", "a constant"],
 )
@@ -141,4 +143,3 @@ def test_what_a_verifier_supplies_is_not_to_be_found(package):
         check_files(folder, table)
     check_files(folder, table, ["weights.safetensors"])
     check_files(folder, listed(folder, "model.onnx", "weights.safetensors"))
-

@@ -98,7 +98,9 @@ def test_a_broken_file_is_refused(tmp_path, content):
 
 
 def test_a_header_of_hundreds_of_thousands_of_tensors_is_not_read(tmp_path, monkeypatch):
-    empty = ",".join(f'"{i}":{json.dumps(entry(shape=(0,), span=(0, 0)))}' for i in range(800_000))
+    empty = ",".join(
+        f'"{i}":{json.dumps(entry(shape=(0,), span=(0, 0)))}' for i in range(800_000)
+    )
     (tmp_path / "x.safetensors").write_bytes(build(b"{" + empty.encode() + b"}"))
     monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(PackageError, match="claims a header of 5"):

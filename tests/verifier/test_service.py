@@ -104,12 +104,15 @@ def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
 def test_health_names_the_targets():
     async def test():
         backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+        backends[1].numerics = "close"
         async with serving(*backends, accounts=Accounts.of("secret")) as service:
             status, body = await get(service, "/healthz")
             assert status == 200
             health = json.loads(body)
             assert health["status"] == "ok"
             assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
+            assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
+            assert health["targets"][1]["near_ties"] == 0
             assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
             assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
 

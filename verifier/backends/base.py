@@ -15,6 +15,7 @@ docs/verifier.md says where bits come apart and what each costs.
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple
@@ -39,6 +40,8 @@ __all__ = [
     "SlotTarget",
     "TargetBackend",
 ]
+
+log = logging.getLogger("draftwire.verifier")
 
 # Takes the number of an exit, and for each input of the forward the exit's logits
 # ``(rows, vocab_size)``: see ``TargetBackend.forward``.
@@ -138,9 +141,9 @@ class TargetBackend(Protocol):
             on_exit: Called from the same thread in the middle of the forward, once an
                 exit is reached: its number, and its logits of the wanted rows of each
                 input. A backend that cuts the batch calls it for each cut, with no
-                rows for the inputs that it says nothing of yet. What it raises ends the
-                forward; the slots are then rewound to the inputs' first tokens. None is
-                the plain forward at its plain price.
+                rows for the inputs that are not in it, or not with all wanted rows. What
+                it raises ends the forward; the slots are then rewound to the inputs' first
+                tokens. None is the plain forward at its plain price.
 
         Returns:
             For each input, ``(rows, vocab_size)`` float32 logits of its last ``rows``
@@ -406,18 +409,18 @@ class SlotTarget:
         self.table.check(batch)
         if on_exit is not None:  # caches are written as it runs: it may be broken off
             self.table.rewind(batch)
+        nothing = np.empty((0, self.vocab_size), np.float32)
         answers: list[list[Any]] = [[] for _ in batch]
-        said: dict[int, list[list[Any]]] = {}
         for cuts in self.form.cut(batch, self.table.tokens):
             for group in self.together(cuts):
 
                 def tell(k: int, rows: list[np.ndarray[Any, Any]]) -> None:
-                    heard = said.setdefault(k, [[] for _ in batch])
-                    for (i, _), logits in zip(group, rows):  # noqa: B023 - in this turn
-                        heard[i].append(logits)
-                    now = {i for i, _ in group}  # noqa: B023
+                    said = [nothing] * len(batch)
+                    for (i, part), logits in zip(group, rows):  # noqa: B023 - in this turn
+                        if part.rows == batch[i].rows:
+                            said[i] = logits
                     assert on_exit is not None
-                    on_exit(k, [_whole(heard[i], item, i in now) for i, item in enumerate(batch)])
+                    on_exit(k, said)
 
                 frame = Frame([item for _, item in group], self.form)
                 found = self.run(frame, None if on_exit is None else tell)
@@ -426,26 +429,34 @@ class SlotTarget:
         self.table.commit(batch)
         return [rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in answers]
 
-    def settle(self, numerics: str) -> None:
+    def settle(self, wanted: str | None, default: str) -> None:
         """Choose the form of forwards, and measure what it leaves open.
 
         Args:
-            numerics: ``"exact"`` or ``"close"``.
+            wanted: ``"exact"``, ``"close"``, or None for the default.
+            default: Likewise; exact is close where that cannot be had.
 
         Raises:
             ConfigError: No form is exact on this engine.
         """
-        self.numerics = numerics
-        for form in self.forms if numerics == "exact" else (Form(),):
+        self.numerics = wanted or default
+        for form in self.forms if self.numerics == "exact" else ():
             self.form = form
             self.logit_error = self._spread()
-            if numerics == "close" or self.logit_error == 0:
+            if self.logit_error == 0:
+                if form.alone:
+                    log.warning("%s is exact with one stream a forward here", self.name)
                 return
-        raise ConfigError(
-            f"{self.name} cannot be exact on this engine: two readings of one text differ "
-            f"by {self.logit_error:.3g} in the logits, whatever their form",
-            hint="serve it with --numerics close",
-        )
+        if self.numerics == "exact":
+            what = (
+                f"{self.name} cannot be exact on this engine: two readings of one text "
+                f"differ by {self.logit_error:.3g} in the logits, whatever their form"
+            )
+            if wanted:
+                raise ConfigError(what, hint="serve it with --numerics close")
+            log.warning(what)
+        self.numerics, self.form = "close", Form()
+        self.logit_error = self._spread()
 
     def _spread(self) -> float:
         """Return how far logits of one text differ between two ways to ask for them.
@@ -480,17 +491,6 @@ class SlotTarget:
         for slot in slots:
             self.release(slot)
         return worst
-
-
-def _whole(
-    rows: list[np.ndarray[Any, Any]], item: SlotInput, now: bool
-) -> np.ndarray[Any, Any]:
-    """Return what an exit said of an input, once it has said all of it."""
-    full = now and sum(map(len, rows)) == item.rows
-    return np.concatenate(rows if full else [r[:0] for r in rows] or [_NOTHING])
-
-
-_NOTHING = np.empty((0, 0), np.float32)
 
 
 def _apart(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -144,14 +144,13 @@ class HFTarget(SlotTarget):
         self.slots = slots
         self.table = SlotTable(slots, self.context, self.vocab_size)
         self._used = [0] * slots  # columns of a slot that hold anything
-        if numerics is None:
-            numerics = "close" if self._model.dtype == torch.float32 else "exact"
+        default = "close" if self._model.dtype == torch.float32 else "exact"
         # The last column takes what pads a block.
-        step = self.forms[0].columns if numerics == "exact" else 1
+        step = self.forms[0].columns if (numerics or default) == "exact" else 1
         self._scratch = up(self.context + 1, step) - 1
         self._cache = _slot_cache(config, slots, self._scratch + 1)
         self._exits: HFExits | None = None
-        self._probe(numerics)
+        self._probe(numerics, default)
         self.exits: tuple[Exit, ...] = ()
         if (folder / EXITS_FILE).is_file():
             self._exits = HFExits(self._model, folder / EXITS_FILE)
@@ -212,7 +211,7 @@ class HFTarget(SlotTarget):
             return slid
         return {kind: slid if "sliding" in kind else full for kind in self._kinds}
 
-    def _probe(self, numerics: str) -> None:
+    def _probe(self, numerics: str | None, default: str) -> None:
         """Check on the model itself that blocks, batches and rewinds change nothing."""
         n = min(12, self.context)
         ids = np.random.default_rng(1).integers(0, self.vocab_size, n)
@@ -224,7 +223,7 @@ class HFTarget(SlotTarget):
             wanted = full.float().cpu().numpy()[:, : self.vocab_size]
             (found,) = self.forward([SlotInput(slot, 0, ids, n)])
             self.release(slot)
-            self.settle(numerics)
+            self.settle(numerics, default)
         except _UNFIT as error:
             raise IncompatibleError(
                 f"{self.name} ({self.family.name}) does not run with a cache of slots: "

@@ -7,20 +7,8 @@ head_dim)`` whose capacity grows with the text. The engine only reads it; keys a
 of new tokens come back and are written in place.
 
 Sessions share a forward of the engine as long as padding all contexts to the longest one
-costs less than one more forward. A session alone passes its own array: nothing is copied.
-``python -m studies.forward --target NAME.target`` measures this. On one
-thread of a busy x86 core with a 4.7 M parameter target and blocks of 6, milliseconds:
-
-=========  ===================  ======  ======  ======
-sessions   contexts             shared  looped  served
-=========  ===================  ======  ======  ======
-1          64                      3.5     7.2     3.6
-8          64                       20      49      21
-8          256                      37      77      39
-8          1024                     53      73      54
-8          64 and 1024              48      60      37
-(medians of 15 turns; the first line shows the noise: shared and looped are the same there.)
-=========  ===================  ======  ======  ======
+costs less than one more forward; a session alone passes its own array, and nothing is
+copied. ``python -m studies.forward`` measures that, docs/verifier.md has the figures.
 """
 
 from __future__ import annotations
@@ -34,7 +22,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.packages import TargetPackage, load_target
-from draftwire.tensors import TensorFile, merge_lora, read_tensors
+from draftwire.tensors import read_tensors, target_weights
 from draftwire.verifier.backends.base import (
     Cut,
     Form,
@@ -82,18 +70,7 @@ class WeightStore:
         shared = self._bases.get(base.id)
         if shared is None:
             shared = self._bases[base.id] = _Weights(read_tensors(base.path / _WEIGHTS))
-        weights = _Weights(shared)
-        if package.adapter is not None:
-            file = TensorFile(package.adapter.path)
-            try:
-                scale = float(file.metadata.get("scale", ""))
-            except ValueError as error:
-                raise PackageError(
-                    f"{package.path.name} names no scale for its adapter",
-                    hint="make the adapter package again",
-                ) from error
-            merge_lora(weights, {n: file.read(n) for n in file.names()}, scale)
-        return weights, shared
+        return _Weights(target_weights(package, shared)), shared
 
 
 class _Slot:
@@ -179,7 +156,7 @@ class OnnxTarget(SlotTarget):
         self._outputs = ["logits"] + [
             f"new.{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")
         ]
-        self.settle(numerics or "close")
+        self.settle(numerics, "close")
 
     def release(self, slot: int) -> None:
         """Give a slot back, and its memory."""
