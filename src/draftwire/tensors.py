@@ -27,6 +27,7 @@ __all__ = [
     "RawTensor",
     "TensorFile",
     "merge_lora",
+    "read_header",
     "read_tensors",
     "target_weights",
     "write_tensors",
@@ -87,6 +88,32 @@ class RawTensor:
         return values.astype(np.float32).reshape(self.shape)
 
 
+def read_header(path: Path) -> tuple[bytes, int]:
+    """Return the header of a safetensors file, not looked into, and the file's bytes.
+
+    Raises:
+        PackageError: It is missing, truncated, or its header is longer than any model's.
+    """
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+            if len(start) < 8:
+                raise _broken(path, "is too short")
+            (length,) = _LENGTH.unpack(start)
+            if length > min(MAX_HEADER, size - 8):
+                raise _broken(path, f"claims a header of {length} bytes")
+            return stream.read(length), size
+    except FileNotFoundError as exc:
+        raise PackageError(f"there is no {path}") from exc
+    except OSError as exc:
+        raise PackageError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _broken(path: Path, what: str) -> PackageError:
+    return PackageError(f"{path.name} {what}", hint="copy or download the file again")
+
+
 class TensorFile:
     """A safetensors file, its header checked, its data mapped and not yet read.
 
@@ -102,21 +129,8 @@ class TensorFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            size = os.stat(self.path).st_size
-            with open(self.path, "rb") as stream:
-                start = stream.read(8)
-                if len(start) < 8:
-                    raise self._broken("is too short")
-                (length,) = _LENGTH.unpack(start)
-                if length > min(MAX_HEADER, size - 8):
-                    raise self._broken(f"claims a header of {length} bytes")
-                text = stream.read(length)
-        except FileNotFoundError as exc:
-            raise PackageError(f"there is no {self.path}") from exc
-        except OSError as exc:
-            raise PackageError(f"{self.path} cannot be read: {exc.strerror}") from exc
-        self._base = 8 + length
+        text, size = read_header(self.path)
+        self._base = 8 + len(text)
         self._size = size - self._base
         entries = self._parse(text)
         metadata = entries.pop("__metadata__", {})
@@ -142,9 +156,7 @@ class TensorFile:
         )
 
     def _broken(self, what: str) -> PackageError:
-        return PackageError(
-            f"{self.path.name} {what}", hint="copy or download the file again"
-        )
+        return _broken(self.path, what)
 
     def _parse(self, text: bytes) -> dict[str, Any]:
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def test_several_devices_get_the_targets_own_text():
             accepted = int(numbers[f"{prefix}accepted_tokens_total{tags}"])
             assert 0 < accepted < drafted
             assert int(numbers[f"{prefix}committed_tokens_total{tags}"]) == 200
+            assert int(numbers[f"{prefix}near_ties_total{tags}"]) == 0
+            assert float(numbers[f"{prefix}logit_error{tags}"]) == 0.0
             assert int(numbers[f"{prefix}streams_total"]) == 8
             verify = numbers[f"{prefix}verify_seconds_count"]
             assert int(verify) == int(numbers[f"{prefix}queue_seconds_count"]) > 0

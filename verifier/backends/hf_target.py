@@ -23,6 +23,7 @@ import numpy as np
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.exits import EXITS_FILE
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (
     Form,
@@ -79,6 +80,7 @@ class HFTarget(SlotTarget):
         ConfigError: torch or transformers is missing, an option does not fit, or exact
             is more than this engine can be.
         ModelError: The checkpoint does not load.
+        PackageError: The header of a file cannot be a model's.
         IncompatibleError: Its cache cannot be rewound.
     """
 
@@ -108,6 +110,8 @@ class HFTarget(SlotTarget):
                 f"{base} is no checkpoint folder: it has no config.json",
                 hint="give the folder that Hugging Face's save_pretrained wrote",
             )
+        for file in {*folder.glob("*.safetensors"), *base.glob("*.safetensors")}:
+            read_header(file)  # the library takes half a minute over a hostile one
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
