@@ -57,6 +57,8 @@ class Case:
         cuts: All but the first lose their links for a while, twice. The first comes
             meanwhile, and there is one slot too few: a stream that waits gives its own up
             and is read again in another later.
+        turns: A stream before leaves most of the prompt in its slot, and this one goes on
+            from there.
         prompt: Tokens in front of it.
     """
 
@@ -64,6 +66,7 @@ class Case:
     block: int = 4
     devices: int = 1
     cuts: bool = False
+    turns: bool = False
     prompt: int = 24
 
 
@@ -74,6 +77,7 @@ CASES = {
     "exits": Case(Mode.of(pipeline=2, preempt="guess,exits")),
     "batch": Case(devices=DEVICES),
     "resume": Case(devices=4, cuts=True),
+    "prefix": Case(turns=True, prompt=90),
     "long": Case(block=6, devices=2, prompt=700),
 }
 
@@ -185,7 +189,10 @@ def _write(
             params=sampling,
             seed=number,
         )
-        device = Device(clock, setting, verifier, [job, None].__getitem__, done)
+        todo: list[_Job | None] = [job, None]
+        if case is not None and case.turns:
+            todo.insert(0, _Job(job.prompt[:-4], (), backend.vocab_size))
+        device = Device(clock, setting, verifier, todo.__getitem__, done)
         clock.call_at(6.0 if cuts and not number else 0.0, device.start)
         results.append(device.results)
 
@@ -196,16 +203,18 @@ def _write(
     if cuts:
         clock.call_at(5.0, lose)
     clock.run(lambda: not left)
+    while verifier.kept.prefixes.give_up_slot(verifier.served):
+        pass  # the next verifier knows nothing of what this one keeps
     for slot in taken:
         backend.release(slot)
     return [_ids(found) for found in results], verifier.served.near_ties
 
 
 def _ids(results: Sequence[StreamResult]) -> list[int]:
-    (result,) = results
-    if result.error is not None:
-        raise result.error
-    return result.ids
+    for result in results:
+        if result.error is not None:
+            raise result.error
+    return results[-1].ids
 
 
 class _Prompts:

@@ -147,6 +147,7 @@ class Stream:
         self._watch: Timer | None = None  # when progress is told
         self._said = (0.0, 0)  # when it was heard of last, and forwards by then
         self._unanswered = False  # a block came that nothing comes of
+        self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
         self._booked = (0, 0, 0, 0)  # of the session's counts, that metrics have seen
 
@@ -205,7 +206,7 @@ class Stream:
         if slot is None:
             return
         kept = Kept(self.served, self.usage, session.tokens, session.cached, slot)
-        if self._kept.prefixes.leave(kept):
+        if not self._failed and self._kept.prefixes.leave(kept):
             self.slot = None
         self.release()
 
@@ -230,7 +231,7 @@ class Stream:
         try:
             step(*args)
         except Exception as error:  # noqa: BLE001 - told, and logged where it is a bug
-            holder = self.holder
+            holder, self._failed = self.holder, True
             self._kept.forget(self)
             if holder is not None:
                 holder.deliver(self, [error_of(error)])

@@ -178,7 +178,7 @@ def test_below_float32_exact_is_the_default(checkpoint):
 
 
 def session(scheme, temperature, error):
-    request = Open(1, (1, 2), scheme, temperature, 0, 1.0, 9, 30)
+    request = Open((1, 2), scheme, temperature, 0, 1.0, 9, 30)
     return TargetSession(
         request, vocab_size=40, context=64, max_block=8, target="t", logit_error=error
     )
