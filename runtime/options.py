@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         top_p: float
         seed: int | None
         sample: int
+        noise: str
         stop: Sequence[str]
         block: int | None
         controller: str | Controller | None
@@ -92,6 +93,11 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
             f"the verifier does not know the sampling scheme {params.scheme!r}",
             hint="it knows " + ", ".join(welcome.schemes),
         )
+    if params.noise not in welcome.noise:
+        raise ConfigError(
+            f"the verifier does not draw the noise {params.noise!r}",
+            hint="it knows " + ", ".join(welcome.noise),
+        )
     if mode.racing:
         check_race(params.scheme)
     return params
@@ -105,6 +111,7 @@ def _params(options: Sampling, seed: int) -> SamplingParams:
         options.top_p,
         seed,
         sample=options.sample,
+        noise=options.noise,
     )
 
 

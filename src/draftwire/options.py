@@ -275,6 +275,12 @@ class Sampling(Options):
         rules.whole(0, 2**32 - 1),
         "which of the texts that share a seed: each number has noise of its own",
     )
+    noise: str = _option(
+        "philox",
+        rules.word("philox", "sparse"),
+        "how coupled draws its noise: sparse costs a tenth at large vocabularies, and "
+        "gives another text for a seed",
+    )
 
 
 @dataclass(frozen=True)

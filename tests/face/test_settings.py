@@ -138,6 +138,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "top_p": 0.25,
         "seed": 2**63,
         "sample": 3,
+        "noise": "sparse",
         "max_new_tokens": 7,
         "stop": "END",
         "deadline_s": 0.75,
