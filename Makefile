@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-proxies fuzz slow models lint format size clean
+.PHONY: help demo test test-arm test-proxies fuzz slow models exactness lint format size clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -32,6 +32,10 @@ fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 
 slow: ## the tests that make test leaves out (minutes: logs of 500 MB)
 	@$(PYTHON) tools/venvs.py test -m slow tests
+
+exactness: ## texts with drafts beside the target alone, every backend and dtype (ARGS="--texts N")
+	@$(PYTHON) tools/venvs.py make device test workstation
+	@$(VENV)/python tools/exactness.py $(ARGS)
 
 models: ## every family: tokens, graphs, both backends, GGUF (ARGS=... for a part)
 	@$(PYTHON) tools/venvs.py test tests/models tests/export/test_graphs.py $(ARGS)

@@ -16,6 +16,7 @@ from draftwire.errors import ConfigError
 from draftwire.export.sources.checkpoint import Checkpoint, read_json
 from draftwire.export.sources.fingerprint import backbone_fingerprint
 from draftwire.packages import NewFile, tokenizer_fingerprint
+from draftwire.template import template_files
 
 __all__ = [
     "DRAFT_CONTEXT",
@@ -137,21 +138,9 @@ def made_with() -> dict[str, str]:
 
 
 def text_files(folder: Path) -> dict[str, NewFile]:
-    """Return a package's files that turn text and messages into tokens.
-
-    The chat template stands in a file of its own, whatever version of transformers wrote
-    the checkpoint; the settings beside it name the tokens that it uses.
-    """
-    files = {"tokenizer.json": NewFile(folder / "tokenizer.json")}
-    settings, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    said = read_json(settings).get("chat_template") if settings.is_file() else None
-    if template.is_file():
-        files[template.name] = NewFile(template)
-    elif isinstance(said, str):
-        files[template.name] = NewFile(said.encode())
-    if template.name in files and settings.is_file():
-        files[settings.name] = NewFile(settings)
-    return files
+    """Return a package's files that turn text and messages into tokens."""
+    found = {name: NewFile(said) for name, said in template_files(folder).items()}
+    return {"tokenizer.json": NewFile(folder / "tokenizer.json"), **found}
 
 
 def kept_files(package: Any) -> tuple[dict[str, Any], dict[str, NewFile]]:

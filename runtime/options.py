@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Callable, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypeVar
 
 from draftwire.errors import ConfigError
-from draftwire.options import Pacing, Power, Sampling, check_prompt
+from draftwire.options import (
+    STREAM_GROUPS,
+    Pacing,
+    Power,
+    Sampling,
+    check_prompt,
+    options_of,
+)
 from draftwire.runtime.driver import named
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
@@ -14,7 +21,37 @@ from draftwire.sampling import SamplingParams, check_race, make_proposer
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
+    from typing_extensions import TypedDict
+
     from draftwire.tokenizer import Tokenizer
+
+    class StreamOptions(TypedDict, total=False):
+        """The options of ``generate``, where they are passed on: docs/options.md."""
+
+        max_new_tokens: int
+        scheme: str | None
+        temperature: float
+        top_k: int
+        top_p: float
+        seed: int | None
+        sample: int
+        noise: str
+        stop: Sequence[str]
+        block: int | None
+        controller: str | Controller | None
+        objective: str
+        pipeline: int
+        preempt: str
+        cut: bool
+        batch: int
+        deadline_s: float | None
+        offline: str | None
+        patience_s: float
+        max_joules: float | None
+        max_watts: float | None
+        max_joules_per_token: float | None
+        explain: Callable[[str], None] | None
+
 
 __all__ = [
     "check_stream",
@@ -23,9 +60,24 @@ __all__ = [
     "guarded",
     "insight",
     "params_of",
+    "with_defaults",
 ]
 
 _T = TypeVar("_T")
+_DEFAULTS = {option.name: option.default for option in options_of(*STREAM_GROUPS)}
+_DEFAULTS["explain"] = None
+
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stream, those that are not given by default.
+
+    Raises:
+        TypeError: There is no such option, as of any function's arguments.
+    """
+    for name in options:
+        if name not in _DEFAULTS:
+            raise TypeError(f"chat() got an unexpected keyword argument {name!r}")
+    return {**_DEFAULTS, **options}
 
 
 def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams:
@@ -41,6 +93,11 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
             f"the verifier does not know the sampling scheme {params.scheme!r}",
             hint="it knows " + ", ".join(welcome.schemes),
         )
+    if params.noise not in welcome.noise:
+        raise ConfigError(
+            f"the verifier does not draw the noise {params.noise!r}",
+            hint="it knows " + ", ".join(welcome.noise),
+        )
     if mode.racing:
         check_race(params.scheme)
     return params
@@ -54,6 +111,7 @@ def _params(options: Sampling, seed: int) -> SamplingParams:
         options.top_p,
         seed,
         sample=options.sample,
+        noise=options.noise,
     )
 
 

@@ -43,7 +43,7 @@ _KEYS: Mapping[str, Any] = {
     "versions": (),
     "draft": ("id", "name", "engine", "precision"),
     "target": ("name", "version", "family", "numerics"),
-    "sampling": ("scheme", "temperature", "top_k", "top_p", "seed", "sample"),
+    "sampling": ("scheme", "temperature", "top_k", "top_p", "seed", "sample", "noise"),
     "mode": ("objective", "pipeline", "controller"),
     "prompt_tokens": None,
     "prefix": ("unsent", "reused"),

@@ -14,13 +14,24 @@ import random
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ClassVar,
+    Generic,
+    Mapping,
+    Sequence,
+    TypeVar,
+    Union,
+)
 
 from draftwire.energy.budget import Budget
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.runtime.accounting import EnergyChoice, PowerMeter
+from draftwire.runtime.conversation import Conversation, Prompt
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.edge.actions import Token
@@ -36,6 +47,7 @@ from draftwire.runtime.options import (
     guarded,
     insight,
     params_of,
+    with_defaults,
 )
 from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Memory
@@ -48,6 +60,11 @@ from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
 from draftwire.transport.messages import Welcome
 from draftwire.transport.wirelog import WireLog
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from draftwire.runtime.options import StreamOptions
+
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
 
 log = logging.getLogger("draftwire.session")
@@ -58,7 +75,7 @@ _S = TypeVar("_S", bound=StreamBase)
 _Outcome = Union[Welcome, DraftwireError]
 
 
-class SessionBase:
+class SessionBase(Generic[_S]):
     """What both kinds of sessions share; see :class:`Session`.
 
     Args:
@@ -70,6 +87,8 @@ class SessionBase:
         energy: A meter or a model of watts in place of ``measure.energy``.
         offline: What streams do without a link, unless they say otherwise.
     """
+
+    _kind: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -85,6 +104,7 @@ class SessionBase:
         self._offline = offline
         self._url, self._target = url, connect.target
         self._tokenizer = load_tokenizer(package.tokenizer_path)
+        self._conversation: Conversation | None = None  # made when somebody talks
         tls = None
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
@@ -206,27 +226,145 @@ class SessionBase:
 
     # ---- streams
 
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        scheme: str | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        sample: int = 0,
+        noise: str = "philox",
+        stop: Sequence[str] = (),
+        block: int | None = None,
+        controller: str | Controller | None = None,
+        objective: str = "cost",
+        pipeline: int = 1,
+        preempt: str = "guess",
+        cut: bool = False,
+        batch: int = 0,
+        deadline_s: float | None = None,
+        offline: str | None = None,
+        patience_s: float = 30.0,
+        max_joules: float | None = None,
+        max_watts: float | None = None,
+        max_joules_per_token: float | None = None,
+        explain: Callable[[str], None] | None = None,
+    ) -> _S:
+        """Begin the target's continuation of ``prompt``; return the stream.
+
+        The options are described in docs/options.md, and in :mod:`draftwire.options`.
+
+        Args:
+            prompt: Text, or token ids (then nothing is added in front).
+            max_new_tokens: At most so many tokens.
+            scheme: Sampling scheme; None takes ``greedy`` at temperature 0, else
+                ``coupled``.
+            temperature: 0 is greedy.
+            top_k: 0 keeps all.
+            top_p: 1 keeps all.
+            seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
+            sample: Which of the texts that share a seed, from 0.
+            noise: How ``coupled`` draws its noise: ``"sparse"`` costs a tenth at large
+                vocabularies, and gives another text for a seed.
+            stop: Strings that end the text; they are not part of it.
+            block: Tokens per draft block, when ``controller`` is None.
+            controller: Policy for the block length, in words or as an object.
+            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
+                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
+                for the next four.
+            pipeline: Blocks in flight, at most.
+            preempt: What is drafted while verdicts are out.
+            cut: Send a half-drafted block once nothing is in flight.
+            batch: Tokens per piece of a block that is still being drafted; 0 for none.
+            deadline_s: Return what is there after so many seconds.
+            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
+                on alone and show guesses as such, or raise the ``"error"``; None: as the
+                session.
+            patience_s: How long to go without a verdict before that is an error all the
+                same (with ``"draft"``: once the draft has no more to say).
+            max_joules: End with what is there once the device has spent so much
+                (``finish`` is ``"budget"``); needs a power source.
+            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
+                less. Needs a power source, as the next.
+            max_joules_per_token: Likewise, for each token of text.
+            explain: Called with one line for each block, while the stream is iterated
+                over: why it ended where it did.
+
+        Returns:
+            The stream; it has begun already.
+
+        Raises:
+            ConfigError: A value is out of range, or the prompt is too long.
+        """
+        return self._stream(prompt, dict(locals()))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[StreamOptions],
+    ) -> _S:
+        """Begin the target's answer to ``messages``, put into the draft's chat template.
+
+        What is spelt like a special token inside a message stays text. The end of the
+        model's turn ends the stream. A draft without a template gets a plain transcript
+        (``User: ...``), which the report warns of.
+
+        Args:
+            messages: ``[{"role": "user", "content": "Hello"}, ...]``: the conversation so
+                far, of roles system, user, assistant and what else the template takes.
+            tools: JSON schemas of tools, for templates that take them.
+            template_options: Further variables of the template, e.g.
+                ``{"enable_thinking": False}``.
+            options: As of :meth:`generate`.
+
+        Returns:
+            The stream; it has begun already.
+
+        Raises:
+            ConfigError: A value is out of range, the conversation is too long, or the
+                template refuses it or needs jinja2.
+        """
+        prompt = self._prompt(messages, tools, template_options)
+        return self._stream(prompt, with_defaults(options))
+
+    def _prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any] | None,
+    ) -> Prompt:
+        if self._conversation is None:
+            self._conversation = Conversation(self._package, self._tokenizer)
+        return self._conversation.prompt(messages, tools=tools, options=options)
+
     def _stream(
         self,
-        kind: type[_S],
-        prompt: str | Sequence[int],
-        sampling: Sampling,
-        limits: Limits,
-        pacing: Pacing,
-        power: Power,
-        controller: Controller | None,
-        explain: Callable[[str], None] | None,
+        prompt: str | Sequence[int] | Prompt,
+        given: Mapping[str, Any],
     ) -> _S:
         driver, memory, meter = self._driver, self._memory, self._power
         if self._closed or driver is None or memory is None or meter is None:
             raise ConfigError("this session is closed")
+        sampling, limits = Sampling.pick(given), Limits.pick(given)
+        words, explain = given["controller"], given["explain"]
+        controller = None if words is None or isinstance(words, str) else words
+        pacing = Pacing.pick(given if controller is None else {**given, "controller": None})
+        power = Power.pick(given)
+        chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome = self.welcome
         mode = Mode.of(
             pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch
         )
         params = params_of(sampling, welcome, mode)
         ids = encode_prompt(
-            prompt,
+            prompt if prompt is not chat else chat.ids,
             self._tokenizer,
             self._package.bos_id,
             welcome.vocab_size,
@@ -237,8 +375,10 @@ class SessionBase:
         )
         proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
         tokenizer = self._tokenizer
-        screen = guarded(lambda: Screen(tokenizer, ids, limits.stop), "the tokenizer")
-        stream = kind(self, screen, explain)
+        stop = (*limits.stop, *chat.stop)
+        screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
+        stream: _S = self._kind(self, screen, explain)
+        stream.warning = chat.warning
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,
@@ -250,7 +390,7 @@ class SessionBase:
             vocab_size=welcome.vocab_size,
             context=welcome.context,
             draft_context=self._draft_context,
-            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids}),
+            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}),
             account=account,
             budget=None
             if power.max_joules is None
@@ -326,7 +466,11 @@ class SessionBase:
             first_token_s=stream.first_token_s,
             capture=self._capture,
             signal={} if memory is None else memory.signal(),
-            warnings=[*self._warnings, *self._shared_noise(stream, run)],
+            warnings=[
+                *self._warnings,
+                *filter(None, [stream.warning]),
+                *self._shared_noise(stream, run),
+            ],
         )
 
     def _shared_noise(self, stream: StreamBase, run: StreamRun) -> list[str]:
@@ -376,28 +520,14 @@ class SessionBase:
             self._memory.close()
 
 
-def _options(
-    given: dict[str, Any],
-) -> tuple[Sampling, Limits, Pacing, Power, Controller | None]:
-    """Return the arguments of ``generate`` as checked groups."""
-    controller = given["controller"]
-    policy = None if controller is None or isinstance(controller, str) else controller
-    values = {**given, "controller": controller if policy is None else None}
-    return (
-        Sampling.pick(values),
-        Limits.pick(values),
-        Pacing.pick(values),
-        Power.pick(values),
-        policy,
-    )
-
-
-class Session(SessionBase):
+class Session(SessionBase[Stream]):
     """A draft model connected to one target.
 
     Use it as a context manager, or call :meth:`close`. Streams may run at once, from any
     threads: they share the draft model, and each says in its report what that meant.
     """
+
+    _kind = Stream
 
     def __init__(
         self,
@@ -427,83 +557,11 @@ class Session(SessionBase):
         """End every stream, the threads and the connection; harmless a second time."""
         self._shut()
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 128,
-        scheme: str | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        sample: int = 0,
-        stop: Sequence[str] = (),
-        block: int | None = None,
-        controller: str | Controller | None = None,
-        objective: str = "cost",
-        pipeline: int = 1,
-        preempt: str = "guess",
-        cut: bool = False,
-        batch: int = 0,
-        deadline_s: float | None = None,
-        offline: str | None = None,
-        patience_s: float = 30.0,
-        max_joules: float | None = None,
-        max_watts: float | None = None,
-        max_joules_per_token: float | None = None,
-        explain: Callable[[str], None] | None = None,
-    ) -> Stream:
-        """Begin the target's continuation of ``prompt``; return the stream.
 
-        The options are described in docs/options.md, and in :mod:`draftwire.options`.
-
-        Args:
-            prompt: Text, or token ids (then nothing is added in front).
-            max_new_tokens: At most so many tokens.
-            scheme: Sampling scheme; None takes ``greedy`` at temperature 0, else
-                ``coupled``.
-            temperature: 0 is greedy.
-            top_k: 0 keeps all.
-            top_p: 1 keeps all.
-            seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
-            sample: Which of the texts that share a seed, from 0.
-            stop: Strings that end the text; they are not part of it.
-            block: Tokens per draft block, when ``controller`` is None.
-            controller: Policy for the block length, in words or as an object.
-            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
-                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
-                for the next four.
-            pipeline: Blocks in flight, at most.
-            preempt: What is drafted while verdicts are out.
-            cut: Send a half-drafted block once nothing is in flight.
-            batch: Tokens per piece of a block that is still being drafted; 0 for none.
-            deadline_s: Return what is there after so many seconds.
-            offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
-                on alone and show guesses as such, or raise the ``"error"``; None: as the
-                session.
-            patience_s: How long to go without a verdict before that is an error all the
-                same (with ``"draft"``: once the draft has no more to say).
-            max_joules: End with what is there once the device has spent so much
-                (``finish`` is ``"budget"``); needs a power source.
-            max_watts: Mean watts over any ten seconds; ``auto`` keeps them by drafting
-                less. Needs a power source, as the next.
-            max_joules_per_token: Likewise, for each token of text.
-            explain: Called with one line for each block, while the stream is iterated
-                over: why it ended where it did.
-
-        Returns:
-            The stream; it has begun already.
-
-        Raises:
-            ConfigError: A value is out of range, or the prompt is too long.
-        """
-        given = dict(locals())
-        return self._stream(Stream, prompt, *_options(given), explain)
-
-
-class AsyncSession(SessionBase):
+class AsyncSession(SessionBase[AsyncStream]):
     """A :class:`Session` for coroutines: the same names, and nothing blocks the loop."""
+
+    _kind = AsyncStream
 
     async def _greet(self) -> None:
         """Wait for the first connection.
@@ -527,37 +585,6 @@ class AsyncSession(SessionBase):
     async def close(self) -> None:
         """End every stream, the threads and the connection; harmless a second time."""
         await asyncio.get_running_loop().run_in_executor(None, self._shut)
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int = 128,
-        scheme: str | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        sample: int = 0,
-        stop: Sequence[str] = (),
-        block: int | None = None,
-        controller: str | Controller | None = None,
-        objective: str = "cost",
-        pipeline: int = 1,
-        preempt: str = "guess",
-        cut: bool = False,
-        batch: int = 0,
-        deadline_s: float | None = None,
-        offline: str | None = None,
-        patience_s: float = 30.0,
-        max_joules: float | None = None,
-        max_watts: float | None = None,
-        max_joules_per_token: float | None = None,
-        explain: Callable[[str], None] | None = None,
-    ) -> AsyncStream:
-        """Begin a stream, as :meth:`Session.generate`; it is for ``async for``."""
-        given = dict(locals())
-        return self._stream(AsyncStream, prompt, *_options(given), explain)
 
 
 def parts_of(

@@ -93,6 +93,7 @@ class StreamBase:
         self.finish: str | None = None
         self.error: DraftwireError | None = None
         self.first_token_s: float | None = None
+        self.warning = ""
         self._open()
 
     @property
@@ -213,6 +214,7 @@ class Stream(StreamBase):
         error: What it failed with, or None.
         number: Its name on the wire; None before it began.
         first_token_s: Seconds until the first final token, or None.
+        warning: What its report is to warn of, or "".
     """
 
     def _open(self) -> None:

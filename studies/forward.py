@@ -24,7 +24,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from draftwire.cli._common import format_table, write_json
-from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.base import Form, Frame, SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
 __all__ = ["measure"]
@@ -71,7 +71,7 @@ def measure(
                 tokens = rng.integers(0, model.vocab_size, block)
                 batch.append(SlotInput(slot, mix[i % len(mix)], tokens, block))
             kinds: dict[str, Callable[[], Any]] = {
-                "shared_ms": partial(model.run_together, batch),
+                "shared_ms": partial(_together, model, batch),
                 "looped_ms": partial(_looped, model, batch),
                 "served_ms": partial(model.forward, batch),
             }
@@ -94,8 +94,12 @@ def measure(
     return found
 
 
+def _together(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:
+    return model.run(Frame(batch, Form()))
+
+
 def _looped(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:
-    return [model.run_together([one]) for one in batch]
+    return [_together(model, [one]) for one in batch]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

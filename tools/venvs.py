@@ -2,6 +2,7 @@
 
     python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
+    python3 tools/venvs.py clients                                   ->  .venvs/clients
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
 """
@@ -30,8 +31,9 @@ GROUPS = {
     ),
     "lint": (("requirements/lint.txt", False),),
     "fuzz": (("requirements/fuzz.txt", True),),
+    "clients": (("requirements/clients.txt", False),),  # never in .venv: they want it all
 }
-ORDER = ("device", "litert", "test", "ship", "workstation", "lint", "fuzz")
+ORDER = ("device", "litert", "test", "ship", "workstation", "lint", "fuzz", "clients")
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
@@ -231,8 +233,15 @@ def pytest(python, arguments):
 _WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
 
 
+def clients():
+    """Make ``.venvs/clients``: OpenAI's clients, which a test runs beside the service."""
+    ensure(os.path.join(ROOT, ".venvs", "clients"), main_python(), ["clients"])
+
+
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
+    if not arguments:
+        clients()
     inside = make(["device", "litert", "test", "ship", "workstation", "lint"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     return [(".venv", *pytest(inside, arguments or _WHOLE))]
@@ -297,12 +306,15 @@ def both():
 
 
 def main(arguments):
-    """Run ``make GROUP...`` or ``test [PYTEST ARGUMENT...]``."""
+    """Run ``make GROUP...``, ``test [PYTEST ARGUMENT...]`` or ``clients``."""
     if arguments[:1] == ["make"]:
         make(arguments[1:])
         return 0
     if arguments[:1] == ["test"]:
         return test(arguments[1:])
+    if arguments == ["clients"]:
+        clients()
+        return 0
     raise SystemExit(__doc__)
 
 

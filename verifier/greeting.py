@@ -171,7 +171,7 @@ def welcome_to(
         schemes=tuple(SCHEMES),
         target_id=_content_hash(backend.id),
         noise=tuple(n for n in hello.noise if n in NOISES),
-        numerics=getattr(backend, "numerics", "unstated"),
+        numerics=backend.numerics,
         streams=limits.streams,
         progress_ms=round(limits.progress_s * 1e3),
     )

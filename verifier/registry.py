@@ -38,6 +38,7 @@ class Served:
         drafted: Drafted tokens judged so far.
         accepted: Those of them that were kept.
         emitted: Tokens committed.
+        near_ties: Positions where two candidates were too near to tell apart.
         connections: Connections that use it now.
         retired: New connections do not get it any more.
         source: Its folder in ``--targets-dir``, or None.
@@ -49,6 +50,7 @@ class Served:
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
+    near_ties: int = 0
     connections: int = 0
     retired: bool = False
     source: Path | None = None

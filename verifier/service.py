@@ -310,6 +310,8 @@ class VerifierService:
                     "version": s.backend.version,
                     "family": s.backend.family.name,
                     "context": s.backend.context,
+                    "numerics": s.backend.numerics,
+                    "near_ties": s.near_ties,
                 }
                 for s in self.registry.targets
             ],
@@ -360,6 +362,16 @@ class VerifierService:
                 ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
                 ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
                 ("committed_tokens_total", "Tokens committed.", served.emitted),
+                (
+                    "near_ties_total",
+                    "Tokens chosen too narrowly to tell.",
+                    served.near_ties,
+                ),
+                (
+                    "logit_error",
+                    "Logits may be off by so much.",
+                    served.backend.logit_error,
+                ),
                 ("forward_tokens_total", "Tokens computed.", counts.tokens),
                 ("forward_seconds_total", "Time in forwards.", counts.compute_s),
                 ("failed_requests_total", "Requests with an error.", counts.failed),

@@ -40,13 +40,12 @@ from draftwire.verifier.metrics import Histogram
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
-from draftwire.verifier.target_session import TargetSession, Work
+from draftwire.verifier.target_session import TargetSession, Verdict, Work
 
 if TYPE_CHECKING:
     from typing import Protocol
 
     from draftwire.clock import Timer
-    from draftwire.sampling import Decision
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
@@ -148,8 +147,9 @@ class Stream:
         self._watch: Timer | None = None  # when progress is told
         self._said = (0.0, 0)  # when it was heard of last, and forwards by then
         self._unanswered = False  # a block came that nothing comes of
+        self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
-        self._booked = (0, 0, 0)  # drafted, accepted, emitted that metrics have seen
+        self._booked = (0, 0, 0, 0)  # of the session's counts, that metrics have seen
 
     @property
     def kept_bytes(self) -> int:
@@ -206,7 +206,7 @@ class Stream:
         if slot is None:
             return
         kept = Kept(self.served, self.usage, session.tokens, session.cached, slot)
-        if self._kept.prefixes.leave(kept):
+        if not self._failed and self._kept.prefixes.leave(kept):
             self.slot = None
         self.release()
 
@@ -216,9 +216,10 @@ class Stream:
         self.usage.streams += running - self._counted
         self._counted = running
         counts = self.session.counts
-        drafted, accepted, emitted = self._booked
-        self._booked = counts.drafted, counts.accepted, counts.emitted
+        drafted, accepted, emitted, near_ties = self._booked
+        self._booked = counts.drafted, counts.accepted, counts.emitted, counts.near_ties
         served = self.served
+        served.near_ties += counts.near_ties - near_ties
         served.drafted += counts.drafted - drafted
         served.accepted += counts.accepted - accepted
         served.emitted += counts.emitted - emitted
@@ -230,7 +231,7 @@ class Stream:
         try:
             step(*args)
         except Exception as error:  # noqa: BLE001 - told, and logged where it is a bug
-            holder = self.holder
+            holder, self._failed = self.holder, True
             self._kept.forget(self)
             if holder is not None:
                 holder.deliver(self, [error_of(error)])
@@ -324,19 +325,17 @@ class Stream:
         done = partial(self._guard, self._judged, work, answer)
         self.served.scheduler.executor.judge(job, answer.rows.size, done)
 
-    def _judged(
-        self, work: Work, verified: Verified, decision: Decision | Exception
-    ) -> None:
+    def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
         if work is not self._work:
             return  # the link was lost meanwhile
-        if isinstance(decision, Exception):
-            raise decision
+        if isinstance(verdict, Exception):
+            raise verdict
         assert self._request is not None
         forwards = self._request.forwards
         self._work = self._request = None
         _, queue_s, compute_s = verified
         found = self.session.settle(
-            work, decision, queue_s=queue_s, compute_s=compute_s, forwards=forwards
+            work, verdict, queue_s=queue_s, compute_s=compute_s, forwards=forwards
         )
         if not work.prefill:
             self._kept.verify_seconds.add(compute_s)
@@ -432,6 +431,7 @@ class KeptStreams:
             max_waiting=welcome.room,
             noises=welcome.noise,
             target=served.label,
+            logit_error=served.backend.logit_error,
         )
         session = make()
         found = self.prefixes.take(usage, served, request.prompt)

@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import NOISES, Decision, SamplingParams, check_race, make_decider
+from draftwire.sampling.scheme import ByToken
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -43,7 +44,7 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.branch import Branch
 from draftwire.verifier.states import TABLE, State
 
-__all__ = ["StreamCounts", "TargetSession", "Work"]
+__all__ = ["StreamCounts", "TargetSession", "Verdict", "Work"]
 
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
 
@@ -77,6 +78,18 @@ class Work:
         return [int(t) for t in self.tokens[len(self.tokens) - self.drafted :]]
 
 
+class Verdict(NamedTuple):
+    """What was decided about a piece of work.
+
+    Attributes:
+        decision: Of the scheme.
+        near_ties: At how many of its positions another token was too near to tell.
+    """
+
+    decision: Decision
+    near_ties: int = 0
+
+
 @dataclass
 class StreamCounts:
     """Running totals of one stream.
@@ -88,8 +101,8 @@ class StreamCounts:
         forwards: Forwards of the target that ran for it, prompts apart; also those whose
             verdict nobody heard.
         emitted: Tokens committed after the prompt.
-        near_ties: Positions where two candidates were nearer than the target's numerics
-            can tell.
+        near_ties: Positions judged where the best two candidates, noise included, were
+            nearer than the target's numerics can tell; schemes that draw have none.
     """
 
     drafted: int = 0
@@ -112,6 +125,7 @@ class TargetSession:
         noises: Noise profiles that the connection has.
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
+        logit_error: How far the target's logits may be off, 0 for an exact target.
 
     Attributes:
         state: Where it stands; :data:`TABLE` says what may happen there.
@@ -133,6 +147,7 @@ class TargetSession:
         noises: Sequence[str] = NOISES,
         cached: int = 0,
         target: str = "",
+        logit_error: float = 0.0,
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -160,6 +175,8 @@ class TargetSession:
             check_race(request.scheme)
         self._vocab_size = vocab_size
         self._target = target
+        # One candidate may be that much too high, the other that much too low.
+        self._margin = 2 * logit_error if isinstance(self._decider, ByToken) else 0.0
         self._stops = frozenset(request.stop_ids)
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
@@ -388,7 +405,7 @@ class TargetSession:
         )
         return self._work
 
-    def judge(self, work: Work, logits: np.ndarray) -> Decision:
+    def judge(self, work: Work, logits: np.ndarray) -> Verdict:
         """Decide about the drafts of ``work``; changes nothing, so in any thread.
 
         Args:
@@ -400,7 +417,11 @@ class TargetSession:
             ModelError: A row of logits says nothing.
         """
         if work.prefill:
-            return Decision(0, -1)
+            return Verdict(Decision(0, -1))
+        decision = self._decide(work, logits)
+        return Verdict(decision, self._near_ties(work, logits, decision))
+
+    def _decide(self, work: Work, logits: np.ndarray) -> Decision:
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
         # A distribution needs a largest logit; those of impossible tokens may be -inf.
@@ -413,6 +434,18 @@ class TargetSession:
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
         return self._decider.decide(work.drafts, work.evidence, rows, at)
+
+    def _near_ties(self, work: Work, logits: np.ndarray, decision: Decision) -> int:
+        """Count the positions where the winner would lose if it were a little lower."""
+        if not self._margin:
+            return 0
+        at = work.start + len(work.tokens) - work.drafted
+        found = 0
+        for j, token in enumerate([*work.drafts[: decision.accepted], decision.token]):
+            row = logits[j, : self._vocab_size].copy()
+            row[token] -= self._margin
+            found += self._decider.decide((), b"", row[None], at + j).token != token
+        return found
 
     def foresee(
         self, work: Work, logits: np.ndarray, threshold: float
@@ -433,7 +466,7 @@ class TargetSession:
         if work.prefill:
             return None
         try:
-            accepted, token, _ = self.judge(work, logits)
+            accepted, token, _ = self._decide(work, logits)
         except ModelError:
             return None
         rows = logits[:, : self._vocab_size]
@@ -463,13 +496,13 @@ class TargetSession:
         compute_s: float = 0.0,
     ) -> list[Message]:
         """Take in what the model made of ``work``: :meth:`judge` and :meth:`settle`."""
-        decision = self.judge(work, logits)
-        return self.settle(work, decision, queue_s=queue_s, compute_s=compute_s)
+        verdict = self.judge(work, logits)
+        return self.settle(work, verdict, queue_s=queue_s, compute_s=compute_s)
 
     def settle(
         self,
         work: Work,
-        decision: Decision,
+        verdict: Verdict,
         *,
         queue_s: float = 0.0,
         compute_s: float = 0.0,
@@ -479,7 +512,7 @@ class TargetSession:
 
         Args:
             work: From :meth:`poll`.
-            decision: From :meth:`judge`.
+            verdict: From :meth:`judge`.
             queue_s: Seconds that the work waited.
             compute_s: Seconds of its forwards.
             forwards: How many they were.
@@ -498,7 +531,9 @@ class TargetSession:
             self._cached = work.start + len(work.tokens)
             self._step("text read")
             return []
+        decision = verdict.decision
         self._counts.forwards += forwards
+        self._counts.near_ties += verdict.near_ties
         before = len(self._tokens)
         drafted = work.drafts
         self._counts.drafted += len(drafted)

@@ -115,6 +115,7 @@ class PacedTarget:
         self.eos_ids = backend.eos_ids
         self.slots = backend.slots
         self.exits: tuple[Exit, ...] = backend.exits
+        self.numerics, self.logit_error = backend.numerics, backend.logit_error
 
     def allocate(self) -> int:
         """Take a KV slot."""

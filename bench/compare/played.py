@@ -17,7 +17,12 @@ from draftwire.bench.sim.facts import Exit as ExitFact
 from draftwire.bench.sim.texts import Source, Text, TextDraft, TextTarget
 from draftwire.errors import ConfigError, ModelError
 from draftwire.packages import Exit, TargetPackage
-from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.verifier.backends.base import (
+    ExitListener,
+    SlotInput,
+    SlotTable,
+    SlotTarget,
+)
 
 __all__ = ["EXIT_LAYERS", "PlayedDraft", "PlayedTarget", "played_texts", "text_to_json"]
 
@@ -127,7 +132,7 @@ class PlayedDraft:
         self._draft.rewind(length)
 
 
-class PlayedTarget:
+class PlayedTarget(SlotTarget):
     """The target of several texts: a backend of the verifier.
 
     Args:
@@ -162,23 +167,20 @@ class PlayedTarget:
             for fact in exits
         )
         self._texts = texts
-        self._table = SlotTable(slots, self.context, self.vocab_size)
+        self.numerics = "exact"
+        self.table = SlotTable(slots, self.context, self.vocab_size)
         self._played: dict[int, TextTarget] = {}
-
-    def allocate(self) -> int:
-        """Take a slot."""
-        return self._table.allocate()
 
     def release(self, slot: int) -> None:
         """Give a slot back."""
-        self._table.release(slot)
+        super().release(slot)
         self._played.pop(slot, None)
 
     def forward(
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
         """Return the rows of the texts; they take no time."""
-        self._table.check(batch)
+        self.table.check(batch)
         for item in batch:
             if item.start == 0 or item.slot not in self._played:
                 text = _by_prompt(self._texts, item.tokens.tolist())
@@ -190,7 +192,7 @@ class PlayedTarget:
             self._played[item.slot].run(item.start, item.tokens, item.rows)
             for item in batch
         ]
-        self._table.commit(batch)
+        self.table.commit(batch)
         return answers
 
     def _glimpse(self, number: int, fact: ExitFact, item: SlotInput) -> np.ndarray:

@@ -114,6 +114,8 @@ class TextBackend:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     slots: int = 1 << 30
+    numerics = "exact"
+    logit_error = 0.0
 
     def __init__(
         self,

@@ -2,11 +2,12 @@
 
 >>> with ServiceClient(path) as service:
 ...     for event in service.generate("Take the", max_new_tokens=16, deadline_s=0.8):
-...         print(event.get("text", ""), end="")               # doctest: +SKIP
+...         print(event["text"], end="")               # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from draftwire import errors
-from draftwire.errors import DraftwireError, TransportError
+from draftwire.errors import ConfigError, DraftwireError, TransportError
 
 __all__ = ["ServiceClient", "default_socket"]
 
@@ -31,8 +32,22 @@ def default_socket(environ: Mapping[str, str]) -> Path:
     return Path(own) / "draftwire" / "draftwire.sock"
 
 
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a local socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
 class ServiceClient:
-    """One connection to the service.
+    """One connection to the service; it carries one stream at a time.
 
     Args:
         path: Its socket; None takes the usual one.
@@ -44,20 +59,17 @@ class ServiceClient:
 
     def __init__(self, path: Path | None = None, *, timeout: float = 300.0) -> None:
         path = default_socket(os.environ) if path is None else path
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(timeout)
+        self._connection = _Connection(path, timeout)
         try:
-            self._socket.connect(str(path))
+            self._connection.connect()
         except OSError as exc:
-            self._socket.close()
+            self.close()
             what = f"no service listens at {path}: {exc.strerror or exc}"
             hint = "systemctl status draftwire; or start `draftwire service run`"
             if isinstance(exc, PermissionError):
                 what = f"you may not use the service at {path}"
                 hint = "ask for its group (`ls -l` shows which), or be root"
             raise TransportError(what, hint=hint) from exc
-        self._file = self._socket.makefile("rb")
-        self._last = 0
 
     def __enter__(self) -> ServiceClient:
         return self
@@ -66,17 +78,18 @@ class ServiceClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up; streams that still run are cancelled."""
-        self._file.close()
-        self._socket.close()
+        """Hang up; a stream that still runs is cancelled."""
+        self._connection.close()
 
     def status(self) -> dict[str, Any]:
         """Return how the service is."""
-        identity = self._ask({"op": "status"})
-        return next(self._events(identity))
+        found = self._json(self._ask("GET", "/status").read())
+        if "schema" not in found:
+            raise TransportError("what listens there is no service of ours")
+        return found
 
     def generate(self, prompt: str | list[int], **options: Any) -> Iterator[dict[str, Any]]:
-        """Yield the events of one stream, "done" the last.
+        """Yield the pieces of one text; the last one has ``finish`` and ``report``.
 
         Args:
             prompt: Text, or token ids.
@@ -85,50 +98,57 @@ class ServiceClient:
         Raises:
             DraftwireError: The service refused, or the stream failed.
         """
-        identity = self._ask({"prompt": prompt, **options})
+        asked = {**options, "report": True}
+        body = {"prompt": prompt, "stream": True, "draftwire": asked}
+        answer = self._ask("POST", "/v1/completions", body)
         over = False
         try:
-            for event in self._events(identity):
-                over = event["event"] == "done"
-                yield event
-                if over:
-                    return
-        except DraftwireError:
-            over = True
-            raise
-        finally:
-            if not over and self._socket.fileno() >= 0:
-                self._send({"op": "cancel", "id": identity})
-
-    def _ask(self, request: dict[str, Any]) -> int:
-        self._last += 1
-        self._send({"id": self._last, **request})
-        return self._last
-
-    def _send(self, request: dict[str, Any]) -> None:
-        try:
-            self._socket.sendall(json.dumps(request).encode("utf-8") + b"\n")
+            for line in iter(answer.readline, b""):
+                if not line.startswith(b"data: "):
+                    continue
+                if line == b"data: [DONE]\n":
+                    over = True
+                    continue  # to the end of the answer, for the next request
+                document = self._json(line[6:])
+                if "error" in document:
+                    raise self._error(document["error"])
+                for choice in document["choices"]:
+                    yield {"text": choice["text"], **(choice.get("draftwire") or {})}
         except OSError as exc:
-            raise TransportError(f"the service went away: {exc}") from exc
+            raise TransportError(f"the service says nothing: {exc}") from exc
+        finally:
+            if not over:  # hanging up is how a stream is cancelled
+                self._connection.close()
+        if not over:
+            raise TransportError("the service went away")
 
-    def _events(self, identity: int) -> Iterator[dict[str, Any]]:
-        while True:
-            try:
-                line = self._file.readline()
-            except OSError as exc:
-                raise TransportError(f"the service says nothing: {exc}") from exc
-            if not line:
-                raise TransportError("the service went away")
-            try:
-                event = json.loads(line.decode("utf-8"))
-                found, kind = event.get("id"), event["event"]
-            except (ValueError, AttributeError, KeyError) as exc:
-                raise TransportError(
-                    f"what listens there is no service of ours: {line[:40]!r}"
-                ) from exc
-            if kind == "error" and found in (identity, None):
-                name = event.get("kind", "")
-                error = getattr(errors, name) if name in errors.__all__ else TransportError
-                raise error(str(event.get("message")), hint=str(event.get("hint") or ""))
-            if found == identity:
-                yield event
+    def _ask(self, method: str, path: str, body: object = None) -> http.client.HTTPResponse:
+        sent = None if body is None else json.dumps(body).encode("utf-8")
+        try:
+            self._connection.request(method, path, sent)
+            answer = self._connection.getresponse()
+            if answer.status == 200:
+                return answer
+            document = self._json(answer.read())
+        except (OSError, http.client.HTTPException) as exc:
+            raise TransportError(
+                f"the service went away: {exc or type(exc).__name__}"
+            ) from exc
+        raise self._error(document.get("error") or {})
+
+    @staticmethod
+    def _json(data: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(data.decode("utf-8"))
+        except ValueError as exc:
+            raise TransportError(f"no service of ours says {data[:40]!r}") from exc
+        return found if isinstance(found, dict) else {}
+
+    @staticmethod
+    def _error(found: Mapping[str, Any]) -> DraftwireError:
+        name, text = str(found.get("code")), str(found.get("message"))
+        wrong = found.get("type") == "invalid_request_error"
+        kind: type[DraftwireError] = ConfigError if wrong else TransportError
+        if name in errors.__all__:
+            kind = getattr(errors, name)
+        return kind(text, hint=str(found.get("hint") or ""))

@@ -1,8 +1,8 @@
-"""The supervised process of a board: one session kept alive, offered on a local socket.
+"""The supervised process of a board: one session kept alive, offered to local programs.
 
-Local programs speak JSON, one object a line (:mod:`service_streams`; docs/shipping.md).
-Everything happens in one event loop: the socket, the watchdog, the state file, and the
-streams, which are those of an asynchronous session.
+They speak HTTP as OpenAI's clients do, on a local socket and, when asked for, on a port
+(docs/service.md). Everything happens in one event loop: the doors, the watchdog, the state
+file, and the streams, which are those of an asynchronous session.
 """
 
 from __future__ import annotations
@@ -10,42 +10,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterator, Mapping
 
-from draftwire.errors import BusyError, ConfigError, DraftwireError
+from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
+from draftwire.options import MAX_TOKENS
+from draftwire.runtime.service.http import Gate, HttpError, HttpServer, Reply, Request
 from draftwire.runtime.service.link import Keeper
-from draftwire.runtime.service.streams import (
-    MAX_LINE,
-    Cancel,
-    Generate,
-    Job,
-    Status,
-    Streams,
-    error_event,
-    read_request,
-    request_of,
-)
+from draftwire.runtime.service.openai import Answer, Ask, Done, Form, Response, read_ask
+from draftwire.runtime.service.streams import Streams
 from draftwire.runtime.service.system import Notifier, StateFile
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
+    from draftwire.runtime.stream import AsyncStream, Chunk
 
 __all__ = ["SCHEMA", "Service", "ServiceOptions"]
 
 SCHEMA = "draftwire.service/1"
 _LOG = logging.getLogger("draftwire.service")
-MAX_CLIENTS = 16
-MAX_UNSENT = 4 << 20  # bytes that wait for a client that does not read
 _BACKLOG = 16
+_RETRY_S = 1  # for who comes too early
+_ASKS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "text",
+    "/v1/responses": "response",
+}
+_LOOPBACK = re.compile(r"127\.[0-9.]+|::1|localhost")
 _SAVE_S = 60.0  # the state is written at most so often: SD cards wear
 
 
@@ -56,6 +55,9 @@ class ServiceOptions:
     Attributes:
         socket: Where it listens.
         group: Group that may use it, or "" for the owner alone.
+        http: ``HOST:PORT`` where it listens as well, or "".
+        token: Who comes by that address must have it, unless it is "".
+        origins: Web pages that may ask.
         state: Folder for the counters, or None.
         defaults: Options for ``generate`` that a request may override.
         about: What the status says of the draft and of the settings.
@@ -63,6 +65,9 @@ class ServiceOptions:
 
     socket: Path
     group: str = ""
+    http: str = ""
+    token: str = ""
+    origins: tuple[str, ...] = ()
     state: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -88,41 +93,52 @@ class Service:
         self._keeper = Keeper(make_session, self._notifier.status)
         self._streams = Streams(self._keeper, options.defaults)
         self._state = StateFile(options.state)
-        self._clients: set[_Client] = set()
+        self._http = HttpServer(self._answer)
+        self._address: str | None = None
         self._began_s = time.monotonic()
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            ConfigError: The socket cannot be had, or a setting is wrong.
+            ConfigError: An address cannot be had, or a setting is wrong.
             ModelError: The draft does not load.
         """
-        with _listening(self._options.socket, self._options.group) as listener:
-            asyncio.run(self._serve(listener))
+        told = self._options
+        with contextlib.ExitStack() as stack:
+            port = stack.enter_context(_port(told)) if told.http else None
+            local = stack.enter_context(_listening(told.socket, told.group))
+            asyncio.run(self._serve(local, port))
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self, local: socket.socket, port: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         self._state.started()
-        server = await asyncio.start_unix_server(
-            self._serve_client, sock=listener, limit=MAX_LINE
-        )
+        told = self._options
+        await self._http.listen(Gate(origins=told.origins), sock=local)
+        if port is not None:
+            host, number = port.getsockname()[:2]
+            self._address = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
+            names = {told.http.rpartition(":")[0].lower(), socket.gethostname().lower()}
+            names |= {"localhost", *(f"{name}.local" for name in names)}
+            gate = Gate(told.token, told.origins, tuple(names))
+            await self._http.listen(gate, sock=port)
         keeper, stopped, *others = (
             asyncio.ensure_future(task)
             for task in (self._keeper.run(), stop.wait(), self._watchdog(), self._save())
         )
         self._notifier.ready()
-        _LOG.warning("serving local programs at %s", self._options.socket)
+        also = f" and {self._address}" if self._address else ""
+        _LOG.warning("serving local programs at %s%s", told.socket, also)
         try:
             await asyncio.wait({stopped, keeper}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._notifier.stopping()
-            server.close()
-            await self._streams.close()
-            await asyncio.gather(*(client.finish() for client in list(self._clients)))
+            self._http.shut()
+            self._streams.close()
+            await self._http.close()
             self._state.stopped(self._streams.counts)
             for task in (keeper, stopped, *others):
                 task.cancel()
@@ -159,110 +175,190 @@ class Service:
             "streams": {"running": streams.running, "waiting": streams.waiting, **counts},
             "tokens": tokens,
             "healthy": streams.healthy,
-            "clients": len(self._clients),
+            "http": self._address,
+            "clients": self._http.clients,
             "watchdog_s": self._notifier.watchdog_s,
             "memory_mib": _resident_mib(),
             "state": self._state.document(streams.counts),
         }
 
-    # ---- the clients
+    # ---- requests
 
-    async def _serve_client(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        client = _Client(writer)
-        if len(self._clients) >= MAX_CLIENTS:
-            full = BusyError(f"{MAX_CLIENTS} programs are connected already")
-            client.put(error_event(None, full))
-            return await client.finish()
-        self._clients.add(client)
+    async def _answer(self, request: Request, reply: Reply) -> None:
         try:
-            async for line in _lines(reader):
-                self._take(client, line)
-        except ConfigError as exc:
-            client.put(error_event(None, exc))
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._clients.discard(client)
-            for job in list(client.jobs.values()):  # nobody is there to read them
-                job.stop()
-            await client.finish()
-
-    def _take(self, client: _Client, line: bytes) -> None:
-        identity = None
-        try:
-            identity, raw = read_request(line)
-            request = request_of(identity, raw)
-            if isinstance(request, Status):
-                client.put({"id": identity, "event": "status", **self.status()})
-            elif isinstance(request, Cancel):
-                job = client.jobs.get(identity)
-                if job is None:
-                    raise ConfigError(f"there is no running stream {identity!r}")
-                job.stop()
-            else:
-                self._submit(client, request)
+            await self._routed(request, reply)
         except DraftwireError as exc:
-            client.put(error_event(identity, exc))
+            raise _http_error(exc) from exc
+        except (HttpError, ConnectionError):
+            raise
+        except Exception as exc:  # one request must not end the service
+            _LOG.exception("a request failed: this is a bug")
+            raise HttpError(500, f"this is a bug: {type(exc).__name__}: {exc}") from exc
 
-    def _submit(self, client: _Client, request: Generate) -> None:
-        if request.id in client.jobs:
-            raise ConfigError(f"stream {request.id!r} is still running on this connection")
+    async def _routed(self, request: Request, reply: Reply) -> None:
+        path, get = request.path.rstrip("/"), request.method == "GET"
+        model = path[len("/v1/models/") :] if path.startswith("/v1/models/") else None
+        if not (path in ("/status", "/v1/models") or path in _ASKS or model):
+            known = ", ".join([*_ASKS, "/v1/models", "/status"])
+            raise HttpError(404, f"there is nothing at {path[:80]}; there is {known}")
+        if request.method == "OPTIONS":
+            return await reply.json(None, 204)
+        if get != (path not in _ASKS):
+            allowed = "POST" if path in _ASKS else "GET"
+            raise HttpError(405, f"{path} takes {allowed}", headers={"Allow": allowed})
+        if path == "/status":
+            return await reply.json(self.status())
+        if path in _ASKS:
+            ask = read_ask(_ASKS[path], request.body)
+            self._check_model(ask.model)
+            return await self._write(ask, reply)
+        found = {
+            name: {"id": name, "object": "model", "created": 0, "owned_by": "draftwire"}
+            for name in self._models()
+        }
+        if not model:
+            return await reply.json({"object": "list", "data": list(found.values())})
+        self._check_model(model)
+        await reply.json(found[model])
 
-        def send(event: Mapping[str, Any]) -> bool:
-            if event["event"] in ("done", "error"):
-                client.jobs.pop(request.id, None)
-            client.put(event)
-            return not client.gone
+    def _models(self) -> list[str]:
+        """Return what a request may call the model: the target first, when it is known."""
+        target = self._keeper.target() or {}
+        draft = self._options.about.get("draft") or {}
+        names = [target.get("name"), target.get("version"), draft.get("name"), "draftwire"]
+        return [name for name in dict.fromkeys(names) if name]
 
-        job = Job(request, send)
-        self._streams.submit(job)
-        client.jobs[request.id] = job
+    def _check_model(self, name: str) -> None:
+        known = self._models()
+        if name and name not in known:
+            raise HttpError(
+                404,
+                f"there is no model {name[:64]!r}; this board has {', '.join(known)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _write(self, ask: Ask, reply: Reply) -> None:
+        """Have all choices written, and answer."""
+        form: Form = (Response if ask.kind == "response" else Answer)(
+            ask, self._models()[0]
+        )
+        prompts = [prompt for prompt in ask.prompts for _ in range(ask.choices)]
+        queue: asyncio.Queue[tuple[int, Chunk | Done | Exception]] = asyncio.Queue()
+        tasks = [
+            asyncio.ensure_future(self._choice(ask, index, prompt, queue))
+            for index, prompt in enumerate(prompts)
+        ]
+        done: dict[int, Done] = {}
+
+        async def send(*events: tuple[str | None, object]) -> None:
+            for name, data in events:
+                await reply.event(data, name)
+
+        try:
+            while len(done) < len(tasks):
+                index, item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if ask.stream and not reply.begun:
+                    await send(*form.begin())
+                if isinstance(item, Done):
+                    done[index] = item
+                    if ask.stream:
+                        await send(*form.over(index, item))
+                elif ask.stream:
+                    await send(*form.piece(index, item))
+            written = [done[index] for index in range(len(tasks))]
+            if not ask.stream:
+                return await reply.json(form.whole(written))
+            await send(*form.end(written))
+        except DraftwireError as exc:
+            if not reply.begun:
+                raise
+            await send(*form.failed(_http_error(exc).document()))
+            return await reply.end()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if form.last_words:
+            await send((None, form.last_words))
+        await reply.end()
+
+    async def _choice(
+        self, ask: Ask, index: int, prompt: Any, queue: asyncio.Queue[Any]
+    ) -> None:
+        options = dict(ask.options)
+        if ask.kind != "text" and "max_new_tokens" not in self._options.defaults:
+            options.setdefault("max_new_tokens", MAX_TOKENS)  # an answer ends by itself
+        options["sample"] = options.get("sample", 0) + index
+
+        def begin(session: AsyncSession, found: Mapping[str, Any]) -> AsyncStream:
+            if ask.kind == "text":
+                return session.generate(prompt, **found)
+            return session.chat(
+                prompt,
+                template_options=ask.template_options,
+                **found,
+            )
+
+        try:
+            async with self._streams.turn(begin, options) as turn:
+                async for chunk in turn.chunks():
+                    if chunk.text or chunk.tokens or chunk.revision is not None:
+                        queue.put_nowait((index, chunk))
+                report = await turn.report()
+                stream = turn.stream
+                assert stream is not None
+                queue.put_nowait(
+                    (index, Done(stream.text, stream.finish or "cancelled", report))
+                )
+        except Exception as exc:  # noqa: BLE001  (told to who waits for it)
+            queue.put_nowait((index, exc))
 
 
-class _Client:
-    """One connected program."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
-        self.jobs: dict[Any, Job] = {}
-        self.gone = False
-
-    def put(self, event: Mapping[str, Any]) -> None:
-        """Send an event; a program that does not read is let go."""
-        if self.gone:
-            return
-        text = json.dumps(event, ensure_ascii=False, separators=(",", ":")) + "\n"
-        self._writer.write(text.encode("utf-8", "replace"))
-        transport = self._writer.transport
-        if transport.is_closing() or transport.get_write_buffer_size() > MAX_UNSENT:
-            self.gone = True
-            transport.abort()
-
-    async def finish(self) -> None:
-        """Send what is left, and close."""
-        self.gone = True
-        with contextlib.suppress(ConnectionError, OSError, asyncio.TimeoutError):
-            self._writer.close()
-            await asyncio.wait_for(self._writer.wait_closed(), 5)
+def _http_error(exc: DraftwireError) -> HttpError:
+    """Return the error as HTTP tells it."""
+    status, headers = 500, {}
+    if isinstance(exc, ConfigError):
+        status = 400
+    elif isinstance(exc, TransportError):
+        busy = isinstance(exc, BusyError)
+        status = 429 if busy else 503
+        wait = getattr(exc, "retry_after_s", None) or _RETRY_S
+        headers = {"Retry-After": str(max(1, round(wait)))}
+    name = type(exc).__name__
+    return HttpError(status, str(exc), hint=exc.hint, code=name, headers=headers)
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield whole lines until the end.
+@contextlib.contextmanager
+def _port(told: ServiceOptions) -> Iterator[socket.socket]:
+    """Own a TCP address.
 
     Raises:
-        ConfigError: One is longer than the reader's limit, however its bytes arrive.
+        ConfigError: It cannot be had, or everybody could come in by it.
     """
-    while True:
-        try:
-            line = await reader.readuntil(b"\n")
-        except asyncio.IncompleteReadError:
-            return
-        except asyncio.LimitOverrunError:
-            raise ConfigError(f"a request has at most {MAX_LINE >> 10} KiB") from None
-        if line.strip():
-            yield line[:-1]
+    host, _, number = told.http.rpartition(":")
+    host = host.strip("[]")
+    if not host or not re.fullmatch("[0-9]{1,5}", number) or int(number) > 65535:
+        raise ConfigError(
+            f"http is {told.http!r}", hint="it must be HOST:PORT or unix:PATH"
+        )
+    if not told.token and not _LOOPBACK.fullmatch(host):
+        raise ConfigError(
+            f"without a token, every machine that reaches {told.http} could use this board",
+            hint="give --http-token-file, or listen on 127.0.0.1",
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, int(number)), family=family)
+    except OSError as exc:
+        raise ConfigError(
+            f"{told.http} cannot be listened on: {exc.strerror or exc}",
+            hint="choose another port with --http",
+        ) from exc
+    with listener:
+        yield listener
 
 
 @contextlib.contextmanager

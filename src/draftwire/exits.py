@@ -114,7 +114,7 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
             f"the exits of {where} were made for another target",
             hint="make them again: draftwire export exits",
         )
-    files = check_files(path, section.get("files"))
+    files = check_files(path, section.get("files"), raw["files"])
     exits = _exits(where, section.get("exits"), layers)
     if EXITS_FILE not in files:
         raise PackageError(f"{where} has exits but no {EXITS_FILE}", hint=DAMAGED)

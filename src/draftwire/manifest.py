@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import AbstractSet, Any, Iterable, Mapping
 
 from draftwire.errors import PackageError
 from draftwire.seals import Seals, data_files
@@ -33,9 +33,8 @@ FORMATS = {"draft": "draftwire.draft/1", "target": "draftwire.target/1"}
 
 MAX_MANIFEST = 1 << 20  # bytes: a manifest is a page of text
 MAX_FILES = 64
-_LONGEST_GRAPH = 64 << 20
-# What a target's graph names and never opens: its weights come from the verifier.
-_SUPPLIED = {"weights.safetensors"}
+# What a target's graph names and cannot open: its weights come from the verifier.
+_SUPPLIED = "weights.safetensors"
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 24
 
@@ -207,12 +206,13 @@ def _read_family(where: str, raw: Any) -> Family:
     return Family(raw["name"], raw.get("backbone"), raw["tokenizer"])
 
 
-def check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
+def check_files(path: Path, raw: Any, beside: Iterable[str] = ()) -> dict[str, PackageFile]:
     """Check a manifest's table of files against the folder, content included.
 
     Args:
         path: The package's folder.
         raw: The table: by name, an object with ``sha256``, ``bytes`` and details.
+        beside: Names in the folder that another table lists.
 
     Raises:
         PackageError: The table is unfit, or a file is missing or changed.
@@ -245,16 +245,20 @@ def check_files(path: Path, raw: Any) -> dict[str, PackageFile]:
             raise PackageError(f"{where}/{name} does not match its hash", hint=DAMAGED)
         files[name] = PackageFile(file, sha256, size, details=entry, **words)
     seals.keep()
-    _nothing_unnamed(path, files)
+    _nothing_unnamed(path, files, {*files, *beside})
     return files
 
 
-def _nothing_unnamed(path: Path, files: Mapping[str, PackageFile]) -> None:
+def _nothing_unnamed(
+    path: Path, files: Mapping[str, PackageFile], named: AbstractSet[str]
+) -> None:
     """Refuse a graph that reads weights which no hash covers."""
     for name, file in files.items():
-        if not name.endswith(".onnx") or file.bytes > _LONGEST_GRAPH:
-            continue  # a graph so long holds its weights itself
-        for other in data_files(file.path) - files.keys() - _SUPPLIED:
+        if not name.endswith(".onnx"):
+            continue
+        for other in data_files(file.path) - named:
+            if other == _SUPPLIED and not os.path.lexists(path / other):
+                continue
             raise PackageError(
                 f"{path.name}/{name} reads {other!r}, which the package does not list",
                 hint=DAMAGED,

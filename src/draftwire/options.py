@@ -23,6 +23,7 @@ __all__ = [
     "OPTIONS",
     "STREAM_GROUPS",
     "Connect",
+    "Doors",
     "Draft",
     "Limits",
     "Measure",
@@ -274,6 +275,12 @@ class Sampling(Options):
         rules.whole(0, 2**32 - 1),
         "which of the texts that share a seed: each number has noise of its own",
     )
+    noise: str = _option(
+        "philox",
+        rules.word("philox", "sparse"),
+        "how coupled draws its noise: sparse costs a tenth at large vocabularies, and "
+        "gives another text for a seed",
+    )
 
 
 @dataclass(frozen=True)
@@ -370,6 +377,27 @@ class Power(Options):
     )
 
 
+@dataclass(frozen=True)
+class Doors(Options):
+    """Where `draftwire service run` serves: of that command alone."""
+
+    title: ClassVar[str] = "the service"
+
+    http: str | None = _option(
+        None,
+        dataclasses.replace(rules.TEXT, shown="HOST:PORT|unix:PATH"),
+        "serve OpenAI's clients at this address too; unix:PATH names the local socket",
+    )
+    http_token_file: Path | None = _option(
+        None, rules.FILE, "file with the token that clients of --http must have"
+    )
+    http_origin: tuple[str, ...] = _option(
+        (),
+        rules.texts(16, 256),
+        "web page that may ask, e.g. https://panel.local; may be repeated",
+    )
+
+
 CONNECT_GROUPS: tuple[type[Options], ...] = (Connect, Draft, Measure)
 STREAM_GROUPS: tuple[type[Options], ...] = (Sampling, Limits, Pacing, Power)
 GROUPS: tuple[type[Options], ...] = (Peers, *CONNECT_GROUPS, *STREAM_GROUPS)
@@ -382,7 +410,7 @@ def options_of(*groups: type[Options]) -> Iterator[Option]:
             yield Option(field.name, field.default, **field.metadata)
 
 
-OPTIONS: dict[str, Option] = {option.name: option for option in options_of(*GROUPS)}
+OPTIONS: dict[str, Option] = {o.name: o for o in options_of(*GROUPS, Doors)}
 
 
 def check_prompt(prompt: object) -> str | list[int]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -23,8 +23,25 @@ __all__ = ["Seals", "data_files", "file_hash"]
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
 _SETTLED_S = 3.0
-# The entry of an ONNX tensor that says which file holds its data.
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+# Which fields of an ONNX message hold messages, down to the entries of a tensor that say
+# where its data lies. Source: onnx.proto3, https://github.com/onnx/onnx.
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse",
+        23: "sparse",
+    },
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
 
 
 class Seals:
@@ -112,12 +129,48 @@ def data_files(graph: Path) -> set[str]:
     Raises:
         PackageError: It cannot be read.
     """
+    found: set[str] = set()
     try:
-        data = graph.read_bytes()
+        with open(graph, "rb") as stream, memoryview(
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        ) as data:
+            _walk(data, "model", found)
     except OSError as exc:
         raise PackageError(f"{graph} cannot be read: {exc.strerror}") from exc
-    found = set()
-    for match in _LOCATION.finditer(data):
-        name = data[match.end() : match.end() + match[1][0]]
-        found.add(name.decode("utf-8", "replace"))
+    except (IndexError, ValueError, RecursionError):
+        pass  # no graph, or a damaged one: the engine will say so
     return found
+
+
+def _walk(data: memoryview, kind: str, found: set[str]) -> None:
+    """Collect the locations of external data in a message."""
+    inside, at, texts = _INSIDE.get(kind, {}), 0, {1: b"", 2: b""}
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, at = _varint(data, at)
+            continue
+        size = {1: 8, 5: 4}.get(wire, 0)  # of a group: its fields are looked at as ours
+        if wire == 2:
+            size, at = _varint(data, at)
+        if at + size > len(data):
+            raise ValueError("cut short")
+        if number in inside:
+            _walk(data[at : at + size], inside[number], found)
+        elif kind == "entry" and number in texts:
+            texts[number] = bytes(data[at : at + size])
+        at += size
+    if texts[1] == b"location":
+        found.add(texts[2].decode("utf-8", "replace"))
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at

@@ -9,6 +9,7 @@ Source:
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from dataclasses import dataclass
@@ -26,12 +27,16 @@ __all__ = [
     "RawTensor",
     "TensorFile",
     "merge_lora",
+    "read_header",
     "read_tensors",
     "target_weights",
     "write_tensors",
 ]
 
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+# Bytes; the format allows 100 million, which take half a minute to read. A model of
+# 20,000 tensors (128 experts in each of 48 layers) has 2 MB.
+MAX_HEADER = 4 << 20
+MAX_BYTES = 1 << 62  # of a tensor, were no side of it 0
 MAX_DIMS = 8
 SIZES = {
     "BOOL": 1,
@@ -83,6 +88,32 @@ class RawTensor:
         return values.astype(np.float32).reshape(self.shape)
 
 
+def read_header(path: Path) -> tuple[bytes, int]:
+    """Return the header of a safetensors file, not looked into, and the file's bytes.
+
+    Raises:
+        PackageError: It is missing, truncated, or its header is longer than any model's.
+    """
+    try:
+        size = os.stat(path).st_size
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+            if len(start) < 8:
+                raise _broken(path, "is too short")
+            (length,) = _LENGTH.unpack(start)
+            if length > min(MAX_HEADER, size - 8):
+                raise _broken(path, f"claims a header of {length} bytes")
+            return stream.read(length), size
+    except FileNotFoundError as exc:
+        raise PackageError(f"there is no {path}") from exc
+    except OSError as exc:
+        raise PackageError(f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _broken(path: Path, what: str) -> PackageError:
+    return PackageError(f"{path.name} {what}", hint="copy or download the file again")
+
+
 class TensorFile:
     """A safetensors file, its header checked, its data mapped and not yet read.
 
@@ -98,21 +129,8 @@ class TensorFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            size = os.stat(self.path).st_size
-            with open(self.path, "rb") as stream:
-                start = stream.read(8)
-                if len(start) < 8:
-                    raise self._broken("is too short")
-                (length,) = _LENGTH.unpack(start)
-                if length > min(MAX_HEADER, size - 8):
-                    raise self._broken(f"claims a header of {length} bytes")
-                text = stream.read(length)
-        except FileNotFoundError as exc:
-            raise PackageError(f"there is no {self.path}") from exc
-        except OSError as exc:
-            raise PackageError(f"{self.path} cannot be read: {exc.strerror}") from exc
-        self._base = 8 + length
+        text, size = read_header(self.path)
+        self._base = 8 + len(text)
         self._size = size - self._base
         entries = self._parse(text)
         metadata = entries.pop("__metadata__", {})
@@ -138,9 +156,7 @@ class TensorFile:
         )
 
     def _broken(self, what: str) -> PackageError:
-        return PackageError(
-            f"{self.path.name} {what}", hint="copy or download the file again"
-        )
+        return _broken(self.path, what)
 
     def _parse(self, text: bytes) -> dict[str, Any]:
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,16 +182,15 @@ class TensorFile:
             raise self._broken(f"holds {name} as {dtype!r}, which is not supported")
         if shape is None or len(shape) > MAX_DIMS:
             raise self._broken(f"gives {name} an unfit shape")
+        if math.prod(max(1, dim) for dim in shape) > MAX_BYTES // SIZES[dtype]:
+            raise self._broken(f"gives {name} a shape that no memory holds")
         if span is None or len(span) != 2 or span[0] > span[1]:
             raise self._broken(f"gives {name} unfit offsets")
         if span[1] > self._size:
             raise self._broken(
                 f"is cut short: {name} ends at byte {span[1]} of {self._size}"
             )
-        count = 1
-        for dim in shape:
-            count *= dim
-        if count * SIZES[dtype] != span[1] - span[0]:
+        if math.prod(shape) * SIZES[dtype] != span[1] - span[0]:
             raise self._broken(f"gives {name} a shape that does not fit its bytes")
         return dtype, tuple(shape), span[0], span[1]
 
@@ -319,17 +334,21 @@ def merge_lora(
         weights[stem] = weights[stem] + change
 
 
-def target_weights(package: TargetPackage) -> dict[str, np.ndarray[Any, Any]]:
+def target_weights(
+    package: TargetPackage, base: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
     """Return the weights of a target as float32, its adapter merged.
 
     Args:
         package: A whole target, or an evolved one with its base.
+        base: Weights of the whole target where they are there already; unchanged ones
+            are the very same arrays.
 
     Raises:
         PackageError: Its tensors are damaged or do not fit each other.
     """
     whole = package if package.base is None else package.base
-    weights = read_tensors(whole.path / "weights.safetensors")
+    weights = dict(base or read_tensors(whole.path / "weights.safetensors"))
     if package.adapter is not None:
         file = TensorFile(package.adapter.path)
         try:

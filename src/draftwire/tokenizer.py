@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -27,6 +28,7 @@ PROBES = (
     "CamelCase snake_case SHOUTING don't I'll we've <b>&amp;</b> http://a.b/c?d=e#f",
     '{"robot": {"arm": [0.1, -0.2], "gripper": "open"}}',
 )
+_ALIAS = 0xF0000  # private characters: nothing that a text means
 _PAD_WORDS = frozenset({b"[pad]", b"<pad>", b"<|pad|>", b"<|padding|>", b"pad"})
 
 
@@ -42,9 +44,13 @@ class Tokenizer:
         engine.no_truncation()
         self._engine = engine
         self._literal: Any = None  # takes special tokens for text; made when needed
-        self._special: tuple[str, ...] | None = None
-        self._special_ids: set[int] = set()
-        self._any_form = False
+        self._aliases: dict[int, int] = {}  # ids that stand for special ones there
+        added = engine.get_added_tokens_decoder()
+        self._special = {token.content: i for i, token in added.items() if token.special}
+        self._alias = {word: chr(_ALIAS + n) for n, word in enumerate(self._special)}
+        self._any_form = any(t.normalized for t in added.values() if t.special)
+        words = sorted((t.content for t in added.values()), key=len, reverse=True)
+        self._added = re.compile("|".join(map(re.escape, filter(None, words))) or "(?!)")
 
     @property
     def engine(self) -> Any:
@@ -55,6 +61,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens it knows, added ones included, padding rows of a model not."""
         return int(self._engine.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def special_words(self) -> tuple[str, ...]:
+        """How its special tokens are spelt."""
+        return tuple(filter(None, self._special))
 
     def encode(
         self, text: str, *, bos_id: int | None = None, parse_special: bool = False
@@ -73,42 +84,68 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise ConfigError(f"a text was expected, this is {type(text).__name__}")
-        engine = self._engine if parse_special else self._engine_for(text)
-        ids = _encode(engine, text)
-        if engine is self._literal and not self._special_ids.isdisjoint(ids):
-            # Unigram vocabularies hold them as plain pieces too.
+        if parse_special or not (self._any_form or self.special_spans(text)):
+            ids = _encode(self._engine, text)
+        else:
+            ids = self.encode_spans(text, ())
+        return ids if bos_id is None else [bos_id, *ids]
+
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where ``text`` spells special tokens, as the engine would find them."""
+        found = self._added.finditer(text)
+        return [match.span() for match in found if match[0] in self._special]
+
+    def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the ids of ``text``, of which ``spans`` alone are special tokens.
+
+        Args:
+            text: Any text.
+            spans: Some of :meth:`special_spans`, in order; the others stay text.
+
+        Raises:
+            ConfigError: As :meth:`encode`.
+        """
+        if self._literal is None:
+            self._make_literal()
+        pieces, end = [], 0
+        for begin, after in spans:
+            pieces += [text[end:begin], self._alias[text[begin:after]]]
+            end = after
+        ids = _encode(self._literal, "".join([*pieces, text[end:]]))
+        special = {*self._special.values()}
+        # Unigram vocabularies hold them as plain pieces too.
+        plain = special.isdisjoint(ids)
+        if not plain or sum(i in self._aliases for i in ids) != len(spans):
             raise ConfigError(
                 "the prompt spells a special token of this model, which its tokenizer "
                 "cannot keep as text",
                 hint="leave it out, or give token ids",
             )
-        return ids if bos_id is None else [bos_id, *ids]
+        return [self._aliases.get(i, i) for i in ids]
 
-    def _engine_for(self, text: str) -> Any:
-        """Return an engine that takes what ``text`` holds for text."""
-        if not self._spells_special(text):
-            return self._engine
-        if self._literal is None:
-            # A copy: setting this on the engine that others decode with is no option.
-            literal = type(self._engine).from_str(self._engine.to_str())
-            if not hasattr(literal, "encode_special_tokens"):
-                raise ConfigError(
-                    "the prompt spells a special token, which this version of the "
-                    "tokenizers library cannot keep as text",
-                    hint="pip install --upgrade tokenizers",
-                )
-            literal.encode_special_tokens = True
-            self._literal = literal
-        return self._literal
-
-    def _spells_special(self, text: str) -> bool:
-        if self._special is None:
-            known = self._engine.get_added_tokens_decoder()
-            special = [token for token in known.values() if token.special]
-            self._special_ids = {i for i, token in known.items() if token.special}
-            self._any_form = any(t.normalized for t in special)
-            self._special = tuple(t.content for t in special)
-        return self._any_form or any(token in text for token in self._special)
+    def _make_literal(self) -> None:
+        """Make an engine for which special tokens are text, and other characters they."""
+        # A copy: setting this on the engine that others decode with is no option.
+        literal = type(self._engine).from_str(self._engine.to_str())
+        if not hasattr(literal, "encode_special_tokens"):
+            raise ConfigError(
+                "the prompt spells a special token, which this version of the "
+                "tokenizers library cannot keep as text",
+                hint="pip install --upgrade tokenizers",
+            )
+        literal.encode_special_tokens = True
+        added = self._engine.get_added_tokens_decoder()
+        for word, i in self._special.items():
+            alias = type(added[i])(
+                self._alias[word],
+                lstrip=added[i].lstrip,
+                rstrip=added[i].rstrip,
+                normalized=False,
+                special=False,
+            )
+            literal.add_tokens([alias])
+            self._aliases[literal.token_to_id(self._alias[word])] = i
+        self._literal = literal
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``."""

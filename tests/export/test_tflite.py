@@ -124,14 +124,18 @@ def test_rounded_weights_and_the_checkpoints_own(models, tmp_path):
     assert not (tmp_path / "c.draft").exists()
 
 
-def test_a_package_for_litert_alone(models, tmp_path):
+def test_a_package_for_litert_alone(model_copy, tmp_path):
+    source = model_copy("qwen2")
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    (source / "chat_template.jinja").write_text(template)
     out = export_tflite(
-        models("qwen2"), tmp_path / "a.draft", precision="fp32", context=64,
+        source, tmp_path / "a.draft", precision="fp32", context=64,
         family_name="tiny", anchor_layers=1, against="numpy",
     )  # fmt: skip
     package = load_draft(out)
     assert (package.context, package.family.name) == (64, "tiny")
     assert package.family.backbone is not None
+    assert {"chat_template.jinja", "chat.json"} < package.files.keys()
     assert DraftModel.load(package).engine.startswith("ai-edge-litert")
 
 

@@ -30,6 +30,7 @@ from draftwire.export.training.draft import DraftSettings, build_draft  # noqa: 
 from draftwire.export.training.evolve import EvolveSettings, evolve_target  # noqa: E402
 from draftwire.export.training.text import read_documents, split_documents  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.template import Template  # noqa: E402
 from draftwire.tensors import target_weights  # noqa: E402
 
 SMALL = DraftSettings(
@@ -64,8 +65,9 @@ def command(what, source, text, out, *more):
     return ["export", what, str(source), "--data", str(text), "--out", str(out), *more]
 
 
-def test_the_command_makes_a_draft_of_the_family(models, tmp_path, text, capsys):
-    folder = models("llama")
+def test_the_command_makes_a_draft_of_the_family(model_copy, tmp_path, text, capsys):
+    folder = model_copy("llama")
+    (folder / "chat_template.jinja").write_text("<{{ messages[0].content }}>")
     target = export_onnx(
         folder, tmp_path / "v1.target", role="target", anchor_layers=1, against="numpy"
     )
@@ -80,6 +82,8 @@ def test_the_command_makes_a_draft_of_the_family(models, tmp_path, text, capsys)
     assert draft.family.backbone == v1.family.backbone
     assert draft.family.tokenizer == v1.family.tokenizer
     assert draft.family.name == "llama"
+    for package in (draft, v1):
+        assert Template.of(package.path).text == "<{{ messages[0].content }}>"
     assert draft.raw["made"]["by"] == "draftwire export draft"
     assert 800 < draft.raw["made"]["tokens"] <= 1024  # whole steps of whole rows
     base = load_file(folder / "model.safetensors")

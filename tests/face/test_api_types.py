@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import subprocess
@@ -34,6 +35,9 @@ def use(s: draftwire.Session) -> None:
     s.genarate("x")
     s.generate("x", max_new_token=5)
     s.generate("x", temperature="hot")
+    s.chat([], max_new_token=5)
+    s.chat([], temperature="hot")
+    s.chat("x", seed=1.5)
     stream = s.generate("x")
     stream.cancle()
     stream.txt
@@ -56,6 +60,7 @@ def use(s: draftwire.Session) -> str:
         for chunk in stream:
             print(chunk.text, chunk.tokens[0].kind)
         stream.cancel()
+        stream = s.chat([{"role": "user", "content": "x"}], seed=1, stop=["a"])
     except draftwire.RefusedError as exc:
         print(exc.hint)
     except draftwire.DraftwireError:
@@ -184,3 +189,21 @@ def test_the_signature_of_generate_is_that_of_the_options(kind: Any) -> None:
     found = defaults(kind.generate)
     assert found.pop("explain") is None
     assert found == options(*STREAM_GROUPS)
+
+
+def test_a_chat_has_the_options_of_generate() -> None:
+    """Its options are a typed dictionary that only type checkers read."""
+    source = (ROOT / "runtime" / "options.py").read_text(encoding="utf-8")
+    (found,) = (
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef) and node.name == "StreamOptions"
+    )
+    typed = {
+        line.target.id: ast.get_source_segment(source, line.annotation)
+        for line in found.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+    parameters = inspect.signature(Session.generate).parameters.values()
+    wanted = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert typed == wanted

@@ -14,7 +14,7 @@ import pytest
 import draftwire
 from draftwire import errors
 from draftwire.cli import COMMANDS, main
-from draftwire.options import OPTIONS
+from draftwire.options import GROUPS, OPTIONS, options_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -202,7 +202,7 @@ def test_the_first_screen_of_help_has_what_is_used_most() -> None:
     for option in common:
         assert f"  {option.flag} " in first, option.flag
     assert "  --json " in first
-    for option in OPTIONS.values():
+    for option in options_of(*GROUPS):
         assert (f"  {option.flag} " in text.replace(",", " ")) is not option.secret
 
 

@@ -87,12 +87,59 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_changes_nothing(
     assert Seals(folder).holds(folder / "weights", table["weights"]["sha256"])
 
 
-def test_a_graph_may_not_read_what_no_hash_covers(package):
+def wrapped(number, content):
+    """Return a field of a protobuf message that is bytes, its length badly packed."""
+    size = len(content)
+    return bytes([number << 3 | 2, size & 0x7F | 0x80, size >> 7 | 0x80, 0]) + content
+
+
+KEY, PLACE = wrapped(1, b"location"), b"hidden.data"
+
+
+def location(content):
+    return wrapped(7, wrapped(5, b"\x10\x01" + wrapped(13, content)))
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        location(KEY + wrapped(2, PLACE)),
+        location(wrapped(2, PLACE) + KEY),
+        location(wrapped(2, b"weights") + KEY + wrapped(2, PLACE)),
+        wrapped(7, b"") + location(KEY + wrapped(2, PLACE)),
+        b"\x9b\x06" + location(KEY + wrapped(2, PLACE)) + b"\x9c\x06",
+        wrapped(
+            7, wrapped(1, wrapped(5, wrapped(5, wrapped(13, KEY + wrapped(2, PLACE)))))
+        ),
+    ],
+    ids=["key first", "value first", "twice", "two graphs", "a group", "a constant"],
+)
+def test_a_graph_may_not_read_what_no_hash_covers(package, graph):
     folder, table = package
-    entry = b"\x0a\x08location\x12\x0bhidden.data"
-    (folder / "model.onnx").write_bytes(b"\x08\x08" + entry + b"\x12\x00")
+    (folder / "model.onnx").write_bytes(b"\x08\x08" + graph)
     size = (folder / "model.onnx").stat().st_size
     digest = file_hash(folder / "model.onnx")
     table["model.onnx"] = {"sha256": digest, "bytes": size}
     with pytest.raises(PackageError, match="reads 'hidden.data', which the package"):
         check_files(folder, table)
+
+
+def listed(folder, *names):
+    return {
+        name: {"sha256": file_hash(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    }
+
+
+def test_what_a_verifier_supplies_is_not_to_be_found(package):
+    """A target's graph names its weights, which are read and hashed by us, not by it."""
+    folder, _ = package
+    graph = location(KEY + wrapped(2, b"weights.safetensors"))
+    (folder / "model.onnx").write_bytes(graph)
+    table = listed(folder, "model.onnx")
+    check_files(folder, table)
+    (folder / "weights.safetensors").write_bytes(b"others")
+    with pytest.raises(PackageError, match=r"reads 'weights.safetensors', which"):
+        check_files(folder, table)
+    check_files(folder, table, ["weights.safetensors"])
+    check_files(folder, listed(folder, "model.onnx", "weights.safetensors"))

@@ -138,6 +138,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "top_p": 0.25,
         "seed": 2**63,
         "sample": 3,
+        "noise": "sparse",
         "max_new_tokens": 7,
         "stop": "END",
         "deadline_s": 0.75,
@@ -153,6 +154,9 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "max_joules": 5.0,
         "max_watts": 6.0,
         "max_joules_per_token": 0.5,
+        "http": "127.0.0.1:8080",
+        "http_token_file": "/http-token",
+        "http_origin": "https://panel.local",
     }
     assert set(wanted) == set(OPTIONS)
     lines = [f"{name} = {json.dumps(value)}\n" for name, value in wanted.items()]
@@ -163,7 +167,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
     for name, value in wanted.items():
         found = from_environment[name]
         assert found.origin == f"DRAFTWIRE_{name.upper()}"
-        expected = (value,) if name == "stop" else value
+        expected = (value,) if name in ("stop", "http_origin") else value
         if isinstance(found.value, Path):
             expected = Path(str(value))
         assert found.value == expected, name

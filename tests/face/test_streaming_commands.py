@@ -242,7 +242,7 @@ def demo(
     served: list[list[Path]] = []
 
     @contextmanager
-    def local_verifier(targets: list[Path]) -> Iterator[tuple[str, str]]:
+    def local_verifier(targets: list[Path], flags: list[str]) -> Iterator[tuple[str, str]]:
         served.append(targets)
         yield "ws://127.0.0.1:4321", "fresh"
 

@@ -76,6 +76,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path):
         build({"w": entry(shape=(2.0,))}, bytes(8)),
         build({"w": entry(shape=(1,) * 9)}, bytes(8)),
         build({"w": entry(shape=(1 << 62, 1 << 62))}, bytes(8)),
+        build({"w": entry(shape=(0, 1 << 62, 1 << 62), span=(0, 0))}),
         build({"w": entry(span=(0, 9))}, bytes(8)),
         build({"w": entry(span=(8, 0))}, bytes(8)),
         build({"w": entry(span=(-8, 0))}, bytes(8)),
@@ -94,6 +95,16 @@ def test_a_broken_file_is_refused(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(PackageError, match="x.safetensors"):
         TensorFile(file)
+
+
+def test_a_header_of_hundreds_of_thousands_of_tensors_is_not_read(tmp_path, monkeypatch):
+    empty = ",".join(
+        f'"{i}":{json.dumps(entry(shape=(0,), span=(0, 0)))}' for i in range(800_000)
+    )
+    (tmp_path / "x.safetensors").write_bytes(build(b"{" + empty.encode() + b"}"))
+    monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("was read"))
+    with pytest.raises(PackageError, match="claims a header of 5"):
+        TensorFile(tmp_path / "x.safetensors")
 
 
 def test_a_missing_file_and_whole_numbers_are_refused(tmp_path):

@@ -46,6 +46,7 @@ class CachedTarget:
     """
 
     name, version, family, bos_id, eos_ids = "hashed", "v1", FAMILY, None, ()
+    numerics, logit_error = "exact", 0.0
 
     def __init__(
         self, vocab_size=23, slots=4, context=256, salt=b"", exits=0, wrong=frozenset()

@@ -49,6 +49,7 @@ class ArithmeticBackend:
     """Its next token follows from the slot's whole content, so a lost one shows."""
 
     bos_id, eos_ids, exits = None, (49,), ()
+    numerics, logit_error = "exact", 0.0
 
     def __init__(self, version="v1", slots=4, context=256, family=FAMILY):
         self.id = version.encode().hex().rjust(64, "0")

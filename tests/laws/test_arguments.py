@@ -19,7 +19,8 @@ from draftwire.cli import main
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS, STREAM_GROUPS, options_of
-from draftwire.runtime.service.streams import read_request, request_of
+from draftwire.runtime.service.http import HttpError
+from draftwire.runtime.service.openai import read_ask
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT = FIXTURES / "tiny.draft"
@@ -46,6 +47,7 @@ WRONG = [
     ("seed", -1, "-1"),
     ("seed", 2**64, str(2**64)),
     ("seed", "one", "one"),
+    ("sample", -1, "-1"),
     ("temperature", "hot", "hot"),
     ("temperature", math.nan, "nan"),
     ("temperature", math.inf, "inf"),
@@ -90,6 +92,14 @@ WRONG = [
 ]
 
 
+def refused(kind, body):
+    """Return why the service does not take a request."""
+    with pytest.raises(HttpError) as caught:
+        read_ask(kind, json.dumps(body).encode())
+    assert caught.value.status == 400
+    return caught.value
+
+
 def name_of(case):
     return f"{case[0]}={case[1]!r}"[:40].encode("ascii", "replace").decode()
 
@@ -102,13 +112,13 @@ def test_a_wrong_option_of_a_stream(session, name, value, text, capsys):
     assert str(api.value) == f"{name} is {value!r}"[: len(name) + 4 + 80]
     assert api.value.hint == f"it must be {option.rule.wants}"
     if value is not None:  # null stands for what was not given
-        line = json.dumps({"id": 1, "prompt": PROMPT, name: value}).encode()
-        with pytest.raises(ConfigError) as request:
-            request_of(*read_request(line))
-        assert (str(request.value), request.value.hint) == (
-            str(api.value),
-            api.value.hint,
-        )
+        extra = {"prompt": PROMPT, "draftwire": {name: value}}
+        found = refused("text", extra)
+        wanted = (f"draftwire.{name}", str(api.value), api.value.hint)
+        assert (found.param, str(found), found.hint) == wanted
+        if name in ("temperature", "top_p", "top_k", "stop"):
+            found = refused("text", {"prompt": PROMPT, name: value})
+            assert (found.param, str(found), found.hint) == (name, *wanted[1:])
     if text is not None:
         words = ["generate", "x", "--verifier", "ws://x:1", f"{option.flag}={text}"]
         assert main(words) == 2
@@ -177,10 +187,7 @@ def test_a_wrong_prompt(session, prompt, complaint, capsys):
     with pytest.raises(ConfigError, match=complaint) as api:
         session.generate(prompt)
     if complaint != "outside 0" and prompt is not None and not isinstance(prompt, bytes):
-        line = json.dumps({"prompt": prompt}).encode()
-        with pytest.raises(ConfigError) as request:
-            request_of(*read_request(line))
-        assert str(request.value) == str(api.value)
+        assert str(refused("text", {"prompt": prompt})) == str(api.value)
     if isinstance(prompt, str):
         assert main(["generate", prompt, "--verifier", "ws://x:1"]) == 2
         said = capsys.readouterr().err.splitlines()[0]

@@ -71,3 +71,17 @@ def test_a_verifier_that_has_forgotten_is_told_everything(verifiers):
         assert report["prefix"] == {"unsent": 0, "reused": 0}
         with connect(talks) as fresh:
             assert say(fresh, prompt)[0] == again
+
+
+@pytest.mark.parametrize("noise", ["philox", "sparse"])
+def test_both_noise_profiles_are_the_targets_own_text(verifiers, noise):
+    prompt = [(i * 37) % 251 + 1 for i in range(9)]
+    with connect(verifiers[0]) as session:
+        how = {"noise": noise, "max_new_tokens": 40, "temperature": 1.0}
+        alone, _ = say(session, prompt, controller="off", **how)
+        for mode in ({}, {"objective": "latency"}, {"pipeline": 3}):
+            ids, report = say(session, prompt, **how, **mode)
+            assert ids == alone and report["sampling"]["noise"] == noise
+        assert say(session, prompt, **{**how, "noise": "philox"})[0] != alone or (
+            noise == "philox"
+        )

@@ -6,6 +6,8 @@ The graphs themselves are held to transformers in tests/export/test_graphs.py.
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 
+from pieces import ask_in_pieces  # noqa: E402
 from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.export.onnx import export_onnx  # noqa: E402
@@ -39,6 +42,17 @@ def test_the_transformers_backend_serves_it(shape, models, torch_logits):
     found += target.forward([SlotInput(slot, 89, IDS[89:], 1)])
     scale = np.abs(expected).max()
     assert np.abs(np.concatenate(found) - expected).max() < 1e-4 * scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_transformers_backend_can_be_exact(shape, dtype, models):
+    target = HFTarget(models(shape), slots=5, threads=1, dtype=dtype, numerics="exact")
+    slot = target.allocate()
+    (whole,) = target.forward([SlotInput(slot, 0, IDS, 90)])
+    target.release(slot)
+    for seed in range(2):
+        assert (ask_in_pieces(target, IDS, random.Random(seed)) == whole).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -13,7 +13,7 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from safetensors.torch import save_file  # noqa: E402  (after importorskip)
 
-from draftwire.errors import IncompatibleError, ModelError  # noqa: E402
+from draftwire.errors import IncompatibleError, ModelError, PackageError  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
 from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
 
@@ -150,6 +150,12 @@ def test_a_recurrent_model_is_refused(tmp_path):
         ),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 64), "cannot load"),
         (
+            lambda d: (d / "model.safetensors").write_bytes(
+                (1 << 23).to_bytes(8, "little") + bytes(1 << 23)
+            ),
+            "claims a header of 8388608 bytes",
+        ),
+        (
             lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
             "cannot load",
         ),
@@ -158,7 +164,7 @@ def test_a_recurrent_model_is_refused(tmp_path):
 def test_a_damaged_or_pickled_checkpoint_is_refused(tmp_path, break_it, complaint):
     folder = save(tmp_path, transformers.LlamaConfig(**SHAPE))
     break_it(folder)
-    with pytest.raises(ModelError, match=complaint):
+    with pytest.raises((ModelError, PackageError), match=complaint):
         HFTarget(folder, slots=1, threads=1)
 
 

@@ -112,7 +112,8 @@ def test_contexts_far_apart_do_not_share_a_forward(target, slots, monkeypatch):
     for slot, start in zip(slots, (50, 3, 48, 5, 20)):
         target.forward([SlotInput(slot, 0, ids[:start], 0)])
         batch.append(SlotInput(slot, start, ids[start : start + 4], 4))
-    assert target._groups(batch) == [[1, 3], [4], [2, 0]]
+    groups = target.together(list(enumerate(batch)))
+    assert [[i for i, _ in g] for g in groups] == [[1, 3], [4], [2, 0]]
     for item, rows in zip(batch, target.forward(batch)):
         assert rows == pytest.approx(wanted[item.start : item.start + 4], abs=1e-4)
 

@@ -23,6 +23,7 @@ class FakeBackend:
     """Row for a token is its value everywhere."""
 
     name, version, exits = "fake", "v1", ()
+    numerics, logit_error = "exact", 0.0
 
     def __init__(self, slots=8, context=4096):
         self.table = SlotTable(slots, context, VOCAB)

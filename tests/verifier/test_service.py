@@ -71,6 +71,8 @@ def test_several_devices_get_the_targets_own_text():
             accepted = int(numbers[f"{prefix}accepted_tokens_total{tags}"])
             assert 0 < accepted < drafted
             assert int(numbers[f"{prefix}committed_tokens_total{tags}"]) == 200
+            assert int(numbers[f"{prefix}near_ties_total{tags}"]) == 0
+            assert float(numbers[f"{prefix}logit_error{tags}"]) == 0.0
             assert int(numbers[f"{prefix}streams_total"]) == 8
             verify = numbers[f"{prefix}verify_seconds_count"]
             assert int(verify) == int(numbers[f"{prefix}queue_seconds_count"]) > 0
@@ -104,12 +106,15 @@ def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
 def test_health_names_the_targets():
     async def test():
         backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+        backends[1].numerics = "close"
         async with serving(*backends, accounts=Accounts.of("secret")) as service:
             status, body = await get(service, "/healthz")
             assert status == 200
             health = json.loads(body)
             assert health["status"] == "ok"
             assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
+            assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
+            assert health["targets"][1]["near_ties"] == 0
             assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
             assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
 

@@ -5,15 +5,20 @@ each with its own context length and its own number of new tokens. Rewinding is 
 tokens that start below a slot's length overwrite what was there.
 
 A backend must be *block invariant*: the logits of k tokens in one forward equal those
-of k single forwards up to float noise, whatever else is in the batch. Otherwise the
-text of speculative decoding would not be the target's own.
+of k single forwards, whatever else is in the batch. Otherwise the text of speculative
+decoding would not be the target's own. Floating-point sums depend on their order, and an
+engine chooses the order by the shapes that it sees, so a backend says its ``numerics``:
+``exact`` when it shows the engine only shapes that give the same bits (:class:`Form`),
+``close`` when it takes what is quickest and near ties may fall either way.
+docs/verifier.md says where bits come apart and what each costs.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, List, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
@@ -26,7 +31,17 @@ if TYPE_CHECKING:
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
-__all__ = ["ExitListener", "SlotInput", "SlotTable", "TargetBackend"]
+__all__ = [
+    "ExitListener",
+    "Form",
+    "Frame",
+    "SlotInput",
+    "SlotTable",
+    "SlotTarget",
+    "TargetBackend",
+]
+
+log = logging.getLogger("draftwire.verifier")
 
 # Takes the number of an exit, and for each input of the forward the exit's logits
 # ``(rows, vocab_size)``: see ``TargetBackend.forward``.
@@ -85,6 +100,10 @@ class TargetBackend(Protocol):
         eos_ids: Tokens that end one.
         slots: How many sessions fit at the same time.
         exits: Early exits, from the lowest up; empty for a target that has none.
+        numerics: ``"exact"``: a position's logits have the same bits however they were
+            asked for; ``"close"``: the same up to ``logit_error``.
+        logit_error: How far two ways to ask were apart when it was loaded, in logits;
+            0.0 when exact.
     """
 
     id: str
@@ -97,6 +116,8 @@ class TargetBackend(Protocol):
     eos_ids: tuple[int, ...]
     slots: int
     exits: tuple[Exit, ...]
+    numerics: str
+    logit_error: float
 
     def allocate(self) -> int:
         """Take a KV slot.
@@ -120,9 +141,9 @@ class TargetBackend(Protocol):
             on_exit: Called from the same thread in the middle of the forward, once an
                 exit is reached: its number, and its logits of the wanted rows of each
                 input. A backend that cuts the batch calls it for each cut, with no
-                rows for the inputs that are not in it. What it raises ends the
-                forward; the slots are then as before it, or rewound to the inputs'
-                first tokens. None is the plain forward at its plain price.
+                rows for the inputs that are not in it, or not with all wanted rows. What
+                it raises ends the forward; the slots are then rewound to the inputs' first
+                tokens. None is the plain forward at its plain price.
 
         Returns:
             For each input, ``(rows, vocab_size)`` float32 logits of its last ``rows``
@@ -132,6 +153,112 @@ class TargetBackend(Protocol):
             ModelError: An input does not fit its slot, or the engine failed.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an engine gets to see of a batch, so that its sums go one way.
+
+    The plain form is what was asked for. An exact one gives each position's sums one order
+    on the engine at hand: because its shapes do not depend on what was asked (``alone``),
+    or because the engine's kernels have no other order for shapes of that kind, which
+    :meth:`SlotTarget.settle` tries out.
+
+    Attributes:
+        window: Forwards begin at its multiples and end before the next; what is in the
+            cache since then is computed again. 0 begins where the input does.
+        rows: New tokens and wanted logits are padded to a multiple of it.
+        columns: So is what attention looks back on.
+        alone: One input a forward, its row and column counts a function of its window.
+    """
+
+    window: int = 0
+    rows: int = 1
+    columns: int = 1
+    alone: bool = False
+
+    def cut(
+        self, batch: Sequence[SlotInput], tokens: np.ndarray[Any, Any]
+    ) -> Iterator[list[Cut]]:
+        """Yield forwards of the engine, each with which input its parts belong to.
+
+        Args:
+            batch: Inputs of different slots.
+            tokens: ``(slots, context)`` that are cached.
+        """
+        rest = list(enumerate(batch))
+        while rest:
+            now, later = [], []
+            for i, item in rest:
+                first = item.start - (item.start % self.window if self.window else 0)
+                n = min(len(item), first + (self.window or len(item)) - item.start)
+                head = item.part(0, n)
+                again = np.concatenate([tokens[item.slot, first : item.start], head.tokens])
+                now.append((i, SlotInput(item.slot, first, again, head.rows)))
+                if n < len(item):
+                    later.append((i, item.part(n, len(item))))
+            yield from ([one] for one in now) if self.alone else [now]
+            rest = later
+
+
+# Which input of a batch, and what of it.
+Cut = Tuple[int, SlotInput]
+
+
+class Frame:
+    """Inputs side by side, left-aligned and padded as a form says.
+
+    Args:
+        items: Inputs of different slots.
+        form: The form.
+
+    Attributes:
+        items: The same.
+        width: Columns of ``ids``.
+        ids: ``(B, width)`` int64, padded with 0.
+        rows: ``(N,)`` where logits are wanted, as indices ``b * width + s``, padded.
+        keep: How many of the last columns hold all of them, padded, at least 1.
+    """
+
+    def __init__(self, items: Sequence[SlotInput], form: Form) -> None:
+        self.items = items
+        self.width = width = up(max(len(item) for item in items), form.rows)
+        self.ids = np.zeros((len(items), width), np.int64)
+        wanted = []
+        for b, item in enumerate(items):
+            n = len(item)
+            self.ids[b, :n] = item.tokens
+            wanted.append(np.arange(b * width + n - item.rows, b * width + n))
+        self.rows = np.concatenate(wanted)
+        columns = self.rows % width
+        self.keep = up(width - int(columns.min(initial=width - 1)), form.rows)
+        if form.alone and len(self.rows):
+            self.rows = np.arange(width)
+        elif len(self.rows):
+            short = -len(self.rows) % form.rows
+            self.rows = np.pad(self.rows, (0, short), "edge")
+
+    def by_row(self, logits: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Return each input's wanted logits of those ``(N, vocab)`` of ``rows``."""
+        if len(self.items) == 1:  # its rows may be in the middle of a whole window
+            first = int(self.rows[0]) if len(self.rows) else 0
+            end = len(self.items[0]) - first
+            return [logits[end - self.items[0].rows : end]]
+        ends = np.cumsum([item.rows for item in self.items])
+        return [logits[end - item.rows : end] for item, end in zip(self.items, ends)]
+
+    def by_column(self, logits: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Return each input's wanted logits of those ``(B, keep, vocab)`` of columns."""
+        gone = self.width - self.keep
+        return [
+            rows[len(item) - item.rows - gone : len(item) - gone]
+            for item, rows in zip(self.items, logits)
+        ]
+
+
+def up(count: int, step: int) -> int:
+    """Return the least multiple of ``step`` that is at least ``count``."""
+    return -(-count // step) * step
 
 
 class SlotTable:
@@ -151,6 +278,8 @@ class SlotTable:
         self.lengths: list[int] = [0] * slots
         # The lowest free slot first, so that memory of the high ones stays untouched.
         self._free = list(range(slots - 1, -1, -1))
+        # What the slots hold, for forms that compute some of it again.
+        self.tokens = np.zeros((slots, context), np.int32)
         # Slots are taken on the event loop and checked on the worker thread.
         self._lock = threading.Lock()
 
@@ -224,4 +353,149 @@ class SlotTable:
     def commit(self, batch: Sequence[SlotInput]) -> None:
         """Record that ``batch`` is in the caches now."""
         for item in batch:
-            self.lengths[item.slot] = item.start + len(item)
+            end = self.lengths[item.slot] = item.start + len(item)
+            self.tokens[item.slot, item.start : end] = item.tokens
+
+
+# Takes the number of an exit, and its logits of a frame's inputs.
+Tell = Callable[[int, List["np.ndarray[Any, Any]"]], None]
+
+
+class SlotTarget:
+    """What the backends share: slots, batches cut and joined as a form says.
+
+    A backend sets ``table``, gives its engine in :meth:`run` and calls :meth:`settle`.
+    """
+
+    table: SlotTable
+    name: str
+    slots: int
+    vocab_size: int
+    context: int
+    numerics = "close"
+    logit_error = 0.0
+    form = Form()
+    # Exact ones, the cheapest first; the last two are exact by what they are.
+    forms: tuple[Form, ...] = (Form(16, 16, 512, alone=True), Form(1, 1, 512, alone=True))
+
+    def allocate(self) -> int:
+        """Take a KV slot; see ``TargetBackend.allocate``."""
+        return self.table.allocate()
+
+    def release(self, slot: int) -> None:
+        """Give a slot back."""
+        self.table.release(slot)
+
+    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+        """Run one forward of the engine and keep its keys and values.
+
+        Args:
+            frame: Its inputs.
+            tell: Called at each exit; what it raises ends the forward.
+
+        Returns:
+            Each input's wanted logits.
+        """
+        raise NotImplementedError
+
+    def together(self, cuts: list[Cut]) -> list[list[Cut]]:
+        """Say which of ``cuts`` share a forward of the engine."""
+        return [cuts]
+
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
+        """Run a ragged batch; see ``TargetBackend.forward``."""
+        self.table.check(batch)
+        if on_exit is not None:  # caches are written as it runs: it may be broken off
+            self.table.rewind(batch)
+        nothing = np.empty((0, self.vocab_size), np.float32)
+        answers: list[list[Any]] = [[] for _ in batch]
+        for cuts in self.form.cut(batch, self.table.tokens):
+            for group in self.together(cuts):
+
+                def tell(k: int, rows: list[np.ndarray[Any, Any]]) -> None:
+                    said = [nothing] * len(batch)
+                    for (i, part), logits in zip(group, rows):  # noqa: B023 - in this turn
+                        if part.rows == batch[i].rows:
+                            said[i] = logits
+                    assert on_exit is not None
+                    on_exit(k, said)
+
+                frame = Frame([item for _, item in group], self.form)
+                found = self.run(frame, None if on_exit is None else tell)
+                for (i, _), logits in zip(group, found):
+                    answers[i].append(logits)
+        self.table.commit(batch)
+        return [rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in answers]
+
+    def settle(self, wanted: str | None, default: str) -> None:
+        """Choose the form of forwards, and measure what it leaves open.
+
+        Args:
+            wanted: ``"exact"``, ``"close"``, or None for the default.
+            default: Likewise; exact is close where that cannot be had.
+
+        Raises:
+            ConfigError: No form is exact on this engine.
+        """
+        self.numerics = wanted or default
+        for form in self.forms if self.numerics == "exact" else ():
+            self.form = form
+            self.logit_error = self._spread()
+            if self.logit_error == 0:
+                if form.alone:
+                    log.warning("%s is exact with one stream a forward here", self.name)
+                return
+        if self.numerics == "exact":
+            what = (
+                f"{self.name} cannot be exact on this engine: two readings of one text "
+                f"differ by {self.logit_error:.3g} in the logits, whatever their form"
+            )
+            if wanted:
+                raise ConfigError(what, hint="serve it with --numerics close")
+            log.warning(what)
+        self.numerics, self.form = "close", Form()
+        self.logit_error = self._spread()
+
+    def _spread(self) -> float:
+        """Return how far logits of one text differ between two ways to ask for them.
+
+        Once in a single forward, once in pieces beside strangers, after drafts that were
+        rejected; at the beginning of a context and further in.
+        """
+        rng = np.random.default_rng(0)
+        n = min(24, self.context)
+        ids, junk = rng.integers(0, self.vocab_size, (2, n))
+        slots = [self.allocate() for _ in range(min(3, self.slots))]
+        worst = 0.0
+        for start in sorted({0, min(self.context - n, 601)}):
+            # Whatever stands before: empty caches are a context as good as any.
+            far = min(self.context - n, 2 * start + 3)
+            begins = [start, far, 1][: len(slots)]
+            for slot, begin in zip(slots, begins):
+                self.table.lengths[slot] = max(self.table.lengths[slot], begin)
+            (whole,) = self.forward([SlotInput(slots[0], start, ids, n)])
+            at, parts = 0, []
+            for k in (1, 2, 5, n):
+                k = min(k, n - at)
+                if not k:
+                    break
+                self.forward([SlotInput(slots[0], start + at, junk[: n - at], 0)])
+                batch = [SlotInput(slots[0], start + at, ids[at : at + k], k)]
+                for i, (slot, begin) in enumerate(zip(slots[1:], begins[1:])):
+                    batch.append(SlotInput(slot, begin, junk[: k + i], k))
+                parts.append(self.forward(batch)[0])
+                at += k
+            worst = max(worst, _apart(whole, np.concatenate(parts)))
+        for slot in slots:
+            self.release(slot)
+        return worst
+
+
+def _apart(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Return the largest difference; infinity where just one of them is a number."""
+    finite = np.isfinite(a)
+    if (finite != np.isfinite(b)).any():
+        return float("inf")
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))

@@ -4,9 +4,9 @@ The KV cache is ours: one preallocated ``(slots, heads, context + 1, head_dim)``
 pair a layer, explicit positions and an explicit additive mask. So sessions of different
 lengths and blocks of different sizes share one forward, and a rewind is a number.
 
-Blocks are right-aligned in the batch: the rows that are asked for then sit at the end
-of every row and the head runs on those alone. Padding writes to the scratch column
-behind the context.
+Blocks are left-aligned in the batch and the head runs on the last columns alone, those
+that hold all rows that are asked for. Padding writes to the scratch column behind the
+context.
 
 Nothing is fetched and no code from a checkpoint runs: local files, safetensors, classes
 of transformers itself.
@@ -16,15 +16,24 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.exits import EXITS_FILE
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
-from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.verifier.backends.base import (
+    Form,
+    Frame,
+    SlotInput,
+    SlotTable,
+    SlotTarget,
+    Tell,
+    up,
+)
 from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
 from draftwire.verifier.backends.hf_exits import HFExits
 
@@ -49,7 +58,7 @@ def _imports() -> tuple[Any, Any]:
     return torch, transformers
 
 
-class HFTarget:
+class HFTarget(SlotTarget):
     """A causal language model of transformers with KV slots.
 
     Args:
@@ -60,17 +69,24 @@ class HFTarget:
             4096.
         device: Torch device; None takes CUDA when there is one.
         dtype: "float32", "float16" or "bfloat16"; None takes float32 on a CPU and the
-            checkpoint's own elsewhere. Below float32 two near-equal tokens can change
-            places between batch shapes.
+            checkpoint's own elsewhere.
         threads: Torch threads; None leaves torch's choice.
         name: Name to offer; None takes the folder's.
         version: Version to offer; None takes the folder's name.
+        numerics: ``"exact"`` or ``"close"``; None takes close in float32 and exact below
+            it, where near ties are many.
 
     Raises:
-        ConfigError: torch or transformers is missing, or an option does not fit.
+        ConfigError: torch or transformers is missing, an option does not fit, or exact
+            is more than this engine can be.
         ModelError: The checkpoint does not load.
+        PackageError: The header of a file cannot be a model's.
         IncompatibleError: Its cache cannot be rewound.
     """
+
+    # Attention runs over the cache in place. It sums 512 columns at a time, and products
+    # of a few rows go another way than those of many.
+    forms = (Form(0, 8, 512), *SlotTarget.forms)
 
     def __init__(
         self,
@@ -83,6 +99,7 @@ class HFTarget:
         threads: int | None = None,
         name: str | None = None,
         version: str | None = None,
+        numerics: str | None = None,
     ) -> None:
         self._torch, transformers = _imports()
         torch = self._torch
@@ -93,6 +110,8 @@ class HFTarget:
                 f"{base} is no checkpoint folder: it has no config.json",
                 hint="give the folder that Hugging Face's save_pretrained wrote",
             )
+        for file in {*folder.glob("*.safetensors"), *base.glob("*.safetensors")}:
+            read_header(file)  # the library takes half a minute over a hostile one
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,78 +146,60 @@ class HFTarget:
         self.bos_id = first_token(tokenizer)
         self.eos_ids = _eos_ids(self._model, config)
         self.slots = slots
-        self._table = SlotTable(slots, self.context, self.vocab_size)
+        self.table = SlotTable(slots, self.context, self.vocab_size)
         self._used = [0] * slots  # columns of a slot that hold anything
-        self._cache = _slot_cache(config, slots, self.context, self._model)
+        default = "close" if self._model.dtype == torch.float32 else "exact"
+        # The last column takes what pads a block.
+        step = self.forms[0].columns if (numerics or default) == "exact" else 1
+        self._scratch = up(self.context + 1, step) - 1
+        self._cache = _slot_cache(config, slots, self._scratch + 1)
         self._exits: HFExits | None = None
-        self._probe()
+        self._probe(numerics, default)
         self.exits: tuple[Exit, ...] = ()
         if (folder / EXITS_FILE).is_file():
             self._exits = HFExits(self._model, folder / EXITS_FILE)
             self.exits = self._exits.exits
 
-    def allocate(self) -> int:
-        """Take a KV slot; see ``TargetBackend.allocate``."""
-        return self._table.allocate()
+    def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
+        """Run one forward; see :class:`SlotTarget`."""
+        torch, items = self._torch, frame.items
+        positions = np.zeros(frame.ids.shape, np.int64)
+        columns = np.full(frame.ids.shape, self._scratch, np.int64)
+        for b, item in enumerate(items):
+            end = item.start + len(item)
+            positions[b, : len(item)] = columns[b, : len(item)] = range(item.start, end)
 
-    def release(self, slot: int) -> None:
-        """Give a slot back."""
-        self._table.release(slot)
-
-    def forward(
-        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
-    ) -> list[np.ndarray[Any, Any]]:
-        """Run one ragged forward; see ``TargetBackend.forward``."""
-        torch = self._torch
-        self._table.check(batch)
-        width = max(len(item) for item in batch)
-        ids = np.zeros((len(batch), width), np.int64)
-        positions = np.zeros((len(batch), width), np.int64)
-        columns = np.full((len(batch), width), self.context, np.int64)
-        for row, item in enumerate(batch):
-            n = len(item)
-            ids[row, width - n :] = item.tokens
-            positions[row, width - n :] = columns[row, width - n :] = np.arange(
-                item.start, item.start + n
-            )
-        keep = max(1, max(item.rows for item in batch))
-
-        def tell(k: int, rows: np.ndarray[Any, Any]) -> None:
-            assert on_exit is not None
-            rows = rows[..., : self.vocab_size]
-            on_exit(k, [rows[i, keep - item.rows :] for i, item in enumerate(batch)])
+        def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
+            assert tell is not None
+            tell(k, frame.by_column(rows[..., : self.vocab_size]))
 
         listening: Any = nullcontext()
-        if on_exit is not None and self._exits is not None:
-            listening = self._exits.told(keep, tell)
-            # Layers write to the cache as they run: what is broken off is forgotten.
-            self._table.rewind(batch)
+        if tell is not None and self._exits is not None:
+            listening = self._exits.told(frame.keep, heard)
         with torch.inference_mode(), listening:
-            for item in batch:
+            for item in items:
                 if item.start == 0 and self._used[item.slot]:
                     # Another session was here, and masked columns must be finite.
                     self._cache.wipe(item.slot, self._used[item.slot])
                     self._used[item.slot] = 0
-            for item in batch:
                 end = item.start + len(item)
                 self._used[item.slot] = max(self._used[item.slot], end)
             places = torch.from_numpy(positions).to(self._device)
+            longest = max(item.start + len(item) for item in items)
             self._cache.aim(
-                [item.slot for item in batch],
+                [item.slot for item in items],
                 torch.from_numpy(columns).to(self._device),
-                max(item.start + len(item) for item in batch),
+                min(up(longest, self.form.columns), self._scratch + 1),
             )
             logits = self._model(
-                input_ids=torch.from_numpy(ids).to(self._device),
+                input_ids=torch.from_numpy(frame.ids).to(self._device),
                 attention_mask=self._masks(places),
                 position_ids=places,
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=keep,
+                logits_to_keep=frame.keep,
             ).logits[..., : self.vocab_size]
-            rows = logits.float().cpu().numpy()
-        self._table.commit(batch)
-        return [rows[i, keep - item.rows :] for i, item in enumerate(batch)]
+            return frame.by_column(logits.float().cpu().numpy())
 
     def _masks(self, places: Any) -> Any:
         """Return the mask, or one for each kind of layer where some slide a window."""
@@ -214,33 +215,26 @@ class HFTarget:
             return slid
         return {kind: slid if "sliding" in kind else full for kind in self._kinds}
 
-    def _probe(self) -> None:
+    def _probe(self, numerics: str | None, default: str) -> None:
         """Check on the model itself that blocks, batches and rewinds change nothing."""
-        torch = self._torch
-        rng = np.random.default_rng(0)
         n = min(12, self.context)
-        cut = n // 3
-        ids, junk = rng.integers(0, self.vocab_size, (2, n))
-        slots = [self.allocate() for _ in range(min(2, self.slots))]
-        last = [SlotInput(slots[0], cut, ids[cut:], n - cut)]
-        last += [SlotInput(slot, 0, ids, n) for slot in slots[1:]]  # a ragged batch
+        ids = np.random.default_rng(1).integers(0, self.vocab_size, n)
+        slot = self.allocate()
         try:
-            with torch.inference_mode():
-                batch = torch.from_numpy(ids)[None].to(self._device)
+            with self._torch.inference_mode():
+                batch = self._torch.from_numpy(ids)[None].to(self._device)
                 full = self._model(input_ids=batch, use_cache=False).logits[0]
             wanted = full.float().cpu().numpy()[:, : self.vocab_size]
-            self.forward([SlotInput(slots[0], 0, ids[:cut], 0)])
-            self.forward([SlotInput(slots[0], cut, junk[cut:], 0)])
-            found = self.forward(last)
+            (found,) = self.forward([SlotInput(slot, 0, ids, n)])
+            self.release(slot)
+            self.settle(numerics, default)
         except _UNFIT as error:
             raise IncompatibleError(
                 f"{self.name} ({self.family.name}) does not run with a cache of slots: "
                 f"{error}",
                 hint="serve a model with plain attention in every layer",
             ) from error
-        for slot in slots:
-            self.release(slot)
-        off = max(float(np.abs(rows - wanted[n - len(rows) :]).max()) for rows in found)
+        off = max(float(np.abs(found - wanted).max()), self.logit_error)
         scale = float(np.abs(wanted).max()) or 1.0
         limit = _TOLERANCE.get(str(self._model.dtype).rpartition(".")[2], 1e-1)
         if not off <= limit * scale:
@@ -340,7 +334,7 @@ def _eos_ids(model: Any, config: Any) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
+def _slot_cache(config: Any, slots: int, columns: int) -> Any:
     """Return a transformers ``Cache`` whose layers are rows of slots."""
     import torch
     from transformers.cache_utils import Cache, DynamicLayer
@@ -357,7 +351,7 @@ def _slot_cache(config: Any, slots: int, context: int, model: Any) -> Any:
             # and 0 * NaN is NaN.
             def room(states: Any) -> Any:
                 _, heads, _, dim = states.shape
-                return states.new_zeros((slots, heads, context + 1, dim))
+                return states.new_zeros((slots, heads, columns, dim))
 
             self.keys, self.values = room(key_states), room(value_states)
             self.is_initialized = True

@@ -29,6 +29,7 @@ class Loader:
         threads: Of an engine; None takes its default.
         device: Torch device, for ``hf``.
         dtype: Torch dtype, for ``hf``.
+        numerics: ``"exact"``, ``"close"``, or None for what suits the target's dtype.
     """
 
     backend: str = "auto"
@@ -37,6 +38,7 @@ class Loader:
     threads: int | None = None
     device: str | None = None
     dtype: str | None = None
+    numerics: str | None = None
     _store: WeightStore = field(default_factory=WeightStore)
 
     def __post_init__(self) -> None:
@@ -62,6 +64,7 @@ class Loader:
                 context=self.context,
                 threads=self.threads,
                 store=self._store,
+                numerics=self.numerics,
             )
         from draftwire.verifier.backends.hf_target import HFTarget
 
@@ -72,6 +75,7 @@ class Loader:
             threads=self.threads,
             device=self.device,
             dtype=self.dtype,
+            numerics=self.numerics,
         )
 
 

@@ -7,20 +7,8 @@ head_dim)`` whose capacity grows with the text. The engine only reads it; keys a
 of new tokens come back and are written in place.
 
 Sessions share a forward of the engine as long as padding all contexts to the longest one
-costs less than one more forward. A session alone passes its own array: nothing is copied.
-``python -m studies.forward --target NAME.target`` measures this. On one
-thread of a busy x86 core with a 4.7 M parameter target and blocks of 6, milliseconds:
-
-=========  ===================  ======  ======  ======
-sessions   contexts             shared  looped  served
-=========  ===================  ======  ======  ======
-1          64                      3.5     7.2     3.6
-8          64                       20      49      21
-8          256                      37      77      39
-8          1024                     53      73      54
-8          64 and 1024              48      60      37
-(medians of 15 turns; the first line shows the noise: shared and looped are the same there.)
-=========  ===================  ======  ======  ======
+costs less than one more forward; a session alone passes its own array, and nothing is
+copied. ``python -m studies.forward`` measures that, docs/verifier.md has the figures.
 """
 
 from __future__ import annotations
@@ -34,8 +22,16 @@ import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.packages import TargetPackage, load_target
-from draftwire.tensors import TensorFile, merge_lora, read_tensors
-from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.tensors import read_tensors, target_weights
+from draftwire.verifier.backends.base import (
+    Cut,
+    Form,
+    Frame,
+    SlotInput,
+    SlotTable,
+    SlotTarget,
+    Tell,
+)
 from draftwire.verifier.backends.onnx_parts import TargetParts
 
 __all__ = ["OnnxTarget", "WeightStore"]
@@ -74,18 +70,7 @@ class WeightStore:
         shared = self._bases.get(base.id)
         if shared is None:
             shared = self._bases[base.id] = _Weights(read_tensors(base.path / _WEIGHTS))
-        weights = _Weights(shared)
-        if package.adapter is not None:
-            file = TensorFile(package.adapter.path)
-            try:
-                scale = float(file.metadata.get("scale", ""))
-            except ValueError as error:
-                raise PackageError(
-                    f"{package.path.name} names no scale for its adapter",
-                    hint="make the adapter package again",
-                ) from error
-            merge_lora(weights, {n: file.read(n) for n in file.names()}, scale)
-        return weights, shared
+        return _Weights(target_weights(package, shared)), shared
 
 
 class _Slot:
@@ -106,7 +91,7 @@ class _Slot:
         self.data[:, :, :, : old.shape[3]] = old
 
 
-class OnnxTarget:
+class OnnxTarget(SlotTarget):
     """A target package on onnxruntime, with KV slots.
 
     Args:
@@ -115,12 +100,18 @@ class OnnxTarget:
         context: Most tokens of a session; None takes the package's own.
         threads: Of the engine; None takes one for each core.
         store: Shares weights with other targets; None reads its own.
+        numerics: ``"exact"`` or ``"close"``; None takes close.
 
     Raises:
-        ConfigError: onnxruntime is missing or too old, or an option does not fit.
+        ConfigError: onnxruntime is missing or too old, an option does not fit, or exact
+            is more than this engine can be.
         PackageError: The package is damaged.
         ModelError: The engine refuses the graph.
     """
+
+    # The graph sums over cached and over new tokens apart, so where a forward begins
+    # decides bits; its products do not mind how many rows they have, but for one.
+    forms = (Form(16, 2, 16), *SlotTarget.forms)
 
     def __init__(
         self,
@@ -130,6 +121,7 @@ class OnnxTarget:
         context: int | None = None,
         threads: int | None = None,
         store: WeightStore | None = None,
+        numerics: str | None = None,
     ) -> None:
         if not isinstance(package, TargetPackage):
             package = load_target(package)
@@ -148,7 +140,7 @@ class OnnxTarget:
         shape = package.shape
         self._layers = shape.layers
         self._cache_shape = (shape.layers, shape.kv_heads, shape.head_dim)
-        self._table = SlotTable(slots, self.context, self.vocab_size)
+        self.table = SlotTable(slots, self.context, self.vocab_size)
         self._caches: dict[int, _Slot] = {}
         self._stage = np.zeros(0, np.float32)
         self._weights, self._base = (store or WeightStore()).weights(package)
@@ -164,101 +156,67 @@ class OnnxTarget:
         self._outputs = ["logits"] + [
             f"new.{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")
         ]
-
-    def allocate(self) -> int:
-        """Take a KV slot; see ``TargetBackend.allocate``."""
-        return self._table.allocate()
+        self.settle(numerics, "close")
 
     def release(self, slot: int) -> None:
         """Give a slot back, and its memory."""
-        self._table.release(slot)
+        super().release(slot)
         self._caches.pop(slot, None)
 
-    def forward(
-        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
-    ) -> list[np.ndarray[Any, Any]]:
-        """Run a ragged batch; see ``TargetBackend.forward``."""
-        self._table.check(batch)
-        nothing = np.empty((0, self.vocab_size), np.float32)
-        answers = [nothing] * len(batch)
-        for group in self._groups(batch):
-
-            def tell(k: int, rows: list[np.ndarray[Any, Any]]) -> None:
-                everyone = [nothing] * len(batch)
-                for i, logits in zip(group, rows):  # noqa: B023 - called in this turn
-                    everyone[i] = logits
-                assert on_exit is not None
-                on_exit(k, everyone)
-
-            items = [batch[i] for i in group]
-            rows = self.run_together(items, tell if on_exit is not None else None)
-            for i, logits in zip(group, rows):
-                answers[i] = logits
-        self._table.commit(batch)
-        return answers
-
-    def _groups(self, batch: Sequence[SlotInput]) -> list[list[int]]:
+    def together(self, cuts: list[Cut]) -> list[list[Cut]]:
         """Say which inputs share a forward of the engine.
 
         Sharing pads every context to the longest. Padding is worth it while it costs
         less than reading the weights once more for a forward of its own.
         """
-        order = sorted(range(len(batch)), key=lambda i: batch[i].start)
+        order = sorted(cuts, key=lambda cut: cut[1].start)
         groups = [order[:1]]
         padding = 0
-        for i in order[1:]:
+        for cut in order[1:]:
             group = groups[-1]
-            padding += len(group) * (batch[i].start - batch[group[-1]].start)
+            padding += len(group) * (cut[1].start - group[-1][1].start)
             if padding <= self._padding:
-                group.append(i)
+                group.append(cut)
             else:
-                groups.append([i])
+                groups.append([cut])
                 padding = 0
         return groups
 
-    def run_together(
-        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
-    ) -> list[np.ndarray[Any, Any]]:
-        """Run one forward of the engine for all of ``batch``, unchecked."""
-        width = max(len(item) for item in batch)
-        ids = np.zeros((len(batch), width), np.int64)
-        wanted = []
-        for b, item in enumerate(batch):
-            n = len(item)
-            ids[b, :n] = item.tokens
-            wanted.append(np.arange(b * width + n - item.rows, b * width + n))
+    def run(self, frame: Frame, tell: Tell | None = None) -> list[np.ndarray[Any, Any]]:
+        """Run one forward of the engine; see :class:`SlotTarget`."""
+        items = frame.items
+        for item in items:
             if item.slot not in self._caches:
                 self._caches[item.slot] = _Slot(*self._cache_shape)
-            self._caches[item.slot].reserve(item.start + n)
+            self._caches[item.slot].reserve(item.start + len(item))
         feeds = {
-            "input_ids": ids,
-            "past_lens": np.array([item.start for item in batch], np.int64),
-            "rows": np.concatenate(wanted),
+            "input_ids": frame.ids,
+            "past_lens": np.array([item.start for item in items], np.int64),
+            "rows": frame.rows,
         }
-        past = self._past(batch)
+        past = self._past(items)
         for names, layer in zip(self._names, past):
             feeds[names[0]], feeds[names[1]] = layer[0], layer[1]
-        ends = np.cumsum([item.rows for item in batch])[:-1]
-        parts = self._in_parts() if on_exit is not None else None
+        parts = self._in_parts() if tell is not None else None
         if parts is None:
             logits, *new = self._session.run(self._outputs, feeds)
         else:
 
-            def tell(k: int, rows: np.ndarray[Any, Any]) -> None:
-                assert on_exit is not None
-                on_exit(k, np.split(rows[:, : self.vocab_size], ends))
+            def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
+                assert tell is not None
+                tell(k, frame.by_row(rows[:, : self.vocab_size]))
 
-            found = parts.run(feeds, tell)
+            found = parts.run(feeds, heard)
             logits, *new = (found[name] for name in self._outputs)
         # Nothing is kept before the last part is through: what a listener breaks off has
         # left no trace.
-        for b, item in enumerate(batch):
+        for b, item in enumerate(items):
             end = item.start + len(item)
             cache = self._caches[item.slot].data[:, :, :, item.start : end]
             for i in range(self._layers):
                 cache[i, 0] = new[2 * i][b, :, : len(item)]
                 cache[i, 1] = new[2 * i + 1][b, :, : len(item)]
-        return np.split(logits[:, : self.vocab_size], ends)
+        return frame.by_row(logits[:, : self.vocab_size])
 
     def _in_parts(self) -> TargetParts | None:
         """Return the target in parts, or None when it has no exits (that work)."""
@@ -278,7 +236,9 @@ class OnnxTarget:
     def _past(self, batch: Sequence[SlotInput]) -> np.ndarray[Any, Any]:
         """Return ``(layers, 2, B, kv_heads, P, head_dim)`` of the cached tokens."""
         if len(batch) == 1:  # what lies behind the past is masked: no copy, no slice
-            return self._caches[batch[0].slot].data[:, :, None]
+            whole = self._caches[batch[0].slot].data[:, :, None]
+            # But how far it goes must not depend on what else the slot has held.
+            return whole[..., : batch[0].start, :].copy() if self.form.alone else whole
         layers, kv_heads, dim = self._cache_shape
         longest = max(item.start for item in batch)
         shape = (layers, 2, len(batch), kv_heads, longest, dim)

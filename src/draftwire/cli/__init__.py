@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {  # name -> one line for `draftwire --help`
     "demo": "a verifier and a device on this machine, with the reference models",
     "generate": "write text with a draft here and a target at a verifier",
+    "chat": "talk with a target",
     "report": "run reports as a table",
     "verifier": "serve targets to devices",
     "export": "make draft and target packages",

@@ -157,6 +157,16 @@ def read_settings(args: argparse.Namespace) -> dict[str, Value]:
     return resolve(flags, config=args.config, defaults=defaults)
 
 
+def add_numerics(group: Any) -> None:
+    """Add ``--numerics``."""
+    group.add_argument(
+        "--numerics",
+        choices=("exact", "close"),
+        help="exact: the same bits however a position was asked for; close: up to near "
+        "ties, which are counted (default: close in float32, exact below it)",
+    )
+
+
 def add_explain(group: argparse._ArgumentGroup) -> None:
     """Add ``--explain``; :func:`say_block` is what it asks for."""
     group.add_argument(

@@ -24,8 +24,14 @@ _URL = re.compile(r"^listening on (ws://\S+)\n", re.M)
 
 
 @contextlib.contextmanager
-def local_verifier(targets: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def local_verifier(
+    targets: Sequence[Path], flags: Sequence[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Serve ``targets`` on a free loopback port; yield its URL and token.
+
+    Args:
+        targets: Their paths.
+        flags: More of ``draftwire verifier serve``.
 
     Raises:
         TransportError: The verifier did not start; the message is its own.
@@ -39,6 +45,7 @@ def local_verifier(targets: Sequence[Path]) -> Iterator[tuple[str, str]]:
         command = [sys.executable, "-m", "draftwire", "verifier", "serve"]
         command += ["--host", "127.0.0.1", "--port", "0"]
         command += ["--token-file", str(token_file)]
+        command += flags
         for target in targets:
             command += ["--target", str(target)]
         with open(log, "wb") as handle:

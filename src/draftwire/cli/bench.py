@@ -100,9 +100,25 @@ def _verifier_flags(parser: argparse.ArgumentParser) -> None:
     add("--think-ms", type=float, default=0.0, metavar="MS", help="drafting takes so long")
     add("--threads", type=_count, metavar="N", help="of the verifier's engine")
     add("--no-compare", action="store_true", help="leave the run without batching out")
+    add = parser.add_argument_group("numerics").add_argument
+    add(
+        "--numerics",
+        action="store_true",
+        help="instead: what exact numerics cost here, and whether texts stay the same",
+    )
+    add("--texts", type=int, default=60, metavar="N", help="written twice, 0 for none (60)")
+    add(
+        "--dtypes",
+        type=_words,
+        default=("float32",),
+        metavar="T,T",
+        help="of a checkpoint: float32 (default), bfloat16, float16",
+    )
 
 
 def _verifier(args: argparse.Namespace) -> int:
+    if args.numerics:
+        return _numerics(args)
     from draftwire.bench.verifier import Load, bench_verifier, render
 
     if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
@@ -113,6 +129,15 @@ def _verifier(args: argparse.Namespace) -> int:
     )
     show(args, document, render)
     return 1 if any(run["errors"] for run in document["runs"]) else 0
+
+
+def _numerics(args: argparse.Namespace) -> int:
+    from draftwire.bench.numerics import Settings, bench_numerics, differing, render
+
+    settings = filled(Settings, args, targets=(args.target,), seed=1)
+    document = bench_numerics(settings, say_to(args, terminal=True))
+    show(args, document, render)
+    return 1 if differing(document) else 0
 
 
 def _link_flags(parser: argparse.ArgumentParser) -> None:

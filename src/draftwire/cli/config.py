@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from draftwire.cli import _common
-from draftwire.options import GROUPS, OPTIONS, options_of
+from draftwire.options import GROUPS, OPTIONS, Doors, Options, options_of
 
 __all__ = ["register"]
 
@@ -73,8 +73,8 @@ is what `draftwire config options` prints.
 
 An option is an argument of `draftwire.connect` or of `session.generate` (and of their
 twins in `draftwire.aio`), a key of a file of settings, a variable `DRAFTWIRE_NAME` in the
-environment, a flag of `draftwire generate`, `demo` and `service run`, and, where it
-belongs to a stream, a key of a request to the service.
+environment, a flag of `draftwire generate`, `chat`, `demo` and `service run`, and, where
+it belongs to a stream, a key of `draftwire` in a request to the service.
 
 A flag wins over the environment, that over `./draftwire.toml` (or the file that
 `--config` names), that over `~/.config/draftwire/config.toml`, that over an installed
@@ -88,7 +88,8 @@ begin at that file.
 def reference() -> str:
     """Return the reference of all options, as Markdown."""
     parts = [INTRODUCTION]
-    for group in GROUPS:
+    groups: Sequence[type[Options]] = (*GROUPS, Doors)
+    for group in groups:
         about = (group.__doc__ or "").strip()
         parts.append(f"\n## {group.title[0].upper()}{group.title[1:]}\n\n{about}\n\n")
         parts.append("| option | flag | takes | default | |\n|---|---|---|---|---|\n")

@@ -56,6 +56,7 @@ def register(subparsers: Any) -> None:
         metavar="TEXT",
         help="continue these texts in place of the demo's three",
     )
+    _common.add_numerics(parser)
     groups = (*STREAM_GROUPS, Draft, Measure)
     found = _common.add_options(parser, groups, defaults=DEFAULTS)
     _common.add_common_flags(parser)
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _terminated)
 
     reports: list[dict[str, Any]] = []
-    with local_verifier([target]) as (url, token):
+    flags = ["--numerics", args.numerics] if args.numerics else []
+    with local_verifier([target], flags) as (url, token):
         with draftwire.connect(
             url, draft=draft, target=args.target, token=token, **given
         ) as session:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from draftwire.cli import _common
-from draftwire.errors import DraftwireError, TransportError
-from draftwire.options import GROUPS, STREAM_GROUPS, check_prompt, options_of
+from draftwire.errors import ConfigError, DraftwireError, TransportError
+from draftwire.options import GROUPS, STREAM_GROUPS, Doors, check_prompt, options_of
 from draftwire.settings import Value
 
 if TYPE_CHECKING:
@@ -31,9 +31,18 @@ def register(subparsers: Any) -> None:
         "service",
         help="the supervised process of a board",
         description="Keep a draft loaded and a verifier connected, for the programs of "
-        "this board: JSON lines on a local socket, see docs/shipping.md.",
+        "this board: as OpenAI's API, see docs/service.md. Without an ACTION: run.",
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    whole = parser.parse_known_args
+
+    def told(words: Any = None, namespace: Any = None) -> Any:
+        """Take what begins with an option of `run` for one of `run`."""
+        if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+            words = ["run", *words]
+        return whole(words, namespace)
+
+    parser.parse_known_args = told
     run = actions.add_parser(
         "run",
         help="serve local programs until SIGTERM",
@@ -50,7 +59,7 @@ def register(subparsers: Any) -> None:
     )
     add("--socket-group", default="", metavar="GROUP", help="who else may use it (0660)")
     add("--state", type=Path, metavar="DIR", help="counters (default: $STATE_DIRECTORY)")
-    _common.add_options(run, GROUPS)
+    _common.add_options(run, (Doors, *GROUPS))
     _common.add_common_flags(run)
     run.set_defaults(run=_run)
     status = actions.add_parser(
@@ -84,13 +93,23 @@ def _run(args: argparse.Namespace) -> int:
     values = _common.read_settings(args)
     url = _common.verifier_url(values)
     where = _options(args)
+    http, token_file = values["http"].value or "", values["http_token_file"].value
+    place = args.socket or default_socket(os.environ)
+    if http.startswith("unix:"):
+        place, http = Path(http[len("unix:") :]), ""
+    defaults = _common.stream_options(values)
+    if values["max_new_tokens"].origin == "default":
+        del defaults["max_new_tokens"]  # an answer in a chat ends by itself
     package = load_draft(where["draft"])  # a damaged draft ends it here, exit code 5
     environ = os.environ
     options = ServiceOptions(
-        socket=args.socket or default_socket(environ),
+        socket=place,
         group=args.socket_group,
+        http=http,
+        token=_clients_token(token_file),
+        origins=values["http_origin"].value,
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
-        defaults=_common.stream_options(values),
+        defaults=defaults,
         about={
             "version": draftwire.__version__,
             "verifier": url,
@@ -99,6 +118,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     Service(options, _session_maker(args, package), environ).run()
     return 0
+
+
+def _clients_token(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return _common.read_token(file)
+    except DraftwireError as exc:
+        hint = "one line of your choice; its reader is the service's user"
+        raise ConfigError(str(exc), hint=hint) from exc
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -180,11 +209,12 @@ def _status(args: argparse.Namespace) -> int:
 
     with ServiceClient(args.socket, timeout=10) as service:
         found = service.status()
-    found = {k: v for k, v in found.items() if k not in ("id", "event")}
     if _common.give_json(args, found):
         print(_sentence(found))
         if not args.quiet:
             streams, state = found["streams"], found["state"]
+            if found["http"]:
+                print(f"serving {found['http']}")
             print(
                 f"streams: {streams['finished']} finished, {streams['failed']} failed, "
                 f"{streams['cancelled']} cancelled, {streams['running']} running, "

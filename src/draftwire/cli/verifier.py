@@ -106,6 +106,7 @@ def _register_serve(actions: Any) -> None:
         choices=("float32", "float16", "bfloat16"),
         help="torch dtype, for checkpoints (default: float32 on a CPU)",
     )
+    _common.add_numerics(models)
     add("--batch-tokens", type=_COUNT, default=512, metavar="N", help="a forward (512)")
     add(
         "--max-batch",
@@ -206,6 +207,7 @@ def _serve(args: argparse.Namespace) -> int:
                 "version": s.backend.version,
                 "id": s.backend.id,
                 "context": s.backend.context,
+                "numerics": s.backend.numerics,
             }
             for s in service.registry.targets
         ]

@@ -1,0 +1,583 @@
+"""What OpenAI's clients ask and are answered: every field honoured, or refused by name.
+
+Chat completions, completions and responses become the same thing (:class:`Ask`); what is
+drawn and when it ends is checked by :mod:`draftwire.options`, as everywhere.
+
+Source:
+    https://platform.openai.com/docs/api-reference, read through openai-python 2.x.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
+
+from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
+from draftwire.options import STREAM_GROUPS, Option, check_prompt, options_of
+from draftwire.runtime.service.http import HttpError
+from draftwire.runtime.stream import Chunk
+from draftwire.template import check_messages
+
+__all__ = ["MAX_CHOICES", "Answer", "Ask", "Done", "Form", "read_ask"]
+
+MAX_CHOICES = 8
+_STREAM = {option.name: option for option in options_of(*STREAM_GROUPS)}
+Events = Iterator[Tuple[Optional[str], Dict[str, Any]]]  # their names and data
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for text.
+
+    Attributes:
+        kind: ``"chat"``, ``"text"`` or ``"response"``.
+        model: As the client calls it.
+        prompts: Text or ids each, or the messages of one conversation.
+        options: Of the streams.
+        choices: Answers to each prompt.
+        stream: Whether it is answered piece by piece.
+        usage: Whether a streamed answer ends with what it cost.
+        report: Whether the run report is wanted.
+        template_options: Variables of the chat template.
+    """
+
+    kind: str
+    model: str
+    prompts: list[Any]
+    options: Mapping[str, Any]
+    choices: int
+    stream: bool
+    usage: bool
+    report: bool
+    template_options: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A choice that is written."""
+
+    text: str
+    finish: str
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---- requests
+
+
+def _none(*harmless: object) -> Callable[[Any], bool]:
+    # False is no 0 and 1 no True where a client writes JSON.
+    return lambda v: any(type(v) is type(h) and v == h for h in (None, *harmless))
+
+
+# Fields that are not built yet, or never; these values of theirs ask for nothing.
+_NOT_YET: dict[str, Callable[[Any], bool]] = {
+    "tools": _none([]),
+    "functions": _none([]),
+    "tool_choice": _none("none", "auto"),
+    "function_call": _none("none", "auto"),
+    "response_format": _none({"type": "text"}),
+    "logit_bias": _none({}),
+    "frequency_penalty": _none(0, 0.0),
+    "presence_penalty": _none(0, 0.0),
+    "repetition_penalty": _none(1, 1.0),
+    "min_p": _none(0, 0.0),
+    "ignore_eos": _none(False),
+    "top_logprobs": _none(0),
+    "reasoning_effort": _none(),
+    "verbosity": _none(),
+    "modalities": _none(["text"]),
+    "audio": _none(),
+    "prediction": _none(),
+    "web_search_options": _none(),
+    "service_tier": _none("auto", "default"),
+    "store": _none(False),
+}
+_CHAT = {**_NOT_YET, "logprobs": _none(False)}
+_TEXT = {
+    **_NOT_YET,
+    "logprobs": _none(),
+    "best_of": _none(1),
+    "echo": _none(False),
+    "suffix": _none(""),
+}
+_RESPONSE = {
+    **{name: _NOT_YET[name] for name in ("tools", "tool_choice", "service_tier", "store")},
+    "text": _none({}, {"format": {"type": "text"}}),
+    "reasoning": _none({}),
+    "include": _none([]),
+    "truncation": _none("disabled"),
+    "background": _none(False),
+    "top_logprobs": _none(0),
+    **dict.fromkeys(
+        ("previous_response_id", "conversation", "prompt", "max_tool_calls"), _none()
+    ),
+}
+# What says something about the asker and nothing about the answer.
+_NOTES = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
+_NOTES |= {"prompt_cache_retention", "parallel_tool_calls"}
+_PASSED = {"temperature", "top_p", "top_k", "seed", "stop"}
+_SHARED = {"model", "stream", "stream_options", "draftwire"}
+_FIELDS = {
+    "chat": (_CHAT, {"messages", "n", "max_tokens", "max_completion_tokens"} | _PASSED),
+    "text": (_TEXT, {"prompt", "n", "max_tokens"} | _PASSED),
+    "response": (
+        _RESPONSE,
+        {"input", "instructions", "max_output_tokens", "temperature", "top_p"},
+    ),
+}
+_TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
+
+
+def read_ask(kind: str, body: bytes) -> Ask:
+    """Read a request.
+
+    Args:
+        kind: ``"chat"``, ``"text"`` or ``"response"``.
+        body: As it came.
+
+    Raises:
+        HttpError: It is none, or has a field that cannot be honoured; it says which.
+    """
+    try:
+        raw = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise HttpError(400, f"the body is not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise HttpError(400, "the body is not a JSON object")
+    refusable, honoured = _FIELDS[kind]
+    known = honoured | _SHARED | ({_TEMPLATE} if kind != "text" else set())
+    for name, value in raw.items():
+        if name in refusable and not refusable[name](value):
+            what = f"{name} = {_short(value)} is not supported"
+            raise _wrong(name, what, "unsupported", "docs/service.md says what is")
+        if name not in refusable and name not in known and name not in _NOTES:
+            hint = did_you_mean(name, {*known, *refusable}, "")
+            raise _wrong(name, f"there is no field {name[:64]!r}", "unknown_field", hint)
+    given = {name: value for name, value in raw.items() if value is not None}
+    extra = _object(given, "draftwire")
+    report = extra.pop("report", False)
+    settings = _object(given, "stream_options")
+    for name in settings:
+        if name not in ("include_usage", "include_obfuscation"):
+            raise _wrong(f"stream_options.{name}", f"there is no {name!r:.64} there")
+    return Ask(
+        kind=kind,
+        model=_typed(given, "model", str, "a name", ""),
+        prompts=_checked(kind, given),
+        options={**_options(given), **_extra(extra)},
+        choices=_choices(given),
+        stream=_typed(given, "stream", bool, "true or false", False),
+        usage=_typed(settings, "include_usage", bool, "true or false", False),
+        report=_typed({"report": report}, "report", bool, "true or false", False),
+        template_options=_object(given, _TEMPLATE) or None,
+    )
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = {}
+    for name in sorted(_PASSED & given.keys()):
+        value = given[name]
+        if name == "seed" and type(value) is int and -(2**63) <= value < 0:
+            value += 2**64  # the same 64 bits
+        options[name] = _read(_STREAM[name], value, name, name)
+    for name in ("max_tokens", "max_output_tokens", "max_completion_tokens"):
+        if name in given:  # the newest name, read last, wins
+            option = _STREAM["max_new_tokens"]
+            options[option.name] = _read(option, given[name], name, name)
+    return options
+
+
+def _extra(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = {}
+    for name, value in given.items():
+        if name not in _STREAM:
+            hint = did_you_mean(name, _STREAM, "see docs/options.md")
+            what = f"there is no option {name[:64]!r}"
+            raise _wrong(f"draftwire.{name}", what, "unknown_field", hint)
+        if value is not None:
+            options[name] = _read(_STREAM[name], value, name, f"draftwire.{name}")
+    return options
+
+
+def _read(option: Option, value: object, where: str, param: str) -> Any:
+    try:
+        return option.read(value, where)
+    except ConfigError as exc:
+        raise _wrong(param, str(exc), hint=exc.hint) from exc
+
+
+def _choices(given: Mapping[str, Any]) -> int:
+    found = given.get("n", 1)
+    if type(found) is not int or not 1 <= found <= MAX_CHOICES:
+        raise _wrong("n", f"n is {_short(found)}; it must be 1 to {MAX_CHOICES}")
+    return found
+
+
+def _checked(kind: str, given: Mapping[str, Any]) -> list[Any]:
+    name = {"chat": "messages", "text": "prompt", "response": "input"}[kind]
+    if name not in given:
+        raise _wrong(name, f"the field {name} is missing", "missing_field")
+    try:
+        if kind == "text":
+            return _prompts(given[name], _choices(given))
+        found = _messages(given[name]) if kind == "chat" else _items(given)
+        return [check_messages(found)]
+    except ConfigError as exc:
+        text = str(exc)
+        if kind == "response":
+            text = text.replace("messages[", "input[", 1)
+        raise _wrong(name, text, hint=exc.hint) from exc
+
+
+def _prompts(value: object, choices: int) -> list[Any]:
+    several = isinstance(value, list) and value and not isinstance(value[0], int)
+    found = [check_prompt(prompt) for prompt in (value if several else [value])]  # type: ignore[attr-defined]
+    if len(found) * choices > MAX_CHOICES:
+        raise ConfigError(f"a request has at most {MAX_CHOICES} answers, n for each prompt")
+    return found
+
+
+def _messages(value: object) -> object:
+    """Return messages as chat templates know them: plain text, arguments as objects."""
+    if not isinstance(value, list):
+        return value
+    found = []
+    for message in value:
+        if isinstance(message, dict):
+            message = dict(message)
+            if message.get("role") == "developer":  # what newer clients call it
+                message["role"] = "system"
+            content = message.get("content")
+            if isinstance(content, list) and all(map(_is_text_part, content)):
+                message["content"] = "\n".join(part["text"] for part in content)
+            if isinstance(message.get("tool_calls"), list):
+                message["tool_calls"] = [_call(call) for call in message["tool_calls"]]
+        found.append(message)
+    return found
+
+
+def _is_text_part(part: object) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in ("text", "input_text", "output_text")
+        and isinstance(part.get("text"), str)
+    )
+
+
+def _call(call: object) -> object:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    assert isinstance(call, dict)
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _items(given: Mapping[str, Any]) -> object:
+    items = given["input"]
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    if isinstance(items, list):
+        plain = []
+        for number, item in enumerate(items):
+            kind = item.get("type", "message") if isinstance(item, dict) else "message"
+            if kind != "message":
+                raise ConfigError(
+                    f"messages[{number}].type = {_short(kind)} is not supported"
+                )
+            keep = ("role", "content")
+            plain.append(
+                {k: item[k] for k in keep if k in item} if isinstance(item, dict) else item
+            )
+        items = plain
+    said = _typed(given, "instructions", str, "text", "")
+    if said and isinstance(items, list):
+        items = [{"role": "system", "content": said}, *items]
+    return _messages(items)
+
+
+def _typed(
+    given: Mapping[str, Any], name: str, kind: type, wants: str, default: Any
+) -> Any:
+    value = given.get(name, default)
+    if not isinstance(value, kind):
+        raise _wrong(name, f"{name} is {_short(value)}; it must be {wants}")
+    return value
+
+
+def _object(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return dict(_typed(given, name, dict, "an object", {}))
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _wrong(
+    param: str, message: str, code: str = "invalid_value", hint: str = ""
+) -> HttpError:
+    return HttpError(400, message, hint=hint, param=param, code=code)
+
+
+# ---- answers
+
+
+def usage_of(done: list[Done], *, response: bool = False) -> dict[str, Any]:
+    """Return what answers cost; what was not measured is null."""
+    reports = [one.report for one in done]
+
+    def total(*path: str) -> Any:
+        values: list[Any] = list(reports)
+        for key in path:
+            values = [(value or {}).get(key) for value in values]
+        return None if None in values else sum(values)
+
+    prompt, written = total("prompt_tokens") or 0, total("tokens") or 0
+    names = ("input", "output") if response else ("prompt", "completion")
+    keys = ("up_payload", "down_payload", "up_wire", "down_wire")
+    found: dict[str, Any] = {
+        f"{names[0]}_tokens": prompt,
+        f"{names[1]}_tokens": written,
+        "total_tokens": prompt + written,
+    }
+    kept = {"cached_tokens": total("prefix", "reused") or 0}
+    if response:
+        found["input_tokens_details"] = kept
+        found["output_tokens_details"] = {"reasoning_tokens": 0}
+    else:
+        found["prompt_tokens_details"] = kept
+    found["draftwire"] = {
+        "forwards": total("target_forwards"),
+        "drafted": total("drafted"),
+        "accepted": total("accepted"),
+        "bytes": {key: total("bytes", key) for key in keys},
+        "joules": total("energy", "joules"),
+    }
+    return found
+
+
+def extra_of(done: Done, *, report: bool) -> dict[str, Any]:
+    """Return what only draftwire says of an answer."""
+    energy = done.report.get("energy") or {}
+    found = {
+        "finish": done.finish,
+        "warnings": list(done.report.get("warnings") or ()),
+        "target": done.report.get("target"),
+        "energy_source": energy.get("source"),
+        "why_no_joules": energy.get("why_null"),
+    }
+    return {**found, "report": dict(done.report)} if report else found
+
+
+def _piece(chunk: Chunk) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "token_ids": [token.id for token in chunk.tokens],
+        "verified": chunk.verified,
+        "unverified": chunk.unverified,
+        "t_s": round(chunk.t_s, 6),
+    }
+    if chunk.revision is not None:
+        found.update(revision=chunk.revision, kept_text=chunk.kept_text)
+    return found
+
+
+class Answer:
+    """How chat completions and completions are answered.
+
+    Args:
+        ask: The request.
+        model: The target's name.
+    """
+
+    last_words: str | None = "[DONE]"
+
+    def __init__(self, ask: Ask, model: str) -> None:
+        self._ask = ask
+        self._chat = ask.kind == "chat"
+        self._base = {
+            "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
+            "object": "chat.completion" if self._chat else "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, done: list[Done]) -> dict[str, Any]:
+        """Return the whole answer."""
+        choices = []
+        for index, one in enumerate(done):
+            said: dict[str, Any] = {"text": one.text}
+            if self._chat:
+                message = {"role": "assistant", "content": one.text, "refusal": None}
+                said = {"message": message}
+            choices.append(self._choice(index, said, one))
+        return {**self._base, "choices": choices, "usage": usage_of(done)}
+
+    def begin(self) -> Events:
+        """Yield what comes before any text."""
+        for index in range(self._ask.choices if self._chat else 0):
+            delta = {"role": "assistant", "content": ""}
+            yield self._event({**self._choice(index, {"delta": delta}), "draftwire": None})
+
+    def piece(self, index: int, chunk: Chunk) -> Events:
+        """Yield a piece of text."""
+        said: dict[str, Any] = {"text": chunk.text}
+        if self._chat:
+            said = {"delta": {"content": chunk.text}}
+        yield self._event({**self._choice(index, said), "draftwire": _piece(chunk)})
+
+    def over(self, index: int, one: Done) -> Events:
+        """Yield the end of a choice."""
+        said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        yield self._event(self._choice(index, said, one))
+
+    def end(self, done: list[Done]) -> Events:
+        """Yield what comes after all text."""
+        if self._ask.usage:
+            name, data = self._event()
+            yield name, {**data, "usage": usage_of(done)}
+
+    def failed(self, error: dict[str, Any]) -> Events:
+        """Yield what says that it went wrong."""
+        yield None, error
+
+    def _choice(
+        self, index: int, said: Mapping[str, Any], one: Done | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": index,
+            **said,
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        if one is not None:
+            choice["finish_reason"] = "stop" if one.finish == "stop" else "length"
+            choice["draftwire"] = extra_of(one, report=self._ask.report)
+        return choice
+
+    def _event(self, *choices: Mapping[str, Any]) -> tuple[None, dict[str, Any]]:
+        base: dict[str, Any] = dict(self._base)
+        if self._chat:
+            base["object"] = "chat.completion.chunk"
+        if self._ask.usage:
+            base["usage"] = None
+        return None, {**base, "choices": list(choices)}
+
+
+class Response:
+    """How responses are answered."""
+
+    last_words: str | None = None
+
+    def __init__(self, ask: Ask, model: str) -> None:
+        self._ask = ask
+        self._id, self._item = (f"{k}_{secrets.token_hex(16)}" for k in ("resp", "msg"))
+        self._created, self._model = int(time.time()), model
+        self._number = -1
+        self._text = ""
+
+    def whole(self, done: list[Done]) -> dict[str, Any]:
+        """Return the whole answer."""
+        return self._document(done[0])
+
+    def begin(self) -> Events:
+        """Yield what comes before any text."""
+        for name in ("created", "in_progress"):
+            yield self._event(f"response.{name}", response=self._document(None))
+        item = self._message("", "in_progress")
+        yield self._event(
+            "response.output_item.added", output_index=0, item={**item, "content": []}
+        )
+        yield self._part("response.content_part.added", part=item["content"][0])
+
+    def piece(self, index: int, chunk: Chunk) -> Events:
+        """Yield a piece of text."""
+        yield self._part(
+            "response.output_text.delta",
+            delta=chunk.text,
+            logprobs=[],
+            draftwire=_piece(chunk),
+        )
+
+    def over(self, index: int, one: Done) -> Events:
+        """Yield the end of the text."""
+        item = self._message(one.text, self._status(one))
+        yield self._part("response.output_text.done", text=one.text, logprobs=[])
+        yield self._part("response.content_part.done", part=item["content"][0])
+        yield self._event("response.output_item.done", output_index=0, item=item)
+
+    def end(self, done: list[Done]) -> Events:
+        """Yield what comes after all text."""
+        yield self._event(
+            f"response.{self._status(done[0])}", response=self._document(done[0])
+        )
+
+    def failed(self, error: dict[str, Any]) -> Events:
+        """Yield what says that it went wrong."""
+        yield self._event(
+            "error", **{k: v for k, v in error["error"].items() if k != "type"}
+        )
+
+    def _event(self, name: str, **data: Any) -> tuple[str, dict[str, Any]]:
+        self._number += 1
+        return name, {"type": name, "sequence_number": self._number, **data}
+
+    def _part(self, name: str, **data: Any) -> tuple[str, dict[str, Any]]:
+        return self._event(
+            name, item_id=self._item, output_index=0, content_index=0, **data
+        )
+
+    @staticmethod
+    def _status(one: Done) -> str:
+        return "completed" if one.finish == "stop" else "incomplete"
+
+    def _message(self, text: str, status: str) -> dict[str, Any]:
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {
+            "id": self._item,
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": [part],
+        }
+
+    def _document(self, one: Done | None) -> dict[str, Any]:
+        options = self._ask.options
+        status = "in_progress" if one is None else self._status(one)
+        why = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        found = {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "error": None,
+            "incomplete_details": why,
+            "instructions": None,
+            "max_output_tokens": options.get("max_new_tokens"),
+            "metadata": {},
+            "model": self._model,
+            "output": [] if one is None else [self._message(one.text, status)],
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": options.get("temperature"),
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "none",
+            "tools": [],
+            "top_p": options.get("top_p"),
+            "truncation": "disabled",
+            "usage": None if one is None else usage_of([one], response=True),
+        }
+        if one is not None:
+            found["draftwire"] = extra_of(one, report=self._ask.report)
+        return found
+
+
+Form = Union[Answer, Response]

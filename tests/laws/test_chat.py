@@ -1,0 +1,238 @@
+"""Chats, live: the session's, and those of ``draftwire chat``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import draftwire
+from draftwire import aio
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.errors import ConfigError
+from draftwire.packages import NewFile, load_draft, load_target, write_package
+from draftwire.tokenizer import load_tokenizer, tokenizer_fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+DRAFT = FIXTURES / "tiny.draft"
+PATIENCE_S = 120
+_WRITTEN = ("format", "id", "files", "exits")
+ASKED = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Once"}]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with local_verifier([FIXTURES / "tiny.target"]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def session(verifier):
+    url, token = verifier
+    with draftwire.connect(url, draft=DRAFT, token=token, energy="off") as found:
+        yield found
+
+
+def test_without_a_template_a_chat_is_a_transcript(session, verifier):
+    stream = session.chat(ASKED, max_new_tokens=12)
+    list(stream)
+    plain = session.generate("Be brief.\n\nUser: Once\nAssistant:", max_new_tokens=12)
+    list(plain)
+    assert stream.report["token_ids"] == plain.report["token_ids"]
+    assert stream.report["prompt_tokens"] == plain.report["prompt_tokens"]
+    assert any("no chat template" in line for line in stream.report["warnings"])
+    assert not any("no chat template" in line for line in plain.report["warnings"])
+
+    async def twin():
+        url, token = verifier
+        async with aio.connect(url, draft=DRAFT, token=token, energy="off") as other:
+            found = other.chat(ASKED, max_new_tokens=12)
+            return "".join([chunk.text async for chunk in found])
+
+    assert asyncio.run(twin()) == stream.text
+
+
+def test_a_wrong_chat_is_refused_before_anything_is_sent(session):
+    for messages, words in (
+        ([], "no messages"),
+        ("Once", "must be a list"),
+        ([{"role": "user"}], "content must be text"),
+        ([{"role": "user", "content": "\ud800"}], "no Unicode"),
+        ([{"role": "user", "content": object()}], "content must be text"),
+        ([{"role": "user", "content": "x", "more": object()}], "no JSON"),
+        ([{"role": "tool", "content": "x"}], "takes no tool message"),
+        ([{"role": "user", "content": "x " * 9000}], "holds"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            session.chat(messages)
+    with pytest.raises(ConfigError, match="no tools"):
+        session.chat(ASKED, tools=[{"type": "function"}])
+    with pytest.raises(ConfigError, match="temperature is 'hot'"):
+        session.chat(ASKED, temperature="hot")
+    with pytest.raises(TypeError, match="temprature"):
+        session.chat(ASKED, temprature=1)
+
+
+def changed(kind: str, out: Path, word: str, files: dict[str, bytes]) -> Path:
+    """Write a tiny package whose tokenizer takes ``word`` for a special token."""
+    load: Any = load_draft if kind == "draft" else load_target
+    package = load(FIXTURES / f"tiny.{kind}")
+    raw = json.loads(package.tokenizer_path.read_text(encoding="utf-8"))
+    added = {**raw["added_tokens"][0], "content": word, "id": raw["model"]["vocab"][word]}
+    raw["added_tokens"].append(added)
+    scratch = out.with_suffix(".json")
+    scratch.write_text(json.dumps(raw), encoding="utf-8")
+    fields = {k: v for k, v in package.raw.items() if k not in _WRITTEN}
+    fields["family"] = {**fields["family"], "tokenizer": tokenizer_fingerprint(scratch)}
+    content = {
+        name: NewFile(file.path, {k: v for k, v in file.details.items() if k != "sha256"})
+        for name, file in package.files.items()
+    }
+    content["tokenizer.json"] = NewFile(scratch)
+    content.update({name: NewFile(data) for name, data in files.items()})
+    write_package(out, kind, fields, content)
+    return out
+
+
+def test_the_end_of_the_turn_ends_the_answer(session, tmp_path):
+    """A token that the model says before long becomes what the template ends turns with."""
+    tokenizer = load_tokenizer(DRAFT)
+    probe = session.generate("<Once>", max_new_tokens=120)
+    list(probe)
+    ids = probe.report["token_ids"]
+    words = {i: tokenizer.engine.id_to_token(i) for i in ids}
+    at = next(n for n in range(4, len(ids)) if re.fullmatch("[A-Za-z]", words[ids[n]]))
+    word = words[ids[at]]
+    at = ids.index(ids[at])
+    template = "<|endoftext|>{% for m in messages %}<{{ m.content }}>"
+    template += "{% if not loop.last %}END{% endif %}{% endfor %}"
+    files = {"chat_template.jinja": template.replace("END", word).encode()}
+    target = changed("target", tmp_path / "t.target", word, {})
+    draft = changed("draft", tmp_path / "t.draft", word, files)
+    with local_verifier([target]) as (url, token):
+        with draftwire.connect(url, draft=draft, token=token, energy="off") as ours:
+            stream = ours.chat([{"role": "user", "content": "Once"}], max_new_tokens=120)
+            list(stream)
+            assert stream.finish == "stop" and stream.report["token_ids"] == ids[: at + 1]
+            assert stream.report["warnings"] == []
+            plain = ours.generate("<Once>", max_new_tokens=120)
+            list(plain)
+            assert plain.report["token_ids"] == ids
+            # A letter that is a special token at once cannot be kept as text: said so.
+            with pytest.raises(ConfigError, match="spells a special token"):
+                ours.chat([{"role": "user", "content": f"On{word}ce"}])
+
+
+def environ(token: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "DRAFTWIRE_TOKEN": token,
+        "TERM": "dumb",
+    }
+
+
+def words_of(url: str, *more: str) -> list[str]:
+    words = [sys.executable, "-m", "draftwire", "chat", "--verifier", url]
+    return [*words, "--draft", str(DRAFT), "--energy", "off", *more]
+
+
+def test_through_a_pipe(verifier, session, tmp_path):
+    url, token = verifier
+    talk = "Once\n\n/reset\nOnce\n/system Be brief.\nOnce\nAnd?\n/quit\nnever\n"
+    done = subprocess.run(
+        words_of(url, "--max-new-tokens", "8", "--json", str(tmp_path / "r.json")),
+        input=talk,
+        capture_output=True,
+        env=environ(token),
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = json.loads((tmp_path / "r.json").read_text())
+    assert [report["tokens"] for report in reports] == [8] * 4
+    # The second begins anew; the third has a system message, the fourth remembers.
+    sizes = [report["prompt_tokens"] for report in reports]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
+    messages = [{"role": "system", "content": "Be brief."}]
+    messages += [{"role": "user", "content": "Once"}]
+    messages += [{"role": "assistant", "content": reports[2]["text"]}]
+    messages += [{"role": "user", "content": "And?"}]
+    stream = session.chat(messages, max_new_tokens=8)
+    list(stream)
+    assert stream.text == reports[3]["text"] and stream.text in done.stdout
+    costs = [line for line in done.stderr.splitlines() if line.startswith("[8 tokens, ")]
+    assert len(costs) == 4 and "target forwards" in costs[0] and "bytes up" in costs[0]
+    assert " J" not in costs[0] and done.stderr.count("no chat template") == 1
+    for line, words in (("/fly\n", "no command /fly"), ("x " * 9000, "holds")):
+        done = subprocess.run(
+            words_of(url),
+            input=line,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env=environ(token),
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_in_a_terminal_an_interrupt_ends_the_answer_and_not_the_chat(verifier):
+    url, token = verifier
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        words_of(url, "--temperature", "1", "--seed", "5", "--block", "1"),
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        env=environ(token),
+        start_new_session=True,
+    )
+    os.close(other)
+    seen = ""
+
+    def until(*words: str) -> None:
+        nonlocal seen
+        end = time.monotonic() + PATIENCE_S
+        while not all(word in seen for word in words):
+            assert time.monotonic() < end, seen
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65536).decode("utf-8", "replace")
+
+    try:
+        until("talking with", "> ")
+        os.write(main, b"/help\n")
+        until("/reset", "what is there stays")
+        seen = ""
+        os.write(main, b"Once\n")
+        until("Once")
+        while "cancelled" not in seen:  # it may have ended by itself: ask again
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            until("tokens/s;")
+            if "cancelled" not in seen:
+                seen = ""
+                os.write(main, b"/reset\nOnce more\n")
+                until("Once more")
+        seen = ""
+        os.write(main, b"/fly\n")
+        until("no command /fly", "> ")
+        os.write(main, b"\x04")
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
