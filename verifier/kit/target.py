@@ -88,7 +88,8 @@ class KitTarget:
     """The target as a backend of our verifier; see ``TargetBackend``."""
 
     id = _fingerprint("target")
-    name, version, numerics = NAME, "1", "exact"
+    name, version = NAME, "1"
+    numerics, logit_error = "exact", 0.0
     family, vocab_size = FAMILY, VOCAB
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
