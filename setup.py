@@ -45,7 +45,7 @@ setuptools.setup(
         "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.energy": ["*.toml", "*.json", "page.css", "page.js"],
-        "draftwire.transport": ["*.md"],
+        "draftwire.transport": ["*.md", "*.json"],
         "draftwire.bench": ["profiles/*.toml"],
         "draftwire.bench.link": ["*.toml"],
     },

@@ -686,12 +686,14 @@ class Driver:
         """End a stream with ``error``; the peer is told that it is over."""
         if run.ended_s:
             return
-        for action in [] if run.machine.done else run.machine.stop("error"):
-            if isinstance(action, Send):
-                self._send(run, action.message)
-            elif isinstance(action, Draft):
-                self._order(run, action)
-        self._finish(run, "error", error)
+        try:
+            for action in [] if run.machine.done else run.machine.stop("error"):
+                if isinstance(action, Send):
+                    self._send(run, action.message)
+                elif isinstance(action, Draft):
+                    self._order(run, action)
+        finally:  # whoever iterates waits for nothing but this
+            self._finish(run, "error", error)
 
     def _finish(self, run: StreamRun, reason: str, error: DraftwireError | None) -> None:
         link = self.link

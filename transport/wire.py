@@ -157,11 +157,15 @@ class WebsocketWire(asyncio.Protocol):
         Returns:
             Bytes that it takes on the wire, computed; 0 before ``up`` and after the end.
         """
-        return self._put(message, stream) if self._greeted and not self._over else 0
+        return self._put(message, stream) if self._may_send() else 0
+
+    def _may_send(self) -> bool:
+        # A close may have come together with the message that is answered now.
+        return self._greeted and not self._over and self._websocket.state is OPEN
 
     def ping(self) -> None:
         """Ask for a sign of life."""
-        if self._greeted and not self._over:
+        if self._may_send():
             self._websocket.send_ping(b"")
             self._log.event("ping", "up")
             self._flush()

@@ -18,6 +18,7 @@ from typing import Any, Sequence
 
 from websockets.asyncio.server import serve
 
+from draftwire import __version__
 from draftwire.errors import ConfigError
 from draftwire.transport.answers import clean
 from draftwire.transport.codec import SUBPROTOCOL
@@ -303,6 +304,7 @@ class VerifierService:
         status = "draining" if self.draining else "ok" if ready else "no target"
         body = {
             "status": status,
+            "draftwire": __version__,
             "draining": self.draining,
             "targets": [
                 {

@@ -70,6 +70,26 @@ async def outcome(handler, *, timeout_s: float = 10.0, **options):
         return seen
 
 
+def test_an_answer_to_what_came_with_a_close_is_not_sent():
+    last = said(Commit(0, 0, 1), 256) + frame(CLOSE, struct.pack(">H", 1001))
+
+    async def test():
+        async with serving(script(*GREETING, last)) as port:
+            seen, sizes = Seen(), []
+            wire = network(port).connect(HELLO, seen, 10.0)
+
+            def act(letter):
+                if letter == "M":
+                    sizes.append(wire.send(Block(0, 1, (1,))))
+                    wire.ping()
+
+            seen.act = act
+            assert "1001" in str(await seen.until("D"))
+            assert (seen.log, sizes) == ("UMD", [0])
+
+    asyncio.run(test())
+
+
 def other(**changes: object) -> bytes:
     return said(dataclasses.replace(WELCOME, **changes))
 

@@ -22,6 +22,7 @@ from verifier_lab import (
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+import draftwire
 from draftwire.errors import ConfigError, ModelError, RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import (
@@ -111,7 +112,7 @@ def test_health_names_the_targets():
             status, body = await get(service, "/healthz")
             assert status == 200
             health = json.loads(body)
-            assert health["status"] == "ok"
+            assert (health["status"], health["draftwire"]) == ("ok", draftwire.__version__)
             assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
             assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
             assert health["targets"][1]["near_ties"] == 0
