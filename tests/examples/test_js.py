@@ -1,0 +1,442 @@
+"""The device and the verifier of examples/js: with each other, and with ours.
+
+Whatever the two ends are and however drafts travel, the text is that of the target alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import types
+from pathlib import Path
+
+import js_ends
+import numpy as np
+import pytest
+import verifier_lab as lab
+from cached_target import CachedTarget
+from js_ends import toy_text
+
+import draftwire
+from draftwire.sampling import SamplingParams
+from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
+from draftwire.verifier.limits import Limits
+
+TESTS = Path(__file__).resolve().parents[1]
+GOLDEN, FIXTURES = TESTS / "golden", TESTS / "fixtures"
+PROMPTS = ([1, 2, 3], [77], [5, 250, 250, 9])
+COUPLED = {"scheme": "coupled", "temperature": 0.8, "top_p": 0.9, "top_k": 60}
+LAWS = {
+    "greedy": {"scheme": "greedy", "temperature": 0},
+    "coupled": {**COUPLED, "seed": 2**64 - 1},
+    "sparse": {**COUPLED, "seed": 12, "noise": "sparse", "sample": 3},
+}
+MODES = {
+    "wait": {"mode": "wait", "block": 5},
+    "pipeline": {"mode": "pipeline", "block": 3},
+    "pipeline without bonus": {"mode": "pipeline", "block": 3, "bonus": 0},
+    "race": {"mode": "race", "block": 4, "draft_ms": 4},
+    "race with credit": {"mode": "race", "block": 4, "draft_ms": 8, "credit": 6},
+    "race from the start": {
+        "mode": "race",
+        "block": 2,
+        "draft_ms": 8,
+        "objective": "latency",
+    },
+}
+
+
+# Every mode with a law or two.
+PAIRS = [
+    ("greedy", "wait"),
+    ("coupled", "wait"),
+    ("sparse", "pipeline"),
+    ("greedy", "pipeline without bonus"),
+    ("coupled", "pipeline without bonus"),
+    ("greedy", "race"),
+    ("coupled", "race"),
+    ("sparse", "race with credit"),
+    ("greedy", "race from the start"),
+]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with js_ends.verifier(token="a token", streams=2) as url:
+        yield url
+
+
+def test_codec_against_the_vectors():
+    assert js_ends.check("wire", GOLDEN / "wire_v2.json") == []
+
+
+def test_sampling_against_the_vectors():
+    assert js_ends.check("sampling", GOLDEN / "sampling_v2.json") == []
+
+
+@pytest.mark.parametrize(("law", "mode"), PAIRS)
+def test_both_ends(verifier, law, mode):
+    law, mode = LAWS[law], MODES[mode]
+    options = {**law, **mode, "max_new_tokens": 40, "token": "a token"}
+    streams = js_ends.device(verifier, prompt=PROMPTS, **options)  # three, and two at once
+    for prompt, stream in zip(PROMPTS, streams):
+        assert stream["ids"] == toy_text(prompt, 40, **law)
+        assert stream["finish"] == "length"
+        assert 40 / 65 <= stream["forwards"] <= 40
+    if mode["mode"] != "race":
+        assert sum(stream["forwards"] for stream in streams) < 110  # drafts did save some
+
+
+def test_stop_ids_end_a_text(verifier):
+    whole = toy_text([1, 2], 40)
+    stop = whole[17]
+    found = js_ends.device(verifier, token="a token", prompt=([1, 2],), stop_ids=[stop])
+    assert found[0]["ids"] == whole[: whole.index(stop) + 1]
+    assert found[0]["finish"] == "stop"
+
+
+def test_the_context_ends_a_text():
+    with js_ends.verifier(context=20) as url:
+        found = js_ends.device(url, prompt=([1, 2],))
+        assert (found[0]["ids"], found[0]["finish"]) == (toy_text([1, 2], 18), "length")
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "race", "race with credit"])
+def test_a_bye_is_answered_and_the_number_used_again(verifier, mode):
+    options = {**MODES[mode], "max_new_tokens": 64, "token": "a token"}
+    found = js_ends.device(verifier, prompt=PROMPTS, cancel_after=9, **options)
+    for prompt, stream in zip(PROMPTS, found):
+        assert stream["finish"] == "cancelled" and len(stream["ids"]) >= 9
+        assert stream["ids"] == toy_text(prompt, len(stream["ids"]))
+
+
+@pytest.mark.parametrize(
+    ("law", "mode"), [("greedy", "wait"), ("coupled", "pipeline"), ("greedy", "race")]
+)
+@pytest.mark.parametrize("kept", [True, False], ids=["resumed", "opened anew"])
+def test_a_cut_link(law, mode, kept):
+    """Streams go on after it: resumed, or where the verifier has forgotten them, anew."""
+    law, count = LAWS[law], 120
+    with js_ends.verifier(forward_ms=2, parked_s=60 if kept else 0) as url:
+        proxy = js_ends.Cutter(url, every=2000, times=3)
+        options = {**law, "max_new_tokens": count, "draft_ms": 3, "block": 2}
+        process = js_ends.start_device(proxy.url, prompt=PROMPTS, mode=mode, **options)
+        streams, error = js_ends.ended(process)
+        proxy.close()
+    assert proxy.left < 3
+    assert not error
+    assert [s["ids"] for s in streams] == [toy_text(p, count, **law) for p in PROMPTS]
+    assert any(s["resumes"] for s in streams) == kept
+
+
+def test_busy_is_asked_again_later():
+    with js_ends.verifier(most_streams=1, retry_ms=30) as url:
+        found = js_ends.device(url, prompt=PROMPTS, max_new_tokens=20)
+        assert [s["ids"] for s in found] == [toy_text(p, 20) for p in PROMPTS]
+
+
+REFUSED = {
+    "token": ({"token": "another"}, "401"),
+    "target": ({"target": "other"}, "target: "),
+    "tokenizer": ({"tokenizer": "22" * 32}, "tokenizer: "),
+    "prompt": ({"prompt": ([1] * 4096,)}, "request: "),
+    "scheme": ({"scheme": "teleport"}, "request: "),
+    "law": ({"scheme": "greedy", "temperature": 0.8}, "request: "),
+}
+
+
+@pytest.mark.parametrize(("options", "complaint"), REFUSED.values(), ids=REFUSED)
+def test_refused(verifier, options, complaint):
+    told = {"token": "a token", "prompt": ([1],), **options}
+    streams, error = js_ends.ended(js_ends.start_device(verifier, **told))
+    assert streams is None and complaint in error
+
+
+def test_progress_keeps_patience():
+    """One target for six streams: each waits longer than patience, and hears of work."""
+    prompts = tuple([n] for n in range(6))
+    with js_ends.verifier(forward_ms=60, progress_ms=40) as url:
+        options = {"max_new_tokens": 4, "patience_ms": 200}
+        found = js_ends.device(url, prompt=prompts, **options)
+        assert [s["ids"] for s in found] == [toy_text(p, 4) for p in prompts]
+        process = js_ends.start_device(url, prompt=([1],), **{**options, "patience_ms": 1})
+        assert "no verdict came" in js_ends.ended(process)[1]
+
+
+def test_the_examples_stay_short():
+    def code(name):
+        lines = (js_ends.SOURCE / name).read_text("utf-8").splitlines()
+        assert all(len(line) <= 100 for line in lines), name
+        return sum(not s.startswith(("//", "/**")) for s in map(str.strip, lines) if s)
+
+    shared = sum(map(code, ("codec.mjs", "sampling.mjs", "text.mjs")))
+    assert shared + code("device.mjs") <= 400
+    assert shared + code("verifier.mjs") <= 435
+    assert code("evidence.mjs") <= 180 and code("check.mjs") <= 140
+    package = json.loads((js_ends.SOURCE / "package.json").read_text("utf-8"))
+    assert list(package["dependencies"]) == ["ws"]
+
+
+# ---- with ours
+
+
+async def in_thread(call, *args, **options):
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, functools.partial(call, *args, **options))
+
+
+def near_miss(sequence, vocab):
+    """Return it with every fourth token wrong."""
+    return [(t + (i % 4 == 0)) % vocab for i, t in enumerate(sequence)]
+
+
+@pytest.mark.parametrize(("law", "mode"), PAIRS)
+def test_device_with_our_verifier(tmp_path, law, mode):
+    law, mode = LAWS[law], MODES[mode]
+    target = CachedTarget(vocab_size=300, context=512)
+    params = SamplingParams(**law)
+    wanted = [target.text(prompt, params, 40) for prompt in PROMPTS]
+    script = tmp_path / "drafts.json"
+    script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
+
+    async def whole():
+        async with lab.serving(target) as service:
+            options = {**law, **mode, "draft": script, "max_new_tokens": 40}
+            options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
+            return await in_thread(js_ends.device, service.url, prompt=PROMPTS, **options)
+
+    streams = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert [s["ids"] for s in streams] == wanted
+
+
+def test_device_with_our_verifier_over_a_cut_link(tmp_path):
+    target = CachedTarget(vocab_size=300, context=512)
+    wanted = [target.text(p, SamplingParams("greedy", 0.0), 150) for p in PROMPTS]
+    script = tmp_path / "drafts.json"
+    script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
+
+    async def whole():
+        async with lab.serving(target) as service:
+            proxy = js_ends.Cutter(service.url, every=1600, times=3)
+            options = {"draft": script, "max_new_tokens": 150, "block": 2, "draft_ms": 2}
+            options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
+            return await in_thread(js_ends.device, proxy.url, prompt=PROMPTS, **options)
+
+    streams = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert [s["ids"] for s in streams] == wanted
+    assert any(s["resumes"] for s in streams)
+
+
+class ToyModel:
+    """The toy draft of ``text.mjs`` as the model of our device."""
+
+    def __init__(self):
+        self.ids = []
+
+    @property
+    def length(self):
+        return len(self.ids)
+
+    def rewind(self, length):
+        del self.ids[length:]
+
+    def forward(self, tokens):
+        self.ids += [int(token) for token in tokens]
+        return np.asarray(js_ends.toy_draft(self.ids, 264), np.float32)
+
+
+OURS = {
+    "await": {"preempt": "off"},
+    "pipeline": {"pipeline": 3},
+    "guess": {"preempt": "guess"},
+    "race": {"objective": "latency"},
+}
+TINY = json.loads((FIXTURES / "tiny.draft" / "draft.json").read_text("utf-8"))["family"]
+
+
+@pytest.fixture(scope="module")
+def tiny_verifier():
+    """A JavaScript verifier that takes the draft of the fixtures for its own."""
+    options = {key: TINY[key] for key in ("tokenizer", "backbone")}
+    with js_ends.verifier(
+        family=TINY["name"], vocab_size=264, context=160, **options
+    ) as url:
+        yield url
+
+
+def texts(session, law, mode, count):
+    session._drafter._model = ToyModel()
+    options = {k: v for k, v in law.items() if v != "greedy"}
+    streams = [
+        session.generate(p, max_new_tokens=count, **options, **mode) for p in PROMPTS
+    ]
+    return [[t.id for chunk in s for t in chunk.tokens] for s in streams]
+
+
+@pytest.mark.parametrize("mode", OURS)
+@pytest.mark.parametrize("law", ["greedy", "coupled"])
+def test_our_device_with_the_verifier(tiny_verifier, law, mode):
+    law, mode = {"sample": 3, **LAWS[law]}, OURS[mode]
+    with draftwire.connect(
+        tiny_verifier, draft=FIXTURES / "tiny.draft", silence_s=15
+    ) as session:
+        found = texts(session, law, mode, 40)
+    assert found == [toy_text(p, 40, vocab=264, stops=(0,), **law) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "race"])
+def test_our_device_with_the_verifier_over_a_cut_link(tiny_verifier, mode):
+    proxy = js_ends.Cutter(tiny_verifier, every=2000, times=3)
+    with draftwire.connect(
+        proxy.url, draft=FIXTURES / "tiny.draft", silence_s=15
+    ) as session:
+        found = texts(session, LAWS["greedy"], OURS[mode], 120)
+    assert found == [toy_text(p, 120, vocab=264, stops=(0,)) for p in PROMPTS]
+    assert proxy.left < 3
+
+
+# ---- both verifiers, spoken to by hand
+
+
+def opening(prompt=(1, 2), count=9, **fields):
+    return Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count, **fields)
+
+
+# What is said, given the right text; and what is heard.
+BY_HAND = {
+    "a gap": (lambda right: [opening(), Block(0, 3, (1,))], "fatal protocol"),
+    "drafts twice": (
+        lambda right: [opening(), Block(0, 0, (5,), more=True), Block(0, 0, (5,))],
+        "fatal protocol",
+    ),
+    "a block too long": (
+        lambda right: [opening(), Block(0, 0, (1,) * 17)],
+        "fatal protocol",
+    ),
+    "too many wait": (
+        lambda right: (
+            [opening(count=99)] + [Block(0, 16 * n, (5,) * 16, more=True) for n in range(5)]
+        ),
+        "fatal protocol",
+    ),
+    "evidence": (
+        lambda right: [opening(), Block(0, 0, (1,), evidence=b"x")],
+        "fatal protocol",
+    ),
+    "a number in use": (lambda right: [opening(), opening()], "fatal protocol"),
+    "a text frame": (lambda right: ["hello"], "fatal protocol"),
+    "no prompt": (lambda right: [opening(())], "request"),
+    "no tokens": (lambda right: [opening(count=0)], "request"),
+    "noise": (lambda right: [opening(noise="pink")], "request"),
+    "a stream too many": (lambda right: [opening()] * 3, "limit"),
+    "a resume of nothing": (lambda right: [Resume(b"i" * 8, b"s" * 16, 0)], "stream"),
+    "drafts that end a branch": (
+        lambda right: [opening(), Block(0, 0, (right[0], (right[1] + 1) % 50, 3))],
+        "1+1",
+    ),
+    "a dead branch": (
+        lambda right: [
+            opening(),
+            Block(0, 0, ((right[0] + 1) % 50,)),
+            0.3,
+            Block(0, 1, (5,)),
+        ],
+        "0+1 idle 1",
+    ),
+    "nothing new": (
+        lambda right: [opening(), Block(0, 0, ()), 0.3, Block(0, 0, ())],
+        "0+1 idle 0",
+    ),
+    "another branch": (lambda right: [opening(), Block(1, 0, (right[0],))], "1+1"),
+    "a part": (lambda right: [opening(), Block(0, 0, (right[0],), more=True)], ""),
+    "all of it": (
+        lambda right: [
+            opening(),
+            Block(0, 0, (right[0],), more=True),
+            Block(0, 1, (right[1],)),
+        ],
+        "2+1",
+    ),
+    "without bonus": (
+        lambda right: [opening(bonus=False), Block(0, 0, (right[0],))],
+        "1+0",
+    ),
+    "to the end": (
+        lambda right: [opening(count=3), Block(0, 0, tuple(right[:6]))],
+        "2+1 length",
+    ),
+    "credit": (lambda right: [opening(objective="latency", credit=2)], "0+1 0+1"),
+    "bye": (lambda right: [opening(), Bye("stop")], "bye ended"),
+    "an error": (
+        lambda right: [opening(), Error("internal", "x", fatal=False)],
+        "bye ended",
+    ),
+}
+
+
+def said_by(message):
+    if isinstance(message, Commit):
+        end = f" {message.finish.name.lower()}" if message.finish else ""
+        return f"{message.accepted}+{int(message.token is not None)}{end}"
+    if isinstance(message, Error):
+        return ("fatal " if message.fatal else "") + message.code
+    if isinstance(message, Progress):
+        return f"{message.activity} {message.epoch}"
+    return f"bye {message.reason}" if isinstance(message, Bye) else ""
+
+
+async def spoken(service, frames, number):
+    """Return what a verifier answers; with ``number`` each frame is of another stream."""
+    async with lab.device(service) as device:
+        await device.greet()
+        for frame in frames:
+            if isinstance(frame, float):
+                await asyncio.sleep(frame)
+            elif isinstance(frame, str):
+                await device.socket.send(frame)
+            else:
+                await device.say(frame, number)
+                number += number > 0
+        heard = []
+        while True:
+            try:
+                frame = await asyncio.wait_for(device.frames.get(), 1.5)
+            except asyncio.TimeoutError:
+                break
+            if frame is None:
+                break
+            heard.append(said_by(device.codec.decode(frame).message))
+        return " ".join(filter(None, heard))
+
+
+@pytest.mark.parametrize("whose", ["theirs", "ours"])
+def test_the_verifiers_by_hand(toy_verifier, whose):
+    """All cases at once, each on a connection of its own."""
+
+    async def all_of(service, right):
+        cases = [
+            spoken(service, frames(right), int(answer == "limit"))
+            for frames, answer in BY_HAND.values()
+        ]
+        return dict(zip(BY_HAND, await asyncio.gather(*cases)))
+
+    async def whole():
+        if whose == "theirs":
+            return await all_of(toy_verifier, toy_text([1, 2], 12, vocab=50))
+        target = CachedTarget(vocab_size=50, slots=64)
+        right = target.text([1, 2], SamplingParams("greedy", 0.0), 12)
+        limits = Limits(block=16, waiting=64, streams=2, progress_s=0.1)
+        async with lab.serving(target, limits=limits) as service:
+            return await all_of(service, right)
+
+    heard = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert heard == {name: answer for name, (_, answer) in BY_HAND.items()}
+
+
+@pytest.fixture(scope="module")
+def toy_verifier():
+    with js_ends.verifier(
+        tokenizer="aa" * 32, vocab_size=50, streams=2, progress_ms=100
+    ) as url:
+        yield types.SimpleNamespace(url=url)
