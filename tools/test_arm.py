@@ -15,6 +15,7 @@ mmdebstrap, network or (--within) time it says so and passes; with --require it 
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -330,7 +331,9 @@ def drafts_of(python, machine):
     """Return the reference draft for each engine that can be tested here."""
     reference = os.path.join(ROOT, "models", "reference.draft")
     found = {} if machine == "armv7l" else {"onnxruntime": reference}
-    lite = os.path.join(HOME, "reference-litert.draft")
+    with open(os.path.join(reference, "draft.json"), "rb") as file:
+        made_of = hashlib.sha256(file.read()).hexdigest()[:12]
+    lite = os.path.join(HOME, f"reference-litert-{made_of}.draft")
     check = "import ai_edge_litert.interpreter, flatbuffers"
     if subprocess.call([python, "-c", check], stderr=subprocess.DEVNULL) == 0:
         if not os.path.isdir(lite):
