@@ -27,7 +27,7 @@ from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.dial import web
 from draftwire.transport.messages import Block, Commit, Hello, Open, Opened, Welcome
-from draftwire.verifier.conformance import direct
+from draftwire.verifier.kit.peer import direct
 
 __all__ = ["Load", "bench_verifier", "render"]
 

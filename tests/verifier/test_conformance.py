@@ -1,251 +1,462 @@
-"""The conformance kit passes our verifier, and finds each fault in the right rows."""
+"""The kit for verifiers passes ours, and finds every planted fault in the right row."""
 
 from __future__ import annotations
 
 import dataclasses
 import http
+import random
+import threading
+from pathlib import Path
 
 import pytest
-from verifier_lab import VOCAB, ArithmeticBackend, run, serving
+from verifier_lab import run, serving
 
-from draftwire.errors import ProtocolError, RefusedError
+from draftwire.errors import ProtocolError
+from draftwire.sampling import Decision, SamplingParams, law_of
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
     Block,
     Commit,
     Error,
     Finish,
-    Hello,
+    Frame,
+    Open,
     Opened,
-    Resumed,
+    Progress,
+    Provisional,
 )
 from draftwire.verifier import connection as connection_module
 from draftwire.verifier.accounts import Accounts
-from draftwire.verifier.checks import CHECKS
-from draftwire.verifier.conformance import Kit, run_checks
 from draftwire.verifier.connection import Connection
 from draftwire.verifier.dialogue import Dialogue
-from draftwire.verifier.greeting import error_of
+from draftwire.verifier.kit.checks import CHECKS, prepare
+from draftwire.verifier.kit.device_rows import EXERCISES, RULES
+from draftwire.verifier.kit.peer import Kit
+from draftwire.verifier.kit.rows import run_rows
+from draftwire.verifier.kit.target import KIT_HELLO, KitTarget, logits_after, text_of
+from draftwire.verifier.kit.wire_rows import _INVALID
+from draftwire.verifier.limits import Limits
 from draftwire.verifier.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
-HELLO = Hello("kit", "", b"\xaa" * 32, b"\xbb" * 32, VOCAB, family="arithmetic")
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "t" * 20
-
-
-def failed_rows(kind=VerifierService, **options):
-    results = []
-
-    async def test():
-        async with serving(
-            ArithmeticBackend(slots=6), kind=kind, accounts=Accounts.of(TOKEN), **options
-        ) as service:
-            kit = Kit(service.url, HELLO, TOKEN, patience_s=3.0)
-            results.extend(await run_checks(kit, CHECKS))
-
-    run(test)
-    return {r.name for r in results if r.result == "fail"}, results
-
-
-def service_with(session=None, send=None, **methods):
-    """Return a service whose dialogues have other methods or another session."""
-    wrong = {"dialogue_class": type("FaultyDialogue", (Dialogue,), methods)}
-    if send is not None:
-        wrong["send"] = send
-
-    class Faulty(VerifierService):
-        connection_class = type("FaultyConnection", (Connection,), wrong)
-
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            self.kept.session_class = session or TargetSession
-
-    return Faulty
-
-
-def session_with(**methods):
-    return service_with(type("FaultySession", (TargetSession,), methods))
-
-
-def sends(change):
-    """Return a ``send`` that sends ``change(message)``; None sends nothing."""
-
-    def send(self, message):
-        message = change(message)
-        if message is not None:
-            Connection.send(self, message)
-
-    return {"send": send}
-
-
-def test_the_reference_verifier_conforms():
-    failed, results = failed_rows()
-    assert failed == set()
-    assert {r.name for r in results if r.result == "skip"} == {
-        "error busy",
-        "error draining",
-        "error internal",
-    }
-    assert len({r.name for r in results}) == len(results) > 40
-    assert all(r.detail for r in results if r.result != "pass")
-
-
-# ---- faults of the session
-
-RESUMES = {
-    "resume: the text goes on",
-    "resume: a lost commit",
-    "resume: a lost finish",
-    "resume: half-open connection",
-    "resume: wrong secret",
+NAMES = [row.name for row in CHECKS]
+NEVER = {"error busy", "errors draining, internal and version", "progress while it works"}
+# Rows that every fault is shown, beside its own.
+SOME = {
+    "text without drafts",
+    "right drafts are accepted, wrong ones corrected",
+    "length, context and stop ids",
+    "error request",
+    "idle answers",
+    "forwards are counted",
+    "resume while it waits",
+    *NAMES[-7:],
 }
 
 
-def one_more(self, work, decision, **times):
-    """Accept a draft more than is right."""
-    answers = TargetSession.settle(self, work, decision, **times)
-    return [
-        dataclasses.replace(a, accepted=a.accepted + 1) if a.accepted < work.drafted else a
-        for a in answers
-    ]
+def results_of(kind=VerifierService, *, only=NAMES, target=None, long=130, **options):
+    results = []
+
+    async def test():
+        backend = target or KitTarget(context=600 if long < 1000 else None)
+        accounts = Accounts.of(TOKEN)
+        options.setdefault("limits", Limits(progress_s=0.2))
+        async with serving(backend, kind=kind, accounts=accounts, **options) as service:
+            hello = dataclasses.replace(KIT_HELLO, noise=("philox", "sparse"), target="")
+            kit = Kit(service.url, hello, TOKEN, patience_s=1.5, long=long)
+            await prepare(kit)
+            rows = [row for row in CHECKS if row.name in only]
+            results.extend(await run_rows(kit, rows))
+
+    run(test)
+    return {
+        kind: {r.name for r in results if r.result == kind}
+        for kind in ("conforms", "fails", "not tested")
+    }, results
 
 
-def judges_the_dead(self, block):
-    return TargetSession.receive(self, dataclasses.replace(block, epoch=self.epoch))
+def test_our_verifier_conforms():
+    found, results = results_of()
+    assert found["fails"] == set(), [r for r in results if r.result == "fails"]
+    assert found["not tested"] == NEVER
+    assert len(set(NAMES)) == len(NAMES) > 60
+    assert all(r.detail for r in results if r.result != "conforms")
 
 
-def forgives_gaps(self, block):
+def test_one_token_a_block_conforms():
+    found, results = results_of(limits=Limits(block=1, progress_s=0.2), long=40)
+    assert found["fails"] == set(), [r for r in results if r.result == "fails"]
+
+
+def test_a_target_that_is_slow_shows_its_progress():
+    gate = threading.Event()
+
+    class Slow(KitTarget):
+        def forward(self, batch, on_exit=None):
+            gate.wait(0.06)
+            return super().forward(batch, on_exit)
+
+    only = {"progress while it works"}
+    limits = Limits(progress_s=0.3)
+    assert (
+        results_of(only=only, target=Slow(context=512), limits=limits)[0]["conforms"]
+        == only
+    )
+
+
+# ---- faults: our verifier with one thing changed
+
+
+def service_with(session=None, connection=None, dialogue=None, **wrong):
+    """Return our service, some classes of which have other methods."""
+    talk = type("FaultyDialogue", (Dialogue,), dialogue or {})
+    methods = {**(connection or {}), "dialogue_class": talk}
+
+    class Faulty(VerifierService):
+        connection_class = type("FaultyConnection", (Connection,), methods)
+
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.kept.session_class = type("FaultySession", (TargetSession,), session or {})
+
+    for name, method in wrong.items():
+        setattr(Faulty, name, method)
+    return Faulty
+
+
+def logits(change):
+    """A session that judges other logits: ``change(session, row, place, draft)``."""
+
+    def judge(self, work, rows):
+        if work.prefill:
+            return Decision(0, -1)
+        rows, drafts = rows.copy(), [*work.drafts, None]
+        at = work.start + len(work.tokens) - work.drafted - self._prompt
+        for i, (row, draft) in enumerate(zip(rows, drafts)):
+            change(self, row, at + i, draft)
+        return TargetSession.judge(self, work, rows)
+
+    return {"session": {"judge": judge}}
+
+
+def eleventh(self, row, place, draft):
+    if draft is not None and place % 11 == 10:
+        row[draft] = 99
+
+
+def near(self, row, place, draft):
+    if draft is not None and row[draft] >= row.max() - 0.25:
+        row[draft] = 99
+
+
+def after_60(self, row, place, draft):
+    if place > 60:
+        row[3] = 99
+
+
+def one_in_a_thousand(self, row, place, draft):
+    if place == 777:
+        row[3] = 99
+
+
+def in_races(self, row, place, draft):
+    if self._racing and place % 8 == 3:
+        row[3] = 99
+
+
+def opens(**changes):
+    """A session that takes an open for another one."""
+
+    def init(self, request, **options):
+        changed = {k: v(request) if callable(v) else v for k, v in changes.items()}
+        TargetSession.__init__(self, dataclasses.replace(request, **changed), **options)
+
+    return {"session": {"__init__": init}}
+
+
+def blocks(change):
+    """A session that takes blocks for others."""
+    return {
+        "session": {"receive": lambda self, b: TargetSession.receive(self, change(self, b))}
+    }
+
+
+def says(change):
+    """A connection that says something else; None is nothing."""
+
+    def send(self, message, stream=0):
+        message = change(message)
+        if message is not None:
+            Connection.send(self, message, stream)
+
+    return {"connection": {"send": send}}
+
+
+def if_(kind, **changes):
+    """Return a change of one kind of message."""
+
+    def change(m):
+        if not isinstance(m, kind):
+            return m
+        return dataclasses.replace(
+            m, **{k: v(m) if callable(v) else v for k, v in changes.items()}
+        )
+
+    return change
+
+
+def forgives(self, block):
     try:
         return TargetSession.receive(self, block)
     except ProtocolError:
         return [Error("request", "never mind", fatal=False)]
 
 
-def never_stops(self, tokens):
-    return len(tokens)
+def resumes(change):
+    """A session that resumes otherwise: ``change(session, position)``."""
+    return {
+        "session": {"resume": lambda self, position, digest=b"": change(self, position)}
+    }
 
 
-def keeps_the_epoch(self, position):
-    return dataclasses.replace(TargetSession.resume(self, position), position=0)
+def loses_a_token(self, position):
+    found = TargetSession.resume(self, position)
+    return dataclasses.replace(found, tokens=found.tokens[:-1])
 
 
-def repeats(self, position):
-    return TargetSession.resume(self, max(0, position - 1))
+def mixes(self, message, stream=0):
+    Connection.send(
+        self, message, 1 if stream == 2 and isinstance(message, Commit) else stream
+    )
 
 
-def ignores_more(self, block):
-    return TargetSession.receive(self, dataclasses.replace(block, more=False))
+def draws_it(self, **more):
+    TargetSession.detach(self, **more)
+    self._tokens.append(1)
+    self._hash.extend((1,))
 
 
-SESSION_FAULTS = {
-    "accepts one draft too many": (
-        {"settle": one_more},
-        {"wrong drafts", "coupled: drafts change nothing"},
+def opens_with(**changes):
+    """A session that is made with other limits."""
+
+    def init(self, request, **options):
+        more = {k: v(options[k]) if callable(v) else v for k, v in changes.items()}
+        TargetSession.__init__(self, request, **{**options, **more})
+
+    return {"session": {"__init__": init}}
+
+
+def revives(self, block):
+    return dataclasses.replace(block, epoch=self.epoch)
+
+
+def one_branch(self, block):
+    """Put the drafts of a branch that was given up in front of the next one."""
+    self._branch.epoch = block.epoch
+    return block
+
+
+def hints(self, work, decision, **more):
+    found = TargetSession.settle(self, work, decision, **more)
+    return [*found[:0], Provisional(work.epoch, 0, 1), *found] if found else found
+
+
+def decides(scheme, change):
+    """A session that decides otherwise in one scheme, given draws from each row."""
+
+    def judge(self, work, rows):
+        found = TargetSession.judge(self, work, rows)
+        if self._scheme != scheme or not work.drafted:
+            return found
+        laws = [
+            law_of(row[: self._vocab_size], SamplingParams("qs", 1.0, 6)) for row in rows
+        ]
+        return change(found, [law.draw(1 - RNG.random()) for law in laws], work.drafted)
+
+    return {"session": {"judge": judge}}
+
+
+RNG = random.Random(3)
+GREEDY, COUPLED = "greedy: drafts change nothing", "coupled, philox: drafts change nothing"
+SPARSE = "coupled, sparse: drafts change nothing"
+SEED = "seed, sample, temperature, top_k and top_p matter"
+RIGHT = "right drafts are accepted, wrong ones corrected"
+ENDS = "length, context and stop ids"
+BRANCHES = "branches given up, epochs around"
+RACE = "a race: decoding on without blocks"
+RESUMES = "resume while it waits"
+DEAD = "blocks of dead branches"
+STREAMS = "several streams at once"
+REQUEST = "error request"
+OFTEN = "a text hash at least every 256 tokens"
+# What is changed, and the rows that fail of those that it is shown: SOME and these.
+FAULTS = {
+    "accepts any draft at every 11th place": (logits(eleventh), {GREEDY, RIGHT}),
+    "accepts tokens near the argmax": (logits(near), {GREEDY}),
+    "goes wrong after 60 tokens": (logits(after_60), {GREEDY}),
+    "goes wrong in races": (logits(in_races), {RACE, "a race: drafts change nothing"}),
+    "ignores the seed": (opens(seed=0), {COUPLED, SEED}),
+    "ignores half of the seed": (opens(seed=lambda r: r.seed % 2**32), {COUPLED, SEED}),
+    "ignores the sample": (opens(sample=0), {SEED, "qs: verdicts"}),
+    "ignores the noise profile": (opens(noise="philox"), {SPARSE, REQUEST}),
+    "ignores top_p": (opens(top_p=1.0), {SEED, COUPLED, REQUEST}),
+    "ignores bonus=0": (opens(bonus=True), {"no bonus when it is not wanted"}),
+    "does not decode in a race": (opens(objective="cost"), {RACE, "credit"}),
+    "races for ever": (
+        blocks(lambda self, b: dataclasses.replace(b, race=b.race or self._racing)),
+        {"a race: the last block says whether it goes on"},
     ),
-    "judges blocks of dead branches": (
-        {"receive": judges_the_dead},
-        {"late blocks of a dead branch", "epochs ahead and around"},
+    "ignores credit": (opens(credit=0), {"credit"}),
+    "ignores stop ids": (opens(stop_ids=()), {ENDS}),
+    "does not cut at the context": (opens_with(context=lambda c: c + 1), {ENDS, REQUEST}),
+    "says length for stop": (
+        says(if_(Commit, finish=lambda m: m.finish and Finish.LENGTH)),
+        {ENDS},
     ),
-    "takes protocol errors lightly": (
-        {"receive": forgives_gaps},
-        {"a gap is an error", "a correction nobody asked for", "drafts above max_block"},
-    ),
-    "does not know stop ids": ({"_first_stop": never_stops}, {"stop ids"}),
+    "judges dead branches": (blocks(revives), {DEAD, BRANCHES}),
+    "forgets that a branch ended": (blocks(one_branch), {DEAD, BRANCHES, "idle answers"}),
     "judges half a block": (
-        {"receive": ignores_more},
-        {"a block in two frames"},
+        blocks(lambda self, b: dataclasses.replace(b, more=False)),
+        {"a block in pieces"},
     ),
-    "resumes at another place": (
-        {"resume": repeats},
-        {"resume: the text goes on", "resume: a lost commit", "resume: a lost finish"},
+    "takes gaps lightly": (
+        {"session": {"receive": forgives}},
+        {"gaps, repetitions and corrections that nobody wants"},
     ),
-    "names another position": (
-        {"resume": keeps_the_epoch},
-        {"resume: the text goes on"},
+    "does not count waiting drafts": (
+        opens_with(max_waiting=9999),
+        {"more waiting drafts than max_waiting"},
+    ),
+    "does not measure blocks": (opens_with(max_block=255), {"blocks above max_block"}),
+    "mixes streams up": ({"connection": {"send": mixes}}, {STREAMS, RESUMES}),
+    "leaves a bye unanswered": (
+        {"dialogue": {"_goodbye": lambda self, n: self._end(n, park=False)}},
+        {"bye is answered, and frees the number", "forwards are counted"},
+    ),
+    "is never idle": (
+        says(lambda m: None if isinstance(m, Progress) else m),
+        {"idle answers"},
+    ),
+    "says that it works while it rests": (
+        says(if_(Progress, activity="judging", position=9)),
+        {"idle answers", "words of progress are true"},
+    ),
+    "hashes another text": (
+        says(if_(Commit, text_hash=lambda m: m.text_hash and b"\1" * 8)),
+        {"text hashes are right"},
+    ),
+    "ends without a hash": (
+        says(if_(Commit, text_hash=lambda m: b"" if m.finish else m.text_hash)),
+        {"a text hash at the end"},
+    ),
+    "hashes the end alone": (
+        says(if_(Commit, text_hash=lambda m: m.text_hash if m.finish else b"")),
+        {OFTEN},
+    ),
+    "counts one forward more": (
+        says(if_(Commit, forwards=lambda m: 9)),
+        {"forwards are counted"},
+    ),
+    "repeats a token on resume": (
+        resumes(lambda s, p: TargetSession.resume(s, max(0, p - 1))),
+        {RESUMES, "resume after lost commits"},
+    ),
+    "loses a token on resume": (
+        resumes(loses_a_token),
+        {"resume after lost commits", "text hashes are right"},
+    ),
+    "draws what the device owes": (
+        {"session": {"detach": draws_it}},
+        {"resume where a correction is owed", RESUMES},
+    ),
+    "resumes whatever the device holds": (
+        resumes(TargetSession.resume),
+        {"no resume for a wrong secret, id, place or text"},
+    ),
+    "sends hints that nobody wants": (
+        {"session": {"settle": hints}},
+        {"provisional verdicts where they are wanted"},
+    ),
+    "ends connections for streams": (
+        says(if_(Error, fatal=True)),
+        {REQUEST, "an error of a stream ends that stream alone"},
+    ),
+    "accepts every draft of residual": (
+        decides("residual", lambda found, p, n: Decision(n, p[n])),
+        {"residual: verdicts"},
+    ),
+    "accepts no draft of qs": (
+        decides("qs", lambda found, p, n: Decision(0, p[0])),
+        {"qs: verdicts"},
+    ),
+    "corrects from the target's own distribution": (
+        decides("qs", lambda found, p, n: Decision(found[0], p[found[0]])),
+        {"qs: verdicts"},
+    ),
+    "uses one secret for all": (
+        says(if_(Opened, secret=lambda m: m.secret and b"s" * 16)),
+        {"ids and secrets", RESUMES},
     ),
 }
 
 
-@pytest.mark.parametrize("fault", SESSION_FAULTS)
-def test_a_fault_of_the_session_shows_in_its_rows(fault):
-    methods, rows = SESSION_FAULTS[fault]
-    assert failed_rows(session_with(**methods))[0] == rows
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows_in_its_rows(fault):
+    changes, rows = FAULTS[fault]
+    long = 300 if rows == {OFTEN} else 130
+    shown = SOME | rows | ({GREEDY} if rows == {OFTEN} else set())
+    found, results = results_of(service_with(**changes), only=shown, long=long)
+    assert found["fails"] == rows, [r for r in results if r.result == "fails"]
 
 
-# ---- faults of the connection
+def test_one_token_in_a_thousand_is_enough():
+    wrong = service_with(**logits(one_in_a_thousand))
+    assert results_of(wrong, only={GREEDY}, long=2000)[0]["fails"] == {GREEDY}
 
 
-def other_code(code, wrong):
-    def change(message):
-        if isinstance(message, Error) and message.code == code:
-            return dataclasses.replace(message, code=wrong)
-        return message
-
-    return sends(change)
-
-
-def no_length(message):
-    if isinstance(message, Commit) and message.finish is Finish.LENGTH:
-        return dataclasses.replace(message, finish=Finish.NOT_YET)
-    return message
-
-
-def one_secret(message):
-    if isinstance(message, Opened) and message.secret:
-        return dataclasses.replace(message, secret=b"s" * 16)
-    return message
+def test_the_document_has_every_row_and_the_vectors():
+    document = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")
+    lines = [line for line in document.splitlines() if line.startswith("| ")]
+    cells = [line.strip("| ").partition(" | ")[2] for line in lines]
+    found = {name for cell in cells for name in cell.split(" · ")}
+    assert {row.name for row in (*CHECKS, *EXERCISES, *RULES)} <= found
+    plain = Open((1, 0, 1, 1), "greedy", 0.0, 0, 1.0, 0, 12)
+    coupled = dataclasses.replace(plain, scheme="coupled", temperature=0.9, seed=7)
+    sparse = dataclasses.replace(coupled, noise="sparse", sample=1)
+    vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse)]
+    vectors += [(logits_after(ids)[:8] * 32).astype(int) for ids in ([1, 0, 1, 1], [7])]
+    assert {" ".join(map(str, vector)) for vector in vectors} <= found
 
 
-def forgets_the_rest(message):
-    if isinstance(message, Resumed):
-        return dataclasses.replace(message, tokens=())
-    return message
+# ---- faults of the door, the greeting and the codec
 
-
-def ends_nothing(self, message):
-    if type(message).__name__ != "Bye" or self.terms is None:
-        Dialogue._take(self, message)
-
-
-def swallows_resumes(self, request, terms):
-    self._peer.send(error_of(RefusedError("not now")))
-
-
-CONNECTION_FAULTS = {
-    "says request for session": (
-        other_code("session", "request"),
-        {"resume: wrong secret", "resume: not after a bye"},
-    ),
-    "says busy for request": (other_code("request", "busy"), {"error request"}),
-    "says target for tokenizer": (other_code("tokenizer", "target"), {"error tokenizer"}),
-    "says internal for version": (other_code("version", "internal"), {"error version"}),
-    "forgets to say length": (sends(no_length), {"length"}),
-    "uses one secret for all": (sends(one_secret), {*RESUMES, "resume: ids and secrets"}),
-    "resumes without the rest": (
-        sends(forgets_the_rest),
-        {"resume: a lost commit", "resume: a lost finish"},
-    ),
-    "ignores bye": (
-        {"_take": ends_nothing},
-        {"bye, then the next stream", "resume: not after a bye"},
-    ),
-    "never resumes": (
-        {"_resume": swallows_resumes},
-        {*RESUMES, "resume: not after a bye"},
-    ),
+DOOR, TERMS = "token", "capabilities and noise are negotiated"
+SMALLER = "smaller vocabulary, other backbone"
+SECRET = "no resume for a wrong secret, id, place or text"
+GREETINGS = {
+    "has capabilities nobody offered": ({"capabilities": ("teleport",)}, {TERMS}),
+    "has noise nobody offered": ({"noise": ("philox", "sparse")}, {TERMS}),
+    "keeps its own vocabulary": ({"vocab_size": 512}, {SMALLER}),
+    "is always family": ({"compatibility": "family"}, {SMALLER}),
+    "cannot say greedy": ({"schemes": ("coupled",)}, {"welcome"}),
 }
 
 
-@pytest.mark.parametrize("fault", CONNECTION_FAULTS)
-def test_a_fault_of_the_connection_shows_in_its_rows(fault):
-    methods, rows = CONNECTION_FAULTS[fault]
-    assert failed_rows(service_with(**methods))[0] == rows
+@pytest.mark.parametrize("fault", GREETINGS)
+def test_a_fault_of_the_greeting_shows_in_its_rows(fault, monkeypatch):
+    changes, rows = GREETINGS[fault]
+    right = connection_module.welcome_to
+
+    def wrong(*terms):
+        return dataclasses.replace(right(*terms), **changes)
+
+    monkeypatch.setattr(connection_module, "welcome_to", wrong)
+    assert results_of(only={TERMS, SMALLER, "welcome", DOOR})[0]["fails"] == rows
 
 
-# ---- faults of the service, the greeting and the codec
-
-
-def test_a_door_that_stands_open():
+def test_a_door_that_stands_open_and_a_secret_that_is_not_compared():
     class Open(VerifierService):
         def _before_upgrade(self, socket, request):
             answer = super()._before_upgrade(socket, request)
@@ -254,69 +465,30 @@ def test_a_door_that_stands_open():
                 return None
             return answer
 
-    assert failed_rows(Open)[0] == {"token"}
-
-
-def test_a_secret_that_is_not_compared():
     class Trusting(VerifierService):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             find = self.kept._find
 
             def trusting(request, *more):
-                stream = self.kept._known.get(request.session)
+                stream = self.kept._known.get(request.id)
                 secret = stream.secret if stream else request.secret
                 return find(dataclasses.replace(request, secret=secret), *more)
 
             self.kept._find = trusting
 
-    assert failed_rows(Trusting)[0] == {"resume: wrong secret"}
-
-
-GREETING_FAULTS = {
-    "has capabilities nobody offered": (
-        {"capabilities": ("teleport", "resume")},
-        {"capabilities", "resume: ids and secrets"},
-    ),
-    "keeps its own vocabulary": ({"vocab_size": VOCAB}, {"smaller vocabulary"}),
-    "is always family": ({"compatibility": "family"}, {"other backbone"}),
-    "cannot say greedy": ({"schemes": ("coupled",)}, {"welcome"}),
-}
-
-
-@pytest.mark.parametrize("fault", GREETING_FAULTS)
-def test_a_fault_of_the_greeting_shows_in_its_rows(fault, monkeypatch):
-    changes, rows = GREETING_FAULTS[fault]
-    right = connection_module.welcome_to
-
-    def wrong(*terms):
-        return dataclasses.replace(right(*terms), **changes)
-
-    monkeypatch.setattr(connection_module, "welcome_to", wrong)
-    assert failed_rows()[0] == rows
-
-
-class Sloppy(Codec):
-    """Takes what is not valid for an empty block."""
-
-    def decode(self, data):
-        try:
-            return super().decode(data)
-        except ProtocolError:
-            return Block(0, 0, ())
+    for kind, row in ((Open, DOOR), (Trusting, SECRET)):
+        assert results_of(kind, only={DOOR, SECRET, "welcome"})[0]["fails"] == {row}
 
 
 def test_a_codec_that_takes_anything(monkeypatch):
+    class Sloppy(Codec):
+        def decode(self, data, note=None):
+            try:
+                return super().decode(data, note)
+            except ProtocolError:
+                return Frame(0, Block(0, 0, ()), len(data))
+
     monkeypatch.setattr(connection_module, "Codec", Sloppy)
-    assert (
-        failed_rows()[0]
-        == {
-            "longer varint than needed",
-            "varint above 2^64",
-            "id outside the vocabulary",
-            "spare bits",
-            "frames of no kind",
-            "frames cut short",
-        }
-        | {"unknown field"} & failed_rows()[0]
-    )
+    rows = {name for _, name, _ in _INVALID} - {"messages of the other way"}
+    assert results_of(only=rows | {"welcome"})[0]["fails"] == rows

@@ -133,28 +133,41 @@ def test_new_targets_come_and_go_while_it_runs(tmp_path, capsys):
         assert "cannot serve broken.target" in process.stderr.read()
 
 
-def test_the_reference_verifier_conforms(tmp_path, capsys):
+def test_verifiers_are_checked_with_targets_known_and_unknown(tmp_path, capsys):
     token = tmp_path / "token"
     main(["verifier", "token", "--out", str(token)])
-    with serving("--target", TINY, "--token-file", token, folder=tmp_path) as (_, url):
+    words = ("--target", TINY, "--target", "kit", "--token-file", token)
+    with serving(*words, folder=tmp_path) as (_, url):
         capsys.readouterr()
-        words = ["verifier", "check", url, "--draft", str(DRAFT)]
-        words += ["--token-file", str(token), "--exhaust"]
-        assert main([*words, "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert found["conforms"] is True and found["counts"]["fail"] == 0
-        skipped = {c["name"] for c in found["checks"] if c["result"] == "skip"}
-        assert skipped <= {
-            "error draining",
-            "error internal",
-            "id outside the vocabulary",  # when 2^b ids are all there
-            "spare bits",
-        }
-        assert main([*words[:-1], "-q"]) == 0
-        assert capsys.readouterr().out.count("\n") == 1
-        wrong = [*words[:3], "--draft", str(DRAFT)]
-        assert main(wrong) == 4
+        secret = ["--token-file", str(token)]
+        for target, exhaust in (
+            (["--target", "kit"], ["--exhaust"]),
+            (["--draft", DRAFT], []),
+        ):
+            check = ["verifier", "check", url, "--quick", *map(str, target), *secret]
+            code = main([*check, *exhaust, "--json"])
+            found = json.loads(capsys.readouterr().out)
+            assert [r for r in found["rows"] if r["result"] == "fails"] == []
+            assert (code, found["conforms"], found["counts"]["fails"]) == (0, True, 0)
+            untested = [r for r in found["rows"] if r["result"] == "not tested"]
+            assert len(untested) == found["counts"]["not tested"] < 8
+            assert all(r["detail"] for r in untested)
+            assert ("error busy" in {r["name"] for r in untested}) is not bool(exhaust)
+        assert main(["verifier", "check", url, "--target", "kit"]) == 4  # no token
         assert "--token-file" in capsys.readouterr().err
+
+
+def test_a_device_is_tried_by_its_command(capsys):
+    words = ["generate", "Once upon a time", "--verifier", "{url}", "--draft", str(DRAFT)]
+    device = [sys.executable, "-m", "draftwire", *words, "--max-new-tokens", "16"]
+    assert main(["verifier", "mimic", "--only", "link lost after", "--", *device]) == 0
+    said = capsys.readouterr().out
+    assert "link lost after a commit" in said and " conforms to draftwire.v2" in said
+    sloppy = [sys.executable, "-c", "pass"]
+    mimic = ["verifier", "mimic", "--only", "a text from", "--patience", "1"]
+    assert main([*mimic, "--json", "--", *sloppy]) == 4
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"][0]["detail"] == "no device came within 1 s"
 
 
 @pytest.mark.parametrize(

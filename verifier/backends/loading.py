@@ -23,7 +23,8 @@ class Loader:
 
     Attributes:
         backend: ``"onnx"`` for target packages, ``"hf"`` for checkpoint and adapter
-            folders, ``"auto"`` to look which one a path is.
+            folders, ``"auto"`` to look which one a path is; the path ``kit`` is the
+            conformance kit's own target.
         slots: Sessions of each target at the same time.
         context: Most tokens of a session; None takes each target's own.
         threads: Of an engine; None takes its default.
@@ -55,6 +56,10 @@ class Loader:
             ModelError: It is damaged or unfit to verify drafts.
         """
         kind = self.backend if self.backend != "auto" else _kind(path)
+        if kind == "kit":
+            from draftwire.verifier.kit.target import KitTarget
+
+            return KitTarget(slots=self.slots, context=self.context)
         if kind == "onnx":
             return OnnxTarget(
                 path,
@@ -76,6 +81,8 @@ class Loader:
 
 
 def _kind(path: Path) -> str:
+    if str(path) == "kit" and not path.exists():
+        return "kit"
     if not path.is_dir():
         raise ConfigError(f"there is no target at {path}", hint="check the path")
     if (path / "target.json").is_file():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from draftwire.cli import _common
 from draftwire.errors import TransportError
@@ -13,12 +14,13 @@ from draftwire.rules import number
 if TYPE_CHECKING:
     import ssl
 
-    from draftwire.verifier.conformance import Kit, Result
+    from draftwire.verifier.kit.peer import Kit
+    from draftwire.verifier.kit.rows import Result
 
-__all__ = ["register"]
+__all__ = ["register", "say_row", "show_rows"]
 
 HEALTH_SCHEMA = "draftwire.verifier/1"
-SCHEMA = "draftwire.conformance/1"
+SCHEMA = "draftwire.conformance/2"
 HEALTH_S = 10.0
 
 
@@ -28,7 +30,8 @@ def register(actions: Any) -> None:
         "check",
         help="run a verifier through the specification",
         description="Run any verifier through transport/PROTOCOL.md, from outside, and "
-        "say which parts conform. Exit code 4 when one does not.",
+        "say which rows conform, which fail and which were not tested. Exit code 4 when "
+        "one fails. `--target kit` checks against exact texts; see docs/conformance.md.",
     )
     add = parser.add_argument
     add("url", help="ws://HOST:PORT or wss://HOST:PORT")
@@ -39,9 +42,16 @@ def register(actions: Any) -> None:
         metavar="DIR",
         help="a draft package that fits a target there (default: the reference draft)",
     )
-    add("--target", default="", metavar="NAME", help="check this one (default: its own)")
+    add(
+        "--target",
+        default="",
+        metavar="NAME",
+        help="check this one (default: its own); kit: the kit's, without a draft",
+    )
+    add("--quick", action="store_true", help="texts of 120 tokens, in seconds")
     add("--exhaust", action="store_true", help="also take every slot, for error 'busy'")
     seconds = _common.ruled(number(0, 1e6, above=True))
+    add("--seconds", type=seconds, default=60.0, metavar="S", help="about (60)")
     add("--patience", type=seconds, default=10.0, metavar="S", help="an answer (10)")
     _common.add_settings(parser, ("token_file",))
     add("--ca", type=Path, metavar="PEM", help="authority to trust")
@@ -97,58 +107,89 @@ def _health(
 def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
     import asyncio
 
-    from draftwire.verifier.checks import CHECKS
-    from draftwire.verifier.conformance import run_checks
+    from draftwire.verifier.kit.checks import CHECKS, prepare
+    from draftwire.verifier.kit.rows import run_rows
 
     kit = _kit(args, tls)
-    results = asyncio.run(run_checks(kit, CHECKS))
-    counts = {
-        word: sum(r.result == word for r in results) for word in ("pass", "fail", "skip")
-    }
-    conforms = not counts["fail"]
+    seconds = 10.0 if args.quick else args.seconds
+
+    async def run() -> list[Result]:
+        await prepare(kit, seconds=seconds)
+        return await run_rows(kit, CHECKS, say_row(args), seconds=max(120.0, 2 * seconds))
+
+    results = asyncio.run(run())
+    return show_rows(args, args.url, results)
+
+
+def say_row(args: argparse.Namespace) -> Callable[[Result], None]:
+    """Return what tells of a row on stderr, where somebody looks."""
+    import sys
+
+    def told(result: Result) -> None:
+        if sys.stderr.isatty() and not args.quiet:
+            print(f"\r\x1b[K{result.section} {result.name}", end="", file=sys.stderr)
+
+    return told
+
+
+def show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
+    """Print the rows of a conformance kit and what they mean; return the exit code."""
+    import sys
+
+    from draftwire.transport.answers import clean
+
+    if sys.stderr.isatty() and not args.quiet:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    kinds = ("conforms", "fails", "not tested")
+    counts = {kind: sum(r.result == kind for r in results) for kind in kinds}
+    good = counts["conforms"] > 0 and not counts["fails"]
     document = {
         "schema": SCHEMA,
-        "url": args.url,
+        "url": whom,
         "protocol": "draftwire.v2",
-        "conforms": conforms,
+        "conforms": good,
         "counts": counts,
-        "checks": [r._asdict() for r in results],
+        "rows": [r._asdict() for r in results],
     }
     if _common.give_json(args, document):
-        _print(results, quiet=args.quiet)
-        verdict = "conforms to" if conforms else "does not conform to"
+        width = max((len(r.name) for r in results), default=0)
+        for r in results:
+            if not args.quiet or r.result == "fails":
+                line = f"{r.section:<4} {r.name:<{width}}  {r.result:<10}  "
+                print((line + clean(r.detail)).rstrip())
         print(
-            f"{args.url} {verdict} draftwire.v2: {counts['pass']} passed, "
-            f"{counts['fail']} failed, {counts['skip']} skipped"
+            f"{whom} {'conforms' if good else 'does not conform'} to draftwire.v2: "
+            f"{counts['conforms']} rows conform, {counts['fails']} fail, "
+            f"{counts['not tested']} not tested"
         )
-    return 0 if conforms else TransportError.exit_code
-
-
-def _print(results: list[Result], *, quiet: bool) -> None:
-    width = max(len(r.name) for r in results)
-    for r in results:
-        if not quiet or r.result == "fail":
-            line = f"{r.section:<4} {r.name:<{width}}  {r.result}"
-            print(f"{line}  {r.detail}" if r.detail else line)
+    return 0 if good else TransportError.exit_code
 
 
 def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
-    from draftwire import __version__
     from draftwire.packages import load_draft
     from draftwire.reference import draft_path
+    from draftwire.sampling import NOISES
     from draftwire.transport.messages import Hello
-    from draftwire.verifier.conformance import Kit
+    from draftwire.verifier.kit.peer import Kit
+    from draftwire.verifier.kit.target import KIT_HELLO, NAME
 
     token_file = _common.read_settings(args)["token_file"].value
-    draft = load_draft(draft_path() if args.draft is None else args.draft)
-    hello = Hello(
-        agent=f"draftwire-check/{__version__}",
-        target=args.target,
-        tokenizer=bytes.fromhex(draft.family.tokenizer),
-        backbone=bytes.fromhex(draft.family.backbone or ""),
-        vocab_size=draft.vocab_size,
-        draft_id=bytes.fromhex(draft.id),
-        family=draft.family.name,
-    )
+    hello = KIT_HELLO
+    if args.target != NAME:
+        draft = load_draft(draft_path() if args.draft is None else args.draft)
+        hello = Hello(
+            agent=KIT_HELLO.agent,
+            target=args.target,
+            tokenizer=bytes.fromhex(draft.family.tokenizer),
+            backbone=bytes.fromhex(draft.family.backbone or ""),
+            vocab_size=draft.vocab_size,
+            draft_id=bytes.fromhex(draft.id),
+            family=draft.family.name,
+        )
     token = None if token_file is None else _common.read_token(token_file)
-    return Kit(args.url, hello, token, tls, args.patience, args.exhaust)
+    kit = Kit(
+        args.url, replace(hello, noise=NOISES), token, tls, args.patience, args.exhaust
+    )
+    if args.quick:
+        kit.long = 120
+    return kit

@@ -1,4 +1,4 @@
-"""``draftwire verifier serve|check|token``: the cloud side."""
+"""``draftwire verifier serve|check|mimic|token``: the cloud side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire import rules
-from draftwire.cli import _common, _verifier_check
+from draftwire.cli import _common, _verifier_check, _verifier_mimic
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
@@ -36,6 +36,7 @@ def register(subparsers: Any) -> None:
     )
     _register_serve(actions)
     _verifier_check.register(actions)
+    _verifier_mimic.register(actions)
     token = actions.add_parser(
         "token",
         help="make a bearer token",
@@ -72,8 +73,8 @@ def _register_serve(actions: Any) -> None:
         type=Path,
         default=[],
         metavar="PATH",
-        help="a target package or checkpoint folder; more than once for several "
-        "(default: the reference targets)",
+        help="a target package or checkpoint folder, or kit for the conformance kit's; "
+        "more than once for several (default: the reference targets)",
     )
     add(
         "--targets-dir",

@@ -1,0 +1,284 @@
+"""The kit for devices passes ours, and finds every planted fault in the right row."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+
+import pytest
+
+import draftwire
+from draftwire.errors import BusyError, ProtocolError
+from draftwire.runtime import driver as driver_module
+from draftwire.runtime.driver import Driver
+from draftwire.runtime.edge.actions import Token
+from draftwire.runtime.edge.in_flight import InFlight
+from draftwire.runtime.edge.machine import EdgeSession
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Block, Commit, Open, Resume
+from draftwire.transport.wire import WebsocketWire
+from draftwire.verifier.kit.device_rows import EXERCISES, RULES
+from draftwire.verifier.kit.mimic import Mimic
+from draftwire.verifier.kit.rows import run_rows
+
+pytest.importorskip("onnxruntime")
+DRAFT = "tests/fixtures/tiny.draft"
+TEXT, END = "a text from open to end", "nothing is sent after the end"
+
+
+def results_of(only=None, wait_s=2.0, linger_s=0.0, **options):
+    results = []
+    options = {"max_new_tokens": 20, "patience_s": 0.8, "pipeline": 3, **options}
+    options = {"preempt": "guess,exits", **options}
+
+    def ask(url):
+        try:
+            with draftwire.connect(url, draft=DRAFT, silence_s=15) as session:
+                for _ in session.generate([1, 2, 3], **options):
+                    pass
+                time.sleep(linger_s)
+        except draftwire.DraftwireError:
+            pass  # what it sent is judged
+
+    async def device(url):
+        await asyncio.get_running_loop().run_in_executor(None, ask, url)
+
+    async def test():
+        mimic = Mimic(device, patience_s=wait_s, grace_s=20.0)
+        async with mimic.listening():
+            rows = [row for row in EXERCISES if only is None or row.name in only]
+            results.extend(await run_rows(mimic, rows, around=mimic.text))
+            results.extend(await run_rows(mimic, RULES))
+
+    asyncio.run(test())
+    kinds = ("conforms", "fails", "not tested")
+    return {k: {r.name for r in results if r.result == k} for k in kinds}, results
+
+
+def test_our_device_conforms():
+    found, results = results_of()
+    assert found["fails"] == set(), [r for r in results if r.result == "fails"]
+    # It gives a first connection up, and hangs up when its text is over: as it may.
+    assert found["not tested"] <= {"link lost before the welcome", END}
+    assert len(found["conforms"]) > 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "separate", "temperature": 0.8, "seed": 4, "top_k": 8},
+        {"objective": "latency", "temperature": 0.8, "seed": 4},
+    ],
+)
+def test_our_device_conforms_with_evidence_and_in_races(options):
+    only = {TEXT, "blocks of one token", "link lost while a verdict is owed", COMMIT}
+    found, results = results_of(only, preempt="guess", **options)
+    assert found["fails"] == set(), [r for r in results if r.result == "fails"]
+
+
+# ---- faults: our device with one method changed
+
+
+def sends(change):
+    """A wire that sends something else, given the wire and the message."""
+
+    def put(self, message, stream):
+        message = change(self, message)
+        return 0 if message is None else WIRE_PUT(self, message, stream)
+
+    return WebsocketWire, "_put", put
+
+
+WIRE_PUT, WIRE_MESSAGE = WebsocketWire._put, WebsocketWire._message
+NEXT = InFlight._next
+LINK_UP, LIMITS, RESUMED = EdgeSession.link_up, EdgeSession.limits, EdgeSession._resumed
+DECODE, FIELD, HOLD = Codec.decode, Codec._field, Driver._hold
+
+
+def of(kind, **changes):
+    def change(_, m):
+        if not isinstance(m, kind):
+            return m
+        return dataclasses.replace(
+            m, **{k: v(m) if callable(v) else v for k, v in changes.items()}
+        )
+
+    return sends(change)
+
+
+def keeps_its_epoch(self):
+    self.tokens = []
+
+
+def two_epochs(self):
+    NEXT(self)
+    self.epoch = (self.epoch + 1) & 0xFF
+
+
+def held(**changes):
+    """A machine that opens another stream where it should go on with an old one."""
+
+    def link_up(self, *, resume):
+        actions = LINK_UP(self, resume=resume)
+        for action in actions:
+            message = getattr(action, "message", None)
+            if isinstance(message, Open):
+                more = {k: v(self, message) for k, v in changes.items()}
+                object.__setattr__(action, "message", dataclasses.replace(message, **more))
+        return actions
+
+    return EdgeSession, "link_up", link_up
+
+
+def believes(self, hint):
+    return self._keep([Token(hint.token, "hint")])
+
+
+def here(self, message):
+    """Return a resumed that begins where the machine is, and is not too long."""
+    position = len(self._committed) - self._origin
+    tokens = message.tokens[: self._limit - len(self._committed) - 1]
+    return dataclasses.replace(message, position=position, tokens=tokens)
+
+
+def after_the_end(self, data):
+    WIRE_MESSAGE(self, data)
+    stream, message, _ = self._codec.decode(data)
+    if isinstance(message, Commit) and message.finish:
+        later = self._network.loop.call_later
+        later(0.25, WIRE_PUT, self, Block(0, 0, ()), stream)
+
+
+def lenient(self, data, note=None):
+    for end in (b"", *(b"\0" * n for n in range(1, 12))):
+        try:
+            return DECODE(self, data + end, note)
+        except ProtocolError as error:
+            last = error
+    raise last
+
+
+def skips_all(self, reader, layout, found, note):
+    at = reader.at
+    try:
+        FIELD(self, reader, layout, found, note)
+    except ProtocolError:
+        reader.at = at
+        reader.varint(2**16, "tag")
+        reader.take(reader.varint(2**23, "length"))
+
+
+BRANCHES, PLACES = (
+    "each branch has the next number",
+    "blocks begin where the last one ended",
+)
+SMALL = "blocks of at most 3, of which 5 may wait"
+COMMIT = "link lost after a commit"
+BUSY = "busy: not before retry_after_ms"
+ANEW = "a resume that is not granted: the stream is opened anew"
+PROGRESS = "words of progress while nothing is judged"
+LIES = "provisional verdicts that lie"
+# What is changed, the rows that it is shown (with all rules), and those of them that fail.
+FAULTS = {
+    "keeps its epoch": ((InFlight, "_next", keeps_its_epoch), {TEXT}, {BRANCHES}),
+    "counts branches twice": ((InFlight, "_next", two_epochs), {TEXT}, {BRANCHES}),
+    "leaves gaps": (of(Block, base=lambda m: m.base + (m.base > 9)), {TEXT}, {PLACES}),
+    "begins a place too early": (
+        of(Block, base=lambda m: m.base - (m.base > 9)),
+        {TEXT},
+        {BRANCHES},  # it contradicts the text, and ends its branch without knowing
+    ),
+    "does not measure blocks": (
+        (EdgeSession, "limits", lambda self, block, waiting: LIMITS(self, 255, waiting)),
+        {TEXT, SMALL},
+        {"no block above max_block"},
+    ),
+    "does not count what waits": (
+        (EdgeSession, "limits", lambda self, block, waiting: LIMITS(self, block, 255)),
+        {TEXT, SMALL},
+        {"no more waits than max_waiting"},
+    ),
+    "sends half of the evidence": (
+        of(Block, evidence=lambda m: m.evidence[:-1]),
+        {TEXT},
+        {"its evidence can be read"},
+    ),
+    "sends what verifiers say": (
+        sends(lambda _, m: Commit(0, 0, 1) if isinstance(m, Block) else m),
+        {TEXT},
+        {"its messages come where they belong"},
+    ),
+    "goes on after the end": (
+        (WebsocketWire, "_message", after_the_end),
+        {TEXT},
+        {END},
+    ),
+    "resumes with another secret": (of(Resume, secret=bytes(16)), {TEXT, COMMIT}, {COMMIT}),
+    "resumes at another place": (
+        of(Resume, position=lambda m: m.position - 1),
+        {TEXT, COMMIT},
+        {COMMIT},
+    ),
+    "resumes without a hash": (of(Resume, text_hash=b""), {TEXT, COMMIT}, {COMMIT}),
+    "opens anew without its text": (
+        held(prompt=lambda self, m: self._prompt),
+        {TEXT, ANEW},
+        {ANEW},
+    ),
+    "opens anew for as many tokens": (
+        held(max_new_tokens=lambda self, m: self._limit),
+        {TEXT, ANEW},
+        {ANEW},
+    ),
+    "asks again at once": (
+        (Driver, "_hold", lambda self, run, e: HOLD(self, run, BusyError(str(e)))),
+        {TEXT, BUSY},
+        {BUSY},
+    ),
+    "does not hear progress": (
+        (driver_module, "Progress", type("Never", (), {})),
+        {TEXT, PROGRESS},
+        {PROGRESS},
+    ),
+    "believes hints": (
+        (EdgeSession, "_provisional", believes),
+        {TEXT, LIES},
+        {LIES},
+    ),
+    "compares no hashes": (
+        (EdgeSession, "_compare", lambda self, text_hash: None),
+        {TEXT, "a wrong text hash", "resumed with another text"},
+        {"a wrong text hash", "resumed with another text"},
+    ),
+    "clips what was accepted": (
+        (InFlight, "accepted", lambda self, epoch, count: self.branch(epoch)[:count]),
+        {TEXT, "more accepted than was sent"},
+        {"more accepted than was sent"},
+    ),
+    "goes on from anywhere": (
+        (EdgeSession, "_resumed", lambda self, m: RESUMED(self, here(self, m))),
+        {TEXT, "resumed at another place", "resumed with too many tokens"},
+        {"resumed at another place", "resumed with too many tokens"},
+    ),
+    "skips what it must understand": (
+        (Codec, "_field", skips_all),
+        {TEXT, "a field that must be understood"},
+        {"a field that must be understood"},
+    ),
+    "fills up what is cut": (
+        (Codec, "decode", lenient),
+        {TEXT, "a frame cut short"},
+        {"a frame cut short"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_shows_in_its_rows(fault, monkeypatch):
+    change, only, rows = FAULTS[fault]
+    monkeypatch.setattr(*change)
+    scheme = {"scheme": "qs", "temperature": 0.8, "seed": 4} if "evidence" in fault else {}
+    found, results = results_of(only, 1.2, 0.5 * (END in rows), **scheme)
+    # Of two texts in one stream the places of blocks tell as well, sooner or later.
+    assert rows <= found["fails"] <= rows | {PLACES}, results

@@ -1,0 +1,1 @@
+"""The conformance kit: a device that tries verifiers, and a verifier that tries devices."""

@@ -1,0 +1,472 @@
+"""Rows: texts, branches, races and ends of streams (PROTOCOL.md, sections 3.2 to 4.6)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+from typing import Any, Awaitable, Callable
+
+import numpy as np
+
+from draftwire.transport.messages import Block, Commit, Error, Finish, Open, Progress
+from draftwire.verifier.kit.peer import EVIDENCE, Kit, Peer, Stream
+from draftwire.verifier.kit.rows import (
+    NotTested,
+    Table,
+    about,
+    expect,
+    must_be,
+    rules,
+)
+from draftwire.verifier.kit.target import logits_after
+
+__all__ = ["ROWS", "RULES"]
+
+ROWS = Table()
+N = 24  # tokens of a text
+QUIET_S = 0.25  # whoever does what he should not does so within this time
+_LONGEST_PROMPT = 16384
+
+
+_Run = Callable[[Peer, Stream, Any], Awaitable[None]]
+
+
+def _streamed(
+    section: str, name: str, count: int = N, **changes: Any
+) -> Callable[[_Run], _Run]:
+    """Return a decorator for rows about one greedy stream: peer, stream, its text."""
+
+    def enter(run: _Run) -> _Run:
+        async def row(kit: Kit) -> None:
+            async with kit.greeted() as peer:
+                await run(peer, *await _known(peer, kit, count, **changes))
+
+        ROWS.row(section, name)(row)
+        return run
+
+    return enter
+
+
+async def _known(
+    peer: Peer, kit: Kit, count: int = N, **changes: Any
+) -> tuple[Stream, Any]:
+    """Open a greedy stream; return it with its text."""
+    request = kit.request(count, **changes)
+    want = await kit.want(request)
+    return await peer.open(request, 0, want), want
+
+
+def _wrong(token: int) -> int:
+    return (token + 1) % 2 if token < 2 else 0
+
+
+async def _near(kit: Kit, request: Open, want: list[int]) -> dict[int, int]:
+    """Return tokens that the target nearly chose, by their place in the text.
+
+    Of the kit's own target they are known; any other is asked what it draws for greedy
+    drafts at a temperature.
+    """
+    ids, start = [*request.prompt, *want], len(request.prompt)
+    found = {}
+    for i in range(len(want) if kit.known else 0):
+        row = logits_after(ids[: start + i], kit.hello.vocab_size)
+        first, second = np.argsort(-row, kind="stable")[:2].tolist()
+        found[i] = second if first == want[i] else first
+    at = 0
+    async with kit.greeted() as peer:
+        for seed in range(0 if kit.known else 24):
+            if "coupled" not in peer.welcome.schemes or at + peer.block >= len(want):
+                break
+            fields = {"prompt": tuple(ids[: start + at]), "temperature": 0.7}
+            stream = await peer.open(kit.coupled(peer.block + 2, seed=seed, **fields))
+            await stream.judge(want[at : at + peer.block])
+            at += len(stream.text)
+            if stream.text[-1] != want[at - 1]:
+                found[at - 1] = stream.text[-1]
+            await stream.bye()
+    return found
+
+
+@_streamed("4", "text without drafts", 2 * N)
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    await stream.fill(2 * N)
+
+
+@_streamed("4.2", "right drafts are accepted, wrong ones corrected")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    for right, wrong in ((3, 0), (0, 1), (1, 1), (2, 1), (0, 3)):
+        at, epoch = len(stream.text), stream.epoch
+        block = [*text[at : at + right]]
+        block += [_wrong(t) for t in text[at + right : at + right + wrong]]
+        kept = min(right, peer.block)
+        commit = await stream.judge(block[: peer.block])
+        found = (commit.epoch, commit.accepted, commit.token is None)
+        expect(found == (epoch, kept, False), f"{commit}; {kept} are right")
+
+
+@ROWS.row("6", "argmax: drafts change nothing", "argmax", "philox")
+@ROWS.row("6", "match: drafts change nothing", "match", "philox")
+@ROWS.row("6", "coupled, sparse: drafts change nothing", "coupled", "sparse")
+@ROWS.row("6", "coupled, philox: drafts change nothing", "coupled", "philox")
+@ROWS.row("6", "greedy: drafts change nothing", "greedy", "philox")
+async def _unchanged(kit: Kit, scheme: str, noise: str) -> str:
+    async with kit.greeted() as peer:
+        if scheme not in peer.welcome.schemes or noise not in peer.welcome.noise:
+            raise NotTested(f"it does not offer scheme {scheme!r} with {noise!r}")
+        main = scheme in ("greedy", "coupled")
+        count = min(kit.long if main else kit.long // 8, peer.welcome.context - 4)
+        request = kit.request(count, scheme=scheme, noise=noise)
+        if scheme != "greedy":
+            request = replace(request, temperature=0.9, top_p=0.95, seed=2**63 + 5)
+        want = await kit.want(request)
+        near = await _near(kit, request, want) if main else {}
+        stream = await peer.open(request, 0, want)
+        return await stream.play(17, near)
+
+
+@ROWS.row("6", "seed, sample, temperature, top_k and top_p matter")
+async def _(kit: Kit) -> None:
+    texts: dict[tuple[int, ...], str] = {}
+    async with kit.greeted() as peer:
+        if "coupled" not in peer.welcome.schemes:
+            raise NotTested("it does not offer scheme 'coupled'")
+        for noise in peer.welcome.noise:
+            for name, changes in (
+                ("as it is", {}),
+                ("seed", {"seed": 8}),
+                ("the seed's high half", {"seed": 7 + 2**32}),
+                ("sample", {"sample": 1}),
+                ("temperature", {"temperature": 4.0}),
+                ("top_k", {"top_k": 2}),
+                ("top_p", {"top_p": 0.2}),
+            ):
+                request = replace(
+                    kit.coupled(N // 2, temperature=1.3, noise=noise), **changes
+                )
+                want = await kit.want(request) if kit.known else None
+                stream = await peer.open(request, 0, want)
+                await stream.fill(N // 2)
+                other = texts.setdefault(tuple(stream.text), f"{name}, {noise}")
+                expect(other == f"{name}, {noise}", f"{name}, {noise}: as with {other}")
+
+
+@_streamed("4.2", "no bonus when it is not wanted", bonus=False)
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    k = min(3, peer.block)
+    for _ in range(2):
+        at = len(stream.text)
+        commit = await stream.judge(text[at : at + k])
+        expect(commit.accepted == k, f"{commit.accepted} of {k} accepted")
+        expect(commit.token is None, "a token follows")
+    commit = await stream.judge([_wrong(text[len(stream.text)])])
+    expect(commit.token is not None, "no token after a rejection")
+    commit = await stream.judge(())
+    expect(commit.token is not None, "no token where no drafts were judged")
+
+
+@ROWS.row("4.2", "pipelines up to max_waiting")
+async def _(kit: Kit) -> str:
+    async with kit.greeted() as peer:
+        room = min(peer.welcome.room, peer.welcome.context - 12, kit.long)
+        for bonus in (True, False):
+            stream, text = await _known(peer, kit, room + 4, bonus=bonus)
+            for wrong in (room, room // 2):
+                at = len(stream.text)
+                block = text[at : at + room]
+                block[wrong : wrong + 1] = [_wrong(t) for t in block[wrong : wrong + 1]]
+                size = min(5, peer.block)
+                for i in range(0, len(block), size):
+                    await stream.draft(block[i : i + size])
+                await stream.until(at + min(wrong, len(block)))
+            await stream.bye() if not stream.finish else None
+    return f"{room} drafts in flight"
+
+
+@_streamed("3.2", "a block in pieces")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    if peer.block < 3:
+        raise NotTested(f"blocks of {peer.block} tokens")
+    await stream.fill(1)  # the prompt is read by now
+    await stream.draft(text[1:2], more=True)
+    await peer.silence(QUIET_S)
+    await stream.draft(text[2:3], more=True)
+    commit = await stream.judge(text[3:4])
+    expect(commit.accepted == 3, f"{commit.accepted} accepted, not 3 in one")
+
+
+@_streamed("4.2", "blocks that overlap the text")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    await stream.fill(4)
+    k = min(4, peer.block)
+    await stream.send(Block(0, 3, tuple(text[3 : 3 + k])))
+    if k > 1:
+        stream.ahead = text[4 : 3 + k]
+        commit = await stream.commit()
+        expect(commit.accepted == k - 1, f"{commit.accepted} accepted, not {k - 1}")
+    at = len(stream.text)
+    await stream.send(Block(0, at - 1, (_wrong(text[at - 1]),)))  # contradicts the text
+    stream.give_up()
+    commit = await stream.judge(text[at : at + 1])
+    expect(commit.epoch == 1, "a contradiction does not end the branch")
+
+
+@_streamed("4.2", "blocks of dead branches")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    await stream.judge([_wrong(text[0])])
+    await stream.send(Block(0, 1, (_wrong(text[1]),)))  # sent before the verdict came
+    commit = await stream.judge(text[1:2])
+    expect(commit.epoch == 1, "a late block is judged")
+    expect(commit.accepted == 1, "a late block is in the way of the next branch")
+
+
+@_streamed("4.2", "branches given up, epochs around")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    for epoch in (100, 200, 300):  # 44 is ahead of 200, modulo 256
+        at = len(stream.text)
+        stream.give_up(epoch)
+        commit = await stream.judge(text[at : at + 1])
+        expect(commit.epoch == epoch & 0xFF, f"epoch {commit.epoch}, not {epoch}")
+        expect(commit.accepted == 1, "right drafts refused")
+    at = len(stream.text)
+    few = min(2, peer.welcome.room)
+    await stream.draft([_wrong(t) for t in text[at : at + few]], more=True)
+    stream.give_up()
+    await stream.draft(text[at : at + few])
+    await stream.until(at + 2)
+    expect(stream.epoch == 301, "a branch that was given up still counts")
+
+
+@ROWS.row("4.2", "gaps, repetitions and corrections that nobody wants")
+async def _(kit: Kit) -> None:
+    piece = Block(0, 0, (1,), more=True)
+    for what, blocks in (
+        ("a gap", [Block(0, 5, ())]),
+        ("a gap in a branch", [piece, Block(0, 2, (1,))]),
+        ("a repetition", [piece, Block(0, 0, (1,))]),
+        ("a correction", [Block(0, 1, (), correction=0)]),
+        ("evidence", [Block(0, 0, (1,), evidence=b"xyz")]),
+        ("an open", [kit.request(N)]),
+    ):
+        async with kit.greeted() as peer:
+            await peer.open(kit.request(N, prompt=(1, 1)))
+            for block in blocks:
+                await peer.say(block)
+            with about(what):
+                await peer.refused("protocol", close=1002)
+
+
+# ---- races
+
+
+@_streamed("4.2a", "a race: decoding on without blocks", objective="latency")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    await stream.until(N)
+
+
+@_streamed("4.2a", "a race: the last block says whether it goes on", credit=8)
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    await stream.judge(text[:1], race=True)
+    await stream.until(9)
+    await stream.judge((), race=False)
+    await peer.silence(QUIET_S)
+
+
+@ROWS.row("4.2a", "a race: drafts change nothing")
+async def _(kit: Kit) -> str:
+    async with kit.greeted() as peer:
+        count = min(kit.long // 2, peer.welcome.context - 4)
+        stream, text = await _known(peer, kit, count, objective="latency", credit=4)
+        return await stream.play(5, await _near(kit, stream.request, text), race=True)
+
+
+@_streamed("4.2a", "credit", objective="latency", credit=8)
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    for goal in (8, 16):
+        await stream.until(goal)
+        await peer.silence(QUIET_S)
+        await stream.send(Block(0, len(stream.text), (), race=True))
+    await stream.until(24)
+
+
+@ROWS.row("4.2a", "no race with evidence")
+async def _(kit: Kit) -> None:
+    async with kit.greeted() as peer:
+        schemes = [scheme for scheme in EVIDENCE if scheme in peer.welcome.schemes]
+        if not schemes:
+            raise NotTested("it offers no scheme with evidence")
+        for scheme in schemes:
+            request = kit.coupled(N, scheme=scheme, top_k=8)
+            await peer.say(replace(request, objective="latency"))
+            await peer.refused("request", 0)
+            await peer.open(request)
+            await peer.say(Block(0, 0, (1,), evidence=b"xyz", race=True))
+            await peer.refused("request", 0)
+
+
+@ROWS.row("3.3", "provisional verdicts")
+async def _(kit: Kit) -> str:
+    async with kit.greeted("exits") as peer:
+        count = min(kit.long // 2, peer.welcome.context - 4)
+        stream, _ = await _known(peer, kit, count, exits=True)
+        await stream.play(3, {})
+    if not stream.hints:
+        raise NotTested("its exits said nothing")
+    return f"{stream.hints} of them"
+
+
+# ---- ends
+
+
+@ROWS.row("4.4", "length, context and stop ids")
+async def _(kit: Kit) -> None:
+    text = await kit.want(kit.request(N))
+    stop = text[N // 2]
+    until = text[: text.index(stop) + 1]
+    async with kit.greeted() as peer:
+        context = peer.welcome.context
+        ends = [
+            ("max_new_tokens", kit.request(5), text[:5], Finish.LENGTH),
+            ("stop_ids", kit.request(N, stop_ids=(stop,)), until, Finish.STOP),
+        ]
+        if context <= _LONGEST_PROMPT:
+            full = kit.request(N, prompt=tuple(i % 2 for i in range(context - 5)))
+            ends.append(("the context", full, await kit.want(full, 5), Finish.LENGTH))
+        for what, request, want, finish in ends:
+            for drafts in ([], [*want, 0, 1, 0]):
+                stream = await peer.open(request, 0, want)
+                await stream.judge(drafts[: peer.block])
+                await stream.fill(len(want))
+                expect(stream.finish is finish, f"{what}: finish {int(stream.finish)}")
+                expect(stream.text == want, f"{what}: {len(stream.text)} of {len(want)}")
+                await stream.send(Block(0, len(want), ()))  # of a stream that has ended
+
+
+@ROWS.row("4.4", "bye is answered, and frees the number")
+async def _(kit: Kit) -> None:
+    async with kit.greeted() as peer:
+        for drafts in ((), (1, 1)[: peer.welcome.room]):
+            stream, _ = await _known(peer, kit)
+            await stream.fill(2)
+            await stream.draft(drafts, more=True)
+            answer = await stream.bye()
+            expect(answer.reason == "ended", f"reason {answer.reason!r}")
+            await stream.send(Block(0, 2, (1,)))  # was on its way
+        stream, _ = await _known(peer, kit)
+        await stream.fill(N)
+        await peer.silence(QUIET_S)
+
+
+@ROWS.row("4", "several streams at once")
+async def _(kit: Kit) -> str:
+    rng, streams = random.Random(23), []
+    async with kit.greeted() as peer:
+        if peer.welcome.streams < 2:
+            raise NotTested("it carries one stream at a time")
+        for i in range(min(peer.welcome.streams, 6)):
+            prompt = tuple(1 & (i + 1) >> j for j in range(3, -1, -1))
+            request = kit.request(2 * N, prompt=prompt)
+            if i % 3 == 2 and "coupled" in peer.welcome.schemes:
+                request = kit.coupled(2 * N, prompt=prompt, seed=i)
+            number = i if i < 3 else 13 * i + 100
+            streams.append(await peer.open(request, number, await kit.want(request)))
+        going = list(streams)
+        while going:
+            for stream in rng.sample(going, len(going)):
+                at = len(stream.text)
+                block = list((stream.want or ())[at : at + rng.choice((0, 1, 3))])
+                if block and rng.random() < 0.3:
+                    block[-1] = _wrong(block[-1])
+                await stream.draft(block[: peer.welcome.room])
+            for stream in rng.sample(going, len(going)):
+                await stream.until(len(stream.text) + 1)
+            going = [stream for stream in going if not stream.finish]
+    return f"{len(streams)} streams"
+
+
+@_streamed("5", "an error of a stream ends that stream alone")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    if peer.welcome.streams < 2:
+        raise NotTested("it carries one stream at a time")
+    given_up = Error("internal", "the kit gives this one up", fatal=False)
+    await stream.fill(3)
+    await peer.say(replace(stream.request, scheme="no-such-scheme"), 1)
+    await peer.refused("request", 1)
+    await peer.say(given_up, 1)
+    await stream.fill(N)
+    await peer.open(stream.request, 1)
+    await peer.say(given_up, 1)
+    again = await peer.open(stream.request, 0, text)
+    await again.fill(4)
+
+
+@_streamed("4.5", "idle answers")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    if not peer.welcome.progress_ms:
+        raise NotTested("its welcome says that it sends no progress")
+    await stream.judge([_wrong(text[0])])
+    await stream.fill(3)
+    for what, block in (
+        ("a block of a dead branch", Block(0, 1, (text[1],))),
+        ("a block that the text has already", Block(1, 1, tuple(text[1:2]))),
+    ):
+        await stream.send(block)
+        with about(what):
+            answer = must_be(Progress, await peer.hear())
+            stream.progress(answer)
+            expect(answer == Progress("idle", 1, 3, 0), str(answer))
+
+
+@ROWS.row("4.5", "progress while it works")
+async def _(kit: Kit) -> str:
+    async with kit.greeted() as peer:
+        every_s = peer.welcome.progress_ms / 1e3
+        if not every_s:
+            raise NotTested("its welcome says that it sends none")
+        size = min(peer.welcome.context - 2, _LONGEST_PROMPT)
+        heard = dict.fromkeys(range(min(peer.welcome.streams, 6)), time.monotonic())
+        for number in heard:
+            prompt = tuple((i >> number) & 1 for i in range(size))
+            await peer.say(kit.request(1, prompt=prompt), number)
+            await peer.say(Block(0, 0, ()), number)
+        words, longest = 0, 0.0
+        while heard:
+            data = await asyncio.wait_for(peer.socket.recv(), kit.patience_s)
+            stream, message, _ = peer.codec.decode(data)
+            now = time.monotonic()
+            if isinstance(message, Progress):
+                words += 1
+                expect(message.work > 0, "progress without work while it reads")
+            longest = max(longest, *(now - then for then in heard.values()), 0.0)
+            heard[stream or 0] = now
+            if isinstance(message, (Commit, Error)):
+                heard.pop(stream or 0, None)
+    if not words and longest < 2 * every_s:
+        raise NotTested(f"nothing waited longer than {longest:.2f} s")
+    silence = f"{longest:.2f} s of silence, {every_s:g} are promised"
+    expect(longest < 1.5 * every_s + 0.5, silence)
+    return f"{words} words, at most {silence}"
+
+
+@_streamed("4.6", "forwards are counted")
+async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
+    for i in range(6):
+        at = len(stream.text)
+        await stream.judge([*text[at : at + 1], _wrong(text[at + 1])][: peer.block])
+        expect(stream.forwards == i + 1, f"{stream.forwards} after {i + 1} verdicts")
+    answer = await stream.bye()
+    expect(answer.forwards == 6, f"{answer.forwards} in the bye, not 6")
+
+
+# ---- what all streams are held to
+
+RULES = rules(
+    ("4.6", "hash", "text hashes are right"),
+    ("4.6", "hash at the end", "a text hash at the end"),
+    ("4.6", "hash often", "a text hash at least every 256 tokens"),
+    ("4.6", "owed", "no text hash while a correction is owed"),
+    ("4.6", "forwards", "forwards never fall"),
+    ("3.3", "hints", "provisional verdicts where they are wanted"),
+    ("4.5", "progress", "words of progress are true"),
+)

@@ -1,0 +1,128 @@
+"""The kit's target: a model by a formula, so that every text of it is known beforehand.
+
+The logit of id ``i`` after the ids ``..., a, b`` is the highest byte of
+``mix(mix(a * 2**32 + b) + (i + 1) * G)``, over 32, where ``mix`` is SplitMix64's finaliser
+and ``G`` its increment (PROTOCOL.md 6.2); ``a`` is 0 where there is one id only. Many
+logits are equal, so texts also depend on how ties are settled. docs/conformance.md has it
+with vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any, Sequence
+
+import numpy as np
+
+from draftwire.exits import Exit
+from draftwire.manifest import Family
+from draftwire.sampling import SamplingParams, make_decider
+from draftwire.transport.messages import Hello, Open
+from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+
+__all__ = ["KIT_HELLO", "NAME", "KitTarget", "decider_of", "logits_after", "text_of"]
+
+NAME = "kit"
+VOCAB = 512
+CONTEXT = 4096
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_EXIT_S = 0.002  # between the word of the exit and the end of the forward
+
+
+def _fingerprint(what: str) -> str:
+    return hashlib.sha256(f"draftwire kit {what}".encode()).hexdigest()
+
+
+FAMILY = Family(NAME, _fingerprint("backbone"), _fingerprint("tokenizer"))
+KIT_HELLO = Hello(
+    agent="draftwire-kit",
+    target=NAME,
+    tokenizer=bytes.fromhex(FAMILY.tokenizer),
+    backbone=bytes.fromhex(FAMILY.backbone or ""),
+    vocab_size=VOCAB,
+    family=NAME,
+)
+
+
+def _mix(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray[Any, Any] = words ^ words >> np.uint64(31)
+    return mixed
+
+
+def logits_after(ids: Sequence[int], vocab_size: int = VOCAB) -> np.ndarray[Any, Any]:
+    """Return the logits ``(vocab_size,)`` float32 of what follows ``ids``."""
+    before = ids[-2] if len(ids) > 1 else 0
+    state = _mix(np.array([int(before) << 32 | int(ids[-1])], np.uint64))
+    steps = np.arange(1, vocab_size + 1, dtype=np.uint64) * _GOLDEN
+    logits: np.ndarray[Any, Any] = (_mix(state + steps) >> np.uint64(56)) / 32
+    return logits.astype(np.float32)
+
+
+def decider_of(request: Open, vocab_size: int) -> Any:
+    """Return the verifier's half of the scheme that ``request`` asks for."""
+    return make_decider(params_of(request), vocab_size)
+
+
+def params_of(request: Open) -> SamplingParams:
+    """Return the sampling that ``request`` asks for."""
+    settings = (request.temperature, request.top_k, request.top_p, request.seed)
+    return SamplingParams(
+        request.scheme, *settings, noise=request.noise, sample=request.sample
+    )
+
+
+def text_of(request: Open, count: int, vocab_size: int) -> list[int]:
+    """Return the first ``count`` tokens that the target gives without drafts."""
+    decider = decider_of(request, vocab_size)
+    ids = list(request.prompt)
+    for _ in range(count):
+        row = logits_after(ids, vocab_size)[None]
+        ids.append(int(decider.decide((), b"", row, len(ids)).token))
+    return ids[len(request.prompt) :]
+
+
+class KitTarget:
+    """The target as a backend of our verifier; see ``TargetBackend``."""
+
+    id = _fingerprint("target")
+    name, version, numerics = NAME, "1", "exact"
+    family, vocab_size = FAMILY, VOCAB
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    exits: tuple[Exit, ...] = (Exit(layer=1, threshold=0.0, agreement=1.0),)
+
+    def __init__(self, *, slots: int = 16, context: int | None = None) -> None:
+        self.slots, self.context = slots, min(context or CONTEXT, CONTEXT)
+        self._table = SlotTable(slots, self.context, VOCAB)
+        self._held: dict[int, list[int]] = {}
+
+    def allocate(self) -> int:
+        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
+        slot = self._table.allocate()
+        self._held[slot] = []
+        return slot
+
+    def release(self, slot: int) -> None:
+        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
+        self._table.release(slot)
+
+    def forward(
+        self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
+    ) -> list[np.ndarray[Any, Any]]:
+        """See :class:`~draftwire.verifier.backends.base.TargetBackend`."""
+        self._table.check(batch)
+        answers = []
+        for item in batch:
+            held = self._held[item.slot]
+            held[item.start :] = item.tokens.tolist()
+            ends = range(len(held) - item.rows + 1, len(held) + 1)
+            rows = [logits_after(held[max(0, end - 2) : end]) for end in ends]
+            answers.append(np.stack(rows) if rows else np.zeros((0, VOCAB), np.float32))
+        if on_exit is not None:  # it knows half of the logit
+            on_exit(0, [np.floor(rows / 2) for rows in answers])
+            time.sleep(_EXIT_S)
+        self._table.commit(batch)
+        return answers
