@@ -18,7 +18,10 @@ from draftwire.errors import ConfigError
 
 __all__ = ["own_wheel", "zip_bytes"]
 
-_KINDS = {".py", ".toml", ".md", ".service", ".rules", ".conf", ".sh", ".typed"}
+_KINDS = {
+    *(".py", ".toml", ".json", ".md", ".css", ".js", ".service", ".rules", ".conf"),
+    *(".sh", ".typed"),
+}
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # zip knows no earlier time
 _WHEEL = """\
 Wheel-Version: 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http
 import random
 import threading
 from pathlib import Path
@@ -12,15 +13,19 @@ from verifier_lab import run, serving
 
 from draftwire.errors import ProtocolError
 from draftwire.sampling import Decision, SamplingParams, law_of
+from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
+    Block,
     Commit,
     Error,
     Finish,
+    Frame,
     Open,
     Opened,
     Progress,
     Provisional,
 )
+from draftwire.verifier import connection as connection_module
 from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.connection import Connection
 from draftwire.verifier.dialogue import Dialogue
@@ -29,6 +34,7 @@ from draftwire.verifier.kit.device_rows import EXERCISES, RULES
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
 from draftwire.verifier.kit.target import KIT_HELLO, KitTarget, logits_after, text_of
+from draftwire.verifier.kit.wire_rows import _INVALID
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
@@ -422,3 +428,67 @@ def test_the_document_has_every_row_and_the_vectors():
     vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse)]
     vectors += [(logits_after(ids)[:8] * 32).astype(int) for ids in ([1, 0, 1, 1], [7])]
     assert {" ".join(map(str, vector)) for vector in vectors} <= found
+
+
+# ---- faults of the door, the greeting and the codec
+
+DOOR, TERMS = "token", "capabilities and noise are negotiated"
+SMALLER = "smaller vocabulary, other backbone"
+SECRET = "no resume for a wrong secret, id, place or text"
+GREETINGS = {
+    "has capabilities nobody offered": ({"capabilities": ("teleport",)}, {TERMS}),
+    "has noise nobody offered": ({"noise": ("philox", "sparse")}, {TERMS}),
+    "keeps its own vocabulary": ({"vocab_size": 512}, {SMALLER}),
+    "is always family": ({"compatibility": "family"}, {SMALLER}),
+    "cannot say greedy": ({"schemes": ("coupled",)}, {"welcome"}),
+}
+
+
+@pytest.mark.parametrize("fault", GREETINGS)
+def test_a_fault_of_the_greeting_shows_in_its_rows(fault, monkeypatch):
+    changes, rows = GREETINGS[fault]
+    right = connection_module.welcome_to
+
+    def wrong(*terms):
+        return dataclasses.replace(right(*terms), **changes)
+
+    monkeypatch.setattr(connection_module, "welcome_to", wrong)
+    assert results_of(only={TERMS, SMALLER, "welcome", DOOR})[0]["fails"] == rows
+
+
+def test_a_door_that_stands_open_and_a_secret_that_is_not_compared():
+    class Open(VerifierService):
+        def _before_upgrade(self, socket, request):
+            answer = super()._before_upgrade(socket, request)
+            if answer is not None and answer.status_code == http.HTTPStatus.UNAUTHORIZED:
+                socket.account_usage = self.accounts.all[0]
+                return None
+            return answer
+
+    class Trusting(VerifierService):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            find = self.kept._find
+
+            def trusting(request, *more):
+                stream = self.kept._known.get(request.id)
+                secret = stream.secret if stream else request.secret
+                return find(dataclasses.replace(request, secret=secret), *more)
+
+            self.kept._find = trusting
+
+    for kind, row in ((Open, DOOR), (Trusting, SECRET)):
+        assert results_of(kind, only={DOOR, SECRET, "welcome"})[0]["fails"] == {row}
+
+
+def test_a_codec_that_takes_anything(monkeypatch):
+    class Sloppy(Codec):
+        def decode(self, data, note=None):
+            try:
+                return super().decode(data, note)
+            except ProtocolError:
+                return Frame(0, Block(0, 0, ()), len(data))
+
+    monkeypatch.setattr(connection_module, "Codec", Sloppy)
+    rows = {name for _, name, _ in _INVALID} - {"messages of the other way"}
+    assert results_of(only=rows | {"welcome"})[0]["fails"] == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 
@@ -39,13 +40,14 @@ async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
         async with kit.greeted() as peer:
             kit.known = peer.welcome.tokenizer == KIT_HELLO.tokenizer
             kit.hello = replace(kit.hello, vocab_size=peer.welcome.vocab_size)
-            if not kit.known:
-                begin = time.monotonic()
-                await kit.want(kit.request(24))
-                each_s = (time.monotonic() - begin) / 24
-                kit.long = min(kit.long, max(48, int(seconds / 3 / 6 / each_s)))
     except (OSError, asyncio.TimeoutError, WebSocketException, Failed) as error:
         raise TransportError(
             f"{kit.url} does not greet a device: {error or type(error).__name__}",
             hint="is the address right, the token (--token-file), the draft (--draft)?",
         ) from error
+    if not kit.known:
+        begin = time.monotonic()
+        with contextlib.suppress(Failed):  # its row will tell
+            await kit.want(kit.request(24))
+        each_s = (time.monotonic() - begin) / 24
+        kit.long = min(kit.long, max(48, int(seconds / 3 / 6 / each_s)))

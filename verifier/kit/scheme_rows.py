@@ -57,7 +57,7 @@ async def _evidence(kit: Kit, scheme: str) -> str:
     small = {"vocab_size": _VOCAB} if kit.known else {}
     async with kit.greeted(scheme, **small) as peer:
         vocab = peer.welcome.vocab_size
-        count = max(200, kit.long // 4) if kit.known else 16
+        count = max(96, kit.long // 4) if kit.known else 16
         temperature = 1.0 if kit.known else 1e-3
         request = kit.coupled(
             count, scheme=scheme, temperature=temperature, top_k=6, seed=11, sample=1

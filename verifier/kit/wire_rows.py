@@ -40,8 +40,9 @@ async def _(kit: Kit) -> None:
         except InvalidStatus as error:
             answer = error.response
             expect(answer.status_code == 426, f"HTTP {answer.status_code}, not 426")
-            kind = answer.headers.get("Content-Type", "")
-            expect(kind.startswith("text/plain") and answer.body, "no sentence with 426")
+            kind = answer.headers.get("Content-Type", "nothing")
+            expect(kind.startswith("text/plain"), f"{kind} with 426, not text/plain")
+            expect(answer.body, "no sentence with 426")
 
 
 @ROWS.row("1", "any path and query")

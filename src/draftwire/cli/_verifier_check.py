@@ -48,7 +48,7 @@ def register(actions: Any) -> None:
         metavar="NAME",
         help="check this one (default: its own); kit: the kit's, without a draft",
     )
-    add("--quick", action="store_true", help="texts of 200 tokens, in seconds")
+    add("--quick", action="store_true", help="texts of 120 tokens, in seconds")
     add("--exhaust", action="store_true", help="also take every slot, for error 'busy'")
     seconds = _common.ruled(number(0, 1e6, above=True))
     add("--seconds", type=seconds, default=60.0, metavar="S", help="about (60)")
@@ -115,7 +115,7 @@ def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
 
     async def run() -> list[Result]:
         await prepare(kit, seconds=seconds)
-        return await run_rows(kit, CHECKS, say_row(args), seconds=2 * seconds)
+        return await run_rows(kit, CHECKS, say_row(args), seconds=max(120.0, 2 * seconds))
 
     results = asyncio.run(run())
     return show_rows(args, args.url, results)
@@ -191,5 +191,5 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
         args.url, replace(hello, noise=NOISES), token, tls, args.patience, args.exhaust
     )
     if args.quick:
-        kit.long = 200
+        kit.long = 120
     return kit
