@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -458,3 +459,24 @@ def test_the_installer_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["boards", "installer"]) == 0
     assert capsys.readouterr().out.encode() == out.read_bytes()
     assert out.stat().st_mode & 0o100
+
+
+def test_our_wheel_carries_what_setup_py_says_that_the_rooms_need():
+    """A board that is installed from a bundle has the same data files."""
+    import ast
+    import fnmatch
+
+    root = Path(__file__).resolve().parents[2]
+    tree = ast.parse((root / "setup.py").read_text("utf-8"))
+    (said,) = (
+        ast.literal_eval(word.value)
+        for word in ast.walk(tree)
+        if isinstance(word, ast.keyword) and word.arg == "package_data"
+    )
+    _, data = own_wheel()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        held = archive.namelist()
+    for package, patterns in said.items():
+        for pattern in patterns:
+            wanted = f"{package.replace('.', '/')}/{pattern}"
+            assert any(fnmatch.fnmatch(name, wanted) for name in held), wanted
