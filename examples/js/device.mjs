@@ -140,14 +140,14 @@ class Stream extends Text {
 
 class Link {
   constructor(url) {
-    Object.assign(this, { url, streams: new Map(), waiting: [], tries: 0 });
+    Object.assign(this, { url, welcome: null, streams: new Map(), waiting: [], tries: 0 });
   }
 
   async connect() {
     const socket = new WebSocket(this.url, SUBPROTOCOL, {
       headers: { authorization: `Bearer ${told.token}` }, perMessageDeflate: false, maxPayload: MAX_FRAME,
     });
-    Object.assign(this, { socket, welcome: null });
+    this.socket = socket;
     socket.on('message', (data, binary) => this.frame(data, binary));
     await once(socket, 'open');
     socket.on('error', () => {});
@@ -202,10 +202,10 @@ class Link {
     if (this.ending) return;
     for (const stream of this.streams.values()) {
       if (stream.state === 'leaving') stream.ended('cancelled');
-      stream.state = 'lost';
+      else stream.state = 'lost';
     }
     this.waiting.unshift(...this.streams.values());
-    this.streams.clear();
+    Object.assign(this, { streams: new Map(), welcome: null });
     await pause(20 * 2 ** this.tries * (1 + Math.random()));
     if (++this.tries > 9) return this.over(new Error('the link is lost'));
     this.connect().catch(() => this.lost());
@@ -226,18 +226,17 @@ class Link {
 }
 
 const link = new Link(process.argv[2]);
+const watch = setInterval(() => link.patience(), 100);
 try {
   await link.connect();
-  const watch = setInterval(() => link.patience(), 100);
   const open = {
-    ...told, stop_ids: numbers(told.stop_ids), bonus: told.bonus > 0, temperature: told.temperature,
-    seed: BigInt(told.seed),
+    ...told, stop_ids: numbers(told.stop_ids), bonus: told.bonus > 0, seed: BigInt(told.seed),
   };
   const texts = told.prompt.map((prompt) => link.generate({ ...open, prompt: numbers(prompt) }));
   console.log(JSON.stringify(await Promise.all(texts)));
-  clearInterval(watch);
 } catch (error) {
   console.error(error.message);
   process.exitCode = 1;
 }
+clearInterval(watch);
 link.over();

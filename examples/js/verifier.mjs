@@ -282,7 +282,7 @@ server.on('upgrade', (request, socket, head) => {
   const { authorization = '', 'sec-websocket-protocol': offered = '' } = request.headers;
   const no = (status, sentence) => socket.end(`HTTP/1.1 ${status}\r\nContent-Type: text/plain\r\n`
     + `Connection: close\r\nContent-Length: ${sentence.length}\r\n\r\n${sentence}`);
-  if (!equal(authorization, `Bearer ${told.token}`)) no('401 Unauthorized', 'The token is wrong.\n');
+  if (told.token && !equal(authorization, `Bearer ${told.token}`)) no('401 Unauthorized', 'The token is wrong.\n');
   else if (!offered.split(/, */).includes(SUBPROTOCOL)) {
     no('426 Upgrade Required', `This verifier speaks ${SUBPROTOCOL}.\n`);
   } else sockets.handleUpgrade(request, socket, head, (ws) => new Link(ws));

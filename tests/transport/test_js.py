@@ -1,0 +1,149 @@
+"""The device and the verifier of examples/js: with each other, and with ours.
+
+Whatever the two ends are and however drafts travel, the text is that of the target alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import js_ends
+import pytest
+from js_ends import toy_text
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+PROMPTS = ([1, 2, 3], [77], [5, 250, 250, 9])
+COUPLED = {"scheme": "coupled", "temperature": 0.8, "top_p": 0.9, "top_k": 60}
+LAWS = {
+    "greedy": {"scheme": "greedy"},
+    "coupled": {**COUPLED, "seed": 2**64 - 1},
+    "sparse": {**COUPLED, "seed": 12, "noise": "sparse", "sample": 3},
+}
+MODES = {
+    "wait": {"mode": "wait", "block": 5},
+    "pipeline": {"mode": "pipeline", "block": 3},
+    "pipeline without bonus": {"mode": "pipeline", "block": 3, "bonus": 0},
+    "race": {"mode": "race", "block": 4, "draft_ms": 4},
+    "race with credit": {"mode": "race", "block": 4, "draft_ms": 8, "credit": 6},
+    "race from the start": {"mode": "race", "block": 2, "draft_ms": 8, "objective": "latency"},
+}
+
+
+def greedy_at_zero(law):
+    return {"temperature": 0, **law} if law["scheme"] == "greedy" else law
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with js_ends.verifier(token="a token", streams=2) as url:
+        yield url
+
+
+def test_codec_against_the_vectors():
+    assert js_ends.check("wire", GOLDEN / "wire_v2.json") == []
+
+
+def test_sampling_against_the_vectors():
+    assert js_ends.check("sampling", GOLDEN / "sampling_v1.json") == []
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_both_ends(verifier, law, mode):
+    options = {**greedy_at_zero(law), **mode, "max_new_tokens": 40, "token": "a token"}
+    streams = js_ends.device(verifier, prompt=PROMPTS, **options)  # three, and two at once
+    for prompt, stream in zip(PROMPTS, streams):
+        assert stream["ids"] == toy_text(prompt, 40, **law)
+        assert stream["finish"] == "length"
+        assert 40 / 65 <= stream["forwards"] <= 40
+    if mode["mode"] != "race":
+        assert sum(stream["forwards"] for stream in streams) < 110  # drafts did save some
+
+
+def test_stop_ids_end_a_text(verifier):
+    whole = toy_text([1, 2], 40)
+    stop = whole[17]
+    found = js_ends.device(
+        verifier, token="a token", prompt=([1, 2],), temperature=0, stop_ids=[stop]
+    )
+    assert found[0]["ids"] == whole[: whole.index(stop) + 1]
+    assert found[0]["finish"] == "stop"
+
+
+def test_the_context_ends_a_text():
+    with js_ends.verifier(context=20) as url:
+        found = js_ends.device(url, prompt=([1, 2],), temperature=0)
+        assert (found[0]["ids"], found[0]["finish"]) == (toy_text([1, 2], 18), "length")
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_bye_is_answered_and_the_number_used_again(verifier, mode):
+    options = {**mode, "max_new_tokens": 64, "temperature": 0, "token": "a token"}
+    found = js_ends.device(verifier, prompt=PROMPTS, cancel_after=9, **options)
+    for prompt, stream in zip(PROMPTS, found):
+        assert stream["finish"] == "cancelled" and len(stream["ids"]) >= 9
+        assert stream["ids"] == toy_text(prompt, len(stream["ids"]))
+
+
+@pytest.mark.parametrize("mode", ["wait", "pipeline", "race"])
+@pytest.mark.parametrize("law", ["greedy", "coupled"])
+@pytest.mark.parametrize("kept", [True, False], ids=["resumed", "opened anew"])
+def test_a_cut_link(law, mode, kept):
+    """Streams go on after it: resumed, or where the verifier has forgotten them, anew."""
+    law, count = LAWS[law], 120
+    with js_ends.verifier(forward_ms=2, parked_s=60 if kept else 0) as url:
+        proxy = js_ends.Cutter(url, every=2000, times=3)
+        options = {**greedy_at_zero(law), "max_new_tokens": count, "draft_ms": 3, "block": 2}
+        process = js_ends.start_device(proxy.url, prompt=PROMPTS, mode=mode, **options)
+        streams, error = js_ends.ended(process)
+        proxy.close()
+    assert proxy.left < 3
+    assert not error
+    assert [s["ids"] for s in streams] == [toy_text(p, count, **law) for p in PROMPTS]
+    assert any(s["resumes"] for s in streams) == kept
+
+
+def test_busy_is_asked_again_later():
+    with js_ends.verifier(most_streams=1, retry_ms=30) as url:
+        found = js_ends.device(url, prompt=PROMPTS, temperature=0, max_new_tokens=20)
+        assert [s["ids"] for s in found] == [toy_text(p, 20) for p in PROMPTS]
+
+
+REFUSED = {
+    "token": ({"token": "another"}, "401"),
+    "target": ({"target": "other"}, "target: "),
+    "tokenizer": ({"tokenizer": "22" * 32}, "tokenizer: "),
+    "prompt": ({"prompt": ([1] * 4096,)}, "request: "),
+    "scheme": ({"scheme": "teleport"}, "request: "),
+}
+
+
+@pytest.mark.parametrize(("options", "complaint"), REFUSED.values(), ids=REFUSED)
+def test_refused(verifier, options, complaint):
+    told = {"token": "a token", "prompt": ([1],), "temperature": 0, **options}
+    streams, error = js_ends.ended(js_ends.start_device(verifier, **told))
+    assert streams is None and complaint in error
+
+
+def test_progress_keeps_patience():
+    """One target for six streams: each waits longer than patience, and hears of work."""
+    prompts = tuple([n] for n in range(6))
+    with js_ends.verifier(forward_ms=60, progress_ms=40) as url:
+        options = {"temperature": 0, "max_new_tokens": 4, "patience_ms": 200}
+        found = js_ends.device(url, prompt=prompts, **options)
+        assert [s["ids"] for s in found] == [toy_text(p, 4) for p in prompts]
+        process = js_ends.start_device(url, prompt=([1],), **{**options, "patience_ms": 1})
+        assert "no verdict came" in js_ends.ended(process)[1]
+
+
+def test_each_end_is_four_hundred_lines():
+    def code(name):
+        lines = (js_ends.SOURCE / name).read_text("utf-8").splitlines()
+        assert all(len(line) <= 100 for line in lines), name
+        return sum(not s.startswith(("//", "/**")) for s in map(str.strip, lines) if s)
+
+    shared = sum(map(code, ("codec.mjs", "sampling.mjs", "text.mjs")))
+    assert shared + code("device.mjs") <= 400
+    assert shared + code("verifier.mjs") <= 400
+    assert list(json.loads((js_ends.SOURCE / "package.json").read_text())["dependencies"]) == ["ws"]
