@@ -74,8 +74,8 @@ class Stream extends Text {
   }
 
   next(sequence) {
-    const known = SCRIPT.find((ids) => sequence.every((id, i) => id === ids[i]));
-    if (known?.length > sequence.length) return known[sequence.length];
+    const script = SCRIPT.find((ids) => this.open.prompt.every((id, i) => id === ids[i]));
+    if (script?.length > sequence.length) return script[sequence.length];
     const vocab = Math.min(told.vocab_size, this.link.welcome.vocab_size);
     return draw(draft(sequence, vocab), this.open, sequence.length);
   }

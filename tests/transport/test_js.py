@@ -5,14 +5,22 @@ Whatever the two ends are and however drafts travel, the text is that of the tar
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import js_ends
+import numpy as np
 import pytest
+from cached_target import CachedTarget
 from js_ends import toy_text
+from verifier_lab import serving
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+import draftwire
+from draftwire.sampling import SamplingParams
+
+TESTS = Path(__file__).resolve().parents[1]
+GOLDEN, FIXTURES = TESTS / "golden", TESTS / "fixtures"
 PROMPTS = ([1, 2, 3], [77], [5, 250, 250, 9])
 COUPLED = {"scheme": "coupled", "temperature": 0.8, "top_p": 0.9, "top_k": 60}
 LAWS = {
@@ -147,3 +155,112 @@ def test_each_end_is_four_hundred_lines():
     assert shared + code("device.mjs") <= 400
     assert shared + code("verifier.mjs") <= 400
     assert list(json.loads((js_ends.SOURCE / "package.json").read_text())["dependencies"]) == ["ws"]
+
+
+# ---- with ours
+
+
+def near_miss(sequence, vocab):
+    """Return it with every fourth token wrong."""
+    return [(t + (i % 4 == 0)) % vocab for i, t in enumerate(sequence)]
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_device_with_our_verifier(tmp_path, law, mode):
+    target = CachedTarget(vocab_size=300, context=512)
+    params = SamplingParams(**greedy_at_zero(law))
+    wanted = [target.text(prompt, params, 40) for prompt in PROMPTS]
+    script = tmp_path / "drafts.json"
+    script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
+
+    async def whole():
+        async with serving(target) as service:
+            options = {**greedy_at_zero(law), **mode, "draft": script, "max_new_tokens": 40}
+            options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
+            return await asyncio.to_thread(
+                js_ends.device, service.url, prompt=PROMPTS, **options
+            )
+
+    streams = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert [s["ids"] for s in streams] == wanted
+
+
+def test_device_with_our_verifier_over_a_cut_link(tmp_path):
+    target = CachedTarget(vocab_size=300, context=512)
+    wanted = [target.text(p, SamplingParams("greedy", 0.0), 150) for p in PROMPTS]
+    script = tmp_path / "drafts.json"
+    script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
+
+    async def whole():
+        async with serving(target) as service:
+            proxy = js_ends.Cutter(service.url, every=1600, times=3)
+            options = {"draft": script, "max_new_tokens": 150, "block": 2, "draft_ms": 2}
+            options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300, temperature=0)
+            return await asyncio.to_thread(
+                js_ends.device, proxy.url, prompt=PROMPTS, **options
+            )
+
+    streams = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert [s["ids"] for s in streams] == wanted
+    assert any(s["resumes"] for s in streams)
+
+
+class ToyModel:
+    """The toy draft of ``text.mjs`` as the model of our device."""
+
+    def __init__(self):
+        self.ids = []
+
+    @property
+    def length(self):
+        return len(self.ids)
+
+    def rewind(self, length):
+        del self.ids[length:]
+
+    def forward(self, tokens):
+        self.ids += [int(token) for token in tokens]
+        return np.asarray(js_ends.toy_draft(self.ids, 264), np.float32)
+
+
+OURS = {
+    "await": {"preempt": "off"},
+    "pipeline": {"pipeline": 3},
+    "guess": {"preempt": "guess"},
+    "race": {"objective": "latency"},
+}
+TINY = json.loads((FIXTURES / "tiny.draft" / "draft.json").read_text("utf-8"))["family"]
+
+
+@pytest.fixture(scope="module")
+def tiny_verifier():
+    """A JavaScript verifier that takes the draft of the fixtures for its own."""
+    options = {key: TINY[key] for key in ("tokenizer", "backbone")}
+    with js_ends.verifier(family=TINY["name"], vocab_size=264, context=160, **options) as url:
+        yield url
+
+
+def texts(session, law, mode, count):
+    session._drafter._model = ToyModel()
+    options = {k: v for k, v in law.items() if v != "greedy"}
+    streams = [session.generate(p, max_new_tokens=count, **options, **mode) for p in PROMPTS]
+    return [[t.id for chunk in s for t in chunk.tokens] for s in streams]
+
+
+@pytest.mark.parametrize("mode", OURS.values(), ids=OURS)
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_our_device_with_the_verifier(tiny_verifier, law, mode):
+    law = {k: v for k, v in greedy_at_zero(law).items() if k != "noise"}  # it has no option
+    with draftwire.connect(tiny_verifier, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
+        found = texts(session, law, mode, 40)
+    assert found == [toy_text(p, 40, vocab=264, **law) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "race"])
+def test_our_device_with_the_verifier_over_a_cut_link(tiny_verifier, mode):
+    proxy = js_ends.Cutter(tiny_verifier, every=2000, times=3)
+    with draftwire.connect(proxy.url, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
+        found = texts(session, {"temperature": 0.0}, OURS[mode], 120)
+    assert found == [toy_text(p, 120, vocab=264) for p in PROMPTS]
+    assert proxy.left < 3
