@@ -254,7 +254,7 @@ def test_our_device_with_the_verifier(tiny_verifier, law, mode):
     law = {k: v for k, v in greedy_at_zero(law).items() if k != "noise"}  # it has no option
     with draftwire.connect(tiny_verifier, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
         found = texts(session, law, mode, 40)
-    assert found == [toy_text(p, 40, vocab=264, **law) for p in PROMPTS]
+    assert found == [toy_text(p, 40, vocab=264, stops=(0,), **law) for p in PROMPTS]
 
 
 @pytest.mark.parametrize("mode", ["pipeline", "race"])
@@ -262,5 +262,5 @@ def test_our_device_with_the_verifier_over_a_cut_link(tiny_verifier, mode):
     proxy = js_ends.Cutter(tiny_verifier, every=2000, times=3)
     with draftwire.connect(proxy.url, draft=FIXTURES / "tiny.draft", silence_s=15) as session:
         found = texts(session, {"temperature": 0.0}, OURS[mode], 120)
-    assert found == [toy_text(p, 120, vocab=264) for p in PROMPTS]
+    assert found == [toy_text(p, 120, vocab=264, stops=(0,)) for p in PROMPTS]
     assert proxy.left < 3
