@@ -216,7 +216,7 @@ class Link {
     stream.detach();
     this.hold(stream, number);
     stream.branch(stream.epoch + 1);
-    Object.assign(stream, { race: stream.open.objective === 'latency', lastEnd: 0, said: stream.forwards });
+    stream.said = stream.forwards;
     const { epoch, text, finish, forwards: count } = stream;
     stream.send({
       kind: 'resumed', epoch, position, tokens: text.slice(position), finish, forwards: count,
