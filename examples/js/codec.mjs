@@ -9,15 +9,13 @@ export class ProtocolError extends Error {}
 export const refuse = (why) => { throw new ProtocolError(why); };
 
 class Reader {
-  constructor(bytes) {
-    this.rest = bytes;
-  }
+  constructor(bytes) { this.rest = bytes; }
 
   take(n = this.rest.length) {
     if (n > this.rest.length) refuse(`cut short: ${n} bytes wanted, ${this.rest.length} left`);
-    const taken = this.rest.subarray(0, n);
+    const taken = Buffer.from(this.rest.subarray(0, n));
     this.rest = this.rest.subarray(n);
-    return Buffer.from(taken);
+    return taken;
   }
 
   varint(max = 2 ** 64) {
@@ -34,9 +32,9 @@ class Reader {
   ids(count, vocab) {
     const width = widthOf(vocab ?? refuse('ids before the welcome'));
     const bytes = this.take(Math.ceil((count * width) / 8));
-    const bits = Array.from(bytes.reverse(), (byte) => byte.toString(2).padStart(8, '0')).join('');
+    const bits = Array.from(bytes, (byte) => byte.toString(2).padStart(8, '0')).reverse().join('');
     const ids = slices(bits, width).slice(0, count);
-    return packIds(ids, vocab).equals(bytes.reverse()) ? ids : refuse('spare bits that are not 0');
+    return packIds(ids, vocab).equals(bytes) ? ids : refuse('spare bits that are not 0');
   }
 
   text() {
@@ -48,7 +46,7 @@ class Reader {
 const varint = (v) => (v < 128 ? [v] : [(v % 128) + 128, ...varint(Math.floor(v / 128))]);
 const widthOf = (vocab) => Math.max(1, 32 - Math.clz32(vocab - 1));
 const slices = (bits, width) => Array.from({ length: Math.ceil(bits.length / width) },
-  (_, i) => parseInt(bits.slice(Math.max(0, bits.length - (i + 1) * width), bits.length - i * width), 2));
+  (_, i) => parseInt(bits.slice(0, bits.length - i * width).slice(-width), 2));
 
 function packIds(ids, vocab) {
   const bits = ids.map((id) => id.toString(2).padStart(widthOf(vocab), '0')).reverse().join('');
@@ -62,12 +60,15 @@ function packTime(seconds = 0) { // a mantissa that is rounded up to 128 is the 
   return e ? Math.min(4095, e * 128 + Math.round(us / 2 ** (e - 1)) - 128) : Math.round(us);
 }
 const unpackTime = (t) => (t < 128 ? t : (128 + (t & 127)) * 2 ** ((t >> 7) - 1)) / 1e6;
+const finite = (x) => (Number.isFinite(x) ? x : refuse('a real that is not finite'));
 const namesOf = (part) => SCHEMA.codes[part.registry];
 const known = (part, number) => namesOf(part)[number]
   ?? (ACTED_ON.includes(part.registry) ? refuse(`${part.name} ${number}`) : 'other');
-const finite = (x) => (Number.isFinite(x) ? x : refuse('a real that is not finite'));
-const sized = (part, n) =>
-  ((part.sizes ?? [n]).includes(n) ? n : refuse(`${part.name} of ${n} bytes`));
+
+function readNumbers(r, list = []) {
+  while (r.rest.length) list.push(list.length < 256 ? r.varint() : refuse('too many numbers'));
+  return list;
+}
 
 const TYPES = { // of each: what it is when left out, how it is read, how it is written
   varint: [0, (r, part) => r.varint(part.max), varint],
@@ -82,12 +83,9 @@ const TYPES = { // of each: what it is when left out, how it is read, how it is 
   flag: [false, (r) => r.varint(1) === 1, (v) => [Number(v)]],
   text: ['', (r) => r.text(), (v) => v],
   words: [[], (r) => r.text().split(' ').filter(Boolean), (v) => v.join(' ')],
-  numbers: [[], (r) => {
-    const list = [];
-    while (r.rest.length) list.push(list.length < 256 ? r.varint() : refuse('too many numbers'));
-    return list;
-  }, (v) => v.flatMap(varint)],
-  bytes: [Buffer.alloc(0), (r, part) => r.take(sized(part, r.rest.length)), (v) => v],
+  numbers: [[], (r) => readNumbers(r), (v) => v.flatMap(varint)],
+  bytes: [Buffer.alloc(0), (r, { sizes = [r.rest.length], name }) => (
+    sizes.includes(r.rest.length) ? r.take() : refuse(`${name} of ${r.rest.length} bytes`)), (v) => v],
   code: [null, (r, part) => known(part, r.varint()),
     (v, part) => varint(Number(Object.keys(namesOf(part)).find((n) => namesOf(part)[n] === v)))],
 };

@@ -4,21 +4,11 @@ import { mix } from './sampling.mjs';
 
 /** The committed text of a stream, and the drafts of the present branch ahead of it. */
 export class Text {
-  constructor(prompt) {
-    Object.assign(this, { prompt, text: [], epoch: 0, ahead: [], asked: 0 });
-  }
-
-  get sequence() {
-    return [...this.prompt, ...this.text];
-  }
-
-  get end() { // of the branch
-    return this.text.length + this.ahead.length;
-  }
-
-  branch(epoch) {
-    Object.assign(this, { epoch: epoch % 256, ahead: [], asked: 0 });
-  }
+  constructor(prompt) { Object.assign(this, { prompt, text: [], epoch: 0, ahead: [], asked: 0 }); }
+  get sequence() { return [...this.prompt, ...this.text]; }
+  get end() { return this.text.length + this.ahead.length; } // of the branch
+  get waits() { return this.ahead.length > 0 || this.asked > this.text.length; } // for a verdict
+  branch(epoch) { Object.assign(this, { epoch: epoch % 256, ahead: [], asked: 0 }); }
 
   grow(tokens) { // a token that contradicts the branch ends it
     for (const token of tokens) {
@@ -27,31 +17,36 @@ export class Text {
     }
   }
 
-  hash() { // 4.6
-    const ids = Buffer.from(Uint32Array.from(this.sequence).buffer);
-    return createHash('sha256').update(ids).digest().subarray(0, 8);
+  hash(length = this.text.length) { // 4.6
+    const ids = Uint32Array.from([...this.prompt, ...this.text.slice(0, length)]);
+    return createHash('sha256').update(Buffer.from(ids.buffer)).digest().subarray(0, 8);
   }
 }
 
 const state = (ids) => mix((BigInt(ids.at(-2) ?? 0) << 32n) + BigInt(ids.at(-1)));
 const byte = (word, id) => Number(mix(word + BigInt(id + 1) * 0x9e3779b97f4a7c15n) >> 56n);
+const row = (vocab, logit) => Array.from({ length: vocab }, (_, id) => logit(id));
 
 /** The target's logits after `ids`: 32nds, below 8, by SplitMix64 of the last two ids. */
-export const target = (ids, vocab) =>
-  Array.from({ length: vocab }, (_, id) => byte(state(ids), id) / 32);
+export function target(ids, vocab) {
+  const word = state(ids);
+  return row(vocab, (id) => byte(word, id) / 32);
+}
 
 /** The draft's: the target's and up to a half more. */
-export const draft = (ids, vocab) =>
-  target(ids, vocab).map((x, id) => x + byte(state(ids) + 1n, id) / 512);
+export function draft(ids, vocab) {
+  const word = state(ids);
+  return row(vocab, (id) => byte(word, id) / 32 + byte(word + 1n, id) / 512);
+}
 
 /** `defaults` with what `--name value` says otherwise; a list takes several. */
 export function options(defaults, args) {
   const told = structuredClone(defaults);
-  for (let i = 0; i < args.length; i += 2) {
-    const name = args[i].replace(/^--/, '').replaceAll('-', '_');
-    if (!(name in defaults) || i + 1 === args.length) throw new Error(`what is ${args[i]}?`);
-    if (Array.isArray(told[name])) told[name].push(args[i + 1]);
-    else told[name] = typeof told[name] === 'number' ? Number(args[i + 1]) : args[i + 1];
+  for (let [name, value, ...rest] = args; name; [name, value, ...rest] = rest) {
+    const old = told[name = name.replace(/^--/, '')];
+    if (old === undefined || value === undefined) throw new Error(`what is --${name}?`);
+    if (Array.isArray(old)) old.push(value);
+    else told[name] = typeof old === 'number' ? Number(value) : value;
   }
   return told;
 }
