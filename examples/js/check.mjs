@@ -1,9 +1,9 @@
 // Tries codec.mjs and sampling.mjs against the vectors in tests/golden:
-//   node check.mjs wire wire_v2.json | node check.mjs sampling sampling_v1.json
+//   node check.mjs wire wire_v2.json | node check.mjs sampling sampling_v2.json
 // Prints what differs as a JSON list; an empty one is a pass.
 import { readFileSync } from 'node:fs';
 import { decode, encode, ProtocolError } from './codec.mjs';
-import { argmax, draw, law } from './sampling.mjs';
+import { draw, law, mix, times, uniform } from './sampling.mjs';
 
 // JSON.parse keeps 53 bits of a number; seeds have 64.
 const load = (path) => JSON.parse(readFileSync(path, 'utf8').replace(/: (\d{16,})/g, ': "$1"'));
@@ -51,19 +51,61 @@ function wire({ vocab_size: vocab, frames, refused }) {
   return wrong;
 }
 
-function sampling({ cases }) {
-  const wrong = [];
-  cases.forEach(({ logits, position, ...c }, i) => {
-    const [seed, sample] = [BigInt(`0x${c.seed}`), c.sample ?? Math.floor(position / 2 ** 32)];
-    const at = (scheme, noise) => draw(logits, { ...c, seed, sample, scheme, noise }, position % 2 ** 32);
-    const got = {
-      greedy: argmax(logits), kept: law(logits, c).ids,
-      coupled: at('coupled', 'philox'), coupled_sparse: at('coupled', 'sparse'), match: at('match'),
-    };
-    for (const [name, value] of Object.entries(got)) {
-      if (plain(value) !== plain(c[name])) wrong.push({ case: i, name, got: value });
-    }
+// Section 6.5; of the schemes those without evidence.
+const G = 0x9e3779b97f4a7c15n;
+const number = (x) => ({ nan: NaN, inf: Infinity, '-inf': -Infinity })[x] ?? x;
+function row(told) {
+  if (Array.isArray(told)) return told.map(number);
+  return Array.from({ length: told.size }, (_, id) => {
+    const word = mix(BigInt(`0x${told.splitmix}`) + BigInt(id + 1) * G);
+    const bytes = new Uint8Array(new BigUint64Array([word]).buffer);
+    return (bytes.reduce((a, b) => a + b, 0) - 1020) / 64;
   });
+}
+
+function match(logits, open, position) {
+  const { ids, p } = law(logits, open);
+  const u = uniform(open.seed, position, 0, open.sample, 3) * p.reduce((a, b) => a + b);
+  let sum = 0;
+  return ids.find((_, i) => (sum += p[i]) >= u) ?? ids.at(-1);
+}
+
+function sampling({ noise, distributions, decisions, refused }) {
+  const wrong = [];
+  const same = (what, got, expected, error = 0) => {
+    const near = got.length === expected.length
+      && got.every((x, i) => Math.abs(x - expected[i]) <= error * Math.abs(expected[i]));
+    if (!near) wrong.push({ ...what, got, expected });
+  };
+  for (const { profile, seed: hex, sample, position, domain, ids, u, E } of noise) {
+    const [seed, what] = [BigInt(`0x${hex}`), { profile, hex }];
+    if (u) same(what, ids.map((id) => uniform(seed, position, id, sample, domain)), u);
+    if (E) same(what, times(profile, seed, position, sample, ids), E, 2 ** -52);
+  }
+  for (const c of distributions) {
+    const { ids, p } = law(row(c.row), c);
+    const what = { temperature: c.temperature, top_k: c.top_k, top_p: c.top_p, size: c.row.size };
+    same(what, [ids.length], [c.count]);
+    if (c.ids) same(what, ids, c.ids);
+    else same(what, [ids.reduce((a, b) => a + b), ...ids.slice(0, 4)], [c.sum, ...c.first]);
+    same(what, p.slice(0, c.p.length), c.p, 1e-9);
+  }
+  for (const { seed: hex, tokens, rows, position, accepted, token, ...open } of decisions) {
+    if (!['greedy', 'argmax', 'coupled', 'match'].includes(open.scheme)) continue;
+    const seed = BigInt(`0x${hex}`);
+    const logits = rows.map((told) => row(told).slice(0, open.vocab_size));
+    const draws = open.scheme === 'match' ? match : draw;
+    const own = logits.map((x, i) => draws(x, { ...open, seed }, position + i));
+    const stands = [...tokens, -1].findIndex((draft, i) => draft !== own[i]);
+    same({ scheme: open.scheme, seed: hex }, [stands, own[stands]], [accepted, token]);
+  }
+  for (const logits of refused.logits) {
+    try {
+      wrong.push({ logits, got: draw(row(logits), { scheme: 'argmax' }, 0) });
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+    }
+  }
   return wrong;
 }
 

@@ -65,11 +65,8 @@ const namesOf = (part) => SCHEMA.codes[part.registry];
 const known = (part, number) => namesOf(part)[number]
   ?? (ACTED_ON.includes(part.registry) ? refuse(`${part.name} ${number}`) : 'other');
 
-function readNumbers(r, list = []) {
-  while (r.rest.length) list.push(list.length < 256 ? r.varint() : refuse('too many numbers'));
-  return list;
-}
-
+const readNumbers = (r, n = 0) => (!r.rest.length ? []
+  : n < 256 ? [r.varint(), ...readNumbers(r, n + 1)] : refuse('too many numbers'));
 const TYPES = { // of each: what it is when left out, how it is read, how it is written
   varint: [0, (r, part) => r.varint(part.max), varint],
   byte: [0, (r) => r.take(1)[0], (v) => [v]],
@@ -85,7 +82,7 @@ const TYPES = { // of each: what it is when left out, how it is read, how it is 
   words: [[], (r) => r.text().split(' ').filter(Boolean), (v) => v.join(' ')],
   numbers: [[], (r) => readNumbers(r), (v) => v.flatMap(varint)],
   bytes: [Buffer.alloc(0), (r, { sizes = [r.rest.length], name }) => (
-    sizes.includes(r.rest.length) ? r.take() : refuse(`${name} of ${r.rest.length} bytes`)), (v) => v],
+    sizes.includes(r.rest.length) ? r.take() : refuse(`the length of ${name}`)), (v) => v],
   code: [null, (r, part) => known(part, r.varint()),
     (v, part) => varint(Number(Object.keys(namesOf(part)).find((n) => namesOf(part)[n] === v)))],
 };

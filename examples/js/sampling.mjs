@@ -1,4 +1,4 @@
-// The laws and the noise of PROTOCOL.md section 6: greedy, coupled (philox, sparse), match.
+// The laws and the noise of PROTOCOL.md section 6: greedy, argmax, coupled (philox, sparse).
 const high = (a, b) => Math.floor((a * (b >>> 16) + Math.floor((a * (b & 65535)) / 65536)) / 65536);
 
 function philox([k, l], [a, b, c, d], rounds = 10) { // Philox 4x32: four words from two and four
@@ -33,7 +33,7 @@ const POISSON = ((one) => { // floor(2^64 P(N <= j)) for a mean of 4, by e^4 in 
 })(1n << 256n);
 
 const exponential = (u) => Math.max(-Math.log(u), 2 ** -54);
-function sparse(seed, position, sample, ids) { // the times of `ids`, which rise
+function sparse(seed, position, sample, ids) {
   const k = mix(mix(seed + G) + (BigInt(position) + (BigInt(sample) << 32n)) * G);
   const early = new Map();
   for (let cell = 0n; cell <= BigInt(ids.at(-1)) >> 12n; cell++) {
@@ -47,6 +47,11 @@ function sparse(seed, position, sample, ids) { // the times of `ids`, which rise
   return ids.map((id) => early.get(id) ?? 2 ** -10 + exponential(
     Number((mix(k + BigInt(id + 1) * G) >> 11n) + 1n) * 2 ** -53));
 }
+
+/** The exponential noise of `ids`, which rise, by a noise profile. */
+export const times = (noise, seed, position, sample, ids) => (noise === 'sparse'
+  ? sparse(seed, position, sample, ids)
+  : ids.map((id) => exponential(uniform(seed, position, id, sample))));
 
 /** The place of the largest number, the first of equal ones. */
 export const argmax = (list) => list.reduce((best, x, i) => (x > list[best] ? i : best), 0);
@@ -70,13 +75,10 @@ export function law(logits, { temperature, top_k: topK, top_p: topP }) {
 /** The token at `position` (prompt included) by the scheme and the settings of an open. */
 export function draw(logits, open, position) {
   const { scheme, seed, sample = 0, noise = 'philox' } = open;
+  const sound = logits.every((x) => x < Infinity) && logits.some((x) => x > -Infinity);
+  if (!sound) throw new RangeError('logits that are no distribution');
   if (scheme === 'greedy' || scheme === 'argmax') return argmax(logits);
   const { ids, p } = law(logits, open);
-  if (scheme === 'match') {
-    let [sum, u] = [0, uniform(seed, position, 0, sample, 3) * p.reduce((a, b) => a + b)];
-    return ids.find((_, i) => (sum += p[i]) >= u) ?? ids.at(-1);
-  }
-  const times = noise === 'sparse' ? sparse(seed, position, sample, ids)
-    : ids.map((id) => exponential(uniform(seed, position, id, sample)));
-  return ids[argmax(times.map((time, i) => -time / p[i]))];
+  const E = times(noise, seed, position, sample, ids);
+  return ids[argmax(E.map((time, i) => -time / p[i]))];
 }

@@ -1,5 +1,6 @@
 // What both ends share: a text and its branch (PROTOCOL.md 4.2), toy models, options.
 import { createHash } from 'node:crypto';
+import { parseArgs } from 'node:util';
 import { mix } from './sampling.mjs';
 
 /** The committed text of a stream, and the drafts of the present branch ahead of it. */
@@ -41,13 +42,10 @@ export function draft(ids, vocab) {
 
 /** `defaults` with what `--name value` says otherwise; a list takes several. */
 export function options(defaults, args) {
-  const told = structuredClone(defaults);
-  for (let [name, value, ...rest] = args; name; [name, value, ...rest] = rest) {
-    const old = told[name = name.replace(/^--/, '')];
-    if (old === undefined || value === undefined) throw new Error(`what is --${name}?`);
-    if (Array.isArray(old)) old.push(value);
-    else told[name] = typeof old === 'number' ? Number(value) : value;
-  }
-  return told;
+  const each = (f) => Object.fromEntries(Object.entries(defaults).map(([k, v]) => [k, f(k, v)]));
+  const kinds = each((name, value) => ({ type: 'string', multiple: Array.isArray(value) }));
+  const { values } = parseArgs({ args, options: kinds });
+  return each((name, value) => (
+    typeof value === 'number' ? Number(values[name] ?? value) : values[name] ?? value));
 }
 export const numbers = (list) => list.split(',').filter(Boolean).map(Number);

@@ -67,7 +67,10 @@ def _words(name, options):
     for key, value in options.items():
         values = value if isinstance(value, tuple) else (value,)
         for each in values:
-            words += [f"--{key}", ",".join(map(str, each)) if isinstance(each, list) else str(each)]
+            words += [
+                f"--{key}",
+                ",".join(map(str, each)) if isinstance(each, list) else str(each),
+            ]
     return words
 
 
@@ -83,7 +86,10 @@ def check(what, vectors):
 def verifier(**options):
     """Run ``verifier.mjs``; yield its address."""
     process = subprocess.Popen(
-        _words("verifier.mjs", options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        _words("verifier.mjs", options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         url = process.stdout.readline().strip()
@@ -99,7 +105,9 @@ def start_device(url, **options):
     """Start ``device.mjs``; prompts are a tuple of lists."""
     words = _words("device.mjs", options)
     words.insert(2, url)
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def ended(process):
@@ -177,7 +185,15 @@ def toy_text(prompt, count, *, vocab=256, stops=(), **law):
 
 
 def _draw(
-    logits, t, scheme="greedy", temperature=1.0, top_k=0, top_p=1.0, seed=0, noise="philox", sample=0
+    logits,
+    t,
+    scheme="greedy",
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    noise="philox",
+    sample=0,
 ):
     if scheme == "greedy":
         return logits.index(max(logits))
