@@ -52,13 +52,15 @@ class Stream extends Text {
       if (this.ahead.length > told.max_waiting) refuse('too many drafts wait');
     }
     const stale = epoch !== this.epoch || asks <= this.text.length;
-    if (stale && !this.judging && !this.wants) this.progress('idle');
+    this.idle = stale && !this.judging && !this.wants ? Date.now() : Infinity;
     wake();
   }
 
   progress(activity) {
     const { epoch, text: { length: position }, seen } = this;
-    this.send({ kind: 'progress', activity, epoch, position, work: forwards - seen });
+    const work = activity === 'idle' ? 0 : forwards - seen;
+    this.send({ kind: 'progress', activity, epoch, position, work });
+    this.idle = Infinity;
   }
 
   async forward() { // over the text's last token and the drafts that are there
@@ -219,10 +221,12 @@ async function serve() { // one forward after another, for the streams in turn
   serve();
 }
 
-function progress() { // 4.5: for those that wait while the target works for others
-  for (const stream of known.values()) {
-    const quiet = Date.now() - stream.quiet >= told.progress_ms && forwards > stream.seen;
-    if (quiet && stream.wants) stream.progress(stream.judging ? 'judging' : 'queued');
+function progress() { // 4.5: for those that wait while the target works, or need not wait
+  const before = Date.now() - told.progress_ms;
+  for (const stream of [...known.values()].filter(({ link }) => link)) {
+    const works = stream.quiet <= before && forwards > stream.seen;
+    if (works && stream.wants) stream.progress(stream.judging ? 'judging' : 'queued');
+    else if (stream.idle <= before && !stream.wants) stream.progress('idle');
   }
 }
 

@@ -6,18 +6,22 @@ Whatever the two ends are and however drafts travel, the text is that of the tar
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import types
 from pathlib import Path
 
 import js_ends
 import numpy as np
 import pytest
+import verifier_lab as lab
 from cached_target import CachedTarget
 from js_ends import toy_text
-from verifier_lab import serving
 
 import draftwire
 from draftwire.sampling import SamplingParams
+from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
+from draftwire.verifier.limits import Limits
 
 TESTS = Path(__file__).resolve().parents[1]
 GOLDEN, FIXTURES = TESTS / "golden", TESTS / "fixtures"
@@ -176,6 +180,11 @@ def test_the_examples_stay_short():
 # ---- with ours
 
 
+async def in_thread(call, *args, **options):
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, functools.partial(call, *args, **options))
+
+
 def near_miss(sequence, vocab):
     """Return it with every fourth token wrong."""
     return [(t + (i % 4 == 0)) % vocab for i, t in enumerate(sequence)]
@@ -191,12 +200,10 @@ def test_device_with_our_verifier(tmp_path, law, mode):
     script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
 
     async def whole():
-        async with serving(target) as service:
+        async with lab.serving(target) as service:
             options = {**law, **mode, "draft": script, "max_new_tokens": 40}
             options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
-            return await asyncio.to_thread(
-                js_ends.device, service.url, prompt=PROMPTS, **options
-            )
+            return await in_thread(js_ends.device, service.url, prompt=PROMPTS, **options)
 
     streams = asyncio.run(asyncio.wait_for(whole(), 60))
     assert [s["ids"] for s in streams] == wanted
@@ -209,13 +216,11 @@ def test_device_with_our_verifier_over_a_cut_link(tmp_path):
     script.write_text(json.dumps([near_miss(p + t, 300) for p, t in zip(PROMPTS, wanted)]))
 
     async def whole():
-        async with serving(target) as service:
+        async with lab.serving(target) as service:
             proxy = js_ends.Cutter(service.url, every=1600, times=3)
             options = {"draft": script, "max_new_tokens": 150, "block": 2, "draft_ms": 2}
             options.update(family="hashed", tokenizer="aa" * 32, vocab_size=300)
-            return await asyncio.to_thread(
-                js_ends.device, proxy.url, prompt=PROMPTS, **options
-            )
+            return await in_thread(js_ends.device, proxy.url, prompt=PROMPTS, **options)
 
     streams = asyncio.run(asyncio.wait_for(whole(), 60))
     assert [s["ids"] for s in streams] == wanted
@@ -288,3 +293,142 @@ def test_our_device_with_the_verifier_over_a_cut_link(tiny_verifier, mode):
         found = texts(session, LAWS["greedy"], OURS[mode], 120)
     assert found == [toy_text(p, 120, vocab=264, stops=(0,)) for p in PROMPTS]
     assert proxy.left < 3
+
+
+# ---- both verifiers, spoken to by hand
+
+
+def opening(prompt=(1, 2), count=9, **fields):
+    return Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count, **fields)
+
+
+# What is said, given the right text; and what is heard.
+BY_HAND = {
+    "a gap": (lambda right: [opening(), Block(0, 3, (1,))], "fatal protocol"),
+    "drafts twice": (
+        lambda right: [opening(), Block(0, 0, (5,), more=True), Block(0, 0, (5,))],
+        "fatal protocol",
+    ),
+    "a block too long": (
+        lambda right: [opening(), Block(0, 0, (1,) * 17)],
+        "fatal protocol",
+    ),
+    "too many wait": (
+        lambda right: (
+            [opening(count=99)] + [Block(0, 16 * n, (5,) * 16, more=True) for n in range(5)]
+        ),
+        "fatal protocol",
+    ),
+    "evidence": (
+        lambda right: [opening(), Block(0, 0, (1,), evidence=b"x")],
+        "fatal protocol",
+    ),
+    "a number in use": (lambda right: [opening(), opening()], "fatal protocol"),
+    "a text frame": (lambda right: ["hello"], "fatal protocol"),
+    "no prompt": (lambda right: [opening(())], "request"),
+    "no tokens": (lambda right: [opening(count=0)], "request"),
+    "noise": (lambda right: [opening(noise="pink")], "request"),
+    "a stream too many": (lambda right: [opening()] * 3, "limit"),
+    "a resume of nothing": (lambda right: [Resume(b"i" * 8, b"s" * 16, 0)], "stream"),
+    "drafts that end a branch": (
+        lambda right: [opening(), Block(0, 0, (right[0], (right[1] + 1) % 50, 3))],
+        "1+1",
+    ),
+    "a dead branch": (
+        lambda right: [
+            opening(),
+            Block(0, 0, ((right[0] + 1) % 50,)),
+            0.3,
+            Block(0, 1, (5,)),
+        ],
+        "0+1 idle 1",
+    ),
+    "nothing new": (
+        lambda right: [opening(), Block(0, 0, ()), 0.3, Block(0, 0, ())],
+        "0+1 idle 0",
+    ),
+    "another branch": (lambda right: [opening(), Block(1, 0, (right[0],))], "1+1"),
+    "a part": (lambda right: [opening(), Block(0, 0, (right[0],), more=True)], ""),
+    "all of it": (
+        lambda right: [
+            opening(),
+            Block(0, 0, (right[0],), more=True),
+            Block(0, 1, (right[1],)),
+        ],
+        "2+1",
+    ),
+    "without bonus": (
+        lambda right: [opening(bonus=False), Block(0, 0, (right[0],))],
+        "1+0",
+    ),
+    "to the end": (
+        lambda right: [opening(count=3), Block(0, 0, tuple(right[:6]))],
+        "2+1 length",
+    ),
+    "credit": (lambda right: [opening(objective="latency", credit=2)], "0+1 0+1"),
+    "bye": (lambda right: [opening(), Bye("stop")], "bye ended"),
+    "an error": (
+        lambda right: [opening(), Error("internal", "x", fatal=False)],
+        "bye ended",
+    ),
+}
+
+
+def said_by(message):
+    if isinstance(message, Commit):
+        end = f" {message.finish.name.lower()}" if message.finish else ""
+        return f"{message.accepted}+{int(message.token is not None)}{end}"
+    if isinstance(message, Error):
+        return ("fatal " if message.fatal else "") + message.code
+    if isinstance(message, Progress):
+        return f"{message.activity} {message.epoch}"
+    return f"bye {message.reason}" if isinstance(message, Bye) else ""
+
+
+async def spoken(service, frames, number):
+    """Return what a verifier answers; with ``number`` each frame is of another stream."""
+    async with lab.device(service) as device:
+        await device.greet()
+        for frame in frames:
+            if isinstance(frame, float):
+                await asyncio.sleep(frame)
+            elif isinstance(frame, str):
+                await device.socket.send(frame)
+            else:
+                await device.say(frame, number)
+                number += number > 0
+        heard = []
+        while True:
+            try:
+                frame = await asyncio.wait_for(device.frames.get(), 0.5)
+            except asyncio.TimeoutError:
+                return heard
+            if frame is None:
+                return heard
+            heard.append(said_by(device.codec.decode(frame).message))
+
+
+@pytest.mark.parametrize("whose", ["theirs", "ours"])
+@pytest.mark.parametrize(("frames", "answer"), BY_HAND.values(), ids=BY_HAND)
+def test_the_verifiers_by_hand(toy_verifier, whose, frames, answer):
+    async def whole():
+        number = int(answer == "limit")
+        if whose == "theirs":
+            right = toy_text([1, 2], 12, vocab=50)
+            return await spoken(toy_verifier, frames(right), number)
+        target = CachedTarget(vocab_size=50)
+        right = target.text([1, 2], SamplingParams("greedy", 0.0), 12)
+        limits = Limits(block=16, waiting=64, streams=2, progress_s=0.1)
+        async with lab.serving(target, limits=limits) as service:
+            return await spoken(service, frames(right), number)
+
+    heard = asyncio.run(asyncio.wait_for(whole(), 30))
+    assert " ".join(filter(None, heard)) == answer
+
+
+@pytest.fixture(scope="module")
+def toy_verifier():
+    with js_ends.verifier(
+        tokenizer="aa" * 32, vocab_size=50, streams=2, progress_ms=100
+    ) as url:
+        yield types.SimpleNamespace(url=url)
