@@ -3,6 +3,7 @@
 // Prints what differs as a JSON list; an empty one is a pass.
 import { readFileSync } from 'node:fs';
 import { decode, encode, ProtocolError } from './codec.mjs';
+import { Bits, correct, judge, putQs, putSet, readDown, readUp } from './evidence.mjs';
 import { draw, law, mix, times, uniform } from './sampling.mjs';
 
 // JSON.parse keeps 53 bits of a number; seeds have 64.
@@ -12,6 +13,18 @@ const plain = (value) => {
   if (typeof value === 'bigint') return String(value);
   return Array.isArray(value) ? value.join(',') : value;
 };
+
+const WITHOUT = ['greedy', 'argmax', 'coupled', 'match']; // evidence
+
+function isRefused(call) {
+  try {
+    call();
+    return false;
+  } catch (error) {
+    if (error instanceof ProtocolError || error instanceof RangeError) return true;
+    throw error;
+  }
+}
 
 function wire({ vocab_size: vocab, frames, refused }) {
   const wrong = [];
@@ -41,17 +54,12 @@ function wire({ vocab_size: vocab, frames, refused }) {
     if (again !== vector.hex) wrong.push({ name: vector.name, again });
   }
   for (const { hex, why } of refused) {
-    try {
-      decode(Buffer.from(hex, 'hex'), vocab);
-      wrong.push({ hex, why, but: 'it was read' });
-    } catch (error) {
-      if (!(error instanceof ProtocolError)) throw error;
-    }
+    if (!isRefused(() => decode(Buffer.from(hex, 'hex'), vocab))) wrong.push({ hex, why });
   }
   return wrong;
 }
 
-// Section 6.5; of the schemes those without evidence.
+// Section 6.5.
 const G = 0x9e3779b97f4a7c15n;
 const number = (x) => ({ nan: NaN, inf: Infinity, '-inf': -Infinity })[x] ?? x;
 function row(told) {
@@ -70,7 +78,7 @@ function match(logits, open, position) {
   return ids.find((_, i) => (sum += p[i]) >= u) ?? ids.at(-1);
 }
 
-function sampling({ noise, distributions, decisions, refused }) {
+function sampling({ noise, distributions, sets, quantised, decisions, corrections, refused }) {
   const wrong = [];
   const same = (what, got, expected, error = 0) => {
     const near = got.length === expected.length
@@ -90,21 +98,46 @@ function sampling({ noise, distributions, decisions, refused }) {
     else same(what, [ids.reduce((a, b) => a + b), ...ids.slice(0, 4)], [c.sum, ...c.first]);
     same(what, p.slice(0, c.p.length), c.p, 1e-9);
   }
-  for (const { seed: hex, tokens, rows, position, accepted, token, ...open } of decisions) {
-    if (!['greedy', 'argmax', 'coupled', 'match'].includes(open.scheme)) continue;
-    const seed = BigInt(`0x${hex}`);
-    const logits = rows.map((told) => row(told).slice(0, open.vocab_size));
-    const draws = open.scheme === 'match' ? match : draw;
-    const own = logits.map((x, i) => draws(x, { ...open, seed }, position + i));
-    const stands = [...tokens, -1].findIndex((draft, i) => draft !== own[i]);
-    same({ scheme: open.scheme, seed: hex }, [stands, own[stands]], [accepted, token]);
+  for (const { universe, members, bits: count, hex } of sets) {
+    const bits = new Bits();
+    putSet(bits, members, universe);
+    if (bits.bits.length !== count || bits.bytes().toString('hex') !== hex) wrong.push({ hex });
+  }
+  for (const { vocab_size: vocab, token, ids, weights, hex } of quantised) {
+    if (putQs(vocab, token, ids, weights).toString('hex') !== hex) wrong.push({ vocab, hex });
+    const [read] = readUp('qs', [token], Buffer.from(hex, 'hex'), vocab);
+    same({ vocab, token }, [...read.ids, ...read.W], [...ids, ...weights]);
+  }
+  for (const { seed: hex, tokens, rows, position, evidence, ...c } of decisions) {
+    const open = { ...c, seed: BigInt(`0x${hex}`) };
+    const logits = rows.map((told) => row(told).slice(0, c.vocab_size));
+    let verdict;
+    if (WITHOUT.includes(c.scheme)) {
+      const draws = c.scheme === 'match' ? match : draw;
+      const own = logits.map((x, i) => draws(x, open, position + i));
+      const accepted = [...tokens, -1].findIndex((draft, i) => draft !== own[i]);
+      verdict = { accepted, token: own[accepted], down: '' };
+    } else verdict = judge(logits, tokens, Buffer.from(evidence, 'hex'), open, position);
+    const { accepted, token, down } = c;
+    if (JSON.stringify(verdict) !== JSON.stringify({ accepted, token, down })) {
+      wrong.push({ scheme: c.scheme, seed: hex, verdict, accepted, token, down });
+    }
+  }
+  for (const { vocab_size: vocab, refused: x, down, q_ids: q, q_weights: w, ...c } of corrections) {
+    const entries = readDown(Buffer.from(down, 'hex'), x, vocab);
+    same({ x, down }, [...entries.ids, ...entries.weights], [...c.ids, ...c.weights]);
+    const u = uniform(BigInt(`0x${c.seed}`), c.position, 0, c.sample, 3);
+    same({ x, down }, [correct(entries, new Map(q.map((id, i) => [id, w[i]])), u)], [c.token]);
+  }
+  for (const { scheme, vocab_size: vocab, tokens, evidence, why } of refused.up) {
+    const bytes = Buffer.from(evidence, 'hex');
+    if (!isRefused(() => readUp(scheme, tokens, bytes, vocab))) wrong.push(why);
+  }
+  for (const { vocab_size: vocab, refused: x, down, why } of refused.down) {
+    if (!isRefused(() => readDown(Buffer.from(down, 'hex'), x, vocab))) wrong.push(why);
   }
   for (const logits of refused.logits) {
-    try {
-      wrong.push({ logits, got: draw(row(logits), { scheme: 'argmax' }, 0) });
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-    }
+    if (!isRefused(() => draw(row(logits), { scheme: 'argmax' }, 0))) wrong.push({ logits });
   }
   return wrong;
 }

@@ -124,19 +124,18 @@ export function decode(frame, vocab) {
   } else if (first >> 6) refuse('a stream number on a message of the connection');
   const get = (part, reader) => { message[part.name] = TYPES[part.type][1](reader, part, vocab); };
   heads(kind, message).forEach((part) => get(part, r));
-  const seen = new Set();
+  const found = new Map();
   while (r.rest.length) {
-    const must = r.rest[0] % 2;
-    const number = Math.floor(r.varint() / 2);
-    const part = fields.find((one) => one.number === number);
-    const field = new Reader(r.take(r.varint()));
-    if (seen.has(number) || (must && !part)) refuse(`field ${number} is unknown or comes twice`);
-    seen.add(number);
-    if (part) get(part, field);
-    if (part && field.rest.length) refuse(`bytes after the end of ${part.name}`);
+    const [must, number] = [r.rest[0] % 2, Math.floor(r.varint() / 2)];
+    const strange = must && !fields.some((part) => part.number === number);
+    if (strange || found.has(number)) refuse(`field ${number} is unknown or comes twice`);
+    found.set(number, new Reader(r.take(r.varint())));
   }
-  for (const part of fields.filter(({ number }) => !seen.has(number))) {
-    message[part.name] = part.required ? refuse(`no ${part.name}`) : defaultOf(part);
+  for (const part of fields) {
+    const field = found.get(part.number) ?? (part.required ? refuse(`no ${part.name}`) : null);
+    if (field) get(part, field);
+    else message[part.name] = defaultOf(part);
+    if (field?.rest.length) refuse(`bytes after the end of ${part.name}`);
   }
   return message;
 }

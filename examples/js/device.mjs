@@ -12,11 +12,10 @@ const told = options({
   token: '', target: '', tokenizer: '11'.repeat(32), backbone: '', family: 'toy', vocab_size: 256,
   prompt: [], scheme: 'greedy', temperature: 0, top_k: 0, top_p: 1, seed: '0', max_new_tokens: 64,
   stop_ids: '', objective: 'cost', bonus: 1, sample: 0, noise: 'philox', credit: 0,
-  mode: 'pipeline', // or wait: one block at a time; or race: the verifier decodes on meanwhile
-  block: 4, // most drafts of one block
-  draft: '', // a JSON file of sequences, prompt and text, to draft from instead of the toy
-  draft_ms: 0, patience_ms: 10000, // for one block; without growth or a sign of work
-  cancel_after: Infinity, // tokens
+  // mode: wait (one block at a time), pipeline, or race (the verifier decodes on meanwhile)
+  // draft: a JSON file of sequences, prompt and text, to draft from instead of the toy
+  // cancel_after: so many tokens; patience_ms: without growth or a sign of work
+  mode: 'pipeline', block: 4, draft: '', draft_ms: 0, patience_ms: 10000, cancel_after: Infinity,
 }, process.argv.slice(3));
 const SCRIPT = told.draft ? JSON.parse(readFileSync(told.draft)) : [];
 const LATER = ['busy', 'limit', 'draining'];
@@ -192,9 +191,9 @@ class Stream extends Text {
   }
 }
 
-const watch = setInterval(() => streams.forEach((stream) => {
+setInterval(() => streams.forEach((stream) => {
   if (Date.now() - stream.alive > told.patience_ms) stream.leave('deadline', 'no verdict came');
-}), 100);
+}), 100).unref();
 try {
   await connect();
   const [stop_ids, seed] = [numbers(told.stop_ids), BigInt(told.seed)];
@@ -206,5 +205,4 @@ try {
   console.error(error.message);
   process.exitCode = 1;
 }
-clearInterval(watch);
 end();
