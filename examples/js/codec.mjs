@@ -54,11 +54,9 @@ function packIds(ids, vocab) {
   return Buffer.from(slices(bits, 8));
 }
 
-function packTime(seconds = 0) { // a mantissa that is rounded up to 128 is the next exponent
-  const us = seconds * 1e6;
-  const e = Math.max(0, Math.floor(Math.log2(us)) - 6);
-  return e ? Math.min(4095, e * 128 + Math.round(us / 2 ** (e - 1)) - 128) : Math.round(us);
-}
+// A mantissa that is rounded up to 128 is the next exponent.
+const packTime = (s, e = Math.max(0, Math.floor(Math.log2(s * 1e6)) - 6)) =>
+  (e ? Math.min(4095, e * 128 + Math.round((s * 1e6) / 2 ** (e - 1)) - 128) : Math.round(s * 1e6));
 const unpackTime = (t) => (t < 128 ? t : (128 + (t & 127)) * 2 ** ((t >> 7) - 1)) / 1e6;
 const finite = (x) => (Number.isFinite(x) ? x : refuse('a real that is not finite'));
 const namesOf = (part) => SCHEMA.codes[part.registry];

@@ -1,6 +1,5 @@
 // A device for draftwire.v2 with a toy draft: node device.mjs ws://HOST:PORT --prompt 1,2,3
 // Every --prompt is a stream, side by side with the others; prints their texts as JSON.
-import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
 import WebSocket from 'ws';
@@ -18,7 +17,6 @@ const told = options({
   mode: 'pipeline', block: 4, draft: '', draft_ms: 0, patience_ms: 10000, cancel_after: Infinity,
 }, process.argv.slice(3));
 const SCRIPT = told.draft ? JSON.parse(readFileSync(told.draft)) : [];
-const LATER = ['busy', 'limit', 'draining'];
 const [streams, waiting] = [new Map(), []]; // by number; and those without one
 let [socket, welcome, lost, over] = [null, null, 0, false];
 
@@ -26,16 +24,15 @@ async function connect() {
   const headers = { authorization: `Bearer ${told.token}` };
   const limits = { headers, perMessageDeflate: false, maxPayload: MAX_FRAME };
   socket = new WebSocket(process.argv[2], SUBPROTOCOL, limits).on('message', heard);
-  await once(socket, 'open');
+  await new Promise((resolve, reject) => socket.on('open', resolve).once('error', reject));
   socket.on('error', () => {}).on('close', again);
   const [tokenizer, backbone] = [told.tokenizer, told.backbone].map((h) => Buffer.from(h, 'hex'));
-  const [agent, capabilities, noise] = ['draftwire-js', ['resume'], ['philox', 'sparse']];
-  send({}, { ...told, kind: 'hello', agent, capabilities, noise, tokenizer, backbone });
+  const able = { agent: 'draftwire-js', capabilities: ['resume'], noise: ['philox', 'sparse'] };
+  send({}, { ...told, ...able, kind: 'hello', tokenizer, backbone });
 }
 
-function send({ number: stream }, message) {
+const send = ({ number: stream }, message) =>
   socket.send(encode({ ...message, stream }, welcome?.vocab_size), () => {});
-}
 
 function heard(data, binary) {
   try {
@@ -73,8 +70,7 @@ function end(error, code = 1000) {
 
 class Stream extends Text {
   constructor(open) {
-    super(open.prompt);
-    Object.assign(this, { open, before: [], tries: 0, forwards: 0, resumes: 0 });
+    Object.assign(super(open.prompt), { open, before: [], tries: 0, forwards: 0, resumes: 0 });
     this.result = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
   }
 
@@ -82,12 +78,10 @@ class Stream extends Text {
 
   start() { // with an open, or with a resume if the verifier knows the stream
     const { open, id, secret } = this;
-    if (!this.take()) return;
+    if (!this.placed()) return;
     Object.assign(this, { state: id?.length ? 'resuming' : 'opening', alive: Date.now() });
-    if (this.state === 'resuming') {
-      const [position, text_hash] = [this.text.length, this.hash()];
-      return send(this, { kind: 'resume', id, secret, position, text_hash });
-    }
+    const held = { id, secret, position: this.text.length, text_hash: this.hash() };
+    if (this.state === 'resuming') return send(this, { kind: 'resume', ...held });
     this.before.push(...this.text);
     Object.assign(this, { prompt: this.sequence, text: [], forwards: 0 });
     this.branch(0);
@@ -97,7 +91,7 @@ class Stream extends Text {
     this.pump();
   }
 
-  take() { // the lowest number that is free; or the stream waits for one
+  placed() { // at the lowest number that is free; or the stream waits for one
     this.number = [...Array(welcome?.streams ?? 0).keys()].find((n) => !streams.has(n));
     return this.number === undefined ? !waiting.push(this) : streams.set(this.number, this);
   }
@@ -134,9 +128,8 @@ class Stream extends Text {
 
   next(sequence) {
     const script = SCRIPT.find((ids) => this.open.prompt.every((id, i) => id === ids[i]));
-    if (script?.length > sequence.length) return script[sequence.length];
     const vocab = Math.min(told.vocab_size, welcome.vocab_size);
-    return draw(draft(sequence, vocab), this.open, sequence.length);
+    return script?.[sequence.length] ?? draw(draft(sequence, vocab), this.open, sequence.length);
   }
 
   received(m) {
@@ -177,12 +170,13 @@ class Stream extends Text {
   ended(finish) {
     this.free('ended');
     const { before, text, forwards, resumes } = this;
-    this.resolve({ ids: [...before, ...text], finish, forwards, resumes });
+    this.resolve({ ids: before.concat(text), finish, forwards, resumes });
   }
 
   async failed({ code, message, retry_after_ms: least }) {
     const anew = code === 'stream' || (code === 'internal' && !this.tries);
-    const later = anew || (LATER.includes(code) && this.state !== 'open' && this.tries < 9);
+    const full = ['busy', 'limit', 'draining'].includes(code) && this.tries < 9;
+    const later = anew || (full && this.state !== 'open');
     this.free(later ? 'pausing' : 'ended');
     if (!later) return this.reject(new Error(`${code}: ${JSON.stringify(message)}`));
     if (anew) this.id = null;

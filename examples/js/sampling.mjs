@@ -12,8 +12,7 @@ function philox([k, l], [a, b, c, d], rounds = 10) { // Philox 4x32: four words 
 /** A number in (0, 1] that belongs to seed (a BigInt), position, token id, sample and domain. */
 export function uniform(seed, position, id, sample = 0, domain = 0) {
   const key = [Number(seed & 0xffffffffn), Number(seed >> 32n)];
-  const words = philox(key, [id >>> 1, position, sample, domain]);
-  const [h, l] = id % 2 ? words.slice(2) : words;
+  const [h, l] = philox(key, [id >>> 1, position, sample, domain]).slice(id % 2 ? 2 : 0);
   return ((h >>> 5) * 2 ** 26 + (l >>> 6) + 1) * 2 ** -53;
 }
 
@@ -79,6 +78,5 @@ export function draw(logits, open, position) {
   if (!sound) throw new RangeError('logits that are no distribution');
   if (scheme === 'greedy' || scheme === 'argmax') return argmax(logits);
   const { ids, p } = law(logits, open);
-  const E = times(noise, seed, position, sample, ids);
-  return ids[argmax(E.map((time, i) => -time / p[i]))];
+  return ids[argmax(times(noise, seed, position, sample, ids).map((time, i) => -time / p[i]))];
 }

@@ -29,23 +29,17 @@ const byte = (word, id) => Number(mix(word + BigInt(id + 1) * 0x9e3779b97f4a7c15
 const row = (vocab, logit) => Array.from({ length: vocab }, (_, id) => logit(id));
 
 /** The target's logits after `ids`: 32nds, below 8, by SplitMix64 of the last two ids. */
-export function target(ids, vocab) {
-  const word = state(ids);
-  return row(vocab, (id) => byte(word, id) / 32);
-}
+export const target = (ids, vocab, word = state(ids)) => row(vocab, (id) => byte(word, id) / 32);
 
 /** The draft's: the target's and up to a half more. */
-export function draft(ids, vocab) {
-  const word = state(ids);
-  return row(vocab, (id) => byte(word, id) / 32 + byte(word + 1n, id) / 512);
-}
+export const draft = (ids, vocab, word = state(ids)) =>
+  row(vocab, (id) => byte(word, id) / 32 + byte(word + 1n, id) / 512);
 
 /** `defaults` with what `--name value` says otherwise; a list takes several. */
 export function options(defaults, args) {
   const each = (f) => Object.fromEntries(Object.entries(defaults).map(([k, v]) => [k, f(k, v)]));
   const kinds = each((name, value) => ({ type: 'string', multiple: Array.isArray(value) }));
-  const { values } = parseArgs({ args, options: kinds });
-  return each((name, value) => (
-    typeof value === 'number' ? Number(values[name] ?? value) : values[name] ?? value));
+  const { values: told } = parseArgs({ args, options: kinds });
+  return each((k, v) => (typeof v === 'number' ? Number(told[k] ?? v) : told[k] ?? v));
 }
 export const numbers = (list) => list.split(',').filter(Boolean).map(Number);
