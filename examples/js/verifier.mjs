@@ -43,16 +43,16 @@ class Stream extends Text {
     const [lead, asks] = [(epoch - this.epoch + 256) % 256, base + Math.max(1, tokens.length)];
     if (lead && lead < 128) this.branch(epoch);
     if (lead < 128) {
-      const next = this.ahead.length ? this.end : Math.min(base, this.end);
-      if (base !== next) refuse(`a block at ${base} where the drafts end at ${this.end}`);
+      const fits = this.ahead.length ? base === this.end : base <= this.end;
+      if (!fits) refuse(`a block at ${base} where the drafts end at ${this.end}`);
       if (tokens.every((token, i) => token === (this.text[base + i] ?? token))) {
-        this.ahead.push(...tokens.slice(this.text.length - Math.min(base, this.text.length)));
+        this.ahead.push(...tokens.slice(Math.max(0, this.text.length - base)));
         if (!more) this.asked = Math.max(this.asked, asks);
       } else this.branch(this.epoch + 1);
       if (this.ahead.length > told.max_waiting) refuse('too many drafts wait');
     }
-    const stale = epoch !== this.epoch || asks <= this.text.length;
-    this.idle = stale && !this.judging && !this.wants ? Date.now() : Infinity;
+    const needless = epoch !== this.epoch || asks <= this.text.length;
+    this.idle = needless && !this.judging && !this.wants ? Date.now() : Infinity;
     wake();
   }
 
@@ -64,34 +64,29 @@ class Stream extends Text {
   }
 
   async forward() { // over the text's last token and the drafts that are there
-    const { epoch, open, text, sequence } = this;
-    const room = this.limit - text.length;
-    const there = Math.min(this.ahead.length, this.race ? Infinity : this.asked - text.length);
+    const { epoch, open, text: { length: before }, sequence } = this;
+    const [room, start, mine, tokens] = [this.limit - before, performance.now(), {}, []];
+    const there = Math.min(this.ahead.length, this.race ? Infinity : this.asked - before);
     const drafts = this.ahead.slice(0, Math.min(there, room - 1));
-    const [tokens, before, start, mine] = [[], text.length, performance.now(), {}];
-    const times = [start - this.since];
     this.judging = mine;
     await pause(told.forward_ms);
     let finish = 'not yet';
     do {
-      const token = draw(target(sequence, told.vocab_size), open, sequence.length);
-      sequence.push(token);
-      tokens.push(token);
+      tokens.push(draw(target(sequence, told.vocab_size), open, sequence.length));
+      sequence.push(tokens.at(-1));
       if (tokens.length === room) finish = 'length';
-      if (open.stop_ids.includes(token)) finish = 'stop';
+      if (open.stop_ids.includes(tokens.at(-1))) finish = 'stop';
     } while (finish === 'not yet' && tokens.at(-1) === drafts[tokens.length - 1]
       && (open.bonus || tokens.length < there));
-    forwards += 1;
-    this.forwards += 1;
+    [forwards, this.forwards] = [forwards + 1, this.forwards + 1];
     if (this.judging !== mine) return; // the link was lost meanwhile: void
-    const accepted = tokens.filter((token, i) => token === drafts[i]).length;
     this.grow(tokens);
-    const hashed = finish !== 'not yet' || before >> 6 !== text.length >> 6;
-    times.push(performance.now() - start);
+    const accepted = tokens.filter((token, i) => token === drafts[i]).length;
+    const hashed = finish !== 'not yet' || before >> 6 !== this.text.length >> 6;
     this.send({
-      kind: 'commit', epoch, accepted, token: tokens[accepted], times: times.map((ms) => ms / 1000),
-      finish, 'no token': accepted === tokens.length, forwards: this.forwards,
-      text_hash: hashed ? this.hash() : null,
+      kind: 'commit', epoch, accepted, 'no token': accepted === tokens.length, finish,
+      token: tokens[accepted], forwards: this.forwards, text_hash: hashed ? this.hash() : null,
+      times: [(start - this.since) / 1000, (performance.now() - start) / 1000],
     });
     Object.assign(this, { finish, judging: null, since: performance.now() });
     if (finish !== 'not yet') this.leave(true);
@@ -100,13 +95,6 @@ class Stream extends Text {
   send(message) {
     Object.assign(this, { quiet: Date.now(), seen: forwards });
     this.link.send({ ...message, stream: this.number });
-  }
-
-  hold(link, number) {
-    Object.assign(this, { link, number, since: performance.now() });
-    link.streams.set(number, this);
-    known.set(this.key, this);
-    wake();
   }
 
   leave(kept) { // its connection: for a resume, or for good; what is under way is void
@@ -126,7 +114,7 @@ class Link {
 
   send(message) {
     if (this.socket.bufferedAmount > 2 ** 20) this.socket.terminate(); // it reads nothing
-    else this.socket.send(encode(message, this.vocab), () => {});
+    else this.socket.send(encode(message, this.welcome?.vocab_size), () => {});
   }
 
   fatal(code, message) {
@@ -137,8 +125,8 @@ class Link {
   heard(data, binary) {
     if (this.socket.readyState !== this.socket.OPEN) return;
     try {
-      const m = binary ? decode(data, this.vocab) : refuse('a text frame');
-      if (m.from === 'cloud' || (m.kind === 'hello') !== !this.vocab) refuse(`a ${m.kind} here`);
+      const m = binary ? decode(data, this.welcome?.vocab_size) : refuse('a text frame');
+      if (m.from === 'cloud' || (m.kind === 'hello') !== !this.welcome) refuse(`a ${m.kind} here`);
       if (m.fatal) this.socket.close(1000);
       else if (m.kind === 'block') this.streams.get(m.stream)?.block(m);
       else this[{ open: 'begin', resume: 'begin', hello: 'hello' }[m.kind] ?? 'leave'](m);
@@ -149,61 +137,56 @@ class Link {
   }
 
   hello({ target: name, tokenizer, backbone, family, vocab_size, capabilities, noise }) {
+    const [ours, base] = [told.tokenizer, told.backbone].map((hex) => Buffer.from(hex, 'hex'));
     if (name && name !== told.target) return this.fatal('target', `the target is ${told.target}`);
-    const [theirs, base] = [tokenizer.toString('hex'), backbone.toString('hex')];
-    if (theirs !== told.tokenizer) return this.fatal('tokenizer', 'the tokenizers differ');
-    const alike = base ? base === told.backbone : family === told.family;
-    this.vocab = Math.min(vocab_size, told.vocab_size);
-    this.capabilities = capabilities.filter((word) => word === 'resume');
-    this.noise = noise.filter((profile) => profile === 'philox' || profile === 'sparse');
-    this.send({
-      ...told, kind: 'welcome', agent: 'draftwire-js', target_version: '1', vocab_size: this.vocab,
-      tokenizer, backbone: Buffer.from(told.backbone, 'hex'), noise: this.noise, numerics: 'exact',
+    if (!tokenizer.equals(ours)) return this.fatal('tokenizer', 'the tokenizers differ');
+    const alike = backbone.length ? backbone.equals(base) : family === told.family;
+    this.welcome = {
+      ...told, kind: 'welcome', agent: 'draftwire-js', target_version: '1', numerics: 'exact',
+      tokenizer, backbone: base, vocab_size: Math.min(vocab_size, told.vocab_size),
       compatibility: alike ? 'family' : 'tokenizer', schemes: ['greedy', 'coupled'],
-      capabilities: this.capabilities,
-    });
+      capabilities: capabilities.filter((word) => word === 'resume'),
+      noise: noise.filter((profile) => profile === 'philox' || profile === 'sparse'),
+    };
+    this.send(this.welcome);
   }
 
-  begin(m) {
+  begin(m) { // an open or a resume
     if (this.streams.has(m.stream)) refuse(`stream ${m.stream} is running`);
-    const full = this.streams.size >= told.streams && ['limit', `at most ${told.streams} streams`];
-    const wrong = full || (m.kind === 'resume' ? this.unknown(m) : this.unfit(m));
-    if (wrong) {
-      const [code, message, retry_after_ms] = wrong;
-      return this.send({ kind: 'error', stream: m.stream, code, message, retry_after_ms });
-    }
-    if (m.kind === 'resume') return this.resume(known.get(m.id.toString('hex')), m);
-    const stream = new Stream(m);
-    stream.hold(this, m.stream);
-    const { id, secret } = this.capabilities.length ? stream : {};
-    stream.send({ kind: 'opened', id, secret });
+    const old = m.kind === 'resume' && known.get(m.id.toString('hex'));
+    const [code, message, retry_after_ms] = this.refusal(m, old) || [];
+    if (code) return this.send({ kind: 'error', stream: m.stream, code, message, retry_after_ms });
+    const stream = old || new Stream(m);
+    stream.leave(true); // a link that is half open
+    Object.assign(stream, { link: this, number: m.stream, since: performance.now() });
+    this.streams.set(m.stream, stream);
+    known.set(stream.key, stream);
+    wake();
+    const { id, secret, finish, forwards: all } = stream;
+    const named = this.welcome.capabilities.length ? { id, secret } : {};
+    if (!old) return stream.send({ kind: 'opened', ...named });
+    stream.branch(stream.epoch + 1);
+    const [tokens, text_hash] = [stream.text.slice(m.position), stream.hash()];
+    const { epoch } = stream;
+    stream.send({ ...m, kind: 'resumed', epoch, tokens, finish, forwards: all, text_hash });
+    if (finish !== 'not yet') stream.leave(true);
   }
 
-  unfit({ prompt, scheme, noise, temperature: t, top_p: topP, max_new_tokens: most }) {
+  refusal({ kind, stream, secret, position, text_hash: hash, ...open }, old) {
+    if (this.streams.size >= told.streams) return ['limit', `at most ${told.streams} streams`];
+    if (kind === 'resume') {
+      const same = old && equal(old.secret, secret) && position <= old.text.length
+        && (!hash.length || hash.equals(old.hash(position)));
+      return !same && ['stream', 'no such stream, or another text'];
+    }
+    const { prompt, scheme, noise, temperature: t, top_p: topP, max_new_tokens: most } = open;
     const law = scheme === 'greedy' ? t === 0 : scheme === 'coupled' && t > 0 && t <= 100;
     if (!law || !(topP > 0 && topP <= 1)) return ['request', 'greedy at 0 or coupled above it'];
-    if (!this.noise.includes(noise)) return ['request', `the noise ${noise} was not agreed`];
-    if (!prompt.length || most < 1) return ['request', 'there is nothing to begin or to end with'];
-    if (prompt.length >= told.context) return ['request', 'the prompt is too long'];
+    if (!this.welcome.noise.includes(noise)) return ['request', `no noise ${noise} here`];
+    const fits = prompt.length && prompt.length < told.context && most > 0;
+    if (!fits) return ['request', `no prompt, or no room for a token`];
     const running = [...known.values()].filter(({ link }) => link).length;
     return running >= told.most_streams && ['busy', 'no room now', told.retry_ms];
-  }
-
-  unknown({ id, secret, position, text_hash: hash }) {
-    const stream = known.get(id.toString('hex'));
-    if (!stream || !equal(stream.secret, secret)) return ['stream', 'no such stream'];
-    const other = hash.length && !hash.equals(stream.hash(position));
-    return (position > stream.text.length || other) && ['stream', 'it is another text'];
-  }
-
-  resume(stream, { stream: number, position }) {
-    stream.leave(true);
-    stream.hold(this, number);
-    stream.branch(stream.epoch + 1);
-    const { epoch, text, finish, forwards: all } = stream;
-    const [tokens, text_hash] = [text.slice(position), stream.hash()];
-    stream.send({ kind: 'resumed', epoch, position, tokens, finish, forwards: all, text_hash });
-    if (finish !== 'not yet') stream.leave(true);
   }
 
   leave({ stream: number }) { // a bye or an error
@@ -230,9 +213,9 @@ function progress() { // 4.5: for those that wait while the target works, or nee
   }
 }
 
-const server = createServer((request, response) => {
-  const health = { status: 'ok', draftwire: 'js', targets: [told.target] };
-  response.writeHead(request.url.endsWith('/healthz') ? 200 : 404).end(JSON.stringify(health));
+const health = JSON.stringify({ status: 'ok', draftwire: 'js', targets: [told.target] });
+const server = createServer(({ url }, response) => {
+  response.writeHead(url.endsWith('/healthz') ? 200 : 404).end(health);
 });
 const verifyClient = ({ req: { headers } }, done) => {
   const offered = (headers['sec-websocket-protocol'] ?? '').split(/, */);
@@ -241,9 +224,8 @@ const verifyClient = ({ req: { headers } }, done) => {
   else done(offered.includes(SUBPROTOCOL), 426, `This verifier speaks ${SUBPROTOCOL}.`);
 };
 const limits = { perMessageDeflate: false, maxPayload: MAX_FRAME };
-const handleProtocols = () => SUBPROTOCOL;
-new WebSocketServer({ server, verifyClient, handleProtocols, ...limits })
-  .on('connection', (socket) => new Link(socket));
+const sockets = { server, verifyClient, handleProtocols: () => SUBPROTOCOL, ...limits };
+new WebSocketServer(sockets).on('connection', (socket) => new Link(socket));
 server.listen(told.port, '127.0.0.1', () => {
   console.log(`ws://127.0.0.1:${server.address().port}`);
   setInterval(progress, told.progress_ms / 4);
