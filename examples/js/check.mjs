@@ -64,10 +64,15 @@ const G = 0x9e3779b97f4a7c15n;
 const number = (x) => ({ nan: NaN, inf: Infinity, '-inf': -Infinity })[x] ?? x;
 function row(told) {
   if (Array.isArray(told)) return told.map(number);
-  return Array.from({ length: told.size }, (_, id) => {
-    const word = mix(BigInt(`0x${told.splitmix}`) + BigInt(id + 1) * G);
-    const bytes = new Uint8Array(new BigUint64Array([word]).buffer);
-    return (bytes.reduce((a, b) => a + b, 0) - 1020) / 64;
+  const words = new BigUint64Array(told.size);
+  for (let id = 0; id < told.size; id++) {
+    words[id] = mix(BigInt(`0x${told.splitmix}`) + BigInt(id + 1) * G);
+  }
+  const bytes = new Uint8Array(words.buffer);
+  return Array.from(words, (_, id) => {
+    let sum = 0;
+    for (let i = 8 * id; i < 8 * id + 8; i++) sum += bytes[i];
+    return (sum - 1020) / 64;
   });
 }
 

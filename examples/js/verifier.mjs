@@ -153,6 +153,7 @@ class Link {
 
   begin(m) { // an open or a resume
     if (this.streams.has(m.stream)) refuse(`stream ${m.stream} is running`);
+    if (m.prefix?.length) refuse('a prefix, and the capability was not agreed');
     const old = m.kind === 'resume' && known.get(m.id.toString('hex'));
     const [code, message, retry_after_ms] = this.refusal(m, old) || [];
     if (code) return this.send({ kind: 'error', stream: m.stream, code, message, retry_after_ms });
