@@ -159,6 +159,8 @@ class FaultProxy:
                 if reset:
                     linger = struct.pack("ii", 1, 0)
                     near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    # A thread that reads it would keep it open, and nobody be told.
+                    near.shutdown(socket.SHUT_RD)
                     near.close()
                 else:
                     near.shutdown(socket.SHUT_RDWR)
