@@ -57,8 +57,8 @@ def serving(*words, folder):
         process.wait()
 
 
-def check(url, capsys):
-    code = main(["verifier", "check", url, "--health", "--json"])
+def check(url, capsys, *words):
+    code = main(["verifier", "check", url, "--health", "--json", *map(str, words)])
     text = capsys.readouterr().out
     return code, json.loads(text) if text else None
 
@@ -84,7 +84,8 @@ def test_a_device_gets_the_targets_text_and_sigterm_ends_it(tmp_path, capsys):
     ):
         capsys.readouterr()
         code, health = check(url, capsys)
-        assert code == 0 and health["status"] == "ok"
+        assert code == 0 and health["status"] == "ok" and "targets" not in health
+        code, health = check(url, capsys, "--token-file", token)
         assert health["targets"][0]["version"] == "v1"
         with pytest.raises(RefusedError):
             draftwire.connect(url, draft=DRAFT, token="wrong" * 5).close()

@@ -97,17 +97,21 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
     findings = []
     try:
         health = json.loads(body)
-        names = ", ".join(f"{t['name']} {t['version']}" for t in health["targets"])
+        # Without a token a verifier does not name them.
+        served = health.get("targets", ())
+        names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
         targets, status = clean(names, 1000), clean(str(health["status"]), 40)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         detail = f"what answers at {asked} is no draftwire verifier"
         fix = f"curl -i {asked}"
         return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
     if status == "ok":
-        findings.append(Finding("verifier", "ok", f"{url}: {targets}"))
+        findings.append(Finding("verifier", "ok", f"{url}: {targets or status}"))
     else:
         fix = f"curl {asked}"
-        findings.append(Finding("verifier", "warn", f"{url} is {status}: {targets}", fix))
+        findings.append(
+            Finding("verifier", "warn", f"{url} is {status} {targets}".rstrip(), fix)
+        )
     return findings + _clock(date)
 
 
