@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Error, Frame, Hello, Message
+from draftwire.transport.messages import Block, Error, Frame, Hello, Message, Open, Resume
 from draftwire.verifier.accounts import LimitError, Usage
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
@@ -39,6 +39,7 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("draftwire.verifier")
 
+_OPEN_COST = 10  # frames that an open or an error counts for
 _LATER = ("busy", "limit", "draining")
 _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal": 1011}
 _OUTBOX = 64  # frames that may wait before nothing more is read
@@ -164,6 +165,8 @@ class Connection:
         self._service.bytes_in += len(data)
         frame = self._codec.decode(data)
         self._log.message("up", frame.message, len(data), frame.stream)
+        if isinstance(frame.message, (Open, Resume)):
+            self._socket.charge(_OPEN_COST)
         await self._pace(len(data), isinstance(frame.message, Block))
         return frame
 
@@ -182,6 +185,7 @@ class Connection:
         """Put ``message`` of a stream in the outbox."""
         if isinstance(message, Error):
             self._service.refused(message.code)
+            self._socket.charge(_OPEN_COST)
             if message.code in _LATER and message.retry_after_ms is None:
                 later_ms = round(1e3 * self._service.lobby.return_s())
                 message = dataclasses.replace(message, retry_after_ms=later_ms)

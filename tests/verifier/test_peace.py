@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import random
 import resource
 import socket
 from contextlib import AsyncExitStack
@@ -536,3 +537,73 @@ def test_new_tokens_are_taken_and_revoked_ones_lose_their_streams():
                 assert isinstance(await new.greet(), Welcome)
 
     run(test)
+
+
+# ---- HTTP fuzzed
+
+
+def hostile_requests(count, seed):
+    """Mutations of requests: bytes changed, left out, put in, repeated."""
+    rng = random.Random(seed)
+    seeds = [
+        b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /metrics?x HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: [::1]:1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        b"Sec-WebSocket-Protocol: draftwire.v2, chat\r\nAuthorization: Bearer right\r\n"
+        b"X-Forwarded-For: 6.6.6.6, ::1\r\n\r\n",
+    ]
+    parts = [
+        b"\r\n",
+        b"\x00",
+        b"\xff",
+        b": ",
+        b"A" * 9000,
+        b"\x1b[2J",
+        b"Host: a\r\n",
+        b"%",
+    ]
+    for _ in range(count):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randrange(1, 5)):
+            at = rng.randrange(len(data))
+            kind = rng.randrange(4)
+            if kind == 0:
+                data[at] = rng.randrange(256)
+            elif kind == 1:
+                del data[at : at + rng.randrange(1, 20)]
+            elif kind == 2:
+                data[at:at] = rng.choice(parts)
+            else:
+                data[at:at] = data[at : at + rng.randrange(1, 60)]
+            data = data or bytearray(b"\r\n\r\n")
+        yield bytes(data)
+
+
+def test_whatever_comes_before_the_upgrade_is_answered_or_ended(caplog):
+    async def one(service, data):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(service))
+        writer.write(data)
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(1 << 16), 10)
+        writer.close()
+        if answer:
+            head, _, body = answer.partition(b"\r\n\r\n")
+            status = int(head.split()[1])
+            assert head.startswith(b"HTTP/1.1 ") and status != 500, (data, answer)
+            assert b"\x1b" not in answer.partition(b"\x81")[0]
+            if status == 200:
+                assert b"draftwire_verifier" not in body or b"Bearer right" in data
+
+    async def test():
+        limits = Limits(knocks_per_s=1 << 20)
+        options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
+        async with serving(limits=limits, **options) as service:
+            for data in hostile_requests(700, seed=5):
+                await one(service, data)
+            async with device(service, **shown("right")) as dev:
+                await dev.greet()
+                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
+
+    run(test)
+    assert "Traceback" not in caplog.text and "\x1b" not in caplog.text
