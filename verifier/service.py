@@ -345,6 +345,9 @@ class VerifierService:
             self.refused("token")
             self.lobby.missed(address)
             log.warning("%s: missing or wrong token", self.name_of(socket))
+        if what == "healthz":
+            return self._page(socket, what, whole=usage is not None)
+        if usage is None:
             answer = socket.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "missing or wrong token: send the verifier's token as "
@@ -352,9 +355,8 @@ class VerifierService:
             )
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
-        if what in ("healthz", "metrics"):
-            return self._page(socket, what, whole=usage is not None)
-        assert usage is not None
+        if what == "metrics":
+            return self._page(socket, what, whole=True)
         offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if request.headers.get("Upgrade") is None:
             return socket.respond(

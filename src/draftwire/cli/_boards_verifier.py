@@ -61,14 +61,15 @@ def check_verifier(
         raise ConfigError(f"{url} is no ws:// or wss:// address")
     token = None if token_file is None else read_token(token_file)
     tls = tls_context(ca=ca, cert=None, key=None) if parts.scheme == "wss" else None
-    findings = _health(url, tls)
+    findings = _health(url, tls, token)
     if findings[0].status == "fail" or draft is None:
         return findings
     return [*findings, _greet(url, draft, token, tls, target=target, insecure=insecure)]
 
 
-def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
+def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Finding]:
     import urllib.error
+    from urllib.request import Request
 
     from draftwire.boards.findings import Finding
     from draftwire.transport.answers import clean
@@ -76,9 +77,12 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
 
     parts = urlsplit(url)
     asked = health_url(url)
+    request = Request(asked)
+    if token is not None and (tls or is_loopback(parts.hostname or "")):
+        request.add_header("Authorization", f"Bearer {token}")  # else it names no target
     try:
         opener = web(parts.hostname or "", tls)
-        with opener.open(asked, timeout=_ANSWER_S) as answer:
+        with opener.open(request, timeout=_ANSWER_S) as answer:
             body, date = answer.read(_LARGEST), answer.headers.get("Date")
     except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
         body, date = exc.read(_LARGEST), exc.headers.get("Date")
