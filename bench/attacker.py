@@ -165,7 +165,7 @@ FLOODS: dict[str, Callable[[Codec], bytes]] = {
 
 
 async def _silent(enemy: Enemy) -> dict[str, Any]:
-    """70 sockets say nothing; 200 send a byte of a request a second."""
+    """70 sockets say nothing, 200 send a byte of a request a second; all of one address."""
     dropped = 0
 
     async def one(number: int) -> None:
@@ -173,7 +173,7 @@ async def _silent(enemy: Enemy) -> dict[str, Any]:
         request = enemy.request()
         while enemy.going:
             try:
-                reader, writer = await enemy.connect(number)
+                reader, writer = await enemy.connect()
                 for i in range(len(request)):
                     if number >= 70:
                         writer.write(request[i : i + 1])
@@ -231,19 +231,20 @@ async def _knocks(enemy: Enemy) -> dict[str, Any]:
 
 
 async def _abandoned(enemy: Enemy) -> dict[str, Any]:
-    """1,000 streams are opened, and their links cut."""
-    numbers = iter(range(1000))
+    """1,000 streams are opened, and their links cut, as fast as one address may."""
     opened = 0
 
     async def one() -> None:
         nonlocal opened
-        for number in numbers:
-            with contextlib.suppress(*_GONE):
-                reader, writer, codec = await enemy.greeted(number)
+        while opened < 1000:
+            try:
+                reader, writer, codec = await enemy.greeted()
                 writer.write(enemy.opening(codec))
                 payload = await enemy.hear(reader)
                 opened += payload[0] & 0x0F == 4
                 writer.transport.abort()
+            except _GONE:
+                await asyncio.sleep(0.25)
 
     await asyncio.gather(*(one() for _ in range(8)))
     return {"opened": opened}

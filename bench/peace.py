@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import resource
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Awaitable, Callable, Iterator, Sequence
 
 from draftwire.bench.attacker import ATTACKS
 from draftwire.bench.child import Child
 from draftwire.bench.faults import VerifierProcess
-from draftwire.bench.verifier import Load, Neighbour, bench_verifier
+from draftwire.bench.verifier import Load, Neighbour, Rounds, bench_verifier
 from draftwire.errors import TransportError
 from draftwire.packages import load_target
 
@@ -29,6 +29,7 @@ __all__ = ["ENOUGH", "FLOOD", "TIMES", "bench_peace", "render"]
 SCHEMA = "draftwire.bench.peace/1"
 ENOUGH, TIMES = 0.8, 3.0  # of its rounds it keeps; its worst round may take so much longer
 FLOOD = tuple(name for name in ATTACKS if name.startswith("flood"))
+SLICES = 4
 _DESCRIPTORS = 96
 _OURS, _THEIRS = "neighbour" * 3, "enemy" * 5
 
@@ -116,36 +117,41 @@ def _measure(
     async def run() -> list[dict[str, Any]]:
         loop = asyncio.get_running_loop()
         async with Neighbour(load, package, process.port, _OURS) as neighbour:
-            before = await neighbour.work(load.seconds)
             mib = _mib(process.pid)
             rows = []
             for name in names:
                 say(name)
-                wanted = {"attack": name, "port": process.port, "token": _THEIRS}
-                wanted |= {"target": str(load.target), "seconds": load.seconds}
-                done = loop.run_in_executor(None, enemy.ask, _json(wanted), 120.0)
-                cpu, begun = _cpu_s(process.pid), time.monotonic()
-                during = await neighbour.work(load.seconds, until=done)
-                cpu = (_cpu_s(process.pid) - cpu) / (time.monotonic() - begun)
-                came = await _newcomer(load, package, process.port)
-                told = await done
-                await asyncio.sleep(0.5)
-                after = await neighbour.work(load.seconds)
-                quiet = before + after
+                # A flood comes in slices: other people's work on this machine drifts.
+                slices = SLICES if name in FLOOD else 1
+                quiet, during = Phase(), Phase()
+                told: dict[str, Any] = {}
+                for _ in range(slices):
+                    seconds = load.seconds / slices
+                    quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
+                    words = {"attack": name, "port": process.port, "token": _THEIRS}
+                    words |= {"target": str(load.target), "seconds": seconds}
+                    done = loop.run_in_executor(None, enemy.ask, json.dumps(words), 180.0)
+                    work = neighbour.work(seconds, until=done)
+                    during.add(await _phase(process.pid, work))
+                    came = await _newcomer(load, package, process.port)
+                    for key, value in (await done).items():
+                        told[key] = told.get(key, 0) + value
+                    await asyncio.sleep(0.2)
+                    quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
                 rows.append(
                     {
                         "attack": name,
-                        "share": round(during.rate / quiet.rate, 3),
+                        "share": round(during.rounds.rate / quiet.rounds.rate, 3),
                         "quiet": quiet.figures(),
                         "during": during.figures(),
-                        "times_worst": round(during.worst_s / quiet.worst_s, 2),
-                        "cpu": round(cpu, 3),
+                        "times_worst": round(
+                            during.rounds.worst_s / quiet.rounds.worst_s, 2
+                        ),
                         "mib": _mib(process.pid),
                         "newcomer": came,
                         "enemy": told,
                     }
                 )
-                before = after
             rows[0]["mib_before"] = mib
             return rows
 
@@ -155,6 +161,29 @@ def _measure(
         enemy.close()
 
 
+class Phase:
+    """What the neighbour and the verifier did in one kind of time."""
+
+    def __init__(self) -> None:
+        self.rounds = Rounds(0.0, 0, 0.0)
+        self.cpu_s = 0.0
+
+    def add(self, found: tuple[Rounds, float]) -> None:
+        """Add a slice of it."""
+        self.rounds += found[0]
+        self.cpu_s += found[1]
+
+    def figures(self) -> dict[str, float]:
+        """Return it for a report; ``cores`` are the verifier's."""
+        cores = self.cpu_s / self.rounds.seconds
+        return {**self.rounds.figures(), "cores": round(cores, 3)}
+
+
+async def _phase(pid: int, work: Awaitable[Rounds]) -> tuple[Rounds, float]:
+    cpu_s = _cpu_s(pid)
+    return await work, _cpu_s(pid) - cpu_s
+
+
 async def _newcomer(load: Load, package: Any, port: int) -> str:
     """Say whether a device that comes now is taken."""
     try:
@@ -162,12 +191,6 @@ async def _newcomer(load: Load, package: Any, port: int) -> str:
             return "served"
     except TransportError as error:
         return str(error)
-
-
-def _json(document: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(document)
 
 
 def _mib(pid: int) -> float:
@@ -195,14 +218,16 @@ def render(document: dict[str, Any]) -> str:
             f"{row['quiet']['worst_ms']:.0f}",
             f"{row['during']['worst_ms']:.0f}",
             f"{row['times_worst']:.1f}",
-            f"{row['cpu']:.2f}",
+            f"{row['quiet']['cores']:.2f}",
+            f"{row['during']['cores']:.2f}",
             f"{row['mib']:.0f}",
             row["newcomer"],
             ", ".join(f"{k} {v}" for k, v in row["enemy"].items()),
         ]
         for row in document["attacks"]
     ]
-    head = ["", "share of rounds", "worst ms quiet", "during", "times", "cores", "MiB"]
+    head = ["", "share of rounds", "worst ms quiet", "during", "times"]
+    head += ["cores quiet", "during", "MiB"]
     memory = document["memory_mib"]
     lines = [
         f"{document['seconds']:g} s each, {document['cores']} cores, load average "

@@ -26,7 +26,15 @@ from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.dial import web
-from draftwire.transport.messages import Block, Commit, Hello, Open, Opened, Welcome
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Hello,
+    Open,
+    Opened,
+    Progress,
+    Welcome,
+)
 from draftwire.verifier.kit.peer import direct
 
 __all__ = ["Load", "Neighbour", "Rounds", "bench_verifier", "render"]
@@ -87,8 +95,11 @@ class _Device:
         await self._socket.send(self._codec.encode(message))
 
     async def _hear(self, kind: type[Any]) -> Any:
-        frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
-        found = self._codec.decode(frame).message
+        while True:
+            frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
+            found = self._codec.decode(frame).message
+            if not isinstance(found, Progress):
+                break
         if not isinstance(found, kind):
             raise _Fault(f"{found} instead of {kind.__name__.lower()}")
         return found

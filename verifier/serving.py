@@ -91,12 +91,16 @@ def serve(options: Options, listening: Callable[[VerifierService], None]) -> Non
         ConfigError: An option does not fit, or the address cannot be had.
         ModelError: A target of ``options.targets`` does not load.
     """
-    brief = Brief()
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(brief)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(_serve(options, listening))
+    brief, handlers = Brief(), tuple(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(brief)
+    try:
+        asyncio.run(_serve(options, listening))
+    finally:
+        for handler in handlers:
+            handler.removeFilter(brief)
 
 
 class Brief(logging.Filter):

@@ -41,6 +41,7 @@ def test_a_flood_is_measured_beside_its_quiet(capsys, monkeypatch):
     assert "flood: ping" in peace.render(document)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(attacker.ATTACKS) - set(peace.FLOOD)))
 def test_after_an_attack_the_verifier_serves(name, monkeypatch):
     """Each attack of the suite for a moment, as processes."""
@@ -49,8 +50,8 @@ def test_after_an_attack_the_verifier_serves(name, monkeypatch):
     document = peace.bench_peace(load, attack=True, devices=4)
     (row,) = (row for row in document["attacks"] if row["attack"] == name)
     assert row["during"]["rounds_per_s"] > 0
-    full = name == "200 waiting devices"
-    assert ("HTTP 503" in row["newcomer"]) if full else row["newcomer"] == "served"
+    came = "does not take the device" if name == "200 waiting devices" else "served"
+    assert came in row["newcomer"]
     assert row.get("log_lines", 0) + document["log_lines"] < 60
     assert document["devices"]["errors"] == 0
     assert "failed" not in row["enemy"]
