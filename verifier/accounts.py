@@ -20,7 +20,7 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
 from draftwire.verifier.limits import Rate
@@ -270,7 +270,7 @@ def parse_account(line: str, where: str) -> Account:
 
 def _account(words: Sequence[str], name: str, where: str) -> Account:
     token, *rest = words
-    if len(token) < _MIN_TOKEN or token.partition("=")[0] in _READERS:
+    if len(token) < _MIN_TOKEN or token.partition("=")[0] in _LIMITS:
         raise ConfigError(
             f"{where}: a line begins with a token of at least {_MIN_TOKEN} characters",
             hint="write TOKEN name=WHO sessions=N; `draftwire verifier token` makes one",
@@ -278,47 +278,41 @@ def _account(words: Sequence[str], name: str, where: str) -> Account:
     values: dict[str, object] = {}
     for word in rest:
         key, equals, text = word.partition("=")
-        if not equals or key not in _READERS:
+        if not equals or key not in _LIMITS:
             raise ConfigError(
                 f"{where}: there is no limit {key!r}",
-                hint="known: " + ", ".join(f"{k}=..." for k in _READERS),
+                hint="known: " + ", ".join(f"{k}=..." for k in _LIMITS),
             )
         if key in values:
             raise ConfigError(f"{where}: {key} is there twice")
-        read, wanted = _READERS[key]
-        try:
-            values[key] = read(text)
-        except ValueError:
-            raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted) from None
+        values[key] = _read(key, text, where)
     return Account(token, **{"name": name, **values})  # type: ignore[arg-type]
 
 
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError
-    return text
-
-
-def _whole(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or not least <= int(text) <= 1 << 24:
-        raise ValueError
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.01 <= value <= 1e12:
-        raise ValueError
+def _read(key: str, text: str, where: str) -> object:
+    kind, least = _LIMITS[key]
+    wanted = f"{'a whole number' if kind is int else 'a number'} from {least:g}"
+    try:
+        if kind is str:
+            wanted = "a name has up to 32 letters, digits, '.', '_' and '-'"
+            fits, value = _NAME.fullmatch(text) is not None, text
+        else:
+            value = kind(text)
+            fits = "_" not in text and least <= value <= _MOST
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted)
     return value
 
 
-# How to read each limit, and what is wanted.
-_READERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "name": (_name, "a name has up to 32 letters, digits, '.', '_' and '-'"),
-    "sessions": (_whole, "a whole number from 1"),
-    "context": (lambda text: _whole(text, 2), "a whole number from 2"),
-    "blocks_per_s": (_rate, "a number from 0.01"),
-    "bytes_per_s": (_rate, "a number from 0.01"),
-    "frames_per_s": (_rate, "a number from 0.01"),
+_MOST = 1 << 40
+_LIMITS: dict[str, tuple[Any, float]] = {
+    "name": (str, 0),
+    "sessions": (int, 1),
+    "context": (int, 2),
+    "blocks_per_s": (float, 0.01),
+    "bytes_per_s": (float, 0.01),
+    "frames_per_s": (float, 0.01),
 }
-assert set(_READERS) == {f.name for f in fields(Account)} - {"token"}
+assert set(_LIMITS) == {f.name for f in fields(Account)} - {"token"}
