@@ -163,7 +163,8 @@ class Reader(ServerConnection):
     def turn(self) -> bool:
         """Give the parser what a turn may hold; return whether there is more to give."""
         # Answers to pings that nobody reads would pile up.
-        if self._full or self.paused or self._pause is not None:
+        held = self._full or self.paused or self._pause is not None
+        if held or self.transport.is_closing():
             return False
         size, frames = self._next()
         if not size:
@@ -182,6 +183,13 @@ class Reader(ServerConnection):
         self.parse(data)
         self._go_on()
         return bool(self._bytes) and self._pause is None and not self._full
+
+    def charge(self, frames: int) -> None:
+        """Count what costs more than a frame: it is paid for before the next turn."""
+        now, usage = self.loop.time(), self.account_usage
+        self._frame_rate.take(frames, now)
+        if usage is not None:
+            usage.frame_rate.take(frames, now)
 
     def parse(self, data: bytes) -> None:
         """Give ``data`` to the parser of websockets."""

@@ -74,7 +74,7 @@ class Ear(Reader):
     def pause_reading(self):
         pass
 
-    resume_reading = abort = pause_reading
+    resume_reading = abort = is_closing = pause_reading
 
     def parse(self, data):
         self.got.append(data)
