@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator, Sequence
 
@@ -30,6 +31,7 @@ SCHEMA = "draftwire.bench.peace/1"
 ENOUGH, TIMES = 0.8, 3.0  # of its rounds it keeps; its worst round may take so much longer
 FLOOD = tuple(name for name in ATTACKS if name.startswith("flood"))
 SLICES = 4
+_WAITING = "200 waiting devices"
 _DESCRIPTORS = 96
 _OURS, _THEIRS = "neighbour" * 3, "enemy" * 5
 
@@ -54,7 +56,7 @@ def bench_peace(
         TransportError: A process does not start, or does not answer.
     """
     rows: list[dict[str, Any]] = []
-    special = {"200 waiting devices": 1, "no file descriptors": 64}
+    special = {_WAITING: 1, "no file descriptors": 64}
     plain = [name for name in (ATTACKS if attack else FLOOD) if name not in special]
     with _verifier(load) as (process, log):
         rows += _measure(load, process, plain, say)
@@ -119,6 +121,12 @@ def _measure(
         async with Neighbour(load, package, process.port, _OURS) as neighbour:
             mib = _mib(process.pid)
             rows = []
+
+            def ask(name: str, seconds: float) -> asyncio.Future[dict[str, Any]]:
+                words = {"attack": name, "port": process.port, "token": _THEIRS}
+                words |= {"target": str(load.target), "seconds": seconds}
+                return loop.run_in_executor(None, enemy.ask, json.dumps(words), 180.0)
+
             for name in names:
                 say(name)
                 # A flood comes in slices: other people's work on this machine drifts.
@@ -128,9 +136,7 @@ def _measure(
                 for _ in range(slices):
                     seconds = load.seconds / slices
                     quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
-                    words = {"attack": name, "port": process.port, "token": _THEIRS}
-                    words |= {"target": str(load.target), "seconds": seconds}
-                    done = loop.run_in_executor(None, enemy.ask, json.dumps(words), 180.0)
+                    done = ask(name, seconds)
                     work = neighbour.work(seconds, until=done)
                     during.add(await _phase(process.pid, work))
                     came = await _newcomer(load, package, process.port)
@@ -152,6 +158,11 @@ def _measure(
                         "enemy": told,
                     }
                 )
+                if name == _WAITING:  # and what they cost while nobody drafts
+                    cpu_s, begun = _cpu_s(process.pid), time.monotonic()
+                    await ask(name, 4 * load.seconds)
+                    spent_s = time.monotonic() - begun
+                    rows[-1]["cores_alone"] = (_cpu_s(process.pid) - cpu_s) / spent_s
             rows[0]["mib_before"] = mib
             return rows
 
@@ -239,6 +250,8 @@ def render(document: dict[str, Any]) -> str:
         f"{document['log_lines']} lines of log",
     ]
     for row in document["attacks"]:
+        if "cores_alone" in row:
+            lines.append(f"{row['attack']} alone: {row['cores_alone']:.3f} cores")
         if "log_lines" in row:
             lines.append(f"{row['attack']}: {row['log_lines']} lines of log")
     many = document.get("devices")
