@@ -141,7 +141,7 @@ def _measure(
                     during.add(await _phase(process.pid, work))
                     came = await _newcomer(load, package, process.port)
                     for key, value in (await done).items():
-                        told[key] = told.get(key, 0) + value
+                        told[key] = round(told.get(key, 0) + value, 2)
                     await asyncio.sleep(0.2)
                     quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
                 rows.append(
@@ -158,11 +158,12 @@ def _measure(
                         "enemy": told,
                     }
                 )
-                if name == _WAITING:  # and what they cost while nobody drafts
+                if name in (*FLOOD, _WAITING):  # what it costs while nobody drafts
                     cpu_s, begun = _cpu_s(process.pid), time.monotonic()
-                    await ask(name, 4 * load.seconds)
+                    await ask(name, load.seconds * (4 if name == _WAITING else 0.5))
                     spent_s = time.monotonic() - begun
-                    rows[-1]["cores_alone"] = (_cpu_s(process.pid) - cpu_s) / spent_s
+                    alone = (_cpu_s(process.pid) - cpu_s) / spent_s
+                    rows[-1]["cores_alone"] = round(alone, 3)
             rows[0]["mib_before"] = mib
             return rows
 
@@ -231,6 +232,7 @@ def render(document: dict[str, Any]) -> str:
             f"{row['times_worst']:.1f}",
             f"{row['quiet']['cores']:.2f}",
             f"{row['during']['cores']:.2f}",
+            f"{row['cores_alone']:.3f}" if "cores_alone" in row else None,
             f"{row['mib']:.0f}",
             row["newcomer"],
             ", ".join(f"{k} {v}" for k, v in row["enemy"].items()),
@@ -238,7 +240,7 @@ def render(document: dict[str, Any]) -> str:
         for row in document["attacks"]
     ]
     head = ["", "share of rounds", "worst ms quiet", "during", "times"]
-    head += ["cores quiet", "during", "MiB"]
+    head += ["cores quiet", "during", "attack alone", "MiB"]
     memory = document["memory_mib"]
     lines = [
         f"{document['seconds']:g} s each, {document['cores']} cores, load average "
@@ -250,8 +252,6 @@ def render(document: dict[str, Any]) -> str:
         f"{document['log_lines']} lines of log",
     ]
     for row in document["attacks"]:
-        if "cores_alone" in row:
-            lines.append(f"{row['attack']} alone: {row['cores_alone']:.3f} cores")
         if "log_lines" in row:
             lines.append(f"{row['attack']}: {row['log_lines']} lines of log")
     many = document.get("devices")

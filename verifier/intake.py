@@ -195,6 +195,13 @@ class Reader(ServerConnection):
         """Give ``data`` to the parser of websockets."""
         super().data_received(data)
 
+    def send_data(self) -> None:
+        """Write the answers of a turn as one, and not each by itself."""
+        writes = self.protocol.data_to_send()
+        joined = len(writes) > 1 and all(writes)  # b"" among them is the end
+        self.protocol.writes = [b"".join(writes)] if joined else writes
+        super().send_data()
+
     def _covered(self) -> None:
         self._pause = None
         self._go_on()
