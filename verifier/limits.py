@@ -66,7 +66,7 @@ class Limits:
     """
 
     connections: int = 64
-    strangers: int = 32
+    strangers: int = 64
     knocks_per_s: float = 50.0
     frames_per_s: float = 1000.0
     bytes_per_s: float = 16 << 20
