@@ -7,6 +7,7 @@ Unprivileged and on loopback; used by the tests of lost links and by
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import struct
@@ -31,9 +32,13 @@ class VerifierProcess:
     Args:
         targets: Target packages.
         flags: More words for ``draftwire verifier serve``.
+        log: Where its stderr goes.
     """
 
-    def __init__(self, targets: Sequence[Path], *, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, targets: Sequence[Path], *, flags: Sequence[str] = (), log: Path | None = None
+    ) -> None:
+        self._log = log
         with socket.socket() as probe:  # a port that stays the same over restarts
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -49,12 +54,10 @@ class VerifierProcess:
         Raises:
             TransportError: It does not.
         """
-        self._process = subprocess.Popen(
-            self._words,
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with open(os.devnull if self._log is None else self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                self._words, env=environment(), stdout=subprocess.DEVNULL, stderr=log
+            )
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError):
@@ -62,6 +65,12 @@ class VerifierProcess:
                 return
             time.sleep(0.02)
         raise TransportError("the verifier process did not start to listen")
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """End it as ``kill -9`` does."""

@@ -26,10 +26,18 @@ from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.dial import web
-from draftwire.transport.messages import Block, Commit, Hello, Open, Opened, Welcome
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Hello,
+    Open,
+    Opened,
+    Progress,
+    Welcome,
+)
 from draftwire.verifier.kit.peer import direct
 
-__all__ = ["Load", "bench_verifier", "render"]
+__all__ = ["Load", "Neighbour", "Rounds", "bench_verifier", "render"]
 
 SCHEMA = "draftwire.bench.verifier/1"
 PROMPTS = 8
@@ -87,8 +95,11 @@ class _Device:
         await self._socket.send(self._codec.encode(message))
 
     async def _hear(self, kind: type[Any]) -> Any:
-        frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
-        found = self._codec.decode(frame).message
+        while True:
+            frame = await asyncio.wait_for(self._socket.recv(), PATIENCE_S)
+            found = self._codec.decode(frame).message
+            if not isinstance(found, Progress):
+                break
         if not isinstance(found, kind):
             raise _Fault(f"{found} instead of {kind.__name__.lower()}")
         return found
@@ -202,6 +213,116 @@ def bench_verifier(
     }
 
 
+async def _enter(
+    stack: contextlib.AsyncExitStack, url: str, package: TargetPackage, token: str = ""
+) -> _Device:
+    """Return a device that has greeted."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    socket = await stack.enter_async_context(
+        connect(
+            url,
+            subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+            compression=None,
+            ping_interval=None,
+            open_timeout=PATIENCE_S,
+            additional_headers=headers,
+            **direct(url),  # type: ignore[arg-type]
+        )
+    )
+    found = _Device(socket, package)
+    await found.greet()
+    return found
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a device did in some time.
+
+    Attributes:
+        seconds: How long that was.
+        rounds: Rounds.
+        worst_s: The longest of them.
+    """
+
+    seconds: float
+    rounds: int
+    worst_s: float
+
+    @property
+    def rate(self) -> float:
+        """Rounds a second."""
+        return self.rounds / self.seconds
+
+    def __add__(self, other: Rounds) -> Rounds:
+        return Rounds(
+            self.seconds + other.seconds,
+            self.rounds + other.rounds,
+            max(self.worst_s, other.worst_s),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return it for a report."""
+        return {
+            "rounds_per_s": round(self.rate, 1),
+            "worst_ms": round(1e3 * self.worst_s, 1),
+        }
+
+
+class Neighbour:
+    """One device that drafts all the time, on a verifier that others use too.
+
+    Raises:
+        TransportError: The verifier does not take it.
+    """
+
+    def __init__(self, load: Load, package: TargetPackage, port: int, token: str) -> None:
+        self._load, self._package, self._token = load, package, token
+        self._url = f"ws://127.0.0.1:{port}"
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Neighbour:
+        rng = random.Random(self._load.seed)
+        self._prompt = [rng.randrange(3, 200) for _ in range(16)]
+        try:
+            self._device = await _enter(self._stack, self._url, self._package, self._token)
+            self._text = await self._device.text(self._prompt, self._load.tokens)
+        except (OSError, WebSocketException, DraftwireError, _Fault) as error:
+            await self._stack.aclose()
+            raise TransportError(
+                f"the verifier does not take the device: {error}"
+            ) from error
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def work(
+        self, seconds: float, until: asyncio.Future[Any] | None = None
+    ) -> Rounds:
+        """Draft for some time, or until something is done, and count the rounds.
+
+        Raises:
+            TransportError: The verifier ends it, or the text is not the target's.
+        """
+        tally = _Tally()
+        load, start = self._load, time.perf_counter()
+
+        def going() -> bool:
+            if until is not None:
+                return not until.done()
+            return time.perf_counter() < start + seconds
+
+        self._device.on_round = lambda round_: tally.rounds_s.append(round_[0])  # type: ignore[method-assign]
+        rng = random.Random(load.seed)
+        try:
+            while going():
+                await self._device.stream(self._prompt, self._text, load, rng)
+        except (OSError, WebSocketException, DraftwireError, _Fault) as error:
+            raise TransportError(f"the neighbour is hurt: {error}") from error
+        rounds = tally.rounds_s
+        return Rounds(time.perf_counter() - start, len(rounds), max(rounds))
+
+
 async def _run(
     load: Load, package: TargetPackage, port: int, texts: list[list[int]] | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
@@ -212,24 +333,8 @@ async def _run(
         for _ in range(PROMPTS)
     ]
     async with contextlib.AsyncExitStack() as stack:
-
-        async def device() -> _Device:
-            socket = await stack.enter_async_context(
-                connect(
-                    url,
-                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
-                    compression=None,
-                    ping_interval=None,
-                    open_timeout=PATIENCE_S,
-                    **direct(url),  # type: ignore[arg-type]
-                )
-            )
-            found = _Device(socket, package)
-            await found.greet()
-            return found
-
         try:
-            devices = [await device() for _ in range(load.devices)]
+            devices = [await _enter(stack, url, package) for _ in range(load.devices)]
             if texts is None:
                 texts = [await devices[0].text(prompt, load.tokens) for prompt in prompts]
         except (OSError, WebSocketException, DraftwireError, _Fault) as error:

@@ -334,7 +334,9 @@ class Link:
         pause = self._pause_s * self._rng.uniform(0.5, 1.0)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         if isinstance(error, BusyError) and error.retry_after_s is not None:
-            pause = max(pause, min(error.retry_after_s, _LONGEST_RETRY_AFTER_S))
+            said_s = min(error.retry_after_s, _LONGEST_RETRY_AFTER_S)
+            # A fleet shall not come back as one.
+            pause = max(pause, said_s * self._rng.uniform(1.0, 1.5))
         self._timer = self._clock.call_at(now + pause, self._connect)
         self._owner.link_lost(self, error)
 

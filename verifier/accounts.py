@@ -6,8 +6,9 @@ One line a token; what follows the token limits all connections that show it tog
     9f3k...  name=arm sessions=2 context=1024 blocks_per_s=50 bytes_per_s=20000
 
 ``sessions`` are streams at the same time, ``context`` the longest sequence in tokens.
-The two rates are kept by reading more slowly, as the network would; who runs far ahead
-of them is told so and shown out.
+The rates are kept by reading more slowly, as the network would; who runs far ahead of
+blocks or bytes is told so and shown out. Tokens without ``sessions`` share what there is:
+none takes more than its fair share while another waits, nor the last places beyond it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import hmac
 import logging
 import re
 import stat
+from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
+from draftwire.verifier.limits import Rate
 
 __all__ = [
     "Account",
@@ -35,6 +38,8 @@ log = logging.getLogger("draftwire.verifier")
 
 BURST_S = 2.0  # a rate may be exceeded by what it allows in this time
 AHEAD_S = 10.0  # who would have to wait longer than this is shown out
+FRAMES_PER_S = 4000.0
+WAITS_S = 60.0  # who asked so lately may still wait for a place
 _MIN_TOKEN = 16  # characters
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
@@ -56,6 +61,7 @@ class Account:
         context: Longest sequence in tokens.
         blocks_per_s: Blocks a second, over :data:`BURST_S`.
         bytes_per_s: Message bytes a second from the devices, likewise.
+        frames_per_s: Frames of any kind a second, by default :data:`FRAMES_PER_S`.
     """
 
     token: str
@@ -64,24 +70,7 @@ class Account:
     context: int | None = None
     blocks_per_s: float | None = None
     bytes_per_s: float | None = None
-
-
-class _Rate:
-    """A token bucket that lends: it says how long to wait for what was taken."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self._burst = max(1.0, rate * BURST_S)
-        self._left = self._burst
-        self._at: float | None = None
-
-    def take(self, amount: float, now: float) -> float:
-        """Take ``amount``; return the seconds until it is covered."""
-        if self._at is not None:
-            self._left = min(self._burst, self._left + (now - self._at) * self.rate)
-        self._at = now
-        self._left -= amount
-        return max(0.0, -self._left / self.rate)
+    frames_per_s: float | None = None
 
 
 class Usage:
@@ -91,22 +80,40 @@ class Usage:
         account: Its limits.
         connections: Open connections.
         streams: Running streams.
+        streams_of: Those of each target.
         paused_s: Seconds that its devices were made to wait.
+        revoked: Its token is not in the token file any more.
+        frame_rate: Of what is read, over all its connections.
     """
 
-    def __init__(self, account: Account) -> None:
-        self.account = account
+    def __init__(self, account: Account, house: Accounts | None = None) -> None:
+        self._house = house
         self.connections = 0
         self.streams = 0
+        self.streams_of: Counter[object] = Counter()
         self.paused_s = 0.0
-        rates = (account.blocks_per_s, account.bytes_per_s)
-        self._rates = [None if rate is None else _Rate(rate) for rate in rates]
+        self.revoked = False
+        self._asked_s = -WAITS_S
+        self.limit(account)
 
-    def check_share(self) -> None:
+    def limit(self, account: Account) -> None:
+        """Let other limits hold from now on."""
+        self.account = account
+        rates = (account.blocks_per_s, account.bytes_per_s)
+        self._rates = [None if r is None else Rate(r, r * BURST_S) for r in rates]
+        frames_per_s = account.frames_per_s or FRAMES_PER_S
+        self.frame_rate = Rate(frames_per_s, frames_per_s / 2)
+
+    def check_share(self, served: object, slots: int, now: float) -> None:
         """Refuse a further stream when there are as many as allowed.
 
+        Args:
+            served: The target of the stream.
+            slots: Streams that it can hold.
+            now: Monotonic seconds.
+
         Raises:
-            LimitError: There are.
+            RefusedError: There are.
         """
         allowed = self.account.sessions
         if allowed is not None and self.streams >= allowed:
@@ -114,6 +121,33 @@ class Usage:
                 f"token {self.account.name!r} allows {allowed} streams at the same time",
                 hint="end one of them; one whose link is lost ends within a minute",
             )
+        if not self.may_have(slots, lambda usage: usage.streams_of[served], now):
+            raise RefusedError(
+                f"the target is busy: token {self.account.name!r} has its share of it",
+                hint="try again later, or set sessions=N for it in the token file",
+            )
+
+    def may_have(
+        self, places: int, taken: Callable[[Usage], int], now: float, *, waits: bool = True
+    ) -> bool:
+        """Return whether one more place leaves the other accounts their fair share.
+
+        Args:
+            places: That there are.
+            taken: How many an account has.
+            now: Monotonic seconds.
+            waits: It will come back for one, so others leave it a share.
+        """
+        if waits:
+            self._asked_s = now
+        everyone = () if self._house is None else self._house.all
+        if len(everyone) < 2 or self.account.sessions is not None:
+            return True
+        others = [u for u in everyone if u is not self]
+        active = sum(taken(u) > 0 or now - u._asked_s < WAITS_S for u in others)
+        if taken(self) < places // max(2, 1 + active) or not taken(self):
+            return True
+        return places - sum(map(taken, everyone)) > max(1, places // 8)
 
     def pace(self, frame_bytes: int, blocks: int, now: float) -> float:
         """Count a frame; return the seconds to wait before the next is read.
@@ -152,8 +186,20 @@ class Accounts:
 
     def __init__(self, accounts: Sequence[Account] = ()) -> None:
         self.open = not accounts
-        self.all = tuple(Usage(a) for a in (accounts or (Account("", "everyone"),)))
-        self._tokens = [usage.account.token.encode("utf-8") for usage in self.all]
+        self.all: tuple[Usage, ...] = ()
+        self.update(accounts or (Account("", "everyone"),))
+
+    def update(self, accounts: Sequence[Account]) -> None:
+        """Let ``accounts`` connect and no others; those that are gone are revoked."""
+        known = {usage.account.token: usage for usage in self.all}
+        for account in accounts:
+            if account.token in known and known[account.token].account != account:
+                known[account.token].limit(account)
+        self.all = tuple(
+            known.pop(a.token) if a.token in known else Usage(a, self) for a in accounts
+        )
+        for usage in known.values():
+            usage.revoked = True
 
     @classmethod
     def of(cls, token: str | None) -> Accounts:
@@ -169,8 +215,8 @@ class Accounts:
         scheme, _, token = headers[0].partition(" ")
         given = token.strip().encode("utf-8", "surrogateescape")
         found = None
-        for usage, known in zip(self.all, self._tokens):  # always all of them
-            if hmac.compare_digest(given, known):
+        for usage in self.all:  # always all of them
+            if hmac.compare_digest(given, usage.account.token.encode("utf-8")):
                 found = usage
         return found if scheme.lower() == "bearer" else None
 
@@ -224,7 +270,7 @@ def parse_account(line: str, where: str) -> Account:
 
 def _account(words: Sequence[str], name: str, where: str) -> Account:
     token, *rest = words
-    if len(token) < _MIN_TOKEN or token.partition("=")[0] in _READERS:
+    if len(token) < _MIN_TOKEN or token.partition("=")[0] in _LIMITS:
         raise ConfigError(
             f"{where}: a line begins with a token of at least {_MIN_TOKEN} characters",
             hint="write TOKEN name=WHO sessions=N; `draftwire verifier token` makes one",
@@ -232,46 +278,41 @@ def _account(words: Sequence[str], name: str, where: str) -> Account:
     values: dict[str, object] = {}
     for word in rest:
         key, equals, text = word.partition("=")
-        if not equals or key not in _READERS:
+        if not equals or key not in _LIMITS:
             raise ConfigError(
                 f"{where}: there is no limit {key!r}",
-                hint="known: " + ", ".join(f"{k}=..." for k in _READERS),
+                hint="known: " + ", ".join(f"{k}=..." for k in _LIMITS),
             )
         if key in values:
             raise ConfigError(f"{where}: {key} is there twice")
-        read, wanted = _READERS[key]
-        try:
-            values[key] = read(text)
-        except ValueError:
-            raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted) from None
+        values[key] = _read(key, text, where)
     return Account(token, **{"name": name, **values})  # type: ignore[arg-type]
 
 
-def _name(text: str) -> str:
-    if not _NAME.fullmatch(text):
-        raise ValueError
-    return text
-
-
-def _whole(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or not least <= int(text) <= 1 << 24:
-        raise ValueError
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.01 <= value <= 1e12:
-        raise ValueError
+def _read(key: str, text: str, where: str) -> object:
+    kind, least = _LIMITS[key]
+    wanted = f"{'a whole number' if kind is int else 'a number'} from {least:g}"
+    try:
+        if kind is str:
+            wanted = "a name has up to 32 letters, digits, '.', '_' and '-'"
+            fits, value = _NAME.fullmatch(text) is not None, text
+        else:
+            value = kind(text)
+            fits = "_" not in text and least <= value <= _MOST
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"{where}: {key}={text} will not do", hint=wanted)
     return value
 
 
-# How to read each limit, and what is wanted.
-_READERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "name": (_name, "a name has up to 32 letters, digits, '.', '_' and '-'"),
-    "sessions": (_whole, "a whole number from 1"),
-    "context": (lambda text: _whole(text, 2), "a whole number from 2"),
-    "blocks_per_s": (_rate, "a number from 0.01"),
-    "bytes_per_s": (_rate, "a number from 0.01"),
+_MOST = 1 << 40
+_LIMITS: dict[str, tuple[Any, float]] = {
+    "name": (str, 0),
+    "sessions": (int, 1),
+    "context": (int, 2),
+    "blocks_per_s": (float, 0.01),
+    "bytes_per_s": (float, 0.01),
+    "frames_per_s": (float, 0.01),
 }
-assert set(_READERS) == {f.name for f in fields(Account)} - {"token"}
+assert set(_LIMITS) == {f.name for f in fields(Account)} - {"token"}

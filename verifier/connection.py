@@ -8,6 +8,7 @@ that a device that reads slowly holds up nobody. When the link is lost the strea
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Error, Frame, Hello, Message
+from draftwire.transport.messages import Block, Error, Frame, Hello, Message, Open, Resume
 from draftwire.verifier.accounts import LimitError, Usage
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
     DRAINING,
+    REVOKED,
     FatalError,
     check_room,
     choose,
@@ -37,6 +39,8 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("draftwire.verifier")
 
+_OPEN_COST = 10  # frames that an open or an error counts for
+_LATER = ("busy", "limit", "draining")
 _CLOSE_CODES = {"protocol": 1002, "version": 1002, "draining": 1001, "internal": 1011}
 _OUTBOX = 64  # frames that may wait before nothing more is read
 
@@ -81,6 +85,11 @@ class Connection:
         return self._dialogue.terms is not None
 
     @property
+    def revoked(self) -> bool:
+        """True once the token of its device is not valid any more."""
+        return self._usage.revoked
+
+    @property
     def running(self) -> int:
         """How many streams run."""
         return self._dialogue.running
@@ -122,6 +131,10 @@ class Connection:
         error = Error("limit", f"no message for {idle_s:g} seconds", hint)
         self._dialogue.leave(error, park=True)
 
+    def revoke(self) -> None:
+        """End the connection and its streams: its token is not valid any more."""
+        self._dialogue.leave(Error("limit", REVOKED))
+
     def drain(self, *, now: bool) -> None:
         """End the connection because the verifier goes away, see :class:`Dialogue`."""
         self._dialogue.drain(now=now)
@@ -130,10 +143,13 @@ class Connection:
         service, account = self._service, self._usage.account
         if service.draining:
             raise FatalError.of(DRAINING)
-        check_room(len(service.connections), service.limits, self._usage)
+        check_room(service.greeted, service.limits, self._usage)
         served = choose(hello, service.registry)
         welcome = welcome_to(hello, served.backend, service.limits, account.context)
         service.registry.enter(served)
+        raw = self._socket.transport.get_extra_info("socket")
+        if raw is not None:
+            service.lobby.greeted(raw.fileno())
         return Terms(served, self._usage, welcome)
 
     # ---- reading
@@ -149,6 +165,8 @@ class Connection:
         self._service.bytes_in += len(data)
         frame = self._codec.decode(data)
         self._log.message("up", frame.message, len(data), frame.stream)
+        if isinstance(frame.message, (Open, Resume)):
+            self._socket.charge(_OPEN_COST)
         await self._pace(len(data), isinstance(frame.message, Block))
         return frame
 
@@ -167,6 +185,10 @@ class Connection:
         """Put ``message`` of a stream in the outbox."""
         if isinstance(message, Error):
             self._service.refused(message.code)
+            self._socket.charge(_OPEN_COST)
+            if message.code in _LATER and message.retry_after_ms is None:
+                later_ms = round(1e3 * self._service.lobby.return_s())
+                message = dataclasses.replace(message, retry_after_ms=later_ms)
         whose = stream if getattr(message, "fatal", False) is False else None
         self._outbox.append(self._codec.encode(message, stream))
         self._log.message("down", message, len(self._outbox[-1]), whose)

@@ -41,9 +41,19 @@ class Forwarded:
         peer = socket.remote_address
         if not isinstance(peer, tuple):  # a Unix socket has none
             return "a local device"
+        through = f"{peer[0]}:{peer[1]}"
+        if not self.trusts(peer[0]):
+            return through
+        return f"{self.address(socket)} (through {through})"
+
+    def address(self, socket: Any) -> str:
+        """Return the address of that device, as far as it can be told."""
+        peer = socket.remote_address
+        if not isinstance(peer, tuple):
+            return ""
         address = _address(peer[0])
         if not self._trusts(address):
-            return f"{peer[0]}:{peer[1]}"
+            return str(peer[0])
         lines = socket.request.headers.get_all("X-Forwarded-For")
         for word in reversed(",".join(lines).split(",")):
             earlier = _address(word.strip())
@@ -52,7 +62,11 @@ class Forwarded:
             address = earlier
             if not self._trusts(address):
                 break
-        return f"{address} (through {peer[0]}:{peer[1]})"
+        return str(address)
+
+    def trusts(self, host: str) -> bool:
+        """Return whether a trusted proxy has this address."""
+        return self._trusts(_address(host))
 
     def _trusts(self, address: _Address | None) -> bool:
         return address is not None and any(address in net for net in self._trusted)

@@ -16,7 +16,15 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry, Served
 
-__all__ = ["DRAINING", "FatalError", "check_room", "choose", "error_of", "welcome_to"]
+__all__ = [
+    "DRAINING",
+    "REVOKED",
+    "FatalError",
+    "check_room",
+    "choose",
+    "error_of",
+    "welcome_to",
+]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -25,6 +33,7 @@ DRAINING = Error(
     "this verifier is going away",
     "connect again, to another verifier or in a while",
 )
+REVOKED = "the token of this device is not valid any more"
 
 
 class FatalError(Exception):
@@ -83,14 +92,16 @@ def check_room(connections: int, limits: Limits, usage: Usage) -> None:
     so an account may have some more connections than streams.
 
     Args:
-        connections: Those that are open, this one included.
+        connections: Those whose devices have said hello.
         limits: Of the verifier.
         usage: Of the device's account, this connection included.
 
     Raises:
         FatalError: There are too many.
     """
-    if connections > limits.connections:
+    if usage.revoked:
+        raise FatalError("limit", REVOKED)
+    if connections >= limits.connections:
         raise FatalError(
             "busy",
             f"{limits.connections} devices are connected, that is this verifier's limit",

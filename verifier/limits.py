@@ -7,9 +7,31 @@ from dataclasses import dataclass
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME, MAX_STREAM
 
-__all__ = ["QUEUED_FRAMES", "Limits", "prompt_limit"]
+__all__ = ["QUEUED_FRAMES", "Limits", "Rate", "prompt_limit"]
 
 QUEUED_FRAMES = 2  # a device that floods is slowed down by its own connection
+
+
+class Rate:
+    """A token bucket that lends: it says how long to wait for what was taken.
+
+    Args:
+        rate: Of what is taken, a second.
+        burst: What may be taken at once.
+    """
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate = rate
+        self._burst = self._left = max(1.0, burst)
+        self._at: float | None = None
+
+    def take(self, amount: float, now: float) -> float:
+        """Take ``amount``; return the seconds until it is covered."""
+        if self._at is not None:
+            self._left = min(self._burst, self._left + (now - self._at) * self.rate)
+        self._at = now
+        self._left -= amount
+        return max(0.0, -self._left / self.rate)
 
 
 @dataclass(frozen=True)
@@ -18,6 +40,11 @@ class Limits:
 
     Attributes:
         connections: Devices at the same time.
+        strangers: Sockets at the same time whose device has not said hello.
+        knocks_per_s: Connections a second from one address, over four seconds.
+        frames_per_s: Frames a second that are read of one connection, of any kind; of one
+            token four times that.
+        bytes_per_s: Bytes a second that are read of one connection.
         context: Longest sequence in tokens; None leaves the target's own.
         block: Most drafted tokens of one block.
         waiting: Most drafted tokens of a stream that wait for judgement.
@@ -39,6 +66,10 @@ class Limits:
     """
 
     connections: int = 64
+    strangers: int = 64
+    knocks_per_s: float = 50.0
+    frames_per_s: float = 1000.0
+    bytes_per_s: float = 16 << 20
     context: int | None = None
     block: int = 64
     waiting: int = 256
@@ -57,6 +88,10 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value, most in (
             ("connections", self.connections, 1 << 20),
+            ("strangers", self.strangers, 1 << 20),
+            ("knocks_per_s", self.knocks_per_s, 1 << 20),
+            ("frames_per_s", self.frames_per_s, 1 << 20),
+            ("bytes_per_s", self.bytes_per_s, 1 << 40),
             ("block", self.block, MAX_BLOCK),
             ("waiting", self.waiting, 65535),
             ("streams", self.streams, MAX_STREAM),

@@ -135,9 +135,9 @@ class Prefixes:
         return False
 
     def sweep(self) -> None:
-        """Let go of what belongs to targets that have left."""
+        """Let go of what belongs to targets that have left, or to revoked tokens."""
         for kept in list(self._kept):
-            if kept.served.retired:
+            if kept.served.retired or kept.usage.revoked:
                 self._drop(kept)
 
     def _of(self, usage: Usage, served: Served) -> list[Kept]:

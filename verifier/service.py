@@ -1,8 +1,10 @@
 """The verifier's websocket service: who may come in, how long, and how it ends.
 
-One listening socket serves the protocol (on any path), ``/healthz`` and ``/metrics``.
-Credentials are checked before the upgrade. The service owns no model: the registry has
-the targets, each connection drives its own session, the schedulers batch their work.
+One address serves the protocol (on any path), ``/healthz`` and ``/metrics``; another one
+the latter two without a token, where that is wanted. Who a request is for, which page it
+comes from and its credentials are checked before the upgrade. The service owns no model:
+the registry has the targets, each connection drives its own session, the schedulers batch
+their work.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import asyncio
 import http
 import json
 import logging
+import math
+import re
 import socket as sockets
 import ssl
+from functools import partial
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -24,9 +29,11 @@ from draftwire.transport.answers import clean
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.dial import is_loopback
 from draftwire.transport.wirelog import ConnectionLog, WireLog
-from draftwire.verifier.accounts import Accounts
+from draftwire.verifier.accounts import Account, Accounts
 from draftwire.verifier.connection import Connection
+from draftwire.verifier.door import Lobby, open_doors
 from draftwire.verifier.forwarded import Forwarded
+from draftwire.verifier.intake import Intake, Reader
 from draftwire.verifier.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
@@ -40,10 +47,8 @@ log = logging.getLogger("draftwire.verifier")
 _QUIET = logging.getLogger("draftwire.verifier.websockets")
 _QUIET.setLevel(logging.CRITICAL)
 
-# asyncio reads 256 KiB at a time: 40,000 frames that one device may send at once. By 2 KiB
-# its neighbours wait 0.04 s for a text instead of 0.5 (0.3 s instead of 26 when it sends
-# pings), and the 2.4 MB of the largest evidence take 60 ms instead of 33.
-_READ_BYTES = 2048
+# What a Host header may be: a name, or an address (group 2); then perhaps a port.
+_NAME = re.compile(r"((\[[0-9a-f:.]+\]|\d+\.\d+\.\d+\.\d+)|[a-z0-9_.-]+?)\.?(?::\d{1,5})?")
 
 
 def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
@@ -73,6 +78,15 @@ def tls_context(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSL
     return context
 
 
+class _Renewable(ssl.SSLContext):
+    """TLS settings whose place others may take, for handshakes from then on."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        return self.current.wrap_bio(*args, **options)
+
+
 class VerifierService:
     """Accepts devices and serves them.
 
@@ -87,9 +101,13 @@ class VerifierService:
         limits: Bounds for each device.
         trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
         wire_log: Where wire events are noted.
+        origins: Pages whose scripts may connect, as browsers name them.
+        names: Further names that requests may be for; see :meth:`_is_ours`.
+        admin: Address of health and metrics without a token.
 
     Attributes:
         accounts: Who may connect.
+        lobby: Who has not said hello yet.
         connections: Those that are open.
         kept: Streams that can be resumed.
         draining: True once the service is going away.
@@ -112,6 +130,9 @@ class VerifierService:
         limits: Limits | None = None,
         trusted: Sequence[str] = (),
         wire_log: WireLog | None = None,
+        origins: Sequence[str] = (),
+        names: Sequence[str] = (),
+        admin: tuple[str, int] | None = None,
     ) -> None:
         if not is_loopback(host):
             if tls is None and not insecure:
@@ -133,13 +154,34 @@ class VerifierService:
         self.draining = False
         self.bytes_in = 0
         self.bytes_out = 0
-        self.name_of = Forwarded(trusted).name
+        self._forwarded = Forwarded(trusted)
+        self.name_of = self._forwarded.name
+        self.lobby = Lobby(self.limits, self._forwarded.trusts)
         self._wire_log = wire_log
         self._refused: dict[str, int] = {}
         self._host, self._port, self._tls = host, port, tls
+        self._admin = admin
+        self._origins = frozenset(origins)
+        self._names = frozenset(name.lower() for name in (host, *names))
+        # The public name of another machine cannot be known; there must be tokens there.
+        self._any_name = not is_loopback(host) and not names
         self.accounts = accounts or Accounts()
-        self._server: Any = None
+        self._servers: list[Any] = []
+        self._listening_tls: _Renewable | None = None
         self._watchdog: asyncio.Task[None] | None = None
+
+    @property
+    def greeted(self) -> int:
+        """How many devices have said hello."""
+        return sum(connection.greeted for connection in self.connections)
+
+    @property
+    def admin_url(self) -> str | None:
+        """Where health and metrics are to be had without a token."""
+        if self._admin is None:
+            return None
+        host, port = self._admin
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     @property
     def url(self) -> str:
@@ -162,31 +204,65 @@ class VerifierService:
         Raises:
             ConfigError: The address cannot be had.
         """
+        tls: _Renewable | None = None
+        if self._tls is not None:
+            tls = _Renewable(ssl.PROTOCOL_TLS_SERVER)
+            tls.current = self._tls
+        self._listening_tls = tls
+        self._port = await self._listen(self._host, self._port, self._before_upgrade, tls)
+        if self._admin is not None:
+            host, port = self._admin
+            self._admin = host, await self._listen(host, port, self._administer, None)
+        self._watchdog = asyncio.ensure_future(self._watch())
+
+    async def _listen(self, host: str, port: int, answer: Any, tls: Any) -> int:
+        """Listen at an address; return its port."""
         try:
-            self._server = await serve(
-                self._handle,
-                self._host,
-                self._port,
-                process_request=self._before_upgrade,
-                subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
-                compression=None,  # packed ids do not shrink
-                max_size=self.limits.message_bytes,
-                max_queue=QUEUED_FRAMES,
-                open_timeout=self.limits.hello_s,
-                ping_interval=self.limits.ping_s,
-                ping_timeout=self.limits.ping_s,
-                close_timeout=2,
-                server_header=None,
-                ssl=self._tls,
-                logger=_QUIET,
-            )
+            doors = open_doors(host, port, self.lobby)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {self._host} port {self._port}: {error.strerror}",
+                f"cannot listen on {host} port {port}: {error.strerror}",
                 hint="choose another --port (0 takes a free one) or --host",
             ) from error
-        self._port = next(iter(self._server.sockets)).getsockname()[1]
-        self._watchdog = asyncio.ensure_future(self._watch())
+        intake = Intake(self.limits)
+        for door in doors:
+            self._servers.append(
+                await serve(
+                    self._handle,
+                    sock=door,
+                    process_request=answer,
+                    subprotocols=[SUBPROTOCOL],  # type: ignore[list-item]
+                    compression=None,  # packed ids do not shrink
+                    max_size=self.limits.message_bytes,
+                    max_queue=QUEUED_FRAMES,
+                    open_timeout=self.limits.hello_s,
+                    ping_interval=self.limits.ping_s,
+                    ping_timeout=self.limits.ping_s,
+                    close_timeout=2,
+                    server_header=None,
+                    ssl=tls,
+                    logger=_QUIET,
+                    create_connection=partial(Reader, intake),  # type: ignore[arg-type]
+                )
+            )
+        found: int = doors[0].getsockname()[1]
+        return found
+
+    def renew(self, accounts: Sequence[Account], tls: ssl.SSLContext | None) -> None:
+        """Take over tokens and certificates; who has lost its token is shown out.
+
+        Args:
+            accounts: Who may connect from now on; none leaves that as it is.
+            tls: For handshakes from now on; None leaves that as it is.
+        """
+        if tls is not None and self._listening_tls is not None:
+            self._listening_tls.current = tls
+        if accounts:
+            self.accounts.update(accounts)
+            for connection in tuple(self.connections):
+                if connection.revoked:
+                    connection.revoke()
+            self.kept.revoke()
 
     async def _watch(self) -> None:
         """Show out silent devices; one timer for all is cheaper than one a frame."""
@@ -230,9 +306,10 @@ class VerifierService:
         """Stop listening, close connections and targets."""
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        for server in self._servers:
+            server.close()
+            await server.wait_closed()
+        self.lobby.close()
         self.registry.close()
 
     async def _handle(self, socket: Any) -> None:
@@ -240,7 +317,6 @@ class VerifierService:
         if raw is not None and raw.family in (sockets.AF_INET, sockets.AF_INET6):
             # asyncio sets it too; a round would cost 40 ms more without it.
             raw.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
-        socket.transport.max_size = _READ_BYTES
         usage = socket.account_usage
         usage.connections += 1
         connection = self.connection_class(socket, self, usage)
@@ -255,14 +331,23 @@ class VerifierService:
 
     def _before_upgrade(self, socket: Any, request: Any) -> Any:
         """Answer plain HTTP, and refuse upgrades without the token."""
-        path = request.path.partition("?")[0]
-        what = path.rpartition("/")[2]  # a proxy may leave its own prefix in front
-        if what == "healthz":
-            return self._health(socket)
-        usage = self.accounts.find(request.headers.get_all("Authorization"))
-        if usage is None:
+        refusal = self._misled(socket, request, any_name=self._any_name)
+        if refusal is not None:
+            return refusal
+        address = self._forwarded.address(socket)
+        through = self._forwarded.trusts(str((socket.remote_address or ("",))[0]))
+        if self.lobby.knock(address, float(through)) > 0:
+            return self._later(socket, 429, "this address connects too often")
+        shown = request.headers.get_all("Authorization")
+        usage = self.accounts.find(shown)
+        what = _last_word(request)
+        if usage is None and (shown or what != "healthz"):
             self.refused("token")
+            self.lobby.missed(address)
             log.warning("%s: missing or wrong token", self.name_of(socket))
+        if what == "healthz":
+            return self._page(socket, what, whole=usage is not None)
+        if usage is None:
             answer = socket.respond(
                 http.HTTPStatus.UNAUTHORIZED,
                 "missing or wrong token: send the verifier's token as "
@@ -271,23 +356,19 @@ class VerifierService:
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
         if what == "metrics":
-            return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
+            return self._page(socket, what, whole=True)
+        offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if request.headers.get("Upgrade") is None:
             return socket.respond(
                 http.HTTPStatus.BAD_REQUEST,
                 "nothing here but a websocket; a proxy must pass Upgrade and Connection\n",
             )
-        if request.headers.get("Sec-WebSocket-Protocol") is None:
+        if not offered:
             return socket.respond(
                 http.HTTPStatus.BAD_REQUEST,
                 f"the upgrade offers no subprotocol, and this verifier speaks "
                 f"{SUBPROTOCOL}: a proxy must pass Sec-WebSocket-Protocol\n",
             )
-        if self.draining:
-            return socket.respond(
-                http.HTTPStatus.SERVICE_UNAVAILABLE, "this verifier is going away\n"
-            )
-        offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if SUBPROTOCOL not in offered.replace(" ", "").split(","):
             self.refused("version")
             return socket.respond(
@@ -296,30 +377,90 @@ class VerifierService:
                 f"{clean(offered, 80)}: update draftwire on the device or here, whichever "
                 "is older\n",
             )
+        most = self.limits.connections
+        now = asyncio.get_running_loop().time()
+        if self.draining:
+            return self._later(socket, 503, "this verifier is going away")
+        if not usage.may_have(most, lambda u: u.connections, now):
+            return self._later(socket, 429, "this token has its share of the connections")
+        if self.greeted >= most:
+            return self._later(socket, 503, f"{most} devices are connected, the limit")
         socket.account_usage = usage
         return None
 
-    def _health(self, socket: Any) -> Any:
+    def _administer(self, socket: Any, request: Any) -> Any:
+        """Answer at the address that wants no token."""
+        what = _last_word(request)
+        if what in ("healthz", "metrics"):
+            refusal = self._misled(socket, request, any_name=False)
+            return refusal or self._page(socket, what, whole=True)
+        return socket.respond(
+            http.HTTPStatus.NOT_FOUND, "nothing here but /healthz and /metrics\n"
+        )
+
+    def _misled(self, socket: Any, request: Any, *, any_name: bool) -> Any:
+        """Refuse what a browser sends for a page of somebody else, None if it does not.
+
+        A script may name any address in its own name's place (DNS rebinding), so where
+        there is no token the name counts: an address, ``localhost``, or one that was given.
+        """
+        host = ", ".join(request.headers.get_all("Host"))
+        name = _NAME.fullmatch(host.lower())
+        # Every browser names a host; the health checks of some balancers do not.
+        if "Host" in request.headers and not (
+            name and (any_name or name[2] or is_loopback(name[1]) or name[1] in self._names)
+        ):
+            self.refused("host")
+            return socket.respond(
+                http.HTTPStatus.FORBIDDEN,
+                f"this request is for {clean(host, 80) or 'nobody'}, which is no name of "
+                "this verifier: give it --server-name NAME\n",
+            )
+        for origin in request.headers.get_all("Origin"):
+            if origin not in self._origins:
+                self.refused("origin")
+                return socket.respond(
+                    http.HTTPStatus.FORBIDDEN,
+                    f"pages of {clean(origin, 80)} may not use this verifier: give it "
+                    "--origin ORIGIN to let them\n",
+                )
+        return None
+
+    def _later(self, socket: Any, status: int, why: str) -> Any:
+        """Turn away who may come back, and say when."""
+        self.refused("busy")
+        seconds = math.ceil(self.lobby.return_s())
+        answer = socket.respond(
+            http.HTTPStatus(status), f"{why}; come back in {seconds} s\n"
+        )
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+    def _page(self, socket: Any, what: str, *, whole: bool) -> Any:
+        """Return health, or metrics; ``whole``: who asks may know names and numbers."""
+        if what == "metrics":
+            return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
         ready = not self.draining and bool(self.registry.targets)
         status = "draining" if self.draining else "ok" if ready else "no target"
-        body = {
-            "status": status,
-            "draftwire": __version__,
-            "draining": self.draining,
-            "targets": [
-                {
-                    "name": s.backend.name,
-                    "version": s.backend.version,
-                    "family": s.backend.family.name,
-                    "context": s.backend.context,
-                    "numerics": s.backend.numerics,
-                    "near_ties": s.near_ties,
-                }
-                for s in self.registry.targets
-            ],
-            "sessions": len(self.connections),
-            "streams": sum(c.running for c in self.connections),
-        }
+        body: dict[str, Any] = {"status": status}
+        if whole:
+            body.update(
+                draftwire=__version__,
+                draining=self.draining,
+                targets=[
+                    {
+                        "name": s.backend.name,
+                        "version": s.backend.version,
+                        "family": s.backend.family.name,
+                        "context": s.backend.context,
+                        "numerics": s.backend.numerics,
+                        "near_ties": s.near_ties,
+                    }
+                    for s in self.registry.targets
+                ],
+                sessions=self.greeted,
+                streams=sum(c.running for c in self.connections),
+            )
         code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
         return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
 
@@ -332,7 +473,9 @@ class VerifierService:
             kind = "counter" if name.endswith("_total") else "gauge"
             page.add(name, kind, help_text, value, tags)
 
-        add("sessions", "Open connections.", len(self.connections))
+        add("sessions", "Open connections.", self.greeted)
+        add("strangers", "Sockets without a hello.", self.lobby.strangers)
+        add("turned_away_total", "Connections not taken.", self.lobby.turned_away)
         add("streams", "Running streams.", sum(c.running for c in self.connections))
         add("streams_total", "Streams opened.", kept.opened)
         add("kept_streams", "Streams that wait for their device.", len(kept))
@@ -402,6 +545,11 @@ class VerifierService:
         ):
             page.add_histogram(name, help_text, histogram)
         return page.text()
+
+
+def _last_word(request: Any) -> str:
+    path: str = request.path.partition("?")[0]
+    return path.rpartition("/")[2]  # a proxy may leave its own prefix in front
 
 
 def _typed(response: Any, content_type: str) -> Any:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import signal
+import ssl
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.transport.wirelog import WireLog
-from draftwire.verifier.accounts import (
-    Account,
-    Accounts,
-    parse_account,
-    read_accounts,
-)
+from draftwire.verifier.accounts import Account, Accounts, parse_account, read_accounts
 from draftwire.verifier.backends.loading import Loader
 from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry
@@ -42,11 +40,15 @@ class Options:
         host: Address to listen on.
         port: 0 takes a free one.
         accounts: Who may connect; none for everyone.
+        token_file: Holds them, in their place.
         tls: Certificate, key and the client authority (or None), or None for plain.
         insecure: Allow plain connections off loopback.
         limits: Of each device.
         trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
         wire_log: File for wire events.
+        origins: Pages whose scripts may connect.
+        names: Further names that requests may be for.
+        admin: Address of health and metrics without a token.
         batch_tokens: Most tokens in one forward.
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
@@ -61,11 +63,15 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8765
     accounts: tuple[Account, ...] = ()
+    token_file: Path | None = None
     tls: tuple[Path, Path, Path | None] | None = None
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
     trusted: tuple[str, ...] = ()
     wire_log: Path | None = None
+    origins: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    admin: tuple[str, int] | None = None
     batch_tokens: int = 512
     batch: int = 64
     prefill_chunk: int = 128
@@ -75,7 +81,7 @@ class Options:
 def serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
-    SIGHUP reads ``targets_dir`` again without waiting for the next look.
+    SIGHUP reads the token file, the certificates and ``targets_dir`` again.
 
     Args:
         options: How to serve.
@@ -85,7 +91,39 @@ def serve(options: Options, listening: Callable[[VerifierService], None]) -> Non
         ConfigError: An option does not fit, or the address cannot be had.
         ModelError: A target of ``options.targets`` does not load.
     """
-    asyncio.run(_serve(options, listening))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    brief, handlers = Brief(), tuple(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(brief)
+    try:
+        asyncio.run(_serve(options, listening))
+    finally:
+        for handler in handlers:
+            handler.removeFilter(brief)
+
+
+class Brief(logging.Filter):
+    """Lets few lines of a kind pass in a while, and then says how many there were."""
+
+    LINES, SECONDS = 10, 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Count a line; tell whether it passes."""
+        kind = f"{record.name} {str(record.msg)[:40]}"
+        since, lines = self._seen.pop(kind, (record.created, 0))
+        if record.created - since > self.SECONDS:
+            if lines > self.LINES:
+                record.msg = f"{record.msg} (and {lines - self.LINES} lines left out)"
+            since, lines = record.created, 0
+        self._seen[kind] = since, lines + 1
+        if len(self._seen) > 256:
+            self._seen.popitem(last=False)
+        return lines < self.LINES
 
 
 async def _serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
@@ -110,12 +148,15 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
         registry,
         host=options.host,
         port=options.port,
-        accounts=Accounts(options.accounts),
-        tls=tls_context(*options.tls) if options.tls else None,
+        accounts=Accounts(_accounts(options)),
+        tls=_tls(options),
         insecure=options.insecure,
         limits=options.limits,
         trusted=options.trusted,
         wire_log=wire_log,
+        origins=options.origins,
+        names=options.names,
+        admin=options.admin,
     )
     stop, again = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -128,7 +169,7 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             await registry.load(path)
         if options.targets_dir is not None:
             await registry.scan(options.targets_dir)
-            watcher = asyncio.ensure_future(_watch(registry, options, again))
+        watcher = asyncio.ensure_future(_watch(service, options, again))
         if options.default:
             registry.find(options.default, "")
         await service.start()
@@ -146,19 +187,31 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             wire_log.close()
 
 
-async def _watch(registry: Registry, options: Options, again: asyncio.Event) -> None:
-    assert options.targets_dir is not None
+def _accounts(options: Options) -> Sequence[Account]:
+    path = options.token_file
+    return options.accounts if path is None else read_accounts(path)
+
+
+def _tls(options: Options) -> ssl.SSLContext | None:
+    return tls_context(*options.tls) if options.tls else None
+
+
+async def _watch(service: VerifierService, options: Options, again: asyncio.Event) -> None:
+    """Look at the targets now and then, and at everything when told so."""
+    scan_s = None if options.targets_dir is None else options.scan_s
     while True:
         try:
-            await asyncio.wait_for(again.wait(), options.scan_s)
+            await asyncio.wait_for(again.wait(), scan_s)
         except asyncio.TimeoutError:
             pass
-        if again.is_set():
-            again.clear()
-            log.warning("reading %s again", options.targets_dir)
         try:
-            await registry.scan(options.targets_dir)
-        except ConfigError as error:  # a folder that is away now may come back
+            if again.is_set():
+                again.clear()
+                log.warning("reading tokens, certificates and targets again")
+                service.renew(_accounts(options), _tls(options))
+            if options.targets_dir is not None:
+                await service.registry.scan(options.targets_dir)
+        except ConfigError as error:  # what was there before holds until it is mended
             log.error("%s", error)
 
 

@@ -214,6 +214,10 @@ class Stream:
         """Add what the stream did since the last time to the totals."""
         running = int(self.holder is not None and not self.session.done)
         self.usage.streams += running - self._counted
+        streams_of = self.usage.streams_of
+        streams_of[self.served] += running - self._counted
+        if not streams_of[self.served]:
+            del streams_of[self.served]  # a target that has left is let go of
         self._counted = running
         counts = self.session.counts
         drafted, accepted, emitted, near_ties = self._booked
@@ -420,7 +424,7 @@ class KeptStreams:
         welcome, served, usage = terms.welcome, terms.served, terms.usage
         if request.prefix:
             request = self._whole(request, terms)
-        usage.check_share()
+        self._check_share(terms)
         # What a request is refused for is said before a slot is looked for.
         make = partial(
             self.session_class,
@@ -467,7 +471,7 @@ class KeptStreams:
         session = stream.session
         try:
             if not session.done:
-                terms.usage.check_share()
+                self._check_share(terms)
                 if stream.slot is None:
                     stream.slot = self._slot(terms.served)
             answer = session.resume(request.position, request.text_hash)
@@ -530,6 +534,17 @@ class KeptStreams:
     def _take(self, stream: Stream) -> None:
         if self._parked.pop(stream.id, None) is not None:
             self._bytes -= stream.kept_bytes
+
+    def revoke(self) -> None:
+        """Forget what is kept for devices whose token is not valid any more."""
+        for stream in list(self._parked.values()):
+            if stream.usage.revoked:
+                self.forget(stream)
+        self.prefixes.sweep()
+
+    def _check_share(self, terms: Terms) -> None:
+        served = terms.served
+        terms.usage.check_share(served, served.backend.slots, self._now())
 
     def _find(self, request: Resume, terms: Terms) -> Stream:
         """Return the stream; what of this is wrong is nobody's business."""

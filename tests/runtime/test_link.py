@@ -119,7 +119,8 @@ def test_retry_after_is_kept_to():
     busy.retry_after_s = 7.0
     clock, net, _, _ = make([busy])
     until(clock, 30.0)
-    assert gaps(net.tried) == [7.0]
+    (gap,) = gaps(net.tried)
+    assert 7.0 <= gap <= 10.5  # a fleet does not come back as one
 
 
 def test_a_refusal_is_final():

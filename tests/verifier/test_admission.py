@@ -69,6 +69,41 @@ def test_wss(certificate, mutual):
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
+def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_path):
+    cert, key = certificate
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    new, its_key = tmp_path / "new.pem", tmp_path / "new.key"
+    subprocess.run(
+        ["openssl", *words.split(), "-subj", "/CN=localhost"]
+        + ["-addext", "subjectAltName=IP:127.0.0.1"]
+        + ["-keyout", str(its_key), "-out", str(new)],
+        check=True,
+        capture_output=True,
+    )
+
+    async def test():
+        service = VerifierService(Registry(lambda path: None), tls=tls_context(cert, key))
+        await service.start()
+        old_trust = ssl.create_default_context(cafile=str(cert))
+        new_trust = ssl.create_default_context(cafile=str(new))
+        try:
+            async with connect(
+                service.url, ssl=old_trust, subprotocols=[SUBPROTOCOL]
+            ) as before:
+                service.renew((), tls_context(new, its_key, new))
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await upgrade(service, old_trust)
+                with pytest.raises((OSError, EOFError, InvalidMessage)):
+                    await upgrade(service, new_trust)  # clients must show one now
+                new_trust.load_cert_chain(new, its_key)
+                assert await upgrade(service, new_trust) == SUBPROTOCOL
+                await (await before.ping())  # who was there is not concerned
+        finally:
+            await service.close()
+
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

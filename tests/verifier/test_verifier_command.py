@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def serving(*words, folder):
         process.wait()
 
 
-def check(url, capsys):
-    code = main(["verifier", "check", url, "--health", "--json"])
+def check(url, capsys, *words):
+    code = main(["verifier", "check", url, "--health", "--json", *map(str, words)])
     text = capsys.readouterr().out
     return code, json.loads(text) if text else None
 
@@ -84,7 +85,8 @@ def test_a_device_gets_the_targets_text_and_sigterm_ends_it(tmp_path, capsys):
     ):
         capsys.readouterr()
         code, health = check(url, capsys)
-        assert code == 0 and health["status"] == "ok"
+        assert code == 0 and health["status"] == "ok" and "targets" not in health
+        code, health = check(url, capsys, "--token-file", token)
         assert health["targets"][0]["version"] == "v1"
         with pytest.raises(RefusedError):
             draftwire.connect(url, draft=DRAFT, token="wrong" * 5).close()
@@ -131,6 +133,40 @@ def test_new_targets_come_and_go_while_it_runs(tmp_path, capsys):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert "cannot serve broken.target" in process.stderr.read()
+
+
+def test_sighup_takes_new_tokens_and_a_bad_file_changes_nothing(tmp_path, capsys):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a" * 20 + "\n")
+    tokens.chmod(0o600)
+    words = ("--target", TINY, "--token-file", tokens, "--admin", "127.0.0.1:0")
+
+    def taken(token, wanted):
+        mine = tmp_path / "mine"
+        mine.write_text(token)
+        for _ in range(200):
+            code, health = check(url, capsys, "--token-file", mine)
+            assert code == 0  # who shows a wrong token is told that it works, and no names
+            if ("targets" in health) is wanted:
+                return
+            time.sleep(0.05)
+        pytest.fail(f"{token} never became {wanted}")
+
+    with serving(*words, folder=tmp_path) as (process, url):
+        admin = process.stdout.readline().split()[-1]
+        with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
+            assert b"draftwire_verifier_streams" in answer.read()
+        taken("a" * 20, True)
+        tokens.write_text("short\n")
+        process.send_signal(signal.SIGHUP)
+        taken("a" * 20, True)
+        tokens.write_text("b" * 20 + "\n")
+        process.send_signal(signal.SIGHUP)
+        taken("b" * 20, True)
+        taken("a" * 20, False)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "line 1: a line begins with a token" in process.stderr.read()
 
 
 def test_verifiers_are_checked_with_targets_known_and_unknown(tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.error
+import urllib.request
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Callable
@@ -78,13 +79,20 @@ async def _(kit: Kit) -> None:
 
 @ROWS.row("1", "health without a token")
 async def _(kit: Kit) -> None:
+    expect("status" in await _health(kit, None), "it says no status")
+    found = set(await _health(kit, kit.token))
+    expect({"status", "draftwire", "targets"} <= found, f"it says {sorted(found)}")
+
+
+async def _health(kit: Kit, token: str | None) -> dict[str, Any]:
     def fetch() -> tuple[int, bytes]:
         url = urlsplit(kit.url)
         where = urlunsplit(
             (url.scheme.replace("ws", "http"), url.netloc, "healthz", "", "")
         )
+        request = urllib.request.Request(where, headers=kit.headers(token))
         try:
-            with web(url.hostname or "", kit.tls).open(where, timeout=10) as answer:
+            with web(url.hostname or "", kit.tls).open(request, timeout=10) as answer:
                 return int(answer.status), answer.read(1 << 20)
         except urllib.error.HTTPError as error:
             return error.code, b"{}"
@@ -92,10 +100,9 @@ async def _(kit: Kit) -> None:
     status, body = await asyncio.get_running_loop().run_in_executor(None, fetch)
     expect(status == 200, f"/healthz answers {status}")
     try:
-        found = set(json.loads(body))
-    except ValueError:
+        return dict(json.loads(body))
+    except (ValueError, TypeError):
         raise Failed("/healthz answers without JSON") from None
-    expect({"status", "draftwire", "targets"} <= found, f"it says {sorted(found)}")
 
 
 @ROWS.row("1", "text frame")

@@ -179,15 +179,15 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _complain(words: Sequence[str], error: DraftwireError) -> int:
     """Say what went wrong, also to ``--json``; return the exit code."""
-    from draftwire.cli._common import json_destination, write_json
+    from draftwire.cli._common import json_destination, plain, write_json
 
     try:
         sys.stdout.flush()
     except OSError:  # full, or nobody reads: Python must not try again at its end
         _drop_stdout()
-    print(f"draftwire: error: {error}", file=sys.stderr)
+    print(plain(f"draftwire: error: {error}"), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(plain(f"hint: {error.hint}"), file=sys.stderr)
     destination = json_destination(words)
     if destination is not None and not isinstance(error, OutputError):  # it is there
         try:

@@ -61,14 +61,15 @@ def check_verifier(
         raise ConfigError(f"{url} is no ws:// or wss:// address")
     token = None if token_file is None else read_token(token_file)
     tls = tls_context(ca=ca, cert=None, key=None) if parts.scheme == "wss" else None
-    findings = _health(url, tls)
+    findings = _health(url, tls, token)
     if findings[0].status == "fail" or draft is None:
         return findings
     return [*findings, _greet(url, draft, token, tls, target=target, insecure=insecure)]
 
 
-def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
+def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Finding]:
     import urllib.error
+    from urllib.request import Request
 
     from draftwire.boards.findings import Finding
     from draftwire.transport.answers import clean
@@ -76,9 +77,12 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
 
     parts = urlsplit(url)
     asked = health_url(url)
+    request = Request(asked)
+    if token is not None and (tls or is_loopback(parts.hostname or "")):
+        request.add_header("Authorization", f"Bearer {token}")  # else it names no target
     try:
         opener = web(parts.hostname or "", tls)
-        with opener.open(asked, timeout=_ANSWER_S) as answer:
+        with opener.open(request, timeout=_ANSWER_S) as answer:
             body, date = answer.read(_LARGEST), answer.headers.get("Date")
     except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
         body, date = exc.read(_LARGEST), exc.headers.get("Date")
@@ -97,17 +101,21 @@ def _health(url: str, tls: ssl.SSLContext | None) -> list[Finding]:
     findings = []
     try:
         health = json.loads(body)
-        names = ", ".join(f"{t['name']} {t['version']}" for t in health["targets"])
+        # Without a token a verifier does not name them.
+        served = health.get("targets", ())
+        names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
         targets, status = clean(names, 1000), clean(str(health["status"]), 40)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         detail = f"what answers at {asked} is no draftwire verifier"
         fix = f"curl -i {asked}"
         return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
     if status == "ok":
-        findings.append(Finding("verifier", "ok", f"{url}: {targets}"))
+        findings.append(Finding("verifier", "ok", f"{url}: {targets or status}"))
     else:
         fix = f"curl {asked}"
-        findings.append(Finding("verifier", "warn", f"{url} is {status}: {targets}", fix))
+        findings.append(
+            Finding("verifier", "warn", f"{url} is {status} {targets}".rstrip(), fix)
+        )
     return findings + _clock(date)
 
 

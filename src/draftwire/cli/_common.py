@@ -29,6 +29,7 @@ __all__ = [
     "give_json",
     "json_destination",
     "option_values",
+    "plain",
     "read_settings",
     "read_token",
     "ruled",
@@ -276,13 +277,21 @@ def wants_colour(stream: IO[str], *, never: bool = False) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
+def plain(text: object) -> str:
+    """Return ``text`` without what a terminal obeys; it may hold words of a peer."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in str(text))
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
 def start_logging(*, verbose: bool) -> None:
     """Send the library's log to stderr: warnings, or everything when ``verbose``."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 

@@ -13,6 +13,7 @@ from draftwire.rules import number
 
 if TYPE_CHECKING:
     import ssl
+    from urllib.request import Request
 
     from draftwire.verifier.kit.peer import Kit
     from draftwire.verifier.kit.rows import Result
@@ -61,19 +62,28 @@ def register(actions: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from urllib.request import Request
+
     from draftwire.transport.client import tls_context
-    from draftwire.transport.dial import check_url, health_url
+    from draftwire.transport.dial import check_url, health_url, is_loopback
 
     # Its health is no secret: only what a token would follow needs TLS.
     uri = check_url(args.url, insecure=args.insecure or args.health)
     tls = tls_context(ca=args.ca, cert=None, key=None) if uri.secure else None
     if args.health:
-        return _health(args, health_url(args.url), uri.host, tls)
+        token_file = _common.read_settings(args)["token_file"].value
+        headers = {}
+        if token_file is not None and (
+            uri.secure or args.insecure or is_loopback(uri.host)
+        ):
+            headers["Authorization"] = f"Bearer {_common.read_token(token_file)}"
+        request = Request(health_url(args.url), headers=headers)
+        return _health(args, request, uri.host, tls)
     return _conformance(args, tls)
 
 
 def _health(
-    args: argparse.Namespace, url: str, host: str, tls: ssl.SSLContext | None
+    args: argparse.Namespace, request: Request, host: str, tls: ssl.SSLContext | None
 ) -> int:
     import json
     import urllib.error
@@ -82,7 +92,7 @@ def _health(
     from draftwire.transport.dial import web
 
     try:
-        with web(host, tls).open(url, timeout=HEALTH_S) as answer:
+        with web(host, tls).open(request, timeout=HEALTH_S) as answer:
             body = answer.read(1 << 20)
     except urllib.error.HTTPError as error:
         body = error.read(1 << 20)  # 503 while it drains: the body says so
@@ -93,8 +103,10 @@ def _health(
         ) from error
     try:
         health = json.loads(body)
-        targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
-        line = f"{health['status']}: {', '.join(targets)}; {health['sessions']} devices"
+        line = str(health["status"])
+        if "targets" in health:  # who shows no token is not told
+            targets = [f"{t['name']} {t['version']}" for t in health["targets"]]
+            line += f": {', '.join(targets)}; {health['sessions']} devices"
     except (ValueError, KeyError, TypeError) as error:
         raise TransportError(
             f"what answers at {args.url} is no draftwire verifier"

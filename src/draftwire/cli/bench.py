@@ -100,6 +100,8 @@ def _verifier_flags(parser: argparse.ArgumentParser) -> None:
     add("--think-ms", type=float, default=0.0, metavar="MS", help="drafting takes so long")
     add("--threads", type=_count, metavar="N", help="of the verifier's engine")
     add("--no-compare", action="store_true", help="leave the run without batching out")
+    add("--flood", action="store_true", help="one device beside a flood of cheap frames")
+    add("--attack", action="store_true", help="one device beside every attack there is")
     add = parser.add_argument_group("numerics").add_argument
     add(
         "--numerics",
@@ -123,8 +125,20 @@ def _verifier(args: argparse.Namespace) -> int:
 
     if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
         raise ConfigError("--seconds, --acceptance or --think-ms is out of range")
+    load = filled(Load, args, think_s=args.think_ms / 1e3)
+    if args.flood or args.attack:
+        from draftwire.bench import peace
+
+        found = peace.bench_peace(load, attack=args.attack, say=say_to(args))
+        show(args, found, peace.render)
+        hurt = [
+            row["attack"]
+            for row in found["attacks"]
+            if row["share"] < peace.ENOUGH or row["times_worst"] > peace.TIMES
+        ]
+        return 1 if hurt else 0
     document = bench_verifier(
-        filled(Load, args, think_s=args.think_ms / 1e3),
+        load,
         (None,) if args.no_compare else (None, 1),
     )
     show(args, document, render)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             except OutputError as exc:
                 failures.append(exc)
     for failure in failures[:-1]:
-        print(f"draftwire: error: {failure}", file=sys.stderr)
+        print(_common.plain(f"draftwire: error: {failure}"), file=sys.stderr)
     if failures:
         raise failures[-1]
     return code

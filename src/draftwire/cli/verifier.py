@@ -43,8 +43,8 @@ def register(subparsers: Any) -> None:
         help="make a bearer token",
         description="Make a random token; to stdout, or to a file for its owner alone. A "
         "token file may hold several tokens, one a line, each with limits of its own: "
-        "TOKEN name=WHO sessions=N context=N blocks_per_s=N bytes_per_s=N. Devices get "
-        "the token alone.",
+        "TOKEN name=WHO sessions=N context=N blocks_per_s=N bytes_per_s=N frames_per_s=N. "
+        "Devices get the token alone.",
     )
     token.add_argument("--out", type=Path, metavar="FILE", help="write it there, 0600")
     token.add_argument("--append", action="store_true", help="add it to what is in FILE")
@@ -63,7 +63,7 @@ def _register_serve(actions: Any) -> None:
         "serve",
         help="serve targets until SIGTERM",
         description="Serve targets to devices. SIGTERM and Ctrl-C let running streams "
-        "finish; SIGHUP reads --targets-dir again.",
+        "finish; SIGHUP reads tokens, certificates and --targets-dir again.",
     )
     models = serve.add_argument_group("targets")
     add = models.add_argument
@@ -145,6 +145,18 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="take X-Forwarded-For of this proxy or network into the logs; may be repeated",
     )
+    for flag, name, about in (
+        ("--origin", "origins", "let scripts of this page connect, such as https://a.b"),
+        ("--server-name", "names", "a name that devices or a proxy reach this verifier by"),
+    ):
+        about += "; may be repeated"
+        add(flag, dest=name, action="append", default=[], metavar="NAME", help=about)
+    add(
+        "--admin",
+        type=_address,
+        metavar="HOST:PORT",
+        help="health with names, and metrics, without a token: an address of your own",
+    )
     add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
     add = serve.add_argument_group("limits").add_argument
     for flag, name, kind, default, about in (
@@ -155,6 +167,8 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
         ("--prefixes", "prefixes", _NONE, 8, "ended texts of a token to go on from (8)"),
         ("--progress-seconds", "progress_s", _POSITIVE, 1.0, "(1)"),
         ("--max-message-bytes", "message_bytes", _COUNT, 8 << 20, _FRAME),
+        ("--frames-per-second", "frames_per_s", _COUNT, 1000, "of a device (1000)"),
+        ("--bytes-per-second", "bytes_per_s", _COUNT, 16 << 20, "of a device (16 MiB)"),
         ("--idle-timeout", "idle_s", _POSITIVE, 300.0, "(300)"),
         ("--ping-seconds", "ping_s", _POSITIVE, 20.0, "(20)"),
         ("--send-timeout", "send_s", _POSITIVE, 15.0, "(15)"),
@@ -165,6 +179,13 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
     ):
         letter = "N" if kind in (_COUNT, _NONE) else "S"
         add(flag, dest=name, type=kind, default=default, metavar=letter, help=about)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -181,26 +202,26 @@ def _serve(args: argparse.Namespace) -> int:
 
         targets = [reference.target_path(name) for name in reference.target_names()]
     from draftwire.verifier import serving
-    from draftwire.verifier.accounts import read_accounts
     from draftwire.verifier.backends.loading import Loader
     from draftwire.verifier.limits import Limits
 
     _common.start_logging(verbose=args.verbose)
-    accounts = () if token_file is None else read_accounts(token_file)
     options = serving.Options(
         **{
             **_fields(serving.Options, args),
             "targets": tuple(targets),
             "trusted": tuple(args.trusted),
             "loader": Loader(**_fields(Loader, args)),
-            "accounts": accounts,
+            "token_file": token_file,
+            "origins": tuple(args.origins),
+            "names": tuple(args.names),
             "tls": tls if args.tls_cert else None,
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
 
     def listening(service: VerifierService) -> None:
-        if not accounts and not args.quiet:  # the service takes only loopback then
+        if token_file is None and not args.quiet:  # the service takes only loopback then
             print("no token file: everyone on this machine may connect", file=sys.stderr)
         served = [
             {
@@ -213,10 +234,14 @@ def _serve(args: argparse.Namespace) -> int:
             for s in service.registry.targets
         ]
         document = {"schema": SCHEMA, "url": service.url, "targets": served}
+        if service.admin_url is not None:
+            document["admin"] = service.admin_url
         if _common.give_json(args, document):
             # The first line, so that a program that starts us can read the port.
             print(f"listening on {service.url}", flush=True)
             if not args.quiet:
+                if service.admin_url is not None:
+                    print(f"health and metrics on {service.admin_url}", flush=True)
                 print(f"targets: {service.registry.listing()}", flush=True)
 
     serving.serve(options, listening)

@@ -1,0 +1,264 @@
+"""One hostile client and its neighbour: ``draftwire bench verifier --flood | --attack``.
+
+Three processes: a verifier, the enemy, and here a device that drafts all the time. Its
+rounds during each attack stand beside those of the quiet before and after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Iterator, Sequence
+
+from draftwire.bench.attacker import ATTACKS
+from draftwire.bench.child import Child
+from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.verifier import Load, Neighbour, Rounds, bench_verifier
+from draftwire.errors import TransportError
+from draftwire.packages import load_target
+
+__all__ = ["ENOUGH", "FLOOD", "TIMES", "bench_peace", "render"]
+
+SCHEMA = "draftwire.bench.peace/1"
+ENOUGH, TIMES = 0.8, 3.0  # of its rounds it keeps; its worst round may take so much longer
+FLOOD = tuple(name for name in ATTACKS if name.startswith("flood"))
+SLICES = 4
+_WAITING = "200 waiting devices"
+_DESCRIPTORS = 96
+_OURS, _THEIRS = "neighbour" * 3, "enemy" * 5
+
+
+def bench_peace(
+    load: Load,
+    *,
+    attack: bool,
+    devices: int = 128,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure a neighbour's rounds while others do their worst.
+
+    Args:
+        load: What the neighbour does; ``seconds`` is the length of each attack, and of
+            each quiet.
+        attack: All of :data:`ATTACKS`, and many devices; otherwise the floods alone.
+        devices: How many that is.
+        say: Told what comes next.
+
+    Raises:
+        TransportError: A process does not start, or does not answer.
+    """
+    rows: list[dict[str, Any]] = []
+    special = {_WAITING: 1, "no file descriptors": 64}
+    plain = [name for name in (ATTACKS if attack else FLOOD) if name not in special]
+    with _verifier(load) as (process, log):
+        rows += _measure(load, process, plain, say)
+        memory = {"before": rows[0].pop("mib_before"), "after": _mib(process.pid)}
+        lines = _lines(log)
+    document = {
+        "schema": SCHEMA,
+        "seconds": load.seconds,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": [],
+        "memory_mib": memory,
+        "log_lines": lines,
+        "attacks": rows,
+    }
+    for name in special if attack else ():
+        if name not in ATTACKS:
+            continue
+        places = special[name]
+        with _verifier(load, places) as (process, log):
+            if places > 1:
+                most = (_DESCRIPTORS, _DESCRIPTORS)
+                resource.prlimit(process.pid, resource.RLIMIT_NOFILE, most)
+            (row,) = _measure(load, process, [name], say)
+            row.pop("mib_before")
+            rows.append({**row, "log_lines": _lines(log)})
+    if attack:
+        say(f"{devices} devices")
+        many = dataclasses.replace(load, devices=devices)
+        document["many"] = devices
+        (document["devices"],) = bench_verifier(many, (None,))["runs"]
+    document["load_average"] = [round(x, 2) for x in os.getloadavg()]
+    return document
+
+
+@contextlib.contextmanager
+def _verifier(load: Load, places: int = 64) -> Iterator[tuple[VerifierProcess, Path]]:
+    """Run a verifier with two tokens; yield it and its log."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, log = Path(folder, "tokens"), Path(folder, "log")
+        tokens.write_text(f"{_OURS} name=neighbour\n{_THEIRS} name=enemy\n")
+        tokens.chmod(0o600)
+        flags = ["--token-file", str(tokens), "--ping-seconds", "2", "--slots", "16"]
+        flags += ["--max-sessions", str(places), "-q"]
+        flags += [] if load.threads is None else ["--threads", str(load.threads)]
+        process = VerifierProcess([load.target], flags=flags, log=log)
+        process.start()
+        try:
+            yield process, log
+        finally:
+            process.kill()
+
+
+def _measure(
+    load: Load, process: VerifierProcess, names: Sequence[str], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Run the attacks, each between two quiets."""
+    package = load_target(load.target)
+    enemy = Child("draftwire.bench.attacker", "the enemy", TransportError)
+
+    async def run() -> list[dict[str, Any]]:
+        loop = asyncio.get_running_loop()
+        async with Neighbour(load, package, process.port, _OURS) as neighbour:
+            mib = _mib(process.pid)
+            rows = []
+
+            def ask(name: str, seconds: float) -> asyncio.Future[dict[str, Any]]:
+                words = {"attack": name, "port": process.port, "token": _THEIRS}
+                words |= {"target": str(load.target), "seconds": seconds}
+                return loop.run_in_executor(None, enemy.ask, json.dumps(words), 180.0)
+
+            for name in names:
+                say(name)
+                # A flood comes in slices: other people's work on this machine drifts.
+                slices = SLICES if name in FLOOD else 1
+                quiet, during = Phase(), Phase()
+                told: dict[str, Any] = {}
+                for _ in range(slices):
+                    seconds = load.seconds / slices
+                    quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
+                    done = ask(name, seconds)
+                    work = neighbour.work(seconds, until=done)
+                    during.add(await _phase(process.pid, work))
+                    came = await _newcomer(load, package, process.port)
+                    for key, value in (await done).items():
+                        told[key] = round(told.get(key, 0) + value, 2)
+                    await asyncio.sleep(0.2)
+                    quiet.add(await _phase(process.pid, neighbour.work(seconds / 2)))
+                rows.append(
+                    {
+                        "attack": name,
+                        "share": round(during.rounds.rate / quiet.rounds.rate, 3),
+                        "quiet": quiet.figures(),
+                        "during": during.figures(),
+                        "times_worst": round(
+                            during.rounds.worst_s / quiet.rounds.worst_s, 2
+                        ),
+                        "mib": _mib(process.pid),
+                        "newcomer": came,
+                        "enemy": told,
+                    }
+                )
+                if name in (*FLOOD, _WAITING):  # what it costs while nobody drafts
+                    cpu_s, begun = _cpu_s(process.pid), time.monotonic()
+                    await ask(name, load.seconds * (4 if name == _WAITING else 0.5))
+                    spent_s = time.monotonic() - begun
+                    alone = (_cpu_s(process.pid) - cpu_s) / spent_s
+                    rows[-1]["cores_alone"] = round(alone, 3)
+            rows[0]["mib_before"] = mib
+            return rows
+
+    try:
+        return asyncio.run(run())
+    finally:
+        enemy.close()
+
+
+class Phase:
+    """What the neighbour and the verifier did in one kind of time."""
+
+    def __init__(self) -> None:
+        self.rounds = Rounds(0.0, 0, 0.0)
+        self.cpu_s = 0.0
+
+    def add(self, found: tuple[Rounds, float]) -> None:
+        """Add a slice of it."""
+        self.rounds += found[0]
+        self.cpu_s += found[1]
+
+    def figures(self) -> dict[str, float]:
+        """Return it for a report; ``cores`` are the verifier's."""
+        cores = self.cpu_s / self.rounds.seconds
+        return {**self.rounds.figures(), "cores": round(cores, 3)}
+
+
+async def _phase(pid: int, work: Awaitable[Rounds]) -> tuple[Rounds, float]:
+    cpu_s = _cpu_s(pid)
+    return await work, _cpu_s(pid) - cpu_s
+
+
+async def _newcomer(load: Load, package: Any, port: int) -> str:
+    """Say whether a device that comes now is taken."""
+    try:
+        async with Neighbour(load, package, port, _OURS):
+            return "served"
+    except TransportError as error:
+        return str(error)
+
+
+def _mib(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return round(int(found[1]) / 1024, 1) if found else 0.0
+
+
+def _cpu_s(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _lines(log: Path) -> int:
+    return len(log.read_text(errors="replace").splitlines())
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the document as a table for people."""
+    from draftwire.cli._common import format_table
+
+    rows = [
+        [
+            row["attack"],
+            f"{row['share']:.2f}",
+            f"{row['quiet']['worst_ms']:.0f}",
+            f"{row['during']['worst_ms']:.0f}",
+            f"{row['times_worst']:.1f}",
+            f"{row['quiet']['cores']:.2f}",
+            f"{row['during']['cores']:.2f}",
+            f"{row['cores_alone']:.3f}" if "cores_alone" in row else None,
+            f"{row['mib']:.0f}",
+            row["newcomer"],
+            ", ".join(f"{k} {v}" for k, v in row["enemy"].items()),
+        ]
+        for row in document["attacks"]
+    ]
+    head = ["", "share of rounds", "worst ms quiet", "during", "times"]
+    head += ["cores quiet", "during", "attack alone", "MiB"]
+    memory = document["memory_mib"]
+    lines = [
+        f"{document['seconds']:g} s each, {document['cores']} cores, load average "
+        f"{document['load_average'][0]:g}",
+        "",
+        format_table([*head, "a newcomer is", "the enemy"], rows),
+        "",
+        f"memory of the verifier: {memory['before']} MiB before, {memory['after']} after; "
+        f"{document['log_lines']} lines of log",
+    ]
+    for row in document["attacks"]:
+        if "log_lines" in row:
+            lines.append(f"{row['attack']}: {row['log_lines']} lines of log")
+    many = document.get("devices")
+    if many is not None:
+        lines.append(
+            f"{document['many']} devices: {many['tokens_per_s']} tokens/s, "
+            f"{many['errors']} errors, smallest share of the mean "
+            f"{many['share']['min']}, Jain's index {many['share']['jain']}"
+        )
+    return "\n".join(lines)
