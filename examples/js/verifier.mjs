@@ -221,8 +221,9 @@ const server = createServer(({ url }, response) => {
 const verifyClient = ({ req: { headers } }, done) => {
   const offered = (headers['sec-websocket-protocol'] ?? '').split(/, */);
   const wrong = told.token && !equal(headers.authorization ?? '', `Bearer ${told.token}`);
-  if (wrong) done(false, 401, 'The token is wrong.');
-  else done(offered.includes(SUBPROTOCOL), 426, `This verifier speaks ${SUBPROTOCOL}.`);
+  const text = { 'Content-Type': 'text/plain' };
+  if (wrong) done(false, 401, 'The token is wrong.', text);
+  else done(offered.includes(SUBPROTOCOL), 426, `This verifier speaks ${SUBPROTOCOL}.`, text);
 };
 const limits = { perMessageDeflate: false, maxPayload: MAX_FRAME };
 const sockets = { server, verifyClient, handleProtocols: () => SUBPROTOCOL, ...limits };
