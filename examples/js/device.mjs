@@ -58,8 +58,7 @@ async function again() { // after a lost link: streams resume when there is a we
   streams.clear();
   welcome = null;
   await pause(20 * 2 ** lost * (1 + Math.random()));
-  if (++lost > 9) end(new Error('the link is lost'));
-  else connect().catch(again);
+  return ++lost > 9 ? end(new Error('the link is lost')) : connect().catch(again);
 }
 
 function end(error, code = 1000) {
@@ -154,6 +153,7 @@ class Stream extends Text {
 
   grown(tokens, { forwards, text_hash: hash, finish }) {
     this.grow(tokens);
+    if (this.text.length > this.limit) refuse('more text than was asked for');
     lost = 0;
     Object.assign(this, { forwards: forwards ?? this.forwards + 1, alive: Date.now(), tries: 0 });
     if (hash.length && !hash.equals(this.hash())) this.leave('error', 'not the text hashed');

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from cached_target import CachedTarget
 from js_ends import toy_text
 
 import draftwire
+from draftwire.bench.child import environment
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
 from draftwire.verifier.limits import Limits
@@ -440,3 +444,37 @@ def toy_verifier():
         tokenizer="aa" * 32, vocab_size=50, streams=2, progress_ms=100
     ) as url:
         yield types.SimpleNamespace(url=url)
+
+
+# ---- the kits
+
+
+def kit(*words):
+    command = [sys.executable, "-m", "draftwire", "verifier", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=environment()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_verifier_conforms_and_its_texts_are_those_of_the_kits_target(tmp_path):
+    """The toy target is the kit's, so that every text is known to the kit as well."""
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("a token of the kit\n".replace(" ", "-"))
+    names = {name: f"draftwire kit {name}".encode() for name in ("tokenizer", "backbone")}
+    options = {name: hashlib.sha256(text).hexdigest() for name, text in names.items()}
+    options.update(target="kit", family="kit", vocab_size=512, forward_ms=0, max_block=32)
+    with js_ends.verifier(token="a-token-of-the-kit", **options) as url:
+        said = kit("check", url, "--target", "kit", "--quick", "--token-file", str(token))
+    assert "drafts change nothing" in said and " 0 fail" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["wait", "pipeline", "race"])
+def test_the_device_conforms(mode):
+    command = ["node", str(js_ends.programs() / "device.mjs"), "{url}", "--prompt", "1,2,3"]
+    said = kit("mimic", "--", *command, "--max_new_tokens", "60", "--mode", mode)
+    assert " 0 fail" in said and "link lost after a commit" in said
