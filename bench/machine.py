@@ -38,7 +38,7 @@ def picture(path: Path) -> Iterator[Any]:
         ConfigError: matplotlib is not there, the path has another ending, or it cannot
             be written.
     """
-    from draftwire.energy.plots import STYLE, _pyplot, _save
+    from draftwire.energy.reports.plots import STYLE, _pyplot, _save
 
     plt = _pyplot(path)
     with plt.rc_context(STYLE):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from draftwire.energy.result import EnergyResult
+from draftwire.energy.account.result import EnergyResult
+from draftwire.energy.account.uncertainty import Uncertainty
 from draftwire.energy.sources.base import (
     Clock,
     PowerSource,
@@ -16,7 +17,6 @@ from draftwire.energy.sources.base import (
     Response,
     monotonic_ns,
 )
-from draftwire.energy.uncertainty import Uncertainty
 from draftwire.errors import ConfigError
 
 __all__ = ["ModelSource"]

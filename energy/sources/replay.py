@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from draftwire.energy.recording import Recording, read_recording
+from draftwire.energy.files.recording import Recording, read_recording
 from draftwire.energy.sources.base import (
     Clock,
     PowerSource,

@@ -17,14 +17,14 @@ import time
 import numpy as np
 import pytest
 
-from draftwire.energy.choose import total_of
-from draftwire.energy.importer import import_tegrastats
-from draftwire.energy.instruments import read_meter
-from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.account.meter import Meter, deadline_ns
+from draftwire.energy.files.importer import import_tegrastats
+from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.recording import Recorder, read_recording
 from draftwire.energy.rails import load_tables
-from draftwire.energy.recording import Recorder, read_recording
-from draftwire.energy.report import analyse, row_of_recording
+from draftwire.energy.reports.rows import analyse, row_of_recording
 from draftwire.energy.sources.battery import BatterySource
+from draftwire.energy.sources.choose import total_of
 from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.energy.sources.jtop import JtopSource
 from draftwire.energy.sources.pmic import PmicSource

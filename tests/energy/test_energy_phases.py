@@ -12,10 +12,10 @@ import os
 import numpy as np
 import pytest
 
-from draftwire.energy.account import Account
-from draftwire.energy.calibrate import fit_response
-from draftwire.energy.meter import Meter, deadline_ns
-from draftwire.energy.phases import PhaseFit, shares
+from draftwire.energy.account.account import Account
+from draftwire.energy.account.meter import Meter, deadline_ns
+from draftwire.energy.account.phases import PhaseFit, shares
+from draftwire.energy.live.calibrate import fit_response
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, Reading, Response
 from draftwire.errors import SensorError

@@ -11,7 +11,7 @@ from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.energy.meter import Meter
+    from draftwire.energy.account.meter import Meter
     from draftwire.energy.rails import RailTable
 
 # Options that several verbs share.
@@ -122,7 +122,7 @@ def counts(text: str | None) -> dict[str, int]:
 
 def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
     """Return a started meter and the board's name."""
-    from draftwire.energy.choose import open_meter
+    from draftwire.energy.sources.choose import open_meter
 
     name = f"replay:{args.replay},{args.speed}" if args.replay else args.source
     meter = open_meter(

@@ -23,7 +23,7 @@ from draftwire.cli._energy_common import (
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.energy.report import Row
+    from draftwire.energy.reports.rows import Row
 
 
 # energy import
@@ -38,7 +38,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def run_import(args: argparse.Namespace) -> int:
-    from draftwire.energy.report import kind_of
+    from draftwire.energy.reports.rows import kind_of
 
     kind = "tegrastats" if args.log == "-" else kind_of(Path(args.log))
     if kind == "meter":
@@ -47,9 +47,9 @@ def run_import(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.log} is ours already", hint=f"draftwire energy report {args.log}"
         )
-    from draftwire.energy.export import as_table
-    from draftwire.energy.importer import import_tegrastats
-    from draftwire.energy.report import rows_of_import
+    from draftwire.energy.files.importer import import_tegrastats
+    from draftwire.energy.reports.rows import rows_of_import
+    from draftwire.energy.reports.text import as_table
 
     imported = import_tegrastats(
         "stdin" if args.log == "-" else args.log,
@@ -74,7 +74,7 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def _window(args: argparse.Namespace) -> tuple[float, float] | None:
-    from draftwire.energy.importer import parse_window
+    from draftwire.energy.files.importer import parse_window
 
     return parse_window(args.window) if args.window else None
 
@@ -90,10 +90,10 @@ def _log_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import_meter(args: argparse.Namespace) -> int:
-    from draftwire.energy.export import as_table
-    from draftwire.energy.instruments import read_meter
-    from draftwire.energy.pulse import align
-    from draftwire.energy.report import row_of_recording
+    from draftwire.energy.files.instruments import read_meter
+    from draftwire.energy.live.pulse import align
+    from draftwire.energy.reports.rows import row_of_recording
+    from draftwire.energy.reports.text import as_table
 
     interval_s = args.interval / 1000 if args.interval else None
     meter = read_meter(
@@ -137,7 +137,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(args: argparse.Namespace, path: Path) -> list[Row]:
-    from draftwire.energy.report import load_rows
+    from draftwire.energy.reports.rows import load_rows
 
     return load_rows(
         path,
@@ -150,7 +150,8 @@ def _load(args: argparse.Namespace, path: Path) -> list[Row]:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    from draftwire.energy import export, pictures
+    from draftwire.energy.reports import pictures
+    from draftwire.energy.reports import text as export
 
     rows = [row for path in args.files for row in _load(args, path)]
     form = args.format or ("json" if args.json is not None else "table")
@@ -168,7 +169,7 @@ def run_report(args: argparse.Namespace) -> int:
     if args.html:
         pictures.write_html(rows, args.html)
     if args.trace:
-        from draftwire.energy.perfetto import write_trace
+        from draftwire.energy.reports.perfetto import write_trace
 
         write_trace(rows, args.trace)
     return 0 if all(row.energy_j is not None for row in rows) else 3
@@ -193,7 +194,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from draftwire.energy.compare import compare
+    from draftwire.energy.reports.compare import compare
 
     sides = [
         [row for name in side.split(",") for row in _load(args, Path(name))]

@@ -37,7 +37,7 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 def run_sources(args: argparse.Namespace) -> int:
     from draftwire.boards.profiles import find_profile, load_profiles
-    from draftwire.energy.choose import choose_source, find_sources
+    from draftwire.energy.sources.choose import choose_source, find_sources
 
     profiles = load_profiles(*([args.profiles] if args.profiles else []))
     match = find_profile(args.root, profiles, board=args.board)
@@ -104,8 +104,8 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
 
 
 def run_watch(args: argparse.Namespace) -> int:
-    from draftwire.energy.marks import MarkListener
-    from draftwire.energy.watch import as_event, frames
+    from draftwire.energy.live.marks import MarkListener
+    from draftwire.energy.live.watch import as_event, frames
 
     meter, _ = open_live(args)
     marks = MarkListener()
@@ -138,7 +138,7 @@ def run_watch(args: argparse.Namespace) -> int:
 
 
 def _prometheus(path: Path, account: Any, meter: Any) -> None:
-    from draftwire.energy.exporter import live_metrics
+    from draftwire.energy.live.exporter import live_metrics
     from draftwire.io import write_text
 
     write_text(path, live_metrics(meter, account))
@@ -163,9 +163,9 @@ def add_record(parser: argparse.ArgumentParser) -> None:
 
 
 def run_record(args: argparse.Namespace) -> int:
-    from draftwire.energy.context import read_context
-    from draftwire.energy.record import record
-    from draftwire.energy.recording import Recorder
+    from draftwire.energy.account.context import read_context
+    from draftwire.energy.files.recording import Recorder
+    from draftwire.energy.live.record import record
 
     seconds = seconds_of(args.seconds)
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
@@ -249,9 +249,9 @@ def _agree(args: argparse.Namespace) -> Callable[[str], None]:
 def run_sweep(args: argparse.Namespace) -> int:
     from draftwire.boards.system import power_mode
     from draftwire.boards.tree import Tree
-    from draftwire.energy.context import mode_name
-    from draftwire.energy.record import Recorded, record
-    from draftwire.energy.sweep import Point, set_mode, sweep
+    from draftwire.energy.account.context import mode_name
+    from draftwire.energy.live.record import Recorded, record
+    from draftwire.energy.reports.sweep import Point, set_mode, sweep
 
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
     found = power_mode(Tree(args.root))
@@ -331,7 +331,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         if point.error:
             say(f"{point.mode}: {point.error}")
     if args.plot and any(point.energy_j is not None for point in points):
-        from draftwire.energy.plots import plot_pareto
+        from draftwire.energy.reports.plots import plot_pareto
 
         plot_pareto([vars(point) for point in points], args.plot, per=points[0].per)
     if any(point.error == "interrupted" for point in points):
@@ -350,7 +350,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    from draftwire.energy.calibrate import calibrate, save
+    from draftwire.energy.live.calibrate import calibrate, save
 
     seconds = seconds_of(args.seconds) or 40.0
     args.hz = max(args.hz, 50.0)
@@ -379,7 +379,7 @@ def add_mark(parser: argparse.ArgumentParser) -> None:
 
 
 def run_mark(args: argparse.Namespace) -> int:
-    from draftwire.energy.marks import find_listener, send
+    from draftwire.energy.live.marks import find_listener, send
 
     names = ("drafted", "accepted", "emitted", "requests")
     tokens = {name: getattr(args, name) for name in names if getattr(args, name)}
@@ -402,7 +402,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from draftwire.energy.exporter import dashboard, serve
+    from draftwire.energy.live.exporter import dashboard, serve
 
     if args.dashboard:
         write_text(args.dashboard, dashboard())

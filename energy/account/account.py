@@ -1,0 +1,421 @@
+"""The runtime's own account: joules by phase and by token of one generation.
+
+How the runtime uses it::
+
+    meter = energy.open_meter()             # None when this machine measures nothing
+    account = Account(meter)                # or Account(None, why="...")
+    account.start("prefill")
+    ...
+    account.phase("draft")                  # each change of what the device does
+    account.phase("wait")
+    ...
+    account.count(drafted=5, accepted=3, emitted=4)
+    report["energy"] = account.result()     # the "energy" key of a run report
+
+``phase`` costs under a microsecond: it appends to a list that the sampler's thread
+folds in, so memory stays bounded for any length.  Phases are words of design.md:
+``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
+word works too.
+
+How energy is split: see ``energy.phases``.  The mean power of a phase times its exact
+seconds is its energy; one factor makes the phases sum to the trapezoid's total exactly.
+A phase that the sensor cannot tell from others has no energy, and a reason.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Mapping
+
+from draftwire.energy.account.integrate import Integrator, Vector
+from draftwire.energy.account.meter import Meter, compare_context
+from draftwire.energy.account.result import EnergyResult, null_result
+from draftwire.energy.account.uncertainty import SHARED
+from draftwire.energy.live import marks
+from draftwire.energy.sources.base import Clock, monotonic_ns
+from draftwire.energy.sources.modelled import ModelSource
+
+if TYPE_CHECKING:
+    from draftwire.energy.account.phases import PhaseFit, PhasePower
+
+__all__ = ["Account", "PHASES", "per_token"]
+
+PHASES = ("prefill", "draft", "transmit", "wait", "verify-wait", "idle")
+NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
+STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
+AFRESH = 32  # samples before they are worked out, and again when there are half more
+
+
+class Account:
+    """Joules of one session, by phase.
+
+    Args:
+        meter: A running meter, or None: seconds are still split, joules are null.
+        model: Watts per phase from a profile, when there is no meter; the result is
+            labelled modelled.
+        why: Why there is no meter, for the report.
+        clock: Nanoseconds, monotonic; the meter's clock.
+        mirror: Tell phases and tokens to who records this process from outside.
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None = None,
+        *,
+        model: ModelSource | None = None,
+        why: str = NO_SOURCE,
+        clock: Clock = monotonic_ns,
+        mirror: bool = True,
+    ) -> None:
+        self._mirror = mirror and clock is monotonic_ns and marks.sending()
+        self.meter = meter
+        self.model = model
+        self._why = why
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+        self._fit: PhaseFit | None = None
+        self._powers: dict[str, PhasePower] = {}
+        self._powers_at = 0
+        self._switches: deque[tuple[int, str]] = deque()
+        self._tokens = {"drafted": 0, "accepted": 0, "emitted": 0, "requests": 0}
+        self._now = ""  # phase at the last folded moment
+        self._folded = 0
+        self._t = 0
+        self._w = math.nan
+        self._c = math.nan
+        self._n = 0
+        self._integral: Integrator | None = None
+        self._start = 0
+        self._end = 0
+        self._done: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
+        self.energy: EnergyResult | None = None  # the whole result, once closed
+
+    @property
+    def start_ns(self) -> int:
+        """Left edge, nanoseconds of the clock; 0 before :meth:`start`."""
+        return self._start
+
+    @property
+    def end_ns(self) -> int:
+        """Right edge; 0 before :meth:`result`."""
+        return self._end
+
+    # What the runtime calls.
+
+    def start(self, phase: str = "idle") -> Account:
+        """Open the account in a phase."""
+        if self._mirror:
+            marks.mark(phase)
+        meter = self.meter
+        if meter is not None and meter.context is not None:
+            self._before = meter.context()
+        if meter is None:
+            self._start = self._folded = self._clock()
+            self._now = phase
+            return self
+        with meter._lock:
+            meter.read_now()
+            self._start = self._folded = self._clock()
+            self._now = phase
+            width = meter.projector.width
+            self._integral = Integrator(width, self._start, max_gap_ns=meter.max_gap_ns)
+            from draftwire.energy.account.phases import PhaseFit
+
+            self._fit = PhaseFit(meter.response, 0.0, phase)
+            last = meter.last
+            if last is not None:
+                self._integral.add(last.t_ns, last.watts, last.joules)
+                self._t, self._w = last.t_ns, last.watts[0]
+            meter.add_listener(self)
+        return self
+
+    def phase(self, name: str, t_ns: int | None = None) -> None:
+        """Say that from now on (or from ``t_ns``) the device does something else."""
+        self._switches.append((self._clock() if t_ns is None else t_ns, name))
+        if self._mirror:
+            marks.mark(name)
+        if self.meter is None and len(self._switches) >= 1024:
+            with self._lock:
+                self._fold(self._switches[-1][0])
+
+    def close_at(self, t_ns: int) -> None:
+        """Set the right edge ahead of ``result``: samples after it only close it."""
+        self._end = t_ns
+        if self._integral is not None:
+            self._integral.end_ns = t_ns
+
+    def close_now(self) -> None:
+        """Set the right edge to this moment."""
+        self.close_at(self._clock())
+
+    def count(
+        self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0, requests: int = 0
+    ) -> None:
+        """Add tokens, for joules per token."""
+        tokens = self._tokens
+        tokens["requests"] += requests
+        tokens["drafted"] += drafted
+        tokens["accepted"] += accepted
+        tokens["emitted"] += emitted
+
+    def joules(self) -> float | None:
+        """Return what was spent so far, up to now; None when nothing measures."""
+        if self.model is not None and self.meter is None:
+            with self._lock:
+                self._fold(self._clock())
+                return self._modelled()[0]
+        integral = self._integral
+        if integral is None or not integral.seen[0]:
+            return None
+        ahead = max(0, self._clock() - max(self._t, self._start)) * 1e-9
+        assert self.meter is not None
+        if ahead * 1e9 > 4 * self.meter.max_gap_ns or self._w != self._w:
+            return None  # the sensor went away: a budget must not run on old news
+        return integral.joules[0] + self._w * ahead
+
+    def watts_by_phase(self) -> dict[str, float | None]:
+        """Return the mean power of each phase so far, for whoever paces drafting.
+
+        Empty until every phase is known to a quarter: what cannot tell phases apart
+        steers nothing.
+        """
+        with self._lock:
+            if self.model is not None and self.meter is None:
+                self._fold(self._clock())
+                return {name: self.model.watts.get(name) for name in self._seconds}
+            if self._fit is None or self._n < AFRESH:
+                return {}
+            if not self._powers or self._n >= 1.5 * self._powers_at:
+                self._powers_at = self._n
+                self._powers = self._fit.solve((self._folded - self._start) * 1e-9)
+            for power in self._powers.values():
+                if power.watts is None or power.half_w is None:
+                    return {}
+                if power.half_w > STEERING * abs(power.watts):
+                    return {}
+            return {name: p.watts for name, p in self._powers.items()}
+
+    def result(self) -> dict[str, Any]:
+        """Close the account and return the ``energy`` entry of a run report.
+
+        Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
+        ``by_phase`` (joules, or None without a source; a phase that cannot be told has
+        None, and a clause in ``why_null_by_phase``), ``why_null``; beside them each
+        figure's own half-width (``uncertainty_by_phase``, ``uncertainty_per_token``,
+        ``net_uncertainty``), ``coverage``, ``resolution_only``, ``flags`` and more.
+        Calling it again returns the same.
+        """
+        if self._done is None:
+            self._done = self._close()
+            if self._mirror:
+                counts = {k: v for k, v in self._tokens.items() if v}
+                marks.mark("idle", **{**counts, "requests": 1})
+        return self._done
+
+    # Samples come in here, in the sampler's thread.
+
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        """Take one sample from the meter."""
+        with self._lock:
+            self._take(t_ns, watts, joules)
+
+    def _take(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        integral = self._integral
+        if integral is None or t_ns <= self._t:
+            return
+        integral.add(t_ns, watts, joules)
+        watt, span_s = watts[0], 0.0
+        if joules is not None:  # the mean since the reading before, exactly
+            step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
+            self._c = joules[0]
+            watt = step / span_s
+        end = t_ns if not self._end else min(t_ns, self._end)
+        self._fold(end)
+        if end == t_ns and self._fit is not None:
+            self._fit.sample((t_ns - self._start) * 1e-9, watt, span_s)
+            self._n += 1
+        self._t, self._w = t_ns, watts[0]
+
+    def _fold(self, until: int) -> None:
+        """Give the time up to ``until`` to its phases."""
+        switches = self._switches
+        while self._folded < until:
+            stop = until
+            if switches and switches[0][0] < until:
+                stop = max(switches[0][0], self._folded)
+            seconds = (stop - self._folded) * 1e-9
+            self._seconds[self._now] = self._seconds.get(self._now, 0.0) + seconds
+            self._folded = stop
+            self._pull(stop)
+        self._pull(until)
+
+    def _pull(self, until: int) -> None:
+        switches = self._switches
+        while switches and switches[0][0] <= until:
+            t_ns, self._now = switches.popleft()
+            if self._fit is not None:
+                self._fit.switch((t_ns - self._start) * 1e-9, self._now)
+
+    # Closing.
+
+    def _close(self) -> dict[str, Any]:
+        meter = self.meter
+        if meter is None:
+            with self._lock:
+                self._end = self._end or self._clock()
+                self._fold(self._end)
+                return self._without_meter()
+        with meter._lock:
+            self._end = self._end or self._clock()
+            assert self._integral is not None, "result() before start()"
+            self._integral.end_ns = self._end
+            meter.read_now()
+            meter.remove_listener(self)
+        with self._lock:
+            self._fold(self._end)
+            self._integral.finish()
+        after = {} if meter.context is None else meter.context()
+        context, flags = compare_context(self._before, after)
+        result = meter.build("session", self._integral, flags=flags, context=context)
+        return self._entry(result, self._split(result))
+
+    def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
+        """Split the total over the phases; those that are told sum to it exactly."""
+        from draftwire.energy.account.phases import PhasePower
+
+        if result.energy_j is None or self._fit is None:
+            return {}
+        names = [name for name, seconds in self._seconds.items() if seconds > 0]
+        if len(names) < 2:
+            half = result.uncertainty_j
+            return {name: PhasePower(result.energy_j, half) for name in names}
+        powers = self._fit.solve((self._end - self._start) * 1e-9)
+        raw = {
+            name: p.watts * self._seconds[name]
+            for name, p in powers.items()
+            if p.watts is not None and name in self._seconds
+        }
+        whole = sum(raw.values())
+        told = len(raw) == len(names) and whole > 0
+        scale = result.energy_j / whole if told else 1.0
+        u = result.uncertainty
+        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in (*SHARED, "hole")}
+        split = {}
+        for name in names:
+            power, seconds = powers[name], self._seconds[name]
+            if power.watts is None:
+                split[name] = power
+                continue
+            joules = raw[name] * scale
+            half = (power.half_w or 0.0) * seconds + abs(joules - raw[name])
+            # Its part of what is wrong with the whole: offset by time, gain by energy.
+            offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
+            gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
+            half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
+            # What a hole hides, nobody can say of which phase.
+            half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
+            split[name] = PhasePower(joules, half)
+        return split
+
+    def _without_meter(self) -> dict[str, Any]:
+        if self.model is None:
+            return self._entry(null_result("session", self._why), {})
+        joules, by_phase, unknown = self._modelled()
+        if joules is None:
+            names = ", ".join(unknown)
+            why = f"the model {self.model.name} has no watts for phase {names}"
+            none = null_result("session", why, source=self.model.name, kind="modelled")
+            return self._entry(none, {})
+        from draftwire.energy.account.phases import PhasePower
+
+        result = self.model.result(joules, sum(self._seconds.values()))
+        part = self.model.uncertainty
+        return self._entry(
+            result,
+            {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()},
+        )
+
+    def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
+        assert self.model is not None
+        known = self.model.watts
+        unknown = sorted(name for name in self._seconds if name not in known)
+        by_phase = {
+            name: known[name] * seconds
+            for name, seconds in self._seconds.items()
+            if name in known
+        }
+        return (None if unknown else sum(by_phase.values())), by_phase, unknown
+
+    def _entry(
+        self, result: EnergyResult, split: Mapping[str, PhasePower]
+    ) -> dict[str, Any]:
+        by_phase = {name: part.watts for name, part in split.items()}
+        told = [value for value in by_phase.values() if value is not None]
+        if told and len(told) == len(by_phase) and result.energy_j is not None:
+            # The last bit: the total is the sum of what is printed, in that order.
+            result = replace(result, energy_j=sum(told))
+        self.energy = result
+        joules, seconds = result.energy_j, dict(self._seconds)
+        halves = {name: part.half_w for name, part in split.items()}
+        per, per_u = per_token(joules, by_phase, self._tokens), {}
+        if result.uncertainty_j is not None:
+            per_u = per_token(result.uncertainty_j, halves, self._tokens)
+        return {
+            "joules": joules,
+            "source": None if result.source == "none" else result.source,
+            "scope": result.scope,
+            "uncertainty": result.uncertainty_j,
+            "by_phase": by_phase if joules is not None else None,
+            "why_null": result.why_null or None,
+            "kind": result.kind if joules is not None else None,
+            "resolution_only": result.resolution_only,
+            "uncertainty_by_phase": halves if joules is not None else None,
+            "why_null_by_phase": {n: part.why for n, part in split.items() if part.why},
+            "seconds_by_phase": seconds,
+            "watts_by_phase": {
+                name: value / seconds[name] if value is not None and seconds[name] else None
+                for name, value in by_phase.items()
+            }
+            if joules is not None
+            else None,
+            "tokens": {k: v for k, v in self._tokens.items() if v or k != "requests"},
+            "per_token": per,
+            "uncertainty_per_token": per_u,
+            "net": result.net_j,
+            "net_uncertainty": result.net_uncertainty_j,
+            "baseline_w": result.baseline_w,
+            "coverage": result.coverage,
+            "samples": result.samples,
+            "by_rail": dict(result.by_rail),
+            "by_scope": dict(result.by_scope),
+            "flags": list(result.flags),
+            "notes": list(result.notes),
+            "context": dict(result.context),
+        }
+
+
+def per_token(
+    joules: float | None,
+    by_phase: Mapping[str, float | None] | None,
+    tokens: Mapping[str, int],
+) -> dict[str, float | None]:
+    """Return joules per token; what each is over is in its name.
+
+    ``drafted`` divides the draft phase by the drafted tokens; ``accepted`` and
+    ``emitted`` divide the whole session.
+    """
+    draft = None if by_phase is None else by_phase.get("draft")
+
+    def over(energy: float | None, count: int) -> float | None:
+        return energy / count if energy is not None and count > 0 else None
+
+    return {
+        "drafted": over(draft, tokens.get("drafted", 0)),
+        "accepted": over(joules, tokens.get("accepted", 0)),
+        "emitted": over(joules, tokens.get("emitted", 0)),
+    }
