@@ -48,7 +48,7 @@ __all__ = [
 
 _HOMES = {
     "Account": "account.account",
-    "Budget": "account.budget",
+    "Budget": "account.account",
     "EnergyResult": "account.result",
     "Meter": "account.meter",
     "ModelSource": "sources.modelled",

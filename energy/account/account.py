@@ -28,22 +28,21 @@ import math
 import threading
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from draftwire.energy.account.integrate import Integrator, Vector
-from draftwire.energy.account.meter import Meter, compare_context
+from draftwire.energy.account.meter import Meter, Watch
 from draftwire.energy.account.result import EnergyResult, null_result
 from draftwire.energy.account.uncertainty import SHARED
 from draftwire.energy.live import marks
 from draftwire.energy.sources.base import Clock, monotonic_ns
 from draftwire.energy.sources.modelled import ModelSource
+from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
     from draftwire.energy.account.phases import PhaseFit, PhasePower
 
-__all__ = ["Account", "PHASES", "per_token"]
-
-PHASES = ("prefill", "draft", "transmit", "wait", "verify-wait", "idle")
+COUNTS = ("drafted", "accepted", "emitted", "requests")
 NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
 STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
 AFRESH = 32  # samples before they are worked out, and again when there are half more
@@ -81,29 +80,19 @@ class Account:
         self._powers: dict[str, PhasePower] = {}
         self._powers_at = 0
         self._switches: deque[tuple[int, str]] = deque()
-        self._tokens = {"drafted": 0, "accepted": 0, "emitted": 0, "requests": 0}
+        self._tokens = dict.fromkeys(COUNTS, 0)
         self._now = ""  # phase at the last folded moment
         self._folded = 0
         self._t = 0
         self._w = math.nan
         self._c = math.nan
         self._n = 0
-        self._integral: Integrator | None = None
-        self._start = 0
-        self._end = 0
+        self._watch: Watch | None = None
+        self.integral: Integrator | None = None
+        self.start_ns = 0  # left edge, nanoseconds of the clock
+        self.end_ns = 0  # right edge; 0 before ``result``
         self._done: dict[str, Any] | None = None
-        self._before: dict[str, Any] = {}
         self.energy: EnergyResult | None = None  # the whole result, once closed
-
-    @property
-    def start_ns(self) -> int:
-        """Left edge, nanoseconds of the clock; 0 before :meth:`start`."""
-        return self._start
-
-    @property
-    def end_ns(self) -> int:
-        """Right edge; 0 before :meth:`result`."""
-        return self._end
 
     # What the runtime calls.
 
@@ -111,27 +100,19 @@ class Account:
         """Open the account in a phase."""
         if self._mirror:
             marks.mark(phase)
-        meter = self.meter
-        if meter is not None and meter.context is not None:
-            self._before = meter.context()
+        meter, self._now = self.meter, phase
         if meter is None:
-            self._start = self._folded = self._clock()
-            self._now = phase
+            self.start_ns = self._folded = self._clock()
             return self
-        with meter._lock:
-            meter.read_now()
-            self._start = self._folded = self._clock()
-            self._now = phase
-            width = meter.projector.width
-            self._integral = Integrator(width, self._start, max_gap_ns=meter.max_gap_ns)
-            from draftwire.energy.account.phases import PhaseFit
+        from draftwire.energy.account.phases import PhaseFit
 
+        with meter.lock:
+            self._watch = meter.watch(self, self._clock)
+            self.integral = self._watch.integral
+            self.start_ns = self._folded = self._watch.start_ns
             self._fit = PhaseFit(meter.response, 0.0, phase)
-            last = meter.last
-            if last is not None:
-                self._integral.add(last.t_ns, last.watts, last.joules)
-                self._t, self._w = last.t_ns, last.watts[0]
-            meter.add_listener(self)
+            if meter.last is not None:
+                self._t, self._w = meter.last.t_ns, meter.last.watts[0]
         return self
 
     def phase(self, name: str, t_ns: int | None = None) -> None:
@@ -145,9 +126,9 @@ class Account:
 
     def close_at(self, t_ns: int) -> None:
         """Set the right edge ahead of ``result``: samples after it only close it."""
-        self._end = t_ns
-        if self._integral is not None:
-            self._integral.end_ns = t_ns
+        self.end_ns = t_ns
+        if self.integral is not None:
+            self.integral.end_ns = t_ns
 
     def close_now(self) -> None:
         """Set the right edge to this moment."""
@@ -169,10 +150,10 @@ class Account:
             with self._lock:
                 self._fold(self._clock())
                 return self._modelled()[0]
-        integral = self._integral
+        integral = self.integral
         if integral is None or not integral.seen[0]:
             return None
-        ahead = max(0, self._clock() - max(self._t, self._start)) * 1e-9
+        ahead = max(0, self._clock() - max(self._t, self.start_ns)) * 1e-9
         assert self.meter is not None
         if ahead * 1e9 > 4 * self.meter.max_gap_ns or self._w != self._w:
             return None  # the sensor went away: a budget must not run on old news
@@ -192,7 +173,7 @@ class Account:
                 return {}
             if not self._powers or self._n >= 1.5 * self._powers_at:
                 self._powers_at = self._n
-                self._powers = self._fit.solve((self._folded - self._start) * 1e-9)
+                self._powers = self._fit.solve((self._folded - self.start_ns) * 1e-9)
             for power in self._powers.values():
                 if power.watts is None or power.half_w is None:
                     return {}
@@ -225,7 +206,7 @@ class Account:
             self._take(t_ns, watts, joules)
 
     def _take(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        integral = self._integral
+        integral = self.integral
         if integral is None or t_ns <= self._t:
             return
         integral.add(t_ns, watts, joules)
@@ -234,10 +215,10 @@ class Account:
             step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
             self._c = joules[0]
             watt = step / span_s
-        end = t_ns if not self._end else min(t_ns, self._end)
+        end = t_ns if not self.end_ns else min(t_ns, self.end_ns)
         self._fold(end)
         if end == t_ns and self._fit is not None:
-            self._fit.sample((t_ns - self._start) * 1e-9, watt, span_s)
+            self._fit.sample((t_ns - self.start_ns) * 1e-9, watt, span_s)
             self._n += 1
         self._t, self._w = t_ns, watts[0]
 
@@ -259,29 +240,21 @@ class Account:
         while switches and switches[0][0] <= until:
             t_ns, self._now = switches.popleft()
             if self._fit is not None:
-                self._fit.switch((t_ns - self._start) * 1e-9, self._now)
+                self._fit.switch((t_ns - self.start_ns) * 1e-9, self._now)
 
     # Closing.
 
     def _close(self) -> dict[str, Any]:
-        meter = self.meter
-        if meter is None:
+        watch = self._watch
+        if watch is None or self.meter is None:
             with self._lock:
-                self._end = self._end or self._clock()
-                self._fold(self._end)
+                self.end_ns = self.end_ns or self._clock()
+                self._fold(self.end_ns)
                 return self._without_meter()
-        with meter._lock:
-            self._end = self._end or self._clock()
-            assert self._integral is not None, "result() before start()"
-            self._integral.end_ns = self._end
-            meter.read_now()
-            meter.remove_listener(self)
+        self.end_ns = watch.stop(self.end_ns)
         with self._lock:
-            self._fold(self._end)
-            self._integral.finish()
-        after = {} if meter.context is None else meter.context()
-        context, flags = compare_context(self._before, after)
-        result = meter.build("session", self._integral, flags=flags, context=context)
+            self._fold(self.end_ns)
+        result = watch.finish("session")
         return self._entry(result, self._split(result))
 
     def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
@@ -294,7 +267,7 @@ class Account:
         if len(names) < 2:
             half = result.uncertainty_j
             return {name: PhasePower(result.energy_j, half) for name in names}
-        powers = self._fit.solve((self._end - self._start) * 1e-9)
+        powers = self._fit.solve((self.end_ns - self.start_ns) * 1e-9)
         raw = {
             name: p.watts * self._seconds[name]
             for name, p in powers.items()
@@ -325,20 +298,17 @@ class Account:
     def _without_meter(self) -> dict[str, Any]:
         if self.model is None:
             return self._entry(null_result("session", self._why), {})
-        joules, by_phase, unknown = self._modelled()
-        if joules is None:
-            names = ", ".join(unknown)
-            why = f"the model {self.model.name} has no watts for phase {names}"
-            none = null_result("session", why, source=self.model.name, kind="modelled")
-            return self._entry(none, {})
         from draftwire.energy.account.phases import PhasePower
 
+        joules, by_phase, unknown = self._modelled()
+        if joules is None:
+            why = f"the model {self.model.name} has no watts for phase {', '.join(unknown)}"
+            none = null_result("session", why, source=self.model.name, kind="modelled")
+            return self._entry(none, {})
         result = self.model.result(joules, sum(self._seconds.values()))
         part = self.model.uncertainty
-        return self._entry(
-            result,
-            {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()},
-        )
+        split = {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()}
+        return self._entry(result, split)
 
     def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
         assert self.model is not None
@@ -360,32 +330,31 @@ class Account:
             # The last bit: the total is the sum of what is printed, in that order.
             result = replace(result, energy_j=sum(told))
         self.energy = result
-        joules, seconds = result.energy_j, dict(self._seconds)
+        joules, half, seconds = result.energy_j, result.uncertainty_j, dict(self._seconds)
         halves = {name: part.half_w for name, part in split.items()}
-        per, per_u = per_token(joules, by_phase, self._tokens), {}
-        if result.uncertainty_j is not None:
-            per_u = per_token(result.uncertainty_j, halves, self._tokens)
+        watts = {
+            name: value / seconds[name] if value is not None and seconds[name] else None
+            for name, value in by_phase.items()
+        }
+        known = joules is not None
         return {
             "joules": joules,
             "source": None if result.source == "none" else result.source,
             "scope": result.scope,
-            "uncertainty": result.uncertainty_j,
-            "by_phase": by_phase if joules is not None else None,
+            "uncertainty": half,
+            "by_phase": by_phase if known else None,
             "why_null": result.why_null or None,
-            "kind": result.kind if joules is not None else None,
+            "kind": result.kind if known else None,
             "resolution_only": result.resolution_only,
-            "uncertainty_by_phase": halves if joules is not None else None,
+            "uncertainty_by_phase": halves if known else None,
             "why_null_by_phase": {n: part.why for n, part in split.items() if part.why},
             "seconds_by_phase": seconds,
-            "watts_by_phase": {
-                name: value / seconds[name] if value is not None and seconds[name] else None
-                for name, value in by_phase.items()
-            }
-            if joules is not None
-            else None,
+            "watts_by_phase": watts if known else None,
             "tokens": {k: v for k, v in self._tokens.items() if v or k != "requests"},
-            "per_token": per,
-            "uncertainty_per_token": per_u,
+            "per_token": per_token(joules, by_phase, self._tokens),
+            "uncertainty_per_token": {}
+            if half is None
+            else per_token(half, halves, self._tokens),
             "net": result.net_j,
             "net_uncertainty": result.net_uncertainty_j,
             "baseline_w": result.baseline_w,
@@ -419,3 +388,45 @@ def per_token(
         "accepted": over(joules, tokens.get("accepted", 0)),
         "emitted": over(joules, tokens.get("emitted", 0)),
     }
+
+
+class Budget:
+    """Stops a generation when it has spent its joules.
+
+    Args:
+        clock_check: Called for the joules so far; tests replace it.
+
+    Raises:
+        ConfigError: Nothing here measures or models joules, or the limit is not
+        positive.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        max_joules: float,
+        *,
+        clock_check: Callable[[], float | None] | None = None,
+    ) -> None:
+        if not max_joules > 0:
+            raise ConfigError(f"max_joules is {max_joules}, it must be positive")
+        if account.meter is None and account.model is None:
+            raise ConfigError(
+                "max_joules needs a power source, and there is none",
+                hint="`draftwire energy sources` tells what is missing",
+            )
+        choice = None if account.meter is None else account.meter.projector.choice
+        if choice is not None and choice.total is None:
+            raise ConfigError(f"max_joules needs a total: {choice.why_none}")
+        self.max_joules = max_joules
+        self._spent = account.joules if clock_check is None else clock_check
+
+    def left(self) -> float | None:
+        """Return the joules that are left, or None while the sensor is silent."""
+        spent = self._spent()
+        return None if spent is None else self.max_joules - spent
+
+    def exceeded(self) -> bool:
+        """Return True when nothing is left, or when nobody can tell any more."""
+        left = self.left()
+        return left is None or left <= 0

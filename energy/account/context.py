@@ -13,8 +13,6 @@ from typing import Any
 from draftwire.boards.system import heat, power_mode
 from draftwire.boards.tree import Tree
 
-__all__ = ["Context", "mode_name", "read_context"]
-
 
 def mode_name(root: Path = Path("/")) -> str | None:
     """Return the name of the present power mode, or None when there is none."""
@@ -51,13 +49,3 @@ def read_context(root: Path = Path("/")) -> dict[str, Any]:
         "throttled": hex(int(throttled, 16) & 0xFFFF) if known else None,
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-class Context:
-    """``read_context`` of one machine, as the meter calls it."""
-
-    def __init__(self, root: Path = Path("/")) -> None:
-        self.root = root
-
-    def __call__(self) -> dict[str, Any]:
-        return read_context(self.root)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from typing import List, Sequence
 
-__all__ = ["Integrator", "NO_VALUE", "Vector"]
-
 NO_VALUE = math.nan
 LEAST_HIDDEN = 0.1  # of the energy over a hole
 Vector = List[float]
@@ -24,7 +22,6 @@ class Integrator:
     Signal 0 is the total; statistics for the uncertainty are kept for it alone.
 
     Args:
-        width: How many signals.
         start_ns: Left edge; None starts at the first sample.
         end_ns: Right edge, or None until ``finish``.
         max_gap_ns: Longest time between samples that is no hole.
@@ -79,7 +76,6 @@ class Integrator:
         """Take the next sample; stamps that do not grow are dropped.
 
         Args:
-            t_ns: Its time.
             watts: Power of each signal, NaN where it could not be read.
             joules: Running counter of each signal, for sources that count.
         """

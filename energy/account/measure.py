@@ -1,10 +1,10 @@
 """Energy of a piece of other people's code, as a context manager or a decorator.
 
-    with draftwire.energy.account.measure("grasp") as m:
+    with draftwire.energy.measure("grasp") as m:
         grasp()
     print(m.energy_j, m.uncertainty_j, m.scope, m.why_null)
 
-    @draftwire.energy.account.measure("plan")
+    @draftwire.energy.measure("plan")
     def plan(): ...
 
     plan(); print(plan.energy[-1].energy_j)
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Callable, Sequence, TypeVar
 
 from draftwire.energy.account.meter import DEFAULT_HZ, Meter, Window
@@ -26,8 +25,6 @@ from draftwire.energy.rails import RailTable, load_tables
 from draftwire.energy.sources.choose import open_meter
 from draftwire.errors import SensorError
 
-__all__ = ["measure"]
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 KEEP = 1000  # results that a decorated function remembers
 
@@ -35,15 +32,14 @@ KEEP = 1000  # results that a decorated function remembers
 class measure:  # noqa: N801 - used like a function
     """Measure a block or a function.
 
+    Its ``energy_j``, ``uncertainty_j``, ``source``, ``scope``, ``why_null`` and all
+    else that ``EnergyResult`` has are those of ``result``.
+
     Args:
-        label: What it is called in the result.
         meter: A running meter to share; None opens one for the block.
         source: As for ``choose_source``.
         board: Name of the board's profile, or None: then the rail names decide.
-        rails: Rails to add up, when nobody else knows.
-        hz: Samples a second.
         tables: Rail tables; None reads the installed ones.
-        root: Where ``sys`` lies.
 
     Attributes:
         result: The whole result, once the block is left.
@@ -63,15 +59,9 @@ class measure:  # noqa: N801 - used like a function
     ) -> None:
         self.label = label
         self.result: EnergyResult = null_result(label, "the block has not ended yet")
-        self._shared = meter
-        self._options: dict[str, Any] = {
-            "name": source,
-            "board": board,
-            "rails": rails,
-            "hz": hz,
-            "root": root,
-        }
-        self._tables = tables
+        self._shared, self._tables = meter, tables
+        self._choice = {"board": board, "rails": rails, "hz": hz, "root": root}
+        self._choice["name"] = source
         self._meter: Meter | None = None
         self._window: Window | None = None
 
@@ -80,7 +70,7 @@ class measure:  # noqa: N801 - used like a function
         if meter is None:
             tables = load_tables() if self._tables is None else self._tables
             try:
-                meter = self._meter = open_meter(tables, **self._options)
+                meter = self._meter = open_meter(tables, **self._choice)  # type: ignore[arg-type]
             except SensorError as exc:
                 self.result = null_result(self.label, str(exc))
                 return self
@@ -89,14 +79,9 @@ class measure:  # noqa: N801 - used like a function
         self._window.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._window is not None:
-            self._window.__exit__(kind, exc, trace)
+            self._window.__exit__(*exc)
             self.result = self._window.result
         if self._meter is not None:
             self._meter.close()
@@ -110,7 +95,7 @@ class measure:  # noqa: N801 - used like a function
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             label = self.label or function.__name__
             block = measure(label, meter=self._shared, tables=self._tables)
-            block._options = self._options
+            block._choice = self._choice
             with block:
                 value = function(*args, **kwargs)
             results.append(block.result)
@@ -120,27 +105,7 @@ class measure:  # noqa: N801 - used like a function
         wrapper.energy = results  # type: ignore[attr-defined]
         return wrapper  # type: ignore[return-value]
 
-    @property
-    def energy_j(self) -> float | None:
-        """Joules, or None."""
-        return self.result.energy_j
-
-    @property
-    def uncertainty_j(self) -> float | None:
-        """95 % half-width, or None."""
-        return self.result.uncertainty_j
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self.result.source
-
-    @property
-    def scope(self) -> str | None:
-        """What the joules cover."""
-        return self.result.scope
-
-    @property
-    def why_null(self) -> str:
-        """Why there are no joules, or ""."""
-        return self.result.why_null
+    def __getattr__(self, name: str) -> Any:
+        if name == "result":  # not there yet: no way round
+            raise AttributeError(name)
+        return getattr(self.result, name)

@@ -19,7 +19,6 @@ import math
 import threading
 import time
 from collections import deque
-from types import TracebackType
 from typing import Any, Callable, NamedTuple, Protocol
 
 from draftwire.energy.account.integrate import Integrator, Vector
@@ -40,8 +39,6 @@ from draftwire.energy.sources.base import (
     monotonic_ns,
 )
 from draftwire.errors import ConfigError, SensorError
-
-__all__ = ["Listener", "Meter", "RingSample", "Window", "deadline_ns"]
 
 DEFAULT_HZ = 20.0
 RING = 72_000  # one hour at 20 Hz
@@ -82,16 +79,18 @@ class Meter:
 
     Args:
         source: Where watts come from; the meter closes it.
-        choice: Which rails make the total.
         hz: Samples a second; never faster than the sensor renews.
         ring: How many samples stay in memory for plots; windows need none of them.
-        clock: Nanoseconds, monotonic.
         context: Returns power mode, clocks, temperatures; called at window edges.
 
     Attributes:
         failed_reads: Reads that gave nothing.
         late: Deadlines that were missed by more than a period.
         cpu_s: Processor time of the sampler so far.
+        last: The newest sample.
+        context_step2: Mean ``(difference x period)^2`` of late, for windows of few
+            samples.
+        lock: Held while a sample is taken.
     """
 
     def __init__(
@@ -106,9 +105,8 @@ class Meter:
     ) -> None:
         if not 0 < hz <= 1000:
             raise ConfigError(f"sampling rate {hz} Hz", hint="between 0 and 1000 Hz")
-        update_s = source.update_s
-        if update_s and hz > 1.0 / update_s:
-            hz = 1.0 / update_s
+        if source.update_s:
+            hz = min(hz, 1.0 / source.update_s)
         self.source = source
         self.hz = hz
         self.period_ns = int(1e9 / hz)
@@ -121,15 +119,15 @@ class Meter:
         self.response: Response = getattr(source, "response", UNKNOWN_RESPONSE)
         self.ring: deque[RingSample] = deque(maxlen=ring)
         self.context = context
-        self._clock = clock
-        self._lock = threading.RLock()
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.last: RingSample | None = None
+        self.min_step_w: float | None = None  # smallest change of the total so far
+        self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
+        self.context_step2 = 0.0
         self._listeners: list[Listener] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.min_step_w: float | None = None  # smallest change of the total so far
-        self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
-        self._step2 = 0.0  # running mean of (difference x period)^2
-        self._last: RingSample | None = None
 
     @property
     def max_gap_ns(self) -> int:
@@ -140,21 +138,15 @@ class Meter:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def start(self) -> None:
         """Start the sampler's thread."""
         if self._thread is None:
             self.read_now()
-            self._thread = threading.Thread(
-                target=self._run, name="draftwire-energy", daemon=True
-            )
+            name = "draftwire-energy"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -168,14 +160,18 @@ class Meter:
         """Return a window, to be used in a ``with`` statement."""
         return Window(self, label)
 
+    def watch(self, listener: Listener, clock: Clock | None = None) -> Watch:
+        """Begin to integrate for a listener; ``stop`` and ``finish`` end it."""
+        return Watch(self, listener, clock or self.clock)
+
     def add_listener(self, listener: Listener) -> None:
         """Let somebody else have every sample (accounts, recordings)."""
-        with self._lock:
+        with self.lock:
             self._listeners.append(listener)
 
     def remove_listener(self, listener: Listener) -> None:
         """Stop that; harmless when it was not there."""
-        with self._lock:
+        with self.lock:
             if listener in self._listeners:
                 self._listeners.remove(listener)
 
@@ -199,7 +195,6 @@ class Meter:
         lag_s = getattr(source, "lag_s", source.update_s) or 0.0
         if self.response is not UNKNOWN_RESPONSE:
             lag_s = max(lag_s, self.response.mean_lag_s)
-        more.setdefault("notes", source.notes)
         integral.low_w = min(integral.low_w, self.low_w)
         integral.high_w = max(integral.high_w, self.high_w)
         return build_result(
@@ -216,21 +211,11 @@ class Meter:
             **more,
         )
 
-    @property
-    def context_step2(self) -> float:
-        """Mean ``(difference x period)^2`` of late, for windows of few samples."""
-        return self._step2
-
-    @property
-    def last(self) -> RingSample | None:
-        """The newest sample."""
-        return self._last
-
     def read_now(self) -> bool:
         """Take a sample out of turn; sources that pace themselves are left alone."""
         if self.source.paced:
             return False
-        with self._lock:
+        with self.lock:
             return self._take()
 
     def _take(self) -> bool:
@@ -248,49 +233,85 @@ class Meter:
     def push(self, reading: Reading) -> None:
         """Take a reading from outside (recordings, tests)."""
         watts, joules = self.projector.project(reading)
-        with self._lock:
-            last = self._last
+        with self.lock:
+            last = self.last
             if last is not None and reading.t_ns <= last.t_ns:
                 return
-            sample = RingSample(reading.t_ns, watts, joules)
             if watts[0] == watts[0]:
                 self.low_w = min(self.low_w, watts[0])
                 self.high_w = max(self.high_w, watts[0])
             if last is not None:
-                change = abs(watts[0] - last.watts[0])
-                if 1e-9 < change < (self.min_step_w or math.inf):
-                    self.min_step_w = change
-            if last is not None and reading.t_ns - last.t_ns <= self.max_gap_ns:
-                step = (watts[0] - last.watts[0]) * (reading.t_ns - last.t_ns) * 1e-9
-                if step == step:
-                    self._step2 += (step * step - self._step2) * 0.02
-            self._last = sample
-            self.ring.append(sample)
+                change = watts[0] - last.watts[0]
+                if 1e-9 < abs(change) < (self.min_step_w or math.inf):
+                    self.min_step_w = abs(change)
+                step = change * (reading.t_ns - last.t_ns) * 1e-9
+                if reading.t_ns - last.t_ns <= self.max_gap_ns and step == step:
+                    self.context_step2 += (step * step - self.context_step2) * 0.02
+            self.last = RingSample(reading.t_ns, watts, joules)
+            self.ring.append(self.last)
             for listener in self._listeners:
                 listener.sample(reading.t_ns, watts, joules)
 
     def _run(self) -> None:
-        begin = self._clock()
-        k = 0
-        failures = 0
+        begin = self.clock()
+        k = failures = 0
         while not self._stop.is_set():
-            if not self.source.paced:
+            if self.source.paced:
+                good = self._take()
+            else:
                 k += 1
-                wait_ns = begin + deadline_ns(k, self.period_ns) - self._clock()
+                wait_ns = begin + deadline_ns(k, self.period_ns) - self.clock()
                 if wait_ns < -self.period_ns:  # starved, or suspended: go on from now
                     self.late += 1
-                    k = (self._clock() - begin) // self.period_ns
+                    k = (self.clock() - begin) // self.period_ns
                 if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
                     return
-                with self._lock:
+                with self.lock:
                     good = self._take()
-            else:
-                good = self._take()
             failures = 0 if good else failures + 1
             if failures > MAX_FAILURES:
                 log.warning("energy: the source failed for good: %s", self.broken)
                 return
             self.cpu_s = time.thread_time()
+
+
+class Watch:
+    """An integral over a meter's samples, from now until ``stop``."""
+
+    def __init__(self, meter: Meter, listener: Listener, clock: Clock) -> None:
+        self.meter, self._listener, self._clock = meter, listener, clock
+        self._before = {} if meter.context is None else meter.context()
+        self._failed = meter.failed_reads
+        with meter.lock:
+            meter.read_now()
+            self.start_ns, gap = clock(), meter.max_gap_ns
+            width = meter.projector.width
+            self.integral = Integrator(width, self.start_ns, max_gap_ns=gap)
+            if meter.last is not None:
+                self.integral.add(*meter.last)
+            meter.add_listener(listener)
+
+    def stop(self, end_ns: int = 0) -> int:
+        """End it now, or where the caller says; return where."""
+        meter = self.meter
+        with meter.lock:
+            self.integral.end_ns = end_ns = end_ns or self._clock()
+            meter.read_now()  # a sample just after the edge: nothing is held there
+            meter.remove_listener(self._listener)
+        return end_ns
+
+    def finish(self, label: str) -> EnergyResult:
+        """Return the result."""
+        meter = self.meter
+        self.integral.finish()
+        after = {} if meter.context is None else meter.context()
+        context, flags = compare_context(self._before, after)
+        notes = list(meter.source.notes)
+        failed = meter.failed_reads - self._failed
+        if failed:
+            flags.append("failed reads")
+            notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
+        return meter.build(label, self.integral, notes=notes, flags=flags, context=context)
 
 
 class Window:
@@ -300,55 +321,19 @@ class Window:
         self.meter = meter
         self.label = label
         self.result: EnergyResult = null_result(label, "the window is still open")
-        self._integral: Integrator | None = None
-        self._before: dict[str, Any] = {}
-        self._failed = 0
 
     def __enter__(self) -> Window:
-        meter = self.meter
-        if meter.context is not None:
-            self._before = meter.context()
-        self._failed = meter.failed_reads
-        with meter._lock:
-            meter.read_now()
-            start = meter._clock()
-            width = meter.projector.width
-            integral = Integrator(width, start, max_gap_ns=meter.max_gap_ns)
-            last = meter.last
-            if last is not None:
-                integral.add(last.t_ns, last.watts, last.joules)
-            self._integral = integral
-            meter.add_listener(self)
+        with self.meter.lock:  # no sample may come before the watch is known
+            self._watch = self.meter.watch(self)
         return self
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Take one sample from the meter."""
-        assert self._integral is not None
-        self._integral.add(t_ns, watts, joules)
+        self._watch.integral.add(t_ns, watts, joules)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        meter, integral = self.meter, self._integral
-        assert integral is not None
-        with meter._lock:
-            integral.end_ns = meter._clock()
-            meter.read_now()  # a sample just after the edge: nothing is held there
-            meter.remove_listener(self)
-        integral.finish()
-        after = {} if meter.context is None else meter.context()
-        context, flags = compare_context(self._before, after)
-        notes = list(meter.source.notes)
-        failed = meter.failed_reads - self._failed
-        if failed:
-            flags.append("failed reads")
-            notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
-        self.result = meter.build(
-            self.label, integral, notes=notes, flags=flags, context=context
-        )
+    def __exit__(self, *exc: object) -> None:
+        self._watch.stop()
+        self.result = self._watch.finish(self.label)
 
     @property
     def energy_j(self) -> float | None:

@@ -27,8 +27,6 @@ import numpy as np
 from draftwire.energy.account.uncertainty import t_factor
 from draftwire.energy.sources.base import Response
 
-__all__ = ["FEW", "PhaseFit", "PhasePower", "shares"]
-
 FEW = 5.0  # samples below which nothing is said of a phase
 SHAPE = 0.05  # of the contrast: what a load's shape within a phase may hide in a blur
 SMEARS_S = (0.002, 0.004, 0.008, 0.016)  # how long a load may run on
@@ -40,17 +38,11 @@ _DIRECT_RATIO = 2.0  # a phase must last this much longer than the response is u
 
 
 class PhasePower(NamedTuple):
-    """Mean power of a phase.
+    """Mean power of a phase."""
 
-    Attributes:
-        watts: Watts, or None: then ``why`` says why.
-        half_w: 95 % half-width, without the sensor's own offset and gain.
-        why: One clause, or "".
-    """
-
-    watts: float | None
-    half_w: float | None
-    why: str = ""
+    watts: float | None  # watts, or None: then ``why`` says why
+    half_w: float | None  # 95 % half-width, without the sensor's own offset and gain
+    why: str = ""  # one clause, or ""
 
 
 @dataclass
@@ -95,10 +87,8 @@ class PhaseFit:
     """Gathers samples and switches of one run; memory stays bounded.
 
     Args:
-        response: What is known of the sensor.
         start_s: Where the first phase begins; samples that reach back before it are
             left out.
-        phase: The first phase.
     """
 
     def __init__(self, response: Response, start_s: float, phase: str) -> None:
@@ -139,7 +129,6 @@ class PhaseFit:
         """Take a reading; all switches before it must be known.
 
         Args:
-            t_s: Its stamp.
             watt: The total; NaN is skipped.
             span_s: For counters: the time that this mean power is over.
         """

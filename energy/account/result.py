@@ -12,8 +12,6 @@ from draftwire.energy.account.uncertainty import Uncertainty, estimate
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import Reading
 
-__all__ = ["EnergyResult", "Projector", "build_result", "covers", "null_result"]
-
 COARSE_SAMPLES = 20
 STUCK_S = 10.0
 LEAST_COVERAGE = 0.5  # below it a total would say more about the holes than the run
@@ -24,53 +22,40 @@ class EnergyResult:
     """Energy of one window.
 
     Attributes:
-        label: What was measured.
         energy_j: Gross energy, or None: then ``why_null`` says why.  Never a silent 0.
-        source: Name of the source.
-        kind: ``"measured"`` or ``"modelled"``.
-        scope: What the joules cover: ``module``, ``board``, ``package``, ...
-        rails: The rails that were added up.
-        duration_s: Length of the window.
-        samples: Samples inside it.
         coverage: Share of the window that samples cover; what lies between is bridged,
             and the uncertainty has the most that it may hide.
-        mean_w: Mean power over the whole window, holes bridged.
-        max_w: Largest sample.
-        step_w: Smallest change that the sensor can show.
         uncertainty: 95 % half-width and its terms; None with ``energy_j``.
-        baseline_w: Idle power that ``net_j`` was taken against.
         net_j: Gross minus baseline; None when smaller than one step of the sensor.
         net_uncertainty_j: 95 % half-width of it: the offset cancels, the baseline's own
             noise does not.
         by_rail: Joules of each rail; parts are inside the total, never beside it.
         by_scope: Joules of other totals of the board.
         flags: ``coarse``, ``gaps``, ``stuck``, ``throttled``, ``mode changed``, ...
-        why_null: One sentence.
-        notes: Sentences about source and total.
         context: Power mode, clocks and temperatures at start and end.
     """
 
-    label: str
+    label: str  # what was measured
     energy_j: float | None
-    source: str
-    kind: str
-    scope: str | None
-    rails: tuple[str, ...] = ()
-    duration_s: float = 0.0
-    samples: int = 0
+    source: str  # name of the source
+    kind: str  # ``"measured"`` or ``"modelled"``
+    scope: str | None  # what the joules cover: ``module``, ``board``, ``package``, ..
+    rails: tuple[str, ...] = ()  # the rails that were added up
+    duration_s: float = 0.0  # length of the window
+    samples: int = 0  # samples inside it
     coverage: float | None = None
-    mean_w: float | None = None
-    max_w: float | None = None
-    step_w: float | None = None
+    mean_w: float | None = None  # mean power over the whole window, holes bridged
+    max_w: float | None = None  # largest sample
+    step_w: float | None = None  # smallest change that the sensor can show
     uncertainty: Uncertainty | None = None
-    baseline_w: float | None = None
+    baseline_w: float | None = None  # idle power that ``net_j`` was taken against
     net_j: float | None = None
     net_uncertainty_j: float | None = None
     by_rail: Mapping[str, float] = field(default_factory=dict)
     by_scope: Mapping[str, float] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
-    why_null: str = ""
-    notes: tuple[str, ...] = ()
+    why_null: str = ""  # one sentence
+    notes: tuple[str, ...] = ()  # sentences about source and total
     context: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -131,28 +116,16 @@ class Projector:
 
     def watts(self, values: Mapping[str, float]) -> Vector:
         """Return one vector; NaN where a rail is missing."""
-        nan = math.nan
-        total = self.choice.total
-        first = nan if total is None else _sum(values, total.rails)
-        vector = [first]
-        vector += [values.get(rail, nan) for rail in self.rails]
-        vector += [_sum(values, other.rails) for other in self.totals]
+        get, total = values.get, self.choice.total
+        vector = [math.nan if total is None else sum(get(r, math.nan) for r in total.rails)]
+        vector += [get(rail, math.nan) for rail in self.rails]
+        vector += [sum(get(r, math.nan) for r in other.rails) for other in self.totals]
         return vector
 
     def project(self, reading: Reading) -> tuple[Vector, Vector | None]:
         """Return the vectors of power and, for counting sources, of energy."""
         counters = None if reading.joules is None else self.watts(reading.joules)
         return self.watts(reading.watts), counters
-
-
-def _sum(values: Mapping[str, float], rails: Sequence[str]) -> float:
-    total = 0.0
-    for rail in rails:
-        value = values.get(rail)
-        if value is None:
-            return math.nan
-        total += value
-    return total
 
 
 def null_result(
@@ -181,14 +154,12 @@ def build_result(
     context: Mapping[str, Any] | None = None,
 ) -> EnergyResult:
     """Make the result of a finished integrator."""
-    choice = projector.choice
-    known = accuracy or {}
-    count = len(projector.rails)
-    covered = integral.coverage()
+    choice, known = projector.choice, accuracy or {}
+    total, table, count = choice.total, choice.table, len(projector.rails)
     by_rail = {
-        rail: integral.joules[1 + i]
-        for i, rail in enumerate(projector.rails)
-        if integral.coverage(1 + i) >= LEAST_COVERAGE
+        rail: integral.joules[i]
+        for i, rail in enumerate(projector.rails, 1)
+        if integral.coverage(i) >= LEAST_COVERAGE
     }
     common: dict[str, Any] = {
         "source": source,
@@ -199,23 +170,17 @@ def build_result(
         "notes": (*choice.warnings, *notes),
         "context": context or {},
     }
-    if choice.total is None:
+    if total is None:
         return null_result(label, choice.why_none, **common)
-    total = choice.total
-    common.update(scope=total.scope, rails=total.rails, coverage=covered)
-    why = _why_null(integral, total, by_rail)
+    common.update(scope=total.scope, rails=total.rails, coverage=integral.coverage())
+    why, flag = _why_null(integral, total, by_rail)
     if why:
-        dead = "dead sensor" in why
-        found = ("dead sensor", *flags) if dead else ("gaps", *flags)
-        return null_result(label, why.replace("dead sensor: ", ""), flags=found, **common)
+        return null_result(label, why, flags=(flag, *flags), **common)
 
-    found_flags = list(flags)
-    if integral.samples < COARSE_SAMPLES:
-        found_flags.append("coarse")
-    if integral.gaps:
-        found_flags.append("gaps")
-    if not integral.counted:
-        found_flags += _still(integral)
+    found_flags = [*flags]
+    found_flags += ["coarse"] if integral.samples < COARSE_SAMPLES else []
+    found_flags += ["gaps"] if integral.gaps else []
+    found_flags += [] if integral.counted else _still(integral)
     accuracies = [known.get(rail) or choice.accuracy(rail) for rail in total.rails]
     u = estimate(
         integral,
@@ -228,18 +193,18 @@ def build_result(
     steps = [a.step_w for a in accuracies if a.step_w is not None]
     step_w = max(steps) if steps else observed_step_w
     joules, seconds = integral.joules[0], integral.seconds
-    parts = sum(by_rail.get(r, 0.0) for r in (choice.table.parts if choice.table else ()))
+    parts = sum(by_rail.get(rail, 0.0) for rail in (table.parts if table else ()))
     if u is None:
         found_flags.append("resolution unknown")
     elif not u.sensor_known and kind != "modelled":
         found_flags.append("resolution only")
     if parts > joules + (0.0 if u is None else u.joules) and choice.how != "user":
         found_flags.append("parts exceed the total")
-    for line in choice.table.estimates if choice.table else ():
+    for line in table.estimates if table else ():
         if line.of == total.scope:
             wider = line.gain * joules + line.offset_w * seconds
             note = f"{line.scope}, estimated and not measured: {wider:.3g} J"
-            common["notes"] = (*common["notes"], f"{note} ({line.source})")
+            common["notes"] += (f"{note} ({line.source})",)
     net_j = net_u = None
     if baseline is not None:
         net_j = joules - baseline.watts * seconds
@@ -260,22 +225,24 @@ def build_result(
         net_j=net_j,
         net_uncertainty_j=net_u,
         by_scope={
-            other.scope: integral.joules[1 + count + i]
-            for i, other in enumerate(projector.totals)
-            if integral.coverage(1 + count + i) >= LEAST_COVERAGE
+            other.scope: integral.joules[i]
+            for i, other in enumerate(projector.totals, 1 + count)
+            if integral.coverage(i) >= LEAST_COVERAGE
         },
         flags=tuple(dict.fromkeys(found_flags)),
         **common,
     )
 
 
-def _why_null(integral: Integrator, total: Total, by_rail: Mapping[str, float]) -> str:
-    """Return why there is no total, or ""."""
+def _why_null(
+    integral: Integrator, total: Total, by_rail: Mapping[str, float]
+) -> tuple[str, str]:
+    """Return why there is no total, or "", and the flag for it."""
     if not integral.seen[0]:
         missing = [rail for rail in total.rails if rail not in by_rail]
         if by_rail and missing:
-            return f"rails of the total could not be read: {', '.join(missing)}"
-        return "no sample fell into the window"
+            return f"rails of the total could not be read: {', '.join(missing)}", "gaps"
+        return "no sample fell into the window", "gaps"
     covered = integral.coverage()
     if covered < LEAST_COVERAGE and not integral.counted:
         seen_j = integral.joules[0] - integral.hole_j
@@ -283,11 +250,11 @@ def _why_null(integral: Integrator, total: Total, by_rail: Mapping[str, float]) 
         return (
             f"samples cover {100 * covered:.0f} % of {integral.seconds:.1f} s: what the "
             f"rest took nobody knows ({seen_j:.4g} J in the {seen_s:.1f} s covered)"
-        )
+        ), "gaps"
     still = integral.max_w == 0 and integral.min_w == 0
     if integral.joules[0] == 0 and (integral.counted or still):
-        return "dead sensor: the sensor read exactly 0 W throughout: it does not measure"
-    return ""
+        return "the sensor read exactly 0 W throughout: it does not measure", "dead sensor"
+    return "", ""
 
 
 def _still(integral: Integrator) -> list[str]:

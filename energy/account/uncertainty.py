@@ -26,8 +26,6 @@ from typing import Mapping, Sequence
 from draftwire.energy.account.integrate import Integrator
 from draftwire.energy.rails import Accuracy
 
-__all__ = ["SHARED", "Uncertainty", "estimate", "t_factor"]
-
 SHARED = ("offset", "gain")  # the same for all windows of one sensor
 _ROOT3, _ROOT12 = math.sqrt(3.0), math.sqrt(12.0)
 # Student's t, 97.5 %, for 1 to 30 degrees of freedom.
@@ -50,14 +48,13 @@ class Uncertainty:
     """95 % half-width in joules, and its terms as standard uncertainties.
 
     Attributes:
-        joules: Half-width, k = 2.
         terms: Joules by term; those of ``SHARED`` cancel when two runs of one sensor
             are compared.
         sensor_known: False when the accuracy of a rail is not known: then ``joules``
             covers sampling and resolution only, and everything that shows it says so.
     """
 
-    joules: float
+    joules: float  # half-width, k = 2
     terms: Mapping[str, float] = field(default_factory=dict)
     sensor_known: bool = True
 
@@ -65,11 +62,6 @@ class Uncertainty:
     def random_j(self) -> float:
         """Standard uncertainty of what differs from run to run."""
         return math.sqrt(sum(v * v for k, v in self.terms.items() if k not in SHARED))
-
-    @property
-    def known_text(self) -> str:
-        """What to write beside the number: ``"resolution only"``, or ""."""
-        return "" if self.sensor_known else "resolution only"
 
 
 def estimate(
@@ -96,46 +88,38 @@ def estimate(
         observed_step_w: Smallest step seen, for rails whose step is not known.
     """
     seconds, joules = integral.seconds, integral.joules[0]
-    mean_w = joules / seconds if seconds > 0 else 0.0
-    terms = {}
-    known = [a for a in accuracies if a.offset_w is not None]
-    if known:
-        terms["offset"] = math.sqrt(
-            sum((a.offset_w or 0.0) ** 2 for a in known)
-        ) * seconds / _ROOT3  # fmt: skip
+    offsets = [a.offset_w for a in accuracies if a.offset_w is not None]
     gains = [a.gain for a in accuracies if a.gain is not None]
-    if gains:
-        terms["gain"] = max(gains) * abs(joules) / _ROOT3
-    steps = [
-        a.step_w if a.step_w is not None else observed_step_w or 0.0 for a in accuracies
-    ]
-    step_w = math.sqrt(sum(step * step for step in steps))
+    steps = [a.step_w if a.step_w is not None else observed_step_w for a in accuracies]
+    step_w = math.sqrt(sum((step or 0.0) ** 2 for step in steps))
     if step_w == 0 and integral.changes == 0 and not integral.counted:
         return None
+    terms = {}
+    n = max(integral.intervals, 1)
+    if offsets:
+        terms["offset"] = math.sqrt(sum(w * w for w in offsets)) * seconds / _ROOT3
+    if gains:
+        terms["gain"] = max(gains) * abs(joules) / _ROOT3
     if not integral.counted:
         terms["quantisation"] = step_w * seconds / _ROOT12 / math.sqrt(1 + integral.changes)
-        n = max(integral.intervals, 1)
         step2 = integral.sum_step2
         if integral.intervals < 20:
             step2 = max(step2, n * context_step2)
         # Student's factor for few samples, folded into the standard uncertainty.
-        few = 1.0 + 2.0 / n
-        terms["sampling"] = few * math.sqrt(step2 / 2.0)
+        terms["sampling"] = (1.0 + 2.0 / n) * math.sqrt(step2 / 2.0)
         terms["edge"] = integral.held_s * math.sqrt(integral.sum_diff2 / n)
     else:
-        period = seconds / max(integral.intervals, 1)
-        spread = integral.max_w - integral.min_w
         # A counter is exact between samples; only the two edges are interpolated.
-        terms["edge"] = _finite(period * spread / _ROOT12 * math.sqrt(2.0))
+        spread = integral.max_w - integral.min_w
+        terms["edge"] = _finite(seconds / n * spread / _ROOT12 * math.sqrt(2.0))
     if lag_s:
         terms["lag"] = _finite(lag_s * abs(integral.last_w - integral.first_w) / _ROOT3)
     if clock_u_s:
-        terms["clock"] = clock_u_s * abs(mean_w)
+        terms["clock"] = clock_u_s * abs(joules / seconds if seconds > 0 else 0.0)
     if integral.hole_s[0] > 1e-9:
         terms["hole"] = _finite(integral.hidden_j) / 2.0  # a bound, not a deviation
     total = 2.0 * math.sqrt(sum(term * term for term in terms.values()))
-    sure = len(known) == len(accuracies) and len(gains) == len(accuracies)
-    return Uncertainty(total, terms, sure)
+    return Uncertainty(total, terms, len(offsets) == len(gains) == len(accuracies))
 
 
 def _finite(value: float) -> float:

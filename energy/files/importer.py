@@ -13,20 +13,11 @@ from draftwire.energy.account.result import (
     build_result,
     null_result,
 )
-from draftwire.energy.files import tegra_log
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.files.tegra_clock import set_clock
-from draftwire.energy.files.tegra_log import Log, LogFinding, Run
+from draftwire.energy.files.tegra_log import Log, LogFinding, Run, read_log
 from draftwire.energy.rails import RailTable, TotalChoice, choose_total
 from draftwire.errors import ConfigError
-
-__all__ = [
-    "Imported",
-    "RunEnergy",
-    "import_tegrastats",
-    "parse_window",
-    "recording_of_run",
-]
 
 SOURCE = "tegrastats-log"
 
@@ -49,27 +40,40 @@ class Imported:
     Attributes:
         name: The file.
         samples: How many samples it holds.
-        runs: Energy of each run.
         findings: What is odd.
         mean_checked: Pairs in which the mean column followed from the powers.
         mean_wrong: Pairs in which it did not.
     """
 
-    name: str
-    samples: int
-    runs: list[RunEnergy] = field(default_factory=list)
-    findings: list[LogFinding] = field(default_factory=list)
-    mean_checked: int = 0
-    mean_wrong: int = 0
-    log: Log | None = field(default=None, repr=False)
+    log: Log = field(repr=False)
+    runs: list[RunEnergy] = field(default_factory=list)  # energy of each run
+
+    @property
+    def name(self) -> str:
+        return self.log.name
+
+    @property
+    def samples(self) -> int:
+        return self.log.samples
+
+    @property
+    def findings(self) -> list[LogFinding]:
+        return self.log.findings
+
+    @property
+    def mean_checked(self) -> int:
+        return sum(run.mean_checked for run in self.log.runs)
+
+    @property
+    def mean_wrong(self) -> int:
+        return sum(run.mean_wrong for run in self.log.runs)
 
     @property
     def energy_j(self) -> float | None:
         """Joules of all runs, or None when one of them has none."""
         values = [run.result.energy_j for run in self.runs]
-        if not values or any(value is None for value in values):
-            return None
-        return sum(value for value in values if value is not None)
+        known = [value for value in values if value is not None]
+        return sum(known) if known and len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -126,29 +130,18 @@ def import_tegrastats(
     """Read a tegrastats log and integrate each of its runs.
 
     Args:
-        path: The log.
-        tables: Rail tables of all boards.
-        file: Read from here instead of ``path``.
         board: Name of the board, or None to tell it by its rails.
-        rails: Rails to add up, when nobody else knows.
-        scope: The total to take, on boards with more than one.
         window: Only these seconds, counted from the first sample.
-        interval_s: For logs without stamps.
-        duration_s: For logs without stamps.
 
     Raises:
         ConfigError: No sample in the file, or a setting is wrong.
     """
-    log = tegra_log.read_log(path, file)
+    log = read_log(path, file)
     set_clock(log, interval_s=interval_s, duration_s=duration_s)
-    imported = Imported(log.name, log.samples, findings=log.findings, log=log)
+    imported = Imported(log)
     origin = next((float(r.times[0]) for r in log.runs if len(r.times)), 0.0)
-    bounds = None
-    if window is not None:
-        bounds = (origin + window[0], origin + window[1])
+    bounds = None if window is None else (origin + window[0], origin + window[1])
     for run in log.runs:
-        imported.mean_checked += run.mean_checked
-        imported.mean_wrong += run.mean_wrong
         choice = choose_total(run.rails, tables, board=board, user_rails=rails, scope=scope)
         result = _energy(run, Projector(run.rails, choice), bounds)
         if result is None:
@@ -167,7 +160,6 @@ def _energy(
 ) -> EnergyResult | None:
     """Integrate a run; None when the window misses it."""
     label = f"samples {run.first_sample} to {run.first_sample + run.samples - 1}"
-    common: dict[str, Any] = {"source": SOURCE, "samples": run.samples}
     why = ""
     if not run.rails:
         why = "the log has no power rail"
@@ -176,37 +168,32 @@ def _energy(
     elif not len(run.times):
         why = "the log has no time stamps: give --interval or --duration"
     if why:
-        return null_result(label, why, notes=_mean_powers(run, projector), **common)
+        notes = _mean_power(run, projector)
+        return null_result(label, why, notes=notes, source=SOURCE, samples=run.samples)
     start, end = float(run.times[0]), float(run.times[-1])
     whole_s = end - start
     if bounds is not None:
         start, end = max(start, bounds[0]), min(end, bounds[1])
         if end <= start:
             return None
-    period_s = run.period_s or 1.0
-    integral = Integrator(
-        projector.width,
-        round(start * 1e9),
-        round(end * 1e9),
-        max_gap_ns=int((2 * period_s + 0.3 * run.unit_s) * 1e9),
-    )
+    gap_s = 2 * (run.period_s or 1.0) + 0.3 * run.unit_s
+    edges = round(start * 1e9), round(end * 1e9)
+    integral = Integrator(projector.width, *edges, max_gap_ns=int(gap_s * 1e9))
     for reading in run.readings():
         integral.add(reading.t_ns, projector.watts(reading.watts))
     integral.finish()
-    share = (end - start) / max(whole_s, 1e-9)
-    clock_u2 = sum(segment.clock_u_s**2 for segment in run.segments)
     return build_result(
         label,
         integral,
         projector,
         source=SOURCE,
-        clock_u_s=clock_u2**0.5 * share,
+        clock_u_s=run.clock_u_s * (end - start) / max(whole_s, 1e-9),
         observed_step_w=run.observed_step_w(),
-        context=tegra_log.context_of(run),
+        context={"heat_c": {"start": run.heat_first, "end": run.heat_last}},
     )
 
 
-def _mean_powers(run: Run, projector: Projector) -> tuple[str, ...]:
+def _mean_power(run: Run, projector: Projector) -> tuple[str, ...]:
     """Say the mean power: without a clock that is all a log can give."""
     total = projector.choice.total
     sums = [projector.watts(run.watts(i))[0] for i in range(run.samples)]
@@ -217,15 +204,14 @@ def _mean_powers(run: Run, projector: Projector) -> tuple[str, ...]:
     return (f"mean power of {len(known)} samples, {total.scope}: {mean_w:.2f} W",)
 
 
-def recording_of_run(imported: Imported, first_sample: int | None = None) -> Recording:
+def recording_of_run(imported: Imported, first_sample: int) -> Recording:
     """Return one run of a stamped log as a recording, for a picture.
 
     Raises:
         ConfigError: The log has no such run, or no times.
     """
-    assert imported.log is not None
     for run, energy in zip(imported.log.runs, imported.runs):
-        if first_sample in (None, run.first_sample) and len(run.times):
+        if first_sample == run.first_sample and len(run.times):
             header = {"source": SOURCE, "rails": list(run.rails)}
             recording = Recording(imported.name, header, energy.choice, {})
             recording.samples = list(run.readings())

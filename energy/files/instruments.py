@@ -15,16 +15,14 @@ import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.files.times import row_times
-from draftwire.energy.files.unpack import UNPACK_ERRORS, open_text, stem
-from draftwire.energy.rails import Accuracy, Total, TotalChoice, load_toml
+from draftwire.energy.files.unpack import open_text, stem
+from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import ConfigError
-
-__all__ = ["Instrument", "load_instruments", "parse_accuracy", "read_meter"]
 
 RAIL = "METER"
 _PREFIX = {
@@ -36,13 +34,14 @@ _PREFIX = {
     "m": 1e-3,
     "k": 1e3,
 }
-_DATA = Path(__file__).with_name("instruments.toml")
 _HINT = "--columns time=NAME:ms,voltage=NAME,current=NAME:mA, or power=NAME:W"
 
 
 @functools.lru_cache(maxsize=1)
 def _words() -> dict[str, Any]:
-    return load_toml(_DATA)
+    from draftwire.boards.profiles import read_toml
+
+    return read_toml(Path(__file__).with_name("instruments.toml"))
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,10 @@ class Instrument:
 
 def load_instruments() -> dict[str, Instrument]:
     """Return the meters that are known, by name."""
-    found = [
-        Instrument(**{**entry, "words": tuple(entry["words"])})
+    return {
+        entry["name"]: Instrument(**{**entry, "words": tuple(entry["words"])})
         for entry in _words()["instrument"]
-    ]
-    return {instrument.name: instrument for instrument in found}
+    }
 
 
 def parse_accuracy(text: str) -> tuple[float, float]:
@@ -88,8 +86,7 @@ def parse_accuracy(text: str) -> tuple[float, float]:
     return gain, offset
 
 
-@dataclass
-class _Column:
+class _Column(NamedTuple):
     place: int
     name: str
     scale: float | None  # None: the file states no unit
@@ -100,7 +97,7 @@ class _Table:
     """Rows of texts under names, and what stood above them."""
 
     names: list[str]
-    rows: Iterator[list[str]]
+    rows: list[list[str]]
     comma: bool = False
     above: list[str] = field(default_factory=list)
 
@@ -114,12 +111,10 @@ def read_meter(
     meter: str | None = None,
     accuracy: str | None = None,
     scope: str | None = None,
-    offset_s: float = 0.0,
 ) -> Recording:
     """Read a meter's file whole.
 
     Args:
-        path: The file.
         columns: ``NAME`` or ``NAME:unit`` for ``time``, ``date``, ``power``,
             ``voltage``, ``current``, where the names say too little.
         voltage: Of the supply, for meters that tell the current alone.
@@ -127,7 +122,6 @@ def read_meter(
         meter: A name of ``instruments.toml``; None tells it by the header.
         accuracy: As the maker states it: see ``parse_accuracy``.
         scope: What the meter stands before.
-        offset_s: Added to the meter's time, so that it agrees with our clock.
 
     Raises:
         ConfigError: The file leaves something open; the message names the column.
@@ -137,18 +131,13 @@ def read_meter(
     known = load_instruments()
     if meter is not None and meter not in known:
         raise ConfigError(f"no meter {meter!r}", hint=f"there is: {', '.join(known)}")
-    try:
-        with open_text(path) as file:
-            table = _open_table(path, file, columns or {})
-            found = _columns(path, table, columns or {}, voltage, interval_s)
-            rows = [row for row in table.rows if row]
-    except UNPACK_ERRORS as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    with open_text(path) as file:
+        table = _open_table(path, file, columns or {})
+    found = _columns(path, table, columns or {}, voltage, interval_s)
     number = _comma if table.comma else float
-    instrument = known[meter] if meter else _recognise(known, table.names)
-    places = [found[kind] for kind in ("date", "time") if kind in found]
-    told = [(c.place, c.name, c.scale) for c in places]
-    times, kept, bad = row_times(path, rows, told, number, interval_s, table.above)
+    instrument = known[meter] if meter else _recognise(known.values(), table.names)
+    told = [found[kind] for kind in ("date", "time") if kind in found]
+    times, kept, bad = row_times(path, table.rows, told, number, interval_s, table.above)
     readings: list[Reading] = []
     volts: list[float] = []
     amps: list[float] = []
@@ -159,7 +148,7 @@ def read_meter(
         except (ValueError, IndexError):
             bad += 1
             continue
-        t_ns = round((t_s + offset_s) * 1e9)
+        t_ns = round(t_s * 1e9)
         if readings and t_ns <= readings[-1].t_ns:
             bad += t_ns < readings[-1].t_ns
             continue
@@ -175,8 +164,10 @@ def read_meter(
         notes.append(f"read as {instrument.title}; accuracy: {figures.source}")
     if bad:
         notes.append(f"{bad} rows could not be read")
-    notes += [f"column {c.name!r} has no unit: taken as SI" for c in _unitless(found)]
-    wanted = scope or (instrument.scope if instrument else "board-input")
+    needed = ("power",) if "power" in found else ("voltage", "current")
+    for column in (found[kind] for kind in needed if kind in found):
+        if column.scale is None:
+            notes.append(f"column {column.name!r} has no unit: taken as SI")
     steps = [b.t_ns - a.t_ns for a, b in zip(readings, readings[1:])]
     period_s = statistics.median(steps) * 1e-9 if steps else 1.0
     header = {
@@ -186,20 +177,17 @@ def read_meter(
         "notes": notes,
         "response": vars(Response((0.0, period_s), (0.0, period_s), 0.0, "its period")),
     }
+    wanted = scope or (instrument.scope if instrument else "board-input")
     choice = TotalChoice(Total(wanted, (RAIL,)), how="the meter")
     recording = Recording(str(path), header, choice, {RAIL: figures}, readings)
-    recording.complete = True
-    recording.end_ns = readings[-1].t_ns
+    recording.complete, recording.end_ns = True, readings[-1].t_ns
     return recording
 
 
-def _recognise(known: Mapping[str, Instrument], names: Sequence[str]) -> Instrument | None:
+def _recognise(known: Iterable[Instrument], names: Sequence[str]) -> Instrument | None:
     text = " ".join(names).lower()
     parts = set(re.split(r"[\s,;()\[\]]+", text)) | set(re.split(r"[^a-z0-9]+", text))
-    for one in known.values():
-        if one.words and all(word in parts for word in one.words):
-            return one
-    return None
+    return next((one for one in known if one.words and set(one.words) <= parts), None)
 
 
 def _accuracy(
@@ -215,11 +203,9 @@ def _accuracy(
     if one is None:
         return Accuracy(step_w, source="digits of the file")
     volt, amp = statistics.median(volts), statistics.median(amps)
-    offset_w = one.offset_w
-    if volt == volt:
-        offset_w += one.offset_a * abs(volt) + one.offset_v * abs(amp)
-    else:  # power alone: the usual 5 V
-        offset_w += one.offset_a * 5.0
+    if volt != volt:  # power alone: the usual 5 V
+        volt, amp = 5.0, 0.0
+    offset_w = one.offset_w + (one.offset_a * abs(volt) + one.offset_v * abs(amp))
     sure = "" if one.read else " (not read for this file, rounded up)"
     return Accuracy(step_w, offset_w, one.gain, one.source + sure)
 
@@ -229,25 +215,20 @@ def _accuracy(
 
 def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
     above: list[str] = []
-    lines = iter(file)
-    for line in lines:
-        text = line.strip()
-        if not text:
-            continue
-        brace = text.find("{")
-        if brace >= 0 and stem(path).endswith((".json", ".jsonl", ".log", ".txt")):
-            return _json_table(text, lines, brace)
+    lines = filter(None, (line.strip() for line in file))
+    for text in lines:
+        if "{" in text and stem(path).endswith((".json", ".jsonl", ".log", ".txt")):
+            return _json_table(text, lines)
         for separator in (";", "\t", ",", None):
             cells = _cells(text, separator)
             if len(cells) > 1 and _is_header(cells, columns):
-                rows = (_cells(row.strip(), separator) for row in lines if row.strip())
-                comma = separator in (";", "\t", None)
-                return _Table(cells, rows, comma, above)
+                rows = [row for line in lines for row in [_cells(line, separator)] if row]
+                return _Table(cells, rows, separator != ",", above)
         above.append(text)
         if len(above) > 200:
             break
     seen = next((t for t in above if not t.startswith("#")), above[0] if above else "")
-    kinds = {kind for cell in _cells(seen, ",") for kind in [_column(cell)[0]] if kind}
+    kinds = {_column(cell)[0] for cell in _cells(seen, ",")}
     lacks = "time" if kinds & {"power", "voltage", "current"} else "power"
     raise ConfigError(
         f"{path}: no column for {lacks} in: {seen[:100] or 'nothing'}", hint=_HINT
@@ -257,15 +238,11 @@ def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
 def _is_header(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
     if columns and all(_split_unit(name)[0] in cells for name in columns.values()):
         return True
-    if sum(_is_number(cell) for cell in cells) > 0:
+    if any(re.fullmatch(r"[-+]?[\d.,]*\d(e[-+]?\d+)?", cell.lower()) for cell in cells):
         return False
     kinds = {_column(cell)[0] for cell in cells}
     electric = kinds & {"power", "voltage", "current"}
     return bool(electric and (kinds & {"time", "date"})) or len(electric) > 1
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"[-+]?[\d.,]*\d(e[-+]?\d+)?", text.strip().lower()))
 
 
 def _cells(line: str, separator: str | None) -> list[str]:
@@ -278,40 +255,31 @@ def _cells(line: str, separator: str | None) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-def _json_table(first: str, lines: Iterator[str], brace: int) -> _Table:
-    def flat(value: Mapping[str, Any], before: str = "") -> dict[str, str]:
-        found: dict[str, str] = {}
-        for key, inner in value.items():
-            if isinstance(inner, dict):
-                found.update(flat(inner, f"{before}{key}."))
-            elif isinstance(inner, (int, float, str)) and not isinstance(inner, bool):
-                found[before + key] = str(inner)
-        return found
+def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            found.update(_flat(inner, f"{before}{key}."))
+        elif isinstance(inner, (int, float, str)) and not isinstance(inner, bool):
+            found[before + key] = str(inner)
+    return found
 
+
+def _json_table(first: str, lines: Iterator[str]) -> _Table:
     def parse(line: str) -> dict[str, str] | None:
-        at = line.find("{")
+        before, brace, rest = line.partition("{")
         try:
-            value = json.loads(line[at:]) if at >= 0 else None
+            value = json.loads(brace + rest)
         except ValueError:
             return None
-        if not isinstance(value, dict):
-            return None
-        found = flat(value)
-        if line[:at].strip():  # a stamp or a topic before the object
-            found.setdefault("timestamp", line[:at].strip().split(" /")[0])
+        found = _flat(value)
+        if before.strip():  # a stamp or a topic before the object
+            found.setdefault("timestamp", before.strip().split(" /")[0])
         return found
 
-    head = parse(first) or {}
-    names = list(head)
-
-    def rows() -> Iterator[list[str]]:
-        yield [head[name] for name in names]
-        for line in lines:
-            values = parse(line)
-            if values is not None:
-                yield [values.get(name, "") for name in names]
-
-    return _Table(names, rows())
+    names = list(parse(first) or {})
+    found = [values for line in (first, *lines) for values in [parse(line)] if values]
+    return _Table(names, [[values.get(name, "") for name in names] for values in found])
 
 
 # Columns.
@@ -336,12 +304,11 @@ def _unit(text: str) -> tuple[str, float] | None:
 def _column(name: str) -> tuple[str, float | None]:
     """Return what a column holds and its factor to SI, from its name."""
     low = name.strip().lower().lstrip("#").split(".")[-1]
-    bracket = re.search(r"[(\[]\s*([^)\]]+?)\s*[)\]]", low)
-    bare = re.sub(r"[(\[][^)\]]*[)\]]", " ", low)
     channel = re.fullmatch(r"(ch\d+)\s*([vaw])?", low.strip())
+    bracket = re.search(r"[(\[]\s*([^)\]]+?)\s*[)\]]", low)
     if channel:
-        unit = _unit(channel.group(2) or "")
-        return unit if unit else ("", None)
+        return _unit(channel.group(2) or "") or ("", None)
+    bare = re.sub(r"[(\[][^)\]]*[)\]]", " ", low)
     words = [w for w in re.split(r"[^a-z0-9+\-\u00b5\u03bc]+", bare) if w]
     names_of = dict(_words()["names"])
     if not words or set(words) & set(names_of.pop("other")):
@@ -350,10 +317,11 @@ def _column(name: str) -> tuple[str, float | None]:
     if unit is None and len(words) > 1:
         unit = _unit(words[-1])
     for kind, names in names_of.items():
-        if set(words) & set(names) and (kind not in ("time", "date") or words[0] in names):
+        timely = kind in ("time", "date")
+        if set(words) & set(names) and (not timely or words[0] in names):
             if unit and unit[0] == kind:
                 return kind, unit[1]
-            if unit and kind in ("time", "date") and unit[0] != "time":
+            if unit and timely and unit[0] != "time":
                 continue
             return kind, None
     return unit if unit and bracket else ("", None)
@@ -366,57 +334,46 @@ def _columns(
     voltage: float | None,
     interval_s: float | None,
 ) -> dict[str, _Column]:
+    """Return the column of each kind; what is missing or open is asked for."""
+    have = ", ".join(table.names)
     found: dict[str, list[_Column]] = {}
     for kind, text in wanted.items():
         name, unit = _split_unit(text)
         if kind not in _words()["names"] or kind == "other":
             raise ConfigError(f"--columns {kind}=: no such thing", hint=_HINT)
         if name not in table.names:
-            have = ", ".join(table.names)
             raise ConfigError(f"{path} has no column {name!r}", hint=f"it has: {have}")
-        factor = _unit(unit)[1] if unit else _column(name)[1]  # type: ignore[index]
-        found[kind] = [_Column(table.names.index(name), name, factor)]
+        factor = (_unit(unit) if unit else None) or _column(name)
+        found[kind] = [_Column(table.names.index(name), name, factor[1])]
     taken = {c[0].place for c in found.values()}
     for place, name in enumerate(table.names):
         kind, scale = _column(name)
         if kind and place not in taken and kind not in wanted:
             found.setdefault(kind, []).append(_Column(place, name, scale))
-    have = ", ".join(table.names)
     for kind, several in found.items():
-        if len(several) > 1 and not (kind == "voltage" and "power" in found):
+        unused = kind in ("time", "date") or (kind == "voltage" and "power" in found)
+        if len(several) > 1 and not unused:
             names = ", ".join(repr(c.name) for c in several)
+            ask, hint = kind, f"--columns {kind}=NAME"
             if kind == "voltage" and "current" not in found:
-                raise ConfigError(
-                    f"{path}: which of {names} is the current?",
-                    hint="--columns voltage=NAME,current=NAME:A",
-                )
-            if kind in ("time", "date"):
-                continue
-            raise ConfigError(
-                f"{path}: which of {names} is the {kind}?", hint=f"--columns {kind}=NAME"
-            )
+                ask, hint = "current", "--columns voltage=NAME,current=NAME:A"
+            raise ConfigError(f"{path}: which of {names} is the {ask}?", hint=hint)
     one = {kind: several[0] for kind, several in found.items()}
-    if "time" not in one and "date" not in one and interval_s is None:
-        if not any("increment" in text.lower() for text in (*table.above, *table.names)):
-            raise ConfigError(
-                f"{path}: no column for time in: {have}",
-                hint="--columns time=NAME, or --interval MS between rows",
-            )
-    if "power" not in one:
-        if "current" not in one:
-            raise ConfigError(f"{path}: no column for power in: {have}", hint=_HINT)
-        if "voltage" not in one and voltage is None:
-            raise ConfigError(
-                f"{path}: the column {one['current'].name!r} is a current, and no column "
-                "is the voltage",
-                hint="--voltage VOLTS of the supply, or --columns voltage=NAME",
-            )
+    increment = any("increment" in text.lower() for text in (*table.above, *table.names))
+    if not {"time", "date"} & set(one) and interval_s is None and not increment:
+        raise ConfigError(
+            f"{path}: no column for time in: {have}",
+            hint="--columns time=NAME, or --interval MS between rows",
+        )
+    if not {"power", "current"} & set(one):
+        raise ConfigError(f"{path}: no column for power in: {have}", hint=_HINT)
+    if "power" not in one and "voltage" not in one and voltage is None:
+        raise ConfigError(
+            f"{path}: the column {one['current'].name!r} is a current, and no column "
+            "is the voltage",
+            hint="--voltage VOLTS of the supply, or --columns voltage=NAME",
+        )
     return one
-
-
-def _unitless(found: Mapping[str, _Column]) -> list[_Column]:
-    needed = ("power",) if "power" in found else ("voltage", "current")
-    return [found[k] for k in needed if k in found and found[k].scale is None]
 
 
 def _comma(text: str) -> float:
@@ -442,10 +399,9 @@ def _power(
         places = len(text.partition(mark)[2]) if "e" not in text.lower() else 6
         return number(text) * scale, 10.0**-places * scale
 
-    nan = float("nan")
     if "power" in found:
         watt, step = value("power")
-        return watt, nan, nan, step
+        return watt, float("nan"), float("nan"), step
     amp, step_a = value("current")
     volt, step_v = (voltage, 0.0) if voltage is not None else value("voltage")
     return volt * amp, volt, amp, step_a * abs(volt) + step_v * abs(amp)

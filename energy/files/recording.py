@@ -16,23 +16,21 @@ appended to in place and not written beside and renamed: half of it is worth hav
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterator, Mapping, Sequence
 
 from draftwire.energy.account.integrate import Vector
 from draftwire.energy.account.result import Projector
-from draftwire.energy.files.unpack import UNPACK_ERRORS, open_bytes
+from draftwire.energy.files.unpack import open_bytes, read_head
 from draftwire.energy.rails import Accuracy, RailTable, Total, TotalChoice
 from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, Reading
 from draftwire.errors import ConfigError
-
-__all__ = ["Recorder", "Recording", "SCHEMA", "read_recording"]
 
 SCHEMA = "draftwire.energy/1"
 MAX_LINE = 1 << 20
@@ -43,12 +41,8 @@ class Recorder:
 
     Args:
         path: A file that does not exist yet, unless ``force``.
-        source: The source, for the header.
-        projector: The signals that the meter samples.
         hz: The meter's rate; readers tell a gap from a period by it.
-        board: Name of the board's profile, or None.
         context: Power mode, clocks and temperatures at the start.
-        force: Overwrite.
 
     Attributes:
         truncated: Why the file ends early, or "".
@@ -81,17 +75,19 @@ class Recorder:
             raise ConfigError(f"{path} exists", hint="name another, or --force") from exc
         except OSError as exc:
             raise ConfigError(f"cannot write {path}: {exc}") from exc
-        choice = projector.choice
-        self._count = len(projector.rails)
+        choice, rails = projector.choice, projector.rails
+        totals = [{"scope": t.scope, "rails": list(t.rails)} for t in choice.others]
+        total = choice.total
+        self._count = len(rails)
         self._put(
             {
                 "schema": SCHEMA,
                 "kind": "header",
                 "source": source.name,
                 "source_kind": source.kind,
-                "rails": list(projector.rails),
-                "total": _total(choice.total),
-                "others": [_total(other) for other in choice.others],
+                "rails": list(rails),
+                "total": total and {"scope": total.scope, "rails": list(total.rails)},
+                "others": totals,
                 "how": choice.how,
                 "why_none": choice.why_none,
                 "warnings": list(choice.warnings),
@@ -99,7 +95,7 @@ class Recorder:
                 "board": board,
                 "accuracy": {
                     rail: vars(source.accuracy.get(rail) or choice.accuracy(rail))
-                    for rail in projector.rails
+                    for rail in rails
                 },
                 "parts": list(choice.table.parts) if choice.table else [],
                 "update_s": source.update_s,
@@ -123,19 +119,19 @@ class Recorder:
 
     def _abandon(self) -> None:
         file, self._file = self._file, None
-        if file is not None:
-            try:
+        with contextlib.suppress(OSError):  # a full disk fails once more
+            if file is not None:
                 file.close()
-            except OSError:
-                os.close(os.open(os.devnull, os.O_RDONLY))  # nothing left to flush to
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         """Write one sample of the meter."""
-        rails = slice(1, 1 + self._count)
-        line: dict[str, Any] = {"t": t_ns, "w": [_clean(w) for w in watts[rails]]}
-        if joules is not None:
-            line["c"] = [_clean(c) for c in joules[rails]]
-        self._put(line)
+
+        def clean(vector: Vector) -> list[float | None]:
+            rails = vector[1 : 1 + self._count]
+            return [round(v, 6) if math.isfinite(v) else None for v in rails]
+
+        counters = {} if joules is None else {"c": clean(joules)}
+        self._put({"t": t_ns, "w": clean(watts), **counters})
         self.samples += 1
 
     def phase(self, t_ns: int, name: str) -> None:
@@ -161,30 +157,20 @@ class Recording:
     """A recording that was read.
 
     Attributes:
-        path: The file.
-        header: Its first line.
-        choice: Which rails make the total, as recorded.
-        accuracy: By rail, as recorded.
         samples: ``(t_ns, watts by rail, joules by rail or None)``.
-        phases: ``(t_ns, name)``.
-        marks: ``(t_ns, text)``.
-        tokens: Counts, summed.
-        end_ns: When the recording was closed, or the last sample's time.
-        complete: False when the closing line is missing.
-        bad_lines: Lines that could not be read.
     """
 
-    path: str
-    header: dict[str, Any]
-    choice: TotalChoice
-    accuracy: dict[str, Accuracy]
+    path: str  # the file
+    header: dict[str, Any]  # its first line
+    choice: TotalChoice  # which rails make the total, as recorded
+    accuracy: dict[str, Accuracy]  # by rail, as recorded
     samples: list[Reading] = field(default_factory=list)
-    phases: list[tuple[int, str]] = field(default_factory=list)
-    marks: list[tuple[int, str]] = field(default_factory=list)
-    tokens: dict[str, int] = field(default_factory=dict)
-    end_ns: int = 0
-    complete: bool = False
-    bad_lines: int = 0
+    phases: list[tuple[int, str]] = field(default_factory=list)  # ``(t_ns, name)``
+    marks: list[tuple[int, str]] = field(default_factory=list)  # ``(t_ns, text)``
+    tokens: dict[str, int] = field(default_factory=dict)  # counts, summed
+    end_ns: int = 0  # when the recording was closed, or the last sample's time
+    complete: bool = False  # false when the closing line is missing
+    bad_lines: int = 0  # lines that could not be read
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -197,13 +183,38 @@ class Recording:
         """Name of the source."""
         return str(self.header.get("source", "recording"))
 
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Take in one line.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is damaged.
+        """
+        if "w" in line:
+            watts = self._by_rail(line["w"])
+            joules = self._by_rail(line["c"]) if "c" in line else None
+            self.samples.append(Reading(int(line["t"]), watts, joules))
+        elif "phase" in line:
+            self.phases.append((int(line["t"]), str(line["phase"])))
+        elif "mark" in line:
+            self.marks.append((int(line["t"]), str(line["mark"])))
+        elif "tokens" in line:
+            for name, count in line["tokens"].items():
+                self.tokens[name] = self.tokens.get(name, 0) + int(count)
+        elif line.get("kind") == "end":
+            self.end_ns = int(line["t"])
+            self.result = dict(line.get("result") or {})
+            self.complete = True
+
+    def _by_rail(self, values: Sequence[Any]) -> dict[str, float]:
+        pairs = zip(self.header["rails"], values)
+        return {rail: float(value) for rail, value in pairs if value is not None}
+
 
 def is_recording(path: Path) -> bool:
     """Return True when the file starts like a recording."""
     try:
-        with open_bytes(path) as file:
-            return SCHEMA.encode() in file.read(4096).split(b"\n", 1)[0]
-    except (ConfigError, *UNPACK_ERRORS):
+        return SCHEMA.encode() in read_head(path, 4096).split(b"\n", 1)[0]
+    except ConfigError:
         return False
 
 
@@ -216,15 +227,15 @@ def read_recording(path: Path) -> Recording:
     recording: Recording | None = None
     bad = 0
     for line in _lines(path):
-        if line is None:
-            bad += 1
-            continue
-        if recording is None:
+        if line is not None and recording is None:
             recording = _header(path, line)
             continue
         try:
-            _take(recording, line)
-        except (KeyError, TypeError, ValueError):
+            if line is None:
+                raise ValueError("cut, or rubbish")
+            assert recording is not None
+            recording.take(line)
+        except (KeyError, TypeError, ValueError, AttributeError):
             bad += 1
     if recording is None:
         raise ConfigError(f"{path} is not a recording of draftwire energy")
@@ -235,19 +246,13 @@ def read_recording(path: Path) -> Recording:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    try:
-        with open_bytes(path) as file:
-            while True:
-                line = file.readline(MAX_LINE)
-                if not line:
-                    return
-                try:
-                    value = json.loads(line)
-                except ValueError:  # cut, or rubbish
-                    value = None
-                yield value if isinstance(value, dict) else None
-    except UNPACK_ERRORS as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    with open_bytes(path) as file:
+        for line in iter(lambda: file.readline(MAX_LINE), b""):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            yield value if isinstance(value, dict) else None
 
 
 def _header(path: Path, line: dict[str, Any]) -> Recording:
@@ -257,49 +262,26 @@ def _header(path: Path, line: dict[str, Any]) -> Recording:
             hint="tegrastats logs and meter files: `draftwire energy import`",
         )
     try:
-        parts = tuple(line.get("parts", ()))
-        accuracy = {
-            rail: Accuracy(**known) for rail, known in line.get("accuracy", {}).items()
-        }
+        known = line.get("accuracy", {})
+        accuracy = {rail: Accuracy(**figures) for rail, figures in known.items()}
         total = line.get("total")
+        totals = [
+            Total(t["scope"], tuple(t["rails"]))
+            for t in ([] if total is None else [total]) + list(line.get("others", ()))
+        ]
         choice = TotalChoice(
-            None if total is None else Total(total["scope"], tuple(total["rails"])),
-            tuple(Total(o["scope"], tuple(o["rails"])) for o in line.get("others", ())),
+            None if total is None else totals.pop(0),
+            tuple(totals),
             str(line.get("how", "")),
             str(line.get("why_none", "")),
             tuple(line.get("warnings", ())),
-            RailTable(str(line.get("board")), parts=parts, accuracy=accuracy),
+            RailTable(
+                str(line.get("board")),
+                parts=tuple(line.get("parts", ())),
+                accuracy=accuracy,
+            ),
         )
         line["rails"] = [str(rail) for rail in line["rails"]]
         return Recording(str(path), line, choice, accuracy)
     except (KeyError, TypeError) as exc:
         raise ConfigError(f"{path}: the header is damaged ({exc!r})") from exc
-
-
-def _take(recording: Recording, line: dict[str, Any]) -> None:
-    if "w" in line:
-        rails = recording.rails
-        watts = {r: float(w) for r, w in zip(rails, line["w"]) if w is not None}
-        joules = None
-        if "c" in line:
-            joules = {r: float(c) for r, c in zip(rails, line["c"]) if c is not None}
-        recording.samples.append(Reading(int(line["t"]), watts, joules))
-    elif "phase" in line:
-        recording.phases.append((int(line["t"]), str(line["phase"])))
-    elif "mark" in line:
-        recording.marks.append((int(line["t"]), str(line["mark"])))
-    elif "tokens" in line:
-        for name, count in line["tokens"].items():
-            recording.tokens[name] = recording.tokens.get(name, 0) + int(count)
-    elif line.get("kind") == "end":
-        recording.end_ns = int(line["t"])
-        recording.result = dict(line.get("result") or {})
-        recording.complete = True
-
-
-def _total(total: Total | None) -> dict[str, Any] | None:
-    return None if total is None else {"scope": total.scope, "rails": list(total.rails)}
-
-
-def _clean(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.energy.files.tegra_log import NO_STAMP, Log, Run, Segment
+from draftwire.energy.files.tegra_log import NO_STAMP, Log, Run
 from draftwire.errors import ConfigError
-
-__all__ = ["set_clock"]
 
 
 def set_clock(
@@ -21,16 +19,14 @@ def set_clock(
     """Give every run its times; findings about the clock are added to the log.
 
     Args:
-        log: As ``read_log`` returns it.
         interval_s: For logs without stamps: what was asked of tegrastats.
         duration_s: For logs without stamps: how long the log took, as a whole.
 
     Raises:
         ConfigError: Interval or duration are not positive.
     """
-    for value in (interval_s, duration_s):
-        if value is not None and not value > 0:
-            raise ConfigError("interval and duration must be positive")
+    if any(value is not None and not value > 0 for value in (interval_s, duration_s)):
+        raise ConfigError("interval and duration must be positive")
     base = 0.0
     if duration_s is not None:
         steps = sum(max(run.samples - 1, 0) for run in log.runs)
@@ -51,21 +47,16 @@ def set_clock(
             run.times *= run.unit_s
             _stamped(log, run)
             run.times += (run.base_stamp - origin) * run.unit_s
-            continue
-        if interval_s is None:
-            continue
-        clock_u = 0.0
-        if duration_s is None:
-            clock_u = 0.05 * max(run.samples - 1, 0) * interval_s
-            log.note(
-                "nominal-interval",
-                run.first_sample,
-                "times are the nominal interval: real periods are 3 to 7 % longer, and "
-                "so is the energy",
-            )
-        run.times = base + np.arange(run.samples) * interval_s
-        run.segments = [Segment(0, run.samples, clock_u)]
-        base += run.samples * interval_s
+        elif interval_s is not None:
+            if duration_s is None:
+                run.clock_u_s = 0.05 * max(run.samples - 1, 0) * interval_s
+                what = (
+                    "times are the nominal interval: real periods are 3 to 7 % longer, "
+                    "and so is the energy"
+                )
+                log.note("nominal-interval", run.first_sample, what)
+            run.times = base + np.arange(run.samples) * interval_s
+            base += run.samples * interval_s
 
 
 def _stamped(log: Log, run: Run) -> None:
@@ -86,18 +77,14 @@ def _stamped(log: Log, run: Run) -> None:
             text = f"stamps go back by {-step:.4g} s at sample {number}: the clock was set"
             log.note("stamps-back", number, text)
             # tegrastats went on meanwhile: the next sample is one period later.
-            times[place:] += -step + max(
-                run.unit_s, round(period / run.unit_s) * run.unit_s
-            )
+            unit = run.unit_s
+            times[place:] += -step + max(unit, round(period / unit) * unit)
         else:
             text = f"no sample for {step:.4g} s before sample {number}"
             log.note("gap", number, text)
-    edges = [0, *(int(b) for b in breaks), run.samples]
-    run.segments = [
-        Segment(a, b, _fit(times[a:b], period, run.unit_s))
-        for a, b in zip(edges, edges[1:])
-        if b > a
-    ]
+    parts = np.split(times, breaks)  # views: each is straightened in place
+    squares = (_fit(part, period, run.unit_s) ** 2 for part in parts if len(part))
+    run.clock_u_s = float(sum(squares)) ** 0.5
 
 
 def _fit(t: np.ndarray, period: float, unit_s: float) -> float:

@@ -12,11 +12,11 @@ import calendar
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import BinaryIO, Iterator, Sequence
 
 import numpy as np
 
-from draftwire.energy.files.unpack import UNPACK_ERRORS, open_bytes
+from draftwire.energy.files.unpack import open_bytes
 from draftwire.energy.sources.base import Reading, unique
 from draftwire.energy.sources.tegrastats import (
     MAX_SAMPLE,
@@ -27,8 +27,6 @@ from draftwire.energy.sources.tegrastats import (
 )
 from draftwire.errors import ConfigError
 
-__all__ = ["Log", "LogFinding", "Run", "Segment", "read_log", "sample_texts"]
-
 MISSING = np.iinfo(np.int32).min
 BLOCK = 8192
 NO_STAMP = np.iinfo(np.int64).min
@@ -36,26 +34,11 @@ NO_STAMP = np.iinfo(np.int64).min
 
 @dataclass(frozen=True)
 class LogFinding:
-    """One odd thing in a log.
+    """One odd thing in a log."""
 
-    Attributes:
-        kind: Short and stable, for programs.
-        sample: Number of the sample, from 1, or None for the whole log.
-        text: One sentence for people.
-    """
-
-    kind: str
-    sample: int | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Samples ``first`` to ``last`` (exclusive) of a run, without a jump between them."""
-
-    first: int
-    last: int
-    clock_u_s: float  # standard uncertainty of its length
+    kind: str  # short and stable, for programs
+    sample: int | None  # number of the sample, from 1, or None for the whole log
+    text: str  # one sentence for people
 
 
 @dataclass
@@ -63,27 +46,20 @@ class Run:
     """What one tegrastats process wrote.
 
     Attributes:
-        first_sample: Its first sample in the log, from 1.
-        rails: Names in order; repeated ones are numbered, ``NC`` is left out.
-        rails_all: The same with ``NC``.
-        segments: Stretches without a jump of the stamps, after ``set_clock``.
         times: Seconds of each sample, ``(samples,)``, after ``set_clock``; empty when
             nothing tells them.
-        unit_s: What one unit of a stamp is.
-        mean_checked: How many (now, mean) pairs agreed with the running mean.
-        mean_wrong: How many did not.
     """
 
-    first_sample: int
-    rails: tuple[str, ...]
-    rails_all: tuple[str, ...] = ()
-    segments: list[Segment] = field(default_factory=list)
+    first_sample: int  # its first sample in the log, from 1
+    rails: tuple[str, ...]  # names in order; repeated ones are numbered, ``NC`` is left out
+    rails_all: tuple[str, ...] = ()  # the same with ``NC``
+    clock_u_s: float = 0.0  # standard uncertainty of its length, after ``set_clock``
     times: np.ndarray = field(default_factory=lambda: np.empty(0))
-    unit_s: float = 1.0
+    unit_s: float = 1.0  # what one unit of a stamp is
     heat_first: dict[str, float] = field(default_factory=dict)
     heat_last: dict[str, float] = field(default_factory=dict)
-    mean_checked: int = 0
-    mean_wrong: int = 0
+    mean_checked: int = 0  # how many (now, mean) pairs agreed with the running mean
+    mean_wrong: int = 0  # how many did not
     three_fields: bool = False
     samples: int = 0
     base_stamp: int | None = None
@@ -91,13 +67,14 @@ class Run:
     _stamps: list[np.ndarray] = field(default_factory=list)
     _fill: int = 0
 
-    def append(self, values: list[int], stamp: int | None) -> None:
+    def append(self, names: Sequence[str], milli: Sequence[int], stamp: int | None) -> None:
         """Add a sample: milliwatts by rail, and the stamp in units of ``unit_s``."""
+        found = dict(zip(names, milli))
         if not self._blocks or self._fill == BLOCK:
             self._blocks.append(np.empty((BLOCK, len(self.rails)), np.int32))
             self._stamps.append(np.empty(BLOCK, np.int64))
             self._fill = 0
-        self._blocks[-1][self._fill] = values
+        self._blocks[-1][self._fill] = [found.get(r, MISSING) for r in self.rails]
         if stamp is not None and self.base_stamp is None:
             self.base_stamp = stamp
         after = NO_STAMP if stamp is None else stamp - (self.base_stamp or 0)
@@ -150,22 +127,16 @@ class Log:
     """A tegrastats log that was read.
 
     Attributes:
-        name: The file, as given.
-        bytes_read: Its size.
-        samples: How many samples it holds.
         runs: What the tegrastats processes wrote, one after the other.
-        findings: What is odd.
-        stamped: True when its samples carry a time.
-        foreign: True when another program wrote it (journald, ``ts``, a logger).
     """
 
-    name: str
-    bytes_read: int = 0
-    samples: int = 0
+    name: str  # the file, as given
+    bytes_read: int = 0  # its size
+    samples: int = 0  # how many samples it holds
     runs: list[Run] = field(default_factory=list)
-    findings: list[LogFinding] = field(default_factory=list)
-    stamped: bool = False
-    foreign: bool = False
+    findings: list[LogFinding] = field(default_factory=list)  # what is odd
+    stamped: bool = False  # true when its samples carry a time
+    foreign: bool = False  # true when another program wrote it (journald, ``ts``, a logger)
 
     def note(self, kind: str, sample: int | None, text: str) -> None:
         """Add a finding."""
@@ -210,56 +181,41 @@ def sample_texts(file: BinaryIO, log: Log) -> Iterator[tuple[bytes, bytes]]:
         log.note("not-tegrastats", None, f"{dropped} bytes are no tegrastats sample")
 
 
+_EPOCH_MS = ((1e17, 1e-6), (1e14, 1e-3), (1e11, 1.0), (0.0, 1e3))
+_CLOCK = rb"(\d\d):(\d\d):(\d\d)([.,]\d+)?"
 _FOREIGN = (
     # journalctl -o short-unix, `ts %s`, epoch in s, ms, us or ns; [seconds since boot]
-    (re.compile(rb"^\W*(\d{9,10}\.\d+|\d{10}|\d{13}|\d{16}|\d{19})\b"), "epoch"),
-    (re.compile(rb"^\[ *(\d+\.\d+)\]"), "boot"),
+    re.compile(rb"^\W*(?P<epoch>\d{9,10}\.\d+|\d{10}|\d{13}|\d{16}|\d{19})\b"),
+    re.compile(rb"^\[ *(?P<epoch>\d+\.\d+)\]"),
     # ISO 8601, as journalctl -o short-iso and rsyslog write it
-    (
-        re.compile(rb"^\W*(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?"),
-        "iso",
-    ),
+    re.compile(rb"^\W*(\d{4})-(\d\d)-(\d\d)[T ]" + _CLOCK),
     # syslog, journalctl, `ts`: a month and a day, no year
-    (
-        re.compile(rb"^\W*([A-Z][a-z]{2}) +(\d{1,2}) (\d\d):(\d\d):(\d\d)(\.\d+)?"),
-        "month",
-    ),
+    re.compile(rb"^\W*(?P<month>[A-Z][a-z]{2}) +(\d{1,2}) " + _CLOCK),
     # `ts -s`, `ts -i %H:%M:%S`: a clock alone
-    (re.compile(rb"^\W*(\d\d):(\d\d):(\d\d)(\.\d+)?(?= )"), "clock"),
+    re.compile(rb"^\W*" + _CLOCK + rb"(?= )"),
 )
 _MONTHS = b"JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 def foreign_stamp(before: bytes) -> int | None:
     """Return milliseconds of a stamp that another program wrote before a sample."""
-    for pattern, kind in _FOREIGN:
-        match = pattern.match(before)
-        if match is None:
-            continue
-        parts = [part or b"0" for part in match.groups()]
-        if kind in ("epoch", "boot"):
-            value = float(parts[0])
-            scale = next((s for size, s in _EPOCH_MS if value >= size), 1e3)
-            return round(value * scale)
-        fraction = float(parts[-1].replace(b",", b".")) if parts[-1] != b"0" else 0.0
-        year, month, day = 2024, 1, 1
-        if kind == "iso":
-            year, month, day = (int(part) for part in parts[:3])
-        elif kind == "month":
-            place = _MONTHS.find(parts[0])
-            if place < 0 or place % 3:
-                return None
-            month, day = place // 3 + 1, int(parts[1])
-        hour, minute, second = (int(part) for part in parts[-4:-1])
-        try:
-            whole = calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
-        except ValueError:
+    match = next((m for pattern in _FOREIGN for m in [pattern.match(before)] if m), None)
+    if match is None:
+        return None
+    named = match.groupdict()
+    if "epoch" in named:
+        value = float(named["epoch"])
+        return round(value * next(s for size, s in _EPOCH_MS if value >= size))
+    *date, hour, minute, second, fraction = match.groups()
+    if "month" in named:
+        place = _MONTHS.find(date[0])
+        if place < 0 or place % 3:
             return None
-        return round((whole + fraction) * 1e3)
-    return None
-
-
-_EPOCH_MS = ((1e17, 1e-6), (1e14, 1e-3), (1e11, 1.0))
+        date = [2024, place // 3 + 1, date[1]]
+    year, month, day = (int(part) for part in date or (2024, 1, 1))
+    whole = _seconds((month, day, year, int(hour), int(minute), int(second)))
+    part = float((fraction or b"0").replace(b",", b"."))
+    return None if whole is None else round((whole + part) * 1e3)
 
 
 def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
@@ -267,62 +223,47 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
 
     Args:
         path: The file; its name is kept for the report.
-        file: Read from here instead.
 
     Raises:
         ConfigError: The file cannot be read, or holds no sample at all.
     """
     log = Log(str(path))
-    try:
-        if file is None:
-            with open_bytes(path) as opened:
-                _read(opened, log)
-        else:
-            _read(file, log)
-    except UNPACK_ERRORS as exc:
-        raise ConfigError(f"cannot read {path}: {exc}") from exc
+    if file is None:
+        with open_bytes(path) as opened:
+            _read(opened, log)
+    else:
+        _read(file, log)
     if not log.samples:
         raise ConfigError(
             f"{path} holds no tegrastats sample",
             hint="a sample starts with `RAM n/nMB`; USB-meter files end in .csv",
         )
     for run in log.runs:
-        if not run.rails:
-            log.note(
-                "no-rails",
-                run.first_sample,
-                f"samples {run.first_sample} to {run.first_sample + run.samples - 1} "
-                "have no power rail: no energy can be told",
-            )
-        if run.mean_wrong:
-            log.note(
-                "mean-broken",
-                run.first_sample,
-                "the mean column does not follow from the powers: samples were lost",
-            )
-        if run.three_fields:
-            log.note(
-                "three-fields",
-                run.first_sample,
-                "three power fields (L4T R39): now, mean, maximum; the first is used",
-            )
+        first, last = run.first_sample, run.first_sample + run.samples - 1
+        odd = {
+            "no-rails": not run.rails
+            and f"samples {first} to {last} have no power rail: no energy can be told",
+            "mean-broken": run.mean_wrong
+            and "the mean column does not follow from the powers: samples were lost",
+            "three-fields": run.three_fields
+            and "three power fields (L4T R39): now, mean, maximum; the first is used",
+        }
+        for kind, text in odd.items():
+            if text:
+                log.note(kind, first, str(text))
     if log.foreign:
         log.note("foreign-stamps", None, "times are those that stand before each line")
     if len(log.runs) > 1:
-        log.note(
-            "several-runs",
-            None,
-            f"{len(log.runs)} runs of tegrastats in one file; each is integrated alone",
-        )
+        text = f"{len(log.runs)} runs of tegrastats in one file; each is integrated alone"
+        log.note("several-runs", None, text)
     return log
 
 
 def _read(file: BinaryIO, log: Log) -> None:
     mean: MeanColumn | None = None
     run: Run | None = None
-    short, first_short = 0, 0
-    unstamped = 0
-    last_text, previous = b"", None
+    short = first_short = unstamped = 0
+    last_text, powered = b"", False
     for before, text in sample_texts(file, log):
         sample = parse_sample(text)
         if sample is None:
@@ -335,76 +276,55 @@ def _read(file: BinaryIO, log: Log) -> None:
             log.foreign, stamp = True, foreign
         elif log.foreign:
             stamp = None
-        if stamp is not None:
-            log.stamped = True
-        else:
-            unstamped += 1
+        log.stamped = log.stamped or stamp is not None
+        unstamped += stamp is None
         names = unique(sample.rails)
         if run is not None and set(names) < set(run.rails) and len(names) < len(run.rails):
             short += 1  # a cut line, or a rail that failed: keep what is there
             first_short = first_short or number
-            _append(run, names, sample, stamp)
-            mean = None
-            last_text = text
+            run.append(names, sample.now_mw, stamp)
+            mean, last_text = None, text
             continue
         restarted = mean is not None and mean.restarts(sample)
         if run is None or names != run.rails_all or restarted:
-            if restarted:
-                log.note(
-                    "restart",
-                    number,
-                    f"the mean column restarts at sample {number}: a new run",
-                )
-            elif run is not None:
-                log.note("rails-change", number, f"other rails from sample {number} on")
             if run is not None:
                 run.heat_last = parse_heat(last_text)
-            run = _new_run(number, names)
-            run.unit_s = 1e-3 if log.foreign else 1.0
+            if restarted:
+                what = f"the mean column restarts at sample {number}: a new run"
+                log.note("restart", number, what)
+            elif run is not None:
+                log.note("rails-change", number, f"other rails from sample {number} on")
+            keep = tuple(name for name in names if name.split("#")[0] != "NC")
+            run = Run(number, keep, names, unit_s=1e-3 if log.foreign else 1.0)
             run.heat_first = parse_heat(text)
             log.runs.append(run)
             mean = MeanColumn(sample, run)
             if mean.mid_run and names:
-                log.note(
-                    "mid-run",
-                    number,
+                what = (
                     f"at sample {number} the mean differs from the power: this log "
-                    "starts in the middle of a run, its mean column is older",
+                    "starts in the middle of a run, its mean column is older"
                 )
+                log.note("mid-run", number, what)
         elif mean is None:
             mean = MeanColumn(sample, run, resync=True)
         else:
             mean.check(sample)
         run.three_fields = run.three_fields or sample.max_mw is not None
-        _append(run, names, sample, stamp)
-        last_text, previous = text, sample
+        run.append(names, sample.now_mw, stamp)
+        last_text, powered = text, True
     if run is not None:
         run.heat_last = parse_heat(last_text)
     if short:
-        log.note(
-            "cut-sample",
-            first_short,
+        what = (
             f"{short} samples lack rails (first: sample {first_short}): cut lines; "
-            "what they hold is used, missing rails are gaps",
+            "what they hold is used, missing rails are gaps"
         )
+        log.note("cut-sample", first_short, what)
     if log.stamped and unstamped:
         log.note("stamps-missing", None, f"{unstamped} samples have no stamp")
-    if not log.stamped and previous is not None:
-        log.note(
-            "no-stamps",
-            None,
-            "no time stamps (L4T R32, or shortened): give --interval or --duration",
-        )
-
-
-def _new_run(number: int, names: tuple[str, ...]) -> Run:
-    keep = [i for i, name in enumerate(names) if name.split("#")[0] != "NC"]
-    return Run(number, tuple(names[i] for i in keep), names)
-
-
-def _append(run: Run, names: tuple[str, ...], sample: Sample, stamp: int | None) -> None:
-    found = dict(zip(names, sample.now_mw))
-    run.append([found.get(rail, MISSING) for rail in run.rails], stamp)
+    if not log.stamped and powered:
+        what = "no time stamps (L4T R32, or shortened): give --interval or --duration"
+        log.note("no-stamps", None, what)
 
 
 def _seconds(stamp: tuple[int, ...] | None) -> int | None:
@@ -442,7 +362,7 @@ class MeanColumn:
             return False
         if self.known:
             return any(
-                abs(_cut(s + now, self.n + 1) - mean) > 1
+                abs(int((s + now) / (self.n + 1)) - mean) > 1
                 for s, now, mean in zip(self.sums, sample.now_mw, sample.mean_mw)
             )
         return any(abs(new - old) > 1 for new, old in zip(sample.mean_mw, self.last_mean))
@@ -455,17 +375,8 @@ class MeanColumn:
         self.n += 1
         for i, (now, mean) in enumerate(zip(sample.now_mw, sample.mean_mw)):
             self.sums[i] += now
-            if abs(_cut(self.sums[i], self.n) - mean) <= 1:
+            if abs(int(self.sums[i] / self.n) - mean) <= 1:
                 self.run.mean_checked += 1
             else:
                 self.run.mean_wrong += 1
                 self.known = False
-
-
-def _cut(total: int, count: int) -> int:
-    return int(total / count)
-
-
-def context_of(run: Run) -> dict[str, Any]:
-    """Return the temperatures at the start and the end of a run."""
-    return {"heat_c": {"start": run.heat_first, "end": run.heat_last}}

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Iterator, cast
 
 from draftwire.errors import ConfigError
 
-__all__ = ["UNPACK_ERRORS", "open_bytes", "open_text", "stem"]
-
 _MAGIC = ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\0", lzma.open), (b"BZh", bz2.open))
-UNPACK_ERRORS = (OSError, EOFError, lzma.LZMAError)
 
 
-def open_bytes(path: Path | str) -> BinaryIO:
-    """Return the file's bytes, unpacked, as UTF-8 where it was UTF-16.
+@contextlib.contextmanager
+def open_bytes(path: Path | str) -> Iterator[BinaryIO]:
+    """Give the file's bytes, unpacked, as UTF-8 where it was UTF-16.
 
     Raises:
-        ConfigError: It cannot be read, or is damaged.
+        ConfigError: It cannot be read, or is damaged; inside the block too.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(8)
         opener = next((o for magic, o in _MAGIC if head.startswith(magic)), open)
-        opened = cast(BinaryIO, opener(path, "rb"))
-        start = opened.read(64)
-        opened.seek(0)
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start[1:2] == start[3:4] == b"\0":
-            with opened:
-                whole = opened.read()
-            code = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le"
-            return io.BytesIO(whole.decode(code, "replace").encode())
-        return opened
-    except UNPACK_ERRORS as exc:
+        with cast(BinaryIO, opener(path, "rb")) as opened:
+            start = opened.read(64)
+            opened.seek(0)
+            marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+            if marked or start[1:2] == start[3:4] == b"\0":
+                code = "utf-16" if marked else "utf-16-le"
+                yield io.BytesIO(opened.read().decode(code, "replace").encode())
+            else:
+                yield opened
+    except (OSError, EOFError, lzma.LZMAError) as exc:
         raise ConfigError(f"cannot read {path}: {exc}") from exc
 
 
-def open_text(path: Path | str) -> io.TextIOWrapper:
-    """Return the file as text; what is not UTF-8 is replaced.
+@contextlib.contextmanager
+def open_text(path: Path | str) -> Iterator[io.TextIOWrapper]:
+    """Give the file as text; what is not UTF-8 is replaced."""
+    with open_bytes(path) as file:
+        yield io.TextIOWrapper(file, "utf-8-sig", "replace", newline=None)
 
-    Raises:
-        ConfigError: It cannot be read.
-    """
-    return io.TextIOWrapper(open_bytes(path), "utf-8-sig", "replace", newline=None)
+
+def read_head(path: Path | str, size: int) -> bytes:
+    """Return the first bytes of a file, unpacked."""
+    with open_bytes(path) as file:
+        return file.read(size)
+
+
+def read_whole(path: Path | str) -> str:
+    """Return the text of a file."""
+    with open_text(path) as file:
+        return file.read()
 
 
 def stem(path: Path | str) -> str:

@@ -15,23 +15,18 @@ from draftwire.energy.account.meter import Meter, Window
 from draftwire.energy.account.result import EnergyResult
 from draftwire.errors import ConfigError, SensorError
 
-__all__ = ["Measurement", "ZeusLike", "carbon_row"]
-
 
 @dataclass(frozen=True)
 class Measurement:
     """A window as zeus has it, and our whole result.
 
     Attributes:
-        time: Seconds.
-        soc_energy: Joules of the scope that was measured, by its name.
         gpu_energy: Empty: no discrete GPU was read.
-        result: Joules with source, scope and uncertainty.
     """
 
-    time: float
-    soc_energy: dict[str, float]
-    result: EnergyResult
+    time: float  # seconds
+    soc_energy: dict[str, float]  # joules of the scope that was measured, by its name
+    result: EnergyResult  # joules with source, scope and uncertainty
     gpu_energy: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -47,11 +42,7 @@ class Measurement:
 
 
 class ZeusLike:
-    """Named windows over a running meter.
-
-    Args:
-        meter: A started meter (``energy.open_meter``).
-    """
+    """Named windows over a running meter."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -91,25 +82,18 @@ def carbon_row(
     """Return a row with codecarbon's columns; what was not measured is None.
 
     Args:
-        result: Of a window.
         g_per_kwh: Grams of CO2 equivalent for a kilowatt-hour: stated by the caller.
-        project: Name of the project.
     """
     kwh = None if result.energy_j is None else result.energy_j / 3.6e6
     kg = None if kwh is None else kwh * g_per_kwh / 1000
-    seconds = result.duration_s
+    seconds, parts = result.duration_s, ("cpu", "gpu", "ram")
     return {
         "timestamp": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         "project_name": project,
         "duration": seconds,
         "emissions": kg,
         "emissions_rate": kg / seconds if kg is not None and seconds else None,
-        "cpu_power": None,
-        "gpu_power": None,
-        "ram_power": None,
-        "cpu_energy": None,
-        "gpu_energy": None,
-        "ram_energy": None,
+        **{f"{part}_{what}": None for what in ("power", "energy") for part in parts},
         "energy_consumed": kwh,
         "tracking_mode": f"{result.source}, scope {result.scope}",
     }

@@ -26,32 +26,20 @@ from draftwire.energy.sources.base import Response, response_of
 from draftwire.errors import SensorError
 from draftwire.io import write_text
 
-__all__ = ["Calibration", "calibrate", "fit_response", "known_response", "save"]
-
 LONGEST_S = 0.6  # no lag or window beyond it is looked for
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """What a calibration found."""
 
-    Attributes:
-        source: Name of the source.
-        response: Lag and window, as ranges.
-        contrast_w: How far the load moved the reading.
-        noise_w: Standard deviation of what the fit leaves.
-        step_w: Smallest change that was seen, or None.
-        samples: How many readings.
-        period_s: Median time between readings that differ.
-    """
-
-    source: str
-    response: Response
-    contrast_w: float
-    noise_w: float
-    step_w: float | None
-    samples: int
-    period_s: float
+    source: str  # name of the source
+    response: Response  # lag and window, as ranges
+    contrast_w: float  # how far the load moved the reading
+    noise_w: float  # standard deviation of what the fit leaves
+    step_w: float | None  # smallest change that was seen, or None
+    samples: int  # how many readings
+    period_s: float  # median time between readings that differ
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -67,7 +55,6 @@ def calibrate(meter: Meter, seconds: float = 40.0, *, seed: int = 1) -> Calibrat
     Args:
         meter: A started meter; its other users should be at rest.
         seconds: How long; 40 s tell a lag to a few milliseconds.
-        seed: Of the pattern.
 
     Raises:
         SensorError: The load did not move the reading.
@@ -99,13 +86,12 @@ def fit_response(table: np.ndarray, edges_s: Sequence[float], source: str) -> Ca
     Args:
         table: ``(seconds, watts)``, ``(n, 2)``.
         edges_s: When the load switched, on first.
-        source: Name of the source.
 
     Raises:
         SensorError: Too few readings, or the load does not show in them.
     """
     at = np.concatenate([[edges_s[0] - 10.0], edges_s])
-    phase = np.arange(len(at)) % 2
+    phase = (np.arange(len(at)) + 1) % 2  # 0 is loaded, the one that is looked at
     keep = (table[:, 0] >= edges_s[0]) & (table[:, 0] <= edges_s[-1] + 0.5)
     # A reading that is repeated was not renewed: only its first time tells when.
     fresh = np.concatenate([[True], np.diff(table[:, 1]) != 0])
@@ -118,7 +104,7 @@ def fit_response(table: np.ndarray, edges_s: Sequence[float], source: str) -> Ca
         )
 
     def fit(lag: float, window: float) -> tuple[float, float]:
-        x = shares(t, at, phase, 2, lag, window, 0.0)[:, 1]
+        x = shares(t, at, phase, 1, lag, window, 0.0)[:, 0]
         x0, y0 = x - x.mean(), y - y.mean()
         power = float(x0 @ x0)
         slope = float(x0 @ y0) / power if power > 1e-9 else 0.0

@@ -12,47 +12,46 @@ from draftwire.energy.account.meter import Meter
 from draftwire.energy.reports.text import prometheus
 from draftwire.errors import ConfigError
 
-__all__ = ["dashboard", "live_metrics", "serve"]
-
 
 def live_metrics(meter: Meter, account: Account, board: str | None = None) -> str:
     """Return the metrics of this moment in the Prometheus text format."""
-    choice, last = meter.projector.choice, meter.last
-    labels = {
-        "source": meter.source.name,
-        "kind": meter.source.kind,
-        "scope": choice.total.scope if choice.total else "",
-        "board": board or "",
-    }
-    rails, total = [], None
-    if last is not None and not meter.broken:
-        total = last.watts[0] if last.watts[0] == last.watts[0] else None
-        known = [w if w == w else None for w in last.watts[1:]]
-        rails = [
-            ({**labels, "rail": rail}, watt)
-            for rail, watt in zip(meter.projector.rails, known)
-        ]
-    integral = account._integral
-    covered = None if integral is None else integral.joules[0] - integral.hole_j
-    holes = None if integral is None else integral.hole_s[0]
+    choice, last, source = meter.projector.choice, meter.last, meter.source
+    scope = choice.total.scope if choice.total else ""
+    labels = {"source": source.name, "kind": source.kind, "scope": scope}
+    labels["board"] = board or ""
+    vector = [] if last is None or meter.broken else last.watts
+    known = [watt if watt == watt else None for watt in vector]
+    rails = [
+        ({**labels, "rail": rail}, watt)
+        for rail, watt in zip(meter.projector.rails, known[1:])
+    ]
+    integral = account.integral
+
+    def one(kind: str, text: str, value: float | None) -> tuple[str, str, Any]:
+        return kind, text, [(labels, value)]
+
     return prometheus(
         {
-            "power_watts": ("gauge", "Power of the total", [(labels, total)]),
+            "power_watts": one("gauge", "Power of the total", known[0] if known else None),
             "power_rail_watts": ("gauge", "Power of a rail", rails),
-            "energy_joules_total": (
-                "counter", "Energy of what samples cover", [(labels, covered)]
+            "energy_joules_total": one(
+                "counter",
+                "Energy of what samples cover",
+                None if integral is None else integral.joules[0] - integral.hole_j,
             ),
-            "energy_uncovered_seconds_total": (
-                "counter", "Time that no sample covers", [(labels, holes)]
+            "energy_uncovered_seconds_total": one(
+                "counter",
+                "Time that no sample covers",
+                None if integral is None else integral.hole_s[0],
             ),
-            "energy_failed_reads_total": (
-                "counter", "Reads that gave nothing", [(labels, meter.failed_reads)]
+            "energy_failed_reads_total": one(
+                "counter", "Reads that gave nothing", meter.failed_reads
             ),
-            "energy_sensor_up": (
-                "gauge", "Whether the sensor answers", [(labels, int(not meter.broken))]
+            "energy_sensor_up": one(
+                "gauge", "Whether the sensor answers", int(not meter.broken)
             ),
         }
-    )  # fmt: skip
+    )
 
 
 def serve(
@@ -66,21 +65,13 @@ def serve(
 ) -> None:
     """Serve ``/metrics`` until the time is over or Ctrl-C.
 
-    Args:
-        meter: A started meter.
-        address: ``HOST:PORT`` or ``:PORT``; port 0 takes any.
-        seconds: How long, or None.
-        board: Name of the board, for the labels.
-        say: Gets the address in a sentence.
-        ready: Gets the port.
-
     Raises:
         ConfigError: The address cannot be used.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ConfigError(f"--http {address}", hint="HOST:PORT, for example :9477")
-    account = Account(meter, clock=meter._clock, mirror=False).start("run")
+    account = Account(meter, clock=meter.clock, mirror=False).start("run")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802
@@ -100,8 +91,7 @@ def serve(
     except (OSError, OverflowError) as exc:
         raise ConfigError(f"cannot serve at {address}: {exc}") from exc
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     say(f"metrics at http://{host or '0.0.0.0'}:{server.server_port}/metrics")
     ready(server.server_port)
     try:

@@ -11,6 +11,7 @@ agree.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError
-
-__all__ = ["ENVIRONMENT", "MarkListener", "find_listener", "mark", "send", "sending"]
 
 ENVIRONMENT = "DRAFTWIRE_ENERGY_MARKS"
 _NAME = "draftwire-energy-"
@@ -46,10 +45,8 @@ def send(
 ) -> bool:
     """Send a mark to a listener; return False when nobody listens any more."""
     line: dict[str, Any] = {"t": time.monotonic_ns() if t_ns is None else t_ns}
-    if phase is not None:
-        line["phase"] = phase
-    if tokens:
-        line["tokens"] = tokens
+    line.update({} if phase is None else {"phase": phase})
+    line.update({"tokens": tokens} if tokens else {})
     sock = _sockets.get(path)
     if sock is None:
         sock = _sockets[path] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -71,13 +68,12 @@ def find_listener() -> str:
     Raises:
         ConfigError: Nothing is being recorded.
     """
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return named
-    found = sorted(_folder().glob(f"{_NAME}*.sock"), key=lambda p: p.stat().st_mtime)
-    for path in reversed(found):
-        if send(str(path), None, {}):
-            return str(path)
+    if sending():
+        return os.environ[ENVIRONMENT]
+    found = sorted(_folder().glob(f"{_NAME}*.sock"), key=lambda p: -p.stat().st_mtime)
+    for path in map(str, found):
+        if send(path, None, {}):
+            return path
     raise ConfigError(
         "nothing is being recorded on this machine",
         hint="start `draftwire energy record --out FILE` first",
@@ -115,12 +111,9 @@ class MarkListener:
                 return
             try:
                 value = json.loads(data)
-                line: dict[str, Any] = {"t": int(value["t"])}
-                if "phase" in value:
-                    line["phase"] = str(value["phase"])
-                line["tokens"] = {
-                    str(k): int(v) for k, v in value.get("tokens", {}).items()
-                }
+                phase = {"phase": str(value["phase"])} if "phase" in value else {}
+                tokens = {str(k): int(v) for k, v in value.get("tokens", {}).items()}
+                line = {"t": int(value["t"]), **phase, "tokens": tokens}
             except (ValueError, TypeError, KeyError, AttributeError):
                 self.bad_lines += 1
                 continue
@@ -135,11 +128,8 @@ class MarkListener:
 
     def close(self) -> None:
         """Stop listening."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            try:
-                sock.sendto(b"end", self.path)
-            except OSError:
-                pass
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"end", self.path)
         self._socket.close()
         if os.path.exists(self.path):
             os.unlink(self.path)

@@ -17,24 +17,16 @@ from draftwire.energy.files.recording import Recording, read_recording
 from draftwire.energy.sources.base import Reading
 from draftwire.errors import ConfigError
 
-__all__ = ["PATTERN_S", "Offset", "align", "find_offset", "make_pulse"]
-
 # On, off, on, off, on: lengths that have no common period, so one shift fits best.
 PATTERN_S = (1.0, 0.7, 0.5, 1.3, 1.1)
 
 
 class Offset(NamedTuple):
-    """Add ``seconds`` to the meter's time to have ours.
+    """Add ``seconds`` to the meter's time to have ours."""
 
-    Attributes:
-        seconds: The shift.
-        uncertainty_s: Half-width of what fits as well.
-        correlation: 1 for a perfect pattern; below 0.5 nothing is claimed.
-    """
-
-    seconds: float
-    uncertainty_s: float
-    correlation: float
+    seconds: float  # the shift
+    uncertainty_s: float  # half-width of what fits as well
+    correlation: float  # 1 for a perfect pattern; below 0.5 nothing is claimed
 
 
 def make_pulse(

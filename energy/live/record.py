@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any, NamedTuple, Sequence
 
-from draftwire.energy.account.account import Account
+from draftwire.energy.account.account import COUNTS, Account
 from draftwire.energy.account.integrate import Vector
 from draftwire.energy.account.meter import Meter
 from draftwire.energy.files.recording import Recorder
@@ -22,55 +22,41 @@ from draftwire.energy.live.marks import ENVIRONMENT, MarkListener
 from draftwire.energy.live.pulse import make_pulse
 from draftwire.errors import ConfigError
 
-__all__ = ["Recorded", "record"]
-
-TOKENS = ("drafted", "accepted", "emitted", "requests")
-
 
 class Recorded(NamedTuple):
-    """What came of a recording.
+    """What came of a recording."""
 
-    Attributes:
-        entry: As ``Account.result``.
-        exit_code: Of the command, or None.
-        interrupted: True when Ctrl-C or SIGTERM ended it.
-        truncated: Why the file ends early, or "".
-    """
-
-    entry: dict[str, Any]
-    exit_code: int | None
-    interrupted: bool
-    truncated: str
+    entry: dict[str, Any]  # as ``Account.result``
+    exit_code: int | None  # of the command, or None
+    interrupted: bool  # true when Ctrl-C or SIGTERM ended it
+    truncated: str  # why the file ends early, or ""
 
 
-class _Tap:
+def pull(marks: MarkListener, account: Account, recorder: Recorder | None = None) -> None:
+    """Bring what was marked since into account and file."""
+    for line in marks.new():
+        if "phase" in line:
+            account.phase(line["phase"], line["t"])
+            if recorder is not None:
+                recorder.phase(line["t"], line["phase"])
+        known = {k: v for k, v in line["tokens"].items() if k in COUNTS}
+        if known:
+            account.count(**known)
+            if recorder is not None:
+                recorder.tokens(**known)
+
+
+class _Tap(NamedTuple):
     """Brings the marks of the command into account and file, ahead of each sample."""
 
-    def __init__(
-        self, account: Account, recorder: Recorder | None, marks: MarkListener
-    ) -> None:
-        self.account = account
-        self.recorder = recorder
-        self.marks = marks
+    marks: MarkListener
+    account: Account
+    recorder: Recorder | None
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        """Take one sample from the meter."""
-        self.pull()
+        pull(*self)
         if self.recorder is not None:
             self.recorder.sample(t_ns, watts, joules)
-
-    def pull(self) -> None:
-        """Take what was marked since."""
-        for line in self.marks.new():
-            if "phase" in line:
-                self.account.phase(line["phase"], line["t"])
-                if self.recorder is not None:
-                    self.recorder.phase(line["t"], line["phase"])
-            known = {k: v for k, v in line["tokens"].items() if k in TOKENS}
-            if known:
-                self.account.count(**known)
-                if self.recorder is not None:
-                    self.recorder.tokens(**known)
 
 
 def record(
@@ -80,36 +66,32 @@ def record(
     seconds: float | None = None,
     command: Sequence[str] = (),
     pulse: bool = False,
-    phase: str = "run",
     stdout: Any = None,
 ) -> Recorded:
     """Measure for some seconds, during a command, or until Ctrl-C.
 
     Args:
-        meter: A started meter.
-        recorder: Where samples go, or None.
         seconds: How long; None with a command runs until it ends, else until Ctrl-C.
-        command: A program and its arguments.
         pulse: Begin and end with the load pulse that an external meter is aligned by.
-        phase: Name of the first phase.
         stdout: Where the command's output goes; None leaves it alone.
 
     Raises:
         ConfigError: The command cannot be started.
     """
     stop = threading.Event()
-    restore = _on_term(stop)
+    main = threading.current_thread() is threading.main_thread()
+    old = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if main else None
     marks = MarkListener()
     account = Account(meter, mirror=False)
-    tap = _Tap(account, recorder, marks)
+    tap = _Tap(marks, account, recorder)
     exit_code, interrupted = None, False
     try:
         meter.add_listener(tap)
         if pulse:
             _pulse(recorder)
-        account.start(phase)
+        account.start("run")
         if recorder is not None:
-            recorder.phase(account.start_ns, phase)
+            recorder.phase(account.start_ns, "run")
         try:
             if command:
                 exit_code = _run(command, marks.path, stop, seconds, stdout)
@@ -118,7 +100,7 @@ def record(
         except KeyboardInterrupt:
             interrupted = True
         interrupted = interrupted or stop.is_set()
-        tap.pull()
+        pull(*tap)
         entry = account.result()
         # The recording has the very edges of the account: read back, it says the same.
         end = account.end_ns
@@ -126,7 +108,8 @@ def record(
             _pulse(recorder)
     finally:
         meter.remove_listener(tap)
-        restore()
+        if main:
+            signal.signal(signal.SIGTERM, old)
         marks.close()
     if recorder is not None:
         recorder.end(end, entry)
@@ -147,9 +130,8 @@ def _run(
     seconds: float | None,
     stdout: Any,
 ) -> int:
-    environment = dict(os.environ)
-    environment[ENVIRONMENT] = marks
     try:
+        environment = {**os.environ, ENVIRONMENT: marks}
         child = subprocess.Popen(list(command), env=environment, stdout=stdout)
     except OSError as exc:
         raise ConfigError(f"cannot start {command[0]}: {exc}") from exc
@@ -170,11 +152,3 @@ def _run(
             child.kill()
             child.wait()
         raise
-
-
-def _on_term(stop: threading.Event) -> Any:
-    """Let SIGTERM end the recording; return what undoes that."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    old = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return lambda: signal.signal(signal.SIGTERM, old)

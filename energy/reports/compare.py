@@ -10,26 +10,24 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from draftwire.energy.account.uncertainty import SHARED, t_factor
 from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
 from draftwire.io import quantity
 
-__all__ = ["PER", "Comparison", "compare"]
-
 ALIKE = 0.05  # durations that differ by more are not the same piece of work
 
-_VALUES: dict[str, Callable[[Row], float | None]] = {
-    "request": lambda row: None if row.energy_j is None else row.energy_j / row.requests,
-    "net": lambda row: None if row.net_j is None else row.net_j / row.requests,
-    "emitted": lambda row: row.per_token_j.get("emitted"),
-    "accepted": lambda row: row.per_token_j.get("accepted"),
-    "drafted": lambda row: row.per_token_j.get("drafted"),
-    "second": lambda row: row.mean_w,
+# What can be compared, and its unit; tokens are in J of one token.
+_VALUES: dict[str, tuple[str, Callable[[Row], float | None]]] = {
+    "request": ("J", lambda r: None if r.energy_j is None else r.energy_j / r.requests),
+    "net": ("J net", lambda r: None if r.net_j is None else r.net_j / r.requests),
+    "emitted": ("J per emitted token", lambda r: r.per_token_j.get("emitted")),
+    "accepted": ("J per accepted token", lambda r: r.per_token_j.get("accepted")),
+    "drafted": ("J per drafted token", lambda r: r.per_token_j.get("drafted")),
+    "second": ("W", lambda r: r.mean_w),
 }
-_UNITS = {"request": "J", "net": "J net", "second": "W"}
 PER = ("auto", *_VALUES)
 
 
@@ -40,34 +38,25 @@ class Comparison:
     Attributes:
         per: What is compared: joules per ``request``, ``net`` joules, joules per token
             of a kind, or per ``second`` (watts).
-        a_j: Mean of A.
-        b_j: Mean of B.
-        difference_j: B minus A.
-        uncertainty_j: 95 % half-width of the difference.
-        ratio: B over A.
-        runs: How many runs on each side.
         coverage: The least share of a run that samples cover, on each side.
-        real: True when the difference is larger than its uncertainty.
-        verdict: One sentence.
-        warnings: What makes the comparison doubtful.
     """
 
     per: str
-    a_j: float
-    b_j: float
-    difference_j: float
-    uncertainty_j: float
-    ratio: float | None
-    runs: tuple[int, int]
+    a_j: float  # mean of A
+    b_j: float  # mean of B
+    difference_j: float  # B minus A
+    uncertainty_j: float  # 95 % half-width of the difference
+    ratio: float | None  # B over A
+    runs: tuple[int, int]  # how many runs on each side
     coverage: tuple[float | None, float | None]
-    real: bool
-    verdict: str
-    warnings: tuple[str, ...] = ()
+    real: bool  # true when the difference is larger than its uncertainty
+    verdict: str  # one sentence
+    warnings: tuple[str, ...] = ()  # what makes the comparison doubtful
 
     @property
     def unit(self) -> str:
         """Unit of the figures."""
-        return _UNITS.get(self.per, f"J per {self.per} token")
+        return _VALUES[self.per][0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -78,8 +67,6 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
     """Compare two sets of runs.
 
     Args:
-        a: Runs of one kind.
-        b: Runs of the other.
         per: One of ``PER``.  ``auto`` takes joules per request where each run is one,
             and joules per emitted token where runs were recorded for unequal times.
 
@@ -90,40 +77,34 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
         raise ConfigError(f"cannot compare per {per!r}", hint=f"one of {', '.join(PER)}")
     if not a or not b:
         raise ConfigError("nothing to compare: each side needs at least one run")
-    _refuse(a, b)
-    warnings = _warnings(a, b)
+    _refuse((*a, *b))
+    warnings = list(_warnings(a, b))
     if per == "auto":
-        per, why = _fitting(a, b)
+        per, why = _fitting((*a, *b))
         warnings += [why] if why else []
     values = [[_value(row, per) for row in side] for side in (a, b)]
     mean_a, mean_b = (statistics.fmean(side) for side in values)
     systematic = _systematic(a, b, per)
-    n_a, n_b = len(values[0]), len(values[1])
-    own = 2.0 * math.sqrt(
+    random = 2.0 * math.sqrt(
         sum(_random(row, per) ** 2 / len(s) ** 2 for s in (a, b) for row in s)
     )
-    if min(n_a, n_b) >= 2:
+    if min(len(a), len(b)) >= 2:
         parts = [statistics.variance(side) / len(side) for side in values]
         whole = sum(parts)
         lower = sum(p * p / (len(s) - 1) for p, s in zip(parts, values))
         freedom = whole * whole / lower if lower > 0 else 1e9
         # Runs that agree by chance are not better than the sensor's own noise.
-        random = max(t_factor(freedom) * math.sqrt(whole), own)
+        random = max(t_factor(freedom) * math.sqrt(whole), random)
     else:
-        random = own
         warnings.append("one run on a side: the spread between runs is not known")
     half = math.hypot(random, 2.0 * systematic)
     difference = mean_b - mean_a
     real = abs(difference) > half and difference != 0
     ratio = mean_b / mean_a if mean_a > 0 else None
     percent = f" ({100 * (ratio - 1):+.1f} %)" if ratio else ""
-    unit = _UNITS.get(per, f"J per {per} token")
-    size = quantity(difference, half, unit) + percent
-    verdict = (
-        f"B takes {'more' if difference > 0 else 'less'}: {size}"
-        if real
-        else f"no difference that this measurement can show: {size}"
-    )
+    told = f"B takes {'more' if difference > 0 else 'less'}"
+    told = told if real else "no difference that this measurement can show"
+    covered = [[r.coverage for r in side if r.coverage is not None] for side in (a, b)]
     return Comparison(
         per,
         mean_a,
@@ -131,21 +112,15 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
         difference,
         half,
         ratio,
-        (n_a, n_b),
-        (_least_covered(a), _least_covered(b)),
+        (len(a), len(b)),
+        (min(covered[0], default=None), min(covered[1], default=None)),
         real,
-        verdict,
+        f"{told}: {quantity(difference, half, _VALUES[per][0])}{percent}",
         tuple(warnings),
     )
 
 
-def _least_covered(rows: Sequence[Row]) -> float | None:
-    known = [row.coverage for row in rows if row.coverage is not None]
-    return min(known) if known else None
-
-
-def _refuse(a: Sequence[Row], b: Sequence[Row]) -> None:
-    rows = (*a, *b)
+def _refuse(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.energy_j is None:
             raise ConfigError(f"{row.file} cannot be compared: {row.why_null}")
@@ -154,10 +129,10 @@ def _refuse(a: Sequence[Row], b: Sequence[Row]) -> None:
                 f"{row.file} cannot be compared: its reading was stuck",
                 hint="cut it out with --window a:b, or record again",
             )
-    scopes = {row.scope for row in rows}
+    scopes = sorted({str(row.scope) for row in rows})
     if len(scopes) > 1:
         raise ConfigError(
-            f"scopes differ: {', '.join(str(s) for s in sorted(scopes, key=str))}",
+            f"scopes differ: {', '.join(scopes)}",
             hint="joules of a module and of a board cannot be compared",
         )
     unknown = [row for row in rows if row.resolution_only or row.uncertainty_j is None]
@@ -168,16 +143,16 @@ def _refuse(a: Sequence[Row], b: Sequence[Row]) -> None:
         )
 
 
-def _fitting(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, str]:
+def _fitting(rows: Sequence[Row]) -> tuple[str, str]:
     """Return what to compare, and a sentence where that is not the plain joules."""
-    lengths = [row.seconds or 0.0 for row in (*a, *b)]
+    lengths = [row.seconds or 0.0 for row in rows]
     alike = max(lengths) - min(lengths) <= ALIKE * max(lengths)
-    if alike or not any(row.open_ended for row in (*a, *b)):
+    if alike or not any(row.open_ended for row in rows):
         return "request", ""
-    if all(row.tokens.get("emitted") for row in (*a, *b)):
-        return "emitted", "the runs differ in length: compared per emitted token"
-    if all(row.tokens.get("requests") for row in (*a, *b)):
-        return "request", "the runs differ in length: compared per request"
+    for kind, count in (("emitted", "emitted"), ("request", "requests")):
+        if all(row.tokens.get(count) for row in rows):
+            what = "emitted token" if kind == "emitted" else kind
+            return kind, f"the runs differ in length: compared per {what}"
     raise ConfigError(
         f"the runs differ in length ({min(lengths):.4g} s and {max(lengths):.4g} s), and "
         "nothing tells what was done in them",
@@ -187,7 +162,7 @@ def _fitting(a: Sequence[Row], b: Sequence[Row]) -> tuple[str, str]:
 
 
 def _value(row: Row, per: str) -> float:
-    value = _VALUES[per](row)
+    value = _VALUES[per][1](row)
     if value is None:
         why = row.why_null or f"it does not know joules per {per}"
         raise ConfigError(f"{row.file} cannot be compared: {why}")
@@ -196,14 +171,13 @@ def _value(row: Row, per: str) -> float:
 
 def _random(row: Row, per: str) -> float:
     """Return the standard uncertainty of a run without what it shares with others."""
-    if row.terms:
-        own = math.sqrt(sum(v * v for k, v in row.terms.items() if k not in SHARED))
-    else:
-        own = (row.uncertainty_j or 0.0) / 2.0
-    if per == "net" and row.net_uncertainty_j is not None:
-        own = row.net_uncertainty_j / 2.0
     if per == "drafted" and row.phase_uncertainty_j.get("draft") is not None:
         return (row.per_token_uncertainty_j.get("drafted") or 0.0) / 2.0
+    own = (row.uncertainty_j or 0.0) / 2.0
+    if per == "net" and row.net_uncertainty_j is not None:
+        own = row.net_uncertainty_j / 2.0
+    elif row.terms:
+        own = math.sqrt(sum(v * v for k, v in row.terms.items() if k not in SHARED))
     return own * _scale(row, per)
 
 
@@ -215,46 +189,38 @@ def _scale(row: Row, per: str) -> float:
 
 
 def _systematic(a: Sequence[Row], b: Sequence[Row], per: str) -> float:
-    """Return the standard uncertainty of the difference that the sensor itself
-    makes."""
-
-    def mean(rows: Sequence[Row], term: str) -> float:
-        return statistics.fmean(r.terms.get(term, 0.0) * _scale(r, per) for r in rows)
-
+    """Return what the sensor itself makes of the difference: a standard uncertainty."""
     same = len({row.source for row in (*a, *b)}) == 1
     total = 0.0
     for term in SHARED:
-        x, y = mean(a, term), mean(b, term)
         if per == "net" and term == "offset":
             continue  # it cancels within each run already
+        x, y = (
+            statistics.fmean(r.terms.get(term, 0.0) * _scale(r, per) for r in rows)
+            for rows in (a, b)
+        )
         total += (x - y) ** 2 if same else x * x + y * y
     return math.sqrt(total)
 
 
-def _warnings(a: Sequence[Row], b: Sequence[Row]) -> list[str]:
-    warnings = []
+def _warnings(a: Sequence[Row], b: Sequence[Row]) -> Iterator[str]:
     rows = (*a, *b)
-    modes = [{row.power_mode for row in side if row.power_mode} for side in (a, b)]
+    modes = [sorted({row.power_mode for row in s if row.power_mode}) for s in (a, b)]
     if modes[0] and modes[1] and modes[0] != modes[1]:
-        warnings.append(
-            f"power modes differ: {', '.join(sorted(modes[0]))} against "
-            f"{', '.join(sorted(modes[1]))}"
-        )
-    sources = {row.source for row in rows}
+        yield f"power modes differ: {', '.join(modes[0])} against {', '.join(modes[1])}"
+    sources = sorted({str(row.source) for row in rows})
     if len(sources) > 1:
-        named = ", ".join(str(source) for source in sorted(sources, key=str))
-        warnings.append(f"sources differ ({named}): their offsets do not cancel")
+        yield f"sources differ ({', '.join(sources)}): their offsets do not cancel"
     if any(row.kind == "modelled" for row in rows):
-        warnings.append("some joules are modelled, not measured")
+        yield "some joules are modelled, not measured"
     if any(row.uncertainty_j is None for row in rows):
-        warnings.append("some runs state no uncertainty: it was taken as 0")
+        yield "some runs state no uncertainty: it was taken as 0"
     if any(row.resolution_only for row in rows):
-        warnings.append(
+        yield (
             "resolution only: the sensor's accuracy is not known; an offset cancels "
             "between runs of one sensor, a wrong gain does not change the sign"
         )
     bad = {"gaps", "coarse", "not closed", "mode changed", "throttled", "clocks fell"}
     seen = sorted(bad & {flag for row in rows for flag in row.flags})
     if seen:
-        warnings.append(f"some runs are flagged: {', '.join(seen)}")
-    return warnings
+        yield f"some runs are flagged: {', '.join(seen)}"

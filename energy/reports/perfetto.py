@@ -14,8 +14,6 @@ from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
 from draftwire.io import write_text
 
-__all__ = ["write_trace"]
-
 
 def write_trace(rows: Sequence[Row], path: Path) -> None:
     """Write rails as counters and phases as slices, one process for each row.
@@ -28,30 +26,20 @@ def write_trace(rows: Sequence[Row], path: Path) -> None:
         if row.recording is None:
             continue
         found = row.recording()
-        origin = found.samples[0].t_ns
-        events.append(
-            {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": row.file}}
-        )
-        total = found.choice.total
+        origin, total = found.samples[0].t_ns, found.choice.total
+        name = {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": row.file}}
+        events.append(name)
         for sample in found.samples:
             at = {"ph": "C", "pid": pid, "ts": (sample.t_ns - origin) / 1e3}
-            for rail, watt in sample.watts.items():
+            watts = dict(sample.watts)
+            if total is not None and set(total.rails) <= set(watts):
+                watts[total.scope] = sum(watts[rail] for rail in total.rails)
+            for rail, watt in watts.items():
                 events.append({**at, "name": f"{rail} (W)", "args": {"W": watt}})
-            if total is not None and set(total.rails) <= set(sample.watts):
-                watt = sum(sample.watts[rail] for rail in total.rails)
-                events.append({**at, "name": f"{total.scope} (W)", "args": {"W": watt}})
         ends = [t for t, _ in found.phases[1:]] + [found.end_ns]
         for (start, phase), end in zip(found.phases, ends):
-            events.append(
-                {
-                    "ph": "X",
-                    "pid": pid,
-                    "tid": 1,
-                    "name": phase,
-                    "ts": (start - origin) / 1e3,
-                    "dur": max(0, end - start) / 1e3,
-                }
-            )
+            at = {"ph": "X", "pid": pid, "tid": 1, "ts": (start - origin) / 1e3}
+            events.append({**at, "name": phase, "dur": max(0, end - start) / 1e3})
     if not events:
         raise ConfigError("a run report has no trace", hint="give it a recording")
     write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

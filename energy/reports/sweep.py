@@ -18,34 +18,44 @@ from draftwire.energy.account.uncertainty import t_factor
 from draftwire.energy.live.record import Recorded
 from draftwire.errors import BoardError, ConfigError, DraftwireError
 
-__all__ = ["Point", "pareto", "set_mode", "sweep"]
-
 
 @dataclass
 class Point:
     """One power mode.
 
     Attributes:
-        mode: Its name.
         energy_j: Mean joules of its runs, per ``per``; None when one has none.
         uncertainty_j: 95 % half-width: the larger of a run's own and of the spread.
-        seconds: Mean seconds, per ``per``.
-        per: ``run``, or ``emitted token`` when every run told its tokens.
         runs: The ``energy`` entry of each run.
-        pareto: True when no other mode is surely both faster and thriftier.
-        uncertainty_s: 95 % half-width of the seconds, 0 for a single run.
-        error: Why there is nothing, or not all, of this mode.
     """
 
-    mode: str
-    energy_j: float | None
-    uncertainty_j: float | None
-    seconds: float | None
-    per: str
+    mode: str  # its name
+    energy_j: float | None = None
+    uncertainty_j: float | None = None
+    seconds: float | None = None  # mean seconds, per ``per``
+    per: str = "run"  # ``run``, or ``emitted token`` when every run told its tokens
     runs: list[dict[str, Any]] = field(default_factory=list)
-    pareto: bool = False
-    uncertainty_s: float = 0.0
-    error: str = ""
+    pareto: bool = False  # true when no other mode is surely both faster and thriftier
+    uncertainty_s: float = 0.0  # 95 % half-width of the seconds, 0 for a single run
+    error: str = ""  # why there is nothing, or not all, of this mode
+
+    def add_up(self, per: str = "") -> None:
+        """Make the figures from the runs."""
+        runs = self.runs
+        if not runs:
+            self.per = per or "run"
+            return
+        emitted = [run.get("tokens", {}).get("emitted", 0) for run in runs]
+        self.per = per or ("emitted token" if all(emitted) else "run")
+        over = [float(count) if self.per != "run" else 1.0 for count in emitted]
+        times = [sum(r["seconds_by_phase"].values()) / n for r, n in zip(runs, over)]
+        self.seconds, self.uncertainty_s = statistics.fmean(times), _spread(times)
+        self.energy_j = self.uncertainty_j = None
+        if all(run["joules"] is not None for run in runs):
+            joules = [run["joules"] / n for run, n in zip(runs, over)]
+            halves = [(r["uncertainty"] or 0.0) / n for r, n in zip(runs, over)]
+            self.energy_j = statistics.fmean(joules)
+            self.uncertainty_j = max(statistics.fmean(halves), _spread(joules))
 
 
 def set_mode(
@@ -59,7 +69,6 @@ def set_mode(
     """Bring the board into a mode, by the user's hand or with the user's command.
 
     Args:
-        mode: Name of the mode.
         number: Its id in ``/etc/nvpmodel.conf``, when it has one.
         template: Command with ``{mode}`` and ``{id}``; None asks the user to do it.
         present: Returns the name of the present mode, or None when nobody can tell.
@@ -78,10 +87,8 @@ def set_mode(
         agree(f"set power mode {mode}, then continue")
     else:
         if "{id}" in template and number is None:
-            raise ConfigError(
-                f"no id of mode {mode} in /etc/nvpmodel.conf",
-                hint="use {mode} in --set",
-            )
+            why = f"no id of mode {mode} in /etc/nvpmodel.conf"
+            raise ConfigError(why, hint="use {mode} in --set")
         words = [
             word.replace("{mode}", mode).replace("{id}", str(number))
             for word in shlex.split(template)
@@ -120,7 +127,6 @@ def sweep(
     keeps what is done.
 
     Args:
-        modes: Names, in the order to try.
         enter: Brings the board into a mode.
         run: Measures one run of the command in a mode; gets the mode and the number.
         repeats: Runs a mode; their mean counts.
@@ -131,8 +137,8 @@ def sweep(
     points: list[Point] = []
     try:
         for mode in modes:
-            runs: list[dict[str, Any]] = []
-            points.append(Point(mode, None, None, None, "run", runs))
+            point = Point(mode)
+            points.append(point)
             try:
                 enter(mode)
                 settle()
@@ -143,38 +149,22 @@ def sweep(
                         raise ConfigError(f"in mode {mode} the command ended with {code}")
                     if recorded.interrupted:
                         raise KeyboardInterrupt
-                    runs.append(recorded.entry)
-                    points[-1] = _point(mode, runs)
+                    point.runs.append(recorded.entry)
+                    point.add_up()
                     done(points)
             except DraftwireError as exc:
-                points[-1].error = str(exc)
+                point.error = str(exc)
             except KeyboardInterrupt:
-                points[-1].error = "interrupted"
+                point.error = "interrupted"
                 break
     finally:
         leave()
     if len({point.per for point in points if point.runs}) > 1:
-        points = [_point(p.mode, p.runs, "run", p.error) for p in points]
+        for point in points:
+            point.add_up("run")
     pareto(points)
     done(points)
     return points
-
-
-def _point(mode: str, runs: list[dict[str, Any]], per: str = "", error: str = "") -> Point:
-    if not runs:
-        return Point(mode, None, None, None, per or "run", runs, error=error)
-    emitted = [run.get("tokens", {}).get("emitted", 0) for run in runs]
-    per = per or ("emitted token" if all(emitted) else "run")
-    over = [float(count) if per != "run" else 1.0 for count in emitted]
-    times = [sum(r["seconds_by_phase"].values()) / n for r, n in zip(runs, over)]
-    time, time_u = statistics.fmean(times), _spread(times)
-    point = Point(mode, None, None, time, per, runs, uncertainty_s=time_u, error=error)
-    if all(run["joules"] is not None for run in runs):
-        joules = [run["joules"] / n for run, n in zip(runs, over)]
-        own = statistics.fmean((r["uncertainty"] or 0.0) / n for r, n in zip(runs, over))
-        point.energy_j = statistics.fmean(joules)
-        point.uncertainty_j = max(own, _spread(joules))
-    return point
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -196,6 +186,5 @@ def pareto(points: Sequence[Point]) -> None:
         return surely and (a.energy_j, a.seconds) != (b.energy_j, b.seconds)
 
     for point in points:
-        point.pareto = point.energy_j is not None and not any(
-            beats(other, point) for other in points
-        )
+        beaten = any(beats(other, point) for other in points)
+        point.pareto = point.energy_j is not None and not beaten

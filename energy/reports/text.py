@@ -8,11 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
-from draftwire.energy.reports.rows import COUNTS, Row
+from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
 from draftwire.io import align, quantity, significant, write_text, write_whole
-
-__all__ = ["FORMATS", "as_table", "flat", "per_token_text", "prometheus", "stated", "write"]
 
 
 def stated(value: float | None, half: float | None, row: Row, unit: str = "J") -> str:
@@ -22,21 +20,22 @@ def stated(value: float | None, half: float | None, row: Row, unit: str = "J") -
     return f"{text} (resolution only)" if only else text
 
 
+def _over(half: float | None, by: float) -> float | None:
+    return None if half is None else half / by
+
+
 def as_table(
-    rows: Sequence[Row],
-    *,
-    battery_wh: float | None = None,
-    g_per_kwh: float | None = None,
+    rows: Sequence[Row], *, battery_wh: float | None = None, g_per_kwh: float | None = None
 ) -> str:
     """Return a table for a terminal, with the details that make it worth defending.
 
     Args:
-        rows: What to show.
         battery_wh: Of the robot, for hours of life.
         g_per_kwh: Grams of CO2 equivalent for a kilowatt-hour, as the user states it.
     """
     lines = [("file", "energy", "seconds", "covered", "mean power", "scope", "source")]
     for row in rows:
+        modelled = " (modelled)" if row.kind == "modelled" else ""
         lines.append(
             (
                 Path(row.file).name,
@@ -45,106 +44,86 @@ def as_table(
                 "-" if row.coverage is None else f"{100 * row.coverage:.0f} %",
                 quantity(row.mean_w, row.mean_uncertainty_w, "W"),
                 row.scope or "-",
-                _labelled(row),
+                f"{row.source or '-'}{modelled}",
             )
         )
     text = [align(lines, left=(0, 5, 6))]
     for row in rows:
-        text.append(_details(row, battery_wh, g_per_kwh, name=len(rows) > 1))
-    return "\n".join(part for part in text if part)
+        details = "\n".join(_details(row, battery_wh, g_per_kwh))
+        title = f"{Path(row.file).name}: {row.label}\n" if len(rows) > 1 else ""
+        text += [f"\n{title}{details}"] if details else []
+    return "\n".join(text)
 
 
-def _details(
-    row: Row, battery_wh: float | None, g_per_kwh: float | None, *, name: bool
-) -> str:
-    lines = []
+def _details(row: Row, battery_wh: float | None, g_per_kwh: float | None) -> Iterator[str]:
     if row.energy_j is None:
-        lines.append(f"no joules: {row.why_null}")
+        yield f"no joules: {row.why_null}"
     if row.net_j is not None:
         net = stated(row.net_j, row.net_uncertainty_j, row)
-        lines.append(f"net of {row.baseline_w:.3g} W idle: {net}")
+        yield f"net of {row.baseline_w:.3g} W idle: {net}"
     if row.rails:
         by = f", {row.board}" if row.board else ""
-        lines.append(f"total: {' + '.join(row.rails)} (scope {row.scope}{by})")
+        yield f"total: {' + '.join(row.rails)} (scope {row.scope}{by})"
     for scope, joules in row.by_scope_j.items():
-        lines.append(f"wider: scope {scope} took {significant(joules)} (--scope {scope})")
+        yield f"wider: scope {scope} took {significant(joules)} (--scope {scope})"
     if len(row.by_phase_j or {}) > 1:
-        lines.append(_phase_table(row))
-    lines += per_token_text(row)
-    if row.energy_j and row.energy_j > 0 and row.answers_per_wh is not None:
+        head = ("phase", "energy", "share", "seconds", "mean power")
+        yield align([head, *phase_rows(row)])
+        for phase, why in row.phase_why.items():
+            yield f"{phase} is not told: {why}"
+    yield from per_token_text(row)
+    if row.energy_j and row.answers_per_wh is not None:
         if not row.open_ended or row.tokens.get("requests"):
-            lines.append(f"{row.answers_per_wh:.4g} requests like this per watt-hour")
+            yield f"{row.answers_per_wh:.4g} requests like this per watt-hour"
         if battery_wh and row.mean_w:
             hours = battery_wh / row.mean_w
-            lines.append(f"a battery of {battery_wh:g} Wh: {hours:.2f} h at this power")
+            yield f"a battery of {battery_wh:g} Wh: {hours:.2f} h at this power"
         if g_per_kwh is not None:
             wh, half = row.energy_j / 3600, (row.uncertainty_j or 0.0) / 3600
             co2 = quantity(wh * g_per_kwh, half * g_per_kwh, "mgCO2e")
-            lines.append(
-                f"{quantity(wh, half, 'Wh')}; {co2} at {g_per_kwh:g} g/kWh, stated"
-            )
+            yield f"{quantity(wh, half, 'Wh')}; {co2} at {g_per_kwh:g} g/kWh, stated"
     if row.power_mode:
-        lines.append(f"power mode {row.power_mode}")
+        yield f"power mode {row.power_mode}"
     if row.heat_c:
-        lines.append(f"hottest zone {row.heat_c[0]:.1f} C, then {row.heat_c[1]:.1f} C")
+        yield f"hottest zone {row.heat_c[0]:.1f} C, then {row.heat_c[1]:.1f} C"
     if row.flags:
-        lines.append(f"flags: {', '.join(row.flags)}")
-    lines += [f"note: {note}" for note in row.notes]
-    if not lines:
-        return ""
-    title = f"\n{Path(row.file).name}: {row.label}\n" if name else "\n"
-    return title + "\n".join(lines)
+        yield f"flags: {', '.join(row.flags)}"
+    yield from (f"note: {note}" for note in row.notes)
 
 
 def phase_rows(row: Row) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield name, energy, share, seconds and power of each phase, the largest first."""
     items = sorted((row.by_phase_j or {}).items(), key=lambda item: -(item[1] or 0.0))
     for phase, joules in items:
-        seconds = row.phase_seconds.get(phase)
-        half = row.phase_uncertainty_j.get(phase)
+        seconds, half = row.phase_seconds.get(phase), row.phase_uncertainty_j.get(phase)
         time = "-" if seconds is None else f"{seconds:.2f}"
         if joules is None:
             yield phase, "not told", "-", time, "-"
             continue
         share = f"{100 * joules / row.energy_j:.1f} %" if row.energy_j else "-"
-        watt = joules / seconds if seconds else None
-        u = half / seconds if half is not None and seconds else None
+        watt, u = (joules / seconds, _over(half, seconds)) if seconds else (None, None)
         yield phase, stated(joules, half, row), share, time, quantity(watt, u, "W")
-
-
-def _phase_table(row: Row) -> str:
-    table = align([("phase", "energy", "share", "seconds", "mean power"), *phase_rows(row)])
-    whys = [f"{phase} is not told: {why}" for phase, why in row.phase_why.items()]
-    return "\n".join([table, *whys])
 
 
 def per_token_text(row: Row) -> list[str]:
     """Return sentences: joules per token, per thousand, tokens per joule."""
+    halves = row.per_token_uncertainty_j
     parts = [
-        f"{quantity(value, row.per_token_uncertainty_j.get(kind))} per {kind} token"
+        f"{quantity(value, halves.get(kind))} per {kind} token"
         for kind, value in row.per_token_j.items()
         if value is not None
     ]
     lines = [", ".join(parts)] if parts else []
-    emitted = row.per_token_j.get("emitted")
+    emitted, half = row.per_token_j.get("emitted"), halves.get("emitted")
     if emitted and emitted > 0:
-        half = row.per_token_uncertainty_j.get("emitted")
         many = quantity(1000 * emitted, None if half is None else 1000 * half)
-        rate = quantity(
-            1 / emitted, None if half is None else half / emitted**2, "tokens/J"
-        )
+        rate = quantity(1 / emitted, _over(half, emitted**2), "tokens/J")
         lines.append(f"{many} per 1,000 emitted tokens; {rate}")
-    if row.requests > 1 and row.energy_j is not None:
-        half = None if row.uncertainty_j is None else row.uncertainty_j / row.requests
-        lines.append(
-            f"{quantity(row.energy_j / row.requests, half)} per request ({row.requests})"
-        )
+    n = row.requests
+    if n > 1 and row.energy_j is not None:
+        each = quantity(row.energy_j / n, _over(row.uncertainty_j, n))
+        lines.append(f"{each} per request ({n})")
     return lines
-
-
-def _labelled(row: Row) -> str:
-    source = row.source or "-"
-    return f"{source} (modelled)" if row.kind == "modelled" else source
 
 
 def flat(row: Row) -> dict[str, Any]:
@@ -157,7 +136,7 @@ def flat(row: Row) -> dict[str, Any]:
     )  # fmt: skip
     record: dict[str, Any] = {name: getattr(row, name) for name in names}
     record["flags"] = " ".join(flag.replace(" ", "-") for flag in row.flags)
-    for kind in COUNTS[:3]:
+    for kind in ("drafted", "accepted", "emitted"):
         record[f"{kind}_tokens"] = row.tokens.get(kind)
         record[f"j_per_{kind}"] = row.per_token_j.get(kind)
         record[f"u_per_{kind}"] = row.per_token_uncertainty_j.get(kind)
@@ -167,15 +146,17 @@ def flat(row: Row) -> dict[str, Any]:
     return record
 
 
-def _columns(records: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for record in records for key in record))
+def _records(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the flat rows, and the columns that any of them has."""
+    records = [flat(row) for row in rows]
+    return records, list(dict.fromkeys(key for record in records for key in record))
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Return CSV; what is not known is an empty cell."""
-    records = [flat(row) for row in rows]
+    records, columns = _records(rows)
     out = io.StringIO()
-    writer = csv.DictWriter(out, _columns(records), lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return out.getvalue()
@@ -183,10 +164,8 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_json(rows: Sequence[Row]) -> str:
     """Return one JSON document."""
-    document = {
-        "schema": "draftwire.energy-report/1",
-        "rows": [row.to_dict() for row in rows],
-    }
+    told = [row.to_dict() for row in rows]
+    document = {"schema": "draftwire.energy-report/1", "rows": told}
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
@@ -200,16 +179,15 @@ def prometheus(metrics: Mapping[str, tuple[str, str, Sequence[Any]]]) -> str:
         https://prometheus.io/docs/instrumenting/exposition_formats/
     """
     lines = []
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
     for name, (kind, text, samples) in metrics.items():
         lines += [f"# HELP draftwire_{name} {text}.", f"# TYPE draftwire_{name} {kind}"]
         for labels, value in samples:
-            if value is None:
-                continue
-            cells = []
-            for key, word in labels.items():
-                safe = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-                cells.append(f'{key}="{safe}"')
-            lines.append(f"draftwire_{name}{{{','.join(cells)}}} {value!r}")
+            if value is not None:
+                cells = [
+                    f'{key}="{word.translate(escapes)}"' for key, word in labels.items()
+                ]
+                lines.append(f"draftwire_{name}{{{','.join(cells)}}} {value!r}")
     return "\n".join(lines) + "\n"
 
 
@@ -222,8 +200,8 @@ def as_prometheus(rows: Sequence[Row]) -> str:
         known = {key: value or "" for key, value in names.items()}
         return {"file": Path(row.file).name, **known, "covers": covers, **more}
 
-    def gauge(text: str, value: Callable[[Row], float | None]) -> tuple[str, str, Any]:
-        return "gauge", text, [(labels(row), value(row)) for row in rows]
+    def gauge(text: str, name: str) -> tuple[str, str, Any]:
+        return "gauge", text, [(labels(row), getattr(row, name)) for row in rows]
 
     def parts(text: str, name: str, values: str) -> tuple[str, str, Any]:
         found = [
@@ -233,20 +211,18 @@ def as_prometheus(rows: Sequence[Row]) -> str:
         ]
         return "gauge", text, found
 
-    half = "95 % half-width of"
+    half, by_phase = "95 % half-width of the energy", "Energy by phase"
     return prometheus(
         {
-            "energy_joules": gauge("Energy of the run", lambda r: r.energy_j),
-            "energy_uncertainty_joules": gauge(
-                f"{half} the energy", lambda r: r.uncertainty_j
-            ),
-            "energy_net_joules": gauge("Energy above idle", lambda r: r.net_j),
-            "energy_seconds": gauge("Length of the run", lambda r: r.seconds),
-            "power_mean_watts": gauge("Mean power", lambda r: r.mean_w),
-            "energy_coverage_ratio": gauge("Share of time sampled", lambda r: r.coverage),
-            "energy_phase_joules": parts("Energy by phase", "phase", "by_phase_j"),
+            "energy_joules": gauge("Energy of the run", "energy_j"),
+            "energy_uncertainty_joules": gauge(half, "uncertainty_j"),
+            "energy_net_joules": gauge("Energy above idle", "net_j"),
+            "energy_seconds": gauge("Length of the run", "seconds"),
+            "power_mean_watts": gauge("Mean power", "mean_w"),
+            "energy_coverage_ratio": gauge("Share of time sampled", "coverage"),
+            "energy_phase_joules": parts(by_phase, "phase", "by_phase_j"),
             "energy_phase_uncertainty_joules": parts(
-                f"{half} the energy by phase", "phase", "phase_uncertainty_j"
+                f"{half} by phase", "phase", "phase_uncertainty_j"
             ),
             "energy_per_token_joules": parts("Energy per token", "token", "per_token_j"),
         }
@@ -261,8 +237,8 @@ def write(rows: Sequence[Row], path: Path, form: str) -> None:
     """
     if form == "parquet":
         write_whole(path, lambda temporary: _parquet(rows, temporary))
-        return
-    write_text(path, FORMATS[form](rows))
+    else:
+        write_text(path, FORMATS[form](rows))
 
 
 def _parquet(rows: Sequence[Row], path: Path) -> None:
@@ -270,12 +246,10 @@ def _parquet(rows: Sequence[Row], path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
     except ImportError as exc:
-        raise ConfigError(
-            "Parquet needs pyarrow", hint="pip install 'draftwire[parquet]'"
-        ) from exc
-    records = [flat(row) for row in rows]
-    columns = {name: [record.get(name) for record in records] for name in _columns(records)}
-    table = pyarrow.table(columns)
+        hint = "pip install 'draftwire[parquet]'"
+        raise ConfigError("Parquet needs pyarrow", hint=hint) from exc
+    records, columns = _records(rows)
+    table = pyarrow.table({n: [record.get(n) for record in records] for n in columns})
     # A column without any value would get the null type, which many readers refuse.
     fields = [
         pyarrow.field(f.name, pyarrow.float64() if f.type == pyarrow.null() else f.type)

@@ -4,15 +4,14 @@ moment."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Iterator, Sequence
 
 import numpy as np
 
 from draftwire.energy.account.result import Projector
 from draftwire.energy.files.recording import Recording
-from draftwire.energy.sources.base import Reading
+from draftwire.energy.reports.rows import Row
 from draftwire.errors import ConfigError
-
-__all__ = ["PHASE_COLOURS", "Trace", "colour_of", "trace_of"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 PHASE_COLOURS = {
@@ -25,6 +24,7 @@ PHASE_COLOURS = {
     "run": "#0072B2",
 }
 _MORE = ("#D55E00", "#F0E442", "#999933", "#882255", "#44AA99", "#332288")
+BINS = 600  # pieces that phases are shown in: each has the colour of what holds most
 
 
 @dataclass(frozen=True)
@@ -32,39 +32,50 @@ class Trace:
     """Power over time.
 
     Attributes:
-        t_s: Seconds from the first sample, ``(n,)``.
-        total_w: The total, ``(n,)``; NaN where it could not be read.
-        rails_w: Each rail, ``(n,)``.
         spans: ``(start, end, phase)`` in seconds, as fine as a picture can show.
-        phases: In order of appearance.
-        scope: What the total covers, or None: then ``total_w`` is all NaN.
         holes: ``(start, end, least watts, most watts)``: no sample came, and between
             these the power may have stood.
     """
 
-    t_s: np.ndarray
-    total_w: np.ndarray
-    rails_w: dict[str, np.ndarray]
+    t_s: np.ndarray  # seconds from the first sample, ``(n,)``
+    total_w: np.ndarray  # the total, ``(n,)``; NaN where it could not be read
+    rails_w: dict[str, np.ndarray]  # each rail, ``(n,)``
     spans: list[tuple[float, float, str]]
-    phases: list[str]
-    scope: str | None
+    phases: list[str]  # in order of appearance
+    scope: str | None  # what the total covers, or None: then ``total_w`` is all NaN
     holes: list[tuple[float, float, float, float]] = field(default_factory=list)
 
-    def pieces(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the line in pieces: none runs across a hole."""
-        known = np.isfinite(self.total_w)
-        t, w = self.t_s[known], self.total_w[known]
+    @property
+    def end_s(self) -> float:
+        """Where the time axis ends."""
+        return max(float(self.t_s[-1]), self.spans[-1][1])
+
+    def pieces(self, w: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return a line (the total's) in pieces: none runs across a hole."""
+        w = self.total_w if w is None else w
+        known = np.isfinite(w)
+        t, w = self.t_s[known], w[known]
         cuts = np.searchsorted(t, [(a + b) / 2 for a, b, _, _ in self.holes])
         return [(x, y) for x, y in zip(np.split(t, cuts), np.split(w, cuts)) if len(x)]
 
+    def areas(
+        self, pieces: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield phase, seconds and watts of each stretch below the line.
 
-def trace_of(recording: Recording, *, bins: int = 600) -> Trace:
+        A stretch ends on the span's own edges, not on the nearest sample.
+        """
+        for start, end, phase in self.spans:
+            for at, watt in pieces:
+                a, b = max(start, float(at[0])), min(end, float(at[-1]))
+                if b > a:
+                    inside = at[(at > a) & (at < b)]
+                    x = np.concatenate([[a], inside, [b]])
+                    yield phase, x, np.interp(x, at, watt)
+
+
+def trace_of(recording: Recording) -> Trace:
     """Return the trace of a recording.
-
-    Args:
-        recording: The recording.
-        bins: How many pieces the phases are shown in; each has the colour of the phase
-            that holds most of it.
 
     Raises:
         ConfigError: It holds fewer than two samples.
@@ -75,57 +86,51 @@ def trace_of(recording: Recording, *, bins: int = 600) -> Trace:
     origin = samples[0].t_ns
     t_s = np.array([s.t_ns - origin for s in samples], dtype=np.float64) * 1e-9
     projector = Projector(recording.rails, recording.choice)
-    table = np.array([projector.watts(_power(samples, i)) for i in range(len(samples))])
+    # A counter's first reading has no watts, so the next one's are shown.
+    later = [*samples[1:], samples[-1]]
+    table = np.array([projector.watts(a.watts or b.watts) for a, b in zip(samples, later)])
     rails = {rail: table[:, 1 + i] for i, rail in enumerate(projector.rails)}
-    end = max(t_s[-1], (recording.end_ns - origin) * 1e-9)
+    end = max(float(t_s[-1]), (recording.end_ns - origin) * 1e-9)
     switches = [((t - origin) * 1e-9, name) for t, name in sorted(recording.phases)]
-    spans = _spans(switches, float(end), bins)
+    spans = _spans(switches, end)
     names = list(dict.fromkeys(name for _, _, name in spans))
     total = recording.choice.total
     scope = None if total is None else total.scope
-    holes = _holes(recording, t_s, table[:, 0], float(end))
+    holes = _holes(recording.header.get("hz"), t_s, table[:, 0], end)
     return Trace(t_s, table[:, 0], rails, spans, names, scope, holes)
 
 
+def trace_of_row(row: Row) -> Trace | None:
+    """Return the trace behind a row; a run report has none, nor a run of one sample."""
+    try:
+        return None if row.recording is None else trace_of(row.recording())
+    except ConfigError:
+        return None
+
+
 def _holes(
-    recording: Recording, t_s: np.ndarray, w: np.ndarray, end: float
+    hz: float | None, t_s: np.ndarray, w: np.ndarray, end: float
 ) -> list[tuple[float, float, float, float]]:
     known = np.isfinite(w)
     if not known.any():
         return []
-    t, w = t_s[known], w[known]
-    hz = recording.header.get("hz")
+    t, w = np.append(t_s[known], end), w[known]
     limit = 2.7 / hz if hz else 2.7 * float(np.median(np.diff(t_s)))
     low, high = float(w.min()), float(w.max())
     wide = np.flatnonzero(np.diff(t) > limit)
-    holes = [(float(t[i]), float(t[i + 1]), low, high) for i in wide]
-    if end - t[-1] > limit:
-        holes.append((float(t[-1]), end, low, high))
-    return holes
+    return [(float(t[i]), float(t[i + 1]), low, high) for i in wide]
 
 
-def _power(samples: list[Reading], i: int) -> dict[str, float]:
-    """Return watts; a counter's first reading has none, so the next one's are shown."""
-    return dict(samples[i].watts or samples[min(i + 1, len(samples) - 1)].watts)
-
-
-def _spans(
-    switches: list[tuple[float, str]], end: float, bins: int
-) -> list[tuple[float, float, str]]:
+def _spans(switches: list[tuple[float, str]], end: float) -> list[tuple[float, float, str]]:
     if not switches:
         return [(0.0, end, "run")]
     names = list(dict.fromkeys(name for _, name in switches))
-    start = max(0.0, switches[0][0])
-    edges = np.linspace(start, end, bins + 1)
-    share = np.zeros((len(names), bins))
-    bounds = [t for t, _ in switches] + [end]
-    for (t0, name), t1 in zip(switches, bounds[1:]):
-        low, high = np.clip([t0, t1], start, end)
-        a = int(np.searchsorted(edges, low, "right")) - 1
-        b = int(np.searchsorted(edges, high, "left"))
-        for i in range(max(a, 0), min(b, bins)):
-            covered = min(high, edges[i + 1]) - max(low, edges[i])
-            share[names.index(name), i] += max(covered, 0.0)
+    edges = np.linspace(max(0.0, switches[0][0]), end, BINS + 1)
+    bounds = np.clip([t for t, _ in switches] + [end], edges[0], end)
+    share = np.zeros((len(names), BINS))
+    for (_, name), low, high in zip(switches, bounds, bounds[1:]):
+        # What of each bin is covered: the clipped stretch, differenced over the edges.
+        share[names.index(name)] += np.diff(np.clip(edges, low, high))
     spans: list[tuple[float, float, str]] = []
     for i, place in enumerate(share.argmax(axis=0)):
         name = names[int(place)]

@@ -9,9 +9,9 @@ written: lines are tested through a pseudo-terminal.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-import select
 import termios
 import threading
 from collections import deque
@@ -26,9 +26,8 @@ from draftwire.energy.sources.base import (
     Response,
     monotonic_ns,
 )
+from draftwire.energy.sources.tegrastats import LineFeed
 from draftwire.errors import ConfigError, SensorError
-
-__all__ = ["JoulescopeSource", "LineMeter", "Ppk2Source", "parse_line"]
 
 RAIL = "METER"
 _FIELD = re.compile(
@@ -42,31 +41,35 @@ _SILENT_S = 5.0
 def parse_line(text: str) -> float | None:
     """Return watts of a line such as ``5.02 V, 812.3 mA`` or ``P=4.08W``; else None."""
     found: dict[str, float] = {}
-    for match in _FIELD.finditer(text):
-        unit = match.group("unit")
-        if "shunt" not in match.group("name").lower():
-            found.setdefault(
-                unit[-1], float(match.group("value")) * _SCALE.get(unit[0], 1.0)
-            )
+    for name, value, unit in _FIELD.findall(text):
+        if "shunt" not in name.lower():
+            found.setdefault(unit[-1], float(value) * _SCALE.get(unit[0], 1.0))
     if "W" in found:
         return found["W"]
     return found["V"] * found["A"] if "V" in found and "A" in found else None
 
 
-def _figures(name: str, volt: float = 5.0) -> dict[str, Accuracy]:
-    one = load_instruments()[name]
-    offset = one.offset_a * volt + one.offset_w
-    return {RAIL: Accuracy(None, offset, one.gain, one.source)}
-
-
 class _Bench(PowerSource):
-    """What they share."""
+    """What they share: one rail, and the figures of the table of instruments."""
 
     scope = "board-input"
-    rails = (RAIL,)
-    total = (RAIL,)
+    rails = total = (RAIL,)
     paced = True
     notes = ("external meter",)
+
+    def __init__(self, clock: Clock, like: str, volt: float = 5.0) -> None:
+        super().__init__(clock)
+        one = load_instruments()[like]
+        offset_w = one.offset_a * volt + one.offset_w
+        self.accuracy = {RAIL: Accuracy(None, offset_w, one.gain, one.source)}
+
+
+def _package(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        hint = "pip install 'draftwire[meters]'"
+        raise SensorError(f"no package {package}", hint=hint) from exc
 
 
 class LineMeter(_Bench):
@@ -74,24 +77,21 @@ class LineMeter(_Bench):
 
     Args:
         port: ``/dev/ttyUSB0``, or with a speed: ``/dev/ttyUSB0,115200``.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         SensorError: The port cannot be opened, or no line has a power.
     """
 
     def __init__(self, port: str, *, clock: Clock = monotonic_ns) -> None:
+        super().__init__(clock, "ina226")
         path, _, speed = port.partition(",")
+        rate = getattr(termios, f"B{speed or 115200}", None)
+        if rate is None:
+            raise ConfigError(f"no serial speed {speed!r}", hint="for example 115200")
         self.name = f"serial:{path}"
-        self.accuracy = _figures("ina226")
-        self._clock = clock
-        self._tail = b""
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
             mode = termios.tcgetattr(self._fd)
-            rate = getattr(termios, f"B{speed or 115200}", None)
-            if rate is None:
-                raise ConfigError(f"no serial speed {speed!r}", hint="for example 115200")
             mode[0] = mode[1] = mode[3] = 0
             mode[2] = termios.CS8 | termios.CREAD | termios.CLOCAL
             mode[4] = mode[5] = rate
@@ -101,20 +101,14 @@ class LineMeter(_Bench):
                 f"cannot open the serial port {path}: {exc}",
                 hint='the group dialout may: sudo usermod -aG dialout "$USER"',
             ) from exc
+        self._feed = LineFeed(self.name, self._fd, clock, _SILENT_S)
         first, last = self.read(), self.read()
         self.update_s = max(1e-3, (last.t_ns - first.t_ns) * 1e-9)
 
     def read(self) -> Reading:
         """Wait for the next line that holds a power."""
         for _ in range(50):
-            while b"\n" not in self._tail:
-                ready, _, _ = select.select([self._fd], [], [], _SILENT_S)
-                chunk = os.read(self._fd, 4096) if ready else b""
-                if not chunk:
-                    raise SensorError(f"{self.name} was silent for {_SILENT_S:g} s")
-                self._tail = (self._tail + chunk)[-65536:]
-            t_ns = self._clock()
-            line, self._tail = self._tail.split(b"\n", 1)
+            t_ns, line = self._feed.next_line()
             watt = parse_line(line.decode("utf-8", "replace"))
             if watt is not None:
                 return Reading(t_ns, {RAIL: watt})
@@ -132,11 +126,13 @@ class Ppk2Source(_Bench):
 
     Args:
         port: ``/dev/ttyACM0,5.0``: the port, and the volts of the supply.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         SensorError: The package or the kit is not there.
     """
+
+    name = "ppk2"
+    update_s = 0.05
 
     def __init__(self, port: str, *, clock: Clock = monotonic_ns) -> None:
         path, _, volts = port.partition(",")
@@ -147,18 +143,10 @@ class Ppk2Source(_Bench):
                 f"ppk2:{port}: the PPK2 measures current alone",
                 hint="name the volts of the supply: ppk2:/dev/ttyACM0,5.0",
             ) from exc
+        super().__init__(clock, "ppk2", self._volt)
+        api = _package("ppk2_api.ppk2_api", "ppk2-api")
         try:
-            from ppk2_api.ppk2_api import PPK2_API  # type: ignore[import-not-found]
-        except ImportError as exc:
-            raise SensorError(
-                "no package ppk2-api", hint="pip install 'draftwire[meters]'"
-            ) from exc
-        self.name = "ppk2"
-        self.update_s = 0.05
-        self.accuracy = _figures("ppk2", self._volt)
-        self._clock = clock
-        try:
-            self._kit: Any = PPK2_API(path)
+            self._kit: Any = api.PPK2_API(path)
             self._kit.get_modifiers()
             self._kit.set_source_voltage(round(self._volt * 1000))
             self._kit.use_ampere_meter()
@@ -170,12 +158,11 @@ class Ppk2Source(_Bench):
         """Return the mean over what came since the last read."""
         for _ in range(500):
             data = self._kit.get_data()
-            if data:
-                found = self._kit.get_samples(data)
-                micro = found[0] if isinstance(found, tuple) else found
-                if micro:
-                    amp = sum(micro) / len(micro) * 1e-6
-                    return Reading(self._clock(), {RAIL: amp * self._volt})
+            found = self._kit.get_samples(data) if data else None
+            micro = found[0] if isinstance(found, tuple) else found
+            if micro:
+                amp = sum(micro) / len(micro) * 1e-6
+                return Reading(self._clock(), {RAIL: amp * self._volt})
             threading.Event().wait(0.01)
         raise SensorError("the PPK2 was silent for 5 s")
 
@@ -187,9 +174,6 @@ class Ppk2Source(_Bench):
 class JoulescopeSource(_Bench):
     """A Joulescope, through its own package: its energy counter, twice a second.
 
-    Args:
-        clock: Nanoseconds, monotonic.
-
     Raises:
         SensorError: The package or the device is not there.
     """
@@ -199,14 +183,8 @@ class JoulescopeSource(_Bench):
     response = Response((0.0, 0.05), (0.0, 0.0), 0.0, "its own counter; lag of USB")
 
     def __init__(self, clock: Clock = monotonic_ns) -> None:
-        try:
-            import joulescope  # type: ignore[import-not-found]
-        except ImportError as exc:
-            raise SensorError(
-                "no package joulescope", hint="pip install 'draftwire[meters]'"
-            ) from exc
-        self.accuracy = _figures("js220")
-        self._clock = clock
+        super().__init__(clock, "js220")
+        joulescope = _package("joulescope", "joulescope")
         self._new = threading.Condition()
         self._queue: deque[Reading] = deque(maxlen=100)
         try:

@@ -11,45 +11,51 @@ itself, and neither is a meter on the bench (``serial:PORT``, ``ppk2:PORT,VOLTS`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from draftwire.energy.account.context import Context
+from draftwire.energy.account.context import read_context
 from draftwire.energy.account.meter import DEFAULT_HZ, Meter
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
-from draftwire.energy.sources import (
-    battery,
-    hwmon,
-    jtop,
-    nvml,
-    pmic,
-    rapl,
-    tegrastats,
-)
-from draftwire.energy.sources.base import (
-    UNKNOWN_RESPONSE,
-    Finding,
-    PowerSource,
-    response_of,
-)
+from draftwire.energy.sources import counters, hwmon, jtop, nvml, pmic, tegrastats
+from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, response_of
 from draftwire.energy.sources.replay import ReplaySource
 from draftwire.errors import ConfigError, SensorError
 
-__all__ = ["Chosen", "ORDER", "choose_source", "find_sources", "open_meter"]
+# By name: how it is opened, and why it is taken when nobody names one.
+_SOURCES: dict[str, tuple[Callable[[Path], PowerSource], str]] = {
+    "sysfs": (hwmon.HwmonSource, "the board's own sensors, read without any other process"),
+    "pmic": (lambda root: pmic.PmicSource(), "the power chip of the Raspberry Pi 5"),
+    "jtop": (
+        lambda root: jtop.JtopSource(),
+        "sysfs has no rail here, but the jtop service answers",
+    ),
+    "tegrastats": (
+        lambda root: tegrastats.TegrastatsSource(),
+        "sysfs has no rail here, but tegrastats can be started",
+    ),
+    "rapl": (counters.RaplSource, "no board sensor; the processor's own counters"),
+    "battery": (counters.BatterySource, "no sensor but a battery that discharges"),
+    "nvml": (lambda root: nvml.NvmlSource(), ""),
+    "gpu": (hwmon.GpuSource, ""),
+}
+_LOOK = {"jtop": jtop.look, "tegrastats": tegrastats.look}  # opening them has effects
 
-ORDER = ("sysfs", "pmic", "jtop", "tegrastats", "rapl", "battery")
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a source is there, and how to make it so."""
+
+    source: str  # name of the source
+    usable: bool  # true when ``choose_source`` could take it
+    detail: str  # what was found, or what is missing
+    remedy: str = ""  # one command that would make it readable, or ""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A source, its total, and what was not taken.
-
-    Attributes:
-        source: The open source.
-        choice: Which rails make the total.
-        why: One sentence.
-        passed_over: Sources that were asked before it, and why not.
-    """
+    """An open source, its total, why it was taken, and what was passed over."""
 
     source: PowerSource
     choice: TotalChoice
@@ -60,8 +66,18 @@ class Chosen:
 def find_sources(root: Path = Path("/")) -> list[Finding]:
     """Look for every source, in the order of choice; nothing is left open."""
     findings = []
-    for name in (*ORDER, "nvml", "gpu"):
-        findings.append(_PROBES[name](root))
+    for name, (opened, why) in _SOURCES.items():
+        try:
+            if name in _LOOK:
+                detail = _LOOK[name](root)
+            else:
+                source = opened(root)
+                source.close()
+                only = "" if why else "; the GPU only"
+                detail = f"{source.name}: {', '.join(source.rails)}{only}"
+            findings.append(Finding(name, True, detail))
+        except SensorError as exc:
+            findings.append(Finding(name, False, str(exc), exc.hint))
     return findings
 
 
@@ -73,57 +89,48 @@ def choose_source(
     rails: Sequence[str] | None = None,
     scope: str | None = None,
     root: Path = Path("/"),
-    need_total: bool = False,
 ) -> Chosen:
     """Open the best source of this machine.
 
     Args:
-        tables: Rail tables of all boards (``load_tables``).
-        name: ``auto``, or one of ``ORDER`` or ``nvml``.
-        board: Name of this board's profile, when it is known.
-        rails: Rails to add up, when nobody else knows.
-        scope: The total to take, on boards with more than one.
-        root: Where ``sys``, ``proc`` and ``run`` lie.
-        need_total: Refuse a source whose total nobody knows.
+        name: ``auto``, or a name of the module's docstring.
 
     Raises:
         ConfigError: No such source.
         SensorError: Nothing can be read; the message says what would change that.
     """
     kind, _, rest = name.partition(":")
-    if kind in _NAMED:
-        source = _NAMED[kind](rest)
-        choice = total_of(source, tables, board=board, rails=rails, scope=scope)
-        return Chosen(source, choice, "named by the user")
-    names = ORDER if name == "auto" else (name,)
-    if name != "auto" and name not in _OPENERS:
-        known = ", ".join(("auto", *_OPENERS, *(f"{one}:..." for one in _NAMED)))
-        raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
     passed: list[Finding] = []
-    for candidate in names:
-        finding = _PROBES[candidate](root)
-        if not finding.usable and name == "auto":
-            passed.append(finding)
-            continue
+    source, why = None, "named by the user"
+    if kind in ("serial", "ppk2", "joulescope", "replay"):
+        source = _named(kind, rest)
+    elif name in _SOURCES:
+        source = _SOURCES[name][0](root)
+    elif name != "auto":
+        known = ", ".join(
+            ("auto", *_SOURCES, "serial:...", "ppk2:...", "joulescope:...", "replay:...")
+        )
+        raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
+    for candidate, (opened, reason) in _SOURCES.items():
+        if source is not None or not reason:
+            break
         try:
-            source = _OPENERS[candidate](root)
+            if candidate in _LOOK:
+                _LOOK[candidate](root)
+            source, why = opened(root), reason
         except SensorError as exc:
-            if name != "auto":
-                raise
             passed.append(Finding(candidate, False, str(exc), exc.hint))
-            continue
-        choice = total_of(source, tables, board=board, rails=rails, scope=scope)
-        if need_total and choice.total is None:
-            source.close()
-            raise SensorError(f"{source.name}: {choice.why_none}")
-        why = "named by the user" if name != "auto" else _WHY[candidate]
-        return Chosen(source, choice, why, tuple(passed))
-    remedies = [f.remedy for f in passed if f.remedy]
-    raise SensorError(
-        "no power source on this machine: "
-        + "; ".join(f"{f.source}: {f.detail}" for f in passed),
-        hint=remedies[0] if remedies else "use a USB meter and `draftwire energy import`",
-    )
+    if source is None:
+        remedies = [f.remedy for f in passed if f.remedy]
+        raise SensorError(
+            "no power source on this machine: "
+            + "; ".join(f"{f.source}: {f.detail}" for f in passed),
+            hint=remedies[0]
+            if remedies
+            else "use a USB meter and `draftwire energy import`",
+        )
+    choice = total_of(source, tables, board=board, rails=rails, scope=scope)
+    return Chosen(source, choice, why, tuple(passed))
 
 
 def total_of(
@@ -151,81 +158,32 @@ def open_meter(
 ) -> Meter:
     """Open the best source and return a meter that is not started yet.
 
-    Args:
-        tables: Rail tables of all boards.
-        hz: Samples a second.
-        root: Where ``sys``, ``proc`` and ``run`` lie.
-        choice: As for ``choose_source``.
-
     Raises:
         SensorError: Nothing can be read.
     """
-    chosen = choose_source(tables, root=root, **choice)
     from draftwire.energy.live.calibrate import known_response
 
+    chosen = choose_source(tables, root=root, **choice)
     source, table = chosen.source, chosen.choice.table
     known = known_response(source.name)
     if known is None and source.response is UNKNOWN_RESPONSE and table is not None:
         known = response_of(table.response)
     if known is not None:
         source.response = known
-    return Meter(chosen.source, chosen.choice, hz=hz, context=Context(root))
+    return Meter(chosen.source, chosen.choice, hz=hz, context=partial(read_context, root))
 
 
-_PROBES: dict[str, Callable[[Path], Finding]] = {
-    "sysfs": hwmon.probe,
-    "pmic": lambda root: pmic.probe(),
-    "jtop": jtop.probe,
-    "tegrastats": lambda root: tegrastats.probe(),
-    "rapl": rapl.probe,
-    "battery": battery.probe,
-    "nvml": lambda root: nvml.probe(),
-    "gpu": hwmon.probe_gpu,
-}
-_OPENERS: dict[str, Callable[[Path], PowerSource]] = {
-    "sysfs": hwmon.HwmonSource,
-    "pmic": lambda root: pmic.PmicSource(),
-    "jtop": lambda root: jtop.JtopSource(),
-    "tegrastats": lambda root: tegrastats.TegrastatsSource(),
-    "rapl": rapl.RaplSource,
-    "battery": battery.BatterySource,
-    "nvml": lambda root: nvml.NvmlSource(),
-    "gpu": hwmon.GpuSource,
-}
+def _named(kind: str, rest: str) -> PowerSource:
+    if kind == "replay":
+        path, _, speed = rest.partition(",")
+        try:
+            return ReplaySource(Path(path), speed=float(speed or 1.0))
+        except ValueError as exc:
+            raise ConfigError(
+                f"replay:{rest}", hint="replay:FILE or replay:FILE,SPEED"
+            ) from exc
+    from draftwire.energy.sources import bench
 
-
-def _bench(kind: str) -> Callable[[str], PowerSource]:
-    def opened(rest: str) -> PowerSource:
-        from draftwire.energy.sources import serial_meters as meters
-
-        if kind == "serial":
-            return meters.LineMeter(rest)
-        return meters.Ppk2Source(rest) if kind == "ppk2" else meters.JoulescopeSource()
-
-    return opened
-
-
-_NAMED: dict[str, Callable[[str], PowerSource]] = {
-    **{kind: _bench(kind) for kind in ("serial", "ppk2", "joulescope")},
-    "replay": lambda rest: _replay(rest),
-}
-
-
-def _replay(text: str) -> PowerSource:
-    path, _, speed = text.partition(",")
-    try:
-        return ReplaySource(Path(path), speed=float(speed or 1.0))
-    except ValueError as exc:
-        raise ConfigError(
-            f"replay:{text}", hint="replay:FILE or replay:FILE,SPEED"
-        ) from exc
-
-
-_WHY = {
-    "sysfs": "the board's own sensors, read without any other process",
-    "pmic": "the power chip of the Raspberry Pi 5",
-    "jtop": "sysfs has no rail here, but the jtop service answers",
-    "tegrastats": "sysfs has no rail here, but tegrastats can be started",
-    "rapl": "no board sensor; the processor's own counters",
-    "battery": "no sensor but a battery that discharges",
-}
+    if kind == "serial":
+        return bench.LineMeter(rest)
+    return bench.Ppk2Source(rest) if kind == "ppk2" else bench.JoulescopeSource()

@@ -19,8 +19,6 @@ from draftwire.energy.sources.base import (
 )
 from draftwire.errors import ConfigError
 
-__all__ = ["ModelSource"]
-
 # Phases that a short model leaves out, and what they are most like.
 ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
@@ -34,16 +32,13 @@ class ModelSource(PowerSource):
         uncertainty: Relative half-width as the profile states it, or None: then the
             result has no uncertainty, and says that it has none.
         origin: Where the figures come from.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         ConfigError: A power is negative or not a number.
     """
 
-    kind = "modelled"
-    scope = "modelled"
-    rails: tuple[str, ...] = ("MODEL",)
-    total: tuple[str, ...] = ("MODEL",)
+    kind = scope = "modelled"
+    rails = total = ("MODEL",)
     response = Response()
 
     def __init__(
@@ -55,14 +50,15 @@ class ModelSource(PowerSource):
         origin: str = "",
         clock: Clock = monotonic_ns,
     ) -> None:
+        super().__init__(clock)
         for phase, watt in watts.items():
             if not (isinstance(watt, (int, float)) and watt >= 0):
                 raise ConfigError(f"model {name}: {watt!r} W in phase {phase}")
         if not watts:
             raise ConfigError(f"model {name} has no phase")
         self.name = f"model:{name}"
-        self.watts = {phase: float(watt) for phase, watt in watts.items()}
         lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
+        self.watts = {phase: float(watt) for phase, watt in watts.items()}
         self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
         self.uncertainty = uncertainty
         self.notes = (
@@ -70,7 +66,6 @@ class ModelSource(PowerSource):
             *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
         self.phase = next(iter(self.watts))
-        self._clock = clock
 
     @classmethod
     def from_dict(cls, name: str, raw: Mapping[str, Any]) -> ModelSource:
@@ -79,15 +74,10 @@ class ModelSource(PowerSource):
         Raises:
             ConfigError: The table has another shape.
         """
-        watts = raw.get("watts")
-        if not isinstance(watts, Mapping):
+        if not isinstance(raw.get("watts"), Mapping):
             raise ConfigError(f"model {name}: table `watts` is missing")
-        return cls(
-            name,
-            watts,
-            uncertainty=raw.get("uncertainty"),
-            origin=str(raw.get("source", "")),
-        )
+        origin = str(raw.get("source", ""))
+        return cls(name, raw["watts"], uncertainty=raw.get("uncertainty"), origin=origin)
 
     def read(self) -> Reading:
         """Return the watts of the present phase."""

@@ -361,8 +361,8 @@ def big(megabytes):
 
 
 @needs_proc
-def test_memory_of_a_10_mb_log():
-    assert big(10) < 100
+def test_memory_of_a_5_mb_log():
+    assert big(5) < 100
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ import pytest
 from energy_lab import CHOICE, Fake, Now, advance, setup
 
 from draftwire import energy
-from draftwire.energy.account.account import Account
-from draftwire.energy.account.budget import Budget
+from draftwire.energy.account.account import Account, Budget
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.account.result import Baseline
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
