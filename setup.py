@@ -46,7 +46,7 @@ setuptools.setup(
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.energy.files": ["*.toml"],
         "draftwire.energy.live": ["*.json"],
-        "draftwire.energy.reports": ["*.css", "*.js"],
+        "draftwire.energy.reports": ["*.css", "*.js", "*.mplstyle"],
         "draftwire.transport": ["*.md", "*.json"],
         "draftwire.bench": ["profiles/*.toml"],
         "draftwire.bench.link": ["*.toml"],

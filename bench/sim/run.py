@@ -343,9 +343,7 @@ class Device:
             return round(self.clock.now() * 1e9)
 
         if setting.watts:
-            model = ModelSource(
-                setting.model, setting.watts, origin=setting.origin, clock=now_ns
-            )
+            model = ModelSource(setting.model, setting.watts, origin=setting.origin)
         return Account(None, model=model, why=setting.origin, clock=now_ns)
 
     def started(self, account: Account) -> StreamAccount:

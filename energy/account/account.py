@@ -1,16 +1,6 @@
 """The runtime's own account: joules by phase and by token of one generation.
 
-How the runtime uses it::
-
-    meter = energy.open_meter()             # None when this machine measures nothing
-    account = Account(meter)                # or Account(None, why="...")
-    account.start("prefill")
-    ...
-    account.phase("draft")                  # each change of what the device does
-    account.phase("wait")
-    ...
-    account.count(drafted=5, accepted=3, emitted=4)
-    report["energy"] = account.result()     # the "energy" key of a run report
+How the runtime uses it stands in ``draftwire.energy``.
 
 ``phase`` costs under a microsecond: it appends to a list that the sampler's thread
 folds in, so memory stays bounded for any length.  Phases are words of design.md:
@@ -201,7 +191,6 @@ class Account:
     # Samples come in here, in the sampler's thread.
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        """Take one sample from the meter."""
         with self._lock:
             self._take(t_ns, watts, joules)
 

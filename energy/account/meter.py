@@ -150,7 +150,6 @@ class Meter:
             self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and close the source."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5.0)
@@ -328,7 +327,6 @@ class Window:
         return self
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        """Take one sample from the meter."""
         self._watch.integral.add(t_ns, watts, joules)
 
     def __exit__(self, *exc: object) -> None:

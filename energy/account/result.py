@@ -70,7 +70,6 @@ class EnergyResult:
         return u is not None and not u.sensor_known and self.kind != "modelled"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
         u = self.uncertainty
         found = dict(vars(self))
         del found["uncertainty"]

@@ -76,7 +76,6 @@ class Imported:
         return sum(known) if known and len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
         return {
             "schema": "draftwire.energy-import/1",
             "file": self.name,

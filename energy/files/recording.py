@@ -124,7 +124,6 @@ class Recorder:
                 file.close()
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        """Write one sample of the meter."""
 
         def clean(vector: Vector) -> list[float | None]:
             rails = vector[1 : 1 + self._count]

@@ -1,9 +1,8 @@
 """Any tegrastats log: samples, runs, clocks and what is odd about it.
 
 Streamed: only powers (4 bytes a rail) and stamps (8 bytes) of each sample stay in
-memory, so that a log of 500 MB needs less than 100 MB.  Stamps have 1 s resolution, so
-a line is fitted through (sample number, stamp) and used as the clock; where the stamps
-jump, each side is fitted alone.  A log without stamps needs an interval or a duration.
+memory, so that a log of 500 MB needs less than 100 MB.  Times are made of the stamps in
+``tegra_clock``.
 """
 
 from __future__ import annotations

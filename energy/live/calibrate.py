@@ -42,7 +42,6 @@ class Calibration:
     period_s: float  # median time between readings that differ
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
         return {
             "schema": "draftwire.energy-calibration/1",
             **{**vars(self), "response": vars(self.response)},

@@ -127,7 +127,6 @@ class MarkListener:
         return sorted(lines, key=lambda line: line["t"])
 
     def close(self) -> None:
-        """Stop listening."""
         with contextlib.suppress(OSError):
             self._socket.sendto(b"end", self.path)
         self._socket.close()

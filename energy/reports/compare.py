@@ -59,7 +59,6 @@ class Comparison:
         return _VALUES[self.per][0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
         return {"schema": "draftwire.energy-compare/1", **asdict(self)}
 
 

@@ -14,27 +14,7 @@ from draftwire.energy.reports.trace import Trace, colour_of, trace_of_row
 from draftwire.errors import ConfigError
 from draftwire.io import significant, write_whole
 
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E5E5E5",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.dpi": 100,
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-}
+STYLE = Path(__file__).with_name("draftwire.mplstyle")
 FORMATS = (".png", ".pdf", ".svg")
 INK = "#222222"
 _WHISKER = {"fmt": "none", "ecolor": INK, "lw": 0.8}
@@ -58,7 +38,7 @@ def picture(path: Path) -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context(STYLE):
+    with pyplot.style.context(STYLE):
         try:
             yield pyplot
             figure = pyplot.gcf()

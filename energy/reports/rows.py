@@ -89,7 +89,6 @@ class Row:
         return 3600.0 * self.requests / self.energy_j
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON and tables."""
         row = dict(vars(self))
         del row["recording"]
         for name in ("mean_uncertainty_w", "answers_per_wh", "requests"):

@@ -110,8 +110,8 @@ class PowerSource:
     notes: tuple[str, ...] = ()  # sentences for the report
     problem: Exception | None = None  # why the last rail that failed did
 
-    def __init__(self, clock: Clock = monotonic_ns) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or monotonic_ns
 
     def read(self) -> Reading:
         """Take one sample.

@@ -19,13 +19,7 @@ from typing import Any, Mapping
 
 from draftwire.energy.files.instruments import load_instruments
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.energy.sources.tegrastats import LineFeed
 from draftwire.errors import ConfigError, SensorError
 
@@ -57,7 +51,7 @@ class _Bench(PowerSource):
     paced = True
     notes = ("external meter",)
 
-    def __init__(self, clock: Clock, like: str, volt: float = 5.0) -> None:
+    def __init__(self, clock: Clock | None, like: str, volt: float = 5.0) -> None:
         super().__init__(clock)
         one = load_instruments()[like]
         offset_w = one.offset_a * volt + one.offset_w
@@ -82,7 +76,7 @@ class LineMeter(_Bench):
         SensorError: The port cannot be opened, or no line has a power.
     """
 
-    def __init__(self, port: str, *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, port: str, *, clock: Clock | None = None) -> None:
         super().__init__(clock, "ina226")
         path, _, speed = port.partition(",")
         rate = getattr(termios, f"B{speed or 115200}", None)
@@ -101,12 +95,11 @@ class LineMeter(_Bench):
                 f"cannot open the serial port {path}: {exc}",
                 hint='the group dialout may: sudo usermod -aG dialout "$USER"',
             ) from exc
-        self._feed = LineFeed(self.name, self._fd, clock, _SILENT_S)
+        self._feed = LineFeed(self.name, self._fd, self._clock, _SILENT_S)
         first, last = self.read(), self.read()
         self.update_s = max(1e-3, (last.t_ns - first.t_ns) * 1e-9)
 
     def read(self) -> Reading:
-        """Wait for the next line that holds a power."""
         for _ in range(50):
             t_ns, line = self._feed.next_line()
             watt = parse_line(line.decode("utf-8", "replace"))
@@ -115,7 +108,6 @@ class LineMeter(_Bench):
         raise SensorError(f"50 lines of {self.name} without a power (V and A, or W)")
 
     def close(self) -> None:
-        """Close the port."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -134,7 +126,7 @@ class Ppk2Source(_Bench):
     name = "ppk2"
     update_s = 0.05
 
-    def __init__(self, port: str, *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, port: str, *, clock: Clock | None = None) -> None:
         path, _, volts = port.partition(",")
         try:
             self._volt = float(volts)
@@ -167,7 +159,6 @@ class Ppk2Source(_Bench):
         raise SensorError("the PPK2 was silent for 5 s")
 
     def close(self) -> None:
-        """Stop measuring."""
         self._kit.stop_measuring()
 
 
@@ -182,7 +173,7 @@ class JoulescopeSource(_Bench):
     update_s = 0.5
     response = Response((0.0, 0.05), (0.0, 0.0), 0.0, "its own counter; lag of USB")
 
-    def __init__(self, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         super().__init__(clock, "js220")
         joulescope = _package("joulescope", "joulescope")
         self._new = threading.Condition()
@@ -202,12 +193,10 @@ class JoulescopeSource(_Bench):
             self._new.notify()
 
     def read(self) -> Reading:
-        """Wait for the next statistics."""
         with self._new:
             if not self._new.wait_for(lambda: bool(self._queue), _SILENT_S):
                 raise SensorError("the Joulescope was silent for 5 s")
             return self._queue.popleft()
 
     def close(self) -> None:
-        """Close the device."""
         self._device.close()

@@ -55,12 +55,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Chosen:
-    """An open source, its total, why it was taken, and what was passed over."""
+    """An open source, its total, and why it was taken."""
 
     source: PowerSource
     choice: TotalChoice
     why: str
-    passed_over: tuple[Finding, ...] = ()
 
 
 def find_sources(root: Path = Path("/")) -> list[Finding]:
@@ -130,7 +129,7 @@ def choose_source(
             else "use a USB meter and `draftwire energy import`",
         )
     choice = total_of(source, tables, board=board, rails=rails, scope=scope)
-    return Chosen(source, choice, why, tuple(passed))
+    return Chosen(source, choice, why)
 
 
 def total_of(

@@ -20,7 +20,6 @@ from draftwire.energy.sources.base import (
     Reading,
     Response,
     SysfsNumber,
-    monotonic_ns,
     read_int,
     read_text,
     unique,
@@ -41,7 +40,7 @@ class BatterySource(PowerSource):
     update_s = 1.0  # fuel gauges renew about once a second; some every 30 s
     notes = ("fuel gauges are slow and smoothed: good for minutes, not tokens",)
 
-    def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         self._batteries = {
             path.name: path
@@ -95,7 +94,7 @@ class RaplSource(PowerSource):
     response = Response((0.0, 0.001), (0.0, 0.0), 0.001, "powercap: renewed each ms")
     notes = ("RAPL covers the processor package: no board, disk or display",)
 
-    def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         # Top zones only: ``intel-rapl:0``, not its part ``intel-rapl:0:0``.
         zones = [zone for zone in sorted(root.glob(ZONES)) if zone.name.count(":") == 1]
@@ -142,6 +141,5 @@ class RaplSource(PowerSource):
         return Reading(t_ns, dict(self._watts), seen)
 
     def close(self) -> None:
-        """Close the counters."""
         for number in self._files.values():
             number.close()

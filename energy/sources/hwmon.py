@@ -24,7 +24,6 @@ from draftwire.energy.sources.base import (
     Reading,
     Response,
     SysfsNumber,
-    monotonic_ns,
     read_int,
     read_text,
     unique,
@@ -141,7 +140,6 @@ class Channel:
         return UNKNOWN_RESPONSE
 
     def close(self) -> None:
-        """Close the files."""
         for number in (self.power, self.voltage, self.current):
             if number is not None:
                 number.close()
@@ -157,7 +155,7 @@ class HwmonSource(PowerSource):
         SensorError: There is no such sensor, or none of its rails can be read.
     """
 
-    def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         self._root = root
         good: list[Channel] = []
@@ -209,7 +207,6 @@ class HwmonSource(PowerSource):
                 moved.remove(same[0])
 
     def close(self) -> None:
-        """Close the sysfs files."""
         for channel in self._channels.values():
             channel.close()
 
@@ -225,7 +222,7 @@ class GpuSource(PowerSource):
     scope = "gpu"
     notes = ("GPU only: no host",)
 
-    def __init__(self, root: Path = Path("/"), *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         self._files: dict[str, SysfsNumber] = {}
         reads: list[tuple[bool, str, Callable[[], float]]] = []
@@ -270,7 +267,6 @@ class GpuSource(PowerSource):
             raise
 
     def close(self) -> None:
-        """Close the files."""
         for number in self._files.values():
             number.close()
 

@@ -16,13 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.errors import SensorError
 
 INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #414)
@@ -45,7 +39,7 @@ class JtopSource(PowerSource):
     response = Response((0.0, INTERVAL_S), (0.0, 0.1), 0.0, "the jtop service's period")
     notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
 
-    def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, client: Any = None, *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         self._client = _connect() if client is None else client
         self.rails = tuple(rail_watts(self._client.power))
@@ -54,7 +48,6 @@ class JtopSource(PowerSource):
             raise SensorError("jtop shows no power rail on this board")
 
     def read(self) -> Reading:
-        """Wait for the next update."""
         if not self._client.ok():
             raise SensorError("the jtop service went away")
         t_ns = self._clock()
@@ -64,7 +57,6 @@ class JtopSource(PowerSource):
         return Reading(t_ns, watts)
 
     def close(self) -> None:
-        """Leave the service."""
         self._client.close()
 
 

@@ -6,24 +6,17 @@ Nobody measured these joules, and everything that shows them says so: the kind i
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Mapping
 
 from draftwire.energy.account.result import EnergyResult
 from draftwire.energy.account.uncertainty import Uncertainty
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
 from draftwire.errors import ConfigError
 
 # Phases that a short model leaves out, and what they are most like.
 ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
 
-class ModelSource(PowerSource):
+class ModelSource:
     """Watts per phase.
 
     Args:
@@ -38,8 +31,7 @@ class ModelSource(PowerSource):
     """
 
     kind = scope = "modelled"
-    rails = total = ("MODEL",)
-    response = Response()
+    rails = ("MODEL",)
 
     def __init__(
         self,
@@ -48,9 +40,7 @@ class ModelSource(PowerSource):
         *,
         uncertainty: float | None = None,
         origin: str = "",
-        clock: Clock = monotonic_ns,
     ) -> None:
-        super().__init__(clock)
         for phase, watt in watts.items():
             if not (isinstance(watt, (int, float)) and watt >= 0):
                 raise ConfigError(f"model {name}: {watt!r} W in phase {phase}")
@@ -65,23 +55,6 @@ class ModelSource(PowerSource):
             f"modelled, not measured ({origin or 'origin not stated'})",
             *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
-        self.phase = next(iter(self.watts))
-
-    @classmethod
-    def from_dict(cls, name: str, raw: Mapping[str, Any]) -> ModelSource:
-        """Build it from ``{"watts": {...}, "uncertainty": 0.3, "source": "..."}``.
-
-        Raises:
-            ConfigError: The table has another shape.
-        """
-        if not isinstance(raw.get("watts"), Mapping):
-            raise ConfigError(f"model {name}: table `watts` is missing")
-        origin = str(raw.get("source", ""))
-        return cls(name, raw["watts"], uncertainty=raw.get("uncertainty"), origin=origin)
-
-    def read(self) -> Reading:
-        """Return the watts of the present phase."""
-        return Reading(self._clock(), {"MODEL": self.watts[self.phase]})
 
     def result(self, joules: float, seconds: float) -> EnergyResult:
         """Return the result for joules that the account worked out."""

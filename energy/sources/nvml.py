@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from draftwire.energy.rails import Accuracy
-from draftwire.energy.sources.base import Clock, PowerSource, Reading, monotonic_ns
+from draftwire.energy.sources.base import Clock, PowerSource, Reading
 from draftwire.errors import SensorError
 
 _NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED of nvml.h
@@ -29,7 +29,7 @@ class NvmlSource(PowerSource):
     update_s = 0.1  # boards renew between 20 and 100 ms; averaged over longer on some
     notes = ("GPU only: no host, no memory outside the board",)
 
-    def __init__(self, library: Any = None, *, clock: Clock = monotonic_ns) -> None:
+    def __init__(self, library: Any = None, *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         try:
             self._lib = ctypes.CDLL("libnvidia-ml.so.1") if library is None else library
@@ -69,9 +69,7 @@ class NvmlSource(PowerSource):
         return milli.value * 1e-3
 
     def read(self) -> Reading:
-        """Read every GPU."""
         return self.gather({r: partial(self._power, h) for r, h in self._devices.items()})
 
     def close(self) -> None:
-        """Leave the library."""
         self._lib.nvmlShutdown()

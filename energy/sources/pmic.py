@@ -11,7 +11,7 @@ import re
 import subprocess
 from typing import Callable
 
-from draftwire.energy.sources.base import Clock, PowerSource, Reading, monotonic_ns
+from draftwire.energy.sources.base import Clock, PowerSource, Reading
 from draftwire.errors import SensorError
 
 _LINE = re.compile(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(-?\d+(?:\.\d+)?)[AV]")
@@ -30,14 +30,13 @@ class PmicSource(PowerSource):
     notes = ("the PMIC sum misses USB and the 5 V path",)
 
     def __init__(
-        self, run: Callable[[], str] | None = None, *, clock: Clock = monotonic_ns
+        self, run: Callable[[], str] | None = None, *, clock: Clock | None = None
     ) -> None:
         super().__init__(clock)
         self._run = _vcgencmd if run is None else run
         self.rails = tuple(self.read().watts)
 
     def read(self) -> Reading:
-        """Run vcgencmd once."""
         start = self._clock()
         text = self._run()
         end = self._clock()

@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Callable
 
 from draftwire.energy.files.recording import Recording, read_recording
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    monotonic_ns,
-    response_of,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, response_of
 from draftwire.errors import SensorError
 
 
@@ -32,7 +26,7 @@ class ReplaySource(PowerSource):
         recording: Recording | Path,
         *,
         speed: float = 0.0,
-        clock: Clock = monotonic_ns,
+        clock: Clock | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(clock)

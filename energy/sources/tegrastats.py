@@ -14,13 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.errors import SensorError
 
 # A sample starts here; newlines do not count (one real log is 18 samples on a line).
@@ -126,7 +120,7 @@ class TegrastatsSource(PowerSource):
         interval_ms: int = 100,
         *,
         command: Sequence[str] = ("tegrastats",),
-        clock: Clock = monotonic_ns,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__(clock)
         self.update_s = interval_ms * 1e-3
@@ -142,7 +136,9 @@ class TegrastatsSource(PowerSource):
             ) from exc
         assert self._process.stdout is not None
         timeout_s = max(5.0, 0.01 * interval_ms)
-        self._feed = LineFeed(self.name, self._process.stdout.fileno(), clock, timeout_s)
+        self._feed = LineFeed(
+            self.name, self._process.stdout.fileno(), self._clock, timeout_s
+        )
         try:
             rails = self._sample()[1].rails
             if set(rails) <= {"NC"}:
@@ -165,7 +161,6 @@ class TegrastatsSource(PowerSource):
         raise SensorError("100 lines of tegrastats without a sample")
 
     def read(self) -> Reading:
-        """Wait for the next sample."""
         t_ns, sample = self._sample()
         pairs = zip(sample.rails, sample.now_mw)
         return Reading(t_ns, {rail: mw * 1e-3 for rail, mw in pairs if rail != "NC"})

@@ -3,7 +3,7 @@
 For each source, waveforms (steps, ramps, bursts of 1 to 50 Hz) with known
 integrals go through a simulated sensor (offset, gain and resolution as its data sheet
 allows) into the files, lines or replies that the source really reads.  In at least 95 %
-of them the joules must lie within the stated uncertainty.  24 waveforms a source in `make
+of them the joules must lie within the stated uncertainty.  40 waveforms a source in `make
 test`, 1000, the full test of ``docs/energy.md``, in `make slow`.
 """
 
@@ -31,7 +31,7 @@ from draftwire.energy.sources.pmic import PmicSource
 from draftwire.energy.sources.tegrastats import TegrastatsSource
 
 TABLES = load_tables()
-CASES = pytest.mark.parametrize("cases", [24, pytest.param(1000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
 NX_STEP, NX_OFFSET, GAIN = 0.04, 0.08, 0.0025
 
 

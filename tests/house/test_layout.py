@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FACE = ROOT / "src" / "draftwire"
 PROFILES = list((ROOT / "boards" / "profiles").glob("*.toml"))
 OUTSIDE = {"studies"}  # run from a checkout, in no wheel
-DATA = {".toml", ".json", ".css", ".js"}
+DATA = {".toml", ".json", ".css", ".js", ".mplstyle"}
 BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
