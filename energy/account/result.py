@@ -143,16 +143,14 @@ def build_result(
     source: str,
     kind: str = "measured",
     accuracy: Mapping[str, Accuracy] | None = None,
-    lag_s: float = 0.0,
-    context_step2: float = 0.0,
-    clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
     baseline: Baseline | None = None,
     notes: Sequence[str] = (),
     flags: Sequence[str] = (),
     context: Mapping[str, Any] | None = None,
+    **known_of: float,
 ) -> EnergyResult:
-    """Make the result of a finished integrator."""
+    """Make the result of a finished integrator; ``known_of`` goes to ``estimate``."""
     choice, known = projector.choice, accuracy or {}
     total, table, count = choice.total, choice.table, len(projector.rails)
     by_rail = {
@@ -181,14 +179,7 @@ def build_result(
     found_flags += ["gaps"] if integral.gaps else []
     found_flags += [] if integral.counted else _still(integral)
     accuracies = [known.get(rail) or choice.accuracy(rail) for rail in total.rails]
-    u = estimate(
-        integral,
-        accuracies,
-        lag_s=lag_s,
-        context_step2=context_step2,
-        clock_u_s=clock_u_s,
-        observed_step_w=observed_step_w,
-    )
+    u = estimate(integral, accuracies, observed_step_w=observed_step_w, **known_of)
     steps = [a.step_w for a in accuracies if a.step_w is not None]
     step_w = max(steps) if steps else observed_step_w
     joules, seconds = integral.joules[0], integral.seconds

@@ -27,6 +27,9 @@ from draftwire.errors import ConfigError
 
 REPORT = "draftwire.report/1"
 Values = Mapping[str, "float | None"]
+# What a row and a result call by the same name.
+_ALIKE = ("label", "energy_j", "uncertainty_j", "coverage", "mean_w", "source", "kind")
+_ALIKE += ("scope", "samples", "resolution_only", "flags")
 
 
 @dataclass
@@ -172,27 +175,17 @@ def rows_of_import(
 
         row = Row(
             imported.name,
-            result.label,
-            result.energy_j,
-            result.uncertainty_j,
-            coverage=result.coverage,
-            mean_w=result.mean_w,
-            source=result.source,
-            kind=result.kind,
-            scope=result.scope,
             board=run.choice.board,
-            samples=result.samples,
-            resolution_only=result.resolution_only,
             tokens=counts,
             per_token_j=per_token(result.energy_j, None, counts),
             per_token_uncertainty_j=per_token(result.uncertainty_j, None, counts),
             by_rail_j=result.by_rail,
             by_scope_j=result.by_scope,
-            flags=result.flags,
             why_null=result.why_null or None,
             notes=[*result.notes, *(f.text for f in imported.findings)],
             open_ended=True,
             recording=recording,
+            **{name: getattr(result, name) for name in _ALIKE},
         )
         row.take(result)
         rows.append(row)
