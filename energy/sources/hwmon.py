@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Container, NamedTuple
+from typing import Container, NamedTuple
 
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
@@ -225,46 +225,31 @@ class GpuSource(PowerSource):
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
         self._files: dict[str, SysfsNumber] = {}
-        reads: list[tuple[bool, str, Callable[[], float]]] = []
+        self._before: dict[str, tuple[int, int]] = {}  # of energy counters
         for folder in _folders(root, GPUS):
-            rail = f"{read_text(folder / 'name')}{len(reads)}"
-            for name in ("energy1_input", "power1_average", "power1_input"):
-                if read_int(folder / name) is not None:
-                    counts = name.startswith("energy")
-                    number = self._files[rail] = SysfsNumber(folder / name)
-                    read = self._counter(number) if counts else self._watts(number)
-                    reads.append((counts, rail, read))
-                    break
-        if not reads:
+            names = ("energy1_input", "power1_average", "power1_input")
+            found = [folder / name for name in names if read_int(folder / name) is not None]
+            if found:
+                rail = f"{read_text(folder / 'name')}{len(self._files)}"
+                self._files[rail] = SysfsNumber(found[0])
+        if not self._files:
             raise SensorError("no amdgpu, i915 or xe under sysfs")
-        self._reads = {rail: read for _, rail, read in sorted(reads, key=lambda r: r[0])}
-        self.rails = self.total = tuple(self._reads)
-
-    def _watts(self, number: SysfsNumber) -> Callable[[], float]:
-        return lambda: number.read() * 1e-6
-
-    def _counter(self, number: SysfsNumber) -> Callable[[], float]:
-        """Return what reads a counter of microjoules: mean power since the last read."""
-        then_ns, before = 0, -1
-
-        def read() -> float:
-            nonlocal then_ns, before
-            (last_ns, last), then_ns, before = (then_ns, before), self._now, number.read()
-            if last < 0 or then_ns <= last_ns or before < last:
-                raise ValueError("a counter's first reading has no power")
-            return (before - last) * 1e3 / (then_ns - last_ns)
-
-        return read
+        self.rails = self.total = tuple(self._files)
 
     def read(self) -> Reading:
         """Read every GPU; energy counters give the mean power since the last read."""
-        self._now = self._clock()
-        try:
-            return self.gather(self._reads, self._now)
-        except SensorError:
-            if isinstance(self.problem, ValueError):
-                return Reading(self._now, {})  # counters alone, at their first reading
-            raise
+        reads = {rail: number.read for rail, number in self._files.items()}
+        t_ns, found, _ = self.gather(reads, self._clock())
+        watts = {}
+        for rail, value in found.items():
+            if not self._files[rail].path.name.startswith("energy"):
+                watts[rail] = value * 1e-6
+                continue
+            then_ns, before = self._before.get(rail, (t_ns, int(value)))
+            if t_ns > then_ns and value >= before:
+                watts[rail] = (value - before) * 1e3 / (t_ns - then_ns)
+            self._before[rail] = t_ns, int(value)
+        return Reading(t_ns, watts)
 
     def close(self) -> None:
         for number in self._files.values():
