@@ -28,8 +28,10 @@ from draftwire.errors import ConfigError
 REPORT = "draftwire.report/1"
 Values = Mapping[str, "float | None"]
 # What a row and a result call by the same name.
-_ALIKE = ("label", "energy_j", "uncertainty_j", "coverage", "mean_w", "source", "kind")
-_ALIKE += ("scope", "samples", "resolution_only", "flags")
+_ALIKE = (
+    *("label", "energy_j", "uncertainty_j", "coverage", "mean_w", "source", "kind"),
+    *("scope", "samples", "resolution_only", "flags"),
+)
 
 
 @dataclass
