@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, ContextManager
 
 __all__ = ["machine", "picture"]
 
@@ -30,19 +30,13 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@contextlib.contextmanager
-def picture(path: Path) -> Iterator[Any]:
+def picture(path: Path) -> ContextManager[Any]:
     """Give pyplot in our style for the block, then write its current figure to ``path``.
 
     Raises:
         ConfigError: matplotlib is not there, the path has another ending, or it cannot
             be written.
     """
-    from draftwire.energy.plots import STYLE, _pyplot, _save
+    from draftwire.energy.reports.plots import picture as draw
 
-    plt = _pyplot(path)
-    with plt.rc_context(STYLE):
-        yield plt
-        figure = plt.gcf()
-        figure.tight_layout()
-        _save(figure, plt, path)
+    return draw(path)

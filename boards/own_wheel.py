@@ -20,7 +20,7 @@ __all__ = ["own_wheel", "zip_bytes"]
 
 _KINDS = {
     *(".py", ".toml", ".json", ".md", ".css", ".js", ".service", ".rules", ".conf"),
-    *(".sh", ".typed"),
+    *(".sh", ".typed", ".mplstyle"),
 }
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # zip knows no earlier time
 _WHEEL = """\

@@ -2,7 +2,7 @@
 
 For other people's code::
 
-    with draftwire.energy.measure("grasp") as m:
+    with draftwire.energy.account.measure("grasp") as m:
         grasp()
     print(m.energy_j, m.uncertainty_j, m.scope, m.source, m.why_null)
 
@@ -47,19 +47,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Account": "account",
-    "Budget": "budget",
-    "EnergyResult": "result",
-    "Meter": "meter",
+    "Account": "account.account",
+    "Budget": "account.account",
+    "EnergyResult": "account.result",
+    "Meter": "account.meter",
     "ModelSource": "sources.modelled",
     "RailTable": "rails",
-    "choose_source": "choose",
-    "find_sources": "choose",
-    "import_tegrastats": "importer",
+    "choose_source": "sources.choose",
+    "find_sources": "sources.choose",
+    "import_tegrastats": "files.importer",
     "load_tables": "rails",
-    "mark": "marks",
-    "measure": "measure",
-    "open_meter": "choose",
+    "mark": "live.marks",
+    "measure": "account.measure",
+    "open_meter": "sources.choose",
 }
 
 

@@ -11,19 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError
-
-__all__ = [
-    "Accuracy",
-    "Estimate",
-    "RailTable",
-    "Total",
-    "TotalChoice",
-    "choose_total",
-    "load_tables",
-]
 
 INA3221_GAIN = 0.0025  # TI INA3221 data sheet: gain error, maximum
 
@@ -34,15 +24,12 @@ class Accuracy:
 
     Attributes:
         step_w: Smallest change that the sensor can show, watts, or None if unknown.
-        offset_w: Largest constant error, watts, or None if unknown.
-        gain: Largest relative error, or None if unknown.
-        source: Where the figures come from.
     """
 
     step_w: float | None = None
-    offset_w: float | None = None
-    gain: float | None = None
-    source: str = ""
+    offset_w: float | None = None  # largest constant error, watts, or None if unknown
+    gain: float | None = None  # largest relative error, or None if unknown
+    source: str = ""  # where the figures come from
 
 
 @dataclass(frozen=True)
@@ -70,22 +57,16 @@ class RailTable:
     """The rails of one board.
 
     Attributes:
-        board: Name of the profile.
-        totals: In order of preference.
-        parts: Rails that hang below a rail of a total.
-        unused: Rails that belong to no total (carrier, not connected).
-        accuracy: By rail name.
-        estimates: Straight lines to wider scopes.
         response: How the board's sensor sees a changing power (``lag_s``, ``window_s``,
             ``jitter_s``), for drivers that do not tell; empty when nobody knows.
     """
 
-    board: str
-    totals: tuple[Total, ...] = ()
-    parts: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
-    estimates: tuple[Estimate, ...] = ()
+    board: str  # name of the profile
+    totals: tuple[Total, ...] = ()  # in order of preference
+    parts: tuple[str, ...] = ()  # rails that hang below a rail of a total
+    unused: tuple[str, ...] = ()  # rails that belong to no total (carrier, not connected)
+    accuracy: Mapping[str, Accuracy] = field(default_factory=dict)  # by rail name
+    estimates: tuple[Estimate, ...] = ()  # straight lines to wider scopes
     response: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -97,33 +78,19 @@ class RailTable:
         """
         try:
             return cls(
-                board=board,
-                totals=tuple(
+                board,
+                tuple(
                     Total(str(t["scope"]), tuple(t["rails"]), str(t.get("note", "")))
                     for t in raw.get("total", ())
                 ),
-                parts=tuple(raw.get("parts", ())),
-                unused=tuple(raw.get("unused", ())),
-                accuracy={
-                    rail: Accuracy(
-                        _number(a.get("step_w")),
-                        _number(a.get("offset_w")),
-                        _number(a.get("gain", INA3221_GAIN)),
-                        str(a.get("source", "")),
-                    )
-                    for rail, a in raw.get("accuracy", {}).items()
+                tuple(raw.get("parts", ())),
+                tuple(raw.get("unused", ())),
+                {
+                    rail: Accuracy(**{"gain": INA3221_GAIN, **figures})
+                    for rail, figures in raw.get("accuracy", {}).items()
                 },
-                estimates=tuple(
-                    Estimate(
-                        str(e["scope"]),
-                        str(e["of"]),
-                        float(e["gain"]),
-                        float(e["offset_w"]),
-                        str(e["source"]),
-                    )
-                    for e in raw.get("estimate", ())
-                ),
-                response=dict(raw.get("response", {})),
+                tuple(Estimate(**line) for line in raw.get("estimate", ())),
+                dict(raw.get("response", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ConfigError(f"rail table of {board}: {exc!r}") from exc
@@ -139,20 +106,15 @@ class TotalChoice:
     """What was decided.
 
     Attributes:
-        total: The rails to add up, or None: then ``why_none`` says why.
         others: Other totals of the same board whose rails are all there.
-        how: Who decided: ``"user"``, ``"board and rail names"``, ``"board"``, ...
-        why_none: One sentence, or "".
-        warnings: Sentences for the report.
-        table: The table behind the decision, if there is one.
     """
 
-    total: Total | None
+    total: Total | None  # the rails to add up, or None: then ``why_none`` says why
     others: tuple[Total, ...] = ()
-    how: str = ""
-    why_none: str = ""
-    warnings: tuple[str, ...] = ()
-    table: RailTable | None = None
+    how: str = ""  # who decided: ``"user"``, ``"board and rail names"``, ``"board"``, ..
+    why_none: str = ""  # one sentence, or ""
+    warnings: tuple[str, ...] = ()  # sentences for the report
+    table: RailTable | None = None  # the table behind the decision, if there is one
 
     @property
     def board(self) -> str | None:
@@ -177,65 +139,45 @@ def choose_total(
 
     Args:
         rails: Names as the source has them.
-        tables: Rail tables of all known boards.
         board: Name of this board's profile, or None when it is not known.
         user_rails: Rails that the user named; they win.
-        scope: Take the total of this scope.
 
     Raises:
         ConfigError: A rail of ``user_rails`` does not exist.
     """
     names = {name.split("#")[0] for name in rails} - {"NC"}
-    voters = [
-        table
-        for table in tables
-        if names <= table.known_rails() and _complete(table, names)
-    ]
+    listed = ", ".join(sorted(names))
+    voters = [t for t in tables if names <= t.known_rails() and _complete(t, names)]
     by_board = next((t for t in tables if t.board == board), None)
     if user_rails:
         missing = [rail for rail in user_rails if rail not in names]
         if missing:
-            raise ConfigError(
-                f"no rail {missing[0]!r}",
-                hint=f"rails here: {', '.join(sorted(names))}",
-            )
+            raise ConfigError(f"no rail {missing[0]!r}", hint=f"rails here: {listed}")
         # Naming rails by hand says nothing new of how exact they are.
         known = by_board or _least_exact(voters or tables, user_rails)
         chosen = Total(scope or "user-chosen", tuple(user_rails))
-        warnings: list[str] = []
-        named = set(user_rails)
-        within = [t for t in known.totals if named & set(t.rails)]
-        below = sorted(named & set(known.parts))
-        if below and within:
-            both = ", ".join(below)
-            warnings.append(f"{both} hang below a rail that is added as well")
-        if len(within) > 1:
-            scopes = " and ".join(total.scope for total in within)
-            warnings.append(f"these rails are of the scopes {scopes}: one holds the other")
-        return TotalChoice(chosen, how="user", warnings=tuple(warnings), table=known)
+        told = tuple(_overlaps(known, set(user_rails)))
+        return TotalChoice(chosen, how="user", warnings=told, table=known)
     if not names:
         return TotalChoice(None, why_none="the source has no power rail at all")
 
     board_totals = _complete(by_board, names)
     sets = {tuple(sorted(_complete(table, names)[0].rails)) for table in voters}
     name_totals = _complete(voters[0], names) if len(sets) == 1 else ()
-
     warnings = []
-    if board_totals and name_totals:
-        how = "board and rail names"
-        if set(board_totals[0].rails) != set(name_totals[0].rails):
-            warnings.append(
-                f"the board {board} makes its total of {_plus(board_totals[0])}, but "
-                f"the rail names look like {voters[0].board} "
-                f"({_plus(name_totals[0])}); "
-                "the board's table was used"
-            )
-            how = "board, against the rail names"
-        table, totals = by_board, board_totals
-    elif board_totals:
+    if by_board is not None and board_totals:
         table, totals, how = by_board, board_totals, "board"
-        if not names <= (by_board.known_rails() if by_board else set()):
-            odd = sorted(names - by_board.known_rails()) if by_board else []
+        odd = sorted(names - by_board.known_rails())
+        if name_totals:
+            how = "board and rail names"
+            ours, theirs = (" + ".join(t[0].rails) for t in (board_totals, name_totals))
+            if set(board_totals[0].rails) != set(name_totals[0].rails):
+                how = "board, against the rail names"
+                warnings.append(
+                    f"the board {board} makes its total of {ours}, but the rail names look "
+                    f"like {voters[0].board} ({theirs}); the board's table was used"
+                )
+        elif odd:
             warnings.append(f"rails that the profile of {board} lacks: {', '.join(odd)}")
     elif name_totals:
         table, totals, how = _least_exact(voters, names), name_totals, "rail names"
@@ -244,39 +186,30 @@ def choose_total(
                 f"the rails are not those of {board}; they look like {voters[0].board}"
             )
     else:
-        listed = ", ".join(sorted(names))
         lacks = ""
         if by_board is not None and by_board.totals:
             absent = sorted(set(by_board.totals[0].rails) - names)
             lacks = f" ({board} needs {', '.join(absent)})"
-        return TotalChoice(
-            None,
-            why_none=(
-                f"no known board makes its total of these rails: {listed}{lacks}; "
-                "name them with --rails"
-            ),
-            table=by_board,
-        )
+        why = f"no known board makes its total of these rails: {listed}{lacks}"
+        why += "; name them with --rails"
+        return TotalChoice(None, why_none=why, table=by_board)
     if scope is not None:
-        wanted = [total for total in totals if total.scope == scope]
-        if not wanted:
+        if scope not in [total.scope for total in totals]:
             have = ", ".join(total.scope for total in totals)
             raise ConfigError(f"no scope {scope!r} here", hint=f"there is: {have}")
-        totals = (*wanted, *(t for t in totals if t.scope != scope))
-    return TotalChoice(
-        totals[0], tuple(totals[1:]), how, warnings=tuple(warnings), table=table
-    )
+        totals = tuple(sorted(totals, key=lambda total: total.scope != scope))
+    return TotalChoice(totals[0], totals[1:], how, warnings=tuple(warnings), table=table)
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file of ours.
-
-    Raises:
-        ConfigError: It cannot be read, or is not TOML.
-    """
-    from draftwire.boards.profiles import read_toml
-
-    return read_toml(path)
+def _overlaps(known: RailTable, named: set[str]) -> Iterator[str]:
+    """Say where rails that a user adds up hold each other."""
+    within = [t for t in known.totals if named & set(t.rails)]
+    below = sorted(named & set(known.parts))
+    if below and within:
+        yield f"{', '.join(below)} hang below a rail that is added as well"
+    if len(within) > 1:
+        scopes = " and ".join(total.scope for total in within)
+        yield f"these rails are of the scopes {scopes}: one holds the other"
 
 
 def load_tables(*folders: Path) -> list[RailTable]:
@@ -308,11 +241,3 @@ def _complete(table: RailTable | None, names: set[str]) -> tuple[Total, ...]:
     if table is None:
         return ()
     return tuple(total for total in table.totals if set(total.rails) <= names)
-
-
-def _plus(total: Total) -> str:
-    return " + ".join(total.rails)
-
-
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Union, cast
 from draftwire.errors import BoardError, ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.energy.account import Account
-    from draftwire.energy.meter import Meter
+    from draftwire.energy.account.account import Account
+    from draftwire.energy.account.meter import Meter
     from draftwire.energy.sources.modelled import ModelSource
 
 __all__ = ["EnergyChoice", "PowerMeter", "StreamAccount"]
@@ -57,8 +57,8 @@ class PowerMeter:
 
     def _open(self, choice: str) -> None:
         from draftwire.boards.profiles import find_profile, load_profiles
-        from draftwire.energy.choose import open_meter
         from draftwire.energy.rails import RailTable
+        from draftwire.energy.sources.choose import open_meter
 
         profiles = load_profiles()
         tables = [RailTable.from_dict(p.name, p.rails) for p in profiles.values()]
@@ -80,7 +80,7 @@ class PowerMeter:
 
     def account(self) -> StreamAccount:
         """Return the account of a new stream, started."""
-        from draftwire.energy.account import Account
+        from draftwire.energy.account.account import Account
 
         return StreamAccount(
             Account(self._meter, model=self._model, why=self.why_null or OFF)

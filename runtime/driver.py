@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Callable, Protocol, Sequence
 
 from draftwire.clock import Clock, Timer
-from draftwire.energy.budget import Budget
+from draftwire.energy.account.account import Budget
 from draftwire.errors import (
     BusyError,
     ConfigError,

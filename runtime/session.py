@@ -26,7 +26,7 @@ from typing import (
     Union,
 )
 
-from draftwire.energy.budget import Budget
+from draftwire.energy.account.account import Budget
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer

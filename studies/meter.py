@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Sequence
 
-from draftwire.energy.account import Account
-from draftwire.energy.choose import total_of
-from draftwire.energy.meter import Meter
+from draftwire.energy.account.account import Account
+from draftwire.energy.account.meter import Meter
 from draftwire.energy.rails import load_tables
+from draftwire.energy.sources.choose import total_of
 from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.errors import SensorError
 

@@ -17,7 +17,7 @@ from draftwire.bench.sim.cloud import SimVerifier, TargetModel
 from draftwire.bench.sim.device import VirtualEngine
 from draftwire.bench.sim.network import TwoWays, VirtualNetwork
 from draftwire.clock import Clock
-from draftwire.energy.account import Account
+from draftwire.energy.account.account import Account
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import DraftwireError
 from draftwire.runtime.accounting import StreamAccount
@@ -343,9 +343,7 @@ class Device:
             return round(self.clock.now() * 1e9)
 
         if setting.watts:
-            model = ModelSource(
-                setting.model, setting.watts, origin=setting.origin, clock=now_ns
-            )
+            model = ModelSource(setting.model, setting.watts, origin=setting.origin)
         return Account(None, model=model, why=setting.origin, clock=now_ns)
 
     def started(self, account: Account) -> StreamAccount:

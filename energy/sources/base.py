@@ -12,20 +12,6 @@ from typing import Callable, Mapping, NamedTuple, Sequence
 from draftwire.energy.rails import Accuracy
 from draftwire.errors import SensorError
 
-__all__ = [
-    "Clock",
-    "Finding",
-    "PowerSource",
-    "Reading",
-    "Response",
-    "UNKNOWN_RESPONSE",
-    "monotonic_ns",
-    "read_int",
-    "read_text",
-    "response_of",
-    "unique",
-]
-
 Clock = Callable[[], int]
 monotonic_ns: Clock = time.monotonic_ns
 
@@ -34,14 +20,12 @@ class Reading(NamedTuple):
     """One look at the rails.
 
     Attributes:
-        t_ns: When, in nanoseconds of the monotonic clock: the middle of the read.
-        watts: Power of each rail that could be read; a rail that could not is absent.
-        joules: Running energy counters of each rail, for sources that count; their
-            differences are exact, so the meter prefers them to ``watts``.
+        joules: Running counters, for sources that count; their differences are exact,
+            so the meter prefers them to ``watts``.
     """
 
-    t_ns: int
-    watts: dict[str, float]
+    t_ns: int  # nanoseconds of the monotonic clock: the middle of the read
+    watts: dict[str, float]  # of each rail that could be read; one that could not is absent
     joules: dict[str, float] | None = None
 
 
@@ -55,13 +39,12 @@ class Response:
         window_s: Least and most seconds that a reading averages over.
         jitter_s: The moment of a reading is spread over so many seconds: a sensor that
             renews each 7 ms and is read at any moment.
-        how: Where that is known from, for the report.
     """
 
     lag_s: tuple[float, float] = (0.0, 0.0)
     window_s: tuple[float, float] = (0.0, 0.0)
     jitter_s: float = 0.0
-    how: str = ""
+    how: str = ""  # where that is known from, for the report
 
     @property
     def unsure_s(self) -> float:
@@ -87,24 +70,19 @@ class Response:
         return [(a, b) for a in three(*self.lag_s) for b in three(*self.window_s)]
 
 
+UNKNOWN_RESPONSE = Response((0.0, 0.25), (0.0, 1.0), 0.0, "not known")
+
+
 def response_of(raw: object) -> Response:
-    """Return a response from what a recording or a calibration holds of it."""
+    """Return a response from what a recording, a profile or a calibration holds of it."""
     if not isinstance(raw, Mapping):
         return UNKNOWN_RESPONSE
     try:
-        low, high = raw["lag_s"]
-        short, long = raw["window_s"]
-        return Response(
-            (float(low), float(high)),
-            (float(short), float(long)),
-            float(raw.get("jitter_s", 0.0)),
-            str(raw.get("how", "")),
-        )
+        (low, high), (short, long) = raw["lag_s"], raw["window_s"]
+        ranges = (float(low), float(high)), (float(short), float(long))
+        return Response(*ranges, float(raw.get("jitter_s", 0.0)), str(raw.get("how", "")))
     except (KeyError, TypeError, ValueError):
         return UNKNOWN_RESPONSE
-
-
-UNKNOWN_RESPONSE = Response((0.0, 0.25), (0.0, 1.0), 0.0, "not known")
 
 
 class PowerSource:
@@ -113,28 +91,27 @@ class PowerSource:
     Attributes:
         name: Short name for reports, e.g. ``"sysfs-ina3221"``.
         kind: ``"measured"``, or ``"modelled"`` for figures that nobody measured.
-        rails: Names as the board prints them.
         scope: What the sum covers when the source itself knows (RAPL: ``"package"``);
             None leaves it to the rail table.
-        total: Rails that make ``scope``, when the source knows them.
         accuracy: What is known of each rail; a rail may be missing.
         update_s: How often the sensor renews its value, or None when unknown.
-        response: How the sensor sees a changing power; a source may lack it, and then
-            nothing is known.
         paced: True when ``read`` itself waits for the next sample.
-        notes: Sentences for the report.
     """
 
     name = ""
     kind = "measured"
-    rails: tuple[str, ...] = ()
+    rails: tuple[str, ...] = ()  # names as the board prints them
     scope: str | None = None
-    total: tuple[str, ...] = ()
+    total: tuple[str, ...] = ()  # rails that make ``scope``, when the source knows them
     accuracy: Mapping[str, Accuracy] = MappingProxyType({})
     update_s: float | None = None
-    response: Response = UNKNOWN_RESPONSE
+    response: Response = UNKNOWN_RESPONSE  # how the sensor sees a changing power
     paced = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences for the report
+    problem: Exception | None = None  # why the last rail that failed did
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or monotonic_ns
 
     def read(self) -> Reading:
         """Take one sample.
@@ -143,6 +120,24 @@ class PowerSource:
             SensorError: Nothing could be read.
         """
         raise NotImplementedError
+
+    def gather(
+        self, reads: Mapping[str, Callable[[], float]], t_ns: int | None = None
+    ) -> Reading:
+        """Return what each rail's function gives; one that fails is absent.
+
+        Raises:
+            SensorError: None could be read.
+        """
+        watts, start, self.problem = {}, self._clock() if t_ns is None else t_ns, None
+        for rail, read in reads.items():
+            try:
+                watts[rail] = read()
+            except (OSError, ValueError) as exc:
+                self.problem = exc
+        if not watts:
+            raise sensor_error("any rail", self.name, self.problem)
+        return Reading((start + self._clock()) // 2 if t_ns is None else t_ns, watts)
 
     def close(self) -> None:
         """Give everything back; harmless when called twice."""
@@ -158,23 +153,6 @@ def unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Whether a source is there, and how to make it so.
-
-    Attributes:
-        source: Name of the source.
-        usable: True when ``choose_source`` could take it.
-        detail: What was found, or what is missing.
-        remedy: One command that would make it readable, or "".
-    """
-
-    source: str
-    usable: bool
-    detail: str
-    remedy: str = ""
-
-
 def read_text(path: Path) -> str | None:
     """Return the stripped text of a small file, or None when it cannot be read."""
     try:
@@ -185,17 +163,14 @@ def read_text(path: Path) -> str | None:
 
 def read_int(path: Path) -> int | None:
     """Return the integer in a small file, or None."""
-    text = read_text(path)
     try:
-        return None if text is None else int(text.split()[0])
+        return int((read_text(path) or "").split()[0])
     except (ValueError, IndexError):
         return None
 
 
 class SysfsNumber:
     """One sysfs attribute, kept open: a read is one ``pread`` and no path walk."""
-
-    __slots__ = ("fd", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -208,9 +183,13 @@ class SysfsNumber:
             OSError: The kernel says no (EIO from a disabled channel, ENODEV, ...).
             ValueError: It is not a number.
         """
-        if self.fd < 0:
-            self.fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        return int(os.pread(self.fd, 64, 0))
+        try:
+            if self.fd < 0:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return int(os.pread(self.fd, 64, 0))
+        except (OSError, ValueError):
+            self.close()  # the next read walks the path anew
+            raise
 
     def close(self) -> None:
         """Close the file."""

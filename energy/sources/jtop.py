@@ -16,19 +16,9 @@ import os
 from pathlib import Path
 from typing import Any, Mapping
 
-from draftwire.energy.sources.base import (
-    Clock,
-    Finding,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.errors import SensorError
 
-__all__ = ["JtopSource", "rail_watts"]
-
-SOCKET = "run/jtop.sock"
 INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #414)
 
 
@@ -37,7 +27,6 @@ class JtopSource(PowerSource):
 
     Args:
         client: An object with ``ok()``, ``power`` and ``close()``; None imports jtop.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         SensorError: jtop or its service is not there, or it shows no rail.
@@ -48,19 +37,17 @@ class JtopSource(PowerSource):
     update_s = INTERVAL_S
     # The service reads on its own clock; how long its answer takes nobody has measured.
     response = Response((0.0, INTERVAL_S), (0.0, 0.1), 0.0, "the jtop service's period")
+    notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
 
-    def __init__(self, client: Any = None, *, clock: Clock = monotonic_ns) -> None:
-        self._clock = clock
+    def __init__(self, client: Any = None, *, clock: Clock | None = None) -> None:
+        super().__init__(clock)
         self._client = _connect() if client is None else client
-        self.notes = ("jtop renews once or twice a second and has no sensor time: coarse",)
-        watts = rail_watts(self._client.power)
-        if not watts:
+        self.rails = tuple(rail_watts(self._client.power))
+        if not self.rails:
             self.close()
             raise SensorError("jtop shows no power rail on this board")
-        self.rails = tuple(watts)
 
     def read(self) -> Reading:
-        """Wait for the next update."""
         if not self._client.ok():
             raise SensorError("the jtop service went away")
         t_ns = self._clock()
@@ -70,7 +57,6 @@ class JtopSource(PowerSource):
         return Reading(t_ns, watts)
 
     def close(self) -> None:
-        """Leave the service."""
         self._client.close()
 
 
@@ -82,10 +68,8 @@ def rail_watts(power: Any) -> dict[str, float]:
         total, table, key = power[0], power[1], "cur"
     else:
         return {}
-    if not isinstance(table, Mapping):
-        return {}
     watts = {}
-    for name, values in table.items():
+    for name, values in table.items() if isinstance(table, Mapping) else ():
         number = values.get(key) if isinstance(values, Mapping) else None
         if name != "NC" and isinstance(number, (int, float)):
             watts[str(name)] = number * 1e-3
@@ -96,40 +80,43 @@ def rail_watts(power: Any) -> dict[str, float]:
         return {**watts, total["name"]: whole * 1e-3} if total.get("name") else watts
     if abs(whole * 1e-3 - sum(watts.values())) < 5e-4:
         return watts  # a plain sum: these boards have no input rail
-    return _long_names(watts, whole * 1e-3)
-
-
-def _long_names(watts: Mapping[str, float], whole: float) -> dict[str, float]:
-    """Undo what the tuple's service did: it cut ``VDD_`` and ``POM_`` off the names,
-    wrote blanks for ``_``, and moved the input rail into a total without a name."""
+    # Undo what the tuple's service did: it cut ``VDD_`` and ``POM_`` off the names,
+    # wrote blanks for ``_``, and moved the input rail into a total without a name.
     nano = any(name.startswith(("5V", "POM_5V")) for name in watts)
     prefix, rail = ("POM_", "POM_5V_IN") if nano else ("VDD_", "VDD_IN")
-    found = {rail: whole}
+    found = {rail: whole * 1e-3}
     for name, watt in watts.items():
         found[name if "_" in name else prefix + name.replace(" ", "_")] = watt
     return found
 
 
-def probe(root: Path = Path("/")) -> Finding:
-    """Tell whether the service and the module are there, without connecting."""
-    socket = root / SOCKET
+def look(root: Path = Path("/")) -> str:
+    """Tell what is there without connecting: the first client sets the pace for all.
+
+    Raises:
+        SensorError: The service or the module is missing, or may not be used.
+    """
+    socket = root / "run/jtop.sock"
     try:
         found = importlib.util.find_spec("jtop") is not None
     except (ImportError, ValueError):
         found = False
     if not socket.exists():
-        detail = "no /run/jtop.sock: the jtop service does not run here"
-        remedy = "sudo systemctl start jtop" if found else ""
-        return Finding("jtop", False, detail, remedy)
+        raise SensorError(
+            "no /run/jtop.sock: the jtop service does not run here",
+            hint="sudo systemctl start jtop" if found else "",
+        )
     if not os.access(socket, os.R_OK | os.W_OK):
-        detail = "no right to /run/jtop.sock (group jtop)"
-        return Finding(
-            "jtop", False, detail, 'sudo usermod -aG jtop "$USER"  # log in again'
+        raise SensorError(
+            "no right to /run/jtop.sock (group jtop)",
+            hint='sudo usermod -aG jtop "$USER"  # log in again',
         )
     if not found:
-        detail = "the service runs, but Python has no module jtop"
-        return Finding("jtop", False, detail, "pip install 'draftwire[jetson]'")
-    return Finding("jtop", True, "service and module are there; 1 to 2 Hz, coarse")
+        raise SensorError(
+            "the service runs, but Python has no module jtop",
+            hint="pip install 'draftwire[jetson]'",
+        )
+    return "service and module are there; 1 to 2 Hz, coarse"
 
 
 def _connect() -> Any:

@@ -6,26 +6,17 @@ Nobody measured these joules, and everything that shows them says so: the kind i
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+from typing import Mapping
 
-from draftwire.energy.result import EnergyResult
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
-from draftwire.energy.uncertainty import Uncertainty
+from draftwire.energy.account.result import EnergyResult
+from draftwire.energy.account.uncertainty import Uncertainty
 from draftwire.errors import ConfigError
-
-__all__ = ["ModelSource"]
 
 # Phases that a short model leaves out, and what they are most like.
 ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle": "wait"}
 
 
-class ModelSource(PowerSource):
+class ModelSource:
     """Watts per phase.
 
     Args:
@@ -34,17 +25,13 @@ class ModelSource(PowerSource):
         uncertainty: Relative half-width as the profile states it, or None: then the
             result has no uncertainty, and says that it has none.
         origin: Where the figures come from.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         ConfigError: A power is negative or not a number.
     """
 
-    kind = "modelled"
-    scope = "modelled"
-    rails: tuple[str, ...] = ("MODEL",)
-    total: tuple[str, ...] = ("MODEL",)
-    response = Response()
+    kind = scope = "modelled"
+    rails = ("MODEL",)
 
     def __init__(
         self,
@@ -53,7 +40,6 @@ class ModelSource(PowerSource):
         *,
         uncertainty: float | None = None,
         origin: str = "",
-        clock: Clock = monotonic_ns,
     ) -> None:
         for phase, watt in watts.items():
             if not (isinstance(watt, (int, float)) and watt >= 0):
@@ -61,37 +47,14 @@ class ModelSource(PowerSource):
         if not watts:
             raise ConfigError(f"model {name} has no phase")
         self.name = f"model:{name}"
-        self.watts = {phase: float(watt) for phase, watt in watts.items()}
         lent = {p: q for p, q in ALIKE.items() if p not in watts and q in watts}
+        self.watts = {phase: float(watt) for phase, watt in watts.items()}
         self.watts.update({phase: self.watts[other] for phase, other in lent.items()})
         self.uncertainty = uncertainty
         self.notes = (
             f"modelled, not measured ({origin or 'origin not stated'})",
             *(f"phase {phase} not stated: taken as {q}" for phase, q in lent.items()),
         )
-        self.phase = next(iter(self.watts))
-        self._clock = clock
-
-    @classmethod
-    def from_dict(cls, name: str, raw: Mapping[str, Any]) -> ModelSource:
-        """Build it from ``{"watts": {...}, "uncertainty": 0.3, "source": "..."}``.
-
-        Raises:
-            ConfigError: The table has another shape.
-        """
-        watts = raw.get("watts")
-        if not isinstance(watts, Mapping):
-            raise ConfigError(f"model {name}: table `watts` is missing")
-        return cls(
-            name,
-            watts,
-            uncertainty=raw.get("uncertainty"),
-            origin=str(raw.get("source", "")),
-        )
-
-    def read(self) -> Reading:
-        """Return the watts of the present phase."""
-        return Reading(self._clock(), {"MODEL": self.watts[self.phase]})
 
     def result(self, joules: float, seconds: float) -> EnergyResult:
         """Return the result for joules that the account worked out."""

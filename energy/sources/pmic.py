@@ -8,32 +8,18 @@ none.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from typing import Callable
 
-from draftwire.energy.sources.base import (
-    Clock,
-    Finding,
-    PowerSource,
-    Reading,
-    monotonic_ns,
-    sensor_error,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading
 from draftwire.errors import SensorError
-
-__all__ = ["PmicSource", "parse_adc"]
 
 _LINE = re.compile(r"(\w+)_([AV])\s+(?:current|volt)\(\d+\)=(-?\d+(?:\.\d+)?)[AV]")
 COMMAND = ("vcgencmd", "pmic_read_adc")
 
 
 class PmicSource(PowerSource):
-    """The Pi 5's rails.
-
-    Args:
-        run: Returns the text of one ``vcgencmd pmic_read_adc``.
-        clock: Nanoseconds, monotonic.
+    """The Pi 5's rails; ``run`` returns the text of one ``vcgencmd pmic_read_adc``.
 
     Raises:
         SensorError: vcgencmd is not there, may not be used, or answers something else.
@@ -41,61 +27,42 @@ class PmicSource(PowerSource):
 
     name = "pi5-pmic"
     update_s = 0.1  # what a subprocess a reading allows
+    notes = ("the PMIC sum misses USB and the 5 V path",)
 
     def __init__(
-        self, run: Callable[[], str] | None = None, *, clock: Clock = monotonic_ns
+        self, run: Callable[[], str] | None = None, *, clock: Clock | None = None
     ) -> None:
+        super().__init__(clock)
         self._run = _vcgencmd if run is None else run
-        self._clock = clock
-        self.notes = ("the PMIC sum misses USB and the 5 V path",)
         self.rails = tuple(self.read().watts)
 
     def read(self) -> Reading:
-        """Run vcgencmd once.
-
-        Raises:
-            SensorError: No rail has both its current and its voltage.
-        """
         start = self._clock()
         text = self._run()
         end = self._clock()
         watts = parse_adc(text)
         if not watts:
-            raise sensor_error("the PMIC", " ".join(COMMAND), text.strip()[:80] or "empty")
+            raise SensorError(
+                f"vcgencmd shows no current (not a Raspberry Pi 5?): {text.strip()[:80]}",
+                hint='sudo usermod -aG video "$USER"' if "VCHI" in text else "",
+            )
         return Reading((start + end) // 2, watts)
 
 
 def parse_adc(text: str) -> dict[str, float]:
     """Return watts by rail, for rails that have a current and a voltage."""
-    amps: dict[str, float] = {}
-    volts: dict[str, float] = {}
+    known: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for rail, kind, number in _LINE.findall(text):
-        (amps if kind == "A" else volts)[rail] = float(number)
-    return {rail: amps[rail] * volts[rail] for rail in amps if rail in volts}
-
-
-def probe() -> Finding:
-    """Tell whether this is a Pi 5 whose PMIC we may read."""
-    if shutil.which("vcgencmd") is None:
-        return Finding("pmic", False, "no vcgencmd (not a Raspberry Pi?)")
-    try:
-        rails = parse_adc(_vcgencmd())
-    except SensorError as exc:
-        return Finding("pmic", False, str(exc), 'sudo usermod -aG video "$USER"')
-    if not rails:
-        return Finding("pmic", False, "vcgencmd shows no current: not a Raspberry Pi 5")
-    return Finding("pmic", True, f"{len(rails)} rails")
+        known[kind][rail] = float(number)
+    return {r: amp * known["V"][r] for r, amp in known["A"].items() if r in known["V"]}
 
 
 def _vcgencmd() -> str:
+    out, err = subprocess.PIPE, subprocess.STDOUT
     try:
-        done = subprocess.run(
-            COMMAND,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=5.0,
-            check=False,
-        )
+        done = subprocess.run(COMMAND, stdout=out, stderr=err, timeout=5.0, check=False)
+    except FileNotFoundError as exc:
+        raise SensorError("no vcgencmd (not a Raspberry Pi?)") from exc
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise sensor_error("the PMIC", " ".join(COMMAND), exc) from exc
+        raise SensorError(f"cannot run {' '.join(COMMAND)}: {exc}") from exc
     return done.stdout.decode("ascii", "replace")

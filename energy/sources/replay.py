@@ -6,32 +6,17 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from draftwire.energy.recording import Recording, read_recording
-from draftwire.energy.sources.base import (
-    Clock,
-    PowerSource,
-    Reading,
-    monotonic_ns,
-    response_of,
-)
+from draftwire.energy.files.recording import Recording, read_recording
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, response_of
 from draftwire.errors import SensorError
-
-__all__ = ["RecordingEnded", "ReplaySource"]
-
-
-class RecordingEnded(SensorError):
-    """There is nothing more in the recording."""
 
 
 class ReplaySource(PowerSource):
     """Plays a recording.
 
     Args:
-        recording: The recording or its path.
         speed: 1 plays as it was, 10 ten times faster; 0 gives the readings with their
             own stamps, at once.
-        clock: Nanoseconds, monotonic.
-        sleep: Waits; tests pass their own.
     """
 
     paced = True
@@ -41,40 +26,35 @@ class ReplaySource(PowerSource):
         recording: Recording | Path,
         *,
         speed: float = 0.0,
-        clock: Clock = monotonic_ns,
+        clock: Clock | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        super().__init__(clock)
         if isinstance(recording, Path):
             recording = read_recording(recording)
         self.recording = recording
-        header = recording.header
+        header, total = recording.header, recording.choice.total
         self.name = f"replay:{recording.name}"
         self.kind = str(header.get("source_kind", "measured"))
         self.rails = recording.rails
-        total = recording.choice.total
-        self.scope = None if total is None else total.scope
-        self.total = () if total is None else total.rails
+        self.scope, self.total = (total.scope, total.rails) if total else (None, ())
         self.accuracy = recording.accuracy
         self.lag_s: float | None = header.get("update_s")
-        hz = header.get("hz")
-        self.update_s = 1.0 / hz if hz else self.lag_s
+        self.update_s = 1.0 / header["hz"] if header.get("hz") else self.lag_s
         self.response = response_of(header.get("response"))
         self.notes = tuple(header.get("notes", ()))
-        self._speed = speed
-        self._clock = clock
-        self._sleep = sleep
-        self._next = 0
-        self._begin = 0
+        self._speed, self._sleep = speed, sleep
+        self._next, self._begin = 0, 0
 
     def read(self) -> Reading:
         """Return the next reading.
 
         Raises:
-            RecordingEnded: That was the last one.
+            SensorError: There is nothing more in the recording.
         """
         samples = self.recording.samples
         if self._next >= len(samples):
-            raise RecordingEnded(f"{self.recording.path} ended")
+            raise SensorError(f"{self.recording.path} ended")
         reading = samples[self._next]
         self._next += 1
         if self._speed <= 0:

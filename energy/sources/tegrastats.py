@@ -11,20 +11,11 @@ import re
 import select
 import shutil
 import subprocess
-from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Sequence
 
-from draftwire.energy.sources.base import (
-    Clock,
-    Finding,
-    PowerSource,
-    Reading,
-    Response,
-    monotonic_ns,
-)
+from draftwire.energy.sources.base import Clock, PowerSource, Reading, Response
 from draftwire.errors import SensorError
-
-__all__ = ["SAMPLE_START", "Sample", "TegrastatsSource", "parse_sample"]
 
 # A sample starts here; newlines do not count (one real log is 18 samples on a line).
 SAMPLE_START = re.compile(rb"(?:(\d\d)-(\d\d)-(\d{4}) (\d\d):(\d\d):(\d\d) )?RAM \d+/\d+MB")
@@ -42,17 +33,13 @@ class Sample(NamedTuple):
 
     Attributes:
         stamp: ``(month, day, year, hour, minute, second)``, local time, or None.
-        rails: Names in order, ``NC`` included.
-        now_mw: Power, milliwatt, same order.
-        mean_mw: Mean since tegrastats started, truncated, same order.
-        max_mw: Third field of R39, or None.
     """
 
     stamp: tuple[int, ...] | None
-    rails: tuple[str, ...]
-    now_mw: tuple[int, ...]
-    mean_mw: tuple[int, ...]
-    max_mw: tuple[int, ...] | None
+    rails: tuple[str, ...]  # names in order, ``NC`` included
+    now_mw: tuple[int, ...]  # power, milliwatt, same order
+    mean_mw: tuple[int, ...]  # mean since tegrastats started, truncated, same order
+    max_mw: tuple[int, ...] | None  # third field of R39, or None
 
 
 def parse_sample(text: bytes) -> Sample | None:
@@ -83,34 +70,29 @@ def parse_heat(text: bytes) -> dict[str, float]:
     }
 
 
-@dataclass
 class LineFeed:
-    """Whole lines from a pipe, with the time at which each arrived."""
+    """Whole lines from a pipe or a port, with the time at which each arrived."""
 
-    fd: int
-    clock: Clock
-    timeout_s: float
-    _tail: bytes = b""
+    def __init__(self, name: str, fd: int, clock: Clock, timeout_s: float) -> None:
+        self.name, self.fd, self.clock, self.timeout_s = name, fd, clock, timeout_s
+        self._tail, self._arrived = b"", 0
 
     def next_line(self) -> tuple[int, bytes]:
         """Wait for a line.
 
         Raises:
-            SensorError: The pipe ended, or nothing came within the timeout.
+            SensorError: It ended, or nothing came within the timeout.
         """
         while b"\n" not in self._tail:
-            ready, _, _ = select.select([self.fd], [], [], self.timeout_s)
-            if not ready:
-                raise SensorError(f"tegrastats was silent for {self.timeout_s:g} s")
+            if not select.select([self.fd], [], [], self.timeout_s)[0]:
+                raise SensorError(f"{self.name} was silent for {self.timeout_s:g} s")
             chunk = os.read(self.fd, 65536)
             if not chunk:
-                raise SensorError("tegrastats ended")
+                raise SensorError(f"{self.name} ended")
             self._arrived = self.clock()
             self._tail = (self._tail + chunk)[-4 * MAX_SAMPLE :]
         line, self._tail = self._tail.split(b"\n", 1)
         return self._arrived, line
-
-    _arrived: int = 0
 
 
 class TegrastatsSource(PowerSource):
@@ -123,7 +105,6 @@ class TegrastatsSource(PowerSource):
     Args:
         interval_ms: What tegrastats sleeps between samples.
         command: The program; tests pass a script.
-        clock: Nanoseconds, monotonic.
 
     Raises:
         SensorError: There is no tegrastats, or its lines have no rail.
@@ -139,8 +120,9 @@ class TegrastatsSource(PowerSource):
         interval_ms: int = 100,
         *,
         command: Sequence[str] = ("tegrastats",),
-        clock: Clock = monotonic_ns,
+        clock: Clock | None = None,
     ) -> None:
+        super().__init__(clock)
         self.update_s = interval_ms * 1e-3
         full = [*command, "--interval", str(interval_ms)]
         try:
@@ -154,19 +136,20 @@ class TegrastatsSource(PowerSource):
             ) from exc
         assert self._process.stdout is not None
         timeout_s = max(5.0, 0.01 * interval_ms)
-        self._feed = LineFeed(self._process.stdout.fileno(), clock, timeout_s)
+        self._feed = LineFeed(
+            self.name, self._process.stdout.fileno(), self._clock, timeout_s
+        )
         try:
-            first = self._sample()[1]
+            rails = self._sample()[1].rails
+            if set(rails) <= {"NC"}:
+                raise SensorError(
+                    "tegrastats prints no power rail on this board",
+                    hint="try with sudo; a board without a sensor needs a USB meter",
+                )
         except SensorError:
             self.close()
             raise
-        self.rails = tuple(dict.fromkeys(rail for rail in first.rails if rail != "NC"))
-        if not self.rails:
-            self.close()
-            raise SensorError(
-                "tegrastats prints no power rail on this board",
-                hint="try with sudo; a board without a sensor needs a USB meter",
-            )
+        self.rails = tuple(dict.fromkeys(rail for rail in rails if rail != "NC"))
 
     def _sample(self) -> tuple[int, Sample]:
         for _ in range(100):  # warnings and rubbish before a sample are skipped
@@ -178,14 +161,9 @@ class TegrastatsSource(PowerSource):
         raise SensorError("100 lines of tegrastats without a sample")
 
     def read(self) -> Reading:
-        """Wait for the next sample."""
         t_ns, sample = self._sample()
-        watts = {
-            rail: milli * 1e-3
-            for rail, milli in zip(sample.rails, sample.now_mw)
-            if rail != "NC"
-        }
-        return Reading(t_ns, watts)
+        pairs = zip(sample.rails, sample.now_mw)
+        return Reading(t_ns, {rail: mw * 1e-3 for rail, mw in pairs if rail != "NC"})
 
     def close(self) -> None:
         """End the process that we started; never ``tegrastats --stop``, which ends
@@ -201,9 +179,13 @@ class TegrastatsSource(PowerSource):
             self._process.stdout.close()
 
 
-def probe() -> Finding:
-    """Tell whether tegrastats can be started."""
+def look(root: Path = Path("/")) -> str:
+    """Tell where tegrastats is, without starting it.
+
+    Raises:
+        SensorError: It is nowhere.
+    """
     path = shutil.which("tegrastats")
     if path is None:
-        return Finding("tegrastats", False, "no tegrastats in PATH (not a Jetson?)")
-    return Finding("tegrastats", True, f"{path}; coarser than sysfs, same numbers")
+        raise SensorError("no tegrastats in PATH (not a Jetson?)")
+    return f"{path}; coarser than sysfs, same numbers"

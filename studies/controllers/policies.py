@@ -20,7 +20,7 @@ from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Outcome, Plan, TextJob, simulate
 from draftwire.bench.sim.texts import Source
 from draftwire.clock import VirtualClock
-from draftwire.energy.account import Account
+from draftwire.energy.account.account import Account
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.baselines import Oracle

@@ -3,8 +3,8 @@
 For each source, waveforms (steps, ramps, bursts of 1 to 50 Hz) with known
 integrals go through a simulated sensor (offset, gain and resolution as its data sheet
 allows) into the files, lines or replies that the source really reads.  In at least 95 %
-of them the joules must lie within the stated uncertainty.  100 waveforms a source by
-default; ``DRAFTWIRE_ACCURACY_CASES=1000`` is the full test of ``docs/energy.md``.
+of them the joules must lie within the stated uncertainty.  40 waveforms a source in `make
+test`, 1000, the full test of ``docs/energy.md``, in `make slow`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ import time
 import numpy as np
 import pytest
 
-from draftwire.energy.choose import total_of
-from draftwire.energy.importer import import_tegrastats
-from draftwire.energy.instruments import read_meter
-from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.account.meter import Meter, deadline_ns
+from draftwire.energy.files.importer import import_tegrastats
+from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.recording import Recorder, read_recording
 from draftwire.energy.rails import load_tables
-from draftwire.energy.recording import Recorder, read_recording
-from draftwire.energy.report import analyse, row_of_recording
-from draftwire.energy.sources.battery import BatterySource
+from draftwire.energy.reports.rows import analyse, row_of_recording
+from draftwire.energy.sources.choose import total_of
+from draftwire.energy.sources.counters import BatterySource, RaplSource
 from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.energy.sources.jtop import JtopSource
 from draftwire.energy.sources.pmic import PmicSource
-from draftwire.energy.sources.rapl import RaplSource
 from draftwire.energy.sources.tegrastats import TegrastatsSource
 
 TABLES = load_tables()
-CASES = int(os.environ.get("DRAFTWIRE_ACCURACY_CASES", "100"))
+CASES = pytest.mark.parametrize("cases", [40, pytest.param(1000, marks=pytest.mark.slow)])
 NX_STEP, NX_OFFSET, GAIN = 0.04, 0.08, 0.0025
 
 
@@ -171,7 +170,8 @@ def files(root, texts):
     return fds
 
 
-def test_sysfs_mainline(tmp_path):
+@CASES
+def test_sysfs_mainline(tmp_path, cases):
     """Three rails of an AGX Orin: 2 mohm at 20 V, 20 V and 5 V."""
     base = "sys/class/hwmon/hwmon0"
     texts = {f"{base}/name": "ina3221", f"{base}/update_interval": 7}
@@ -186,7 +186,7 @@ def test_sysfs_mainline(tmp_path):
     errors = []
     now = Now()
     source = HwmonSource(tmp_path, clock=now)
-    for _ in range(CASES):
+    for _ in range(cases):
         wave = Wave(rng, 20.0)
         shares = rng.dirichlet((2, 2, 2))
         sensors = [Sensor(rng, 0.02, 0.04, GAIN) for _ in volts]  # ampere: 40, 80 uV
@@ -206,7 +206,8 @@ def test_sysfs_mainline(tmp_path):
     judge(errors, widest=0.25)  # two offsets of up to 0.8 W each
 
 
-def test_sysfs_r32(tmp_path):
+@CASES
+def test_sysfs_r32(tmp_path, cases):
     """One power file in milliwatt, as NVIDIA's old driver has it."""
     base = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     fds = files(
@@ -217,7 +218,7 @@ def test_sysfs_r32(tmp_path):
     errors = []
     now = Now()
     source = HwmonSource(tmp_path, clock=now)
-    for _ in range(CASES):
+    for _ in range(cases):
         wave, sensor = Wave(rng, 20.0), Sensor(rng, 0.038, 0.08, GAIN)
 
         def show(t, wave=wave, sensor=sensor):
@@ -231,7 +232,8 @@ def test_sysfs_r32(tmp_path):
     judge(errors)
 
 
-def test_pmic():
+@CASES
+def test_pmic(cases):
     rng = np.random.default_rng(3)
     errors = []
     now = Now()
@@ -242,7 +244,7 @@ def test_pmic():
         return f"VDD_CORE_A current(7)={amp:.8f}A\nVDD_CORE_V volt(15)=0.85000000V\n"
 
     source = PmicSource(run, clock=now)
-    for _ in range(CASES):
+    for _ in range(cases):
         wave = Wave(rng, 30.0)
 
         def show(t, wave=wave):
@@ -258,7 +260,8 @@ def test_pmic():
     judge(errors)
 
 
-def test_rapl(tmp_path):
+@CASES
+def test_rapl(tmp_path, cases):
     base = "sys/class/powercap/intel-rapl:0"
     wrap = 40_000_000
     fds = files(
@@ -271,7 +274,7 @@ def test_rapl(tmp_path):
     )
     rng = np.random.default_rng(4)
     errors = []
-    for _ in range(CASES):
+    for _ in range(cases):
         now, wave = Now(), Wave(rng, 20.0)
         begin = rng.integers(wrap)
 
@@ -289,7 +292,8 @@ def test_rapl(tmp_path):
     judge(errors)
 
 
-def test_battery(tmp_path):
+@CASES
+def test_battery(tmp_path, cases):
     base = "sys/class/power_supply/BAT0"
     fds = files(
         tmp_path,
@@ -304,7 +308,7 @@ def test_battery(tmp_path):
     errors = []
     now = Now()
     source = BatterySource(tmp_path, clock=now)
-    for _ in range(CASES):
+    for _ in range(cases):
         wave = Wave(rng, 140.0)
 
         def show(t, wave=wave):
@@ -340,13 +344,14 @@ class JtopClient:
         pass
 
 
-def test_jtop():
+@CASES
+def test_jtop(cases):
     rng = np.random.default_rng(6)
     errors = []
     now = Now()
     client = JtopClient(now)
     source = JtopSource(client, clock=now)
-    for _ in range(CASES):
+    for _ in range(cases):
         wave = client.wave = Wave(rng, 90.0)
         client.sensor = Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
         client.next_s = rng.uniform(0.0, 0.5)
@@ -373,7 +378,8 @@ def line_of(watt, stamp="", mean=None):
     return f"{stamp}RAM 1/2MB CPU [1%@729] tj@50C VDD_IN {milli}mW/{mean}mW\n".encode()
 
 
-def test_tegrastats_live(tmp_path):
+@CASES
+def test_tegrastats_live(tmp_path, cases):
     """One process for all waveforms, lines through a real pipe, a virtual clock."""
     fifo = tmp_path / "lines"
     os.mkfifo(fifo)
@@ -386,7 +392,7 @@ def test_tegrastats_live(tmp_path):
     os.write(keeper, line_of(5.0))
     source = TegrastatsSource(100, command=[str(script)], clock=now)
     errors = []
-    for _ in range(CASES):
+    for _ in range(cases):
         wave, sensor = Wave(rng, 12.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
         now.ns = 0
         meter = fresh(source, now)
@@ -411,11 +417,12 @@ def test_tegrastats_live(tmp_path):
     judge(errors)
 
 
-def test_tegrastats_log():
+@CASES
+def test_tegrastats_log(cases):
     """Periods of 1.02 to 1.07 s for an interval of 1000 ms, stamps cut to seconds."""
     rng = np.random.default_rng(8)
     errors = []
-    for _ in range(CASES):
+    for _ in range(cases):
         n = int(rng.integers(40, 90))
         wave, sensor = Wave(rng, 110.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
         period = rng.uniform(1.02, 1.07)
@@ -438,12 +445,13 @@ def test_tegrastats_log():
     judge(errors)
 
 
-def test_meter_csv(tmp_path):
+@CASES
+def test_meter_csv(tmp_path, cases):
     """A USB meter at 100 Hz, in the columns of the FNIRSI logger."""
     rng = np.random.default_rng(9)
     path = tmp_path / "meter.csv"
     errors = []
-    for _ in range(CASES):
+    for _ in range(cases):
         wave = Wave(rng, 8.0)
         times = np.arange(rng.uniform(0, 0.01), 8.0, 0.01)
         times = times[: int(rng.integers(150, 500))]
@@ -457,7 +465,8 @@ def test_meter_csv(tmp_path):
     judge(errors)
 
 
-def test_recording_and_replay(tmp_path):
+@CASES
+def test_recording_and_replay(tmp_path, cases):
     """Through the recorder's file and back: the same joules as live, and as true."""
     base = "sys/bus/i2c/drivers/ina3221x/7-0040/iio:device0"
     fds = files(
@@ -468,7 +477,7 @@ def test_recording_and_replay(tmp_path):
     source = HwmonSource(tmp_path, clock=now)
     path = tmp_path / "run.jsonl"
     errors = []
-    for _ in range(CASES):
+    for _ in range(cases):
         wave, sensor = Wave(rng, 14.0), Sensor(rng, NX_STEP, NX_OFFSET, GAIN)
 
         def show(t, wave=wave, sensor=sensor):

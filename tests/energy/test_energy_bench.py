@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from energy_lab import advance, run, setup, tree, write_recording
 
-from draftwire.energy.account import Account
-from draftwire.energy.adapters import ZeusLike, carbon_row
-from draftwire.energy.choose import open_meter
-from draftwire.energy.compare import compare
-from draftwire.energy.exporter import dashboard, serve
-from draftwire.energy.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
+from draftwire.energy.account.account import Account
+from draftwire.energy.live.adapters import ZeusLike, carbon_row
+from draftwire.energy.live.exporter import dashboard, serve
+from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
 from draftwire.energy.rails import load_tables
-from draftwire.energy.report import load_rows
+from draftwire.energy.reports.compare import compare
+from draftwire.energy.reports.rows import load_rows
+from draftwire.energy.sources.choose import open_meter
 from draftwire.errors import ConfigError, SensorError
 from draftwire.io import align, parse_seconds, quantity, write_text
 
@@ -75,7 +75,7 @@ def test_an_account_shows_its_phases_to_who_records(tmp_path, capsys):
     """``record -- draftwire ...``: the runtime's own account is all it takes."""
     code = (
         "import time\n"
-        "from draftwire.energy.account import Account\n"
+        "from draftwire.energy.account.account import Account\n"
         "account = Account(None).start('prefill')\n"
         "time.sleep(0.3); account.phase('draft'); time.sleep(0.5)\n"
         "account.count(drafted=4, accepted=3, emitted=4); account.result()\n"

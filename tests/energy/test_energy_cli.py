@@ -13,11 +13,11 @@ import pytest
 from energy_lab import run, tree, write_recording
 
 from draftwire.cli import energy as command
-from draftwire.energy.compare import compare
-from draftwire.energy.pulse import PATTERN_S, find_offset
-from draftwire.energy.recording import read_recording
-from draftwire.energy.report import Row, analyse, load_rows
-from draftwire.energy.sweep import Point, pareto, set_mode
+from draftwire.energy.files.recording import read_recording
+from draftwire.energy.live.pulse import PATTERN_S, find_offset
+from draftwire.energy.reports.compare import compare
+from draftwire.energy.reports.rows import Row, analyse, load_rows
+from draftwire.energy.reports.sweep import Point, pareto, set_mode
 from draftwire.errors import BoardError, ConfigError, SensorError
 
 

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from draftwire.energy.instruments import load_instruments, parse_accuracy, read_meter
-from draftwire.energy.report import kind_of, load_rows
-from draftwire.energy.sources.serial_meters import LineMeter, Ppk2Source, parse_line
+from draftwire.energy.files.instruments import load_instruments, parse_accuracy, read_meter
+from draftwire.energy.reports.rows import kind_of, load_rows
+from draftwire.energy.sources.bench import LineMeter, Ppk2Source, parse_line
 from draftwire.errors import ConfigError, SensorError
 
 

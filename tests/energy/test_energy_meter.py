@@ -10,12 +10,11 @@ import pytest
 from energy_lab import CHOICE, Fake, Now, advance, setup
 
 from draftwire import energy
-from draftwire.energy.account import Account
-from draftwire.energy.budget import Budget
-from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.account.account import Account, Budget
+from draftwire.energy.account.meter import Meter, deadline_ns
+from draftwire.energy.account.result import Baseline
 from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
-from draftwire.energy.result import Baseline
-from draftwire.energy.sources.base import UNKNOWN_RESPONSE
+from draftwire.energy.sources.base import UNKNOWN_RESPONSE, monotonic_ns
 from draftwire.energy.sources.modelled import ModelSource
 from draftwire.errors import ConfigError
 
@@ -202,7 +201,7 @@ def test_deadlines_do_not_drift_and_cover_the_period():
 
 
 def test_the_thread_samples_and_stops():
-    meter = Meter(Fake(energy.meter.monotonic_ns, lambda t: 5.0), CHOICE, hz=100)
+    meter = Meter(Fake(monotonic_ns, lambda t: 5.0), CHOICE, hz=100)
     seen = threading.Event()
     meter.add_listener(type("L", (), {"sample": lambda self, *a: seen.set()})())
     with meter:

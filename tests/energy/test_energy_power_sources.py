@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from energy_lab import mainline, nx_rails, put
 
-from draftwire.energy.choose import choose_source, find_sources
 from draftwire.energy.rails import choose_total, load_tables
-from draftwire.energy.sources.battery import BatterySource
+from draftwire.energy.sources.choose import choose_source, find_sources
+from draftwire.energy.sources.counters import BatterySource, RaplSource
 from draftwire.energy.sources.hwmon import GpuSource, HwmonSource
 from draftwire.energy.sources.nvml import NvmlSource
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
-from draftwire.energy.sources.rapl import RaplSource
 from draftwire.energy.sources.tegrastats import TegrastatsSource
 from draftwire.errors import ConfigError, SensorError
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from draftwire.cli import energy as command
-from draftwire.energy.meter import Meter, deadline_ns
+from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import SensorError

@@ -15,7 +15,7 @@ import numpy as np
 from cached_target import CachedTarget
 
 from draftwire.clock import VirtualClock
-from draftwire.energy.account import Account
+from draftwire.energy.account.account import Account
 from draftwire.errors import (
     BusyError,
     DraftwireError,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FACE = ROOT / "src" / "draftwire"
 PROFILES = list((ROOT / "boards" / "profiles").glob("*.toml"))
 OUTSIDE = {"studies"}  # run from a checkout, in no wheel
-DATA = {".toml", ".json", ".css", ".js"}
+DATA = {".toml", ".json", ".css", ".js", ".mplstyle"}
 BUILT_FROM = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
@@ -102,8 +102,8 @@ def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel: Path) -> 
     profiles = {f"draftwire/boards/profiles/{p.name}" for p in PROFILES}
     assert len(profiles) >= 17 and profiles <= names
     for room in ("energy", "transport"):
-        data = {p.name for p in (ROOT / room).iterdir() if p.suffix in DATA}
-        assert {f"draftwire/{room}/{name}" for name in data} <= names and data
+        data = [p for p in (ROOT / room).rglob("*") if p.suffix in DATA]
+        assert {f"draftwire/{p.relative_to(ROOT)}" for p in data} <= names and data
     assert {"draftwire/py.typed", "draftwire/transport/PROTOCOL.md"} <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"draftwire"}

@@ -1,0 +1,421 @@
+"""The runtime's own account: joules by phase and by token of one generation.
+
+How the runtime uses it stands in ``draftwire.energy``.
+
+``phase`` costs under a microsecond: it appends to a list that the sampler's thread
+folds in, so memory stays bounded for any length.  Phases are words of design.md:
+``prefill``, ``draft``, ``transmit``, ``wait``, ``verify-wait``, ``idle``; any other
+word works too.
+
+How energy is split: see ``energy.phases``.  The mean power of a phase times its exact
+seconds is its energy; one factor makes the phases sum to the trapezoid's total exactly.
+A phase that the sensor cannot tell from others has no energy, and a reason.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Mapping
+
+from draftwire.energy.account.integrate import Integrator, Vector
+from draftwire.energy.account.meter import Meter, Watch
+from draftwire.energy.account.result import EnergyResult, null_result
+from draftwire.energy.account.uncertainty import SHARED
+from draftwire.energy.live import marks
+from draftwire.energy.sources.base import Clock, monotonic_ns
+from draftwire.energy.sources.modelled import ModelSource
+from draftwire.errors import ConfigError
+
+if TYPE_CHECKING:
+    from draftwire.energy.account.phases import PhaseFit, PhasePower
+
+COUNTS = ("drafted", "accepted", "emitted", "requests")
+NO_SOURCE = "no power source on this machine: see `draftwire energy sources`"
+STEERING = 0.25  # half-width, relative, up to which watts by phase steer pacing
+AFRESH = 32  # samples before they are worked out, and again when there are half more
+
+
+class Account:
+    """Joules of one session, by phase.
+
+    Args:
+        meter: A running meter, or None: seconds are still split, joules are null.
+        model: Watts per phase from a profile, when there is no meter; the result is
+            labelled modelled.
+        why: Why there is no meter, for the report.
+        clock: Nanoseconds, monotonic; the meter's clock.
+        mirror: Tell phases and tokens to who records this process from outside.
+    """
+
+    def __init__(
+        self,
+        meter: Meter | None = None,
+        *,
+        model: ModelSource | None = None,
+        why: str = NO_SOURCE,
+        clock: Clock = monotonic_ns,
+        mirror: bool = True,
+    ) -> None:
+        self._mirror = mirror and clock is monotonic_ns and marks.sending()
+        self.meter = meter
+        self.model = model
+        self._why = why
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seconds: dict[str, float] = {}
+        self._fit: PhaseFit | None = None
+        self._powers: dict[str, PhasePower] = {}
+        self._powers_at = 0
+        self._switches: deque[tuple[int, str]] = deque()
+        self._tokens = dict.fromkeys(COUNTS, 0)
+        self._now = ""  # phase at the last folded moment
+        self._folded = 0
+        self._t = 0
+        self._w = math.nan
+        self._c = math.nan
+        self._n = 0
+        self._watch: Watch | None = None
+        self.integral: Integrator | None = None
+        self.start_ns = 0  # left edge, nanoseconds of the clock
+        self.end_ns = 0  # right edge; 0 before ``result``
+        self._done: dict[str, Any] | None = None
+        self.energy: EnergyResult | None = None  # the whole result, once closed
+
+    # What the runtime calls.
+
+    def start(self, phase: str = "idle") -> Account:
+        """Open the account in a phase."""
+        if self._mirror:
+            marks.mark(phase)
+        meter, self._now = self.meter, phase
+        if meter is None:
+            self.start_ns = self._folded = self._clock()
+            return self
+        from draftwire.energy.account.phases import PhaseFit
+
+        with meter.lock:
+            self._watch = meter.watch(self, self._clock)
+            self.integral = self._watch.integral
+            self.start_ns = self._folded = self._watch.start_ns
+            self._fit = PhaseFit(meter.response, 0.0, phase)
+            if meter.last is not None:
+                self._t, self._w = meter.last.t_ns, meter.last.watts[0]
+        return self
+
+    def phase(self, name: str, t_ns: int | None = None) -> None:
+        """Say that from now on (or from ``t_ns``) the device does something else."""
+        self._switches.append((self._clock() if t_ns is None else t_ns, name))
+        if self._mirror:
+            marks.mark(name)
+        if self.meter is None and len(self._switches) >= 1024:
+            with self._lock:
+                self._fold(self._switches[-1][0])
+
+    def close_at(self, t_ns: int) -> None:
+        """Set the right edge ahead of ``result``: samples after it only close it."""
+        self.end_ns = t_ns
+        if self.integral is not None:
+            self.integral.end_ns = t_ns
+
+    def close_now(self) -> None:
+        """Set the right edge to this moment."""
+        self.close_at(self._clock())
+
+    def count(
+        self, *, drafted: int = 0, accepted: int = 0, emitted: int = 0, requests: int = 0
+    ) -> None:
+        """Add tokens, for joules per token."""
+        tokens = self._tokens
+        tokens["requests"] += requests
+        tokens["drafted"] += drafted
+        tokens["accepted"] += accepted
+        tokens["emitted"] += emitted
+
+    def joules(self) -> float | None:
+        """Return what was spent so far, up to now; None when nothing measures."""
+        if self.model is not None and self.meter is None:
+            with self._lock:
+                self._fold(self._clock())
+                return self._modelled()[0]
+        integral = self.integral
+        if integral is None or not integral.seen[0]:
+            return None
+        ahead = max(0, self._clock() - max(self._t, self.start_ns)) * 1e-9
+        assert self.meter is not None
+        if ahead * 1e9 > 4 * self.meter.max_gap_ns or self._w != self._w:
+            return None  # the sensor went away: a budget must not run on old news
+        return integral.joules[0] + self._w * ahead
+
+    def watts_by_phase(self) -> dict[str, float | None]:
+        """Return the mean power of each phase so far, for whoever paces drafting.
+
+        Empty until every phase is known to a quarter: what cannot tell phases apart
+        steers nothing.
+        """
+        with self._lock:
+            if self.model is not None and self.meter is None:
+                self._fold(self._clock())
+                return {name: self.model.watts.get(name) for name in self._seconds}
+            if self._fit is None or self._n < AFRESH:
+                return {}
+            if not self._powers or self._n >= 1.5 * self._powers_at:
+                self._powers_at = self._n
+                self._powers = self._fit.solve((self._folded - self.start_ns) * 1e-9)
+            for power in self._powers.values():
+                if power.watts is None or power.half_w is None:
+                    return {}
+                if power.half_w > STEERING * abs(power.watts):
+                    return {}
+            return {name: p.watts for name, p in self._powers.items()}
+
+    def result(self) -> dict[str, Any]:
+        """Close the account and return the ``energy`` entry of a run report.
+
+        Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
+        ``by_phase`` (joules, or None without a source; a phase that cannot be told has
+        None, and a clause in ``why_null_by_phase``), ``why_null``; beside them each
+        figure's own half-width (``uncertainty_by_phase``, ``uncertainty_per_token``,
+        ``net_uncertainty``), ``coverage``, ``resolution_only``, ``flags`` and more.
+        Calling it again returns the same.
+        """
+        if self._done is None:
+            self._done = self._close()
+            if self._mirror:
+                counts = {k: v for k, v in self._tokens.items() if v}
+                marks.mark("idle", **{**counts, "requests": 1})
+        return self._done
+
+    # Samples come in here, in the sampler's thread.
+
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        with self._lock:
+            self._take(t_ns, watts, joules)
+
+    def _take(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        integral = self.integral
+        if integral is None or t_ns <= self._t:
+            return
+        integral.add(t_ns, watts, joules)
+        watt, span_s = watts[0], 0.0
+        if joules is not None:  # the mean since the reading before, exactly
+            step, span_s = joules[0] - self._c, (t_ns - self._t) * 1e-9
+            self._c = joules[0]
+            watt = step / span_s
+        end = t_ns if not self.end_ns else min(t_ns, self.end_ns)
+        self._fold(end)
+        if end == t_ns and self._fit is not None:
+            self._fit.sample((t_ns - self.start_ns) * 1e-9, watt, span_s)
+            self._n += 1
+        self._t, self._w = t_ns, watts[0]
+
+    def _fold(self, until: int) -> None:
+        """Give the time up to ``until`` to its phases."""
+        switches = self._switches
+        while self._folded < until:
+            stop = until
+            if switches and switches[0][0] < until:
+                stop = max(switches[0][0], self._folded)
+            seconds = (stop - self._folded) * 1e-9
+            self._seconds[self._now] = self._seconds.get(self._now, 0.0) + seconds
+            self._folded = stop
+            self._pull(stop)
+        self._pull(until)
+
+    def _pull(self, until: int) -> None:
+        switches = self._switches
+        while switches and switches[0][0] <= until:
+            t_ns, self._now = switches.popleft()
+            if self._fit is not None:
+                self._fit.switch((t_ns - self.start_ns) * 1e-9, self._now)
+
+    # Closing.
+
+    def _close(self) -> dict[str, Any]:
+        watch = self._watch
+        if watch is None or self.meter is None:
+            with self._lock:
+                self.end_ns = self.end_ns or self._clock()
+                self._fold(self.end_ns)
+                return self._without_meter()
+        self.end_ns = watch.stop(self.end_ns)
+        with self._lock:
+            self._fold(self.end_ns)
+        result = watch.finish("session")
+        return self._entry(result, self._split(result))
+
+    def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
+        """Split the total over the phases; those that are told sum to it exactly."""
+        from draftwire.energy.account.phases import PhasePower
+
+        if result.energy_j is None or self._fit is None:
+            return {}
+        names = [name for name, seconds in self._seconds.items() if seconds > 0]
+        if len(names) < 2:
+            half = result.uncertainty_j
+            return {name: PhasePower(result.energy_j, half) for name in names}
+        powers = self._fit.solve((self.end_ns - self.start_ns) * 1e-9)
+        raw = {
+            name: p.watts * self._seconds[name]
+            for name, p in powers.items()
+            if p.watts is not None and name in self._seconds
+        }
+        whole = sum(raw.values())
+        told = len(raw) == len(names) and whole > 0
+        scale = result.energy_j / whole if told else 1.0
+        u = result.uncertainty
+        shared = {} if u is None else {k: u.terms.get(k, 0.0) for k in (*SHARED, "hole")}
+        split = {}
+        for name in names:
+            power, seconds = powers[name], self._seconds[name]
+            if power.watts is None:
+                split[name] = power
+                continue
+            joules = raw[name] * scale
+            half = (power.half_w or 0.0) * seconds + abs(joules - raw[name])
+            # Its part of what is wrong with the whole: offset by time, gain by energy.
+            offset = shared.get("offset", 0.0) * seconds / (result.duration_s or 1.0)
+            gain = shared.get("gain", 0.0) * joules / (result.energy_j or 1.0)
+            half = math.sqrt(half**2 + 4 * (offset**2 + gain**2))
+            # What a hole hides, nobody can say of which phase.
+            half += 2 * shared.get("hole", 0.0) * seconds / (result.duration_s or 1.0)
+            split[name] = PhasePower(joules, half)
+        return split
+
+    def _without_meter(self) -> dict[str, Any]:
+        if self.model is None:
+            return self._entry(null_result("session", self._why), {})
+        from draftwire.energy.account.phases import PhasePower
+
+        joules, by_phase, unknown = self._modelled()
+        if joules is None:
+            why = f"the model {self.model.name} has no watts for phase {', '.join(unknown)}"
+            none = null_result("session", why, source=self.model.name, kind="modelled")
+            return self._entry(none, {})
+        result = self.model.result(joules, sum(self._seconds.values()))
+        part = self.model.uncertainty
+        split = {n: PhasePower(j, part * j if part else None) for n, j in by_phase.items()}
+        return self._entry(result, split)
+
+    def _modelled(self) -> tuple[float | None, dict[str, float], list[str]]:
+        assert self.model is not None
+        known = self.model.watts
+        unknown = sorted(name for name in self._seconds if name not in known)
+        by_phase = {
+            name: known[name] * seconds
+            for name, seconds in self._seconds.items()
+            if name in known
+        }
+        return (None if unknown else sum(by_phase.values())), by_phase, unknown
+
+    def _entry(
+        self, result: EnergyResult, split: Mapping[str, PhasePower]
+    ) -> dict[str, Any]:
+        by_phase = {name: part.watts for name, part in split.items()}
+        told = [value for value in by_phase.values() if value is not None]
+        if told and len(told) == len(by_phase) and result.energy_j is not None:
+            # The last bit: the total is the sum of what is printed, in that order.
+            result = replace(result, energy_j=sum(told))
+        self.energy = result
+        joules, half, seconds = result.energy_j, result.uncertainty_j, dict(self._seconds)
+        halves = {name: part.half_w for name, part in split.items()}
+        watts = {
+            name: value / seconds[name] if value is not None and seconds[name] else None
+            for name, value in by_phase.items()
+        }
+        known = joules is not None
+        return {
+            "joules": joules,
+            "source": None if result.source == "none" else result.source,
+            "scope": result.scope,
+            "uncertainty": half,
+            "by_phase": by_phase if known else None,
+            "why_null": result.why_null or None,
+            "kind": result.kind if known else None,
+            "resolution_only": result.resolution_only,
+            "uncertainty_by_phase": halves if known else None,
+            "why_null_by_phase": {n: part.why for n, part in split.items() if part.why},
+            "seconds_by_phase": seconds,
+            "watts_by_phase": watts if known else None,
+            "tokens": {k: v for k, v in self._tokens.items() if v or k != "requests"},
+            "per_token": per_token(joules, by_phase, self._tokens),
+            "uncertainty_per_token": {}
+            if half is None
+            else per_token(half, halves, self._tokens),
+            "net": result.net_j,
+            "net_uncertainty": result.net_uncertainty_j,
+            "baseline_w": result.baseline_w,
+            "coverage": result.coverage,
+            "samples": result.samples,
+            "by_rail": dict(result.by_rail),
+            "by_scope": dict(result.by_scope),
+            "flags": list(result.flags),
+            "notes": list(result.notes),
+            "context": dict(result.context),
+        }
+
+
+def per_token(
+    joules: float | None,
+    by_phase: Mapping[str, float | None] | None,
+    tokens: Mapping[str, int],
+) -> dict[str, float | None]:
+    """Return joules per token; what each is over is in its name.
+
+    ``drafted`` divides the draft phase by the drafted tokens; ``accepted`` and
+    ``emitted`` divide the whole session.
+    """
+    draft = None if by_phase is None else by_phase.get("draft")
+
+    def over(energy: float | None, count: int) -> float | None:
+        return energy / count if energy is not None and count > 0 else None
+
+    return {
+        "drafted": over(draft, tokens.get("drafted", 0)),
+        "accepted": over(joules, tokens.get("accepted", 0)),
+        "emitted": over(joules, tokens.get("emitted", 0)),
+    }
+
+
+class Budget:
+    """Stops a generation when it has spent its joules.
+
+    Args:
+        clock_check: Called for the joules so far; tests replace it.
+
+    Raises:
+        ConfigError: Nothing here measures or models joules, or the limit is not
+        positive.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        max_joules: float,
+        *,
+        clock_check: Callable[[], float | None] | None = None,
+    ) -> None:
+        if not max_joules > 0:
+            raise ConfigError(f"max_joules is {max_joules}, it must be positive")
+        if account.meter is None and account.model is None:
+            raise ConfigError(
+                "max_joules needs a power source, and there is none",
+                hint="`draftwire energy sources` tells what is missing",
+            )
+        choice = None if account.meter is None else account.meter.projector.choice
+        if choice is not None and choice.total is None:
+            raise ConfigError(f"max_joules needs a total: {choice.why_none}")
+        self.max_joules = max_joules
+        self._spent = account.joules if clock_check is None else clock_check
+
+    def left(self) -> float | None:
+        """Return the joules that are left, or None while the sensor is silent."""
+        spent = self._spent()
+        return None if spent is None else self.max_joules - spent
+
+    def exceeded(self) -> bool:
+        """Return True when nothing is left, or when nobody can tell any more."""
+        left = self.left()
+        return left is None or left <= 0

@@ -1,0 +1,361 @@
+"""The meter: a thread that samples a source, and windows over what it saw.
+
+The thread wakes on absolute deadlines, so it does not drift.  Each deadline lies at
+another, random place of its period: a load that pulses at the sampling rate would
+otherwise be seen always in the same phase, and the error would not show.  (A
+golden-ratio sequence spreads more evenly, but ties the weight of a sample to its place:
+7 % wrong for a pulse at the sampling rate.)
+
+    with Meter(source, choice) as meter:
+        with meter.window("draft") as w:
+            work()
+        print(w.result.energy_j, w.result.uncertainty_j, w.result.scope)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from typing import Any, Callable, NamedTuple, Protocol
+
+from draftwire.energy.account.integrate import Integrator, Vector
+from draftwire.energy.account.result import (
+    Baseline,
+    EnergyResult,
+    Projector,
+    build_result,
+    null_result,
+)
+from draftwire.energy.rails import TotalChoice
+from draftwire.energy.sources.base import (
+    UNKNOWN_RESPONSE,
+    Clock,
+    PowerSource,
+    Reading,
+    Response,
+    monotonic_ns,
+)
+from draftwire.errors import ConfigError, SensorError
+
+DEFAULT_HZ = 20.0
+RING = 72_000  # one hour at 20 Hz
+MAX_FAILURES = 50
+_MASK = (1 << 64) - 1
+
+log = logging.getLogger("draftwire.energy")
+
+
+class RingSample(NamedTuple):
+    """One sample as the meter keeps it: total first, then rails, then other totals."""
+
+    t_ns: int
+    watts: Vector
+    joules: Vector | None
+
+
+class Listener(Protocol):
+    """Gets every sample, in the sampler's thread, in order of time."""
+
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        """Take one sample."""
+
+
+def deadline_ns(k: int, period_ns: int) -> int:
+    """Return deadline ``k`` from the start: slot ``k``, at a random place inside it.
+
+    The place is a hash of ``k`` (splitmix64), so that runs can be repeated.
+    """
+    x = (k * 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return k * period_ns + ((period_ns * ((x ^ (x >> 31)) >> 32)) >> 32)
+
+
+class Meter:
+    """Samples a source and integrates windows.
+
+    Args:
+        source: Where watts come from; the meter closes it.
+        hz: Samples a second; never faster than the sensor renews.
+        ring: How many samples stay in memory for plots; windows need none of them.
+        context: Returns power mode, clocks, temperatures; called at window edges.
+
+    Attributes:
+        failed_reads: Reads that gave nothing.
+        late: Deadlines that were missed by more than a period.
+        cpu_s: Processor time of the sampler so far.
+        last: The newest sample.
+        context_step2: Mean ``(difference x period)^2`` of late, for windows of few
+            samples.
+        lock: Held while a sample is taken.
+    """
+
+    def __init__(
+        self,
+        source: PowerSource,
+        choice: TotalChoice,
+        *,
+        hz: float = DEFAULT_HZ,
+        ring: int = RING,
+        clock: Clock = monotonic_ns,
+        context: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        if not 0 < hz <= 1000:
+            raise ConfigError(f"sampling rate {hz} Hz", hint="between 0 and 1000 Hz")
+        if source.update_s:
+            hz = min(hz, 1.0 / source.update_s)
+        self.source = source
+        self.hz = hz
+        self.period_ns = int(1e9 / hz)
+        self.projector = Projector(source.rails, choice)
+        self.failed_reads = 0
+        self.late = 0
+        self.cpu_s = 0.0
+        self.broken = ""
+        self.baseline: Baseline | None = None
+        self.response: Response = getattr(source, "response", UNKNOWN_RESPONSE)
+        self.ring: deque[RingSample] = deque(maxlen=ring)
+        self.context = context
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.last: RingSample | None = None
+        self.min_step_w: float | None = None  # smallest change of the total so far
+        self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
+        self.context_step2 = 0.0
+        self._listeners: list[Listener] = []
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def max_gap_ns(self) -> int:
+        """Longest hole that is interpolated: two periods, and some lateness."""
+        return int(2.7 * self.period_ns)
+
+    def __enter__(self) -> Meter:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the sampler's thread."""
+        if self._thread is None:
+            self.read_now()
+            name = "draftwire-energy"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        self.source.close()
+
+    def window(self, label: str = "") -> Window:
+        """Return a window, to be used in a ``with`` statement."""
+        return Window(self, label)
+
+    def watch(self, listener: Listener, clock: Clock | None = None) -> Watch:
+        """Begin to integrate for a listener; ``stop`` and ``finish`` end it."""
+        return Watch(self, listener, clock or self.clock)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Let somebody else have every sample (accounts, recordings)."""
+        with self.lock:
+            self._listeners.append(listener)
+
+    def remove_listener(self, listener: Listener) -> None:
+        """Stop that; harmless when it was not there."""
+        with self.lock:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    def measure_baseline(self, seconds: float) -> EnergyResult:
+        """Measure idle power now; later windows report net energy against it.
+
+        Do it in the same power mode, with the model loaded and the meter running.
+        """
+        with self.window("baseline") as window:
+            time.sleep(seconds)
+        result = window.result
+        if result.mean_w is not None:
+            u = result.uncertainty
+            noise_w = 0.0 if u is None else u.random_j / result.duration_s
+            self.baseline = Baseline(result.mean_w, noise_w)
+        return result
+
+    def build(self, label: str, integral: Integrator, **more: Any) -> EnergyResult:
+        """Return the result of a finished integrator over this meter's samples."""
+        source = self.source
+        lag_s = getattr(source, "lag_s", source.update_s) or 0.0
+        if self.response is not UNKNOWN_RESPONSE:
+            lag_s = max(lag_s, self.response.mean_lag_s)
+        integral.low_w = min(integral.low_w, self.low_w)
+        integral.high_w = max(integral.high_w, self.high_w)
+        return build_result(
+            label,
+            integral,
+            self.projector,
+            source=source.name,
+            kind=source.kind,
+            accuracy=source.accuracy,
+            lag_s=lag_s,
+            context_step2=self.context_step2,
+            observed_step_w=self.min_step_w,
+            baseline=self.baseline,
+            **more,
+        )
+
+    def read_now(self) -> bool:
+        """Take a sample out of turn; sources that pace themselves are left alone."""
+        if self.source.paced:
+            return False
+        with self.lock:
+            return self._take()
+
+    def _take(self) -> bool:
+        try:
+            reading = self.source.read()
+        except SensorError as exc:
+            self.failed_reads += 1
+            self.broken = str(exc)
+            log.debug("energy: %s", exc)
+            return False
+        self.broken = ""
+        self.push(reading)
+        return True
+
+    def push(self, reading: Reading) -> None:
+        """Take a reading from outside (recordings, tests)."""
+        watts, joules = self.projector.project(reading)
+        with self.lock:
+            last = self.last
+            if last is not None and reading.t_ns <= last.t_ns:
+                return
+            if watts[0] == watts[0]:
+                self.low_w = min(self.low_w, watts[0])
+                self.high_w = max(self.high_w, watts[0])
+            if last is not None:
+                change = watts[0] - last.watts[0]
+                if 1e-9 < abs(change) < (self.min_step_w or math.inf):
+                    self.min_step_w = abs(change)
+                step = change * (reading.t_ns - last.t_ns) * 1e-9
+                if reading.t_ns - last.t_ns <= self.max_gap_ns and step == step:
+                    self.context_step2 += (step * step - self.context_step2) * 0.02
+            self.last = RingSample(reading.t_ns, watts, joules)
+            self.ring.append(self.last)
+            for listener in self._listeners:
+                listener.sample(reading.t_ns, watts, joules)
+
+    def _run(self) -> None:
+        begin = self.clock()
+        k = failures = 0
+        while not self._stop.is_set():
+            if self.source.paced:
+                good = self._take()
+            else:
+                k += 1
+                wait_ns = begin + deadline_ns(k, self.period_ns) - self.clock()
+                if wait_ns < -self.period_ns:  # starved, or suspended: go on from now
+                    self.late += 1
+                    k = (self.clock() - begin) // self.period_ns
+                if wait_ns > 0 and self._stop.wait(wait_ns * 1e-9):
+                    return
+                with self.lock:
+                    good = self._take()
+            failures = 0 if good else failures + 1
+            if failures > MAX_FAILURES:
+                log.warning("energy: the source failed for good: %s", self.broken)
+                return
+            self.cpu_s = time.thread_time()
+
+
+class Watch:
+    """An integral over a meter's samples, from now until ``stop``."""
+
+    def __init__(self, meter: Meter, listener: Listener, clock: Clock) -> None:
+        self.meter, self._listener, self._clock = meter, listener, clock
+        self._before = {} if meter.context is None else meter.context()
+        self._failed = meter.failed_reads
+        with meter.lock:
+            meter.read_now()
+            self.start_ns, gap = clock(), meter.max_gap_ns
+            width = meter.projector.width
+            self.integral = Integrator(width, self.start_ns, max_gap_ns=gap)
+            if meter.last is not None:
+                self.integral.add(*meter.last)
+            meter.add_listener(listener)
+
+    def stop(self, end_ns: int = 0) -> int:
+        """End it now, or where the caller says; return where."""
+        meter = self.meter
+        with meter.lock:
+            self.integral.end_ns = end_ns = end_ns or self._clock()
+            meter.read_now()  # a sample just after the edge: nothing is held there
+            meter.remove_listener(self._listener)
+        return end_ns
+
+    def finish(self, label: str) -> EnergyResult:
+        """Return the result."""
+        meter = self.meter
+        self.integral.finish()
+        after = {} if meter.context is None else meter.context()
+        context, flags = compare_context(self._before, after)
+        notes = list(meter.source.notes)
+        failed = meter.failed_reads - self._failed
+        if failed:
+            flags.append("failed reads")
+            notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
+        return meter.build(label, self.integral, notes=notes, flags=flags, context=context)
+
+
+class Window:
+    """One stretch of time.  ``result`` is there when it is closed."""
+
+    def __init__(self, meter: Meter, label: str) -> None:
+        self.meter = meter
+        self.label = label
+        self.result: EnergyResult = null_result(label, "the window is still open")
+
+    def __enter__(self) -> Window:
+        with self.meter.lock:  # no sample may come before the watch is known
+            self._watch = self.meter.watch(self)
+        return self
+
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        self._watch.integral.add(t_ns, watts, joules)
+
+    def __exit__(self, *exc: object) -> None:
+        self._watch.stop()
+        self.result = self._watch.finish(self.label)
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules, or None."""
+        return self.result.energy_j
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self.result.source
+
+
+def compare_context(
+    before: dict[str, Any], after: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Put the two looks at the machine together, and flag what changed."""
+    if not before and not after:
+        return {}, []
+    flags = []
+    if before.get("power_mode") != after.get("power_mode"):
+        flags.append("mode changed")
+    if after.get("throttled") and after["throttled"] not in ("0x0", False):
+        flags.append("throttled")
+    cap, cap_now = before.get("cpu_cap_hz"), after.get("cpu_cap_hz")
+    if cap is not None and cap_now is not None and cap_now < cap:
+        flags.append("clocks fell")
+    return {"start": before, "end": after}, flags

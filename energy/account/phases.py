@@ -1,0 +1,303 @@
+"""Which phase took the power: a fit of the readings on what the device was doing.
+
+A phase of a speculative session lasts 5 to 50 ms.  No sensor shows it alone: a reading
+comes late by a *lag*, averages over a *window*, and is renewed at a moment that is known
+to a *jitter* only.  So a reading is modelled as the sum over phases of the phase's mean
+power times its *share* of the stretch that the reading stands for (the phase's 0-or-1
+signal, folded with the window and the jitter, shifted by the lag), and the mean powers
+are found by least squares over the run.
+
+Their uncertainty comes from the residuals, summed over blocks of neighbouring samples
+(a cluster-robust "sandwich": Liang and Zeger, Biometrika 73, 1986), and from the
+response, which is known to a range only: the interval of a phase spans the fits over
+the corners of that range.  Nor does a load follow its switches at once (clocks,
+capacitors): fits that let each phase's power run on into the next for some milliseconds
+count as well, unless the readings speak against them.  A sensor that cannot tell phases
+apart gives no figure for them, and the reason.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from draftwire.energy.account.uncertainty import t_factor
+from draftwire.energy.sources.base import Response
+
+FEW = 5.0  # samples below which nothing is said of a phase
+SHAPE = 0.05  # of the contrast: what a load's shape within a phase may hide in a blur
+SMEARS_S = (0.002, 0.004, 0.008, 0.016)  # how long a load may run on
+BLOCK = 4  # samples of a block of residuals
+MOST_BLOCKS = 192  # then neighbours are joined: memory stays bounded
+_STEP = 64 * BLOCK  # samples that are taken in at once
+MOST_WAITING = 4096  # samples of a run of one phase, which nobody asks to split
+_DIRECT_RATIO = 2.0  # a phase must last this much longer than the response is unsure
+
+
+class PhasePower(NamedTuple):
+    """Mean power of a phase."""
+
+    watts: float | None  # watts, or None: then ``why`` says why
+    half_w: float | None  # 95 % half-width, without the sensor's own offset and gain
+    why: str = ""  # one clause, or ""
+
+
+@dataclass
+class _Sums:
+    """Normal equations of one response, by block: ``(blocks, k, k)`` and so on."""
+
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+    n: np.ndarray
+
+    @classmethod
+    def empty(cls, k: int) -> _Sums:
+        return cls(np.zeros((0, k, k)), np.zeros((0, k)), np.zeros(0), np.zeros(0))
+
+    def grow(self, k: int) -> None:
+        more = k - self.xy.shape[1]
+        if more:
+            self.xx = np.pad(self.xx, ((0, 0), (0, more), (0, more)))
+            self.xy = np.pad(self.xy, ((0, 0), (0, more)))
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        edges = np.arange(0, len(y), BLOCK)
+        pad = -len(y) % BLOCK
+        xb = np.pad(x, ((0, pad), (0, 0))).reshape(len(edges), BLOCK, -1)
+        yb = np.pad(y, (0, pad)).reshape(len(edges), BLOCK)
+        self.xx = np.concatenate([self.xx, np.einsum("bik,bil->bkl", xb, xb)])
+        self.xy = np.concatenate([self.xy, np.einsum("bik,bi->bk", xb, yb)])
+        self.yy = np.concatenate([self.yy, (yb * yb).sum(1)])
+        sizes = np.full(len(edges), BLOCK)
+        sizes[-1] -= pad
+        self.n = np.concatenate([self.n, sizes])
+        while len(self.n) > MOST_BLOCKS:
+            even = len(self.n) // 2 * 2
+            for name in ("xx", "xy", "yy", "n"):
+                whole = getattr(self, name)
+                joined = whole[0:even:2] + whole[1:even:2]
+                setattr(self, name, np.concatenate([joined, whole[even:]]))
+
+
+class PhaseFit:
+    """Gathers samples and switches of one run; memory stays bounded.
+
+    Args:
+        start_s: Where the first phase begins; samples that reach back before it are
+            left out.
+    """
+
+    def __init__(self, response: Response, start_s: float, phase: str) -> None:
+        self.response = response
+        self.names: list[str] = [phase]
+        self.seconds = [0.0]
+        self.stretches = [1]
+        self._at = array("d", [start_s])  # switches that a kernel may still reach
+        self._phase = array("i", [0])
+        self._start = start_s
+        self._t = array("d")
+        self._y = array("d")
+        self._span = array("d")
+        corners = response.corners()
+        self._grid = [(lag, window, 0.0) for lag, window in corners]
+        self._grid += [(*corners[0], smear) for smear in SMEARS_S]
+        self._entries: dict[tuple[int, int], int] = {}
+        self._sums = [_Sums.empty(1) for _ in self._grid]
+        self._low, self._high = np.inf, -np.inf
+
+    def switch(self, t_s: float, name: str) -> None:
+        """Say that another phase begins; times must not run back."""
+        now = self._phase[-1]
+        if name == self.names[now]:
+            return
+        self.seconds[now] += max(0.0, t_s - self._at[-1])
+        if name not in self.names:
+            self.names.append(name)
+            self.seconds.append(0.0)
+            self.stretches.append(0)
+        place = self.names.index(name)
+        self.stretches[place] += 1
+        self._entries[place, now] = self._entries.get((place, now), 0) + 1
+        self._at.append(max(t_s, self._at[-1]))
+        self._phase.append(place)
+
+    def sample(self, t_s: float, watt: float, span_s: float = 0.0) -> None:
+        """Take a reading; all switches before it must be known.
+
+        Args:
+            watt: The total; NaN is skipped.
+            span_s: For counters: the time that this mean power is over.
+        """
+        if watt != watt:
+            return
+        self._t.append(t_s)
+        self._y.append(watt)
+        self._span.append(span_s)
+        if len(self._t) >= (_STEP if len(self.names) > 1 else MOST_WAITING):
+            self._absorb()
+
+    def end(self, t_s: float) -> dict[str, float]:
+        """Return the seconds of each phase up to a moment."""
+        seconds = dict(zip(self.names, self.seconds))
+        seconds[self.names[self._phase[-1]]] += max(0.0, t_s - self._at[-1])
+        return seconds
+
+    def _absorb(self) -> None:
+        if not self._t:
+            return
+        t, y = np.array(self._t), np.array(self._y)
+        span = np.array(self._span)
+        reach = self.response.reach_s + SMEARS_S[-1] + float(span.max())
+        keep = t - reach >= self._start
+        at, phase = np.array(self._at), np.array(self._phase)
+        t_kept, y_kept, span_kept = t[keep], y[keep], span[keep]
+        if len(t_kept):
+            self._low = min(self._low, float(y_kept.min()))
+            self._high = max(self._high, float(y_kept.max()))
+            for (lag, window, smear), sums in zip(self._grid, self._sums):
+                width = np.maximum(window, span_kept)
+                spread = self.response.jitter_s + smear
+                x = shares(t_kept, at, phase, len(self.names), lag, width, spread)
+                sums.grow(len(self.names))
+                sums.add(x, y_kept)
+        first = int(np.searchsorted(at, t[-1] - reach, "right")) - 1
+        if first > 0:
+            del self._at[:first], self._phase[:first]
+        del self._t[:], self._y[:], self._span[:]
+
+    def solve(self, now_s: float) -> dict[str, PhasePower]:
+        """Return the mean power of each phase so far."""
+        self._absorb()
+        seconds = self.end(now_s)
+        k = len(self.names)
+        fits = []
+        for (_, _, smear), sums in zip(self._grid, self._sums):
+            sums.grow(k)
+            w, halves, rss = self._solve(sums)
+            fits.append((self._while_in(w, smear, seconds), halves, rss))
+        best = min(fits, key=lambda fit: fit[2])
+        # Neighbouring readings are not independent: a quarter of them counts.
+        limit = best[2] * (1.0 + 24.0 / max(float(self._sums[0].n.sum()), 1.0))
+        fits = [
+            fit
+            for fit, (_, _, smear) in zip(fits, self._grid)
+            if not smear or fit[2] <= limit
+        ]
+        samples = self._sums[0].xx.sum(0).sum(1)  # how many each phase weighs
+        mean_w = float(self._sums[0].xy.sum() / max(1.0, self._sums[0].n.sum()))
+        low = np.min([w - u for w, u, _ in fits], axis=0)
+        high = np.max([w + u for w, u, _ in fits], axis=0)
+        powers = {}
+        for i, name in enumerate(self.names):
+            half = float(max(high[i] - best[0][i], best[0][i] - low[i]))
+            if self._blurs(i, seconds[name]):
+                half += SHAPE * float(best[0].max() - best[0].min())
+            why = self._why_not(i, seconds[name], float(samples[i]))
+            if not why and not half <= 0.5 * max(abs(best[0][i]), abs(mean_w)):
+                why = "the readings do not tell it from the other phases"
+            value = PhasePower(float(best[0][i]), half)
+            powers[name] = PhasePower(None, None, why) if why else value
+        return powers
+
+    def _while_in(
+        self, w: np.ndarray, smear: float, seconds: dict[str, float]
+    ) -> np.ndarray:
+        """Return mean watts while in each phase, when its power comes late by
+        ``smear``."""
+        found = w.copy()
+        for (place, before), count in self._entries.items():
+            length = seconds[self.names[place]]
+            part = min(1.0, count * smear / 2.0 / length) if length > 0 else 0.0
+            found[place] += part * (w[before] - w[place])
+        return found
+
+    def _blurs(self, i: int, seconds: float) -> bool:
+        """Tell whether a reading covers a good part of a stretch of the phase."""
+        width = self.response.window_s[1] + self.response.jitter_s
+        return len(self.names) > 1 and width > 0.5 * seconds / max(1, self.stretches[i])
+
+    def _why_not(self, i: int, seconds: float, samples: float) -> str:
+        if len(self.names) == 1:
+            return ""
+        unsure = self.response.unsure_s
+        stretch = seconds / max(1, self.stretches[i])
+        if unsure * _DIRECT_RATIO > stretch:
+            return (
+                f"a stretch of it lasts {1e3 * stretch:.3g} ms, and the sensor's lag and "
+                f"window are known to {1e3 * unsure:.3g} ms only"
+            )
+        if samples < FEW:
+            return f"{samples:.1f} samples fell into it"
+        return ""
+
+    def _solve(self, sums: _Sums) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return watts, half-widths, and the sum of squared residuals."""
+        k = len(self.names)
+        n, blocks = float(sums.n.sum()), len(sums.n)
+        if n < 2:
+            nothing = np.full(k, np.inf)
+            return np.zeros(k), nothing, np.inf
+        xx, xy, yy = sums.xx.sum(0), sums.xy.sum(0), float(sums.yy.sum())
+        mean, spread = xy.sum() / n, max(self._high - self._low, 1e-9)
+        variance = max(yy / n - mean * mean, 1e-12)
+        # A weak prior keeps phases without samples at the mean, with a wide interval.
+        prior = variance / (4.0 * spread * spread)
+        inverse = np.linalg.inv(xx + prior * np.eye(k))
+        w = inverse @ (xy + prior * mean)
+        rss = max(yy - 2.0 * float(w @ xy) + float(w @ xx @ w), 0.0)
+        freedom = max(n - k, 1.0)
+        plain = np.sqrt(np.maximum(np.diag(inverse), 0.0) * rss / freedom)
+        half = t_factor(freedom) * plain
+        if blocks > 1:
+            scores = sums.xy - sums.xx @ w
+            meat = scores.T @ scores * (blocks / (blocks - 1.0))
+            robust = np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0.0))
+            half = np.maximum(half, t_factor(max(1.0, blocks - 1.0)) * robust)
+        return w, half, rss
+
+
+def shares(
+    t: np.ndarray,
+    at: np.ndarray,
+    phase: np.ndarray,
+    k: int,
+    lag: float,
+    window: np.ndarray | float,
+    jitter: float,
+) -> np.ndarray:
+    """Return how much of each reading each phase is, ``(n, k)``; rows sum to 1.
+
+    Args:
+        t: Stamps of the readings, seconds, ``(n,)``.
+        at: When each stretch begins, ascending, ``(m,)``; the last goes on for ever.
+        phase: Which phase it is, ``(m,)``.
+        k: How many phases there are.
+        lag: Seconds from the end of the averaged stretch to the stamp.
+        window: Seconds that a reading averages over, ``(n,)`` or one for all.
+        jitter: Seconds over which the moment of the reading is spread evenly.
+    """
+    origin = at[0]
+    begin, t = at - origin, t - origin
+    least = max(1e-4, 1e-6 * float(t[-1] - t[0]) if len(t) else 0.0)
+    window = np.maximum(np.asarray(window, dtype=np.float64), least)
+    jitter = max(jitter, least)
+    length = np.append(np.diff(begin), 0.0)
+    found = np.empty((len(t), k))
+    right = t - lag
+    points = [right, right - window, right - jitter, right - window - jitter]
+    places = [np.maximum(np.searchsorted(begin, p, "right") - 1, 0) for p in points]
+    past = [p - begin[m] for p, m in zip(points, places)]
+    for i in range(k):
+        on = (phase == i).astype(np.float64)
+        once = np.concatenate([[0.0], np.cumsum(on * length)])[:-1]
+        twice = np.cumsum((once + on * length / 2) * length)
+        twice = np.concatenate([[0.0], twice])[:-1]
+        a, b, c, d = (
+            twice[m] + (once[m] + on[m] * dx / 2) * dx for m, dx in zip(places, past)
+        )
+        found[:, i] = (a - b - c + d) / (window * jitter)
+    return np.clip(found, 0.0, 1.0)

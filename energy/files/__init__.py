@@ -1,0 +1,1 @@
+"""Files that hold power: ours, tegrastats logs, and those of meters."""

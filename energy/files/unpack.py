@@ -1,0 +1,66 @@
+"""Opens what people hand over: plain, gzip, xz or bzip2, UTF-8 or UTF-16."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+from pathlib import Path
+from typing import BinaryIO, Iterator, cast
+
+from draftwire.errors import ConfigError
+
+_MAGIC = ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\0", lzma.open), (b"BZh", bz2.open))
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path | str) -> Iterator[BinaryIO]:
+    """Give the file's bytes, unpacked, as UTF-8 where it was UTF-16.
+
+    Raises:
+        ConfigError: It cannot be read, or is damaged; inside the block too.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        opener = next((o for magic, o in _MAGIC if head.startswith(magic)), open)
+        with cast(BinaryIO, opener(path, "rb")) as opened:
+            start = opened.read(64)
+            opened.seek(0)
+            marked = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+            if marked or start[1:2] == start[3:4] == b"\0":
+                code = "utf-16" if marked else "utf-16-le"
+                yield io.BytesIO(opened.read().decode(code, "replace").encode())
+            else:
+                yield opened
+    except (OSError, EOFError, lzma.LZMAError) as exc:
+        raise ConfigError(f"cannot read {path}: {exc}") from exc
+
+
+@contextlib.contextmanager
+def open_text(path: Path | str) -> Iterator[io.TextIOWrapper]:
+    """Give the file as text; what is not UTF-8 is replaced."""
+    with open_bytes(path) as file:
+        yield io.TextIOWrapper(file, "utf-8-sig", "replace", newline=None)
+
+
+def read_head(path: Path | str, size: int) -> bytes:
+    """Return the first bytes of a file, unpacked."""
+    with open_bytes(path) as file:
+        return file.read(size)
+
+
+def read_whole(path: Path | str) -> str:
+    """Return the text of a file."""
+    with open_text(path) as file:
+        return file.read()
+
+
+def stem(path: Path | str) -> str:
+    """Return the name in small letters without ``.gz`` and such."""
+    name = Path(path).name.lower()
+    for end in (".gz", ".xz", ".bz2"):
+        name = name[: -len(end)] if name.endswith(end) else name
+    return name

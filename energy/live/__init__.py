@@ -1,0 +1,1 @@
+"""While it runs: recordings, marks, the live view, the exporter, calibration."""

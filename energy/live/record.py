@@ -1,0 +1,154 @@
+"""``draftwire energy record``: a meter, an account and a file, around a command or a
+time.
+
+Ctrl-C ends the measurement and not the record of it; a full disk ends the file and not
+the measurement.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from typing import Any, NamedTuple, Sequence
+
+from draftwire.energy.account.account import COUNTS, Account
+from draftwire.energy.account.integrate import Vector
+from draftwire.energy.account.meter import Meter
+from draftwire.energy.files.recording import Recorder
+from draftwire.energy.live.marks import ENVIRONMENT, MarkListener
+from draftwire.energy.live.pulse import make_pulse
+from draftwire.errors import ConfigError
+
+
+class Recorded(NamedTuple):
+    """What came of a recording."""
+
+    entry: dict[str, Any]  # as ``Account.result``
+    exit_code: int | None  # of the command, or None
+    interrupted: bool  # true when Ctrl-C or SIGTERM ended it
+    truncated: str  # why the file ends early, or ""
+
+
+def pull(marks: MarkListener, account: Account, recorder: Recorder | None = None) -> None:
+    """Bring what was marked since into account and file."""
+    for line in marks.new():
+        if "phase" in line:
+            account.phase(line["phase"], line["t"])
+            if recorder is not None:
+                recorder.phase(line["t"], line["phase"])
+        known = {k: v for k, v in line["tokens"].items() if k in COUNTS}
+        if known:
+            account.count(**known)
+            if recorder is not None:
+                recorder.tokens(**known)
+
+
+class _Tap(NamedTuple):
+    """Brings the marks of the command into account and file, ahead of each sample."""
+
+    marks: MarkListener
+    account: Account
+    recorder: Recorder | None
+
+    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        pull(*self)
+        if self.recorder is not None:
+            self.recorder.sample(t_ns, watts, joules)
+
+
+def record(
+    meter: Meter,
+    recorder: Recorder | None,
+    *,
+    seconds: float | None = None,
+    command: Sequence[str] = (),
+    pulse: bool = False,
+    stdout: Any = None,
+) -> Recorded:
+    """Measure for some seconds, during a command, or until Ctrl-C.
+
+    Args:
+        seconds: How long; None with a command runs until it ends, else until Ctrl-C.
+        pulse: Begin and end with the load pulse that an external meter is aligned by.
+        stdout: Where the command's output goes; None leaves it alone.
+
+    Raises:
+        ConfigError: The command cannot be started.
+    """
+    stop = threading.Event()
+    main = threading.current_thread() is threading.main_thread()
+    old = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if main else None
+    marks = MarkListener()
+    account = Account(meter, mirror=False)
+    tap = _Tap(marks, account, recorder)
+    exit_code, interrupted = None, False
+    try:
+        meter.add_listener(tap)
+        if pulse:
+            _pulse(recorder)
+        account.start("run")
+        if recorder is not None:
+            recorder.phase(account.start_ns, "run")
+        try:
+            if command:
+                exit_code = _run(command, marks.path, stop, seconds, stdout)
+            else:
+                stop.wait(seconds)
+        except KeyboardInterrupt:
+            interrupted = True
+        interrupted = interrupted or stop.is_set()
+        pull(*tap)
+        entry = account.result()
+        # The recording has the very edges of the account: read back, it says the same.
+        end = account.end_ns
+        if pulse and not interrupted:
+            _pulse(recorder)
+    finally:
+        meter.remove_listener(tap)
+        if main:
+            signal.signal(signal.SIGTERM, old)
+        marks.close()
+    if recorder is not None:
+        recorder.end(end, entry)
+    truncated = "" if recorder is None else recorder.truncated
+    return Recorded(entry, exit_code, interrupted, truncated)
+
+
+def _pulse(recorder: Recorder | None) -> None:
+    for place, edge in enumerate(make_pulse()):
+        if recorder is not None:
+            recorder.mark(edge, "pulse off" if place % 2 else "pulse on")
+
+
+def _run(
+    command: Sequence[str],
+    marks: str,
+    stop: threading.Event,
+    seconds: float | None,
+    stdout: Any,
+) -> int:
+    try:
+        environment = {**os.environ, ENVIRONMENT: marks}
+        child = subprocess.Popen(list(command), env=environment, stdout=stdout)
+    except OSError as exc:
+        raise ConfigError(f"cannot start {command[0]}: {exc}") from exc
+    begin = time.monotonic()
+    try:
+        while True:
+            late = seconds is not None and time.monotonic() - begin > seconds
+            if stop.is_set() or late:
+                child.terminate()
+            try:
+                return child.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    except KeyboardInterrupt:  # the terminal sent it to the command as well
+        try:
+            child.wait(5.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise

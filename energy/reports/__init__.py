@@ -1,0 +1,1 @@
+"""What is made of joules: rows, tables, comparisons, pictures, pages, sweeps."""

@@ -1,0 +1,365 @@
+"""Reports: rows of energy from recordings, run reports, logs and meter files.
+
+A row is one measurement: joules with uncertainty, by phase and by token.  Tables, CSV,
+JSON, Parquet and Prometheus text are made from rows by ``energy.reports.text``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Sequence
+
+from draftwire.energy.account.account import COUNTS, Account, per_token
+from draftwire.energy.account.meter import Meter
+from draftwire.energy.account.result import Baseline, EnergyResult
+from draftwire.energy.files.importer import Imported, import_tegrastats, recording_of_run
+from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.recording import Recording, is_recording, read_recording
+from draftwire.energy.files.unpack import read_head, read_whole, stem
+from draftwire.energy.rails import RailTable
+from draftwire.energy.sources.base import Reading
+from draftwire.energy.sources.replay import ReplaySource
+from draftwire.energy.sources.tegrastats import SAMPLE_START
+from draftwire.errors import ConfigError
+
+REPORT = "draftwire.report/1"
+Values = Mapping[str, "float | None"]
+# What a row and a result call by the same name.
+_ALIKE = (
+    *("label", "energy_j", "uncertainty_j", "coverage", "mean_w", "source", "kind"),
+    *("scope", "samples", "resolution_only", "flags"),
+)
+
+
+@dataclass
+class Row:
+    """One measurement, ready for a table; every figure with its own half-width."""
+
+    file: str
+    label: str
+    energy_j: float | None
+    uncertainty_j: float | None = None
+    seconds: float | None = None
+    coverage: float | None = None
+    mean_w: float | None = None
+    max_w: float | None = None
+    source: str | None = None
+    kind: str | None = None
+    scope: str | None = None
+    board: str | None = None
+    rails: Sequence[str] = ()
+    samples: int | None = None
+    resolution_only: bool = False
+    baseline_w: float | None = None
+    net_j: float | None = None
+    net_uncertainty_j: float | None = None
+    by_phase_j: Values | None = None
+    phase_uncertainty_j: Values = field(default_factory=dict)
+    phase_why: Mapping[str, str] = field(default_factory=dict)
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    per_token_j: Values = field(default_factory=dict)
+    per_token_uncertainty_j: Values = field(default_factory=dict)
+    by_rail_j: Mapping[str, float] = field(default_factory=dict)
+    by_scope_j: Mapping[str, float] = field(default_factory=dict)
+    terms: Mapping[str, float] = field(default_factory=dict)
+    power_mode: str | None = None
+    heat_c: tuple[float, float] | None = None
+    flags: Sequence[str] = ()
+    why_null: str | None = None
+    notes: Sequence[str] = ()
+    open_ended: bool = False  # recorded for a time, not around a piece of work
+    recording: Callable[[], Recording] | None = field(default=None, repr=False)
+
+    @property
+    def mean_uncertainty_w(self) -> float | None:
+        """Half-width of the mean power."""
+        if self.uncertainty_j is None or not self.seconds:
+            return None
+        return self.uncertainty_j / self.seconds
+
+    @property
+    def requests(self) -> int:
+        """How many pieces of work it holds."""
+        return self.tokens.get("requests", 0) or 1
+
+    @property
+    def answers_per_wh(self) -> float | None:
+        """How many requests like these a watt-hour lasts for."""
+        if not self.energy_j or self.energy_j <= 0:
+            return None
+        return 3600.0 * self.requests / self.energy_j
+
+    def to_dict(self) -> dict[str, Any]:
+        row = dict(vars(self))
+        del row["recording"]
+        for name in ("mean_uncertainty_w", "answers_per_wh", "requests"):
+            row[name] = getattr(self, name)
+        only = self.resolution_only
+        row["uncertainty_covers"] = "resolution only" if only else "95 %, k = 2"
+        row["flags"], row["notes"] = list(self.flags), list(self.notes)
+        return row
+
+    def take(self, result: EnergyResult) -> None:
+        """Take over what only the whole result of a measurement knows."""
+        self.rails, self.max_w = result.rails, result.max_w
+        self.terms = {} if result.uncertainty is None else result.uncertainty.terms
+        self.seconds = result.duration_s
+
+
+def load_rows(
+    path: Path,
+    tables: Sequence[RailTable],
+    *,
+    tokens: Mapping[str, int] | None = None,
+    window: tuple[float, float] | None = None,
+    meter: Mapping[str, Any] | None = None,
+    **log_options: Any,
+) -> list[Row]:
+    """Read any file that holds energy.
+
+    Args:
+        path: A recording, a run report (or a list of them), a tegrastats log, or a
+            meter's file.
+        tokens: Counts that the file does not know.
+        window: Only these seconds; not for run reports.
+        log_options: As for ``import_tegrastats``.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    kind = kind_of(path)
+    if kind == "reports":
+        return list(_rows_of_reports(path))
+    if kind == "tegrastats":
+        imported = import_tegrastats(path, tables, window=window, **log_options)
+        return rows_of_import(imported, tokens or {})
+    if kind == "recording":
+        recording = read_recording(path)
+    else:
+        options = {name: log_options.get(name) for name in ("interval_s", "scope")}
+        recording = read_meter(path, **{**(meter or {}), **options})
+    return [row_of_recording(recording, tokens=tokens, window=window)]
+
+
+def kind_of(path: Path) -> str:
+    """Tell ``recording``, ``reports``, ``meter`` or ``tegrastats`` by what it holds."""
+    if is_recording(path):
+        return "recording"
+    head = read_head(path, 1 << 18)
+    if SAMPLE_START.search(head):
+        return "tegrastats"
+    electric = (b"power", b"volt", b"curr", b"ch1")
+    start, words = head.lstrip(), head[:2000].lower()
+    if stem(path).endswith((".csv", ".tsv", ".dat")):
+        return "meter"
+    if stem(path).endswith((".json", ".jsonl")) or start[:1] in (b"[", b"{"):
+        words = start.split(b"\n", 1)[0].lower()
+        meter = REPORT.encode() not in head and any(w in words for w in electric[:3])
+        return "meter" if meter else "reports"
+    return "meter" if start and any(w in words for w in electric) else "tegrastats"
+
+
+def rows_of_import(
+    imported: Imported, tokens: Mapping[str, int] | None = None
+) -> list[Row]:
+    """Return a row for each run in a log."""
+    counts = dict(tokens or {})
+    rows = []
+    for run in imported.runs:
+        result = run.result
+
+        def recording(first: int = run.first_sample) -> Recording:
+            return recording_of_run(imported, first)
+
+        row = Row(
+            imported.name,
+            board=run.choice.board,
+            tokens=counts,
+            per_token_j=per_token(result.energy_j, None, counts),
+            per_token_uncertainty_j=per_token(result.uncertainty_j, None, counts),
+            by_rail_j=result.by_rail,
+            by_scope_j=result.by_scope,
+            why_null=result.why_null or None,
+            notes=[*result.notes, *(f.text for f in imported.findings)],
+            open_ended=True,
+            recording=recording,
+            **{name: getattr(result, name) for name in _ALIKE},
+        )
+        row.take(result)
+        rows.append(row)
+    return rows
+
+
+def analyse(
+    recording: Recording, window: tuple[float, float] | None = None
+) -> tuple[dict[str, Any], Account]:
+    """Send a recording through the meter and the account once more.
+
+    Raises:
+        ConfigError: It has no sample, or the window misses it.
+    """
+    samples, header = recording.samples, recording.header
+    if not samples:
+        raise ConfigError(f"{recording.path} holds no sample")
+    steps = [b.t_ns - a.t_ns for a, b in zip(samples, samples[1:])]
+    hz = header.get("hz")
+    period_s = 1.0 / hz if hz else statistics.median(steps) * 1e-9 if steps else 1.0
+    origin = now = samples[0].t_ns
+    rate = min(1000.0, 1 / max(period_s, 1e-3))
+    meter = Meter(ReplaySource(recording), recording.choice, hz=rate, ring=1)
+    # What one period may be: the recorded deadlines are dithered, gaps are counted.
+    meter.period_ns = int(period_s * 1e9)
+    if header.get("baseline_w") is not None:
+        meter.baseline = Baseline(header["baseline_w"], header.get("baseline_u_w") or 0.0)
+    start = recording.phases[0][0] if recording.phases else origin
+    end = recording.end_ns or samples[-1].t_ns
+    if window is not None:
+        start = max(start, origin + int(window[0] * 1e9))
+        if window[1] != float("inf"):
+            end = min(end, origin + int(window[1] * 1e9))
+    if end <= start:
+        raise ConfigError("the window lies outside of the recording")
+    account = Account(meter, clock=lambda: now)
+    current, started = "run", False
+    events: list[tuple[int, Reading | str]] = [(r.t_ns, r) for r in samples]
+    events += recording.phases
+    for t_ns, event in sorted(events, key=lambda event: event[0]):
+        if not started and t_ns >= start:
+            now = start
+            account.start(current)
+            started = True
+        now = min(t_ns, end)
+        if not isinstance(event, str):
+            if t_ns > end:
+                account.close_at(end)
+            meter.push(event)
+            if t_ns > end:
+                break
+        elif t_ns <= end:
+            current = event
+            if started:
+                account.phase(event)
+    if not started:
+        now = start
+        account.start(current)
+    now = end
+    account.close_at(end)
+    account.count(**{k: v for k, v in recording.tokens.items() if k in COUNTS})
+    return account.result(), account
+
+
+def row_of_recording(
+    recording: Recording,
+    *,
+    tokens: Mapping[str, int] | None = None,
+    window: tuple[float, float] | None = None,
+) -> Row:
+    """Return the row of a recording, or of a meter's file."""
+    entry, account = analyse(recording, window)
+    notes, flags = list(entry["notes"]), list(entry["flags"])
+    header = recording.header
+    recorded = recording.result.get("context") or {}
+    if not recording.complete:
+        flags.append("not closed")
+        notes.append("the recording was not closed: power cut, or a full disk")
+    if recording.bad_lines:
+        notes.append(f"{recording.bad_lines} lines could not be read")
+    flags += [str(f) for f in recording.result.get("flags", ()) if f not in flags]
+    command = header.get("command") or ()
+    meter = recording.name.startswith("meter")
+    entry = {
+        **entry,
+        "source": recording.name,
+        "context": {"start": header.get("context") or {}, "end": {}, **recorded},
+        "flags": flags,
+        "notes": notes,
+    }
+    label = " ".join(command) or ("external meter" if meter else "recording")
+    counts = {**recording.tokens, **(tokens or {})}
+    row = _row_of_entry(recording.path, entry, counts, label)
+    assert account.energy is not None
+    row.take(account.energy)
+    row.board, row.open_ended = header.get("board"), not command
+    row.recording = lambda: recording
+    return row
+
+
+def _rows_of_reports(path: Path) -> Iterator[Row]:
+    text = read_whole(path)
+    try:
+        value = json.loads(text)
+        reports = value if isinstance(value, list) else [value]
+    except ValueError:
+        try:
+            reports = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as exc:
+            raise ConfigError(f"{path} is not JSON: {exc}") from exc
+    for number, report in enumerate(reports, 1):
+        if not isinstance(report, dict) or report.get("schema") != REPORT:
+            raise ConfigError(
+                f"{path} holds no run report ({REPORT}) and no recording",
+                hint="a tegrastats log has lines with `RAM n/nMB`, a meter's file a power",
+            )
+        yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
+
+
+def row_of_report(report: Mapping[str, Any], name: str) -> Row:
+    """Return the row of a run report (design: one run, one report)."""
+    keys = {"drafted": "drafted", "accepted": "accepted", "emitted": "tokens"}
+    known = {kind: report.get(key) for kind, key in keys.items()}
+    counts = {kind: int(count) for kind, count in known.items() if count is not None}
+    mode = report.get("mode") or {}
+    label = str(mode.get("objective") or mode.get("controller") or "run")
+    row = _row_of_entry(name, report.get("energy") or {}, counts, label)
+    if row.energy_j is None and not row.why_null:
+        row.why_null = "the report has none"
+    if row.seconds is None:
+        row.seconds = (report.get("seconds") or {}).get("total")
+        if row.energy_j is not None and row.seconds:
+            row.mean_w = row.energy_j / row.seconds
+    return row
+
+
+def _row_of_entry(
+    file: str, energy: Mapping[str, Any], counts: Mapping[str, int], label: str
+) -> Row:
+    """Return the row of what an account says: ``Account.result``."""
+    joules, half = energy.get("joules"), energy.get("uncertainty")
+    by_phase = energy.get("by_phase")
+    by_phase_u = energy.get("uncertainty_by_phase") or {}
+    phase_s = energy.get("seconds_by_phase") or {}
+    seconds = sum(phase_s.values()) or None
+    context = energy.get("context") or {}
+    first, last = context.get("start") or {}, context.get("end") or {}
+    heat = [max((look.get("heat_c") or {}).values(), default=0.0) for look in (first, last)]
+    alike = ("coverage", "source", "kind", "scope", "samples", "baseline_w", "why_null")
+    same: dict[str, Any] = {name: energy.get(name) for name in alike}
+    return Row(
+        file,
+        label,
+        joules,
+        half,
+        seconds,
+        mean_w=joules / seconds if joules is not None and seconds else None,
+        resolution_only=bool(energy.get("resolution_only")),
+        net_j=energy.get("net"),
+        net_uncertainty_j=energy.get("net_uncertainty"),
+        by_phase_j=by_phase,
+        phase_uncertainty_j=by_phase_u,
+        phase_why=energy.get("why_null_by_phase") or {},
+        phase_seconds=phase_s,
+        tokens=counts,
+        per_token_j=per_token(joules, by_phase, counts),
+        per_token_uncertainty_j=per_token(half, by_phase_u, counts),
+        by_rail_j=energy.get("by_rail") or {},
+        by_scope_j=energy.get("by_scope") or {},
+        power_mode=first.get("power_mode"),
+        heat_c=(heat[0], heat[1]) if all(heat) else None,
+        flags=energy.get("flags") or (),
+        notes=energy.get("notes") or (),
+        **same,
+    )

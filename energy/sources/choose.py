@@ -1,0 +1,188 @@
+"""Which source to take, and why.
+
+The order: what the user names; sysfs (the board's own rails, 20 Hz, no process); the Pi
+5 PMIC; jtop (where sysfs cannot be reached, as in a container); tegrastats (a process
+and text for the numbers of sysfs); RAPL; a discharging battery.  A GPU alone is no
+total of a device, so NVML is taken only by name.  The stated model is never chosen by
+itself, and neither is a meter on the bench (``serial:PORT``, ``ppk2:PORT,VOLTS``,
+``joulescope``) or a recording (``replay:FILE``, which ``generate --energy`` takes too).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from draftwire.energy.account.context import read_context
+from draftwire.energy.account.meter import DEFAULT_HZ, Meter
+from draftwire.energy.rails import RailTable, Total, TotalChoice, choose_total
+from draftwire.energy.sources import counters, hwmon, jtop, nvml, pmic, tegrastats
+from draftwire.energy.sources.base import UNKNOWN_RESPONSE, PowerSource, response_of
+from draftwire.energy.sources.replay import ReplaySource
+from draftwire.errors import ConfigError, SensorError
+
+# By name: how it is opened, and why it is taken when nobody names one.
+_SOURCES: dict[str, tuple[Callable[[Path], PowerSource], str]] = {
+    "sysfs": (hwmon.HwmonSource, "the board's own sensors, read without any other process"),
+    "pmic": (lambda root: pmic.PmicSource(), "the power chip of the Raspberry Pi 5"),
+    "jtop": (
+        lambda root: jtop.JtopSource(),
+        "sysfs has no rail here, but the jtop service answers",
+    ),
+    "tegrastats": (
+        lambda root: tegrastats.TegrastatsSource(),
+        "sysfs has no rail here, but tegrastats can be started",
+    ),
+    "rapl": (counters.RaplSource, "no board sensor; the processor's own counters"),
+    "battery": (counters.BatterySource, "no sensor but a battery that discharges"),
+    "nvml": (lambda root: nvml.NvmlSource(), ""),
+    "gpu": (hwmon.GpuSource, ""),
+}
+_LOOK = {"jtop": jtop.look, "tegrastats": tegrastats.look}  # opening them has effects
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a source is there, and how to make it so."""
+
+    source: str  # name of the source
+    usable: bool  # true when ``choose_source`` could take it
+    detail: str  # what was found, or what is missing
+    remedy: str = ""  # one command that would make it readable, or ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An open source, its total, and why it was taken."""
+
+    source: PowerSource
+    choice: TotalChoice
+    why: str
+
+
+def find_sources(root: Path = Path("/")) -> list[Finding]:
+    """Look for every source, in the order of choice; nothing is left open."""
+    findings = []
+    for name, (opened, why) in _SOURCES.items():
+        try:
+            if name in _LOOK:
+                detail = _LOOK[name](root)
+            else:
+                source = opened(root)
+                source.close()
+                only = "" if why else "; the GPU only"
+                detail = f"{source.name}: {', '.join(source.rails)}{only}"
+            findings.append(Finding(name, True, detail))
+        except SensorError as exc:
+            findings.append(Finding(name, False, str(exc), exc.hint))
+    return findings
+
+
+def choose_source(
+    tables: Sequence[RailTable],
+    *,
+    name: str = "auto",
+    board: str | None = None,
+    rails: Sequence[str] | None = None,
+    scope: str | None = None,
+    root: Path = Path("/"),
+) -> Chosen:
+    """Open the best source of this machine.
+
+    Args:
+        name: ``auto``, or a name of the module's docstring.
+
+    Raises:
+        ConfigError: No such source.
+        SensorError: Nothing can be read; the message says what would change that.
+    """
+    kind, _, rest = name.partition(":")
+    passed: list[Finding] = []
+    source, why = None, "named by the user"
+    if kind in ("serial", "ppk2", "joulescope", "replay"):
+        source = _named(kind, rest)
+    elif name in _SOURCES:
+        source = _SOURCES[name][0](root)
+    elif name != "auto":
+        known = ", ".join(
+            ("auto", *_SOURCES, "serial:...", "ppk2:...", "joulescope:...", "replay:...")
+        )
+        raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
+    for candidate, (opened, reason) in _SOURCES.items():
+        if source is not None or not reason:
+            break
+        try:
+            if candidate in _LOOK:
+                _LOOK[candidate](root)
+            source, why = opened(root), reason
+        except SensorError as exc:
+            passed.append(Finding(candidate, False, str(exc), exc.hint))
+    if source is None:
+        remedies = [f.remedy for f in passed if f.remedy]
+        raise SensorError(
+            "no power source on this machine: "
+            + "; ".join(f"{f.source}: {f.detail}" for f in passed),
+            hint=remedies[0]
+            if remedies
+            else "use a USB meter and `draftwire energy import`",
+        )
+    choice = total_of(source, tables, board=board, rails=rails, scope=scope)
+    return Chosen(source, choice, why)
+
+
+def total_of(
+    source: PowerSource,
+    tables: Sequence[RailTable],
+    *,
+    board: str | None = None,
+    rails: Sequence[str] | None = None,
+    scope: str | None = None,
+) -> TotalChoice:
+    """Return the total of a source: its own, or by the rail tables."""
+    if isinstance(source, ReplaySource) and not rails and scope is None:
+        return source.recording.choice
+    if source.scope is not None and not rails:
+        return TotalChoice(Total(source.scope, tuple(source.total)), how="the source")
+    return choose_total(source.rails, tables, board=board, user_rails=rails, scope=scope)
+
+
+def open_meter(
+    tables: Sequence[RailTable],
+    *,
+    hz: float = DEFAULT_HZ,
+    root: Path = Path("/"),
+    **choice: Any,
+) -> Meter:
+    """Open the best source and return a meter that is not started yet.
+
+    Raises:
+        SensorError: Nothing can be read.
+    """
+    from draftwire.energy.live.calibrate import known_response
+
+    chosen = choose_source(tables, root=root, **choice)
+    source, table = chosen.source, chosen.choice.table
+    known = known_response(source.name)
+    if known is None and source.response is UNKNOWN_RESPONSE and table is not None:
+        known = response_of(table.response)
+    if known is not None:
+        source.response = known
+    return Meter(chosen.source, chosen.choice, hz=hz, context=partial(read_context, root))
+
+
+def _named(kind: str, rest: str) -> PowerSource:
+    if kind == "replay":
+        path, _, speed = rest.partition(",")
+        try:
+            return ReplaySource(Path(path), speed=float(speed or 1.0))
+        except ValueError as exc:
+            raise ConfigError(
+                f"replay:{rest}", hint="replay:FILE or replay:FILE,SPEED"
+            ) from exc
+    from draftwire.energy.sources import bench
+
+    if kind == "serial":
+        return bench.LineMeter(rest)
+    return bench.Ppk2Source(rest) if kind == "ppk2" else bench.JoulescopeSource()
