@@ -200,8 +200,7 @@ class Link {
 async function serve() { // one forward after another, for the streams in turn
   const next = [...known.values()].find((stream) => stream.wants);
   if (!next) await new Promise((resolve) => { wake = resolve; });
-  if (next) known.delete(next.key);
-  if (next) await known.set(next.key, next).get(next.key).forward();
+  else if (known.delete(next.key)) await known.set(next.key, next).get(next.key).forward();
   serve();
 }
 
