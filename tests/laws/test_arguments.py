@@ -48,6 +48,7 @@ WRONG = [
     ("seed", 2**64, str(2**64)),
     ("seed", "one", "one"),
     ("sample", -1, "-1"),
+    ("noise", "white", "white"),
     ("temperature", "hot", "hot"),
     ("temperature", math.nan, "nan"),
     ("temperature", math.inf, "inf"),
