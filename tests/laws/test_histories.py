@@ -49,7 +49,7 @@ def test_histories():
 @pytest.mark.timeout(600)
 def test_long_histories():
     """Over 1,500 tokens: epochs wrap."""
-    run(6, long=True)
+    run(3, long=True)
 
 
 @pytest.mark.slow
