@@ -148,6 +148,8 @@ class Dialogue:
         elif isinstance(message, Block):
             if number in self._streams:  # else of a stream that ended meanwhile
                 self._streams[number].receive(message)
+                if message.evidence:
+                    self._check_evidence()
         elif isinstance(message, Open):
             self._open(message, number, self.terms)
         elif isinstance(message, Resume):
@@ -156,6 +158,22 @@ class Dialogue:
             self._goodbye(number)
         else:
             raise ProtocolError(f"{_name(message)} does not go to a verifier")
+
+    def _check_evidence(self) -> None:
+        """See that all streams together hold no more than one device may.
+
+        Raises:
+            FatalError: They do.
+        """
+        held = sum(stream.session.evidence for stream in self._streams.values())
+        most = 2 * self._kept.limits.message_bytes
+        if held > most:
+            raise FatalError(
+                "limit",
+                f"{held} bytes of evidence of this connection's streams wait or are under "
+                f"judgement, the limit is {most}",
+                "wait for verdicts before sending more",
+            )
 
     def _hello(self, message: Message) -> None:
         if not isinstance(message, Hello):

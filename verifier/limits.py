@@ -113,14 +113,16 @@ class Limits:
         """Return the most memory that one device can take here, its KV slot apart.
 
         Frames: :data:`QUEUED_FRAMES` that wait, one that is coming in, one in hand, one
-        frame's worth of evidence that waits for judgement and one under judgement.
-        Tokens: the prompt as it comes in and the text, at 40 bytes an id.
+        frame's worth of evidence that waits for judgement and one under judgement, of all
+        streams together. Tokens: the prompt as it comes in and the texts of all streams,
+        at 40 bytes an id.
 
         Args:
             context: Longest sequence of the target, in tokens.
         """
         frames = (QUEUED_FRAMES + 4) * self.message_bytes
-        return frames + 40 * (prompt_limit(context) + context) + (1 << 18)
+        texts = prompt_limit(context) + self.streams * context
+        return frames + 40 * texts + (1 << 18)
 
 
 def prompt_limit(context: int) -> int:

@@ -218,6 +218,12 @@ class TargetSession:
         return self._branch.unjudged
 
     @property
+    def evidence(self) -> int:
+        """Bytes of evidence that wait or are under judgement."""
+        work = self._work
+        return self._branch.unjudged + (0 if work is None else len(work.evidence))
+
+    @property
     def counts(self) -> StreamCounts:
         """What the stream did so far."""
         self._counts.discarded = self._branch.discarded

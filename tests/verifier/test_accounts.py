@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import threading
 from collections import Counter
@@ -314,7 +315,10 @@ def test_a_prompt_of_millions_is_not_read():
 
 def test_the_memory_of_a_device_is_stated():
     limits = Limits(message_bytes=1 << 20)
-    assert 6 << 20 < limits.session_bytes(2048) < 7 << 20
+    alone = dataclasses.replace(limits, streams=1).session_bytes(2048)
+    assert 6 << 20 < alone < 7 << 20
+    # Frames and evidence are of a connection; each further stream adds its text.
+    assert limits.session_bytes(2048) == alone + 15 * 40 * 2048
 
     async def test():
         async with serving(limits=limits) as service:

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import threading
 
+import numpy as np
 from verifier_lab import (
     ArithmeticBackend,
     closed,
@@ -198,5 +200,37 @@ def test_an_error_of_a_stream_leaves_its_neighbours_alone():
                 assert isinstance(answer, Error) and dev.heard.stream == 1
                 text, _ = await dev.go_on([4], [], 0)
                 assert text == continuation([4], 20)
+
+    run(test)
+
+
+def test_evidence_of_all_streams_together_is_bounded():
+    async def test():
+        backend = ArithmeticBackend(slots=8)
+        right, hangs = backend.forward, threading.Event()
+
+        def slow(batch):
+            hangs.wait(20)
+            return right(batch)
+
+        backend.forward = slow
+        async with serving(backend, limits=Limits(message_bytes=2048)) as service:
+            async with device(service) as dev:
+                vocab = (await dev.greet()).vocab_size
+                row = np.full(vocab, 1 / vocab, np.float16)
+                row[0] += np.float16(1 - float(row.sum(dtype=np.float64)))
+                block = Block(0, 0, (1,) * 8, evidence=row.tobytes() * 8)
+                fit = 4096 // len(block.evidence)
+                assert fit < 16
+                for number in range(fit + 1):
+                    request = Open((1,), "residual", 1.0, 0, 1.0, 0, 60)
+                    await dev.say(request, number)
+                    assert isinstance(await dev.hear(), Opened)
+                    assert dev.frames.empty()
+                    await dev.say(block, number)
+                answer = await dev.hear()
+                assert (answer.code, answer.fatal) == ("limit", True)
+                assert "the limit is 4096" in answer.message
+                hangs.set()
 
     run(test)
