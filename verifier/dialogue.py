@@ -1,7 +1,7 @@
 """What is said on one device's connection: a greeting, then streams.
 
 Plain code: messages in, messages out, no socket and no loop. The asyncio shell around it
-is :mod:`draftwire.verifier.connection`; simulators and generated histories have others.
+is ``serving/connection.py``; simulators and generated histories have others.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from draftwire.transport.messages import (
     Opened,
     Resume,
 )
-from draftwire.verifier.accounts import LimitError
 from draftwire.verifier.greeting import DRAINING, FatalError, error_of
+from draftwire.verifier.serving.accounts import LimitError
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 
 if TYPE_CHECKING:

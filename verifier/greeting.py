@@ -11,10 +11,10 @@ from draftwire import __version__
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
 from draftwire.sampling import NOISES, SCHEMES
 from draftwire.transport.messages import Error, Hello, Welcome
-from draftwire.verifier.accounts import Usage
 from draftwire.verifier.backends.base import TargetBackend
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry, Served
+from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.limits import Limits
 
 __all__ = [
     "DRAINING",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Sequence
 
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.accounts import Usage
 from draftwire.verifier.registry import Served
+from draftwire.verifier.serving.accounts import Usage
 
 __all__ = ["Kept", "Prefixes"]
 

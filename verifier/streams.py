@@ -32,14 +32,14 @@ from draftwire.transport.messages import (
     Resumed,
     Welcome,
 )
-from draftwire.verifier.accounts import Usage
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.greeting import FatalError, error_of
-from draftwire.verifier.limits import Limits
-from draftwire.verifier.metrics import Histogram
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
+from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.metrics import Histogram
 from draftwire.verifier.target_session import TargetSession, Verdict, Work
 
 if TYPE_CHECKING:

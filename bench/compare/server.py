@@ -32,14 +32,14 @@ from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import load_target
-from draftwire.verifier.accounts import parse_account
 from draftwire.verifier.backends.loading import Loader
-from draftwire.verifier.limits import Limits
-from draftwire.verifier.serving import Options, serve
+from draftwire.verifier.serving.accounts import parse_account
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.process import Options, serve
 
 if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
-    from draftwire.verifier.service import VerifierService
+    from draftwire.verifier.serving.service import VerifierService
 
 __all__ = ["PacedLoader", "PacedVerifier", "main"]
 

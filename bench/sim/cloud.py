@@ -13,14 +13,14 @@ from draftwire.bench.sim.facts import Profile
 from draftwire.clock import Clock
 from draftwire.packages import Exit, Family
 from draftwire.transport.messages import Hello, Message
-from draftwire.verifier.accounts import Account, Usage
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
 from draftwire.verifier.dialogue import Dialogue, Peer
 from draftwire.verifier.executor import Executor, VirtualExecutor
 from draftwire.verifier.greeting import welcome_to
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.serving.accounts import Account, Usage
+from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 __all__ = ["ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]

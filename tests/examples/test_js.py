@@ -25,7 +25,7 @@ import draftwire
 from draftwire.bench.child import environment
 from draftwire.sampling import SamplingParams
 from draftwire.transport.messages import Block, Bye, Commit, Error, Open, Progress, Resume
-from draftwire.verifier.limits import Limits
+from draftwire.verifier.serving.limits import Limits
 
 TESTS = Path(__file__).resolve().parents[1]
 GOLDEN, FIXTURES = TESTS / "golden", TESTS / "fixtures"

@@ -28,7 +28,7 @@ from draftwire.verifier.backends.base import SlotTable
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
-from draftwire.verifier.service import VerifierService
+from draftwire.verifier.serving.service import VerifierService
 
 VOCAB = 50
 FAMILY = Family("arithmetic", "b" * 64, "a" * 64)

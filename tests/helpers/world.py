@@ -37,13 +37,13 @@ from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Hello, Welcome
 from draftwire.transport.traffic import Meter
-from draftwire.verifier.accounts import Account as User
-from draftwire.verifier.accounts import Usage
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.serving.accounts import Account as User
+from draftwire.verifier.serving.accounts import Usage
+from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 VOCAB = 23

@@ -23,8 +23,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from draftwire.errors import ConfigError
 from draftwire.transport.messages import Block, Bye, Open, Opened, Resumed, Welcome
-from draftwire.verifier.accounts import AHEAD_S, Account, Accounts, Usage, read_accounts
-from draftwire.verifier.limits import Limits, prompt_limit
+from draftwire.verifier.serving.accounts import (
+    AHEAD_S,
+    Account,
+    Accounts,
+    Usage,
+    read_accounts,
+)
+from draftwire.verifier.serving.limits import Limits, prompt_limit
 
 A, B = "a" * 20, "b" * 20
 

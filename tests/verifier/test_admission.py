@@ -13,9 +13,9 @@ from websockets.exceptions import InvalidMessage
 
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import SUBPROTOCOL
-from draftwire.verifier.accounts import Accounts
 from draftwire.verifier.registry import Registry
-from draftwire.verifier.service import VerifierService, tls_context
+from draftwire.verifier.serving.accounts import Accounts
+from draftwire.verifier.serving.service import VerifierService, tls_context
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,6 @@ from draftwire.transport.messages import (
     Provisional,
 )
 from draftwire.verifier import connection as connection_module
-from draftwire.verifier.accounts import Accounts
-from draftwire.verifier.connection import Connection
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.kit.checks import CHECKS, prepare
 from draftwire.verifier.kit.device_rows import EXERCISES, RULES
@@ -35,8 +33,10 @@ from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
 from draftwire.verifier.kit.target import KIT_HELLO, KitTarget, logits_after, text_of
 from draftwire.verifier.kit.wire_rows import _INVALID
-from draftwire.verifier.limits import Limits
-from draftwire.verifier.service import VerifierService
+from draftwire.verifier.serving.accounts import Accounts
+from draftwire.verifier.serving.connection import Connection
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
 ROOT = Path(__file__).resolve().parents[2]

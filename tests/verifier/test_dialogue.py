@@ -26,7 +26,7 @@ from draftwire.transport.messages import (
     Progress,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.limits import Limits
+from draftwire.verifier.serving.limits import Limits
 
 
 async def streams_at_once(dev, prompts, count, rng):

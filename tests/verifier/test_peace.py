@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from draftwire.errors import RefusedError
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.messages import Block, Bye, Error, Opened, Welcome
-from draftwire.verifier.accounts import WAITS_S, Account, Accounts
-from draftwire.verifier.door import Lobby, open_doors
-from draftwire.verifier.intake import TURN_BYTES, TURN_FRAMES, Intake, Reader
-from draftwire.verifier.limits import Limits
-from draftwire.verifier.serving import Brief
+from draftwire.verifier.serving.accounts import WAITS_S, Account, Accounts
+from draftwire.verifier.serving.door import Lobby, open_doors
+from draftwire.verifier.serving.intake import TURN_BYTES, TURN_FRAMES, Intake, Reader
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.process import Brief
 
 A, B, C = "a" * 20, "b" * 20, "c" * 20
 

@@ -9,8 +9,8 @@ from verifier_lab import ArithmeticBackend, continuation, device, get, run, serv
 from draftwire.errors import DraftwireError
 from draftwire.transport.messages import Block, Commit, Error, Open, Opened
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.accounts import Account, Accounts
-from draftwire.verifier.limits import Limits
+from draftwire.verifier.serving.accounts import Account, Accounts
+from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.target_session import TargetSession
 
 PROMPT = [5, 6, 7, 8] * 10

@@ -28,8 +28,8 @@ from draftwire.transport.messages import (
     Resumed,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.accounts import Account, Accounts
-from draftwire.verifier.limits import Limits
+from draftwire.verifier.serving.accounts import Account, Accounts
+from draftwire.verifier.serving.limits import Limits
 
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 PROMPT = [3, 1, 4]

@@ -34,10 +34,10 @@ from draftwire.transport.messages import (
     Resume,
     Welcome,
 )
-from draftwire.verifier.accounts import Accounts
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry
-from draftwire.verifier.service import VerifierService
+from draftwire.verifier.serving.accounts import Accounts
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.service import VerifierService
 
 
 def test_several_devices_get_the_targets_own_text():

@@ -26,11 +26,11 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.transport.text_hash import TextHash
-from draftwire.verifier.accounts import Account, Usage
 from draftwire.verifier.executor import VirtualExecutor
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Scheduler
+from draftwire.verifier.serving.accounts import Account, Usage
+from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
 from draftwire.verifier.target_session import TargetSession
 

@@ -230,7 +230,7 @@ def test_wrong_options_are_one_sentence(words, complaint, tmp_path, monkeypatch,
 
 
 def test_a_readable_token_file_is_warned_about(tmp_path, caplog):
-    from draftwire.verifier.accounts import Account, read_accounts
+    from draftwire.verifier.serving.accounts import Account, read_accounts
 
     file = tmp_path / "token"
     file.write_text("x" * 20 + "\n")
@@ -249,7 +249,7 @@ def test_a_token_is_never_overwritten(tmp_path, capsys):
 
 
 def test_tokens_with_limits_are_added_to_a_file(tmp_path, capsys):
-    from draftwire.verifier.accounts import read_accounts
+    from draftwire.verifier.serving.accounts import read_accounts
 
     file = tmp_path / "tokens"
     words = ["verifier", "token", "--out", str(file), "--append"]

@@ -14,7 +14,7 @@ from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
 if TYPE_CHECKING:
-    from draftwire.verifier.service import VerifierService
+    from draftwire.verifier.serving.service import VerifierService
 
 __all__ = ["register"]
 
@@ -201,14 +201,14 @@ def _serve(args: argparse.Namespace) -> int:
         from draftwire import reference
 
         targets = [reference.target_path(name) for name in reference.target_names()]
-    from draftwire.verifier import serving
     from draftwire.verifier.backends.loading import Loader
-    from draftwire.verifier.limits import Limits
+    from draftwire.verifier.serving import process
+    from draftwire.verifier.serving.limits import Limits
 
     _common.start_logging(verbose=args.verbose)
-    options = serving.Options(
+    options = process.Options(
         **{
-            **_fields(serving.Options, args),
+            **_fields(process.Options, args),
             "targets": tuple(targets),
             "trusted": tuple(args.trusted),
             "loader": Loader(**_fields(Loader, args)),
@@ -244,7 +244,7 @@ def _serve(args: argparse.Namespace) -> int:
                     print(f"health and metrics on {service.admin_url}", flush=True)
                 print(f"targets: {service.registry.listing()}", flush=True)
 
-    serving.serve(options, listening)
+    process.serve(options, listening)
     return 0
 
 
@@ -255,15 +255,15 @@ def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _token(args: argparse.Namespace) -> int:
-    from draftwire.verifier import serving
+    from draftwire.verifier.serving import process
 
     if args.append and args.out is None:
         raise ConfigError("--append needs --out FILE")
-    line = serving.make_token_line(args.limits)
+    line = process.make_token_line(args.limits)
     if args.out is None:
         print(line)
         return 0
-    serving.write_token_file(args.out, line, append=args.append)
+    process.write_token_file(args.out, line, append=args.append)
     if not args.quiet:
         print(f"wrote {args.out}; devices get the token in it for their --token-file")
     return 0

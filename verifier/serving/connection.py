@@ -1,4 +1,4 @@
-"""One device's websocket: the asyncio shell around a :class:`~.dialogue.Dialogue`.
+"""One device's websocket: the asyncio shell around a dialogue.
 
 Two tasks share a connection: one reads frames, one sends what stands in the outbox, so
 that a device that reads slowly holds up nobody. When the link is lost the stream is kept
@@ -18,7 +18,6 @@ from websockets.exceptions import ConnectionClosed
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Error, Frame, Hello, Message, Open, Resume
-from draftwire.verifier.accounts import LimitError, Usage
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
     DRAINING,
@@ -29,11 +28,12 @@ from draftwire.verifier.greeting import (
     error_of,
     welcome_to,
 )
-from draftwire.verifier.limits import prompt_limit
+from draftwire.verifier.serving.accounts import LimitError, Usage
+from draftwire.verifier.serving.limits import prompt_limit
 from draftwire.verifier.streams import Terms
 
 if TYPE_CHECKING:
-    from draftwire.verifier.service import VerifierService
+    from draftwire.verifier.serving.service import VerifierService
 
 __all__ = ["Connection"]
 

@@ -1,4 +1,4 @@
-"""The listening socket: who may knock, how often, and who only stands in the way.
+"""The listening socket: who knocks, how often, and who only stands in the way.
 
 A socket is a *stranger* until its device has said hello. Strangers are few: one more
 shows out the oldest one of the address that has most of them, so that silent sockets
@@ -14,13 +14,16 @@ import os
 import socket
 import time
 from collections import Counter, OrderedDict
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, Union
 
-from draftwire.verifier.limits import Limits, Rate
+from draftwire.errors import ConfigError
+from draftwire.verifier.serving.limits import Limits, Rate
 
-__all__ = ["Door", "Lobby", "open_doors"]
+__all__ = ["Door", "Forwarded", "Lobby", "open_doors"]
 
 log = logging.getLogger("draftwire.verifier")
+
+_Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ADDRESSES = 4096  # that are remembered
@@ -188,10 +191,75 @@ def open_doors(host: str, port: int, lobby: Lobby) -> Sequence[Door]:
 
 def _key(host: str) -> str:
     """Return what stands for ``host``: a network of IPv6 has an owner, not an address."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+    address = _address(host)
+    if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return host if address is None else str(address)
+
+
+class Forwarded:
+    """Names devices by their address, or by what trusted proxies say of it.
+
+    Anyone can write ``X-Forwarded-For``: its addresses are believed from the last to the
+    first, for as long as the one who wrote them down is trusted.
+
+    Args:
+        trusted: Addresses or networks of proxies, such as ``"10.0.0.0/8"``.
+
+    Raises:
+        ConfigError: One of them is none.
+    """
+
+    def __init__(self, trusted: Sequence[str] = ()) -> None:
+        self._trusted = []
+        for word in trusted:
+            try:
+                self._trusted.append(ipaddress.ip_network(word, strict=False))
+            except ValueError:
+                raise ConfigError(
+                    f"{word!r} is no address of a proxy",
+                    hint="such as 127.0.0.1 or 10.0.0.0/8",
+                ) from None
+
+    def name(self, socket: Any) -> str:
+        """Return what a log calls the device at the other end of an upgrade."""
+        peer = socket.remote_address
+        if not isinstance(peer, tuple):  # a Unix socket has none
+            return "a local device"
+        through = f"{peer[0]}:{peer[1]}"
+        if not self.trusts(peer[0]):
+            return through
+        return f"{self.address(socket)} (through {through})"
+
+    def address(self, socket: Any) -> str:
+        """Return the address of that device, as far as it can be told."""
+        peer = socket.remote_address
+        if not isinstance(peer, tuple):
+            return ""
+        address = _address(peer[0])
+        if not self._trusts(address):
+            return str(peer[0])
+        lines = socket.request.headers.get_all("X-Forwarded-For")
+        for word in reversed(",".join(lines).split(",")):
+            earlier = _address(word.strip())
+            if earlier is None:  # what is before it cannot be told either
+                break
+            address = earlier
+            if not self._trusts(address):
+                break
+        return str(address)
+
+    def trusts(self, host: str) -> bool:
+        """Return whether a trusted proxy has this address."""
+        return self._trusts(_address(host))
+
+    def _trusts(self, address: _Address | None) -> bool:
+        return address is not None and any(address in net for net in self._trusted)
+
+
+def _address(word: str) -> _Address | None:
+    try:
+        found = ipaddress.ip_address(word.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found

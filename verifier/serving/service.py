@@ -29,14 +29,13 @@ from draftwire.transport.answers import clean
 from draftwire.transport.codec import SUBPROTOCOL
 from draftwire.transport.dial import is_loopback
 from draftwire.transport.wirelog import ConnectionLog, WireLog
-from draftwire.verifier.accounts import Account, Accounts
-from draftwire.verifier.connection import Connection
-from draftwire.verifier.door import Lobby, open_doors
-from draftwire.verifier.forwarded import Forwarded
-from draftwire.verifier.intake import Intake, Reader
-from draftwire.verifier.limits import QUEUED_FRAMES, Limits
-from draftwire.verifier.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.registry import Registry
+from draftwire.verifier.serving.accounts import Account, Accounts
+from draftwire.verifier.serving.connection import Connection
+from draftwire.verifier.serving.door import Forwarded, Lobby, open_doors
+from draftwire.verifier.serving.intake import Intake, Reader
+from draftwire.verifier.serving.limits import QUEUED_FRAMES, Limits
+from draftwire.verifier.serving.metrics import CONTENT_TYPE, Histogram, Page
 from draftwire.verifier.streams import KeptStreams
 
 __all__ = ["VerifierService", "tls_context"]

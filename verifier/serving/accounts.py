@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from draftwire.errors import ConfigError, RefusedError
-from draftwire.verifier.limits import Rate
+from draftwire.verifier.serving.limits import Rate
 
 __all__ = [
     "Account",

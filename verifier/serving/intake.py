@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection
 
-from draftwire.verifier.limits import Limits, Rate
+from draftwire.verifier.serving.limits import Limits, Rate
 
 if TYPE_CHECKING:
-    from draftwire.verifier.accounts import Usage
+    from draftwire.verifier.serving.accounts import Usage
 
 __all__ = ["Intake", "Reader"]
 

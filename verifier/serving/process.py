@@ -16,11 +16,16 @@ from typing import Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.transport.wirelog import WireLog
-from draftwire.verifier.accounts import Account, Accounts, parse_account, read_accounts
 from draftwire.verifier.backends.loading import Loader
-from draftwire.verifier.limits import Limits
 from draftwire.verifier.registry import Registry
-from draftwire.verifier.service import VerifierService, tls_context
+from draftwire.verifier.serving.accounts import (
+    Account,
+    Accounts,
+    parse_account,
+    read_accounts,
+)
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.service import VerifierService, tls_context
 
 __all__ = ["Options", "make_token_line", "serve", "write_token_file"]
 

@@ -1,0 +1,1 @@
+"""The process around the streams: listening, who may come in, connections, metrics."""
