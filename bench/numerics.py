@@ -60,6 +60,8 @@ class Case:
         turns: A stream before leaves most of the prompt in its slot, and this one goes on
             from there.
         prompt: Tokens in front of it.
+        read: So many of them a forward. The target alone then reads all at once, and the
+            prompt has exactly that length.
     """
 
     mode: Mode = Mode.of()
@@ -68,6 +70,7 @@ class Case:
     cuts: bool = False
     turns: bool = False
     prompt: int = 24
+    read: int | None = None
 
 
 CASES = {
@@ -79,6 +82,7 @@ CASES = {
     "resume": Case(devices=4, cuts=True),
     "prefix": Case(turns=True, prompt=90),
     "long": Case(block=6, devices=2, prompt=700),
+    "403 whole": Case(block=5, prompt=403, read=30),
 }
 
 
@@ -94,6 +98,7 @@ class Settings:
         tokens: Of a text.
         threads: Of the engine.
         seed: Of prompts, drafts and sampling.
+        cases: Ways to write them, names in :data:`CASES`.
     """
 
     targets: Sequence[Path]
@@ -102,6 +107,7 @@ class Settings:
     tokens: int = 48
     threads: int | None = None
     seed: int = 1
+    cases: Sequence[str] = tuple(CASES)
 
 
 # ---- the texts
@@ -130,12 +136,12 @@ class _Job:
 class _Verifier(SimVerifier):
     """A verifier whose exits speak at even distances."""
 
-    def __init__(self, clock: VirtualClock, backend: TargetBackend) -> None:
+    def __init__(self, clock: VirtualClock, backend: TargetBackend, chunk: int) -> None:
         count = len(backend.exits)
         fractions = [(k + 1) / (count + 1) for k in range(count)]
         cost: Callable[..., float] = lambda parts, prefill: 0.02  # noqa: E731
         executor = VirtualExecutor(backend, clock, cost, fractions)
-        super().__init__(clock, backend, executor=executor)
+        super().__init__(clock, backend, executor=executor, chunk=chunk)
         self.dialogues: list[Dialogue] = []
 
     def attach(self, next: Any, peer: Peer) -> Dialogue:
@@ -158,6 +164,7 @@ def _write(
     params: Sequence[SamplingParams],
     tokens: int,
     case: Case | None,
+    chunk: int = 128,
 ) -> tuple[list[list[int]], int]:
     """Write texts at the same time; return them and the near ties of all.
 
@@ -167,9 +174,10 @@ def _write(
         params: Likewise.
         tokens: Of a text.
         case: None is the target alone.
+        chunk: Tokens of a prompt that one forward reads.
     """
     clock, left, results = VirtualClock(), len(jobs), []
-    verifier = _Verifier(clock, backend)
+    verifier = _Verifier(clock, backend, chunk)
     cuts = case is not None and case.cuts and len(jobs) > 1
     taken = [backend.allocate() for _ in range(backend.slots - len(jobs) + 1) if cuts]
 
@@ -207,7 +215,7 @@ def _write(
         pass  # the next verifier knows nothing of what this one keeps
     for slot in taken:
         backend.release(slot)
-    return [_ids(found) for found in results], verifier.served.near_ties
+    return [_ids(found) for found in results], verifier.served.tally.near_ties
 
 
 def _ids(results: Sequence[StreamResult]) -> list[int]:
@@ -229,13 +237,14 @@ class _Prompts:
             several = slice(i, i + DEVICES)
             self._written += _write(backend, jobs[several], hot[several], 24, None)[0]
 
-    def of(self, length: int) -> list[int]:
+    def of(self, length: int, *, exactly: bool = False) -> list[int]:
         """Return a prompt of about ``length`` tokens, at most so many."""
         rng, found = self._rng, list[int]()
         while len(found) < length:
             text = rng.choice(self._written)
             found += text[: rng.randrange(6, len(text))]
-        return found[: length - rng.randrange(max(1, min(20, length // 2)))]
+        less = 0 if exactly else rng.randrange(max(1, min(20, length // 2)))
+        return found[: length - less]
 
 
 @dataclass
@@ -282,15 +291,18 @@ def texts_that_differ(
         while count.texts < share:
             jobs, params, texts, ties = [], [], [], []
             for _ in range(min(case.devices, share - count.texts)):
-                prompt, seed = prompts.of(min(case.prompt, room)), rng.getrandbits(60)
+                prompt = prompts.of(min(case.prompt, room), exactly=case.read is not None)
+                seed = rng.getrandbits(60)
                 sampled = SamplingParams("coupled", 1.0, 0, 1.0, seed)
                 params.append(sampled if hot else SamplingParams("greedy", 0.0))
                 alone = _Job(prompt, (), backend.vocab_size)
-                (text,), near = _write(backend, [alone], params[-1:], settings.tokens, None)
+                way = (params[-1:], settings.tokens, None, 512 if case.read else 128)
+                (text,), near = _write(backend, [alone], *way)
                 jobs.append(_Job(prompt, text, backend.vocab_size))
                 texts.append(text)
                 ties.append(near)
-            drafted, near = _write(backend, jobs, params, settings.tokens, case)
+            pieces = case.read or 128
+            drafted, near = _write(backend, jobs, params, settings.tokens, case, pieces)
             count.texts += len(jobs)
             count.near_ties += near
             for text, other, tie in zip(texts, drafted, ties):
@@ -391,7 +403,7 @@ def bench_numerics(
                 few = dataclasses.replace(settings, texts=-(-settings.texts // 4))
                 for key, backend in backends.items():
                     asked = settings if key == "exact" else few
-                    counts = texts_that_differ(backend, asked, say=say)
+                    counts = texts_that_differ(backend, asked, settings.cases, say)
                     row[key] = {name: dataclasses.asdict(c) for name, c in counts.items()}
             found.append(row)
     if not found:

@@ -49,8 +49,6 @@ class Prefixes:
 
     Attributes:
         found: Streams that took a prefix.
-        tokens_read: Ids of prompts.
-        tokens_reused: Those among them that were in a slot already.
     """
 
     def __init__(self, most: int, tokens: int = 1 << 20) -> None:
@@ -58,8 +56,6 @@ class Prefixes:
         self._kept: list[Kept] = []
         self._size = 0
         self.found = 0
-        self.tokens_read = 0
-        self.tokens_reused = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -109,7 +105,9 @@ class Prefixes:
         The slot is the caller's; the last id of the prompt is never counted, since its
         logits are wanted.
         """
-        self.tokens_read += len(prompt)
+        tally = served.tally
+        tally.prompt_tokens += len(prompt)
+        tally.prefix_queries += len(prompt) if self._most else 0
         best, most = None, _WORTH - 1
         for kept in self._of(usage, served):
             if kept.slot is None:
@@ -122,7 +120,7 @@ class Prefixes:
             return None
         slot, best.slot = best.slot, None
         self.found += 1
-        self.tokens_reused += most
+        tally.prefix_hits += most
         return slot, most
 
     def give_up_slot(self, served: Served) -> bool:
@@ -130,7 +128,7 @@ class Prefixes:
         for kept in self._kept:
             if kept.served is served and kept.slot is not None:
                 slot, kept.slot = kept.slot, None
-                served.scheduler.release(slot)
+                served.release(slot)
                 return True
         return False
 
@@ -147,5 +145,5 @@ class Prefixes:
         self._kept.remove(kept)
         self._size -= len(kept.tokens)
         if kept.slot is not None:
-            kept.served.scheduler.release(kept.slot)
+            kept.served.release(kept.slot)
             kept.slot = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -21,6 +21,7 @@ from draftwire.errors import ConfigError, DraftwireError, RefusedError
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.scheduler import Scheduler
+from draftwire.verifier.tally import Tally
 
 __all__ = ["Registry", "Served"]
 
@@ -35,10 +36,7 @@ class Served:
         backend: The model.
         scheduler: Batches its work.
         words: Names that a device can ask for it by.
-        drafted: Drafted tokens judged so far.
-        accepted: Those of them that were kept.
-        emitted: Tokens committed.
-        near_ties: Positions where two candidates were too near to tell apart.
+        tally: What its streams did so far.
         connections: Connections that use it now.
         retired: New connections do not get it any more.
         source: Its folder in ``--targets-dir``, or None.
@@ -47,10 +45,7 @@ class Served:
     backend: TargetBackend
     scheduler: Scheduler
     words: frozenset[str]
-    drafted: int = 0
-    accepted: int = 0
-    emitted: int = 0
-    near_ties: int = 0
+    tally: Tally = field(default_factory=Tally)
     connections: int = 0
     retired: bool = False
     source: Path | None = None
@@ -59,6 +54,17 @@ class Served:
     def label(self) -> str:
         """Name and version for people."""
         return f"{self.backend.name} {self.backend.version}"
+
+    def allocate(self) -> int:
+        """Take a KV slot; see :meth:`TargetBackend.allocate`."""
+        slot = self.backend.allocate()
+        self.tally.slots += 1
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Give a slot back, and drop what waits for it."""
+        self.scheduler.release(slot)
+        self.tally.slots -= 1
 
 
 class Registry:

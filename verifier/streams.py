@@ -39,7 +39,6 @@ from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
-from draftwire.verifier.serving.metrics import Histogram
 from draftwire.verifier.target_session import TargetSession, Verdict, Work
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ _TOKEN_BYTES = 40  # a Python int and its place in a list
 _STREAM_BYTES = 4096  # all else of a stream
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class UnknownStreamError(RefusedError):
@@ -149,7 +147,9 @@ class Stream:
         self._unanswered = False  # a block came that nothing comes of
         self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
-        self._booked = (0, 0, 0, 0)  # of the session's counts, that metrics have seen
+        self._booked = (0, 0, 0, 0)  # of the session's counts, that the tally has seen
+        self._opened_s = self._first_s = kept.now()
+        self._over = False  # the tally has seen its end
 
     @property
     def kept_bytes(self) -> int:
@@ -197,7 +197,7 @@ class Stream:
     def release(self) -> None:
         """Give the slot back; the text has to be read again in another."""
         if self.slot is not None:
-            self.served.scheduler.release(self.slot)
+            self.served.release(self.slot)
             self.slot = None
 
     def leave(self) -> None:
@@ -222,11 +222,27 @@ class Stream:
         counts = self.session.counts
         drafted, accepted, emitted, near_ties = self._booked
         self._booked = counts.drafted, counts.accepted, counts.emitted, counts.near_ties
-        served = self.served
-        served.near_ties += counts.near_ties - near_ties
-        served.drafted += counts.drafted - drafted
-        served.accepted += counts.accepted - accepted
-        served.emitted += counts.emitted - emitted
+        tally = self.served.tally
+        tally.near_ties += counts.near_ties - near_ties
+        tally.drafted += counts.drafted - drafted
+        tally.accepted += counts.accepted - accepted
+        tally.emitted += counts.emitted - emitted
+        if counts.emitted and not emitted:
+            self._first_s = self._kept.now()
+            tally.first_s.add(self._first_s - self._opened_s)
+        if self.session.finish:
+            self.ended(self.session.finish.name.lower())
+
+    def ended(self, how: str) -> None:
+        """Count the stream's end, once; see :class:`Tally`."""
+        if self._over:
+            return
+        self._over = True
+        tally, now, more = self.served.tally, self._kept.now(), self._booked[2] - 1
+        tally.finished[how] += 1
+        tally.whole_s.add(now - self._opened_s)
+        if more > 0:
+            tally.per_token_s.add((now - self._first_s) / more)
 
     # ---- the work
 
@@ -236,6 +252,7 @@ class Stream:
             step(*args)
         except Exception as error:  # noqa: BLE001 - told, and logged where it is a bug
             holder, self._failed = self.holder, True
+            self.ended("error")
             self._kept.forget(self)
             if holder is not None:
                 holder.deliver(self, [error_of(error)])
@@ -342,8 +359,10 @@ class Stream:
             work, verdict, queue_s=queue_s, compute_s=compute_s, forwards=forwards
         )
         if not work.prefill:
-            self._kept.verify_seconds.add(compute_s)
-            self._kept.queue_seconds.add(queue_s)
+            tally = self.served.tally
+            tally.judged(work.drafted, self.session.counts.accepted - self._booked[1])
+            tally.verify_s.add(compute_s)
+            tally.queue_s.add(queue_s)
         self._deliver(found)
         self._drive()
 
@@ -372,15 +391,14 @@ class KeptStreams:
         expired: Streams whose device did not come back in time.
         evicted: Streams that made room for others.
         provisionals: Hints of early exits sent.
-        verify_seconds: Of the forwards that carried a block.
-        queue_seconds: That blocks waited for theirs.
+        now: The same.
     """
 
     session_class = TargetSession
 
     def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
-        self._now = now
+        self.now = now
         self._known: dict[bytes, Stream] = {}
         self._parked: dict[bytes, Stream] = {}  # oldest first
         self._bytes = 0
@@ -391,8 +409,6 @@ class KeptStreams:
         self.expired = 0
         self.evicted = 0
         self.provisionals = 0
-        self.verify_seconds = Histogram(_SECONDS)
-        self.queue_seconds = Histogram(_SECONDS)
 
     def __len__(self) -> int:
         return len(self._parked)
@@ -474,6 +490,7 @@ class KeptStreams:
                 self._check_share(terms)
                 if stream.slot is None:
                     stream.slot = self._slot(terms.served)
+                    stream.served.tally.rebuilds += 1
             answer = session.resume(request.position, request.text_hash)
         except RefusedError:
             if before is not None:
@@ -496,7 +513,7 @@ class KeptStreams:
             return
         stream.stop()
         stream.hold(None)
-        stream.parked_s = self._now()
+        stream.parked_s = self.now()
         if stream.session.done:
             stream.release()
         self._parked[stream.id] = stream
@@ -510,13 +527,14 @@ class KeptStreams:
         """End ``stream`` for good."""
         self._take(stream)
         self._known.pop(stream.id, None)
+        stream.ended("abort")
         stream.stop()
         stream.hold(None)
         stream.leave()
 
     def sweep(self) -> None:
         """Forget streams that have waited too long, or whose target has left."""
-        now = self._now()
+        now = self.now()
         self.prefixes.sweep()
         for stream in list(self._parked.values()):
             late = now - stream.parked_s > self.limits.resume_s
@@ -544,7 +562,7 @@ class KeptStreams:
 
     def _check_share(self, terms: Terms) -> None:
         served = terms.served
-        terms.usage.check_share(served, served.backend.slots, self._now())
+        terms.usage.check_share(served, served.backend.slots, self.now())
 
     def _find(self, request: Resume, terms: Terms) -> Stream:
         """Return the stream; what of this is wrong is nobody's business."""
@@ -585,7 +603,7 @@ class KeptStreams:
     def _slot(self, served: Served) -> int:
         while True:
             try:
-                return served.backend.allocate()
+                return served.allocate()
             except RefusedError:
                 if not self._make_room(served):
                     raise
@@ -598,5 +616,6 @@ class KeptStreams:
             if stream.served is served and stream.slot is not None:
                 stream.release()
                 stream.stop()
+                served.tally.preemptions += 1
                 return True
         return False

@@ -171,6 +171,7 @@ class SimVerifier:
         backend: The target.
         cost: Of its forwards.
         executor: Runs the forwards in place of one that takes `cost`.
+        chunk: Most tokens of one prompt in one forward.
 
     Attributes:
         backend: The target.
@@ -185,6 +186,7 @@ class SimVerifier:
         backend: TargetBackend,
         cost: ForwardCost | None = None,
         executor: Executor | None = None,
+        chunk: int = 128,
     ) -> None:
         self.backend = backend
         if executor is None:
@@ -192,7 +194,8 @@ class SimVerifier:
             facts = getattr(backend, "facts", ())
             fractions = [fact.fraction for fact in facts]
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
-        self.served = Served(backend, Scheduler(backend, executor, clock), frozenset())
+        scheduler = Scheduler(backend, executor, clock, chunk=chunk)
+        self.served = Served(backend, scheduler, frozenset())
         self.kept = KeptStreams(_LIMITS, clock.now)
         self.usage = Usage(Account("", "simulated"))
 

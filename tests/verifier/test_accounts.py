@@ -151,7 +151,7 @@ def test_streams_context_and_connections_of_a_token_are_limited():
                 assert "'arm'" in answer.message
             auth = {"Authorization": f"Bearer {A}"}
             assert (
-                'account_streams{account="arm"} 0'
+                'account_requests_running{account="arm"} 0'
                 in (await get(service, "/metrics", **auth))[1]
             )
 
@@ -329,7 +329,7 @@ def test_the_memory_of_a_device_is_stated():
     async def test():
         async with serving(limits=limits) as service:
             page = (await get(service, "/metrics"))[1]
-            assert "session_bytes_limit{target=" in page
+            assert "connection_bytes_limit{model_name=" in page
             assert f" {limits.session_bytes(256)}" in page
 
     run(test)

@@ -93,7 +93,9 @@ def test_numbers_and_ends():
                 await dev.say(Bye("cancelled"), 1)
                 await dev.say(Bye("cancelled"), 5)
                 assert await dev.hear() == Bye(forwards=0) and dev.heard.stream == 5
-                assert "draftwire_verifier_streams 1" in (await get(service, "/metrics"))[1]
+                page = (await get(service, "/metrics"))[1]
+                tags = '{model_name="sum",model_version="v1"}'
+                assert f"draftwire:num_requests_running{tags} 1\n" in page
                 assert (await dev.generate([4], 6, stream=5))[0] == continuation([4], 6)
                 await dev.say(Bye("cancelled"), 5)  # it has ended: nothing is answered
                 assert isinstance(await dev.open([4], 6, 5), Opened)

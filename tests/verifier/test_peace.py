@@ -497,7 +497,7 @@ def test_names_and_numbers_need_a_token_or_the_address_for_them():
                 url = service.admin_url
 
             assert '"sum"' in (await get(Inside, "/healthz"))[1]
-            assert "draftwire_verifier_streams" in (await get(Inside, "/metrics"))[1]
+            assert "draftwire:connections" in (await get(Inside, "/metrics"))[1]
             assert (await get(Inside, "/"))[0] == 404
             assert (await get(Inside, "/metrics", Host="evil.example"))[0] == 403
             with pytest.raises(InvalidStatus):
@@ -593,7 +593,7 @@ def test_whatever_comes_before_the_upgrade_is_answered_or_ended(caplog):
             assert head.startswith(b"HTTP/1.1 ") and status != 500, (data, answer)
             assert b"\x1b" not in answer.partition(b"\x81")[0]
             if status == 200:
-                assert b"draftwire_verifier" not in body or b"Bearer right" in data
+                assert b"draftwire:" not in body or b"Bearer right" in data
 
     async def test():
         limits = Limits(knocks_per_s=1 << 20)

@@ -53,7 +53,7 @@ def test_the_next_turn_is_named_and_only_the_rest_is_read():
             answer = await dev.hear()
             assert answer.reused == len(whole) + 1
             metrics = (await get(service, "/metrics"))[1]
-            assert "draftwire_verifier_prefix_tokens_reused_total" in metrics
+            assert "draftwire:prefix_cache_hits_total" in metrics
 
     run(test)
 

@@ -88,7 +88,7 @@ def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
                 assert again <= 4 * 40
             assert len(service.kept) == 0 and service.kept.kept_bytes == 0
             numbers = (await get(service, "/metrics"))[1]
-            prefix = "draftwire_verifier_resumes_total"
+            prefix = "draftwire:resumes_total"
             assert prefix + '{outcome="resumed"} 1' in numbers
 
     run(test)

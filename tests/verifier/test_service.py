@@ -66,17 +66,19 @@ def test_several_devices_get_the_targets_own_text():
                 for line in page.splitlines()
                 if not line.startswith("#")
             )
-            tags = '{target="sum",version="v1"}'
-            prefix = "draftwire_verifier_"
-            drafted = int(numbers[f"{prefix}drafted_tokens_total{tags}"])
-            accepted = int(numbers[f"{prefix}accepted_tokens_total{tags}"])
+            tags = '{model_name="sum",model_version="v1"}'
+
+            def count(name):
+                return float(numbers[f"draftwire:{name}{tags}"])
+
+            drafted = count("spec_decode_num_draft_tokens_total")
+            accepted = count("spec_decode_num_accepted_tokens_total")
             assert 0 < accepted < drafted
-            assert int(numbers[f"{prefix}committed_tokens_total{tags}"]) == 200
-            assert int(numbers[f"{prefix}near_ties_total{tags}"]) == 0
-            assert float(numbers[f"{prefix}logit_error{tags}"]) == 0.0
-            assert int(numbers[f"{prefix}streams_total"]) == 8
-            verify = numbers[f"{prefix}verify_seconds_count"]
-            assert int(verify) == int(numbers[f"{prefix}queue_seconds_count"]) > 0
+            assert count("generation_tokens_total") == 200
+            assert count("near_ties_total") == count("logit_error") == 0
+            assert int(numbers["draftwire:streams_total"]) == 8
+            verify = count("spec_decode_verify_time_seconds_count")
+            assert verify == count("spec_decode_queue_time_seconds_count") > 0
 
     run(test)
 

@@ -155,7 +155,7 @@ def test_sighup_takes_new_tokens_and_a_bad_file_changes_nothing(tmp_path, capsys
     with serving(*words, folder=tmp_path) as (process, url):
         admin = process.stdout.readline().split()[-1]
         with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:
-            assert b"draftwire_verifier_streams" in answer.read()
+            assert b"draftwire:connections" in answer.read()
         taken("a" * 20, True)
         tokens.write_text("short\n")
         process.send_signal(signal.SIGHUP)

@@ -1,103 +1,202 @@
-"""What a verifier tells a monitor: numbers in Prometheus' text format, by hand."""
+"""What a verifier tells a monitor: Prometheus' text format, in the names of the field.
+
+What vLLM has under ``vllm:`` is here under ``draftwire:`` with the same meaning, so boards
+and alerts that are known need another prefix and no other thought; docs/operating.md has
+the table, ``docs/grafana.json`` a board.
+"""
 
 from __future__ import annotations
 
-import bisect
-from typing import Iterable, Mapping
+import os
+import resource
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
-__all__ = ["CONTENT_TYPE", "Histogram", "Page"]
+from draftwire import __version__
+from draftwire.verifier.tally import Histogram
+
+if TYPE_CHECKING:
+    from draftwire.verifier.registry import Served
+    from draftwire.verifier.serving.service import VerifierService
+
+__all__ = ["CONTENT_TYPE", "METRICS", "PREFIX", "metrics_page"]
 
 # Source: Prometheus text exposition format 0.0.4,
 # https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "draftwire:"
+
+# Name -> help. One that ends in _total is a counter, one whose value is a histogram is
+# that, all others are gauges.
+METRICS = {
+    # of a target: model_name, model_version
+    "num_requests_running": "Streams that run.",
+    "num_requests_waiting": "Blocks and prompts that wait for a forward.",
+    "kv_cache_usage_perc": "Share of the KV slots in use, kept ones included.",
+    "num_preemptions_total": "KV slots taken from streams whose device was away.",
+    "num_rebuilds_total": "Texts read again, for want of their slot.",
+    "prompt_tokens_total": "Ids of prompts.",
+    "generation_tokens_total": "Tokens committed.",
+    "prefix_cache_queries_total": "Ids of prompts that were looked for in kept slots.",
+    "prefix_cache_hits_total": "Those that were there.",
+    "spec_decode_num_drafts_total": "Verifications that judged drafted tokens.",
+    "spec_decode_num_draft_tokens_total": "Drafted tokens judged.",
+    "spec_decode_num_accepted_tokens_total": "Drafted tokens accepted.",
+    "spec_decode_num_accepted_tokens_per_pos_total": "Those at each place of a draft.",
+    "spec_decode_queue_time_seconds": "Waiting of a block for its forward.",
+    "spec_decode_verify_time_seconds": "Forwards that carried a block.",
+    "request_success_total": "Streams that ended, by how.",
+    "time_to_first_token_seconds": "From a stream's open to its first token.",
+    "request_time_per_output_token_seconds": "Mean of a stream after its first token.",
+    "e2e_request_latency_seconds": "From a stream's open to its end.",
+    "iterations_total": "Forwards of the target.",
+    "iteration_tokens_total": "Tokens computed in them.",
+    "iteration_seconds_total": "Time in them.",
+    "iteration_batch_size": "Blocks in a forward that verifies.",
+    "iteration_requests_failed_total": "Blocks and prompts that ended in an error.",
+    "iteration_requests_cancelled_total": "Those that nobody waited for any more.",
+    "near_ties_total": "Tokens chosen too narrowly to tell.",
+    "logit_error": "Logits may be off by so much.",
+    "connection_bytes_limit": "Most memory that one device can take, its KV slot apart.",
+    # of the verifier
+    "info": "1, with the version of draftwire.",
+    "draining": "1 while going away.",
+    "connections": "Devices that have said hello.",
+    "strangers": "Sockets without a hello.",
+    "turned_away_total": "Sockets that were not taken.",
+    "refusals_total": "Requests and streams refused, by the word that says why.",
+    "streams_total": "Streams opened.",
+    "resumes_total": "Lost links, by what came of them.",
+    "provisionals_total": "Hints of early exits sent.",
+    "kept_streams": "Streams that wait for their device.",
+    "kept_stream_bytes": "Memory of their texts, about.",
+    "kept_stream_slots": "KV slots kept for them.",
+    "prefix_cache_texts": "Ended texts kept for the next turn.",
+    "prefix_cache_slots": "KV slots kept with them.",
+    "received_bytes_total": "Payload received.",
+    "sent_bytes_total": "Payload sent.",
+    # of a token: account
+    "account_connections": "Open connections.",
+    "account_requests_running": "Running streams.",
+    "account_paused_seconds_total": "Time that its devices were held back.",
+    # of the process, named as client libraries name them
+    "process_resident_memory_bytes": "Memory.",
+    "process_cpu_seconds_total": "Processor time.",
+    "process_open_fds": "File descriptors in use.",
+}
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+Sample = "tuple[str, float | Histogram, Mapping[str, str]]"
 
 
-class Histogram:
-    """Counts values in fixed buckets.
-
-    Args:
-        bounds: Upper bounds, ascending; one more bucket takes the rest.
-    """
-
-    def __init__(self, bounds: Iterable[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        """Count ``value``, ``times`` times."""
-        self.counts[bisect.bisect_left(self.bounds, value)] += times
-        self.sum += value * times
-
-
-class Page:
-    """Collects metrics and writes them grouped by name, as the format demands."""
-
-    def __init__(self) -> None:
-        self._lines: dict[str, list[str]] = {}
-
-    def add(
-        self,
-        name: str,
-        kind: str,
-        help_text: str,
-        value: float,
-        labels: Mapping[str, str] | None = None,
-    ) -> None:
-        """Add one sample of the metric ``name``.
-
-        Args:
-            name: Without prefix.
-            kind: ``"counter"`` or ``"gauge"``.
-            help_text: One line.
-            value: The sample.
-            labels: Which of several.
-        """
-        self._head(name, kind, help_text).append(
-            f"{_PREFIX}{name}{_labels(labels or {})} {value:.10g}"
-        )
-
-    def add_histogram(
-        self,
-        name: str,
-        help_text: str,
-        histogram: Histogram,
-        labels: Mapping[str, str] | None = None,
-    ) -> None:
-        """Add a histogram."""
-        lines = self._head(name, "histogram", help_text)
-        total = 0
-        for bound, count in zip((*histogram.bounds, None), histogram.counts):
-            total += count
-            le = "+Inf" if bound is None else f"{bound:g}"
-            tags = _labels({**(labels or {}), "le": le})
-            lines.append(f"{_PREFIX}{name}_bucket{tags} {total}")
-        tags = _labels(labels or {})
-        lines.append(f"{_PREFIX}{name}_sum{tags} {histogram.sum:.10g}")
-        lines.append(f"{_PREFIX}{name}_count{tags} {total}")
-
-    def _head(self, name: str, kind: str, help_text: str) -> list[str]:
-        if name not in self._lines:
-            self._lines[name] = [
-                f"# HELP {_PREFIX}{name} {help_text}",
-                f"# TYPE {_PREFIX}{name} {kind}",
-            ]
-        return self._lines[name]
-
-    def text(self) -> str:
-        """Return the page."""
-        return "".join(line + "\n" for lines in self._lines.values() for line in lines)
+def metrics_page(service: VerifierService) -> str:
+    """Return all metrics of this moment in Prometheus' text format."""
+    lines: dict[str, list[str]] = {}
+    for name, value, labels in _samples(service):
+        full = name if name.startswith("process_") else PREFIX + name
+        kind = "counter" if name.endswith("_total") else "gauge"
+        kind = "histogram" if isinstance(value, Histogram) else kind
+        head = [f"# HELP {full} {METRICS[name]}", f"# TYPE {full} {kind}"]
+        into = lines.setdefault(name, head)  # a name's samples stand together
+        if isinstance(value, Histogram):
+            for le, count in value.cumulative():
+                into.append(f"{full}_bucket{_tags({**labels, 'le': le})} {count}")
+            into.append(f"{full}_sum{_tags(labels)} {value.sum:.10g}")
+            into.append(f"{full}_count{_tags(labels)} {count}")
+        else:
+            into.append(f"{full}{_tags(labels)} {value:.10g}")
+    return "".join(line + "\n" for found in lines.values() for line in found)
 
 
-_PREFIX = "draftwire_verifier_"
+def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
+    kept, prefixes = service.kept, service.kept.prefixes
+    none: dict[str, str] = {}
+    yield "info", 1, {"version": __version__}
+    for name, value in (
+        ("draining", int(service.draining)),
+        ("connections", service.greeted),
+        ("strangers", service.lobby.strangers),
+        ("turned_away_total", service.lobby.turned_away),
+        ("streams_total", kept.opened),
+        ("provisionals_total", kept.provisionals),
+        ("kept_streams", len(kept)),
+        ("kept_stream_bytes", kept.kept_bytes),
+        ("kept_stream_slots", kept.kept_slots),
+        ("prefix_cache_texts", len(prefixes)),
+        ("prefix_cache_slots", prefixes.slots),
+        ("received_bytes_total", service.bytes_in),
+        ("sent_bytes_total", service.bytes_out),
+    ):
+        yield name, value, none
+    for code, count in sorted(service.refusals.items()):
+        yield "refusals_total", count, {"code": code}
+    for how in ("resumed", "refused", "expired", "evicted"):
+        yield "resumes_total", getattr(kept, how), {"outcome": how}
+    for usage in service.accounts.all:
+        of = {"account": usage.account.name}
+        yield "account_connections", usage.connections, of
+        yield "account_requests_running", usage.streams, of
+        yield "account_paused_seconds_total", usage.paused_s, of
+    for served in service.registry.all:
+        yield from _of_target(served, service)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    yield "process_cpu_seconds_total", used.ru_utime + used.ru_stime, none
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[1])
+    yield "process_resident_memory_bytes", pages * resource.getpagesize(), none
+    yield "process_open_fds", len(os.listdir("/proc/self/fd")), none
 
 
-def _labels(labels: Mapping[str, str]) -> str:
+def _of_target(
+    served: Served, service: VerifierService
+) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
+    backend, scheduler, tally = served.backend, served.scheduler, served.tally
+    counts = scheduler.counters
+    of = {"model_name": backend.name, "model_version": backend.version}
+    sizes = Histogram(_BATCHES)
+    for size, times in counts.batch_sizes.items():
+        sizes.add(size, times)
+    running = sum(usage.streams_of[served] for usage in service.accounts.all)
+    for name, value in (
+        ("num_requests_running", running),
+        ("num_requests_waiting", scheduler.waiting),
+        ("kv_cache_usage_perc", tally.slots / backend.slots),
+        ("num_preemptions_total", tally.preemptions),
+        ("num_rebuilds_total", tally.rebuilds),
+        ("prompt_tokens_total", tally.prompt_tokens),
+        ("generation_tokens_total", tally.emitted),
+        ("prefix_cache_queries_total", tally.prefix_queries),
+        ("prefix_cache_hits_total", tally.prefix_hits),
+        ("spec_decode_num_drafts_total", tally.drafts),
+        ("spec_decode_num_draft_tokens_total", tally.drafted),
+        ("spec_decode_num_accepted_tokens_total", tally.accepted),
+        ("spec_decode_queue_time_seconds", tally.queue_s),
+        ("spec_decode_verify_time_seconds", tally.verify_s),
+        ("time_to_first_token_seconds", tally.first_s),
+        ("request_time_per_output_token_seconds", tally.per_token_s),
+        ("e2e_request_latency_seconds", tally.whole_s),
+        ("iteration_tokens_total", counts.tokens),
+        ("iteration_seconds_total", counts.compute_s),
+        ("iteration_batch_size", sizes),
+        ("iteration_requests_failed_total", counts.failed),
+        ("iteration_requests_cancelled_total", counts.cancelled),
+        ("near_ties_total", tally.near_ties),
+        ("logit_error", backend.logit_error),
+        ("connection_bytes_limit", service.limits.session_bytes(backend.context)),
+    ):
+        yield name, value, of
+    for position, times in enumerate(tally.by_position):
+        where = {**of, "position": str(position)}
+        yield "spec_decode_num_accepted_tokens_per_pos_total", times, where
+    for reason, times in sorted(tally.finished.items()):
+        yield "request_success_total", times, {**of, "finished_reason": reason}
+    reads = counts.prefill_forwards
+    for kind, times in (("prefill", reads), ("verify", counts.forwards - reads)):
+        yield "iterations_total", times, {**of, "kind": kind}
+
+
+def _tags(labels: Mapping[str, str]) -> str:
     if not labels:
         return ""
-
-    def quote(value: str) -> str:
-        value = value.replace("\\", r"\\").replace('"', r"\"")
-        return value.replace("\n", r"\n")
-
-    return "{" + ",".join(f'{k}="{quote(v)}"' for k, v in labels.items()) + "}"
+    escapes = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    cells = (f'{key}="{word.translate(escapes)}"' for key, word in labels.items())
+    return "{" + ",".join(cells) + "}"

@@ -17,6 +17,7 @@ import math
 import re
 import socket as sockets
 import ssl
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, Sequence
@@ -35,7 +36,7 @@ from draftwire.verifier.serving.connection import Connection
 from draftwire.verifier.serving.door import Forwarded, Lobby, open_doors
 from draftwire.verifier.serving.intake import Intake, Reader
 from draftwire.verifier.serving.limits import QUEUED_FRAMES, Limits
-from draftwire.verifier.serving.metrics import CONTENT_TYPE, Histogram, Page
+from draftwire.verifier.serving.metrics import CONTENT_TYPE, metrics_page
 from draftwire.verifier.streams import KeptStreams
 
 __all__ = ["VerifierService", "tls_context"]
@@ -110,6 +111,7 @@ class VerifierService:
         connections: Those that are open.
         kept: Streams that can be resumed.
         draining: True once the service is going away.
+        refusals: How often which word of PROTOCOL.md, section 5, was the answer.
 
     Raises:
         ConfigError: The address needs TLS or a token that is not there.
@@ -157,7 +159,7 @@ class VerifierService:
         self.name_of = self._forwarded.name
         self.lobby = Lobby(self.limits, self._forwarded.trusts)
         self._wire_log = wire_log
-        self._refused: dict[str, int] = {}
+        self.refusals: Counter[str] = Counter()
         self._host, self._port, self._tls = host, port, tls
         self._admin = admin
         self._origins = frozenset(origins)
@@ -195,7 +197,7 @@ class VerifierService:
 
     def refused(self, code: str) -> None:
         """Count an error sent to a device."""
-        self._refused[code] = self._refused.get(code, 0) + 1
+        self.refusals[code] += 1
 
     async def start(self) -> None:
         """Begin to listen; ``url`` is final after that.
@@ -438,7 +440,9 @@ class VerifierService:
     def _page(self, socket: Any, what: str, *, whole: bool) -> Any:
         """Return health, or metrics; ``whole``: who asks may know names and numbers."""
         if what == "metrics":
-            return _typed(socket.respond(http.HTTPStatus.OK, self._metrics()), CONTENT_TYPE)
+            return _typed(
+                socket.respond(http.HTTPStatus.OK, metrics_page(self)), CONTENT_TYPE
+            )
         ready = not self.draining and bool(self.registry.targets)
         status = "draining" if self.draining else "ok" if ready else "no target"
         body: dict[str, Any] = {"status": status}
@@ -453,7 +457,7 @@ class VerifierService:
                         "family": s.backend.family.name,
                         "context": s.backend.context,
                         "numerics": s.backend.numerics,
-                        "near_ties": s.near_ties,
+                        "near_ties": s.tally.near_ties,
                     }
                     for s in self.registry.targets
                 ],
@@ -462,88 +466,6 @@ class VerifierService:
             )
         code = http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE
         return _typed(socket.respond(code, json.dumps(body) + "\n"), "application/json")
-
-    def _metrics(self) -> str:
-        page, kept = Page(), self.kept
-
-        def add(
-            name: str, help_text: str, value: float, tags: dict[str, str] | None = None
-        ) -> None:
-            kind = "counter" if name.endswith("_total") else "gauge"
-            page.add(name, kind, help_text, value, tags)
-
-        add("sessions", "Open connections.", self.greeted)
-        add("strangers", "Sockets without a hello.", self.lobby.strangers)
-        add("turned_away_total", "Connections not taken.", self.lobby.turned_away)
-        add("streams", "Running streams.", sum(c.running for c in self.connections))
-        add("streams_total", "Streams opened.", kept.opened)
-        add("kept_streams", "Streams that wait for their device.", len(kept))
-        add("kept_bytes", "Memory of their texts, about.", kept.kept_bytes)
-        add("kept_slots", "KV slots kept for them.", kept.kept_slots)
-        for how in ("resumed", "refused", "expired", "evicted"):
-            add("resumes_total", "Lost links.", getattr(kept, how), {"outcome": how})
-        for usage in self.accounts.all:
-            tags = {"account": usage.account.name}
-            add("account_sessions", "Connections.", usage.connections, tags)
-            add("account_streams", "Running streams.", usage.streams, tags)
-            add("paused_seconds_total", "Held back.", usage.paused_s, tags)
-        prefixes = kept.prefixes
-        add("prefixes", "Ended texts kept for the next turn.", len(prefixes))
-        add("prefix_slots", "KV slots kept with them.", prefixes.slots)
-        add("prompt_tokens_total", "Ids of prompts.", prefixes.tokens_read)
-        reused = "Those that were in a slot already."
-        add("prefix_tokens_reused_total", reused, prefixes.tokens_reused)
-        add("draining", "1 while going away.", int(self.draining))
-        add("received_bytes_total", "Payload received.", self.bytes_in)
-        add("sent_bytes_total", "Payload sent.", self.bytes_out)
-        add("provisionals_total", "Hints of early exits sent.", kept.provisionals)
-        for code, count in sorted(self._refused.items()):
-            add("errors_total", "Errors sent.", count, {"code": code})
-        for served in self.registry.all:
-            tags = {"target": served.backend.name, "version": served.backend.version}
-            counts = served.scheduler.counters
-            for name, help_text, value in (
-                ("drafted_tokens_total", "Drafted tokens judged.", served.drafted),
-                ("accepted_tokens_total", "Drafted tokens kept.", served.accepted),
-                ("committed_tokens_total", "Tokens committed.", served.emitted),
-                (
-                    "near_ties_total",
-                    "Tokens chosen too narrowly to tell.",
-                    served.near_ties,
-                ),
-                (
-                    "logit_error",
-                    "Logits may be off by so much.",
-                    served.backend.logit_error,
-                ),
-                ("forward_tokens_total", "Tokens computed.", counts.tokens),
-                ("forward_seconds_total", "Time in forwards.", counts.compute_s),
-                ("failed_requests_total", "Requests with an error.", counts.failed),
-                ("cancelled_requests_total", "Requests withdrawn.", counts.cancelled),
-                ("waiting_requests", "Waiting for a forward.", served.scheduler.waiting),
-            ):
-                add(name, help_text, value, tags)
-            reads = counts.prefill_forwards
-            for kind, count in (("prefill", reads), ("verify", counts.forwards - reads)):
-                add(
-                    "forwards_total",
-                    "Forwards of the target.",
-                    count,
-                    {**tags, "kind": kind},
-                )
-            most = self.limits.session_bytes(served.backend.context)
-            help_text = "Most memory that one device can take, its KV slot apart."
-            add("session_bytes_limit", help_text, most, tags)
-            sizes = Histogram((1, 2, 4, 8, 16, 32, 64))
-            for size, times in counts.batch_sizes.items():
-                sizes.add(size, times)
-            page.add_histogram("batch_size", "Blocks in a verify forward.", sizes, tags)
-        for name, help_text, histogram in (
-            ("verify_seconds", "Forwards that carried a block.", kept.verify_seconds),
-            ("queue_seconds", "Waiting of a block for its forward.", kept.queue_seconds),
-        ):
-            page.add_histogram(name, help_text, histogram)
-        return page.text()
 
 
 def _last_word(request: Any) -> str:

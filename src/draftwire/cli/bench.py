@@ -109,6 +109,7 @@ def _verifier_flags(parser: argparse.ArgumentParser) -> None:
         help="instead: what exact numerics cost here, and whether texts stay the same",
     )
     add("--texts", type=int, default=60, metavar="N", help="written twice, 0 for none (60)")
+    add("--cases", type=_words, metavar="C,C", help="such as k = 4, race (default: all)")
     add(
         "--dtypes",
         type=_words,
@@ -146,9 +147,21 @@ def _verifier(args: argparse.Namespace) -> int:
 
 
 def _numerics(args: argparse.Namespace) -> int:
-    from draftwire.bench.numerics import Settings, bench_numerics, differing, render
+    from draftwire.bench.numerics import (
+        CASES,
+        Settings,
+        bench_numerics,
+        differing,
+        render,
+    )
 
-    settings = filled(Settings, args, targets=(args.target,), seed=1)
+    cases = args.cases or tuple(CASES)
+    unknown = sorted(set(cases) - set(CASES))
+    if unknown:
+        raise ConfigError(
+            f"there is no case {unknown[0]!r}", hint="one of " + ", ".join(CASES)
+        )
+    settings = filled(Settings, args, targets=(args.target,), seed=1, cases=cases)
     document = bench_numerics(settings, say_to(args, terminal=True))
     show(args, document, render)
     return 1 if differing(document) else 0
