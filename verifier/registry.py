@@ -1,10 +1,11 @@
 """The targets that a verifier serves, by name and version, loaded and replaced live.
 
 Targets come from ``--target PATH`` and from the folders inside ``--targets-dir``. That
-folder is read again every few seconds and on SIGHUP: a new package is loaded beside the
-others, a changed one takes the place of its older self for new connections, a removed
-one is retired. Connections keep the target they began with; a retired target is closed
-when the last of them has gone. No device has to know.
+folder is read again every few seconds and on SIGHUP, the paths on SIGHUP: a new package
+is loaded beside the others, a changed one takes the place of its older self for new
+connections, one that is removed from the folder is retired; one of a path serves on.
+Connections keep the target they began with, so running streams go on with it; a retired
+target is closed when the last of them has gone. No device has to know.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, Tuple
 
 from draftwire.clock import LoopClock
 from draftwire.errors import ConfigError, DraftwireError, RefusedError
@@ -26,6 +27,8 @@ from draftwire.verifier.tally import Tally
 __all__ = ["Registry", "Served"]
 
 log = logging.getLogger("draftwire.verifier")
+
+Stamp = Tuple[Tuple[str, int, int], ...]  # names of files, their times and sizes
 
 
 @dataclass(eq=False)
@@ -39,7 +42,8 @@ class Served:
         tally: What its streams did so far.
         connections: Connections that use it now.
         retired: New connections do not get it any more.
-        source: Its folder in ``--targets-dir``, or None.
+        source: Its folder, or None.
+        scanned: That is one of ``--targets-dir``.
     """
 
     backend: TargetBackend
@@ -49,6 +53,7 @@ class Served:
     connections: int = 0
     retired: bool = False
     source: Path | None = None
+    scanned: bool = False
 
     @property
     def label(self) -> str:
@@ -89,7 +94,8 @@ class Registry:
         self._default = default
         self._served: list[Served] = []
         self._leaving: list[Served] = []
-        self._seen: dict[Path, tuple[int, int]] = {}  # last state that was taken in
+        self._seen: dict[Path, Stamp] = {}  # last state that was taken in
+        self._asked: dict[Path, Stamp] = {}  # likewise, of what was loaded by its path
         self._scanning: asyncio.Lock | None = None  # made inside the loop, for 3.8
 
     @property
@@ -103,50 +109,83 @@ class Registry:
         return (*self._served, *self._leaving)
 
     def add(
-        self, backend: TargetBackend, *, stem: str = "", replaces: Path | None = None
+        self,
+        backend: TargetBackend,
+        *,
+        source: Path | None = None,
+        scanned: bool = False,
+        replace: bool = False,
     ) -> Served:
         """Put a backend into service.
 
         Args:
             backend: The model.
-            stem: Further name to be asked by, the package's folder without suffix.
-            replaces: The folder it comes from; an older target from there is retired.
+            source: The folder it comes from; its name without suffix is a further name
+                to be asked by.
+            scanned: That is one of ``--targets-dir``.
+            replace: Retire what came from there before.
 
         Raises:
             ConfigError: Another target has its name and version.
         """
         label = (backend.name, backend.version)
-        for old in list(self._served):
-            if replaces is not None and old.source == replaces:
-                self.retire(old)
-            elif (old.backend.name, old.backend.version) == label:
+        same = [
+            old
+            for old in self._served
+            if replace and (old.source, old.scanned) == (source, scanned)
+        ]
+        for old in self._served:
+            if old not in same and (old.backend.name, old.backend.version) == label:
                 raise ConfigError(
                     f"two targets are called {old.label}",
                     hint="give one of them another version when exporting it",
                 )
+        for old in same:
+            self.retire(old)
+        stem = "" if source is None else source.name.replace(".target", "")
         words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
         clock = LoopClock(asyncio.get_running_loop())
         executor = ThreadExecutor(backend, clock)
         scheduler = Scheduler(backend, executor, clock, **self._options)
-        served = Served(backend, scheduler, frozenset(words), source=replaces)
+        served = Served(
+            backend, scheduler, frozenset(words), source=source, scanned=scanned
+        )
         self._served.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served
 
-    async def load(self, path: Path, *, replace: bool = False) -> Served:
+    async def load(
+        self, path: Path, *, scanned: bool = False, replace: bool = False
+    ) -> Served:
         """Load the target at ``path`` in a worker thread and put it into service.
 
         Args:
             path: Its folder.
+            scanned: It is one of ``--targets-dir``.
             replace: Retire what was loaded from there before.
 
         Raises:
             DraftwireError: It does not load, or another has its name and version.
         """
         loop = asyncio.get_running_loop()
+        if not scanned:
+            self._asked[path] = _stamp(path)
         backend = await loop.run_in_executor(None, self._load, path)
-        stem = path.name.replace(".target", "")
-        return self.add(backend, stem=stem, replaces=path if replace else None)
+        return self.add(backend, source=path, scanned=scanned, replace=replace)
+
+    async def reload(self) -> None:
+        """Take in what has changed of the targets that were loaded by their paths.
+
+        One that is gone or does not load any more goes on as it was.
+        """
+        for path, seen in tuple(self._asked.items()):
+            stamp = _stamp(path)
+            if stamp == seen:
+                continue
+            try:
+                await self.load(path, replace=True)
+            except DraftwireError as error:
+                log.error("keeping %s as it was: %s %s", path.name, error, error.hint)
 
     def retire(self, served: Served) -> None:
         """Give ``served`` to no new connection, and close it when unused."""
@@ -210,7 +249,7 @@ class Registry:
         async with self._scanning:
             found = _packages(folder)
             for served in list(self._served):
-                if served.source is not None and served.source not in found:
+                if served.scanned and served.source not in found:
                     self.retire(served)
             self._seen = {p: s for p, s in self._seen.items() if p in found}
             for path, stamp in sorted(found.items()):
@@ -218,7 +257,7 @@ class Registry:
                     continue
                 self._seen[path] = stamp
                 try:
-                    await self.load(path, replace=True)
+                    await self.load(path, scanned=True, replace=True)
                 except DraftwireError as error:
                     log.error("cannot serve %s: %s %s", path.name, error, error.hint)
 
@@ -230,18 +269,30 @@ class Registry:
             served.scheduler.close()
 
 
-def _packages(folder: Path) -> dict[Path, tuple[int, int]]:
+def _stamp(path: Path) -> Stamp:
+    """Return what changes when the target at ``path`` does: a package's manifest is
+    written last, a checkpoint has none."""
+    manifest = path / "target.json"
+    found = []
+    try:
+        files = [manifest] if manifest.is_file() else sorted(path.iterdir())
+        for file in files:
+            stat = file.stat()
+            found.append((file.name, stat.st_mtime_ns, stat.st_size))
+    except OSError:
+        pass
+    return tuple(found)
+
+
+def _packages(folder: Path) -> dict[Path, Stamp]:
     """Return the target packages in ``folder`` with their manifests' stamps."""
     found = {}
     try:
         for path in folder.iterdir():
             if path.name.startswith(".") or not path.name.endswith(".target"):
                 continue  # half-written packages begin with a dot
-            try:
-                stat = (path / "target.json").stat()
-            except OSError:
-                continue
-            found[path] = (stat.st_mtime_ns, stat.st_size)
+            if (path / "target.json").is_file():
+                found[path] = _stamp(path)
     except OSError as error:
         raise ConfigError(
             f"the targets folder {folder} cannot be read: {error.strerror}"

@@ -123,3 +123,31 @@ def test_the_default_is_the_newest_that_reads_the_devices_tokens(shop):
         registry.close()
 
     run(test)
+
+
+def test_what_was_loaded_by_its_path_is_read_again_when_told(shop, caplog):
+    async def test():
+        registry = Registry(Nameplate)
+        one, two = shop("one", version="v1"), shop("two", version="v2")
+        first, _ = await registry.load(one), await registry.load(two)
+        registry.enter(first)
+        await registry.reload()
+        assert versions(registry) == ["v1", "v2"]  # nothing has changed
+
+        shop("one", version="v3")
+        await registry.reload()
+        assert versions(registry) == ["v2", "v3"]
+        assert registry.find("one", "").backend.version == "v3"
+        assert first.retired and first in registry.all  # its connection goes on with it
+        registry.leave(first)
+        assert first not in registry.all
+
+        shop("one", version="v2")  # a name that is taken, and one that does not load
+        shop("two", broken=1)
+        await registry.reload()
+        assert versions(registry) == ["v2", "v3"]
+        assert "keeping one.target as it was: two targets are called t v2" in caplog.text
+        assert "keeping two.target as it was: it is broken mend it" in caplog.text
+        registry.close()
+
+    run(test)

@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 import draftwire
 from draftwire.cli import main
 from draftwire.errors import RefusedError
-from draftwire.packages import load_target
+from draftwire.packages import identity, load_target
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
@@ -133,6 +133,41 @@ def test_new_targets_come_and_go_while_it_runs(tmp_path, capsys):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert "cannot serve broken.target" in process.stderr.read()
+
+
+def test_sighup_takes_a_target_in_its_place_and_logs_are_objects(tmp_path, capsys):
+    mine = tmp_path / "mine.target"
+    shutil.copytree(TINY, mine)
+    words = ("--target", mine, "--log-format", "json", "-v")
+    with serving(*words, folder=tmp_path) as (process, url):
+        _, health = check(url, capsys)
+        before = [t["version"] for t in health["targets"]]
+        with draftwire.connect(url, draft=DRAFT) as session:
+            stream = session.generate("Once upon a time", max_new_tokens=24)
+            manifest = json.loads((mine / "target.json").read_text())
+            manifest["version"] = "v77"
+            manifest["id"] = identity("target", manifest)
+            (mine / "target.json").write_text(json.dumps(manifest))
+            process.send_signal(signal.SIGHUP)
+            for _ in range(400):
+                _, health = check(url, capsys)
+                if [t["version"] for t in health["targets"]] == ["v77"]:
+                    break
+                time.sleep(0.05)
+            else:
+                pytest.fail("v77 never came")
+            text = "".join(chunk.text for chunk in stream)
+            assert text and stream.report["target"]["version"] == before[0]
+        with draftwire.connect(url, draft=DRAFT) as session:
+            again = session.generate("Once upon a time", max_new_tokens=24)
+            assert "".join(chunk.text for chunk in again) == text
+            assert again.report["target"]["version"] == "v77"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert all({"time", "level", "logger", "message", "event"} <= set(x) for x in lines)
+    (retired,) = [x for x in lines if x["event"].startswith("retiring")]
+    assert retired["level"] == "info" and retired["args"][0].endswith(before[0])
 
 
 def test_sighup_takes_new_tokens_and_a_bad_file_changes_nothing(tmp_path, capsys):

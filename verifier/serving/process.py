@@ -86,7 +86,7 @@ class Options:
 def serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal ends it at once.
 
-    SIGHUP reads the token file, the certificates and ``targets_dir`` again.
+    SIGHUP reads the token file, the certificates, ``targets`` and ``targets_dir`` again.
 
     Args:
         options: How to serve.
@@ -214,6 +214,7 @@ async def _watch(service: VerifierService, options: Options, again: asyncio.Even
                 again.clear()
                 log.warning("reading tokens, certificates and targets again")
                 service.renew(_accounts(options), _tls(options))
+                await service.registry.reload()
             if options.targets_dir is not None:
                 await service.registry.scan(options.targets_dir)
         except ConfigError as error:  # what was there before holds until it is mended

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, Any, Callable, Iterable, Mapping, Sequence
 
@@ -22,6 +23,7 @@ __all__ = [
     "add_actions",
     "add_common_flags",
     "add_explain",
+    "add_log_format",
     "add_options",
     "add_settings",
     "check_output",
@@ -287,10 +289,59 @@ class _Plain(logging.Formatter):
         return plain(super().format(record))
 
 
-def start_logging(*, verbose: bool) -> None:
-    """Send the library's log to stderr: warnings, or everything when ``verbose``."""
+class _ForJournal(_Plain):
+    """Puts the priority of sd-daemon(3) in front; the journal knows the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        levels = {"DEBUG": 7, "INFO": 6, "WARNING": 5, "ERROR": 3, "CRITICAL": 2}
+        return f"<{levels.get(record.levelname, 5)}>{super().format(record)}"
+
+
+class _Json(logging.Formatter):
+    """One object a line; ``event`` is the same for all lines of a kind."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "event": str(record.msg),
+        }
+        if record.args:
+            args = record.args if isinstance(record.args, tuple) else (record.args,)
+            numbers = (int, float)
+            line["args"] = [a if isinstance(a, numbers) else str(a) for a in args]
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """Add ``--log-format``."""
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="of the log on stderr; json is an object a line (default: text)",
+    )
+
+
+def start_logging(*, verbose: bool, form: str | None = None) -> None:
+    """Send the library's log to stderr.
+
+    Args:
+        verbose: Everything, not only warnings.
+        form: ``--log-format`` of what runs for long; None for what a person started.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
+    if form == "json":
+        handler.setFormatter(_Json())
+    elif form and os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_ForJournal("%(name)s: %(message)s"))
+    else:
+        handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
 

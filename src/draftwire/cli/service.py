@@ -61,6 +61,7 @@ def register(subparsers: Any) -> None:
     add("--state", type=Path, metavar="DIR", help="counters (default: $STATE_DIRECTORY)")
     _common.add_options(run, (Doors, *GROUPS))
     _common.add_common_flags(run)
+    _common.add_log_format(run)
     run.set_defaults(run=_run)
     status = actions.add_parser(
         "status",
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     from draftwire.runtime.service.client import default_socket
     from draftwire.runtime.service.service import Service, ServiceOptions
 
-    _start_logging(verbose=args.verbose)
+    _common.start_logging(verbose=args.verbose, form=args.log_format)
     values = _common.read_settings(args)
     url = _common.verifier_url(values)
     where = _options(args)
@@ -182,26 +183,6 @@ def _folder(text: str) -> Path | None:
     """Return the first folder of systemd's list, or None."""
     first = text.split(":")[0]
     return Path(first) if first else None
-
-
-def _start_logging(*, verbose: bool) -> None:
-    """Log to stderr; for the journal with the level as it likes it, and without time."""
-    _common.start_logging(verbose=verbose)
-    if not os.environ.get("JOURNAL_STREAM"):
-        return
-    import logging
-
-    levels = {"DEBUG": 7, "INFO": 6, "WARNING": 5, "ERROR": 3, "CRITICAL": 2}
-
-    class ForJournal(logging.Formatter):
-        """Puts the priority of sd-daemon(3) in front."""
-
-        def format(self, record: logging.LogRecord) -> str:
-            level = levels.get(record.levelname, 5)
-            return f"<{level}>{record.name}: {record.getMessage()}"
-
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(ForJournal())
 
 
 def _status(args: argparse.Namespace) -> int:

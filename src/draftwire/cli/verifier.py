@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from draftwire.verifier.serving.service import VerifierService
 
 __all__ = ["register"]
+
+log = logging.getLogger("draftwire.verifier")
 
 SCHEMA = "draftwire.verifier/1"
 _COUNT = _common.ruled(rules.whole(1, 10**9))
@@ -63,7 +65,8 @@ def _register_serve(actions: Any) -> None:
         "serve",
         help="serve targets until SIGTERM",
         description="Serve targets to devices. SIGTERM and Ctrl-C let running streams "
-        "finish; SIGHUP reads tokens, certificates and --targets-dir again.",
+        "finish; SIGHUP reads tokens, certificates and targets again: what has changed "
+        "serves new connections.",
     )
     models = serve.add_argument_group("targets")
     add = models.add_argument
@@ -120,6 +123,7 @@ def _register_serve(actions: Any) -> None:
     add("--prefill-chunk", type=_COUNT, default=128, metavar="N", help="a prompt (128)")
     _register_network(serve)
     _common.add_common_flags(serve)
+    _common.add_log_format(serve)
     serve.set_defaults(run=_serve)
 
 
@@ -205,7 +209,7 @@ def _serve(args: argparse.Namespace) -> int:
     from draftwire.verifier.serving import process
     from draftwire.verifier.serving.limits import Limits
 
-    _common.start_logging(verbose=args.verbose)
+    _common.start_logging(verbose=args.verbose, form=args.log_format)
     options = process.Options(
         **{
             **_fields(process.Options, args),
@@ -222,7 +226,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     def listening(service: VerifierService) -> None:
         if token_file is None and not args.quiet:  # the service takes only loopback then
-            print("no token file: everyone on this machine may connect", file=sys.stderr)
+            log.warning("no token file: everyone on this machine may connect")
         served = [
             {
                 "name": s.backend.name,
