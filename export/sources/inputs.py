@@ -35,28 +35,32 @@ def checkpoint_folder(source: str | Path, scratch: Path) -> Path:
     """Return a Hugging Face directory for what a user named.
 
     Args:
-        source: Such a directory, a ``.gguf`` file, or ``owner/name`` on the hub.
+        source: Such a directory, a ``.gguf`` file, or ``owner/name`` on the hub, which
+            ``hf:owner/name`` is even where there is such a directory.
         scratch: Where a GGUF file is unpacked to.
 
     Raises:
         ConfigError: There is nothing of the kind, or a library is missing.
         ModelError: The GGUF file cannot be read or is of a kind not known here.
     """
+    source = str(source)
+    named = source.startswith("hf:")
+    source = source[3:] if named else source
     path = Path(source)
-    if path.suffix == ".gguf":
+    if not named and path.suffix == ".gguf":
         return _unpacked(path, scratch)
-    if path.exists() or not _HUB_NAME.match(str(source)):
+    if not named and (path.exists() or not _HUB_NAME.match(source)):
         return path
     if not find_spec("huggingface_hub"):
         raise ConfigError(
             f"there is no directory {source}, and without huggingface_hub nothing is "
             "fetched",
-            hint="pip install huggingface_hub, or give a local directory",
+            hint="pip install 'draftwire[hub]', or give a local directory",
         )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=_WANTED))
+        return Path(snapshot_download(source, allow_patterns=_WANTED))
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"there is no directory {source}, and the hub does not give it: "

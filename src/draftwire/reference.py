@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Mapping
 
@@ -18,7 +19,7 @@ def models_folder(environ: Mapping[str, str] | None = None) -> Path:
     """Return the folder with the reference family.
 
     ``DRAFTWIRE_MODELS`` names it; else it is ``./models``; else the ``models`` folder
-    of the checkout that this package runs from.
+    of the checkout that this package runs from; else the wheel ``draftwire-models``.
 
     Raises:
         ConfigError: There is no such folder, or it holds no ``reference.draft``.
@@ -34,14 +35,19 @@ def models_folder(environ: Mapping[str, str] | None = None) -> Path:
             )
         return folder
     checkout = Path(__file__).resolve().parents[2] / "models"
-    for folder in (Path("models"), checkout):
+    for folder in (Path("models"), checkout, *_installed()):
         if (folder / DRAFT).is_dir():
             return folder
     raise ConfigError(
-        f"no models folder with {DRAFT} here or beside the package",
-        hint="the package brings no models: name --draft, run it in a checkout, or set "
-        "DRAFTWIRE_MODELS to the models folder of one",
+        f"no models folder with {DRAFT} here, and draftwire-models is not installed",
+        hint="name --draft, or pip install 'draftwire[board]', which brings the "
+        "reference models",
     )
+
+
+def _installed() -> list[Path]:
+    spec = find_spec("draftwire_models")
+    return [Path(where) for where in (spec and spec.submodule_search_locations) or ()]
 
 
 def draft_path() -> Path:

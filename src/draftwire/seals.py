@@ -18,7 +18,7 @@ from typing import Mapping
 
 from draftwire.errors import PackageError
 
-__all__ = ["Seals", "data_files", "file_hash"]
+__all__ = ["Seals", "cache_folder", "data_files", "file_hash"]
 
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
@@ -54,7 +54,7 @@ class Seals:
 
     def __init__(self, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
         name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-        self._path = _cache(environ) / "verified" / f"{name}.json"
+        self._path = cache_folder(environ) / "verified" / f"{name}.json"
         self._trust = environ.get("DRAFTWIRE_VERIFY", "") in ("", "0")
         self._known: dict[str, list[object]] = {}
         self._changed = False
@@ -95,7 +95,8 @@ class Seals:
             pass
 
 
-def _cache(environ: Mapping[str, str]) -> Path:
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where draftwire keeps what it can make or fetch again."""
     own = environ.get("CACHE_DIRECTORY", "").split(":")[0]  # the service's
     home = environ.get("XDG_CACHE_HOME") or os.path.join(
         environ.get("HOME") or tempfile.gettempdir(), ".cache"

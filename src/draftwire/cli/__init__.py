@@ -20,6 +20,8 @@ COMMANDS = {  # name -> one line for `draftwire --help`
     "chat": "talk with a target",
     "report": "run reports as a table",
     "verifier": "serve targets to devices",
+    "pull": "fetch a model by name",
+    "pairs": "drafts and targets that are known to fit",
     "export": "make draft and target packages",
     "bench": "measure the parts",
     "boards": "know, examine and supply a board",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
 
 from draftwire.cli import _common
+from draftwire.errors import ConfigError
 from draftwire.options import STREAM_GROUPS, Draft, Measure, Pacing
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ PROMPTS = {
         "User: I want a large cappuccino.\nAgent:",
     ),
 }
+CHATS = ("What is the capital of France?", "Count from one to ten.", "Name three fruits.")
 # Of this command: three short texts, the same each time.
 DEFAULTS = {"seed": 0, "max_new_tokens": 64}
 
@@ -47,7 +50,16 @@ def register(subparsers: Any) -> None:
         description=about,
     )
     parser.add_argument(
-        "--target", default="v1", help="v1, v2 or v3 (default: %(default)s)"
+        "--target",
+        default="v1",
+        metavar="NAME|PATH",
+        help="v1, v2 or v3, or with --draft the folder of a target (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="PATH",
+        help="a draft package that fits the target; one with a chat template is talked to",
     )
     parser.add_argument(
         "--prompt",
@@ -70,13 +82,19 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.cli._local_verifier import local_verifier
     from draftwire.cli._stream import screen_of, warn
     from draftwire.reference import draft_path, target_path
+    from draftwire.template import Template
 
     values = _common.read_settings(args)
     options = _common.stream_options(values)
     given = _common.option_values(values, Draft, Measure)
     prompts = [text for texts in args.prompt or () for text in texts]
-    prompts = prompts or list(PROMPTS.get(args.target, PROMPTS["v1"]))
-    draft, target = draft_path(), target_path(args.target)
+    draft = args.draft or draft_path()
+    target = Path(args.target) if args.draft else target_path(args.target)
+    chats = Template.of(draft).text is not None
+    if not target.is_dir():
+        raise ConfigError(f"there is no folder {target}", hint="--target PATH names one")
+    known = PROMPTS.get(args.target, PROMPTS["v1"])
+    prompts = prompts or list(CHATS if chats else known)
     _common.start_logging(verbose=args.verbose)
     screen = screen_of(args)
     signal.signal(signal.SIGTERM, _terminated)
@@ -84,19 +102,22 @@ def run(args: argparse.Namespace) -> int:
     reports: list[dict[str, Any]] = []
     flags = ["--numerics", args.numerics] if args.numerics else []
     with local_verifier([target], flags) as (url, token):
-        with draftwire.connect(
-            url, draft=draft, target=args.target, token=token, **given
-        ) as session:
+        with draftwire.connect(url, draft=draft, token=token, **given) as session:
             colour = _common.wants_colour(screen, never=args.no_color)
             for number, prompt in enumerate(prompts):
                 painter = None if args.quiet else _painter(screen, draft, colour)
                 if painter:
                     if number == 0:
-                        screen.write(_opening(args.target, url, options))
+                        screen.write(_opening(target.stem, url, options))
                         painter.legend()
-                    painter.prompt(prompt)
+                    painter.prompt(prompt + "\n" * chats)
                 explain = _common.say_block if args.explain else None
-                stream = session.generate(prompt, **options, explain=explain)
+                options["explain"] = explain
+                if chats:
+                    said = [{"role": "user", "content": prompt}]
+                    stream = session.chat(said, **options)
+                else:
+                    stream = session.generate(prompt, **options)
                 for chunk in stream:
                     if painter:
                         painter.show(chunk)

@@ -1,0 +1,106 @@
+"""Drafts and targets that are known to fit, and how each is fetched."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean, replacing
+from draftwire.seals import cache_folder, file_hash
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["PAIRS", "Pair", "fetch", "find"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A draft for a board and a target for a server that share a tokenizer.
+
+    Args:
+        draft: ``owner/name`` on the hub.
+        target: Likewise.
+        draft_size: Parameters, as its makers say.
+        target_size: Likewise.
+        licence: Of both.
+        vocabulary: Token ids.
+        measured: The page with draftwire's own figures; "" where there are none.
+        wheel: A wheel on the package index that holds the draft as a GGUF file: its
+            ``name``, ``version`` and ``sha256``, and the ``file`` inside.
+    """
+
+    draft: str
+    target: str
+    draft_size: str
+    target_size: str
+    licence: str
+    vocabulary: int
+    measured: str = ""
+    wheel: Mapping[str, str] | None = None
+
+
+PAIRS: Mapping[str, Pair] = {
+    name: Pair(**entry)
+    for name, entry in tomllib.loads(
+        Path(__file__).with_name("pairs.toml").read_text(encoding="utf-8")
+    ).items()
+}
+
+
+def find(name: str) -> Pair | None:
+    """Return the pair called ``name``; None for a name on the hub.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if name in PAIRS:
+        return PAIRS[name]
+    if "/" in name:
+        return None
+    hint = did_you_mean(name, PAIRS, "`draftwire pairs` lists them; or give OWNER/NAME")
+    raise ConfigError(f"there is no pair {name!r}", hint=hint)
+
+
+def fetch(pair: Pair, role: str) -> str | Path:
+    """Return what to export for ``role``: a file here, or a name on the hub.
+
+    Raises:
+        ConfigError: The wheel cannot be had, or is not the one that is known.
+    """
+    if pair.wheel is None or (role == "target" and pair.target != pair.draft):
+        return pair.draft if role == "draft" else pair.target
+    wheel = pair.wheel
+    place = cache_folder() / "models" / Path(wheel["file"]).name
+    if place.is_file():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        named = f"{wheel['name']}=={wheel['version']}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:"]
+        got = subprocess.run([*command, "--dest", scratch, named], check=False)
+        files = list(Path(scratch).glob("*.whl"))
+        if got.returncode or len(files) != 1:
+            raise ConfigError(
+                f"pip could not download {named}",
+                hint="it says why above; an index of your own is set with PIP_INDEX_URL",
+            )
+        if file_hash(files[0]) != wheel["sha256"]:
+            raise ConfigError(
+                f"the wheel {files[0].name} is not the one that draftwire knows",
+                hint="its sha256 differs: the index serves another file by that name",
+            )
+        with zipfile.ZipFile(files[0]) as archive, archive.open(wheel["file"]) as source:
+            with replacing(place) as half, open(half, "wb") as out:
+                shutil.copyfileobj(source, out)
+    return place
