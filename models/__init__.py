@@ -1,1 +1,1 @@
-"""The reference family of draftwire: ``reference.draft``, ``v1.target`` to ``v3.target``."""
+"""draftwire's reference family: ``reference.draft``, ``v1.target`` to ``v3.target``."""

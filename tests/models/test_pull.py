@@ -1,4 +1,4 @@
-"""``draftwire pull``: names on a hub (a double of it, the real client), pairs, the wheel."""
+"""``draftwire pull``: names on a hub (a double, the real client), pairs, the wheel."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def hub(models, tmp_path):
 
 
 def pull(*words, endpoint="http://127.0.0.1:9", home, token="hf_tiny"):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DRAFTWIRE"))}
+    environ = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DRAFTWIRE"))
+    }
     environ.update(
         HF_ENDPOINT=endpoint,
         HF_HOME=str(home),
@@ -166,7 +168,9 @@ def test_pairs_are_whole():
         assert "/" in pair.draft and "/" in pair.target and pair.licence
         assert not pair.measured or (ROOT / pair.measured).is_file()
         if pair.wheel is None:
-            assert fetch(pair, "draft") == pair.draft and fetch(pair, "target") == pair.target
+            assert (
+                fetch(pair, "draft") == pair.draft and fetch(pair, "target") == pair.target
+            )
 
 
 def test_a_wheel_that_is_not_the_known_one_is_refused(tmp_path, monkeypatch):

@@ -88,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
         pair = Pair(args.name, args.name, "", "", "", 0)
     stem = args.name.rsplit("/", 1)[-1]
     wanted = ("draft", "target") if args.role == "both" else (args.role,)
-    made = {role: args.out / f"{stem}.{'hf' if role == 'target' else role}" for role in wanted}
+    made = {
+        role: args.out / f"{stem}.{'hf' if role == 'target' else role}" for role in wanted
+    }
     for place in made.values():
         if place.exists() and not args.replace:
             raise ConfigError(f"{place} exists already", hint="--replace takes its place")

@@ -1,0 +1,1 @@
+"""draftwire in a ROS 2 graph."""

@@ -1,0 +1,199 @@
+"""The ROS 2 node in a stand-in of its graph, with a real verifier and the frozen draft."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import time
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("tokenizers")
+
+import ros_double  # noqa: E402
+from ros_double import wait  # noqa: E402
+
+from draftwire.cli._local_verifier import local_verifier  # noqa: E402
+from draftwire.errors import DraftwireError  # noqa: E402
+from draftwire.reference import draft_path, target_path  # noqa: E402
+
+PROMPT = "The ship sailed away over the sea until"
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory):
+    with local_verifier([target_path("v1")]) as (url, token):
+        file = tmp_path_factory.mktemp("ros") / "token"
+        file.write_text(token)
+        yield url, str(file)
+
+
+@pytest.fixture
+def graph(monkeypatch):
+    known, actions = ros_double.install(monkeypatch)
+    node_module = importlib.import_module("draftwire_ros.node")
+    executor = ros_double.Executor()
+    nodes = []
+
+    def start(activates="success", **parameters):
+        node = node_module.DraftwireNode(parameter_overrides=parameters)
+        node.executor = executor
+        nodes.append(node)
+        assert wait(executor.call(node.on_configure, None)) == "success"
+        if activates == "failure":
+            with contextlib.suppress(DraftwireError):
+                wait(node._opening)
+        assert wait(executor.call(node.on_activate, None)) == activates
+        return node
+
+    yield SimpleNamespace(start=start, known=known, executor=executor)
+    for node in nodes:
+        wait(executor.call(node.on_shutdown, None))
+    executor.close()
+
+
+def online(graph, verifier, **more):
+    url, token_file = verifier
+    return graph.start(verifier=url, token_file=token_file, offline="wait", **more)
+
+
+def response_server(node):
+    return node.servers["~/generate_response"]
+
+
+def plain_text(verifier, **options):
+    """Return what the library alone says."""
+    import draftwire
+
+    url, token_file = verifier
+    with open(token_file) as file:
+        token = file.read()
+    with draftwire.connect(url, draft=draft_path(), token=token) as session:
+        stream = session.generate(PROMPT, **options)
+        for _ in stream:
+            pass
+        return stream.text
+
+
+def test_a_goal_is_answered_with_the_targets_text_and_its_cost(graph, verifier):
+    node = online(graph, verifier)
+    handle, future = response_server(node).send(prompt=PROMPT, max_tokens=24)
+    result = wait(future)
+    assert handle.state == "succeeded" and result.response.finish in ("length", "stop")
+    assert result.response.text == plain_text(verifier, max_new_tokens=24)
+    parts = [f.partial_response for f in handle.feedback]
+    assert "".join(p.text for p in parts) == result.response.text
+    assert [t for p in parts for t in p.tokens] == result.response.tokens
+    assert all(p.verified and not p.revised for p in parts)
+    usage = result.usage
+    assert usage.completion_tokens == len(result.response.tokens)
+    assert 0 < usage.target_forwards < usage.completion_tokens
+    assert usage.bytes_up > 0 and usage.seconds > usage.first_token > 0
+    assert math.isnan(usage.joules) or usage.joules > 0
+
+
+def test_sampling_stop_and_chat_reach_the_session(graph, verifier):
+    node = online(graph, verifier)
+    how = graph.known["SamplingConfig"](temp=0.8, top_p=0.95, seed=7, seeded=True)
+    server = response_server(node)
+    texts = [
+        wait(
+            server.send(prompt=PROMPT, max_tokens=24, sampling_config=how)[1]
+        ).response.text
+        for _ in range(2)
+    ]
+    assert (
+        texts[0]
+        == texts[1]
+        == plain_text(verifier, max_new_tokens=24, temperature=0.8, top_p=0.95, seed=7)
+    )
+    stopped = wait(server.send(prompt=PROMPT, max_tokens=40, stop=["\n"])[1]).response
+    assert "\n" not in stopped.text and stopped.finish in ("stop", "length")
+    message = graph.known["ChatMessage"](role="user", content="walk left twice")
+    chat = node.servers["~/generate_chat_completions"]
+    answer = wait(chat.send(messages=[message], max_tokens=12)[1])
+    assert answer.response.tokens and answer.response.error == ""
+
+
+def test_a_cancel_ends_a_goal_within_a_token_and_touches_no_other(graph, verifier):
+    node = online(graph, verifier)
+    server = response_server(node)
+    first, one = server.send(prompt=PROMPT, max_tokens=400)
+    second, two = server.send(prompt=PROMPT, max_tokens=24)
+    until = time.monotonic() + 30
+    while not first.feedback and time.monotonic() < until:
+        time.sleep(0.005)
+    shown = len(first.feedback)
+    server.cancel(first)
+    result = wait(one)
+    assert first.state == "canceled" and result.response.finish == "cancelled"
+    assert len(first.feedback) <= shown + 8 and len(result.response.tokens) < 400
+    assert wait(two).response.text == plain_text(verifier, max_new_tokens=24)
+    assert second.state == "succeeded"
+
+
+def test_a_goal_that_cannot_be_done_aborts_with_a_sentence(graph, verifier):
+    node = online(graph, verifier)
+    how = graph.known["SamplingConfig"](temp=-1.0)
+    handle, future = response_server(node).send(prompt=PROMPT, sampling_config=how)
+    result = wait(future)
+    assert handle.state == "aborted" and result.response.finish == "error"
+    assert "temperature" in result.response.error
+    chat = node.servers["~/generate_chat_completions"]
+    handle, future = chat.send(tools="{not json")
+    assert "tools is no JSON" in wait(future).response.error and handle.state == "aborted"
+    assert wait(response_server(node).send(prompt=PROMPT, max_tokens=4)[1]).response.tokens
+
+
+def test_without_a_link_the_draft_answers_and_the_words_are_marked(graph):
+    node = graph.start(verifier="ws://127.0.0.1:9", offline="draft")
+    handle, future = response_server(node).send(prompt=PROMPT, max_tokens=8, deadline=1.5)
+    result = wait(future)
+    assert handle.state == "succeeded" and result.response.unverified > 0
+    assert any(not f.partial_response.verified for f in handle.feedback)
+    wait(graph.executor.call(node._diagnose))
+    topic, message = node.published[-1]
+    status = message.status[0]
+    assert topic == "/diagnostics" and status.level == 1 and "link" in status.message
+    assert {v.key: v.value for v in status.values}["link"] != "up"
+
+
+def test_the_executors_thread_is_never_held(graph, verifier):
+    """Opening, prefill, drafting and closing happen elsewhere: CPU time of the thread."""
+    node = online(graph, verifier)
+    futures = [
+        response_server(node).send(prompt=PROMPT, max_tokens=60)[1] for _ in range(4)
+    ]
+    for future in futures:
+        assert len(wait(future).response.tokens) == 60
+    wait(graph.executor.call(node.on_deactivate, None))
+    wait(graph.executor.call(node.on_cleanup, None))
+    assert graph.executor.held_s < 0.05
+
+
+def test_the_life_of_the_node(graph, verifier):
+    node = online(graph, verifier)
+    server = response_server(node)
+    wait(server.send(prompt=PROMPT, max_tokens=4)[1])
+    _, running = server.send(prompt=PROMPT, max_tokens=400)
+    assert wait(graph.executor.call(node.on_deactivate, None)) == "success"
+    assert wait(running).response.finish in ("cancelled", "error")
+    assert server.send(prompt=PROMPT) is None, "an inactive node takes no goals"
+    assert wait(graph.executor.call(node.on_cleanup, None)) == "success"
+    assert node.servers == {}
+    assert wait(graph.executor.call(node.on_configure, None)) == "success"
+    assert wait(graph.executor.call(node.on_activate, None)) == "success"
+    assert wait(response_server(node).send(prompt=PROMPT, max_tokens=4)[1]).response.tokens
+
+
+def test_a_session_that_does_not_open_is_said_where_it_is_looked_for(graph):
+    missing = {"draft": "/no/such.draft", "offline": "draft"}
+    node = graph.start("failure", verifier="ws://127.0.0.1:9", **missing)
+    assert "/no/such.draft" in node.logged[-1]
+    wait(graph.executor.call(node._diagnose))
+    status = node.published[-1][1].status[0]
+    assert status.level == 2 and "/no/such.draft" in status.message
+    assert response_server(node).send(prompt=PROMPT) is None
