@@ -1,1 +1,0 @@
-"""draftwire's reference family: ``reference.draft``, ``v1.target`` to ``v3.target``."""
