@@ -33,16 +33,22 @@ class VerifierProcess:
         targets: Target packages.
         flags: More words for ``draftwire verifier serve``.
         log: Where its stderr goes.
+        command: ``"serve"``, or ``"gateway"``.
     """
 
     def __init__(
-        self, targets: Sequence[Path], *, flags: Sequence[str] = (), log: Path | None = None
+        self,
+        targets: Sequence[Path],
+        *,
+        flags: Sequence[str] = (),
+        log: Path | None = None,
+        command: str = "serve",
     ) -> None:
         self._log = log
         with socket.socket() as probe:  # a port that stays the same over restarts
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._words = [sys.executable, "-m", "draftwire", "verifier", "serve"]
+        self._words = [sys.executable, "-m", "draftwire", "verifier", command]
         for target in targets:
             self._words += ["--target", str(target)]
         self._words += ["--port", str(self.port), *flags]
@@ -71,6 +77,16 @@ class VerifierProcess:
         """Of the process that runs."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"ws://127.0.0.1:{self.port}"
+
+    def drain(self) -> None:
+        """End it as an operator does (SIGTERM), without waiting for it."""
+        if self._process is not None:
+            self._process.terminate()
 
     def kill(self) -> None:
         """End it as ``kill -9`` does."""

@@ -31,6 +31,8 @@ from draftwire.errors import (
 from draftwire.transport.answers import clean, passes, read_head, retry_after
 
 __all__ = [
+    "KEY_BYTES",
+    "SESSION_HEADER",
     "Proxy",
     "Resolve",
     "check_url",
@@ -38,6 +40,7 @@ __all__ = [
     "find_proxy",
     "health_url",
     "is_loopback",
+    "key_of",
     "reach",
     "resolve",
     "tls_context",
@@ -45,6 +48,8 @@ __all__ = [
     "web",
 ]
 
+SESSION_HEADER = "X-Session-Id"  # the name that Ray Serve's router reads
+KEY_BYTES = 4  # of a session id, with which the ids of its streams begin
 ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5
 
 # (host, port) to (family, address) pairs; may block, may raise OSError.
@@ -104,6 +109,20 @@ def health_url(url: str) -> str:
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
     path = parts.path.rstrip("/") + "/healthz"
     return parts._replace(scheme=scheme, path=path, fragment="").geturl()
+
+
+def key_of(header: str | None) -> bytes:
+    """Return the key that a session id names, or b"" where it names none.
+
+    Args:
+        header: Hexadecimal digits, at least eight.
+    """
+    digits = (header or "")[: 2 * KEY_BYTES]
+    try:
+        key = bytes.fromhex(digits) if digits.isalnum() else b""
+    except ValueError:
+        return b""
+    return key if len(key) == KEY_BYTES else b""
 
 
 def tls_context(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+import secrets
 import ssl
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from draftwire.errors import (
 from draftwire.transport.answers import clean, read_head, refusal, to_exception
 from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
 from draftwire.transport.dial import (
+    SESSION_HEADER,
     Resolve,
     check_url,
     explain,
@@ -92,6 +94,7 @@ class WebsocketNetwork:
         if token and (not token.isascii() or any(c.isspace() for c in token)):
             raise ConfigError("the token holds spaces or non-ASCII characters")
         self.token = token
+        self.session_id = secrets.token_hex(8)  # balancers and gateways route by it
         self.tls = None
         if uri.secure:
             self.tls = tls or tls_context(ca=None, cert=None, key=None)
@@ -220,6 +223,7 @@ class WebsocketWire(asyncio.Protocol):
         self._at("the upgrade")
         request = self._websocket.connect()
         request.headers["User-Agent"] = "draftwire"
+        request.headers[SESSION_HEADER] = self._network.session_id
         if self._network.token:
             request.headers.pop("Authorization", None)
             request.headers["Authorization"] = f"Bearer {self._network.token}"

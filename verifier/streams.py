@@ -75,11 +75,13 @@ class Terms(NamedTuple):
         served: The target.
         usage: Of the device's account.
         welcome: What the verifier has promised.
+        key: Ids of its streams begin with this, or b"".
     """
 
     served: Served
     usage: Usage
     welcome: Welcome
+    key: bytes = b""
 
 
 class Holder(Protocol):
@@ -129,7 +131,7 @@ class Stream:
         self.session = session
         self.number = 0
         self.slot: int | None = slot
-        self.served, self.usage, welcome = terms
+        self.served, self.usage, welcome = terms[:3]
         self.vocab_size = welcome.vocab_size
         self.holder: Holder | None = None
         self.id = b""
@@ -460,7 +462,8 @@ class KeptStreams:
         slot = self._slot(served) if found is None else found[0]
         stream = Stream(session, slot, self, terms, request)
         if "resume" in welcome.capabilities:
-            stream.id = secrets.token_bytes(8)
+            while not stream.id or stream.id in self._known:
+                stream.id = terms.key + secrets.token_bytes(8 - len(terms.key))
             stream.secret = secrets.token_bytes(16)
             self._known[stream.id] = stream
         self.opened += 1

@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
+from draftwire.transport.dial import SESSION_HEADER, key_of
 from draftwire.transport.messages import Block, Error, Frame, Hello, Message, Open, Resume
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
@@ -150,7 +151,8 @@ class Connection:
         raw = self._socket.transport.get_extra_info("socket")
         if raw is not None:
             service.lobby.greeted(raw.fileno())
-        return Terms(served, self._usage, welcome)
+        key = key_of(self._socket.request.headers.get(SESSION_HEADER))
+        return Terms(served, self._usage, welcome, key)
 
     # ---- reading
 

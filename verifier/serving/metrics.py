@@ -78,6 +78,12 @@ METRICS = {
     "account_connections": "Open connections.",
     "account_requests_running": "Running streams.",
     "account_paused_seconds_total": "Time that its devices were held back.",
+    # of a gateway: verifier
+    "gateway_spilled_total": "Streams that were opened away from home.",
+    "gateway_lost_total": "Connections to verifiers that ended under a device.",
+    "gateway_verifier_up": "1 while its health is well.",
+    "gateway_verifier_connections": "Open connections to it.",
+    "gateway_verifier_streams_total": "Streams opened and resumed there.",
     # of the process, named as client libraries name them
     "process_resident_memory_bytes": "Memory.",
     "process_cpu_seconds_total": "Processor time.",
@@ -138,6 +144,7 @@ def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, 
         yield "account_paused_seconds_total", usage.paused_s, of
     for served in service.registry.all:
         yield from _of_target(served, service)
+    yield from service.more_metrics()
     used = resource.getrusage(resource.RUSAGE_SELF)
     yield "process_cpu_seconds_total", used.ru_utime + used.ru_stime, none
     with open("/proc/self/statm", encoding="ascii") as statm:

@@ -11,12 +11,15 @@ import signal
 import ssl
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.transport.wirelog import WireLog
 from draftwire.verifier.backends.loading import Loader
+from draftwire.verifier.gateway.fleet import Fleet
+from draftwire.verifier.gateway.service import Gateway
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.accounts import (
     Account,
@@ -58,6 +61,7 @@ class Options:
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
         drain_s: Seconds that running streams may take at the end.
+        fleet: Verifiers to pass streams on to, in place of targets.
     """
 
     targets: tuple[Path, ...] = ()
@@ -81,6 +85,7 @@ class Options:
     batch: int = 64
     prefill_chunk: int = 128
     drain_s: float = 10.0
+    fleet: Callable[[], Fleet] | None = None
 
 
 def serve(options: Options, listening: Callable[[VerifierService], None]) -> None:
@@ -149,7 +154,10 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
     wire_log = None
     if options.wire_log is not None:
         wire_log = WireLog(options.wire_log, "verifier")
-    service = VerifierService(
+    make = VerifierService
+    if options.fleet is not None:
+        make = partial(Gateway, fleet=options.fleet())  # type: ignore[assignment]
+    service = make(
         registry,
         host=options.host,
         port=options.port,

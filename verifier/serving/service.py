@@ -20,7 +20,7 @@ import ssl
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
 from websockets.asyncio.server import serve
 
@@ -194,6 +194,10 @@ class VerifierService:
         """Return where the wire events of a new connection are noted."""
         log = self._wire_log
         return ConnectionLog() if log is None else log.connection(self.name_of(socket))
+
+    def more_metrics(self) -> Iterable[tuple[str, float, dict[str, str]]]:
+        """Return samples that are this kind of service's own: name, value, labels."""
+        return ()
 
     def refused(self, code: str) -> None:
         """Count an error sent to a device."""

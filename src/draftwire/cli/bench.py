@@ -89,6 +89,26 @@ def _chaos(args: argparse.Namespace) -> int:
     return 1 if result.wrong else 0
 
 
+def _fleet_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _package_flags(parser, "draft", "target")
+    add("--verifiers", type=_count, default=3, metavar="N", help="default: %(default)s")
+    add("--devices", type=_count, default=6, metavar="N", help="default: %(default)s")
+    add("--rounds", type=_count, default=1, metavar="N", help="of all events (1)")
+    add("--seconds", type=float, default=6.0, metavar="S", help="for each event (6)")
+    add("--tokens", type=_count, default=96, help="of a text (default: %(default)s)")
+
+
+def _fleet(args: argparse.Namespace) -> int:
+    from draftwire.bench.fleet import Settings, bench_fleet, render
+
+    if not args.seconds > 0 or args.verifiers < 2:
+        raise ConfigError("--seconds must be above 0, and --verifiers at least 2")
+    document = bench_fleet(filled(Settings, args), say_to(args))
+    show(args, document, render)
+    return 1 if document["wrong"] else 0
+
+
 def _verifier_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _package_flags(parser, "target")
@@ -226,6 +246,7 @@ LEAVES = {
     "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
     "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
     "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
+    "fleet": Leaf("verifiers behind a gateway come and go", _fleet_flags, "_fleet"),
     "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
     "compare": Leaf(
         "every scheme beside every other, live",

@@ -1,4 +1,4 @@
-"""``draftwire verifier serve|check|mimic|token``: the cloud side."""
+"""``draftwire verifier serve|gateway|check|mimic|token``: the cloud side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire import rules
-from draftwire.cli import _common, _verifier_check, _verifier_mimic
+from draftwire.cli import _common, _verifier_check, _verifier_gateway, _verifier_mimic
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
@@ -38,6 +38,7 @@ def register(subparsers: Any) -> None:
         description="Hold target models and verify what devices draft.",
     )
     _register_serve(actions)
+    _verifier_gateway.register(actions, _register_network, _network_of)
     _verifier_check.register(actions)
     _verifier_mimic.register(actions)
     token = actions.add_parser(
@@ -122,6 +123,7 @@ def _register_serve(actions: Any) -> None:
     )
     add("--prefill-chunk", type=_COUNT, default=128, metavar="N", help="a prompt (128)")
     _register_network(serve)
+    _register_limits(serve)
     _common.add_common_flags(serve)
     _common.add_log_format(serve)
     serve.set_defaults(run=_serve)
@@ -161,8 +163,11 @@ def _register_network(serve: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="health with names, and metrics, without a token: an address of your own",
     )
-    add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
+
+
+def _register_limits(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument_group("limits").add_argument
+    add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
     for flag, name, kind, default, about in (
         ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
         ("--max-streams", "streams", _COUNT, 16, "at once on a connection (16)"),
@@ -192,7 +197,8 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _network_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``serving.Options`` that are an address to listen on."""
     token_file = _common.read_settings(args)["token_file"].value
     tls = (args.tls_cert, args.tls_key, args.tls_client_ca)
     if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_client_ca and not tls[0]):
@@ -200,6 +206,20 @@ def _serve(args: argparse.Namespace) -> int:
             "TLS needs both --tls-cert and --tls-key",
             hint="give both PEM files; --tls-client-ca goes with them",
         )
+    return {
+        "host": args.host,
+        "port": args.port,
+        "insecure": args.insecure,
+        "trusted": tuple(args.trusted),
+        "token_file": token_file,
+        "origins": tuple(args.origins),
+        "names": tuple(args.names),
+        "admin": args.admin,
+        "tls": tls if args.tls_cert else None,
+    }
+
+
+def _serve(args: argparse.Namespace) -> int:
     targets = list(args.targets)
     if not targets and args.targets_dir is None:
         from draftwire import reference
@@ -213,19 +233,17 @@ def _serve(args: argparse.Namespace) -> int:
     options = process.Options(
         **{
             **_fields(process.Options, args),
+            **_network_of(args),
             "targets": tuple(targets),
-            "trusted": tuple(args.trusted),
             "loader": Loader(**_fields(Loader, args)),
-            "token_file": token_file,
-            "origins": tuple(args.origins),
-            "names": tuple(args.names),
-            "tls": tls if args.tls_cert else None,
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
 
     def listening(service: VerifierService) -> None:
-        if token_file is None and not args.quiet:  # the service takes only loopback then
+        if (
+            options.token_file is None and not args.quiet
+        ):  # the service takes only loopback then
             log.warning("no token file: everyone on this machine may connect")
         served = [
             {

@@ -1,0 +1,242 @@
+"""The verifiers behind a gateway: who there is, how they are, and who gets what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import ssl
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Sequence
+from urllib.parse import urlsplit
+
+from draftwire.errors import ConfigError
+from draftwire.transport.dial import check_url, health_url, resolve, tls_context, web
+from draftwire.verifier.gateway.ring import Ring
+
+__all__ = ["Fleet", "Replica"]
+
+log = logging.getLogger("draftwire.gateway")
+
+_FULL_S = 5.0  # at most: after a verifier without room is asked again
+_SPARE = 1.25  # of the mean: more connections than that are too many for one verifier
+
+
+@dataclass
+class Replica:
+    """One verifier.
+
+    Attributes:
+        url: Where it is.
+        name: In its certificate, where ``url`` has an address in its place.
+        drain: It gets no new streams.
+        state: ``"ok"``, ``"draining"`` or ``"down"``.
+        full_until: In the loop's time: it has no room until then.
+        connections: Ours to it.
+        streams: Opened and resumed there so far.
+    """
+
+    url: str
+    name: str = ""
+    drain: bool = False
+    state: str = "ok"
+    full_until: float = 0.0
+    connections: int = 0
+    streams: int = 0
+
+
+class Fleet:
+    """The verifiers behind a gateway, as they come, go and answer.
+
+    Args:
+        urls: Those that are named once and for all.
+        file: Names more, one a line, some with the word ``drain`` behind; it is read
+            again when it has changed.
+        names: Addresses whose host stands for several machines: each of them is one.
+        insecure: Allow plain ``ws://`` to other machines.
+        tls: For ``wss://``; None makes it from the system's trust store.
+        health_s: Seconds between two looks at each.
+
+    Raises:
+        ConfigError: There is none, or an address or the file is of no use.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str] = (),
+        *,
+        file: Path | None = None,
+        names: Sequence[str] = (),
+        insecure: bool = False,
+        tls: ssl.SSLContext | None = None,
+        health_s: float = 2.0,
+    ) -> None:
+        if not urls and file is None and not names:
+            raise ConfigError(
+                "a gateway needs verifiers to pass streams on to",
+                hint="name them: --to ws://127.0.0.1:8765 --to ws://127.0.0.1:8766",
+            )
+        for url in (*urls, *names):
+            check_url(url, insecure=insecure)
+        self._urls, self._file, self._names = tuple(urls), file, tuple(names)
+        self._insecure, self._tls = insecure, tls
+        self.health_s = health_s
+        self._read: tuple[float, list[tuple[str, bool]]] = 0.0, []
+        self._soon = asyncio.Event()
+        self.replicas: dict[str, Replica] = {}
+        self.ring = Ring(())
+        if file is not None:
+            self._read_file(file)
+        self._adopt([(url, "", False) for url in self._urls] + self._of_file())
+
+    # ---- who there is
+
+    def _read_file(self, path: Path) -> None:
+        try:
+            changed = path.stat().st_mtime
+            if changed == self._read[0]:
+                return
+            rows = []
+            for line in path.read_text("utf-8").splitlines():
+                words = line.partition("#")[0].split()
+                if words:
+                    check_url(words[0], insecure=self._insecure)
+                    if words[1:] not in ([], ["drain"]):
+                        raise ConfigError(
+                            f"{line.strip()!r} in {path} is no verifier",
+                            hint="write ws://HOST:PORT, and drain behind it for one that "
+                            "shall get no new streams",
+                        )
+                    rows.append((words[0], len(words) > 1))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from error
+        self._read = changed, rows
+
+    def _of_file(self) -> list[tuple[str, str, bool]]:
+        return [(url, "", drain) for url, drain in self._read[1]]
+
+    def _adopt(self, members: Iterable[tuple[str, str, bool]]) -> None:
+        found: dict[str, Replica] = {}
+        for url, name, drain in members:
+            known = self.replicas.get(url) or Replica(url)
+            known.name, known.drain = name, drain
+            found[url] = known
+        for url in found.keys() ^ self.replicas.keys():
+            log.warning("%s %s", url, "is there" if url in found else "is left out")
+        if found.keys() != self.replicas.keys():
+            self.ring = Ring(found)
+        self.replicas = found
+
+    async def look(self) -> None:
+        """See who there is, and how they are."""
+        loop = asyncio.get_running_loop()
+        members = [(url, "", False) for url in self._urls]
+        try:
+            if self._file is not None:
+                self._read_file(self._file)
+        except ConfigError as error:  # what was there before holds until it is mended
+            log.error("%s", error)
+        members += self._of_file()
+        for name in self._names:
+            members += await loop.run_in_executor(None, self._look_up, name)
+        self._adopt(members)
+        await asyncio.gather(*(self._ask(one) for one in tuple(self.replicas.values())))
+
+    def _look_up(self, name: str) -> list[tuple[str, str, bool]]:
+        """Return each machine of a name, as it is called on the ring."""
+        uri = check_url(name, insecure=self._insecure)
+        try:
+            found = {address[0] for _, address in resolve(uri.host, uri.port)}
+        except OSError as error:
+            log.error("%s cannot be looked up: %s", uri.host, error)
+            return [(r.url, r.name, False) for r in self.replicas.values() if r.name]
+        shown = [f"[{host}]" if ":" in host else host for host in sorted(found)]
+        parts = urlsplit(name)
+        return [
+            (parts._replace(netloc=f"{host}:{uri.port}").geturl(), uri.host, False)
+            for host in shown
+        ]
+
+    def look_soon(self) -> None:
+        """Look before the next look is due."""
+        self._soon.set()
+
+    async def pause(self) -> None:
+        """Wait until the next look is due."""
+        try:
+            await asyncio.wait_for(self._soon.wait(), self.health_s)
+            await asyncio.sleep(0.1)  # one look for all who have lost the same one
+        except asyncio.TimeoutError:
+            pass
+        self._soon.clear()
+
+    async def _ask(self, replica: Replica) -> None:
+        loop = asyncio.get_running_loop()
+        state = await loop.run_in_executor(None, self._health, replica)
+        if state != replica.state:
+            log.warning("%s: %s, and was %s", replica.url, state, replica.state)
+            replica.state = state
+
+    def _health(self, replica: Replica) -> str:
+        """Ask for health; blocks."""
+        uri = check_url(replica.url, insecure=True)
+        url = health_url(replica.url)
+        tls = self.context() if uri.secure else None
+        timeout_s = max(2.0, self.health_s)
+        try:
+            with web(uri.host, tls).open(url, timeout=timeout_s) as answer:
+                said = json.loads(answer.read(65536))
+        except urllib.error.HTTPError as error:
+            try:
+                said = json.loads(error.read(65536))
+            except (ValueError, OSError):
+                return "down"
+        except (OSError, ValueError):
+            return "down"
+        status = said.get("status") if isinstance(said, dict) else None
+        return {"ok": "ok", "draining": "draining"}.get(str(status), "down")
+
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS settings of connections to ``wss://``."""
+        if self._tls is None:
+            self._tls = tls_context(ca=None, cert=None, key=None)
+        return self._tls
+
+    # ---- who is to have what
+
+    def has_no_room(self, replica: Replica, retry_after_s: float | None) -> None:
+        """Note that ``replica`` has turned something away.
+
+        Args:
+            replica: A verifier.
+            retry_after_s: When it wants to be asked again, if it has said so.
+        """
+        now = asyncio.get_running_loop().time()
+        replica.full_until = now + min(_FULL_S, retry_after_s or _FULL_S)
+
+    def takes(self, replica: Replica, now: float) -> bool:
+        """Return whether ``replica`` may get a new stream."""
+        return replica.state == "ok" and not replica.drain and replica.full_until <= now
+
+    def candidates(self, key: bytes, now: float) -> list[Replica]:
+        """Return who may get the streams of a session, the likeliest first.
+
+        By the ring, but for those who have much more than their share.
+
+        Source: V. Mirrokni et al., "Consistent Hashing with Bounded Loads", SODA 2018.
+        """
+        order = [self.replicas[name] for name in self.ring.order(key)]
+        fit = [replica for replica in order if self.takes(replica, now)]
+        total = sum(replica.connections for replica in fit)
+        most = math.ceil(_SPARE * (total + 1) / max(1, len(fit)))
+        # What has no room by our count may have some by its own.
+        late = [r for r in order if r not in fit and r.state == "ok" and not r.drain]
+        return sorted(fit, key=lambda replica: replica.connections >= most) + late
+
+    def holders(self, key: bytes) -> list[Replica]:
+        """Return where a stream of this key may be, the likeliest first."""
+        order = [self.replicas[name] for name in self.ring.order(key)]
+        return [replica for replica in order if replica.state != "down"]
