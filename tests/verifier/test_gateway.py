@@ -352,9 +352,11 @@ def test_tokens_and_refusals_are_the_verifiers():
                 assert (await dev.generate(PROMPT, 5))[0] == continuation(PROMPT, 5)
             status, body = await get(gateway, "/metrics", **headers)
             assert status == 200
-            assert (
-                'draftwire:gateway_verifier_streams_total{verifier="ws://127.0.0.1' in body
-            )
+            for name in METRICS:
+                if name.startswith("gateway_"):
+                    assert f"# TYPE draftwire:{name} " in body
+            streams = 'draftwire:gateway_verifier_streams_total{verifier="ws://127.0.0.1'
+            assert body.count(streams) == 2
 
     run(test)
 
