@@ -164,6 +164,18 @@ class Branch:
         self._judging = n
         return taken
 
+    def waiting(self, *, partial: bool) -> tuple[int, ...]:
+        """Return what :meth:`take` would hand over, and leave it here."""
+        return tuple(self._tokens if partial else self._tokens[: self._ready])
+
+    def strike(self, count: int) -> list[int]:
+        """Hand over ``count`` tokens that an engine has judged."""
+        struck = self._tokens[:count]
+        del self._tokens[:count]
+        self._ready = max(0, self._ready - len(struck))
+        self._base += len(struck)
+        return struck
+
     def judged(self) -> None:
         """The model is done with what was taken."""
         self._judging = 0

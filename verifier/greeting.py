@@ -9,9 +9,10 @@ import logging
 
 from draftwire import __version__
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
-from draftwire.sampling import NOISES, SCHEMES
+from draftwire.sampling import NOISES
 from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.backends.streaming import StreamBackend, schemes_of
 from draftwire.verifier.registry import Registry, Served
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
@@ -146,7 +147,10 @@ def choose(hello: Hello, registry: Registry) -> Served:
 
 
 def welcome_to(
-    hello: Hello, backend: TargetBackend, limits: Limits, context: int | None = None
+    hello: Hello,
+    backend: TargetBackend | StreamBackend,
+    limits: Limits,
+    context: int | None = None,
 ) -> Welcome:
     """Return the terms of a connection, within what both sides can do.
 
@@ -179,9 +183,9 @@ def welcome_to(
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
         compatibility=_compatibility(hello, backend),
         capabilities=tuple(c for c in hello.capabilities if c in capabilities),
-        schemes=tuple(SCHEMES),
+        schemes=schemes_of(backend),
         target_id=_content_hash(backend.id),
-        noise=tuple(n for n in hello.noise if n in NOISES),
+        noise=tuple(n for n in hello.noise if n in getattr(backend, "noises", NOISES)),
         numerics=backend.numerics,
         streams=limits.streams,
         progress_ms=round(limits.progress_s * 1e3),
@@ -196,7 +200,7 @@ def _content_hash(package_id: str) -> bytes:
     return digest if len(digest) == 32 else b""
 
 
-def _compatibility(hello: Hello, backend: TargetBackend) -> str:
+def _compatibility(hello: Hello, backend: TargetBackend | StreamBackend) -> str:
     """Say how well the draft will age, as PROTOCOL.md 4.1 has it."""
     if hello.backbone:
         same = hello.backbone.hex() == backend.family.backbone

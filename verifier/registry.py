@@ -20,7 +20,9 @@ from typing import Any, Callable, Sequence, Tuple
 from draftwire.clock import LoopClock
 from draftwire.errors import ConfigError, DraftwireError, RefusedError
 from draftwire.verifier.backends.base import TargetBackend
+from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
 from draftwire.verifier.executor import ThreadExecutor
+from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.tally import Tally
 
@@ -37,7 +39,7 @@ class Served:
 
     Attributes:
         backend: The model.
-        scheduler: Batches its work.
+        scheduler: Batches its work, or feeds an engine that does.
         words: Names that a device can ask for it by.
         tally: What its streams did so far.
         connections: Connections that use it now.
@@ -46,8 +48,8 @@ class Served:
         scanned: That is one of ``--targets-dir``.
     """
 
-    backend: TargetBackend
-    scheduler: Scheduler
+    backend: TargetBackend | StreamBackend
+    scheduler: Scheduler | Feeder
     words: frozenset[str]
     tally: Tally = field(default_factory=Tally)
     connections: int = 0
@@ -56,19 +58,25 @@ class Served:
     scanned: bool = False
 
     @property
+    def driven(self) -> Scheduler:
+        """The scheduler of a target whose slots are ours."""
+        assert isinstance(self.scheduler, Scheduler)
+        return self.scheduler
+
+    @property
     def label(self) -> str:
         """Name and version for people."""
         return f"{self.backend.name} {self.backend.version}"
 
     def allocate(self) -> int:
         """Take a KV slot; see :meth:`TargetBackend.allocate`."""
-        slot = self.backend.allocate()
+        slot = self.driven.backend.allocate()
         self.tally.slots += 1
         return slot
 
     def release(self, slot: int) -> None:
         """Give a slot back, and drop what waits for it."""
-        self.scheduler.release(slot)
+        self.driven.release(slot)
         self.tally.slots -= 1
 
 
@@ -84,7 +92,7 @@ class Registry:
 
     def __init__(
         self,
-        load: Callable[[Path], TargetBackend],
+        load: Callable[[Path], TargetBackend | StreamBackend],
         *,
         scheduler: dict[str, Any] | None = None,
         default: str = "",
@@ -110,7 +118,7 @@ class Registry:
 
     def add(
         self,
-        backend: TargetBackend,
+        backend: TargetBackend | StreamBackend,
         *,
         source: Path | None = None,
         scanned: bool = False,
@@ -145,14 +153,23 @@ class Registry:
         stem = "" if source is None else source.name.replace(".target", "")
         words = {*label, ":".join(label), *((stem, f"{stem}.target") if stem else ())}
         clock = LoopClock(asyncio.get_running_loop())
-        executor = ThreadExecutor(backend, clock)
-        scheduler = Scheduler(backend, executor, clock, **self._options)
         served = Served(
-            backend, scheduler, frozenset(words), source=source, scanned=scanned
+            backend,
+            self._scheduler(backend, clock),
+            frozenset(words),
+            source=source,
+            scanned=scanned,
         )
         self._served.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served
+
+    def _scheduler(
+        self, backend: TargetBackend | StreamBackend, clock: LoopClock
+    ) -> Scheduler | Feeder:
+        if keeps_streams(backend):
+            return Feeder(backend, clock)
+        return Scheduler(backend, ThreadExecutor(backend, clock), clock, **self._options)
 
     async def load(
         self, path: Path, *, scanned: bool = False, replace: bool = False

@@ -33,6 +33,8 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.streaming import Run, Step, schemes_of
+from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
@@ -103,7 +105,7 @@ class Stream:
 
     Args:
         session: The state machine.
-        slot: Its KV slot.
+        slot: Its KV slot, or None where the engine keeps streams itself.
         kept: Whose it is.
         terms: Of the connection that it was opened on.
         request: Its open.
@@ -123,14 +125,14 @@ class Stream:
     def __init__(
         self,
         session: TargetSession,
-        slot: int,
+        slot: int | None,
         kept: KeptStreams,
         terms: Terms,
         request: Open,
     ) -> None:
         self.session = session
         self.number = 0
-        self.slot: int | None = slot
+        self.slot = slot
         self.served, self.usage, welcome = terms[:3]
         self.vocab_size = welcome.vocab_size
         self.holder: Holder | None = None
@@ -180,12 +182,7 @@ class Stream:
 
     def stop(self) -> None:
         """End the work: what is on its way is void, the text stays."""
-        work, request, forwards = self._work, self._request, 0
-        self._work = self._request = None
-        if work is not None and request is not None:
-            request.withdraw()
-            forwards = request.forwards
-        self.session.detach(cached=self.slot is not None, forwards=forwards)
+        self.session.detach(cached=self.slot is not None, forwards=self._withdraw())
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -196,6 +193,29 @@ class Stream:
         counts = self.session.counts
         return Bye("ended", counts.forwards, counts.near_ties or None)
 
+    def _withdraw(self) -> int:
+        """Nobody waits for the work any more; return the forwards that it took."""
+        work, request = self._work, self._request
+        self._work = self._request = None
+        if work is None or request is None:
+            return 0
+        request.withdraw()
+        return request.forwards
+
+    @property
+    def _busy(self) -> bool:
+        """The target has something to do for it."""
+        return self._work is not None
+
+    def seat(self) -> None:
+        """See that the target has room for it.
+
+        Raises:
+            RefusedError: It has none.
+        """
+        if self.slot is None:
+            self.slot = self._kept.slot_of(self.served)
+
     def release(self) -> None:
         """Give the slot back; the text has to be read again in another."""
         if self.slot is not None:
@@ -204,13 +224,16 @@ class Stream:
 
     def leave(self) -> None:
         """The stream is over: its text and its slot may serve the next one."""
-        session, slot = self.session, self.slot
-        if slot is None:
-            return
-        kept = Kept(self.served, self.usage, session.tokens, session.cached, slot)
-        if not self._failed and self._kept.prefixes.leave(kept):
-            self.slot = None
-        self.release()
+        if self.slot is not None:
+            if self._remember():
+                self.slot = None
+            self.release()
+
+    def _remember(self) -> bool:
+        """Keep the text, and the slot with it, for the next stream."""
+        session = self.session
+        kept = Kept(self.served, self.usage, session.tokens, session.cached, self.slot)
+        return not self._failed and self._kept.prefixes.leave(kept)
 
     def _book(self) -> None:
         """Add what the stream did since the last time to the totals."""
@@ -287,7 +310,7 @@ class Stream:
             raise ProtocolError("drafts beyond the context of the target")
         self._work = work
         listens = self._exits and not work.prefill
-        self._request = self.served.scheduler.submit(
+        self._request = self.served.driven.submit(
             SlotInput(self.slot, work.start, work.tokens, work.rows),
             prefill=work.prefill,
             on_exit=partial(self._guard, self._heard, work) if listens else None,
@@ -309,7 +332,7 @@ class Stream:
         """Say that the target works, if it does and nothing else was said."""
         self._watch = None
         idle = self._unanswered and self.session.idle
-        if self.holder is None or (self._work is None and not idle):
+        if self.holder is None or not (self._busy or idle):
             return
         scheduler = self.served.scheduler
         said_s, seen = self._said
@@ -329,7 +352,7 @@ class Stream:
         threshold = self.served.backend.exits[number].threshold
         job = partial(self.session.foresee, work, rows, threshold)
         done = partial(self._guard, self._foreseen, work)
-        self.served.scheduler.executor.judge(job, rows.size, done)
+        self.served.driven.executor.judge(job, rows.size, done)
 
     def _foreseen(self, work: Work, hint: Provisional | Exception | None) -> None:
         if work is not self._work:
@@ -346,7 +369,7 @@ class Stream:
             raise answer
         job = partial(self.session.judge, work, answer.rows)
         done = partial(self._guard, self._judged, work, answer)
-        self.served.scheduler.executor.judge(job, answer.rows.size, done)
+        self.served.driven.executor.judge(job, answer.rows.size, done)
 
     def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
         if work is not self._work:
@@ -377,6 +400,94 @@ class Stream:
             self._note_said()
             self._unanswered = False
             self.holder.deliver(self, messages)
+
+
+class EngineStream(Stream):
+    """A stream that the target's engine keeps: see :mod:`.backends.streaming`.
+
+    Parked it has no run; one that goes on is opened anew with its text, which costs little
+    where the engine keeps a cache of prefixes.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._run: Run | None = None
+        self._runs = 0  # so far: what an old one says is void
+        self._told: tuple[int, int, int, int] | None = None  # what the present one knows
+        self._left = False
+
+    @property
+    def _busy(self) -> bool:
+        return self._run is not None and not self.session.idle
+
+    def seat(self) -> None:
+        """See :class:`Stream`."""
+        self._feeder.check_room()
+
+    @property
+    def _feeder(self) -> Feeder:
+        feeder = self.served.scheduler
+        assert isinstance(feeder, Feeder)
+        return feeder
+
+    def _withdraw(self) -> int:
+        run, self._run = self._run, None
+        self._runs += 1  # what is on its way is of no use
+        if run is not None:
+            self.served.tally.slots -= 1
+            run.close()
+        return 0
+
+    def leave(self) -> None:
+        """See :class:`Stream`; the ids stay, the cache is the engine's affair."""
+        self._withdraw()
+        if not self._left:
+            self._left = True
+            self._remember()
+
+    def _drive(self) -> None:
+        session = self.session
+        if session.done:
+            return
+        push = session.offer()
+        if self._run is None:
+            self._told = None
+            self.served.tally.slots += 1
+            self._run = self._feeder.open(
+                session.order(),
+                partial(self._guard, self._stepped, self._runs),
+                partial(self._guard, self._ended, self._runs),
+            )
+        # Within a branch drafts are only added: their end says which there are.
+        told = push.epoch, push.base + len(push.drafts), push.asks, push.ahead
+        # An engine sees by itself that a branch has ended, and waits.
+        before = (0, 0, 0, 0) if self._told is None else self._told
+        if told != before and (push.drafts or not session.idle or told[3] != before[3]):
+            self._told = told
+            self._run.push(push)
+        if self._watch is None and self._busy:
+            self._note_said()
+            self._watch_on()
+
+    def _stepped(self, number: int, step: Step) -> None:
+        if number != self._runs:
+            return
+        found = self.session.advance(step)
+        tally = self.served.tally
+        tally.judged(step.drafted, self.session.counts.accepted - self._booked[1])
+        tally.verify_s.add(step.compute_s)
+        tally.queue_s.add(step.queue_s)
+        self._deliver(found)
+        self._drive()
+
+    def _ended(self, number: int, error: DraftwireError, again: bool) -> None:
+        """The engine has let go of the stream, or has died."""
+        if number != self._runs:
+            return
+        self._withdraw()
+        if not again:
+            raise error
+        self._drive()
 
 
 class KeptStreams:
@@ -452,6 +563,7 @@ class KeptStreams:
             max_block=welcome.max_block,
             max_waiting=welcome.room,
             noises=welcome.noise,
+            schemes=schemes_of(served.backend),
             target=served.label,
             logit_error=served.backend.logit_error,
         )
@@ -459,8 +571,9 @@ class KeptStreams:
         found = self.prefixes.take(usage, served, request.prompt)
         if found is not None:
             session = make(cached=found[1])
-        slot = self._slot(served) if found is None else found[0]
-        stream = Stream(session, slot, self, terms, request)
+        kind = EngineStream if isinstance(served.scheduler, Feeder) else Stream
+        stream = kind(session, None if found is None else found[0], self, terms, request)
+        stream.seat()
         if "resume" in welcome.capabilities:
             while not stream.id or stream.id in self._known:
                 stream.id = terms.key + secrets.token_bytes(8 - len(terms.key))
@@ -492,7 +605,7 @@ class KeptStreams:
             if not session.done:
                 self._check_share(terms)
                 if stream.slot is None:
-                    stream.slot = self._slot(terms.served)
+                    stream.seat()
                     stream.served.tally.rebuilds += 1
             answer = session.resume(request.position, request.text_hash)
         except RefusedError:
@@ -603,7 +716,12 @@ class KeptStreams:
             request, prompt=(*ids, *request.prompt), prefix=b"", prefix_length=0
         )
 
-    def _slot(self, served: Served) -> int:
+    def slot_of(self, served: Served) -> int:
+        """Take a KV slot of ``served``.
+
+        Raises:
+            RefusedError: There is none, and none that may be taken from another stream.
+        """
         while True:
             try:
                 return served.allocate()

@@ -27,8 +27,15 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
-from draftwire.sampling import NOISES, Decision, SamplingParams, check_race, make_decider
-from draftwire.sampling.scheme import ByToken
+from draftwire.sampling import (
+    NOISES,
+    SCHEMES,
+    Decision,
+    SamplingParams,
+    check_race,
+    make_decider,
+)
+from draftwire.sampling.scheme import ByToken, refuse_evidence
 from draftwire.transport.messages import (
     Block,
     Commit,
@@ -41,6 +48,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.transport.states import after
 from draftwire.transport.text_hash import TextHash
+from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.branch import Branch
 from draftwire.verifier.states import TABLE, State
 
@@ -123,6 +131,7 @@ class TargetSession:
         max_block: Most drafted tokens of one block.
         max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
         noises: Noise profiles that the connection has.
+        schemes: Sampling schemes that it has.
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
         logit_error: How far the target's logits may be off, 0 for an exact target.
@@ -145,6 +154,7 @@ class TargetSession:
         max_block: int,
         max_waiting: int = 0,
         noises: Sequence[str] = NOISES,
+        schemes: Sequence[str] = tuple(SCHEMES),
         cached: int = 0,
         target: str = "",
         logit_error: float = 0.0,
@@ -164,11 +174,16 @@ class TargetSession:
                 f"the noise profile {request.noise[:40]!r} was not agreed on",
                 hint="one of the welcome's: " + ", ".join(noises),
             )
+        if request.scheme not in schemes and request.scheme in SCHEMES:
+            raise ConfigError(
+                f"this target cannot do scheme {request.scheme!r}",
+                hint="it can do " + ", ".join(schemes),
+            )
         sampling = (request.temperature, request.top_k, request.top_p, request.seed)
-        params = SamplingParams(
+        self._params = SamplingParams(
             request.scheme, *sampling, noise=request.noise, sample=request.sample
         )
-        self._decider = make_decider(params, vocab_size)
+        self._decider = make_decider(self._params, vocab_size)
         self._scheme = request.scheme
         self._racing = request.objective == "latency"
         if self._racing:
@@ -313,10 +328,15 @@ class TargetSession:
     def _asked(self) -> bool:
         """There shall be more text than there is."""
         position = len(self._tokens) - self._prompt
-        ahead = self._racing and self.state is not State.OWED
-        if ahead and self._credit and position >= self._heard + self._credit:
-            ahead = False
-        return ahead or self._branch.asks > position
+        return max(self._ahead, self._branch.asks) > position
+
+    @property
+    def _ahead(self) -> int:
+        """The target goes on by itself until the text is so long."""
+        if not self._racing or self.state is State.OWED:
+            return 0
+        most = self._end - self._prompt
+        return min(most, self._heard + self._credit) if self._credit else most
 
     # ---- messages in
 
@@ -538,15 +558,28 @@ class TargetSession:
             self._step("text read")
             return []
         decision = verdict.decision
-        self._counts.forwards += forwards
         self._counts.near_ties += verdict.near_ties
-        before = len(self._tokens)
         drafted = work.drafts
-        self._counts.drafted += len(drafted)
         kept = drafted[: decision.accepted]
-        all_kept = decision.accepted == len(drafted)
-        if decision.token >= 0 and (self._bonus or not drafted or not all_kept):
+        whole = decision.accepted == len(drafted)
+        if decision.token >= 0 and (self._bonus or not drafted or not whole):
             kept = [*kept, decision.token]
+        times = queue_s, compute_s
+        return [self._commit(work.epoch, len(drafted), kept, decision, times, forwards)]
+
+    def _commit(
+        self,
+        epoch: int,
+        drafted: int,
+        kept: list[int],
+        decision: Decision,
+        times: tuple[float, float],
+        forwards: int,
+    ) -> Commit:
+        """Make ``kept`` text, as far as the text goes; return what to say of it."""
+        self._counts.forwards += forwards
+        before = len(self._tokens)
+        self._counts.drafted += drafted
         kept = kept[: self._first_stop(kept)][: self._end - before]
         accepted = min(len(kept), decision.accepted)
         token = kept[accepted] if len(kept) > accepted else None
@@ -561,14 +594,69 @@ class TargetSession:
         owes = decision.token < 0 and accepted == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
-        if work.epoch == self.epoch and (owes or not all_kept):
+        if epoch == self.epoch and (owes or decision.accepted < drafted):
             self._branch.kill()
         else:
             self._branch.settle(self._tokens, self._prompt)
-        said = (work.epoch, accepted, token, self.finish, queue_s, compute_s)
+        said = (epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
-        return [Commit(*said, evidence, self._forwards(), digest, self._ties())]
+        return Commit(*said, evidence, self._forwards(), digest, self._ties())
+
+    # ---- an engine that keeps the stream itself
+
+    def order(self) -> Order:
+        """Return the stream as such an engine shall keep it, from here on."""
+        stops = tuple(sorted(self._stops))
+        return Order(tuple(self._tokens), self._end, stops, self._params)
+
+    def offer(self) -> Push:
+        """Return what the stream wants of it now.
+
+        Raises:
+            ProtocolError: There is evidence.
+        """
+        if self._branch.unjudged:
+            refuse_evidence(self._scheme, b" " * self._branch.unjudged)
+        room = max(0, self._end - len(self._tokens) - 1)
+        drafts = self._branch.waiting(partial=self._racing)[:room]
+        asks, ahead = self._prompt + self._branch.asks, self._prompt + self._ahead
+        return Push(self.epoch, len(self._tokens), drafts, asks, ahead)
+
+    def advance(self, step: Step) -> list[Message]:
+        """Take in what it has decided.
+
+        Returns:
+            Messages to send: commits, one for each token that followed accepted drafts.
+
+        Raises:
+            ModelError: It accepted what nobody drafted.
+        """
+        if self.state in (State.ENDED, State.PARKED):
+            return []  # it was on its way
+        tokens, drafted, forwards = list(step.tokens), step.drafted, 1
+        accepted = min(drafted, len(tokens) - 1)
+        if drafted and step.epoch == self.epoch:
+            struck = self._branch.strike(drafted)
+            if len(struck) < drafted or tokens[:accepted] != struck[:accepted]:
+                raise ModelError(
+                    f"the engine of target {self._target} accepted tokens that were not "
+                    "drafted",
+                    hint="the versions of engine and draftwire do not go together",
+                )
+            # The text may end with an accepted draft.
+            accepted += tokens[accepted : accepted + 1] == struck[accepted : accepted + 1]
+        said: list[Message] = []
+        times = step.queue_s, step.compute_s
+        while tokens and not self.done:
+            self._step("forward")
+            kept, tokens = tokens[: accepted + 1], tokens[accepted + 1 :]
+            decision = Decision(accepted, kept[-1])
+            epoch = step.epoch if drafted else self.epoch
+            said.append(self._commit(epoch, drafted, kept, decision, times, forwards))
+            accepted = drafted = forwards = 0
+            times = 0.0, 0.0
+        return said
 
     def _digest(self) -> bytes:
         """Return the hash of the text, at the end and now and then, else nothing."""

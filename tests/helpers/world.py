@@ -11,6 +11,7 @@ import dataclasses
 import random
 from dataclasses import dataclass, replace
 
+import fake_engine
 import numpy as np
 from cached_target import CachedTarget
 
@@ -39,6 +40,7 @@ from draftwire.transport.messages import Hello, Welcome
 from draftwire.transport.traffic import Meter
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
+from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account as User
@@ -501,6 +503,9 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
+    capabilities = ("resume", "exits", "prefix")
+    schemes = tuple(SCHEMES)
+
     def __init__(self, plan):
         self.plan = plan
         self.rng = random.Random(plan.seed)
@@ -563,6 +568,10 @@ class World:
         fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
         executor = VirtualExecutor(self.target, self.clock, cost, fractions)
         scheduler = Scheduler(self.target, executor, self.clock, max_batch=4, chunk=16)
+        self.serve(scheduler)
+
+    def serve(self, scheduler):
+        plan = self.plan
         self.served = Served(self.target, scheduler, frozenset())
         limits = Limits(block=plan.max_block, streams=plan.most)
         self.kept = KeptStreams(limits, self.clock.now)
@@ -593,8 +602,8 @@ class World:
             max_waiting=max(self.plan.max_block, self.plan.max_waiting),
             streams=self.plan.most,
             progress_ms=1000,
-            capabilities=("resume", "exits", "prefix"),
-            schemes=tuple(SCHEMES),
+            capabilities=self.capabilities,
+            schemes=self.schemes,
         )
 
     def dialogue(self, wire):
@@ -722,6 +731,44 @@ class World:
         assert clock.run(over), "nothing happens any more, and a stream has not ended"
 
 
+class EngineWorld(World):
+    """The same with a target whose engine keeps streams itself."""
+
+    capabilities = ("resume", "prefix")
+    schemes = fake_engine.SCHEMES
+
+    def fresh_verifier(self):
+        plan = self.plan
+        context = min(plan.context, 2048)
+        self.target = fake_engine.FakeEngine(
+            self.clock,
+            self.rng,
+            vocab_size=VOCAB,
+            context=context,
+            salt=self.salt,
+            step_s=plan.forward_s,
+            most=1 + plan.seed % 7,
+            odd=(0, 5, 30)[plan.seed % 3],
+        )
+        self.target.mute_until, self.target.full_until = self.mute_until, self.full_until
+        self.target.trouble = self.strain
+        self.serve(Feeder(self.target, self.clock))
+
+    def strain(self, runs):
+        if self.internal:
+            self.internal -= 1
+            raise ValueError("planted: the target fails")
+
+    def strike(self, fault):
+        if fault.kind == "death":
+            self.target.die(fault.for_s)
+            return
+        if fault.kind in ("restart", "retarget"):
+            self.target.down = True
+        super().strike(fault)
+        self.target.mute_until, self.target.full_until = self.mute_until, self.full_until
+
+
 def bearable(plan, stream):
     """Tell whether nothing in ``plan`` may end ``stream`` with an error."""
     trouble = [f for f in plan.faults if f.kind in FATAL]
@@ -774,9 +821,9 @@ def is_text(shown, plan, world, count):
     return shown == whole[: len(shown)], len(whole)
 
 
-def check(plan):
+def check(plan, kind=World):
     """Run a history, and assert what must hold; return its world."""
-    world = World(plan)
+    world = kind(plan)
     world.run()
     for stream, sink in zip(plan.streams, sorted_sinks(world)):
         verdict(world, replace(stream, prompt=sink.prompt), sink)
@@ -863,20 +910,33 @@ def simpler(plan):
                 yield dataclasses.replace(plan, streams=streams)
 
 
-def check_history(seed, mechanism=None, long=False):
+def engine_plan(plan, dice):
+    """Return a plan for an engine that keeps streams itself: it dies now and then."""
+    streams = tuple(replace(s, scheme="") for s in plan.streams)
+    faults = list(plan.faults)
+    for _ in range(dice.one_of([0, 0, 1, 2])):
+        faults.append(Fault(dice.whole(0, 100) / 50, "death", dice.whole(0, 30) / 10))
+    faults = tuple(sorted(faults, key=lambda f: f.at_s))
+    return replace(plan, streams=streams, faults=faults)
+
+
+def check_history(seed, mechanism=None, long=False, kind=World):
     """Run the history that ``seed`` names; say the simplest plan that fails as it does."""
-    plan = draw_plan(Dice(seed), mechanism, long)
+    dice = Dice(seed)
+    plan = draw_plan(dice, mechanism, long)
+    if kind is EngineWorld:
+        plan = engine_plan(plan, dice)
     try:
-        return check(plan)
+        return check(plan, kind)
     except Exception as error:
-        found, kind = plan, type(error)
+        found, what = plan, type(error)
         again = True
         while again:
             again = False
             for less in simpler(found):
                 try:
-                    check(less)
-                except kind:
+                    check(less, kind)
+                except what:
                     found, again = less, True
                     break
                 except Exception:  # noqa: BLE001 - another fault: not simpler

@@ -1,0 +1,238 @@
+"""An engine that keeps streams itself, in virtual time, as vLLM was seen to behave.
+
+The first step of a stream is its prompt and brings a token; a step brings several; what is
+pushed while a step runs counts for the next one; ids get a suffix; a stream that has lost
+its cache decodes a token that nobody asked for; answers of two steps may come as one; the
+engine dies with all that it holds, and comes back. Pushes and closings are messages: they
+come late, and cross with what the engine has decided.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cached_target import FAMILY, CachedTarget
+
+from draftwire.errors import ModelError, RefusedError
+from draftwire.sampling import make_decider
+from draftwire.verifier.backends.streaming import Step
+from draftwire.verifier.backends.vllm.wish import Wish
+
+SCHEMES = ("greedy", "coupled", "match", "argmax")
+
+
+class FakeRun:
+    def __init__(self, engine, order, on_step, on_end):
+        self.engine, self.order = engine, order
+        self.on_step, self.on_end = on_step, on_end
+        self.text = list(order.tokens)
+        self.wish = Wish()
+        self.read = self.lost = self.closed = self.gone = False
+        self.decider = make_decider(order.params, engine.vocab_size)
+        self.kept = []  # tokens of a step that waits to be told with the next
+
+    def push(self, push):
+        assert not self.closed
+        assert push.base >= len(self.order.tokens)
+        self.engine.later(lambda: self.wish.take(push))
+
+    def close(self):
+        assert not self.closed
+        self.closed = True
+        self.engine.later(lambda: self.engine.drop(self))
+
+    @property
+    def over(self):
+        stopped = len(self.text) > len(self.order.tokens) and (
+            self.text[-1] in self.order.stop_ids
+        )
+        return stopped or len(self.text) >= self.order.end
+
+
+class FakeEngine:
+    """A stream backend on a virtual clock.
+
+    Args:
+        clock: When things happen.
+        rng: Draws everything that varies.
+        step_s: Seconds of a step, about.
+        most: Drafts that a step judges at most.
+        odd: How often something odd happens, of a hundred steps.
+
+    Attributes:
+        steps: How many ran.
+        ran: How many steps each run had, by the run.
+        unasked: Tokens that nobody asked for, first steps apart.
+        merged: Answers of two steps that came as one.
+        deaths: Times that it died.
+        trouble: Called before each step with the runs in it; what it raises ends them.
+    """
+
+    name, version, family, bos_id, eos_ids = "hashed", "v1", FAMILY, None, ()
+    numerics, logit_error, exits = "unstated", 0.0, ()
+    schemes, noises = SCHEMES, ("philox",)
+
+    def __init__(
+        self,
+        clock,
+        rng,
+        *,
+        vocab_size=23,
+        slots=8,
+        context=256,
+        salt=b"",
+        step_s=0.02,
+        most=6,
+        odd=5,
+    ):
+        self.clock, self.rng, self.step_s = clock, rng, step_s
+        self.model = CachedTarget(vocab_size, slots=1, context=context, salt=salt)
+        self.id = self.model.id
+        self.vocab_size, self.slots, self.context = vocab_size, slots, context
+        self.most, self.odd = most, odd
+        self.runs = {}  # by their id with its suffix
+        self.number = self.steps = self.unasked = self.merged = self.deaths = 0
+        self.ran = Counter()
+        self.stepping = self.down = False
+        self.full_until = self.mute_until = 0.0
+        self.trouble = lambda runs: None
+        self.rows_after, self.text = self.model.rows_after, self.model.text
+
+    # -- the verifier's side
+
+    def open(self, order, clock, on_step, on_end):
+        if self.clock.now_s < self.full_until:
+            raise RefusedError("planted: there is no room")
+        assert clock is self.clock and len(order.tokens) < order.end <= self.context
+        run = FakeRun(self, order, on_step, on_end)
+        self.number += 1
+        name = f"stream-{self.number}-{self.rng.getrandbits(32):08x}"
+        self.later(lambda: self.runs.setdefault(name, run))
+        return run
+
+    def close(self):
+        self.down = True
+
+    def later(self, what):
+        """A message to the engine: in order, after a moment."""
+
+        def come():
+            what()
+            self.wake()
+
+        self.clock.call_at(self.clock.now_s + 1e-4, come)
+
+    def drop(self, run):
+        run.gone = True
+        self.runs = {name: r for name, r in self.runs.items() if r is not run}
+
+    # -- the engine's side
+
+    def wake(self):
+        if not self.stepping and not self.down and self.plan():
+            self.stepping = True
+            late = max(0.0, self.mute_until - self.clock.now_s)
+            seconds = late + self.step_s * self.rng.uniform(0.5, 1.5)
+            odd = self.rng.randrange(100) < self.odd
+            if odd:  # memory is short
+                for run in self.rng.sample(sorted(self.runs), 1):
+                    self.runs[run].lost = True
+            batch = [(r, r.wish.epoch, self.judged(r)) for r in self.plan()]
+            self.clock.call_at(self.clock.now_s + seconds, self.stepped, batch, seconds)
+
+    def plan(self):
+        """Who takes part in a step."""
+        found = []
+        for run in self.runs.values():
+            run.wish.settle(run.text, len(run.text))
+            if not run.over and (
+                not run.read or run.lost or not run.wish.holds(len(run.text))
+            ):
+                found.append(run)
+        return found
+
+    def judged(self, run):
+        """The drafts that the coming step looks at."""
+        if not run.read or run.lost:
+            return []
+        return run.wish.drafts(len(run.text), min(self.most, run.order.end - len(run.text)))
+
+    def stepped(self, batch, seconds):
+        self.stepping = False
+        if self.down:
+            return
+        self.steps += 1
+        try:
+            self.trouble([run for run, *_ in batch])
+        except ValueError as error:
+            for run, *_ in batch:
+                self.end(run, ModelError(f"a step failed: {error}"), False)
+            batch = []
+        for run, epoch, drafts in batch:
+            if not run.gone:
+                self.decide(run, epoch, drafts, seconds)
+        self.wake()
+
+    def decide(self, run, epoch, drafts, seconds):
+        before = len(run.text)
+        self.unasked += run.lost and run.wish.holds(before)
+        run.read, run.lost = True, False
+        self.ran[run] += 1
+        new = []
+        for draft in [*drafts, None]:
+            row = self.rows_after(run.text)[None]
+            token = run.decider.decide((), b"", row, len(run.text)).token
+            run.text.append(token)
+            new.append(token)
+            if run.over or token != draft:
+                break
+        if run.over:
+            self.drop(run)
+        new = [*run.kept, *new]
+        if (
+            not drafts
+            and not run.kept
+            and not run.over
+            and not run.wish.holds(len(run.text))
+        ):
+            if self.rng.randrange(100) < self.odd:
+                run.kept = new  # nobody reads: they are told together
+                self.merged += 1
+                self.clock.call_at(self.clock.now_s + 2 * self.step_s, self.flush, run)
+                return
+        if run.kept and drafts:  # what was kept comes first, and by itself
+            kept = Step(tuple(run.kept), 0, epoch, 0.0, seconds, self.steps)
+            self.clock.post(self.tell, run, kept)
+            new = new[len(run.kept) :]
+        run.kept = []
+        step = Step(tuple(new), len(drafts), epoch, 0.0, seconds, self.steps)
+        self.clock.post(self.tell, run, step)
+
+    def flush(self, run):
+        if run.kept:
+            step = Step(tuple(run.kept))
+            run.kept = []
+            self.tell(run, step)
+
+    def tell(self, run, step):
+        if not run.closed:
+            run.on_step(step)
+
+    def end(self, run, error, again):
+        self.drop(run)
+        if not run.closed:
+            run.closed = True
+            run.on_end(error, again)
+
+    def die(self, for_s):
+        """The process is gone, with all that it held; another one starts."""
+        self.deaths += 1
+        runs, self.runs = list(self.runs.values()), {}
+        self.down = True
+        for run in runs:
+            self.end(run, ModelError("planted: the engine is dead"), True)
+        self.clock.call_at(self.clock.now_s + for_s, self.live)
+
+    def live(self):
+        self.down = False
+        self.wake()

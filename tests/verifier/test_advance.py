@@ -1,0 +1,183 @@
+"""What an engine decides by itself is committed as our own decisions are."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cached_target import CachedTarget
+
+from draftwire.errors import ConfigError, ModelError, ProtocolError
+from draftwire.sampling import SamplingParams, make_decider
+from draftwire.transport.messages import Block, Commit, Finish, Open
+from draftwire.verifier.backends.streaming import Push, Step
+from draftwire.verifier.backends.vllm.wish import Wish
+from draftwire.verifier.states import State
+from draftwire.verifier.target_session import TargetSession
+
+V = 23
+
+
+def session(**changes):
+    fields = dict(
+        prompt=(1, 2, 3),
+        scheme="greedy",
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        max_new_tokens=20,
+    )
+    request = Open(**{**fields, **changes})
+    return TargetSession(request, vocab_size=V, context=64, max_block=9, target="t v1")
+
+
+def test_rounds_as_complete_has_them():
+    """Beside the session of slots, with the same drafts: the same commits."""
+    rng = random.Random(1)
+    target = CachedTarget(V)
+    rounds = 0
+    while rounds < 2000:
+        sampled = rng.random() < 0.5
+        how = ("coupled", 0.9) if sampled else ("greedy", 0.0)
+        changes = dict(scheme=how[0], temperature=how[1], seed=rng.getrandbits(30))
+        changes["stop_ids"] = (5,) * rng.randrange(2)
+        changes["prompt"] = tuple(rng.randrange(V) for _ in range(1 + rng.randrange(4)))
+        slots, engine = session(**changes), session(**changes)
+        params = SamplingParams(*how, seed=changes["seed"])
+        decider = make_decider(params, V)
+        reading = slots.poll()
+        if reading is not None:
+            slots.complete(reading, target.rows_after([1])[None][:0])
+        while not slots.done:
+            rounds += 1
+            text = slots.tokens
+            drafts = target.text(text, params, rng.randrange(8))
+            drafts = [rng.randrange(V) if rng.random() < 0.2 else t for t in drafts]
+            block = Block(slots.epoch, len(text) - len(changes["prompt"]), tuple(drafts))
+            for each in (slots, engine):
+                assert each.receive(block) == []
+            work, push = slots.poll(), engine.offer()
+            assert push.drafts == tuple(work.drafts) and push.base == len(text)
+            rows = [target.rows_after([*text, *work.drafts[:j]]) for j in range(work.rows)]
+            decision = decider.decide(work.drafts, b"", rows, len(text))
+            tokens = (*work.drafts[: decision.accepted], decision.token)
+            # The engine ends where the text does.
+            end = len(changes["prompt"]) + 20 - len(text)
+            stop = next(
+                (i + 1 for i, t in enumerate(tokens) if t in changes["stop_ids"]), 99
+            )
+            tokens = tokens[: min(stop, end)]
+            step = Step(tokens, len(push.drafts), push.epoch)
+            assert slots.complete(work, np.stack(rows)) == engine.advance(step)
+            assert slots.tokens == engine.tokens
+            assert replace(slots.counts, discarded=0) == replace(engine.counts, discarded=0)
+            assert slots.state is engine.state
+
+
+def test_steps_that_nobody_asked_for_are_text_all_the_same():
+    found = session()
+    (commit,) = found.advance(Step((7,)))
+    assert (commit.accepted, commit.token) == (0, 7) and found.state is State.WAITING
+    found.receive(Block(0, 0, (7, 8, 9)))
+    assert found.offer() == Push(0, 4, (8, 9), 6, 3)
+    (commit,) = found.advance(Step((8,)))  # the running step knew of no drafts
+    assert (commit.accepted, commit.token) == (0, 8)
+    assert found.offer().drafts == (9,) and not found.idle
+    (commit,) = found.advance(Step((4,), 0))
+    assert (found.epoch, commit.token) == (1, 4) and found.idle
+    assert found.counts.discarded == 1 and found.counts.drafted == 0
+
+
+def test_answers_of_several_steps_in_one():
+    found = session()
+    said = found.advance(Step((7, 8, 9)))
+    assert [c.token for c in said] == [7, 8, 9] and found.committed() == (7, 8, 9)
+    found.receive(Block(0, 3, (1, 2)))
+    said = found.advance(Step((1, 2, 3, 4), 2, 0))
+    assert [(c.accepted, c.token) for c in said] == [(2, 3), (0, 4)]
+    assert found.counts.accepted == 2 and found.counts.forwards == 2
+
+
+def test_drafts_of_a_branch_that_was_given_up_are_committed_under_its_number():
+    found = session()
+    found.receive(Block(0, 0, (1, 2)))
+    found.receive(Block(1, 0, (5, 6)))
+    (commit,) = found.advance(Step((1, 2, 3), 2, 0))
+    assert (commit.epoch, commit.accepted, commit.token) == (0, 2, 3)
+    assert found.epoch == 2  # (5, 6) contradict it
+
+
+def test_the_text_ends_within_the_drafts():
+    for tokens, finish in (((1, 3), Finish.STOP), ((1, 2, 4, 4, 4), Finish.LENGTH)):
+        found = session(stop_ids=(3,), max_new_tokens=5)
+        found.receive(Block(0, 0, (*tokens, 9)))
+        assert found.offer().drafts == (*tokens, 9)[:4]
+        (commit,) = found.advance(Step(tokens, min(4, len(tokens) + 1), 0))
+        assert commit.finish is finish and found.committed() == tokens
+        assert commit.token == (None if len(tokens) == 2 else 4)
+        assert found.advance(Step((1,))) == []  # it was on its way
+    parked = session()
+    parked.detach(cached=False)
+    assert parked.advance(Step((1,))) == [] and parked.committed() == ()
+
+
+def test_an_engine_that_accepts_what_nobody_drafted_is_refused():
+    for step in (Step((1, 5, 6), 2, 0), Step((1, 2, 3, 4), 3, 0)):
+        found = session()
+        found.receive(Block(0, 0, (1, 2)))
+        with pytest.raises(ModelError, match="not drafted"):
+            found.advance(step)
+
+
+def test_evidence_is_no_affair_of_an_engine():
+    found = session()
+    found.receive(Block(0, 0, (1,), b"abc"))
+    with pytest.raises(ProtocolError, match="takes no evidence"):
+        found.offer()
+    request = Open((1, 2), "residual", 1.0, 0, 1.0, 0, 9)
+    with pytest.raises(ConfigError, match="cannot do scheme 'residual'"):
+        TargetSession(
+            request, vocab_size=V, context=64, max_block=4, schemes=("greedy", "coupled")
+        )
+
+
+def test_a_race_tells_how_far_it_may_run_ahead():
+    found = session(objective="latency")
+    assert found.offer().ahead == 23
+    found = session(objective="latency", credit=4)
+    assert found.offer().ahead == 7
+    found.receive(Block(0, 0, (1, 2), race=True))
+    assert found.offer() == Push(0, 3, (1, 2), 5, 9)
+    found.receive(Block(0, 2, (), race=False))
+    assert found.offer() == Push(0, 3, (1, 2), 5, 3)
+
+
+# ---- the engine's side
+
+
+def test_a_wish_waits_where_it_is_the_devices_turn():
+    wish, text = Wish(), [1, 2, 3]
+    assert wish.holds(3), "nobody has asked yet"
+    wish.take(Push(4, 3, (7, 8, 9), 6, 0))
+    wish.settle(text, 3)
+    assert wish.drafts(3, 2) == [7, 8] and not wish.holds(3)
+    text += [7, 8]
+    wish.settle(text, 5)
+    assert wish.drafts(5, 9) == [9] and not wish.holds(5)
+    text += [5]  # contradicted: what was asked for ends with the branch
+    wish.settle(text, 6)
+    assert wish.drafts(6, 9) == [] and wish.holds(6)
+    wish.take(Push(5, 5, (1,), 6, 20))  # late: a race goes on
+    wish.settle(text, 6)
+    assert wish.drafts(6, 9) == [] and not wish.holds(6) and wish.holds(20)
+    wish.take(Push(5, 9, (1,), 10, 0))
+    assert wish.drafts(6, 9) == [], "from further on than the text is"
+
+
+def test_commits_are_what_the_codec_takes():
+    from draftwire.transport.codec import Codec
+
+    codec = Codec(V)
+    for commit in session().advance(Step((7, 8), 0, 0, 0.1, 0.2)):
+        assert isinstance(codec.decode(codec.encode(commit, 0)).message, Commit)

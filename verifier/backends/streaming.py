@@ -1,0 +1,188 @@
+"""What the verifier asks of an engine that keeps streams itself.
+
+:mod:`~draftwire.verifier.backends.base` is for engines that we drive: slots and logits,
+and we decide. Engines that serve many clients by themselves (vLLM, anything behind HTTP)
+decode, batch, page and sample on their own. Of those the verifier asks less: open a
+stream, say which drafts there are and how far the text shall go, and hear which tokens
+came of it.
+
+What such an engine may do, and a session bears (:meth:`TargetSession.advance`):
+
+- its first step is the prompt, and brings a token that nobody asked for;
+- a step brings any number of tokens, and the step that runs when drafts come ignores them;
+- it may take a step that nobody asked for (after it has dropped a stream's cache);
+- a step may still be on its way when the run is closed: nobody hears it then;
+- it may die: every run then ends, and a run that is opened while it comes back waits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, NamedTuple
+
+from draftwire.sampling import SCHEMES, SamplingParams
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from typing_extensions import TypeIs
+
+    from draftwire.clock import Clock
+    from draftwire.errors import DraftwireError
+    from draftwire.packages import Exit, Family
+    from draftwire.verifier.backends.base import TargetBackend
+else:
+    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
+
+__all__ = [
+    "OnEnd",
+    "OnStep",
+    "Order",
+    "Push",
+    "Run",
+    "Step",
+    "StreamBackend",
+    "keeps_streams",
+    "schemes_of",
+]
+
+
+class Order(NamedTuple):
+    """A stream that an engine shall keep.
+
+    Attributes:
+        tokens: Ids of the prompt and, after a lost link, of the text so far.
+        end: The text, its prompt included, ends when it is so long.
+        stop_ids: It ends with any of these, which belong to it.
+        params: How tokens are chosen, at absolute positions (``len(tokens)`` is the first).
+    """
+
+    tokens: tuple[int, ...]
+    end: int
+    stop_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+class Push(NamedTuple):
+    """What a stream wants, in place of all that it wanted before.
+
+    All positions count from the beginning of the prompt.
+
+    Attributes:
+        epoch: Branch of the drafts, told back with what becomes of them.
+        base: Position of the first draft; the text may be longer by now. Drafts that
+            repeat it are skipped.
+        drafts: Ids to be judged.
+        asks: Go on until the text is so long. Ends when the drafts contradict the text:
+            then it is the device's turn.
+        ahead: Go on until the text is so long whatever becomes of the drafts.
+    """
+
+    epoch: int
+    base: int
+    drafts: tuple[int, ...]
+    asks: int
+    ahead: int
+
+
+class Step(NamedTuple):
+    """What an engine has decided about a stream in one forward.
+
+    Attributes:
+        tokens: Ids that the text grows by.
+        drafted: How many drafts were judged to get there; those at the beginning of
+            ``tokens`` that equal them are accepted, and one token follows (none, where the
+            text ends).
+        epoch: Of the push that they came from.
+        queue_s: Seconds that the push waited.
+        compute_s: Seconds of the forward.
+        forward: The engine's own number of that forward, shared by all streams in it; 0
+            where it is not known.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: int = 0
+    epoch: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    forward: int = 0
+
+
+OnStep = Callable[[Step], None]
+# Takes what went wrong, and whether opening the stream again is worth it.
+OnEnd = Callable[["DraftwireError", bool], None]
+
+
+class Run(Protocol):
+    """A stream that an engine keeps."""
+
+    def push(self, push: Push) -> None:
+        """Say what the stream wants; neither waits nor raises."""
+
+    def close(self) -> None:
+        """The stream is over, or its link is lost: nothing of it is told after this."""
+
+
+class StreamBackend(Protocol):
+    """A target model on an engine that keeps streams itself.
+
+    A text must be what the same engine gives for the same order without any drafts.
+
+    Attributes:
+        id: Hash of the weights' package, or a name.
+        name: Human name.
+        version: Which evolution of the target.
+        family: What a draft must share.
+        vocab_size: Number of token ids, padding rows left out.
+        context: Most tokens of a stream.
+        bos_id: Token that starts a text, or None.
+        eos_ids: Tokens that end one.
+        slots: How many streams may run at the same time.
+        exits: Always empty.
+        numerics: ``"unstated"`` where the engine's arithmetic is nobody's promise.
+        logit_error: 0.0 where it is not known.
+        schemes: Sampling schemes that it can do, of those whose blocks carry ids alone.
+        noises: Noise profiles that it can do.
+    """
+
+    id: str
+    name: str
+    version: str
+    family: Family
+    vocab_size: int
+    context: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    slots: int
+    exits: tuple[Exit, ...]
+    numerics: str
+    logit_error: float
+    schemes: tuple[str, ...]
+    noises: tuple[str, ...]
+
+    def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
+        """Begin to keep a stream; it goes no further than its first step until a push.
+
+        Args:
+            order: The stream.
+            clock: In whose thread this is called, and calls back.
+            on_step: Called with each step, never inside a call of ours.
+            on_end: Called once when the run ends before its text does.
+
+        Raises:
+            ConfigError: The order cannot be served.
+            RefusedError: There is no room for it now.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the engine, and every run with it."""
+
+
+def keeps_streams(backend: TargetBackend | StreamBackend) -> TypeIs[StreamBackend]:
+    """Tell which of the two contracts a backend is for."""
+    return hasattr(backend, "open")
+
+
+def schemes_of(backend: TargetBackend | StreamBackend) -> tuple[str, ...]:
+    """Return the sampling schemes that a backend can do: all, where we decide."""
+    return backend.schemes if keeps_streams(backend) else tuple(SCHEMES)

@@ -1,0 +1,1 @@
+"""vLLM inside the verifier: AsyncLLM embedded, drafts in its scheduler, our noise."""
