@@ -100,14 +100,18 @@ def check_url(url: str, *, insecure: bool) -> WebSocketURI:
         raise ConfigError(f"{url!r} is not a websocket address") from exc
 
 
-def health_url(url: str) -> str:
+def health_url(url: str, what: str = "healthz") -> str:
     """Return where the health of the verifier at ``url`` is: ``/healthz`` below its path.
 
     A proxy may route it by path or query: both are kept.
+
+    Args:
+        url: Of the verifier.
+        what: ``"metrics"`` for those.
     """
     parts = urlsplit(url)
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
-    path = parts.path.rstrip("/") + "/healthz"
+    path = f"{parts.path.rstrip('/')}/{what}"
     return parts._replace(scheme=scheme, path=path, fragment="").geturl()
 
 

@@ -60,10 +60,9 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._kept)
 
-    @property
-    def slots(self) -> int:
-        """Slots that are kept."""
-        return sum(kept.slot is not None for kept in self._kept)
+    def slots(self, served: Served) -> int:
+        """Return how many slots of a target are kept."""
+        return sum(k.served is served and k.slot is not None for k in self._kept)
 
     def leave(self, kept: Kept) -> bool:
         """Keep what a stream leaves behind; False when it is too little or too much."""

@@ -531,10 +531,16 @@ class KeptStreams:
         """Memory of the texts that wait, about."""
         return self._bytes
 
-    @property
-    def kept_slots(self) -> int:
-        """KV slots that are kept for devices to come back."""
-        return sum(stream.slot is not None for stream in self._parked.values())
+    def slots(self, served: Served, *, prefixes: bool = True) -> int:
+        """Return the KV slots of a target that are kept for devices to come back.
+
+        Args:
+            served: The target.
+            prefixes: Those of ended texts too.
+        """
+        parked = self._parked.values()
+        found = sum(s.served is served and s.slot is not None for s in parked)
+        return found + (self.prefixes.slots(served) if prefixes else 0)
 
     def knows_any(self) -> bool:
         """Return whether any stream, running or waiting, can be resumed."""

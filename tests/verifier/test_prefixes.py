@@ -107,9 +107,12 @@ def test_a_slot_that_others_need_is_given_up_and_the_ids_stay():
         async with serving(backend) as service, device(service) as dev:
             await dev.greet(capabilities=("prefix",))
             await dev.generate(PROMPT, 8)
-            assert service.kept.prefixes.slots == 1
+            assert service.kept.prefixes.slots(service.registry.all[0]) == 1
             assert isinstance(await dev.open([2], 4, 1), Opened)
-            assert service.kept.prefixes.slots == 0 and len(service.kept.prefixes) == 1
+            assert (
+                service.kept.prefixes.slots(service.registry.all[0]) == 0
+                and len(service.kept.prefixes) == 1
+            )
             answer = await turn(dev, PROMPT, [3], stream=2)
             assert (answer.code, answer.fatal) == ("busy", False)
             await dev.go_on([2], [], 0, stream=1)

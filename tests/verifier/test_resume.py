@@ -60,13 +60,16 @@ def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
         async with serving(backend) as service:
             opened, text, _ = await lost_after(service, rounds)
             await parked(service)
-            assert service.kept.kept_slots == 1 and service.kept.kept_bytes > 0
+            assert (
+                service.kept.slots(service.registry.all[0]) == 1
+                and service.kept.kept_bytes > 0
+            )
             if not kept_slot:  # somebody else needs it meanwhile
                 async with device(service) as other:
                     await other.greet()
                     assert (await other.generate([7], 6))[0] == continuation([7], 6)
                     await other.say(Bye())
-                assert service.kept.kept_slots == 0
+                assert service.kept.slots(service.registry.all[0]) == 0
                 await other.socket.wait_closed()
             read = sum(n for size in backend.sizes for _, n, _ in size)
             async with device(service) as dev:
@@ -332,7 +335,7 @@ def test_what_is_kept_is_bounded_and_the_greediest_loses_first():
                 while service.connections:
                     await asyncio.sleep(0.005)
             assert len(service.kept) == 3 and service.kept.evicted == 3
-            assert service.kept.kept_slots <= 2
+            assert service.kept.slots(service.registry.all[0]) <= 2
             for headers, (opened, text, _), lives in (
                 (shown[0], one, True),
                 (shown[1], greedy[-1], True),

@@ -7,17 +7,16 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnxruntime")
+
+from verifier_process import ROOT, TINY, serving
 
 import draftwire
 from draftwire.cli import main
@@ -26,36 +25,7 @@ from draftwire.packages import identity, load_target
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ROOT / "tests" / "fixtures" / "tiny.target"
 DRAFT = ROOT / "tests" / "fixtures" / "tiny.draft"
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")},
-    "PYTHONPATH": str(ROOT / "src"),
-}
-
-
-@contextmanager
-def serving(*words, folder):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
-        + ["--threads", "1", *map(str, words)],
-        env=ENVIRONMENT,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        first = process.stdout.readline()
-        assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
-        yield process, first.split()[-1]
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.stdout.close()
-        process.stderr.close()
-        process.wait()
 
 
 def check(url, capsys, *words):

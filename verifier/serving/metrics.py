@@ -31,7 +31,7 @@ METRICS = {
     # of a target: model_name, model_version
     "num_requests_running": "Streams that run.",
     "num_requests_waiting": "Blocks and prompts that wait for a forward.",
-    "kv_cache_usage_perc": "Share of the KV slots in use, kept ones included.",
+    "kv_cache_usage_perc": "Share of the KV slots in use by streams that run.",
     "num_preemptions_total": "KV slots taken from streams whose device was away.",
     "num_rebuilds_total": "Texts read again, for want of their slot.",
     "prompt_tokens_total": "Ids of prompts.",
@@ -91,8 +91,6 @@ METRICS = {
 }
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
-Sample = "tuple[str, float | Histogram, Mapping[str, str]]"
-
 
 def metrics_page(service: VerifierService) -> str:
     """Return all metrics of this moment in Prometheus' text format."""
@@ -115,6 +113,7 @@ def metrics_page(service: VerifierService) -> str:
 
 def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
     kept, prefixes = service.kept, service.kept.prefixes
+    all_served = service.registry.all
     none: dict[str, str] = {}
     yield "info", 1, {"version": __version__}
     for name, value in (
@@ -126,9 +125,9 @@ def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, 
         ("provisionals_total", kept.provisionals),
         ("kept_streams", len(kept)),
         ("kept_stream_bytes", kept.kept_bytes),
-        ("kept_stream_slots", kept.kept_slots),
+        ("kept_stream_slots", sum(kept.slots(s, prefixes=False) for s in all_served)),
         ("prefix_cache_texts", len(prefixes)),
-        ("prefix_cache_slots", prefixes.slots),
+        ("prefix_cache_slots", sum(map(prefixes.slots, all_served))),
         ("received_bytes_total", service.bytes_in),
         ("sent_bytes_total", service.bytes_out),
     ):
@@ -142,7 +141,7 @@ def _samples(service: VerifierService) -> Iterator[tuple[str, Any, Mapping[str, 
         yield "account_connections", usage.connections, of
         yield "account_requests_running", usage.streams, of
         yield "account_paused_seconds_total", usage.paused_s, of
-    for served in service.registry.all:
+    for served in all_served:
         yield from _of_target(served, service)
     yield from service.more_metrics()
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -157,7 +156,7 @@ def _of_target(
     served: Served, service: VerifierService
 ) -> Iterator[tuple[str, Any, Mapping[str, str]]]:
     backend, scheduler, tally = served.backend, served.scheduler, served.tally
-    counts = scheduler.counters
+    counts, kept = scheduler.counters, service.kept
     of = {"model_name": backend.name, "model_version": backend.version}
     sizes = Histogram(_BATCHES)
     for size, times in counts.batch_sizes.items():
@@ -166,7 +165,7 @@ def _of_target(
     for name, value in (
         ("num_requests_running", running),
         ("num_requests_waiting", scheduler.waiting),
-        ("kv_cache_usage_perc", tally.slots / backend.slots),
+        ("kv_cache_usage_perc", (tally.slots - kept.slots(served)) / backend.slots),
         ("num_preemptions_total", tally.preemptions),
         ("num_rebuilds_total", tally.rebuilds),
         ("prompt_tokens_total", tally.prompt_tokens),

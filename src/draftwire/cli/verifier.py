@@ -1,4 +1,4 @@
-"""``draftwire verifier serve|gateway|check|mimic|token``: the cloud side."""
+"""``draftwire verifier serve|gateway|check|mimic|top|token``: the cloud side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire import rules
-from draftwire.cli import _common, _verifier_check, _verifier_gateway, _verifier_mimic
+from draftwire.cli import (
+    _common,
+    _verifier_check,
+    _verifier_gateway,
+    _verifier_mimic,
+    _verifier_top,
+)
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
@@ -41,6 +47,7 @@ def register(subparsers: Any) -> None:
     _verifier_gateway.register(actions, _register_network, _network_of)
     _verifier_check.register(actions)
     _verifier_mimic.register(actions)
+    _verifier_top.register(actions)
     token = actions.add_parser(
         "token",
         help="make a bearer token",

@@ -1,0 +1,181 @@
+"""``draftwire verifier top``: what a verifier does now, in a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+from draftwire.cli import _common
+from draftwire.errors import ConfigError, TransportError
+from draftwire.rules import number, whole
+
+__all__ = ["register"]
+
+SCHEMA = "draftwire.verifier.top/1"
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+# The other screen, without a cursor; and back.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+
+
+def register(actions: Any) -> None:
+    """Add the command."""
+    parser = actions.add_parser(
+        "top",
+        help="watch a verifier in a terminal",
+        description="Show what a verifier does now, from its metrics: 80 columns, over ssh "
+        "as well. q or Ctrl-C ends it. It wants a token, or the address of --admin.",
+    )
+    add = parser.add_argument
+    add(
+        "url",
+        nargs="?",
+        default="ws://127.0.0.1:8765",
+        help="ws://HOST:PORT, wss://..., or http://HOST:PORT of --admin "
+        "(default: %(default)s)",
+    )
+    seconds = _common.ruled(number(0.05, 3600))
+    add("--interval", type=seconds, default=2.0, metavar="S", help="default: 2")
+    times = _common.ruled(whole(1, 10**9))
+    add("--count", type=times, metavar="N", help="print it N times, and end")
+    _common.add_settings(parser, ("token_file",))
+    add("--ca", type=Path, metavar="PEM", help="authority to trust")
+    add("--insecure", action="store_true", help="show the token over plain ws:// as well")
+    _common.add_common_flags(parser)
+    parser.set_defaults(run=_top)
+
+
+def _top(args: argparse.Namespace) -> int:
+    from draftwire.verifier.serving.top import Top
+
+    fetch, name = _source(args)
+    top = Top(name)
+    live = sys.stdout.isatty() and args.count is None and args.json is None
+    left = args.count or (2 if args.json is not None else 10**9)
+    with _screen(live) as pressed:
+        while left:
+            left -= 1
+            try:
+                top.take(fetch(), time.monotonic())
+                lines = top.render(time.strftime("%H:%M:%S"), _height(live))
+            except TransportError as error:
+                if not (live and top.seen):
+                    raise
+                lines = [_common.plain(str(error))[:80], "asking again"]  # it may be back
+            if args.json is None:
+                _show(lines, live)
+            if left and pressed(args.interval):
+                break
+    _common.give_json(args, {"schema": SCHEMA, "verifier": name, **top.document()})
+    return 0
+
+
+def _height(live: bool) -> int:
+    return shutil.get_terminal_size().lines - 1 if live else 200
+
+
+def _show(lines: list[str], live: bool) -> None:
+    if live:
+        text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines)
+        sys.stdout.write(_HOME + text + _CLEAR_BELOW)
+    else:
+        sys.stdout.write("\n".join([*lines, "", ""]))
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _screen(live: bool) -> Iterator[Callable[[float], bool]]:
+    """Take the terminal; yield what waits for a time or a key that ends it."""
+    if not live or not sys.stdin.isatty():
+
+        def wait(seconds: float) -> bool:
+            time.sleep(seconds)
+            return False
+
+        sys.stdout.write(_ENTER if live else "")
+        try:
+            yield wait
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.stdout.write(_LEAVE if live else "")
+        return
+    import os
+    import select
+    import termios
+    import tty
+
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+
+    def pressed(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while True:
+            ready = select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]
+            if not ready:
+                return False
+            if os.read(fd, 64) in (b"q", b"Q", b"\x1b", b""):
+                return True
+
+    sys.stdout.write(_ENTER)
+    try:
+        tty.setcbreak(fd)
+        yield pressed
+    except KeyboardInterrupt:
+        pass
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        sys.stdout.write(_LEAVE)
+        sys.stdout.flush()
+
+
+def _source(args: argparse.Namespace) -> tuple[Callable[[], Any], str]:
+    """Return what reads the metrics, and how the verifier is called.
+
+    Raises:
+        ConfigError: The address is none, or the token would go over plain ws://.
+    """
+    import urllib.error
+    from urllib.request import Request
+
+    from draftwire.transport.client import tls_context
+    from draftwire.transport.dial import check_url, health_url, is_loopback, web
+    from draftwire.verifier.serving.top import read_page
+
+    url = args.url
+    if url.startswith("http"):
+        url = "ws" + url[len("http") :]
+    uri = check_url(url, insecure=True)
+    tls = tls_context(ca=args.ca, cert=None, key=None) if uri.secure else None
+    headers = {}
+    token_file = _common.read_settings(args)["token_file"].value
+    if token_file is not None:
+        if not (uri.secure or args.insecure or is_loopback(uri.host)):
+            raise ConfigError(
+                f"{args.url} would show the token to the network",
+                hint="use wss://, or allow it in so many words with --insecure",
+            )
+        headers["Authorization"] = f"Bearer {_common.read_token(token_file)}"
+    request = Request(health_url(url, "metrics"), headers=headers)
+
+    def fetch() -> Any:
+        try:
+            with web(uri.host, tls).open(request, timeout=10.0) as answer:
+                return read_page(answer.read(16 << 20).decode())
+        except urllib.error.HTTPError as error:
+            raise TransportError(
+                f"the verifier at {args.url} does not show its metrics: {error.code}",
+                hint="give --token-file, or the address of its --admin",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise TransportError(
+                f"no verifier shows its metrics at {args.url}: "
+                f"{getattr(error, 'reason', error)}",
+                hint="check the address, and that `draftwire verifier serve` runs there",
+            ) from error
+
+    return fetch, args.url

@@ -1,0 +1,39 @@
+"""`draftwire verifier serve` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "fixtures" / "tiny.target"
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith("DRAFTWIRE_")},
+    "PYTHONPATH": str(ROOT / "src"),
+}
+
+
+@contextmanager
+def serving(*words, folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
+        + ["--threads", "1", *map(str, words)],
+        env=ENVIRONMENT,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("listening on ws://127.0.0.1:"), process.stderr.read()
+        yield process, first.split()[-1]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        process.stderr.close()
+        process.wait()
