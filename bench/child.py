@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import draftwire
-from draftwire.errors import DraftwireError
+from draftwire.errors import ConfigError, DraftwireError
 
-__all__ = ["Child", "environment"]
+__all__ = ["Child", "environment", "run_child"]
 
 
 def environment() -> dict[str, str]:
@@ -89,3 +89,26 @@ class Child:
             self.process.kill()
             self.process.wait()
         self._errors.close()
+
+
+def run_child(code: str, *args: str) -> str:
+    """Run ``code`` in a fresh interpreter that finds this very draftwire.
+
+    Args:
+        code: Python; what it prints is returned.
+        *args: Its ``sys.argv[1:]``.
+
+    Raises:
+        ConfigError: It failed; the message is its last line.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env=environment(),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"a measuring process ended with {done.returncode}: {last}")
+    return done.stdout

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Sequence
 
-from draftwire.bench.fresh import run_child
+from draftwire.bench.child import run_child
 from draftwire.bench.machine import machine as common
 from draftwire.boards.cores import clusters
 from draftwire.boards.profiles import find_profile
@@ -261,7 +261,7 @@ def _own_size(init: Path) -> float:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     box = document["machine"]
     head = (

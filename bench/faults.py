@@ -1,7 +1,7 @@
 """Faults on purpose: a relay that cuts, tears and swallows; a verifier that dies.
 
 Unprivileged and on loopback; used by the tests of lost links and by
-``draftwire bench chaos``.
+``python -m tools.chaos``.
 """
 
 from __future__ import annotations

@@ -426,7 +426,7 @@ def differing(document: dict[str, Any], numerics: str = "exact") -> int:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as tables for people."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     lines = []
     for row in document["targets"]:

@@ -1,4 +1,4 @@
-"""Times and acceptance of a draft's models, for ``draftwire export tune``.
+"""Times and acceptance of a draft's models, for ``draftwire bench device --tune``.
 
 Acceptance is that of a real target on the user's own prompts, greedy, block after block,
 as the verifier would judge them; it depends on the model file and its engine, and not
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from draftwire.bench.acceptance import measure
 from draftwire.bench.device import SCHEMA, Settings, bench_device, thread_counts
-from draftwire.bench.sampling_table import measure
 from draftwire.boards.profiles import Profile, find_profile
 from draftwire.errors import ConfigError, IncompatibleError
 from draftwire.export.precision.tune import Candidate, choose, write_acceptance, write_hint
@@ -32,7 +32,6 @@ __all__ = [
     "read_times",
     "render",
     "tune",
-    "tune_and_render",
 ]
 
 _LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
@@ -68,12 +67,6 @@ class Tuning:
     rounds: int = 30
     spawn: int = 3
     threads: Sequence[int] = ()
-
-
-def tune_and_render(draft: Path, **settings: Any) -> tuple[dict[str, Any], str]:
-    """Return what :func:`tune` says of a draft, and that as text."""
-    document = tune(Tuning(draft, **settings))
-    return document, render(document)
 
 
 def tune(wanted: Tuning) -> dict[str, Any]:
@@ -304,7 +297,7 @@ def measure_acceptance(
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     header = ["engine", "precision", "threads", "tokens/s", "acceptance"]
     header += ["accepted/s", "accepted/J"]

@@ -451,7 +451,7 @@ def _numbers(port: int) -> dict[str, float]:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table for people."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     runs = document["runs"]
     names = [

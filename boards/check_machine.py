@@ -54,7 +54,7 @@ def _board(found: Detection) -> Finding:
     if found.profile.name == "generic-x86" and not found.tree.exists("proc/device-tree"):
         return Finding("board", OK, "no board, an x86-64 machine")
     fix = (
-        "mkdir -p ~/.config/draftwire/boards && draftwire boards show "
+        "mkdir -p ~/.config/draftwire/boards && draftwire boards detect --profile "
         f"{found.profile.name} --toml > ~/.config/draftwire/boards/mine.toml"
     )
     return Finding("board", WARN, f"{found.match.how}: {found.profile.name}", fix)

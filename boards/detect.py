@@ -254,7 +254,8 @@ def _with_warnings(found: Detection) -> Detection:
     if profile.generic:
         warnings.append(
             "this is no board that draftwire knows: the generic profile names no rails, "
-            "no power modes and no quirks (`draftwire boards show --toml` starts your own)"
+            "no power modes and no quirks (`boards detect --profile --toml` starts "
+            "your own)"
         )
     elif profile.arch and found.arch and profile.arch != found.arch:
         warnings.append(f"the profile is for {profile.arch}, this machine is {found.arch}")

@@ -89,7 +89,7 @@ def load_signer(path: Path) -> Signer:
     except OSError as exc:
         raise ConfigError(
             f"cannot read the key {path}: {exc.strerror}",
-            hint="`draftwire boards key new FILE` makes one",
+            hint="`draftwire boards bundle --new-key FILE` makes one",
         ) from exc
     if mode & 0o077:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From a Hugging Face checkpoint to a package: the way behind ``export onnx``."""
+"""From a Hugging Face checkpoint to a package: the way behind ``export package``."""
 
 from __future__ import annotations
 

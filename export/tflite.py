@@ -1,4 +1,4 @@
-"""LiteRT engines for draft packages: the way behind ``export tflite``.
+"""LiteRT engines for draft packages: the way behind ``export package --engine litert``.
 
 A package's id is a hash over its files, so a package with an engine more is another
 package with an id of its own; family and tokenizer, which decide what fits a target,
@@ -201,7 +201,7 @@ def _load(folder: Path, context: int | None) -> Checkpoint:
         return load_checkpoint(folder, context=context)
     except UnknownArchitecture as exc:
         raise ModelError(
-            str(exc), hint="such a draft runs on onnxruntime: draftwire export onnx"
+            str(exc), hint="such a draft runs on onnxruntime: draftwire export package"
         ) from exc
 
 

@@ -23,7 +23,8 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from draftwire.cli._common import format_table, write_json
+from draftwire.cli._common import write_json
+from draftwire.io import format_table
 from draftwire.verifier.backends.base import Form, Frame, SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 

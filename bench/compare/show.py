@@ -28,7 +28,7 @@ OURS = ("cost", "latency", "latency-auto", "ours-cost", "ours-latency")
 
 def render(document: Mapping[str, Any]) -> str:
     """Return the document as tables, one for each link, and what to know about them."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     parts = [_title(document)]
     for link in document["links"]:

@@ -228,7 +228,7 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
 
 
 def _models(version: str) -> tuple[Any, Any, list[list[int]]]:
-    from draftwire.bench.sampling_table import PROMPTS
+    from draftwire.bench.acceptance import PROMPTS
     from draftwire.packages import load_draft, load_tokenizer
     from draftwire.reference import draft_path, target_path
     from draftwire.runtime.engines.draft_model import DraftModel

@@ -23,7 +23,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     return format_table(header, rows)
 

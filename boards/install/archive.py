@@ -105,7 +105,7 @@ def read_key(text: str) -> Key:
             raise InstallError(
                 f"{text} is neither a public key (ed25519:...) nor a file with one",
                 USAGE,
-                "`draftwire boards key show` prints the public half of a key",
+                "`boards bundle --show-key` prints the public half of a key",
             ) from exc
         found = _KEY.match(words[0]) if words else None
     if not found:

@@ -24,7 +24,7 @@ MODULES = (
 _HEAD = """\
 #!/bin/sh
 # draftwire: installs a bundle on a board. Text, to be read before it is run as root.
-# Made by `draftwire boards installer`; --help shows what it can do.
+# Made by `draftwire boards bundle --installer`; --help shows what it can do.
 ''':'
 for python in python3 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
     if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then

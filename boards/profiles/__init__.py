@@ -11,7 +11,6 @@ names, then of the folders that a command is given.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, Mapping
 from draftwire.boards.cores import architecture
 from draftwire.boards.tree import Tree
 from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -167,11 +167,8 @@ def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Prof
         raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
     unknown = sorted(set(raw) - _KEYS)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], sorted(_KEYS), n=1)
-        raise ConfigError(
-            f"{path}: unknown key {unknown[0]!r}",
-            hint=f"did you mean {close[0]!r}?" if close else "",
-        )
+        hint = did_you_mean(unknown[0], _KEYS)
+        raise ConfigError(f"{path}: unknown key {unknown[0]!r}", hint=hint)
     for names, kind, wanted in (
         (_TABLES, dict, "a table"),
         (_LISTS, list, "a list"),
@@ -286,7 +283,8 @@ def find_profile(
     Args:
         root: Where ``proc`` lies; tests and recorded trees pass their own.
         profiles: All profiles by name; None reads them.
-        board: A name that overrides what is found.  None asks ``DRAFTWIRE_BOARD``.
+        board: A name that overrides what is found; ``jetson-`` and ``raspberry-`` may be
+            left out.  None asks ``DRAFTWIRE_BOARD``.
 
     Raises:
         ConfigError: ``board`` names no profile.
@@ -294,15 +292,12 @@ def find_profile(
     known = load_profiles() if profiles is None else profiles
     asked = board or os.environ.get(BOARD_VARIABLE)
     if asked and asked != "auto":
-        if asked not in known:
-            close = difflib.get_close_matches(asked, list(known), n=1)
-            raise ConfigError(
-                f"no board profile {asked!r}",
-                hint=f"did you mean {close[0]}?"
-                if close
-                else f"known: {', '.join(sorted(known))}",
-            )
-        return Match(known[asked], "named by the user")
+        # The maker's name may be left out: orin-nano, pi-5.
+        for name in (asked, f"jetson-{asked}", f"raspberry-{asked}"):
+            if name in known:
+                return Match(known[name], "named by the user")
+        hint = did_you_mean(asked, known, f"known: {', '.join(sorted(known))}")
+        raise ConfigError(f"no board profile {asked!r}", hint=hint)
     tree = Tree(root)
     for text in tree.strings("proc/device-tree/compatible"):
         for profile in known.values():

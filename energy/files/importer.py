@@ -1,4 +1,4 @@
-"""``draftwire energy import``: from any log to joules that can be defended."""
+"""``draftwire energy report --import``: from any log to joules that can be defended."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def _header(path: Path, line: dict[str, Any]) -> Recording:
     if line.get("schema") != SCHEMA or line.get("kind") != "header":
         raise ConfigError(
             f"{path} is not a recording of draftwire energy ({SCHEMA})",
-            hint="tegrastats logs and meter files: `draftwire energy import`",
+            hint="tegrastats logs and meter files: `draftwire energy report`",
         )
     try:
         known = line.get("accuracy", {})

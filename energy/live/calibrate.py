@@ -1,4 +1,4 @@
-"""``draftwire energy calibrate``: how late and how blurred this board's sensor is.
+"""``energy sources --calibrate``: how late and how blurred this board's sensor is.
 
 The processor is kept busy and left alone in a random pattern; lag and averaging window
 are those under which the readings follow the pattern best.  What fits about as well is

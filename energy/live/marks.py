@@ -2,8 +2,8 @@
 
 ``draftwire energy record`` and ``watch`` listen on a socket.  A program that they start
 finds it in ``DRAFTWIRE_ENERGY_MARKS``; one that runs already, or a shell, uses
-``draftwire energy mark``.  The monotonic clock is one for the whole machine, so stamps
-agree.
+``draftwire energy record --mark``.  The monotonic clock is one for the whole machine, so
+stamps agree.
 
     draftwire.energy.mark("draft")          # does nothing when nobody records
     draftwire.energy.mark(drafted=5, accepted=3, emitted=4, requests=1)

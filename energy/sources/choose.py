@@ -126,7 +126,7 @@ def choose_source(
             + "; ".join(f"{f.source}: {f.detail}" for f in passed),
             hint=remedies[0]
             if remedies
-            else "use a USB meter and `draftwire energy import`",
+            else "use a USB meter and `draftwire energy report`",
         )
     choice = total_of(source, tables, board=board, rails=rails, scope=scope)
     return Chosen(source, choice, why)

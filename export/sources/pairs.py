@@ -67,7 +67,7 @@ def find(name: str) -> Pair | None:
         return PAIRS[name]
     if "/" in name:
         return None
-    hint = did_you_mean(name, PAIRS, "`draftwire pairs` lists them; or give OWNER/NAME")
+    hint = did_you_mean(name, PAIRS, "`draftwire pull` lists them; or give OWNER/NAME")
     raise ConfigError(f"there is no pair {name!r}", hint=hint)
 
 

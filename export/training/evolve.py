@@ -81,7 +81,7 @@ def evolve_target(
 
     Of a target package comes an evolved package beside it. Of a Hugging Face directory
     comes an adapter directory in PEFT's format, which the verifier serves as it is and
-    ``export adapter`` packages.
+    ``export package`` packages.
 
     Args:
         target: A whole target package, or a Hugging Face directory.
@@ -157,7 +157,7 @@ def _check(target: Path, out: Path, *, replace: bool) -> None:
             raise ConfigError(
                 f"a Hugging Face directory evolves into an adapter directory, "
                 f"not {out.name}",
-                hint=f"--out {out.stem}, then `draftwire export adapter`; or export the "
+                hint=f"--out {out.stem}, then `draftwire export package`; or export the "
                 "directory with --role target first",
             )
         check_free(out, replace=False)

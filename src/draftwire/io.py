@@ -7,21 +7,26 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from draftwire.errors import ConfigError
 
 __all__ = [
     "align",
     "did_you_mean",
+    "format_table",
+    "labelled",
+    "list_of",
     "parse_seconds",
     "quantity",
     "replacing",
     "significant",
+    "wrapped",
     "write_text",
     "write_whole",
 ]
 
+_WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -84,6 +89,51 @@ def align(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table: the first column to the left, others to the right, - for None."""
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    rule = ["-" * max(map(len, column)) for column in zip(*cells)]
+    return align([cells[0], rule, *cells[1:]])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def labelled(label: str, text: str, *, width: int = 12) -> str:
+    """Return ``label`` and ``text`` in two columns, the text folded in its own."""
+    import textwrap  # where there is something to fold
+
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=f"{label:<{width}} ",
+        subsequent_indent=" " * (width + 1),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Return ``text`` folded, later lines indented."""
+    import textwrap  # where there is something to fold
+
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def list_of(values: Iterable[Any]) -> str:
+    """Return the values with commas, or ``"none"``."""
+    return ", ".join(str(value) for value in values) or "none"
 
 
 def did_you_mean(

@@ -169,7 +169,7 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
             raise PackageError(f"{path.name} holds {other}, so it is no {kind} package")
         raise PackageError(
             f"{path.name} has no {manifest.name}, so it is no {kind} package",
-            hint="`draftwire export onnx` makes one from a checkpoint",
+            hint="`draftwire export package` makes one from a checkpoint",
         )
     try:
         with open(manifest, "rb") as stream:

@@ -228,7 +228,7 @@ class Measure(Options):
         None,
         rules.FILE,
         "note every message in this file, as JSON lines with token ids: "
-        "`draftwire protocol log FILE`, `draftwire bench simulate --replay FILE`",
+        "`draftwire report FILE`, `draftwire bench simulate --replay FILE`",
     )
     radio: str = _option(
         "off",

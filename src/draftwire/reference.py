@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Mapping
 
 from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
 
 __all__ = ["draft_path", "models_folder", "target_names", "target_path"]
 
@@ -70,9 +70,8 @@ def target_path(name: str) -> Path:
     path = folder / f"{name}.target"
     if os.sep in name or not path.is_dir():
         names = target_names()
-        close = difflib.get_close_matches(name, names, n=1)
         raise ConfigError(
             f"there is no target {name!r} in {folder}",
-            hint=f"did you mean {close[0]}?" if close else f"it holds {', '.join(names)}",
+            hint=did_you_mean(name, names, f"it holds {', '.join(names)}"),
         )
     return path

@@ -136,7 +136,7 @@ def word(*choices: str) -> Rule:
 TEXT = Rule(f"text of at most {_LONGEST} characters", str, lambda v: len(v) <= _LONGEST)
 NAME = dataclasses.replace(TEXT, shown="NAME")
 SCHEME = Rule(
-    "the name of a scheme of `draftwire sampling table`",
+    "the name of a scheme of docs/sampling.md",
     str,
     lambda value: re.fullmatch(r"[a-z0-9+-]{1,64}", value) is not None,
     "NAME",

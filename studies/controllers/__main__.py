@@ -15,27 +15,16 @@ from studies.controllers.tables import Settings, bench_controllers, render
 __all__ = ["main"]
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    add = parser.add_argument
-    add(
-        "--traces",
-        type=Path,
-        metavar="DIR",
-        help="folder of channel traces, t_s,mbit_s (default: leave that table out)",
-    )
-    add("--profile", default="agx-a100-qwen", help="timings (default: %(default)s)")
-    add("--rtt-ms", type=float, default=80.0, metavar="MS", help="default: %(default)s")
-    add("--acceptance", default="0.8", help="as in bench simulate (default: %(default)s)")
-    add(
-        "--modes",
-        default="race,pipeline,ahead,wait",
-        metavar="M,M",
-        help="what streams do while verdicts are out (default: %(default)s)",
-    )
-    add("--tokens", type=int, default=300, help="of a stream (default: %(default)s)")
-    add("--streams", type=int, default=2, help="default: %(default)s")
-    add("--seeds", type=int, default=1, help="to average over (default: %(default)s)")
+FLAGS = """
+--traces DIR             folder of channel traces, t_s,mbit_s (default: none)
+--profile NAME =agx-a100-qwen  timings
+--rtt-ms MS:float =80
+--acceptance LUCK =0.8   as in bench simulate
+--modes M,M:words =race,pipeline,ahead,wait  what streams do while verdicts are out
+--tokens N:int =300      of a stream
+--streams N:int =2
+--seeds N:int =1         to average over
+"""
 
 
 def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -56,7 +45,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
             args.profile,
             args.rtt_ms,
             args.acceptance,
-            tuple(part.strip() for part in args.modes.split(",") if part.strip()),
+            args.modes,
             args.tokens,
             args.streams,
             args.seeds,
@@ -68,7 +57,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
 def main(words: Sequence[str] | None = None) -> int:
     """Run the study."""
     question = "What the length policies are worth: traces, steps, joules and budgets."
-    return start("controllers", question, flags, study, render, words)
+    return start("studies.controllers", question, FLAGS, study, render, words)
 
 
 if __name__ == "__main__":

@@ -320,7 +320,7 @@ def bench_controllers(
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain tables."""
-    from draftwire.cli._common import format_table
+    from draftwire.io import format_table
 
     parts = []
     if document["traces"]:

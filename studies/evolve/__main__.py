@@ -15,68 +15,31 @@ from studies.command import start
 __all__ = ["main"]
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    add = parser.add_argument
-    add("--base", type=Path, metavar="PATH", help="checkpoint or target package (v1)")
-    add("--work", type=Path, metavar="DIR", help="for models and results; goes on there")
-    add(
-        "--data",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="text: half for the drafts, half for evolved targets (repeat)",
-    )
-    add(
-        "--new",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="text that base and drafts never see (repeat)",
-    )
-    add(
-        "--corpus",
-        type=Path,
-        metavar="DIR",
-        help="the reference family's corpora, split as for its base",
-    )
-    add(
-        "--version",
-        action="append",
-        default=[],
-        dest="versions",
-        metavar="SPEC",
-        help="an evolved target (repeat): TEXT[+TEXT]:STEPS, TEXT:STEPS:free (its anchor "
-        "evolves too), NAME.target:TEXT for a package",
-    )
-    add("--arms", metavar="A,A", help="default: all")
-    add("--seeds", default="1,2,3", metavar="N,N", help="of drafts (default: 1,2,3)")
-    for flag, what in (
-        ("--anchor-layers", "that the frozen draft shares"),
-        ("--layers", "that it trains"),
-        ("--draft-tokens", "that the frozen draft reads; the others' compute follows"),
-        ("--pool-tokens", "that the base reads once as the teacher"),
-        ("--batch", "tokens of a step"),
-        ("--length", "tokens of a row"),
-        ("--rank", "of LoRA"),
-        ("--prompts", "for each target and text"),
-        ("--count", "tokens that follow a prompt"),
-    ):
-        add(flag, type=int, metavar="N", help=what)
-    add("--long", type=float, metavar="X", help="times the compute, one independent draft")
-    add("--retrain", type=float, metavar="X", help="share of it, for re-trained drafts")
-    add(
-        "--results",
-        type=Path,
-        metavar="FILE",
-        help="train nothing, show the results in FILE (results.json of a work folder)",
-    )
-    add(
-        "--markdown",
-        type=Path,
-        metavar="FILE",
-        help="write tables and pictures between the marks of FILE",
-    )
+FLAGS = """
+--base PATH              checkpoint or target package (v1)
+--work DIR               for models and results; goes on there
+--data NAME=FILE...:text  text: half for the drafts, half for evolved targets (repeat)
+--new NAME=FILE...:text  text that base and drafts never see (repeat)
+--corpus DIR             the reference family's corpora, split as for its base
+--version SPEC... >versions  an evolved target (repeat): TEXT[+TEXT]:STEPS, TEXT:STEPS:free
+                         (its anchor evolves too), NAME.target:TEXT for a package
+--arms A,A               default: all
+--seeds N,N =1,2,3       of drafts
+--anchor-layers N:int    that the frozen draft shares
+--layers N:int           that it trains
+--draft-tokens N:int     that the frozen draft reads; the others' compute follows
+--pool-tokens N:int      that the base reads once as the teacher
+--batch N:int            tokens of a step
+--length N:int           tokens of a row
+--rank N:int             of LoRA
+--prompts N:int          for each target and text
+--count N:int            tokens that follow a prompt
+--long X:float           times the compute, one independent draft
+--retrain X:float        share of it, for re-trained drafts
+--results FILE           train nothing, show the results in FILE (results.json of a work
+                         folder)
+--markdown FILE          write tables and pictures between the marks of FILE
+"""
 
 
 def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -191,7 +154,7 @@ def _named(word: str) -> tuple[str, Path]:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the study."""
     question = "How one frozen draft serves targets that evolve, beside other drafts."
-    return start("evolve", question, flags, study, render, words)
+    return start("studies.evolve", question, FLAGS, study, render, words)
 
 
 if __name__ == "__main__":

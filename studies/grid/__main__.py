@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from draftwire.bench.sim.command import Question
@@ -17,24 +16,20 @@ from studies.grid.study import one_profile, reference_grid
 __all__ = ["main"]
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
-    add = parser.add_argument
-    add(
-        "--profile",
-        metavar="NAME",
-        help="one timing profile in place of the grid: its schemes beside the bound, and "
-        "beside what was published of it (draftwire bench simulate --profiles)",
-    )
-    add("--scheme", metavar="S,S", help="as in draftwire bench simulate")
-    add("--link", metavar="SPEC", help="with --profile: another link than its own")
-    add("--k", metavar="N|best", help="with --profile: tokens of a block")
-    add("--acceptance", metavar="LUCK", help="with --profile: of the texts")
-    add("--objective", metavar="WHAT", help="latency, cost or energy (default: latency)")
-    add("--streams", type=int, metavar="N", help="default: 1; 4 with --profile")
-    add("--tokens", type=int, metavar="N", help="of each (500; 400 with --profile)")
-    add("--seed", type=int, default=1, help="default: %(default)s")
-    add("--plot", type=Path, metavar="FILE", help="a picture: .png, .pdf or .svg")
+FLAGS = """
+--profile NAME           one timing profile in place of the grid: its schemes beside the
+                         bound, and beside what was published of it (draftwire bench
+                         simulate --profiles)
+--scheme S,S             as in draftwire bench simulate
+--link SPEC              with --profile: another link than its own
+--k N|best               with --profile: tokens of a block
+--acceptance LUCK        with --profile: of the texts
+--objective WHAT         latency, cost or energy (default: latency)
+--streams N:int          default: 1; 4 with --profile
+--tokens N:int           of each (500; 400 with --profile)
+--seed N:int =1
+--plot FILE              a picture: .png, .pdf or .svg
+"""
 
 
 def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -71,7 +66,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
 def main(words: Sequence[str] | None = None) -> int:
     """Run the study."""
     asked = "How fast published schemes and ours are, and how fast anything could be."
-    return start("grid", asked, flags, study, render, words)
+    return start("studies.grid", asked, FLAGS, study, render, words)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from draftwire.bench.machine import picture
 from draftwire.bench.sim.tables import draw_schemes
 from draftwire.bench.sim.tables import render as render_schemes
-from draftwire.cli._common import format_table
+from draftwire.io import format_table
 
 __all__ = ["plot", "render"]
 

@@ -19,7 +19,7 @@ from draftwire.boards.profiles import load_profiles
 from draftwire.boards.sensors import find_sensors
 from draftwire.boards.tree import Tree
 from draftwire.cli import main
-from draftwire.cli._boards_detect import render
+from draftwire.cli.boards import render
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = load_profiles()

@@ -29,8 +29,7 @@ from draftwire.boards.findings import Finding
 from draftwire.boards.profiles import load_profiles
 from draftwire.boards.system import Memory
 from draftwire.cli import main
-from draftwire.cli._boards_doctor import PROBE, render
-from draftwire.cli._boards_verifier import check_verifier
+from draftwire.cli._boards_doctor import PROBE, check_verifier, render
 from draftwire.cli._local_verifier import local_verifier
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -428,7 +428,7 @@ def test_the_command_makes_what_the_installer_takes(
     out = tmp_path / "b.tar.gz"
     words += ["--wheel", str(own), "--out", str(out), "--json"]
     assert main(words) == 2
-    assert "boards key new" in capsys.readouterr().out
+    assert "--new-key" in capsys.readouterr().out
     assert main([*words, "--unsigned", "--dry-run"]) == 0
     assert not out.exists()
     capsys.readouterr()

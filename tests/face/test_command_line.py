@@ -13,7 +13,8 @@ import pytest
 
 import draftwire
 from draftwire import errors
-from draftwire.cli import COMMANDS, main
+from draftwire.cli import COMMANDS, MOVED, main, whole_parser
+from draftwire.cli.completion import words_of
 from draftwire.options import GROUPS, OPTIONS, options_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_version() -> None:
     ("words", "message", "hint"),
     [
         ([], "name a command", "--help"),
-        (["dmeo"], "no command 'dmeo'", "draftwire demo"),
+        (["dmeo"], "no command 'dmeo'", "did you mean demo?"),
         (["--nonsense"], "--nonsense", "--help"),
         (["generate", "x", "--tem", "1"], "--tem", "draftwire"),
         (
@@ -69,7 +70,17 @@ def test_version() -> None:
         (["generate", "x", "--scheme", "grady"], "grady", "greedy"),
         (["generate", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0", "1 to"),
         (["generate", "x", "--seed", "-1"], "seed", ""),
-        (["config"], "ACTION", "draftwire config --help"),
+        (["config", "shwo"], "shwo", "did you mean show?"),
+        (["boards"], "WHAT", "draftwire boards --help"),
+        (["boards", "doctr"], "doctr", "did you mean doctor?"),
+        (
+            ["boards", "show", "raspberry-pi5"],
+            "raspberry-pi5",
+            "did you mean raspberry-pi-5?",
+        ),
+        (["demo", "--target", "v11"], "v11", "did you mean v1?"),
+        (["generate", "x", "--tempreature", "1"], "--temp", "did you mean --temperature?"),
+        (["sampling", "table"], "no part of the package now", "python -m studies.sampling"),
         (["config", "show", "--config", "gone.toml"], "gone.toml", ""),
     ],
 )
@@ -196,14 +207,62 @@ def test_a_full_disk_under_stdout_is_exit_code_6() -> None:
 
 def test_the_first_screen_of_help_has_what_is_used_most() -> None:
     text = python("generate", "--help", env={"COLUMNS": "80"}).stdout.decode()
+    assert len(text.splitlines()) <= 40
     first = "\n".join(text.splitlines()[:24])
     common = [option for option in OPTIONS.values() if option.common]
     assert len(common) == 10
     for option in common:
         assert f"  {option.flag} " in first, option.flag
-    assert "  --json " in first
+    assert "  --json " in first and "--help-all shows" in text
+    whole = python("generate", "--help-all", env={"COLUMNS": "80"}).stdout.decode()
     for option in options_of(*GROUPS):
-        assert (f"  {option.flag} " in text.replace(",", " ")) is not option.secret
+        assert (f"  {option.flag} " in whole.replace(",", " ")) is not option.secret
+
+
+def leaves() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the words of each command that runs, and what may follow."""
+    found = {" ".join(path): words for path, words in words_of(whole_parser())}
+    return {name: words for name, words in found.items() if "--json" in words}
+
+
+def test_the_commands_are_few_and_all_have_the_flags_of_all() -> None:
+    assert len(leaves()) <= 30, sorted(leaves())
+    for name, words in leaves().items():
+        assert {"--json", "--quiet", "--verbose", "--config"} <= set(words), name
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_what_a_command_was_called_before_it_still_is(old: str) -> None:
+    new = MOVED[old].split()
+    name = next(" ".join(new[:n]) for n in (2, 1) if " ".join(new[:n]) in leaves())
+    flags = [word for word in new if word.startswith("--")]
+    assert set(flags) <= set(leaves()[name])
+    with pytest.raises(SystemExit) as caught:
+        main([*old.split(), *(["bash"] if "--" in new[-1] else []), "--help"])
+    assert caught.value.code == 0
+
+
+def test_a_shell_completes_commands_flags_and_words() -> None:
+    script = python("config", "--completion", "bash").stdout.decode()
+    tries = {
+        "dem": "demo",
+        "boards doc": "doctor",
+        "generate x --temp": "--temperature",
+        "bench simulate --hou": "--hours",
+        "generate --scheme x --objective lat": "latency",
+        "boards doctor --board raspberry-pi-40": "raspberry-pi-400",
+    }
+    for words, wanted in tries.items():
+        asked = ["draftwire", *words.split()]
+        line = f"COMP_WORDS=({' '.join(asked)}); COMP_CWORD={len(asked) - 1}"
+        done = subprocess.run(
+            ["bash", "-c", f"{script}\n{line}; _draftwire; echo ${{COMPREPLY[@]}}"],
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout.decode().split() == [wanted], words
+    for shell in ("zsh", "fish"):
+        assert "temperature" in python("config", "--completion", shell).stdout.decode()
 
 
 def test_the_reference_page_says_what_the_options_say(

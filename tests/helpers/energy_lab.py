@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
-from draftwire.cli import energy as command
+from draftwire import cli
 from draftwire.energy.account.meter import Meter, deadline_ns
 from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import Reading, Response
@@ -82,9 +81,7 @@ def advance(now, meter, to_s, events=()):
 
 
 def run(*words):
-    parser = argparse.ArgumentParser(prog="draftwire")
-    command.register(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(word) for word in ("energy", *words)])
+    args = cli.parse([str(word) for word in ("energy", *words)])
     return args.run(args)
 
 

@@ -1,4 +1,4 @@
-"""The ``draftwire`` command.  Each sub-command is one module, imported when used."""
+"""The ``draftwire`` command; each of its commands is declared in a module of its own."""
 
 from __future__ import annotations
 
@@ -12,24 +12,55 @@ from typing import Any, Iterable, NoReturn, Sequence
 
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "Parser", "main", "parse", "whole_parser"]
 
+# Each is a module here with a LEAF, or with LEAVES and then more words to choose from.
 COMMANDS = {  # name -> one line for `draftwire --help`
     "demo": "a verifier and a device on this machine, with the reference models",
     "generate": "write text with a draft here and a target at a verifier",
     "chat": "talk with a target",
-    "report": "run reports as a table",
+    "report": "what runs did, what crossed the wire",
     "verifier": "serve targets to devices",
-    "pull": "fetch a model by name",
-    "pairs": "drafts and targets that are known to fit",
-    "export": "make draft and target packages",
+    "pull": "fetch a model by name, or list those that are known to fit",
+    "export": "make draft and target packages, on a workstation",
     "bench": "measure the parts",
     "boards": "know, examine and supply a board",
     "service": "the supervised process of a board",
-    "energy": "measured joules: sources, recordings, logs, reports",
-    "protocol": "explain what crosses the wire",
-    "sampling": "compare the sampling schemes",
+    "energy": "joules with their source, scope and uncertainty",
     "config": "show the settings and where each comes from",
+}
+
+# What commands were called before: their words still do.
+MOVED = {
+    "boards installer": "boards bundle --installer",
+    "boards key new": "boards bundle --new-key",
+    "boards key show": "boards bundle --show-key",
+    "boards list": "boards detect --all",
+    "boards show": "boards detect --profile",
+    "completion": "config --completion",
+    "energy calibrate": "energy sources --calibrate",
+    "energy export": "energy watch",
+    "energy import": "energy report --import",
+    "energy mark": "energy record --mark",
+    "export adapter": "export package",
+    "export onnx": "export package",
+    "export tflite": "export package --engine litert",
+    "export tune": "bench device --tune",
+    "pairs": "pull",
+    "protocol decode": "report --frame",
+    "protocol log": "report",
+    "service ask": "generate --service",
+    "verifier mimic": "verifier check --device",
+}
+# What is a tool or a study now, outside the package.
+GONE = {
+    "bench chaos": "tools.chaos",
+    "bench controllers": "studies.controllers",
+    "bench draft": "tools.drafting",
+    "bench fleet": "tools.fleet",
+    "bench evolve": "studies.evolve",
+    "sampling speed": "studies.sampling --speed",
+    "sampling table": "studies.sampling",
 }
 
 EXIT_CODES = """\
@@ -43,15 +74,18 @@ exit codes:
   6    the result is there, and could not be written (a full disk)
   130  interrupted
 
-every command takes --debug (show tracebacks) and --no-color (also: NO_COLOR)
+every command takes --help-all (what --help leaves out), --debug (show tracebacks)
+and --no-color (also: NO_COLOR)
 """
 
 INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports wrong usage as every other error is reported."""
+
+    whole = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
@@ -72,6 +106,12 @@ class _Parser(argparse.ArgumentParser):
 
         otherwise = f"see `{self.prog} --help`"
         raise ConfigError(message, hint=did_you_mean(word, known, otherwise, cutoff=0.7))
+
+
+class _Whole(Parser):
+    """Its help has the options that are seldom needed too."""
+
+    whole = True
 
 
 class InternalError(DraftwireError):
@@ -99,12 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words, everywhere = _split_global(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in everywhere
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words[: words.index("--") if "--" in words else None]
     try:
-        args = _parse(words)
-        args.no_color = "--no-color" in everywhere
-        args.debug = debug
+        args = parse(words)
         if getattr(args, "json", None):
             from draftwire.cli._common import check_output
 
@@ -139,15 +177,36 @@ def _drop_stdout() -> None:
 
 
 def _split_global(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take ``--debug`` and ``--no-color`` out, wherever they stand before ``--``."""
+    """Take what every command has out, wherever it stands before ``--``."""
     end = words.index("--") if "--" in words else len(words)
-    rest = [w for w in words[:end] if w not in ("--debug", "--no-color")]
-    taken = [w for w in words[:end] if w in ("--debug", "--no-color")]
-    return rest + list(words[end:]), taken
+    everywhere = ("--debug", "--no-color", "--help-all")
+    taken = [word for word in words[:end] if word in everywhere]
+    rest = [word for word in words[:end] if word not in everywhere]
+    asked = ["--help"] if "--help-all" in taken else []
+    return _renamed(rest) + asked + list(words[end:]), taken
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+def _renamed(words: list[str]) -> list[str]:
+    """Return the words of today.
+
+    Raises:
+        ConfigError: What they asked for is no part of the package now.
+    """
+    for count in (3, 2, 1):
+        name = " ".join(words[:count])
+        if name in MOVED:
+            return MOVED[name].split() + words[count:]
+        if name in GONE:
+            raise ConfigError(
+                f"`draftwire {name}` is no part of the package now",
+                hint=f"python -m {GONE[name]}, in a checkout",
+            )
+    return words
+
+
+def _parser(names: Iterable[str], *, everything: bool = False) -> Parser:
+    """Return the parser; the commands of ``names`` have their flags."""
+    parser = Parser(
         prog="draftwire",
         description="A frozen draft model on the device, the target in the cloud.",
         epilog=EXIT_CODES,
@@ -156,26 +215,51 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    asked = next((word for word in words if not word.startswith("-")), None)
-    if asked is not None and asked not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(asked, list(COMMANDS), n=1)
-        raise ConfigError(
-            f"there is no command {asked!r}",
-            hint=f"did you mean `draftwire {close[0]}`?"
-            if close
-            else "see `draftwire --help`",
-        )
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", parser_class=_Whole if everything else Parser
+    )
     for name, summary in COMMANDS.items():
-        if name == asked:  # only the asked-for command pays for its imports
-            importlib.import_module(f"draftwire.cli.{name}").register(commands)
-        else:
+        if name not in names:
             commands.add_parser(name, help=summary)
+            continue
+        module = importlib.import_module(f"draftwire.cli.{name}")
+        if hasattr(module, "register"):
+            module.register(commands)
+            continue
+        from draftwire.cli._leaf import add_leaf, add_leaves
+
+        if hasattr(module, "LEAF"):
+            add_leaf(commands, name, module.LEAF)
+        else:
+            group = commands.add_parser(name, help=summary, description=summary)
+            add_leaves(group, module.LEAVES)
+    return parser
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands with all their flags."""
+    return _parser(COMMANDS, everything=True)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return what the words of a command ask for.
+
+    Raises:
+        ConfigError: They are no command.
+    """
+    words, everywhere = _split_global(words)
+    asked = next((word for word in words if not word.startswith("-")), "")
+    if asked and asked not in COMMANDS:
+        from draftwire.io import did_you_mean
+
+        hint = did_you_mean(asked, COMMANDS, "see `draftwire --help`")
+        raise ConfigError(f"there is no command {asked!r}", hint=hint)
+    # Only the command that is asked for pays for its imports.
+    parser = _parser((asked,), everything="--help-all" in everywhere)
     args = parser.parse_args(words)
     if args.command is None:
         parser.error("name a command")
+    args.no_color, args.debug = "--no-color" in everywhere, "--debug" in everywhere
     return args
 
 

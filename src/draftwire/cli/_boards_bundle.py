@@ -1,9 +1,10 @@
-"""``draftwire boards bundle``: everything a board needs, made on a workstation."""
+"""``draftwire boards bundle``: what a board needs, its installer, and who signs it."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,69 +16,28 @@ if TYPE_CHECKING:
     from draftwire.boards.profiles import Profile
     from draftwire.packages import DraftPackage
 
-__all__ = ["add_flags", "run"]
+__all__ = ["run"]
 
 SCHEMA = "draftwire.bundled/1"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
-    add = parser.add_argument
-    add("--board", required=True, metavar="NAME", help="see `draftwire boards list`")
-    add("--python", metavar="X.Y", help="the board's Python, such as 3.10")
-    add("--glibc", metavar="X.Y", help="the board's C library, if it is an odd one")
-    add("--out", type=Path, default=Path("bundle.tar.gz"), help="default: %(default)s")
-    _common.add_settings(parser, ("draft", "verifier", "target"))
-    add("--key", type=Path, metavar="FILE", help="secret key that signs (`boards key new`)")
-    add(
-        "--unsigned",
-        action="store_true",
-        help="do not sign: boards must be told to bear it",
-    )
-    add(
-        "--engine",
-        dest="engines",  # `engine` is a setting of devices
-        action="append",
-        choices=("onnxruntime", "litert"),
-        help="what runs the draft (default: what its package holds files for)",
-    )
-    add(
-        "--require",
-        action="append",
-        default=[],
-        metavar="NAME==VERSION",
-        help="another version than ours, or one wheel more",
-    )
-    add(
-        "--wheel",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="a wheel of your own in place of ours, such as NVIDIA's onnxruntime_gpu",
-    )
-    add(
-        "--without",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="leave it out: the board has its own",
-    )
-    add("--group", default="video", help="who may use the service (default: %(default)s)")
-    add("--memory-mib", type=int, default=0, metavar="N", help="most memory of the service")
-    add("--cache", type=Path, metavar="DIR", help="where wheels are kept")
-    add("--dry-run", action="store_true", help="say which wheels it would hold")
 
 
 def run(args: argparse.Namespace) -> int:
     """Make a bundle."""
     from draftwire.boards import wheels
     from draftwire.boards.bundle import write_bundle
+    from draftwire.boards.profiles import find_profile
     from draftwire.boards.signing import load_signer
     from draftwire.boards.userlands import choose_userland, userlands_of
     from draftwire.packages import load_draft
 
+    if args.installer:
+        return _installer(args)
+    if args.new_key or args.show_key:
+        return _key(args)
+    if args.board is None:
+        raise ConfigError("no --board", hint="draftwire boards detect --all lists them")
+    out = args.out or Path("bundle.tar.gz")
     values = {name: v.value for name, v in _common.read_settings(args).items()}
     signer = None
     if args.key is not None:
@@ -85,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     elif not args.unsigned and not args.dry_run:
         raise ConfigError(
             "a bundle is signed, and no --key says by whom",
-            hint="`draftwire boards key new FILE` makes one; --unsigned goes without",
+            hint="--new-key FILE makes one; --unsigned goes without",
         )
-    profile = _profile(args.board)
+    profile = find_profile(board=args.board).profile
     userland = choose_userland(
         profile.name, userlands_of(profile.raw), args.python, args.glibc
     )
@@ -128,20 +88,56 @@ def run(args: argparse.Namespace) -> int:
             _with_wheels(
                 content, [*fetched, *args.wheel], wanted.modules + brought, system
             ),
-            args.out,
+            out,
             signer,
         )
         document.update(
             id=manifest["id"],
-            file=str(args.out),
-            bytes=args.out.stat().st_size,
+            file=str(out),
+            bytes=out.stat().st_size,
             installed_bytes=manifest["installed_bytes"],
             key=None if signer is None else signer.key.text,
         )
-    if args.json is not None:
-        _common.write_json(document, args.json)
-    if args.json != "-" and not args.quiet:
+    if _common.give_json(args, document) and not args.quiet:
         _print(document)
+    return 0
+
+
+def _installer(args: argparse.Namespace) -> int:
+    """Write ``install.sh``."""
+    import hashlib
+
+    from draftwire.boards.install.script import installer_script
+
+    script = installer_script()
+    digest = hashlib.sha256(script).hexdigest()
+    if args.out is None and args.json is None:
+        sys.stdout.write(script.decode("ascii"))
+        return 0
+    if args.out is not None:
+        try:
+            args.out.write_bytes(script)
+            args.out.chmod(0o755)
+        except OSError as exc:
+            raise ConfigError(f"cannot write {args.out}: {exc.strerror}") from exc
+    document = {"schema": "draftwire.installer/1", "sha256": digest, "bytes": len(script)}
+    _common.give_json(args, document)
+    if args.json is None and not args.quiet:
+        print(f"{args.out}: sha256 {digest}")
+    return 0
+
+
+def _key(args: argparse.Namespace) -> int:
+    """Make a key, or show the public half of one."""
+    from draftwire.boards import signing
+
+    new = args.new_key
+    key = signing.make_key(new) if new else signing.public_key(args.show_key)
+    if _common.give_json(args, {"schema": "draftwire.key/1", "public_key": key.text}):
+        print(key.text)
+        if new and not args.quiet:
+            print(f"the secret half is {new}: keep it off the boards, and keep a copy")
+            print(f"the public half is {new}.pub: boards get it, `install.sh --key`")
     return 0
 
 
@@ -162,18 +158,7 @@ def _print(document: dict[str, Any]) -> None:
     trust = document["key"] or "--allow-unsigned"
     key = f"--key {trust}" if document["key"] else trust
     print(f"on the board: sudo sh install.sh {Path(document['file']).name} {key}")
-    print("`draftwire boards installer --out install.sh` makes that script here")
-
-
-def _profile(name: str) -> Profile:
-    """Return a profile by its name, or by what follows the maker's."""
-    from draftwire.boards.profiles import find_profile, load_profiles
-
-    known = load_profiles()
-    for candidate in (name, f"jetson-{name}", f"raspberry-{name}"):
-        if candidate in known:
-            return known[candidate]
-    return find_profile(profiles=known, board=name).profile
+    print("`draftwire boards bundle --installer --out install.sh` makes that script here")
 
 
 def _draft_folder(named: Path | None) -> Path:

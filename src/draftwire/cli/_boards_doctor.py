@@ -1,39 +1,34 @@
-"""``draftwire boards doctor``: would a draft run here, and what mends it if not?"""
+"""``draftwire boards doctor``: would a draft run here, does the verifier take it?"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
+from urllib.parse import urlsplit
 
-from draftwire.cli import _boards_common as common
-from draftwire.cli import _boards_verifier as verifier
-from draftwire.cli import _common
-from draftwire.cli._boards_text import labelled, wrapped
-from draftwire.errors import ConfigError
+from draftwire.cli import _common, boards
+from draftwire.errors import ConfigError, DraftwireError, RefusedError, TransportError
+from draftwire.io import labelled, wrapped
 
 if TYPE_CHECKING:
-    from draftwire.boards.doctor import Report
+    import ssl
 
-__all__ = ["add_flags", "render", "run"]
+    from draftwire.boards.doctor import Report
+    from draftwire.boards.findings import Finding
+
+__all__ = ["PROBE", "check_verifier", "render", "run"]
 
 # Opens a draft in a process of its own; the boards' room knows no engine of ours.
 PROBE = ("-m", "draftwire.runtime.engines.probe")
+_ANSWER_S = 8.0
+_LARGEST = 1 << 20
+_CLOCK_S = 120.0  # a certificate's edges and a log's order can do with less
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
-    parser.epilog = (
-        "exit code: 0 a draft would run (warnings or not), 3 something on this machine, "
-        "4 the verifier, 5 the draft keeps it from running"
-    )
-    common.add_root_flags(parser)
-    common.add_profile_flag(parser)
-    names = ("verifier", "draft", "target", "token_file", "threads")
-    _common.add_settings(parser, names)
-    verifier.add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     values = {name: v.value for name, v in _common.read_settings(args).items()}
     url, draft = values["verifier"], values["draft"]
     found = detect(
-        common.root(args), common.profiles(args), board=args.board, engines=False
+        boards.root(args), boards.profiles(args), board=args.board, engines=False
     )
     host = found.tree.host
     progress = _progress(quiet=args.quiet)
@@ -53,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
         found,
         None if place is None else (*PROBE, str(place)),
         threads=values["threads"] if isinstance(values["threads"], int) else 1,
-        secure=verifier.is_secure(url),
+        secure=_is_secure(url),
         progress=progress,
     )
     if url and host:
         progress("asking the verifier")
-        answer = verifier.check_verifier(
+        answer = check_verifier(
             url,
             place,
             token_file=values["token_file"],
@@ -68,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
         report = report.plus(answer)
     progress("")
-    if args.json is not None:
-        _common.write_json(report.to_dict(), args.json)
-    if args.json != "-":
+    if _common.give_json(args, report.to_dict()):
         colour = _common.wants_colour(sys.stdout, never=args.no_color)
         print(render(report, colour=colour, quiet=args.quiet))
     return report.exit_code
@@ -130,3 +123,143 @@ def _verdict(report: Report) -> str:
     if report.would_run is None:
         return f"Nothing found against a draft, and none was opened.{more}"
     return f"A draft would run here.{more}"
+
+
+# ---- the verifier
+
+
+def _is_secure(url: str | None) -> bool:
+    """Return whether the verifier's certificate will be checked."""
+    return bool(url) and urlsplit(str(url)).scheme == "wss"
+
+
+def check_verifier(
+    url: str,
+    draft: Path | None,
+    *,
+    token_file: Path | None,
+    target: str,
+    ca: Path | None,
+    insecure: bool,
+) -> list[Finding]:
+    """Ask the verifier for its health, then greet it as a session would.
+
+    Raises:
+        ConfigError: The address, or a file of the user, is wrong.
+    """
+    from draftwire.transport.client import tls_context
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise ConfigError(f"{url} is no ws:// or wss:// address")
+    token = None if token_file is None else _common.read_token(token_file)
+    tls = tls_context(ca=ca, cert=None, key=None) if parts.scheme == "wss" else None
+    findings = _health(url, tls, token)
+    if findings[0].status == "fail" or draft is None:
+        return findings
+    return [*findings, _greet(url, draft, token, tls, target=target, insecure=insecure)]
+
+
+def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Finding]:
+    import urllib.error
+    from urllib.request import Request
+
+    from draftwire.boards.findings import Finding
+    from draftwire.transport.answers import clean
+    from draftwire.transport.dial import health_url, is_loopback, web
+
+    parts = urlsplit(url)
+    asked = health_url(url)
+    request = Request(asked)
+    if token is not None and (tls or is_loopback(parts.hostname or "")):
+        request.add_header("Authorization", f"Bearer {token}")  # else it names no target
+    try:
+        opener = web(parts.hostname or "", tls)
+        with opener.open(request, timeout=_ANSWER_S) as answer:
+            body, date = answer.read(_LARGEST), answer.headers.get("Date")
+    except urllib.error.HTTPError as exc:  # 503 while it drains: the body says so
+        body, date = exc.read(_LARGEST), exc.headers.get("Date")
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", exc)
+        port = parts.port or (443 if tls else 80)
+        fix = f"nc -vz {parts.hostname} {port}"
+        if isinstance(reason, ConnectionRefusedError):
+            fix = f"draftwire verifier serve --target models/v1.target --port {port}"
+            if not is_loopback(parts.hostname or ""):
+                fix = f"ssh {parts.hostname} draftwire verifier serve --port {port}"
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            fix = f"openssl s_client -connect {parts.hostname}:{port} -showcerts"
+        detail = f"{url} does not answer: {reason}"
+        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
+    findings = []
+    try:
+        health = json.loads(body)
+        # Without a token a verifier does not name them.
+        served = health.get("targets", ())
+        names = "".join(f"{t['name']} {t['version']}, " for t in served)[:-2]
+        targets, status = clean(names, 1000), clean(str(health["status"]), 40)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        detail = f"what answers at {asked} is no draftwire verifier"
+        fix = f"curl -i {asked}"
+        return [Finding("verifier", "fail", detail, fix, TransportError.exit_code)]
+    if status == "ok":
+        findings.append(Finding("verifier", "ok", f"{url}: {targets or status}"))
+    else:
+        fix = f"curl {asked}"
+        findings.append(
+            Finding("verifier", "warn", f"{url} is {status} {targets}".rstrip(), fix)
+        )
+    return findings + _clock(date)
+
+
+def _clock(date: str | None) -> list[Finding]:
+    """Compare this machine's clock with the verifier's, which its answer carries."""
+    from draftwire.boards.findings import Finding
+
+    try:
+        theirs = parsedate_to_datetime(date or "").timestamp()
+    except (TypeError, ValueError, IndexError):
+        return []
+    ahead = time.time() - theirs
+    if abs(ahead) <= _CLOCK_S:
+        return []
+    side = "ahead of" if ahead > 0 else "behind"
+    detail = f"{abs(ahead):.0f} s {side} the verifier's"
+    return [Finding("clock", "warn", detail, "sudo timedatectl set-ntp true")]
+
+
+def _greet(
+    url: str,
+    draft: Path,
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    *,
+    target: str,
+    insecure: bool,
+) -> Finding:
+    from draftwire.boards.findings import Finding
+    from draftwire.packages import load_draft
+    from draftwire.runtime.greeting import hello_of
+    from draftwire.transport.client import Connection
+
+    options: dict[str, Any] = {"token": token, "insecure": insecure, "tls": tls}
+    start = time.monotonic()
+    try:
+        hello = hello_of(load_draft(draft), target)
+        connection = Connection(url, hello, timeout=_ANSWER_S, **options)
+    except RefusedError as exc:
+        fix = exc.hint if exc.hint.startswith("draftwire ") else ""
+        if token is None:
+            fix = f"draftwire boards doctor --verifier {url} --token-file FILE"
+        detail = f"it refuses this device: {exc}"
+        again = fix or f"draftwire verifier check {url} --health"
+        return Finding("handshake", "fail", detail, again, exc.exit_code)
+    except DraftwireError as exc:
+        hint = f" ({exc.hint})" if exc.hint else ""
+        fix = f"draftwire verifier check {url} --health"
+        return Finding("handshake", "fail", f"{exc}{hint}", fix, exc.exit_code)
+    taken = time.monotonic() - start
+    welcome = connection.welcome
+    connection.close()
+    text = f"it takes this draft for target {welcome.target}; {taken * 1e3:.0f} ms"
+    return Finding("handshake", "ok", text)

@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import IO, Any, Callable, Iterable, Mapping, Sequence
 
 from draftwire.errors import ConfigError, OutputError
-from draftwire.io import align, replacing
+from draftwire.io import replacing
 from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.rules import Rule
 from draftwire.settings import Value, resolve
 
 __all__ = [
-    "add_actions",
+    "EXPLAIN",
+    "LOG_FORMAT",
+    "NUMERICS",
     "add_common_flags",
-    "add_explain",
-    "add_log_format",
     "add_options",
     "add_settings",
     "check_output",
-    "format_table",
     "give_json",
     "json_destination",
     "option_values",
@@ -37,6 +36,7 @@ __all__ = [
     "ruled",
     "say_block",
     "session_options",
+    "show",
     "start_logging",
     "stream_options",
     "verifier_url",
@@ -44,16 +44,15 @@ __all__ = [
     "write_json",
 ]
 
-
-def add_actions(commands: Any, name: str, *, help: str, description: str) -> Any:
-    """Add a command that wants an ACTION; return where its actions are added."""
-    parser = commands.add_parser(name, help=help, description=description)
-
-    def nothing(args: argparse.Namespace) -> int:
-        raise ConfigError("name an ACTION", hint=f"see `draftwire {name} --help`")
-
-    parser.set_defaults(run=nothing)
-    return parser.add_subparsers(dest="action", metavar="ACTION")
+EXPLAIN = "--explain  say on stderr why each block ended where it did"
+LOG_FORMAT = """
+--log-format {text,json} =text  of the log on stderr; json is an object a line
+"""
+NUMERICS = """
+--numerics {exact,close}  exact: the same bits however a position was asked for; close: up
+                      to near ties, which are counted (default: close in float32, exact
+                      below it)
+"""
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +98,7 @@ class _Switch(argparse.Action):
         setattr(space, self.dest, not str(word).startswith("--no-"))
 
 
-def _add_option(group: Any, option: Option, default: Any) -> None:
+def _add_option(group: Any, option: Option, default: Any, *, shown: bool = True) -> None:
     words: dict[str, Any] = {"dest": option.name, "default": None}
     names = [option.flag]
     if option.rule.kind is bool:
@@ -110,7 +109,8 @@ def _add_option(group: Any, option: Option, default: Any) -> None:
         if option.rule.kind is tuple:
             words["action"] = "append"
     note = "" if default in (None, False, (), "") else f" (default: {default})"
-    group.add_argument(*names, help=option.help.replace("%", "%%") + note, **words)
+    text = option.help.replace("%", "%%") + note
+    group.add_argument(*names, help=text if shown else argparse.SUPPRESS, **words)
 
 
 def _note(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -132,25 +132,28 @@ def add_options(
     groups: Sequence[type[Options]],
     *,
     defaults: Mapping[str, Any] | None = None,
-) -> dict[str, argparse._ArgumentGroup]:
+) -> None:
     """Add a flag for each option of ``groups``: the common ones first, then by title.
 
-    ``defaults`` are those of a command that has its own.
-
-    Returns:
-        The groups of the help, by title.
+    What is not common is in the help of ``--help-all`` alone. ``defaults`` are those of a
+    command that has its own.
     """
-    found: dict[str, argparse._ArgumentGroup] = {}
+    whole = getattr(parser, "whole", False)
     defaults = dict(defaults or {})
+    hidden = 0
     for group in groups:
-        found[group.title] = parser.add_argument_group(group.title)
+        place = parser.add_argument_group(group.title)
         wanted = [option for option in options_of(group) if not option.secret]
         for option in wanted:
-            where = parser if option.common else found[group.title]
-            _add_option(where, option, defaults.get(option.name, option.default))
+            where = parser if option.common else place
+            shown = option.common or whole
+            hidden += not shown
+            default = defaults.get(option.name, option.default)
+            _add_option(where, option, default, shown=shown)
         _note(parser, wanted)
     parser.set_defaults(defaults=defaults)
-    return found
+    if hidden:
+        parser.epilog = f"--help-all shows {hidden} more options"
 
 
 def read_settings(args: argparse.Namespace) -> dict[str, Value]:
@@ -158,25 +161,6 @@ def read_settings(args: argparse.Namespace) -> dict[str, Value]:
     flags = {name: getattr(args, name) for name in getattr(args, "settings", ())}
     defaults = getattr(args, "defaults", None)
     return resolve(flags, config=args.config, defaults=defaults)
-
-
-def add_numerics(group: Any) -> None:
-    """Add ``--numerics``."""
-    group.add_argument(
-        "--numerics",
-        choices=("exact", "close"),
-        help="exact: the same bits however a position was asked for; close: up to near "
-        "ties, which are counted (default: close in float32, exact below it)",
-    )
-
-
-def add_explain(group: argparse._ArgumentGroup) -> None:
-    """Add ``--explain``; :func:`say_block` is what it asks for."""
-    group.add_argument(
-        "--explain",
-        action="store_true",
-        help="say on stderr why each block ended where it did",
-    )
 
 
 def say_block(line: str) -> None:
@@ -318,16 +302,6 @@ class _Json(logging.Formatter):
         return json.dumps(line)
 
 
-def add_log_format(parser: argparse.ArgumentParser) -> None:
-    """Add ``--log-format``."""
-    parser.add_argument(
-        "--log-format",
-        choices=("text", "json"),
-        default="text",
-        help="of the log on stderr; json is an object a line (default: text)",
-    )
-
-
 def start_logging(*, verbose: bool, form: str | None = None) -> None:
     """Send the library's log to stderr.
 
@@ -344,19 +318,6 @@ def start_logging(*, verbose: bool, form: str | None = None) -> None:
         handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return aligned columns: the first to the left, numbers to the right."""
-    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
-    rule = ["-" * max(map(len, column)) for column in zip(*cells)]
-    return align([cells[0], rule, *cells[1:]])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def json_destination(words: Sequence[str]) -> str | None:
@@ -400,6 +361,13 @@ def give_json(args: argparse.Namespace, document: object) -> bool:
     if args.json is not None:
         write_json(document, args.json)
     return bool(args.json != "-")
+
+
+def show(args: argparse.Namespace, document: Any, render: Callable[[Any], str]) -> int:
+    """Write the document to ``--json`` and its text to stdout; return the exit code 0."""
+    if give_json(args, document):
+        print(render(document))
+    return 0
 
 
 def write_json(document: object, destination: str) -> None:

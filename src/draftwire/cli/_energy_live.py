@@ -1,4 +1,4 @@
-"""``draftwire energy sources | watch | record | sweep | ...``: on the board, now."""
+"""``draftwire energy sources | watch | record | sweep``: on the board, now."""
 
 from __future__ import annotations
 
@@ -7,31 +7,23 @@ import json
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from draftwire.cli._energy_common import (
-    LIVE,
-    add,
-    emit,
-    open_live,
-    rail_tables,
-    say,
-    seconds_of,
-    sentence,
-    split,
-)
+from draftwire.cli._common import give_json
+from draftwire.cli.energy import open_live, rail_tables, say, seconds_of, sentence, split
 from draftwire.errors import ConfigError, DraftwireError, SensorError
 from draftwire.io import align, quantity, write_text
 
+__all__ = ["record", "sources", "sweep", "watch"]
+
+HERE = "127.0.0.1:9477"  # of Prometheus
 COUNTS = ("drafted", "accepted", "emitted", "requests")
 
 
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    add(parser, "root", "board", "json")
-
-
-def run_sources(args: argparse.Namespace) -> int:
+def sources(args: argparse.Namespace) -> int:
+    """Say what can be measured here; 3 when nothing can."""
+    if args.calibrate:
+        return _calibrate(args)
     from draftwire.boards.profiles import find_profile, load_profiles
     from draftwire.energy.sources.choose import choose_source, find_sources
 
@@ -74,7 +66,7 @@ def run_sources(args: argparse.Namespace) -> int:
     except SensorError as exc:
         document.update(nothing, why=str(exc), rails=[], warnings=[])
         told = f"chosen   none. {exc.hint}"
-    if not emit(args, document):
+    if give_json(args, document):
         print(f"board    {match.profile.title} ({match.how})")
         for finding in findings:
             usable = "yes" if finding.usable else "no"
@@ -89,13 +81,10 @@ def run_sources(args: argparse.Namespace) -> int:
     return 0 if document["chosen"] else 3
 
 
-def add_watch(parser: argparse.ArgumentParser) -> None:
-    prom = {"type": Path, "help": "Prometheus text file, renewed"}
-    add(parser, *LIVE, prom=prom, **{"for": {"dest": "seconds", "help": "e.g. 60s, 5m"}})
-    add(parser, "json")
-
-
-def run_watch(args: argparse.Namespace) -> int:
+def watch(args: argparse.Namespace) -> int:
+    """Show watts while they come, or serve them."""
+    if args.http is not None or args.dashboard:
+        return _export(args)
     from draftwire.energy.live.exporter import live_metrics
     from draftwire.energy.live.marks import MarkListener
     from draftwire.energy.live.watch import as_event, frames
@@ -127,27 +116,15 @@ def run_watch(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_record(parser: argparse.ArgumentParser) -> None:
-    add(
-        parser,
-        *LIVE,
-        "json",
-        out={"type": Path, "required": True, "help": "recording (.jsonl)"},
-        force={"action": "store_true", "help": "overwrite"},
-        baseline="measure idle power first, e.g. 30s",
-        pulse={
-            "action": "store_true",
-            "help": "load pulses that a USB meter is aligned by",
-        },
-        **{"for": {"dest": "seconds", "help": "e.g. 60s, 5m; else until Ctrl-C"}},
-    )
-    parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to measure")
-
-
-def run_record(args: argparse.Namespace) -> int:
+def record(args: argparse.Namespace) -> int:
+    """Record, or tell a recording what happens."""
+    if args.mark is not None:
+        return _mark(args)
+    if args.out is None:
+        raise ConfigError("no --out", hint="--out FILE.jsonl takes the recording")
     from draftwire.energy.account.context import read_context
     from draftwire.energy.files.recording import Recorder
-    from draftwire.energy.live.record import record
+    from draftwire.energy.live import record as live
 
     seconds = seconds_of(args.seconds)
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
@@ -175,10 +152,10 @@ def run_record(args: argparse.Namespace) -> int:
         # With --json the document is alone on stdout.
         out = 2 if args.json == "-" else None
         options = {"seconds": seconds, "command": command, "pulse": args.pulse}
-        done = record(meter, recorder, stdout=out, **options)
+        done = live.record(meter, recorder, stdout=out, **options)
     if done.truncated:
         say(f"warning: {done.truncated}")
-    if not emit(args, {"schema": "draftwire.energy-record/1", **done.entry}):
+    if give_json(args, {"schema": "draftwire.energy-record/1", **done.entry}):
         print(sentence(done.entry))
         print(f"{recorder.samples} samples in {args.out}")
     if done.exit_code:
@@ -187,32 +164,14 @@ def run_record(args: argparse.Namespace) -> int:
     return 130 if done.interrupted and command else 0
 
 
-def add_sweep(parser: argparse.ArgumentParser) -> None:
-    consent = "agree to --set beforehand"
-    add(
-        parser,
-        *LIVE,
-        modes={"required": True, "help": "names, comma between"},
-        set={
-            "metavar": "CMD",
-            "help": "e.g. 'sudo nvpmodel -m {id}'; else you set the mode",
-        },
-        yes={"action": "store_true", "help": consent},
-        repeats={"type": int, "default": 3},
-        settle={"default": "10s", "help": "wait after a change of mode"},
-        plot={"type": Path, "help": "Pareto chart: .png, .pdf or .svg"},
-        out={"type": Path, "help": "renewed after every run (JSON)"},
-    )
-    add(parser, "json")
-    parser.add_argument("words", nargs="+", metavar="-- COMMAND", help="what to run")
-
-
-def run_sweep(args: argparse.Namespace) -> int:
+def sweep(args: argparse.Namespace) -> int:
+    """Run a command in each of the power modes."""
     from draftwire.boards.system import power_mode
     from draftwire.boards.tree import Tree
     from draftwire.energy.account.context import mode_name
-    from draftwire.energy.live.record import Recorded, record
-    from draftwire.energy.reports.sweep import Point, set_mode, sweep
+    from draftwire.energy.live import record as live
+    from draftwire.energy.reports.sweep import Point, set_mode
+    from draftwire.energy.reports.sweep import sweep as run_modes
 
     command = args.words[1:] if args.words[:1] == ["--"] else args.words
     found = power_mode(Tree(args.root))
@@ -241,11 +200,11 @@ def run_sweep(args: argparse.Namespace) -> int:
         note = set_mode(mode, number, template=args.set, present=present, agree=agree)
         notes.extend([note] if note else [])
 
-    def run(mode: str, number: int) -> Recorded:
+    def run(mode: str, number: int) -> live.Recorded:
         meter, _ = open_live(args)
         with meter:
             say(f"{mode}: run {number + 1} of {args.repeats}")
-            return record(meter, None, command=command, stdout=2)  # stdout is ours
+            return live.record(meter, None, command=command, stdout=2)  # stdout is ours
 
     settle_s = seconds_of(args.settle) or 0.0
     before = present()
@@ -272,7 +231,7 @@ def run_sweep(args: argparse.Namespace) -> int:
 
     old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        points = sweep(
+        points = run_modes(
             modes,
             enter=enter,
             run=run,
@@ -283,7 +242,7 @@ def run_sweep(args: argparse.Namespace) -> int:
         )
     finally:
         signal.signal(signal.SIGTERM, old)
-    if not emit(args, document(points)):
+    if give_json(args, document(points)):
         rows = [("mode", f"seconds per {points[0].per}", "energy", "")]
         for p in points:
             time_text = quantity(p.seconds, p.uncertainty_s or None, "s")
@@ -304,13 +263,7 @@ def run_sweep(args: argparse.Namespace) -> int:
     return 0 if all(p.energy_j is not None and not p.error for p in points) else 3
 
 
-def add_calibrate(parser: argparse.ArgumentParser) -> None:
-    dry = {"action": "store_true", "help": "do not keep the result"}
-    time_option = {"dest": "seconds", "default": "40s", "help": "how long"}
-    add(parser, *LIVE, "json", dry_run=dry, **{"for": time_option})
-
-
-def run_calibrate(args: argparse.Namespace) -> int:
+def _calibrate(args: argparse.Namespace) -> int:
     from draftwire.energy.live.calibrate import calibrate, save
 
     seconds = seconds_of(args.seconds) or 40.0
@@ -320,7 +273,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
         say(f"loading the processor in a pattern for {seconds:g} s; let nothing else run")
         found = calibrate(meter, seconds)
     kept = None if args.dry_run else save(found)
-    if not emit(args, found.to_dict()):
+    if give_json(args, found.to_dict()):
         response = found.response
         for name, (low, high) in (("lag", response.lag_s), ("window", response.window_s)):
             print(f"{name:<9}{1e3 * low:.1f} to {1e3 * high:.1f} ms")
@@ -332,45 +285,26 @@ def run_calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_mark(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("phase", nargs="?", help="what the device does from now on")
-    number = {"type": int, "default": 0, "metavar": "N"}
-    add(parser, **dict.fromkeys(COUNTS, number))
-    add(parser, to="socket of the recording; found when left out")
-
-
-def run_mark(args: argparse.Namespace) -> int:
+def _mark(args: argparse.Namespace) -> int:
     from draftwire.energy.live.marks import find_listener, send
 
     tokens = {name: getattr(args, name) for name in COUNTS if getattr(args, name)}
-    if not args.phase and not tokens:
+    if not args.mark and not tokens:
         raise ConfigError("nothing to mark", hint="name a phase, or --emitted N")
     path = args.to or find_listener()
-    if not send(path, args.phase, tokens):
+    if not send(path, args.mark or None, tokens):
         raise ConfigError(f"nobody records at {path}")
     return 0
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
-    here = "127.0.0.1:9477"
-    http = {"nargs": "?", "const": here, "metavar": "HOST:PORT"}
-    http["help"] = f"serve /metrics for Prometheus ({here})"
-    add(parser, *LIVE, http=http)
-    time_option = {"dest": "seconds", "help": "e.g. 60s; else until Ctrl-C"}
-    add(parser, **{"for": time_option})
-    add(parser, dashboard={"type": Path, "help": "write Grafana's dashboard"})
-
-
-def run_export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> int:
     from draftwire.energy.live.exporter import dashboard, serve
 
     if args.dashboard:
         write_text(args.dashboard, dashboard())
-    elif args.http is None:
-        raise ConfigError("nothing to export", hint="--http, or --dashboard FILE")
     if args.http is not None:
         meter, board = open_live(args)
         with meter:
             seconds = seconds_of(args.seconds)
-            serve(meter, args.http, seconds=seconds, board=board, say=say)
+            serve(meter, args.http or HERE, seconds=seconds, board=board, say=say)
     return 0

@@ -1,15 +1,19 @@
-"""``draftwire verifier check URL``: does a verifier do what the specification says?"""
+"""``draftwire verifier check``: does a verifier or a device do as specified?"""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Callable
 
 from draftwire.cli import _common
-from draftwire.errors import TransportError
-from draftwire.rules import number
+from draftwire.errors import ConfigError, TransportError
 
 if TYPE_CHECKING:
     import ssl
@@ -18,47 +22,21 @@ if TYPE_CHECKING:
     from draftwire.verifier.kit.peer import Kit
     from draftwire.verifier.kit.rows import Result
 
-__all__ = ["register", "say_row", "show_rows"]
+__all__ = ["run"]
 
 HEALTH_SCHEMA = "draftwire.verifier/1"
 SCHEMA = "draftwire.conformance/2"
 HEALTH_S = 10.0
 
 
-def register(actions: Any) -> None:
-    """Add the command."""
-    parser = actions.add_parser(
-        "check",
-        help="run a verifier through the specification",
-        description="Run any verifier through transport/PROTOCOL.md, from outside, and "
-        "say which rows conform, which fail and which were not tested. Exit code 4 when "
-        "one fails. `--target kit` checks against exact texts; see docs/conformance.md.",
-    )
-    add = parser.add_argument
-    add("url", help="ws://HOST:PORT or wss://HOST:PORT")
-    add("--health", action="store_true", help="only ask for its health and its targets")
-    add(
-        "--draft",
-        type=Path,
-        metavar="DIR",
-        help="a draft package that fits a target there (default: the reference draft)",
-    )
-    add(
-        "--target",
-        default="",
-        metavar="NAME",
-        help="check this one (default: its own); kit: the kit's, without a draft",
-    )
-    add("--quick", action="store_true", help="texts of 120 tokens, in seconds")
-    add("--exhaust", action="store_true", help="also take every slot, for error 'busy'")
-    seconds = _common.ruled(number(0, 1e6, above=True))
-    add("--seconds", type=seconds, default=60.0, metavar="S", help="about (60)")
-    add("--patience", type=seconds, default=10.0, metavar="S", help="an answer (10)")
-    _common.add_settings(parser, ("token_file",))
-    add("--ca", type=Path, metavar="PEM", help="authority to trust")
-    add("--insecure", action="store_true", help="allow plain ws:// off loopback")
-    _common.add_common_flags(parser)
-    parser.set_defaults(run=_check)
+def run(args: argparse.Namespace) -> int:
+    """Check a verifier, or with ``--device`` a device."""
+    if args.device:
+        args.command = [word for word in (args.url, *args.command) if word]
+        return _mimic(args)
+    if args.url is None:
+        raise ConfigError("no URL", hint="ws://HOST:PORT, or --device for a device")
+    return _check(args)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -85,7 +63,6 @@ def _check(args: argparse.Namespace) -> int:
 def _health(
     args: argparse.Namespace, request: Request, host: str, tls: ssl.SSLContext | None
 ) -> int:
-    import json
     import urllib.error
 
     from draftwire.transport.answers import clean
@@ -117,8 +94,6 @@ def _health(
 
 
 def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
-    import asyncio
-
     from draftwire.verifier.kit.checks import CHECKS, prepare
     from draftwire.verifier.kit.rows import run_rows
 
@@ -127,15 +102,14 @@ def _conformance(args: argparse.Namespace, tls: ssl.SSLContext | None) -> int:
 
     async def run() -> list[Result]:
         await prepare(kit, seconds=seconds)
-        return await run_rows(kit, CHECKS, say_row(args), seconds=max(120.0, 2 * seconds))
+        return await run_rows(kit, CHECKS, _say_row(args), seconds=max(120.0, 2 * seconds))
 
     results = asyncio.run(run())
-    return show_rows(args, args.url, results)
+    return _show_rows(args, args.url, results)
 
 
-def say_row(args: argparse.Namespace) -> Callable[[Result], None]:
+def _say_row(args: argparse.Namespace) -> Callable[[Result], None]:
     """Return what tells of a row on stderr, where somebody looks."""
-    import sys
 
     def told(result: Result) -> None:
         if sys.stderr.isatty() and not args.quiet:
@@ -144,10 +118,8 @@ def say_row(args: argparse.Namespace) -> Callable[[Result], None]:
     return told
 
 
-def show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
+def _show_rows(args: argparse.Namespace, whom: str, results: list[Result]) -> int:
     """Print the rows of a conformance kit and what they mean; return the exit code."""
-    import sys
-
     from draftwire.transport.answers import clean
 
     if sys.stderr.isatty() and not args.quiet:
@@ -205,3 +177,57 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
     if args.quick:
         kit.long = 120
     return kit
+
+
+# ---- a device
+
+
+def _mimic(args: argparse.Namespace) -> int:
+    from draftwire.verifier.kit.device_rows import EXERCISES, try_device
+    from draftwire.verifier.kit.mimic import Mimic
+
+    if not any(args.only in row.name for row in EXERCISES):
+        raise ConfigError(
+            f"no row has {args.only!r} in its name",
+            hint="leave --only out: the table has all names",
+        )
+    results: list[Result] = []
+    told = _say_row(args)
+
+    def tell(result: Result) -> None:
+        results.append(result)
+        told(result)
+
+    async def device(url: str) -> None:
+        words = [word.replace("{url}", url) for word in args.command]
+        quiet = None if args.verbose else asyncio.subprocess.DEVNULL
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=sys.stderr if args.verbose else quiet,
+            stderr=quiet,
+            env={**os.environ, "DRAFTWIRE_VERIFIER": url},
+        )
+        try:
+            await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+    async def run() -> None:
+        mimic = Mimic(device if args.command else None, args.patience, port=args.port)
+        async with mimic.listening():
+            if not args.command:
+                print(f"listening on {mimic.url}", file=sys.stderr, flush=True)
+            await try_device(mimic, tell, args.only)
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # what was seen is shown
+            asyncio.run(run())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot run {shlex.join(args.command) or 'a mimic'}: {error}",
+            hint="give the device's command behind --, or another --port",
+        ) from error
+    return _show_rows(args, shlex.join(args.command) or "the device", results)

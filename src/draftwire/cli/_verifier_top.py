@@ -7,14 +7,12 @@ import contextlib
 import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError, TransportError
-from draftwire.rules import number, whole
 
-__all__ = ["register"]
+__all__ = ["run"]
 
 SCHEMA = "draftwire.verifier.top/1"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -22,34 +20,8 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 
-def register(actions: Any) -> None:
-    """Add the command."""
-    parser = actions.add_parser(
-        "top",
-        help="watch a verifier in a terminal",
-        description="Show what a verifier does now, from its metrics: 80 columns, over ssh "
-        "as well. q or Ctrl-C ends it. It wants a token, or the address of --admin.",
-    )
-    add = parser.add_argument
-    add(
-        "url",
-        nargs="?",
-        default="ws://127.0.0.1:8765",
-        help="ws://HOST:PORT, wss://..., or http://HOST:PORT of --admin "
-        "(default: %(default)s)",
-    )
-    seconds = _common.ruled(number(0.05, 3600))
-    add("--interval", type=seconds, default=2.0, metavar="S", help="default: 2")
-    times = _common.ruled(whole(1, 10**9))
-    add("--count", type=times, metavar="N", help="print it N times, and end")
-    _common.add_settings(parser, ("token_file",))
-    add("--ca", type=Path, metavar="PEM", help="authority to trust")
-    add("--insecure", action="store_true", help="show the token over plain ws:// as well")
-    _common.add_common_flags(parser)
-    parser.set_defaults(run=_top)
-
-
-def _top(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Show it until a key is pressed."""
     from draftwire.verifier.serving.top import Top
 
     fetch, name = _source(args)

@@ -1,311 +1,379 @@
-"""``draftwire bench WHAT``: measure the parts. A leaf is a line of ``LEAVES``."""
+"""``draftwire bench WHAT``: measure the parts."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
+import signal
+import sys
+import time
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, TypeVar
 
-from draftwire.cli._bench_common import filled, say_to, show
-from draftwire.cli._bench_compare import compare_flags
-from draftwire.cli._bench_simulate import simulate_flags
-from draftwire.cli._common import add_common_flags
-from draftwire.errors import ConfigError
+from draftwire.cli._common import show, write_json
+from draftwire.cli._leaf import Leaf
+from draftwire.errors import BoardError, ConfigError
+from draftwire.io import format_table
 
-__all__ = ["LEAVES", "Leaf", "register"]
+__all__ = ["LEAVES"]
+
+_HERE = "draftwire.cli.bench"
+LEAVES = {
+    "device": Leaf(
+        "size, start, memory and speed of a draft here",
+        f"{_HERE}:device",
+        """
+--draft DIR                draft package (default: the reference one)
+--engines E[,E]:words =    onnxruntime, litert (default: installed)
+--precisions P[,P]:words = (default: all that the draft has)
+--threads N,N:counts       default: 1, 2, 4
+--provider NAME            of onnxruntime: auto (default), cpu, cuda, tensorrt
+--rounds N =30             of 16 tokens
+--spawn N =3               processes a line
+--no-energy                leave the power meter out
+tune:
+--tune DRAFT:path          choose the model of this draft package (engine, precision,
+                           threads) that gives the most accepted tokens a second, and a
+                           joule where watts are known
+--board NAME               for this board, not for the one that this is
+--times FILE               what `bench device --json FILE` wrote on that board
+--target DIR               who accepts: a package or checkpoint
+--prompts FILE             a prompt a line
+--block N =4               drafted tokens
+--tokens N =64             for each prompt
+--write                    write acceptance and choice into draft.json; the id stays
+""",
+    ),
+    "verifier": Leaf(
+        "many devices at once on one verifier",
+        f"{_HERE}:verifier",
+        """
+--target DIR             target package (default: the reference one)
+--devices N =64          at the same time
+--seconds S:float =60    a run
+--block N =4             drafted tokens
+--acceptance P:float =0.8  of a draft
+--tokens N =64           of a text
+--think-ms MS:float =0   drafting takes so long
+--threads N              of the verifier's engine
+--no-compare             leave the run without batching out
+numerics:
+--numerics               instead: what exact numerics cost here, and whether texts stay the
+                         same
+--texts N:int =60        written twice, 0 for none
+--cases C,C:words        such as k = 4, race (default: all)
+--dtypes T,T:words =float32  of a checkpoint: float32, bfloat16, float16
+""",
+    ),
+    "link": Leaf(
+        "a slow link between two programs, or check it",
+        f"{_HERE}:link",
+        """
+[WHAT] {run,check} =run  run it until Ctrl-C, or measure it beside the ideal
+--spec LINK              such as 40ms/10mbit, 80ms/2mbit/loss=1%, driving-5g/20mbit,
+                         trace:FILE, poor (required)
+--to HOST:PORT           run: the server behind the link
+--listen PORT:int =0     run: 0 takes any
+--method NAME =auto      auto, netem, tun or proxy
+--pings N =200           check
+--seconds S:float =4     check: bulk, each way
+--no-calibrate           do not take the detour off the delay
+""",
+    ),
+    "compare": Leaf(
+        "every scheme beside every other, live",
+        f"{_HERE}:compare",
+        """
+what:
+--scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
+                         earlyexit, earlyexit2, qs, picospec, cost, latency, latency-auto,
+                         ours-cost, ours-latency, or all; NAME:K has blocks of K tokens
+                         (default: the published ones and ours)
+--draft DIR              draft package (default: the reference one)
+--target NAME =v1        v1, v2, v3 or a package
+--prompt TEXT+           continue these texts (default: the demo's three)
+--tokens N:int =64       of each text
+--k N|best =4            tokens of a fixed block; best: of each row, over each link, found
+                         by the simulator on the same texts
+--temperature T:float =0   0 is greedy
+--top-k N:int =50        when sampling
+--top-p P:float =1       when sampling
+--seed N:int =1
+--repeats N:int =3       in turns: A B C A B C
+--threads N:int =1       of either engine
+links:
+--link SPEC... >links    such as 40ms/10mbit; may be repeated (default: lan, wan, poor)
+--trace FILE... >traces  a link of 40 ms whose rate moves; may be repeated
+--method NAME =auto      auto, netem, tun or proxy
+time:
+--profile NAME           stretch every forward to a timing profile (bench simulate
+                         --profiles; or a .toml file); default: the models' own time
+--acceptance LUCK        with --profile: play synthetic texts in place of the models, such
+                         as 0.8
+--text FILE >recording   with --profile: play a recording (bench simulate --record)
+--texts N:int =3 >count  how many are played
+--simulate >simulated    in virtual time, nothing runs
+output:
+--plot FILE              a picture: .png, .pdf or .svg
+--markdown               print one Markdown table instead
+""",
+    ),
+    "simulate": Leaf(
+        "every scheme in virtual time",
+        f"{_HERE}:simulate",
+        """
+--profile NAME =nano-a100  timings: a name, or a .toml file
+--profiles               list the profiles, and stop
+--link SPEC              such as 40ms/10mbit (default: the profile's)
+--scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, earlyexit, qs,
+                         picospec, race, ours-cost, ours-latency, or all
+--k N|best >block        drafted tokens of a block; best tries 1 to 16
+--objective WHAT         latency, cost or energy: of --k best (default: latency), and of
+                         ours (default: cost for ours-cost, latency for ours-latency)
+--acceptance LUCK        0.8, markov:0.8:0.5, regimes:0.9:0.5:40 or steps:0.8,0.4@2000
+--confidence WHAT =calibrated  of a synthetic draft: calibrated, noise or none
+--text FILE >recording   play a recording of real models
+--real V                 run the reference models with target V, e.g. v1
+--record FILE            record what the reference models write (target: --real, else v1),
+                         and stop
+--replay FILE            take link, board, target and texts from a device's --wire-log, and
+                         compare with what was recorded; --scheme adds others
+--streams N:int =4
+--tokens N:int =400      of each stream
+--hours H:float          virtual time instead of --streams
+--sessions N:int =1      devices on one verifier
+--seed N:int =1
+--runs                   put every run's report into --json
+--plot FILE              a picture: .png, .pdf or .svg
+""",
+    ),
+}
+
+Settings = TypeVar("Settings")
 
 
-class Leaf(NamedTuple):
-    """One ``draftwire bench`` command.
-
-    Attributes:
-        summary: One line for ``draftwire bench --help``.
-        add_flags: Adds the leaf's own flags.
-        run: Name of the function in this module, or ``"module:function"``; gets the
-            parsed arguments and returns the exit code.
-    """
-
-    summary: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
-    run: str
+def _filled(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
+    """Return settings whose fields are the flags of the same names, and ``others``."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(args).items() if name in names}
+    return kind(**{**given, **others})
 
 
-def _package_flags(parser: argparse.ArgumentParser, *kinds: str) -> None:
-    for kind in kinds:
-        what = f"{kind} package (default: the reference one)"
-        parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help=what)
+def _say_to(args: argparse.Namespace, *, terminal: bool = False) -> Callable[[str], None]:
+    """Return who is told of progress: stderr, unless quiet or (``terminal``) unwatched."""
+
+    def say(line: str) -> None:
+        if not args.quiet and (sys.stderr.isatty() or not terminal):
+            print(line, file=sys.stderr, flush=True)
+
+    return say
 
 
-def _draft_flags(parser: argparse.ArgumentParser) -> None:
-    _package_flags(parser, "draft")
-    parser.add_argument("--precision", help="which of its models (default: int8)")
-    parser.add_argument(
-        "--contexts",
-        type=_counts,
-        default=(32, 256, 1024),
-        metavar="N,N",
-        help="tokens in the KV cache (default: 32,256,1024)",
+def _draft(args: argparse.Namespace) -> Path:
+    from draftwire.reference import draft_path
+
+    return args.draft or draft_path()
+
+
+def device(args: argparse.Namespace) -> int:
+    """Measure a draft here, or choose which of its models a board shall run."""
+    from draftwire.bench.device import Settings, bench_device, render
+
+    if args.tune is not None:
+        from draftwire.bench import tune
+
+        wanted = _filled(tune.Tuning, args, draft=args.tune, threads=args.threads or ())
+        return show(args, tune.tune(wanted), tune.render)
+    threads = args.threads or ()
+    settings = _filled(
+        Settings, args, draft=_draft(args), threads=threads, energy=not args.no_energy
     )
-    parser.add_argument("--threads", type=_count, default=1, help="default: %(default)s")
-    parser.add_argument(
-        "--blocks",
-        type=_count,
-        default=60,
-        help="undisturbed rounds of 16 tokens for each context (default: 60)",
-    )
-    parser.add_argument(
-        "--no-genai", action="store_true", help="leave onnxruntime-genai out"
-    )
-    parser.add_argument(
-        "--no-spawn", action="store_true", help="leave import time and memory out"
-    )
+    return show(args, bench_device(settings), render)
 
 
-def _draft(args: argparse.Namespace) -> int:
-    from draftwire.bench.draft import Settings, bench_draft, render
+def verifier(args: argparse.Namespace) -> int:
+    """Load a verifier; 1 when a device met an error."""
+    from draftwire.bench.verifier import Load, bench_verifier, render
+    from draftwire.reference import target_path
 
-    spawn = 0 if args.no_spawn else 5
-    settings = filled(Settings, args, spawn=spawn, genai=not args.no_genai)
-    return show(args, bench_draft(settings), render)
-
-
-def _chaos_flags(parser: argparse.ArgumentParser) -> None:
-    _package_flags(parser, "draft", "target")
-    parser.add_argument(
-        "--faults", type=_count, default=200, help="how many (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-
-
-def _chaos(args: argparse.Namespace) -> int:
-    from draftwire.bench.chaos import render, run_chaos
-
-    result = run_chaos(
-        args.draft, args.target, faults=args.faults, seed=args.seed, say=say_to(args)
-    )
-    show(args, result.report(), render)
-    # A lost or changed token is a broken law: say so to scripts too.
-    return 1 if result.wrong else 0
-
-
-def _fleet_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _package_flags(parser, "draft", "target")
-    add("--verifiers", type=_count, default=3, metavar="N", help="default: %(default)s")
-    add("--devices", type=_count, default=6, metavar="N", help="default: %(default)s")
-    add("--rounds", type=_count, default=1, metavar="N", help="of all events (1)")
-    add("--seconds", type=float, default=6.0, metavar="S", help="for each event (6)")
-    add("--tokens", type=_count, default=96, help="of a text (default: %(default)s)")
-
-
-def _fleet(args: argparse.Namespace) -> int:
-    from draftwire.bench.fleet import Settings, bench_fleet, render
-
-    if not args.seconds > 0 or args.verifiers < 2:
-        raise ConfigError("--seconds must be above 0, and --verifiers at least 2")
-    document = bench_fleet(filled(Settings, args), say_to(args))
-    show(args, document, render)
-    return 1 if document["wrong"] else 0
-
-
-def _verifier_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _package_flags(parser, "target")
-    add("--devices", type=_count, default=64, metavar="N", help="default: %(default)s")
-    add("--seconds", type=float, default=60.0, metavar="S", help="a run (default: 60)")
-    add("--block", type=_count, default=4, help="drafted tokens (default: %(default)s)")
-    add("--acceptance", type=float, default=0.8, help="of a draft (default: %(default)s)")
-    add("--tokens", type=_count, default=64, help="of a text (default: %(default)s)")
-    add("--think-ms", type=float, default=0.0, metavar="MS", help="drafting takes so long")
-    add("--threads", type=_count, metavar="N", help="of the verifier's engine")
-    add("--no-compare", action="store_true", help="leave the run without batching out")
-    add("--flood", action="store_true", help="one device beside a flood of cheap frames")
-    add("--attack", action="store_true", help="one device beside every attack there is")
-    add = parser.add_argument_group("numerics").add_argument
-    add(
-        "--numerics",
-        action="store_true",
-        help="instead: what exact numerics cost here, and whether texts stay the same",
-    )
-    add("--texts", type=int, default=60, metavar="N", help="written twice, 0 for none (60)")
-    add("--cases", type=_words, metavar="C,C", help="such as k = 4, race (default: all)")
-    add(
-        "--dtypes",
-        type=_words,
-        default=("float32",),
-        metavar="T,T",
-        help="of a checkpoint: float32 (default), bfloat16, float16",
-    )
-
-
-def _verifier(args: argparse.Namespace) -> int:
+    args.target = args.target or target_path("v1")
     if args.numerics:
         return _numerics(args)
-    from draftwire.bench.verifier import Load, bench_verifier, render
-
     if not (args.seconds > 0 and 0 <= args.acceptance <= 1 and args.think_ms >= 0):
         raise ConfigError("--seconds, --acceptance or --think-ms is out of range")
-    load = filled(Load, args, think_s=args.think_ms / 1e3)
-    if args.flood or args.attack:
-        from draftwire.bench import peace
-
-        found = peace.bench_peace(load, attack=args.attack, say=say_to(args))
-        show(args, found, peace.render)
-        hurt = [
-            row["attack"]
-            for row in found["attacks"]
-            if row["share"] < peace.ENOUGH or row["times_worst"] > peace.TIMES
-        ]
-        return 1 if hurt else 0
-    document = bench_verifier(
-        load,
-        (None,) if args.no_compare else (None, 1),
-    )
+    load = _filled(Load, args, think_s=args.think_ms / 1e3)
+    document = bench_verifier(load, (None,) if args.no_compare else (None, 1))
     show(args, document, render)
     return 1 if any(run["errors"] for run in document["runs"]) else 0
 
 
 def _numerics(args: argparse.Namespace) -> int:
-    from draftwire.bench.numerics import (
-        CASES,
-        Settings,
-        bench_numerics,
-        differing,
-        render,
-    )
+    from draftwire.bench.numerics import CASES, Settings, bench_numerics, differing, render
+    from draftwire.io import did_you_mean
 
     cases = args.cases or tuple(CASES)
-    unknown = sorted(set(cases) - set(CASES))
-    if unknown:
-        raise ConfigError(
-            f"there is no case {unknown[0]!r}", hint="one of " + ", ".join(CASES)
-        )
-    settings = filled(Settings, args, targets=(args.target,), seed=1, cases=cases)
-    document = bench_numerics(settings, say_to(args, terminal=True))
+    for case in set(cases) - set(CASES):
+        hint = did_you_mean(case, CASES, "one of " + ", ".join(CASES))
+        raise ConfigError(f"there is no case {case!r}", hint=hint)
+    settings = _filled(Settings, args, targets=(args.target,), seed=1, cases=cases)
+    document = bench_numerics(settings, _say_to(args, terminal=True))
     show(args, document, render)
     return 1 if differing(document) else 0
 
 
-def _link_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("what", nargs="?", default="run", choices=("run", "check"), help="default: run")
-    add(
-        "--spec",
-        metavar="LINK",
-        help="such as 40ms/10mbit, 80ms/2mbit/loss=1%%, driving-5g/20mbit, trace:FILE, "
-        "poor (required)",
+def compare(args: argparse.Namespace) -> int:
+    """Compare the schemes; 1 when a text is not the target's own."""
+    from draftwire.bench.compare.run import Settings, compare
+    from draftwire.bench.compare.show import markdown, plot, render
+    from draftwire.bench.sim.schemes import DEFAULT_ROWS, ROWS, schemes_named
+    from draftwire.cli.demo import PROMPTS
+    from draftwire.reference import target_path
+
+    played = args.acceptance is not None or args.recording is not None
+    if (played or args.simulated) and args.prompt:
+        raise ConfigError("texts that are played or simulated have prompts of their own")
+    if args.k != "best" and not args.k.isdecimal():
+        raise ConfigError(f"--k {args.k!r} is no block length", hint="1 to 64, or best")
+    name = args.target
+    package = "/" in name or name.endswith(".target")
+    prompts = args.prompt or PROMPTS.get(name, PROMPTS["v1"])
+    settings = _filled(
+        Settings,
+        args,
+        draft=_draft(args),
+        target=Path(name) if package else target_path(name),
+        entries=schemes_named(args.scheme or DEFAULT_ROWS, ROWS),
+        prompts=() if played else tuple(prompts),
+        block=None if args.k == "best" else int(args.k),
     )
-    add("--to", metavar="HOST:PORT", help="run: the server behind the link")
-    add("--listen", type=int, default=0, metavar="PORT", help="run: default: any")
-    add("--method", default="auto", help="auto, netem, tun or proxy (default: auto)")
-    add("--pings", type=_count, default=200, help="check: default: %(default)s")
-    add("--seconds", type=float, default=4.0, metavar="S", help="check: bulk, each way")
-    add("--no-calibrate", action="store_true", help="do not take the detour off the delay")
+    document = compare(settings, _say_to(args))
+    show(args, document, markdown if args.markdown else render)
+    if args.plot is not None:
+        plot(document, args.plot)
+    for sentence in document["different"]:
+        print(f"draftwire: error: law 1: {sentence}", file=sys.stderr)
+    return 1 if document["different"] else 0
 
 
-def _link(args: argparse.Namespace) -> int:
-    from draftwire.cli._bench_link import check, run
+def simulate(args: argparse.Namespace) -> int:
+    """Run the schemes in virtual time."""
+    from draftwire.bench.sim.command import Question, answer, list_profiles, write_recording
+    from draftwire.bench.sim.tables import plot, render
 
-    return check(args) if args.what == "check" else run(args)
+    for name in ("streams", "tokens", "sessions"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(args, name)}", hint="1 or more")
+    if args.hours is not None and not args.hours > 0:
+        raise ConfigError(f"--hours is {args.hours}", hint="above 0")
+    if args.profiles:
+        found = list_profiles()
+        names = [{"name": name, "title": title} for name, title in found]
+        return show(args, names, lambda _: format_table(("profile", "what"), found))
+    if args.record is not None:
+        document = write_recording(args.record, args.real or "v1", args.tokens)
+        return show(
+            args, document, lambda d: "\n".join(f"{k:12s} {v}" for k, v in d.items())
+        )
+    document = answer(_filled(Question, args), _say_to(args, terminal=True))
+    show(args, document, render)
+    if args.plot is not None:
+        plot(document, args.plot)
+    return 0
 
 
-def _device_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _package_flags(parser, "draft")
-    add(
-        "--engines",
-        type=_words,
-        default=(),
-        metavar="E[,E]",
-        help="onnxruntime, litert (default: installed)",
+def link(args: argparse.Namespace) -> int:
+    """Put a link between two programs, or measure one."""
+    from draftwire.bench.link import LinkSpec
+
+    if args.spec is None:
+        raise ConfigError("no --spec", hint="such as --spec 40ms/10mbit or --spec poor")
+    spec = LinkSpec.parse(args.spec)
+    return _check_link(args, spec) if args.what == "check" else _run_link(args, spec)
+
+
+def _run_link(args: argparse.Namespace, spec: Any) -> int:
+    """Offer a port that leads to ``--to`` over the link, until Ctrl-C."""
+    from draftwire.bench.link.emulate import emulate
+
+    host, port = _server(args.to)
+    # SIGTERM ends it like Ctrl-C; the finally below must run.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with emulate(
+        spec,
+        port,
+        args.method,
+        target_host=host,
+        listen_port=args.listen,
+        calibrate=not args.no_calibrate,
+    ) as running:
+        started = {
+            "schema": "draftwire.bench.link.run/1",
+            "port": running.url_port,
+            "target": args.to,
+            "method": running.method,
+            "notes": running.notes,
+            "detour_us": running.detour_us,
+            "scheduling": running.scheduling,
+            "link": running.spec.to_dict(),
+        }
+        if args.json is not None:
+            write_json(started, args.json)
+        if args.json != "-":
+            here = f"127.0.0.1:{running.url_port}"
+            print(f"{here} -> {args.to} over {spec.name}, by {running.method}", flush=True)
+        for note in running.notes if not args.quiet else ():
+            print(note, file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            while running.alive:
+                time.sleep(0.2)
+            raise BoardError("the link ended by itself", hint="run it again with -v")
+        if not args.quiet:
+            with contextlib.suppress(BoardError, KeyboardInterrupt):
+                _say_counts(running.stats())
+    return 0
+
+
+def _server(text: str | None) -> tuple[str, int]:
+    host, _, port = (text or "").rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(
+            "--to must be HOST:PORT" if text is None else f"{text!r} is no HOST:PORT",
+            hint="where the verifier listens, such as --to 127.0.0.1:8765",
+        )
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _say_counts(stats: dict[str, Any]) -> None:
+    for way in ("up", "down"):
+        counts = ", ".join(f"{value} {name}" for name, value in stats[way].items())
+        print(f"{way}: {counts}", file=sys.stderr)
+    late = stats["lateness"]
+    if late["count"]:
+        print(
+            f"lateness: median {late['median_us']} us, p99 {late['p99_us']} us",
+            file=sys.stderr,
+        )
+
+
+def _check_link(args: argparse.Namespace, spec: Any) -> int:
+    """Measure the emulation beside the ideal."""
+    from draftwire.bench.link.check import check_link, render
+
+    document = check_link(
+        spec,
+        args.method,
+        pings=args.pings,
+        seconds=args.seconds,
+        calibrate=not args.no_calibrate,
     )
-    add(
-        "--precisions",
-        type=_words,
-        default=(),
-        metavar="P[,P]",
-        help="default: all that the draft has",
-    )
-    add("--threads", type=_counts, default=(), metavar="N,N", help="default: 1, 2, 4")
-    add("--provider", help="of onnxruntime: auto (default), cpu, cuda, tensorrt")
-    add("--rounds", type=_count, default=30, help="of 16 tokens (default: %(default)s)")
-    add("--spawn", type=_count, default=3, help="processes a line (default: %(default)s)")
-    add("--no-energy", action="store_true", help="leave the power meter out")
 
+    def shown(document: dict[str, Any]) -> str:
+        head = (
+            f"{document['link']['name']} by {document['method']}, "
+            f"{document['scheduling']} scheduling, load {document['machine']['load_1min']}"
+        )
+        table = format_table(["", "ideal", "measured"], render(document))
+        return "\n".join([head, table, *document["notes"]])
 
-def _device(args: argparse.Namespace) -> int:
-    from draftwire.bench.device import Settings, bench_device, render
-
-    settings = filled(Settings, args, energy=not args.no_energy)
-    return show(args, bench_device(settings), render)
-
-
-STUDIES = ("controllers", "evolve")  # leaves once, and now outside the package
-LEAVES = {
-    "draft": Leaf("drafting beside the bare engine", _draft_flags, "_draft"),
-    "device": Leaf("size, start, memory and speed here", _device_flags, "_device"),
-    "verifier": Leaf("many devices at once on one verifier", _verifier_flags, "_verifier"),
-    "fleet": Leaf("verifiers behind a gateway come and go", _fleet_flags, "_fleet"),
-    "link": Leaf("a slow link between two programs, or check it", _link_flags, "_link"),
-    "compare": Leaf(
-        "every scheme beside every other, live",
-        compare_flags,
-        "draftwire.cli._bench_compare:run",
-    ),
-    "simulate": Leaf(
-        "every scheme in virtual time",
-        simulate_flags,
-        "draftwire.cli._bench_simulate:run",
-    ),
-    "chaos": Leaf("faults by the hundred, not a token lost", _chaos_flags, "_chaos"),
-}
-
-
-def register(subparsers: Any) -> None:
-    """Add the command and its leaves."""
-    parser = subparsers.add_parser(
-        "bench", help="measure the parts", description="Measure the parts."
-    )
-    leaves = parser.add_subparsers(dest="leaf", metavar="WHAT", required=True)
-    for name, leaf in LEAVES.items():
-        one = leaves.add_parser(name, help=leaf.summary, description=leaf.summary)
-        leaf.add_flags(one)
-        add_common_flags(one)
-        one.set_defaults(run=_run)
-    for name in STUDIES:  # not in the help; whatever flags follow are not looked at
-        gone = leaves.add_parser(name, add_help=False, prefix_chars="\0")
-        gone.add_argument("words", nargs="*")
-        gone.set_defaults(run=_gone)
-
-
-def _gone(args: argparse.Namespace) -> int:
-    raise ConfigError(
-        f"`draftwire bench {args.leaf}` is a study now, outside the package",
-        hint=f"python -m studies.{args.leaf}, in a checkout",
-    )
-
-
-def _run(args: argparse.Namespace) -> int:
-    from draftwire.reference import draft_path, target_path
-
-    for kind, path in (("draft", draft_path), ("target", lambda: target_path("v1"))):
-        if getattr(args, kind, "") is None:
-            setattr(args, kind, path())
-    module, _, name = LEAVES[args.leaf].run.rpartition(":")
-    run = getattr(importlib.import_module(module), name) if module else globals()[name]
-    return int(run(args))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{text!r} is no count", hint="a whole number from 1")
-    return int(text)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part.strip()) for part in text.split(","))
+    return show(args, document, shown)

@@ -9,13 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from draftwire.cli import _common
+from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.options import GROUPS, MAX_TOKENS, check_prompt
 
 if TYPE_CHECKING:
     from draftwire import Session, Stream
 
-__all__ = ["register"]
+__all__ = ["LEAF"]
 
 HELP = """\
 /help           this
@@ -26,19 +27,17 @@ Ctrl-C          ends the answer that is being written; what is there stays
 """
 
 
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    parser = subparsers.add_parser(
-        "chat",
-        help="talk with a target",
-        usage="draftwire chat [OPTIONS]",
-        description="Talk with a target: each line is a message, /help lists commands. "
-        "From a pipe each line is a turn. Answers go to stdout, what they cost to stderr.",
-    )
-    parser.add_argument("--system", metavar="TEXT", help="begin with this system message")
-    _common.add_options(parser, GROUPS)
-    _common.add_common_flags(parser)
-    parser.set_defaults(run=run)
+LEAF = Leaf(
+    "talk with a target",
+    "draftwire.cli.chat:run",
+    """
+--system TEXT         begin with this system message
+""",
+    about="Talk with a target: each line is a message, /help lists commands. "
+    "From a pipe each line is a turn. Answers go to stdout, what they cost to stderr.",
+    more=lambda parser: _common.add_options(parser, GROUPS),
+    usage="draftwire chat [OPTIONS]",
+)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from draftwire.cli import _common
+from draftwire.cli._leaf import Leaf
 from draftwire.options import GROUPS, OPTIONS, Doors, Options, options_of
 
-__all__ = ["register"]
+__all__ = ["LEAF", "reference"]
 
 
-def register(subparsers: Any) -> None:
-    """Add the command and its actions."""
-    parser = subparsers.add_parser(
-        "config", help="settings", description="Show the settings."
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser(
-        "show",
-        help="print every setting",
-        description="Print every setting; the first of flag, DRAFTWIRE_* variable, "
-        "./draftwire.toml, the user's config.toml and the default wins.",
-    )
-    show.add_argument(
-        "--origin", action="store_true", help="and where its value comes from"
-    )
-    _common.add_common_flags(show)
-    show.set_defaults(run=run)
-    page = actions.add_parser(
-        "options",
-        help="the reference of all options, as Markdown",
-        description="Print the reference of all options (docs/options.md).",
-    )
-    page.set_defaults(run=lambda args: print(reference(), end=""))
+LEAF = Leaf(
+    "show the settings and where each comes from",
+    "draftwire.cli.config:run",
+    """
+[WHAT] {show,options} =show  every setting; or the reference of all options, as Markdown
+--origin                     and where each value comes from
+--completion {bash,zsh,fish}  instead: the script that completes commands, flags and their
+                             words in this shell
+""",
+    about="Print every setting; the first of flag, DRAFTWIRE_* variable, ./draftwire.toml, "
+    "the user's config.toml and the default wins. A completion goes to "
+    "~/.local/share/bash-completion/completions/draftwire, to "
+    "~/.config/fish/completions/draftwire.fish, or is sourced in ~/.zshrc.",
+)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the settings as lines, or as one JSON document."""
+    """Print the settings as lines, or as one JSON document; or docs/options.md."""
+    if args.completion:
+        from draftwire.cli.completion import script
+
+        print(script(args.completion), end="")
+        return 0
+    if args.what == "options":
+        print(reference(), end="")
+        return 0
     values = _common.read_settings(args)
     rows = {
         name: {"value": _plain(name, v.value), "origin": v.origin}

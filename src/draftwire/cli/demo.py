@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, Sequence
 
 from draftwire.cli import _common
+from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
-from draftwire.options import STREAM_GROUPS, Draft, Measure, Pacing
+from draftwire.io import format_table
+from draftwire.options import STREAM_GROUPS, Draft, Measure
 
 if TYPE_CHECKING:
     from draftwire.cli._stream import Painter
 
-__all__ = ["PROMPTS", "register"]
+__all__ = ["LEAF", "PROMPTS"]
 
 # What each reference target was trained to continue.
 PROMPTS = {
@@ -40,40 +42,23 @@ CHATS = ("What is the capital of France?", "Count from one to ten.", "Name three
 DEFAULTS = {"seed": 0, "max_new_tokens": 64}
 
 
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    about = "Run a verifier and a device on this machine, with the reference models."
-    parser = subparsers.add_parser(
-        "demo",
-        help="both sides on this machine",
-        usage="draftwire demo [OPTIONS]",
-        description=about,
-    )
-    parser.add_argument(
-        "--target",
-        default="v1",
-        metavar="NAME|PATH",
-        help="v1, v2 or v3, or with --draft the folder of a target (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--draft",
-        type=Path,
-        metavar="PATH",
-        help="a draft package that fits the target; one with a chat template is talked to",
-    )
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        nargs="+",
-        metavar="TEXT",
-        help="continue these texts in place of the demo's three",
-    )
-    _common.add_numerics(parser)
-    groups = (*STREAM_GROUPS, Draft, Measure)
-    found = _common.add_options(parser, groups, defaults=DEFAULTS)
-    _common.add_common_flags(parser)
-    _common.add_explain(found[Pacing.title])
-    parser.set_defaults(run=run)
+LEAF = Leaf(
+    "a verifier and a device on this machine, with the reference models",
+    "draftwire.cli.demo:run",
+    f"""
+--target NAME|PATH =v1  v1, v2 or v3, or with --draft the folder of a target
+--draft PATH          a draft package that fits the target; one with a chat template is
+                      talked to
+--prompt TEXT+        continue these texts in place of the demo's three
+{_common.NUMERICS}
+{_common.EXPLAIN}
+""",
+    about="Run a verifier and a device on this machine, with the reference models.",
+    more=lambda parser: _common.add_options(
+        parser, (*STREAM_GROUPS, Draft, Measure), defaults=DEFAULTS
+    ),
+    usage="draftwire demo [OPTIONS]",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,14 +72,13 @@ def run(args: argparse.Namespace) -> int:
     values = _common.read_settings(args)
     options = _common.stream_options(values)
     given = _common.option_values(values, Draft, Measure)
-    prompts = [text for texts in args.prompt or () for text in texts]
     draft = args.draft or draft_path()
     target = Path(args.target) if args.draft else target_path(args.target)
     chats = Template.of(draft).text is not None
     if not target.is_dir():
         raise ConfigError(f"there is no folder {target}", hint="--target PATH names one")
     known = PROMPTS.get(args.target, PROMPTS["v1"])
-    prompts = prompts or list(CHATS if chats else known)
+    prompts = args.prompt or list(CHATS if chats else known)
     _common.start_logging(verbose=args.verbose)
     screen = screen_of(args)
     signal.signal(signal.SIGTERM, _terminated)
@@ -158,7 +142,7 @@ def results(reports: Sequence[dict[str, Any]]) -> str:
         rows.append(_row("all", _sum(reports)))
     note = "forwards: of the target, after prefill; cloud-only: one a token, no draft"
     titles = [*header.split(), "bytes up/drafted", "tokens/s"]
-    return f"{_common.format_table(titles, rows)}\n{note}"
+    return f"{format_table(titles, rows)}\n{note}"
 
 
 def _row(name: str, report: dict[str, Any]) -> list[object]:

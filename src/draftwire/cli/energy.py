@@ -1,66 +1,378 @@
-"""``draftwire energy``: measured joules, for the person at the bench."""
+"""``draftwire energy``: measured joules, live and from files."""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli import _energy_files as files
-from draftwire.cli import _energy_live as live
+from draftwire.cli._common import give_json
+from draftwire.cli._leaf import Leaf
+from draftwire.errors import ConfigError
 
-__all__ = ["register"]
+if TYPE_CHECKING:
+    from draftwire.energy.account.meter import Meter
+    from draftwire.energy.rails import RailTable
+    from draftwire.energy.reports.rows import Row
 
-_VERBS = {  # what adds its options, what runs it, and what it is for
-    "sources": (
-        live.add_sources,
-        live.run_sources,
+__all__ = [
+    "LEAVES",
+    "open_live",
+    "rail_tables",
+    "say",
+    "seconds_of",
+    "sentence",
+    "split",
+]
+
+COLUMNS = "time=NAME:ms,voltage=NAME,current=NAME:mA"
+
+_BOARD = """
+--board NAME          board profile; found by itself when left out
+--rails NAME,NAME     rails to add up, when no profile knows them
+--scope NAME          which total: module, board, ...
+--profiles DIR        folder with profiles of your own
+"""
+_LIVE = f"""
+--source NAME =auto   auto, sysfs, pmic, jtop, ...
+--hz N:float =20      samples a second
+--replay FILE         play a recording as the source
+--speed N:float =1    of --replay
+--root DIR =/         look at the files of another machine below DIR
+{_BOARD}"""
+_FILES = f"""
+--window A:B          seconds from the first sample
+--interval MS:float   of unstamped logs
+--duration S:float    of unstamped logs
+{_BOARD}
+--columns WORDS       {COLUMNS}
+--voltage V:float     of the supply, for current alone
+--meter NAME          ppk2, otii, js220, fnb58, um25c, ...
+--accuracy TEXT       of the meter, e.g. 0.5%+2mW
+"""
+_TOKENS = """
+--tokens N:text       N emitted, or drafted=N,accepted=N,emitted=N
+"""
+_LIVE_RUNS = "draftwire.cli._energy_live"
+LEAVES = {
+    "sources": Leaf(
         "what can be measured here, and what is missing",
+        f"{_LIVE_RUNS}:sources",
+        f"""{_LIVE}
+calibrate:
+--calibrate           measure how late and how blurred this board's sensor is
+--for TIME =40s >seconds  how long
+--dry-run             do not keep the result
+""",
     ),
-    "watch": (live.add_watch, live.run_watch, "live view of rails, phases and session"),
-    "record": (
-        live.add_record,
-        live.run_record,
-        "record a command, a time, or until Ctrl-C",
+    "watch": Leaf(
+        "live view of rails, phases and session; Prometheus and Grafana",
+        f"{_LIVE_RUNS}:watch",
+        f"""{_LIVE}
+--for TIME >seconds   e.g. 60s, 5m; else until Ctrl-C
+--prom FILE           Prometheus text file, renewed
+--http [HOST:PORT]    serve /metrics for Prometheus instead (127.0.0.1:9477)
+--dashboard FILE      write Grafana's dashboard
+""",
     ),
-    "import": (
-        files.add_import,
-        files.run_import,
-        "read a tegrastats log or a meter's file",
+    "record": Leaf(
+        "record a command, a time, or until Ctrl-C; or mark a phase in a recording",
+        f"{_LIVE_RUNS}:record",
+        f"""
+[WORDS...]            -- COMMAND: what to measure
+--out FILE            recording (.jsonl)
+--force               overwrite
+--baseline TIME       measure idle power first, e.g. 30s
+--pulse               load pulses that a USB meter is aligned by
+--for TIME >seconds   e.g. 60s, 5m; else until Ctrl-C
+{_LIVE}
+mark:
+--mark [PHASE]        tell a recording that runs what the device does from now on
+--drafted N:int =0    and what it has done
+--accepted N:int =0
+--emitted N:int =0
+--requests N:int =0
+--to SOCKET           of the recording; found when left out
+""",
     ),
-    "report": (
-        files.add_report,
-        files.run_report,
-        "tables, CSV, Prometheus, plots from recordings",
+    "report": Leaf(
+        "tables, CSV, Prometheus, plots of recordings, reports, logs, meters' files",
+        "draftwire.cli.energy:report",
+        f"""
+FILES...              recordings, run reports, tegrastats logs, files of meters; - is a log
+                      on stdin
+{_FILES}{_TOKENS}
+--battery-wh N:float  battery of the robot
+--co2 G_PER_KWH:float  gCO2e of a kWh, as you state it
+--format {{table,csv,json,prometheus,parquet}}  (default: table)
+--out FILE            file for --format
+--plot FILE           picture: .png, .pdf or .svg
+--html FILE           one self-contained page
+--trace FILE          power and phases for ui.perfetto.dev (JSON)
+import:
+--import >imported    examine one log or meter's file: what is odd in it
+--align FILE          recording with pulses, for a meter
+""",
     ),
-    "compare": (files.add_compare, files.run_compare, "is B really thriftier than A?"),
-    "sweep": (
-        live.add_sweep,
-        live.run_sweep,
+    "compare": Leaf(
+        "is B really thriftier than A?",
+        "draftwire.cli.energy:compare",
+        f"""
+A:text                one file, or several runs with commas between
+B:text                the other side
+{_FILES}{_TOKENS}
+--per {{auto,request,net,emitted,accepted,drafted,second}} =auto  joules per request or
+                      token, net joules, or watts
+""",
+    ),
+    "sweep": Leaf(
         "one command over power modes, with a Pareto chart",
-    ),
-    "calibrate": (
-        live.add_calibrate,
-        live.run_calibrate,
-        "measure how late and how blurred this board's sensor is",
-    ),
-    "mark": (live.add_mark, live.run_mark, "tell a recording that runs what happens now"),
-    "export": (
-        live.add_export,
-        live.run_export,
-        "serve live power to Prometheus and Grafana",
+        f"{_LIVE_RUNS}:sweep",
+        f"""
+WORDS...              -- COMMAND: what to run
+--modes NAME,NAME !   of the board
+--set CMD             e.g. 'sudo nvpmodel -m {{id}}'; else you set the mode
+--yes                 agree to --set beforehand
+--repeats N:int =3
+--settle TIME =10s    wait after a change of mode
+--plot FILE           Pareto chart: .png, .pdf or .svg
+--out FILE            renewed after every run (JSON)
+{_LIVE}""",
     ),
 }
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command and its verbs."""
-    energy = subparsers.add_parser(
-        "energy",
-        help="measured joules: sources, recordings, logs, reports",
-        description="Joules with their source, scope and uncertainty. "
-        "What was not measured is null with a reason, never 0.",
+def meter_options(args: argparse.Namespace) -> dict[str, Any]:
+    pairs = [part.partition("=") for part in split(args.columns) or []]
+    wrong = next((name for name, equals, value in pairs if not equals or not value), None)
+    if wrong is not None:
+        why = f"--columns {args.columns}: {wrong!r} has no =NAME"
+        raise ConfigError(why, hint=f"--columns {COLUMNS}")
+    return {
+        "columns": {name.strip(): value for name, _, value in pairs},
+        "voltage": args.voltage,
+        "meter": args.meter,
+        "accuracy": args.accuracy,
+    }
+
+
+def log_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        # Logs come from other machines: only what the user names counts.
+        "board": None if args.board in (None, "auto") else board_name(args, Path("/")),
+        "rails": split(args.rails),
+        "scope": args.scope,
+        "interval_s": args.interval / 1000 if args.interval else None,
+        "duration_s": args.duration,
+    }
+
+
+def rail_tables(args: argparse.Namespace) -> Sequence[RailTable]:
+    return _tables(args.profiles)
+
+
+@functools.lru_cache(maxsize=1)  # a command asks for each of its files
+def _tables(folder: Path | None) -> Sequence[RailTable]:
+    from draftwire.energy.rails import load_tables
+
+    return load_tables(*([folder] if folder else []))
+
+
+def board_name(args: argparse.Namespace, root: Path) -> str | None:
+    """Return the profile of a machine, or None for one that we do not know."""
+    from draftwire.boards.profiles import find_profile, load_profiles
+
+    profiles = load_profiles(*([args.profiles] if args.profiles else []))
+    profile = find_profile(root, profiles, board=args.board).profile
+    return None if profile.generic else profile.name
+
+
+def split(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def counts(text: str | None) -> dict[str, int]:
+    found = {}
+    for part in text.split(",") if text else ():
+        name, equals, number = part.partition("=")
+        if not equals:
+            name, number = "emitted", part
+        if name not in ("drafted", "accepted", "emitted") or not number.strip().isdigit():
+            raise ConfigError(f"--tokens {text!r}: N, or drafted=N,accepted=N,emitted=N")
+        found[name] = int(number)
+    return found
+
+
+def open_live(args: argparse.Namespace) -> tuple[Meter, str | None]:
+    """Return a started meter and the board's name."""
+    from draftwire.energy.sources.choose import open_meter
+
+    board = board_name(args, args.root)
+    meter = open_meter(
+        rail_tables(args),
+        hz=args.hz,
+        root=args.root,
+        name=f"replay:{args.replay},{args.speed}" if args.replay else args.source,
+        board=board,
+        rails=split(args.rails),
+        scope=args.scope,
     )
-    verbs = energy.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, (options, run, text) in _VERBS.items():
-        verb = verbs.add_parser(name, help=text, description=text)
-        options(verb)
-        verb.set_defaults(run=run)
+    choice = meter.projector.choice
+    for warning in choice.warnings:
+        say(f"warning: {warning}")
+    if choice.total is None:
+        say(f"no total: {choice.why_none}")
+    meter.start()
+    return meter, board
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def seconds_of(text: str | None) -> float | None:
+    from draftwire.io import parse_seconds
+
+    return None if text is None else parse_seconds(text)
+
+
+def sentence(entry: dict[str, Any]) -> str:
+    if entry["joules"] is None:
+        return f"no joules: {entry['why_null']}"
+    from draftwire.io import quantity
+
+    text = quantity(entry["joules"], entry["uncertainty"])
+    text += " (resolution only)" if entry["resolution_only"] else ""
+    if entry["net"] is not None:
+        text += f" ({quantity(entry['net'], entry['net_uncertainty'])} above idle)"
+    text += f" in {sum(entry['seconds_by_phase'].values()):.2f} s"
+    if entry["coverage"] is not None and entry["coverage"] < 0.9995:
+        text += f", {100 * entry['coverage']:.1f} % covered"
+    flags = f" [{', '.join(entry['flags'])}]" if entry["flags"] else ""
+    return f"{text}, scope {entry['scope']}, source {entry['source']}{flags}"
+
+
+def _import(args: argparse.Namespace, log: str) -> int:
+    """Examine one log, or one file of a meter."""
+    from draftwire.energy.files.importer import import_tegrastats
+    from draftwire.energy.reports.rows import kind_of, rows_of_import
+    from draftwire.energy.reports.text import as_table
+
+    kind = "tegrastats" if log == "-" else kind_of(Path(log))
+    if kind == "meter":
+        return _import_meter(args, Path(log))
+    if kind in ("recording", "reports"):
+        hint = f"draftwire energy report {log}"
+        raise ConfigError(f"{log} is ours already", hint=hint)
+    imported = import_tegrastats(
+        "stdin" if log == "-" else log,
+        rail_tables(args),
+        file=sys.stdin.buffer if log == "-" else None,
+        window=_window(args),
+        **log_options(args),
+    )
+    if give_json(args, imported.to_dict()):
+        print(f"{imported.samples} samples, {len(imported.runs)} runs of tegrastats")
+        wrong = f", {imported.mean_wrong} do not follow" if imported.mean_wrong else ""
+        pairs = f"{imported.mean_checked} pairs agree{wrong}"
+        print(f"running mean of the first field against the second: {pairs}")
+        texts = [finding.text for finding in imported.findings]
+        print("".join(f"found: {text}\n" for text in texts), end="")
+        rows = rows_of_import(imported)
+        for row in rows:
+            row.notes = [note for note in row.notes if note not in texts]
+        print(as_table(rows))
+    return 0 if imported.energy_j is not None else 3
+
+
+def _window(args: argparse.Namespace) -> tuple[float, float] | None:
+    from draftwire.energy.files.importer import parse_window
+
+    return parse_window(args.window) if args.window else None
+
+
+def _import_meter(args: argparse.Namespace, log: Path) -> int:
+    from draftwire.energy.files.instruments import read_meter
+    from draftwire.energy.live.pulse import align
+    from draftwire.energy.reports.rows import row_of_recording
+    from draftwire.energy.reports.text import as_table
+
+    interval_s = args.interval / 1000 if args.interval else None
+    options = {**meter_options(args), "interval_s": interval_s, "scope": args.scope}
+    meter = read_meter(log, **options)
+    if args.align:
+        offset = align(meter, args.align)
+        say(
+            f"meter clock + {offset.seconds:.3f} s is ours, "
+            f"+- {offset.uncertainty_s:.3f} s "
+            f"(correlation {offset.correlation:.2f})"
+        )
+    row = row_of_recording(meter, window=_window(args))
+    if give_json(args, {"schema": "draftwire.energy-import/1", **row.to_dict()}):
+        print(as_table([row]))
+    return 0 if row.energy_j is not None else 3
+
+
+def _load(args: argparse.Namespace, path: Path) -> list[Row]:
+    from draftwire.energy.reports.rows import load_rows
+
+    return load_rows(
+        path,
+        rail_tables(args),
+        tokens=counts(args.tokens),
+        window=_window(args),
+        meter=meter_options(args),
+        **log_options(args),
+    )
+
+
+def report(args: argparse.Namespace) -> int:
+    """Show files: their rows as a table or in another form, and pictures of them."""
+    from draftwire.energy.reports import page, perfetto, plots, text
+
+    if args.imported:
+        if len(args.files) > 1:
+            raise ConfigError("--import examines one file", hint="leave the others out")
+        return _import(args, args.files[0])
+    rows = [row for name in args.files for row in _load(args, Path(name))]
+    form = args.format or ("json" if args.json is not None else "table")
+    target = args.out or (Path(args.json) if args.json not in (None, "-") else None)
+    if target is not None:
+        text.write(rows, target, form)
+    elif form == "parquet":
+        raise ConfigError("Parquet is binary", hint="name a file with --out")
+    elif form == "table":
+        print(text.as_table(rows, battery_wh=args.battery_wh, g_per_kwh=args.co2))
+    else:
+        sys.stdout.write(text.FORMATS[form](rows))
+    for path, write in (
+        (args.plot, plots.plot),
+        (args.html, page.write_page),
+        (args.trace, perfetto.write_trace),
+    ):
+        if path:
+            write(rows, path)
+    return 0 if all(row.energy_j is not None for row in rows) else 3
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Say whether one side takes less than the other."""
+    from draftwire.energy.reports import compare
+
+    sides = [
+        [row for name in side.split(",") for row in _load(args, Path(name))]
+        for side in (args.a, args.b)
+    ]
+    result = compare.compare(*sides, per=args.per)
+    if give_json(args, result.to_dict()):
+        for name, mean, runs, covered in zip(
+            "AB", (result.a_j, result.b_j), result.runs, result.coverage
+        ):
+            share = "" if covered is None else f", {100 * covered:.0f} % covered"
+            print(f"{name}  {mean:.5g} {result.unit}  ({runs} runs{share})")
+        print(result.verdict)
+        for warning in result.warnings:
+            print(f"warning: {warning}")
+    return 0

@@ -7,33 +7,33 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
-from draftwire.errors import ConfigError, DraftwireError, OutputError
-from draftwire.options import GROUPS, Pacing, check_prompt
+from draftwire.cli._leaf import Leaf
+from draftwire.errors import ConfigError, DraftwireError, OutputError, TransportError
+from draftwire.options import GROUPS, OPTIONS, STREAM_GROUPS, check_prompt, options_of
 
 if TYPE_CHECKING:
     from draftwire import Stream
     from draftwire.cli._stream import Painter
 
-__all__ = ["register"]
+__all__ = ["LEAF"]
 
 INTERRUPTED = 130
 
 
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    parser = subparsers.add_parser(
-        "generate",
-        help="write text",
-        usage="draftwire generate [OPTIONS] PROMPT",
-        description="Continue a prompt. The text goes to stdout, the totals to stderr.",
-    )
-    parser.add_argument(
-        "prompt", nargs="?", metavar="PROMPT", help="the prompt; - reads it from stdin"
-    )
-    found = _common.add_options(parser, GROUPS)
-    _common.add_common_flags(parser)
-    _common.add_explain(found[Pacing.title])
-    parser.set_defaults(run=run)
+LEAF = Leaf(
+    "write text with a draft here and a target at a verifier",
+    "draftwire.cli.generate:run",
+    f"""
+[PROMPT]              the prompt; - reads it from stdin
+also:
+{_common.EXPLAIN}
+--service             through the service of this board (service run)
+--socket PATH         where that listens
+""",
+    about="Continue a prompt. The text goes to stdout, the totals to stderr.",
+    more=lambda parser: _common.add_options(parser, GROUPS),
+    usage="draftwire generate [OPTIONS] PROMPT",
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from draftwire.cli._stream import Painter, screen_of, summary, warn
 
     prompt = _prompt(args.prompt)
+    if args.service or args.socket is not None:
+        return _ask(args, prompt)
     values = _common.read_settings(args)
     options = _common.stream_options(values)
     url = _common.verifier_url(values)
@@ -120,3 +122,37 @@ def _prompt(given: str | None) -> str | list[int]:
         except UnicodeDecodeError as exc:
             raise ConfigError(f"the prompt on stdin is not UTF-8: {exc}") from exc
     return check_prompt(given)
+
+
+def _ask(args: argparse.Namespace, prompt: str | list[int]) -> int:
+    """Write text through the running service."""
+    from draftwire.cli._stream import Painter, screen_of, summary, warn
+    from draftwire.runtime.service.client import ServiceClient
+
+    options = {}  # what is not given here is as the service was told
+    known = [option.name for option in options_of(*STREAM_GROUPS)]
+    for name in args.settings:
+        option, given = OPTIONS[name], getattr(args, name)
+        if given is not None and name not in known:
+            raise ConfigError(
+                f"{option.flag} is the service's to know",
+                hint="leave it out, or leave out --service",
+            )
+        if given is not None:
+            options[name] = option.parse(given, option.flag)
+    report: dict[str, Any] = {}
+    painter = Painter(screen_of(args), colour=False)
+    try:
+        with ServiceClient(args.socket) as service:
+            for event in service.generate(prompt, **options):
+                painter.event(event)
+                report = event.get("report") or report
+    finally:
+        painter.end_line()
+    _common.give_json(args, report)
+    if not args.quiet:
+        warn(report)
+        print(summary(report), file=sys.stderr)
+    if not report.get("tokens") and report.get("finish") == "deadline":
+        raise TransportError("no token came before the deadline")
+    return 0

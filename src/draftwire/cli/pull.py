@@ -11,54 +11,32 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from draftwire.cli._common import add_common_flags, give_json
+from draftwire.cli._common import give_json
+from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import align
 
-__all__ = ["register", "register_pairs"]
+__all__ = ["LEAF"]
 
 
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    parser = subparsers.add_parser(
-        "pull",
-        help="fetch a model by name",
-        description="Fetch a model by name and make a draft package of it, or a target "
-        "directory for `draftwire verifier serve --backend hf`. The hub is that of "
-        "HF_ENDPOINT, with the login of `hf auth login`; what was fetched before is kept "
-        "and gone on with.",
-    )
-    parser.add_argument("name", help="of `draftwire pairs`, or OWNER/NAME on the hub")
-    parser.add_argument(
-        "--role",
-        choices=("draft", "target", "both"),
-        default="draft",
-        help="what is wanted of a pair (default: draft)",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="where to (default: here)"
-    )
-    parser.add_argument(
-        "--precision", default="int8", help="of the draft (default: %(default)s)"
-    )
-    parser.add_argument("--replace", action="store_true", help="in place of an older one")
-    add_common_flags(parser)
-    parser.set_defaults(run=run)
+LEAF = Leaf(
+    "fetch a model by name, or list those that are known to fit",
+    "draftwire.cli.pull:run",
+    """
+[NAME]                of the list, or OWNER/NAME on the hub (default: list them)
+--role {draft,target,both} =draft  what is wanted of a pair
+--out DIR =.          where to
+--precision P =int8   of the draft
+--replace             in place of an older one
+""",
+    about="Fetch a model by name and make a draft package of it, or a target directory for "
+    "`draftwire verifier serve --backend hf`; without NAME list drafts and targets that "
+    "share a tokenizer. The hub is that of HF_ENDPOINT, with the login of `hf auth login`; "
+    "what was fetched before is kept and gone on with.",
+)
 
 
-def register_pairs(subparsers: Any) -> None:
-    """Add ``draftwire pairs``."""
-    parser = subparsers.add_parser(
-        "pairs",
-        help="drafts and targets that are known to fit",
-        description="List drafts and targets that share a tokenizer. `draftwire pull "
-        "NAME` fetches one.",
-    )
-    add_common_flags(parser)
-    parser.set_defaults(run=pairs)
-
-
-def pairs(args: argparse.Namespace) -> int:
+def _pairs(args: argparse.Namespace) -> int:
     """Print the table."""
     from draftwire.export.sources.pairs import PAIRS
 
@@ -76,6 +54,8 @@ def pairs(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Fetch, export, and say what to run next."""
+    if args.name is None:
+        return _pairs(args)
     from draftwire.export.sources.pairs import Pair, find
 
     pair = find(args.name)

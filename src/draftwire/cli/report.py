@@ -1,41 +1,52 @@
-"""``draftwire report FILE...``: run reports as a table, as JSON, as a plot."""
+"""``draftwire report FILE...``: run reports as a table, as JSON, as a plot; wire logs."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Sequence
 
-from draftwire.cli._common import add_common_flags, give_json
+from draftwire.cli import _wire
+from draftwire.cli._common import give_json
+from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
-from draftwire.io import write_whole
 
 if TYPE_CHECKING:
     from draftwire.runtime.summary import Summary
 
-__all__ = ["register"]
+__all__ = ["LEAF"]
 
 
-def register(commands: argparse._SubParsersAction[Any]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "report",
-        help="run reports as a table",
-        description="Show what runs did: files that --json wrote, one or many.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a run report")
-    parser.add_argument(
-        "--plot",
-        metavar="FILE.png",
-        help="draw acceptance and speed (needs matplotlib)",
-    )
-    add_common_flags(parser)
-    parser.set_defaults(run=run)
+LEAF = Leaf(
+    "what runs did, what crossed the wire",
+    "draftwire.cli.report:run",
+    """
+[FILES...]            run reports, as a table; or one wire log, event by event
+--plot FILE           draw acceptance and speed (needs matplotlib)
+wire:
+--connection N        of a log: only this one
+--kind WORD           of a log: only messages of this kind
+--frame HEX+          explain a frame (the payload of one binary websocket message): spaces,
+                      ':' and '|' are skipped, - reads stdin
+--vocab N             vocab_size of the connection's welcome, to read its token ids
+""",
+    about="Show what runs did: files that --json wrote, one or many. Or the events of a "
+    "file that --wire-log wrote: seconds, run and connection, -> from the device, <- from "
+    "the verifier, the kind and its stream, bytes of payload, fields. Or explain a frame "
+    "of draftwire.v2 (transport/PROTOCOL.md) field by field, exit code 4 when it is not "
+    "valid.",
+)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read, summarise, print."""
+    if args.frame:
+        return _wire.decode(args)
+    if not args.files:
+        raise ConfigError("no FILE", hint="run reports, or what --wire-log wrote")
+    if len(args.files) == 1 and _wire.is_log(args.files[0]):
+        return _wire.log(args, args.files[0])
     from draftwire.runtime.summary import (
         load_reports,
         positions_table,
@@ -58,41 +69,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plot(summaries: Sequence[Summary], target: str) -> None:
-    try:
-        import matplotlib
-    except ImportError as exc:
-        raise ConfigError(
-            "--plot needs matplotlib, which is not installed",
-            hint="pip install 'draftwire[plots]'",
-        ) from exc
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _plot(summaries: Sequence[Summary], target: Path) -> None:
+    from draftwire.energy.reports.plots import picture
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    for summary in summaries:
-        shares = summary.by_position or ()
-        places = range(1, len(shares) + 1)
-        left.plot(
-            places,
-            [float("nan") if share is None else share for share in shares],
-            marker="o",
-            label=summary.label,
-        )
-    left.set(xlabel="position in the block", ylabel="share accepted", ylim=(0, 1.02))
-    if any(summary.by_position for summary in summaries):
-        left.legend(fontsize="small")
-    measured = [s for s in summaries if s.tokens_per_s is not None]
-    right.barh([s.label for s in measured], [s.tokens_per_s or 0.0 for s in measured])
-    right.set(xlabel="tokens/s")
-    figure.tight_layout()
-    kind = target.rpartition(".")[2].lower()
-    try:
-        if kind not in figure.canvas.get_supported_filetypes():
-            raise ConfigError(
-                f"--plot {target}: the name must end in a kind of picture",
-                hint="for example out.png",
-            )
-        write_whole(Path(target), lambda path: figure.savefig(path, format=kind))
-    finally:
-        pyplot.close(figure)
+    with picture(target) as pyplot:
+        _, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+        for summary in summaries:
+            shares = [float("nan") if s is None else s for s in summary.by_position or ()]
+            places = range(1, len(shares) + 1)
+            left.plot(places, shares, marker="o", label=summary.label)
+        left.set(xlabel="position in the block", ylabel="share accepted", ylim=(0, 1.02))
+        if any(summary.by_position for summary in summaries):
+            left.legend(fontsize="small")
+        measured = [s for s in summaries if s.tokens_per_s is not None]
+        right.barh([s.label for s in measured], [s.tokens_per_s or 0.0 for s in measured])
+        right.set(xlabel="tokens/s")

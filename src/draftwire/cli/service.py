@@ -1,87 +1,52 @@
-"""``draftwire service run|status|ask``: the supervised process of a board."""
+"""``draftwire service run|status``: the supervised process of a board."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Awaitable, Callable
 
 from draftwire.cli import _common
-from draftwire.errors import ConfigError, DraftwireError, TransportError
-from draftwire.options import GROUPS, STREAM_GROUPS, Doors, check_prompt, options_of
+from draftwire.cli._leaf import Leaf
+from draftwire.errors import ConfigError, DraftwireError
+from draftwire.options import GROUPS, Doors
 from draftwire.settings import Value
 
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage
     from draftwire.runtime.session import AsyncSession
 
-__all__ = ["register"]
+__all__ = ["LEAF"]
 
 # Put by the unit into the service's own folder; the owner's files are for root alone.
 _HANDED_OVER = {"token_file": "token", "tls_key": "tls.key"}
 _NO_LINK = 4
 
 
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    parser = subparsers.add_parser(
-        "service",
-        help="the supervised process of a board",
-        description="Keep a draft loaded and a verifier connected, for the programs of "
-        "this board: as OpenAI's API, see docs/service.md. Without an ACTION: run.",
-    )
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    whole = parser.parse_known_args
+LEAF = Leaf(
+    "the supervised process of a board: run it, or how it is",
+    "draftwire.cli.service:service",
+    f"""
+[WHAT] {{run,status}} =run  serve local programs until SIGTERM; how the running one is
+--socket PATH         where it listens (default: draftwire.sock in $RUNTIME_DIRECTORY)
+--socket-group GROUP =  who else may use it (0660)
+--state DIR           counters (default: $STATE_DIRECTORY)
+{_common.LOG_FORMAT}""",
+    about="Keep a draft loaded and a verifier connected, for the programs of this board: "
+    "as OpenAI's API, see docs/service.md. Under systemd it says when it is ready and "
+    "that it lives; the unit of `draftwire boards bundle` starts it. status: exit code 4 "
+    "when it does not run, or has no verifier. `draftwire generate --service PROMPT` "
+    "tries it out.",
+    more=lambda parser: _common.add_options(parser, (Doors, *GROUPS)),
+    usage="draftwire service [run|status] [OPTIONS]",
+)
 
-    def told(words: Any = None, namespace: Any = None) -> Any:
-        """Take what begins with an option of `run` for one of `run`."""
-        if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
-            words = ["run", *words]
-        return whole(words, namespace)
 
-    parser.parse_known_args = told
-    run = actions.add_parser(
-        "run",
-        help="serve local programs until SIGTERM",
-        usage="draftwire service run [OPTIONS]",
-        description="Serve local programs until SIGTERM. Under systemd it says when it is "
-        "ready and that it lives; the unit of `draftwire boards bundle` starts it.",
-    )
-    add = run.add_argument
-    add(
-        "--socket",
-        type=Path,
-        metavar="PATH",
-        help="default: draftwire.sock in $RUNTIME_DIRECTORY",
-    )
-    add("--socket-group", default="", metavar="GROUP", help="who else may use it (0660)")
-    add("--state", type=Path, metavar="DIR", help="counters (default: $STATE_DIRECTORY)")
-    _common.add_options(run, (Doors, *GROUPS))
-    _common.add_common_flags(run)
-    _common.add_log_format(run)
-    run.set_defaults(run=_run)
-    status = actions.add_parser(
-        "status",
-        help="how the service is",
-        description="How the service is. Exit code 4: it does not run, or has no verifier.",
-    )
-    status.add_argument("--socket", type=Path, metavar="PATH", help="where it listens")
-    _common.add_common_flags(status)
-    status.set_defaults(run=_status)
-    ask = actions.add_parser(
-        "ask",
-        help="write text through the service",
-        usage="draftwire service ask [OPTIONS] PROMPT",
-        description="Write text through the running service, to try a board out.",
-    )
-    ask.add_argument("prompt", metavar="PROMPT")
-    ask.add_argument("--socket", type=Path, metavar="PATH", help="where it listens")
-    _common.add_options(ask, STREAM_GROUPS)
-    _common.add_common_flags(ask)
-    ask.set_defaults(run=_ask)
+def service(args: argparse.Namespace) -> int:
+    """Run it, or say how it is."""
+    return _status(args) if args.what == "status" else _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -216,31 +181,3 @@ def _sentence(found: dict[str, Any]) -> str:
         again = f", {link['reconnects']} reconnects" if link["reconnects"] else ""
         return f"up: target {target['name']} at {where}{again}"
     return f"{link['state']}: {where} ({link['error'] or 'first try'})"
-
-
-def _ask(args: argparse.Namespace) -> int:
-    from draftwire.cli._stream import Painter, screen_of, summary, warn
-    from draftwire.runtime.service.client import ServiceClient
-
-    prompt = check_prompt(args.prompt)
-    options = {}  # what is not given here is as the service was told
-    for option in options_of(*STREAM_GROUPS):
-        given = getattr(args, option.name)
-        if given is not None:
-            options[option.name] = option.parse(given, option.flag)
-    report: dict[str, Any] = {}
-    painter = Painter(screen_of(args), colour=False)
-    try:
-        with ServiceClient(args.socket) as service:
-            for event in service.generate(prompt, **options):
-                painter.event(event)
-                report = event.get("report") or report
-    finally:
-        painter.end_line()
-    _common.give_json(args, report)
-    if not args.quiet:
-        warn(report)
-        print(summary(report), file=sys.stderr)
-    if not report.get("tokens") and report.get("finish") == "deadline":
-        raise TransportError("no token came before the deadline")
-    return 0

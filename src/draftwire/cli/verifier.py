@@ -1,210 +1,176 @@
-"""``draftwire verifier serve|gateway|check|mimic|top|token``: the cloud side."""
+"""``draftwire verifier serve|check|gateway|top|token``: the cloud side."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from draftwire import rules
-from draftwire.cli import (
-    _common,
-    _verifier_check,
-    _verifier_gateway,
-    _verifier_mimic,
-    _verifier_top,
-)
+from draftwire.cli import _common
+from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
 from draftwire.options import OPTIONS
 
 if TYPE_CHECKING:
     from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["register"]
+__all__ = ["LEAVES", "network_of"]
 
 log = logging.getLogger("draftwire.verifier")
 
 SCHEMA = "draftwire.verifier/1"
-_COUNT = _common.ruled(rules.whole(1, 10**9))
-_NONE = _common.ruled(rules.whole(0, 10**9))
-_POSITIVE = _common.ruled(rules.number(0, 1e9, above=True))
-_SECONDS = _common.ruled(rules.number(0, 1e9))
-_FRAME = "a frame (8 MiB); a device can take six times that of memory"
-_RESUME = "keep a stream whose link is lost so long, 0 for never (120)"
-
-
-def register(subparsers: Any) -> None:
-    """Add the command."""
-    actions = _common.add_actions(
-        subparsers,
-        "verifier",
-        help="serve targets to devices",
-        description="Hold target models and verify what devices draft.",
-    )
-    _register_serve(actions)
-    _verifier_gateway.register(actions, _register_network, _network_of)
-    _verifier_check.register(actions)
-    _verifier_mimic.register(actions)
-    _verifier_top.register(actions)
-    token = actions.add_parser(
-        "token",
-        help="make a bearer token",
-        description="Make a random token; to stdout, or to a file for its owner alone. A "
-        "token file may hold several tokens, one a line, each with limits of its own: "
-        "TOKEN name=WHO sessions=N context=N blocks_per_s=N bytes_per_s=N frames_per_s=N. "
+_NETWORK = """
+network:
+--host NAME =127.0.0.1  address to listen on
+--port N:port =8765   0 takes a free one
+--tls-cert PEM        certificate chain, for wss://
+--tls-key PEM         its private key
+--tls-client-ca PEM   ask devices for certificates
+--insecure            allow plain ws:// off loopback
+--trusted-proxy ADDRESS... >trusted  take X-Forwarded-For of this proxy or network into the
+                      logs; may be repeated
+--origin NAME... >origins  let scripts of this page connect, such as https://a.b; may be
+                      repeated
+--server-name NAME... >names  a name that devices or a proxy reach this verifier by; may be
+                      repeated
+--admin HOST:PORT:address  health with names, and metrics, without a token: an address of
+                      your own
+"""
+_SERVE = f"""
+targets:
+--target PATH... >targets  a target package or checkpoint folder, or kit for the conformance
+                      kit's; more than once for several (default: the reference targets)
+--targets-dir DIR     serve every *.target in DIR; new ones are taken in while it runs
+--scan-seconds S:positive =5 >scan_s  how often DIR is looked at
+--default NAME =      for devices that name no target
+--backend {{auto,onnx,hf}} =auto  onnxruntime for packages, transformers for checkpoints
+--threads N           of the engine (default: cores)
+--slots N =16         streams a target
+--context N           most tokens of a stream
+--device NAME         torch device, for checkpoints
+--dtype {{float32,float16,bfloat16}}  torch dtype, for checkpoints (default: float32 on a
+                      CPU)
+{_common.NUMERICS}
+--batch-tokens N =512  a forward
+--max-batch N =64 >batch  streams a forward
+--prefill-chunk N =128  a prompt
+{_NETWORK}limits:
+--wire-log FILE       {OPTIONS["wire_log"].help}
+--max-sessions N =64 >connections  devices
+--max-streams N =16 >streams  at once on a connection
+--max-block N =64 >block  drafts of a block
+--max-waiting N =256 >waiting  waiting drafts of a stream
+--prefixes N:whole =8  ended texts of a token to go on from
+--progress-seconds S:positive =1 >progress_s  how often a device hears that work goes on
+--max-message-bytes N =8388608 >message_bytes  a frame; a device can take six times that of
+                      memory
+--frames-per-second N =1000 >frames_per_s  of a device
+--bytes-per-second N =16777216 >bytes_per_s  of a device
+--idle-timeout S:positive =300 >idle_s
+--ping-seconds S:positive =20 >ping_s
+--send-timeout S:positive =15 >send_s
+--resume-ttl S:seconds =120 >resume_s  keep a stream whose link is lost so long, 0 for never
+--resume-streams N =1024 >parked  kept
+--resume-mib N =64 >parked_mib  of kept text
+--drain-timeout S:positive =10 >drain_s
+logs:
+{_common.LOG_FORMAT}"""
+_GATEWAY = f"""
+verifiers:
+--to URL...           a verifier, such as ws://127.0.0.1:8766; repeat it for each
+--to-file FILE        more of them, one a line, with the word drain behind one that shall
+                      get no new streams; read again when it has changed
+--to-name URL...      a name that stands for several machines (such as a headless service):
+                      each address of it is a verifier, looked up again at every look
+--to-ca PEM           trusted for wss:// to verifiers
+--to-cert PEM         shown to verifiers that ask for one
+--to-key PEM          its key
+--health-seconds S:positive =2 >health_s  between two looks at each verifier
+{_NETWORK}limits:
+--max-sessions N =4096 >connections  devices
+logs:
+{_common.LOG_FORMAT}"""
+LEAVES = {
+    "serve": Leaf(
+        "serve targets until SIGTERM",
+        "draftwire.cli.verifier:serve",
+        _SERVE,
+        about="Serve targets to devices. SIGTERM and Ctrl-C let running streams finish; "
+        "SIGHUP reads tokens, certificates and targets again: what has changed serves new "
+        "connections.",
+        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+    ),
+    "check": Leaf(
+        "run a verifier, or a device, through the specification",
+        "draftwire.cli._verifier_check:run",
+        """
+[URL]                 ws://HOST:PORT or wss://HOST:PORT
+[COMMAND...]          with --device, behind --: asks for one text
+--health              only ask for its health and its targets
+--draft DIR           a draft package that fits a target there (default: the reference
+                      draft)
+--target NAME =       check this one (default: its own); kit: the kit's, without a draft
+--quick               texts of 120 tokens, in seconds
+--exhaust             also take every slot, for error 'busy'
+--seconds S:positive =60  about
+--patience S:positive =10  for an answer
+--ca PEM              authority to trust
+--insecure            allow plain ws:// off loopback
+device:
+--device              instead: play a verifier with scripted faults on a loopback port, and
+                      say what a device makes of them
+--port N:port =0      0 takes a free one
+--only WORDS =        rows whose name has these words
+""",
+        about="Run any verifier through transport/PROTOCOL.md, from outside, and say "
+        "which rows conform, which fail and which were not tested; with --device any "
+        "device: each row takes one text, COMMAND is run for each, with {url} replaced by "
+        "the address (also in DRAFTWIRE_VERIFIER); without one, start devices by hand. "
+        "Exit code 4 when a row fails. `--target kit` checks against exact texts; see "
+        "docs/conformance.md.",
+        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+    ),
+    "gateway": Leaf(
+        "one address for many verifiers",
+        "draftwire.cli._verifier_gateway:run",
+        _GATEWAY,
+        about="Pass streams on to verifiers by consistent hashing. Nothing is kept: a "
+        "stream finds its verifier by its id, and one whose verifier is gone is opened "
+        "anew by its device. SIGTERM ends it; SIGHUP reads tokens and certificates again.",
+        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+    ),
+    "top": Leaf(
+        "watch a verifier in a terminal",
+        "draftwire.cli._verifier_top:run",
+        """
+[URL] =ws://127.0.0.1:8765  ws://HOST:PORT, wss://..., or http://HOST:PORT of --admin
+--interval S:positive =2
+--count N             print it N times, and end
+--ca PEM              authority to trust
+--insecure            show the token over plain ws:// as well
+""",
+        about="Show what a verifier does now, from its metrics: 80 columns, over ssh as "
+        "well. q or Ctrl-C ends it. It wants a token, or the address of --admin.",
+        more=lambda parser: _common.add_settings(parser, ("token_file",)),
+    ),
+    "token": Leaf(
+        "make a bearer token",
+        "draftwire.cli.verifier:token",
+        """
+--out FILE            write it there, 0600
+--append              add it to what is in FILE
+--limits WORDS =      after the token, such as 'name=arm sessions=2 blocks_per_s=50'
+""",
+        about="Make a random token; to stdout, or to a file for its owner alone. A token "
+        "file may hold several tokens, one a line, each with limits of its own: TOKEN "
+        "name=WHO sessions=N context=N blocks_per_s=N bytes_per_s=N frames_per_s=N. "
         "Devices get the token alone.",
-    )
-    token.add_argument("--out", type=Path, metavar="FILE", help="write it there, 0600")
-    token.add_argument("--append", action="store_true", help="add it to what is in FILE")
-    token.add_argument(
-        "--limits",
-        default="",
-        metavar="WORDS",
-        help="after the token, such as 'name=arm sessions=2 blocks_per_s=50'",
-    )
-    _common.add_common_flags(token)
-    token.set_defaults(run=_token)
+    ),
+}
 
 
-def _register_serve(actions: Any) -> None:
-    serve = actions.add_parser(
-        "serve",
-        help="serve targets until SIGTERM",
-        description="Serve targets to devices. SIGTERM and Ctrl-C let running streams "
-        "finish; SIGHUP reads tokens, certificates and targets again: what has changed "
-        "serves new connections.",
-    )
-    models = serve.add_argument_group("targets")
-    add = models.add_argument
-    add(
-        "--target",
-        dest="targets",  # `target` is a setting of devices
-        action="append",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        help="a target package or checkpoint folder, or kit for the conformance kit's; "
-        "more than once for several (default: the reference targets)",
-    )
-    add(
-        "--targets-dir",
-        type=Path,
-        metavar="DIR",
-        help="serve every *.target in DIR; new ones are taken in while it runs",
-    )
-    add(
-        "--scan-seconds",
-        dest="scan_s",
-        type=_POSITIVE,
-        default=5.0,
-        metavar="S",
-        help="how often DIR is looked at (default: 5)",
-    )
-    add("--default", default="", metavar="NAME", help="for devices that name no target")
-    add(
-        "--backend",
-        choices=("auto", "onnx", "hf"),
-        default="auto",
-        help="onnxruntime for packages, transformers for checkpoints (default: auto)",
-    )
-    add("--threads", type=_COUNT, metavar="N", help="of the engine (default: cores)")
-    add("--slots", type=_COUNT, default=16, metavar="N", help="streams a target (16)")
-    add("--context", type=_COUNT, metavar="N", help="most tokens of a stream")
-    add("--device", metavar="NAME", help="torch device, for checkpoints")
-    add(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        help="torch dtype, for checkpoints (default: float32 on a CPU)",
-    )
-    _common.add_numerics(models)
-    add("--batch-tokens", type=_COUNT, default=512, metavar="N", help="a forward (512)")
-    add(
-        "--max-batch",
-        dest="batch",
-        type=_COUNT,
-        default=64,
-        metavar="N",
-        help="streams a forward (64)",
-    )
-    add("--prefill-chunk", type=_COUNT, default=128, metavar="N", help="a prompt (128)")
-    _register_network(serve)
-    _register_limits(serve)
-    _common.add_common_flags(serve)
-    _common.add_log_format(serve)
-    serve.set_defaults(run=_serve)
-
-
-def _register_network(serve: argparse.ArgumentParser) -> None:
-    add = serve.add_argument_group("network").add_argument
-    add("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    add(
-        "--port",
-        type=_common.ruled(rules.whole(0, 65535)),
-        default=8765,
-        help="0 takes a free one (default: 8765)",
-    )
-    _common.add_settings(serve, ("token_file",))
-    add("--tls-cert", type=Path, metavar="PEM", help="certificate chain, for wss://")
-    add("--tls-key", type=Path, metavar="PEM", help="its private key")
-    add("--tls-client-ca", type=Path, metavar="PEM", help="ask devices for certificates")
-    add("--insecure", action="store_true", help="allow plain ws:// off loopback")
-    add(
-        "--trusted-proxy",
-        dest="trusted",
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="take X-Forwarded-For of this proxy or network into the logs; may be repeated",
-    )
-    for flag, name, about in (
-        ("--origin", "origins", "let scripts of this page connect, such as https://a.b"),
-        ("--server-name", "names", "a name that devices or a proxy reach this verifier by"),
-    ):
-        about += "; may be repeated"
-        add(flag, dest=name, action="append", default=[], metavar="NAME", help=about)
-    add(
-        "--admin",
-        type=_address,
-        metavar="HOST:PORT",
-        help="health with names, and metrics, without a token: an address of your own",
-    )
-
-
-def _register_limits(serve: argparse.ArgumentParser) -> None:
-    add = serve.add_argument_group("limits").add_argument
-    add("--wire-log", type=Path, metavar="FILE", help=OPTIONS["wire_log"].help)
-    for flag, name, kind, default, about in (
-        ("--max-sessions", "connections", _COUNT, 64, "devices (64)"),
-        ("--max-streams", "streams", _COUNT, 16, "at once on a connection (16)"),
-        ("--max-block", "block", _COUNT, 64, "drafts of a block (64)"),
-        ("--max-waiting", "waiting", _COUNT, 256, "waiting drafts of a stream (256)"),
-        ("--prefixes", "prefixes", _NONE, 8, "ended texts of a token to go on from (8)"),
-        ("--progress-seconds", "progress_s", _POSITIVE, 1.0, "(1)"),
-        ("--max-message-bytes", "message_bytes", _COUNT, 8 << 20, _FRAME),
-        ("--frames-per-second", "frames_per_s", _COUNT, 1000, "of a device (1000)"),
-        ("--bytes-per-second", "bytes_per_s", _COUNT, 16 << 20, "of a device (16 MiB)"),
-        ("--idle-timeout", "idle_s", _POSITIVE, 300.0, "(300)"),
-        ("--ping-seconds", "ping_s", _POSITIVE, 20.0, "(20)"),
-        ("--send-timeout", "send_s", _POSITIVE, 15.0, "(15)"),
-        ("--resume-ttl", "resume_s", _SECONDS, 120.0, _RESUME),
-        ("--resume-streams", "parked", _COUNT, 1024, "kept (1024)"),
-        ("--resume-mib", "parked_mib", _COUNT, 64, "of kept text (64)"),
-        ("--drain-timeout", "drain_s", _POSITIVE, 10.0, "(10)"),
-    ):
-        letter = "N" if kind in (_COUNT, _NONE) else "S"
-        add(flag, dest=name, type=kind, default=default, metavar=letter, help=about)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-def _network_of(args: argparse.Namespace) -> dict[str, Any]:
+def network_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of ``serving.Options`` that are an address to listen on."""
     token_file = _common.read_settings(args)["token_file"].value
     tls = (args.tls_cert, args.tls_key, args.tls_client_ca)
@@ -226,7 +192,8 @@ def _network_of(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace) -> int:
+    """Serve targets until a signal ends it."""
     targets = list(args.targets)
     if not targets and args.targets_dir is None:
         from draftwire import reference
@@ -240,7 +207,7 @@ def _serve(args: argparse.Namespace) -> int:
     options = process.Options(
         **{
             **_fields(process.Options, args),
-            **_network_of(args),
+            **network_of(args),
             "targets": tuple(targets),
             "loader": Loader(**_fields(Loader, args)),
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
@@ -283,7 +250,8 @@ def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def _token(args: argparse.Namespace) -> int:
+def token(args: argparse.Namespace) -> int:
+    """Make a token."""
     from draftwire.verifier.serving import process
 
     if args.append and args.out is None:

@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("tokenizers")
 
-from draftwire.bench.sampling_table import Settings, measure  # noqa: E402
-from draftwire.cli import main  # noqa: E402
+from draftwire.bench.acceptance import measure  # noqa: E402
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.sampling import SCHEMES, SamplingParams, card_of  # noqa: E402
 from draftwire.verifier.backends.loading import Loader  # noqa: E402
+from studies.sampling.__main__ import main  # noqa: E402
+from studies.sampling.table import Settings  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PACKAGES = ["--draft", str(FIXTURES / "tiny.draft")]
@@ -25,7 +26,7 @@ QUICK = [*PACKAGES, "--tokens", "12", "--prompts", "3", "--block", "3"]
 
 
 def table(*words):
-    return main(["sampling", "table", *QUICK, *words])
+    return main([*QUICK, *words])
 
 
 def test_every_scheme_has_a_row_and_the_numbers_add_up(tmp_path, capsys):
@@ -52,14 +53,14 @@ def test_every_scheme_has_a_row_and_the_numbers_add_up(tmp_path, capsys):
 
 
 def test_speed_has_a_row_for_each_vocabulary_and_case(tmp_path, capsys):
-    words = ["sampling", "speed", "--vocab", "64,500", "--json", str(tmp_path / "s.json")]
+    words = ["--speed", "--vocab", "64,500", "--json", str(tmp_path / "s.json")]
     assert main(words) == 0
     document = json.loads((tmp_path / "s.json").read_text())
     assert document["schema"] == "draftwire.sampling_speed/1"
     assert {row["vocabulary"] for row in document["rows"]} == {64, 500}
     assert all(row["decide_ms"] > 0 for row in document["rows"])
     assert "coupled, sparse noise" in capsys.readouterr().out
-    assert main(["sampling", "speed", "--vocab", "1"]) == 2
+    assert main(["--speed", "--vocab", "1"]) == 2
 
 
 def test_a_scheme_that_cannot_is_left_out_with_its_reason(capsys):

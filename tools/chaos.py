@@ -1,4 +1,4 @@
-"""``draftwire bench chaos``: faults by the hundred, and not a token lost.
+"""``python -m tools.chaos``: faults by the hundred, and not a token lost.
 
 A verifier process, a device with the default time-outs, and a relay between them. While
 texts are generated the verifier is killed and restarted, frozen, and the link is cut,
@@ -8,16 +8,20 @@ must be the one that an undisturbed run gives.
 
 from __future__ import annotations
 
+import argparse
 import random
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import draftwire
 from draftwire.bench.faults import FaultProxy, VerifierProcess
 from draftwire.errors import DraftwireError
+from draftwire.reference import draft_path, target_path
+from studies.command import start
 
 __all__ = ["ChaosResult", "FAULTS", "run_chaos", "render"]
 
@@ -200,3 +204,27 @@ def _strike(
         proxy.roam()
     else:
         proxy.cut(torn=kind == "torn", reset=kind == "reset")
+
+
+FLAGS = """
+--draft DIR              draft package (default: the reference one)
+--target DIR             target package (default: the reference one)
+--faults N =200          how many
+--seed N:int =1
+"""
+
+
+def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    draft, target = args.draft or draft_path(), args.target or target_path("v1")
+    result = run_chaos(draft, target, faults=args.faults, seed=args.seed, say=say)
+    return result.report()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    asked = "Faults by the hundred, and not a token lost."
+    return start("tools.chaos", asked, FLAGS, _study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

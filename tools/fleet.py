@@ -1,4 +1,4 @@
-"""``draftwire bench fleet``: verifiers behind a gateway come and go, and no token is lost.
+"""``python -m tools.fleet``: verifiers behind a gateway come and go, and no token is lost.
 
 Verifier processes, a gateway process and devices, each a real session in a thread of its
 own. While they generate texts, a verifier is killed, comes back, is drained by its signal
@@ -8,6 +8,8 @@ and started again. Every text must be the one that a verifier gives without all 
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 import threading
 import time
@@ -18,8 +20,9 @@ from typing import Any, Callable, Sequence
 import draftwire
 from draftwire import reference
 from draftwire.bench.faults import VerifierProcess
-from draftwire.errors import DraftwireError
+from draftwire.errors import ConfigError, DraftwireError
 from draftwire.transport.dial import web
+from studies.command import start
 
 __all__ = ["EVENTS", "Settings", "bench_fleet", "render"]
 
@@ -273,3 +276,39 @@ def _shares(url: str) -> list[float]:
         lines = answer.read().decode().splitlines()
     name = "draftwire:gateway_verifier_streams_total{"
     return [float(line.split()[-1]) for line in lines if line.startswith(name)]
+
+
+FLAGS = """
+--draft DIR              draft package (default: the reference one)
+--target DIR             target package (default: the reference one)
+--verifiers N =3
+--devices N =6
+--rounds N =1            of all events
+--seconds S:positive =6  for each event
+--tokens N =96           of a text
+"""
+
+
+def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    if args.verifiers < 2:
+        raise ConfigError("--verifiers must be at least 2")
+    settings = Settings(
+        args.draft,
+        args.target,
+        args.verifiers,
+        args.devices,
+        args.rounds,
+        args.seconds,
+        args.tokens,
+    )
+    return bench_fleet(settings, say)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    asked = "Verifiers behind a gateway come and go, and no token is lost."
+    return start("tools.fleet", asked, FLAGS, _study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

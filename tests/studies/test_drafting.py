@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from draftwire.bench import draft as bench  # noqa: E402
-from draftwire.bench.fresh import import_time, memory_over_bare  # noqa: E402
-from draftwire.cli import main  # noqa: E402
+from tools import drafting as bench  # noqa: E402
+from tools.drafting import main  # noqa: E402
+from tools.fresh import import_time, memory_over_bare  # noqa: E402
+
 from draftwire.packages import load_draft  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -22,7 +23,7 @@ QUICK = ["--blocks", "2", "--contexts", "4,32", "--no-genai", "--no-spawn"]
 
 def test_both_loops_draft_the_same_tokens(monkeypatch, capsys):
     monkeypatch.setattr(bench, "preemptions", lambda: 0)
-    command = ["bench", "draft", "--draft", str(TINY), *QUICK, "--json"]
+    command = ["--draft", str(TINY), *QUICK, "--json"]
     assert main(command) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "draftwire.bench/1"
@@ -37,7 +38,7 @@ def test_both_loops_draft_the_same_tokens(monkeypatch, capsys):
 
 
 def test_the_table_names_every_contestant(capsys):
-    assert main(["bench", "draft", "--draft", str(TINY), *QUICK]) == 0
+    assert main(["--draft", str(TINY), *QUICK]) == 0
     out = capsys.readouterr().out
     assert "draftwire tok/s" in out
     assert "ratio to bare engine" in out
@@ -88,13 +89,13 @@ def test_disturbed_rounds_are_left_out_and_replaced(monkeypatch):
     ],
 )
 def test_wrong_flags_are_refused(capsys, flags, complaint):
-    assert main(["bench", "draft", "--draft", str(TINY), *QUICK, *flags]) == 2
+    assert main(["--draft", str(TINY), *QUICK, *flags]) == 2
     assert complaint in capsys.readouterr().err
 
 
 def test_a_concat_graph_has_no_bare_loop(capsys):
     draft = str(FIXTURES / "tiny_concat.draft")
-    assert main(["bench", "draft", "--draft", draft, *QUICK]) == 2
+    assert main(["--draft", draft, *QUICK]) == 2
     assert "'concat'" in capsys.readouterr().err
 
 

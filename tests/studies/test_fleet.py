@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from draftwire.bench.fleet import EVENTS, Settings, bench_fleet, render
+from tools.fleet import EVENTS, Settings, bench_fleet, render
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 

@@ -1,4 +1,4 @@
-"""What hostile clients do to a verifier; a process of its own (:class:`~.child.Child`).
+"""What hostile clients do to a verifier; a process of its own (:mod:`tools.peace`).
 
 Raw sockets: what is sent here no library would send. Many addresses are played by those
 of the loopback network. One line of JSON says what to do, one says what came of it.

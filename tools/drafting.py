@@ -1,4 +1,4 @@
-"""How fast we draft, beside the bare engine and beside onnxruntime-genai.
+"""``python -m tools.drafting``: our loop beside the bare engine and onnxruntime-genai.
 
 The contestants step the same weights from the same context, in short blocks that take
 turns in a shuffled order, so that a busy machine slows all of them alike.
@@ -7,23 +7,28 @@ The ratio is the median over rounds in which each stepped one block undisturbed.
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Sequence
+from typing import Any, Callable, Protocol, Sequence
 
 import numpy as np
+from tools.fresh import import_time, memory_over_bare
 
 from draftwire.bench.device_child import preemptions
-from draftwire.bench.fresh import import_time, memory_over_bare
 from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
+from draftwire.io import format_table
 from draftwire.packages import load_draft
+from draftwire.reference import draft_path
 from draftwire.runtime.engines.draft_model import DraftModel, spec_of
 from draftwire.runtime.engines.onnx import SharedCacheEngine, open_engine
 from draftwire.sampling import SamplingParams, make_proposer
+from studies.command import start
 
 __all__ = ["Contestant", "Settings", "bench_draft", "render"]
 
@@ -193,7 +198,7 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
     contestants: list[Contestant] = [Ours(model), Bare(engine, package.vocab_size)]
     why_no_genai: str | None = "left out (--no-genai)"
     if settings.genai:
-        from draftwire.bench.genai import open_genai
+        from tools.genai import open_genai
 
         genai, why_no_genai = open_genai(package, settings.precision, settings.threads)
         if genai is not None:
@@ -259,8 +264,6 @@ def _measure(
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as plain text."""
-    from draftwire.cli._common import format_table
-
     draft, box = document["draft"], document["machine"]
     lines = [
         f"{draft['name']} {draft['precision']} on {draft['engine']}, "
@@ -299,3 +302,38 @@ def render(document: dict[str, Any]) -> str:
             f"({found['draftwire_rss_mb']:.1f} against {found['bare_rss_mb']:.1f})"
         )
     return "\n".join(lines)
+
+
+FLAGS = """
+--draft DIR              draft package (default: the reference one)
+--precision NAME         which of its models (default: int8)
+--contexts N,N:counts =32,256,1024  tokens in the KV cache
+--threads N =1
+--blocks N =60           undisturbed rounds of 16 tokens for each context
+--no-genai               leave onnxruntime-genai out
+--no-spawn               leave import time and memory out
+"""
+
+
+def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    return bench_draft(
+        Settings(
+            args.draft or draft_path(),
+            args.precision,
+            args.contexts,
+            args.threads,
+            args.blocks,
+            spawn=0 if args.no_spawn else 5,
+            genai=not args.no_genai,
+        )
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    asked = "How fast the drafting loop is, beside what no loop can beat."
+    return start("tools.drafting", asked, FLAGS, _study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

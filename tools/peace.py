@@ -1,4 +1,4 @@
-"""One hostile client and its neighbour: ``draftwire bench verifier --flood | --attack``.
+"""``python -m tools.peace``: one hostile client and its neighbour.
 
 Three processes: a verifier, the enemy, and here a device that drafts all the time. Its
 rounds during each attack stand beside those of the quiet before and after it.
@@ -6,6 +6,7 @@ rounds during each attack stand beside those of the quiet before and after it.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -13,17 +14,22 @@ import json
 import os
 import re
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator, Sequence
 
-from draftwire.bench.attacker import ATTACKS
+from tools.attacker import ATTACKS
+
 from draftwire.bench.child import Child
 from draftwire.bench.faults import VerifierProcess
 from draftwire.bench.verifier import Load, Neighbour, Rounds, bench_verifier
 from draftwire.errors import TransportError
+from draftwire.io import format_table
 from draftwire.packages import load_target
+from draftwire.reference import target_path
+from studies.command import start
 
 __all__ = ["ENOUGH", "FLOOD", "TIMES", "bench_peace", "render"]
 
@@ -114,7 +120,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """Run the attacks, each between two quiets."""
     package = load_target(load.target)
-    enemy = Child("draftwire.bench.attacker", "the enemy", TransportError)
+    enemy = Child("tools.attacker", "the enemy", TransportError)
 
     async def run() -> list[dict[str, Any]]:
         loop = asyncio.get_running_loop()
@@ -221,8 +227,6 @@ def _lines(log: Path) -> int:
 
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table for people."""
-    from draftwire.cli._common import format_table
-
     rows = [
         [
             row["attack"],
@@ -262,3 +266,37 @@ def render(document: dict[str, Any]) -> str:
             f"{many['share']['min']}, Jain's index {many['share']['jain']}"
         )
     return "\n".join(lines)
+
+
+FLAGS = """
+--target DIR             target package (default: the reference one)
+--attack                 every attack there is, not the floods of cheap frames alone
+--devices N =128         at once, at the end of --attack
+--seconds S:positive =60  an attack, and each quiet
+--block N =4             drafted tokens
+--acceptance P:share =0.8  of a draft
+--tokens N =64           of a text
+--threads N              of the verifier's engine
+"""
+
+
+def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    load = Load(
+        args.target or target_path("v1"),
+        seconds=args.seconds,
+        block=args.block,
+        acceptance=args.acceptance,
+        tokens=args.tokens,
+        threads=args.threads,
+    )
+    return bench_peace(load, attack=args.attack, devices=args.devices, say=say)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    asked = "What a device has of a verifier while another one attacks it."
+    return start("tools.peace", asked, FLAGS, _study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tools.drafting import STEPS, Contestant
 
-from draftwire.bench.draft import STEPS, Contestant
 from draftwire.packages import DraftPackage
 
 __all__ = ["open_genai"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from draftwire.bench.child import environment
-from draftwire.errors import ConfigError
+from draftwire.bench.child import run_child
 from draftwire.packages import DraftPackage
 
-__all__ = ["import_time", "memory_over_bare", "run_child"]
+__all__ = ["import_time", "memory_over_bare"]
 
 # What a device imports to draft and to speak; websockets comes with the connection.
 _IMPORTS = """
@@ -90,26 +87,3 @@ def memory_over_bare(
         "draftwire_rss_mb": ours / 1e6,
         "over_bare_mb": (ours - bare) / 1e6,
     }
-
-
-def run_child(code: str, *args: str) -> str:
-    """Run ``code`` in a fresh interpreter that finds this very draftwire.
-
-    Args:
-        code: Python; what it prints is returned.
-        *args: Its ``sys.argv[1:]``.
-
-    Raises:
-        ConfigError: It failed; the message is its last line.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        env=environment(),
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"a measuring process ended with {done.returncode}: {last}")
-    return done.stdout

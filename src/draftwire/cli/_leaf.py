@@ -1,0 +1,193 @@
+"""How a command is declared: a :class:`Leaf`, with its flags as the lines of its help.
+
+A flag is a line of text. What it is called and takes stands before two spaces, what it
+is for behind them, as in ``--help``; a further line that is indented goes on with it::
+
+    --draft DIR                     default: the reference one
+    --seconds S:positive =60        of a run
+    --backend {auto,onnx,hf} =auto  who computes
+    --target PATH... >targets       may be repeated
+    --prompt TEXT+                  may be repeated, and takes several at once
+    --out FILE !                    must be given
+    --http [PORT]                   may stand alone: an empty text
+    --plain                         a switch
+    [NAME]                          an argument that may be left out
+    FILES...:path                   one or more
+    output:                         a heading: a group of its own in the help
+
+``:type`` is a name of :data:`TYPES`; without one ``FILE``, ``DIR``, ``PEM`` and ``PATH``
+are paths, ``N`` is a count, and all else is text. ``=`` is the default, ``>`` the name that
+the value has, where that is not the flag's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple
+
+from draftwire.cli._common import add_common_flags, ruled
+from draftwire.errors import ConfigError
+from draftwire.rules import number, whole
+
+__all__ = ["Leaf", "TYPES", "add_flags", "add_leaf", "add_leaves", "flag_lines"]
+
+
+class Leaf(NamedTuple):
+    """One command that runs.
+
+    Attributes:
+        summary: One line for the list of commands.
+        run: ``"module:function"``, which gets the parsed arguments and returns the exit
+            code; imported when it runs.
+        flags: Its flags, a line each.
+        about: For its own help, if more than the summary.
+        more: Adds flags that are made of something else, such as options.
+        usage: For its own help, where the flags are too many to list.
+    """
+
+    summary: str
+    run: str
+    flags: str = ""
+    about: str = ""
+    more: Callable[[argparse.ArgumentParser], object] | None = None
+    usage: str | None = None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{text!r} is no count", hint="a whole number from 1")
+    return int(text)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part.strip()) for part in text.split(","))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+TYPES: dict[str, Callable[[str], Any]] = {
+    "address": _address,
+    "count": _count,
+    "counts": _counts,
+    "float": float,
+    "int": int,
+    "path": Path,
+    "port": ruled(whole(0, 65535)),
+    "positive": ruled(number(0, 1e9, above=True)),
+    "seconds": ruled(number(0, 1e9)),
+    "share": ruled(number(0, 1)),
+    "text": str,
+    "whole": ruled(whole(0, 2**64 - 1)),
+    "words": _words,
+}
+_BY_NAME = {**dict.fromkeys(("FILE", "DIR", "PEM", "PATH"), "path"), "N": "count"}
+
+
+def flag_lines(text: str) -> dict[str, str]:
+    """Return lines by the names of their flags, for commands that share them."""
+    lines = list(_lines(text))
+    return {line.split(" ")[0].strip("-").replace("-", "_"): line for line in lines}
+
+
+def add_flags(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the flags that the lines of ``text`` say."""
+    group: argparse._ActionsContainer = parser
+    for line in _lines(text):
+        if line.endswith(":") and " " not in line.rstrip(":"):
+            group = parser.add_argument_group(line[:-1].replace("_", " "))
+        else:
+            spec, _, about = line.partition("  ")
+            _add_flag(group, spec.split(" "), about.strip())
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield each line with those that go on with it."""
+    found: list[str] = []
+    for line in filter(str.strip, text.splitlines()):
+        if line[0] == " " and found:
+            found[-1] += " " + line.strip()
+        else:
+            found.append(line.rstrip())
+    return iter(found)
+
+
+def _add_flag(group: argparse._ActionsContainer, spec: list[str], about: str) -> None:
+    name, *rest = spec
+    words: dict[str, Any] = {}
+    if not name.startswith("-"):  # an argument: what it is called is what it takes
+        rest.insert(0, name.strip("[]"))
+        name = re.sub(r"[^A-Z_].*", "", rest[0]).lower()
+        if "..." in rest[0] or spec[0].startswith("["):
+            words["nargs"] = "?" if "..." not in rest[0] else "*" if "[" in spec[0] else "+"
+    kind = ""
+    for part in rest:
+        value = part[1:]
+        if part[0] == "=":
+            words["default"] = value
+        elif part[0] == ">":
+            words["dest"] = value
+        elif part[0] == "!":
+            words["required"] = True
+        else:
+            found = re.fullmatch(r"(.+?)(\.\.\.|\+)?(?::([a-z]+))?", part)
+            assert found is not None
+            if part[0] == "{":
+                words["choices"] = tuple(found[1].strip("{}").split(","))
+                words.pop("metavar", None)
+            elif part[0] == "[":  # the flag may stand alone: an empty text
+                words.update(metavar=found[1].strip("[]"), nargs="?", const="")
+            else:
+                words["metavar"] = found[1]
+            kind = found[3] or _BY_NAME.get(found[1], "text")
+            if found[2] and name.startswith("-"):
+                several = {"action": "extend", "nargs": "+"}
+                words.update(
+                    several if found[2] == "+" else {"action": "append"}, default=[]
+                )
+    if not kind:
+        words["action"] = "store_true"
+    else:
+        words["type"] = TYPES[kind]
+        default = words.get("default")
+        if isinstance(default, str):
+            words["default"] = TYPES[kind](default)
+            note = f"(default: {default})" if about else f"default: {default}"
+            about = f"{about} {note}".strip() if default else about
+    group.add_argument(name, help=about.replace("%", "%%"), **words)
+
+
+def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
+    """Add a command to those of a parser."""
+    about = leaf.about or leaf.summary
+    parser = commands.add_parser(
+        name, help=leaf.summary, description=about, usage=leaf.usage
+    )
+    add_flags(parser, leaf.flags)
+    if leaf.more is not None:
+        leaf.more(parser)
+    add_common_flags(parser)
+
+    def run(args: argparse.Namespace) -> int:
+        module, _, function = leaf.run.partition(":")
+        return int(getattr(importlib.import_module(module), function)(args) or 0)
+
+    parser.set_defaults(run=run)
+
+
+def add_leaves(parser: argparse.ArgumentParser, leaves: dict[str, Leaf]) -> None:
+    """Add the commands of a group."""
+    commands = parser.add_subparsers(dest="leaf", metavar="WHAT", required=True)
+    for name, leaf in leaves.items():
+        add_leaf(commands, name, leaf)

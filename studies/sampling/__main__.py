@@ -1,0 +1,68 @@
+"""``python -m studies.sampling``: every scheme on the same prompts; what a token costs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from draftwire.errors import ConfigError
+from draftwire.reference import draft_path, target_path
+from studies.command import start
+from studies.sampling import speed, table
+
+__all__ = ["main"]
+
+FLAGS = """
+--draft DIR              default: the reference draft
+--target DIR             default: the reference target v1
+--text FILE              held-out text to cut prompts from (default: built-in sentences)
+--schemes NAME,NAME:words =  (default: all)
+--block N:whole =4       drafted tokens
+--temperature T:seconds =0.8
+--top-k N:whole =50
+--top-p P:seconds =1
+--seed N:whole =1
+--tokens N:whole =64     new tokens of each prompt
+--prompts N:whole =12
+--prompt-tokens N:whole =32  length of prompts cut from a text
+speed:
+--speed                  instead: what choosing a token costs at real vocabularies, without
+                         any model
+--vocab N,N:counts =49152,151936  sizes of vocabularies
+"""
+
+
+def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure."""
+    if args.speed:
+        if not all(2 <= size < 1 << 24 for size in args.vocab):
+            raise ConfigError("--vocab is out of range", hint="2 to 16777215")
+        rows = speed.sampling_speed(args.vocab)
+        return {"schema": "draftwire.sampling_speed/1", "rows": rows}
+    named = {field.name: getattr(args, field.name) for field in fields(table.Settings)}
+    return table.sampling_table(
+        args.draft or draft_path(),
+        args.target or target_path("v1"),
+        table.Settings(**named),
+        text=args.text,
+    )
+
+
+def render(document: dict[str, Any]) -> str:
+    """Return the document as text."""
+    if document["schema"] == "draftwire.sampling_speed/1":
+        return speed.render(document["rows"])
+    return table.render(document)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    question = "What each scheme keeps and sends; with --speed what choosing a token costs."
+    return start("studies.sampling", question, FLAGS, study, render, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
