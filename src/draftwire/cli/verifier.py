@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,7 +248,12 @@ def _serve(args: argparse.Namespace) -> int:
         }
     )
 
+    from draftwire.runtime.service.system import Notifier
+
+    manager = Notifier(os.environ)
+
     def listening(service: VerifierService) -> None:
+        manager.ready()
         if (
             options.token_file is None and not args.quiet
         ):  # the service takes only loopback then
