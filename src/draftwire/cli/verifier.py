@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
@@ -214,7 +215,12 @@ def serve(args: argparse.Namespace) -> int:
         }
     )
 
+    from draftwire.runtime.service.system import Notifier
+
+    manager = Notifier(os.environ)
+
     def listening(service: VerifierService) -> None:
+        manager.ready()
         if (
             options.token_file is None and not args.quiet
         ):  # the service takes only loopback then
