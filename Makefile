@@ -35,6 +35,9 @@ test-proxies: ## real nginx, Caddy and HAProxy between device and verifier (fetc
 	@$(VENV)/python tools/fetch_proxies.py
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=300 -rs tests/proxies $(ARGS)
 
+test-ray: ## two replicas under Ray Serve, one killed (installs 0.5 GB into .venvs/ray)
+	@$(PYTHON) tools/venvs.py ray $(ARGS)
+
 fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz
 	@$(VENV)/python tests/fuzz/fuzz.py $(ARGS)

@@ -3,6 +3,7 @@
     python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
     python3 tools/venvs.py clients                                   ->  .venvs/clients
+    python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
 """
@@ -32,8 +33,19 @@ GROUPS = {
     "lint": (("requirements/lint.txt", False),),
     "fuzz": (("requirements/fuzz.txt", True),),
     "clients": (("requirements/clients.txt", False),),  # never in .venv: they want it all
+    "ray": (("requirements/ray.txt", False),),  # likewise
 }
-ORDER = ("device", "litert", "test", "ship", "workstation", "lint", "fuzz", "clients")
+ORDER = (
+    "device",
+    "litert",
+    "test",
+    "ship",
+    "workstation",
+    "lint",
+    "fuzz",
+    "clients",
+    "ray",
+)
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
@@ -238,6 +250,13 @@ def clients():
     ensure(os.path.join(ROOT, ".venvs", "clients"), main_python(), ["clients"])
 
 
+def ray(arguments):
+    """Run the tests of the Ray Serve deployment in ``.venvs/ray``; return the exit code."""
+    folder = os.path.join(ROOT, ".venvs", "ray")
+    inside = ensure(folder, main_python(), ["device", "test", "ray"])
+    return pytest(inside, arguments or ["-rs", "tests/deploy"])[0]
+
+
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
     if not arguments:
@@ -306,12 +325,14 @@ def both():
 
 
 def main(arguments):
-    """Run ``make GROUP...``, ``test [PYTEST ARGUMENT...]`` or ``clients``."""
+    """Run ``make GROUP...``, ``test`` or ``ray [PYTEST ARGUMENT...]``, or ``clients``."""
     if arguments[:1] == ["make"]:
         make(arguments[1:])
         return 0
     if arguments[:1] == ["test"]:
         return test(arguments[1:])
+    if arguments[:1] == ["ray"]:
+        return ray(arguments[1:])
     if arguments == ["clients"]:
         clients()
         return 0
