@@ -652,8 +652,7 @@ class Driver:
         link = self.link
         if run.wire is None:
             return  # a goodbye to a verifier that knows nothing of the stream
-        nbytes = link.send(message, run.wire)
-        link.channel.sent(self._clock.now(), message, nbytes, run.wire)
+        link.send(message, run.wire)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
 

@@ -222,7 +222,10 @@ class Link:
         wire = self._wire
         if wire is None or self._phase is not _Phase.UP:
             return 0
-        return wire.send(message, stream)
+        nbytes = wire.send(message, stream)
+        self.channel.sent(self._clock.now(), message, nbytes, stream)
+        self._look_into(behind=True)
+        return nbytes
 
     def owe(self, owing: bool) -> None:
         """Note whether an answer is owed now; silence counts only while it is."""
@@ -285,12 +288,16 @@ class Link:
 
     def heard(self, frame: Frame | None) -> None:
         """A message or a pong came."""
-        if frame is not None and self._owing:
+        if frame is None:
+            self.channel.ponged(self._clock.now())
+        elif self._owing:
             took = self._clock.now() - self._quiet_s
             self._slowest = max(took, 0.9 * (self._slowest or 0.0))
         self._heard()
         if frame is not None:
             self._owner.link_message(self, frame)
+        if self._phase is _Phase.UP:
+            self._look_into(behind=False)
 
     def ended(self, error: DraftwireError) -> None:
         """The connection is over, or did not come to be."""
@@ -340,7 +347,16 @@ class Link:
         self._timer = self._clock.call_at(now + pause, self._connect)
         self._owner.link_lost(self, error)
 
-    # ---- silence
+    # ---- silence, and how the path is
+
+    def _look_into(self, *, behind: bool) -> None:
+        """Ping where the channel would learn from it, while a stream goes on."""
+        if self._owing and self.channel.wants_ping(self._clock.now(), behind):
+            self._ping(behind=behind)
+
+    def _ping(self, *, behind: bool = False) -> None:
+        assert self._wire is not None
+        self.channel.pinged(self._clock.now(), self._wire.ping(), behind)
 
     def _look_at(self, when: float) -> None:
         self._watch = self._clock.call_at(when, self._look)
@@ -355,8 +371,7 @@ class Link:
             self._look_at(self._quiet_s + silence_s / 2)
         elif not self._pinged:
             self._pinged = True
-            assert self._wire is not None
-            self._wire.ping()
+            self._ping()
             self._look_at(self._quiet_s + silence_s)
         elif quiet < silence_s - 1e-9:
             self._look_at(self._quiet_s + silence_s)

@@ -51,8 +51,8 @@ class Wire(Protocol):
             Bytes that it takes on the wire; 0 when the connection is over.
         """
 
-    def ping(self) -> None:
-        """Ask for a sign of life."""
+    def ping(self) -> int:
+        """Ask for a sign of life; return its bytes on the wire, 0 when it is over."""
 
     def close(self) -> None:
         """End the connection at once, without waiting; no event follows."""

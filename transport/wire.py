@@ -166,12 +166,14 @@ class WebsocketWire(asyncio.Protocol):
         # A close may have come together with the message that is answered now.
         return self._greeted and not self._over and self._websocket.state is OPEN
 
-    def ping(self) -> None:
-        """Ask for a sign of life."""
-        if self._may_send():
-            self._websocket.send_ping(b"")
-            self._log.event("ping", "up")
-            self._flush()
+    def ping(self) -> int:
+        """Ask for a sign of life; return its bytes on the wire, 0 when it is over."""
+        if not self._may_send():
+            return 0
+        self._websocket.send_ping(b"")
+        self._log.event("ping", "up")
+        self._flush()
+        return wire_size(0, secure=self._network.uri.secure) + MASK
 
     def close(self) -> None:
         """End the connection at once, without waiting; no event follows."""

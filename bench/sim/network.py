@@ -11,7 +11,7 @@ draft that lives beside the target.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec, StreamLink
 from draftwire.bench.link.model import LinkModel, OutagePlan
@@ -149,9 +149,9 @@ class VirtualWire:
         self._clock.call_at(found.arrival_s, self._arrive, frame)
         return found.wire_bytes
 
-    def ping(self) -> None:
+    def ping(self) -> int:
         """Ask for a sign of life; the verifier's end answers whatever it is at."""
-        self._raw(_UP, _PING[_UP], self._raw, _DOWN, _PING[_DOWN], self._alive)
+        return self._raw(_UP, _PING[_UP], self._raw, _DOWN, _PING[_DOWN], self._alive)
 
     def close(self) -> None:
         """End the connection at once; the verifier hears of it when a segment comes."""
@@ -171,17 +171,16 @@ class VirtualWire:
             way, size = _SET_UP[step]
             self._raw(way, size, self._set_up, step + 1)
 
-    def _raw(self, way: int, size: int, then: Callable[..., None], *args: object) -> None:
+    def _raw(self, way: int, size: int, then: Callable[..., Any], *args: object) -> int:
         """Carry bytes of the TCP stream, and do what follows if anybody cares still."""
-        if not self._over:
-            self._segment(way, size, self._unless_over, then, args)
+        if self._over:
+            return 0
+        return self._segment(way, size, self._unless_over, then, args)
 
-    def _segment(
-        self, way: int, size: int, then: Callable[..., None], *args: object
-    ) -> None:
+    def _segment(self, way: int, size: int, then: Callable[..., Any], *args: object) -> int:
         if self._links is None:
             self._clock.post(then, *args)
-            return
+            return size
         found = self._links[way].send_raw(self._clock.now(), size)
         up, down = found.wire_bytes, found.ack_bytes
         if way == _DOWN:
@@ -189,8 +188,9 @@ class VirtualWire:
         self.meter.total.up_wire += up
         self.meter.total.down_wire += down
         self._clock.call_at(found.arrival_s, then, *args)
+        return found.wire_bytes
 
-    def _unless_over(self, then: Callable[..., None], args: Sequence[object]) -> None:
+    def _unless_over(self, then: Callable[..., Any], args: Sequence[object]) -> None:
         if not self._over:
             then(*args)
 

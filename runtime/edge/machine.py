@@ -617,8 +617,10 @@ class EdgeSession:
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (not self._free and main.bare >= 0):
             return actions
-        if (block := main.proposals[hand.start :]) and verdict and not in_flight:
-            hand.ready |= mode.cut or self._controller.enough(block)
+        block = main.proposals[hand.start :]
+        if block and verdict and (mode.racing or not in_flight):
+            cut = mode.cut and not mode.racing
+            hand.ready |= cut or self._controller.enough(block)
         if block and hand.ready:
             return [*actions, *self._send_block()]
         if hand.quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):

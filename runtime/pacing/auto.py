@@ -87,6 +87,7 @@ class Auto(Controller):
         self._drafted = Mean(0.1)  # its length
         self._share = Mean(0.01)  # tokens that a racing commit gains
         self._last_s: float | None = None
+        self._late = False  # what goes up piles up on the way
         self._why = ""  # of the block in hand
         self._said = ""
         self._ratio: float | None = None  # of :meth:`_best`, until something is learned
@@ -120,7 +121,7 @@ class Auto(Controller):
                     f"resting: drafting {self._duty.share:.0%} of the text is enough"
                 )
                 return 0
-            return self._piece()
+            return _MOST
         best = best_ratio(self.survival.curve(_MOST), self._fixed, self._marginal)[0]
         wait = int(costs.wait_s / costs.draft_s) + 2
         return max(1, min(_MOST, max(2 * best + 4, wait)))
@@ -140,6 +141,8 @@ class Auto(Controller):
         costs = self.costs
         if not self.governor.allows(costs.draft_s, costs.draft_w):
             return self._stop(f"the budget of {self.governor.why} is near")
+        if self._mode.racing:
+            return not self._late and len(block) >= self._piece()
         reach = self._reach(self._block)
         following = reach * self.survival.hazard(len(block) + 1)
         if self._out:
@@ -200,6 +203,7 @@ class Auto(Controller):
         self._ratio = self._worth = None
         before = costs.wait_s
         costs.measured(round)
+        self._late = round.late
         if not 0.75 < before / max(costs.wait_s, 1e-9) < 1.33:
             self._trial.news()
         self.governor.passed(round.t_s, round.tokens, costs.wait_w)
@@ -351,8 +355,8 @@ class Auto(Controller):
         chain = self._chain
         if chain * following < _HOPELESS:
             return self._stop("hardly reached", chain * following, _HOPELESS)
-        if mode.racing:
-            return False
+        if self._late:
+            return False  # one more frame would only wait behind those before it
         if len(self._out) >= mode.pipeline:
             # It cannot leave before the verdict; what is drafted meanwhile is free.
             return self._thrifty and not self._ahead_pays()

@@ -1,20 +1,20 @@
 """What the link is like, learned from the traffic itself: no I/O, time is passed in.
 
-Every block and every commit goes through :class:`Channel` with its time and its size on
-the wire. A commit is matched with the block that it answers by committed position, in
+Every message goes through :class:`Channel` with its time and its size on the wire. A
+commit is matched with the block that it answers by committed position, in
 stop-and-wait, in a pipeline, and in a race, where a commit may answer several blocks or
-none. What the verifier says of its own queue and compute time is taken off, so that the
-rest is the network.
+none. What the verifier says of its own queue and compute time is taken off; what the
+rest says of the network is :class:`~draftwire.runtime.pacing.path.Path`'s to tell. Pings
+are answered by no model: they say it best, and most of all where answers do not fit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
 from typing import Any, NamedTuple
 
 from draftwire.runtime.pacing.controller import Round
-from draftwire.runtime.pacing.length_rule import Line
+from draftwire.runtime.pacing.path import Mark, Path
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -28,15 +28,13 @@ from draftwire.transport.messages import (
 
 __all__ = ["Channel"]
 
-_GAIN = 1 / 8  # of the smoothed round trip, RFC 6298
-_RECENT = 24  # samples that the minimum is taken over
-_STEP = 3  # samples in a row on one side: the link has changed
-_STALL_S = 0.18  # TCP sends again after at least 200 ms
 _WINDOW = 14_000  # bytes that TCP sends without waiting, RFC 6928
+_RACE_S, _WAIT_S = 0.3, 2.0  # between two pings: in a race no block says when it came
+_SOON_S = 0.02  # likewise, while answers do not fit
 
 
 class _Sent(NamedTuple):
-    t_s: float
+    mark: Mark
     block: Block
     nbytes: int
     alone: bool
@@ -51,7 +49,7 @@ class _Way:
 
     def __init__(self) -> None:
         self.out: deque[_Sent] = deque()
-        self.open: tuple[float, int] | None = None
+        self.open: Mark | None = None
         self.position = 0
         self.racing = False
         self.answered_s = -1e9
@@ -61,53 +59,32 @@ class Channel:
     """Estimates of one connection.
 
     Attributes:
-        rtt_s: Smoothed round trip without the time that bytes take, or None.
-        jitter_s: Mean deviation from it.
-        stalls: Answers that came so late that something was lost on the way.
-        bursts: Runs of stalls.
+        path: Round trip and rate.
         outages: Times that the connection was lost.
         outage_s: Seconds without one.
     """
 
     def __init__(self) -> None:
-        self.rtt_s: float | None = None
-        self.jitter_s: float | None = None
-        self.stalls = self.bursts = self.outages = 0
+        self.path = Path()
+        self.outages = 0
         self.outage_s = 0.0
-        self.samples = 0
-        self._line = Line(kept=0.95)
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-        self._bounds: deque[float] = deque(maxlen=_RECENT)
-        self._odd: list[float] = []  # far off, in a row
-        self._paces: deque[float] = deque(maxlen=_RECENT)  # seconds a byte, at most
         self._ways: dict[int, _Way] = {}
-        self._run: list[float] = []  # stalls in a row
-        self._late_s = 0.0  # mean extra of a stall
-        self._late_share = 0.0
+        self._pings: deque[Mark] = deque()
+        self._pinged_s = -1e9
+        self._behind = False
         self._lost_s: float | None = None
 
     # ---- what is known
 
     @property
-    def rtt_min_s(self) -> float | None:
-        """The shortest of the recent round trips, or None."""
-        return min(self._recent) if self._recent else None
-
-    @property
     def up_bytes_s(self) -> float | None:
-        """Goodput up in bytes a second, or None while no sizes tell it."""
-        slope, error = self._line.slope, self._line.error
-        if slope <= 0 or slope < 4 * error or self.samples < 8:
-            return None
-        # No message can have taken less time than its bytes.
-        return 1.0 / slope if slope <= min(self._paces) else None
+        """Goodput up in bytes a second, or None while nothing tells it."""
+        return 1.0 / self.path.byte_s if self.path.byte_s else None
 
-    @property
-    def mean_rtt_s(self) -> float | None:
-        """Round trip as it costs on average, stalls included, or None."""
-        if self.rtt_s is None:
-            return None
-        return self.rtt_s + self._late_share * self._late_s
+    def late(self, t_s: float) -> bool:
+        """Tell whether frames seem to pile up: answers come late, or should have come."""
+        overdue = bool(self._pings) and self.path.overdue(t_s, self._pings[0])
+        return overdue or self.path.rising
 
     @property
     def in_flight(self) -> int:
@@ -120,15 +97,15 @@ class Channel:
         def ms(seconds: float | None) -> float | None:
             return None if seconds is None else round(seconds * 1e3, 3)
 
-        rate = self.up_bytes_s
+        rate, path = self.up_bytes_s, self.path
         return {
-            "rtt_ms": ms(self.rtt_s),
-            "rtt_min_ms": ms(self.rtt_min_s),
-            "jitter_ms": ms(self.jitter_s),
+            "rtt_ms": ms(path.rtt_s),
+            "rtt_min_ms": ms(path.least_s),
+            "jitter_ms": ms(path.jitter_s),
             "up_mbit_s": None if rate is None else round(rate * 8e-6, 4),
-            "rtt_samples": self.samples,
-            "stalls": self.stalls,
-            "loss_bursts": self.bursts,
+            "rtt_samples": path.samples,
+            "stalls": path.stalls,
+            "loss_bursts": path.bursts,
             "outages": self.outages,
             "outage_s": round(self.outage_s, 3),
             "radio": None,  # of those who ask for it, in its place
@@ -145,19 +122,49 @@ class Channel:
             nbytes: Its size on the wire, headers included.
             stream: Its number; another stream may have had it before.
         """
+        mark = self.path.sent(t_s, nbytes)
         if isinstance(message, Open):
             way = self._ways[stream] = _Way()
             way.racing = message.objective == "latency"
-            way.open = (t_s, nbytes) if nbytes <= _WINDOW else None
+            way.open = mark if nbytes <= _WINDOW else None
             return
         way = self._ways.setdefault(stream, _Way())
         if isinstance(message, Block):
             way.racing = message.race or way.racing
-            way.out.append(_Sent(t_s, message, nbytes, not self.in_flight))
+            way.out.append(_Sent(mark, message, nbytes, not self.in_flight))
         elif isinstance(message, Resume):
             self._ways[stream] = _Way()
         elif isinstance(message, Bye):
             del self._ways[stream]
+
+    def wants_ping(self, t_s: float, behind: bool) -> bool:
+        """Tell whether a ping would say more than what is out already.
+
+        Args:
+            t_s: Now.
+            behind: It would go right behind another frame, and wait for that: such pings
+                and others take turns, because the two together tell the rate.
+        """
+        if self._pings:
+            return False
+        racing = any(way.racing for way in self._ways.values())
+        pause_s = _RACE_S if racing else _WAIT_S
+        if self.path.doubted:
+            pause_s = _SOON_S
+        elif behind is self._behind:
+            pause_s *= 2
+        return t_s - self._pinged_s >= pause_s
+
+    def pinged(self, t_s: float, nbytes: int, behind: bool = False) -> None:
+        """Note a ping of ``nbytes`` on the wire that leaves."""
+        self._pinged_s, self._behind = t_s, behind
+        self._pings.append(self.path.sent(t_s, nbytes))
+
+    def ponged(self, t_s: float) -> None:
+        """Note the answer to the oldest ping."""
+        if self._pings:
+            mark = self._pings.popleft()
+            self.path.answered(t_s, mark, t_s - mark.t_s)
 
     def received(self, t_s: float, message: Message, stream: int = 0) -> Round | None:
         """Note a message that came; return what a commit taught, else None."""
@@ -165,12 +172,10 @@ class Channel:
         if way is None:
             return None
         if isinstance(message, Commit):
-            found = self._commit(t_s, message, way)
-            return found
+            return self._commit(t_s, message, way)
         if isinstance(message, Opened) and way.open is not None:
-            sent_s, nbytes = way.open
+            self.path.answered(t_s, way.open, t_s - way.open.t_s)
             way.open = None
-            self._sample(t_s - sent_s, nbytes)
         elif isinstance(message, Resumed):
             way.position = message.position + len(message.tokens)
         return None
@@ -181,6 +186,8 @@ class Channel:
             self._lost_s = t_s
             self.outages += 1
         self._ways.clear()
+        self._pings.clear()
+        self.path.reset()
 
     def back(self, t_s: float) -> None:
         """Note that there is a new connection."""
@@ -199,16 +206,17 @@ class Channel:
         way.position += new
         wait = network = None
         if answered:
-            last, known = answered[-1], self.rtt_s
-            wait = t_s - last.t_s
+            last, known = answered[-1], self.path.rtt_s
+            mark = last.mark
+            wait = t_s - mark.t_s
             network = wait - commit.queue_s - commit.compute_s
             # A block that found the model at work waited for longer than the verifier
             # says; its sample is only a bound.
-            free = known is not None and way.answered_s <= last.t_s + known
+            free = known is not None and way.answered_s <= mark.t_s + known
             if (last.alone or free) and not way.racing:
-                self._sample(network, last.nbytes)
+                self.path.answered(t_s, mark, network)
             else:
-                self._bound(network, last.nbytes)
+                self.path.bound(t_s, mark, network)
                 network = None
         way.answered_s = t_s
         return Round(
@@ -221,9 +229,10 @@ class Channel:
             commit.queue_s,
             commit.compute_s,
             sum(sent.nbytes for sent in answered),
-            self.mean_rtt_s,
+            self.path.mean_rtt_s,
             self.up_bytes_s,
             len(way.out),
+            self.late(t_s),
         )
 
     def _match(self, commit: Commit, end: int, way: _Way) -> list[_Sent]:
@@ -245,7 +254,7 @@ class Channel:
             else:
                 # The first that is not kept to its end: judged, if the rejection lies
                 # in it; otherwise it is out still.
-                judged = base < end or not (answered or way.racing)
+                judged = max(base, way.position) < end or not (answered or way.racing)
                 at = end - base
                 if not (0 <= at < len(tokens) and commit.token == tokens[at]):
                     if judged:
@@ -254,91 +263,3 @@ class Channel:
                         out.popleft()
                 break
         return answered
-
-    def _bound(self, rtt_s: float, nbytes: int) -> None:
-        """Take in a round trip that may hold some waiting: the least of many is none."""
-        self._bounds.append(self._bare(rtt_s, nbytes))
-        if len(self._bounds) < 6:
-            return
-        least = min(self._bounds)
-        known = self.rtt_s
-        if known is None or least < known or least > known * 1.2:
-            self._bounds.clear()
-            self._note(least)
-
-    def _bare(self, rtt_s: float, nbytes: int) -> float:
-        rate = self.up_bytes_s
-        return max(rtt_s - nbytes / rate, 0.0) if rate is not None else max(rtt_s, 0.0)
-
-    def _sample(self, rtt_s: float, nbytes: int) -> None:
-        if rtt_s < 0:
-            return
-        bare = self._bare(rtt_s, nbytes)
-        if self._stall(bare):
-            return
-        self._line.learn(float(nbytes), rtt_s)
-        self._paces.append(rtt_s / max(1, nbytes))
-        self._bounds.clear()
-        self._note(bare)
-
-    def _stall(self, bare: float) -> bool:
-        known, jitter = self.rtt_s, self.jitter_s
-        self._late_share *= 0.98
-        if known is None or jitter is None:
-            return False
-        excess = bare - known
-        if excess <= max(_STALL_S, 5 * jitter):
-            self._run = []
-            return False
-        self._run.append(bare)
-        if len(self._run) == _STEP:
-            # So many in a row are no accident but what the link is now.
-            self.rtt_s = median(self._run)
-            self.jitter_s = (max(self._run) - min(self._run)) / 2
-            self._recent.clear()
-            self.stalls -= _STEP - 1
-            self.bursts -= 1
-            self._late_share = 0.0
-            self._run = []
-            return False
-        self.stalls += 1
-        self.bursts += len(self._run) == 1
-        self._late_share += 0.02
-        self._late_s += 0.25 * (excess - self._late_s)
-        return True
-
-    def _note(self, rtt_s: float) -> None:
-        self.samples += 1
-        self._recent.append(rtt_s)
-        if self.rtt_s is None or self.jitter_s is None:
-            self.rtt_s, self.jitter_s = rtt_s, rtt_s / 4
-            return
-        # What lies far off is held back: three in a row on one side are a new link, and
-        # a single one is jitter.
-        away = max(4 * self.jitter_s, 0.2 * self.rtt_s, 1e-4)
-        odd = self._odd
-        if abs(rtt_s - self.rtt_s) > away:
-            if odd and (odd[0] > self.rtt_s) != (rtt_s > self.rtt_s):
-                self._flush()
-            odd.append(rtt_s)
-            if len(odd) == _STEP:
-                self.rtt_s = median(odd)
-                self.jitter_s = max(max(odd) - min(odd), self.rtt_s / 16) / 2
-                self._recent.clear()
-                self._recent.extend(odd)
-                odd.clear()
-            return
-        self._flush()
-        self._smooth(rtt_s)
-
-    def _flush(self) -> None:
-        for rtt_s in self._odd:
-            self._smooth(rtt_s)
-        self._odd.clear()
-
-    def _smooth(self, rtt_s: float) -> None:
-        assert self.rtt_s is not None and self.jitter_s is not None
-        self.jitter_s += 2 * _GAIN * (abs(rtt_s - self.rtt_s) - self.jitter_s)
-        # A mean at first, an exponential one later.
-        gain = max(_GAIN, 1.0 / min(self.samples, 8))
-        self.rtt_s += gain * (rtt_s - self.rtt_s)

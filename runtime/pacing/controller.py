@@ -35,6 +35,7 @@ class Round:
         rtt_s: Smoothed round trip of the link, or None while unknown.
         up_bytes_s: Goodput up, bytes a second, or None while nothing tells it.
         in_flight: Blocks that are still out after it.
+        late: What goes up piles up somewhere: a ping is overdue.
     """
 
     t_s: float
@@ -49,6 +50,7 @@ class Round:
     rtt_s: float | None = None
     up_bytes_s: float | None = None
     in_flight: int = 0
+    late: bool = False
 
 
 class Controller:

@@ -1,7 +1,8 @@
 """``python -m studies.controllers``: what the length policies are worth, as tables.
 
-Four questions: the speed on real channel traces, how soon a step of the link or of the
-text is followed, what the energy objective saves, and whether budgets of power hold.
+Five questions: the speed on real channel traces, how soon a step of the round trip or of
+the text is followed, how soon a link that moves is found out, what the energy objective
+saves, and whether budgets of power hold.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from draftwire.runtime.pacing.controller import make_controller
 from draftwire.runtime.pacing.governor import WINDOW_S
 from draftwire.runtime.pacing.length_rule import best_ratio
 from draftwire.sampling import Proposal
+from studies.controllers.moves import MOVES, follow
 from studies.controllers.policies import (
     MODES,
     POLICIES,
@@ -312,6 +314,13 @@ def bench_controllers(
     }
     document["steps"] = _steps(settings)
     say("steps done")
+    document["moves"] = [
+        follow(move, mode, settings.profile)
+        for move in MOVES
+        for mode in settings.modes
+        if mode != "ahead"  # one block out, as in "wait"
+    ]
+    say("moves done")
     document["energy"] = _energy(settings)
     say("energy done")
     document["budgets"] = _budgets(settings)
@@ -352,6 +361,15 @@ def render(document: dict[str, Any]) -> str:
             [
                 [r["step"], r["from"], r["to"], r["runs"], r["of_optimum"], r["worst"]]
                 for r in document["steps"]
+            ],
+        )
+    )
+    parts.append(
+        format_table(
+            ["the link", "stream", "found after, s", "verdicts", "right then", "block", ""],
+            [
+                [r["move"], r["mode"], r["seconds"], r["rounds"], r["right"], *r["length"]]
+                for r in document["moves"]
             ],
         )
     )

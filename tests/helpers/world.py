@@ -406,10 +406,13 @@ class VirtualWire:
         return len(frame) + 60
 
     def ping(self):
-        if self.near and self.far and not self.swallowed:
+        if not self.near:
+            return 0
+        if self.far and not self.swallowed:
             at_s = max(self._up_s, self.world.clock.now_s + self.world.delay())
             at_s = max(at_s + self.world.delay(), self.world.frozen_until)
             self.world.clock.call_at(at_s, self._pong)
+        return 58
 
     def _pong(self):
         if self.near and not self.swallowed:

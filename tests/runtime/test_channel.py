@@ -45,7 +45,7 @@ def test_the_verifiers_own_time_is_taken_off():
     channel = Channel()
     opened(channel)
     stop_and_wait(channel, 20, 0.04)
-    assert channel.rtt_s == pytest.approx(0.04, rel=0.01)
+    assert channel.path.rtt_s == pytest.approx(0.04, rel=0.01)
     assert channel.up_bytes_s is None, "equal sizes tell no rate"
     report = channel.report()
     assert report["rtt_ms"] == pytest.approx(40, rel=0.01)
@@ -56,15 +56,15 @@ def test_sizes_tell_the_rate():
     channel = Channel()
     stop_and_wait(channel, 25, 0.04, rate=50_000.0, sizes=(90, 400, 900))
     assert channel.up_bytes_s == pytest.approx(50_000, rel=0.05)
-    assert channel.rtt_s == pytest.approx(0.04, rel=0.1)
+    assert channel.path.rtt_s == pytest.approx(0.04, rel=0.1)
 
 
 def test_a_step_is_followed_within_a_few_rounds():
     channel = Channel()
     t_s, at = stop_and_wait(channel, 30, lambda rng: 0.02 + rng.random() * 0.002)
     stop_and_wait(channel, 4, lambda rng: 0.15 + rng.random() * 0.004, t_s=t_s, at=at)
-    assert channel.rtt_s == pytest.approx(0.152, rel=0.1)
-    assert channel.stalls <= 3
+    assert channel.path.rtt_s == pytest.approx(0.152, rel=0.1)
+    assert channel.path.stalls <= 3
 
 
 def test_a_lost_packet_is_a_stall_and_no_round_trip():
@@ -74,9 +74,9 @@ def test_a_lost_packet_is_a_stall_and_no_round_trip():
         return 0.4 if rng.random() < 0.05 else 0.04 + rng.random() * 0.004
 
     stop_and_wait(channel, 200, trip)
-    assert channel.rtt_s == pytest.approx(0.042, rel=0.1)
-    assert 3 <= channel.stalls <= 20
-    assert channel.rtt_s < channel.mean_rtt_s < 0.1
+    assert channel.path.rtt_s == pytest.approx(0.042, rel=0.1)
+    assert 3 <= channel.path.stalls <= 20
+    assert channel.path.rtt_s < channel.path.mean_rtt_s < 0.1
 
 
 def test_outages_are_counted():
@@ -109,7 +109,7 @@ def test_a_pipeline_is_matched_by_position():
     channel.sent(1.15, block(6, (8,), epoch=1), 80)
     found = channel.received(1.23, Commit(1, 1, 9, compute_s=0.04))
     assert found.network_s == pytest.approx(0.04)
-    assert channel.rtt_s == pytest.approx(0.04, rel=0.01)
+    assert channel.path.rtt_s == pytest.approx(0.04, rel=0.01)
 
 
 def test_a_race_commits_without_blocks_and_passes_others():
@@ -126,7 +126,7 @@ def test_a_race_commits_without_blocks_and_passes_others():
         t_s += 0.04 + rng.random() * 0.03 + 0.03
         channel.received(t_s, Commit(0, 1, 6, compute_s=0.03))
         at += 2
-    assert channel.rtt_s == pytest.approx(0.04, rel=0.15)
+    assert channel.path.rtt_s == pytest.approx(0.04, rel=0.15)
 
 
 def test_dead_branches_are_never_answered():

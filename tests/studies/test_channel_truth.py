@@ -11,6 +11,7 @@ from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.texts import Synthetic, parse_luck
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
+from studies.controllers.moves import MOVES, Move, follow
 from studies.controllers.policies import MODES, run_policy
 
 
@@ -76,3 +77,26 @@ def test_the_uplink(rate):
 def test_what_cannot_be_told_is_not_told():
     rounds = rounds_over("40ms/1000mbit/jitter=10ms:normal", MODES["wait"])
     assert rounds[-1].up_bytes_s is None or rounds[-1].up_bytes_s > 1e5
+
+
+@pytest.mark.parametrize("mode", ["wait", "pipeline", "race"])
+@pytest.mark.parametrize("move", MOVES, ids=lambda move: move.name)
+def test_a_link_that_moves_is_found_out(move, mode):
+    """Round trip within a tenth, rate within a fifth: in 2 s or eight verdicts."""
+    found = follow(move, mode)
+    assert found["rounds"] is not None
+    assert found["seconds"] <= 2.0 or found["rounds"] <= 8
+    assert found["right"] > 0.5
+
+
+@pytest.mark.parametrize("mode", ["wait", "race"])
+def test_a_link_that_moves_and_trembles(mode):
+    move = Move("both", "40ms/20mbit/jitter=2ms:uniform", 0.12, 3e4)
+    found = follow(move, mode)
+    assert found["rounds"] is not None
+    assert found["seconds"] <= 4.0 or found["rounds"] <= 12
+
+
+def test_lengths_follow_a_slow_uplink():
+    fast, slow = follow(MOVES[5], "race")["length"]
+    assert slow > 2 * fast

@@ -1,0 +1,272 @@
+"""A path that moves: its round trip and its rate up, from what was sent and answered.
+
+Every frame that goes up is put through a row of imagined uplinks, one for each rate, with
+the queue that our own frames make there. An answer then says of each of them what is left
+for everything else: the way up and down, and the answer's own bytes. At the right rate
+that rest is the same whatever the size of a frame and whatever stood in front of it; so
+serialisation, queueing and propagation are told apart by frames of two sizes, and a ping
+right behind a block is as good as that.
+
+What was learned is given up when answers no longer fit it: three in a row, each sent after
+the one before was answered, are a new path and no accident. Evidence also expires.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Mark", "Path"]
+
+# Imagined uplinks: 1 kbit/s to 0.3 Gbit/s, each a tenth faster, and one without a rate.
+_RATES = 125.0 * 1.1 ** np.arange(134)
+_COST = np.append(1.0 / _RATES, 0.0)  # seconds a byte
+_FREE = len(_COST) - 1
+_KEPT = 24  # answers
+_FRAMES = 512  # that may be looked at again
+_EXPIRES_S = 20.0
+_FRESH_S = 1.5
+_STEP = 3  # answers in a row on one side: the path has changed
+_STALL_S = 0.18  # TCP sends again after at least 200 ms
+_NOISE_S = 1e-4  # of a clock that reads times which the verifier rounds
+_OLD = 0.15  # of an answer: what the round trip before a change counts
+_BOUNDS = 6  # answers that may hold some waiting: the least of so many holds none
+
+
+class Mark(NamedTuple):
+    """A frame that went up.
+
+    Attributes:
+        t_s: When.
+        nbytes: Its size on the wire.
+        total: Bytes that went up until then, its own included.
+        queue_s: What it takes to leave each of the imagined uplinks, its own bytes
+            included.
+    """
+
+    t_s: float
+    nbytes: int
+    total: int
+    queue_s: np.ndarray[Any, np.dtype[np.float64]]
+
+
+class _Answer(NamedTuple):
+    t_s: float
+    mark: Mark
+    trip_s: float
+
+
+class Path:
+    """Estimates of one path.
+
+    Attributes:
+        rtt_s: Round trip without the time that bytes take up, or None.
+        jitter_s: Mean deviation from it.
+        byte_s: Seconds a byte takes up; 0 while nothing tells it.
+        samples: Answers that were taken in.
+        stalls: Answers that came so late that something was lost on the way.
+        bursts: Runs of stalls.
+        changes: Times that the path became another.
+    """
+
+    def __init__(self) -> None:
+        self.rtt_s: float | None = None
+        self.jitter_s: float | None = None
+        self.byte_s = 0.0
+        self.samples = self.stalls = self.bursts = self.changes = 0
+        self._known: deque[_Answer] = deque(maxlen=_KEPT)
+        self._odd: list[_Answer] = []
+        self._count = 0  # of the odd ones that do not share an accident
+        self._bounds: list[_Answer] = []
+        self._free_s = np.full(len(_COST), -np.inf)  # when each uplink is free
+        self._frames: deque[Mark] = deque(maxlen=_FRAMES)
+        self._total = 0
+        self._uplink = _FREE  # the likeliest of them
+        self._before: float | None = None  # the round trip before the last change
+        self._rests: list[float] = []
+        self._late_s = self._late_share = 0.0
+        self._stalled = False
+
+    @property
+    def mean_rtt_s(self) -> float | None:
+        """Round trip as it costs on average, stalls included, or None."""
+        return None if self.rtt_s is None else self.rtt_s + self._late_share * self._late_s
+
+    @property
+    def least_s(self) -> float | None:
+        """The shortest of the recent round trips, or None."""
+        return min(self._rests) if self._rests else None
+
+    @property
+    def doubted(self) -> bool:
+        """True while answers do not fit, or too few are there: more are wanted soon."""
+        return bool(self._odd) or len(self._known) < 4
+
+    @property
+    def rising(self) -> bool:
+        """True while the last answer came later than was expected of it."""
+        odd = self._odd[-1:]
+        return any(self.bare_s(a.mark, a.trip_s) > (self.rtt_s or 0.0) for a in odd)
+
+    def reset(self) -> None:
+        """The connection is another one: its uplink is empty."""
+        self._free_s[:] = -np.inf
+        self._frames.clear()
+        self._odd, self._bounds, self._count = [], [], 0
+
+    def sent(self, t_s: float, nbytes: int) -> Mark:
+        """Note a frame of ``nbytes`` on the wire that goes up."""
+        self._total += nbytes
+        mark = Mark(t_s, nbytes, self._total, np.empty(len(_COST)))
+        self._put(mark)
+        self._frames.append(mark)
+        return mark
+
+    def _put(self, mark: Mark) -> None:
+        free_s = self._free_s
+        np.maximum(free_s, mark.t_s, out=free_s)
+        free_s += mark.nbytes * _COST
+        np.subtract(free_s, mark.t_s, out=mark.queue_s)
+
+    def bare_s(self, mark: Mark, trip_s: float) -> float:
+        """Return what is left of a round trip without bytes and own queue."""
+        return trip_s - self._bytes(mark) * self.byte_s
+
+    def overdue(self, t_s: float, mark: Mark) -> bool:
+        """Tell whether the answer to ``mark`` should have come long ago."""
+        if self.rtt_s is None:
+            return False
+        least_s = min(self._rests)
+        return self.bare_s(mark, t_s - mark.t_s) > least_s + max(least_s, 0.05)
+
+    def bound(self, t_s: float, mark: Mark, trip_s: float) -> None:
+        """Take in a round trip that may hold some waiting for the verifier."""
+        self._left(t_s, mark)
+        faster = self.rtt_s is not None and (
+            self.bare_s(mark, trip_s) < self.rtt_s - self._room()
+        )
+        if not faster and self._known and t_s - self._known[-1].t_s < _FRESH_S:
+            return  # pings say it better
+        self._bounds.append(_Answer(t_s, mark, trip_s))
+        if len(self._bounds) < _BOUNDS and not faster:
+            return
+        least = min(self._bounds, key=lambda a: self.bare_s(a.mark, a.trip_s))
+        self._bounds = []
+        self.answered(*least)
+
+    def answered(self, t_s: float, mark: Mark, trip_s: float) -> None:
+        """Take in a round trip; the verifier's own time is taken off already."""
+        self._left(t_s, mark)
+        answer = _Answer(t_s, mark, trip_s)
+        if trip_s < 0:
+            return  # the verifier's clock runs fast, or its word is wrong
+        self._bounds = []
+        self.samples += 1
+        self._late_share *= 0.98
+        known_s = self.rtt_s
+        away = 0.0 if known_s is None else self.bare_s(mark, trip_s) - known_s
+        if known_s is None or abs(away) <= self._room():
+            self._settle()
+            self._known.append(answer)
+            self._fit(t_s)
+            return
+        odd = self._odd
+        if odd and (self.bare_s(odd[0].mark, odd[0].trip_s) > known_s) != (away > 0):
+            self._settle()
+        self._count += not odd or mark.t_s >= odd[-1].t_s
+        odd.append(answer)
+        if self._count == _STEP:
+            self._change(t_s)
+
+    def _left(self, t_s: float, mark: Mark) -> None:
+        """What was answered has left every uplink, however slow we imagine it."""
+        gone_s = t_s + (self._total - mark.total) * _COST
+        np.minimum(self._free_s, gone_s, out=self._free_s)
+
+    def _room(self) -> float:
+        """Seconds by which an answer may miss what is expected of it."""
+        assert self.rtt_s is not None
+        return max(4 * (self.jitter_s or 0.0), min(0.2 * self.rtt_s, 0.02), 1e-3)
+
+    def _settle(self) -> None:
+        """The odd answers were accidents: lost packets, or jitter."""
+        known_s = self.rtt_s
+        for odd in self._odd:
+            assert known_s is not None
+            extra_s = self.bare_s(odd.mark, odd.trip_s) - known_s
+            if extra_s <= max(_STALL_S, 5 * (self.jitter_s or 0.0)):
+                self._known.append(odd)
+                self._stalled = False
+                continue
+            self.stalls += 1
+            self.bursts += not self._stalled
+            self._stalled = True
+            self._late_share += 0.02
+            self._late_s += 0.25 * (extra_s - self._late_s)
+        if not self._odd:
+            self._stalled = False
+        self._odd, self._count = [], 0
+
+    def _change(self, t_s: float) -> None:
+        """The path is another one: only what was sent since that was seen speaks of it."""
+        first = self._odd[0]
+        self._before = self.rtt_s
+        self._known.clear()
+        fresh = [a for a in self._odd if a.mark.t_s >= first.t_s]
+        most_s = float(np.median([a.trip_s for a in fresh])) + _STALL_S
+        self._known.extend(a for a in fresh if a.trip_s <= most_s)
+        # What was imagined to queue before has no part in it.
+        self._free_s[:] = -np.inf
+        for mark in self._frames:
+            if mark.total >= first.mark.total:
+                self._put(mark)
+        self._odd, self._count = [], 0
+        self._late_share = 0.0
+        self.changes += 1
+        self._fit(t_s)
+
+    def _bytes(self, mark: Mark) -> float:
+        """Return the bytes that left before ``mark`` did, and its own, at the rate."""
+        if self._uplink == _FREE:
+            return 0.0
+        return float(mark.queue_s[self._uplink]) / float(_COST[self._uplink])
+
+    def _fit(self, t_s: float) -> None:
+        known = self._known
+        while t_s - known[0].t_s > _EXPIRES_S:
+            known.popleft()
+        trips = np.array([answer.trip_s for answer in known])
+        left = trips[:, None] - np.array([answer.mark.queue_s for answer in known])
+        rest = np.median(left, axis=0)
+        off = np.abs(left - rest).mean(axis=0)
+        if self._before is not None and len(known) < _KEPT:
+            # Of two that fit alike: the one that leaves the way as long as it was.
+            off += _OLD / len(known) * np.abs(rest - self._before)
+        off[left.min(axis=0) < 0] = np.inf  # no frame is faster than its bytes
+        best = int(off.argmin())
+        self._uplink, self.byte_s = _FREE, 0.0
+        if best != _FREE:
+            self._tell_rate(best, trips, np.array([a.mark.queue_s[best] for a in known]))
+        rests = [self.bare_s(answer.mark, answer.trip_s) for answer in known]
+        self.rtt_s = max(0.0, float(np.median(rests)))
+        self.jitter_s = float(np.mean(np.abs(np.array(rests) - self.rtt_s)))
+        if len(known) < 4:
+            self.jitter_s = max(self.jitter_s, self.rtt_s / 16)
+        self._rests = rests
+
+    def _tell_rate(self, best: int, trips: Any, queues: Any) -> None:
+        """Take an uplink's rate from a line through all answers, if they tell one."""
+        n = len(trips)
+        nbytes = queues / _COST[best]
+        spread = nbytes - nbytes.mean()
+        sxx = float(spread @ spread)
+        if n < _STEP or sxx <= 0:
+            return
+        slope = float(spread @ trips) / sxx
+        rest = trips - trips.mean() - slope * spread
+        error = np.sqrt((float(rest @ rest) / max(1, n - 2) + _NOISE_S**2) / sxx)
+        sure = 4.0 + 8.0 / max(1, n - 2) ** 2  # few answers lie on a line by chance
+        if slope > sure * error and slope * float(nbytes.max()) <= float(trips.max()):
+            self._uplink, self.byte_s = best, slope

@@ -1,0 +1,165 @@
+"""How soon the channel estimator follows a link that moves, and whether lengths do.
+
+Beside links that stay as they are: steps of the uplink's rate by a thousand times and of
+the round trip, both ways, bursts of lost packets, and hand-overs that take the link away
+for a while and give it back as another. The link model is the truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from draftwire.bench.link.model import LinkModel
+from draftwire.bench.link.text import parse_link
+from draftwire.bench.link.traces import Trace
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.clock import VirtualClock
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.controller import Round
+from studies.controllers.policies import MODES, Board, run_policy
+
+__all__ = ["MOVES", "Move", "follow"]
+
+_AT_S = 8.0
+_CHEAP_S = 1e-3  # a rate at which a hundred bytes take less is not worth telling
+_TOKENS = 700
+
+
+@dataclass(frozen=True)
+class Move:
+    """A link, and what becomes of it after eight seconds.
+
+    Attributes:
+        name: One line.
+        link: Before, with a rate.
+        rtt_s: Round trip afterwards; None leaves it.
+        up_bit_s: The uplink's rate afterwards; None leaves it.
+        outage_s: The link is gone for so long first.
+        bits: Evidence that a drafted token carries.
+    """
+
+    name: str
+    link: str
+    rtt_s: float | None = None
+    up_bit_s: float | None = None
+    outage_s: float = 0.0
+    bits: int = 0
+
+
+MOVES = (
+    Move("stays: 40 ms, 20 mbit/s", "40ms/20mbit"),
+    Move("stays: 40 ms, 20 kbit/s up", "40ms/up=20kbit/down=20mbit"),
+    Move("bursts of loss, 40 ms", "40ms/20mbit/burst=1%:25%:100%"),
+    Move("uplink 20 mbit/s to 20 kbit/s", "40ms/20mbit", up_bit_s=2e4),
+    Move("uplink 20 kbit/s to 20 mbit/s", "40ms/up=20kbit/down=20mbit", up_bit_s=2e7),
+    Move("uplink 20 mbit/s to 10 kbit/s", "40ms/20mbit", up_bit_s=1e4),
+    Move("... quantised laws, 4 mbit/s to 50 kbit/s", "40ms/4mbit", None, 5e4, 0.0, 277),
+    Move("round trip 20 to 150 ms", "20ms/20mbit", 0.15),
+    Move("round trip 150 to 20 ms", "150ms/20mbit", 0.02),
+    Move("hand-over: gone for 0.8 s, 40 to 90 ms", "40ms/20mbit", 0.09, None, 0.8),
+    Move("hand-over to 90 ms, 64 kbit/s", "40ms/20mbit", 0.09, 6.4e4, 0.8),
+)
+
+
+class _Watcher(Auto):
+    """Ours, and what it was told after each commit, and how long its blocks were."""
+
+    def __init__(self) -> None:
+        super().__init__("latency")
+        self.board: Board | None = None
+        self.seen: list[tuple[float, float | None, float, int]] = []
+        self.lengths: list[tuple[float, int]] = []
+
+    def measured(self, round: Round) -> None:
+        super().measured(round)
+        assert self.board is not None
+        path = self.board.driver.link.channel.path
+        self.seen.append((round.t_s, path.rtt_s, path.byte_s, path.samples))
+
+    def sent(self, drafted: int) -> None:
+        super().sent(drafted)
+        if drafted and self.board is not None:
+            self.lengths.append((self.board.clock.now(), drafted))
+
+
+def _set_rate(model: LinkModel, bit_s: float) -> None:
+    model._trace, model._steady = Trace.constant(bit_s), bit_s
+
+
+def follow(move: Move, mode: str, profile: str = "agx-a100-qwen") -> dict[str, Any]:
+    """Return how soon the estimates are right for good after ``move``.
+
+    Right: the round trip within a tenth, and the rate within a fifth, or so fast by both
+    the truth and the estimate that a hundred bytes take less than a millisecond.
+
+    Args:
+        move: What happens.
+        mode: Of the stream, one of :data:`~studies.controllers.policies.MODES`.
+        profile: Timings.
+
+    Returns:
+        ``seconds`` and ``rounds`` from the first answer over the moved link until both
+        are right at four verdicts in a row, None where they never are; ``right``, the
+        share of later verdicts at which they are; ``length``, of blocks before and after.
+    """
+    watcher = _Watcher()
+    spec = move.link + (f"/outage={_AT_S}s+{move.outage_s}s" if move.outage_s else "")
+    link = parse_link(spec)
+    moved_s = _AT_S + move.outage_s
+
+    def change(clock: VirtualClock, device: Board) -> None:
+        watcher.board = device
+
+        def step() -> None:
+            if move.rtt_s is not None:
+                device.change_round_trip(move.rtt_s)
+            if move.up_bit_s is not None:
+                _set_rate(device.ways.models[0], move.up_bit_s)
+
+        clock.call_at(moved_s, step)
+
+    run_policy(
+        watcher,
+        find(profile),
+        MODES[mode],
+        link,
+        Synthetic(parse_luck("0.85"), seed=2),
+        streams=1,
+        tokens=_TOKENS,
+        evidence_bits=move.bits,
+        change=change,
+    )
+    rtt_s = move.rtt_s or link.delay_s("up") + link.delay_s("down")
+    byte_s = 8.0 / (move.up_bit_s or link.bit_s("up") or 1e12)
+    before = max((n for t, _, _, n in watcher.seen if t <= moved_s), default=0)
+    after = [
+        (t, _near(found, rtt_s, 0.1) and (_cheap(byte, byte_s) or _near(byte, byte_s, 0.2)))
+        for t, found, byte, samples in watcher.seen
+        if t > moved_s and samples > before
+    ]
+    began_s = moved_s if not move.outage_s else after[0][0]
+    rights = [right for _, right in after]
+    first = next((i for i in range(len(after) - 3) if all(rights[i : i + 4])), None)
+    late_s = moved_s + 2
+    lengths = [
+        [n for t, n in watcher.lengths if t <= late_s],
+        [n for t, n in watcher.lengths if t > late_s],
+    ]
+    return {
+        "move": move.name,
+        "mode": mode,
+        "seconds": None if first is None else after[first][0] - began_s,
+        "rounds": None if first is None else first + 1,
+        "right": 0.0 if first is None else sum(rights[first:]) / len(rights[first:]),
+        "length": [sum(part) / len(part) if part else None for part in lengths],
+    }
+
+
+def _near(found: float | None, truth: float, share: float) -> bool:
+    return found is not None and abs(found - truth) <= share * truth
+
+
+def _cheap(byte_s: float, truth_s: float) -> bool:
+    return max(byte_s, truth_s) * 100 < _CHEAP_S
