@@ -30,6 +30,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     add("--link", metavar="SPEC", help="with --profile: another link than its own")
     add("--k", metavar="N|best", help="with --profile: tokens of a block")
     add("--acceptance", metavar="LUCK", help="with --profile: of the texts")
+    add("--repeats", type=float, default=0.0, metavar="SHARE", help="of the grid's texts")
     add("--objective", metavar="WHAT", help="latency, cost or energy (default: latency)")
     add("--streams", type=int, metavar="N", help="default: 1; 4 with --profile")
     add("--tokens", type=int, metavar="N", help="of each (500; 400 with --profile)")
@@ -53,6 +54,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
         streams=streams,
         tokens=tokens,
         seed=args.seed,
+        repeats=args.repeats,
     )
     if args.profile is None:
         if args.link or args.k or args.acceptance:

@@ -28,7 +28,7 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         dest="schemes",
         metavar="S,S",
         help="cloud, colocated, vanilla, await, flexspec, earlyexit, qs, picospec, "
-        "race, ours-cost, ours-latency, or all",
+        "race, ours-cost, ours-latency, or all; race+lookup has that help of the verifier",
     )
     add(
         "--k",
@@ -53,6 +53,13 @@ def simulate_flags(parser: argparse.ArgumentParser) -> None:
         default="calibrated",
         metavar="WHAT",
         help="of a synthetic draft: calibrated, noise or none (default: %(default)s)",
+    )
+    add(
+        "--repeats",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of a synthetic text that repeats what stands before it (default: 0)",
     )
     add(
         "--text",

@@ -181,6 +181,7 @@ def _register_limits(serve: argparse.ArgumentParser) -> None:
         ("--max-block", "block", _COUNT, 64, "drafts of a block (64)"),
         ("--max-waiting", "waiting", _COUNT, 256, "waiting drafts of a stream (256)"),
         ("--prefixes", "prefixes", _NONE, 8, "ended texts of a token to go on from (8)"),
+        ("--lookup", "lookup", _NONE, 4, "tokens looked up behind the drafts (4)"),
         ("--progress-seconds", "progress_s", _POSITIVE, 1.0, "(1)"),
         ("--max-message-bytes", "message_bytes", _COUNT, 8 << 20, _FRAME),
         ("--frames-per-second", "frames_per_s", _COUNT, 1000, "of a device (1000)"),
