@@ -25,7 +25,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits", "prefix"),
+        ("resume", "exits", "prefix", "further"),
         NOISES,
     )
 

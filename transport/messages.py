@@ -250,6 +250,7 @@ class Commit:
         text_hash: Of the text after this, 8 bytes, or empty.
         near_ties: Positions of the stream so far that the target's numerics cannot
             tell, or None where that is as it was.
+        further: Ids of the text behind ``token``.
     """
 
     epoch: int
@@ -262,6 +263,7 @@ class Commit:
     forwards: int | None = None
     text_hash: bytes = b""
     near_ties: int | None = None
+    further: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

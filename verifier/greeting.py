@@ -164,6 +164,7 @@ def welcome_to(
         *(["resume"] if limits.resume_s > 0 else []),
         *(["exits"] if backend.exits else []),
         *(["prefix"] if limits.prefixes else []),
+        "further",
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)

@@ -29,6 +29,7 @@ from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.executor import BrokenOff, Executor, Rows
+from draftwire.verifier.prices import ForwardPrice
 
 __all__ = ["Counters", "OnExit", "Request", "Scheduler", "Verified"]
 
@@ -140,6 +141,7 @@ class Scheduler:
         executor: The same, also for judgements.
         clock: The same.
         counters: What it did so far.
+        price: What its forwards take.
         waiting: Requests that wait for a forward.
     """
 
@@ -161,6 +163,7 @@ class Scheduler:
         self.backend = backend
         self.executor = executor
         self.counters = Counters()
+        self.price = ForwardPrice()
         self.waiting = 0
         self.clock = clock
         self._max_tokens = max_tokens
@@ -345,13 +348,13 @@ class Scheduler:
                 self.counters.failed += 1
                 batch[0]._answer(self._failure(answer))
         else:
-            self._count(parts)
+            self._count(parts, seconds)
             for request, part, rows in zip(batch, parts, answer):
                 if self._waits(request):
                     self._advance(request, part, rows)
         self._start()
 
-    def _count(self, parts: Sequence[SlotInput]) -> None:
+    def _count(self, parts: Sequence[SlotInput], seconds: float) -> None:
         counters = self.counters
         counters.forwards += 1
         counters.tokens += sum(len(part) for part in parts)
@@ -359,6 +362,7 @@ class Scheduler:
             counters.prefill_forwards += 1
         else:
             sizes = counters.batch_sizes
+            self.price.add(sum(len(part) for part in parts), seconds)
             sizes[len(parts)] = sizes.get(len(parts), 0) + 1
 
     def _failure(self, error: BaseException) -> ModelError:

@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.streaming import Run, Step, schemes_of
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
+from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
@@ -52,10 +53,12 @@ else:
 
 __all__ = ["Holder", "KeptStreams", "Stream", "Terms", "UnknownStreamError"]
 
-_TOKEN_BYTES = 40  # a Python int and its place in a list
+_TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
 _STREAM_BYTES = 4096  # all else of a stream
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
+# Counts of a stream that its target has totals of.
+_BOOKED = ("drafted", "accepted", "emitted", "near_ties", "found", "found_right")
 
 
 class UnknownStreamError(RefusedError):
@@ -151,7 +154,9 @@ class Stream:
         self._unanswered = False  # a block came that nothing comes of
         self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
-        self._booked = (0, 0, 0, 0)  # of the session's counts, that the tally has seen
+        self._booked = [0] * len(
+            _BOOKED
+        )  # of the session's counts, that the tally has seen
         self._opened_s = self._first_s = kept.now()
         self._over = False  # the tally has seen its end
 
@@ -245,14 +250,11 @@ class Stream:
             del streams_of[self.served]  # a target that has left is let go of
         self._counted = running
         counts = self.session.counts
-        drafted, accepted, emitted, near_ties = self._booked
-        self._booked = counts.drafted, counts.accepted, counts.emitted, counts.near_ties
-        tally = self.served.tally
-        tally.near_ties += counts.near_ties - near_ties
-        tally.drafted += counts.drafted - drafted
-        tally.accepted += counts.accepted - accepted
-        tally.emitted += counts.emitted - emitted
-        if counts.emitted and not emitted:
+        before, tally = self._booked, self.served.tally
+        self._booked = [getattr(counts, name) for name in _BOOKED]
+        for name, value, old in zip(_BOOKED, self._booked, before):
+            setattr(tally, name, getattr(tally, name) + value - old)
+        if counts.emitted and not before[2]:
             self._first_s = self._kept.now()
             tally.first_s.add(self._first_s - self._opened_s)
         if self.session.finish:
@@ -302,6 +304,7 @@ class Stream:
 
     def _drive(self) -> None:
         """Give the target what there is to do."""
+        self.session.row_price = self.served.driven.price.row
         work = self.session.poll()
         if work is None:
             return
@@ -385,7 +388,9 @@ class Stream:
         )
         if not work.prefill:
             tally = self.served.tally
-            tally.judged(work.drafted, self.session.counts.accepted - self._booked[1])
+            tally.judged(
+                work.drafted - work.found, self.session.counts.accepted - self._booked[1]
+            )
             tally.verify_s.add(compute_s)
             tally.queue_s.add(queue_s)
         self._deliver(found)
@@ -572,6 +577,8 @@ class KeptStreams:
             schemes=schemes_of(served.backend),
             target=served.label,
             logit_error=served.backend.logit_error,
+            lookup=self.lookup_of(request.prompt, served),
+            further="further" in welcome.capabilities,
         )
         session = make()
         found = self.prefixes.take(usage, served, request.prompt)
@@ -588,6 +595,11 @@ class KeptStreams:
         self.opened += 1
         stream.hold(holder)
         return stream
+
+    def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
+        """Return what guesses for a new stream, or None."""
+        most = 0 if isinstance(served.scheduler, Feeder) else self.limits.lookup
+        return Lookup(prompt, most) if most else None
 
     def resume(
         self, request: Resume, terms: Terms, holder: Holder

@@ -32,6 +32,7 @@ from draftwire.sampling import (
     SCHEMES,
     Decision,
     SamplingParams,
+    card_of,
     check_race,
     make_decider,
 )
@@ -50,6 +51,7 @@ from draftwire.transport.states import after
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.branch import Branch
+from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.states import TABLE, State
 
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work"]
@@ -70,6 +72,7 @@ class Work:
         drafted: The last ``drafted`` of ``tokens`` are under judgement.
         evidence: What the device sent for them.
         epoch: Branch that they belong to.
+        found: The last of those are the verifier's own guesses (:class:`Lookup`).
     """
 
     start: int
@@ -79,6 +82,7 @@ class Work:
     drafted: int = 0
     evidence: bytes = b""
     epoch: int = 0
+    found: int = 0
 
     @property
     def drafts(self) -> list[int]:
@@ -111,6 +115,8 @@ class StreamCounts:
         emitted: Tokens committed after the prompt.
         near_ties: Positions judged where the best two candidates, noise included, were
             nearer than the target's numerics can tell; schemes that draw have none.
+        found: Guesses of the verifier's own that were judged (:class:`Lookup`).
+        found_right: Those that were kept.
     """
 
     drafted: int = 0
@@ -119,6 +125,8 @@ class StreamCounts:
     forwards: int = 0
     emitted: int = 0
     near_ties: int = 0
+    found: int = 0
+    found_right: int = 0
 
 
 class TargetSession:
@@ -135,10 +143,13 @@ class TargetSession:
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
         logit_error: How far the target's logits may be off, 0 for an exact target.
+        lookup: Guesses what stands behind the drafts, or None.
+        further: The device takes commits with more than one token of the target's.
 
     Attributes:
         state: Where it stands; :data:`TABLE` says what may happen there.
         finish: Why it has ended, if it has.
+        row_price: What a row of a forward costs, as a share of the forward.
 
     Raises:
         ConfigError: The request cannot be served (prompt too long, scheme unknown...);
@@ -158,6 +169,8 @@ class TargetSession:
         cached: int = 0,
         target: str = "",
         logit_error: float = 0.0,
+        lookup: Lookup | None = None,
+        further: bool = False,
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -204,6 +217,11 @@ class TargetSession:
         self._hashed = 0  # tokens at the last hash that was told
         self._work: Work | None = None  # that the model has
         self._bonus = request.bonus
+        # Free words need a scheme that takes tokens from anywhere, and room in a commit.
+        self._free = further and request.bonus and card_of(request.scheme).any_draft
+        self._lookup = lookup if self._free else None
+        self._pace = 1.0  # tokens a forward, lately
+        self.row_price = 0.0
         self._glimpsed: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
@@ -420,14 +438,20 @@ class TargetSession:
         drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]
         self._step("forward")
         self._glimpsed = None
+        found: list[int] = []
+        if self._lookup is not None and len(drafted) < room:
+            price = self.row_price * self._pace
+            found = self._lookup.find(drafted, price)[: room - len(drafted)]
+        judged = drafted + found
         self._work = Work(
             self._cached,
-            np.array(self._tokens[self._cached :] + drafted, np.int64),
-            len(drafted) + 1,
+            np.array(self._tokens[self._cached :] + judged, np.int64),
+            len(judged) + 1,
             prefill=False,
-            drafted=len(drafted),
+            drafted=len(judged),
             evidence=taken.evidence,
             epoch=branch.epoch,
+            found=len(found),
         )
         return self._work
 
@@ -498,8 +522,11 @@ class TargetSession:
         rows = logits[:, : self._vocab_size]
         if token < 0 or _top_probability(rows, accepted) < threshold:
             return None
-        if not self._stops.isdisjoint(work.drafts[:accepted]):
+        drafts, sent = work.drafts, work.drafted - work.found
+        if not self._stops.isdisjoint(drafts[:accepted]):
             return None  # nothing comes after the end of the text
+        if accepted > sent:  # what the device does not know to be judged
+            accepted, token = sent, drafts[sent]
         return Provisional(work.epoch, accepted, token)
 
     def hint(self, work: Work, hint: Provisional | None) -> list[Message]:
@@ -560,12 +587,15 @@ class TargetSession:
         decision = verdict.decision
         self._counts.near_ties += verdict.near_ties
         drafted = work.drafts
+        sent = len(drafted) - work.found
         kept = drafted[: decision.accepted]
-        whole = decision.accepted == len(drafted)
+        whole = decision.accepted >= sent
         if decision.token >= 0 and (self._bonus or not drafted or not whole):
             kept = [*kept, decision.token]
-        times = queue_s, compute_s
-        return [self._commit(work.epoch, len(drafted), kept, decision, times, forwards)]
+        times, before = (queue_s, compute_s), len(self._tokens)
+        commit = self._commit(work.epoch, sent, kept, decision, times, forwards)
+        self._learn(work, decision.accepted, self._tokens[before:])
+        return [commit]
 
     def _commit(
         self,
@@ -581,15 +611,17 @@ class TargetSession:
         before = len(self._tokens)
         self._counts.drafted += drafted
         kept = kept[: self._first_stop(kept)][: self._end - before]
-        accepted = min(len(kept), decision.accepted)
+        right = min(len(kept), decision.accepted)
+        accepted = min(right, drafted)
         token = kept[accepted] if len(kept) > accepted else None
+        further = tuple(kept[accepted + 1 :])
         self._counts.accepted += accepted
         self._counts.emitted += len(kept)
         self._tokens += kept
         self._hash.extend(kept)
-        # The cache holds the accepted drafts, but never the last token of the text: its
+        # The cache holds what was right, but never the last token of the text: its
         # logits are wanted next.
-        self._cached = min(before + accepted, len(self._tokens) - 1)
+        self._cached = min(before + right, len(self._tokens) - 1)
         self._check_end()
         owes = decision.token < 0 and accepted == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
@@ -601,7 +633,20 @@ class TargetSession:
         said = (epoch, accepted, token, self.finish, *times)
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
-        return Commit(*said, evidence, self._forwards(), digest, self._ties())
+        told = self._forwards(), digest, self._ties(), further
+        return Commit(*said, evidence, *told)
+
+    def _learn(self, work: Work, right: int, kept: Sequence[int]) -> None:
+        """Note what a forward gave, and what became of what the lookup had found."""
+        self._pace += 0.1 * (len(kept) - self._pace)
+        if self._lookup is None:
+            return
+        self._lookup.extend(kept)
+        found = right - (work.drafted - work.found)
+        if work.found and found >= 0:
+            self._counts.found += work.found
+            self._counts.found_right += found
+            self._lookup.judged(min(found + 1, work.found), found)
 
     # ---- an engine that keeps the stream itself
 

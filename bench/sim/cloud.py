@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Callable, Collection, Protocol, Sequence
 
 import numpy as np
 
@@ -172,6 +172,7 @@ class SimVerifier:
         cost: Of its forwards.
         executor: Runs the forwards in place of one that takes `cost`.
         chunk: Most tokens of one prompt in one forward.
+        helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`.
 
     Attributes:
         backend: The target.
@@ -187,6 +188,7 @@ class SimVerifier:
         cost: ForwardCost | None = None,
         executor: Executor | None = None,
         chunk: int = 128,
+        helps: Collection[str] = (),
     ) -> None:
         self.backend = backend
         if executor is None:
@@ -196,7 +198,8 @@ class SimVerifier:
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
         scheduler = Scheduler(backend, executor, clock, chunk=chunk)
         self.served = Served(backend, scheduler, frozenset())
-        self.kept = KeptStreams(_LIMITS, clock.now)
+        self._limits = replace(_LIMITS, lookup=4 if "lookup" in helps else 0)
+        self.kept = KeptStreams(self._limits, clock.now)
         self.usage = Usage(Account("", "simulated"))
 
     @property
@@ -225,8 +228,9 @@ class SimVerifier:
     def _greet(self, hello: Hello) -> Terms:
         if not isinstance(self.backend, TextBackend):
             # Nobody says when in a forward the exits of real models would speak.
-            hello = replace(hello, capabilities=("resume",))
-        return Terms(self.served, self.usage, welcome_to(hello, self.backend, _LIMITS))
+            known = tuple(c for c in hello.capabilities if c != "exits")
+            hello = replace(hello, capabilities=known)
+        return Terms(self.served, self.usage, welcome_to(hello, self.backend, self._limits))
 
 
 class _Dialogue(Dialogue):

@@ -53,6 +53,7 @@ class Question:
             latency and leaves ours their own.
         acceptance: Luck of synthetic texts; None takes the profile's.
         confidence: What the draft's confidence says.
+        repeats: Share of synthetic texts that repeats what stands before it.
         recording: Play recorded texts.
         real: Run the reference models of this target version.
         replay: Take link, board, target and texts from this wire log.
@@ -71,6 +72,7 @@ class Question:
     objective: str | None = None
     acceptance: str | None = None
     confidence: str = "calibrated"
+    repeats: float = 0.0
     recording: Path | None = None
     real: str | None = None
     replay: Path | None = None
@@ -206,6 +208,7 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
             seed=question.seed,
             prompt_tokens=int(profile["text.prompt_tokens"]),
             confidence=question.confidence,
+            repeats=question.repeats,
         )
     link = None if replay is None else replay.link
     if question.link is not None:

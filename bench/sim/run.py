@@ -79,6 +79,7 @@ class Setting:
         seed: Of the link.
         decode: Decode every frame, instead of handing the message over: the same, and
             slower.
+        capabilities: That the device names.
     """
 
     mode: Mode
@@ -97,6 +98,7 @@ class Setting:
     bonus: bool = True
     seed: int = 0
     decode: bool = False
+    capabilities: tuple[str, ...] = ("resume", "exits")
 
 
 class StreamResult:
@@ -275,7 +277,7 @@ class Device:
         engine = VirtualEngine(clock, drafter, setting.step)
         hello = Hello(
             "", "", bytes(32), b"", setting.vocab_size,
-            capabilities=("resume", "exits"),
+            capabilities=setting.capabilities,
         )  # fmt: skip
         rng = random.Random(setting.seed)
         self.driver = Driver(clock, network, drafter, engine, hello, rng=rng)

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _GUESS = frozenset({"guess"})
+_ALL = frozenset({"lookup"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Scheme:
         source: What it is a model of.
         sampled: Sampling scheme above temperature 0, live.
         block: Block length that was asked for by name, or None.
+        helps: What else of ours the verifier does for it: ``"lookup"``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Scheme:
     source: str = ""
     sampled: str = "coupled"
     block: int | None = None
+    helps: frozenset[str] = frozenset()
 
     @property
     def has_blocks(self) -> bool:
@@ -170,12 +173,14 @@ _TABLE = (
         "our controller, exits where there are some; forwards for blocks only",
         "auto:cost",
         Mode(objective="cost", pipeline=2, preempt=_GUESS | {"exits"}, cut=True),
+        helps=_ALL,
     ),
     Scheme(
         "ours-latency",
         "race with our controller, exits where there are some",
         "auto:latency",
         Mode(objective="latency", preempt=_GUESS | {"exits"}),
+        helps=_ALL,
     ),
 )
 SCHEMES = {scheme.name: scheme for scheme in _TABLE}
@@ -232,12 +237,13 @@ DEFAULT_ROWS = (
 
 
 def scheme_named(word: str, table: Mapping[str, Scheme] = SCHEMES) -> Scheme:
-    """Return a scheme; ``NAME:K`` has blocks of K tokens.
+    """Return a scheme; ``NAME:K`` has blocks of K tokens, ``NAME+WORD`` a help of ours.
 
     Raises:
         ConfigError: There is none of that name, or it has no block length.
     """
-    name, colon, length = word.partition(":")
+    whole, *helps = word.split("+")
+    name, colon, length = whole.partition(":")
     if name not in table:
         near = difflib.get_close_matches(name, table, n=1)
         raise ConfigError(
@@ -245,6 +251,12 @@ def scheme_named(word: str, table: Mapping[str, Scheme] = SCHEMES) -> Scheme:
             hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}",
         )
     scheme = table[name]
+    if not _ALL.issuperset(helps):
+        raise ConfigError(
+            f"{word!r}: a verifier has no such help", hint=f"there is {', '.join(_ALL)}"
+        )
+    if helps:
+        scheme = replace(scheme, name=word, helps=scheme.helps.union(helps))
     if not colon:
         return scheme
     if not scheme.has_blocks:

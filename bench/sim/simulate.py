@@ -248,6 +248,13 @@ def vocabulary_of(plan: Plan) -> int:
     return plan.vocabulary or int(plan.profile["text.vocabulary"])
 
 
+def helps_of(plan: Plan) -> frozenset[str]:
+    """Return what the verifier does beside judging drafts; dice repeat nothing."""
+    source = plan.source
+    repeats = source.repeats if isinstance(source, Synthetic) else source is not None
+    return plan.scheme.helps - (set() if repeats or plan.job else {"lookup"})
+
+
 def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
     """Return what a device of a plan runs.
 
@@ -286,6 +293,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         bonus=scheme.bonus,
         seed=plan.seed * 1009 + device,
         decode=plan.decode,
+        capabilities=("resume", "exits", *(("further",) if helps_of(plan) else ())),
     )
 
 
@@ -317,7 +325,8 @@ def simulate(
         )
     else:
         backend = plan.backend
-    verifier = SimVerifier(clock, backend, ForwardCost.of(profile))
+    cost = ForwardCost.of(profile)
+    verifier = SimVerifier(clock, backend, cost, helps=helps_of(plan))
     left, ended_s = plan.sessions, 0.0
     end_s = math.inf if plan.hours is None else plan.hours * 3600
 

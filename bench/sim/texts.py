@@ -21,6 +21,7 @@ from draftwire.errors import ConfigError
 __all__ = ["Luck", "Source", "Synthetic", "Text", "TextDraft", "TextTarget", "parse_luck"]
 
 SMALL = 32  # ids that synthetic texts use, so that logits are cheap
+_STRETCH = 12  # tokens of a repetition, on average
 _SURE = 30.0  # a logit that leaves nothing to the others
 
 
@@ -153,6 +154,8 @@ class Synthetic:
         spread: How much calibrated confidence tells: the weight of a Beta law around
             the rate; small is telling (mostly near 0 and 1), large is not.
         second_right: Share of wrong proposals whose second choice would be right.
+        repeats: Share of the text that is copied, in stretches of a dozen tokens, from
+            what stands before it.
 
     Raises:
         ConfigError: A word is unknown or a number out of range.
@@ -167,12 +170,14 @@ class Synthetic:
         confidence: str = "calibrated",
         spread: float = 2.0,
         second_right: float = 0.5,
+        repeats: float = 0.0,
     ) -> None:
         if confidence not in ("calibrated", "noise", "none"):
             raise ConfigError(
                 f"confidence {confidence!r}", hint="calibrated, noise or none"
             )
-        if not 0 <= second_right <= 1 or not spread > 0 or prompt_tokens < 1:
+        shares = 0 <= second_right <= 1 and 0 <= repeats < 1
+        if not shares or not spread > 0 or prompt_tokens < 1:
             raise ConfigError("a synthetic text has a number out of range")
         self.name = f"synthetic({luck.name})"
         self._luck = luck
@@ -181,12 +186,16 @@ class Synthetic:
         self._confidence = confidence
         self._spread = spread
         self._second_right = second_right
+        self.repeats = repeats
 
     def text(self, index: int, tokens: int) -> Text:
         """Return text ``index``; the same for the same seed, whoever asks."""
         rng = np.random.default_rng([self._seed, index])
         prompt = rng.integers(0, SMALL, self._prompt_tokens)
         truth = rng.integers(0, SMALL, tokens)
+        if self.repeats:
+            dice = np.random.default_rng([self._seed, index, 1])
+            _copy(prompt, truth, self.repeats, dice)
         rates = self._luck.rates(index * tokens, tokens, rng)
         right = _chain(rates, self._luck.correlation, rng)
         away = rng.integers(1, SMALL, tokens)  # how far off a wrong proposal is
@@ -223,6 +232,21 @@ class Synthetic:
         drawn = rng.beta(np.maximum(alpha, 1e-3), np.maximum(beta, 1e-3))
         # A top probability over so many ids cannot be lower.
         return np.asarray(np.clip(drawn, 1.5 / SMALL, 1 - 1e-6))
+
+
+def _copy(
+    prompt: np.ndarray, text: np.ndarray, share: float, rng: np.random.Generator
+) -> None:
+    """Let ``share`` of ``text`` repeat what stands before it, in place."""
+    whole = np.concatenate([prompt, text])
+    at = len(prompt)
+    while at < len(whole):
+        count = min(int(rng.geometric(1 / _STRETCH)), len(whole) - at)
+        if rng.random() < share and count < at:
+            begin = int(rng.integers(0, at - count))
+            whole[at : at + count] = whole[begin : begin + count]
+        at += count
+    text[:] = whole[len(prompt) :]
 
 
 def _chain(rates: np.ndarray, correlation: float, rng: np.random.Generator) -> np.ndarray:

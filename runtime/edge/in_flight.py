@@ -144,7 +144,8 @@ class InFlight:
             One entry for every block that has tokens judged by this.
         """
         branch = self.branch(epoch)
-        rejected = len(branch) > accepted and branch[: len(kept)] != list(kept)
+        same = branch[: len(kept)] == list(kept[: len(branch)])
+        rejected = len(branch) > accepted and not same
         if self.whole and len(branch) > accepted and len(kept) > accepted:
             rejected = True
         judged = self._judge(epoch, committed, accepted, rejected)

@@ -513,7 +513,7 @@ class EdgeSession:
         gone = max(0, len(ids) - hand.start)  # tokens of the block in hand
         hand.start = max(0, hand.start - len(ids))
         if hand.quota is not None:
-            hand.quota -= gone
+            hand.quota = max(0, hand.quota - gone)
         if hand.start > len(wire.tokens):  # what was sent died unjudged: once more
             self._hand = _Hand(len(wire.tokens), None, True)
         elif len(main) <= hand.start and (hand.ready or not hand.quota):

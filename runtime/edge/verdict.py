@@ -52,11 +52,14 @@ def read_verdict(
         # With more blocks in flight the verifier may add what the next one drafted.
         agrees = whole or beyond[0] == commit.token
         tokens.append(Token(commit.token, "bonus" if agrees else "correction"))
+        tokens += [Token(i, "bonus") for i in commit.further]
     elif commit.evidence and not whole:
         correction = proposer.correct(
             lines.main.proposals[accepted], commit.evidence, position + accepted
         )
         tokens.append(Token(correction, "correction"))
+    if commit.further and commit.token is None:
+        raise ProtocolError("the verifier left out a token and sent others behind it")
     if not tokens and commit.finish is Finish.NOT_YET:
         raise ProtocolError("the verifier answered a block without a token")
     return Verdict(tokens, correction)

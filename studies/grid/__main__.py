@@ -24,6 +24,7 @@ FLAGS = """
 --link SPEC              with --profile: another link than its own
 --k N|best               with --profile: tokens of a block
 --acceptance LUCK        with --profile: of the texts
+--repeats SHARE:float =0  of the grid's texts
 --objective WHAT         latency, cost or energy (default: latency)
 --streams N:int          default: 1; 4 with --profile
 --tokens N:int           of each (500; 400 with --profile)
@@ -48,6 +49,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
         streams=streams,
         tokens=tokens,
         seed=args.seed,
+        repeats=args.repeats,
     )
     if args.profile is None:
         if args.link or args.k or args.acceptance:

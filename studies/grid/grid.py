@@ -67,6 +67,7 @@ def grid(
     rtts_ms: Iterable[float] = RTTS_MS,
     rates: Iterable[float] = RATES,
     objective: str = "latency",
+    repeats: float = 0.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Run schemes, each with its best block length, in every cell.
@@ -78,6 +79,7 @@ def grid(
         rtts_ms: Round trips.
         rates: Acceptances, each position for itself.
         objective: What the block length is chosen by.
+        repeats: Share of the texts that repeats what stands before it.
         say: Told of each cell that is done.
 
     Returns:
@@ -90,7 +92,8 @@ def grid(
         for rtt_ms in rtts_ms:
             for rate in rates:
                 profile = cell_of(base, rtt_ms, rate)
-                cell = replace(plan, profile=profile, link=None, source=None)
+                source = synthetic_of(profile, plan.seed, repeats=repeats)
+                cell = replace(plan, profile=profile, link=None, source=source)
                 row: dict[str, Any] = {
                     "profile": name,
                     "forward_ms": profile["cloud.forward_ms"],

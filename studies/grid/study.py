@@ -35,6 +35,7 @@ def reference_grid(question: Question, say: Callable[[str], None]) -> dict[str, 
         plan_of(question, find(question.profile)),
         [aimed(scheme, question.objective) for scheme in schemes],
         objective=question.objective or "latency",
+        repeats=question.repeats,
         say=say,
     )
     return {

@@ -37,8 +37,17 @@ MUTANTS = (
     Mutant(
         "the verifier's cached length is not held below the text",
         "verifier/target_session.py",
-        "self._cached = min(before + accepted, len(self._tokens) - 1)",
-        "self._cached = before + accepted",
+        "self._cached = min(before + right, len(self._tokens) - 1)",
+        "self._cached = before + right",
+        "tests/laws/test_histories.py::test_histories",
+    ),
+    Mutant(
+        "a word that was looked up is text without a verdict",
+        "verifier/target_session.py",
+        "        kept = drafted[: decision.accepted]\n",
+        "        kept = drafted[: decision.accepted]\n"
+        "        if work.found and decision.accepted == sent:\n"
+        "            kept = drafted[: sent + 1]\n",
         "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(

@@ -41,6 +41,7 @@ from draftwire.transport.traffic import Meter
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.feeder import Feeder
+from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account as User
@@ -125,6 +126,7 @@ class Plan:
     max_block: int = 255
     max_waiting: int = 255
     most: int = 16  # streams on a connection
+    lookup: int = 0  # tokens that the verifier guesses behind the drafts
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
 
@@ -238,6 +240,7 @@ def draw_plan(dice, mechanism=None, long=False):
         max_block=dice.one_of([255, 255, 255, 5]),
         max_waiting=dice.one_of([255, 255, 5, 9]),
         most=dice.one_of([16, 16, 16, 1, 2]),
+        lookup=dice.one_of([0, 4]),
         seed=dice.whole(0, 1 << 30),
     )
 
@@ -273,6 +276,25 @@ class LuckyDraft:
             return world.target.rows_after(self.fed)
         noise = world.rng.random() + np.arange(VOCAB) * 2.7
         return (np.sin(noise * 7.1) * 2).astype(np.float32)
+
+
+class LuckyLookup(Lookup):
+    """Text of a hash repeats nothing: this one guesses, with the luck of the plan."""
+
+    def __init__(self, world, prompt):
+        super().__init__(prompt, world.plan.lookup)
+        self.world = world
+
+    def find(self, drafts, price=0.0):
+        world, fed = self.world, [*self._text, *drafts]
+        found = []
+        for _ in range(world.rng.randint(0, world.plan.lookup)):
+            token = int(np.argmax(world.target.rows_after(fed)))
+            if world.rng.random() >= world.plan.luck:
+                token = world.rng.randrange(VOCAB)
+            found.append(token)
+            fed.append(token)
+        return found
 
 
 class Insight:
@@ -514,6 +536,8 @@ class World:
         self.rng = random.Random(plan.seed)
         self.clock = VirtualClock()
         self.codec = Codec(VOCAB)
+        own = ("further",) if plan.lookup else ()
+        self.capabilities = ("resume", "exits", "prefix", *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]
         self.connects = list(plan.connects)
@@ -525,7 +549,7 @@ class World:
         self.fresh_verifier()
         self.drafter = Drafter(LuckyDraft(self), VOCAB)
         self.engine = VirtualEngine(self, self.drafter)
-        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", ("resume", "prefix"))
+        hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", self.capabilities)
         self.driver = Driver(
             self.clock,
             self,
@@ -578,6 +602,7 @@ class World:
         self.served = Served(self.target, scheduler, frozenset())
         limits = Limits(block=plan.max_block, streams=plan.most)
         self.kept = KeptStreams(limits, self.clock.now)
+        self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
         self.usage = Usage(User("", "everyone"))
 
     def strain(self, batch):

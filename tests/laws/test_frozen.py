@@ -8,7 +8,6 @@ from __future__ import annotations
 import frozen
 import pytest
 
-from draftwire.cli._local_verifier import local_verifier
 from draftwire.sampling import SCHEMES
 
 GOLDEN = frozen.read(frozen.LIVE)
@@ -16,7 +15,7 @@ GOLDEN = frozen.read(frozen.LIVE)
 
 @pytest.fixture(scope="module")
 def served():
-    with local_verifier([frozen.MODELS / f"{v}.target" for v in frozen.TARGETS]) as found:
+    with frozen.serve() as found:
         yield found
 
 

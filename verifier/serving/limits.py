@@ -63,6 +63,8 @@ class Limits:
         parked_bytes: Memory of their texts, at most.
         prefixes: Texts of one account that are kept when they have ended, so that the
             next turn need not send and read them again; 0 keeps none.
+        lookup: Tokens that a forward may judge beside the drafts because they followed
+            the same words in the stream's text before; 0 looks nothing up.
     """
 
     connections: int = 64
@@ -84,6 +86,7 @@ class Limits:
     parked: int = 1024
     parked_bytes: int = 64 << 20
     prefixes: int = 8
+    lookup: int = 4
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -106,6 +109,8 @@ class Limits:
             raise ConfigError("time limits must be above 0 seconds")
         if not 0 <= self.prefixes <= 1 << 10:
             raise ConfigError("the limit on prefixes must be within 0..1024")
+        if not 0 <= self.lookup <= 64:
+            raise ConfigError("the limit on looked-up tokens must be within 0..64")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")
 
@@ -115,14 +120,14 @@ class Limits:
         Frames: :data:`QUEUED_FRAMES` that wait, one that is coming in, one in hand, one
         frame's worth of evidence that waits for judgement and one under judgement, of all
         streams together. Tokens: the prompt as it comes in and the texts of all streams,
-        at 40 bytes an id.
+        at 44 bytes an id.
 
         Args:
             context: Longest sequence of the target, in tokens.
         """
         frames = (QUEUED_FRAMES + 4) * self.message_bytes
         texts = prompt_limit(context) + self.streams * context
-        return frames + 40 * texts + (1 << 18)
+        return frames + 44 * texts + (1 << 18)
 
 
 def prompt_limit(context: int) -> int:

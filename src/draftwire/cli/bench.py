@@ -127,12 +127,14 @@ output:
 --profiles               list the profiles, and stop
 --link SPEC              such as 40ms/10mbit (default: the profile's)
 --scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, earlyexit, qs,
-                         picospec, race, ours-cost, ours-latency, or all
+                         picospec, race, ours-cost, ours-latency, or all;
+                         race+lookup has that help of the verifier
 --k N|best >block        drafted tokens of a block; best tries 1 to 16
 --objective WHAT         latency, cost or energy: of --k best (default: latency), and of
                          ours (default: cost for ours-cost, latency for ours-latency)
 --acceptance LUCK        0.8, markov:0.8:0.5, regimes:0.9:0.5:40 or steps:0.8,0.4@2000
 --confidence WHAT =calibrated  of a synthetic draft: calibrated, noise or none
+--repeats SHARE:float =0  of a synthetic text that repeats what stands before it
 --text FILE >recording   play a recording of real models
 --real V                 run the reference models with target V, e.g. v1
 --record FILE            record what the reference models write (target: --real, else v1),
