@@ -570,6 +570,7 @@ class KeptStreams:
             max_waiting=welcome.room,
             noises=welcome.noise,
             schemes=schemes_of(served.backend),
+            processors="processors" in welcome.capabilities,
             target=served.label,
             logit_error=served.backend.logit_error,
         )

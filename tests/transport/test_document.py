@@ -118,7 +118,7 @@ def test_the_tables_fit_the_messages():
         assert said == {f.name for f in dataclasses.fields(cls)}, kind["name"]
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
         numbers = [f["number"] for f in (*fields, *kind.get("reserved", ()))]
-        assert numbers == sorted(set(numbers)), "a number was used twice"
+        assert len(numbers) == len(set(numbers)), "a number was used twice"
         for field in fields:
             default = defaults[field["name"]]
             assert (default is dataclasses.MISSING) is field.get("required", False)
