@@ -18,7 +18,7 @@ from draftwire.errors import ModelError
 from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
-from draftwire.sampling import Proposal, Proposer
+from draftwire.sampling import Proposal, Proposer, Shape
 
 __all__ = ["Drafter", "Model", "Step"]
 
@@ -60,6 +60,7 @@ class _Begin(NamedTuple):
     model: Model | None
     proposer: Proposer
     cache: SuffixCache | None
+    shape: Shape | None
 
 
 class _Order(NamedTuple):
@@ -85,6 +86,7 @@ class Drafter:
         self._inbox: deque[_Begin | _Order] = deque()
         self.stream = -1
         self._proposer: Proposer | None = None
+        self._shape: Shape | None = None
         self._cache: SuffixCache | None = None
         self._sequence: list[int] = []
         self._branch = 0
@@ -96,6 +98,7 @@ class Drafter:
         proposer: Proposer,
         cache: SuffixCache | None = None,
         model: Model | None = None,
+        shape: Shape | None = None,
     ) -> None:
         """Work for ``stream`` from now on; callable from any thread, as the next.
 
@@ -104,8 +107,9 @@ class Drafter:
             proposer: Chooses from the model's logits.
             cache: Asked first; only for schemes whose drafts may come from anywhere.
             model: Its own model, where streams do not share one.
+            shape: What is done to the logits first.
         """
-        self._inbox.append(_Begin(stream, model, proposer, cache))
+        self._inbox.append(_Begin(stream, model, proposer, cache, shape))
 
     def submit(self, stream: int, order: Draft) -> None:
         """Take an order of ``stream``."""
@@ -114,7 +118,7 @@ class Drafter:
     def forget(self) -> None:
         """Let go of the model and of everything else; no step follows."""
         self._inbox.clear()
-        self._model = self._proposer = self._cache = None
+        self._model = self._proposer = self._cache = self._shape = None
         self._left = 0
 
     def step(self) -> Step | None:
@@ -147,6 +151,9 @@ class Drafter:
                     f"the draft model gave logits that are not numbers behind "
                     f"{len(sequence)} tokens"
                 )
+            if self._shape is not None:
+                self._shape.follow(sequence)
+                logits = self._shape.rows(logits[None])[0]
             proposal = proposer.propose(logits, len(sequence))
         sequence.append(proposal.token)
         self._left = left - 1
@@ -158,11 +165,8 @@ class Drafter:
         while inbox:
             word = inbox.popleft()
             if isinstance(word, _Begin):
-                self.stream, self._proposer, self._cache = (
-                    word.stream,
-                    word.proposer,
-                    word.cache,
-                )
+                self.stream, self._proposer = word.stream, word.proposer
+                self._cache, self._shape = word.cache, word.shape
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
                 self._branch = self._left = 0
@@ -176,6 +180,8 @@ class Drafter:
                 valid, tokens = order.valid, order.tokens
                 same = common(self._sequence[valid:], tokens) if tokens else 0
                 self._sequence[valid:] = tokens
+                if self._shape is not None:
+                    self._shape.cut(valid)
                 if model is not None and model.length > valid + same:
                     model.rewind(valid + same)
                 self._branch, self._left = order.branch, order.count

@@ -47,7 +47,7 @@ from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Decisions
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
-from draftwire.sampling import Proposer, SamplingParams
+from draftwire.sampling import Proposer, SamplingParams, shape_for
 from draftwire.transport.bits import id_bits
 from draftwire.transport.client import to_exception
 from draftwire.transport.messages import (
@@ -506,6 +506,10 @@ class Driver:
                 ),
             )
             return
+        if run.spec.params.processed and "processors" not in welcome.capabilities:
+            what = "the verifier does not know this stream's penalties, bias or min_p"
+            self._fail(run, IncompatibleError(what, hint="leave them out, or update it"))
+            return
         if not self._number_of(run):
             self._settle(run)
             return
@@ -778,7 +782,13 @@ class Driver:
     def _give_engine(self, run: StreamRun) -> None:
         """Let the draft model work for ``run``."""
         spec = run.spec
-        self._drafter.begin(run.number, spec.proposer, run.decisions.cache, spec.model)
+        self._drafter.begin(
+            run.number,
+            spec.proposer,
+            run.decisions.cache,
+            spec.model,
+            shape_for(spec.params, spec.vocab_size, len(spec.prompt)),
+        )
         if not run.machine.has_engine:
             self._do(run, lambda: run.machine.engine(mine=True))
             if run.impatient:

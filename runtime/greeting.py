@@ -25,7 +25,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits", "prefix", "further"),
+        ("resume", "exits", "prefix", "further", "processors"),
         NOISES,
     )
 
@@ -39,6 +39,7 @@ def open_of(
     stop_ids: Sequence[int],
     bonus: bool,
     held: int = 0,
+    text: int = 0,
 ) -> Open:
     """Return the request for a stream.
 
@@ -50,6 +51,7 @@ def open_of(
         stop_ids: Ids that end the text.
         bonus: Ask for a token after a block that is accepted whole.
         held: So many ids of the prompt the verifier has still; they are named, not sent.
+        text: So many at the end of it are text already.
     """
     return Open(
         tuple(prompt[held:]),
@@ -67,4 +69,11 @@ def open_of(
         noise=params.noise,
         prefix=TextHash(prompt[:held]).digest(16) if held else b"",
         prefix_length=held,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        bad_words=params.bad_words,
+        text_before=text if params.penalised else 0,
     )

@@ -17,7 +17,7 @@ from draftwire.options import (
 from draftwire.runtime.driver import named
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
-from draftwire.sampling import SamplingParams, check_race, make_proposer
+from draftwire.sampling import SamplingParams, check_race, make_proposer, shape_for
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
@@ -33,10 +33,17 @@ if TYPE_CHECKING:
         temperature: float
         top_k: int
         top_p: float
+        min_p: float
+        repetition_penalty: float
+        presence_penalty: float
+        frequency_penalty: float
+        logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
+        bad_words: Sequence[str]
         seed: int | None
         sample: int
         noise: str
         stop: Sequence[str]
+        ignore_eos: bool
         block: int | None
         controller: str | Controller | None
         objective: str
@@ -80,14 +87,30 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**_DEFAULTS, **options}
 
 
-def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams:
+def params_of(
+    options: Sampling, welcome: Welcome, mode: Mode, encode: Callable[[str], Sequence[int]]
+) -> SamplingParams:
     """Return the sampling of a stream.
+
+    Args:
+        options: As the caller asks for it.
+        welcome: The verifier's.
+        mode: Of the stream.
+        encode: Returns the ids of a text.
 
     Raises:
         ConfigError: The verifier does not know the scheme, or it cannot be used so.
     """
     seed = secrets.randbits(63) if options.seed is None else options.seed
-    params = _params(options, seed)
+    forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
+    words = dict.fromkeys(tuple(encode(form)) for form in forms)
+    params = _params(options, seed, tuple(word for word in words if word))
+    if params.processed and "processors" not in welcome.capabilities:
+        raise ConfigError(
+            "the verifier does not know min_p, penalties, logit_bias and bad_words",
+            hint="leave them out, or use a verifier with the capability 'processors'",
+        )
+    shape_for(params, welcome.vocab_size, 0)  # knows what is wrong with them
     if params.scheme not in welcome.schemes:
         raise ConfigError(
             f"the verifier does not know the sampling scheme {params.scheme!r}",
@@ -103,7 +126,9 @@ def params_of(options: Sampling, welcome: Welcome, mode: Mode) -> SamplingParams
     return params
 
 
-def _params(options: Sampling, seed: int) -> SamplingParams:
+def _params(
+    options: Sampling, seed: int, bad_words: tuple[tuple[int, ...], ...] = ()
+) -> SamplingParams:
     return SamplingParams(
         options.scheme or ("greedy" if options.temperature == 0 else "coupled"),
         options.temperature,
@@ -112,6 +137,12 @@ def _params(options: Sampling, seed: int) -> SamplingParams:
         seed,
         sample=options.sample,
         noise=options.noise,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        logit_bias=options.logit_bias,
+        bad_words=bad_words,
     )
 
 

@@ -235,10 +235,17 @@ class SessionBase(Generic[_S]):
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = (),
+        bad_words: Sequence[str] = (),
         seed: int | None = None,
         sample: int = 0,
         noise: str = "philox",
         stop: Sequence[str] = (),
+        ignore_eos: bool = False,
         block: int | None = None,
         controller: str | Controller | None = None,
         objective: str = "cost",
@@ -266,11 +273,19 @@ class SessionBase(Generic[_S]):
             temperature: 0 is greedy.
             top_k: 0 keeps all.
             top_p: 1 keeps all.
+            min_p: Keep tokens at least so likely against the likeliest.
+            repetition_penalty: 1 does nothing; see
+                :class:`~draftwire.sampling.SamplingParams`, as for the next three.
+            presence_penalty: 0 does nothing.
+            frequency_penalty: 0 does nothing.
+            logit_bias: Added to the logits of token ids.
+            bad_words: Texts whose tokens shall not come.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             sample: Which of the texts that share a seed, from 0.
             noise: How ``coupled`` draws its noise: ``"sparse"`` costs a tenth at large
                 vocabularies, and gives another text for a seed.
             stop: Strings that end the text; they are not part of it.
+            ignore_eos: Go on where the model ends its text.
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
@@ -362,7 +377,7 @@ class SessionBase(Generic[_S]):
         mode = Mode.of(
             pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch
         )
-        params = params_of(sampling, welcome, mode)
+        params = params_of(sampling, welcome, mode, self._tokenizer.encode)
         ids = encode_prompt(
             prompt if prompt is not chat else chat.ids,
             self._tokenizer,
@@ -390,7 +405,9 @@ class SessionBase(Generic[_S]):
             vocab_size=welcome.vocab_size,
             context=welcome.context,
             draft_context=self._draft_context,
-            stop_ids=sorted({*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}),
+            stop_ids=[]
+            if limits.ignore_eos
+            else sorted({*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}),
             account=account,
             budget=None
             if power.max_joules is None

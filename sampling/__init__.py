@@ -25,11 +25,13 @@ from draftwire.sampling.scheme import (
     Proposer,
     Scheme,
 )
+from draftwire.sampling.shape import Constraint, Shape, shape_for
 
 __all__ = [
     "NOISES",
     "SCHEMES",
     "Card",
+    "Constraint",
     "Decider",
     "Decision",
     "Law",
@@ -37,12 +39,14 @@ __all__ = [
     "Proposer",
     "SamplingParams",
     "Scheme",
+    "Shape",
     "card_of",
     "check_race",
     "law_of",
     "loss_of",
     "make_decider",
     "make_proposer",
+    "shape_for",
 ]
 
 SCHEMES: dict[str, Scheme] = {

@@ -80,7 +80,7 @@ def _first(
     seed, noise, t = params.seed, params.noise, params.temperature
     at = params.moment(position)
     prob = None
-    if 0 < params.top_k < len(logits) or params.top_p < 1:
+    if 0 < params.top_k < len(logits) or params.top_p < 1 or params.min_p > 0:
         law = law_of(logits, params)
         order = _order(law, seed, at, noise, count)
         prob = law.prob(order[0]) if sure else None

@@ -1,7 +1,8 @@
-"""From logits to the law a token is drawn from: temperature, top-k, top-p.
+"""From logits to the law a token is drawn from: temperature, top-k, top-p, min-p.
 
-The same function runs on both sides: the cloud's result is the law of the output, the
-device's mirrors it so that the draft is drawn from a like one.
+What depends on the text comes before: :mod:`draftwire.sampling.shape`. The same function
+runs on both sides: the cloud's result is the law of the output, the device's mirrors it
+so that the draft is drawn from a like one.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 NOISES = ("philox", "sparse")
+MAX_BIASES, MAX_WORDS, MAX_WORD = 1024, 256, 64
 _FIRST_SPAN = 7.0  # a logit so many temperatures below the top has weight 0.001
 _ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one seen
 
@@ -45,6 +47,13 @@ class SamplingParams:
             two texts with the same seed and sample share theirs.
         noise: Of ``coupled``: "philox", or "sparse" where both sides know it.
         sample: Which of the texts that share a seed, from 0; 32 bits.
+        min_p: Then keep the tokens that are at least so likely against the likeliest.
+        repetition_penalty: Logits of tokens that the prompt or the text holds are divided
+            by it, or multiplied where they are below 0; 1 does nothing.
+        presence_penalty: Taken from the logits of tokens that the text holds.
+        frequency_penalty: Taken from them for each time that it does.
+        logit_bias: Added to the logits of some ids: ``((id, value), ...)``, binary32.
+        bad_words: Rows of ids that shall not come.
 
     Raises:
         ConfigError: A value is out of range.
@@ -57,6 +66,12 @@ class SamplingParams:
     seed: int = 0
     noise: str = "philox"
     sample: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
@@ -79,6 +94,42 @@ class SamplingParams:
                 f"sample {self.sample} is outside 0..{2**32 - 1}",
                 hint="number the texts that share a seed from 0",
             )
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p {self.min_p} is outside 0..1")
+        if not 0 < self.repetition_penalty <= 100:
+            what = f"repetition_penalty {self.repetition_penalty} is outside (0, 100]"
+            raise ConfigError(what, hint="1 does nothing, 1.1 to 1.3 is usual")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside -2..2")
+        ids = [i for i, _ in self.logit_bias]
+        if len(set(ids)) < len(ids) or len(ids) > MAX_BIASES:
+            raise ConfigError(f"logit_bias is for at most {MAX_BIASES} ids, each once")
+        for i, value in self.logit_bias:
+            if not -100 <= value <= 100:
+                raise ConfigError(f"logit_bias of token {i} is {value}, outside -100..100")
+        lengths = [len(word) for word in self.bad_words]
+        if len(lengths) > MAX_WORDS or not all(0 < n <= MAX_WORD for n in lengths):
+            raise ConfigError(
+                f"bad_words are at most {MAX_WORDS} words of 1 to {MAX_WORD} tokens"
+            )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether logits depend on which tokens came before."""
+        none = (1.0, 0.0, 0.0)
+        given = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return given != none
+
+    @property
+    def shaped(self) -> bool:
+        """Whether logits are changed before they become a distribution."""
+        return self.penalised or bool(self.logit_bias or self.bad_words)
+
+    @property
+    def processed(self) -> bool:
+        """Whether a peer needs the capability ``processors`` for this."""
+        return self.shaped or self.min_p > 0
 
     def moment(self, position: int) -> int:
         """Return what noise is keyed by beside the seed: position and sample in one.
@@ -211,12 +262,12 @@ def total_of(logits: np.ndarray, temperature: float, top: float) -> tuple[float,
 def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
     """Return the law that ``params`` makes of ``logits``.
 
-    Top-k cuts first, top-p then measures the mass of what is left (the order of the
-    Hugging Face processors); the most likely token always stays.
+    Top-k cuts first, top-p then measures the mass of what is left, min-p comes last (the
+    order of the Hugging Face processors); the most likely token always stays.
 
     Args:
-        logits: ``(vocab,)`` floats.
-        params: Temperature (above 0), top-k, top-p.
+        logits: ``(vocab,)`` floats, shaped.
+        params: Temperature (above 0), top-k, top-p, min-p.
 
     Raises:
         ModelError: The logits are no numbers.
@@ -235,10 +286,17 @@ def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
             ids, weights = ids[:kept], weights[:kept]
     elif params.top_p < 1.0:
         ids, weights = _nucleus(logits, temperature, top, params.top_p)
+    elif params.min_p > 0:
+        limit = top + (math.log(params.min_p) - 1e-6) * temperature
+        ids = above(logits, limit - 1e-12 * abs(top))
+        weights = weights_of(logits[ids], temperature, top)
     else:
         weights = weights_of(logits, temperature, top)
         weights /= weights.sum()
         return Law(None, weights)
+    if params.min_p > 0:
+        likely = weights >= params.min_p
+        ids, weights = ids[likely], weights[likely]
     order = np.argsort(ids)
     weights = weights[order]
     return Law(ids[order], weights / weights.sum())

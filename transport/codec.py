@@ -49,6 +49,7 @@ MAX_SEQUENCE = 2**24  # positions
 MAX_STREAM = 2**14 - 1  # numbers of streams
 _MAX_TEXT = 4096  # bytes of a text field
 _MAX_LIST = 256  # entries of a list field
+_MAX_PAIRS = 2**16  # entries of ids with a number each
 _MAX_VOCAB = 2**24
 _NUMBERED = 3  # in the two highest bits of byte 0: the number follows as a varint
 
@@ -104,6 +105,38 @@ def _read_numbers(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
         if len(found) >= _MAX_LIST:
             raise ProtocolError(f"{name} has more than {_MAX_LIST} entries")
         found.append(reader.varint(_MAX_VOCAB, name))
+    return tuple(found)
+
+
+def _write_pairs(codec: Codec, pairs: tuple[tuple[int, float], ...]) -> bytes:
+    return b"".join(varint(i) + struct.pack("<f", value) for i, value in pairs)
+
+
+def _read_pairs(codec: Codec, reader: Reader, name: str) -> tuple[tuple[int, float], ...]:
+    found: list[tuple[int, float]] = []
+    while reader.left():
+        if len(found) >= _MAX_PAIRS:
+            raise ProtocolError(f"{name} has more than {_MAX_PAIRS} entries")
+        token = reader.varint(codec.vocab_size - 1, name)
+        (value,) = struct.unpack("<f", reader.take(4))
+        if value != value:
+            raise ProtocolError(f"{name} holds what is not a number")
+        found.append((token, value))
+    return tuple(found)
+
+
+def _write_lists(codec: Codec, lists: tuple[tuple[int, ...], ...]) -> bytes:
+    return b"".join(varint(len(row)) + b"".join(map(varint, row)) for row in lists)
+
+
+def _read_lists(codec: Codec, reader: Reader, name: str) -> tuple[tuple[int, ...], ...]:
+    found: list[tuple[int, ...]] = []
+    while reader.left():
+        if len(found) >= _MAX_LIST:
+            raise ProtocolError(f"{name} has more than {_MAX_LIST} entries")
+        count = reader.varint(_MAX_LIST, f"{name} length")
+        last = codec.vocab_size - 1
+        found.append(tuple([reader.varint(last, name) for _ in range(count)]))
     return tuple(found)
 
 
@@ -177,6 +210,8 @@ _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
         lambda codec, value: b"".join(varint(v) for v in value),
         _read_numbers,
     ),
+    "pairs": (_write_pairs, _read_pairs),
+    "lists": (_write_lists, _read_lists),
     "id": (lambda codec, value: pack_ids((value,), codec.bits), _read_id),
     "real": (lambda codec, value: struct.pack("<d", value), _read_real),
     "u64": (

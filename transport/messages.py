@@ -160,6 +160,13 @@ class Open:
             block; 0: without limit.
         prefix: Hash of ids in front of the prompt that are not sent, 16 bytes, or empty.
         prefix_length: How many they are.
+        min_p: See ``draftwire.sampling.SamplingParams``, as the next five.
+        repetition_penalty: 1 does nothing.
+        presence_penalty: 0 does nothing.
+        frequency_penalty: 0 does nothing.
+        logit_bias: Pairs of an id and what is added.
+        bad_words: Rows of ids.
+        text_before: So many ids at the end of the context count as text already.
     """
 
     prompt: tuple[int, ...]
@@ -178,6 +185,13 @@ class Open:
     credit: int = 0
     prefix: bytes = b""
     prefix_length: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    text_before: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from draftwire.errors import ConfigError, DraftwireError, ProtocolError, Refused
 from draftwire.sampling import NOISES
 from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.verifier.backends.base import TargetBackend
-from draftwire.verifier.backends.streaming import StreamBackend, schemes_of
+from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams, schemes_of
 from draftwire.verifier.registry import Registry, Served
 from draftwire.verifier.serving.accounts import Usage
 from draftwire.verifier.serving.limits import Limits
@@ -165,6 +165,7 @@ def welcome_to(
         *(["exits"] if backend.exits else []),
         *(["prefix"] if limits.prefixes else []),
         "further",
+        *([] if keeps_streams(backend) else ["processors"]),
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)

@@ -575,6 +575,7 @@ class KeptStreams:
             max_waiting=welcome.room,
             noises=welcome.noise,
             schemes=schemes_of(served.backend),
+            processors="processors" in welcome.capabilities,
             target=served.label,
             logit_error=served.backend.logit_error,
             lookup=self.lookup_of(request.prompt, served),

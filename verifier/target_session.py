@@ -20,6 +20,7 @@ than by plain decoding, counted in forwards.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Sequence
@@ -35,6 +36,7 @@ from draftwire.sampling import (
     card_of,
     check_race,
     make_decider,
+    shape_for,
 )
 from draftwire.sampling.scheme import ByToken, refuse_evidence
 from draftwire.transport.messages import (
@@ -54,7 +56,7 @@ from draftwire.verifier.branch import Branch
 from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.states import TABLE, State
 
-__all__ = ["StreamCounts", "TargetSession", "Verdict", "Work"]
+__all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
 
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
 
@@ -140,6 +142,7 @@ class TargetSession:
         max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
         noises: Noise profiles that the connection has.
         schemes: Sampling schemes that it has.
+        processors: It has that capability.
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
         logit_error: How far the target's logits may be off, 0 for an exact target.
@@ -166,6 +169,7 @@ class TargetSession:
         max_waiting: int = 0,
         noises: Sequence[str] = NOISES,
         schemes: Sequence[str] = tuple(SCHEMES),
+        processors: bool = True,
         cached: int = 0,
         target: str = "",
         logit_error: float = 0.0,
@@ -192,11 +196,22 @@ class TargetSession:
                 f"this target cannot do scheme {request.scheme!r}",
                 hint="it can do " + ", ".join(schemes),
             )
-        sampling = (request.temperature, request.top_k, request.top_p, request.seed)
-        self._params = SamplingParams(
-            request.scheme, *sampling, noise=request.noise, sample=request.sample
-        )
-        self._decider = make_decider(self._params, vocab_size)
+        if request.text_before > len(request.prompt):
+            raise ConfigError(
+                f"{request.text_before} ids of a context of {len(request.prompt)} are text"
+            )
+        self._params = params = params_of(request)
+        if params.processed and not processors:
+            raise ConfigError(
+                "the open asks for min_p, penalties, bias or bad words without the "
+                "capability processors",
+                hint="name it in the hello",
+            )
+        self._decider = make_decider(params, vocab_size)
+        first = len(request.prompt) - request.text_before
+        self._shape = shape_for(params, vocab_size, first)
+        if self._shape is not None:
+            self._shape.follow(request.prompt)
         self._scheme = request.scheme
         self._racing = request.objective == "latency"
         if self._racing:
@@ -204,7 +219,9 @@ class TargetSession:
         self._vocab_size = vocab_size
         self._target = target
         # One candidate may be that much too high, the other that much too low.
-        self._margin = 2 * logit_error if isinstance(self._decider, ByToken) else 0.0
+        stretch = max(params.repetition_penalty, 1 / params.repetition_penalty)
+        margin = 2 * logit_error * stretch
+        self._margin = margin if isinstance(self._decider, ByToken) else 0.0
         self._stops = frozenset(request.stop_ids)
         self._tokens = list(request.prompt)
         self._prompt = len(request.prompt)
@@ -394,8 +411,7 @@ class TargetSession:
             raise ProtocolError("the device owes a correction, and sent none")
         if block.base != len(self._tokens) - self._prompt + 1:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
-        self._tokens.append(block.correction)
-        self._hash.extend((block.correction,))
+        self._grow((block.correction,))
         self._cached = len(self._tokens) - 1  # the accepted drafts are there already
         self._counts.emitted += 1
         self._check_end()
@@ -483,7 +499,13 @@ class TargetSession:
                 f"{at - self._prompt + i} of the text",
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
-        return self._decider.decide(work.drafts, work.evidence, rows, at)
+        return self._decider.decide(
+            work.drafts, work.evidence, self._shaped(work, rows), at
+        )
+
+    def _shaped(self, work: Work, rows: np.ndarray) -> np.ndarray:
+        """Return what the scheme is to see of the target's rows."""
+        return rows if self._shape is None else self._shape.rows(rows, work.drafts)
 
     def _near_ties(self, work: Work, logits: np.ndarray, decision: Decision) -> int:
         """Count the positions where the winner would lose if it were a little lower."""
@@ -491,8 +513,9 @@ class TargetSession:
             return 0
         at = work.start + len(work.tokens) - work.drafted
         found = 0
+        rows = self._shaped(work, logits[:, : self._vocab_size])
         for j, token in enumerate([*work.drafts[: decision.accepted], decision.token]):
-            row = logits[j, : self._vocab_size].copy()
+            row = rows[j].copy()
             row[token] -= self._margin
             found += self._decider.decide((), b"", row[None], at + j).token != token
         return found
@@ -617,8 +640,7 @@ class TargetSession:
         further = tuple(kept[accepted + 1 :])
         self._counts.accepted += accepted
         self._counts.emitted += len(kept)
-        self._tokens += kept
-        self._hash.extend(kept)
+        self._grow(kept)
         # The cache holds what was right, but never the last token of the text: its
         # logits are wanted next.
         self._cached = min(before + right, len(self._tokens) - 1)
@@ -703,6 +725,13 @@ class TargetSession:
             times = 0.0, 0.0
         return said
 
+    def _grow(self, tokens: Sequence[int]) -> None:
+        """Make ``tokens`` text."""
+        self._tokens += tokens
+        self._hash.extend(tokens)
+        if self._shape is not None:
+            self._shape.follow(self._tokens)
+
     def _digest(self) -> bytes:
         """Return the hash of the text, at the end and now and then, else nothing."""
         position = len(self._tokens) - self._prompt
@@ -736,6 +765,16 @@ class TargetSession:
             self.finish = Finish.STOP
         elif len(self._tokens) >= self._end:
             self.finish = Finish.LENGTH
+
+
+def params_of(request: Open) -> SamplingParams:
+    """Return the sampling that ``request`` asks for.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    names = (field.name for field in dataclasses.fields(SamplingParams))
+    return SamplingParams(**{name: getattr(request, name) for name in names})
 
 
 def _top_probability(logits: np.ndarray, accepted: int) -> float:

@@ -63,8 +63,11 @@ const namesOf = (part) => SCHEMA.codes[part.registry];
 const known = (part, number) => namesOf(part)[number]
   ?? (ACTED_ON.includes(part.registry) ? refuse(`${part.name} ${number}`) : 'other');
 
-const readNumbers = (r, n = 0) => (!r.rest.length ? []
-  : n < 256 ? [r.varint(), ...readNumbers(r, n + 1)] : refuse('too many numbers'));
+const readAll = (r, read, most = 256, found = []) => {
+  while (r.rest.length) found.length < most ? found.push(read()) : refuse('too many entries');
+  return found;
+};
+const single = (r, x = r.take(4).readFloatLE()) => (Number.isNaN(x) ? refuse('not a number') : x);
 const TYPES = { // of each: what it is when left out, how it is read, how it is written
   varint: [0, (r, part) => r.varint(part.max), varint],
   byte: [0, (r) => r.take(1)[0], (v) => [v]],
@@ -78,7 +81,11 @@ const TYPES = { // of each: what it is when left out, how it is read, how it is 
   flag: [false, (r) => r.varint(1) === 1, (v) => [Number(v)]],
   text: ['', (r) => r.text(), (v) => v],
   words: [[], (r) => r.text().split(' ').filter(Boolean), (v) => v.join(' ')],
-  numbers: [[], (r) => readNumbers(r), (v) => v.flatMap(varint)],
+  numbers: [[], (r) => readAll(r, () => r.varint()), (v) => v.flatMap(varint)],
+  pairs: [[], (r, _, V) => readAll(r, () => [r.varint(V - 1), single(r)], 65536),
+    (v) => v.flatMap(([i, x]) => [...varint(i), ...Buffer.from(new Float32Array([x]).buffer)])],
+  lists: [[], (r, _, V) => readAll(r, () => [...Array(r.varint(256))].map(() => r.varint(V - 1))),
+    (v) => v.flatMap((row) => [...varint(row.length), ...row.flatMap(varint)])],
   bytes: [Buffer.alloc(0), (r, { sizes = [r.rest.length], name }) => (
     sizes.includes(r.rest.length) ? r.take() : refuse(`the length of ${name}`)), (v) => v],
   code: [null, (r, part) => known(part, r.varint()),

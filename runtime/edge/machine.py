@@ -408,6 +408,7 @@ class EdgeSession:
             stop_ids=self._stop_ids,
             bonus=self._bonus,
             held=held,
+            text=len(self._committed),
         )
         return Send(request)
 

@@ -264,6 +264,31 @@ class Sampling(Options):
     top_p: float = _option(
         1.0, rules.number(0, 1, above=True), "sample within this probability mass"
     )
+    min_p: float = _option(
+        0.0,
+        rules.number(0, 1),
+        "then sample among tokens at least so likely against the likeliest; 0: all",
+    )
+    repetition_penalty: float = _option(
+        1.0,
+        rules.number(0, 100, above=True),
+        "make tokens that came before, prompt included, less likely: divides their logits "
+        "(multiplies those below 0); 1: off",
+    )
+    presence_penalty: float = _option(
+        0.0, rules.number(-2, 2), "taken from the logits of tokens that the text holds"
+    )
+    frequency_penalty: float = _option(
+        0.0, rules.number(-2, 2), "taken from them for each time that the text holds them"
+    )
+    logit_bias: tuple[tuple[int, float], ...] = _option(
+        (), rules.BIASES, "what is added to the logits of some token ids, -100 to 100"
+    )
+    bad_words: tuple[str, ...] = _option(
+        (),
+        rules.texts(64, 64),
+        "text whose tokens shall not come, alone or after a space; may be repeated",
+    )
     seed: int | None = _option(
         None,
         rules.whole(0, 2**64 - 1),
@@ -294,6 +319,9 @@ class Limits(Options):
     )
     stop: tuple[str, ...] = _option(
         (), rules.texts(16, 256), "end before this text; may be repeated", common=True
+    )
+    ignore_eos: bool = _option(
+        False, rules.FLAG, "go on where the model ends its text: for measurements"
     )
     deadline_s: float | None = _option(
         None,

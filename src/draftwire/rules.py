@@ -6,11 +6,13 @@ import dataclasses
 import math
 import numbers
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 __all__ = [
+    "BIASES",
     "CACHE",
     "CONTROLLER",
     "FILE",
@@ -169,6 +171,30 @@ def cache(value: object) -> str | Path:
     if not value:
         raise ValueError
     return FILE.read(value)  # type: ignore[no-any-return]
+
+
+def biases(value: object) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token id and a number: a mapping, pairs, or "ID=X,ID=X"."""
+    if isinstance(value, str):
+        value = dict(part.split("=") for part in value.split(",") if part.strip())
+    pairs: Any = value.items() if isinstance(value, Mapping) else value
+    found = {}
+    for token, bias in pairs:
+        if isinstance(token, str):  # JSON has no other keys
+            token = int(token)
+        bias = _BIAS.read(float(bias) if isinstance(bias, str) else bias)
+        (single,) = struct.unpack("<f", struct.pack("<f", bias))  # as on the wire
+        found[_TOKEN_ID.read(token)] = single
+    if len(found) > 1024:
+        raise ValueError
+    return tuple(sorted(found.items()))
+
+
+_TOKEN_ID = whole(0, 2**24)
+_BIAS = number(-100, 100)
+BIASES = Rule(
+    "at most 1024 token ids with a number from -100 to 100 each", biases, shown="ID=X,..."
+)
 
 
 def texts(most: int, length: int) -> Rule:

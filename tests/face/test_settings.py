@@ -109,7 +109,7 @@ def test_a_bad_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
 
 
 def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> None:
-    """All forty of them: each written as TOML and as text, and read back the same."""
+    """All of them: each written as TOML and as text, and read back the same."""
     wanted = {
         "verifier": "wss://here:1",
         "draft": "/x.draft",
@@ -136,11 +136,18 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.25,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.75,
+        "logit_bias": "7=1.5,9=-100",
+        "bad_words": "never",
         "seed": 2**63,
         "sample": 3,
         "noise": "sparse",
         "max_new_tokens": 7,
         "stop": "END",
+        "ignore_eos": True,
         "deadline_s": 0.75,
         "offline": "draft",
         "patience_s": 0.0,
@@ -167,7 +174,10 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
     for name, value in wanted.items():
         found = from_environment[name]
         assert found.origin == f"DRAFTWIRE_{name.upper()}"
-        expected = (value,) if name in ("stop", "http_origin") else value
+        texts = ("stop", "bad_words", "http_origin")
+        expected = (value,) if name in texts else value
+        if name == "logit_bias":
+            expected = ((7, 1.5), (9, -100.0))
         if isinstance(found.value, Path):
             expected = Path(str(value))
         assert found.value == expected, name

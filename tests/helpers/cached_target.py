@@ -13,7 +13,7 @@ import hashlib
 import numpy as np
 
 from draftwire.packages import Exit, Family
-from draftwire.sampling import make_decider
+from draftwire.sampling import make_decider, shape_for
 from draftwire.verifier.backends.base import SlotTable
 
 FAMILY = Family("hashed", "b" * 64, "a" * 64)
@@ -116,12 +116,20 @@ class CachedTarget:
             digest = _fold(digest, token)
         return self._logits(digest)
 
-    def text(self, prompt, params, count, stops=()):
-        """Return what plain decoding makes of ``prompt``: one forward, one token."""
+    def text(self, prompt, params, count, stops=(), written=0):
+        """Return what plain decoding makes of ``prompt``: one forward, one token.
+
+        The last ``written`` ids of the prompt count as text.
+        """
         decider = make_decider(params, self.vocab_size)
         sequence = list(prompt)
+        first = len(sequence) - written
         while len(sequence) < min(self.context, len(prompt) + count):
             row = self.rows_after(sequence)[None]
+            shape = shape_for(params, self.vocab_size, first)  # anew: nothing remembered
+            if shape is not None:
+                shape.follow(sequence)
+                row = shape.rows(row)
             sequence.append(decider.decide([], b"", row, len(sequence)).token)
             if sequence[-1] in stops:
                 break

@@ -133,6 +133,39 @@ def distribution(logits, temperature, top_k=0, top_p=1.0):
     return ids, [weight[i] / whole for i in ids]
 
 
+def single(x):
+    return struct.unpack("<f", struct.pack("<f", x))[0]
+
+
+def shaped(logits, before, text, case):
+    """Return a row of logits after ``before``, of which the last ``text`` ids are text."""
+    row, bias = list(logits), dict(case["logit_bias"])
+    written = before[len(before) - text :]
+    r, often, once = (
+        case[f"{name}_penalty"] for name in ("repetition", "frequency", "presence")
+    )
+    for i, x in enumerate(row):
+        touched = i in bias or ((r, often, once) != (1, 0, 0) and i in before)
+        x += bias.get(i, 0.0)
+        if i in before:
+            x = x * r if x < 0 else x / r
+        if i in written:
+            x -= often * written.count(i) + once
+        row[i] = single(x) if touched else x
+    for word in case["bad_words"]:
+        *head, last = word
+        if before[len(before) - len(head) :] == head:
+            row[last] = -math.inf
+    return row
+
+
+def min_p_cut(ids, probs, min_p):
+    """Return those that are at least ``min_p`` of the likeliest, and their shares."""
+    kept = [(i, p) for i, p in zip(ids, probs) if p >= min_p * max(probs)]
+    whole = sum(p for _, p in kept)
+    return [i for i, _ in kept], [p / whole for _, p in kept]
+
+
 def greedy(logits):
     return ranked(tuple(logits))[0]
 
@@ -474,6 +507,47 @@ class Maker:
                 }
             return {**case, "count": len(kept), "ids": kept, "p": probs}
 
+    def shape(self, vocab):
+        """Return rows of a block under all that shapes logits, and the distribution."""
+        rng = self.rng
+        pick = lambda n: [rng.randrange(vocab) for _ in range(n)]  # noqa: E731
+        before, drafts = pick(rng.randrange(1, 12)), pick(rng.randrange(4))
+        case = {
+            "vocab_size": vocab,
+            "context": before,
+            "text": rng.randrange(len(before) + 1),
+            "drafts": drafts,
+            "temperature": rng.choice([0.3, 0.8, 1.7]),
+            "top_k": rng.choice([0, 0, 3]),
+            "top_p": rng.choice([1.0, 1.0, 0.8]),
+            "min_p": rng.choice([0.0, 0.05, 0.3, 1.0]),
+            "repetition_penalty": rng.choice([1.0, 1.25, 1.3, 0.7]),
+            "presence_penalty": rng.choice([0.0, 0.5, -1.5, 2.0]),
+            "frequency_penalty": rng.choice([0.0, 0.1, -0.25]),
+            "logit_bias": [
+                [i, rng.choice([-100.0, 0.5, 100.0, single(0.1)])]
+                for i in sorted({*pick(rng.randrange(3))})
+            ],
+            "bad_words": rng.choice([[], [pick(1)], [[*before[-1:], *pick(1)], pick(2)]]),
+            "rows": [self.row(vocab) for _ in range(len(drafts) + 1)],
+        }
+        found = []
+        for j, row in enumerate(case["rows"]):
+            so_far = before + drafts[:j]
+            found.append(shaped(row_of(row), so_far, case["text"] + j, case))
+        if max(found[-1]) == -math.inf:
+            return self.shape(vocab)
+        case["shaped"] = [[x if x > -math.inf else "-inf" for x in row] for row in found]
+
+        def law():
+            ids, probs = distribution(found[-1], *settings_of(case))
+            return min_p_cut(ids, probs, case["min_p"])
+
+        if steady(lambda: law()[0]) is None:
+            return self.shape(vocab)
+        case["ids"], case["p"] = law()
+        return case
+
     def noise(self, profile, domain=0):
         case = {"profile": profile, **self.place(), "domain": domain}
         seed, t, sample = int(case["seed"], 16), case["position"], case["sample"]
@@ -637,7 +711,7 @@ CUT = (0.8, 50, 0.95)
 
 def vectors():
     """Return the document."""
-    make = Maker()
+    make, apart = Maker(), Maker()  # what was added later moves nothing
     free = ("greedy", "argmax", "coupled", "match")
     rejecting = ("residual", "qs", "separate", "separate-lossy")
     decisions = [
@@ -692,6 +766,7 @@ def vectors():
         + [make.correction(v, 50) for v in LARGE]
         + list(small_corrections()),
         "refused": refusals(),
+        "shapes": [apart.shape(8) for _ in range(40)],
     }
 
 

@@ -87,6 +87,7 @@ class StreamPlan:
     stops: tuple = ()
     sampled: bool = False
     top_p: float = 1.0
+    shape: str = ""  # of SHAPES
     scheme: str = ""  # another than greedy and coupled, among the three likeliest
     seed: int = 0
     mode: Mode = STOP_AND_WAIT
@@ -131,12 +132,32 @@ class Plan:
     salt: bytes = b""  # of the target; drawn when there is none
 
 
+# What depends on the text so far: drafts of a dead branch must leave no trace in it.
+SHAPES = {
+    "": {},
+    "penalties": {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.7,
+    },
+    "words": {"bad_words": ((5,), (1, 2), (7, 0, 4)), "logit_bias": ((2, 1.5), (9, -100))},
+    "all": {
+        "min_p": 0.1,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 0.8,
+        "bad_words": ((0, 0),),
+        "logit_bias": ((0, 0.25),),
+    },
+}
+
+
 def params_of(plan):
     """Return the sampling of a stream."""
+    shape = SHAPES[plan.shape]
     if plan.scheme:
-        return SamplingParams(plan.scheme, 1.0, 3, 1.0, plan.seed)
+        return SamplingParams(plan.scheme, 1.0, 3, 1.0, plan.seed, **shape)
     name, temperature = ("coupled", 0.9) if plan.sampled else ("greedy", 0.0)
-    return SamplingParams(name, temperature, 0, plan.top_p, plan.seed)
+    return SamplingParams(name, temperature, 0, plan.top_p, plan.seed, **shape)
 
 
 # What ends by itself, and must not end a stream.
@@ -182,6 +203,7 @@ def draw_stream(dice, mechanism, at_s, long):
         stops=(3,) if dice.one_of([False, True]) and not long else (),
         sampled=sampled,
         top_p=dice.one_of([1.0, 0.8]) if sampled else 1.0,
+        shape=dice.one_of([*[""] * 4, *SHAPES]),
         scheme=dice.one_of(schemes) if mechanism != "race" and not long else "",
         seed=dice.whole(0, 1 << 30),
         mode=dice.one_of(MECHANISMS[mechanism]),
@@ -528,7 +550,7 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
-    capabilities = ("resume", "exits", "prefix")
+    capabilities = ("resume", "exits", "prefix", "processors")
     schemes = tuple(SCHEMES)
 
     def __init__(self, plan):
@@ -835,7 +857,8 @@ def is_text(shown, plan, world, count):
         if left <= 0 or (before and before[-1] in plan.stops):
             return list(before)
         target = CachedTarget(VOCAB, slots=1, context=context, salt=salt)
-        return [*before, *target.text(prompt, params, left, plan.stops)]
+        text = target.text(prompt, params, left, plan.stops, written=len(before))
+        return [*before, *text]
 
     whole = by(world.salts[0], [])
     if len(world.salts) == 1:
@@ -849,8 +872,15 @@ def is_text(shown, plan, world, count):
     return shown == whole[: len(shown)], len(whole)
 
 
+def without_shapes(plan):
+    """Return a plan for a target that knows no processors."""
+    return replace(plan, streams=tuple(replace(s, shape="") for s in plan.streams))
+
+
 def check(plan, kind=World):
     """Run a history, and assert what must hold; return its world."""
+    if "processors" not in kind.capabilities:
+        plan = without_shapes(plan)
     world = kind(plan)
     world.run()
     for stream, sink in zip(plan.streams, sorted_sinks(world)):
@@ -931,6 +961,7 @@ def simpler(plan):
             {"cancel_s": None},
             {"deadline_s": None},
             {"sampled": False, "top_p": 1.0},
+            {"shape": ""},
         ):
             less = dataclasses.replace(stream, **change)
             if less != stream and less.count > 0:

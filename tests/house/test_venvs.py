@@ -94,7 +94,9 @@ def test_every_requirement_is_pinned() -> None:
     for path in sorted((ROOT / "requirements").glob("*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
-                assert re.match(r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9.]*(; |$)", line), line
+                assert re.match(
+                    r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9.]*(; |$)", line
+                ), line
 
 
 def test_the_continuous_integration_runs_make_test() -> None:

@@ -5,12 +5,14 @@ A real verifier process and sockets, the tiny family of the fixtures.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import draftwire
 from draftwire.bench.faults import VerifierProcess
+from draftwire.errors import ConfigError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT = FIXTURES / "tiny.draft"
@@ -71,6 +73,47 @@ def test_a_verifier_that_has_forgotten_is_told_everything(verifiers):
         assert report["prefix"] == {"unsent": 0, "reused": 0}
         with connect(talks) as fresh:
             assert say(fresh, prompt)[0] == again
+
+
+PROCESSORS = {
+    "min_p": 0.02,
+    "repetition_penalty": 1.3,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.3,
+    "logit_bias": {40: 2.0, "41": -100},
+    "bad_words": ["e", "th"],
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_and_bans_are_the_targets_whatever_was_drafted(verifiers, temperature):
+    prompt = [(i * 37) % 251 + 1 for i in range(9)]
+    with connect(verifiers[0]) as session:
+        how = {"max_new_tokens": 40, "temperature": temperature, "ignore_eos": True}
+        plain, _ = say(session, prompt, controller="off", **how)
+        alone, _ = say(session, prompt, controller="off", **how, **PROCESSORS)
+        assert alone != plain and len(plain) == len(alone) == 40 and 41 not in alone
+        for mode in ({}, {"objective": "latency"}, {"pipeline": 3}):
+            ids, report = say(session, prompt, **how, **PROCESSORS, **mode)
+            assert ids == alone
+        # A verifier that knows nothing of a stream is told what of it counts as text.
+        how, found, restarted = {**how, **PROCESSORS, "seed": 3}, [], False
+        for chunk in session.generate(prompt, **how):
+            found += [token.id for token in chunk.tokens]
+            if len(found) > 10 and not restarted:
+                verifiers[0].kill()
+                verifiers[0].start()
+                restarted = True
+        assert found == alone and restarted
+
+
+def test_a_verifier_that_does_not_know_them_is_named_before_anything_is_sent(verifiers):
+    with connect(verifiers[0]) as session:
+        less = dataclasses.replace(session.welcome, capabilities=("resume",))
+        session._driver.link.welcome = less
+        for name, value in PROCESSORS.items():
+            with pytest.raises(ConfigError, match="does not know min_p"):
+                session.generate([1, 2], **{name: value})
 
 
 @pytest.mark.parametrize("noise", ["philox", "sparse"])

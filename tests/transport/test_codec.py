@@ -38,7 +38,7 @@ def message_of(vector):
     fields = {}
     for name, value in vector["fields"].items():
         if isinstance(value, list):
-            value = tuple(value)
+            value = tuple([tuple(v) if isinstance(v, list) else v for v in value])
         elif isinstance(value, dict):
             value = unhex(value["hex"])
         elif name == "finish":

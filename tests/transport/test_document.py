@@ -117,10 +117,8 @@ def test_the_tables_fit_the_messages():
         said |= {f["name"] for f in fields}
         assert said == {f.name for f in dataclasses.fields(cls)}, kind["name"]
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
-        numbers = [f["number"] for f in fields]
-        later = [f["number"] for f in kind.get("reserved", ())]
-        assert numbers == sorted(numbers) and later == sorted(later)
-        assert len({*numbers, *later}) == len(numbers + later), "one was used twice"
+        numbers = [f["number"] for f in (*fields, *kind.get("reserved", ()))]
+        assert len(numbers) == len(set(numbers)), "a number was used twice"
         for field in fields:
             default = defaults[field["name"]]
             assert (default is dataclasses.MISSING) is field.get("required", False)

@@ -10,7 +10,8 @@ from draftwire.sampling import Proposal, make_proposer
 from draftwire.transport.messages import Commit
 from draftwire.verifier.kit.peer import Kit, Stream
 from draftwire.verifier.kit.rows import Table, expect
-from draftwire.verifier.kit.target import decider_of, logits_after, params_of
+from draftwire.verifier.kit.target import decider_of, logits_after
+from draftwire.verifier.target_session import params_of
 
 __all__ = ["ROWS", "Drafts"]
 

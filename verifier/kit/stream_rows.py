@@ -152,6 +152,84 @@ async def _(kit: Kit) -> None:
                 expect(other == f"{name}, {noise}", f"{name}, {noise}: as with {other}")
 
 
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "min_p": {"min_p": 1.0},
+    "repetition_penalty": {"repetition_penalty": 1.5},
+    "presence_penalty": {"presence_penalty": 1.0},
+    "frequency_penalty": {"frequency_penalty": -2.0},
+    "logit_bias": {"logit_bias": ((5, 100.0),)},
+    "bad_words": {"bad_words": ((1,),)},
+}
+
+
+@ROWS.row("6.1", "processors, coupled: drafts change nothing", "coupled")
+@ROWS.row("6.1", "processors, greedy: drafts change nothing", "greedy")
+async def _processed(kit: Kit, scheme: str) -> str:
+    async with kit.greeted("processors") as peer:
+        if scheme not in peer.welcome.schemes:
+            raise NotTested(f"it does not offer scheme {scheme!r}")
+        count = min(max(48, kit.long // 8), peer.welcome.context - 4)
+        temperature = 0.0 if scheme == "greedy" else 0.9
+        request = kit.request(count, scheme=scheme, temperature=temperature, seed=7)
+        bias = ((5, 0.75), (7, -100.0))
+        request = replace(
+            request,
+            min_p=0.1,
+            repetition_penalty=1.25,
+            presence_penalty=0.5,
+            frequency_penalty=0.25,
+            bad_words=((1,), (2, 3)),
+            logit_bias=bias,
+            text_before=1,
+        )
+        want = await kit.want(request)
+        expect(not {1, 7} & {*want}, "a banned id came")
+        stream = await peer.open(request, 0, want)
+        return await stream.play(17, {})
+
+
+@ROWS.row("6.1", "each processor matters")
+async def _(kit: Kit) -> None:
+    texts: dict[tuple[int, ...], str] = {}
+    async with kit.greeted("processors") as peer:
+        if "coupled" not in peer.welcome.schemes or not kit.known:
+            raise NotTested("only with scheme 'coupled' of the kit's target")
+        plain = kit.coupled(4 * N, temperature=1.3, top_k=6)
+        banned = {"bad_words": (((await kit.want(plain))[1],),)}
+        for name, changes in {"none": {}, **PROCESSORS, "bad_words": banned}.items():
+            request = replace(plain, **changes)
+            stream = await peer.open(request, 0, await kit.want(request))
+            await stream.fill(4 * N)
+            other = texts.setdefault(tuple(stream.text), name)
+            expect(other == name, f"{name}: as with {other}")
+
+
+@ROWS.row("6.1", "no processors where they were not agreed on, or out of range")
+async def _(kit: Kit) -> None:
+    async with kit.greeted() as peer:
+        for name, changes in PROCESSORS.items():
+            await peer.say(kit.coupled(N, **changes), 1)
+            with about(name):
+                answer = await peer.hear(1)
+                refused = isinstance(answer, Error) and answer.code == "request"
+                expect(refused, f"{answer}; it was not agreed on")
+    wrong: tuple[dict[str, Any], ...] = (
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": -2.5},
+        {"logit_bias": ((5, 101.0),)},
+        {"logit_bias": ((5, 1.0), (5, 2.0))},
+        {"bad_words": ((),)},
+        {"min_p": 0.5, "text_before": 5},
+    )
+    async with kit.greeted("processors") as peer:
+        for changes in wrong:
+            await peer.say(kit.coupled(N, **changes), 1)
+            with about(str(changes)):
+                await peer.refused("request", 1)
+
+
 @_streamed("4.2", "no bonus when it is not wanted", bonus=False)
 async def _(peer: Peer, stream: Stream, text: list[int]) -> None:
     k = min(3, peer.block)

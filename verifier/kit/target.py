@@ -17,9 +17,10 @@ import numpy as np
 
 from draftwire.exits import Exit
 from draftwire.manifest import Family
-from draftwire.sampling import SamplingParams, make_decider
+from draftwire.sampling import make_decider, shape_for
 from draftwire.transport.messages import Hello, Open
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
+from draftwire.verifier.target_session import params_of
 
 __all__ = ["KIT_HELLO", "NAME", "KitTarget", "decider_of", "logits_after", "text_of"]
 
@@ -66,20 +67,16 @@ def decider_of(request: Open, vocab_size: int) -> Any:
     return make_decider(params_of(request), vocab_size)
 
 
-def params_of(request: Open) -> SamplingParams:
-    """Return the sampling that ``request`` asks for."""
-    settings = (request.temperature, request.top_k, request.top_p, request.seed)
-    return SamplingParams(
-        request.scheme, *settings, noise=request.noise, sample=request.sample
-    )
-
-
 def text_of(request: Open, count: int, vocab_size: int) -> list[int]:
     """Return the first ``count`` tokens that the target gives without drafts."""
     decider = decider_of(request, vocab_size)
     ids = list(request.prompt)
+    shape = shape_for(params_of(request), vocab_size, len(ids) - request.text_before)
     for _ in range(count):
         row = logits_after(ids, vocab_size)[None]
+        if shape is not None:
+            shape.follow(ids)
+            row = shape.rows(row)
         ids.append(int(decider.decide((), b"", row, len(ids)).token))
     return ids[len(request.prompt) :]
 
