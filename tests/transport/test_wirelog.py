@@ -39,7 +39,8 @@ def test_every_message_says_its_fields_without_being_known(kind: type) -> None:
     made = {
         "int": 7, "str": "word", "bytes": b"\x01\xff", "float": 0.5, "bool": True,
         "tuple[int, ...]": (3, 4), "tuple[str, ...]": ("a",), "int | None": 5,
-        "Finish": Finish.STOP,
+        "Finish": Finish.STOP, "tuple[tuple[int, float], ...]": ((3, 0.5),),
+        "tuple[tuple[int, ...], ...]": ((3, 4),),
     }  # fmt: skip
     said = plain(kind(**{name: made[str(of)] for name, of in fields.items()}))
     assert json.loads(json.dumps(said, allow_nan=False)) == said
