@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real five-minutes test test-arm test-proxies fuzz slow models exactness lint format size clean
+.PHONY: help demo demo-real five-minutes test test-arm test-proxies fuzz slow models exactness lint format size repeats clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -64,6 +64,12 @@ format: ## rewrite the code in the one format
 
 size: ## lines by folder against their budgets (ARGS=export shows its folders, --check)
 	@$(PYTHON) tools/size.py $(ARGS)
+
+repeats: ## runs of six lines that stand twice in the product, in percent
+	@$(PYTHON) tools/venvs.py make device lint
+	@$(VENV)/symilar -d 6 -i --ignore-docstrings --ignore-signatures \
+	  $$(git ls-files bench boards energy export runtime sampling transport verifier src \
+	  | grep '\.py$$') | sed -n '/^==/p; /^TOTAL/p'
 
 clean: ## remove what the verbs above made
 	rm -rf .venv .venvs build dist fuzz-crashes .pytest_cache .mypy_cache .ruff_cache

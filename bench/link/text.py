@@ -13,7 +13,6 @@ Parts are separated by ``/`` or ``,``; a file name goes up to the next comma::
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ from typing import Any
 
 from draftwire.bench.link.spec import Bursts, Jitter, LinkSpec, Outages
 from draftwire.errors import ConfigError
+from draftwire.io import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -120,11 +120,9 @@ def _named(name: str) -> LinkSpec:
     table = presets()
     if name in table:
         return table[name]
-    near = difflib.get_close_matches(name, [*table, "ideal"], n=1)
-    raise ConfigError(
-        f"no link is called {name!r}",
-        hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(table)}",
-    )
+    known = [*table, "ideal"]
+    hint = did_you_mean(name, known, f"there are {', '.join(known)}")
+    raise ConfigError(f"no link is called {name!r}", hint=hint)
 
 
 class _Parts:
@@ -158,11 +156,9 @@ class _Parts:
             key = "rate" if value.lower().endswith("bit") else "rtt"
         take = getattr(self, f"_take_{key}", None)
         if take is None:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise ConfigError(
-                f"{part!r} is no part of a link",
-                hint=f"did you mean {near[0]}=?" if near else f"parts: {', '.join(_KEYS)}",
-            )
+            known = [f"{name}=" for name in _KEYS]
+            hint = did_you_mean(f"{key}=", known, f"parts: {', '.join(known)}")
+            raise ConfigError(f"{part!r} is no part of a link", hint=hint)
         try:
             take(value.strip().lower())
         except ConfigError as exc:

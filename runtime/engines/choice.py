@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
+from draftwire.io import version_tuple
 
 if TYPE_CHECKING:
     from draftwire.packages import DraftPackage, PackageFile
@@ -123,12 +123,16 @@ def _that_runs(package: DraftPackage, precision: str | None, engine: str) -> Pac
     """Return the package's own choice, or, where the engine is too old, the next."""
     chosen = package.model_file(precision, engine=engine)
     installed = _version(engine)
-    if precision is not None or not installed or _numbers(chosen.min_engine) <= installed:
+    if (
+        precision is not None
+        or not installed
+        or version_tuple(chosen.min_engine) <= installed
+    ):
         return chosen
     for other in package.precisions:  # smallest first
         models = [f for f in package.files.values() if f.precision == other]
         for file in models:
-            if file.engine == engine and _numbers(file.min_engine) <= installed:
+            if file.engine == engine and version_tuple(file.min_engine) <= installed:
                 return file
     return chosen  # opening it says what is too old
 
@@ -136,11 +140,7 @@ def _that_runs(package: DraftPackage, precision: str | None, engine: str) -> Pac
 def _version(engine: str) -> tuple[int, ...]:
     if engine != "onnxruntime":
         return ()
-    return _numbers(str(importlib.import_module("onnxruntime").__version__))
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    return version_tuple(str(importlib.import_module("onnxruntime").__version__))
 
 
 def importable(engine: str) -> bool:

@@ -22,6 +22,7 @@ from draftwire.boards.providers import (
     short_name,
 )
 from draftwire.errors import ConfigError, ModelError
+from draftwire.io import version_tuple
 from draftwire.runtime.engines.engine import Engine, ModelSpec
 from draftwire.runtime.engines.providers import (
     Profile,
@@ -31,7 +32,7 @@ from draftwire.runtime.engines.providers import (
     provider_options,
 )
 
-__all__ = ["ConcatEngine", "SharedCacheEngine", "open_engine", "parse_version"]
+__all__ = ["ConcatEngine", "SharedCacheEngine", "open_engine"]
 
 # GroupQueryAttention of 1.18 and 1.19 gives wrong logits, without an error, for several
 # new tokens with a past (checked on 1.18.1 and 1.19.2; right on 1.20.1 and later).
@@ -48,23 +49,6 @@ _KEPT_BINDINGS = 16
 
 _NOTHING = np.empty(0, np.float32)
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version: ``"1.20.1+cu12"`` is ``(1, 20, 1)``."""
-    numbers: list[int] = []
-    for part in text.split("."):
-        digits = ""
-        for char in part:
-            if not char.isdigit():
-                break
-            digits += char
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)
 
 
 def _import_onnxruntime() -> Any:
@@ -106,8 +90,8 @@ def open_engine(
             that the package describes.
     """
     ort = _import_onnxruntime()
-    version = parse_version(ort.__version__)
-    needed = parse_version(spec.min_engine)
+    version = version_tuple(ort.__version__)
+    needed = version_tuple(spec.min_engine)
     if spec.graph == "gqa":
         needed = max(needed, _GQA_LOADS_FROM)
     elif spec.graph != "concat":
@@ -181,7 +165,7 @@ def _open(
     name = f"onnxruntime {ort.__version__}"
     engine: SharedCacheEngine | ConcatEngine
     if spec.graph == "gqa":
-        right = parse_version(ort.__version__) >= _GQA_MULTI_TOKEN_FROM
+        right = version_tuple(ort.__version__) >= _GQA_MULTI_TOKEN_FROM
         engine = SharedCacheEngine(session, spec, name=name, multi_token=right)
     else:
         engine = ConcatEngine(session, spec, name=name)

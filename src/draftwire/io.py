@@ -21,6 +21,7 @@ __all__ = [
     "quantity",
     "replacing",
     "significant",
+    "version_tuple",
     "wrapped",
     "write_text",
     "write_whole",
@@ -160,6 +161,12 @@ def parse_seconds(text: str) -> float:
     if not value > 0 or not math.isfinite(value):
         raise ConfigError(f"{text!r} is not a positive time")
     return value
+
+
+def version_tuple(text: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``"1.20.1+cu12"`` is ``(1, 20, 1)``."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def quantity(value: float | None, half: float | None, unit: str = "J") -> str:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError, PackageError
+from draftwire.io import version_tuple
 from draftwire.rules import is_text
 
 __all__ = ["NO_TEMPLATE", "ROLES", "Template", "check_messages", "template_files"]
@@ -362,7 +362,7 @@ def _has_jinja() -> bool:
     except ImportError:
         return False
     # Older ones let a template out of the sandbox.
-    return tuple(map(int, re.findall(r"\d+", jinja2.__version__)[:3])) >= (3, 1, 6)
+    return version_tuple(jinja2.__version__) >= (3, 1, 6)
 
 
 def _refused(exc: Exception) -> ConfigError:

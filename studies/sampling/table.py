@@ -226,20 +226,20 @@ def render(document: dict[str, Any]) -> str:
     from draftwire.io import format_table
 
     settings = document["settings"]
-    header = ["scheme", "T", "law", "acceptance", "+-", "accepted/block"]
+    header = ["scheme", "T", "output", "acceptance", "+-", "accepted/block"]
     header += ["tokens/block", "up B/token", "down B/token"]
     lines, notes = [], []
     for row in document["rows"]:
         if "refused" in row:
             notes.append(f"{row['scheme']}: left out: {row['refused']}")
             continue
-        law = "exact" if row["exact"] else "LOSSY"
+        output = "exact" if row["exact"] else "LOSSY"
         error = row["acceptance_error"]
         shares = [f"{row['acceptance']:.3f}", None if error is None else f"{error:.3f}"]
         keys = ["accepted_per_block", "tokens_per_block"]
         keys += ["up_bytes_per_token", "down_bytes_per_token"]
         numbers = [row[key] for key in keys]
-        lines.append([row["scheme"], row["temperature"], law, *shares, *numbers])
+        lines.append([row["scheme"], row["temperature"], output, *shares, *numbers])
         if row["loss"]:
             notes.append(f"{row['scheme']}: {row['loss']}")
     target = document["target"]

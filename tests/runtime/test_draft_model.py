@@ -13,6 +13,7 @@ import pytest
 ort = pytest.importorskip("onnxruntime")
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
+from draftwire.io import version_tuple  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
 from draftwire.runtime.engines import draft_model  # noqa: E402
 from draftwire.runtime.engines import onnx as onnx_engine  # noqa: E402
@@ -244,4 +245,4 @@ def test_measuring_threads_prefers_one_without_a_clear_gain(monkeypatch):
     ],
 )
 def test_versions_are_read(text, numbers):
-    assert onnx_engine.parse_version(text) == numbers
+    assert version_tuple(text) == numbers

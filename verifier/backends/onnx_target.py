@@ -21,6 +21,7 @@ from typing import Any, Dict, Mapping, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
+from draftwire.io import version_tuple
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors, target_weights
 from draftwire.verifier.backends.base import (
@@ -259,7 +260,7 @@ def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
         raise PackageError(f"{base.path.name} has no {_GRAPH}")
     ort = _onnxruntime()
     needs = base.files[_GRAPH].min_engine
-    if needs and _version(ort.__version__) < _version(needs):
+    if needs and version_tuple(ort.__version__) < version_tuple(needs):
         raise ConfigError(
             f"{base.path.name} needs onnxruntime {needs} or newer, this is "
             f"{ort.__version__}",
@@ -304,7 +305,3 @@ def _onnxruntime() -> Any:
             hint="pip install 'draftwire[ort]'",
         ) from error
     return onnxruntime
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
