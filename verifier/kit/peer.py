@@ -146,7 +146,7 @@ class Kit(Kept):
             if self.known:
                 self._texts[key] = text_of(key, count, self.hello.vocab_size)
             else:
-                async with self.greeted() as peer:
+                async with self.greeted(capabilities=("processors",)) as peer:
                     stream = await peer.open(replace(key, max_new_tokens=count))
                     await stream.fill(count)
                 self._texts[key] = stream.text
