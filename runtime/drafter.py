@@ -9,6 +9,7 @@ the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual cloc
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from typing import NamedTuple, Protocol, Sequence
 
@@ -63,6 +64,7 @@ class _Begin(NamedTuple):
     cache: SuffixCache | None
     shape: Shape | None
     guide: Guide | None
+    most: int
 
 
 class _Order(NamedTuple):
@@ -90,6 +92,7 @@ class Drafter:
         self._proposer: Proposer | None = None
         self._shape: Shape | None = None
         self._guide: Guide | None = None
+        self._most = sys.maxsize
         self._drawn: list[int] = []  # places of this order's drafts in the sequence
         self._cache: SuffixCache | None = None
         self._sequence: list[int] = []
@@ -104,6 +107,7 @@ class Drafter:
         model: Model | None = None,
         shape: Shape | None = None,
         guide: Guide | None = None,
+        most: int = sys.maxsize,
     ) -> None:
         """Work for ``stream`` from now on; callable from any thread, as the next.
 
@@ -114,8 +118,10 @@ class Drafter:
             model: Its own model, where streams do not share one.
             shape: What is done to the logits first.
             guide: The grammar in it.
+            most: No draft makes sense behind so many ids: what a grammar forces may come
+                there before all are drafted that were ordered.
         """
-        self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide))
+        self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide, most))
 
     def submit(self, stream: int, order: Draft) -> None:
         """Take an order of ``stream``."""
@@ -169,7 +175,8 @@ class Drafter:
             proposal = proposal._replace(then=path.ids[1:], last=path.ended)
         self._drawn.append(len(sequence))
         sequence += (proposal.token, *proposal.then)
-        self._left = 0 if proposal.last else left - 1
+        over = proposal.last or len(sequence) >= self._most
+        self._left = 0 if over else left - 1
         return Step(self.stream, self._branch, proposal, waiting)
 
     def _take_orders(self) -> None:
@@ -180,6 +187,7 @@ class Drafter:
             if isinstance(word, _Begin):
                 self.stream, self._proposer = word.stream, word.proposer
                 self._cache, self._shape, self._guide = word.cache, word.shape, word.guide
+                self._most = word.most
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
                 self._branch = self._left = 0

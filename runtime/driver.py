@@ -820,6 +820,7 @@ class Driver:
             spec.model,
             shape_for(spec.params, spec.vocab_size, len(spec.prompt), guide),
             guide,
+            run.machine.last_draft,
         )
         if not run.machine.has_engine:
             self._do(run, lambda: run.machine.engine(mine=True))

@@ -60,7 +60,6 @@ from draftwire.verifier.states import TABLE, State
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
 
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
-_INLINE = 64  # forced ids that go with the next forward; more are read like a prompt
 _SPAN = 512  # ids of one forward's drafts, forced ones among them
 _PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
 
@@ -280,12 +279,8 @@ class TargetSession:
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
         unread = len(self._tokens) - 1 - self._cached
-        return State.READING if unread > self._soon else State.WAITING
-
-    @property
-    def _soon(self) -> int:
-        """So many ids need no forward of their own: they go with the next one."""
-        return min(self._tail, _INLINE)
+        # What a grammar forced last goes with the next forward.
+        return State.READING if unread > self._tail else State.WAITING
 
     def _append_forced(self, ids: Sequence[int], *, ended: bool) -> list[int]:
         """Make text of what a grammar forces; return what there was room for."""
@@ -480,7 +475,7 @@ class TargetSession:
             self._check_end()
         if not self.finish and block.base != len(self._tokens) - self._prompt:
             raise ProtocolError(f"a correction at the wrong place, base {block.base}")
-        self._step("< block with correction", State.ENDED if self.finish else self._rest())
+        self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
         if self.finish:
             return [self._last_word()]
         self._append(block)
@@ -514,7 +509,7 @@ class TargetSession:
         branch = self._branch
         asked = self._asked
         unread = len(self._tokens) - 1 - self._cached
-        if unread > max(1, self._soon) or (unread > self._soon and not asked):
+        if unread > max(1, self._tail) or (unread > self._tail and not asked):
             tail = self._tokens[self._cached : -1]
             self._work = Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
             return self._work

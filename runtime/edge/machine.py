@@ -246,6 +246,11 @@ class EdgeSession:
         return self.state is DONE
 
     @property
+    def last_draft(self) -> int:
+        """No draft makes sense behind so many ids of the sequence."""
+        return min(len(self._prompt) + self._limit - 1, self._draft_context)
+
+    @property
     def committed(self) -> tuple[int, ...]:
         """Final ids after the prompt."""
         return tuple(self._committed)
@@ -375,7 +380,8 @@ class EdgeSession:
         # Drafting beyond the end is waste.
         ends = proposal.last or proposal.token in self._stop_ids
         if self.state is LOST:
-            return self._guess() + (drafter.halt() if ends else [])
+            over = ends or not self._draftable(self._lines.main)
+            return self._guess() + (drafter.halt() if over else [])
         if self._in_flight:
             self._preemption.drafted()
         main, hand = self._lines.main, self._hand
