@@ -574,7 +574,7 @@ class World:
         self.clock = VirtualClock()
         self.codec = Codec(VOCAB)
         own = ("further",) if plan.lookup else ()
-        self.capabilities = ("resume", "exits", "prefix", *own)
+        self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]
         self.connects = list(plan.connects)
