@@ -151,7 +151,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "schema": '{"type":"integer"}',
         "regex": "[a-z]+",
         "choice": "left",
-        "grammar": "start: \"a\"",
+        "grammar": 'start: "a"',
         "force": False,
         "deadline_s": 0.75,
         "offline": "draft",
