@@ -9,6 +9,7 @@ the port's business: a thread (:mod:`draftwire.runtime.live`), or a virtual cloc
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from typing import NamedTuple, Protocol, Sequence
 
@@ -19,6 +20,7 @@ from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer, Shape
+from draftwire.sampling.grammar import Guide
 
 __all__ = ["Drafter", "Model", "Step"]
 
@@ -61,6 +63,8 @@ class _Begin(NamedTuple):
     proposer: Proposer
     cache: SuffixCache | None
     shape: Shape | None
+    guide: Guide | None
+    most: int
 
 
 class _Order(NamedTuple):
@@ -87,6 +91,9 @@ class Drafter:
         self.stream = -1
         self._proposer: Proposer | None = None
         self._shape: Shape | None = None
+        self._guide: Guide | None = None
+        self._most = sys.maxsize
+        self._drawn: list[int] = []  # places of this order's drafts in the sequence
         self._cache: SuffixCache | None = None
         self._sequence: list[int] = []
         self._branch = 0
@@ -99,6 +106,8 @@ class Drafter:
         cache: SuffixCache | None = None,
         model: Model | None = None,
         shape: Shape | None = None,
+        guide: Guide | None = None,
+        most: int = sys.maxsize,
     ) -> None:
         """Work for ``stream`` from now on; callable from any thread, as the next.
 
@@ -108,8 +117,11 @@ class Drafter:
             cache: Asked first; only for schemes whose drafts may come from anywhere.
             model: Its own model, where streams do not share one.
             shape: What is done to the logits first.
+            guide: The grammar in it.
+            most: No draft makes sense behind so many ids: what a grammar forces may come
+                there before all are drafted that were ordered.
         """
-        self._inbox.append(_Begin(stream, model, proposer, cache, shape))
+        self._inbox.append(_Begin(stream, model, proposer, cache, shape, guide, most))
 
     def submit(self, stream: int, order: Draft) -> None:
         """Take an order of ``stream``."""
@@ -118,7 +130,7 @@ class Drafter:
     def forget(self) -> None:
         """Let go of the model and of everything else; no step follows."""
         self._inbox.clear()
-        self._model = self._proposer = self._cache = self._shape = None
+        self._model = self._proposer = self._cache = self._shape = self._guide = None
         self._left = 0
 
     def step(self) -> Step | None:
@@ -142,6 +154,10 @@ class Drafter:
             self._left = left
             return Step(self.stream, self._branch, None, _CHUNK)
         recall = self._cache.propose(sequence) if self._cache is not None else None
+        if self._shape is not None:
+            self._shape.follow(sequence)
+        if recall is not None and self._guide is not None:
+            recall = recall if self._guide.allows(recall.token) else None
         if recall is not None:  # the model reads it when it is asked the next time
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
@@ -152,11 +168,15 @@ class Drafter:
                     f"{len(sequence)} tokens"
                 )
             if self._shape is not None:
-                self._shape.follow(sequence)
                 logits = self._shape.rows(logits[None])[0]
             proposal = proposer.propose(logits, len(sequence))
-        sequence.append(proposal.token)
-        self._left = left - 1
+        if self._guide is not None:
+            path = self._guide.path((), (proposal.token,))
+            proposal = proposal._replace(then=path.ids[1:], last=path.ended)
+        self._drawn.append(len(sequence))
+        sequence += (proposal.token, *proposal.then)
+        over = proposal.last or len(sequence) >= self._most
+        self._left = 0 if over else left - 1
         return Step(self.stream, self._branch, proposal, waiting)
 
     def _take_orders(self) -> None:
@@ -166,20 +186,22 @@ class Drafter:
             word = inbox.popleft()
             if isinstance(word, _Begin):
                 self.stream, self._proposer = word.stream, word.proposer
-                self._cache, self._shape = word.cache, word.shape
+                self._cache, self._shape, self._guide = word.cache, word.shape, word.guide
+                self._most = word.most
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
                 self._branch = self._left = 0
             elif word.stream == self.stream:
                 order, model = word.draft, self._model
                 if order.branch == self._branch:  # what was drafted since is part of it
-                    wanted = order.valid + order.count
-                    self._left = max(0, wanted - len(self._sequence))
+                    since = sum([place >= order.valid for place in self._drawn])
+                    self._left = max(0, order.count - since)
                     continue
                 # A new text may begin as the last one did: what is read stays read.
                 valid, tokens = order.valid, order.tokens
                 same = common(self._sequence[valid:], tokens) if tokens else 0
                 self._sequence[valid:] = tokens
+                self._drawn.clear()
                 if self._shape is not None:
                     self._shape.cut(valid)
                 if model is not None and model.length > valid + same:

@@ -48,6 +48,7 @@ from draftwire.runtime.pacing.decisions import Decisions
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
 from draftwire.sampling import Proposer, SamplingParams, shape_for
+from draftwire.sampling.grammar import Compiled, Rules
 from draftwire.transport.bits import id_bits
 from draftwire.transport.client import to_exception
 from draftwire.transport.messages import (
@@ -57,8 +58,10 @@ from draftwire.transport.messages import (
     Error,
     Finish,
     Frame,
+    Grammar,
     Hello,
     Message,
+    Open,
     Progress,
     Resumed,
     Welcome,
@@ -99,6 +102,7 @@ class StreamSpec:
         cache: Text seen before, to draft from, or None.
         model: Its own draft model, where streams do not share one.
         explain: Tell the sink why each block left.
+        grammar: What the text keeps to, or None.
     """
 
     prompt: Sequence[int]
@@ -119,6 +123,7 @@ class StreamSpec:
     cache: SuffixCache | None = None
     model: Model | None = None
     explain: bool = False
+    grammar: Rules | None = None
 
 
 class Sink(Protocol):
@@ -189,6 +194,7 @@ class StreamRun:
     pause_s: float = _FIRST_PAUSE_S  # before it asks a full verifier again
     held: Timer | None = None  # it will ask again
     busy: BusyError | None = None  # why
+    asked: bool = False  # the verifier knows of it, by its present number
     deadline: Timer | None = None
     patience: Timer | None = None
 
@@ -253,6 +259,7 @@ class Driver:
         self._wires: dict[int, StreamRun | None] = {}
         # Streams that the verifier owes an answer; -1 - number where that is a goodbye.
         self._owing: set[int] = set()
+        self._told: set[bytes] = set()  # grammars that this connection's verifier has
         self._texts: deque[tuple[int, ...]] = deque(maxlen=_TEXTS)  # of ended streams
         self._turn: deque[StreamRun] = deque()  # for the draft model; the first has it
         self._closed = False
@@ -299,6 +306,7 @@ class Driver:
             stop_ids=spec.stop_ids,
             guess_offline=spec.offline == "draft",
             mode=spec.mode,
+            grammar=spec.grammar,
         )
         machine.has_engine = mine
         decisions = Decisions(
@@ -439,6 +447,7 @@ class Driver:
 
     def _all_lost(self) -> list[StreamRun]:
         """Let no stream have a number any more; return those that run."""
+        self._told.clear()
         for number in list(self._wires):
             self._free(number)
         return list(self.streams.values())
@@ -464,7 +473,7 @@ class Driver:
         self._wires[number] = run
         if "prefix" in welcome.capabilities and not run.machine.committed:
             run.machine.held = self._known_of(run.spec.prompt, welcome.vocab_size)
-        run.wire, run.welcome = number, welcome
+        run.wire, run.welcome, run.asked = number, welcome, False
         run.machine.limits(welcome.max_block, welcome.room)
         return True
 
@@ -510,6 +519,11 @@ class Driver:
             what = "the verifier does not know this stream's penalties, bias or min_p"
             self._fail(run, IncompatibleError(what, hint="leave them out, or update it"))
             return
+        if run.spec.grammar is not None and "grammar" not in welcome.capabilities:
+            what = "the verifier does not know grammars"
+            hint = "leave the grammar out, or serve with llguidance installed"
+            self._fail(run, IncompatibleError(what, hint=hint))
+            return
         if not self._number_of(run):
             self._settle(run)
             return
@@ -552,6 +566,9 @@ class Driver:
             self._go_on(run, resume=False)
         elif message.code == "prefix" and run.machine.counts.unsent:
             self._texts.clear()  # another verifier, or one that needed the room
+            self._go_on(run, resume=False)
+        elif message.code == "grammar" and self._told:
+            self._told.clear()  # it had to make room: tell it again
             self._go_on(run, resume=False)
         elif isinstance(error, BusyError):
             self._hold(run, error)
@@ -656,9 +673,20 @@ class Driver:
         link = self.link
         if run.wire is None:
             return  # a goodbye to a verifier that knows nothing of the stream
+        rules, run.asked = run.spec.grammar, True
+        if rules is not None and isinstance(message, Open):
+            self._tell_grammar(rules.compiled, run.wire)
         link.send(message, run.wire)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
+
+    def _tell_grammar(self, compiled: Compiled, stream: int) -> None:
+        """Send a grammar, once on a connection."""
+        grammar = compiled.grammar
+        if grammar.digest not in self._told:
+            self._told.add(grammar.digest)
+            text = grammar.text.encode("utf-8")
+            self.link.send(Grammar(grammar.format, text, compiled.mark), stream)
 
     def _order(self, run: StreamRun, order: Draft) -> None:
         self._drafter.submit(run.number, order)
@@ -712,7 +740,9 @@ class Driver:
             self._warn_alone(run)
         if run.welcome is not None and run.machine.counts.forwards:
             self._texts.append((*run.spec.prompt, *run.machine.committed))
-        if run.wire is not None:  # we said goodbye: the verifier will say it too
+        if run.wire is not None and not run.asked:
+            self._free(run.wire)
+        elif run.wire is not None:  # we said goodbye: the verifier will say it too
             self._wires[run.wire] = None
             self._owing.add(-1 - run.wire)
             run.own = run.own.plus(link.take_share(run.wire))
@@ -781,13 +811,16 @@ class Driver:
 
     def _give_engine(self, run: StreamRun) -> None:
         """Let the draft model work for ``run``."""
-        spec = run.spec
+        spec, rules = run.spec, run.spec.grammar
+        guide = None if rules is None else rules.guide(len(spec.prompt))
         self._drafter.begin(
             run.number,
             spec.proposer,
             run.decisions.cache,
             spec.model,
-            shape_for(spec.params, spec.vocab_size, len(spec.prompt)),
+            shape_for(spec.params, spec.vocab_size, len(spec.prompt), guide),
+            guide,
+            run.machine.last_draft,
         )
         if not run.machine.has_engine:
             self._do(run, lambda: run.machine.engine(mine=True))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Sequence
 
 import draftwire
 from draftwire.packages import DraftPackage
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import NOISES, SamplingParams
+from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open
 from draftwire.transport.text_hash import TextHash
 
 __all__ = ["hello_of", "open_of"]
+
+_GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
 
 def hello_of(package: DraftPackage, target: str) -> Hello:
@@ -25,7 +29,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits", "prefix", "further", "processors"),
+        ("resume", "exits", "prefix", "further", "processors", *_GRAMMAR),
         NOISES,
     )
 
@@ -40,6 +44,7 @@ def open_of(
     bonus: bool,
     held: int = 0,
     text: int = 0,
+    grammar: Rules | None = None,
 ) -> Open:
     """Return the request for a stream.
 
@@ -52,6 +57,7 @@ def open_of(
         bonus: Ask for a token after a block that is accepted whole.
         held: So many ids of the prompt the verifier has still; they are named, not sent.
         text: So many at the end of it are text already.
+        grammar: What the text keeps to, or None.
     """
     return Open(
         tuple(prompt[held:]),
@@ -75,5 +81,7 @@ def open_of(
         frequency_penalty=params.frequency_penalty,
         logit_bias=params.logit_bias,
         bad_words=params.bad_words,
-        text_before=text if params.penalised else 0,
+        text_before=text if params.penalised or grammar is not None else 0,
+        grammar=b"" if grammar is None else grammar.compiled.grammar.digest,
+        forced=grammar is None or grammar.forcing,
     )

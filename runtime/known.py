@@ -76,7 +76,7 @@ def assumed_welcome(draft: DraftPackage) -> Welcome:
         max_block=255,
         eos_ids=tuple(draft.eos_ids),
         compatibility="unknown",
-        capabilities=("processors",),
+        capabilities=("processors", "grammar"),
         schemes=tuple(SCHEMES),
         noise=NOISES,
     )

@@ -44,6 +44,11 @@ if TYPE_CHECKING:
         noise: str
         stop: Sequence[str]
         ignore_eos: bool
+        schema: Mapping[str, Any] | bool | str | None
+        regex: str | None
+        choice: Sequence[str]
+        grammar: str | None
+        force: bool
         block: int | None
         controller: str | Controller | None
         objective: str

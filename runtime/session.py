@@ -28,7 +28,16 @@ from typing import (
 
 from draftwire.energy.account.account import Budget
 from draftwire.errors import ConfigError, DraftwireError
-from draftwire.options import Connect, Draft, Limits, Measure, Pacing, Power, Sampling
+from draftwire.options import (
+    Connect,
+    Draft,
+    Limits,
+    Measure,
+    Pacing,
+    Power,
+    Sampling,
+    Structure,
+)
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.runtime.accounting import EnergyChoice, PowerMeter
 from draftwire.runtime.conversation import Conversation, Prompt
@@ -54,6 +63,7 @@ from draftwire.runtime.pacing.decisions import Memory
 from draftwire.runtime.report import stream_report
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
+from draftwire.runtime.structure import Structures
 from draftwire.sampling import make_proposer
 from draftwire.transport.capture import WireCapture
 from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
@@ -105,6 +115,7 @@ class SessionBase(Generic[_S]):
         self._url, self._target = url, connect.target
         self._tokenizer = load_tokenizer(package.tokenizer_path)
         self._conversation: Conversation | None = None  # made when somebody talks
+        self._structures = Structures(package)
         tls = None
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
@@ -246,6 +257,11 @@ class SessionBase(Generic[_S]):
         noise: str = "philox",
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        schema: Mapping[str, Any] | bool | str | None = None,
+        regex: str | None = None,
+        choice: Sequence[str] = (),
+        grammar: str | None = None,
+        force: bool = True,
         block: int | None = None,
         controller: str | Controller | None = None,
         objective: str = "cost",
@@ -286,6 +302,13 @@ class SessionBase(Generic[_S]):
                 vocabularies, and gives another text for a seed.
             stop: Strings that end the text; they are not part of it.
             ignore_eos: Go on where the model ends its text.
+            schema: A JSON schema, as an object or as its text: the text is JSON that
+                keeps to it, without white space. ``"object"``: any JSON object.
+            regex: The whole text matches it.
+            choice: The text is one of these.
+            grammar: In llguidance's dialect of Lark: the text is one of its.
+            force: What such a grammar leaves no choice about is text at once: neither
+                drafted, nor sent, nor sampled.
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
             objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
@@ -368,6 +391,7 @@ class SessionBase(Generic[_S]):
         if self._closed or driver is None or memory is None or meter is None:
             raise ConfigError("this session is closed")
         sampling, limits = Sampling.pick(given), Limits.pick(given)
+        structure = Structure.pick(given)
         words, explain = given["controller"], given["explain"]
         controller = None if words is None or isinstance(words, str) else words
         pacing = Pacing.pick(given if controller is None else {**given, "controller": None})
@@ -394,6 +418,11 @@ class SessionBase(Generic[_S]):
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream: _S = self._kind(self, screen, explain)
         stream.warning = chat.warning
+        stop_ids: list[int] = []
+        if not limits.ignore_eos:
+            ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
+            stop_ids = sorted(ends)
+        rules = self._structures.rules(structure, welcome, params, stop_ids)
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,
@@ -405,9 +434,7 @@ class SessionBase(Generic[_S]):
             vocab_size=welcome.vocab_size,
             context=welcome.context,
             draft_context=self._draft_context,
-            stop_ids=[]
-            if limits.ignore_eos
-            else sorted({*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}),
+            stop_ids=stop_ids,
             account=account,
             budget=None
             if power.max_joules is None
@@ -417,6 +444,7 @@ class SessionBase(Generic[_S]):
             patience_s=limits.patience_s,
             cache=memory.cache,
             explain=explain is not None,
+            grammar=rules,
         )
 
         def begin() -> None:

@@ -33,7 +33,8 @@ def look_at(logits: np.ndarray, token: int) -> Proposal:
     rest -= rest[token]
     confidence = 1.0 / float(np.exp(rest).sum())
     rest[token] = -np.inf
-    return Proposal(token, confidence, runner_up=int(rest.argmax()))
+    second = int(rest.argmax())
+    return Proposal(token, confidence, runner_up=second if rest[second] > -np.inf else None)
 
 
 class _Proposer(IdsOnly):

@@ -25,7 +25,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
@@ -36,7 +36,7 @@ from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.qs_codec import MAX_SUPPORT, RESOLUTIONS
-from draftwire.sampling.rejection import check_tokens, judge
+from draftwire.sampling.rejection import check_tokens, judge, unforced, with_forced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
 
 __all__ = [
@@ -246,10 +246,16 @@ class _Decider:
         self._vocab_size = vocab_size
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
-        drafts = unpack(tokens, evidence, self._vocab_size)
-        return judge(tokens, drafts, logits, self._params, position)
+        drafts = unpack(unforced(tokens, forced), evidence, self._vocab_size)
+        whole = with_forced(tokens, drafts, forced)
+        return judge(tokens, whole, logits, self._params, position)
 
 
 def make_proposer(

@@ -12,7 +12,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import Decision
 
-__all__ = ["check_tokens", "judge", "residual_of"]
+__all__ = ["check_tokens", "judge", "residual_of", "unforced", "with_forced"]
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
@@ -36,6 +36,24 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
             raise ProtocolError(
                 f"token id {token} is outside the vocabulary of {vocab_size}"
             )
+
+
+def unforced(tokens: Sequence[int], forced: Collection[int]) -> Sequence[int]:
+    """Return the tokens that were drawn: those at no place of ``forced``."""
+    return [t for j, t in enumerate(tokens) if j not in forced] if forced else tokens
+
+
+def with_forced(
+    tokens: Sequence[int], drafts: Sequence[Lattice], forced: Collection[int]
+) -> Sequence[Lattice]:
+    """Return the laws of all ``tokens``, given those of the ones that were drawn."""
+    if not forced:
+        return drafts
+    rest, one = iter(drafts), np.ones(1, np.int64)
+    return [
+        Lattice(np.array([token]), one, 1) if j in forced else next(rest)
+        for j, token in enumerate(tokens)
+    ]
 
 
 def residual_of(law: Law, draft: Lattice) -> Law:

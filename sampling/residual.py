@@ -13,7 +13,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from draftwire.errors import ConfigError, ProtocolError
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import SamplingParams, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.rejection import check_tokens, judge
+from draftwire.sampling.rejection import check_tokens, judge, unforced, with_forced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
 
 __all__ = ["CARD", "SCHEME", "make_decider", "make_proposer", "unpack"]
@@ -100,10 +100,16 @@ class _Decider:
         self._vocab_size = vocab_size
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
-        drafts = unpack(tokens, evidence, self._vocab_size)
-        return judge(tokens, drafts, logits, self._params, position)
+        drafts = unpack(unforced(tokens, forced), evidence, self._vocab_size)
+        whole = with_forced(tokens, drafts, forced)
+        return judge(tokens, whole, logits, self._params, position)
 
 
 def _check(vocab_size: int) -> None:

@@ -8,7 +8,7 @@ Both halves of a scheme live in one module, so that they can be read side by sid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Collection, NamedTuple, Protocol, Sequence
 
 import numpy as np
 
@@ -36,12 +36,18 @@ class Proposal(NamedTuple):
         confidence: The draft's probability of it, or None when not computed.
         evidence: What :meth:`Proposer.pack` will need; its type is the scheme's own.
         runner_up: The id it would have been otherwise, or None when not computed.
+        then: Ids that a grammar forces behind it.
+        forced: A grammar forced this id itself: it was not drawn, and is not sent.
+        last: A grammar has nothing that could follow.
     """
 
     token: int
     confidence: float | None = None
     evidence: Any = None
     runner_up: int | None = None
+    then: tuple[int, ...] = ()
+    forced: bool = False
+    last: bool = False
 
 
 class Decision(NamedTuple):
@@ -146,15 +152,23 @@ class Decider(Protocol):
     """Cloud half."""
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
         """Judge a block.
 
         Args:
             tokens: ``k`` drafted ids; ``tokens[0]`` would stand at ``position``.
-            evidence: What the device half packed for exactly these tokens.
+            evidence: What the device half packed for exactly these tokens, forced ones
+                left out.
             logits: ``(k + 1, vocab)``; row ``j`` follows ``tokens[:j]``.
             position: Absolute position.
+            forced: Places in ``tokens`` of ids that nobody drew: a grammar leaves no
+                other there, and its mask makes them certain.
 
         Raises:
             ProtocolError: The evidence is not valid for this scheme.
@@ -177,7 +191,12 @@ class ByToken:
         self._choose = choose
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
         """Judge a block; see :class:`Decider`.
 

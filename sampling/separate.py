@@ -22,7 +22,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Collection, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.rejection import check_tokens
+from draftwire.sampling.rejection import check_tokens, unforced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
 from draftwire.sampling.subsets import get_set, put_set
 
@@ -193,9 +193,16 @@ class _Decider:
         self._exact = covers(params, vocab_size)
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
-        weights = unpack(tokens, evidence, self._vocab_size)
+        weights = unpack(unforced(tokens, forced), evidence, self._vocab_size)
+        for j in sorted(forced):
+            weights.insert(j, _ONE)
         params = self._params
         for j, token in enumerate(tokens):
             law = self._law(logits[j])

@@ -90,10 +90,12 @@ def _read_text(codec: Codec, reader: Reader, name: str) -> str:
         raise ProtocolError(f"{name} is not UTF-8") from exc
 
 
-def _raw(sizes: tuple[int, ...] | None) -> tuple[_Pack, _Unpack]:
+def _raw(sizes: tuple[int, ...] | None, most: int) -> tuple[_Pack, _Unpack]:
     def read(codec: Codec, reader: Reader, name: str) -> bytes:
         if sizes is not None and reader.left() not in sizes:
             raise ProtocolError(f"{name} has {reader.left()} bytes, not {sizes[0]}")
+        if reader.left() > most:
+            raise ProtocolError(f"{name} has {reader.left()} bytes, limit {most}")
         return reader.take(reader.left())
 
     return (lambda codec, value: bytes(value)), read
@@ -228,7 +230,7 @@ def _coder(entry: dict[str, Any]) -> tuple[_Pack, _Unpack]:
         return _number(entry["max"])
     if kind == "bytes":
         sizes = entry.get("sizes")
-        return _raw(None if sizes is None else tuple(sizes))
+        return _raw(None if sizes is None else tuple(sizes), entry.get("max", MAX_FRAME))
     if kind == "ids":
         return _ids(entry.get("max"))
     return _code(entry["registry"]) if kind == "code" else _PLAIN[kind]

@@ -18,6 +18,7 @@ __all__ = [
     "Error",
     "Finish",
     "Frame",
+    "Grammar",
     "Hello",
     "Kind",
     "Message",
@@ -46,6 +47,7 @@ class Kind(enum.IntEnum):
     ERROR = 10
     BYE = 11
     PROGRESS = 12
+    GRAMMAR = 13
 
 
 class Finish(enum.IntEnum):
@@ -167,6 +169,8 @@ class Open:
         logit_bias: Pairs of an id and what is added.
         bad_words: Rows of ids.
         text_before: So many ids at the end of the context count as text already.
+        grammar: Digest of the grammar that the text keeps to, 32 bytes, or empty.
+        forced: What the grammar forces is text at once.
     """
 
     prompt: tuple[int, ...]
@@ -192,6 +196,8 @@ class Open:
     logit_bias: tuple[tuple[int, float], ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
     text_before: int = 0
+    grammar: bytes = b""
+    forced: bool = True
 
 
 @dataclass(frozen=True)
@@ -374,6 +380,21 @@ class Progress:
     work: int
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """Device to cloud: a grammar that opens may name from now on.
+
+    Attributes:
+        format: ``"json"``, ``"regex"`` or ``"lark"``; "other" is one not known here.
+        text: UTF-8.
+        engine: What the device's engine makes of grammars, 8 bytes.
+    """
+
+    format: str
+    text: bytes
+    engine: bytes
+
+
 Message = Union[
     Hello,
     Welcome,
@@ -387,6 +408,7 @@ Message = Union[
     Error,
     Bye,
     Progress,
+    Grammar,
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
+from draftwire.sampling.grammar import Path
 from draftwire.transport.messages import Block
 
 __all__ = ["Branch", "Drafts"]
@@ -19,12 +20,14 @@ class Drafts(NamedTuple):
     """Drafted tokens and what came with them.
 
     Attributes:
-        tokens: Ids.
-        evidence: Of the sampling scheme, for exactly these.
+        tokens: Ids, those that a grammar forces among them.
+        evidence: Of the sampling scheme, for exactly the others.
+        forced: Places of forced ones.
     """
 
     tokens: list[int]
     evidence: bytes
+    forced: frozenset[int] = frozenset()
 
 
 class Branch:
@@ -49,15 +52,32 @@ class Branch:
         self.discarded = 0
         self._base = 0  # position of the first token
         self._tokens: list[int] = []
+        self._free: list[bool] = []  # of each: it was sent; the others are forced
         self._evidence = b""
         self._ready = 0  # so many tokens belong to blocks that are complete
         self._ready_evidence = 0
         self._judging = 0  # tokens of this branch that the model works on
+        self._judging_free = 0  # those among them that were sent
 
     @property
     def unjudged(self) -> int:
         """Bytes of evidence that wait."""
         return len(self._evidence)
+
+    def behind_what(
+        self, block: Block, text: Sequence[int], judged: Sequence[int]
+    ) -> list[int]:
+        """Return the ids that ``block`` stands behind.
+
+        Args:
+            block: Of this branch.
+            text: Prompt and committed tokens, without the prompt.
+            judged: Drafts that the model works on, of whatever branch.
+        """
+        if not (self._tokens or self._judging):
+            return list(text[: block.base])
+        whole = [*text, *judged] if self._judging else list(text)
+        return [*whole[: self._base], *self._tokens]
 
     def behind(self, epoch: int) -> bool:
         """Return whether ``epoch`` is the number of a branch that is dead (RFC 1982)."""
@@ -67,7 +87,7 @@ class Branch:
         """Go over to branch ``epoch``; what waited dies."""
         if epoch != self.epoch:
             self._drop()
-            self._judging = 0
+            self._judging = self._judging_free = 0
             self.asks = 0
             self.epoch = epoch
 
@@ -78,15 +98,16 @@ class Branch:
     def clear(self) -> None:
         """Forget what waits; the branch keeps its number."""
         self._drop()
-        self._judging = 0
+        self._judging = self._judging_free = 0
         self.asks = 0
 
-    def add(self, block: Block, committed: int) -> None:
+    def add(self, block: Block, committed: int, path: Path | None = None) -> None:
         """Put the tokens of ``block`` behind the others.
 
         Args:
             block: Of this branch.
             committed: Length of the text.
+            path: Its tokens with those that a grammar forces behind each.
 
         Raises:
             ProtocolError: It leaves a gap, repeats drafts, or is too much.
@@ -104,7 +125,7 @@ class Branch:
             )
         else:
             self._base = block.base
-        waiting = self._judging + len(self._tokens) + len(block.tokens)
+        waiting = self._judging_free + sum(self._free) + len(block.tokens)
         if len(block.tokens) > self._max_block:
             raise ProtocolError(
                 f"a block of {len(block.tokens)} tokens, the limit is {self._max_block}"
@@ -116,13 +137,17 @@ class Branch:
             )
         if block.evidence and not block.tokens:
             raise ProtocolError("evidence without a token")
-        self._tokens += block.tokens
+        self._tokens += block.tokens if path is None else path.ids
+        if path is None:
+            self._free += [True] * len(block.tokens)
+        else:
+            self._free += [i in path.free for i in range(len(path.ids))]
         # Evidence of consecutive tokens is the concatenation of their evidence.
         self._evidence += block.evidence
         if not block.more:
             self._ready = len(self._tokens)
             self._ready_evidence = len(self._evidence)
-            end = block.base + len(block.tokens)
+            end = self._base + len(self._tokens)
             # A block without tokens asks for one.
             self.asks = max(self.asks, end if block.tokens or self._ready else end + 1)
 
@@ -143,25 +168,36 @@ class Branch:
         if self._evidence or self._tokens[: len(known)] != list(known):
             self.kill()
             return
-        del self._tokens[: len(known)]
+        del self._tokens[: len(known)], self._free[: len(known)]
         self._ready = max(0, self._ready - len(known))
         self._base += len(known)
 
-    def take(self, *, partial: bool) -> Drafts:
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def take(self, *, partial: bool, most: int) -> Drafts:
         """Hand over what is to be judged now.
 
         Args:
             partial: Also the beginning of a block that has not come whole.
+            most: No more ids than this, where it can be cut.
         """
         n, m = self._ready, self._ready_evidence
         if partial:
             n, m = len(self._tokens), len(self._evidence)
-        taken = Drafts(self._tokens[:n], self._evidence[:m])
-        del self._tokens[:n]
+        rest = 0
+        if n > most and not m:  # a choice begins what is left for the next forward
+            n, rest = most, n - most
+            while n > 1 and not self._free[n]:
+                n, rest = n - 1, rest + 1
+        free = self._free[:n]
+        forced = frozenset(i for i, drawn in enumerate(free) if not drawn)
+        taken = Drafts(self._tokens[:n], self._evidence[:m], forced)
+        del self._tokens[:n], self._free[:n]
         self._evidence = self._evidence[m:]
-        self._ready = self._ready_evidence = 0
+        self._ready, self._ready_evidence = rest, 0
         self._base += n
-        self._judging = n
+        self._judging, self._judging_free = n, sum(free)
         return taken
 
     def waiting(self, *, partial: bool) -> tuple[int, ...]:
@@ -171,17 +207,18 @@ class Branch:
     def strike(self, count: int) -> list[int]:
         """Hand over ``count`` tokens that an engine has judged."""
         struck = self._tokens[:count]
-        del self._tokens[:count]
+        del self._tokens[:count], self._free[:count]
         self._ready = max(0, self._ready - len(struck))
         self._base += len(struck)
         return struck
 
     def judged(self) -> None:
         """The model is done with what was taken."""
-        self._judging = 0
+        self._judging = self._judging_free = 0
 
     def _drop(self) -> None:
-        self.discarded += len(self._tokens)
+        self.discarded += sum(self._free)
         self._tokens.clear()
+        self._free.clear()
         self._evidence = b""
         self._ready = self._ready_evidence = 0

@@ -11,16 +11,19 @@ import logging
 from typing import TYPE_CHECKING, Callable
 
 from draftwire.errors import ConfigError, ProtocolError, RefusedError
+from draftwire.sampling.grammar import Compiled
 from draftwire.transport.messages import (
     Block,
     Bye,
     Error,
+    Grammar,
     Hello,
     Message,
     Open,
     Opened,
     Resume,
 )
+from draftwire.verifier.grammars import Shelf
 from draftwire.verifier.greeting import DRAINING, FatalError, error_of
 from draftwire.verifier.serving.accounts import LimitError
 from draftwire.verifier.streams import KeptStreams, Stream, Terms
@@ -31,6 +34,8 @@ else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
 __all__ = ["Dialogue", "Peer"]
+
+_HELD = 64  # blocks of an open that waits for its grammar
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -74,6 +79,9 @@ class Dialogue:
         self._peer = peer
         self._name = name
         self._streams: dict[int, Stream] = {}  # running, or with an end to be seen
+        self._shelf: Shelf | None = None
+        # Opens whose grammar is being compiled, each with what came for it since.
+        self._waiting: dict[int, list[Message]] = {}
         self._draining = False
         self.terms: Terms | None = None
         self.over = False
@@ -81,7 +89,8 @@ class Dialogue:
     @property
     def running(self) -> int:
         """How many streams run."""
-        return sum(not stream.session.done for stream in self._streams.values())
+        running = sum(not stream.session.done for stream in self._streams.values())
+        return running + len(self._waiting)
 
     def take(self, message: Message, number: int | None = 0) -> None:
         """Take in a message; whatever is wrong with it goes to the device.
@@ -104,6 +113,7 @@ class Dialogue:
             closed: By the device, which has seen the ends of those that have ended.
         """
         self.over = True
+        self._waiting.clear()
         for number, stream in list(self._streams.items()):
             self._end(number, park=not (closed and stream.session.done))
 
@@ -138,6 +148,10 @@ class Dialogue:
     def _take(self, message: Message, number: int | None) -> None:
         if self.terms is None:
             self._hello(message)
+        elif isinstance(message, Grammar):
+            self._grammar(message, self.terms)
+        elif number in self._waiting:
+            self._hold(message, number)
         elif number is None:
             if not isinstance(message, Error):
                 raise ProtocolError(f"{_name(message)} does not go to a verifier now")
@@ -181,6 +195,8 @@ class Dialogue:
         if self._draining:
             raise FatalError.of(DRAINING)
         self.terms = terms = self._greet(message)
+        if "grammar" in terms.welcome.capabilities:
+            self._shelf = Shelf(terms.served.grammars)
         self._peer.send(terms.welcome)
         log.info("%s: %r on %s", self._name, message.agent[:80], terms.served.label)
 
@@ -210,14 +226,69 @@ class Dialogue:
             ended = (n for n, s in self._streams.items() if s.session.done)
             self._end(next(ended), park=True)
 
+    def _grammar(self, message: Grammar, terms: Terms) -> None:
+        """Take in a grammar; opens that name it wait until it is compiled."""
+        if self._shelf is None:
+            raise ProtocolError("a grammar without the capability grammar")
+
+        def ready() -> None:
+            waiting, self._waiting = self._waiting, {}
+            for number, messages in waiting.items():
+                for held in messages:
+                    self.take(held, number)
+
+        if not self._shelf.put(message, ready):
+            raise FatalError(
+                "limit",
+                "too many grammars of this connection are being compiled",
+                "wait for the answers to the opens that name them",
+            )
+
+    def _hold(self, message: Message, number: int) -> None:
+        """Keep what comes for a stream whose grammar is being compiled."""
+        if isinstance(message, (Bye, Error)):
+            del self._waiting[number]
+            self._peer.send(Bye("ended", 0), number)
+        elif not isinstance(message, Block):
+            raise ProtocolError(f"{_name(message)} with the number of a stream")
+        elif len(self._waiting[number]) > _HELD:
+            raise FatalError(
+                "limit",
+                f"more than {_HELD} blocks for a stream that waits for its grammar",
+                "wait for the answer to the open",
+            )
+        else:
+            self._waiting[number].append(message)
+
+    def _compiled(self, request: Open) -> Compiled | None:
+        """Return the grammar of an open; None while it is being compiled.
+
+        Raises:
+            RefusedError: It is not here.
+            ConfigError: It cannot be used.
+        """
+        if self._shelf is None:
+            raise ConfigError(
+                "the open names a grammar without the capability grammar",
+                hint="leave it out, or serve with llguidance installed",
+            )
+        return self._shelf.find(request.grammar)
+
     def _open(self, request: Open, number: int, terms: Terms) -> None:
+        grammar = None
         try:
             self._room(number, "an open")
-            stream = self._kept.open(request, terms, self)
+            if request.grammar:
+                grammar = self._compiled(request)
+                if grammar is None:
+                    self._waiting[number] = [request]
+                    return
+            stream = self._kept.open(request, terms, self, grammar)
         except (ConfigError, RefusedError, FatalError) as error:
             self._refuse(error, number)
             return
-        self._begin(stream, number, terms, Opened(stream.id, stream.secret, stream.reused))
+        answer = Opened(stream.id, stream.secret, stream.reused)
+        self._begin(stream, number, terms, answer, opened=True)
 
     def _resume(self, request: Resume, number: int, terms: Terms) -> None:
         try:
@@ -237,11 +308,19 @@ class Dialogue:
         if self._draining and not self.running:
             self.leave(DRAINING)
 
-    def _begin(self, stream: Stream, number: int, terms: Terms, answer: Message) -> None:
+    def _begin(
+        self,
+        stream: Stream,
+        number: int,
+        terms: Terms,
+        answer: Message,
+        *,
+        opened: bool = False,
+    ) -> None:
         stream.number = number
         self._streams[number] = stream
         self._peer.send(answer, number)
-        stream.start(exits="exits" in terms.welcome.capabilities)
+        stream.start(exits="exits" in terms.welcome.capabilities, opened=opened)
 
     def _goodbye(self, number: int) -> None:
         """The device ends a stream, or has seen its end."""

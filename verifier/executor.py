@@ -90,6 +90,15 @@ class Executor(ABC):
         """
         done(_outcome(job))
 
+    def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
+        """Run ``job``, which may take long, where it holds up nobody but its like.
+
+        Args:
+            job: It touches nothing that changes.
+            done: Gets what it returns or raises; perhaps inside this call.
+        """
+        done(_outcome(job))
+
     def close(self) -> None:  # noqa: B027 - in virtual time there is nothing to end
         """Take no more work; what runs ends by itself."""
 
@@ -101,6 +110,7 @@ class ThreadExecutor(Executor):
         super().__init__(backend, clock)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="draftwire-target")
         self._judges = ThreadPoolExecutor(4, thread_name_prefix="draftwire-judge")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="draftwire-aside")
 
     def run(
         self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
@@ -144,9 +154,14 @@ class ThreadExecutor(Executor):
         else:
             self._judges.submit(lambda: self._post(done, _outcome(job)))
 
+    def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
+        """See :class:`Executor`."""
+        self._aside.submit(lambda: self._post(done, _outcome(job)))
+
     def close(self) -> None:
         """See :class:`Executor`."""
         self._worker.shutdown(wait=False)
+        self._aside.shutdown(wait=False)
         self._judges.shutdown(wait=False)
 
 

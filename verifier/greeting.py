@@ -151,6 +151,8 @@ def welcome_to(
     backend: TargetBackend | StreamBackend,
     limits: Limits,
     context: int | None = None,
+    *,
+    grammars: bool = False,
 ) -> Welcome:
     """Return the terms of a connection, within what both sides can do.
 
@@ -159,6 +161,7 @@ def welcome_to(
         backend: The target.
         limits: Of the verifier.
         context: Longest sequence that the device's account allows, or None.
+        grammars: Streams may have some.
     """
     capabilities = [
         *(["resume"] if limits.resume_s > 0 else []),
@@ -166,6 +169,7 @@ def welcome_to(
         *(["prefix"] if limits.prefixes else []),
         "further",
         *([] if keeps_streams(backend) else ["processors"]),
+        *(["grammar"] if grammars else []),
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)

@@ -23,6 +23,7 @@ from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.feeder import Feeder
+from draftwire.verifier.grammars import Grammars
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.tally import Tally
 
@@ -46,6 +47,7 @@ class Served:
         retired: New connections do not get it any more.
         source: Its folder, or None.
         scanned: That is one of ``--targets-dir``.
+        grammars: Compiled for its tokenizer.
     """
 
     backend: TargetBackend | StreamBackend
@@ -56,6 +58,11 @@ class Served:
     retired: bool = False
     source: Path | None = None
     scanned: bool = False
+
+    def __post_init__(self) -> None:
+        scheduler = self.scheduler  # streams that an engine keeps itself have none
+        executor = scheduler.executor if isinstance(scheduler, Scheduler) else None
+        self.grammars = Grammars(self.backend, executor)
 
     @property
     def driven(self) -> Scheduler:

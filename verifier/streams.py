@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
 import numpy as np
 
 from draftwire.errors import DraftwireError, ProtocolError, RefusedError
+from draftwire.sampling.grammar import Compiled
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -55,6 +56,7 @@ __all__ = ["Holder", "KeptStreams", "Stream", "Terms", "UnknownStreamError"]
 
 _TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
 _STREAM_BYTES = 4096  # all else of a stream
+_GRAMMAR_BYTES = 256 << 10  # of its grammar: two matchers, some 130 kB each
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
 # Counts of a stream that its target has totals of.
@@ -144,6 +146,7 @@ class Stream:
         self.parked_s = 0.0
         self._kept = kept
         self._prompt = len(request.prompt)
+        self._size = _STREAM_BYTES + (_GRAMMAR_BYTES if session.costly else 0)
         self.reused = session.cached  # ids of the prompt that need not be read
         self._wants_exits = request.exits
         self._exits = False
@@ -164,21 +167,25 @@ class Stream:
     def kept_bytes(self) -> int:
         """Memory of the text while the stream waits, about."""
         tokens = self._prompt + self.session.counts.emitted
-        return _STREAM_BYTES + _TOKEN_BYTES * tokens
+        return self._size + _TOKEN_BYTES * tokens
 
     def hold(self, holder: Holder | None) -> None:
         """Let ``holder`` have what comes out."""
         self.holder = holder
         self._book()
 
-    def start(self, *, exits: bool = False) -> None:
+    def start(self, *, exits: bool = False, opened: bool = False) -> None:
         """Begin to work, or go on; somebody holds the stream.
 
         Args:
             exits: What early exits expect may be sent.
+            opened: It begins.
         """
         self._exits = self._wants_exits and exits
-        self._guard(self._drive)
+        if opened and (end := self.session.begin()):
+            self._deliver(end)
+        else:
+            self._guard(self._drive)
 
     def receive(self, block: Block) -> None:
         """Take in a block; what comes of it goes to the holder."""
@@ -355,7 +362,7 @@ class Stream:
         threshold = self.served.backend.exits[number].threshold
         job = partial(self.session.foresee, work, rows, threshold)
         done = partial(self._guard, self._foreseen, work)
-        self.served.driven.executor.judge(job, rows.size, done)
+        self.served.driven.executor.judge(job, self._weight(rows), done)
 
     def _foreseen(self, work: Work, hint: Provisional | Exception | None) -> None:
         if work is not self._work:
@@ -372,7 +379,11 @@ class Stream:
             raise answer
         job = partial(self.session.judge, work, answer.rows)
         done = partial(self._guard, self._judged, work, answer)
-        self.served.driven.executor.judge(job, answer.rows.size, done)
+        self.served.driven.executor.judge(job, self._weight(answer.rows), done)
+
+    def _weight(self, rows: np.ndarray[Any, Any]) -> int:
+        """Return how much a judgement of ``rows`` looks at; a grammar may take long."""
+        return 1 << 30 if self.session.costly else rows.size
 
     def _judged(self, work: Work, verified: Verified, verdict: Verdict | Exception) -> None:
         if work is not self._work:
@@ -551,10 +562,22 @@ class KeptStreams:
         """Return whether any stream, running or waiting, can be resumed."""
         return bool(self._known)
 
-    def open(self, request: Open, terms: Terms, holder: Holder) -> Stream:
+    def open(
+        self,
+        request: Open,
+        terms: Terms,
+        holder: Holder,
+        grammar: Compiled | None = None,
+    ) -> Stream:
         """Return a new stream, not started yet.
 
         Lost devices' slots go when none is free.
+
+        Args:
+            request: Of the device.
+            terms: Of its connection.
+            holder: Gets what comes of it.
+            grammar: That the request names.
 
         Raises:
             ConfigError: The request cannot be served.
@@ -578,8 +601,10 @@ class KeptStreams:
             processors="processors" in welcome.capabilities,
             target=served.label,
             logit_error=served.backend.logit_error,
-            lookup=self.lookup_of(request.prompt, served),
+            # A grammar that forces its ids is guessed at less than it is known.
+            lookup=None if grammar else self.lookup_of(request.prompt, served),
             further="further" in welcome.capabilities,
+            grammar=grammar,
         )
         session = make()
         found = self.prefixes.take(usage, served, request.prompt)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 
@@ -38,6 +38,7 @@ from draftwire.sampling import (
     make_decider,
     shape_for,
 )
+from draftwire.sampling.grammar import Compiled
 from draftwire.sampling.scheme import ByToken, refuse_evidence
 from draftwire.transport.messages import (
     Block,
@@ -59,6 +60,8 @@ from draftwire.verifier.states import TABLE, State
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
 
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
+_SPAN = 512  # ids of one forward's drafts, forced ones among them
+_PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Work:
         evidence: What the device sent for them.
         epoch: Branch that they belong to.
         found: The last of those are the verifier's own guesses (:class:`Lookup`).
+        forced: Places among them of those that a grammar forces.
     """
 
     start: int
@@ -85,6 +89,11 @@ class Work:
     evidence: bytes = b""
     epoch: int = 0
     found: int = 0
+    forced: frozenset[int] = frozenset()
+
+    def sent(self, count: int) -> int:
+        """Return how many of the first ``count`` drafts were sent, and not forced."""
+        return count - sum(place < count for place in self.forced)
 
     @property
     def drafts(self) -> list[int]:
@@ -96,12 +105,16 @@ class Verdict(NamedTuple):
     """What was decided about a piece of work.
 
     Attributes:
-        decision: Of the scheme.
+        decision: Of the scheme; its token is -1 where none is to be drawn here.
         near_ties: At how many of its positions another token was too near to tell.
+        tail: Ids that a grammar forces behind all that.
+        ended: Nothing can follow those.
     """
 
     decision: Decision
     near_ties: int = 0
+    tail: tuple[int, ...] = ()
+    ended: bool = False
 
 
 @dataclass
@@ -119,6 +132,7 @@ class StreamCounts:
             nearer than the target's numerics can tell; schemes that draw have none.
         found: Guesses of the verifier's own that were judged (:class:`Lookup`).
         found_right: Those that were kept.
+        forced: Those of them that a grammar left no choice about.
     """
 
     drafted: int = 0
@@ -129,6 +143,7 @@ class StreamCounts:
     near_ties: int = 0
     found: int = 0
     found_right: int = 0
+    forced: int = 0
 
 
 class TargetSession:
@@ -148,11 +163,13 @@ class TargetSession:
         logit_error: How far the target's logits may be off, 0 for an exact target.
         lookup: Guesses what stands behind the drafts, or None.
         further: The device takes commits with more than one token of the target's.
+        grammar: What the text keeps to, or None.
 
     Attributes:
         state: Where it stands; :data:`TABLE` says what may happen there.
         finish: Why it has ended, if it has.
         row_price: What a row of a forward costs, as a share of the forward.
+        costly: Its judgements take long, whatever the size of the vocabulary.
 
     Raises:
         ConfigError: The request cannot be served (prompt too long, scheme unknown...);
@@ -175,6 +192,7 @@ class TargetSession:
         logit_error: float = 0.0,
         lookup: Lookup | None = None,
         further: bool = False,
+        grammar: Compiled | None = None,
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -209,7 +227,14 @@ class TargetSession:
             )
         self._decider = make_decider(params, vocab_size)
         first = len(request.prompt) - request.text_before
-        self._shape = shape_for(params, vocab_size, first)
+        self._guide = self._scout = None
+        if grammar is not None:
+            options: dict[str, Any] = {"start": first, "stop_ids": request.stop_ids}
+            options.update(forcing=request.forced, patience_s=_PATIENCE_S)
+            self._guide = grammar.guide(vocab_size, **options)
+            self._scout = grammar.guide(vocab_size, **options)  # of drafts that wait
+        self.costly = grammar is not None
+        self._shape = shape_for(params, vocab_size, first, self._guide)
         if self._shape is not None:
             self._shape.follow(request.prompt)
         self._scheme = request.scheme
@@ -242,12 +267,38 @@ class TargetSession:
         self._glimpsed: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
+        self._tail = 0  # forced ids at the end of the text
         self.finish = Finish.NOT_YET
-        self.state = self._rest()
+        if self._guide is not None:
+            if self._guide.length != request.text_before:
+                raise ConfigError("the text of the open does not keep to its grammar")
+            path = self._guide.path()
+            self._append_forced(path.ids, ended=path.ended)
+        self.state = State.ENDED if self.finish else self._rest()
 
     def _rest(self) -> State:
         """Return the state of a stream that nothing is done for."""
-        return State.READING if self._cached < len(self._tokens) - 1 else State.WAITING
+        unread = len(self._tokens) - 1 - self._cached
+        # What a grammar forced last goes with the next forward.
+        return State.READING if unread > self._tail else State.WAITING
+
+    def _append_forced(self, ids: Sequence[int], *, ended: bool) -> list[int]:
+        """Make text of what a grammar forces; return what there was room for."""
+        kept = list(ids[: self._end - len(self._tokens)])
+        self._counts.emitted += len(kept)
+        self._counts.forced += len(kept)
+        self._grow(kept)
+        self._tail = len(kept)
+        self._check_end(ended=ended and len(kept) == len(ids))
+        return kept
+
+    def begin(self) -> list[Message]:
+        """Return what to send at once: the end, where a grammar forces all of the text."""
+        return [self._last_word()] if self.finish else []
+
+    def _last_word(self) -> Commit:
+        told = self._forwards(), self._digest(), self._ties()
+        return Commit(self.epoch, 0, None, self.finish, 0.0, 0.0, b"", *told)
 
     def _step(self, event: str, to: State | None = None) -> None:
         self.state = after(TABLE, self.state, event, to)
@@ -409,24 +460,41 @@ class TargetSession:
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:
             raise ProtocolError("the device owes a correction, and sent none")
-        if block.base != len(self._tokens) - self._prompt + 1:
-            raise ProtocolError(f"a correction at the wrong place, base {block.base}")
+        path = None
+        if self._guide is not None:
+            path = self._guide.path((), (block.correction,))
+            if not path.valid:
+                raise ProtocolError("a correction that the grammar does not allow")
         self._grow((block.correction,))
         self._cached = len(self._tokens) - 1  # the accepted drafts are there already
         self._counts.emitted += 1
-        self._check_end()
+        self._tail = 0
+        if path is not None:
+            self._append_forced(path.ids[1:], ended=path.ended)
+        else:
+            self._check_end()
+        if not self.finish and block.base != len(self._tokens) - self._prompt:
+            raise ProtocolError(f"a correction at the wrong place, base {block.base}")
         self._step("< block with correction", State.ENDED if self.finish else State.WAITING)
         if self.finish:
-            told = self._forwards(), self._digest(), self._ties()
-            return [Commit(self.epoch, 0, None, self.finish, 0.0, 0.0, b"", *told)]
+            return [self._last_word()]
         self._append(block)
         return []
 
     def _append(self, block: Block) -> None:
-        last = block.base + len(block.tokens)
+        path, last = None, block.base + len(block.tokens)
+        if self._scout is not None and block.tokens:
+            judged = [] if self._work is None else self._work.drafts
+            text = self._tokens[self._prompt :]
+            before = self._branch.behind_what(block, text, judged)
+            self._scout.follow([*self._tokens[: self._prompt], *before])
+            path = self._scout.path((), block.tokens)
+            last = block.base + path.free[-1] + 1
         if block.evidence and last >= self._end - self._prompt:
             raise ProtocolError("drafts with evidence beyond the end of the text")
-        self._branch.add(block, len(self._tokens) - self._prompt)
+        self._branch.add(block, len(self._tokens) - self._prompt, path)
+        if block.evidence and len(self._branch) > _SPAN:
+            raise ProtocolError(f"drafts with evidence that span more than {_SPAN} ids")
         self._branch.settle(self._tokens, self._prompt)
 
     # ---- work for the model
@@ -441,17 +509,17 @@ class TargetSession:
         branch = self._branch
         asked = self._asked
         unread = len(self._tokens) - 1 - self._cached
-        if unread > 1 or (unread and not asked):
+        if unread > max(1, self._tail) or (unread > self._tail and not asked):
             tail = self._tokens[self._cached : -1]
             self._work = Work(self._cached, np.array(tail, np.int64), 0, prefill=True)
             return self._work
         if not asked:
             return None
         # What has come meanwhile is judged together.
-        taken = branch.take(partial=self._racing)
+        taken = branch.take(partial=self._racing, most=_SPAN)
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
-        drafted = taken.tokens if taken.evidence else taken.tokens[: max(0, room)]
+        drafted = taken.tokens[: max(0, room)]
         self._step("forward")
         self._glimpsed = None
         found: list[int] = []
@@ -468,6 +536,7 @@ class TargetSession:
             evidence=taken.evidence,
             epoch=branch.epoch,
             found=len(found),
+            forced=frozenset(i for i in taken.forced if i < len(drafted)),
         )
         return self._work
 
@@ -484,10 +553,30 @@ class TargetSession:
         """
         if work.prefill:
             return Verdict(Decision(0, -1))
-        decision = self._decide(work, logits)
-        return Verdict(decision, self._near_ties(work, logits, decision))
+        rows = self._shaped(work, logits)
+        decision = self._decide(work, rows)
+        near_ties = self._near_ties(work, rows, decision)
+        all_kept = decision.accepted >= work.drafted - work.found
+        if all_kept and work.drafted and not self._bonus:
+            decision = decision._replace(token=-1)
+        if self._guide is None:
+            return Verdict(decision, near_ties)
+        kept = work.drafts[: decision.accepted]
+        path = self._guide.path(kept)
+        if not all_kept or not (path.ids or path.ended):
+            if decision.token < 0:
+                return Verdict(decision, near_ties)
+            path = self._guide.path(kept, (decision.token,))
+            return Verdict(decision, near_ties, path.ids[1:], path.ended)
+        # The drafts end where no choice is left, so nobody asks what the target would say.
+        return Verdict(decision._replace(token=-1), near_ties, path.ids, path.ended)
 
-    def _decide(self, work: Work, logits: np.ndarray) -> Decision:
+    def _shaped(self, work: Work, logits: np.ndarray) -> np.ndarray:
+        """Return what the scheme is to see of the target's rows.
+
+        Raises:
+            ModelError: A row says nothing.
+        """
         rows = logits[:, : self._vocab_size]
         at = work.start + len(work.tokens) - work.drafted
         # A distribution needs a largest logit; those of impossible tokens may be -inf.
@@ -499,21 +588,21 @@ class TargetSession:
                 f"{at - self._prompt + i} of the text",
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
-        return self._decider.decide(
-            work.drafts, work.evidence, self._shaped(work, rows), at
-        )
-
-    def _shaped(self, work: Work, rows: np.ndarray) -> np.ndarray:
-        """Return what the scheme is to see of the target's rows."""
         return rows if self._shape is None else self._shape.rows(rows, work.drafts)
 
-    def _near_ties(self, work: Work, logits: np.ndarray, decision: Decision) -> int:
+    def _decide(self, work: Work, rows: np.ndarray) -> Decision:
+        """Ask the scheme about shaped rows."""
+        at = work.start + len(work.tokens) - work.drafted
+        if not work.forced:
+            return self._decider.decide(work.drafts, work.evidence, rows, at)
+        return self._decider.decide(work.drafts, work.evidence, rows, at, work.forced)
+
+    def _near_ties(self, work: Work, rows: np.ndarray, decision: Decision) -> int:
         """Count the positions where the winner would lose if it were a little lower."""
         if not self._margin:
             return 0
         at = work.start + len(work.tokens) - work.drafted
         found = 0
-        rows = self._shaped(work, logits[:, : self._vocab_size])
         for j, token in enumerate([*work.drafts[: decision.accepted], decision.token]):
             row = rows[j].copy()
             row[token] -= self._margin
@@ -539,10 +628,14 @@ class TargetSession:
         if work.prefill:
             return None
         try:
-            accepted, token, _ = self._decide(work, logits)
+            rows = self._shaped(work, logits)
+            accepted, token, _ = self._decide(work, rows)
         except ModelError:
             return None
-        rows = logits[:, : self._vocab_size]
+        if self._guide is not None and accepted == work.drafted:
+            path = self._guide.path(work.drafts)
+            if path.ids or path.ended:
+                return None  # the next ids need no hint
         if token < 0 or _top_probability(rows, accepted) < threshold:
             return None
         drafts, sent = work.drafts, work.drafted - work.found
@@ -550,7 +643,7 @@ class TargetSession:
             return None  # nothing comes after the end of the text
         if accepted > sent:  # what the device does not know to be judged
             accepted, token = sent, drafts[sent]
-        return Provisional(work.epoch, accepted, token)
+        return Provisional(work.epoch, work.sent(accepted), token)
 
     def hint(self, work: Work, hint: Provisional | None) -> list[Message]:
         """Return what to send of :meth:`foresee`'s answer: nothing late, nothing twice."""
@@ -612,11 +705,12 @@ class TargetSession:
         drafted = work.drafts
         sent = len(drafted) - work.found
         kept = drafted[: decision.accepted]
-        whole = decision.accepted >= sent
-        if decision.token >= 0 and (self._bonus or not drafted or not whole):
+        if decision.token >= 0:
             kept = [*kept, decision.token]
         times, before = (queue_s, compute_s), len(self._tokens)
-        commit = self._commit(work.epoch, sent, kept, decision, times, forwards)
+        commit = self._commit(
+            work.epoch, sent, kept, decision, times, forwards, work, verdict
+        )
         self._learn(work, decision.accepted, self._tokens[before:])
         return [commit]
 
@@ -628,24 +722,33 @@ class TargetSession:
         decision: Decision,
         times: tuple[float, float],
         forwards: int,
+        work: Work | None = None,
+        verdict: Verdict | None = None,
     ) -> Commit:
         """Make ``kept`` text, as far as the text goes; return what to say of it."""
         self._counts.forwards += forwards
-        before = len(self._tokens)
-        self._counts.drafted += drafted
+        before, whole = len(self._tokens), len(kept)
+        self._counts.drafted += drafted if work is None else work.sent(drafted)
         kept = kept[: self._first_stop(kept)][: self._end - before]
         right = min(len(kept), decision.accepted)
-        accepted = min(right, drafted)
-        token = kept[accepted] if len(kept) > accepted else None
-        further = tuple(kept[accepted + 1 :])
+        held = min(right, drafted)
+        accepted = held if work is None else work.sent(held)
+        token = kept[held] if len(kept) > held else None
+        further = tuple(kept[held + 1 :])
         self._counts.accepted += accepted
         self._counts.emitted += len(kept)
+        self._counts.forced += held - accepted
         self._grow(kept)
         # The cache holds what was right, but never the last token of the text: its
         # logits are wanted next.
-        self._cached = min(before + right, len(self._tokens) - 1)
-        self._check_end()
-        owes = decision.token < 0 and accepted == decision.accepted and not self.finish
+        self._cached = before + right
+        self._tail = 0
+        if self._guide is not None and verdict is not None and len(kept) == whole:
+            self._append_forced(verdict.tail, ended=verdict.ended)
+        else:
+            self._check_end()
+        self._cached = min(self._cached, len(self._tokens) - 1)
+        owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
         self._step("> commit", State.OWED if owes else ended)
         if epoch == self.epoch and (owes or decision.accepted < drafted):
@@ -760,8 +863,10 @@ class TargetSession:
                 return i + 1
         return len(tokens)
 
-    def _check_end(self) -> None:
-        if len(self._tokens) > self._prompt and self._tokens[-1] in self._stops:
+    def _check_end(self, *, ended: bool = False) -> None:
+        if ended:
+            self.finish = Finish.STOP
+        elif len(self._tokens) > self._prompt and self._tokens[-1] in self._stops:
             self.finish = Finish.STOP
         elif len(self._tokens) >= self._end:
             self.finish = Finish.LENGTH

@@ -10,7 +10,7 @@ further. The scheme exists in the processes of a comparison alone.
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, Sequence
+from typing import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -46,9 +46,14 @@ class _Decider:
         self._greedy = greedy.make_decider(params, vocab_size)
 
     def decide(
-        self, tokens: Sequence[int], evidence: bytes, logits: np.ndarray, position: int
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
     ) -> Decision:
-        if len(evidence) != self._size * len(tokens):
+        if len(evidence) != self._size * (len(tokens) - len(forced)):
             raise ProtocolError(
                 f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, "
                 f"{self._size} each were agreed on"

@@ -19,7 +19,7 @@ __all__ = [
     "TokenKind",
 ]
 
-TokenKind = Literal["accepted", "correction", "bonus", "resumed", "unverified"]
+TokenKind = Literal["accepted", "correction", "bonus", "forced", "resumed", "unverified"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Token:
     Attributes:
         id: Token id.
         kind: ``"accepted"`` (drafted here), ``"correction"`` or ``"bonus"`` (the
-            verifier's own), ``"resumed"`` (committed while the link was lost), or
-            ``"unverified"`` (a guess shown while there was no verifier).
+            verifier's own), ``"forced"`` (a grammar left no choice), ``"resumed"``
+            (committed while the link was lost), or ``"unverified"`` (a guess shown while
+            there was no verifier).
     """
 
     id: int
@@ -129,6 +130,7 @@ class Counts:
         unsent: Ids of the prompt that were named instead of sent.
         reused: Ids of the prompt that the target had read already.
         near_ties: Positions that the target's numerics cannot tell, told by the verifier.
+        forced: Tokens of the text that a grammar left no choice about.
     """
 
     rounds: int = 0
@@ -151,6 +153,7 @@ class Counts:
     near_ties: int = 0
     unsent: int = 0
     reused: int = 0
+    forced: int = 0
 
     @property
     def wasted(self) -> int:

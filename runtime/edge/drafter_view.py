@@ -45,9 +45,8 @@ class DrafterView:
 
     def took(self, proposal: Proposal) -> None:
         """A proposal has come."""
-        self.line.proposals.append(proposal)
-        self._tail.append(proposal.token)
-        self.wanted -= 1
+        self._tail += self.line.add(proposal)
+        self.wanted = 0 if proposal.last else self.wanted - 1
 
     def follow(self, ids: Sequence[int], before: int) -> None:
         """The text grows.

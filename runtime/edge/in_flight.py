@@ -1,14 +1,17 @@
 """What has been sent to the verifier and is not judged yet.
 
-Positions count from the end of the stream's prompt, as everywhere in the session.
+Positions count from the end of the stream's prompt, as everywhere in the session. Where a
+grammar forces ids, they stand in the branch among those that were sent.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple, Sequence
 
 from draftwire.errors import ProtocolError
+from draftwire.sampling import Proposal
 
 __all__ = ["InFlight", "Judged", "common"]
 
@@ -42,6 +45,7 @@ class _Sent:
     start: int
     end: int  # answered once the text is so long
     tokens: int
+    drawn: Sequence[int]  # places of the ids that were sent; the others are forced
 
 
 class InFlight:
@@ -61,15 +65,22 @@ class InFlight:
         self.whole = whole
         self.epoch = 0
         self.tokens: list[int] = []
+        self._forced: list[bool] = []  # of each of them
         self._blocks: list[_Sent] = []
-        self._old: dict[int, list[int]] = {}  # branches that may still be judged
+        # Branches that may still be judged, likewise.
+        self._old: dict[int, tuple[list[int], list[bool]]] = {}
 
     def reset(self, epoch: int) -> None:
         """Nothing is on its way any more; the next block opens branch ``epoch``."""
         self.epoch = epoch
-        self.tokens = []
+        self.tokens, self._forced = [], []
         self._blocks = []
         self._old = {}
+
+    @property
+    def sent(self) -> int:
+        """How many of the branch's tokens were sent: all but those that are forced."""
+        return len(self._forced) - sum(self._forced)
 
     def blocks(self, committed: int) -> int:
         """Return how many blocks wait for a verdict.
@@ -86,48 +97,69 @@ class InFlight:
         """Begin a new branch; return the ids of the one that is given up."""
         given_up = self.tokens
         if given_up:
-            self._old[self.epoch] = given_up
+            self._old[self.epoch] = given_up, self._forced
             self._next()
         return given_up
 
     def _next(self) -> None:
         self.epoch = (self.epoch + 1) & 0xFF
-        self.tokens = []
+        self.tokens, self._forced = [], []
 
-    def send(self, tokens: Sequence[int], start: int | None, length: int) -> None:
+    def send(
+        self, fresh: Sequence[Proposal], block: Sequence[Proposal], start: int | None
+    ) -> None:
         """Note a frame that goes out.
 
         Args:
-            tokens: Its ids.
+            fresh: Its drafts, with those that a grammar forces behind each.
+            block: All of the block so far, these last.
             start: Position of the block's first token; None while more frames of the
                 block follow.
-            length: Length of the text with all that is in flight.
         """
-        self.tokens += tokens
+        self.tokens += [p.token for p in fresh]
+        self._forced += [p.forced for p in fresh]
         if start is not None:
             # A block without tokens asks for one.
-            end = max(length, start + 1)
-            self._blocks.append(_Sent(self.epoch, start, end, length - start))
+            end = start + max(len(block), 1)
+            drawn = [i for i, p in enumerate(block) if not p.forced]
+            self._blocks.append(_Sent(self.epoch, start, end, len(block), drawn))
 
     def branch(self, epoch: int) -> list[int]:
         """Return the ids that ``epoch`` stands for; none when it is not known."""
-        if epoch == self.epoch:
-            return self.tokens
-        return self._old.get(epoch, [])
+        return self._marked(epoch)[0]
 
-    def accepted(self, epoch: int, count: int) -> list[int]:
-        """Return the ``count`` ids that a verdict accepts.
+    def _marked(self, epoch: int) -> tuple[list[int], list[bool]]:
+        if epoch == self.epoch:
+            return self.tokens, self._forced
+        return self._old.get(epoch, ([], []))
+
+    def reach(self, epoch: int, count: int) -> int:
+        """Return how many ids of a branch stand once ``count`` sent ones are accepted.
 
         Raises:
             ProtocolError: So many were not sent.
         """
-        branch = self.branch(epoch)
-        if count > len(branch):
-            raise ProtocolError(
-                f"the verifier accepted {count} tokens of branch {epoch}, but "
-                f"{len(branch)} of it are out"
-            )
-        return branch[:count]
+        forced = self._marked(epoch)[1]
+        at = 0
+        for _ in range(count):
+            if at == len(forced):
+                raise ProtocolError(
+                    f"the verifier accepted {count} tokens of branch {epoch}, but "
+                    f"{len(forced) - sum(forced)} of it are out"
+                )
+            at += 1
+            while at < len(forced) and forced[at]:
+                at += 1
+        return at
+
+    def accepted(self, epoch: int, count: int) -> list[tuple[int, bool]]:
+        """Return the ids that stand when ``count`` are accepted, and which are forced.
+
+        Raises:
+            ProtocolError: So many were not sent.
+        """
+        ids, forced = self._marked(epoch)
+        return list(zip(ids, forced))[: self.reach(epoch, count)]
 
     def advance(
         self, epoch: int, kept: Sequence[int], accepted: int, committed: int
@@ -137,7 +169,8 @@ class InFlight:
         Args:
             epoch: Branch of the accepted tokens.
             kept: New ids of the text.
-            accepted: How many of them were drafts that were judged.
+            accepted: How many of them stood in the branch, up to the last that was
+                judged to be right, forced ones included.
             committed: Length of the text before.
 
         Returns:
@@ -152,14 +185,15 @@ class InFlight:
         if epoch == self.epoch:
             self._old = {}
         for old in list(self._old):
-            if self._contradicts(self._old[old], kept, accepted if old == epoch else 0):
+            ids, forced = self._old[old]
+            if self._contradicts(ids, kept, accepted if old == epoch else 0):
                 del self._old[old]
             else:
-                del self._old[old][: len(kept)]
+                del ids[: len(kept)], forced[: len(kept)]
         if self._contradicts(self.tokens, kept, accepted if epoch == self.epoch else 0):
             self._next()
         else:
-            del self.tokens[: len(kept)]
+            del self.tokens[: len(kept)], self._forced[: len(kept)]
         length = committed + len(kept)
         alive = {self.epoch, *self._old}
         self._blocks = [b for b in self._blocks if b.epoch in alive and b.end > length]
@@ -188,7 +222,11 @@ class InFlight:
             got = min(last, edge) - first
             if got > 0 or hit:
                 judged = last - first if hit else got
-                found.append(Judged(first - block.start, judged, max(0, got)))
+                offset = first - block.start
+                ends = offset, offset + judged, offset + max(0, got)
+                a, b, c = (bisect_left(block.drawn, place) for place in ends)
+                if b > a:
+                    found.append(Judged(a, b - a, c - a))
             if hit or edge < last:
                 break
         return found

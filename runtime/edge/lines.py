@@ -12,9 +12,14 @@ from typing import Sequence, Tuple
 from draftwire.runtime.edge.in_flight import common
 from draftwire.sampling import Proposal
 
-__all__ = ["Line", "Lines"]
+__all__ = ["Line", "Lines", "drawn"]
 
 Outcome = Tuple[int, int]  # accepted drafts, and the id that would follow them
+
+
+def drawn(proposals: Sequence[Proposal]) -> int:
+    """Return how many of ``proposals`` somebody drew; the others a grammar forces."""
+    return sum([not p.forced for p in proposals])
 
 
 class Line:
@@ -54,7 +59,9 @@ class Line:
     @property
     def bare(self) -> int:
         """Index of the first id that comes without evidence, or -1."""
-        bare = [i for i, p in enumerate(self.proposals) if p.evidence is None]
+        bare = [
+            i for i, p in enumerate(self.proposals) if p.evidence is None and not p.forced
+        ]
         return bare[0] if bare else -1
 
     def advance(self, kept: Sequence[int]) -> bool:
@@ -66,9 +73,24 @@ class Line:
         self.assumed = max(-1, self.assumed - len(kept))
         return True
 
+    def add(self, proposal: Proposal) -> list[int]:
+        """Put a draft behind the others, and what is forced then; return the new ids."""
+        if not (proposal.then or proposal.last):
+            self.proposals.append(proposal)
+            return [proposal.token]
+        more = [proposal._replace(then=(), last=False)]
+        more += [Proposal(i, forced=True) for i in proposal.then]
+        if proposal.last:
+            more[-1] = more[-1]._replace(last=True)
+        self.proposals += more
+        return [p.token for p in more]
+
     def ends(self, stop_ids: Sequence[int]) -> bool:
         """Return whether the line has come to an end of the text."""
-        return bool(self.proposals) and self.proposals[-1].token in stop_ids
+        if not self.proposals:
+            return False
+        last = self.proposals[-1]
+        return last.last or last.token in stop_ids
 
 
 class Lines:
@@ -132,10 +154,11 @@ class Lines:
         ]
         return max(fitting, key=len, default=None)
 
-    def outcome(self, accepted: int, token: int) -> Line:
-        """Return a line for "so many drafts accepted, then ``token``"."""
-        head = self.main.proposals[:accepted]
-        return Line([*head, Proposal(token)], accepted, outcome=True)
+    def outcome(self, accepted: int, proposal: Proposal) -> Line:
+        """Return a line for "so many drafts accepted, then ``proposal``"."""
+        line = Line(self.main.proposals[:accepted], accepted, outcome=True)
+        line.add(proposal)
+        return line
 
     def likely(self, in_flight: int) -> Outcome | None:
         """Return the likeliest outcome that no line stands for yet.
@@ -149,6 +172,8 @@ class Lines:
         best, found = 0.0, None
         reach = 1.0
         for i, proposal in enumerate(self.main.proposals[: in_flight + 1]):
+            if proposal.forced:
+                continue
             if proposal.confidence is None or proposal.runner_up is None:
                 return None
             chance = reach * (1.0 - proposal.confidence)

@@ -37,13 +37,14 @@ from draftwire.runtime.edge.actions import (
 from draftwire.runtime.edge.drafter_view import DrafterView
 from draftwire.runtime.edge.guesses import Guesses
 from draftwire.runtime.edge.in_flight import InFlight, common
-from draftwire.runtime.edge.lines import Line, Lines
+from draftwire.runtime.edge.lines import Line, Lines, drawn
 from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.verdict import read_verdict, tally
 from draftwire.runtime.greeting import open_of
 from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
+from draftwire.sampling.grammar import Guide, Rules
 from draftwire.transport import states
 from draftwire.transport.messages import (
     Block,
@@ -62,6 +63,7 @@ from draftwire.transport.text_hash import TextHash
 __all__ = ["TABLE", "EdgeSession", "State"]
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
+_SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
@@ -153,6 +155,17 @@ class _Correction:
     sent: bool = False
 
 
+def _first(proposals: Sequence[Proposal], most: int) -> Sequence[Proposal]:
+    """Return the first ``most`` drafts, each with what is forced behind it."""
+    end = taken = 0
+    for end, proposal in enumerate(proposals):
+        if not proposal.forced:
+            if taken == most or end >= _SPAN:
+                return proposals[:end]
+            taken += 1
+    return proposals
+
+
 class EdgeSession:
     """State machine of one stream.
 
@@ -169,6 +182,7 @@ class EdgeSession:
         stop_ids: Ids that end the text.
         guess_offline: Go on with the draft alone while the link is lost.
         mode: What to do while verdicts are out.
+        grammar: What the text keeps to, or None.
     """
 
     def __init__(
@@ -184,6 +198,7 @@ class EdgeSession:
         stop_ids: Sequence[int] = (),
         guess_offline: bool = False,
         mode: Mode = DEFAULT_MODE,
+        grammar: Rules | None = None,
     ) -> None:
         self._prompt = tuple(prompt)
         self._params = params
@@ -191,6 +206,10 @@ class EdgeSession:
         self._controller = controller
         self._limit = min(max_new_tokens, context - len(self._prompt))
         self._stop_ids = tuple(stop_ids)
+        self._grammar = grammar
+        self._guide: Guide | None = None  # behind the text
+        if grammar is not None:
+            self._guide = grammar.guide(len(self._prompt))
         self._max_block = self._max_waiting = 255
         self._mode = mode
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
@@ -217,12 +236,19 @@ class EdgeSession:
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
-        self._preemption = Preemption(self._lines, self._wire, self.counts, mode.preempt)
+        self._preemption = Preemption(
+            self._lines, self._wire, self.counts, mode.preempt, self._completed
+        )
 
     @property
     def done(self) -> bool:
         """True when the stream is over."""
         return self.state is DONE
+
+    @property
+    def last_draft(self) -> int:
+        """No draft makes sense behind so many ids of the sequence."""
+        return min(len(self._prompt) + self._limit - 1, self._draft_context)
 
     @property
     def committed(self) -> tuple[int, ...]:
@@ -274,13 +300,18 @@ class EdgeSession:
     def start(self) -> list[Action]:
         """Open the stream and begin to draft."""
         self._controller.begin(self._mode)
-        return [self._open(), *self._go_on()]
+        request = self._open()
+        forced = self._begin_text()
+        if self.done:  # a grammar with one text: nobody is asked
+            return forced
+        return [request, *forced, *self._go_on()]
 
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
         self._controller.begin(self._mode)
         self._enter("no link", LOST)
-        return self._steer()
+        forced = self._begin_text()
+        return forced if self.done else [*forced, *self._steer()]
 
     def link_lost(self) -> list[Action]:
         """Stop to wait for verdicts that cannot come."""
@@ -290,9 +321,13 @@ class EdgeSession:
         self._forget_wire(self._wire.epoch)
         fresh: list[Action] = []
         if self._guess_offline:
-            shown = len(self._guesses.ids)
-            fresh = self._guesses.show(self._lines.main.ids[shown:])
+            fresh = self._guess()
         return [*fresh, *self._steer()]
+
+    def _guess(self) -> list[Action]:
+        """Show what of the drafts is not shown yet, as far as a text may go."""
+        room, shown = self._limit - len(self._committed), len(self._guesses.ids)
+        return self._guesses.show(self._lines.main.ids[shown:room])
 
     def link_up(self, *, resume: bool) -> list[Action]:
         """Take the stream up again on a new link.
@@ -342,17 +377,19 @@ class EdgeSession:
             return []
         drafter.took(proposal)
         self.counts.proposed += 1
-        ends = proposal.token in self._stop_ids  # drafting beyond the end is waste
+        # Drafting beyond the end is waste.
+        ends = proposal.last or proposal.token in self._stop_ids
         if self.state is LOST:
-            shown = self._guesses.show([proposal.token])
-            return shown + (drafter.halt() if ends else [])
+            over = ends or not self._draftable(self._lines.main)
+            return self._guess() + (drafter.halt() if over else [])
         if self._in_flight:
             self._preemption.drafted()
         main, hand = self._lines.main, self._hand
         if drafter.line is main and hand.quota is not None:
             block = main.proposals[hand.start :]
-            full = len(block) >= hand.quota or self._draftable(main) == 0 or ends
-            hand.ready = full or self._controller.enough(block)
+            full = drawn(block) >= hand.quota or self._draftable(main) == 0 or ends
+            full |= len(block) >= _SPAN
+            hand.ready = full or self._enough(block)
             if not (hand.ready or self._mode.batch) and self._alone is _Alone.NO:
                 return []  # one more of a block that is not due: nothing else changes
         return self._go_on()
@@ -409,8 +446,53 @@ class EdgeSession:
             bonus=self._bonus,
             held=held,
             text=len(self._committed),
+            grammar=self._grammar,
         )
         return Send(request)
+
+    def _begin_text(self) -> list[Action]:
+        """Make text of what a grammar forces before anything is drawn."""
+        if self._guide is None:
+            return []
+        path = self._guide.path()
+        ids = path.ids[: self._limit]
+        self.counts.tokens += len(ids)
+        shown = self._keep([Token(i, "forced") for i in ids])
+        if path.ended and len(ids) == len(path.ids):
+            return shown + self._end("stop")
+        return shown + (self._end("length") if len(ids) >= self._limit else [])
+
+    def _completed(self, before: Sequence[int], token: int) -> Proposal:
+        """Return ``token`` as a proposal, with what a grammar forces behind it.
+
+        Args:
+            before: Ids between the text and it.
+            token: Its id.
+        """
+        if self._guide is None:
+            return Proposal(token)
+        path = self._guide.path(before, (token,))
+        return Proposal(token, then=path.ids[1:], last=path.ended)
+
+    def _forced_behind(self, tokens: Sequence[Token]) -> list[Token]:
+        """Return what a grammar forces behind new text.
+
+        Raises:
+            ProtocolError: The grammar does not allow that text.
+        """
+        guide = self._guide
+        text = [*self._committed, *(token.id for token in tokens)]
+        if guide is None or (text and text[-1] in self._stop_ids):
+            return []
+        guide.follow([*self._prompt, *text])
+        if guide.length < len(text):
+            raise ProtocolError(
+                "the verifier sent text that the grammar does not allow",
+                hint="both sides must take grammars apart alike: compare their versions "
+                "of llguidance",
+            )
+        room = max(0, self._limit - len(text))
+        return [Token(i, "forced") for i in guide.path().ids[:room]]
 
     def _resumed(self, message: Resumed) -> list[Action]:
         held = len(self._committed) - self._origin
@@ -421,8 +503,10 @@ class EdgeSession:
         if held + len(message.tokens) > self._limit - self._origin:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         self.counts.tokens += len(message.tokens)
+        resumed = [Token(t, "resumed") for t in message.tokens]
+        self._forced_behind(resumed)
         self.counts.forwards = self._forwards + message.forwards
-        actions = self._keep([Token(t, "resumed") for t in message.tokens])
+        actions = self._keep(resumed)
         self._compare(message.text_hash)
         self._near(message.near_ties)
         self._forget_wire(message.epoch)
@@ -447,8 +531,13 @@ class EdgeSession:
             commit, self._wire, self._lines, self._proposer, len(self._prompt) + before
         )
         kept = verdict.tokens
-        drawn = verdict.correction
-        self._correction = None if drawn is None else _Correction(drawn)
+        correction = verdict.correction
+        self._correction = None if correction is None else _Correction(correction)
+        if self._guide is not None:
+            # An end may cut what is forced behind the last draft.
+            while kept and kept[-1].kind == "forced" and before + len(kept) > self._limit:
+                kept = kept[:-1]
+            kept = [*kept, *self._forced_behind(kept)]
         if before + len(kept) > self._limit:
             raise ProtocolError("the verifier sent more tokens than were asked for")
         new = [token.id for token in kept]
@@ -471,7 +560,11 @@ class EdgeSession:
         ids = [token.id for token in tokens]
         self._committed += ids
         self._hash.extend(ids)
-        self._follow(ids, before)
+        if self._guide is not None:
+            self._guide.follow((*self._prompt, *self._committed))
+            self.counts.forced += sum([token.kind == "forced" for token in tokens])
+        gone = [token.kind != "forced" for token in tokens[self._hand.start :]]
+        self._follow(ids, before, sum(gone))
         return self._guesses.settle(tokens, before, self._lines.main.ids)
 
     def _compare(self, text_hash: bytes) -> None:
@@ -493,8 +586,14 @@ class EdgeSession:
         if ties is not None:
             self.counts.near_ties = self._ties + ties
 
-    def _follow(self, ids: Sequence[int], before: int) -> None:
-        """Bring the lines, the block in hand and the drafter up to the new text."""
+    def _follow(self, ids: Sequence[int], before: int, gone: int) -> None:
+        """Bring the lines, the block in hand and the drafter up to the new text.
+
+        Args:
+            ids: New ids of the text.
+            before: Its length before them.
+            gone: So many of them the block in hand would have had to draft.
+        """
         lines, wire = self._lines, self._wire
         self._drafter.follow(ids, before)
         replaced = lines.advance(ids)
@@ -511,7 +610,6 @@ class EdgeSession:
             self.counts.outcomes_used += len(main) > 0
             return
         hand = self._hand
-        gone = max(0, len(ids) - hand.start)  # tokens of the block in hand
         hand.start = max(0, hand.start - len(ids))
         if hand.quota is not None:
             hand.quota = max(0, hand.quota - gone)
@@ -577,7 +675,7 @@ class EdgeSession:
         waits = not mode.racing and self._in_flight >= mode.pipeline
         if waits and not mode.preempt & {"guess", "exits"}:
             return
-        block = len(main) - hand.start
+        block = drawn(main.proposals[hand.start :])
         if main.ends(self._stop_ids) or self._room(main) == 0:
             hand.ready = block > 0
             return
@@ -593,6 +691,12 @@ class EdgeSession:
         spare = 1 if waits and self._bonus and mode.pipeline == 1 else 0
         hand.quota = min(limit + spare, self._max_block)
         hand.ready = block >= hand.quota
+
+    def _enough(self, block: Sequence[Proposal]) -> bool:
+        """Ask the controller about the drafts of a block; what is forced is none."""
+        if self._guide is not None:
+            block = [p for p in block if not p.forced]
+        return self._controller.enough(block)
 
     def _limit_now(self, main: Line) -> int:
         """Return the most tokens of the next block; 0: the target goes on alone."""
@@ -614,17 +718,18 @@ class EdgeSession:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
-        full = len(wire.tokens) >= self._max_waiting
+        full = wire.sent >= self._max_waiting
         held = (in_flight >= mode.pipeline and not mode.racing) or full
         if held or (not self._free and main.bare >= 0):
             return actions
         block = main.proposals[hand.start :]
         if block and verdict and (mode.racing or not in_flight):
             cut = mode.cut and not mode.racing
-            hand.ready |= cut or self._controller.enough(block)
+            hand.ready |= cut or self._enough(block)
         if block and hand.ready:
             return [*actions, *self._send_block()]
-        if hand.quota is not None and 0 < mode.batch <= len(main) - len(wire.tokens):
+        pieces = drawn(main.proposals[len(wire.tokens) :]) if mode.batch else 0
+        if hand.quota is not None and 0 < mode.batch <= pieces:
             return [*actions, self._send(more=True)]
         last = not (in_flight or mode.racing or len(main) or self._room(main))
         owed = self._correction is not None and not self._correction.sent
@@ -646,15 +751,17 @@ class EdgeSession:
         if common(main.ids, wire.tokens) < len(wire.tokens):
             given_up = wire.turn()
         n = len(wire.tokens)
-        fresh = main.proposals[n : min(self._max_waiting, n + self._max_block)]
+        most = min(self._max_waiting - wire.sent, self._max_block)
+        fresh = _first(main.proposals[n:], most)
         if not self._free:
             # Nothing goes without its evidence, and nothing at all into a race: which
             # drafts are in time there would depend on what was drawn.
             bare = main.bare
             fresh = [] if self._streams else fresh[: bare - n] if bare >= n else fresh
-        ids = [p.token for p in fresh]
+        known = common([p.token for p in fresh], given_up)
+        sent = [p for p in fresh if not p.forced]
         before = len(self._committed)
-        new = len(ids) - common(ids, given_up)
+        new = drawn(fresh[known:])
         self.counts.drafted += new
         if new:
             self._controller.sent(new)
@@ -665,14 +772,15 @@ class EdgeSession:
         block = Block(
             wire.epoch,
             before - self._origin + n,
-            tuple(ids),
-            self._proposer.pack(fresh) if fresh else b"",
+            tuple([p.token for p in sent]),
+            self._proposer.pack(sent) if sent else b"",
             more=more,
             correction=correction,
             race=self._streams,
         )
-        start = before + min(n, self._hand.start)
-        wire.send(ids, None if more else start, before + n + len(ids))
+        first = min(n, self._hand.start)
+        block_so_far = main.proposals[first : n + len(fresh)]
+        wire.send(fresh, block_so_far, None if more else before + first)
         return self._block(block)
 
     def _block(self, block: Block) -> Send:
@@ -695,13 +803,13 @@ class EdgeSession:
         if self.state is LOST:
             return main, self._draftable(main) if self._guess_offline else 0
         if hand.quota is not None and not hand.ready:
-            missing = hand.quota - (len(main) - hand.start)
+            missing = hand.quota - drawn(main.proposals[hand.start :])
             return main, min(missing, self._draftable(main))
         if self._in_flight:
             limit = self._last_limit
             line = self._preemption.outcome(limit, self._draftable, self._stop_ids)
             if line is not None:
-                missing = line.assumed + 1 + limit - len(line)
+                missing = limit - drawn(line.proposals[line.assumed + 1 :])
                 return line, min(missing, self._draftable(line))
         return main, 0
 

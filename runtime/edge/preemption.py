@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Callable, Container, Sequence
 
+from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import Counts
 from draftwire.runtime.edge.in_flight import InFlight, common
-from draftwire.runtime.edge.lines import Line, Lines
+from draftwire.runtime.edge.lines import Line, Lines, drawn
 from draftwire.sampling import Proposal
 from draftwire.transport.messages import Provisional
 
@@ -30,11 +31,18 @@ class Preemption:
         wire: What is in flight of them.
         counts: Of the stream.
         sources: Whom to listen to, see :class:`~draftwire.runtime.edge.mode.Mode`.
+        complete: Makes a proposal of an id behind drafts, with what a grammar forces then.
     """
 
     def __init__(
-        self, lines: Lines, wire: InFlight, counts: Counts, sources: Container[str]
+        self,
+        lines: Lines,
+        wire: InFlight,
+        counts: Counts,
+        sources: Container[str],
+        complete: Callable[[Sequence[int], int], Proposal],
     ) -> None:
+        self._complete = complete
         self._sources = sources
         self._lines = lines
         self._wire = wire
@@ -98,15 +106,20 @@ class Preemption:
             return 0
         lines = self._lines
         branch = self._wire.branch(message.epoch)
-        whole = message.accepted == len(branch)
-        if message.accepted > len(branch) or (whole and not bonus):
+        try:
+            accepted = self._wire.reach(message.epoch, message.accepted)
+        except ProtocolError:
             return 0
-        guess = (*branch[: message.accepted], message.token)
-        if len(guess) > room or any(i in stop_ids for i in guess[:-1]):
+        whole = accepted == len(branch)
+        if whole and not bonus:
+            return 0
+        spoken = self._complete(branch[:accepted], message.token)
+        guess = (*branch[:accepted], message.token, *spoken.then)
+        if len(guess) > room or any(i in stop_ids for i in branch[:accepted]):
             return 0
         self._counts.provisional += 1
         self._glimpse = guess
-        self._denies = not whole and branch[message.accepted] != message.token
+        self._denies = not whole and branch[accepted] != message.token
         # Where a draft carries evidence, the denied one is still needed: a correction may
         # be drawn from it.
         often = 2 * self._denials_right >= self._denials and not self._wire.whole
@@ -115,12 +128,12 @@ class Preemption:
         if line is lines.main or (line is not None and doubted):
             return 0
         if line is None:
-            like = lines.find(guess[:-1])
-            head = [Proposal(i) for i in guess[:-1]]
+            like = lines.find(guess[:accepted])
+            head = [Proposal(i) for i in guess[:accepted]]
             if like is not None:
-                head = like.proposals[: len(head)]
-            proposals = [*head, Proposal(message.token)]
-            line = Line(proposals, assumed=len(head), outcome=doubted)
+                head = like.proposals[:accepted]
+            line = Line(head, assumed=accepted, outcome=doubted)
+            line.add(spoken)
         if doubted:
             lines.keep(line)
             self._counts.outcomes += 1
@@ -140,7 +153,7 @@ class Preemption:
         """
         lines, wire = self._lines, self._wire
         for line in reversed(lines.others):
-            short = len(line) < line.assumed + 1 + length
+            short = drawn(line.proposals[line.assumed + 1 :]) < length
             if line.outcome and short and room(line) and not line.ends(stop_ids):
                 return line
         astray = common(lines.main.ids, wire.tokens) < len(wire.tokens)
@@ -149,7 +162,8 @@ class Preemption:
         likely = lines.likely(len(wire.tokens))
         if likely is None or likely[1] in stop_ids:
             return None
-        line = lines.outcome(*likely)
+        accepted, token = likely
+        line = lines.outcome(accepted, self._complete(lines.main.ids[:accepted], token))
         if not room(line):
             return None
         lines.keep(line)

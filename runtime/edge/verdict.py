@@ -43,8 +43,11 @@ def read_verdict(
     Raises:
         ProtocolError: It contradicts what was sent.
     """
-    accepted = commit.accepted
-    tokens = [Token(i, "accepted") for i in wire.accepted(commit.epoch, accepted)]
+    accepted = wire.reach(commit.epoch, commit.accepted)
+    tokens = [
+        Token(i, "forced" if forced else "accepted")
+        for i, forced in wire.accepted(commit.epoch, commit.accepted)
+    ]
     beyond = wire.branch(commit.epoch)[accepted:]
     whole = not beyond
     correction = None
@@ -83,9 +86,9 @@ def tally(
         new: Ids that the verdict adds to the text.
         committed: Length of the text before.
     """
-    accepted = commit.accepted
+    accepted = wire.reach(commit.epoch, commit.accepted)
     counts.rounds += 1
-    counts.accepted += accepted
+    counts.accepted += commit.accepted
     counts.tokens += len(new)
     counts.queue_s += commit.queue_s
     counts.compute_s += commit.compute_s

@@ -33,6 +33,7 @@ __all__ = [
     "Peers",
     "Power",
     "Sampling",
+    "Structure",
     "check_prompt",
     "options_of",
 ]
@@ -92,7 +93,14 @@ class Option:
 
     def parse(self, given: object, where: str = "") -> Any:
         """Return what a flag or a variable stands for; otherwise as :meth:`read`."""
-        found = self.rule.convert(given) if isinstance(given, str) else given
+        try:
+            found = self.rule.convert(given) if isinstance(given, str) else given
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError(
+                f"{where or self.name}: {given} cannot be read: {why}",
+                hint=f"it must be {self.rule.wants}",
+            ) from None
         return self.read(found, where)
 
 
@@ -344,6 +352,33 @@ class Limits(Options):
 
 
 @dataclass(frozen=True)
+class Structure(Options):
+    """What the text must be: docs/structure.md."""
+
+    title: ClassVar[str] = "structure"
+
+    schema: str | None = _option(
+        None,
+        rules.JSON_SCHEMA,
+        "the text is JSON that keeps to this JSON schema (a file, or the schema itself; "
+        "object: any JSON object)",
+        common=True,
+    )
+    regex: str | None = _option(None, rules.TEXT, "the text matches this, as a whole")
+    choice: tuple[str, ...] = _option(
+        (), rules.texts(1024, 4096), "the text is this, or another choice; repeated"
+    )
+    grammar: str | None = _option(
+        None, rules.LARK, "the text is one of this grammar's (a file in llguidance's Lark)"
+    )
+    force: bool = _option(
+        True,
+        rules.FLAG,
+        "what leaves no choice is text at once: not drafted, not sent, not sampled",
+    )
+
+
+@dataclass(frozen=True)
 class Pacing(Options):
     """How far to draft, and what to do while verdicts are out."""
 
@@ -427,7 +462,7 @@ class Doors(Options):
 
 
 CONNECT_GROUPS: tuple[type[Options], ...] = (Connect, Draft, Measure)
-STREAM_GROUPS: tuple[type[Options], ...] = (Sampling, Limits, Pacing, Power)
+STREAM_GROUPS: tuple[type[Options], ...] = (Sampling, Limits, Structure, Pacing, Power)
 GROUPS: tuple[type[Options], ...] = (Peers, *CONNECT_GROUPS, *STREAM_GROUPS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import numbers
 import re
@@ -17,6 +18,8 @@ __all__ = [
     "CONTROLLER",
     "FILE",
     "FLAG",
+    "JSON_SCHEMA",
+    "LARK",
     "NAME",
     "PREEMPT",
     "Rule",
@@ -51,6 +54,7 @@ class Rule:
     kind: Callable[[Any], Any]
     fits: Callable[[Any], bool] = lambda value: True
     shown: str = "TEXT"
+    parsed: Callable[[str], Any] | None = None  # of a flag or the environment
 
     def read(self, value: object) -> Any:
         """Return ``value`` as this kind.
@@ -88,6 +92,8 @@ class Rule:
     def convert(self, text: str) -> Any:
         """Return what ``text`` of a flag or of the environment stands for, unchecked."""
         kind: Any = self.kind
+        if self.parsed is not None:
+            return self.parsed(text)
         if kind is bool:
             return _SWITCH.get(text.lower(), text)
         if kind is Path:
@@ -194,6 +200,46 @@ _TOKEN_ID = whole(0, 2**24)
 _BIAS = number(-100, 100)
 BIASES = Rule(
     "at most 1024 token ids with a number from -100 to 100 each", biases, shown="ID=X,..."
+)
+
+
+def schema(value: object) -> str:
+    """A JSON schema: its text, made of an object where that is given."""
+    if isinstance(value, str):
+        value = {"type": "object"} if value == "object" else json.loads(value)
+    if not isinstance(value, (Mapping, bool)):
+        raise ValueError
+    whole = dict(value) if isinstance(value, Mapping) else value
+    compact = (",", ":")
+    try:
+        found = json.dumps(whole, ensure_ascii=False, allow_nan=False, separators=compact)
+    except RecursionError:
+        raise ValueError from None
+    if not is_text(found):
+        raise ValueError
+    return found
+
+
+def _file_or(marks: str) -> Callable[[str], str]:
+    """Return what reads a file, unless its name holds one of ``marks``."""
+
+    def parse(text: str) -> str:
+        if any(mark in text for mark in marks) or text == "object":
+            return text
+        with open(_home(Path(text)), encoding="utf-8") as file:
+            return file.read(1 << 20)
+
+    return parse
+
+
+JSON_SCHEMA = Rule(
+    "a JSON schema: an object, its text, or a file that holds it",
+    schema,
+    shown="FILE|JSON",
+    parsed=_file_or("{"),
+)
+LARK = Rule(
+    "a grammar in llguidance's dialect of Lark", str, is_text, "FILE", _file_or("\n:")
 )
 
 

@@ -148,6 +148,11 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "max_new_tokens": 7,
         "stop": "END",
         "ignore_eos": True,
+        "schema": '{"type":"integer"}',
+        "regex": "[a-z]+",
+        "choice": "left",
+        "grammar": 'start: "a"',
+        "force": False,
         "deadline_s": 0.75,
         "offline": "draft",
         "patience_s": 0.0,
@@ -174,7 +179,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
     for name, value in wanted.items():
         found = from_environment[name]
         assert found.origin == f"DRAFTWIRE_{name.upper()}"
-        texts = ("stop", "bad_words", "http_origin")
+        texts = ("stop", "bad_words", "choice", "http_origin")
         expected = (value,) if name in texts else value
         if name == "logit_bias":
             expected = ((7, 1.5), (9, -100.0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 
+import grammars
 import numpy as np
 
 from draftwire.packages import Exit, Family
@@ -52,6 +53,7 @@ class CachedTarget:
         self, vocab_size=23, slots=4, context=256, salt=b"", exits=0, wrong=frozenset()
     ):
         self.id = hashlib.sha256(salt).hexdigest()
+        self.tokenizer_path = grammars.tokenizer_path() if vocab_size == 23 else None
         self.vocab_size, self.slots, self.context = vocab_size, slots, context
         self.exits = tuple(Exit(i + 1, 0.0, 0.9) for i in range(exits))
         self.salt, self.wrong = salt, wrong

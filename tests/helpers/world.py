@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass, replace
 
 import fake_engine
+import grammars
 import numpy as np
 from cached_target import CachedTarget
 
@@ -50,6 +51,7 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 VOCAB = 23
+CAPABLE = ("grammar",) if grammars.HAVE else ()
 STOP_AND_WAIT = Mode(preempt=frozenset())
 MECHANISMS = {
     "stop-and-wait": [STOP_AND_WAIT],
@@ -88,6 +90,8 @@ class StreamPlan:
     sampled: bool = False
     top_p: float = 1.0
     shape: str = ""  # of SHAPES
+    grammar: str = ""  # of grammars.NAMES
+    forcing: bool = True
     scheme: str = ""  # another than greedy and coupled, among the three likeliest
     seed: int = 0
     mode: Mode = STOP_AND_WAIT
@@ -151,9 +155,18 @@ SHAPES = {
 }
 
 
+GRAMMARS = sorted(grammars.NAMES) if grammars.HAVE else []
+
+
+def rules_of(plan):
+    """Return the grammar of a stream, or None."""
+    return grammars.rules_of(plan.grammar, plan.stops, forcing=plan.forcing)
+
+
 def params_of(plan):
     """Return the sampling of a stream."""
-    shape = SHAPES[plan.shape]
+    # Banned words may be all that a grammar allows.
+    shape = SHAPES["penalties" if plan.grammar and plan.shape else plan.shape]
     if plan.scheme:
         return SamplingParams(plan.scheme, 1.0, 3, 1.0, plan.seed, **shape)
     name, temperature = ("coupled", 0.9) if plan.sampled else ("greedy", 0.0)
@@ -204,6 +217,8 @@ def draw_stream(dice, mechanism, at_s, long):
         sampled=sampled,
         top_p=dice.one_of([1.0, 0.8]) if sampled else 1.0,
         shape=dice.one_of([*[""] * 4, *SHAPES]),
+        grammar=dice.one_of([*[""] * 14, *GRAMMARS]),
+        forcing=dice.whole(0, 3) > 0,
         scheme=dice.one_of(schemes) if mechanism != "race" and not long else "",
         seed=dice.whole(0, 1 << 30),
         mode=dice.one_of(MECHANISMS[mechanism]),
@@ -550,7 +565,7 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
-    capabilities = ("resume", "exits", "prefix", "processors")
+    capabilities = ("resume", "exits", "prefix", "processors", *CAPABLE)
     schemes = tuple(SCHEMES)
 
     def __init__(self, plan):
@@ -559,7 +574,7 @@ class World:
         self.clock = VirtualClock()
         self.codec = Codec(VOCAB)
         own = ("further",) if plan.lookup else ()
-        self.capabilities = ("resume", "exits", "prefix", *own)
+        self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]
         self.connects = list(plan.connects)
@@ -750,6 +765,7 @@ class World:
             deadline_s=plan.deadline_s,
             offline=plan.offline,
             patience_s=plan.patience_s,
+            grammar=rules_of(plan),
         )
         try:
             sink.number = self.driver.open(spec, sink)
@@ -857,7 +873,19 @@ def is_text(shown, plan, world, count):
         if left <= 0 or (before and before[-1] in plan.stops):
             return list(before)
         target = CachedTarget(VOCAB, slots=1, context=context, salt=salt)
-        text = target.text(prompt, params, left, plan.stops, written=len(before))
+        written = len(before)
+        if plan.grammar:
+            text, _ = grammars.plain_text(
+                target.rows_after,
+                prompt,
+                params,
+                left,
+                rules_of(plan),
+                context=context,
+                written=written,
+            )
+        else:
+            text = target.text(prompt, params, left, plan.stops, written=written)
         return [*before, *text]
 
     whole = by(world.salts[0], [])
@@ -874,7 +902,8 @@ def is_text(shown, plan, world, count):
 
 def without_shapes(plan):
     """Return a plan for a target that knows no processors."""
-    return replace(plan, streams=tuple(replace(s, shape="") for s in plan.streams))
+    plain = (replace(s, shape="", grammar="") for s in plan.streams)
+    return replace(plan, streams=tuple(plain))
 
 
 def check(plan, kind=World):
@@ -900,6 +929,9 @@ def verdict(world, plan, sink):
         right, length = True, min(plan.count, world.target.context - len(plan.prompt))
         if plan.stops and sink.shown and sink.shown[-1] in plan.stops:
             length = len(sink.shown)
+        length = len(sink.shown) if complete(plan, sink.shown) else length
+    if plan.grammar:
+        keeps_to_it(plan, sink.shown)
     assert right, (sink.shown, "is not the target's text")
     run = sink.run
     easy = bearable(world.plan, plan)
@@ -921,6 +953,7 @@ def verdict(world, plan, sink):
         else:
             assert plan.offline == "draft" and not easy
         ended = bool(plan.stops) and bool(sink.shown) and sink.shown[-1] in plan.stops
+        ended |= complete(plan, sink.shown)
         assert alone or run.finish == ("stop" if ended else "length")
     elif run.finish == "error":
         assert not easy and explained(sink.error, world.plan), repr(sink.error)
@@ -935,6 +968,25 @@ def verdict(world, plan, sink):
     if plan.offline == "draft":
         bound += 60.0  # the draft may still have much to say
     assert run.ended_s <= bound + 1e-6, "it outlived its patience"
+
+
+def keeps_to_it(plan, shown):
+    """Assert that ``shown`` may begin a text of the plan's grammar."""
+    guide = rules_of(plan).guide(0)
+    text = shown[:-1] if shown and shown[-1] in plan.stops else shown
+    guide.follow(text)
+    assert guide.length == len(text), "the grammar does not allow this"
+    assert text == shown or guide.content, "it ended in the middle"
+
+
+def complete(plan, shown):
+    """Tell whether a grammar has nothing that could follow ``shown``."""
+    if not plan.grammar:
+        return False
+    guide = rules_of(plan).guide(0)
+    guide.follow(shown)
+    path = guide.path()
+    return guide.length == len(shown) and path.ended and not path.ids
 
 
 def jumps(plan):
@@ -962,6 +1014,8 @@ def simpler(plan):
             {"deadline_s": None},
             {"sampled": False, "top_p": 1.0},
             {"shape": ""},
+            {"grammar": ""},
+            {"forcing": False},
         ):
             less = dataclasses.replace(stream, **change)
             if less != stream and less.count > 0:

@@ -94,7 +94,7 @@ def test_what_the_document_does_not_allow_is_refused(vector):
     [
         ("", "cut short"),
         ("00", "unknown message kind 0"),
-        ("0d", "unknown message kind 13"),
+        ("0e", "unknown message kind 14"),
         ("11", "unknown flags 0x10 on HELLO"),
         ("41", "a stream number on HELLO"),
         ("05 00 00 02 ff07", "3 bytes announced, 2 left"),

@@ -125,14 +125,15 @@ class HFTarget(SlotTarget):
         tokenizer = next(
             (f for f in (folder, base) if (f / "tokenizer.json").is_file()), base
         )
-        words = load_tokenizer(tokenizer / "tokenizer.json").vocab_size
+        self.tokenizer_path = tokenizer / "tokenizer.json"
+        words = load_tokenizer(self.tokenizer_path).vocab_size
         self.id = f"hf:{folder.name}"
         self.name = name or folder.name
         self.version = version or folder.name
         self.family = Family(
             name=str(config.model_type),
             backbone=None,
-            tokenizer=tokenizer_fingerprint(tokenizer / "tokenizer.json"),
+            tokenizer=tokenizer_fingerprint(self.tokenizer_path),
         )
         # Rows that pad the embedding to a round size are no tokens.
         self.vocab_size = min(int(config.vocab_size), words)

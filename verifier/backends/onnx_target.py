@@ -134,6 +134,7 @@ class OnnxTarget(SlotTarget):
         self.id = package.id
         self.name, self.version = package.name, package.version
         self.family = package.family
+        self.tokenizer_path = package.tokenizer_path
         self.vocab_size = package.vocab_size
         self.context = context or package.context
         self.bos_id, self.eos_ids = package.bos_id, package.eos_ids

@@ -18,7 +18,16 @@ from websockets.exceptions import ConnectionClosed
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
 from draftwire.transport.dial import SESSION_HEADER, key_of
-from draftwire.transport.messages import Block, Error, Frame, Hello, Message, Open, Resume
+from draftwire.transport.messages import (
+    Block,
+    Error,
+    Frame,
+    Grammar,
+    Hello,
+    Message,
+    Open,
+    Resume,
+)
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.greeting import (
     DRAINING,
@@ -146,7 +155,13 @@ class Connection:
             raise FatalError.of(DRAINING)
         check_room(service.greeted, service.limits, self._usage)
         served = choose(hello, service.registry)
-        welcome = welcome_to(hello, served.backend, service.limits, account.context)
+        welcome = welcome_to(
+            hello,
+            served.backend,
+            service.limits,
+            account.context,
+            grammars=served.grammars.offered,
+        )
         service.registry.enter(served)
         raw = self._socket.transport.get_extra_info("socket")
         if raw is not None:
@@ -167,7 +182,7 @@ class Connection:
         self._service.bytes_in += len(data)
         frame = self._codec.decode(data)
         self._log.message("up", frame.message, len(data), frame.stream)
-        if isinstance(frame.message, (Open, Resume)):
+        if isinstance(frame.message, (Open, Resume, Grammar)):
             self._socket.charge(_OPEN_COST)
         await self._pace(len(data), isinstance(frame.message, Block))
         return frame
