@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real five-minutes test test-arm test-proxies fuzz slow models exactness lint format size repeats clean
+.PHONY: help demo demo-real five-minutes docs test test-arm test-proxies test-ray fuzz slow models exactness lint format size repeats clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -37,6 +37,12 @@ test-proxies: ## real nginx, Caddy and HAProxy between device and verifier (fetc
 
 test-ray: ## two replicas under Ray Serve, one killed (installs 0.5 GB into .venvs/ray)
 	@$(PYTHON) tools/venvs.py ray $(ARGS)
+
+docs: ## the site of docs/ in out/site, every link checked, every tutorial run
+	@$(PYTHON) tools/venvs.py docs
+	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --strict --quiet
+	@$(PYTHON) tools/venvs.py test -m slow tests/docs
+	@echo "out/site/index.html"
 
 fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz

@@ -2,7 +2,7 @@
 
     python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
-    python3 tools/venvs.py clients                                   ->  .venvs/clients
+    python3 tools/venvs.py clients | docs                            ->  .venvs/clients
     python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
@@ -34,6 +34,7 @@ GROUPS = {
     "fuzz": (("requirements/fuzz.txt", True),),
     "clients": (("requirements/clients.txt", False),),  # never in .venv: they want it all
     "ray": (("requirements/ray.txt", False),),  # likewise
+    "docs": (("requirements/docs.txt", False),),
 }
 ORDER = (
     "device",
@@ -45,6 +46,7 @@ ORDER = (
     "fuzz",
     "clients",
     "ray",
+    "docs",
 )
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
@@ -245,9 +247,9 @@ def pytest(python, arguments):
 _WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
 
 
-def clients():
-    """Make ``.venvs/clients``: OpenAI's clients, which a test runs beside the service."""
-    ensure(os.path.join(ROOT, ".venvs", "clients"), main_python(), ["clients"])
+def apart(group):
+    """Make ``.venvs/GROUP``: OpenAI's clients, or what makes the site."""
+    ensure(os.path.join(ROOT, ".venvs", group), main_python(), [group])
 
 
 def ray(arguments):
@@ -260,7 +262,7 @@ def ray(arguments):
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
     if not arguments:
-        clients()
+        apart("clients")
     inside = make(["device", "litert", "test", "ship", "workstation", "lint"])
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
     return [(".venv", *pytest(inside, arguments or _WHOLE))]
@@ -325,7 +327,7 @@ def both():
 
 
 def main(arguments):
-    """Run ``make GROUP...``, ``test`` or ``ray [PYTEST ARGUMENT...]``, or ``clients``."""
+    """Run ``make GROUP...``, ``test`` or ``ray [PYTEST ARGUMENT...]``, or make the rest."""
     if arguments[:1] == ["make"]:
         make(arguments[1:])
         return 0
@@ -333,8 +335,8 @@ def main(arguments):
         return test(arguments[1:])
     if arguments[:1] == ["ray"]:
         return ray(arguments[1:])
-    if arguments == ["clients"]:
-        clients()
+    if arguments in (["clients"], ["docs"]):
+        apart(arguments[0])
         return 0
     raise SystemExit(__doc__)
 

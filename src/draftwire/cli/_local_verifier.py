@@ -18,7 +18,7 @@ from draftwire.errors import TransportError
 
 __all__ = ["local_verifier"]
 
-START_S = 90.0  # a slow board may need a while to load a target
+START_S = 300.0  # a slow board may need a while to load a target
 STOP_S = 15.0
 _URL = re.compile(r"^listening on (ws://\S+)\n", re.M)
 

@@ -1,0 +1,90 @@
+"""What the site has beside docs/: pages of other folders, and the help of every command.
+
+A hook of mkdocs (https://www.mkdocs.org/user-guide/configuration/#hooks): pages that are
+made, and links that lead out of docs/. A link to a file of the tree becomes its name, as a
+site has no tree.
+"""
+
+import os
+import posixpath
+import re
+import subprocess
+import sys
+
+from mkdocs.structure.files import File
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# Page of the site -> file of the tree.
+BROUGHT = {
+    "protocol.md": "transport/PROTOCOL.md",
+    "changelog.md": "CHANGELOG.md",
+    "ros.md": "ros/README.md",
+}
+_PLACE = {path: page for page, path in BROUGHT.items()}
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+
+
+def on_files(files, config):
+    """Add the pages that are not in docs/."""
+    for page, path in BROUGHT.items():
+        with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+            files.append(File.generated(config, page, content=file.read()))
+    files.append(File.generated(config, "reference/cli.md", content=commands()))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turn links out of docs/ into pages or names."""
+    here = page.file.src_uri
+    origin = BROUGHT.get(here, posixpath.join("docs", here))
+
+    def put(match):
+        words, target = match.groups()
+        if "://" in target or target.startswith(("#", "mailto:")):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        whole = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+        found = _PLACE.get(whole)
+        if found is None and whole.startswith("docs/"):
+            found = whole[len("docs/") :]
+        if found is None:
+            if not os.path.exists(os.path.join(ROOT, whole)):
+                return match[0]  # mkdocs says that it leads nowhere
+            return words if words.strip("`") == whole else f"{words} (`{whole}`)"
+        relative = posixpath.relpath(found, posixpath.dirname(here) or ".")
+        return f"[{words}]({relative}{'#' + anchor if anchor else ''})"
+
+    # Not inside of fenced blocks.
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
+    return "".join(p if p.startswith("```") else _LINK.sub(put, p) for p in parts)
+
+
+def commands():
+    """Return a page with the help of every command that does something."""
+    sys.path.insert(0, os.path.join(ROOT, "src"))
+    from draftwire.cli import COMMANDS
+
+    lines = ["# Commands", "", "`draftwire COMMAND --help` says the same.", ""]
+    for name in COMMANDS:
+        text = _help(name)
+        lines += [f"## draftwire {name}", "", "```text", text, "```", ""]
+        for action in _actions(text):
+            lines += [f"### draftwire {name} {action}", "", "```text"]
+            lines += [_help(name, action), "```", ""]
+    return "\n".join(lines)
+
+
+def _help(*words):
+    environ = dict(os.environ, COLUMNS="88", PYTHONPATH=os.path.join(ROOT, "src"))
+    command = [sys.executable, "-m", "draftwire", *words, "--help"]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout.rstrip()
+
+
+def _actions(text):
+    """Return the actions that a help lists; none for a command without."""
+    if "ACTION ..." not in text.split("\n\n")[0]:
+        return []
+    return re.findall(r"^    (\w[\w-]*)(?=\s)", text, re.M)
