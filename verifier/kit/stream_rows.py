@@ -148,8 +148,11 @@ async def _(kit: Kit) -> None:
                 want = await kit.want(request) if kit.known else None
                 stream = await peer.open(request, 0, want)
                 await stream.fill(N // 2)
-                other = texts.setdefault(tuple(stream.text), f"{name}, {noise}")
-                expect(other == f"{name}, {noise}", f"{name}, {noise}: as with {other}")
+                text = tuple(stream.text)
+                expect(text not in texts, f"{name}, {noise}: as with {texts.get(text)}")
+                # Of a target that is sure of itself, top_k and top_p may agree.
+                if kit.known or name == "as it is":
+                    texts[text] = f"{name}, {noise}"
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {
