@@ -32,9 +32,10 @@ def subpackages(folder):
 rooms = {
     f"draftwire.{name}": name.replace(".", "/") for f in FOLDERS for name in subpackages(f)
 }
+cli = [name[len("src.") :] for name in subpackages("src/draftwire/cli")]
 
 setuptools.setup(
-    packages=["draftwire", "draftwire.cli", *rooms],
+    packages=["draftwire", *cli, *rooms],
     package_dir={
         **rooms,
         "draftwire": "src/draftwire",

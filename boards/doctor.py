@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Sequence
 
-from draftwire.boards.check_draft import DraftResult, check_draft
-from draftwire.boards.check_machine import (
+from draftwire.boards.checks.draft import DraftResult, check_draft
+from draftwire.boards.checks.findings import FAIL, OK, SKIP, WARN, Finding, failures
+from draftwire.boards.checks.machine import (
     check_gpu_rights,
     check_machine,
     check_memory,
     check_threads,
 )
-from draftwire.boards.check_python import check_imports, check_python
+from draftwire.boards.checks.python import check_imports, check_python
 from draftwire.boards.detect import Detection
 from draftwire.boards.engines import find_engines, list_providers
-from draftwire.boards.findings import FAIL, OK, SKIP, WARN, Finding, failures
 from draftwire.boards.providers import CPU, Trial
 
 __all__ = ["Report", "examine"]

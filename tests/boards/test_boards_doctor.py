@@ -18,19 +18,19 @@ import pytest
 from fake_boards import BOARDS
 from fake_tree import build
 
-from draftwire.boards import check_python
-from draftwire.boards.check_draft import check_draft
-from draftwire.boards.check_machine import check_clock, check_memory, check_threads
-from draftwire.boards.check_python import check_imports
+from draftwire.boards.checks import python as check_python
+from draftwire.boards.checks.draft import check_draft
+from draftwire.boards.checks.findings import Finding
+from draftwire.boards.checks.machine import check_clock, check_memory, check_threads
+from draftwire.boards.checks.python import check_imports
 from draftwire.boards.child import run_python
 from draftwire.boards.detect import detect
 from draftwire.boards.doctor import Report, examine
-from draftwire.boards.findings import Finding
 from draftwire.boards.profiles import load_profiles
 from draftwire.boards.system import Memory
 from draftwire.cli import main
-from draftwire.cli._boards_doctor import PROBE, check_verifier, render
 from draftwire.cli._local_verifier import local_verifier
+from draftwire.cli.boards.doctor import PROBE, check_verifier, render
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"

@@ -17,7 +17,6 @@ import pytest
 from bundles import MAKER, STRANGER, bundle, header, key_argument, members, pack, tree
 
 import draftwire
-from draftwire.boards.bundle import bundle_files, write_bundle
 from draftwire.boards.install import script as script_module
 from draftwire.boards.install.archive import (
     check_bundle,
@@ -28,7 +27,8 @@ from draftwire.boards.install.archive import (
 from draftwire.boards.install.ed25519 import verify_signature
 from draftwire.boards.install.main import run
 from draftwire.boards.install.trouble import InstallError
-from draftwire.boards.own_wheel import own_wheel
+from draftwire.boards.ship.bundle import bundle_files, write_bundle
+from draftwire.boards.ship.own_wheel import own_wheel
 from draftwire.cli import main
 from draftwire.errors import ConfigError
 
@@ -111,7 +111,7 @@ def test_our_verifier_and_cryptography_agree(tmp_path: Path) -> None:
 @pytest.mark.workstation
 def test_keys_are_made_kept_and_used(tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
-    from draftwire.boards import signing
+    from draftwire.boards.ship import signing
 
     path = tmp_path / "maker.key"
     key = signing.make_key(path)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from draftwire.boards import wheels
 from draftwire.boards.profiles import load_profiles
-from draftwire.boards.userlands import Userland, choose_userland, userlands_of
-from draftwire.boards.wheels import (
+from draftwire.boards.ship import wheels
+from draftwire.boards.ship.userlands import Userland, choose_userland, userlands_of
+from draftwire.boards.ship.wheels import (
     Resolved,
     check_wheel,
     platform_tags,
@@ -175,7 +175,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str) -> None:
     def run(command: list[str], **_: Any) -> Any:
         return subprocess.CompletedProcess(command, code, b"", stderr.encode())
 
-    monkeypatch.setattr("draftwire.boards.wheels.subprocess.run", run)
+    monkeypatch.setattr("draftwire.boards.ship.wheels.subprocess.run", run)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_the_second_bundle_needs_no_network(
         )
         return subprocess.CompletedProcess(command, 0, b"", b"")
 
-    monkeypatch.setattr("draftwire.boards.wheels.subprocess.run", run)
+    monkeypatch.setattr("draftwire.boards.ship.wheels.subprocess.run", run)
     wanted = wheels.Wanted(("a==1",), ("a",))
     first = resolve_wheels(wanted, R36, "aarch64", cache=tmp_path)
     assert first == [Resolved("a", "1", "a-1-py3-none-any.whl", "f" * 64)]

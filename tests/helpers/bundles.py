@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
 
-from draftwire.boards.bundle import Content, write_bundle
 from draftwire.boards.install import ed25519
 from draftwire.boards.install.archive import Key
 from draftwire.boards.install.main import run
 from draftwire.boards.install.script import installer_script
-from draftwire.boards.own_wheel import zip_bytes
-from draftwire.boards.signing import Signer
-from draftwire.boards.userlands import Userland
+from draftwire.boards.ship.bundle import Content, write_bundle
+from draftwire.boards.ship.own_wheel import zip_bytes
+from draftwire.boards.ship.signing import Signer
+from draftwire.boards.ship.userlands import Userland
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "tests" / "fixtures" / "tiny.draft"
@@ -107,7 +107,7 @@ def bundle(
 ) -> Path:
     """Write ``mark.tar.gz`` with a stand-in for draftwire itself, and return it."""
     path = folder / f"{mark}.tar.gz"
-    with mock.patch("draftwire.boards.bundle.own_wheel", stand_in):
+    with mock.patch("draftwire.boards.ship.bundle.own_wheel", stand_in):
         write_bundle(content(folder, mark, **changes), path, by)
     return path
 

@@ -105,7 +105,7 @@ LEAVES = {
     ),
     "check": Leaf(
         "run a verifier, or a device, through the specification",
-        "draftwire.cli._verifier_check:run",
+        "draftwire.cli.verifier.check:run",
         """
 [URL]                 ws://HOST:PORT or wss://HOST:PORT
 [COMMAND...]          with --device, behind --: asks for one text
@@ -135,7 +135,7 @@ device:
     ),
     "gateway": Leaf(
         "one address for many verifiers",
-        "draftwire.cli._verifier_gateway:run",
+        "draftwire.cli.verifier.gateway:run",
         _GATEWAY,
         about="Pass streams on to verifiers by consistent hashing. Nothing is kept: a "
         "stream finds its verifier by its id, and one whose verifier is gone is opened "
@@ -144,7 +144,7 @@ device:
     ),
     "top": Leaf(
         "watch a verifier in a terminal",
-        "draftwire.cli._verifier_top:run",
+        "draftwire.cli.verifier.top:run",
         """
 [URL] =ws://127.0.0.1:8765  ws://HOST:PORT, wss://..., or http://HOST:PORT of --admin
 --interval S:positive =2

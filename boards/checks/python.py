@@ -6,9 +6,9 @@ import os
 import sys
 from typing import Mapping, Sequence
 
+from draftwire.boards.checks.findings import FAIL, OK, WARN, Finding, pip_install
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.engines import ONNXRUNTIME, packages
-from draftwire.boards.findings import FAIL, OK, WARN, Finding, pip_install
 
 __all__ = ["CORETYPE", "check_imports", "check_python"]
 

@@ -18,8 +18,8 @@ from draftwire.io import labelled, wrapped
 if TYPE_CHECKING:
     import ssl
 
+    from draftwire.boards.checks.findings import Finding
     from draftwire.boards.doctor import Report
-    from draftwire.boards.findings import Finding
 
 __all__ = ["PROBE", "check_verifier", "render", "run"]
 
@@ -164,7 +164,7 @@ def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Fin
     import urllib.error
     from urllib.request import Request
 
-    from draftwire.boards.findings import Finding
+    from draftwire.boards.checks.findings import Finding
     from draftwire.transport.answers import clean
     from draftwire.transport.dial import health_url, is_loopback, web
 
@@ -214,7 +214,7 @@ def _health(url: str, tls: ssl.SSLContext | None, token: str | None) -> list[Fin
 
 def _clock(date: str | None) -> list[Finding]:
     """Compare this machine's clock with the verifier's, which its answer carries."""
-    from draftwire.boards.findings import Finding
+    from draftwire.boards.checks.findings import Finding
 
     try:
         theirs = parsedate_to_datetime(date or "").timestamp()
@@ -237,7 +237,7 @@ def _greet(
     target: str,
     insecure: bool,
 ) -> Finding:
-    from draftwire.boards.findings import Finding
+    from draftwire.boards.checks.findings import Finding
     from draftwire.packages import load_draft
     from draftwire.runtime.greeting import hello_of
     from draftwire.transport.client import Connection

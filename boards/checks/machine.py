@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Sequence
 
+from draftwire.boards.checks.findings import FAIL, OK, SKIP, WARN, Finding
 from draftwire.boards.detect import Detection
-from draftwire.boards.findings import FAIL, OK, SKIP, WARN, Finding
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.sensors import open_to_all
 from draftwire.boards.system import throttling

@@ -55,7 +55,7 @@ _FILES = f"""
 _TOKENS = """
 --tokens N:text       N emitted, or drafted=N,accepted=N,emitted=N
 """
-_LIVE_RUNS = "draftwire.cli._energy_live"
+_LIVE_RUNS = "draftwire.cli.energy.live"
 LEAVES = {
     "sources": Leaf(
         "what can be measured here, and what is missing",

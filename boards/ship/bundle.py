@@ -25,15 +25,15 @@ from draftwire.boards.install.archive import (
 )
 from draftwire.boards.install.script import installer_script
 from draftwire.boards.install.trouble import InstallError
-from draftwire.boards.own_wheel import own_wheel
-from draftwire.boards.signing import Signer
-from draftwire.boards.userlands import Userland
+from draftwire.boards.ship.own_wheel import own_wheel
+from draftwire.boards.ship.signing import Signer
+from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import ConfigError
 from draftwire.io import write_whole
 
 __all__ = ["Content", "bundle_files", "bundle_manifest", "write_bundle"]
 
-_FOLDER = Path(__file__).resolve().parent / "install"
+_FOLDER = Path(__file__).resolve().parents[1] / "install"
 _TEMPLATES = (
     "draftwire.service",
     "journald@draftwire.conf",

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
+from draftwire.boards.checks.findings import FAIL, OK, WARN, Finding, pip_install
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.engines import trial_of
-from draftwire.boards.findings import FAIL, OK, WARN, Finding, pip_install
 from draftwire.boards.providers import CPU, Trial, short_name
 
 __all__ = ["DraftResult", "check_draft"]

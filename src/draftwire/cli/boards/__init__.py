@@ -43,7 +43,7 @@ known:
     ),
     "doctor": Leaf(
         "would a draft run here, and what to mend",
-        "draftwire.cli._boards_doctor:run",
+        "draftwire.cli.boards.doctor:run",
         f"""{_ROOT}{_PROFILES}
 --tls-ca PEM          trust the certificates in this file
 --insecure            allow plain ws:// to other machines
@@ -57,7 +57,7 @@ known:
     ),
     "bundle": Leaf(
         "everything a board needs, in one signed archive",
-        "draftwire.cli._boards_bundle:run",
+        "draftwire.cli.boards.bundle:run",
         """
 --board NAME          see `draftwire boards detect --all`
 --python X.Y          the board's Python, such as 3.10

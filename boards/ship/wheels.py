@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from draftwire.boards.install.facts import version_tuple
-from draftwire.boards.userlands import Userland
+from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
 from draftwire.io import write_text
 
@@ -42,7 +42,7 @@ __all__ = [
     "wheel_tags",
 ]
 
-PINS = Path(__file__).resolve().parent / "install" / "wheels.toml"
+PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
 _PIP_S = 1800
 _SYMBOL = re.compile(rb"\b(GLIBC|GLIBCXX)_(\d+(?:\.\d+)+)\b")

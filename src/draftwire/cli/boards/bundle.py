@@ -12,8 +12,8 @@ from draftwire.cli import _common
 from draftwire.errors import ConfigError
 
 if TYPE_CHECKING:
-    from draftwire.boards.bundle import Content
     from draftwire.boards.profiles import Profile
+    from draftwire.boards.ship.bundle import Content
     from draftwire.packages import DraftPackage
 
 __all__ = ["run"]
@@ -24,11 +24,11 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 
 def run(args: argparse.Namespace) -> int:
     """Make a bundle."""
-    from draftwire.boards import wheels
-    from draftwire.boards.bundle import write_bundle
     from draftwire.boards.profiles import find_profile
-    from draftwire.boards.signing import load_signer
-    from draftwire.boards.userlands import choose_userland, userlands_of
+    from draftwire.boards.ship import wheels
+    from draftwire.boards.ship.bundle import write_bundle
+    from draftwire.boards.ship.signing import load_signer
+    from draftwire.boards.ship.userlands import choose_userland, userlands_of
     from draftwire.packages import load_draft
 
     if args.installer:
@@ -129,7 +129,7 @@ def _installer(args: argparse.Namespace) -> int:
 
 def _key(args: argparse.Namespace) -> int:
     """Make a key, or show the public half of one."""
-    from draftwire.boards import signing
+    from draftwire.boards.ship import signing
 
     new = args.new_key
     key = signing.make_key(new) if new else signing.public_key(args.show_key)
@@ -211,7 +211,7 @@ def _content(
     userland: Any,
     values: dict[str, Any],
 ) -> Content:
-    from draftwire.boards.bundle import Content
+    from draftwire.boards.ship.bundle import Content
 
     settings = {} if not values["target"] else {"target": str(values["target"])}
     return Content(

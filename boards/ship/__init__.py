@@ -1,0 +1,1 @@
+"""What a board is supplied with: bundles, their wheels, and who signs them."""
