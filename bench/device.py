@@ -247,13 +247,13 @@ def _distribution_mb(name: str) -> float | None:
 
 
 def _own_size(init: Path) -> float:
-    """Return the megabytes of our own modules and data, those of all rooms."""
+    """Return the megabytes of our own modules and data, those of all packages."""
     seen: dict[Path, int] = {}
     for path in init.parent.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
             seen[path.resolve()] = path.stat().st_size
-    for room in (p for p in init.parent.iterdir() if p.is_symlink()):
-        for path in room.resolve().rglob("*"):
+    for link in (p for p in init.parent.iterdir() if p.is_symlink()):
+        for path in link.resolve().rglob("*"):
             if path.is_file() and path.suffix != ".pyc":
                 seen[path.resolve()] = path.stat().st_size
     return sum(seen.values()) / 1e6

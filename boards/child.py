@@ -90,7 +90,7 @@ def run_python(
         extra: Variables to add to its environment.
         python: Another interpreter; tests pass their own.
     """
-    # Not resolved through the rooms' links: that would be the folder above ours.
+    # Not resolved through the packages' links: that would be the folder above ours.
     import draftwire
 
     home = str(Path(draftwire.__file__).resolve().parent.parent)

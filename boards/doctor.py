@@ -30,7 +30,7 @@ class Report:
 
     Attributes:
         machine: What the machine is.
-        findings: Of the machine, its Python and the draft; then the face's own.
+        findings: Of the machine, its Python and the draft; then the command line's own.
         draft: What came of the draft, or None when none was opened.
     """
 

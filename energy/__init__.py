@@ -21,7 +21,7 @@ For a runtime that accounts for itself (see ``account`` for the whole story)::
     account.count(drafted=4, accepted=3, emitted=4)
     report["energy"] = account.result()         # the "energy" key of the run report
 
-What was not measured is None with a reason, never 0.  This room imports none of the
+What was not measured is None with a reason, never 0.  This package imports none of the
 others; the rail tables reach it as data.
 """
 
@@ -64,7 +64,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: nothing of this room costs a command that does not need
+    """Import on first use: nothing of this package costs a command that does not need
     it."""
     home = _HOMES.get(name)
     if home is None:

@@ -264,7 +264,7 @@ class TargetSession:
         self._lookup = lookup if self._free else None
         self._pace = 1.0  # tokens a forward, lately
         self.row_price = 0.0
-        self._glimpsed: Provisional | None = None
+        self._hinted: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
         self._tail = 0  # forced ids at the end of the text
@@ -521,7 +521,7 @@ class TargetSession:
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens[: max(0, room)]
         self._step("forward")
-        self._glimpsed = None
+        self._hinted = None
         found: list[int] = []
         if self._lookup is not None and len(drafted) < room:
             price = self.row_price * self._pace
@@ -647,14 +647,10 @@ class TargetSession:
 
     def hint(self, work: Work, hint: Provisional | None) -> list[Message]:
         """Return what to send of :meth:`foresee`'s answer: nothing late, nothing twice."""
-        if hint is None or self._work is not work or hint == self._glimpsed:
+        if hint is None or self._work is not work or hint == self._hinted:
             return []
-        self._glimpsed = hint
+        self._hinted = hint
         return [hint]
-
-    def glimpse(self, work: Work, logits: np.ndarray, threshold: float) -> list[Message]:
-        """Take in what an early exit expects: :meth:`foresee` and :meth:`hint`."""
-        return self.hint(work, self.foresee(work, logits, threshold))
 
     def complete(
         self,

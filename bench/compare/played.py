@@ -187,7 +187,7 @@ class PlayedTarget(SlotTarget):
                 self._played[item.slot] = TextTarget(text, self._texts.index(text))
         if on_exit is not None:
             for number, fact in enumerate(self._facts):
-                on_exit(number, [self._glimpse(number, fact, item) for item in batch])
+                on_exit(number, [self._exit_row(number, fact, item) for item in batch])
         answers = [
             self._played[item.slot].run(item.start, item.tokens, item.rows)
             for item in batch
@@ -195,6 +195,6 @@ class PlayedTarget(SlotTarget):
         self.table.commit(batch)
         return answers
 
-    def _glimpse(self, number: int, fact: ExitFact, item: SlotInput) -> np.ndarray:
+    def _exit_row(self, number: int, fact: ExitFact, item: SlotInput) -> np.ndarray:
         end = item.start + len(item)
         return self._played[item.slot].exit_rows(number, fact, end, item.rows)

@@ -1,6 +1,6 @@
 """Does a draft run here? Asked of processes that open it, one for each engine.
 
-This room knows no engine of ours: the face says which command opens a draft.
+This package knows no engine of ours: the command line says which command opens a draft.
 """
 
 from __future__ import annotations

@@ -47,14 +47,14 @@ class Preemption:
         self._lines = lines
         self._wire = wire
         self._counts = counts
-        self._glimpse: tuple[int, ...] = ()  # what an exit said of the next tokens
+        self._exit_said: tuple[int, ...] = ()  # what an exit said of the next tokens
         self._denies = False  # ... which rejects a draft
         self._denials = self._denials_right = 0
         self._ahead = 0  # drafts made since the last verdict
 
     def reset(self) -> None:
         """Nothing is in flight any more."""
-        self._glimpse = ()
+        self._exit_said = ()
         self._ahead = 0
 
     def drafted(self) -> None:
@@ -68,13 +68,13 @@ class Preemption:
         Args:
             new: What the verdict adds to the text.
         """
-        glimpse = self._glimpse
-        right = bool(glimpse) and tuple(new[: len(glimpse)]) == glimpse
+        said = self._exit_said
+        right = bool(said) and tuple(new[: len(said)]) == said
         self._counts.provisional_right += right
-        if glimpse and self._denies:
+        if said and self._denies:
             self._denials += 1
             self._denials_right += right
-        self._glimpse = ()
+        self._exit_said = ()
 
     def judged(self) -> None:
         """Count which drafts outlived the verdict; the lines know it already."""
@@ -118,7 +118,7 @@ class Preemption:
         if len(guess) > room or any(i in stop_ids for i in branch[:accepted]):
             return 0
         self._counts.provisional += 1
-        self._glimpse = guess
+        self._exit_said = guess
         self._denies = not whole and branch[accepted] != message.token
         # Where a draft carries evidence, the denied one is still needed: a correction may
         # be drawn from it.

@@ -26,7 +26,7 @@ from typing import Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
-from draftwire.runtime.pacing.governor import Duty, Governor, Trial
+from draftwire.runtime.pacing.governor import Governor, Resting, Trial
 from draftwire.runtime.pacing.length_rule import (
     Confidence,
     Costs,
@@ -77,7 +77,7 @@ class Auto(Controller):
         self.confidence = Confidence()
         self._mode = Mode()
         self._trial = Trial()
-        self._duty = Duty(_SLOWER)
+        self._rests = Resting(_SLOWER)
         # Blocks in flight: confidence and place in the block of their tokens.
         self._out: list[list[tuple[float | None, int]]] = []
         self._block: list[float | None] = []
@@ -116,9 +116,9 @@ class Auto(Controller):
             self._said = "waiting: drafting ahead does not pay"
             return 0
         if self._mode.racing:
-            if self._thrifty and not self._duty.on:
+            if self._thrifty and not self._rests.on:
                 self._why = (
-                    f"resting: drafting {self._duty.share:.0%} of the text is enough"
+                    f"resting: drafting {self._rests.share:.0%} of the text is enough"
                 )
                 return 0
             return _MOST
@@ -214,7 +214,7 @@ class Auto(Controller):
             self._cost.learn(round.t_s - self._last_s)
             if self._thrifty and self._mode.racing:
                 rest_s = costs.forward_s + 1e-4
-                self._duty.passed(round.tokens, round.t_s - self._last_s, rest_s)
+                self._rests.passed(round.tokens, round.t_s - self._last_s, rest_s)
         self._last_s = round.t_s
         self._weigh(round)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from draftwire.errors import ConfigError
 
-__all__ = ["WINDOW_S", "Duty", "Governor", "Trial"]
+__all__ = ["WINDOW_S", "Resting", "Governor", "Trial"]
 
 WINDOW_S = 10.0
 _HELD = 0.08  # of the budget of a window fits into the bucket; the rest runs out
@@ -131,7 +131,7 @@ class Governor:
         return self._infeasible
 
 
-class Duty:
+class Resting:
     """Drafting for a share of the time: the thrift of a race.
 
     In a race early drafts are overtaken, and only long runs are of use: drafting a little

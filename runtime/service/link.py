@@ -27,7 +27,7 @@ from draftwire.errors import (
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
 
-__all__ = ["Keeper"]
+__all__ = ["Supervisor"]
 
 _LOG = logging.getLogger("draftwire.service")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
@@ -35,7 +35,7 @@ _LOOK_S = 0.25
 _CLOCK_IS_SET = 1_700_000_000  # 2023: no board that runs this has an earlier time
 
 
-class Keeper:
+class Supervisor:
     """Makes a session, and another one when the verifier refused it for good.
 
     ``make`` gives one that does without a verifier at first; it is told whether the

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Awaitable, Callable, Iterator, Mapping
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
 from draftwire.options import MAX_TOKENS
 from draftwire.runtime.service.http import Gate, HttpError, HttpServer, Reply, Request
-from draftwire.runtime.service.link import Keeper
+from draftwire.runtime.service.link import Supervisor
 from draftwire.runtime.service.openai import Answer, Ask, Done, Form, Response, read_ask
 from draftwire.runtime.service.streams import Streams
 from draftwire.runtime.service.system import Notifier, StateFile
@@ -90,8 +90,8 @@ class Service:
     ) -> None:
         self._options = options
         self._notifier = Notifier(environ)
-        self._keeper = Keeper(make_session, self._notifier.status)
-        self._streams = Streams(self._keeper, options.defaults)
+        self._supervisor = Supervisor(make_session, self._notifier.status)
+        self._streams = Streams(self._supervisor, options.defaults)
         self._state = StateFile(options.state)
         self._http = HttpServer(self._answer)
         self._address: str | None = None
@@ -125,25 +125,30 @@ class Service:
             names |= {"localhost", *(f"{name}.local" for name in names)}
             gate = Gate(told.token, told.origins, tuple(names))
             await self._http.listen(gate, sock=port)
-        keeper, stopped, *others = (
+        supervisor, stopped, *others = (
             asyncio.ensure_future(task)
-            for task in (self._keeper.run(), stop.wait(), self._watchdog(), self._save())
+            for task in (
+                self._supervisor.run(),
+                stop.wait(),
+                self._watchdog(),
+                self._save(),
+            )
         )
         self._notifier.ready()
         also = f" and {self._address}" if self._address else ""
         _LOG.warning("serving local programs at %s%s", told.socket, also)
         try:
-            await asyncio.wait({stopped, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopped, supervisor}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._notifier.stopping()
             self._http.shut()
             self._streams.close()
             await self._http.close()
             self._state.stopped(self._streams.counts)
-            for task in (keeper, stopped, *others):
+            for task in (supervisor, stopped, *others):
                 task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await keeper  # closes the session; or says why it ended
+            await supervisor  # closes the session; or says why it ended
 
     # ---- what goes on beside the clients
 
@@ -170,8 +175,8 @@ class Service:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._began_s, 3),
             **self._options.about,
-            "link": self._keeper.state(),
-            "target": self._keeper.target(),
+            "link": self._supervisor.state(),
+            "target": self._supervisor.target(),
             "streams": {"running": streams.running, "waiting": streams.waiting, **counts},
             "tokens": tokens,
             "healthy": streams.healthy,
@@ -223,7 +228,7 @@ class Service:
 
     def _models(self) -> list[str]:
         """Return what a request may call the model: the target first, when it is known."""
-        target = self._keeper.target() or {}
+        target = self._supervisor.target() or {}
         draft = self._options.about.get("draft") or {}
         names = [target.get("name"), target.get("version"), draft.get("name"), "draftwire"]
         return [name for name in dict.fromkeys(names) if name]

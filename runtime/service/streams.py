@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Callable, Mapping
 
 from draftwire.errors import BusyError, DraftwireError
 from draftwire.options import OPTIONS
-from draftwire.runtime.service.link import Keeper
+from draftwire.runtime.service.link import Supervisor
 
 if TYPE_CHECKING:
     from draftwire.runtime.session import AsyncSession
@@ -71,9 +71,13 @@ class Streams:
     """
 
     def __init__(
-        self, keeper: Keeper, defaults: Mapping[str, Any], *, slack_s: float = SLACK_S
+        self,
+        supervisor: Supervisor,
+        defaults: Mapping[str, Any],
+        *,
+        slack_s: float = SLACK_S,
     ) -> None:
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._defaults = dict(defaults)
         self._slack_s = slack_s
         self._turns: list[Turn] = []  # in the order they came; the first ones run
@@ -165,9 +169,11 @@ class Streams:
         bears = 0.0 if offline == "error" else patience
         try:
             if turn.refused is None:
-                session = await asyncio.wait_for(self._keeper.wait(offline, bears), left)
+                session = await asyncio.wait_for(
+                    self._supervisor.wait(offline, bears), left
+                )
         except asyncio.TimeoutError:
-            raise self._keeper.absent() from None
+            raise self._supervisor.absent() from None
         if turn.refused is not None:
             raise turn.refused
         if ends is not None:  # the deadline counts from when the request came

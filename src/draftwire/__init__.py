@@ -1,7 +1,7 @@
 """draftwire: a frozen draft model on the board, the target model in the cloud.
 
-The face of the package: :func:`connect` for programs, ``draftwire --help`` for people.
-Importing it costs nothing; the rooms behind it are imported when they are used.
+What is public: :func:`connect` for programs, ``draftwire --help`` for people.
+Importing it costs nothing; the packages behind it are imported when they are used.
 """
 
 from __future__ import annotations

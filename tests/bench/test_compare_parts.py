@@ -206,9 +206,9 @@ def test_forwards_take_the_profiles_time_and_exits_their_share(texts):
     rows = paced.forward([item], lambda n, r: heard.append((n, time.perf_counter(), r)))
     ended = time.perf_counter()
     assert [n for n, _, _ in heard] == [0, 1]
-    for (_, when, glimpse), share in zip(heard, (0.25, 0.75)):
+    for (_, when, row), share in zip(heard, (0.25, 0.75)):
         assert share * 0.02 <= when - began <= ended - began
-        assert glimpse[0].argmax() == rows[0].argmax()
+        assert row[0].argmax() == rows[0].argmax()
     assert ended - began >= 0.02
 
 

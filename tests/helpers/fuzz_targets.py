@@ -201,8 +201,9 @@ class _Cloud:
         self.cache[work.start :] = work.tokens.tolist()
         if not work.prefill and not work.evidence:
             rows = np.zeros((work.rows, V), np.float32)
-            assert len(self.session.glimpse(work, rows, 0.0)) <= 1
-            assert self.session.glimpse(work, rows, 1.0) == []
+            for threshold, most in ((0.0, 1), (1.0, 0)):
+                said = self.session.foresee(work, rows, threshold)
+                assert len(self.session.hint(work, said)) <= most
         text = [*self.prompt, *self.text][: len(self.cache)]
         assert self.cache[: len(text)] == text, "the cache is not the text"
         self.work = work

@@ -1,6 +1,6 @@
 """The shipped driver and the shipped verifier core in virtual time, with faults at will.
 
-Driver, links, drafter, both machines, codec, scheduler and stream keeper are those that
+Driver, links, drafter, both machines, codec, scheduler and stream registry are those that
 run live. Virtual are the clock, the wire, and what models take. The target is a hash of
 the text so far behind a real cache, the draft guesses it with some luck. A
 :class:`Plan` says what happens in a history; ``check`` runs it and holds it to laws 1

@@ -22,7 +22,7 @@ from draftwire.errors import (
     TransportError,
 )
 from draftwire.runtime.service import link as service_link
-from draftwire.runtime.service.link import Keeper
+from draftwire.runtime.service.link import Supervisor
 from draftwire.runtime.service.streams import MAX_STREAMS, Streams
 from draftwire.runtime.service.system import Notifier, StateFile
 
@@ -106,12 +106,12 @@ async def until(check: Callable[[], Any]) -> None:
 @contextlib.asynccontextmanager
 async def kept(
     make: Callable[[bool], Awaitable[Any]],
-) -> AsyncIterator[tuple[Keeper, list[str], asyncio.Task[None]]]:
+) -> AsyncIterator[tuple[Supervisor, list[str], asyncio.Task[None]]]:
     said: list[str] = []
-    keeper = Keeper(make, said.append)
-    task = asyncio.ensure_future(keeper.run())
+    supervisor = Supervisor(make, said.append)
+    task = asyncio.ensure_future(supervisor.run())
     try:
-        yield keeper, said, task
+        yield supervisor, said, task
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, DraftwireError):
@@ -154,13 +154,13 @@ def test_it_tries_for_ever_and_again_after_a_refusal() -> None:
                 raise found
             return found
 
-        async with kept(make) as (keeper, said, task):
-            assert keeper.state()["state"] == "connecting"
-            assert await keeper.wait("wait", 60) is first
+        async with kept(make) as (supervisor, said, task):
+            assert supervisor.state()["state"] == "connecting"
+            assert await supervisor.wait("wait", 60) is first
             await until(lambda: said[-1] == "connected to target sand")
             first.link.state, first.link.error = "failed", "token revoked"
             await first.closed.wait()
-            await until(lambda: keeper.session is second)
+            await until(lambda: supervisor.session is second)
             await until(lambda: said[-1] == "connected to target sand")
             second.link.state = "reconnecting"
             await until(lambda: "link lost, reconnecting" in said[-1])
@@ -188,10 +188,10 @@ def test_a_clock_of_1970_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_link.time, "time", lambda: 60.0)
 
     async def test() -> None:
-        async with kept(raising(error, error)) as (keeper, said, _):
+        async with kept(raising(error, error)) as (supervisor, said, _):
             await until(lambda: said)
             assert "the clock of this board is not set" in said[0]
-            assert "the clock" in keeper.state()["error"]
+            assert "the clock" in supervisor.state()["error"]
 
     within(test)
 
@@ -204,13 +204,15 @@ def test_only_guesses_begin_before_anything_is_known_of_the_verifier() -> None:
         async def make(again: bool) -> Any:
             return session
 
-        async with kept(make) as (keeper, said, _):
-            assert await keeper.wait("draft", 0) is session
-            assert keeper.state()["state"] == "connecting" and keeper.target() is None
+        async with kept(make) as (supervisor, said, _):
+            assert await supervisor.wait("draft", 0) is session
+            assert (
+                supervisor.state()["state"] == "connecting" and supervisor.target() is None
+            )
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(keeper.wait("wait", 60), 0.05)
+                await asyncio.wait_for(supervisor.wait("wait", 60), 0.05)
             session.link.state, session.welcome.compatibility = "up", "tokenizer"
-            assert await keeper.wait("wait", 60) is session
+            assert await supervisor.wait("wait", 60) is session
 
     within(test)
 
@@ -224,8 +226,8 @@ def working(
         async def make(again: bool) -> Any:
             return made
 
-        async with kept(make) as (keeper, _, _):
-            streams = Streams(keeper, {"block": 2, "temperature": 0.5}, **options)
+        async with kept(make) as (supervisor, _, _):
+            streams = Streams(supervisor, {"block": 2, "temperature": 0.5}, **options)
             await test(streams)
             streams.close()
 
@@ -341,8 +343,8 @@ def test_going_away_refuses_those_that_wait() -> None:
 
 def test_without_a_verifier_a_stream_says_so_and_not_nothing() -> None:
     async def test() -> None:
-        keeper = Keeper(raising(), lambda sentence: None)
-        streams = Streams(keeper, {})
+        supervisor = Supervisor(raising(), lambda sentence: None)
+        streams = Streams(supervisor, {})
         answers = [
             ask(streams, patience_s=0.01)[1],
             ask(streams, deadline_s=0.01)[1],

@@ -1,4 +1,4 @@
-"""Early exits: backend in parts, delivery in time, glimpses before their verdict."""
+"""Early exits: backend in parts, delivery in time, provisionals before their verdict."""
 
 from __future__ import annotations
 
@@ -392,7 +392,7 @@ async def opened(dev, *, exits=True, capabilities=("exits",)):
     return welcome
 
 
-def test_a_glimpse_comes_before_its_verdict_and_in_the_middle_of_the_forward():
+def test_a_provisional_comes_before_its_verdict_and_in_the_middle_of_the_forward():
     async def test():
         backend = Guessing()
         backend.hold.clear()
@@ -419,7 +419,7 @@ def test_a_glimpse_comes_before_its_verdict_and_in_the_middle_of_the_forward():
         (0.99, {"capabilities": ("resume",)}, False),  # not negotiated
     ],
 )
-def test_without_certainty_or_consent_there_is_no_glimpse(sure, how, in_parts):
+def test_without_certainty_or_consent_there_is_no_provisional(sure, how, in_parts):
     async def test():
         backend = Guessing(sure)
         text = continuation(PROMPT, 12)

@@ -266,7 +266,7 @@ def test_logits_that_are_no_numbers_are_an_error_that_says_where(bad, row):
     work = found.poll()
     rows = one_hot(3, 4, 5)
     rows[row, slice(None) if bad == -np.inf else 7] = bad
-    assert found.glimpse(work, rows, 0.0) == []
+    assert found.foresee(work, rows, 0.0) is None
     with pytest.raises(ModelError, match=f"target t v1 .* for position {row} of the text"):
         found.complete(work, rows)
     fine = one_hot(3, 4, 5)

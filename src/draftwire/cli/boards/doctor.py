@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBE", "check_verifier", "render", "run"]
 
-# Opens a draft in a process of its own; the boards' room knows no engine of ours.
+# Opens a draft in a process of its own; `draftwire.boards` knows no engine of ours.
 PROBE = ("-m", "draftwire.runtime.engines.probe")
 _ANSWER_S = 8.0
 _LARGEST = 1 << 20
