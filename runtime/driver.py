@@ -47,6 +47,7 @@ from draftwire.runtime.pacing.controller import Controller
 from draftwire.runtime.pacing.decisions import Decisions
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.runtime.ports import EnginePort, Network
+from draftwire.runtime.traced import StreamTrace
 from draftwire.sampling import Proposer, SamplingParams, shape_for
 from draftwire.sampling.grammar import Compiled, Rules
 from draftwire.transport.bits import id_bits
@@ -103,6 +104,7 @@ class StreamSpec:
         model: Its own draft model, where streams do not share one.
         explain: Tell the sink why each block left.
         grammar: What the text keeps to, or None.
+        trace: Its span, or None.
     """
 
     prompt: Sequence[int]
@@ -124,6 +126,7 @@ class StreamSpec:
     model: Model | None = None
     explain: bool = False
     grammar: Rules | None = None
+    trace: StreamTrace | None = None
 
 
 class Sink(Protocol):
@@ -456,6 +459,8 @@ class Driver:
         """Let a stream do without the verifier for now."""
         if not run.over and run.machine.state is not State.LOST:
             run.spec.account.link_lost()
+            if run.spec.trace is not None:
+                run.spec.trace.lost()
             self._do(run, run.machine.link_lost)
         elif not run.over:
             self._settle(run)
@@ -541,6 +546,8 @@ class Driver:
 
         def learn() -> Sequence[Action]:
             came = decisions.received(link.channel, now, message, stream)
+            if spec.trace is not None:
+                spec.trace.heard(message)
             account = spec.account
             if came and account.measures:
                 decisions.power(account.account.watts_by_phase())
@@ -676,6 +683,8 @@ class Driver:
         rules, run.asked = run.spec.grammar, True
         if rules is not None and isinstance(message, Open):
             self._tell_grammar(rules.compiled, run.wire)
+        if run.spec.trace is not None:
+            message = run.spec.trace.sending(message, run.welcome)
         link.send(message, run.wire)
         if run.spec.explain and isinstance(message, Block) and not message.more:
             run.sink.explain(run.spec.controller.explain())
@@ -751,6 +760,8 @@ class Driver:
         run.traffic = link.traffic().minus(total).minus(others)
         run.reconnects = link.reconnects - run.reconnects_before
         run.spec.account.close()
+        if run.spec.trace is not None:
+            run.spec.trace.finished(run, error)
         if error is not None:
             log.info("stream %d ended with an error: %s", run.number, error)
         self.streams.pop(run.number, None)

@@ -10,11 +10,13 @@ from draftwire.packages import DraftPackage
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import NOISES, SamplingParams
 from draftwire.sampling.grammar import Rules
+from draftwire.tracing import tracing
 from draftwire.transport.messages import Hello, Open
 from draftwire.transport.text_hash import TextHash
 
 __all__ = ["hello_of", "open_of"]
 
+_CAPABILITIES = ("resume", "exits", "prefix", "further", "processors")
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
 
@@ -29,7 +31,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits", "prefix", "further", "processors", *_GRAMMAR),
+        (*_CAPABILITIES, *_GRAMMAR, *(["trace"] if tracing() else [])),
         NOISES,
     )
 

@@ -64,6 +64,7 @@ from draftwire.runtime.report import stream_report
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
 from draftwire.runtime.structure import Structures
+from draftwire.runtime.traced import trace_of
 from draftwire.sampling import make_proposer
 from draftwire.transport.capture import WireCapture
 from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
@@ -445,6 +446,7 @@ class SessionBase(Generic[_S]):
             cache=memory.cache,
             explain=explain is not None,
             grammar=rules,
+            trace=trace_of(welcome, params.scheme, params.temperature),
         )
 
         def begin() -> None:

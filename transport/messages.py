@@ -171,6 +171,7 @@ class Open:
         text_before: So many ids at the end of the context count as text already.
         grammar: Digest of the grammar that the text keeps to, 32 bytes, or empty.
         forced: What the grammar forces is text at once.
+        trace: The device's span (W3C traceparent in 26 bytes), or empty.
     """
 
     prompt: tuple[int, ...]
@@ -198,6 +199,7 @@ class Open:
     text_before: int = 0
     grammar: bytes = b""
     forced: bool = True
+    trace: bytes = b""
 
 
 @dataclass(frozen=True)

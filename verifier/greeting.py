@@ -10,6 +10,7 @@ import logging
 from draftwire import __version__
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
 from draftwire.sampling import NOISES
+from draftwire.tracing import tracing
 from draftwire.transport.messages import Error, Hello, Welcome
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams, schemes_of
@@ -170,6 +171,7 @@ def welcome_to(
         "further",
         *([] if keeps_streams(backend) else ["processors"]),
         *(["grammar"] if grammars else []),
+        *(["trace"] if tracing() else ()),
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)

@@ -23,6 +23,7 @@ import numpy as np
 
 from draftwire.errors import DraftwireError, ProtocolError, RefusedError
 from draftwire.sampling.grammar import Compiled
+from draftwire.tracing import begin_trace
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -162,6 +163,15 @@ class Stream:
         )  # of the session's counts, that the tally has seen
         self._opened_s = self._first_s = kept.now()
         self._over = False  # the tally has seen its end
+        attributes = {
+            "gen_ai.system": "draftwire",
+            "gen_ai.response.model": self.served.label,
+            "gen_ai.usage.input_tokens": self._prompt,
+            "draftwire.reused": self.reused,
+            "draftwire.numerics": self.served.backend.numerics,
+            "draftwire.account": self.usage.account.name,
+        }
+        self._trace = begin_trace("draftwire.verify", "SERVER", attributes, request.trace)
 
     @property
     def kept_bytes(self) -> int:
@@ -274,6 +284,16 @@ class Stream:
         self._over = True
         tally, now, more = self.served.tally, self._kept.now(), self._booked[2] - 1
         tally.finished[how] += 1
+        if self._trace is not None:
+            counts = self.session.counts
+            attributes = {
+                "gen_ai.usage.output_tokens": counts.emitted,
+                "gen_ai.response.finish_reasons": [how],
+                "draftwire.drafted": counts.drafted,
+                "draftwire.accepted": counts.accepted,
+                "draftwire.target_forwards": counts.forwards,
+            }
+            self._trace.end(attributes, how if how == "error" else "")
         tally.whole_s.add(now - self._opened_s)
         if more > 0:
             tally.per_token_s.add((now - self._first_s) / more)
@@ -398,14 +418,29 @@ class Stream:
             work, verdict, queue_s=queue_s, compute_s=compute_s, forwards=forwards
         )
         if not work.prefill:
-            tally = self.served.tally
-            tally.judged(
-                work.drafted - work.found, self.session.counts.accepted - self._booked[1]
-            )
-            tally.verify_s.add(compute_s)
-            tally.queue_s.add(queue_s)
+            self._judged_so(work.drafted - work.found, queue_s, compute_s)
+        elif self._trace is not None:
+            told = {"draftwire.tokens": len(work.tokens), "draftwire.queue_s": queue_s}
+            self._trace.step("draftwire.prefill", queue_s + compute_s, told)
         self._deliver(found)
         self._drive()
+
+    def _judged_so(self, drafted: int, queue_s: float, compute_s: float) -> None:
+        """Count one verification that the session has settled, before it is booked."""
+        counts, tally = self.session.counts, self.served.tally
+        accepted = counts.accepted - self._booked[1]
+        tally.judged(drafted, accepted)
+        tally.verify_s.add(compute_s)
+        tally.queue_s.add(queue_s)
+        if self._trace is not None:
+            told = {
+                "draftwire.drafted": drafted,
+                "draftwire.accepted": accepted,
+                "draftwire.committed": counts.emitted - self._booked[2],
+                "draftwire.queue_s": queue_s,
+                "draftwire.compute_s": compute_s,
+            }
+            self._trace.step("draftwire.commit", queue_s + compute_s, told)
 
     def _deliver(self, messages: list[Message]) -> None:
         """Book what the stream did, release it when it is done, send ``messages``."""
@@ -489,10 +524,7 @@ class EngineStream(Stream):
         if number != self._runs:
             return
         found = self.session.advance(step)
-        tally = self.served.tally
-        tally.judged(step.drafted, self.session.counts.accepted - self._booked[1])
-        tally.verify_s.add(step.compute_s)
-        tally.queue_s.add(step.queue_s)
+        self._judged_so(step.drafted, step.queue_s, step.compute_s)
         self._deliver(found)
         self._drive()
 

@@ -17,11 +17,11 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def serving(*words, folder):
+def serving(*words, folder, **environment):
     process = subprocess.Popen(
         [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
         + ["--threads", "1", *map(str, words)],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

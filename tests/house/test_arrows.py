@@ -27,7 +27,7 @@ EVERYONE = {FACE, "bench"}
 STUDIES = "studies"  # may import everything, and nothing imports it
 # Files of the face at the bottom of everything: what packages are, and errors.
 GROUND = {"clock", "errors", "exits", "manifest", "options", "packages", "tensors"}
-GROUND |= {"rules", "seals", "template", "tokenizer"}
+GROUND |= {"rules", "seals", "template", "tokenizer", "tracing"}
 DEVICE = sorted({*LEAVES, "runtime", FACE})
 HEAVY = {"torch", "transformers", "onnx"}
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Callable, Iterable, Mapping, Sequence
 
+from draftwire import tracing
 from draftwire.errors import ConfigError, OutputError
 from draftwire.io import replacing
 from draftwire.options import OPTIONS, Option, Options, options_of
@@ -303,7 +304,7 @@ class _Json(logging.Formatter):
 
 
 def start_logging(*, verbose: bool, form: str | None = None) -> None:
-    """Send the library's log to stderr.
+    """Send the library's log to stderr, and traces where the environment says.
 
     Args:
         verbose: Everything, not only warnings.
@@ -317,6 +318,7 @@ def start_logging(*, verbose: bool, form: str | None = None) -> None:
     else:
         handler.setFormatter(_Plain("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    tracing.from_environment()
     logging.getLogger("draftwire").setLevel(logging.DEBUG if verbose else logging.WARNING)
 
 
