@@ -179,6 +179,8 @@ class Service:
             "target": self._supervisor.target(),
             "streams": {"running": streams.running, "waiting": streams.waiting, **counts},
             "tokens": tokens,
+            "written": streams.written,
+            "work": dict(streams.work),
             "healthy": streams.healthy,
             "http": self._address,
             "clients": self._http.clients,

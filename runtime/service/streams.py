@@ -82,6 +82,8 @@ class Streams:
         self._slack_s = slack_s
         self._turns: list[Turn] = []  # in the order they came; the first ones run
         self.counts = {"finished": 0, "failed": 0, "cancelled": 0, "tokens": 0}
+        self.work: dict[str, float] = {}
+        self._sums: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> int:
@@ -92,6 +94,26 @@ class Streams:
     def waiting(self) -> int:
         """Streams that wait for it."""
         return len(self._turns) - self.running
+
+    @property
+    def written(self) -> int:
+        """Tokens of all streams, the running ones included."""
+        running = (turn.stream for turn in self._turns if turn.stream is not None)
+        return self.counts["tokens"] + sum(len(stream.tokens) for stream in running)
+
+    async def _sum(self, turn: Turn) -> None:
+        """Add what an ended stream took to ``work``; what was not measured is left out."""
+        report = await turn.report()
+        parts = {f"seconds_{k}": v for k, v in (report.get("seconds") or {}).items()}
+        parts.update({f"bytes_{k}": v for k, v in (report.get("bytes") or {}).items()})
+        for name in ("tokens", "rounds", "drafted", "accepted", "target_forwards"):
+            parts[name] = report.get(name)
+        joules = (report.get("energy") or {}).get("joules")
+        if joules is not None:
+            parts.update(joules=joules, joule_tokens=report.get("tokens"))
+        for name, value in parts.items():
+            if isinstance(value, (int, float)):
+                self.work[name] = round(self.work.get(name, 0) + value, 6)
 
     @property
     def healthy(self) -> bool:
@@ -137,6 +159,9 @@ class Streams:
             if turn.stream is not None:
                 turn.stream.cancel()
                 self.counts["tokens"] += len(turn.stream.tokens)
+                task = asyncio.get_running_loop().create_task(self._sum(turn))
+                self._sums.add(task)
+                task.add_done_callback(self._sums.discard)
 
     def close(self) -> None:
         """End the running streams and refuse the waiting ones."""

@@ -50,6 +50,7 @@ MOVED = {
     "protocol decode": "report --frame",
     "protocol log": "report",
     "service ask": "generate --service",
+    "top": "service top",
     "verifier mimic": "verifier check --device",
 }
 # What is a tool or a study now, outside the package.

@@ -1,4 +1,4 @@
-"""``draftwire service run|status``: the supervised process of a board."""
+"""``draftwire service run|status|top``: the supervised process of a board."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from draftwire.packages import DraftPackage
     from draftwire.runtime.session import AsyncSession
 
-__all__ = ["LEAF"]
+__all__ = ["LEAF", "sentence"]
 
 # Put by the unit into the service's own folder; the owner's files are for root alone.
 _HANDED_OVER = {"token_file": "token", "tls_key": "tls.key"}
@@ -29,9 +29,12 @@ LEAF = Leaf(
     "the supervised process of a board: run it, or how it is",
     "draftwire.cli.service:service",
     f"""
-[WHAT] {{run,status}} =run  serve local programs until SIGTERM; how the running one is
+[WHAT] {{run,status,top}} =run  serve local programs until SIGTERM; how the running one is;
+                      the same again and again, with watts and heat
 --socket PATH         where it listens (default: draftwire.sock in $RUNTIME_DIRECTORY)
 --socket-group GROUP =  who else may use it (0660)
+--interval S:positive =2  of top
+--count N             top: print it N times, and end
 --state DIR           counters (default: $STATE_DIRECTORY)
 {_common.LOG_FORMAT}""",
     about="Keep a draft loaded and a verifier connected, for the programs of this board: "
@@ -40,12 +43,16 @@ LEAF = Leaf(
     "when it does not run, or has no verifier. `draftwire generate --service PROMPT` "
     "tries it out.",
     more=lambda parser: _common.add_options(parser, (Doors, *GROUPS)),
-    usage="draftwire service [run|status] [OPTIONS]",
+    usage="draftwire service [run|status|top] [OPTIONS]",
 )
 
 
 def service(args: argparse.Namespace) -> int:
     """Run it, or say how it is."""
+    if args.what == "top":
+        from draftwire.cli._service_top import run
+
+        return run(args)
     return _status(args) if args.what == "status" else _run(args)
 
 
@@ -156,7 +163,7 @@ def _status(args: argparse.Namespace) -> int:
     with ServiceClient(args.socket, timeout=10) as service:
         found = service.status()
     if _common.give_json(args, found):
-        print(_sentence(found))
+        print(sentence(found))
         if not args.quiet:
             streams, state = found["streams"], found["state"]
             if found["http"]:
@@ -174,7 +181,7 @@ def _status(args: argparse.Namespace) -> int:
     return 0 if found["link"]["state"] == "up" else _NO_LINK
 
 
-def _sentence(found: dict[str, Any]) -> str:
+def sentence(found: dict[str, Any]) -> str:
     link, target = found["link"], found["target"]
     where = f"{found['verifier']}, draft {found['draft']['name']}"
     if link["state"] == "up":

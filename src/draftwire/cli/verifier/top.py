@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import shutil
 import sys
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 from draftwire.cli import _common
+from draftwire.cli._screen import height, screen, show
 from draftwire.errors import ConfigError, TransportError
 
 __all__ = ["run"]
 
 SCHEMA = "draftwire.verifier.top/1"
-_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-# The other screen, without a cursor; and back.
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,81 +24,22 @@ def run(args: argparse.Namespace) -> int:
     top = Top(name)
     live = sys.stdout.isatty() and args.count is None and args.json is None
     left = args.count or (2 if args.json is not None else 10**9)
-    with _screen(live) as pressed:
+    with screen(live) as pressed:
         while left:
             left -= 1
             try:
                 top.take(fetch(), time.monotonic())
-                lines = top.render(time.strftime("%H:%M:%S"), _height(live))
+                lines = top.render(time.strftime("%H:%M:%S"), height(live))
             except TransportError as error:
                 if not (live and top.seen):
                     raise
                 lines = [_common.plain(str(error))[:80], "asking again"]  # it may be back
             if args.json is None:
-                _show(lines, live)
+                show(lines, live)
             if left and pressed(args.interval):
                 break
     _common.give_json(args, {"schema": SCHEMA, "verifier": name, **top.document()})
     return 0
-
-
-def _height(live: bool) -> int:
-    return shutil.get_terminal_size().lines - 1 if live else 200
-
-
-def _show(lines: list[str], live: bool) -> None:
-    if live:
-        text = "".join(f"{line}{_CLEAR_LINE}\r\n" for line in lines)
-        sys.stdout.write(_HOME + text + _CLEAR_BELOW)
-    else:
-        sys.stdout.write("\n".join([*lines, "", ""]))
-    sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _screen(live: bool) -> Iterator[Callable[[float], bool]]:
-    """Take the terminal; yield what waits for a time or a key that ends it."""
-    if not live or not sys.stdin.isatty():
-
-        def wait(seconds: float) -> bool:
-            time.sleep(seconds)
-            return False
-
-        sys.stdout.write(_ENTER if live else "")
-        try:
-            yield wait
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.stdout.write(_LEAVE if live else "")
-        return
-    import os
-    import select
-    import termios
-    import tty
-
-    fd = sys.stdin.fileno()
-    before = termios.tcgetattr(fd)
-
-    def pressed(seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while True:
-            ready = select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]
-            if not ready:
-                return False
-            if os.read(fd, 64) in (b"q", b"Q", b"\x1b", b""):
-                return True
-
-    sys.stdout.write(_ENTER)
-    try:
-        tty.setcbreak(fd)
-        yield pressed
-    except KeyboardInterrupt:
-        pass
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
-        sys.stdout.write(_LEAVE)
-        sys.stdout.flush()
 
 
 def _source(args: argparse.Namespace) -> tuple[Callable[[], Any], str]:
