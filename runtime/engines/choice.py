@@ -31,7 +31,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Hint:
-    """How a board shall run a draft, as ``draftwire export tune`` found.
+    """How a board shall run a draft, as ``draftwire bench device --tune`` found.
 
     Attributes:
         engine: "onnxruntime" or "litert".

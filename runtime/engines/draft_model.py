@@ -76,7 +76,7 @@ class DraftModel:
         """Open a draft package on this device.
 
         Where neither precision nor engine nor threads are given, the package's hint for
-        this board decides, if it has one (``draftwire export tune --write``).
+        this board decides, if it has one (``draftwire bench device --tune --write``).
 
         Args:
             package: A loaded package, or the path of one.

@@ -87,7 +87,7 @@ def open_engine(
         if stream.read(8)[4:] != b"TFL3":
             raise ModelError(
                 f"{path.name} is no .tflite file",
-                hint="export the draft again with `draftwire export tflite`",
+                hint="make it again: `draftwire export package --engine litert`",
             )
     try:
         interpreter = interpreter_class(model_path=str(path), num_threads=threads)
@@ -255,7 +255,7 @@ def _check_signatures(interpreter: Any, spec: ModelSpec, file: str) -> list[str]
         raise ModelError(
             f"{file} is no draft: it lacks the signature "
             f"{'step' if 'step' not in kinds else 'prefill'}",
-            hint="`draftwire export tflite` makes drafts for LiteRT",
+            hint="`draftwire export package --engine litert` makes drafts for LiteRT",
         )
     longest = 0
     for key in names:

@@ -1,4 +1,4 @@
-"""``draftwire protocol decode``: every golden vector, and frames that are wrong."""
+"""``draftwire report --frame``: every golden vector, and frames that are wrong."""
 
 import json
 from pathlib import Path

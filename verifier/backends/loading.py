@@ -95,5 +95,5 @@ def _kind(path: Path) -> str:
         return "hf"
     raise ConfigError(
         f"{path} is neither a target package (target.json) nor a checkpoint (config.json)",
-        hint="`draftwire export onnx --role target` makes a package of a checkpoint",
+        hint="`draftwire export package --role target` makes a package of a checkpoint",
     )
