@@ -29,7 +29,7 @@ def hello_of(package: DraftPackage, target: str) -> Hello:
         package.vocab_size,
         bytes.fromhex(package.id),
         package.family.name,
-        ("resume", "exits", "prefix", "further", "processors", *_GRAMMAR),
+        ("resume", "exits", "prefix", "further", "processors", "logprobs", *_GRAMMAR),
         NOISES,
     )
 
@@ -45,6 +45,7 @@ def open_of(
     held: int = 0,
     text: int = 0,
     grammar: Rules | None = None,
+    logprobs: int = 0,
 ) -> Open:
     """Return the request for a stream.
 
@@ -58,6 +59,7 @@ def open_of(
         held: So many ids of the prompt the verifier has still; they are named, not sent.
         text: So many at the end of it are text already.
         grammar: What the text keeps to, or None.
+        logprobs: Pairs for each new token.
     """
     return Open(
         tuple(prompt[held:]),
@@ -75,6 +77,7 @@ def open_of(
         noise=params.noise,
         prefix=TextHash(prompt[:held]).digest(16) if held else b"",
         prefix_length=held,
+        logprobs=logprobs,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,

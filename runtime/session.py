@@ -9,6 +9,7 @@ inbox and take chunks out of a queue.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 from collections import deque
@@ -252,6 +253,7 @@ class SessionBase(Generic[_S]):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = (),
         bad_words: Sequence[str] = (),
+        logprobs: int | None = None,
         seed: int | None = None,
         sample: int = 0,
         noise: str = "philox",
@@ -296,6 +298,8 @@ class SessionBase(Generic[_S]):
             frequency_penalty: 0 does nothing.
             logit_bias: Added to the logits of token ids.
             bad_words: Texts whose tokens shall not come.
+            logprobs: Tokens come with the target's log-probability of them and of so
+                many of its likeliest ids; None: without.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             sample: Which of the texts that share a seed, from 0.
             noise: How ``coupled`` draws its noise: ``"sparse"`` costs a tenth at large
@@ -423,6 +427,8 @@ class SessionBase(Generic[_S]):
             ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
             stop_ids = sorted(ends)
         rules = self._structures.rules(structure, welcome, params, stop_ids)
+        if rules is not None and sampling.logprobs is not None:
+            rules = dataclasses.replace(rules, forcing=False)  # each token is judged then
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,
@@ -445,6 +451,7 @@ class SessionBase(Generic[_S]):
             cache=memory.cache,
             explain=explain is not None,
             grammar=rules,
+            logprobs=0 if sampling.logprobs is None else sampling.logprobs + 1,
         )
 
         def begin() -> None:

@@ -297,6 +297,12 @@ class Sampling(Options):
         rules.texts(64, 64),
         "text whose tokens shall not come, alone or after a space; may be repeated",
     )
+    logprobs: int | None = _option(
+        None,
+        rules.whole(0, 20),
+        "the target's log-probability of each token, and of so many likeliest ones: about "
+        "7 bytes down for each number",
+    )
     seed: int | None = _option(
         None,
         rules.whole(0, 2**64 - 1),
