@@ -117,6 +117,7 @@ class SessionBase(Generic[_S]):
         self._tokenizer = load_tokenizer(package.tokenizer_path)
         self._conversation: Conversation | None = None  # made when somebody talks
         self._structures = Structures(package)
+        self._anchor: tuple[list[int], int] | None = None
         tls = None
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
@@ -235,6 +236,15 @@ class SessionBase(Generic[_S]):
         """Run report of the stream that ended last; None before any has."""
         last = self._last
         return None if last is None else last.report
+
+    def word(self, token: int) -> str:
+        """Return the text of a token, as it stands behind other text."""
+        tokenizer, anchor = self._tokenizer, self._anchor
+        if anchor is None:  # its own text, which what follows is told apart from
+            ids = tokenizer.encode("a")
+            anchor = self._anchor = ids, len(tokenizer.decode(ids, skip_special=False))
+        ids, length = anchor
+        return tokenizer.decode([*ids, token], skip_special=False)[length:]
 
     # ---- streams
 

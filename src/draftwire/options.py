@@ -460,6 +460,10 @@ class Doors(Options):
     http_token_file: Path | None = _option(
         None, rules.FILE, "file with the token that clients of --http must have"
     )
+    http_cert: Path | None = _option(
+        None, rules.FILE, "certificate of --http: clients come by https"
+    )
+    http_key: Path | None = _option(None, rules.FILE, "its key, if in a file of its own")
     http_origin: tuple[str, ...] = _option(
         (),
         rules.texts(16, 256),
