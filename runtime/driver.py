@@ -105,6 +105,7 @@ class StreamSpec:
         explain: Tell the sink why each block left.
         grammar: What the text keeps to, or None.
         trace: Its span, or None.
+        logprobs: Pairs that are wanted for each new token.
     """
 
     prompt: Sequence[int]
@@ -127,6 +128,7 @@ class StreamSpec:
     explain: bool = False
     grammar: Rules | None = None
     trace: StreamTrace | None = None
+    logprobs: int = 0
 
 
 class Sink(Protocol):
@@ -310,6 +312,7 @@ class Driver:
             guess_offline=spec.offline == "draft",
             mode=spec.mode,
             grammar=spec.grammar,
+            logprobs=spec.logprobs,
         )
         machine.has_engine = mine
         decisions = Decisions(
@@ -520,15 +523,19 @@ class Driver:
                 ),
             )
             return
-        if run.spec.params.processed and "processors" not in welcome.capabilities:
-            what = "the verifier does not know this stream's penalties, bias or min_p"
-            self._fail(run, IncompatibleError(what, hint="leave them out, or update it"))
-            return
-        if run.spec.grammar is not None and "grammar" not in welcome.capabilities:
-            what = "the verifier does not know grammars"
-            hint = "leave the grammar out, or serve with llguidance installed"
-            self._fail(run, IncompatibleError(what, hint=hint))
-            return
+        needs = {
+            "processors": run.spec.params.processed,
+            "logprobs": run.spec.logprobs,
+            "grammar": run.spec.grammar is not None,
+        }
+        for name, needed in needs.items():
+            if needed and name not in welcome.capabilities:
+                what = f"the verifier does not know {name}, which this stream asks for"
+                hint = (
+                    "update the verifier, or do without; a grammar needs llguidance there"
+                )
+                self._fail(run, IncompatibleError(what, hint=hint))
+                return
         if not self._number_of(run):
             self._settle(run)
             return

@@ -16,7 +16,7 @@ from draftwire.transport.text_hash import TextHash
 
 __all__ = ["hello_of", "open_of"]
 
-_CAPABILITIES = ("resume", "exits", "prefix", "further", "processors")
+_CAPABILITIES = ("resume", "exits", "prefix", "further", "processors", "logprobs")
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
 
@@ -47,6 +47,7 @@ def open_of(
     held: int = 0,
     text: int = 0,
     grammar: Rules | None = None,
+    logprobs: int = 0,
 ) -> Open:
     """Return the request for a stream.
 
@@ -60,6 +61,7 @@ def open_of(
         held: So many ids of the prompt the verifier has still; they are named, not sent.
         text: So many at the end of it are text already.
         grammar: What the text keeps to, or None.
+        logprobs: Pairs for each new token.
     """
     return Open(
         tuple(prompt[held:]),
@@ -77,6 +79,7 @@ def open_of(
         noise=params.noise,
         prefix=TextHash(prompt[:held]).digest(16) if held else b"",
         prefix_length=held,
+        logprobs=logprobs,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,

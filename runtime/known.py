@@ -76,7 +76,7 @@ def assumed_welcome(draft: DraftPackage) -> Welcome:
         max_block=255,
         eos_ids=tuple(draft.eos_ids),
         compatibility="unknown",
-        capabilities=("processors", "grammar"),
+        capabilities=("processors", "grammar", "logprobs"),
         schemes=tuple(SCHEMES),
         noise=NOISES,
     )

@@ -17,7 +17,7 @@ from draftwire.options import (
 from draftwire.runtime.driver import named
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, FixedLength, make_controller
-from draftwire.sampling import SamplingParams, check_race, make_proposer, shape_for
+from draftwire.sampling import SamplingParams, card_of, check_race, make_proposer, shape_for
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         frequency_penalty: float
         logit_bias: Mapping[int, float] | Sequence[tuple[int, float]]
         bad_words: Sequence[str]
+        logprobs: int | None
         seed: int | None
         sample: int
         noise: str
@@ -116,6 +117,14 @@ def params_of(
             hint="leave them out, or use a verifier with the capability 'processors'",
         )
     shape_for(params, welcome.vocab_size, 0)  # knows what is wrong with them
+    if options.logprobs is not None and "logprobs" not in welcome.capabilities:
+        raise ConfigError("the verifier gives no log-probabilities", hint="update it")
+    if options.logprobs is not None and card_of(params.scheme).own_corrections:
+        raise ConfigError(
+            f"scheme {params.scheme!r} has no log-probabilities: this side draws what "
+            "follows a rejection",
+            hint="use --scheme coupled",
+        )
     if params.scheme not in welcome.schemes:
         raise ConfigError(
             f"the verifier does not know the sampling scheme {params.scheme!r}",

@@ -8,6 +8,7 @@ What was not measured is null. Ratios are left to the reader of the report
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import sys
@@ -226,7 +227,12 @@ def stream_report(
             "family": welcome.family,
             "numerics": None if welcome.numerics == "unstated" else welcome.numerics,
         },
-        sampling={key: getattr(params, key) for key in _KEYS["sampling"]},
+        sampling={
+            field.name: value
+            for field in dataclasses.fields(params)
+            if (value := getattr(params, field.name)) != field.default
+            or field.name in _KEYS["sampling"]
+        },
         mode={
             "objective": mode.objective,
             "pipeline": mode.pipeline,

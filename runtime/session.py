@@ -9,6 +9,7 @@ inbox and take chunks out of a queue.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 from collections import deque
@@ -117,6 +118,7 @@ class SessionBase(Generic[_S]):
         self._tokenizer = load_tokenizer(package.tokenizer_path)
         self._conversation: Conversation | None = None  # made when somebody talks
         self._structures = Structures(package)
+        self._anchor: tuple[list[int], int] | None = None
         tls = None
         if connect.tls_ca or connect.tls_cert:
             tls = tls_context(ca=connect.tls_ca, cert=connect.tls_cert, key=connect.tls_key)
@@ -236,6 +238,15 @@ class SessionBase(Generic[_S]):
         last = self._last
         return None if last is None else last.report
 
+    def word(self, token: int) -> str:
+        """Return the text of a token, as it stands behind other text."""
+        tokenizer, anchor = self._tokenizer, self._anchor
+        if anchor is None:  # its own text, which what follows is told apart from
+            ids = tokenizer.encode("a")
+            anchor = self._anchor = ids, len(tokenizer.decode(ids, skip_special=False))
+        ids, length = anchor
+        return tokenizer.decode([*ids, token], skip_special=False)[length:]
+
     # ---- streams
 
     def generate(
@@ -253,6 +264,7 @@ class SessionBase(Generic[_S]):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = (),
         bad_words: Sequence[str] = (),
+        logprobs: int | None = None,
         seed: int | None = None,
         sample: int = 0,
         noise: str = "philox",
@@ -297,6 +309,8 @@ class SessionBase(Generic[_S]):
             frequency_penalty: 0 does nothing.
             logit_bias: Added to the logits of token ids.
             bad_words: Texts whose tokens shall not come.
+            logprobs: Tokens come with the target's log-probability of them and of so
+                many of its likeliest ids; None: without.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             sample: Which of the texts that share a seed, from 0.
             noise: How ``coupled`` draws its noise: ``"sparse"`` costs a tenth at large
@@ -424,6 +438,8 @@ class SessionBase(Generic[_S]):
             ends = {*welcome.eos_ids, *self._package.eos_ids, *chat.stop_ids}
             stop_ids = sorted(ends)
         rules = self._structures.rules(structure, welcome, params, stop_ids)
+        if rules is not None and sampling.logprobs is not None:
+            rules = dataclasses.replace(rules, forcing=False)  # each token is judged then
         account = meter.account()
         spec = StreamSpec(
             prompt=ids,
@@ -447,6 +463,7 @@ class SessionBase(Generic[_S]):
             explain=explain is not None,
             grammar=rules,
             trace=trace_of(welcome, params.scheme, params.temperature),
+            logprobs=0 if sampling.logprobs is None else sampling.logprobs + 1,
         )
 
         def begin() -> None:

@@ -15,7 +15,7 @@ from draftwire.sampling import (
     residual,
     separate,
 )
-from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of
+from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, log_probs
 from draftwire.sampling.scheme import (
     Card,
     Decider,
@@ -43,6 +43,7 @@ __all__ = [
     "card_of",
     "check_race",
     "law_of",
+    "log_probs",
     "loss_of",
     "make_decider",
     "make_proposer",

@@ -22,6 +22,7 @@ __all__ = [
     "above",
     "largest",
     "law_of",
+    "log_probs",
     "most_likely",
     "peak",
     "total_of",
@@ -257,6 +258,23 @@ def total_of(logits: np.ndarray, temperature: float, top: float) -> tuple[float,
     part -= np.float32(top)
     part *= np.float32(1 / temperature)
     return float(np.exp(part, out=part).sum()), _ERROR32
+
+
+def log_probs(logits: np.ndarray, token: int, most: int) -> list[tuple[int, float]]:
+    """Return log-probabilities of the softmax of ``logits``, within 1e-5.
+
+    Args:
+        logits: ``(vocab,)`` floats.
+        token: The first of the answer.
+        most: The likeliest ids follow, so many, likeliest first.
+
+    Raises:
+        ModelError: The logits are no numbers.
+    """
+    top = peak(logits)
+    whole = top + math.log(total_of(logits, 1.0, top)[0])
+    ids = [token, *largest(logits, most).tolist()] if most else [token]
+    return [(i, float(logits[i]) - whole) for i in ids]
 
 
 def law_of(logits: np.ndarray, params: SamplingParams) -> Law:

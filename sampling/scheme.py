@@ -80,6 +80,7 @@ class Card:
             user), and be dropped after a look at them. Otherwise every token must come
             from :meth:`Proposer.propose`, and whether it is sent must be settled before
             it is drawn: a block may end after a weak token, not before it.
+        own_corrections: The device draws what follows a rejection.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Card:
     greedy: bool
     sampled: bool
     any_draft: bool = True
+    own_corrections: bool = False
 
     @property
     def racing(self) -> bool:

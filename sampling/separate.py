@@ -64,6 +64,7 @@ CARD = Card(
     greedy=False,
     sampled=True,
     any_draft=False,
+    own_corrections=True,
 )
 LOSSY_CARD = Card(
     "separate-lossy",
@@ -73,6 +74,7 @@ LOSSY_CARD = Card(
     greedy=False,
     sampled=True,
     any_draft=False,
+    own_corrections=True,
 )
 
 

@@ -162,6 +162,7 @@ class Open:
             block; 0: without limit.
         prefix: Hash of ids in front of the prompt that are not sent, 16 bytes, or empty.
         prefix_length: How many they are.
+        logprobs: So many log-probabilities for each new token; 0: none.
         min_p: See ``draftwire.sampling.SamplingParams``, as the next five.
         repetition_penalty: 1 does nothing.
         presence_penalty: 0 does nothing.
@@ -190,6 +191,7 @@ class Open:
     credit: int = 0
     prefix: bytes = b""
     prefix_length: int = 0
+    logprobs: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -273,6 +275,8 @@ class Commit:
         near_ties: Positions of the stream so far that the target's numerics cannot
             tell, or None where that is as it was.
         further: Ids of the text behind ``token``.
+        logprobs: For each new token so many pairs as the open says: its id and its
+            log-probability, then those of the likeliest ids.
     """
 
     epoch: int
@@ -286,6 +290,7 @@ class Commit:
     text_hash: bytes = b""
     near_ties: int | None = None
     further: tuple[int, ...] = ()
+    logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -317,6 +322,7 @@ class Resumed:
         forwards: Forwards of the target that ran for it since its open, prompts apart.
         text_hash: Of the text with ``tokens``, 8 bytes, or empty.
         near_ties: As in :class:`Commit`.
+        logprobs: Of ``tokens``, as in :class:`Commit`.
     """
 
     epoch: int
@@ -326,6 +332,7 @@ class Resumed:
     forwards: int = 0
     text_hash: bytes = b""
     near_ties: int | None = None
+    logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def welcome_to(
         *(["exits"] if backend.exits else []),
         *(["prefix"] if limits.prefixes else []),
         "further",
-        *([] if keeps_streams(backend) else ["processors"]),
+        *([] if keeps_streams(backend) else ["processors", "logprobs"]),
         *(["grammar"] if grammars else []),
         *(["trace"] if tracing() else ()),
     ]

@@ -56,6 +56,7 @@ else:
 __all__ = ["Holder", "KeptStreams", "Stream", "Terms", "UnknownStreamError"]
 
 _TOKEN_BYTES = 44  # a Python int, its place in a list, and one more to look it up
+_PAIR_BYTES = 112  # a tuple, an int, a float and their place in a list
 _STREAM_BYTES = 4096  # all else of a stream
 _GRAMMAR_BYTES = 256 << 10  # of its grammar: two matchers, some 130 kB each
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
@@ -177,7 +178,8 @@ class Stream:
     def kept_bytes(self) -> int:
         """Memory of the text while the stream waits, about."""
         tokens = self._prompt + self.session.counts.emitted
-        return self._size + _TOKEN_BYTES * tokens
+        pairs = _PAIR_BYTES * self.session.pairs
+        return self._size + _TOKEN_BYTES * tokens + pairs
 
     def hold(self, holder: Holder | None) -> None:
         """Let ``holder`` have what comes out."""
@@ -630,7 +632,7 @@ class KeptStreams:
             max_waiting=welcome.room,
             noises=welcome.noise,
             schemes=schemes_of(served.backend),
-            processors="processors" in welcome.capabilities,
+            capabilities=welcome.capabilities,
             target=served.label,
             logit_error=served.backend.logit_error,
             # A grammar that forces its ids is guessed at less than it is known.

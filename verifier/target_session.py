@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Sequence
+from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from draftwire.sampling import (
     SamplingParams,
     card_of,
     check_race,
+    log_probs,
     make_decider,
     shape_for,
 )
@@ -59,6 +60,7 @@ from draftwire.verifier.states import TABLE, State
 
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
 
+Pairs = List[Tuple[int, float]]  # ids and their log-probabilities
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
 _SPAN = 512  # ids of one forward's drafts, forced ones among them
 _PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
@@ -109,12 +111,14 @@ class Verdict(NamedTuple):
         near_ties: At how many of its positions another token was too near to tell.
         tail: Ids that a grammar forces behind all that.
         ended: Nothing can follow those.
+        logprobs: Of each token decided, where they are wanted.
     """
 
     decision: Decision
     near_ties: int = 0
     tail: tuple[int, ...] = ()
     ended: bool = False
+    logprobs: Sequence[Pairs] = ()
 
 
 @dataclass
@@ -157,7 +161,7 @@ class TargetSession:
         max_waiting: Most of them that may wait for judgement; 0: as ``max_block``.
         noises: Noise profiles that the connection has.
         schemes: Sampling schemes that it has.
-        processors: It has that capability.
+        capabilities: What else it has.
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
         logit_error: How far the target's logits may be off, 0 for an exact target.
@@ -186,7 +190,7 @@ class TargetSession:
         max_waiting: int = 0,
         noises: Sequence[str] = NOISES,
         schemes: Sequence[str] = tuple(SCHEMES),
-        processors: bool = True,
+        capabilities: Sequence[str] = ("processors", "logprobs"),
         cached: int = 0,
         target: str = "",
         logit_error: float = 0.0,
@@ -219,7 +223,23 @@ class TargetSession:
                 f"{request.text_before} ids of a context of {len(request.prompt)} are text"
             )
         self._params = params = params_of(request)
-        if params.processed and not processors:
+        if request.logprobs and "logprobs" not in capabilities:
+            raise ConfigError(
+                "the open asks for log-probabilities without the capability logprobs",
+                hint="name it in the hello",
+            )
+        if request.logprobs and card_of(params.scheme).own_corrections:
+            raise ConfigError(
+                f"no log-probabilities with scheme {params.scheme!r}: the device draws "
+                "what follows a rejection",
+                hint="use scheme coupled",
+            )
+        if request.logprobs and grammar is not None and request.forced:
+            raise ConfigError(
+                "no log-probabilities of ids that a grammar forces: nobody judges them",
+                hint="open with forced = 0",
+            )
+        if params.processed and "processors" not in capabilities:
             raise ConfigError(
                 "the open asks for min_p, penalties, bias or bad words without the "
                 "capability processors",
@@ -264,6 +284,8 @@ class TargetSession:
         self._lookup = lookup if self._free else None
         self._pace = 1.0  # tokens a forward, lately
         self.row_price = 0.0
+        self._wants = request.logprobs  # pairs for each new token
+        self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
         self._counts = StreamCounts()
         self._told = self._told_ties = 0  # what the device knows of the counts
@@ -331,6 +353,11 @@ class TargetSession:
         return self._counts
 
     @property
+    def pairs(self) -> int:
+        """How many log-probabilities are kept for a device that comes back."""
+        return len(self._pairs)
+
+    @property
     def tokens(self) -> list[int]:
         """Ids of prompt and text."""
         return list(self._tokens)
@@ -391,7 +418,8 @@ class TargetSession:
         rest = self.committed(position)
         self._told_ties = ties = self._counts.near_ties
         said = (self.epoch, position, rest, self.finish, self._told)
-        return Resumed(*said, self._hash.digest(), ties or None)
+        pairs = tuple(self._pairs[position * self._wants :])
+        return Resumed(*said, self._hash.digest(), ties or None, pairs)
 
     def progress(self, work: int) -> Progress:
         """Return what to say of a stream without a verdict.
@@ -559,17 +587,28 @@ class TargetSession:
         all_kept = decision.accepted >= work.drafted - work.found
         if all_kept and work.drafted and not self._bonus:
             decision = decision._replace(token=-1)
+        pairs = self._pairs_of(work, logits, decision)
         if self._guide is None:
-            return Verdict(decision, near_ties)
+            return Verdict(decision, near_ties, logprobs=pairs)
         kept = work.drafts[: decision.accepted]
         path = self._guide.path(kept)
         if not all_kept or not (path.ids or path.ended):
             if decision.token < 0:
-                return Verdict(decision, near_ties)
+                return Verdict(decision, near_ties, logprobs=pairs)
             path = self._guide.path(kept, (decision.token,))
-            return Verdict(decision, near_ties, path.ids[1:], path.ended)
+            return Verdict(decision, near_ties, path.ids[1:], path.ended, pairs)
         # The drafts end where no choice is left, so nobody asks what the target would say.
-        return Verdict(decision._replace(token=-1), near_ties, path.ids, path.ended)
+        return Verdict(decision._replace(token=-1), near_ties, path.ids, path.ended, pairs)
+
+    def _pairs_of(
+        self, work: Work, logits: np.ndarray, decision: Decision
+    ) -> Sequence[Pairs]:
+        """Return the log-probabilities of what was decided, where they are wanted."""
+        if not self._wants:
+            return ()
+        tokens = [*work.drafts[: decision.accepted], decision.token]
+        rows, most = logits[:, : self._vocab_size], self._wants - 1
+        return [log_probs(r, t, most) for r, t in zip(rows, tokens) if t >= 0]
 
     def _shaped(self, work: Work, logits: np.ndarray) -> np.ndarray:
         """Return what the scheme is to see of the target's rows.
@@ -708,6 +747,11 @@ class TargetSession:
             work.epoch, sent, kept, decision, times, forwards, work, verdict
         )
         self._learn(work, decision.accepted, self._tokens[before:])
+        if self._wants:
+            rows = verdict.logprobs[: len(self._tokens) - before]
+            pairs = tuple([pair for row in rows for pair in row])
+            self._pairs += pairs
+            commit = dataclasses.replace(commit, logprobs=pairs)
         return [commit]
 
     def _commit(

@@ -186,7 +186,8 @@ class Link {
     if (!this.welcome.noise.includes(noise)) return ['request', `no noise ${noise} here`];
     const { min_p: m, repetition_penalty: r, presence_penalty: p, frequency_penalty: f } = open;
     const more = m || r !== 1 || p || f || open.logit_bias.length || open.bad_words.length;
-    if (more) return ['request', 'the capability processors was not agreed'];
+    const beyond = more || open.logprobs;
+    if (beyond) return ['request', 'processors or logprobs, and neither was agreed'];
     const fits = prompt.length && prompt.length < told.context && most > 0;
     if (!fits) return ['request', `no prompt, or no room for a token`];
     const running = [...known.values()].filter(({ link }) => link).length;

@@ -32,10 +32,13 @@ class Token:
             verifier's own), ``"forced"`` (a grammar left no choice), ``"resumed"``
             (committed while the link was lost), or ``"unverified"`` (a guess shown while
             there was no verifier).
+        logprobs: Where they are asked for: its id and the target's log-probability of it,
+            then those of the ids that the target found likeliest.
     """
 
     id: int
     kind: TokenKind
+    logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

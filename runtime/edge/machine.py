@@ -40,7 +40,7 @@ from draftwire.runtime.edge.in_flight import InFlight, common
 from draftwire.runtime.edge.lines import Line, Lines, drawn
 from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.edge.preemption import Preemption
-from draftwire.runtime.edge.verdict import read_verdict, tally
+from draftwire.runtime.edge.verdict import read_verdict, tally, told
 from draftwire.runtime.greeting import open_of
 from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
@@ -183,6 +183,7 @@ class EdgeSession:
         guess_offline: Go on with the draft alone while the link is lost.
         mode: What to do while verdicts are out.
         grammar: What the text keeps to, or None.
+        logprobs: Pairs that are wanted for each new token.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class EdgeSession:
         guess_offline: bool = False,
         mode: Mode = DEFAULT_MODE,
         grammar: Rules | None = None,
+        logprobs: int = 0,
     ) -> None:
         self._prompt = tuple(prompt)
         self._params = params
@@ -212,6 +214,7 @@ class EdgeSession:
             self._guide = grammar.guide(len(self._prompt))
         self._max_block = self._max_waiting = 255
         self._mode = mode
+        self._logprobs = logprobs
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
         self._bonus = self._free or (mode.pipeline == 1 and not mode.racing)
@@ -447,6 +450,7 @@ class EdgeSession:
             held=held,
             text=len(self._committed),
             grammar=self._grammar,
+            logprobs=self._logprobs,
         )
         return Send(request)
 
@@ -506,7 +510,7 @@ class EdgeSession:
         resumed = [Token(t, "resumed") for t in message.tokens]
         self._forced_behind(resumed)
         self.counts.forwards = self._forwards + message.forwards
-        actions = self._keep(resumed)
+        actions = self._keep(told(resumed, message.logprobs, self._logprobs))
         self._compare(message.text_hash)
         self._near(message.near_ties)
         self._forget_wire(message.epoch)
@@ -546,7 +550,7 @@ class EdgeSession:
         self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
         tally(self.counts, self._controller, commit, self._wire, new, before)
-        actions = self._keep(kept)
+        actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
         self._near(commit.near_ties)
         self._settle("< commit")

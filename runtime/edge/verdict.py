@@ -12,7 +12,7 @@ from draftwire.runtime.pacing.controller import Controller
 from draftwire.sampling import Proposer
 from draftwire.transport.messages import Commit, Finish
 
-__all__ = ["Verdict", "read_verdict", "tally"]
+__all__ = ["Verdict", "read_verdict", "tally", "told"]
 
 
 class Verdict(NamedTuple):
@@ -66,6 +66,28 @@ def read_verdict(
     if not tokens and commit.finish is Finish.NOT_YET:
         raise ProtocolError("the verifier answered a block without a token")
     return Verdict(tokens, correction)
+
+
+def told(
+    tokens: Sequence[Token], pairs: Sequence[tuple[int, float]], each: int
+) -> Sequence[Token]:
+    """Return ``tokens`` with what the verifier says of each.
+
+    Args:
+        tokens: New ones of the text.
+        pairs: Ids and log-probabilities.
+        each: How many a token has.
+
+    Raises:
+        ProtocolError: They are not those of these tokens.
+    """
+    if not each:
+        return tokens
+    rows = [tuple(pairs[i : i + each]) for i in range(0, len(pairs), each)]
+    whole = all(len(row) == each for row in rows)
+    if not whole or [row[0][0] for row in rows] != [token.id for token in tokens]:
+        raise ProtocolError("the log-probabilities are not those of the tokens")
+    return [Token(token.id, token.kind, row) for token, row in zip(tokens, rows)]
 
 
 def tally(

@@ -348,7 +348,8 @@ async def _linger(reader: _Reader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1 << 16):
             pass
 
-    writer.write_eof()
+    if writer.can_write_eof():  # TLS has no half of a connection
+        writer.write_eof()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(rest(), LINGER_S)
 

@@ -13,11 +13,23 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
 from draftwire.options import STREAM_GROUPS, Option, check_prompt, options_of
+from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.stream import Chunk
 from draftwire.template import check_messages
@@ -25,6 +37,7 @@ from draftwire.template import check_messages
 __all__ = ["MAX_CHOICES", "Answer", "Ask", "Done", "Form", "read_ask"]
 
 MAX_CHOICES = 8
+_LOWEST = -9999.0  # JSON knows no infinity
 _STREAM = {option.name: option for option in options_of(*STREAM_GROUPS)}
 Events = Iterator[Tuple[Optional[str], Dict[str, Any]]]  # their names and data
 
@@ -55,6 +68,11 @@ class Ask:
     report: bool
     template_options: Mapping[str, Any] | None
 
+    @property
+    def logprobs(self) -> bool:
+        """Whether tokens are to come with their log-probabilities."""
+        return self.options.get("logprobs") is not None
+
 
 @dataclass(frozen=True)
 class Done:
@@ -63,6 +81,7 @@ class Done:
     text: str
     finish: str
     report: Mapping[str, Any] = field(default_factory=dict)
+    tokens: Sequence[Token] = ()
 
 
 # ---- requests
@@ -80,13 +99,6 @@ _NOT_YET: dict[str, Callable[[Any], bool]] = {
     "tool_choice": _none("none", "auto"),
     "function_call": _none("none", "auto"),
     "response_format": _none({"type": "text"}),
-    "logit_bias": _none({}),
-    "frequency_penalty": _none(0, 0.0),
-    "presence_penalty": _none(0, 0.0),
-    "repetition_penalty": _none(1, 1.0),
-    "min_p": _none(0, 0.0),
-    "ignore_eos": _none(False),
-    "top_logprobs": _none(0),
     "reasoning_effort": _none(),
     "verbosity": _none(),
     "modalities": _none(["text"]),
@@ -96,10 +108,8 @@ _NOT_YET: dict[str, Callable[[Any], bool]] = {
     "service_tier": _none("auto", "default"),
     "store": _none(False),
 }
-_CHAT = {**_NOT_YET, "logprobs": _none(False)}
 _TEXT = {
     **_NOT_YET,
-    "logprobs": _none(),
     "best_of": _none(1),
     "echo": _none(False),
     "suffix": _none(""),
@@ -108,10 +118,8 @@ _RESPONSE = {
     **{name: _NOT_YET[name] for name in ("tools", "tool_choice", "service_tier", "store")},
     "text": _none({}, {"format": {"type": "text"}}),
     "reasoning": _none({}),
-    "include": _none([]),
     "truncation": _none("disabled"),
     "background": _none(False),
-    "top_logprobs": _none(0),
     **dict.fromkeys(
         ("previous_response_id", "conversation", "prompt", "max_tool_calls"), _none()
     ),
@@ -119,14 +127,22 @@ _RESPONSE = {
 # What says something about the asker and nothing about the answer.
 _NOTES = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
 _NOTES |= {"prompt_cache_retention", "parallel_tool_calls"}
-_PASSED = {"temperature", "top_p", "top_k", "seed", "stop"}
+_PASSED = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos"}
+_PASSED |= {"presence_penalty", "frequency_penalty", "repetition_penalty"}
+_PASSED |= {"logit_bias", "bad_words"}
 _SHARED = {"model", "stream", "stream_options", "draftwire"}
+_LOGPROBS = ("logprobs", "top_logprobs")
+_INCLUDED = "message.output_text.logprobs"  # how responses ask for them
 _FIELDS = {
-    "chat": (_CHAT, {"messages", "n", "max_tokens", "max_completion_tokens"} | _PASSED),
-    "text": (_TEXT, {"prompt", "n", "max_tokens"} | _PASSED),
+    "chat": (
+        _NOT_YET,
+        {"messages", "n", "max_tokens", "max_completion_tokens", *_LOGPROBS} | _PASSED,
+    ),
+    "text": (_TEXT, {"prompt", "n", "max_tokens", "logprobs"} | _PASSED),
     "response": (
         _RESPONSE,
-        {"input", "instructions", "max_output_tokens", "temperature", "top_p"},
+        {"input", "instructions", "max_output_tokens", "temperature", "top_p"}
+        | {"top_logprobs", "include"},
     ),
 }
 _TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
@@ -168,7 +184,7 @@ def read_ask(kind: str, body: bytes) -> Ask:
         kind=kind,
         model=_typed(given, "model", str, "a name", ""),
         prompts=_checked(kind, given),
-        options={**_options(given), **_extra(extra)},
+        options={**_options(given), **_logprobs(kind, given), **_extra(extra)},
         choices=_choices(given),
         stream=_typed(given, "stream", bool, "true or false", False),
         usage=_typed(settings, "include_usage", bool, "true or false", False),
@@ -189,6 +205,27 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
             option = _STREAM["max_new_tokens"]
             options[option.name] = _read(option, given[name], name, name)
     return options
+
+
+def _logprobs(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many likely tokens are wanted beside each one, where that is asked."""
+    option, most = _STREAM["logprobs"], given.get("top_logprobs")
+    if kind == "text":
+        most, wanted = given.get("logprobs"), given.get("logprobs") is not None
+        return {option.name: _read(option, most, "logprobs", "logprobs")} if wanted else {}
+    if kind == "chat":
+        wanted = _typed(given, "logprobs", bool, "true or false", False)
+    else:
+        for name in _typed(given, "include", list, "a list", []):
+            if name != _INCLUDED:
+                what = f"include: {_short(name)} is not supported"
+                raise _wrong("include", what, "unsupported", f"{_INCLUDED} is")
+        wanted = bool(given.get("include"))
+    if most is not None and not wanted and most != 0:
+        asks = "logprobs: true" if kind == "chat" else f'include: ["{_INCLUDED}"]'
+        raise _wrong("top_logprobs", f"top_logprobs is of use with {asks} alone")
+    found = _read(option, most or 0, "top_logprobs", "top_logprobs")
+    return {option.name: found} if wanted else {}
 
 
 def _extra(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,6 +401,46 @@ def usage_of(done: list[Done], *, response: bool = False) -> dict[str, Any]:
     return found
 
 
+class Words:
+    """Log-probabilities as OpenAI's clients read them.
+
+    Args:
+        word: Returns the text of a token behind other text.
+    """
+
+    def __init__(self, word: Callable[[int], str] = str) -> None:
+        self.word = word
+
+    def entry(self, token: int, logprob: float) -> dict[str, Any]:
+        """Return one; a part of a character has no bytes that we know."""
+        text = self.word(token)
+        data = None if "\ufffd" in text else list(text.encode("utf-8"))
+        return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": data}
+
+    def content(self, tokens: Iterable[Token]) -> list[dict[str, Any]]:
+        """Return those of tokens, without guesses: these have none."""
+        rows = [token.logprobs for token in tokens if token.logprobs]
+        return [
+            {**self.entry(*own), "top_logprobs": [self.entry(*pair) for pair in best]}
+            for own, *best in rows
+        ]
+
+    def legacy(self, tokens: Iterable[Token], offset: int) -> dict[str, Any]:
+        """Return those of completions, whose text begins at ``offset``."""
+        content = self.content(tokens)
+        words = [entry["token"] for entry in content]
+        starts = [offset + len("".join(words[:i])) for i in range(len(words))]
+        return {
+            "tokens": words,
+            "token_logprobs": [entry["logprob"] for entry in content],
+            "top_logprobs": [
+                {best["token"]: best["logprob"] for best in entry["top_logprobs"]}
+                for entry in content
+            ],
+            "text_offset": starts,
+        }
+
+
 def extra_of(done: Done, *, report: bool) -> dict[str, Any]:
     """Return what only draftwire says of an answer."""
     energy = done.report.get("energy") or {}
@@ -401,6 +478,8 @@ class Answer:
 
     def __init__(self, ask: Ask, model: str) -> None:
         self._ask = ask
+        self.words = Words()
+        self._length: dict[int, int] = {}  # of the text so far, by choice
         self._chat = ask.kind == "chat"
         self._base = {
             "id": ("chatcmpl-" if self._chat else "cmpl-") + secrets.token_hex(12),
@@ -417,6 +496,7 @@ class Answer:
             if self._chat:
                 message = {"role": "assistant", "content": one.text, "refusal": None}
                 said = {"message": message}
+            said["logprobs"] = self._logprobs(index, one.tokens)
             choices.append(self._choice(index, said, one))
         return {**self._base, "choices": choices, "usage": usage_of(done)}
 
@@ -431,6 +511,8 @@ class Answer:
         said: dict[str, Any] = {"text": chunk.text}
         if self._chat:
             said = {"delta": {"content": chunk.text}}
+        said["logprobs"] = self._logprobs(index, chunk.tokens)
+        self._length[index] = self._length.get(index, 0) + len(chunk.text)
         yield self._event({**self._choice(index, said), "draftwire": _piece(chunk)})
 
     def over(self, index: int, one: Done) -> Events:
@@ -448,13 +530,20 @@ class Answer:
         """Yield what says that it went wrong."""
         yield None, error
 
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        if not self._ask.logprobs:
+            return None
+        if self._chat:
+            return {"content": self.words.content(tokens), "refusal": None}
+        return self.words.legacy(tokens, self._length.get(index, 0))
+
     def _choice(
         self, index: int, said: Mapping[str, Any], one: Done | None = None
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {
             "index": index,
-            **said,
             "logprobs": None,
+            **said,
             "finish_reason": None,
         }
         if one is not None:
@@ -478,6 +567,7 @@ class Response:
 
     def __init__(self, ask: Ask, model: str) -> None:
         self._ask = ask
+        self.words = Words()
         self._id, self._item = (f"{k}_{secrets.token_hex(16)}" for k in ("resp", "msg"))
         self._created, self._model = int(time.time()), model
         self._number = -1
@@ -502,14 +592,15 @@ class Response:
         yield self._part(
             "response.output_text.delta",
             delta=chunk.text,
-            logprobs=[],
+            logprobs=self.words.content(chunk.tokens),
             draftwire=_piece(chunk),
         )
 
     def over(self, index: int, one: Done) -> Events:
         """Yield the end of the text."""
-        item = self._message(one.text, self._status(one))
-        yield self._part("response.output_text.done", text=one.text, logprobs=[])
+        item = self._message(one.text, self._status(one), one.tokens)
+        said = item["content"][0]["logprobs"]
+        yield self._part("response.output_text.done", text=one.text, logprobs=said)
         yield self._part("response.content_part.done", part=item["content"][0])
         yield self._event("response.output_item.done", output_index=0, item=item)
 
@@ -538,8 +629,11 @@ class Response:
     def _status(one: Done) -> str:
         return "completed" if one.finish == "stop" else "incomplete"
 
-    def _message(self, text: str, status: str) -> dict[str, Any]:
-        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    def _message(
+        self, text: str, status: str, tokens: Sequence[Token] = ()
+    ) -> dict[str, Any]:
+        said = self.words.content(tokens)
+        part = {"type": "output_text", "text": text, "annotations": [], "logprobs": said}
         return {
             "id": self._item,
             "type": "message",
@@ -563,7 +657,7 @@ class Response:
             "max_output_tokens": options.get("max_new_tokens"),
             "metadata": {},
             "model": self._model,
-            "output": [] if one is None else [self._message(one.text, status)],
+            "output": [] if one is None else [self._message(one.text, status, one.tokens)],
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,

@@ -25,11 +25,21 @@ from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportEr
 from draftwire.options import MAX_TOKENS
 from draftwire.runtime.service.http import Gate, HttpError, HttpServer, Reply, Request
 from draftwire.runtime.service.link import Supervisor
-from draftwire.runtime.service.openai import Answer, Ask, Done, Form, Response, read_ask
+from draftwire.runtime.service.openai import (
+    Answer,
+    Ask,
+    Done,
+    Form,
+    Response,
+    Words,
+    read_ask,
+)
 from draftwire.runtime.service.streams import Streams
 from draftwire.runtime.service.system import Notifier, StateFile
 
 if TYPE_CHECKING:
+    import ssl
+
     from draftwire.runtime.session import AsyncSession
     from draftwire.runtime.stream import AsyncStream, Chunk
 
@@ -58,6 +68,7 @@ class ServiceOptions:
         http: ``HOST:PORT`` where it listens as well, or "".
         token: Who comes by that address must have it, unless it is "".
         origins: Web pages that may ask.
+        tls: Of that address, or None for plain HTTP.
         state: Folder for the counters, or None.
         defaults: Options for ``generate`` that a request may override.
         about: What the status says of the draft and of the settings.
@@ -68,6 +79,7 @@ class ServiceOptions:
     http: str = ""
     token: str = ""
     origins: tuple[str, ...] = ()
+    tls: ssl.SSLContext | None = None
     state: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -120,11 +132,12 @@ class Service:
         await self._http.listen(Gate(origins=told.origins), sock=local)
         if port is not None:
             host, number = port.getsockname()[:2]
-            self._address = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
+            scheme = "http" if told.tls is None else "https"
+            self._address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{number}/v1"
             names = {told.http.rpartition(":")[0].lower(), socket.gethostname().lower()}
             names |= {"localhost", *(f"{name}.local" for name in names)}
             gate = Gate(told.token, told.origins, tuple(names))
-            await self._http.listen(gate, sock=port)
+            await self._http.listen(gate, sock=port, ssl=told.tls)
         supervisor, stopped, *others = (
             asyncio.ensure_future(task)
             for task in (
@@ -253,7 +266,7 @@ class Service:
         prompts = [prompt for prompt in ask.prompts for _ in range(ask.choices)]
         queue: asyncio.Queue[tuple[int, Chunk | Done | Exception]] = asyncio.Queue()
         tasks = [
-            asyncio.ensure_future(self._choice(ask, index, prompt, queue))
+            asyncio.ensure_future(self._choice(ask, form, index, prompt, queue))
             for index, prompt in enumerate(prompts)
         ]
         done: dict[int, Done] = {}
@@ -293,7 +306,7 @@ class Service:
         await reply.end()
 
     async def _choice(
-        self, ask: Ask, index: int, prompt: Any, queue: asyncio.Queue[Any]
+        self, ask: Ask, form: Form, index: int, prompt: Any, queue: asyncio.Queue[Any]
     ) -> None:
         options = dict(ask.options)
         if ask.kind != "text" and "max_new_tokens" not in self._options.defaults:
@@ -301,6 +314,7 @@ class Service:
         options["sample"] = options.get("sample", 0) + index
 
         def begin(session: AsyncSession, found: Mapping[str, Any]) -> AsyncStream:
+            form.words = Words(session.word)
             if ask.kind == "text":
                 return session.generate(prompt, **found)
             return session.chat(
@@ -317,9 +331,9 @@ class Service:
                 report = await turn.report()
                 stream = turn.stream
                 assert stream is not None
-                queue.put_nowait(
-                    (index, Done(stream.text, stream.finish or "cancelled", report))
-                )
+                finish = stream.finish or "cancelled"
+                done = Done(stream.text, finish, report, stream.tokens)
+                queue.put_nowait((index, done))
         except Exception as exc:  # noqa: BLE001  (told to who waits for it)
             queue.put_nowait((index, exc))
 

@@ -297,6 +297,12 @@ class Sampling(Options):
         rules.texts(64, 64),
         "text whose tokens shall not come, alone or after a space; may be repeated",
     )
+    logprobs: int | None = _option(
+        None,
+        rules.whole(0, 20),
+        "the target's log-probability of each token, and of so many likeliest ones: about "
+        "7 bytes down for each number",
+    )
     seed: int | None = _option(
         None,
         rules.whole(0, 2**64 - 1),
@@ -454,6 +460,10 @@ class Doors(Options):
     http_token_file: Path | None = _option(
         None, rules.FILE, "file with the token that clients of --http must have"
     )
+    http_cert: Path | None = _option(
+        None, rules.FILE, "certificate of --http: clients come by https"
+    )
+    http_key: Path | None = _option(None, rules.FILE, "its key, if in a file of its own")
     http_origin: tuple[str, ...] = _option(
         (),
         rules.texts(16, 256),

@@ -142,6 +142,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "frequency_penalty": 0.75,
         "logit_bias": "7=1.5,9=-100",
         "bad_words": "never",
+        "logprobs": 5,
         "seed": 2**63,
         "sample": 3,
         "noise": "sparse",
@@ -168,6 +169,8 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "max_joules_per_token": 0.5,
         "http": "127.0.0.1:8080",
         "http_token_file": "/http-token",
+        "http_cert": "/http-cert",
+        "http_key": "/http-key",
         "http_origin": "https://panel.local",
     }
     assert set(wanted) == set(OPTIONS)

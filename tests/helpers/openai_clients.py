@@ -87,6 +87,36 @@ def with_openai(url: str, token: str, wanted: dict[str, Any]) -> None:
             pieces[chunk.choices[0].index] += chunk.choices[0].text
         assert list(pieces.values()) == [wanted["text"]] * n
 
+    told = chat(
+        model="v1",
+        messages=messages,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=3,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+        logit_bias={"7": -100},
+        extra_body={"min_p": 0.01, "repetition_penalty": 1.2, "bad_words": ["king"]},
+    ).choices[0]
+    assert "king" not in told.message.content
+    content = told.logprobs.content
+    assert "".join(entry.token for entry in content) == told.message.content
+    assert all(len(e.top_logprobs) == 3 and e.logprob <= 0 for e in content)
+    assert bytes(content[0].bytes).decode() == content[0].token
+    pieces, entries = "", []
+    for chunk in chat(
+        model="v1", messages=messages, max_tokens=24, logprobs=True, stream=True
+    ):
+        pieces += chunk.choices[0].delta.content or ""
+        if chunk.choices[0].logprobs is not None:
+            entries += chunk.choices[0].logprobs.content
+    assert pieces == wanted["chat"] and len(entries) == wanted["chat_tokens"]
+    legacy = write(model="v1", prompt=prompt, max_tokens=16, logprobs=2).choices[0]
+    assert legacy.text == wanted["text"] == "".join(legacy.logprobs.tokens)
+    places = zip(legacy.logprobs.text_offset, legacy.logprobs.tokens)
+    assert all(legacy.text[at:].startswith(word) for at, word in places)
+    assert all(len(best) <= 2 for best in legacy.logprobs.top_logprobs)
+
     hurried = chat(
         model="v1",
         messages=messages,
@@ -108,6 +138,19 @@ def with_openai(url: str, token: str, wanted: dict[str, Any]) -> None:
     )
     assert answer.output_text and answer.status in ("completed", "incomplete")
     assert answer.usage.input_tokens > 0
+    spoken = (
+        client.responses.create(
+            model="v1",
+            input=prompt,
+            max_output_tokens=12,
+            include=["message.output_text.logprobs"],
+            top_logprobs=2,
+        )
+        .output[0]
+        .content[0]
+    )
+    assert spoken.text == "".join(entry.token for entry in spoken.logprobs)
+    assert all(len(entry.top_logprobs) == 2 for entry in spoken.logprobs)
     text, kinds = "", []
     with client.responses.stream(
         model="v1", input=messages, max_output_tokens=24
@@ -124,10 +167,9 @@ def with_openai(url: str, token: str, wanted: dict[str, Any]) -> None:
     for field, value in {
         "tools": [TOOL],
         "response_format": {"type": "json_object"},
-        "logprobs": True,
         "top_logprobs": 2,
-        "logit_bias": {"5": 1},
-        "frequency_penalty": 0.5,
+        "logit_bias": {"5": 101},
+        "frequency_penalty": 2.5,
         "reasoning_effort": "low",
         "temperature": -1,
         "n": 99,

@@ -92,6 +92,7 @@ class StreamPlan:
     shape: str = ""  # of SHAPES
     grammar: str = ""  # of grammars.NAMES
     forcing: bool = True
+    logprobs: int = 0  # pairs for each token
     scheme: str = ""  # another than greedy and coupled, among the three likeliest
     seed: int = 0
     mode: Mode = STOP_AND_WAIT
@@ -173,6 +174,12 @@ def params_of(plan):
     return SamplingParams(name, temperature, 0, plan.top_p, plan.seed, **shape)
 
 
+def pairs_of(plan):
+    """Return how many log-probabilities each token has: forced ones are not judged."""
+    forced = plan.grammar and plan.forcing
+    return 0 if plan.scheme == "separate" or forced else plan.logprobs
+
+
 # What ends by itself, and must not end a stream.
 PASSING = (
     *("cut", "swallow", "stall", "mute", "restart", "full", "jump", "frozen"),
@@ -219,6 +226,7 @@ def draw_stream(dice, mechanism, at_s, long):
         shape=dice.one_of([*[""] * 4, *SHAPES]),
         grammar=dice.one_of([*[""] * 14, *GRAMMARS]),
         forcing=dice.whole(0, 3) > 0,
+        logprobs=dice.one_of([0, 0, 0, 1, 3]),
         scheme=dice.one_of(schemes) if mechanism != "race" and not long else "",
         seed=dice.whole(0, 1 << 30),
         mode=dice.one_of(MECHANISMS[mechanism]),
@@ -402,7 +410,7 @@ class Recorder:
 
     def __init__(self, world, plan):
         self.world, self.plan, self.prompt = world, plan, plan.prompt
-        self.shown, self.guessed = [], []
+        self.shown, self.guessed, self.told = [], [], []
         self.run = self.error = self.number = None
         self.revised = 0
 
@@ -428,6 +436,7 @@ class Recorder:
         del self.guessed[: len(seen)]
         assert not (fresh and self.guessed)
         self.shown += ids
+        self.told += [t.logprobs for t in action.tokens]
         return None
 
     def explain(self, line):
@@ -565,7 +574,7 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
-    capabilities = ("resume", "exits", "prefix", "processors", *CAPABLE)
+    capabilities = ("resume", "exits", "prefix", "processors", "logprobs", *CAPABLE)
     schemes = tuple(SCHEMES)
 
     def __init__(self, plan):
@@ -766,6 +775,7 @@ class World:
             offline=plan.offline,
             patience_s=plan.patience_s,
             grammar=rules_of(plan),
+            logprobs=pairs_of(plan),
         )
         try:
             sink.number = self.driver.open(spec, sink)
@@ -902,7 +912,7 @@ def is_text(shown, plan, world, count):
 
 def without_shapes(plan):
     """Return a plan for a target that knows no processors."""
-    plain = (replace(s, shape="", grammar="") for s in plan.streams)
+    plain = (replace(s, shape="", grammar="", logprobs=0) for s in plan.streams)
     return replace(plan, streams=tuple(plain))
 
 
@@ -922,6 +932,21 @@ def sorted_sinks(world):
     return sorted(world.sinks, key=lambda sink: order[id(sink.plan)])
 
 
+def check_logprobs(world, plan, sink):
+    """Assert that every token came with what the target thinks of it."""
+    each = pairs_of(plan)
+    if not each:
+        assert not any(sink.told)
+        return
+    for at, pairs in enumerate(sink.told):
+        before = [*plan.prompt, *sink.shown[:at]]
+        row = world.target.rows_after(before).astype(float)
+        row -= np.log(np.exp(row).sum())
+        best = sorted(range(VOCAB), key=lambda i: (-row[i], i))[: each - 1]
+        assert [i for i, _ in pairs] == [sink.shown[at], *best]
+        assert all(abs(row[i] - x) < 1e-5 for i, x in pairs)
+
+
 def verdict(world, plan, sink):
     """Assert the laws for one stream."""
     right, length = is_text(sink.shown, plan, world, plan.count)
@@ -933,6 +958,8 @@ def verdict(world, plan, sink):
     if plan.grammar:
         keeps_to_it(plan, sink.shown)
     assert right, (sink.shown, "is not the target's text")
+    if len(world.salts) == 1:
+        check_logprobs(world, plan, sink)
     run = sink.run
     easy = bearable(world.plan, plan)
     if run is None:
@@ -1016,6 +1043,7 @@ def simpler(plan):
             {"shape": ""},
             {"grammar": ""},
             {"forcing": False},
+            {"logprobs": 0},
         ):
             less = dataclasses.replace(stream, **change)
             if less != stream and less.count > 0:

@@ -78,6 +78,7 @@ WRONG = [
     ("choice", ["a", ""], None),
     ("grammar", 1.5, None),
     ("force", "yes", None),
+    ("logprobs", 21, "21"),
     ("deadline_s", math.inf, "inf"),
     ("deadline_s", 0.0, "0"),
     ("deadline_s", False, None),

@@ -107,6 +107,32 @@ def test_penalties_and_bans_are_the_targets_whatever_was_drafted(verifiers, temp
         assert found == alone and restarted
 
 
+def test_log_probabilities_come_with_every_token(verifiers):
+    prompt = [(i * 37) % 251 + 1 for i in range(9)]
+    with connect(verifiers[0]) as session:
+        how = {"max_new_tokens": 30, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+        told = []
+        for mode in ({"controller": "off"}, {}, {"objective": "latency"}, {"scheme": "qs"}):
+            stream = session.generate(prompt, logprobs=4, **how, **mode)
+            tokens = [token for chunk in stream for token in chunk.tokens]
+            assert len(tokens) == 30
+            for token in tokens:
+                own, *best = token.logprobs
+                assert own[0] == token.id and len(best) == 4 and own[1] <= best[0][1] + 1e-6
+                assert [x for _, x in best] == sorted((x for _, x in best), reverse=True)
+            told.append([token.logprobs for token in tokens])
+        for other in told[1:3]:  # the same text: said alike, however it was drafted
+            for a, b in zip(told[0], other):
+                assert [i for i, _ in a] == [i for i, _ in b]
+                assert [x for _, x in a] == pytest.approx([x for _, x in b], abs=1e-4)
+        plain = session.generate(prompt, **how)
+        assert not any(token.logprobs for chunk in plain for token in chunk.tokens)
+        with pytest.raises(ConfigError, match="no log-probabilities"):
+            session.generate(
+                prompt, temperature=1.0, top_k=8, scheme="separate", logprobs=0
+            )
+
+
 def test_a_verifier_that_does_not_know_them_is_named_before_anything_is_sent(verifiers):
     with connect(verifiers[0]) as session:
         less = dataclasses.replace(session.welcome, capabilities=("resume",))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import urllib.error
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from service_lab import PATIENCE_S, Running, eventually, service, verifier
+from service_lab import FIXTURES, PATIENCE_S, Running, eventually, service, verifier
 
 from draftwire.cli import main
 from draftwire.runtime.service import http, openai
@@ -81,9 +86,6 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None
     harmless: dict[str, Any] = {
         "tools": [],
         "response_format": {"type": "text"},
-        "logit_bias": {},
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0,
         "tool_choice": "auto",
         "store": False,
         "truncation": "disabled",
@@ -120,6 +122,22 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None
         ("chat", {"seed": 1.5}, "seed", "seed is 1.5"),
         ("chat", {"stop": ["a"] * 17}, "stop", "stop is"),
         ("chat", {"stop": [""]}, "stop", "stop is"),
+        ("chat", {"min_p": 1.5}, "min_p", "min_p is 1.5"),
+        ("chat", {"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),
+        ("chat", {"frequency_penalty": "1"}, "frequency_penalty", "is '1'"),
+        ("text", {"repetition_penalty": 0}, "repetition_penalty", "is 0"),
+        ("chat", {"logit_bias": {"x": 1}}, "logit_bias", "logit_bias is"),
+        ("chat", {"logit_bias": {"1": 101}}, "logit_bias", "logit_bias is"),
+        ("chat", {"bad_words": [""]}, "bad_words", "bad_words is"),
+        ("chat", {"ignore_eos": 1}, "ignore_eos", "ignore_eos is 1"),
+        ("chat", {"logprobs": 3}, "logprobs", "true or false"),
+        ("chat", {"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
+        ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "is 21"),
+        ("text", {"logprobs": True}, "logprobs", "logprobs is True"),
+        ("text", {"top_logprobs": 3}, "top_logprobs", "no field"),
+        ("response", {"top_logprobs": 3}, "top_logprobs", "include"),
+        ("response", {"include": ["file"]}, "include", '"file" is not supported'),
+        ("response", {"include": "file"}, "include", "must be a list"),
         ("chat", {"n": 0}, "n", "n is 0"),
         ("chat", {"n": MAX_CHOICES + 1}, "n", "n is"),
         ("chat", {"n": True}, "n", "n is true"),
@@ -162,6 +180,17 @@ def test_fields_mean_what_they_mean() -> None:
         return read_ask(kind, json.dumps({**plain, **fields}).encode())
 
     assert read("chat", max_completion_tokens=9).options["max_new_tokens"] == 9
+    given = {"min_p": 0.1, "presence_penalty": -1, "repetition_penalty": 1.1}
+    given.update(frequency_penalty=0.5, ignore_eos=True, bad_words=["x"])
+    found = read("text", logit_bias={"5": -100, "7": 1}, **given).options
+    assert {**given, "bad_words": ("x",)}.items() <= found.items()
+    assert found["logit_bias"] == ((5, -100.0), (7, 1.0)) and "logprobs" not in found
+    assert read("chat", logprobs=True, top_logprobs=2).options["logprobs"] == 2
+    assert read("chat", logprobs=True).options["logprobs"] == 0
+    assert not read("chat", logprobs=False, top_logprobs=0).logprobs
+    assert read("text", logprobs=0).logprobs
+    asks = {"include": ["message.output_text.logprobs"], "top_logprobs": 4}
+    assert read("response", **asks).options["logprobs"] == 4
     assert read("chat", seed=-1).options["seed"] == 2**64 - 1
     assert read("chat", stop="x").options["stop"] == ("x",)
     assert read("chat", stop=None, temperature=None).options == {"max_new_tokens": 4}
@@ -525,3 +554,47 @@ def test_the_local_socket_by_its_other_name(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with service(tmp_path, 1, "--http", f"unix:{tmp_path / 'run' / 'draftwire.sock'}") as b:
         assert b.status()["http"] is None
+
+
+# ---- https
+
+
+def test_the_address_speaks_https_with_a_certificate(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    names = ["-subj", "/CN=board", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = [openssl, *words.split(), *names, "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(made, check=True, capture_output=True)
+    doors = ["--http", "127.0.0.1:0", "--http-cert", str(cert), "--http-key", str(key)]
+    with verifier() as (_, port), service(tmp_path, port, *doors) as running:
+        base = running.up()["http"]
+        assert base.startswith("https://")
+        trusting = ssl.create_default_context(cafile=str(cert))
+        body = json.dumps({**CHAT, "stream": True}).encode()
+        for _ in range(2):
+            sent = urllib.request.Request(f"{base}/chat/completions", body)
+            with urllib.request.urlopen(sent, timeout=PATIENCE_S, context=trusting) as got:
+                assert got.read().rstrip().endswith(b"data: [DONE]")
+        wrong = urllib.request.Request(f"{base}/chat/completions", b"{}")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(wrong, timeout=PATIENCE_S, context=trusting)
+        assert caught.value.code == 400
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(f"{base}/models", timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--http-key", "k"], "key without a certificate"),
+        (["--http-cert", "no.pem"], "certificate no.pem does not load"),
+    ],
+)
+def test_a_certificate_that_is_none_is_said(words: Any, says: str, capsys: Any) -> None:
+    common = ["--verifier", "ws://127.0.0.1:1", "--http", "127.0.0.1:0"]
+    draft = str(FIXTURES / "tiny.draft")
+    assert main(["service", "run", *common, "--draft", draft, *words]) == 2
+    assert says in capsys.readouterr().err

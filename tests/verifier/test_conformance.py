@@ -25,7 +25,6 @@ from draftwire.transport.messages import (
     Progress,
     Provisional,
 )
-from draftwire.verifier import connection as connection_module
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.kit.checks import CHECKS, prepare
 from draftwire.verifier.kit.device_rows import EXERCISES, RULES
@@ -33,6 +32,7 @@ from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
 from draftwire.verifier.kit.target import KIT_HELLO, KitTarget, logits_after, text_of
 from draftwire.verifier.kit.wire_rows import _INVALID
+from draftwire.verifier.serving import connection as connection_module
 from draftwire.verifier.serving.accounts import Accounts
 from draftwire.verifier.serving.connection import Connection
 from draftwire.verifier.serving.limits import Limits

@@ -44,7 +44,7 @@ __all__ = ["Gone", "Link", "Mimic", "Served"]
 
 SECRET = bytes(range(16))
 _LATE_S = 1.0  # after which a device has surely read what was sent to it
-_CAPABILITIES = ("resume", "exits", "processors")
+_CAPABILITIES = ("resume", "exits", "processors", "logprobs")
 
 
 def _name(message: Message) -> str:
@@ -341,7 +341,7 @@ class Served:
                 max_block=welcome.max_block,
                 max_waiting=welcome.room,
                 noises=welcome.noise,
-                processors="processors" in welcome.capabilities,
+                capabilities=welcome.capabilities,
             )
         except ConfigError as error:
             self.mimic.rule("opens", False, f"its open: {error}")

@@ -207,10 +207,39 @@ async def _(kit: Kit) -> None:
             expect(other == name, f"{name}: as with {other}")
 
 
+@ROWS.row("9.2", "log-probabilities")
+async def _(kit: Kit) -> None:
+    async with kit.greeted("logprobs") as peer:
+        request = kit.request(N, logprobs=3)
+        want = await kit.want(kit.request(N))
+        stream = await peer.open(request, 0, want)
+        while not stream.finish:
+            at = len(stream.text)
+            drafts = [*want[at : at + 2], _wrong(want[min(at + 2, N - 1)])][: peer.block]
+            commit = await stream.judge(drafts)
+            for i, token in enumerate(stream.text[at:]):
+                pairs = commit.logprobs[3 * i : 3 * i + 3]
+                expect(len(pairs) == 3 and pairs[0][0] == token, f"{pairs} for {token}")
+                expect(
+                    pairs[0][1] == pairs[1][1] >= pairs[2][1], f"no greedy token: {pairs}"
+                )
+                if kit.known:
+                    ids = [*request.prompt, *stream.text[: at + i]]
+                    row = logits_after(ids, kit.hello.vocab_size).astype(float)
+                    row -= np.log(np.exp(row).sum())
+                    right = np.argsort(-row, kind="stable")[:2].tolist()
+                    expect(
+                        [i for i, _ in pairs[1:]] == right, f"not the likeliest: {pairs}"
+                    )
+                    close = all(abs(row[i] - x) < 2e-5 for i, x in pairs)
+                    expect(close, f"{pairs}; {row[right]} is right")
+            expect(len(commit.logprobs) == 3 * (len(stream.text) - at), "too many")
+
+
 @ROWS.row("6.1", "no processors where they were not agreed on, or out of range")
 async def _(kit: Kit) -> None:
     async with kit.greeted() as peer:
-        for name, changes in PROCESSORS.items():
+        for name, changes in {**PROCESSORS, "logprobs": {"logprobs": 1}}.items():
             await peer.say(kit.coupled(N, **changes), 1)
             with about(name):
                 answer = await peer.hear(1)

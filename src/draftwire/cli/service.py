@@ -15,6 +15,8 @@ from draftwire.options import GROUPS, Doors
 from draftwire.settings import Value
 
 if TYPE_CHECKING:
+    import ssl
+
     from draftwire.packages import DraftPackage
     from draftwire.runtime.session import AsyncSession
 
@@ -81,6 +83,7 @@ def _run(args: argparse.Namespace) -> int:
         http=http,
         token=_clients_token(token_file),
         origins=values["http_origin"].value,
+        tls=_tls(values["http_cert"].value, values["http_key"].value),
         state=args.state or _folder(environ.get("STATE_DIRECTORY", "")),
         defaults=defaults,
         about={
@@ -91,6 +94,26 @@ def _run(args: argparse.Namespace) -> int:
     )
     Service(options, _session_maker(args, package), environ).run()
     return 0
+
+
+def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    """Return what makes --http https, or None."""
+    import ssl
+
+    if cert is None:
+        if key is not None:
+            raise ConfigError("there is a key without a certificate", hint="--http-cert")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+    except OSError as exc:  # those of ssl are some
+        raise ConfigError(
+            f"certificate {cert} does not load: {exc}",
+            hint="PEM files that the service's user can read",
+        ) from exc
+    return context
 
 
 def _clients_token(file: Path | None) -> str:
