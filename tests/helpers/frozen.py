@@ -93,7 +93,7 @@ REPORTS = {
     for name, energy in (("no energy", "off"), ("energy", WATTS))
 }
 # Keys are names of what happened to occur in the run.
-_OPEN = ("energy.by_phase", "energy.seconds_by_phase", "energy.watts_by_phase")
+_OPEN = tuple(f"energy.{of}by_phase" for of in ("", "seconds_", "watts_", "uncertainty_"))
 
 
 @contextlib.contextmanager
