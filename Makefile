@@ -44,7 +44,7 @@ docs: ## the site of docs/ in out/site, every link checked, every tutorial run
 	@$(PYTHON) tools/venvs.py test -m slow tests/docs
 	@echo "out/site/index.html"
 
-fuzz: ## a million inputs for the codec and both sessions (ARGS="--runs N")
+fuzz: ## a million inputs for the codec, both sessions and HTTP (ARGS="--runs N")
 	@$(PYTHON) tools/venvs.py make device test fuzz
 	@$(VENV)/python tests/fuzz/fuzz.py $(ARGS)
 

@@ -225,6 +225,10 @@ def _lines(log: Path) -> int:
     return len(log.read_text(errors="replace").splitlines())
 
 
+def _hurts(row: dict[str, Any]) -> bool:
+    return bool(row["share"] < ENOUGH or row["times_worst"] >= TIMES)
+
+
 def render(document: dict[str, Any]) -> str:
     """Return the document as a table for people."""
     rows = [
@@ -258,6 +262,13 @@ def render(document: dict[str, Any]) -> str:
     for row in document["attacks"]:
         if "log_lines" in row:
             lines.append(f"{row['attack']}: {row['log_lines']} lines of log")
+    floods = [row for row in document["attacks"] if row["attack"] in FLOOD]
+    hurt = [row["attack"] for row in floods if _hurts(row)]
+    lines.append(
+        f"floods: the neighbour keeps at least {ENOUGH:g} of its rounds, and its worst "
+        f"round stays under {TIMES:g} times its quiet worst: "
+        + (f"not met by {', '.join(hurt)}" if hurt else "met")
+    )
     many = document.get("devices")
     if many is not None:
         lines.append(

@@ -115,13 +115,13 @@ def health_url(url: str, what: str = "healthz") -> str:
     return parts._replace(scheme=scheme, path=path, fragment="").geturl()
 
 
-def key_of(header: str | None) -> bytes:
+def key_of(headers: Sequence[str]) -> bytes:
     """Return the key that a session id names, or b"" where it names none.
 
     Args:
-        header: Hexadecimal digits, at least eight.
+        headers: All of them: one, of at least eight hexadecimal digits.
     """
-    digits = (header or "")[: 2 * KEY_BYTES]
+    digits = headers[0][: 2 * KEY_BYTES] if len(headers) == 1 else ""
     try:
         key = bytes.fromhex(digits) if digits.isalnum() else b""
     except ValueError:

@@ -1,4 +1,4 @@
-"""Fuzzes the codec and both sessions: ``make fuzz``, or this file with arguments.
+"""Fuzzes the codec, both sessions and HTTP: ``make fuzz``, or this file with arguments.
 
 Coverage-guided by atheris where that is installed, else by a plain mutation loop. A
 crash leaves its input in the folder ``fuzz-crashes`` and its hex on the screen; put that
@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "helpers"), str(HERE.parents[1] / "src")]
 
-SHARES = {"codec": 0.5, "target": 0.3, "edge": 0.2}
+SHARES = {"codec": 0.4, "target": 0.3, "edge": 0.2, "http": 0.1}
 
 
 def noise(rng: random.Random, most: int) -> bytes:

@@ -33,6 +33,11 @@ PLANTED = {
     ),
     # drafts beyond the text's end
     "edge": ("draftwire.runtime.edge.machine.EdgeSession._room", lambda self, line: 300),
+    # any name is ours, as without a check against rebinding
+    "http": (
+        "draftwire.verifier.serving.service.VerifierService._misled",
+        lambda self, *args, **options: None,
+    ),
 }
 
 

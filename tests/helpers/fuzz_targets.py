@@ -1,17 +1,22 @@
 """What is fuzzed: bytes in, either a foreseen error or every invariant holds.
 
 ``codec``: a frame off the wire. ``target`` and ``edge``: a session and a history, both
-read from the bytes. Anything but the errors that a peer's mistake may cause is a bug.
+read from the bytes. ``http``: what comes before the upgrade, at the devices' address or at
+that of ``--admin``. Anything but the errors that a peer's mistake may cause is a bug.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
+import logging
 import zlib
 from pathlib import Path
 
 import numpy as np
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.runtime.edge.actions import Draft, Emit, Finished, Revise, Send
@@ -33,6 +38,10 @@ from draftwire.transport.messages import (
     Provisional,
     Resumed,
 )
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.serving.accounts import Accounts
+from draftwire.verifier.serving.limits import Limits
+from draftwire.verifier.serving.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
 __all__ = ["TARGETS", "seeds"]
@@ -382,7 +391,59 @@ class _Device:
         self.final += ids
 
 
-TARGETS = {"codec": codec, "target": target, "edge": edge}
+class _Caller:
+    """A socket whose request the parser of websockets has read."""
+
+    remote_address = ("127.0.0.1", 9)
+
+    def __init__(self, protocol: ServerProtocol, request: Request) -> None:
+        self.respond, self.request = protocol.reject, request
+
+
+@functools.lru_cache(maxsize=None)
+def _doors() -> tuple[asyncio.AbstractEventLoop, VerifierService]:
+    logging.getLogger("draftwire.verifier").setLevel(logging.CRITICAL)
+    limits = Limits(knocks_per_s=1 << 20)
+    options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
+    service = VerifierService(Registry(lambda path: None), limits=limits, **options)
+    return asyncio.new_event_loop(), service
+
+
+def http(data: bytes) -> None:
+    """A request: first byte, at which address; then what a socket brings."""
+    loop, service = _doors()
+    admin, data = bool(data[:1]) and data[0] & 1 == 1, data[1:]
+    protocol = ServerProtocol(max_size=None)
+    protocol.receive_data(data)
+    found = [e for e in protocol.events_received() if isinstance(e, Request)]
+    if not found:
+        assert protocol.handshake_exc is not None or b"\r\n\r\n" not in data
+        return
+
+    async def ask() -> Response | None:
+        caller = _Caller(protocol, found[0])
+        answer = service._administer if admin else service._before_upgrade
+        return answer(caller, found[0])
+
+    response = loop.run_until_complete(ask())
+    shown = found[0].headers.get_all("Authorization")
+    right = len(shown) == 1 and shown[0].lower().split() == ["bearer", "right"]
+    right = right or (len(shown) == 1 and shown[0].split()[1:] == ["right"])
+    hosts = found[0].headers.get_all("Host")
+    if response is None:  # the upgrade goes on
+        assert right and not admin and not found[0].headers.get_all("Origin")
+        assert not any("evil" in host for host in hosts)
+        return
+    body = bytes(response.body)
+    assert 200 <= response.status_code < 600 and response.status_code != 500
+    secret = b"draftwire:" in body or b'"targets"' in body
+    assert not secret or right or admin
+    assert not secret or not any("evil" in host for host in hosts)
+    text = body.decode() + "".join(response.headers.values())
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+TARGETS = {"codec": codec, "target": target, "edge": edge, "http": http}
 
 
 def seeds(name: str) -> list[bytes]:

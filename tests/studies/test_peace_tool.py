@@ -27,7 +27,13 @@ def test_a_flood_is_measured_beside_its_quiet(capsys, monkeypatch):
     for row in document["attacks"]:
         assert row["quiet"]["rounds_per_s"] > 0 and row["during"]["rounds_per_s"] > 0
         assert row["enemy"]["frames"] > 1000 and row["newcomer"] == "served"
-    assert "flood: ping" in peace.render(document)
+    text = peace.render(document)
+    assert "flood: ping" in text and ("times its quiet worst: " in text)
+    for row in document["attacks"]:
+        row.update(share=0.8, times_worst=2.9)
+    assert "times its quiet worst: met" in peace.render(document)
+    document["attacks"][1].update(share=0.79)
+    assert f"not met by {peace.FLOOD[1]}" in peace.render(document)
 
 
 @pytest.mark.slow

@@ -72,9 +72,10 @@ def test_only_the_keys_of_a_verifier_that_goes_move_and_to_the_next_in_order(whi
 
 
 def test_a_session_id_names_a_key_or_none():
-    assert key_of("0123456789abcdef") == bytes.fromhex("01234567")
+    assert key_of(["0123456789abcdef"]) == bytes.fromhex("01234567")
     for odd in (None, "", "0123", "xyzw0123", "01 34567", "+1234567", "é" * 8):
-        assert key_of(odd) == b""
+        assert key_of([odd] if odd else []) == b""
+    assert key_of(["0123456789abcdef"] * 2) == b""
 
 
 # ---- over sockets

@@ -539,7 +539,78 @@ def test_new_tokens_are_taken_and_revoked_ones_lose_their_streams():
     run(test)
 
 
+# ---- many at once
+
+
+def test_a_thousand_abandoned_streams_leave_nothing_behind():
+    """Opened, and the link cut: what is kept is bounded, and the time of it too."""
+    limits = Limits(parked=40, parked_bytes=1 << 20, knocks_per_s=1 << 20, resume_s=0.5)
+
+    async def test():
+        async with serving(ArithmeticBackend(slots=8), limits=limits) as service:
+            kept, most = service.kept, 0
+
+            async def one(worker):
+                nonlocal most
+                for number in range(125):
+                    async with device(service) as dev:
+                        await dev.greet()
+                        answer = await dev.open([worker, number % 40, 3], 20)
+                        assert isinstance(answer, Opened) or answer.code == "busy"
+                        most = max(most, len(kept))
+                        dev.cut()
+
+            await asyncio.gather(*(one(worker) for worker in range(8)))
+            assert kept.opened > 900
+            while service.connections or len(kept):
+                await asyncio.sleep(0.05)
+            (served,) = service.registry.targets
+            assert most <= limits.parked and not kept.knows_any()
+            assert served.tally.slots == kept.slots(served)
+            assert service.accounts.all[0].streams == 0
+            async with device(service) as dev:
+                await dev.greet()
+                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
+
+    asyncio.run(asyncio.wait_for(test(), 240))
+
+
+def test_128_devices_at_once_get_their_own_texts():
+    limits = Limits(connections=128, strangers=128, knocks_per_s=1 << 20)
+
+    async def test():
+        backend = ArithmeticBackend(slots=128)
+        async with serving(backend, limits=limits) as service:
+
+            async def one(seed):
+                async with device(service) as dev:
+                    await dev.greet()
+                    prompt = [seed % 50, 1 + seed // 50]
+                    text, _ = await dev.generate(prompt, 16, k=4)
+                    assert text == continuation(prompt, 16)
+
+            await asyncio.gather(*(one(seed) for seed in range(128)))
+            assert max(map(len, backend.sizes)) > 4  # they share forwards
+            assert service.registry.targets[0].tally.finished == {"length": 128}
+
+    asyncio.run(asyncio.wait_for(test(), 240))
+
+
 # ---- HTTP fuzzed
+
+
+def test_headers_that_come_twice_are_no_reason_to_fail():
+    """A library that gives one value of a header raises where there are two."""
+
+    async def test():
+        async with serving(accounts=Accounts.of("right")) as service:
+            twice = [("X-Session-Id", "a" * 16), ("X-Session-Id", "b" * 16)]
+            headers = [("Authorization", "Bearer right"), *twice]
+            async with device(service, additional_headers=headers) as dev:
+                assert isinstance(await dev.greet(), Welcome)
+                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
+
+    run(test)
 
 
 def hostile_requests(count, seed):

@@ -97,7 +97,8 @@ class Relay:
         self.greeted = False
         self.running = 0  # the verifiers count their streams themselves
         headers = socket.request.headers
-        self._key = key_of(headers.get(SESSION_HEADER)) or secrets.token_bytes(KEY_BYTES)
+        key = key_of(headers.get_all(SESSION_HEADER))
+        self._key = key or secrets.token_bytes(KEY_BYTES)
         self._headers = [
             (name, value)
             for name in ("Authorization", "X-Forwarded-For")

@@ -166,7 +166,7 @@ class Connection:
         raw = self._socket.transport.get_extra_info("socket")
         if raw is not None:
             service.lobby.greeted(raw.fileno())
-        key = key_of(self._socket.request.headers.get(SESSION_HEADER))
+        key = key_of(self._socket.request.headers.get_all(SESSION_HEADER))
         return Terms(served, self._usage, welcome, key)
 
     # ---- reading

@@ -363,7 +363,7 @@ class VerifierService:
         if what == "metrics":
             return self._page(socket, what, whole=True)
         offered = ", ".join(request.headers.get_all("Sec-WebSocket-Protocol"))
-        if request.headers.get("Upgrade") is None:
+        if "Upgrade" not in request.headers:
             return socket.respond(
                 http.HTTPStatus.BAD_REQUEST,
                 "nothing here but a websocket; a proxy must pass Upgrade and Connection\n",
