@@ -45,7 +45,6 @@ class Leaf(NamedTuple):
         flags: Its flags, a line each.
         about: For its own help, if more than the summary.
         more: Adds flags that are made of something else, such as options.
-        usage: For its own help, where the flags are too many to list.
     """
 
     summary: str
@@ -53,7 +52,6 @@ class Leaf(NamedTuple):
     flags: str = ""
     about: str = ""
     more: Callable[[argparse.ArgumentParser], object] | None = None
-    usage: str | None = None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -171,19 +169,26 @@ def _add_flag(group: argparse._ActionsContainer, spec: list[str], about: str) ->
 def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     """Add a command to those of a parser."""
     about = leaf.about or leaf.summary
-    parser = commands.add_parser(
-        name, help=leaf.summary, description=about, usage=leaf.usage
-    )
+    parser = commands.add_parser(name, help=leaf.summary, description=about)
     add_flags(parser, leaf.flags)
     if leaf.more is not None:
         leaf.more(parser)
     add_common_flags(parser)
+    parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])
 
     def run(args: argparse.Namespace) -> int:
         module, _, function = leaf.run.partition(":")
         return int(getattr(importlib.import_module(module), function)(args) or 0)
 
     parser.set_defaults(run=run)
+
+
+def _arguments(text: str) -> Iterator[str]:
+    """Yield the arguments that are no flags, as a usage line names them."""
+    for line in _lines(text):
+        word = line.split(" ")[0].split(":")[0]
+        if not word.startswith("-") and not line.endswith(":"):
+            yield word
 
 
 def add_leaves(parser: argparse.ArgumentParser, leaves: dict[str, Leaf]) -> None:
