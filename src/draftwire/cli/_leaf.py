@@ -10,7 +10,7 @@ is for behind them, as in ``--help``; a further line that is indented goes on wi
     --prompt TEXT+                  may be repeated, and takes several at once
     --out FILE !                    must be given
     --http [PORT]                   may stand alone: an empty text
-    --plain                         a switch
+    --plain,--bare                  a switch, by either name
     [NAME]                          an argument that may be left out
     FILES...:path                   one or more
     output:                         a heading: a group of its own in the help
@@ -163,7 +163,7 @@ def _add_flag(group: argparse._ActionsContainer, spec: list[str], about: str) ->
             words["default"] = TYPES[kind](default)
             note = f"(default: {default})" if about else f"default: {default}"
             about = f"{about} {note}".strip() if default else about
-    group.add_argument(name, help=about.replace("%", "%%"), **words)
+    group.add_argument(*name.split(","), help=about.replace("%", "%%"), **words)
 
 
 def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
