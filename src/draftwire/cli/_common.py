@@ -24,6 +24,7 @@ __all__ = [
     "EXPLAIN",
     "LOG_FORMAT",
     "NUMERICS",
+    "PROFILES",
     "add_common_flags",
     "add_options",
     "add_settings",
@@ -48,6 +49,10 @@ __all__ = [
 EXPLAIN = "--explain  say on stderr why each block ended where it did"
 LOG_FORMAT = """
 --log-format {text,json} =text  of the log on stderr; json is an object a line
+"""
+PROFILES = """
+--profile-dir,--profiles DIR...  folder with board profiles of your own, before those of
+                      DRAFTWIRE_PROFILE_DIR and ~/.config/draftwire/boards (may be repeated)
 """
 NUMERICS = """
 --numerics {exact,close}  exact: the same bits however a position was asked for; close: up

@@ -10,7 +10,7 @@ is for behind them, as in ``--help``; a further line that is indented goes on wi
     --prompt TEXT+                  may be repeated, and takes several at once
     --out FILE !                    must be given
     --http [PORT]                   may stand alone: an empty text
-    --plain                         a switch
+    --plain,--bare                  a switch, by either name
     [NAME]                          an argument that may be left out
     FILES...:path                   one or more
     output:                         a heading: a group of its own in the help
@@ -45,7 +45,6 @@ class Leaf(NamedTuple):
         flags: Its flags, a line each.
         about: For its own help, if more than the summary.
         more: Adds flags that are made of something else, such as options.
-        usage: For its own help, where the flags are too many to list.
     """
 
     summary: str
@@ -53,7 +52,6 @@ class Leaf(NamedTuple):
     flags: str = ""
     about: str = ""
     more: Callable[[argparse.ArgumentParser], object] | None = None
-    usage: str | None = None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -165,25 +163,32 @@ def _add_flag(group: argparse._ActionsContainer, spec: list[str], about: str) ->
             words["default"] = TYPES[kind](default)
             note = f"(default: {default})" if about else f"default: {default}"
             about = f"{about} {note}".strip() if default else about
-    group.add_argument(name, help=about.replace("%", "%%"), **words)
+    group.add_argument(*name.split(","), help=about.replace("%", "%%"), **words)
 
 
 def add_leaf(commands: Any, name: str, leaf: Leaf) -> None:
     """Add a command to those of a parser."""
     about = leaf.about or leaf.summary
-    parser = commands.add_parser(
-        name, help=leaf.summary, description=about, usage=leaf.usage
-    )
+    parser = commands.add_parser(name, help=leaf.summary, description=about)
     add_flags(parser, leaf.flags)
     if leaf.more is not None:
         leaf.more(parser)
     add_common_flags(parser)
+    parser.usage = " ".join([parser.prog, "[OPTIONS]", *_arguments(leaf.flags)])
 
     def run(args: argparse.Namespace) -> int:
         module, _, function = leaf.run.partition(":")
         return int(getattr(importlib.import_module(module), function)(args) or 0)
 
     parser.set_defaults(run=run)
+
+
+def _arguments(text: str) -> Iterator[str]:
+    """Yield the arguments that are no flags, as a usage line names them."""
+    for line in _lines(text):
+        word = line.split(" ")[0].split(":")[0]
+        if not word.startswith("-") and not line.endswith(":"):
+            yield word
 
 
 def add_leaves(parser: argparse.ArgumentParser, leaves: dict[str, Leaf]) -> None:

@@ -36,7 +36,6 @@ LEAF = Leaf(
     about="Talk with a target: each line is a message, /help lists commands. "
     "From a pipe each line is a turn. Answers go to stdout, what they cost to stderr.",
     more=lambda parser: _common.add_options(parser, GROUPS),
-    usage="draftwire chat [OPTIONS]",
 )
 
 

@@ -57,7 +57,6 @@ LEAF = Leaf(
     more=lambda parser: _common.add_options(
         parser, (*STREAM_GROUPS, Draft, Measure), defaults=DEFAULTS
     ),
-    usage="draftwire demo [OPTIONS]",
 )
 
 

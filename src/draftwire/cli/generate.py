@@ -32,7 +32,6 @@ also:
 """,
     about="Continue a prompt. The text goes to stdout, the totals to stderr.",
     more=lambda parser: _common.add_options(parser, GROUPS),
-    usage="draftwire generate [OPTIONS] PROMPT",
 )
 
 

@@ -45,7 +45,6 @@ LEAF = Leaf(
     "when it does not run, or has no verifier. `draftwire generate --service PROMPT` "
     "tries it out.",
     more=lambda parser: _common.add_options(parser, (Doors, *GROUPS)),
-    usage="draftwire service [run|status|top] [OPTIONS]",
 )
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import add_settings, give_json, show
+from draftwire.cli._common import PROFILES, add_settings, give_json, show
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import align, labelled, list_of, wrapped
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["LEAVES", "profiles", "render", "root"]
 
 _HERE = "draftwire.cli.boards"
-_PROFILES = """
---profile-dir DIR...  folder with board profiles of your own, before those of
-                      DRAFTWIRE_PROFILE_DIR and ~/.config/draftwire/boards (may be repeated)
-"""
 _ROOT = """
 --root DIR =/         look at the files of another machine below DIR; nothing of it is run
 --board NAME          take this profile, whatever is found
@@ -33,7 +29,7 @@ LEAVES = {
     "detect": Leaf(
         "what this machine is, and what is known of boards",
         f"{_HERE}:detect",
-        f"""{_ROOT}{_PROFILES}
+        f"""{_ROOT}{PROFILES}
 --no-run              do not run a small model on each execution provider
 known:
 --all                 instead: list the boards that draftwire knows
@@ -44,7 +40,7 @@ known:
     "doctor": Leaf(
         "would a draft run here, and what to mend",
         "draftwire.cli.boards.doctor:run",
-        f"""{_ROOT}{_PROFILES}
+        f"""{_ROOT}{PROFILES}
 --tls-ca PEM          trust the certificates in this file
 --insecure            allow plain ws:// to other machines
 """,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.cli._common import give_json
+from draftwire.cli._common import PROFILES, give_json
 from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
 
@@ -29,12 +29,11 @@ __all__ = [
 
 COLUMNS = "time=NAME:ms,voltage=NAME,current=NAME:mA"
 
-_BOARD = """
+_BOARD = f"""
 --board NAME          board profile; found by itself when left out
 --rails NAME,NAME     rails to add up, when no profile knows them
 --scope NAME          which total: module, board, ...
---profiles DIR        folder with profiles of your own
-"""
+{PROFILES}"""
 _LIVE = f"""
 --source NAME =auto   auto, sysfs, pmic, jtop, ...
 --hz N:float =20      samples a second
@@ -170,21 +169,21 @@ def log_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def rail_tables(args: argparse.Namespace) -> Sequence[RailTable]:
-    return _tables(args.profiles)
+    return _tables(*args.profile_dir)
 
 
 @functools.lru_cache(maxsize=1)  # a command asks for each of its files
-def _tables(folder: Path | None) -> Sequence[RailTable]:
+def _tables(*folders: Path) -> Sequence[RailTable]:
     from draftwire.energy.rails import load_tables
 
-    return load_tables(*([folder] if folder else []))
+    return load_tables(*folders)
 
 
 def board_name(args: argparse.Namespace, root: Path) -> str | None:
     """Return the profile of a machine, or None for one that we do not know."""
     from draftwire.boards.profiles import find_profile, load_profiles
 
-    profiles = load_profiles(*([args.profiles] if args.profiles else []))
+    profiles = load_profiles(*args.profile_dir)
     profile = find_profile(root, profiles, board=args.board).profile
     return None if profile.generic else profile.name
 

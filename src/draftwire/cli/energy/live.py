@@ -27,7 +27,7 @@ def sources(args: argparse.Namespace) -> int:
     from draftwire.boards.profiles import find_profile, load_profiles
     from draftwire.energy.sources.choose import choose_source, find_sources
 
-    profiles = load_profiles(*([args.profiles] if args.profiles else []))
+    profiles = load_profiles(*args.profile_dir)
     match = find_profile(args.root, profiles, board=args.board)
     findings = find_sources(args.root)
     document: dict[str, Any] = {

@@ -117,7 +117,7 @@ LEAVES = {
 --exhaust             also take every slot, for error 'busy'
 --seconds S:positive =60  about
 --patience S:positive =10  for an answer
---ca PEM              authority to trust
+--tls-ca,--ca PEM >ca  authority to trust
 --insecure            allow plain ws:// off loopback
 device:
 --device              instead: play a verifier with scripted faults on a loopback port, and
@@ -149,7 +149,7 @@ device:
 [URL] =ws://127.0.0.1:8765  ws://HOST:PORT, wss://..., or http://HOST:PORT of --admin
 --interval S:positive =2
 --count N             print it N times, and end
---ca PEM              authority to trust
+--tls-ca,--ca PEM >ca  authority to trust
 --insecure            show the token over plain ws:// as well
 """,
         about="Show what a verifier does now, from its metrics: 80 columns, over ssh as "
