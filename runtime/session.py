@@ -65,6 +65,7 @@ from draftwire.runtime.report import stream_report
 from draftwire.runtime.screen import Screen
 from draftwire.runtime.stream import AsyncStream, Chunk, Stream, StreamBase
 from draftwire.runtime.structure import Structures
+from draftwire.runtime.tools import Calls
 from draftwire.runtime.traced import trace_of
 from draftwire.sampling import make_proposer
 from draftwire.transport.capture import WireCapture
@@ -360,6 +361,8 @@ class SessionBase(Generic[_S]):
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         template_options: Mapping[str, Any] | None = None,
         **options: Unpack[StreamOptions],
     ) -> _S:
@@ -373,6 +376,10 @@ class SessionBase(Generic[_S]):
             messages: ``[{"role": "user", "content": "Hello"}, ...]``: the conversation so
                 far, of roles system, user, assistant and what else the template takes.
             tools: JSON schemas of tools, for templates that take them.
+            tool_choice: ``"auto"`` (the answer is text, or calls of these tools),
+                ``"required"`` (calls), or the name of the tool to call: a grammar sees to
+                it, and ``stream.tool_calls`` are the calls. None leaves it to the model.
+            parallel_tool_calls: There may be several.
             template_options: Further variables of the template, e.g.
                 ``{"enable_thinking": False}``.
             options: As of :meth:`generate`.
@@ -384,8 +391,51 @@ class SessionBase(Generic[_S]):
             ConfigError: A value is out of range, the conversation is too long, or the
                 template refuses it or needs jinja2.
         """
+        given, calls = with_defaults(options), None
+        if tools is not None and tool_choice is not None:
+            calls = self.calls_of(tools, tool_choice, parallel=parallel_tool_calls)
+        if calls is not None and self._talk().template.text is None:
+            # No template says what tools there are: a message does.
+            messages, tools = [calls.introduction(), *messages], None
         prompt = self._prompt(messages, tools, template_options)
-        return self._stream(prompt, with_defaults(options))
+        if calls is not None:
+            if any(given[name] for name in ("schema", "regex", "choice", "grammar")):
+                raise ConfigError(
+                    "an answer that may call tools has their grammar, and no other",
+                    hint='use tool_choice="none" with a schema',
+                )
+            given["grammar"] = calls.grammar()
+        stream = self._stream(prompt, given)
+        stream.calls = calls
+        return stream
+
+    def calls_of(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        choice: str | Mapping[str, Any] = "auto",
+        *,
+        parallel: bool = True,
+    ) -> Calls | None:
+        """Return what calls an answer may hold, in the form of the draft's template.
+
+        Args:
+            tools: See :meth:`chat`.
+            choice: See ``tool_choice`` of :meth:`chat`; also ``"none"``.
+            parallel: There may be several.
+
+        Returns:
+            None when there can be none.
+
+        Raises:
+            ConfigError: Tools or choice make no sense.
+        """
+        template = self._talk().template.text
+        return Calls.of(tools, choice, parallel=parallel, template=template)
+
+    def _talk(self) -> Conversation:
+        if self._conversation is None:
+            self._conversation = Conversation(self._package, self._tokenizer)
+        return self._conversation
 
     def _prompt(
         self,
@@ -393,9 +443,7 @@ class SessionBase(Generic[_S]):
         tools: Sequence[Mapping[str, Any]] | None,
         options: Mapping[str, Any] | None,
     ) -> Prompt:
-        if self._conversation is None:
-            self._conversation = Conversation(self._package, self._tokenizer)
-        return self._conversation.prompt(messages, tools=tools, options=options)
+        return self._talk().prompt(messages, tools=tools, options=options)
 
     def _stream(
         self,

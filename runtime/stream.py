@@ -12,6 +12,7 @@ from draftwire.errors import DraftwireError
 from draftwire.runtime.driver import StreamRun
 from draftwire.runtime.edge.actions import Emit, Revise, Token
 from draftwire.runtime.screen import Screen
+from draftwire.runtime.tools import Call, Calls
 
 __all__ = ["AsyncStream", "Chunk", "Stream", "StreamBase", "StreamOwner"]
 
@@ -94,12 +95,18 @@ class StreamBase:
         self.error: DraftwireError | None = None
         self.first_token_s: float | None = None
         self.warning = ""
+        self.calls: Calls | None = None  # of tools, that the text may be
         self._open()
 
     @property
     def text(self) -> str:
         """The text so far, guesses included."""
         return self._screen.text
+
+    @property
+    def tool_calls(self) -> tuple[Call, ...]:
+        """The calls of tools in the text so far, those that are whole."""
+        return () if self.calls is None else tuple(self.calls.read(self.text)[1])
 
     @property
     def tokens(self) -> tuple[Token, ...]:

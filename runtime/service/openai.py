@@ -32,6 +32,7 @@ from draftwire.options import STREAM_GROUPS, Option, check_prompt, options_of
 from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.service.http import HttpError
 from draftwire.runtime.stream import Chunk
+from draftwire.runtime.tools import Call, Calls
 from draftwire.template import check_messages
 
 __all__ = ["MAX_CHOICES", "Answer", "Ask", "Done", "Form", "read_ask"]
@@ -67,6 +68,9 @@ class Ask:
     usage: bool
     report: bool
     template_options: Mapping[str, Any] | None
+    tools: list[Any] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
+    parallel: bool = True
 
     @property
     def logprobs(self) -> bool:
@@ -82,6 +86,7 @@ class Done:
     finish: str
     report: Mapping[str, Any] = field(default_factory=dict)
     tokens: Sequence[Token] = ()
+    calls: Sequence[Call] | None = None
 
 
 # ---- requests
@@ -94,11 +99,8 @@ def _none(*harmless: object) -> Callable[[Any], bool]:
 
 # Fields that are not built yet, or never; these values of theirs ask for nothing.
 _NOT_YET: dict[str, Callable[[Any], bool]] = {
-    "tools": _none([]),
     "functions": _none([]),
-    "tool_choice": _none("none", "auto"),
     "function_call": _none("none", "auto"),
-    "response_format": _none({"type": "text"}),
     "reasoning_effort": _none(),
     "verbosity": _none(),
     "modalities": _none(["text"]),
@@ -110,13 +112,16 @@ _NOT_YET: dict[str, Callable[[Any], bool]] = {
 }
 _TEXT = {
     **_NOT_YET,
+    "tools": _none([]),
+    "tool_choice": _none("none", "auto"),
     "best_of": _none(1),
     "echo": _none(False),
     "suffix": _none(""),
 }
 _RESPONSE = {
-    **{name: _NOT_YET[name] for name in ("tools", "tool_choice", "service_tier", "store")},
-    "text": _none({}, {"format": {"type": "text"}}),
+    **{name: _NOT_YET[name] for name in ("service_tier", "store")},
+    "tools": _none([]),
+    "tool_choice": _none("none", "auto"),
     "reasoning": _none({}),
     "truncation": _none("disabled"),
     "background": _none(False),
@@ -126,7 +131,7 @@ _RESPONSE = {
 }
 # What says something about the asker and nothing about the answer.
 _NOTES = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_NOTES |= {"prompt_cache_retention", "parallel_tool_calls"}
+_NOTES |= {"prompt_cache_retention"}
 _PASSED = {"temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos"}
 _PASSED |= {"presence_penalty", "frequency_penalty", "repetition_penalty"}
 _PASSED |= {"logit_bias", "bad_words"}
@@ -145,6 +150,11 @@ _FIELDS = {
         | {"top_logprobs", "include"},
     ),
 }
+_FIELDS["chat"][1].update(("tools", "tool_choice", "response_format"))
+_FIELDS["text"][1].add("response_format")
+_FIELDS["response"][1].add("text")
+for _refused, _taken in _FIELDS.values():
+    _taken.add("parallel_tool_calls")
 _TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
 
 
@@ -184,13 +194,61 @@ def read_ask(kind: str, body: bytes) -> Ask:
         kind=kind,
         model=_typed(given, "model", str, "a name", ""),
         prompts=_checked(kind, given),
-        options={**_options(given), **_logprobs(kind, given), **_extra(extra)},
+        options={
+            **_options(given),
+            **_logprobs(kind, given),
+            **_structure(kind, given),
+            **_extra(extra),
+        },
         choices=_choices(given),
         stream=_typed(given, "stream", bool, "true or false", False),
         usage=_typed(settings, "include_usage", bool, "true or false", False),
         report=_typed({"report": report}, "report", bool, "true or false", False),
         template_options=_object(given, _TEMPLATE) or None,
+        **_tools(kind, given),
     )
+
+
+def _structure(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option for what the text must be, where that is asked for."""
+    name, where = "response_format", "response_format"
+    found = _object(given, name)
+    if kind == "response":
+        name, where = "text", "text.format"
+        found = _object(_object(given, name), "format")
+    form = found.get("type", "text")
+    if form == "json_object":
+        return {"schema": _STREAM["schema"].read("object")}
+    if form == "json_schema":
+        inside = found if kind == "response" else _object(found, "json_schema")
+        if not isinstance(inside.get("schema"), (dict, bool)):
+            raise _wrong(where, f"{where} has no schema", hint="an object beside its name")
+        return {"schema": _read(_STREAM["schema"], inside["schema"], "schema", where)}
+    if form == "regex":  # beyond OpenAI's
+        return {"regex": _read(_STREAM["regex"], found.get("regex"), "regex", where)}
+    if form == "choice":
+        return {"choice": _read(_STREAM["choice"], found.get("choice"), "choice", where)}
+    if form != "text":
+        what = f"{where}.type = {_short(form)} is not supported"
+        hint = "text, json_object, json_schema, regex or choice"
+        raise _wrong(where, what, "unsupported", hint)
+    return {}
+
+
+def _tools(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of an ask that say what may be called."""
+    tools, choice = given.get("tools"), given.get("tool_choice", "auto")
+    parallel = _typed(given, "parallel_tool_calls", bool, "true or false", True)
+    if kind != "chat" or not tools:
+        if kind == "chat" and choice not in ("auto", "none"):
+            raise _wrong("tool_choice", "tool_choice is of use with tools alone")
+        return {}
+    try:
+        Calls.of(tools, choice, parallel=parallel)
+    except ConfigError as exc:
+        param = "tool_choice" if "tool_choice" in str(exc) else "tools"
+        raise _wrong(param, str(exc), hint=exc.hint) from exc
+    return {"tools": tools, "tool_choice": choice, "parallel": parallel}
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -466,6 +524,11 @@ def _piece(chunk: Chunk) -> dict[str, Any]:
     return found
 
 
+def _called(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
 class Answer:
     """How chat completions and completions are answered.
 
@@ -494,7 +557,11 @@ class Answer:
         for index, one in enumerate(done):
             said: dict[str, Any] = {"text": one.text}
             if self._chat:
-                message = {"role": "assistant", "content": one.text, "refusal": None}
+                message: dict[str, Any] = {"role": "assistant", "content": one.text}
+                message["refusal"] = None
+                if one.calls:
+                    message["content"] = one.text or None
+                    message["tool_calls"] = [_called(call) for call in one.calls]
                 said = {"message": message}
             said["logprobs"] = self._logprobs(index, one.tokens)
             choices.append(self._choice(index, said, one))
@@ -518,6 +585,11 @@ class Answer:
     def over(self, index: int, one: Done) -> Events:
         """Yield the end of a choice."""
         said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        if one.calls is not None and one.text:  # it was held back
+            yield self._event(self._choice(index, {"delta": {"content": one.text}}))
+        if one.calls:
+            calls = [{"index": i, **_called(call)} for i, call in enumerate(one.calls)]
+            yield self._event(self._choice(index, {"delta": {"tool_calls": calls}}))
         yield self._event(self._choice(index, said, one))
 
     def end(self, done: list[Done]) -> Events:
@@ -547,7 +619,8 @@ class Answer:
             "finish_reason": None,
         }
         if one is not None:
-            choice["finish_reason"] = "stop" if one.finish == "stop" else "length"
+            why = "tool_calls" if one.calls else "stop"
+            choice["finish_reason"] = why if one.finish == "stop" else "length"
             choice["draftwire"] = extra_of(one, report=self._ask.report)
         return choice
 
@@ -572,6 +645,11 @@ class Response:
         self._created, self._model = int(time.time()), model
         self._number = -1
         self._text = ""
+        schema = ask.options.get("schema")
+        self._format: dict[str, Any] = {"type": "text"}
+        if schema is not None:
+            whole = {"type": "json_schema", "name": "schema", "schema": json.loads(schema)}
+            self._format = whole
 
     def whole(self, done: list[Done]) -> dict[str, Any]:
         """Return the whole answer."""
@@ -662,7 +740,7 @@ class Response:
             "previous_response_id": None,
             "store": False,
             "temperature": options.get("temperature"),
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format},
             "tool_choice": "none",
             "tools": [],
             "top_p": options.get("top_p"),

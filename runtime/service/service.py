@@ -319,6 +319,9 @@ class Service:
                 return session.generate(prompt, **found)
             return session.chat(
                 prompt,
+                tools=ask.tools,
+                tool_choice=ask.tool_choice,
+                parallel_tool_calls=ask.parallel,
                 template_options=ask.template_options,
                 **found,
             )
@@ -326,14 +329,17 @@ class Service:
         try:
             async with self._streams.turn(begin, options) as turn:
                 async for chunk in turn.chunks():
+                    if turn.stream is not None and turn.stream.calls is not None:
+                        continue  # what is said and what is called is known at the end
                     if chunk.text or chunk.tokens or chunk.revision is not None:
                         queue.put_nowait((index, chunk))
                 report = await turn.report()
                 stream = turn.stream
                 assert stream is not None
-                finish = stream.finish or "cancelled"
-                done = Done(stream.text, finish, report, stream.tokens)
-                queue.put_nowait((index, done))
+                finish, text, calls = stream.finish or "cancelled", stream.text, None
+                if stream.calls is not None:
+                    text, calls = stream.calls.read(text)
+                queue.put_nowait((index, Done(text, finish, report, stream.tokens, calls)))
         except Exception as exc:  # noqa: BLE001  (told to who waits for it)
             queue.put_nowait((index, exc))
 

@@ -13,7 +13,13 @@ import json
 import sys
 from typing import Any
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"how": {"enum": ["slow", "fast"]}},
+    "required": ["how"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 
 
 def refuses(kind: type[Exception], call: Any, *words: str) -> Any:
@@ -164,9 +170,36 @@ def with_openai(url: str, token: str, wanted: dict[str, Any]) -> None:
         "response.incomplete",
     )
 
+    called = chat(model="v1", messages=messages, tools=[TOOL], tool_choice="required")
+    (choice,) = called.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    (call, *_) = choice.message.tool_calls
+    assert call.function.name == "f" and json.loads(call.function.arguments)["how"]
+    pieces = list(
+        chat(
+            model="v1",
+            messages=messages,
+            tools=[TOOL],
+            tool_choice={"type": "function", "function": {"name": "f"}},
+            stream=True,
+        )
+    )
+    said = [c for p in pieces for c in p.choices[0].delta.tool_calls or ()]
+    assert [c.function.name for c in said] == ["f"]
+    assert pieces[-1].choices[0].finish_reason == "tool_calls"
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+    whole = chat(model="v1", messages=messages, response_format=form)
+    assert list(json.loads(whole.choices[0].message.content)) == ["how"]
+    said = client.responses.create(
+        model="v1",
+        input=prompt,
+        text={"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}},
+    )
+    assert said.status == "completed" and json.loads(said.output_text)["how"]
+
     for field, value in {
-        "tools": [TOOL],
-        "response_format": {"type": "json_object"},
+        "tools": [{}],
+        "response_format": {"type": "xml"},
         "top_logprobs": 2,
         "logit_bias": {"5": 101},
         "frequency_penalty": 2.5,
@@ -247,7 +280,8 @@ def with_langchain(url: str, token: str, wanted: dict[str, Any]) -> None:
     assert whole.invoke(talk).text == wanted["chat"]
     plain = OpenAI(base_url=url, api_key=token, model="v1", max_tokens=16, temperature=0)
     assert plain.invoke(wanted["prompt"]) == wanted["text"]
-    refuses(Exception, lambda: model.bind_tools([TOOL]).invoke(talk), "tools")
+    bound = model.bind_tools([TOOL], tool_choice="required")
+    assert bound.invoke(talk).tool_calls[0]["name"] == "f"
 
 
 def with_litellm(url: str, token: str, wanted: dict[str, Any]) -> None:
@@ -265,9 +299,10 @@ def with_litellm(url: str, token: str, wanted: dict[str, Any]) -> None:
     assert text == wanted["chat"]
     answer = asyncio.run(litellm.acompletion(**asked))
     assert answer.choices[0].message.content == wanted["chat"]
-    refuses(
-        litellm.BadRequestError, lambda: litellm.completion(**asked, tools=[TOOL]), "tools"
+    called = litellm.completion(
+        **{**asked, "max_tokens": 60}, tools=[TOOL], tool_choice="required"
     )
+    assert called.choices[0].message.tool_calls[0].function.name == "f"
 
 
 if __name__ == "__main__":

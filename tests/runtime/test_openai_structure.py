@@ -1,0 +1,140 @@
+"""OpenAI's fields for structure: formats, tools, and the answers that come of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from draftwire.runtime.service.http import HttpError
+from draftwire.runtime.service.openai import Answer, Done, Response, read_ask
+from draftwire.runtime.tools import Call
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}}
+MESSAGES = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
+COMPACT = '{"type":"object","properties":{"x":{"type":"integer"}}}'
+
+
+def ask(kind: str = "chat", **fields: Any) -> Any:
+    plain = {"response": {"input": "hi"}, "text": {"prompt": "hi"}}
+    body = {**plain.get(kind, {"messages": MESSAGES}), **fields}
+    return read_ask(kind, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "options"),
+    [
+        ("chat", {"response_format": {"type": "text"}}, {}),
+        ("chat", {"response_format": None}, {}),
+        (
+            "chat",
+            {"response_format": {"type": "json_object"}},
+            {"schema": '{"type":"object"}'},
+        ),
+        (
+            "chat",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "s", "strict": True, "schema": SCHEMA},
+                }
+            },
+            {"schema": COMPACT},
+        ),
+        (
+            "text",
+            {"response_format": {"type": "json_object"}},
+            {"schema": '{"type":"object"}'},
+        ),
+        (
+            "response",
+            {"text": {"format": {"type": "json_schema", "name": "s", "schema": SCHEMA}}},
+            {"schema": COMPACT},
+        ),
+        ("response", {"text": {"format": {"type": "text"}}}, {}),
+        ("chat", {"response_format": {"type": "regex", "regex": "a+"}}, {"regex": "a+"}),
+        (
+            "chat",
+            {"response_format": {"type": "choice", "choice": ["a", "b"]}},
+            {"choice": ("a", "b")},
+        ),
+        (
+            "chat",
+            {"draftwire": {"schema": SCHEMA, "force": False}},
+            {"schema": COMPACT, "force": False},
+        ),
+    ],
+)
+def test_a_format_is_an_option_of_the_stream(kind: str, fields: Any, options: Any) -> None:
+    assert dict(ask(kind, **fields).options) == options
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param"),
+    [
+        ("chat", {"response_format": {"type": "xml"}}, "response_format"),
+        ("chat", {"response_format": "json"}, "response_format"),
+        ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            "chat",
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format",
+        ),
+        ("response", {"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ("chat", {"tools": [{}]}, "tools"),
+        ("chat", {"tools": "go"}, "tools"),
+        ("chat", {"tools": [TOOL], "tool_choice": "fly"}, "tool_choice"),
+        ("chat", {"tool_choice": "required"}, "tool_choice"),
+        ("chat", {"tools": [TOOL], "parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ("text", {"tools": [TOOL]}, "tools"),
+        ("response", {"tools": [TOOL]}, "tools"),
+    ],
+)
+def test_what_is_no_format_and_no_tool_is_named(kind: str, fields: Any, param: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        ask(kind, **fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_tools_and_their_choice() -> None:
+    found = ask(tools=[TOOL])
+    assert (found.tools, found.tool_choice, found.parallel) == ([TOOL], "auto", True)
+    named = {"type": "function", "function": {"name": "go"}}
+    found = ask(tools=[TOOL], tool_choice=named, parallel_tool_calls=False)
+    assert (found.tool_choice, found.parallel) == (named, False)
+    assert ask(tools=[], tool_choice="auto").tools is None
+
+
+def test_calls_in_an_answer() -> None:
+    calls = [Call("go", '{"x":3}'), Call("go", '{"x":4}')]
+    done = Done("", "stop", {}, calls=calls)
+    form = Answer(ask(tools=[TOOL]), "v1")
+    (choice,) = form.whole([done])["choices"]
+    message = choice["message"]
+    assert choice["finish_reason"] == "tool_calls" and message["content"] is None
+    said = [(c["type"], c["function"]) for c in message["tool_calls"]]
+    assert said == [("function", {"name": "go", "arguments": c.arguments}) for c in calls]
+    assert len({c["id"] for c in message["tool_calls"]}) == 2
+    events = [data["choices"][0] for _, data in form.over(0, done)]
+    assert [c["index"] for c in events[0]["delta"]["tool_calls"]] == [0, 1]
+    assert events[-1]["finish_reason"] == "tool_calls" and events[-1]["delta"] == {}
+
+
+def test_an_answer_with_tools_that_calls_none() -> None:
+    form = Answer(ask(tools=[TOOL]), "v1")
+    done = Done("No.", "stop", {}, calls=[])
+    (choice,) = form.whole([done])["choices"]
+    assert choice["finish_reason"] == "stop" and choice["message"]["content"] == "No."
+    assert "tool_calls" not in choice["message"]
+    events = [data["choices"][0] for _, data in form.over(0, done)]
+    assert events[0]["delta"] == {"content": "No."}
+    cut = Done("", "length", {}, calls=[])
+    assert form.whole([cut])["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_response_says_its_format() -> None:
+    form = {"type": "json_schema", "name": "s", "schema": SCHEMA}
+    found = Response(ask("response", text={"format": form}), "v1")
+    assert found.whole([Done('{"x":1}', "stop", {})])["text"]["format"]["schema"] == SCHEMA
