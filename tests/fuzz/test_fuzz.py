@@ -13,6 +13,8 @@ SPEC.loader.exec_module(fuzz)  # puts the helpers on the path
 
 from fuzz_targets import TARGETS, TargetSession, seeds  # noqa: E402
 
+from draftwire.runtime.edge.guesses import Guesses  # noqa: E402
+
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_but_foreseen_errors(name):
@@ -31,8 +33,11 @@ PLANTED = {
         "draftwire.verifier.target_session.TargetSession.detach",
         lambda self, *, cached, detach=TargetSession.detach: detach(self, cached=True),
     ),
-    # drafts beyond the text's end
-    "edge": ("draftwire.runtime.edge.machine.EdgeSession._room", lambda self, line: 300),
+    # a guess is shown twice
+    "edge": (
+        "draftwire.runtime.edge.guesses.Guesses.show",
+        lambda self, ids, show=Guesses.show: [*show(self, ids), *show(self, ids)],
+    ),
     # any name is ours, as without a check against rebinding
     "http": (
         "draftwire.verifier.serving.service.VerifierService._misled",

@@ -43,7 +43,10 @@ def checkpoint(models):
 
 KINDS = [
     "onnx",
-    *(pytest.param(d, marks=pytest.mark.workstation) for d in ("float32", "bfloat16")),
+    *(
+        pytest.param(dtype, marks=pytest.mark.workstation)
+        for dtype in ("float32", "bfloat16", "float16")
+    ),
 ]
 
 
