@@ -2,9 +2,7 @@
 
 ``python -m studies.evolve``, ``python -m studies.controllers``, ``python -m studies.grid``,
 and ``python -m studies.family``, which makes what lies in ``models/``; each says with
-``--help`` what it asks and what it takes. Two measurements for people who
-work on draftwire stand beside them: ``python -m studies.forward`` (a verifier's forward, by
-sessions and contexts) and ``python -m studies.meter`` (what the energy meter costs).
+``--help`` what it asks and what it takes.
 """
 
 from importlib.util import find_spec

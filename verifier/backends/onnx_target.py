@@ -8,7 +8,7 @@ of new tokens come back and are written in place.
 
 Sessions share a forward of the engine as long as padding all contexts to the longest one
 costs less than one more forward; a session alone passes its own array, and nothing is
-copied. ``python -m studies.forward`` measures that, docs/verifier.md has the figures.
+copied. ``python -m tools.forward`` measures that, docs/verifier.md has the figures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a forward of the embedded verifier costs, and how sessions should share it.
 
-``python -m studies.forward --target NAME.target`` times one round of
+``python -m tools.forward --target NAME.target`` times one round of
 verification for several sessions, each with a context and a block of drafted tokens:
 
 - *shared*: all sessions in one forward of the engine, caches copied side by side;
@@ -23,10 +23,10 @@ from typing import Any, Callable, Sequence
 
 import numpy as np
 
-from draftwire.cli._common import write_json
 from draftwire.io import format_table
 from draftwire.verifier.backends.base import Form, Frame, SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
+from studies.command import start
 
 __all__ = ["measure"]
 
@@ -103,17 +103,17 @@ def _looped(model: OnnxTarget, batch: Sequence[SlotInput]) -> list[Any]:
     return [_together(model, [one]) for one in batch]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement from the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--contexts", nargs="+", default=["64", "256", "1024", "64+1024"])
-    parser.add_argument("--block", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
+FLAGS = """
+--target DIR !           target package
+--sessions N,N:counts =1,2,4,8  in a round
+--contexts N+N,N:words =64,256,1024,64+1024  tokens in their caches, in turns
+--block N =6             tokens that each session sends
+--repeats N =15
+--threads N =1           of the engine
+"""
+
+
+def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     rows = measure(
         args.target,
         sessions=args.sessions,
@@ -122,11 +122,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats=args.repeats,
         threads=args.threads,
     )
-    if args.json:
-        write_json(rows, "-")
-    else:
-        print(format_table(list(rows[0]), [[str(v) for v in row.values()] for row in rows]))
-    return 0
+    return {"schema": "draftwire.forward/1", "rows": rows}
+
+
+def _render(document: dict[str, Any]) -> str:
+    rows = document["rows"]
+    return format_table(list(rows[0]), [[str(v) for v in row.values()] for row in rows])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    asked = "What a forward of the embedded verifier costs, by sessions and contexts."
+    return start("tools.forward", asked, FLAGS, _study, _render, words)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the energy meter costs: processor share of its sampler, and of a phase switch.
 
-    python -m studies.meter --seconds 20
+    python -m tools.meter --seconds 20
 
 On a board it reads the board's own sensor; elsewhere a tree of files of the same shape,
 without the time that the kernel spends on the I2C bus.
