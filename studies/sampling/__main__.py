@@ -21,9 +21,9 @@ FLAGS = """
 --text FILE              held-out text to cut prompts from (default: built-in sentences)
 --schemes NAME,NAME:words =  (default: all)
 --block N:whole =4       drafted tokens
---temperature T:seconds =0.8
+--temperature T:number =0.8
 --top-k N:whole =50
---top-p P:seconds =1
+--top-p P:number =1
 --seed N:whole =1
 --tokens N:whole =64     new tokens of each prompt
 --prompts N:whole =12

@@ -84,7 +84,7 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "path": Path,
     "port": ruled(whole(0, 65535)),
     "positive": ruled(number(0, 1e9, above=True)),
-    "seconds": ruled(number(0, 1e9)),
+    "number": ruled(number(0, 1e9)),
     "share": ruled(number(0, 1)),
     "text": str,
     "whole": ruled(whole(0, 2**64 - 1)),
@@ -95,8 +95,8 @@ _BY_NAME = {**dict.fromkeys(("FILE", "DIR", "PEM", "PATH"), "path"), "N": "count
 
 def flag_lines(text: str) -> dict[str, str]:
     """Return lines by the names of their flags, for commands that share them."""
-    lines = list(_lines(text))
-    return {line.split(" ")[0].strip("-").replace("-", "_"): line for line in lines}
+    names = {line: line.split(" ")[0].split(",")[0] for line in _lines(text)}
+    return {name.strip("-").replace("-", "_"): line for line, name in names.items()}
 
 
 def add_flags(parser: argparse.ArgumentParser, text: str) -> None:

@@ -72,7 +72,7 @@ targets:
 --idle-timeout S:positive =300 >idle_s
 --ping-seconds S:positive =20 >ping_s
 --send-timeout S:positive =15 >send_s
---resume-ttl S:seconds =120 >resume_s  keep a stream whose link is lost so long, 0 for never
+--resume-ttl S:number =120 >resume_s  keep a stream whose link is lost so long, 0 for never
 --resume-streams N =1024 >parked  kept
 --resume-mib N =64 >parked_mib  of kept text
 --drain-timeout S:positive =10 >drain_s
