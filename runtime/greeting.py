@@ -44,6 +44,7 @@ def open_of(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     bonus: bool,
+    racing: bool,
     held: int = 0,
     text: int = 0,
     grammar: Rules | None = None,
@@ -54,9 +55,10 @@ def open_of(
     Args:
         prompt: Token ids.
         params: Sampling.
-        mode: What the verifier shall do while no block is there.
+        mode: Of the stream.
         max_new_tokens: At most so many tokens after the prompt.
         stop_ids: Ids that end the text.
+        racing: The verifier shall not wait for blocks.
         bonus: Ask for a token after a block that is accepted whole.
         held: So many ids of the prompt the verifier has still; they are named, not sent.
         text: So many at the end of it are text already.
@@ -72,7 +74,7 @@ def open_of(
         params.seed,
         max_new_tokens,
         tuple(stop_ids),
-        objective=mode.objective,
+        objective="latency" if racing else "cost",
         bonus=bonus,
         exits="exits" in mode.preempt,
         sample=params.sample,

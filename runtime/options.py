@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         block: int | None
         controller: str | Controller | None
         objective: str
+        max_forwards_per_token: float
         pipeline: int
         preempt: str
         cut: bool
@@ -72,6 +73,7 @@ __all__ = [
     "encode_prompt",
     "guarded",
     "insight",
+    "mode_of",
     "params_of",
     "with_defaults",
 ]
@@ -167,13 +169,29 @@ def check_stream(sampling: Sampling, pacing: Pacing, power: Power) -> None:
         ConfigError: They do not.
     """
     make_proposer(_params(sampling, sampling.seed or 0), 2)
-    Mode.of(pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch)
+    mode_of(pacing)
     words = controller_for(pacing)
     assert isinstance(words, str)
     make_controller(
         words,
         max_watts=power.max_watts,
         max_joules_per_token=power.max_joules_per_token,
+    )
+
+
+def mode_of(options: Pacing) -> Mode:
+    """Return how a stream hides the network.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    return Mode.of(
+        options.objective,
+        options.pipeline,
+        options.preempt,
+        options.cut,
+        options.batch,
+        options.max_forwards_per_token,
     )
 
 
@@ -193,8 +211,8 @@ def controller_for(
         return "auto:cost"  # what the user wants is said once, and holds for both
     if words is not None:
         return words
-    if options.block is None and options.objective == "latency":
-        return "auto"  # it knows when a race is not worth a draft
+    if options.block is None and options.objective != "cost":
+        return "auto"  # it knows when a draft is not worth it
     return f"fixed:{4 if options.block is None else options.block}"
 
 

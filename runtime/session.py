@@ -45,7 +45,6 @@ from draftwire.runtime.conversation import Conversation, Prompt
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamRun, StreamSpec
 from draftwire.runtime.edge.actions import Token
-from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.runtime.greeting import hello_of
 from draftwire.runtime.known import assumed_welcome, recall_welcome, remember_welcome
@@ -56,6 +55,7 @@ from draftwire.runtime.options import (
     encode_prompt,
     guarded,
     insight,
+    mode_of,
     params_of,
     with_defaults,
 )
@@ -278,7 +278,8 @@ class SessionBase(Generic[_S]):
         force: bool = True,
         block: int | None = None,
         controller: str | Controller | None = None,
-        objective: str = "cost",
+        objective: str = "auto",
+        max_forwards_per_token: float = 1.0,
         pipeline: int = 1,
         preempt: str = "guess",
         cut: bool = False,
@@ -327,9 +328,10 @@ class SessionBase(Generic[_S]):
                 drafted, nor sent, nor sampled.
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
-            objective: ``"cost"`` spends few forwards of the target, ``"latency"`` races
-                them against the drafts: see :class:`~draftwire.runtime.edge.mode.Mode`, as
-                for the next four.
+            objective: ``"auto"`` takes what is measured to be fastest, ``"cost"`` spends
+                few forwards of the target, ``"latency"`` races them against the drafts:
+                see :class:`~draftwire.runtime.edge.mode.Mode`, as for the next five.
+            max_forwards_per_token: What ``"auto"`` may ask of the target.
             pipeline: Blocks in flight, at most.
             preempt: What is drafted while verdicts are out.
             cut: Send a half-drafted block once nothing is in flight.
@@ -461,9 +463,7 @@ class SessionBase(Generic[_S]):
         power = Power.pick(given)
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
         welcome = self.welcome
-        mode = Mode.of(
-            pacing.objective, pacing.pipeline, pacing.preempt, pacing.cut, pacing.batch
-        )
+        mode = mode_of(pacing)
         params = params_of(sampling, welcome, mode, self._tokenizer.encode)
         ids = encode_prompt(
             prompt if prompt is not chat else chat.ids,

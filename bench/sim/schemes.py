@@ -182,6 +182,12 @@ _TABLE = (
         Mode(objective="latency", preempt=_GUESS | {"exits"}),
         helps=_ALL,
     ),
+    Scheme(
+        "auto",
+        "the default: streams, races or waits, whatever is measured to be fastest",
+        "auto",
+        Mode(objective="auto", preempt=_GUESS),
+    ),
 )
 SCHEMES = {scheme.name: scheme for scheme in _TABLE}
 DISTRIBUTED = ("await", "flexspec", "earlyexit", "qs", "picospec", "vanilla")

@@ -43,6 +43,7 @@ from draftwire.runtime.edge.preemption import Preemption
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
 from draftwire.runtime.greeting import open_of
 from draftwire.runtime.pacing.controller import Controller
+from draftwire.runtime.pacing.ways import Ceiling
 from draftwire.sampling import Proposal, Proposer, SamplingParams, card_of
 from draftwire.sampling.grammar import Guide, Rules
 from draftwire.transport import states
@@ -217,6 +218,9 @@ class EdgeSession:
         self._logprobs = logprobs
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
         # Without a bonus the next block of a pipeline need not guess it.
+        self._ceiling = Ceiling(mode.max_forwards)
+        self._racing = mode.racing
+        self._told = mode.racing  # what the verifier believes of that
         self._bonus = self._free or (mode.pipeline == 1 and not mode.racing)
         self._committed: list[int] = []
         self._hash = TextHash(self._prompt)
@@ -287,7 +291,7 @@ class EdgeSession:
     @property
     def _streams(self) -> bool:
         """The verifier goes on without being asked."""
-        return self._mode.racing or self._alone in (_Alone.YES, _Alone.ENDING)
+        return self._racing or self._alone in (_Alone.YES, _Alone.ENDING)
 
     def _enter(self, event: str, to: State) -> None:
         """Change the state, as the table allows."""
@@ -302,7 +306,7 @@ class EdgeSession:
 
     def start(self) -> list[Action]:
         """Open the stream and begin to draft."""
-        self._controller.begin(self._mode)
+        self._begin()
         request = self._open()
         forced = self._begin_text()
         if self.done:  # a grammar with one text: nobody is asked
@@ -311,7 +315,7 @@ class EdgeSession:
 
     def start_offline(self) -> list[Action]:
         """Begin without a link; :meth:`link_up` opens the stream."""
-        self._controller.begin(self._mode)
+        self._begin()
         self._enter("no link", LOST)
         forced = self._begin_text()
         return forced if self.done else [*forced, *self._steer()]
@@ -434,12 +438,31 @@ class EdgeSession:
 
     # ---- opening and resuming
 
+    def _begin(self) -> None:
+        self._controller.begin(self._mode)
+        self._aim()
+
+    def _aim(self) -> None:
+        """Race or wait, where that is left to the controller."""
+        if self._mode.objective != "auto":
+            return
+        racing = self._controller.races(self._free and self._ceiling.races)
+        if racing is self._racing:
+            return
+        self._racing = racing
+        streamed = self._alone in (_Alone.YES, _Alone.ENDING)
+        if racing:
+            self._alone = _Alone.NO
+        elif self._told or streamed:
+            self._alone = _Alone.ENDING
+
     def _open(self) -> Send:
         self._enter(_OPEN[self.state], OPENING)
         ids = (*self._prompt, *self._committed)
         held = min(self.held, len(ids) - 1)
         self.held = 0
         self.counts.unsent = held
+        self._told = self._racing
         request = open_of(
             ids,
             self._params,
@@ -447,6 +470,7 @@ class EdgeSession:
             max_new_tokens=self._limit - len(self._committed),
             stop_ids=self._stop_ids,
             bonus=self._bonus,
+            racing=self._racing,
             held=held,
             text=len(self._committed),
             grammar=self._grammar,
@@ -525,6 +549,7 @@ class EdgeSession:
         self._lines.drop_others()
         self._hand = _Hand(0, None, len(self._lines.main) > 0)
         self._alone = _Alone.NO
+        self._told = not self._racing  # what it was told last may have been lost
         self._preemption.reset()
 
     # ---- verdicts
@@ -553,6 +578,9 @@ class EdgeSession:
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
         self._near(commit.near_ties)
+        self._ceiling.passed(len(new), ran)
+        if not self.done and commit.finish is Finish.NOT_YET:
+            self._aim()
         self._settle("< commit")
         if commit.finish is not Finish.NOT_YET:
             return actions + self._end(_FINISH[commit.finish])
@@ -676,7 +704,7 @@ class EdgeSession:
             if len(main) > hand.start:
                 hand.ready = True
                 return
-        waits = not mode.racing and self._in_flight >= mode.pipeline
+        waits = not self._racing and self._in_flight >= mode.pipeline
         if waits and not mode.preempt & {"guess", "exits"}:
             return
         block = drawn(main.proposals[hand.start :])
@@ -713,30 +741,31 @@ class EdgeSession:
         mode, main, wire, hand = self._mode, self._lines.main, self._wire, self._hand
         actions: list[Action] = []
         in_flight = self._in_flight
-        if not mode.racing and self._alone is _Alone.ASKED:
+        if not self._racing and self._alone is _Alone.ASKED:
             if in_flight:
                 return []
             self._alone = _Alone.YES
             return [self._send(more=False)]
-        if not mode.racing and self._alone is _Alone.ENDING:
+        if not self._racing and self._alone is _Alone.ENDING:
             self._alone = _Alone.NO
             base = len(self._committed) - self._origin + len(wire.tokens)
             actions.append(self._block(Block(wire.epoch, base, ())))
         full = wire.sent >= self._max_waiting
-        held = (in_flight >= mode.pipeline and not mode.racing) or full
+        held = (in_flight >= mode.pipeline and not self._racing) or full
         if held or (not self._free and main.bare >= 0):
             return actions
         block = main.proposals[hand.start :]
-        if block and verdict and (mode.racing or not in_flight):
-            cut = mode.cut and not mode.racing
+        if block and verdict and (self._racing or not in_flight):
+            cut = mode.cut and not self._racing
             hand.ready |= cut or self._enough(block)
         if block and hand.ready:
             return [*actions, *self._send_block()]
         pieces = drawn(main.proposals[len(wire.tokens) :]) if mode.batch else 0
         if hand.quota is not None and 0 < mode.batch <= pieces:
             return [*actions, self._send(more=True)]
-        last = not (in_flight or mode.racing or len(main) or self._room(main))
+        last = not (in_flight or self._racing or len(main) or self._room(main))
         owed = self._correction is not None and not self._correction.sent
+        last |= self._racing and not self._told and self._mode.objective == "auto"
         if last or (self._alone is not _Alone.NO and owed):
             actions.append(self._send(more=False))  # asks for a token
         return actions
@@ -789,6 +818,7 @@ class EdgeSession:
 
     def _block(self, block: Block) -> Send:
         opening = self.state is OPENING
+        self._told = block.race
         if not opening:
             self._settle("> block")
         return Send(block)

@@ -9,7 +9,7 @@ from draftwire.errors import ConfigError
 
 __all__ = ["DEFAULT_MODE", "OBJECTIVES", "PREEMPT", "Mode"]
 
-OBJECTIVES = ("cost", "latency")
+OBJECTIVES = ("auto", "cost", "latency")
 PREEMPT = ("guess", "exits", "outcomes")
 _MAX_PIPELINE = 64
 
@@ -20,7 +20,8 @@ class Mode:
 
     Attributes:
         objective: ``"cost"``: the verifier runs the target only when a block is there;
-            ``"latency"``: it decodes on without waiting and judges drafts as they come.
+            ``"latency"``: it decodes on without waiting and judges drafts as they come;
+            ``"auto"``: the controller decides, at any moment.
         pipeline: At most so many blocks are in flight; 1 waits for every verdict. A race
             sends every block at once, whatever this says.
         preempt: What is drafted while verdicts are out. ``"guess"``: the next block, as
@@ -29,6 +30,7 @@ class Mode:
         cut: A verdict that leaves nothing in flight sends a block that is not finished.
         batch: Send pieces of so many tokens of a block that is still being drafted; 0
             sends whole blocks.
+        max_forwards: Of the target for each token of text, with ``"auto"``.
 
     Raises:
         ConfigError: A value is unknown or out of range.
@@ -44,6 +46,7 @@ class Mode:
     preempt: frozenset[str] = frozenset({"guess"})
     cut: bool = False
     batch: int = 0
+    max_forwards: float = 1.0
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -63,6 +66,11 @@ class Mode:
             )
         if not 0 <= self.batch <= 255:
             raise ConfigError(f"batches of {self.batch} tokens are outside 0..255")
+        if not 0 < self.max_forwards <= 1:
+            raise ConfigError(
+                f"at most {self.max_forwards} forwards a token: it must be above 0 and at "
+                "most 1, which is what the target takes alone"
+            )
 
     @classmethod
     def of(
@@ -72,6 +80,7 @@ class Mode:
         preempt: str = "guess",
         cut: bool = False,
         batch: int = 0,
+        max_forwards: float = 1.0,
     ) -> Mode:
         """Return the mode of words as on the command line.
 
@@ -81,6 +90,7 @@ class Mode:
             preempt: Words joined by commas, or ``"off"``.
             cut: See the class.
             batch: See the class.
+            max_forwards: See the class.
 
         Raises:
             ConfigError: A word is unknown or a number out of range.
@@ -88,11 +98,11 @@ class Mode:
         words = [word.strip() for word in preempt.split(",") if word.strip()]
         if words == ["off"]:
             words = []
-        return cls(objective, pipeline, frozenset(words), cut, batch)
+        return cls(objective, pipeline, frozenset(words), cut, batch, max_forwards)
 
     @cached_property
     def racing(self) -> bool:
-        """True when the verifier does not wait for blocks."""
+        """True when the verifier never waits for blocks."""
         return self.objective == "latency"
 
     @property

@@ -34,6 +34,7 @@ from draftwire.runtime.pacing.length_rule import (
     Survival,
     best_ratio,
 )
+from draftwire.runtime.pacing.ways import ALONE, WAIT, Ways, race_gain
 from draftwire.sampling import Proposal
 
 __all__ = ["OBJECTIVES", "Auto"]
@@ -76,6 +77,10 @@ class Auto(Controller):
         self.survival = Survival()
         self.confidence = Confidence()
         self._mode = Mode()
+        self._racing = False
+        self._may_race = False
+        self._ways = Ways()
+        self._now_s = 0.0
         self._trial = Trial()
         self._rests = Resting(_SLOWER)
         # Blocks in flight: confidence and place in the block of their tokens.
@@ -97,9 +102,31 @@ class Auto(Controller):
 
     def begin(self, mode: Mode) -> None:
         self._mode = mode
+        self._racing = mode.racing
+        self._ways.begin()
         self._out = []
         self._block = []
         self._last_s = None
+        self._late = False
+
+    def races(self, may: bool) -> bool:
+        """Race or wait; see :class:`~draftwire.runtime.pacing.ways.Ways`."""
+        self._may_race = may
+        if self.objective == "cost":
+            self._racing = False
+        elif self._thrifty:
+            self._racing = may
+        else:
+            delay_s = self.costs.rtt_s + 2 * self.costs.forward_s
+            way = self._ways.choose(self._now_s, delay_s, race=may, wait=True)
+            self._racing = way is not WAIT
+        return self._racing
+
+    @property
+    def _alone(self) -> bool:
+        """Objective auto: streaming without drafts is fastest."""
+        auto = self._mode.objective == "auto" and self._may_race and not self._thrifty
+        return auto and self._ways.now is ALONE
 
     def limit(self) -> int:
         """Return the most tokens of the next block; 0 draws back, or waits."""
@@ -109,13 +136,16 @@ class Auto(Controller):
         if not self.governor.allows(costs.draft_s, costs.draft_w, fresh=True):
             self._said = f"off: the budget of {self.governor.why} is used up"
             return 0
+        if self._alone:
+            self._said = f"off: {self._ways.why}"
+            return 0
         if self._trial.off:
             self._said = f"off: {self._trial.why}"
             return 0
         if self._out and not self._ahead_pays():
             self._said = "waiting: drafting ahead does not pay"
             return 0
-        if self._mode.racing:
+        if self._racing:
             if self._thrifty and not self._rests.on:
                 self._why = (
                     f"resting: drafting {self._rests.share:.0%} of the text is enough"
@@ -141,8 +171,8 @@ class Auto(Controller):
         costs = self.costs
         if not self.governor.allows(costs.draft_s, costs.draft_w):
             return self._stop(f"the budget of {self.governor.why} is near")
-        if self._mode.racing:
-            return not self._late and len(block) >= self._piece()
+        if self._racing:
+            return not self._late and len(block) >= self._piece() and self._in_time(block)
         reach = self._reach(self._block)
         following = reach * self.survival.hazard(len(block) + 1)
         if self._out:
@@ -197,6 +227,7 @@ class Auto(Controller):
         if surprised:
             self.confidence.doubt()
             self._trial.news()
+            self._ways.news()
 
     def measured(self, round: Round) -> None:
         costs = self.costs
@@ -204,15 +235,18 @@ class Auto(Controller):
         before = costs.wait_s
         costs.measured(round)
         self._late = round.late
+        self._now_s = round.t_s
+        self._ways.passed(round.t_s, round.tokens)
         if not 0.75 < before / max(costs.wait_s, 1e-9) < 1.33:
             self._trial.news()
+            self._ways.news()
         self.governor.passed(round.t_s, round.tokens, costs.wait_w)
         if len(self._out) > round.in_flight:
             del self._out[: len(self._out) - round.in_flight]
         if self._last_s is not None:
             self._tokens.learn(float(round.tokens))
             self._cost.learn(round.t_s - self._last_s)
-            if self._thrifty and self._mode.racing:
+            if self._thrifty and self._racing:
                 rest_s = costs.forward_s + 1e-4
                 self._rests.passed(round.tokens, round.t_s - self._last_s, rest_s)
         self._last_s = round.t_s
@@ -342,7 +376,7 @@ class Auto(Controller):
     def _ahead_pays(self) -> bool:
         """Tell whether to draft on what is not judged yet."""
         chance = self._chain * self.survival.hazard(1)
-        if not self._thrifty or self._mode.racing:
+        if not self._thrifty or self._racing:
             return chance > _HOPELESS
         # The draft costs the joules above waiting; it saves its time if it is of use.
         costs = self.costs
@@ -377,16 +411,25 @@ class Auto(Controller):
         frame_s = costs.frame_bytes * costs.byte_s
         return max(1, min(16, math.ceil(2.0 * frame_s / costs.draft_s)))
 
+    def _in_time(self, block: Sequence[Proposal]) -> bool:
+        """Tell whether the end of ``block`` can come before the target gets there."""
+        lead = len(block) + sum(map(len, self._out))
+        return lead >= 0.8 * self.costs.rtt_s / self._ways.step_s() - 1.0
+
     # ---- drawing back
 
     def _weigh(self, round: Round) -> None:
         """Ask whether drafting pays at all."""
         costs, trial = self.costs, self._trial
+        if self._mode.objective == "auto" and self.objective == "latency":
+            self._compare()
+            if self._may_race or self._mode.max_forwards < 1.0:
+                return
         if trial.passed(round.tokens):
             self.survival.doubt()
             self.confidence.doubt()
             self._yield, self._drafted = Mean(0.1), Mean(0.1)
-        if self._mode.racing:
+        if self._racing:
             if not trial.off:
                 self._share.learn(float(round.accepted))
                 if self._share.count > 120 and self._share.value < 0.004:
@@ -407,6 +450,13 @@ class Auto(Controller):
                 f"a token costs {drafting / stream:.2f} of what streaming costs"
             )
             self._tokens, self._cost = Mean(0.08), Mean(0.08)
+
+    def _compare(self) -> None:
+        """Say what each way should take, for those that the clock does not know."""
+        costs, ways = self.costs, self._ways
+        step_s = ways.step_s()
+        gain = race_gain(self.survival.acceptance, costs.draft_s, step_s, costs.rtt_s)
+        ways.modelled(gain, 1.0 / self._best(), costs.forward_s)
 
     def _stop(self, why: str, gain: float = 0.0, price: float = 0.0) -> bool:
         costs = self.costs

@@ -22,6 +22,9 @@ class _Measuring(Controller):
     def __init__(self) -> None:
         self.costs = Costs()
 
+    def races(self, may: bool) -> bool:
+        return False  # rules for stop-and-wait
+
     def measured(self, round: Round) -> None:
         self.costs.measured(round)
 

@@ -130,7 +130,7 @@ class Channel:
             return
         way = self._ways.setdefault(stream, _Way())
         if isinstance(message, Block):
-            way.racing = message.race or way.racing
+            way.racing = message.race
             way.out.append(_Sent(mark, message, nbytes, not self.in_flight))
         elif isinstance(message, Resume):
             self._ways[stream] = _Way()

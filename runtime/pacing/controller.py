@@ -73,6 +73,16 @@ class Controller:
         """
         return 4
 
+    def races(self, may: bool) -> bool:
+        """Return whether the target shall decode on without waiting for blocks.
+
+        Asked with the objective ``auto`` alone, before the stream and at each verdict.
+
+        Args:
+            may: Scheme and ceiling of forwards allow it.
+        """
+        return may
+
     def resolution(self) -> int:
         """Return the lattice resolution for ``qs``; 0 leaves it to the scheme."""
         return 0

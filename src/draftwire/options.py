@@ -402,10 +402,16 @@ class Pacing(Options):
         "auto:cost, fixed:K, flexspec, qsv, or off: the target alone",
     )
     objective: str = _option(
-        "cost",
-        rules.word("cost", "latency"),
-        "cost: few forwards of the target; latency: the target decodes on and takes "
-        "drafts in as they come",
+        "auto",
+        rules.word("auto", "cost", "latency"),
+        "auto: what is measured to be fastest; cost: few forwards of the target; latency: "
+        "the target decodes on and takes drafts in as they come",
+        common=True,
+    )
+    max_forwards_per_token: float = _option(
+        1.0,
+        rules.number(0, 1, above=True),
+        "what the objective auto may ask of the target: 1 is what it takes alone",
     )
     pipeline: int = _option(1, rules.whole(1, 64), "blocks in flight, at most")
     preempt: str = _option(

@@ -160,6 +160,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
         "block": 9,
         "controller": "auto:energy",
         "objective": "latency",
+        "max_forwards_per_token": 0.25,
         "pipeline": 3,
         "preempt": "exits,guess",
         "cut": True,

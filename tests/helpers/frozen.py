@@ -71,6 +71,7 @@ MODES = {
     "exits": {"preempt": "guess,exits"},
     "outcomes": {"preempt": "guess,outcomes"},
     "race": {"objective": "latency"},
+    "auto": {"objective": "auto"},
 }
 FIXED = ("await", "pipeline")  # modes in which the clock decides nothing for REJECTION
 LEFT_OUT = {
@@ -127,9 +128,8 @@ def connect(served, target, energy="off"):
 
 def stream(session, number, **options):
     """Return the ids of one stream, as the chunks bring them."""
-    chunks = session.generate(
-        PROMPTS[number], max_new_tokens=COUNT, block=BLOCK, seed=SEED + number, **options
-    )
+    asked = {"objective": "cost", "max_new_tokens": COUNT, "block": BLOCK, **options}
+    chunks = session.generate(PROMPTS[number], seed=SEED + number, **asked)
     return [token.id for chunk in chunks for token in chunk.tokens]
 
 

@@ -72,6 +72,11 @@ MECHANISMS = {
         Mode.of("latency", preempt="guess,exits"),
         Mode.of("latency", batch=1),
     ],
+    "auto": [
+        Mode.of("auto"),
+        Mode.of("auto", pipeline=3, preempt="exits,outcomes", cut=True),
+        Mode.of("auto", batch=2, max_forwards=0.5),
+    ],
 }
 
 
@@ -369,6 +374,9 @@ class Moody(FixedLength):
 
     def enough(self, block):
         return self.rng.random() < 0.1
+
+    def races(self, may):  # with the objective auto it changes its mind at any moment
+        return may and self.rng.random() < 0.6
 
 
 class VirtualEngine:

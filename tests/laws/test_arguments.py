@@ -98,6 +98,7 @@ WRONG = [
     ("controller", "fixed:0", "fixed:0"),
     ("controller", "fixed:four", "fixed:four"),
     ("objective", "speed", "speed"),
+    ("max_forwards_per_token", 1.5, "1.5"),
     ("pipeline", 0, "0"),
     ("preempt", "guess,luck", "guess,luck"),
     ("preempt", "", ""),

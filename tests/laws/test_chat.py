@@ -191,11 +191,14 @@ def test_through_a_pipe(verifier, session, tmp_path):
         assert done.returncode == 2 and words in done.stderr
 
 
+ONE_BY_ONE = ("--objective", "cost", "--block", "1")
+
+
 def test_in_a_terminal_an_interrupt_ends_the_answer_and_not_the_chat(verifier):
     url, token = verifier
     main, other = pty.openpty()
     process = subprocess.Popen(
-        words_of(url, "--temperature", "1", "--seed", "5", "--block", "1"),
+        words_of(url, "--temperature", "1", "--seed", "5", *ONE_BY_ONE),
         stdin=other,
         stdout=other,
         stderr=other,

@@ -254,7 +254,7 @@ def test_a_draft_model_that_fails_once(session, expected, trouble, kind, name):
     slow = slowly(session)
     ids(session.generate(PROMPTS[0], max_new_tokens=4))
     slow.trouble = [trouble]
-    stream = session.generate(PROMPTS[0], **how(0))
+    stream = session.generate(PROMPTS[0], objective="cost", **how(0))
     with pytest.raises(kind, match=name):
         ids(stream)
     assert stream.finish == stream.report["finish"] == "error"

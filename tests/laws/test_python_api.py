@@ -74,7 +74,16 @@ def test_texts_that_share_their_noise_are_warned_of(session):
 
 def test_each_sample_of_a_seed_is_a_text_of_its_own(session):
     def text(**which):
-        list(session.generate(PROMPT, max_new_tokens=16, temperature=1.0, seed=7, **which))
+        list(
+            session.generate(
+                PROMPT,
+                max_new_tokens=16,
+                temperature=1.0,
+                seed=7,
+                objective="cost",
+                **which,
+            )
+        )
         assert session.report["accepted"] > 0  # both halves draw with the sample
         return tuple(session.report["token_ids"])
 
@@ -213,7 +222,7 @@ WATTS = "model:prefill=9,draft=6,transmit=4,verify-wait=3,wait=2,idle=1"
 def test_joules_are_accounted_by_phase_and_labelled(verifier):
     url, token = verifier
     with draftwire.connect(url, draft=DRAFT, token=token, energy=WATTS) as session:
-        list(session.generate(PROMPT, max_new_tokens=40))
+        list(session.generate(PROMPT, max_new_tokens=40, objective="cost"))
         energy = session.report["energy"]
         assert energy["source"] == "model:flags" and energy["scope"] == "modelled"
         assert {"prefill", "draft", "transmit", "verify-wait"} <= set(energy["by_phase"])
@@ -254,21 +263,28 @@ def test_a_controller_hears_of_verdicts_and_watts(verifier):
     url, token = verifier
     controller = Curious(3)
     with draftwire.connect(url, draft=DRAFT, token=token, energy=WATTS) as session:
-        list(session.generate(PROMPT, max_new_tokens=12, controller=controller))
+        list(
+            session.generate(
+                PROMPT, max_new_tokens=12, controller=controller, objective="cost"
+            )
+        )
         # The last token may be asked for by a block without drafts.
         assert 0 <= session.report["rounds"] - controller.verdicts <= 1
         assert controller.watts["draft"] == 6.0
+
+
+CAPTURED = {"max_new_tokens": 120, "temperature": 1.0, "seed": 2, "objective": "cost"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="counting packets needs root")
 def test_computed_wire_bytes_agree_with_a_capture(verifier):
     url, token = verifier
     with draftwire.connect(url, draft=DRAFT, token=token, capture=True) as session:
-        list(session.generate(PROMPT, max_new_tokens=120, temperature=1.0, seed=2))
+        list(session.generate(PROMPT, **CAPTURED))
         counted = session.report["bytes"]
         assert session.report["link"]["wire_bytes"] == "captured"
     with draftwire.connect(url, draft=DRAFT, token=token) as session:
-        list(session.generate(PROMPT, max_new_tokens=120, temperature=1.0, seed=2))
+        list(session.generate(PROMPT, **CAPTURED))
         computed = session.report["bytes"]
         assert session.report["link"]["wire_bytes"] == "computed"
     assert counted["up_payload"] == computed["up_payload"]

@@ -52,12 +52,13 @@ MODES = {"greedy": {"temperature": 0.0}, "coupled": {"temperature": 0.8, "top_p"
 # What goes on while a verdict is out must not show in the text.
 WAYS = (
     {},
-    {"preempt": "off"},
-    {"pipeline": 3, "cut": True},
-    {"preempt": "guess,exits,outcomes"},
+    {"objective": "cost", "preempt": "off"},
+    {"objective": "cost", "pipeline": 3, "cut": True},
+    {"objective": "cost", "preempt": "guess,exits,outcomes"},
     {"objective": "latency"},
     {"objective": "latency", "preempt": "exits", "batch": 2},
-    {"pipeline": 2, "preempt": "guess,exits"},
+    {"objective": "cost", "pipeline": 2, "preempt": "guess,exits"},
+    {"max_forwards_per_token": 0.4},
 )
 
 
@@ -191,7 +192,8 @@ def test_a_draft_of_random_weights_changes_nothing_but_speed(
         for seed, text in enumerate(PROMPTS):
             prompt = tokenizer.encode(text, bos_id=0)
             expected = target_only(backends[target], prompt, params_of(mode, seed))
-            assert streamed(session, text, mode, seed) == expected
+            found = streamed(session, text, mode, seed, objective="cost")
+            assert found == expected
             assert session.report["accepted"] < session.report["drafted"] / 2
 
 
@@ -203,7 +205,8 @@ def test_the_tiny_family_keeps_the_law_too(mode):
             for seed in range(6):
                 prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
                 expected = target_only(target, prompt, params_of(mode, seed))
-                assert streamed(session, prompt, mode, seed) == expected
+                found = streamed(session, prompt, mode, seed, objective="cost")
+                assert found == expected
             assert session.report["drafted"] > 0
 
 
@@ -214,7 +217,7 @@ def test_the_frozen_draft_earns_its_place(verifier):
     drafted = accepted = rounds = tokens = forwards = payload = 0
     with connect(url, draft=draft, target="v1", token=token) as session:
         for prompt in PROMPTS[:8]:
-            for _ in session.generate(prompt, max_new_tokens=64, block=4):
+            for _ in session.generate(prompt, max_new_tokens=64, block=4, objective="cost"):
                 pass
             report = session.report
             drafted += report["drafted"]
