@@ -75,6 +75,7 @@ log = logging.getLogger("draftwire.session")
 
 Event = Callable[[], Sequence[Action]]
 _LOOK_AGAIN_S = 0.05
+_COMPLETING_S = 0.02
 _TEXTS = 8  # that the verifier is taken to hold still
 _WORTH = 64  # bytes of ids: fewer are sent as quickly as they are named
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a verifier without room is asked again
@@ -346,6 +347,8 @@ class Driver:
             )
         if spec.deadline_s is not None:
             when = now + spec.deadline_s
+            if spec.grammar is not None:  # to complete what is there takes a moment
+                when -= min(_COMPLETING_S, 0.1 * spec.deadline_s)
             run.deadline = self._clock.call_at(when, self.stop, run.number, "deadline")
         run.patience = self._clock.call_at(now + spec.patience_s, self._patience, run)
         begun = link.up and self._number_of(run)
@@ -752,6 +755,11 @@ class Driver:
         for timer in (run.deadline, run.patience, run.held):
             if timer is not None:
                 timer.cancel()
+        if run.machine.counts.completed:
+            run.warn(
+                f"the deadline came before the structure was whole: the last "
+                f"{run.machine.counts.completed} tokens only complete it"
+            )
         if run.machine.unverified:  # nobody shall take them for the target's
             self._warn_alone(run)
         if run.welcome is not None and run.machine.counts.forwards:

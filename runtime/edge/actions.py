@@ -19,7 +19,9 @@ __all__ = [
     "TokenKind",
 ]
 
-TokenKind = Literal["accepted", "correction", "bonus", "forced", "resumed", "unverified"]
+TokenKind = Literal[
+    "accepted", "correction", "bonus", "forced", "resumed", "unverified", "completed"
+]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Token:
         id: Token id.
         kind: ``"accepted"`` (drafted here), ``"correction"`` or ``"bonus"`` (the
             verifier's own), ``"forced"`` (a grammar left no choice), ``"resumed"``
-            (committed while the link was lost), or ``"unverified"`` (a guess shown while
-            there was no verifier).
+            (committed while the link was lost), ``"unverified"`` (a guess shown while
+            there was no verifier), or ``"completed"`` (nobody's: the shortest way to a
+            whole structure, where the deadline came first).
         logprobs: Where they are asked for: its id and the target's log-probability of it,
             then those of the ids that the target found likeliest.
     """
@@ -134,6 +137,7 @@ class Counts:
         reused: Ids of the prompt that the target had read already.
         near_ties: Positions that the target's numerics cannot tell, told by the verifier.
         forced: Tokens of the text that a grammar left no choice about.
+        completed: Tokens that complete a structure because the deadline came first.
     """
 
     rounds: int = 0
@@ -157,6 +161,7 @@ class Counts:
     unsent: int = 0
     reused: int = 0
     forced: int = 0
+    completed: int = 0
 
     @property
     def wasted(self) -> int:

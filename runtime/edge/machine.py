@@ -30,6 +30,7 @@ from draftwire.errors import ProtocolError
 from draftwire.runtime.edge.actions import (
     Action,
     Counts,
+    Emit,
     Finished,
     Send,
     Token,
@@ -434,7 +435,19 @@ class EdgeSession:
         if self.done:
             return []
         said = reason if reason in _REASONS else "ended"
-        return [Send(Bye(said)), *self._end(reason)]
+        rest = self._complete() if reason == "deadline" else []
+        return [Send(Bye(said)), *rest, *self._end(reason)]
+
+    def _complete(self) -> list[Action]:
+        """Make the text that is there a whole one, in the fewest characters."""
+        guide, rules = self._guide, self._grammar
+        if guide is None or rules is None:
+            return []
+        ids = rules.compiled.shortest(guide, self._guesses.ids) or ()
+        self.counts.completed = len(ids)
+        if self._guesses.ids:  # the draft's alone, and what follows it is no better
+            return self._guesses.show(ids)
+        return [Emit(tuple(Token(i, "completed") for i in ids))] if ids else []
 
     # ---- opening and resuming
 

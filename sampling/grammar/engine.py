@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Sequence
@@ -21,6 +21,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError
 from draftwire.sampling.grammar.guide import Guide
+from draftwire.sampling.grammar.shortest import shortest
 from draftwire.sampling.grammar.text import Grammar
 
 __all__ = ["Compiled", "Rules", "Vocabulary", "missing", "vocabulary"]
@@ -106,11 +107,25 @@ class Vocabulary:
             ) from error
         self._limits = self._library.LLParserLimits(**_LIMITS, verbose_errors=False)
         self._mark = b""
+        self._bytes: dict[int, bytes] = {}
 
     @property
     def version(self) -> str:
         """Of the engine, for people."""
         return version("llguidance")
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes of an id."""
+        found = self._bytes.get(token)
+        if found is None:
+            found = self._bytes[token] = bytes(self._tokens.decode_bytes([token]))
+        return found
+
+    @cached_property
+    def single(self) -> dict[int, int]:
+        """The ids of single bytes, by byte."""
+        found = ((self.bytes_of(i), i) for i in range(self.size))
+        return {text[0]: i for text, i in found if len(text) == 1}
 
     @property
     def mark(self) -> bytes:
@@ -212,6 +227,11 @@ class Compiled:
     def __init__(self, grammar: Grammar, matcher: Any, vocabulary: Vocabulary) -> None:
         self.grammar = grammar
         self._matcher, self._vocabulary = matcher, vocabulary
+
+    def shortest(self, guide: Guide, before: Sequence[int] = ()) -> tuple[int, ...] | None:
+        """Return the ids that complete a text: see :func:`~.shortest.shortest`."""
+        words = self._vocabulary
+        return shortest(guide, words.bytes_of, words.single, before)
 
     @property
     def mark(self) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from draftwire.errors import ConfigError
 
-__all__ = ["Guide", "Path"]
+__all__ = ["Guide", "Path", "Place"]
 
 _FAIR_S = 5e-3  # an id; the rule is some 20 to 100 us
 
@@ -32,6 +32,20 @@ class Path(NamedTuple):
     free: tuple[int, ...]
     ended: bool
     valid: int
+
+
+class Place(NamedTuple):
+    """Where a text stands.
+
+    Attributes:
+        forced: Ids that are forced there.
+        content: The text may end behind those.
+        mask: ``(vocab,)`` bool, what may come behind them; nothing at the end.
+    """
+
+    forced: tuple[int, ...]
+    content: bool
+    mask: np.ndarray
 
 
 class Guide:
@@ -178,6 +192,17 @@ class Guide:
         """True where the text may end."""
         with self._lock:
             return bool(self._matcher.is_accepting())
+
+    def look(self, ids: Sequence[int]) -> Place:
+        """Return where the text would stand behind ``ids``, and what is forced there."""
+        with self._spending(len(ids)):
+            taken = self._take(ids)
+            forced = self._closed()
+            mask = np.zeros(self._vocab_size, bool)
+            over = not self._mask(mask)
+            content = over or bool(self._matcher.is_accepting())
+            self._back(len(taken) + len(forced))
+        return Place(tuple(forced), content, mask)
 
     # ---- under the lock
 

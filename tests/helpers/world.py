@@ -421,6 +421,7 @@ class Recorder:
         self.shown, self.guessed, self.told = [], [], []
         self.run = self.error = self.number = None
         self.revised = 0
+        self.completed = []
 
     def take(self, action):
         assert self.run is None, "text after the end"
@@ -438,6 +439,9 @@ class Recorder:
         ids = [t.id for t in action.tokens]
         if action.tokens[0].kind == "unverified":
             self.guessed += ids
+            return None
+        if action.tokens[0].kind == "completed":
+            self.completed = ids
             return None
         seen, fresh = ids[: action.shown], ids[action.shown :]
         assert self.guessed[: len(seen)] == seen
@@ -993,6 +997,11 @@ def verdict(world, plan, sink):
     elif run.finish == "error":
         assert not easy and explained(sink.error, world.plan), repr(sink.error)
     elif run.finish == "deadline":
+        if plan.grammar and (sink.completed or counts.completed):
+            whole = [*sink.shown, *sink.guessed, *sink.completed]
+            guide = rules_of(plan).guide(0)
+            guide.follow(whole)
+            assert guide.length == len(whole) and guide.content, "it is not whole"
         assert plan.deadline_s is not None
         assert run.ended_s - run.began_s <= plan.deadline_s + jumps(world.plan) + 1e-6
     else:

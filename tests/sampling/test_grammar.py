@@ -212,3 +212,45 @@ def test_a_grammar_is_compiled_for_any_number_of_threads():
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(40)))
+
+
+ROBOT = {
+    "type": "object",
+    "properties": {
+        "abc": {"enum": ["abcd", "0", "cdcd"]},
+        "a": {"type": "array", "items": {"type": "integer"}, "minItems": 2},
+        "cd": {"type": "string", "minLength": 3},
+        "b": {"type": "object", "properties": {"c": {"type": "string"}}},
+    },
+    "required": ["abc", "a", "cd"],
+}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "begun", "rest"),
+    [
+        (NAMES["object"], "", '{"abc":"","cd":"0","a":[]}'),
+        (NAMES["object"], '{"abc":"ab', '","cd":"0","a":[]}'),
+        (NAMES["any"], "", "{}"),
+        (NAMES["any"], '{"a":[1', "]}"),
+        (NAMES["choice"], "", "cd"),
+        (NAMES["choice"], "abcabcd", "cdcdcd12"),
+        (NAMES["free"], "", ""),
+        (NAMES["long"], "", "a" + "cd" * 50 + "00"),
+        (Grammar.of_schema(ROBOT), "", '{"abc":"0","a":[0,0],"cd":"%s"}'),
+    ],
+)
+def test_the_shortest_way_to_a_whole_text(grammar, begun, rest):
+    made = vocabulary().compile(grammar)
+    guide = made.guide(len(WORDS))
+    ids = [WORDS.index(char) for char in begun]
+    guide.follow(ids)
+    assert guide.length == len(ids)
+    found = text_of(made.shortest(guide))
+    if "%s" in rest:
+        assert len(found) == len(rest) + 1
+        assert list(json.loads(found)) == ["abc", "a", "cd"]
+    else:
+        assert found == rest
+    guide.follow([*ids, *made.shortest(guide)])
+    assert guide.content

@@ -16,8 +16,10 @@ COLOURS = {
     "accepted": "32",
     "correction": "1;33",
     "bonus": "1;36",
+    "forced": "34",
     "resumed": "36",
     "unverified": "2;3",
+    "completed": "2;35",
 }
 LEGEND = {
     "accepted": "drafted here and accepted",
