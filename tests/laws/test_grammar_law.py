@@ -140,7 +140,7 @@ def test_a_verifier_without_grammars_is_named():
     )
     found.run()
     (sink,) = found.sinks
-    assert sink.run.finish == "error" and "does not know grammars" in str(sink.error)
+    assert sink.run.finish == "error" and "does not know grammar" in str(sink.error)
 
 
 def test_plain_decoding_is_what_it_says():
