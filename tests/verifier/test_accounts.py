@@ -324,7 +324,7 @@ def test_the_memory_of_a_device_is_stated():
     alone = dataclasses.replace(limits, streams=1).session_bytes(2048)
     assert 6 << 20 < alone < 7 << 20
     # Frames and evidence are of a connection; each further stream adds its text.
-    assert limits.session_bytes(2048) == alone + 15 * 40 * 2048
+    assert limits.session_bytes(2048) == alone + 15 * 44 * 2048
 
     async def test():
         async with serving(limits=limits) as service:
