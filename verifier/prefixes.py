@@ -10,7 +10,7 @@ still there never changes a text: it changes what has to be sent and read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Iterable, Sequence
 
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.registry import Served
@@ -111,8 +111,7 @@ class Prefixes:
         for kept in self._of(usage, served):
             if kept.slot is None:
                 continue
-            limit = min(kept.cached, len(prompt) - 1)
-            n = next((i for i in range(limit) if kept.tokens[i] != prompt[i]), limit)
+            n = _common(kept.tokens, prompt, kept.cached)
             if n > most and 2 * n >= kept.cached:  # else it is worth more to its own
                 best, most = kept, n
         if best is None or best.slot is None:
@@ -121,6 +120,29 @@ class Prefixes:
         self.found += 1
         tally.prefix_hits += most
         return slot, most
+
+    def longest(
+        self,
+        usage: Usage,
+        served: Served,
+        prompt: Sequence[int],
+        running: Iterable[tuple[int, Sequence[int], int]],
+    ) -> tuple[int, int]:
+        """Return the slot that holds most of ``prompt``, in use or kept, and how much.
+
+        Args:
+            usage: Of its account.
+            served: Of its connection.
+            prompt: What is looked for.
+            running: Slots in use, with their ids and how many of them are in the cache.
+
+        Returns:
+            A slot and 0 where nothing is worth it.
+        """
+        kept = [(k.slot, k.tokens, k.cached) for k in self._of(usage, served)]
+        held = [(-1, (), 0), *running, *((s, t, n) for s, t, n in kept if s is not None)]
+        most, slot = max((_common(t, prompt, n), slot) for slot, t, n in held)
+        return slot, most if most >= _WORTH else 0
 
     def give_up_slot(self, served: Served) -> bool:
         """Free the slot that has been kept for longest; False when there is none."""
@@ -146,3 +168,9 @@ class Prefixes:
         if kept.slot is not None:
             kept.served.release(kept.slot)
             kept.slot = None
+
+
+def _common(held: Sequence[int], prompt: Sequence[int], cached: int) -> int:
+    """Return how many ids both begin with; the last of the prompt is always read."""
+    limit = min(cached, len(prompt) - 1)
+    return next((i for i in range(limit) if held[i] != prompt[i]), max(0, limit))

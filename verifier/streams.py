@@ -15,6 +15,7 @@ import dataclasses
 import hmac
 import secrets
 import time
+import weakref
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence
@@ -565,6 +566,7 @@ class KeptStreams:
         self._known: dict[bytes, Stream] = {}
         self._parked: dict[bytes, Stream] = {}  # oldest first
         self._bytes = 0
+        self._seated: weakref.WeakSet[Stream] = weakref.WeakSet()
         self.prefixes = Prefixes(limits.prefixes)
         self.opened = 0
         self.resumed = 0
@@ -647,6 +649,10 @@ class KeptStreams:
         kind = EngineStream if isinstance(served.scheduler, Feeder) else Stream
         stream = kind(session, None if found is None else found[0], self, terms, request)
         stream.seat()
+        if stream.slot is not None:
+            if found is None and (n := self._share(stream, request.prompt)):
+                stream.session, stream.reused = make(cached=n), n
+            self._seated.add(stream)
         if "resume" in welcome.capabilities:
             while not stream.id or stream.id in self._known:
                 stream.id = terms.key + secrets.token_bytes(8 - len(terms.key))
@@ -655,6 +661,28 @@ class KeptStreams:
         self.opened += 1
         stream.hold(holder)
         return stream
+
+    def _share(self, stream: Stream, prompt: Sequence[int]) -> int:
+        """Copy what another slot of the account holds of ``prompt``; return how much.
+
+        A system prompt that many streams begin with is read once. It stays in the slots
+        of those that use it, since an engine takes a stream's cache in one piece.
+        """
+        served, usage = stream.served, stream.usage
+        if not self.limits.prefixes or stream.slot is None:
+            return 0
+        running = [
+            (other.slot, other.session.tokens, other.session.cached)
+            for other in self._seated
+            if other.served is served and other.usage is usage and other.slot is not None
+        ]
+        slot, n = self.prefixes.longest(usage, served, prompt, running)
+        share = getattr(served.backend, "share", None)
+        if not n or share is None or not share(slot, stream.slot, n):
+            return 0
+        self.prefixes.found += 1
+        served.tally.prefix_hits += n
+        return n
 
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
         """Return what guesses for a new stream, or None."""

@@ -58,6 +58,7 @@ class CachedTarget:
         self.exits = tuple(Exit(i + 1, 0.0, 0.9) for i in range(exits))
         self.salt, self.wrong = salt, wrong
         self.table = SlotTable(slots, context, vocab_size)
+        self.shared = 0
         self.content = {}  # of each slot: the token and the digest up to each position
         self.forwards = self.fed = self.again = 0
         self.ran = []
@@ -71,6 +72,13 @@ class CachedTarget:
     def release(self, slot):
         self.table.release(slot)
         del self.content[slot]
+
+    def share(self, source, slot, length):
+        if not self.table.share(source, slot, length):
+            return False
+        self.content[slot] = self.content[source][:length]
+        self.shared += 1
+        return True
 
     def forward(self, batch, on_exit=None):
         self.forwards += 1

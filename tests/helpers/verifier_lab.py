@@ -70,6 +70,12 @@ class ArithmeticBackend:
     def release(self, slot):
         self.table.release(slot)
 
+    def share(self, source, slot, length):
+        if not self.table.share(source, slot, length):
+            return False
+        self.content[slot] = self.content[source][:length]
+        return True
+
     def forward(self, batch):
         if self.broken:
             raise RuntimeError("out of order")

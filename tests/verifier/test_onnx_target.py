@@ -190,3 +190,18 @@ def test_the_loader_looks_what_a_path_is(tmp_path):
         Loader()(tmp_path / "gone")
     with pytest.raises(ConfigError, match="unknown backend"):
         Loader(backend="cuda")
+
+
+def test_what_a_slot_shares_is_what_reading_it_would_have_made(target, slots):
+    first, second, third = slots[:3]
+    ids = [(i * 37) % 251 + 1 for i in range(100)]
+    whole(target, first, ids)
+    assert target.share(first, second, 60)
+    assert not target.share(third, slots[3], 1), "there is nothing to share"
+    expected = whole(target, third, [*ids[:60], 7, 8])[60:]
+    (rows,) = target.forward([SlotInput(second, 60, np.array([7, 8]), 2)])
+    assert np.allclose(rows, expected, atol=1e-5)
+    (rows,) = target.forward([SlotInput(first, 60, np.array(ids[60:]), 1)])
+    assert np.allclose(rows[0], whole(target, third, ids)[-1], atol=1e-5)
+    with pytest.raises(ModelError):  # no more than was shared
+        target.forward([SlotInput(second, 63, np.array([1]), 1)])

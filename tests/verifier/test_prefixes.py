@@ -58,6 +58,30 @@ def test_the_next_turn_is_named_and_only_the_rest_is_read():
     run(test)
 
 
+def test_a_prompt_that_streams_share_at_once_is_read_once():
+    async def test():
+        backend = ArithmeticBackend()
+        accounts = Accounts([Account(A, "arm"), Account(B, "b")])
+        async with serving(backend, accounts=accounts) as service:
+            async with device(service, **shown(A)) as dev:
+                await dev.greet()
+                for number in range(3):
+                    prompt = (*PROMPT, 9, number)
+                    await dev.say(Open(prompt, "greedy", 0.0, 0, 1.0, 0, 8), number)
+                    answer = await dev.hear()
+                    assert answer.reused == (number > 0) * (len(PROMPT) + 1)
+                    await dev.say(Block(0, 0, ()), number)
+                    commit = await dev.hear()
+                    assert (commit.token,) == tuple(continuation(prompt, 1))
+                assert read(backend) <= len(PROMPT) + 1
+                async with device(service, **shown(B)) as other:
+                    await other.greet()
+                    await other.say(Open((*PROMPT, 9), "greedy", 0.0, 0, 1.0, 0, 8))
+                    assert (await other.hear()).reused == 0, "what a stranger has read"
+
+    run(test)
+
+
 def test_what_is_not_there_is_asked_for():
     async def test():
         async with serving(limits=Limits(prefixes=1)) as service:

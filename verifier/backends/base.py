@@ -345,6 +345,14 @@ class SlotTable:
                     f"a token id is outside the vocabulary of {self.vocab_size}"
                 )
 
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Record that ``slot`` holds the first tokens of ``source``, if that has them."""
+        if self.lengths[source] < length:
+            return False
+        self.tokens[slot, :length] = self.tokens[source, :length]
+        self.lengths[slot] = length
+        return True
+
     def rewind(self, batch: Sequence[SlotInput]) -> None:
         """Record that slots hold nothing from the first token of ``batch`` on."""
         for item in batch:
@@ -385,6 +393,21 @@ class SlotTarget:
     def release(self, slot: int) -> None:
         """Give a slot back."""
         self.table.release(slot)
+
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Copy what the first tokens of a slot have left into one that is empty.
+
+        Callable while the worker runs other tokens of ``source``.
+
+        Args:
+            source: It may be in use.
+            slot: Just allocated.
+            length: So many tokens; ``source`` keeps them.
+
+        Returns:
+            False where that is not to be had; then the tokens have to be read.
+        """
+        return False
 
     def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
         """Run one forward of the engine and keep its keys and values.

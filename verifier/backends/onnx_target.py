@@ -74,6 +74,10 @@ class WeightStore:
         return _Weights(target_weights(package, shared)), shared
 
 
+# More takes the event loop longer than a turn of it should; then it is read again.
+_SHARED_BYTES = 64 << 20
+
+
 class _Slot:
     """The cache of one session."""
 
@@ -88,8 +92,9 @@ class _Slot:
         # An eighth more than needed: growing costs a constant factor, and masked
         # columns a small one. Zeros, because masked columns must be finite.
         room = -(-(length + length // 8) // 64) * 64
-        self.data = np.zeros((*old.shape[:3], room, old.shape[4]), np.float32)
-        self.data[:, :, :, : old.shape[3]] = old
+        data = np.zeros((*old.shape[:3], room, old.shape[4]), np.float32)
+        data[:, :, :, : old.shape[3]] = old
+        self.data = data  # whole: another thread may be copying from it
 
 
 class OnnxTarget(SlotTarget):
@@ -164,6 +169,19 @@ class OnnxTarget(SlotTarget):
         """Give a slot back, and its memory."""
         super().release(slot)
         self._caches.pop(slot, None)
+
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Copy rows; see :meth:`SlotTarget.share`."""
+        there = self._caches.get(source)
+        column = 4 * int(np.prod(self._cache_shape)) * 2
+        if there is None or length * column > _SHARED_BYTES:
+            return False
+        if not self.table.share(source, slot, length):
+            return False
+        cache = self._caches[slot] = _Slot(*self._cache_shape)
+        cache.reserve(length)
+        cache.data[:, :, :, :length] = there.data[:, :, :, :length]
+        return True
 
     def together(self, cuts: list[Cut]) -> list[list[Cut]]:
         """Say which inputs share a forward of the engine.
