@@ -191,7 +191,7 @@ def _accepted(
     if not block:
         return np.zeros(n, np.int64)
     right = rng.random((n, block)) < acceptance
-    return np.cumprod(right, axis=1).sum(axis=1)
+    return np.asarray(np.cumprod(right, axis=1).sum(axis=1), np.int64)
 
 
 def _away(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from studies.fleet.__main__ import add_flags, most_devices, render, spread, study
+from draftwire.cli._leaf import add_flags
+from studies.fleet.__main__ import FLAGS, most_devices, render, spread, study
 from studies.fleet.machine import MODES, Board, Load, Server, simulate
 
 STEADY = Load(think_s=1e-9, prompt=1, text=400.0)
@@ -48,10 +52,8 @@ def test_the_gateways_rule_bounds_what_the_ring_gives():
 
 
 def test_the_study_runs_and_prints_its_tables(monkeypatch):
-    import argparse
-
     parser = argparse.ArgumentParser()
-    add_flags(parser)
+    add_flags(parser, FLAGS)
     args = parser.parse_args(["--devices", "300", "--seconds", "5"])
     monkeypatch.setattr("studies.fleet.__main__.spread", _even)
     document = study(args, lambda line: None)
@@ -64,6 +66,4 @@ def test_the_study_runs_and_prints_its_tables(monkeypatch):
 
 
 def _even(verifiers, devices, *, bounded):
-    from collections import Counter
-
     return Counter({str(i): devices // verifiers for i in range(verifiers)})
