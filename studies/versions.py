@@ -41,7 +41,7 @@ def _make(folder: Path, args: argparse.Namespace) -> None:
         intermediate_size=args.hidden * 8 // 3 // 64 * 64,
         num_hidden_layers=args.layers,
         num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 192 or 1,
+        num_key_value_heads=args.hidden // 256 or 1,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
@@ -75,6 +75,9 @@ def _held() -> float:
 
 def measure(folder: Path, way: str, versions: int, rounds: int) -> dict[str, Any]:
     """Load ``versions`` in this process; return MB and milliseconds of forwards."""
+    import torch  # noqa: F401  (its own memory is no version's)
+    import transformers  # noqa: F401
+
     from draftwire.verifier.backends.base import SlotInput
     from draftwire.verifier.backends.loading import Loader
 

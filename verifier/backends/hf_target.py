@@ -14,6 +14,7 @@ of transformers itself.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -388,7 +389,13 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             # and 0 * NaN is NaN.
             def room(states: Any) -> Any:
                 _, heads, _, dim = states.shape
-                return states.new_zeros((slots, heads, columns, dim))
+                shape = (slots, heads, columns, dim)
+                if states.device.type != "cpu":
+                    return states.new_zeros(shape)
+                # Pages of the system's own zeros: a slot takes memory when it is used.
+                size = slots * heads * columns * dim
+                pages = mmap.mmap(-1, size * states.element_size())
+                return torch.frombuffer(pages, dtype=states.dtype).view(shape)
 
             self.keys, self.values = room(key_states), room(value_states)
             self.is_initialized = True
