@@ -37,7 +37,7 @@ def _params(request: Any) -> SamplingParams | None:
     )
 
 
-class CoupledProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
+class CoupledProcessor(AdapterLogitsProcessor):
     """Draws the tokens of draftwire's requests with the noise that devices draft with."""
 
     @classmethod
