@@ -247,3 +247,15 @@ def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
             await service.close()
 
     run(test)
+
+
+@pytest.mark.parametrize("server", [{"processor": True}], indirect=True)
+def test_the_tool_tries_a_server(folder, server, capsys):
+    from tools.engine import FLAGS, render, study
+
+    from studies.command import start
+
+    words = ["--engine", server.url, "--target", str(folder), "--texts", "1"]
+    assert start("tools.engine", "", FLAGS, study, render, [*words, "--tokens", "12"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("| 0 |") == 3  # each scheme: none differs
