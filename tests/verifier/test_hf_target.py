@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from safetensors.torch import save_file  # noqa: E402  (after importorskip)
 
 from draftwire.errors import IncompatibleError, ModelError, PackageError  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
-from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
+from draftwire.verifier.backends.hf_target import HFBases, HFTarget  # noqa: E402
+from draftwire.verifier.backends.loading import Loader  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
@@ -168,32 +171,103 @@ def test_a_damaged_or_pickled_checkpoint_is_refused(tmp_path, break_it, complain
         HFTarget(folder, slots=1, threads=1)
 
 
-def test_a_lora_adapter_is_merged(llama, tmp_path):
-    name = "model.layers.1.self_attn.q_proj"
-    torch.manual_seed(3)
-    down, up = torch.randn(2, 32), torch.randn(32, 2)
-    save_file(
-        {
-            f"base_model.model.{name}.lora_A.weight": down,
-            f"base_model.model.{name}.lora_B.weight": up,
-        },
-        str(tmp_path / "adapter_model.safetensors"),
-    )
-    config = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": str(llama),
-        "r": 2,
-        "lora_alpha": 4,
+def write_adapter(folder, base, seed, **config):
+    """Write a LoRA adapter; return its halves by the weights' names."""
+    torch.manual_seed(seed)
+    shapes = {
+        "model.layers.1.self_attn.q_proj": (32, 32),
+        "model.layers.0.mlp.down_proj": (48, 32),
     }
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    halves = {
+        name: (torch.randn(2, wide) / 4, torch.randn(tall, 2) / 4)
+        for name, (wide, tall) in shapes.items()
+    }
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": half
+        for name, pair in halves.items()
+        for letter, half in zip("AB", pair)
+    }
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, str(folder / "adapter_model.safetensors"))
+    named = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    text = json.dumps({**named, "r": 2, "lora_alpha": 4, **config})
+    (folder / "adapter_config.json").write_text(text)
+    return halves
+
+
+def test_a_lora_adapter_is_merged(llama, tmp_path):
+    halves = write_adapter(tmp_path, llama, 3)
     base = HFTarget(llama, slots=1, threads=1)
     evolved = HFTarget(tmp_path, slots=1, threads=1)
-    wanted = base._model.get_parameter(f"{name}.weight") + 2.0 * up @ down
-    merged = evolved._model.get_parameter(f"{name}.weight")
-    assert torch.allclose(merged, wanted, atol=1e-5)
+    for name, (down, up) in halves.items():
+        wanted = base._model.get_parameter(f"{name}.weight") + 2.0 * up @ down
+        merged = evolved._model.get_parameter(f"{name}.weight")
+        assert torch.allclose(merged, wanted, atol=1e-5)
     assert evolved.family.tokenizer == base.family.tokenizer
 
-    config["use_dora"] = True
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="use_dora"):
-        HFTarget(tmp_path, slots=1, threads=1)
+    write_adapter(tmp_path, llama, 3, use_dora=True)
+    for bases in (None, HFBases()):
+        with pytest.raises(ModelError, match="use_dora"):
+            HFTarget(tmp_path, slots=1, threads=1, bases=bases)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_versions_beside_one_base_are_the_merged_ones_in_its_memory(llama, tmp_path, dtype):
+    loader = Loader(backend="hf", slots=2, threads=1, dtype=dtype)
+    base = loader(llama)
+    texts = [np.arange(3, 12, dtype=np.int64), np.arange(20, 25, dtype=np.int64)]
+    own = {t.data_ptr() for t in base._model.parameters()}
+    seen = [logits(base, texts)]
+    versions = []
+    for number in range(3):
+        folder = tmp_path / f"v{number}"
+        write_adapter(folder, llama, number)
+        version = loader(folder)
+        merged = HFTarget(folder, slots=2, threads=1, dtype=dtype)
+        assert {t.data_ptr() for t in version._model.parameters()} == own
+        assert not own & {t.data_ptr() for t in merged._model.parameters()}
+        found, wanted = logits(version, texts), logits(merged, texts)
+        limit = 1e-4 if dtype == "float32" else 0.15
+        assert np.abs(found - wanted).max() < limit
+        assert all(np.abs(found - other).max() > 10 * limit / 3 for other in seen)
+        seen.append(found)
+        versions.append(version)
+    # The base's own texts are what they were.
+    assert np.array_equal(logits(base, texts), seen[0])
+    # With the last target that builds on it the base goes, too.
+    gone = weakref.ref(base._base)
+    del base, version, versions, merged
+    gc.collect()
+    assert gone() is None
+
+
+def logits(target, texts):
+    slots = [target.allocate() for _ in texts]
+    batch = [SlotInput(slot, 0, ids, 3) for slot, ids in zip(slots, texts)]
+    rows = target.forward(batch)
+    for slot in slots:
+        target.release(slot)
+    return np.concatenate(rows)
+
+
+def test_a_checkpoint_that_was_written_anew_is_read_anew(tmp_path):
+    folder = save(tmp_path, transformers.LlamaConfig(**SHAPE))
+    bases = HFBases()
+    first = HFTarget(folder, slots=1, threads=1, bases=bases)
+    assert HFTarget(folder, slots=1, threads=1, bases=bases)._base is first._base
+    torch.manual_seed(99)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE)).save_pretrained(folder)
+    assert HFTarget(folder, slots=1, threads=1, bases=bases)._base is not first._base
+
+
+def test_an_adapter_of_what_is_no_linear_layer_wants_to_be_merged(llama, tmp_path):
+    name = "base_model.model.model.embed_tokens"
+    tall = HFTarget(llama, slots=1, threads=1)._model.get_input_embeddings().weight.shape[0]
+    halves = {f"{name}.lora_A.weight": torch.ones(2, 32)}
+    write_adapter(tmp_path, llama, 1)
+    halves[f"{name}.lora_B.weight"] = torch.ones(tall, 2)
+    save_file(halves, str(tmp_path / "adapter_model.safetensors"))
+    with pytest.raises(ModelError, match="no linear layer") as caught:
+        HFTarget(tmp_path, slots=1, threads=1, bases=HFBases())
+    assert "--adapters merged" in caught.value.hint
+    HFTarget(tmp_path, slots=1, threads=1)

@@ -1,14 +1,19 @@
-"""Merges a LoRA adapter in PEFT's file format into a model, without peft."""
+"""LoRA adapters in PEFT's file format, merged into a model or beside it, without peft.
+
+Beside it, versions of a target share the tensors of one base: each costs its adapter's
+memory, and two narrow products more in every layer that it changes.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 from draftwire.errors import ConfigError, ModelError
 
-__all__ = ["adapter_base", "merge_adapter"]
+__all__ = ["adapter_base", "merge_adapter", "put_beside", "share"]
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -71,10 +76,74 @@ def merge_adapter(model: Any, folder: Path) -> None:
         folder: The adapter.
 
     Raises:
-        ModelError: The adapter is damaged, does not belong to the model, or uses a
-            feature beyond plain LoRA.
+        ModelError: See :func:`put_beside`.
     """
     import torch
+
+    weights = dict(model.named_parameters())
+    for name, (down, up) in _read_products(folder, weights).items():
+        with torch.no_grad():
+            weight = weights[name]
+            change = up @ down
+            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+def put_beside(model: Any, folder: Path) -> None:
+    """Let the linear layers that an adapter names add its product to what they give.
+
+    Their weights stay as they are, and may be those of other models.
+
+    Args:
+        model: Of :func:`share`.
+        folder: The adapter.
+
+    Raises:
+        ModelError: The adapter is damaged, does not belong to the model, names a weight
+            that is no linear layer's, or uses a feature beyond plain LoRA.
+    """
+    import torch
+
+    class Beside(torch.nn.Module):
+        """A linear layer and a product of two narrow ones."""
+
+        def __init__(self, base: Any, down: Any, up: Any) -> None:
+            super().__init__()
+            self.weight, self.bias = base.weight, base.bias
+            how = {"dtype": base.weight.dtype, "device": base.weight.device}
+            self.down, self.up = down.to(**how).contiguous(), up.to(**how).T.contiguous()
+
+        def forward(self, x: Any) -> Any:
+            out = torch.nn.functional.linear(x, self.weight, self.bias)
+            low = torch.nn.functional.linear(x, self.down)
+            flat = out.view(-1, out.shape[-1])
+            flat.addmm_(low.view(-1, low.shape[-1]), self.up)
+            return out
+
+    weights = dict(model.named_parameters())
+    for name, (down, up) in _read_products(folder, weights).items():
+        path = name.rpartition(".")[0]
+        base = model.get_submodule(path)
+        if not isinstance(base, torch.nn.Linear):
+            raise ModelError(
+                f"{folder} adapts {path}, which is no linear layer",
+                hint="merge it: --adapters merged",
+            )
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, Beside(base, down, up))
+
+
+def share(model: Any) -> Any:
+    """Return another model of the same tensors: layers of its own, and no memory."""
+    kept = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in kept})
+
+
+def _read_products(folder: Path, weights: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return both halves of what is added to each weight, float32, the scale in the second.
+
+    Raises:
+        ModelError: See :func:`put_beside`.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -93,7 +162,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(f"the adapter {folder} cannot be read: {error}") from error
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    weights = dict(model.named_parameters())
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(k for k in tensors if ".lora_A." in k):
         down, up = tensors[key], tensors.get(key.replace(".lora_A.", ".lora_B."))
         name = key[len(_PREFIX) :].replace(".lora_A.", ".")
@@ -104,9 +173,8 @@ def merge_adapter(model: Any, folder: Path) -> None:
             or (up.shape[0], down.shape[1]) != tuple(weight.shape)
         ):
             raise ModelError(f"tensor {key} of {folder} does not fit the base model")
-        with torch.no_grad():
-            change = scale * (up.float() @ down.float())
-            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+        found[name] = down.float(), scale * up.float()
     others = [k for k in tensors if ".lora_A." not in k and ".lora_B." not in k]
     if others:
         raise ModelError(f"the adapter {folder} has tensors beyond LoRA: {others[0]}")
+    return found

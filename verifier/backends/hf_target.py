@@ -14,6 +14,8 @@ of transformers itself.
 
 from __future__ import annotations
 
+import mmap
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,15 @@ from draftwire.verifier.backends.base import (
     Tell,
     up,
 )
-from draftwire.verifier.backends.hf_adapter import adapter_base, merge_adapter
+from draftwire.verifier.backends.hf_adapter import (
+    adapter_base,
+    merge_adapter,
+    put_beside,
+    share,
+)
 from draftwire.verifier.backends.hf_exits import HFExits
 
-__all__ = ["HFTarget"]
+__all__ = ["HFBases", "HFTarget"]
 
 _INSTALL = "pip install 'draftwire[verifier]'"
 # What models raise whose attention wants a mask or a cache of its own form.
@@ -58,6 +65,27 @@ def _imports() -> tuple[Any, Any]:
     return torch, transformers
 
 
+class HFBases:
+    """Models that are loaded once while targets in use build on them."""
+
+    def __init__(self) -> None:
+        self._models: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+
+    def model(self, folder: Path, dtype: str, device: str) -> Any:
+        """Return the model of a checkpoint folder, to be kept so that others find it.
+
+        Raises:
+            ModelError: It does not load.
+        """
+        files = [file.stat() for file in sorted(folder.glob("*.safetensors"))]
+        stamps = tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in files)
+        key = folder.resolve(), stamps, dtype, device
+        found = self._models.get(key)
+        if found is None:
+            found = self._models[key] = _load(*_imports(), folder, dtype, device)
+        return found
+
+
 class HFTarget(SlotTarget):
     """A causal language model of transformers with KV slots.
 
@@ -75,6 +103,8 @@ class HFTarget(SlotTarget):
         version: Version to offer; None takes the folder's name.
         numerics: ``"exact"`` or ``"close"``; None takes close in float32 and exact below
             it, where near ties are many.
+        bases: Shares tensors with other targets of the same base: an adapter then runs
+            beside it. None loads its own, and merges the adapter.
 
     Raises:
         ConfigError: torch or transformers is missing, an option does not fit, or exact
@@ -100,6 +130,7 @@ class HFTarget(SlotTarget):
         name: str | None = None,
         version: str | None = None,
         numerics: str | None = None,
+        bases: HFBases | None = None,
     ) -> None:
         self._torch, transformers = _imports()
         torch = self._torch
@@ -117,10 +148,15 @@ class HFTarget(SlotTarget):
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if dtype is None:
             dtype = "float32" if self._device == "cpu" else "auto"
-        self._model = _load(torch, transformers, base, dtype)
-        if base != folder:
-            merge_adapter(self._model, folder)
-        self._model.to(self._device).eval().requires_grad_(False)
+        if bases is None:
+            self._base = self._model = _load(torch, transformers, base, dtype, self._device)
+            if base != folder:
+                merge_adapter(self._model, folder)
+        else:
+            self._base = bases.model(base, dtype, self._device)
+            self._model = share(self._base)
+            if base != folder:
+                put_beside(self._model, folder)
         config = self._model.config.get_text_config()
         tokenizer = next(
             (f for f in (folder, base) if (f / "tokenizer.json").is_file()), base
@@ -246,7 +282,7 @@ class HFTarget(SlotTarget):
             )
 
 
-def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
+def _load(torch: Any, transformers: Any, path: Path, dtype: str, device: str) -> Any:
     from safetensors import SafetensorError
 
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -254,7 +290,7 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
         config = transformers.AutoConfig.from_pretrained(str(path), **local)
         _refuse_unfit(transformers, config, path)
         model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
             use_safetensors=True,
@@ -264,6 +300,7 @@ def _load(torch: Any, transformers: Any, path: Path, dtype: str) -> Any:
             else "eager",
             **local,
         )
+        return loaded.to(device).eval().requires_grad_(False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"transformers {transformers.__version__} cannot load {path}: {error}",
@@ -352,7 +389,13 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             # and 0 * NaN is NaN.
             def room(states: Any) -> Any:
                 _, heads, _, dim = states.shape
-                return states.new_zeros((slots, heads, columns, dim))
+                shape = (slots, heads, columns, dim)
+                if states.device.type != "cpu":
+                    return states.new_zeros(shape)
+                # Pages of the system's own zeros: a slot takes memory when it is used.
+                size = slots * heads * columns * dim
+                pages = mmap.mmap(-1, size * states.element_size())
+                return torch.frombuffer(pages, dtype=states.dtype).view(shape)
 
             self.keys, self.values = room(key_states), room(value_states)
             self.is_initialized = True

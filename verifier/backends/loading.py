@@ -11,10 +11,12 @@ from draftwire.verifier.backends.onnx_target import OnnxTarget, WeightStore
 
 if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
+    from draftwire.verifier.backends.hf_target import HFBases
 
-__all__ = ["BACKENDS", "Loader"]
+__all__ = ["ADAPTERS", "BACKENDS", "Loader"]
 
 BACKENDS = ("auto", "onnx", "hf")
+ADAPTERS = ("beside", "merged")
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Loader:
         device: Torch device, for ``hf``.
         dtype: Torch dtype, for ``hf``.
         numerics: ``"exact"``, ``"close"``, or None for what suits the target's dtype.
+        adapters: ``"beside"`` one base, whose tensors all its versions share, or
+            ``"merged"``: a whole model for each, for ``hf``.
     """
 
     backend: str = "auto"
@@ -40,6 +44,7 @@ class Loader:
     device: str | None = None
     dtype: str | None = None
     numerics: str | None = None
+    adapters: str = "beside"
     _store: WeightStore = field(default_factory=WeightStore)
 
     def __post_init__(self) -> None:
@@ -48,6 +53,12 @@ class Loader:
                 f"unknown backend {self.backend!r}",
                 hint=f"one of {', '.join(BACKENDS)}",
             )
+        if self.adapters not in ADAPTERS:
+            raise ConfigError(
+                f"unknown way to run adapters {self.adapters!r}",
+                hint=f"one of {', '.join(ADAPTERS)}",
+            )
+        self._bases: HFBases | None = None
 
     def __call__(self, path: Path) -> TargetBackend:
         """Load the target at ``path``.
@@ -71,8 +82,10 @@ class Loader:
                 store=self._store,
                 numerics=self.numerics,
             )
-        from draftwire.verifier.backends.hf_target import HFTarget
+        from draftwire.verifier.backends.hf_target import HFBases, HFTarget
 
+        if self._bases is None and self.adapters == "beside":
+            self._bases = HFBases()
         return HFTarget(
             path,
             slots=self.slots,
@@ -81,6 +94,7 @@ class Loader:
             device=self.device,
             dtype=self.dtype,
             numerics=self.numerics,
+            bases=self._bases,
         )
 
 

@@ -17,12 +17,12 @@ from draftwire.errors import ConfigError
 from draftwire.transport.dial import check_url, health_url, resolve, tls_context, web
 from draftwire.verifier.gateway.ring import Ring
 
-__all__ = ["Fleet", "Replica"]
+__all__ = ["SPARE", "Fleet", "Replica"]
 
 log = logging.getLogger("draftwire.gateway")
 
 _FULL_S = 5.0  # at most: after a verifier without room is asked again
-_SPARE = 1.25  # of the mean: more connections than that are too many for one verifier
+SPARE = 1.25  # of the mean: more connections than that are too many for one verifier
 
 
 @dataclass
@@ -231,7 +231,7 @@ class Fleet:
         order = [self.replicas[name] for name in self.ring.order(key)]
         fit = [replica for replica in order if self.takes(replica, now)]
         total = sum(replica.connections for replica in fit)
-        most = math.ceil(_SPARE * (total + 1) / max(1, len(fit)))
+        most = math.ceil(SPARE * (total + 1) / max(1, len(fit)))
         # What has no room by our count may have some by its own.
         late = [r for r in order if r not in fit and r.state == "ok" and not r.drain]
         return sorted(fit, key=lambda replica: replica.connections >= most) + late

@@ -45,13 +45,21 @@ targets:
 --targets-dir DIR     serve every *.target in DIR; new ones are taken in while it runs
 --scan-seconds S:positive =5 >scan_s  how often DIR is looked at
 --default NAME =      for devices that name no target
---backend {{auto,onnx,hf}} =auto  onnxruntime for packages, transformers for checkpoints
+--backend {{auto,onnx,hf,openai}} =auto  onnxruntime for packages, transformers for
+                      checkpoints, openai for a server of somebody's own
+--engine URL          openai: the server, such as http://127.0.0.1:8000; --target is then
+                      the folder of its model's tokenizer
+--engine-model NAME =  openai: which of its models (default: the first)
+--engine-key FILE     openai: its bearer token
+--engine-timeout S:positive =60 >engine_timeout_s  openai: for one of its answers
 --threads N           of the engine (default: cores)
 --slots N =16         streams a target
 --context N           most tokens of a stream
 --device NAME         torch device, for checkpoints
 --dtype {{float32,float16,bfloat16}}  torch dtype, for checkpoints (default: float32 on a
                       CPU)
+--adapters {{beside,merged}} =beside  of checkpoints: evolved versions beside the tensors
+                      of one base, or each merged into a model of its own
 {_common.NUMERICS}
 --batch-tokens N =512  a forward
 --max-batch N =64 >batch  streams a forward
@@ -201,7 +209,6 @@ def serve(args: argparse.Namespace) -> int:
         from draftwire import reference
 
         targets = [reference.target_path(name) for name in reference.target_names()]
-    from draftwire.verifier.backends.loading import Loader
     from draftwire.verifier.serving import process
     from draftwire.verifier.serving.limits import Limits
 
@@ -211,7 +218,7 @@ def serve(args: argparse.Namespace) -> int:
             **_fields(process.Options, args),
             **network_of(args),
             "targets": tuple(targets),
-            "loader": Loader(**_fields(Loader, args)),
+            "loader": _loader(args),
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
@@ -249,6 +256,26 @@ def serve(args: argparse.Namespace) -> int:
 
     process.serve(options, listening)
     return 0
+
+
+def _loader(args: argparse.Namespace) -> Any:
+    """Return what makes targets of paths.
+
+    Raises:
+        ConfigError: A flag is not for this backend.
+    """
+    if (args.backend == "openai") is not bool(args.engine):
+        raise ConfigError(
+            "--backend openai and --engine go together",
+            hint="--backend openai --engine http://127.0.0.1:8000 --target FOLDER",
+        )
+    if args.backend == "openai":
+        from draftwire.verifier.backends.attached import AttachedLoader
+
+        return AttachedLoader(**_fields(AttachedLoader, args))
+    from draftwire.verifier.backends.loading import Loader
+
+    return Loader(**_fields(Loader, args))
 
 
 def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:

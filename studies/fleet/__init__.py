@@ -1,0 +1,1 @@
+"""A fleet of devices on many verifiers: how many it takes, and what a token costs."""

@@ -1,0 +1,140 @@
+"""A server of completions by arithmetic, as vLLM, llama.cpp and SGLang answer.
+
+It says what a hash of the prompt says, and does what has been seen of such servers: answers
+out of order, prompts that are too long, no room for a while, connections cut, slowness.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from cached_target import CachedTarget
+
+from draftwire.sampling import SamplingParams, make_decider
+
+
+class HttpEngine:
+    """One server.
+
+    Args:
+        kind: What it calls itself.
+        vocab_size: Of its model.
+        processor: It has draftwire's logits processor.
+
+    Attributes:
+        plans: What happens to the next questions: a status, "cut", or seconds of slowness.
+        asked: Bodies of questions.
+        headers: Of the last one.
+        broken: Several prompts at once get other tokens.
+    """
+
+    def __init__(self, kind="vllm", vocab_size=300, processor=False, context=256):
+        self.kind, self.processor, self.context = kind, processor, context
+        self.model = CachedTarget(vocab_size, slots=1, context=context)
+        self.plans, self.asked = deque(), []
+        self.headers, self.broken = {}, False
+        self.statuses = Counter()
+        self.rng = np.random.default_rng(5)
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                card = {"id": "some/model", "owned_by": outer.kind}
+                if outer.kind == "llamacpp":
+                    card["meta"] = {"n_ctx_train": outer.context}
+                else:
+                    card["max_model_len"] = outer.context
+                self.answer(200, {"object": "list", "data": [card]})
+
+            def do_POST(self):
+                size = int(self.headers["Content-Length"])
+                body = json.loads(self.rfile.read(size))
+                outer.headers = dict(self.headers)
+                plan = outer.plans.popleft() if outer.plans else None
+                if plan == "cut":
+                    self.connection.close()
+                    return
+                if isinstance(plan, int):
+                    self.answer(plan, {"error": f"planted {plan}"}, {"Retry-After": "0"})
+                    return
+                if plan is not None:
+                    time.sleep(plan)
+                outer.asked.append(body)
+                self.answer(*outer.complete(self.path, body))
+
+            def answer(self, status, document, headers=()):
+                outer.statuses[status] += 1
+                data = json.dumps(document).encode()
+                self.send_response(status)
+                for name, value in dict(headers).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                try:
+                    self.wfile.write(data)
+                except OSError:
+                    pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def complete(self, path, body):
+        wanted = {
+            "vllm": "/v1/completions",
+            "llamacpp": "/completion",
+            "sglang": "/generate",
+        }
+        if path != wanted[self.kind]:
+            return 404, {"error": "no such path"}
+        prompts = body["input_ids" if self.kind == "sglang" else "prompt"]
+        if max(map(len, prompts)) >= self.context:
+            return 400, {"error": {"message": f"longer than {self.context}"}}
+        how = body["sampling_params"] if self.kind == "sglang" else body
+        ids = [self.draw(prompt, how, n) for n, prompt in enumerate(prompts)]
+        if self.kind == "vllm":
+            rows = [
+                {"index": n, "text": "", "token_ids": [i], "prompt_token_ids": p}
+                for n, (i, p) in enumerate(zip(ids, prompts))
+            ]
+            self.rng.shuffle(rows)
+            return 200, {"choices": rows, "usage": {"prompt_tokens_details": None}}
+        if self.kind == "llamacpp":
+            rows = [{"index": n, "content": "", "tokens": [i]} for n, i in enumerate(ids)]
+            return 200, rows if len(rows) > 1 else rows[0]
+        return 200, [{"text": "", "output_ids": [i], "meta_info": {}} for i in ids]
+
+    def draw(self, prompt, how, n):
+        row = self.model.rows_after(list(prompt))
+        given = how.get("vllm_xargs") or {}
+        if self.processor and "draftwire_seed" in given:
+            params = SamplingParams(
+                "coupled",
+                given["draftwire_temperature"],
+                given["draftwire_top_k"],
+                given["draftwire_top_p"],
+                int(given["draftwire_seed"]),
+                sample=given["draftwire_sample"],
+            )
+            decider = make_decider(params, len(row))
+            return int(decider.decide((), b"", row[None], len(prompt)).token)
+        if how["temperature"] > 0:
+            top_k = max(0, how["top_k"])
+            seed = int(self.rng.integers(1 << 60))
+            params = SamplingParams("match", how["temperature"], top_k, how["top_p"], seed)
+            decider = make_decider(params, len(row))
+            return int(decider.decide((), b"", row[None], len(prompt)).token)
+        return int(np.argmax(row)) + (self.broken and n > 0)

@@ -1,0 +1,261 @@
+"""Servers that may not be touched: texts are theirs, whatever is drafted or goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import numpy as np
+import pytest
+from http_engine import HttpEngine
+from verifier_lab import Device, device, run
+
+pytest.importorskip("tokenizers")
+
+from tokenizers import Tokenizer, models
+
+from draftwire.cli import main
+from draftwire.clock import LoopClock
+from draftwire.errors import BusyError, ConfigError, IncompatibleError, ModelError
+from draftwire.sampling import SamplingParams
+from draftwire.transport.codec import Codec
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Error,
+    Finish,
+    Open,
+    Opened,
+    Progress,
+)
+from draftwire.verifier.backends.attached import AttachedLoader, AttachedTarget, Engine
+from draftwire.verifier.backends.streaming import Order, Push
+from draftwire.verifier.registry import Registry
+from draftwire.verifier.serving.service import VerifierService
+
+VOCAB = 300
+PROMPT = [5, 9, 200, 7]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("engine")
+    words = {f"w{i}": i for i in range(VOCAB)}
+    Tokenizer(models.WordLevel(words, unk_token="w2")).save(str(place / "tokenizer.json"))
+    (place / "config.json").write_text(
+        json.dumps({"model_type": "made", "eos_token_id": 1})
+    )
+    return place
+
+
+@pytest.fixture
+def server(request):
+    engine = HttpEngine(**getattr(request, "param", {}))
+    yield engine
+    engine.close()
+
+
+def attach(folder, server, **options):
+    return AttachedTarget(folder, Engine(server.url, patience_s=5.0), **options)
+
+
+def generate(target, params, drafts_of, n=30, prompt=PROMPT, asks=4):
+    """Drive one stream through the contract; return its text, and steps."""
+
+    async def drive():
+        clock = LoopClock(asyncio.get_running_loop())
+        steps, ended = asyncio.Queue(), asyncio.get_running_loop().create_future()
+        order = Order(tuple(prompt), len(prompt) + n, (), params)
+        stream = target.open(
+            order, clock, steps.put_nowait, lambda e, again: ended.set_result(e)
+        )
+        text, count = list(prompt), 0
+        while len(text) < order.end:
+            got = asyncio.ensure_future(steps.get())
+            await asyncio.wait([got, ended], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                got.cancel()
+                raise ended.result()
+            step = got.result()
+            text += step.tokens
+            count += 1
+            assert len(step.tokens) <= step.drafted + 1
+            drafts = drafts_of(text)
+            stream.push(Push(0, len(text), tuple(drafts), len(text) + len(drafts), 0))
+            if not drafts:
+                stream.push(Push(0, len(text), (), len(text) + 1, 0))
+        stream.close()
+        return text[len(prompt) :], count
+
+    return asyncio.run(asyncio.wait_for(drive(), 60))
+
+
+@pytest.mark.parametrize(
+    "server",
+    [{"kind": "vllm", "processor": True}, {"kind": "llamacpp"}, {"kind": "sglang"}],
+    indirect=True,
+)
+def test_greedy_texts_are_the_servers_own_and_cost_fewer_questions(folder, server):
+    target = attach(folder, server)
+    assert target.vocab_size == VOCAB and target.context == 256
+    assert target.eos_ids == (1,)
+    wanted = server.model.text(PROMPT, SamplingParams(), 30)
+    rng = random.Random(1)
+
+    def right(text):
+        return wanted[len(text) - len(PROMPT) :][:5]
+
+    def mixed(text):
+        return [t if rng.random() < 0.8 else rng.randrange(VOCAB) for t in right(text)]
+
+    for drafts, most in ((right, 7), (mixed, 25), (lambda text: [3, 3], 30)):
+        found, steps = generate(target, SamplingParams(), drafts)
+        assert found == wanted
+        assert steps <= most
+    assert generate(target, SamplingParams(), lambda text: [])[0] == wanted
+    target.close()
+
+
+@pytest.mark.parametrize("server", [{"processor": True}], indirect=True)
+@pytest.mark.parametrize("top", [(0, 1.0), (40, 0.9)])
+def test_coupled_texts_are_those_of_the_seed_where_the_processor_is(folder, server, top):
+    target = attach(folder, server)
+    assert target.schemes == ("greedy", "argmax", "coupled")
+    params = SamplingParams("coupled", 0.8, *top, seed=2**63 + 5, sample=3)
+    wanted = server.model.text(PROMPT, params, 30)
+    found, steps = generate(
+        target, params, lambda text: wanted[len(text) - len(PROMPT) :][:4]
+    )
+    assert found == wanted and steps <= 8
+    assert generate(target, params, lambda text: [7])[0] == wanted
+
+
+def test_without_the_processor_the_server_draws_itself_and_the_law_is_its_own(
+    folder, server
+):
+    target = attach(folder, server)
+    assert target.schemes == ("greedy", "argmax", "match")
+    params = SamplingParams("match", 1.0, 4, 1.0, seed=1)
+    row = server.model.rows_after(PROMPT)
+    likely = np.argsort(-row)[:4]
+    p = np.exp(row[likely] - row[likely].max())
+    p /= p.sum()
+    seen = np.zeros(4)
+    for _ in range(200):
+        (token,), _ = generate(target, params, lambda text: [], n=1)
+        seen[list(likely).index(token)] += 1
+    # Chi square with three degrees: above 16.3 once in a thousand.
+    assert float((((seen - 200 * p) ** 2) / (200 * p)).sum()) < 16.3
+    with pytest.raises(ConfigError, match="cannot do coupled"):
+        generate(target, SamplingParams("coupled", 0.8), lambda text: [])
+
+
+def test_each_stream_has_a_salt_of_its_own_and_the_key_goes_along(folder, server, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    loader = AttachedLoader(server.url + "/v1", engine_key=key)
+    target = loader(folder)
+    assert server.headers["Authorization"] == "Bearer sesame"
+    server.asked.clear()
+    for _ in range(2):
+        generate(target, SamplingParams(), lambda text: [], n=4)
+    salts = {body["cache_salt"] for body in server.asked}
+    assert len(salts) == 2 and all(len(salt) == 32 for salt in salts)
+
+
+def test_a_server_without_room_is_asked_again_and_one_that_refuses_is_not(folder, server):
+    target = attach(folder, server)
+    wanted = server.model.text(PROMPT, SamplingParams(), 10)
+    server.plans.extend([429, 503, "cut", 0.2, 502])
+    assert generate(target, SamplingParams(), lambda text: [], n=10)[0] == wanted
+    server.plans.append(400)
+    with pytest.raises(ModelError, match="answers 400"):
+        generate(target, SamplingParams(), lambda text: [], n=10)
+    target._engine.patience_s = 0.3
+    server.plans.extend([503] * 50)
+    with pytest.raises(BusyError, match="answers 503"):
+        generate(target, SamplingParams(), lambda text: [], n=10)
+    server.plans.clear()
+    target._engine.timeout_s = 0.1
+    server.plans.extend([1.0] * 9)
+    with pytest.raises(BusyError, match="timed out"):
+        generate(target, SamplingParams(), lambda text: [], n=10)
+
+
+def test_what_is_no_such_server_is_refused_at_the_start(folder, server, tmp_path, capsys):
+    server.broken = True
+    with pytest.raises(IncompatibleError, match="another text"):
+        attach(folder, server)
+    server.broken = False
+    with pytest.raises(ConfigError, match="no model 'x'"):
+        attach(folder, server, model="x")
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
+        attach(tmp_path, server)
+    server.complete = lambda path, body: (200, {"choices": [{"index": 0, "text": "hi"}]})
+    with pytest.raises(ModelError, match="token ids"):
+        attach(folder, server)
+    with pytest.raises(ConfigError, match="server's address"):
+        Engine("ws://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="in the clear"):
+        Engine("http://10.0.0.1:8000", key="secret")
+    assert main(["verifier", "serve", "--backend", "openai"]) == ConfigError.exit_code
+    assert "go together" in capsys.readouterr().err
+
+
+def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
+    target = attach(folder, server)
+    wanted = server.model.text(PROMPT, SamplingParams(), 24)
+
+    async def test():
+        registry = Registry(lambda path: None)
+        registry.add(target)
+        service = VerifierService(registry)
+        await service.start()
+        try:
+            async with device(service) as dev:
+                assert isinstance(dev, Device)
+                tokenizer = bytes.fromhex(target.family.tokenizer)
+                welcome = await dev.greet(
+                    tokenizer=tokenizer, vocab_size=VOCAB, backbone=b"", family="made"
+                )
+                assert not isinstance(welcome, Error), welcome
+                assert welcome.schemes == ("greedy", "argmax", "match")
+                dev.codec = Codec(VOCAB)
+                await dev.say(Open(tuple(PROMPT), "greedy", 0.0, 0, 1.0, 0, 24))
+                assert isinstance(await dev.hear(), Opened)
+                text, epoch, finish = [], 0, Finish.NOT_YET
+                while not finish:
+                    drafts = wanted[len(text) :][:4]
+                    if len(text) % 3 == 0 and drafts:
+                        drafts[-1] = (drafts[-1] + 1) % VOCAB
+                    await dev.say(Block(epoch, len(text), tuple(drafts)))
+                    base = len(text)
+                    # Its first token comes unasked, before the drafts are judged.
+                    while not finish and len(text) < base + len(drafts):
+                        said = await dev.hear()
+                        if isinstance(said, Progress):
+                            continue
+                        assert isinstance(said, Commit), said
+                        text += [*drafts[len(text) - base :][: said.accepted], said.token]
+                        finish = said.finish
+                        if text[base:] != drafts[: len(text) - base]:
+                            epoch += len(text) <= base + len(drafts)
+                            break
+                assert text == wanted
+        finally:
+            await service.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("server", [{"processor": True}], indirect=True)
+def test_the_tool_tries_a_server(folder, server, capsys):
+    from tools.engine import FLAGS, render, study
+
+    from studies.command import start
+
+    words = ["--engine", server.url, "--target", str(folder), "--texts", "1"]
+    assert start("tools.engine", "", FLAGS, study, render, [*words, "--tokens", "12"]) == 0
+    table = capsys.readouterr().out
+    assert table.count("| 0 |") == 3  # each scheme: none differs

@@ -1,0 +1,558 @@
+"""A server that may not be touched, as a target: every verdict is an HTTP request.
+
+``k`` drafts are judged by one request of ``k + 1`` prompts (the text, the text and one
+draft, ...) for one token each: what the server says after each is what the draft must be.
+So the server needs nothing but completions of token ids, a prefix cache that makes them
+cheap, and an answer in ids. What it samples with decides which schemes there are:
+
+- ``greedy`` always;
+- ``coupled`` where our processor sits in the server (:mod:`.vllm.http_processor`), which a
+  probe at the start finds out;
+- ``match`` without it: the server draws with coins of its own, independent for each row.
+
+docs/engines-outside.md has what it costs: often more than not speculating at all.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import secrets
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from draftwire.clock import Clock
+from draftwire.errors import (
+    BusyError,
+    ConfigError,
+    DraftwireError,
+    IncompatibleError,
+    ModelError,
+)
+from draftwire.packages import Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.sampling import SamplingParams
+from draftwire.sampling.races import noise_of
+from draftwire.tokenizer import first_token
+from draftwire.transport.answers import clean, retry_after
+from draftwire.transport.dial import is_loopback, web
+from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Step
+from draftwire.verifier.backends.vllm.wish import Wish
+
+__all__ = ["AttachedLoader", "AttachedTarget", "Engine"]
+
+log = logging.getLogger("draftwire.verifier")
+
+_PAUSES_S = 0.1, 5.0  # between two tries: the first, the longest
+_ANSWER_BYTES = 64 << 20
+_PROBE_TOKENS = 6
+_HOT = 100.0  # a temperature at which noise decides
+_TRIES = 8
+
+
+class Engine:
+    """The HTTP side: one question, one answer, patience with a server without room.
+
+    Args:
+        url: ``http://HOST:PORT``, or ``https://``.
+        key: Bearer token of the server, or "".
+        timeout_s: For one answer.
+        patience_s: For one question, tries and pauses together.
+
+    Raises:
+        ConfigError: The address is none, or the key would cross the network in the clear.
+    """
+
+    def __init__(
+        self, url: str, *, key: str = "", timeout_s: float = 60.0, patience_s: float = 120.0
+    ) -> None:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            parts, host = urlsplit(""), None
+        if parts.scheme not in ("http", "https") or not host or parts.query:
+            raise ConfigError(
+                f"{clean(url)!r} is no server's address",
+                hint="--engine http://127.0.0.1:8000",
+            )
+        if key and parts.scheme == "http" and not is_loopback(host):
+            raise ConfigError(
+                f"{host} would be sent its key in the clear", hint="use https://"
+            )
+        self.url = url.rstrip("/")
+        if self.url.endswith("/v1"):
+            self.url = self.url[:-3]
+        self._key, self.timeout_s, self.patience_s = key, timeout_s, patience_s
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._web = web(host, tls)
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> Any:
+        """Return what the server answers, as read from JSON; blocks.
+
+        Args:
+            path: Such as ``/v1/completions``.
+            body: Is posted; None asks by GET.
+            given_up: Whether nobody waits for it any more.
+
+        Raises:
+            BusyError: It had no room, or was not there, for all of our patience.
+            ModelError: It refuses the question, or answers no JSON.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "draftwire"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        until = time.monotonic() + self.patience_s
+        pause_s = _PAUSES_S[0]
+        while True:
+            request = urllib.request.Request(self.url + path, data, headers)
+            wait_s = None
+            try:
+                with self._web.open(request, timeout=self.timeout_s) as answer:
+                    return json.loads(answer.read(_ANSWER_BYTES))
+            except urllib.error.HTTPError as error:
+                said = clean(error.read(4096).decode("utf-8", "replace"))
+                why = f"{self.url} answers {error.code}: {said}"
+                if error.code not in (408, 425, 429, 500, 502, 503, 504):
+                    raise ModelError(why) from None
+                wait_s = retry_after(dict(error.headers))
+            except ValueError as error:
+                raise ModelError(
+                    f"{self.url} answers no JSON: {clean(str(error))}"
+                ) from None
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                why = f"{self.url} cannot be asked: {clean(str(reason))}"
+            pause = max(pause_s, wait_s or 0.0)
+            pause_s = min(2 * pause_s, _PAUSES_S[1])
+            if given_up() or time.monotonic() + pause > until:
+                raise BusyError(why, hint="is the engine up, and has it room?")
+            time.sleep(pause)
+
+
+class _Dialect(NamedTuple):
+    """How a kind of server is asked for tokens after several prompts."""
+
+    path: str
+    body: Callable[[str, Sequence[Sequence[int]], Mapping[str, Any], str], dict[str, Any]]
+    rows: Callable[[Any], list[Any]]
+    ids: Callable[[Any], Any]
+
+
+def _completions_body(
+    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
+) -> dict[str, Any]:
+    # A salt of its own for each stream: nobody learns from the time of an answer what
+    # another one has asked. Source: vLLM, docs/design/prefix_caching, cache isolation.
+    fixed = {"max_tokens": 1, "return_token_ids": True, "ignore_eos": True}
+    return {"model": model, "prompt": prompts, **fixed, "cache_salt": salt, **how}
+
+
+def _llamacpp_body(
+    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
+) -> dict[str, Any]:
+    # Its other samplers are on by default; what is left out of the list is off.
+    fixed = {"n_predict": 1, "return_tokens": True, "cache_prompt": True}
+    samplers = {"samplers": ["top_k", "top_p", "temperature"]}
+    return {"prompt": prompts, **fixed, **samplers, **how}
+
+
+def _sglang_body(
+    model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
+) -> dict[str, Any]:
+    params = {"max_new_tokens": 1, "ignore_eos": True, **how}
+    return {"input_ids": prompts, "sampling_params": params}
+
+
+def _listed(answer: Any) -> list[Any]:
+    return answer if isinstance(answer, list) else [answer]
+
+
+# By what a server calls itself (`owned_by` of /v1/models); the first is everybody else's.
+# Sources: vLLM 0.32 entrypoints/openai (return_token_ids, cache_salt), llama.cpp
+# tools/server/README.md (/completion: return_tokens), SGLang 0.5.23 /generate.
+_DIALECTS = {
+    "vllm": _Dialect(
+        "/v1/completions",
+        _completions_body,
+        lambda answer: list(answer["choices"]),
+        lambda row: row["token_ids"],
+    ),
+    "llamacpp": _Dialect("/completion", _llamacpp_body, _listed, lambda row: row["tokens"]),
+    "sglang": _Dialect("/generate", _sglang_body, _listed, lambda row: row["output_ids"]),
+}
+
+
+class AttachedTarget:
+    """A model on a server, and a stream backend for the verifier.
+
+    Args:
+        folder: With the model's ``tokenizer.json`` (and ``config.json`` or
+            ``generation_config.json``, which name what ends a text).
+        engine: The server.
+        model: Which of its models; "" takes the only one, or the first.
+        slots: Streams at the same time.
+        context: Most tokens of a stream; None takes what the server says.
+
+    Raises:
+        ConfigError: There is no tokenizer, no such model, or no context is known.
+        ModelError: The server does not answer as one that we know.
+        IncompatibleError: It does not give one text whatever is asked at once.
+    """
+
+    exits = ()
+    numerics, logit_error = "unstated", 0.0
+    noises = ("philox",)
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        model: str = "",
+        slots: int = 16,
+        context: int | None = None,
+    ) -> None:
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigError(
+                f"{folder} has no tokenizer.json",
+                hint="--target names the folder of the model's tokenizer and config; the "
+                "weights are the server's",
+            )
+        self._engine = engine
+        listed = engine.ask("/v1/models")
+        card = _card(listed, model, engine.url)
+        owner = str(card.get("owned_by", ""))
+        self._dialect = _DIALECTS.get(owner, _DIALECTS["vllm"])
+        self._model = str(card.get("id", model))
+        named = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx_train")
+        if context is None and named is None:
+            raise ConfigError(
+                f"{engine.url} does not say how long a text may be",
+                hint="say it: --context N",
+            )
+        self.context = min(int(c) for c in (context, named) if c is not None)
+        config = _read(folder / "config.json")
+        self.id = f"engine:{self._model}"
+        self.name = self.version = Path(self._model).name
+        self.family = Family(
+            name=str(config.get("model_type", folder.name)),
+            backbone=None,
+            tokenizer=tokenizer_fingerprint(file),
+        )
+        words = load_tokenizer(file)
+        self.vocab_size = words.vocab_size
+        self.bos_id = first_token(folder)
+        said = _read(folder / "generation_config.json").get("eos_token_id")
+        ends = config.get("eos_token_id") if said is None else said
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        self.eos_ids = tuple(sorted({int(i) for i in ends}))
+        self.slots = slots
+        self._workers = ThreadPoolExecutor(slots, "draftwire-engine")
+        self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
+        self._probe()
+        sampled = "coupled" if self._couples() else "match"
+        self.schemes = ("greedy", "argmax", sampled)
+        log.info("%s at %s (%s): %s", self._model, engine.url, owner, sampled)
+
+    # ---- the contract
+
+    def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> _Run:
+        """Begin to keep a stream; see :class:`~.streaming.StreamBackend`."""
+        if order.params.scheme not in self.schemes:
+            raise ConfigError(
+                f"{self._engine.url} cannot do {order.params.scheme}",
+                hint=f"one of {', '.join(self.schemes)}",
+            )
+        run = _Run(self, order, clock, on_step, on_end)
+        run.go_on()
+        return run
+
+    def close(self) -> None:
+        """Let go; the server stays as it is."""
+        self._workers.shutdown(wait=False)
+
+    # ---- questions
+
+    def winners(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        salt: str,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> list[int]:
+        """Return what the server says after each of ``prompts``; blocks.
+
+        Raises:
+            BusyError: It has no room.
+            ModelError: It refuses, or answers something else than it was asked for.
+        """
+        dialect = self._dialect
+        how = self._how(params)
+        body = dialect.body(self._model, list(map(list, prompts)), how, salt)
+        answer = self._engine.ask(dialect.path, body, given_up)
+        try:
+            rows = dialect.rows(answer)
+            order = [int(row.get("index", n)) for n, row in enumerate(rows)]
+            if sorted(order) != list(range(len(prompts))):
+                raise ValueError(f"{len(rows)} answers to {len(prompts)} prompts")
+            found = [0] * len(rows)
+            for place, row in zip(order, rows):
+                found[place] = self._token(list(dialect.ids(row)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(
+                f"{self._engine.url} does not answer with token ids: {clean(what)}",
+                hint="vLLM, SGLang and llama.cpp's own server do",
+            ) from None
+        return found
+
+    def _token(self, ids: list[Any]) -> int:
+        if not ids and self.eos_ids:
+            return self.eos_ids[0]  # a server that keeps the end to itself
+        token = int(ids[0])
+        if len(ids) != 1 or not 0 <= token < self.vocab_size:
+            raise ValueError(f"ids {ids[:4]} of a vocabulary of {self.vocab_size}")
+        return token
+
+    def _how(self, params: SamplingParams) -> dict[str, Any]:
+        if params.scheme == "match":
+            off = -1 if self._dialect is _DIALECTS["sglang"] else 0
+            top_k = params.top_k or off
+            return {
+                "temperature": params.temperature,
+                "top_k": top_k,
+                "top_p": params.top_p,
+            }
+        how: dict[str, Any] = {"temperature": 0}
+        if params.scheme == "coupled":
+            how["vllm_xargs"] = {
+                "draftwire_seed": str(params.seed),
+                "draftwire_sample": params.sample,
+                "draftwire_temperature": params.temperature,
+                "draftwire_top_k": params.top_k,
+                "draftwire_top_p": params.top_p,
+            }
+        return how
+
+    # ---- what is found out at the start
+
+    def _probe(self) -> None:
+        """See that right, wrong and no drafts give one text."""
+        greedy = SamplingParams()
+        text: list[int] = []
+        salt = secrets.token_hex(16)
+        for _ in range(_PROBE_TOKENS):
+            text += self.winners([self._prompt + text], greedy, salt)
+        wrong = [(text[0] + 1) % self.vocab_size, *text[1:]]
+        for drafts, right in ((text, _PROBE_TOKENS), (wrong, 1)):
+            rows = [self._prompt + drafts[:n] for n in range(_PROBE_TOKENS)]
+            found = self.winners(rows, greedy, salt)
+            if found[:right] != text[:right]:
+                raise IncompatibleError(
+                    f"{self._engine.url} gives another text when it is asked for several "
+                    f"tokens at once ({found[:right]} and not {text[:right]})",
+                    hint="batch invariance: VLLM_BATCH_INVARIANT=1, or "
+                    "--enable-deterministic-inference of SGLang",
+                )
+
+    def _couples(self) -> bool:
+        """Tell whether our processor is there: hot texts follow our noise, and only so."""
+        if self._dialect is not _DIALECTS["vllm"]:
+            return False
+        position = len(self._prompt)
+        found = []
+        for seed in range(1, _TRIES + 1):
+            params = SamplingParams("coupled", _HOT, seed=seed)
+            try:
+                token = self.winners([self._prompt], params, secrets.token_hex(16))[0]
+            except ModelError as error:  # a server that knows no vllm_xargs
+                log.info("no coupled sampling: %s", error)
+                return False
+            noise = noise_of(seed, position, np.arange(self.vocab_size), "philox")
+            # At such heat logits that are 60 apart make a factor of 2.
+            found.append(noise[token] <= 2.0 * noise.min())
+        return all(found)
+
+
+@dataclass
+class AttachedLoader:
+    """Makes a target of a folder, whose model a server has.
+
+    Attributes:
+        engine: Address of the server.
+        engine_model: Which of its models; "" for the first.
+        engine_key: File with its bearer token.
+        engine_timeout_s: For one of its answers.
+        slots: Streams at the same time.
+        context: Most tokens of a stream; None takes what the server says.
+    """
+
+    engine: str
+    engine_model: str = ""
+    engine_key: Path | None = None
+    engine_timeout_s: float = 60.0
+    slots: int = 16
+    context: int | None = None
+
+    def __call__(self, path: Path) -> AttachedTarget:
+        """Attach to the server; ``path`` holds the tokenizer.
+
+        Raises:
+            ConfigError: See :class:`Engine` and :class:`AttachedTarget`; so do others.
+        """
+        key = ""
+        if self.engine_key is not None:
+            try:
+                key = self.engine_key.read_text("utf-8").strip()
+            except OSError as error:
+                raise ConfigError(f"cannot read {self.engine_key}: {error}") from error
+        engine = Engine(self.engine, key=key, timeout_s=self.engine_timeout_s)
+        return AttachedTarget(
+            path, engine, model=self.engine_model, slots=self.slots, context=self.context
+        )
+
+
+class _Run:
+    """One stream: its text here, its cache there."""
+
+    def __init__(
+        self,
+        target: AttachedTarget,
+        order: Order,
+        clock: Clock,
+        on_step: OnStep,
+        on_end: OnEnd,
+    ) -> None:
+        self._target, self._order, self._clock = target, order, clock
+        self._on_step, self._on_end = on_step, on_end
+        self._salt = secrets.token_hex(16)
+        self._text = list(order.tokens)
+        self._wish = Wish()
+        self._lock = threading.Lock()
+        self._read = self._busy = self._closed = self._over = False
+
+    def push(self, push: Push) -> None:
+        """Say what the stream wants."""
+        with self._lock:
+            self._wish.take(push, time.monotonic())
+        self.go_on()
+
+    def close(self) -> None:
+        """The stream is over."""
+        self._closed = True
+
+    def go_on(self) -> None:
+        """Ask for what is wanted, if anything is and nothing is asked for yet."""
+        with self._lock:
+            if self._busy or not self._wants():
+                return
+            self._busy = True
+        self._target._workers.submit(self._work)
+
+    def _wants(self) -> bool:
+        if self._closed or self._over:
+            return False
+        self._wish.settle(self._text, len(self._text))
+        return not self._read or not self._wish.holds(len(self._text))
+
+    def _work(self) -> None:
+        try:
+            while self._step():
+                pass
+        except DraftwireError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - what a worker raises, nobody would see
+            log.exception("asking an engine failed")
+            self._fail(ModelError(f"asking the engine failed: {type(error).__name__}"))
+
+    def _fail(self, error: DraftwireError) -> None:
+        self._over = True
+        self._clock.post(self._tell_end, error)
+
+    def _step(self) -> bool:
+        """Ask once, if anything is wanted; return whether to look again."""
+        target, length = self._target, len(self._text)
+        with self._lock:
+            if not self._wants():
+                self._busy = False
+                return False
+            room = self._order.end - length
+            # The first step reads the prompt, with nothing else in its way.
+            drafts = self._wish.drafts(length, room) if self._read else []
+            epoch, since = self._wish.epoch, self._wish.since
+        prompts = [self._text + drafts[:n] for n in range(min(len(drafts) + 1, room))]
+        began = time.monotonic()
+        params = self._order.params
+        said = target.winners(prompts, params, self._salt, lambda: self._closed)
+        took = time.monotonic() - began
+        new: list[int] = []
+        for n, token in enumerate(said):
+            new.append(token)
+            if token in self._order.stop_ids or n >= len(drafts) or token != drafts[n]:
+                break
+        self._text += new
+        self._over = new[-1] in self._order.stop_ids or len(self._text) >= self._order.end
+        self._read = True
+        waited = max(0.0, began - since) if since and drafts else 0.0
+        step = Step(tuple(new), len(drafts), epoch, waited, took)
+        self._clock.post(self._tell, step)
+        return True
+
+    def _tell(self, step: Step) -> None:
+        if not self._closed:
+            self._on_step(step)
+
+    def _tell_end(self, error: DraftwireError) -> None:
+        if not self._closed:
+            self._closed = True
+            self._on_end(error, False)
+
+
+def _card(listed: Any, model: str, url: str) -> dict[str, Any]:
+    """Return what a server says of a model.
+
+    Raises:
+        ConfigError: It has no such model.
+        ModelError: It says nothing of models.
+    """
+    cards = listed.get("data") if isinstance(listed, dict) else None
+    if not isinstance(cards, list) or not all(isinstance(c, dict) for c in cards):
+        raise ModelError(
+            f"{url}/v1/models is no list of models",
+            hint="--engine names a server of OpenAI's kind: vLLM, SGLang, llama.cpp",
+        )
+    names = [str(card.get("id")) for card in cards]
+    if model and model not in names or not cards:
+        raise ConfigError(
+            f"{url} has no model {model!r}" if model else f"{url} has no model",
+            hint=f"it has {clean(', '.join(names))}: --engine-model NAME",
+        )
+    return dict(cards[names.index(model) if model else 0])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError:
+        return {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
