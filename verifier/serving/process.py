@@ -17,7 +17,9 @@ from typing import Callable, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.transport.wirelog import WireLog
+from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.loading import Loader
+from draftwire.verifier.backends.streaming import StreamBackend
 from draftwire.verifier.gateway.fleet import Fleet
 from draftwire.verifier.gateway.service import Gateway
 from draftwire.verifier.registry import Registry
@@ -68,7 +70,7 @@ class Options:
     targets_dir: Path | None = None
     scan_s: float = 5.0
     default: str = ""
-    loader: Loader = field(default_factory=Loader)
+    loader: Callable[[Path], TargetBackend | StreamBackend] = field(default_factory=Loader)
     host: str = "127.0.0.1"
     port: int = 8765
     accounts: tuple[Account, ...] = ()

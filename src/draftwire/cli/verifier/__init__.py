@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
@@ -45,7 +46,9 @@ targets:
 --targets-dir DIR     serve every *.target in DIR; new ones are taken in while it runs
 --scan-seconds S:positive =5 >scan_s  how often DIR is looked at
 --default NAME =      for devices that name no target
---backend {{auto,onnx,hf}} =auto  onnxruntime for packages, transformers for checkpoints
+--backend {{auto,onnx,hf,vllm}} =auto  onnxruntime for packages, transformers or vLLM for
+                      checkpoints and adapters; auto is never vLLM
+--engine-args JSON:json  more for vLLM, such as '{{"tensor_parallel_size": 2}}'
 --threads N           of the engine (default: cores)
 --slots N =16         streams a target
 --context N           most tokens of a stream
@@ -201,7 +204,6 @@ def serve(args: argparse.Namespace) -> int:
         from draftwire import reference
 
         targets = [reference.target_path(name) for name in reference.target_names()]
-    from draftwire.verifier.backends.loading import Loader
     from draftwire.verifier.serving import process
     from draftwire.verifier.serving.limits import Limits
 
@@ -211,7 +213,7 @@ def serve(args: argparse.Namespace) -> int:
             **_fields(process.Options, args),
             **network_of(args),
             "targets": tuple(targets),
-            "loader": Loader(**_fields(Loader, args)),
+            "loader": _loader(args, targets),
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
@@ -249,6 +251,31 @@ def serve(args: argparse.Namespace) -> int:
 
     process.serve(options, listening)
     return 0
+
+
+def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
+    """Return what makes targets of paths.
+
+    Raises:
+        ConfigError: A flag is not for this backend.
+    """
+    on_vllm = args.backend == "vllm"
+    unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args",)
+    for name in unfit:
+        if getattr(args, name) is not None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is not for --backend {args.backend}",
+                hint="vLLM takes its own settings: --engine-args JSON"
+                if on_vllm
+                else "it goes with --backend vllm",
+            )
+    if on_vllm:
+        from draftwire.verifier.backends.vllm.loading import VllmLoader
+
+        return VllmLoader(**{**_fields(VllmLoader, args), "targets": targets})
+    from draftwire.verifier.backends.loading import Loader
+
+    return Loader(**_fields(Loader, args))
 
 
 def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:
