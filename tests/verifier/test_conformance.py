@@ -449,8 +449,8 @@ def test_a_fault_of_the_greeting_shows_in_its_rows(fault, monkeypatch):
     changes, rows = GREETINGS[fault]
     right = connection_module.welcome_to
 
-    def wrong(*terms):
-        return dataclasses.replace(right(*terms), **changes)
+    def wrong(*terms, **more):
+        return dataclasses.replace(right(*terms, **more), **changes)
 
     monkeypatch.setattr(connection_module, "welcome_to", wrong)
     assert results_of(only={TERMS, SMALLER, "welcome", DOOR})[0]["fails"] == rows
