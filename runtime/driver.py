@@ -39,6 +39,7 @@ from draftwire.errors import (
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter, Model, Step
 from draftwire.runtime.edge.actions import Action, Draft, Emit, Finished, Revise, Send
+from draftwire.runtime.edge.hush import Hush
 from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.machine import EdgeSession, State
 from draftwire.runtime.edge.mode import Mode
@@ -198,6 +199,8 @@ class StreamRun:
     impatient: bool = False  # it ends as soon as the draft has no more to say
     faulted: bool = False  # the verifier failed since the last verdict
     pause_s: float = _FIRST_PAUSE_S  # before it asks a full verifier again
+    hush: Hush = field(default_factory=Hush)
+    quiet: Timer | None = None  # the board waits for news
     held: Timer | None = None  # it will ask again
     busy: BusyError | None = None  # why
     asked: bool = False  # the verifier knows of it, by its present number
@@ -398,11 +401,29 @@ class Driver:
         def event() -> Sequence[Action]:
             run.spec.account.proposal()
             run.decisions.drafted(seconds, step.fed)
+            if run.spec.mode.hush:
+                self._hush(run, seconds)
             return run.machine.drafted(step.branch, proposal)
 
         self._do(run, event, quiet=True)
         if run.impatient:
             self._check_guessed(run)
+
+    def _hush(self, run: StreamRun, step_s: float) -> None:
+        """Let the board wait for news where another step is hardly of use."""
+        machine, now = run.machine, self._clock.now()
+        if run.quiet is not None:
+            run.quiet.cancel()
+            run.quiet = None
+        until = run.hush.until_s(now, step_s, machine.ahead + 1)
+        machine.hushed = until > now
+        if machine.hushed:
+            run.quiet = self._clock.call_at(until, self._speak, run)
+
+    def _speak(self, run: StreamRun) -> None:
+        """The news do not come: go on."""
+        run.machine.hushed, run.quiet = False, None
+        self._do(run, run.machine.go_on)
 
     def engine_failed(self, stream: int, error: BaseException) -> None:
         """The draft model failed at work for ``stream``."""
@@ -565,7 +586,14 @@ class Driver:
                 return run.machine.stop("budget")
             return ()
 
+        run.machine.hushed &= not isinstance(message, Commit)
         self._do(run, lambda: run.machine.message(message))
+        if isinstance(message, Commit) and spec.mode.hush:
+            counts = run.machine.counts
+            judged = sum(counts.judged_by_position) + counts.overtaken
+            right = counts.accepted + counts.overtaken
+            due_s = message.queue_s + message.compute_s
+            run.hush.verdict(now, due_s, judged, right)
         spoke = run.machine.counts.tokens > before
         if spoke:
             run.faulted, run.pause_s = False, _FIRST_PAUSE_S
@@ -752,7 +780,7 @@ class Driver:
         if run.free_since is not None:
             run.free_s += run.ended_s - run.free_since
             run.free_since = None
-        for timer in (run.deadline, run.patience, run.held):
+        for timer in (run.deadline, run.patience, run.held, run.quiet):
             if timer is not None:
                 timer.cancel()
         if run.machine.counts.completed:

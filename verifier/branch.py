@@ -43,6 +43,8 @@ class Branch:
         epoch: Number of the branch, modulo 256.
         asks: The device waits for the text to become at least so long.
         discarded: Drafted tokens that died unjudged, so far.
+        overtaken: Of drafted tokens that came when the text had them already: how many
+            repeated it, and how often one did not.
     """
 
     def __init__(self, max_block: int, max_waiting: int) -> None:
@@ -50,6 +52,7 @@ class Branch:
         self.epoch = 0
         self.asks = 0
         self.discarded = 0
+        self.overtaken = (0, 0)
         self._base = 0  # position of the first token
         self._tokens: list[int] = []
         self._free: list[bool] = []  # of each: it was sent; the others are forced
@@ -165,9 +168,12 @@ class Branch:
         if not known:
             return
         # Evidence cannot be cut, so such a block is of use at the text's end only.
+        right, wrong = self.overtaken
         if self._evidence or self._tokens[: len(known)] != list(known):
+            self.overtaken = right, wrong + 1
             self.kill()
             return
+        self.overtaken = right + len(known), wrong
         del self._tokens[: len(known)], self._free[: len(known)]
         self._ready = max(0, self._ready - len(known))
         self._base += len(known)

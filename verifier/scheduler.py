@@ -8,7 +8,10 @@ Between two forwards the scheduler looks at everything that waits:
 * *Prompts* are cut into chunks. While blocks and prompts both wait, they take turns, so
   that a block never waits for more than one chunk of somebody's long prompt.
 
-What happens at the same moment goes into the same forward. A forward that fails is
+What happens at the same moment goes into the same forward. What a block's stream has got
+meanwhile is taken when its forward begins; and where drafts are on their way that are
+worth it, the forward is held back for them (:mod:`~draftwire.verifier.patience`). One that
+fails is
 repeated one request at a time, so that only those that fail on their own get the error.
 
 A request may listen to the target's early exits. Forwards with such requests go in parts,
@@ -21,7 +24,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, NamedTuple, Sequence, Union
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Sequence, Union
 
 import numpy as np
 
@@ -29,9 +33,17 @@ from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.executor import BrokenOff, Executor, Rows
+from draftwire.verifier.patience import Outlook, Tables, hold_until
 from draftwire.verifier.prices import ForwardPrice
 
-__all__ = ["Counters", "OnExit", "Request", "Scheduler", "Verified"]
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from draftwire.clock import Timer
+else:
+    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
+
+__all__ = ["Counters", "OnExit", "Request", "Scheduler", "Source", "Verified"]
 
 # Takes the number of an exit and its logits ``(rows, vocab)``.
 OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
@@ -83,11 +95,21 @@ class Counters:
     broken_off: int = 0
 
 
+class Source(Protocol):
+    """Whose drafts a request stands for, until its forward begins."""
+
+    def make(self) -> SlotInput | None:
+        """Return the input, now that its forward begins; None if it is not wanted."""
+
+    def outlook(self, now_s: float) -> Outlook | None:
+        """Return what it could expect of a later forward; None if it cannot wait."""
+
+
 class Request:
     """One submitted input on its way through one or more forwards.
 
     Attributes:
-        item: The input.
+        slot: Its slot.
         prefill: It may be cut, and yields to blocks.
         forwards: Forwards that were begun with it.
     """
@@ -95,13 +117,16 @@ class Request:
     def __init__(
         self,
         scheduler: Scheduler,
-        item: SlotInput,
+        slot: int,
+        item: SlotInput | Source,
         prefill: bool,
         on_exit: OnExit | None,
         done: OnDone,
         since: float,
     ) -> None:
-        self.item = item
+        self.slot = slot
+        self._source = None if isinstance(item, SlotInput) else item
+        self._item = item if isinstance(item, SlotInput) else None
         self.prefill = prefill
         self.forwards = 0
         self._scheduler = scheduler
@@ -111,6 +136,24 @@ class Request:
         self._read = 0  # tokens computed
         self._rows: list[np.ndarray[Any, Any]] = []
         self._compute_s = 0.0
+
+    @property
+    def item(self) -> SlotInput:
+        """The input, once :meth:`make` has settled it."""
+        assert self._item is not None
+        return self._item
+
+    def make(self) -> bool:
+        """Settle what it is; False when it is not wanted any more."""
+        if self._item is None and self._source is not None:
+            self._item = self._source.make()
+        return self._item is not None
+
+    def outlook(self, now_s: float) -> Outlook | None:
+        """Return what it could expect of a later forward; None if it cannot wait."""
+        if self._item is not None or self._source is None:
+            return None
+        return self._source.outlook(now_s)
 
     def withdraw(self) -> None:
         """Take it back, unless it is answered: nobody waits for it any more."""
@@ -136,12 +179,14 @@ class Scheduler:
         max_batch: Most streams in one forward; 1 is no batching.
         chunk: Most tokens of one prompt in one forward.
         max_waiting: Requests that may wait before new ones are refused.
+        patience: Forwards may be held back for drafts.
 
     Attributes:
         executor: The same, also for judgements.
         clock: The same.
         counters: What it did so far.
         price: What its forwards take.
+        held_s: Seconds that forwards were held back.
         waiting: Requests that wait for a forward.
     """
 
@@ -155,6 +200,7 @@ class Scheduler:
         max_batch: int = 64,
         chunk: int = 128,
         max_waiting: int = 1024,
+        patience: bool = True,
     ) -> None:
         if not 1 <= chunk <= max_tokens:
             raise ValueError(f"{chunk=} must be within 1..{max_tokens=}")
@@ -179,11 +225,18 @@ class Scheduler:
         self._releasing: set[int] = set()  # slots to be released when it ends
         self._beginning = False
         self._closed = False
+        self._patience = patience
+        # They are no affair of the thread that everybody waits for.
+        self._tables = Tables(lambda job, done: executor.judge(job, 1 << 30, done))
+        self._holding: Timer | None = None
+        self._since_s = 0.0  # that the present hold lasts
+        self.held_s = 0.0
 
     def submit(
         self,
-        item: SlotInput,
+        item: SlotInput | Source,
         *,
+        slot: int = -1,
         prefill: bool = False,
         on_exit: OnExit | None = None,
         done: OnDone,
@@ -191,7 +244,8 @@ class Scheduler:
         """Let the target run ``item``.
 
         Args:
-            item: Tokens of one slot.
+            item: Tokens of one slot, or who has them when their forward begins.
+            slot: The slot of a source.
             prefill: It is a prompt: it may be cut into chunks and yields to blocks.
             on_exit: Called with what the target's early exits say, never after the
                 forward has ended.
@@ -201,9 +255,10 @@ class Scheduler:
                 failed or ``item`` does not fit its slot. It must not raise.
         """
         # A block too long for one forward would starve the others as a prompt would.
-        prefill = prefill or len(item) > self._chunk
+        if isinstance(item, SlotInput):
+            prefill, slot = prefill or len(item) > self._chunk, item.slot
         on_exit = on_exit if self.backend.exits else None
-        request = Request(self, item, prefill, on_exit, done, self.clock.now())
+        request = Request(self, slot, item, prefill, on_exit, done, self.clock.now())
         if self._closed:
             self._refuse(request, "the verifier is shutting down")
         elif self.waiting >= self._max_waiting:
@@ -213,7 +268,7 @@ class Scheduler:
                 "try again later, or add a verifier",
             )
         else:
-            self._queues.setdefault(item.slot, deque()).append(request)
+            self._queues.setdefault(slot, deque()).append(request)
             self.waiting += 1
             self._start()
         return request
@@ -227,7 +282,7 @@ class Scheduler:
         for request in tuple(self._queues.get(slot, ())):
             self._forget(request)
             self._refuse(request, "the stream has ended")
-        if any(request.item.slot == slot for request in self._batch):
+        if any(request.slot == slot for request in self._batch):
             self._releasing.add(slot)
         else:
             self.backend.release(slot)
@@ -235,6 +290,8 @@ class Scheduler:
     def close(self) -> None:
         """Refuse what waits; the running forward ends by itself."""
         self._closed = True
+        if self._holding is not None:
+            self._holding.cancel()
         for queue in tuple(self._queues.values()):
             for request in tuple(queue):
                 self._forget(request)
@@ -245,17 +302,17 @@ class Scheduler:
         self.clock.post(request._answer, RefusedError(why, hint=hint))
 
     def _forget(self, request: Request) -> None:
-        queue = self._queues.get(request.item.slot)
+        queue = self._queues.get(request.slot)
         if queue is not None and request in queue:
             queue.remove(request)
             self.waiting -= 1
             if not queue:
-                del self._queues[request.item.slot]
+                del self._queues[request.slot]
         if request in self._batch and not any(map(self._waits, self._batch)):
             self.executor.break_off()
 
     def _waits(self, request: Request) -> bool:
-        return request in self._queues.get(request.item.slot, ())
+        return request in self._queues.get(request.slot, ())
 
     # ---- a forward
 
@@ -265,32 +322,74 @@ class Scheduler:
             self._beginning = True
             self.clock.post(self._begin)
 
-    def _begin(self) -> None:
+    def stir(self) -> None:
+        """More drafts have come: look again whether to hold the next forward back."""
+        if self._holding is not None:
+            self._start()
+
+    def _begin(self, *, late: bool = False) -> None:
+        """Begin the next forward, unless it shall wait; ``late``: it has."""
         self._beginning = False
         if self._batch or self._closed:
             return
+        if self._holding is not None:
+            self._holding.cancel()
         while self._repeat:
             request = self._repeat.popleft()
             if self._waits(request):
                 self._run([request])
                 return
-        batch = self._next_batch()
+        heads = self._heads()
+        now_s = self.clock.now()
+        until_s = now_s if late else self._hold_until(heads, now_s)
+        if until_s > now_s:
+            self._since_s = now_s if self._holding is None else self._since_s
+            self._holding = self.clock.call_at(until_s, partial(self._begin, late=True))
+            return
+        if self._holding is not None:
+            self.held_s += now_s - self._since_s
+            self._holding = None
+        batch = self._fitting(heads)
         if batch:
             self._run(batch)
+        else:
+            self._start()  # what was not wanted, or was longer than it seemed
 
-    def _next_batch(self) -> list[Request]:
-        """Choose the requests of the next forward, all of one kind."""
+    def _heads(self) -> list[Request]:
+        """Return whose turn it is, all of one kind."""
         heads = [queue[0] for queue in self._queues.values()]
         kinds = {request.prefill for request in heads}
         prompts = not self._prompts if len(kinds) == 2 else True in kinds
-        self._prompts = prompts
+        return [request for request in heads if request.prefill is prompts]
+
+    def _hold_until(self, heads: Sequence[Request], now_s: float) -> float:
+        """Return until when the next forward waits for drafts of ``heads``."""
+        if not (self._patience and heads and self.price.seconds):
+            return now_s
+        if len(heads) < len(self._queues) or len(heads) > self._max_batch:
+            return now_s  # others wait
+        outlooks = []
+        for request in heads:
+            outlook = request.outlook(now_s)
+            if outlook is None:
+                return now_s
+            outlooks.append(outlook)
+        return hold_until(now_s, outlooks, self.price.seconds, self._tables)
+
+    def _fitting(self, heads: Sequence[Request]) -> list[Request]:
+        """Return the requests of the next forward: those of ``heads`` that fit."""
         batch: list[Request] = []
         widest = 0
         for request in heads:
-            if request.prefill != prompts:
-                continue
             if len(batch) == self._max_batch:
                 break
+            prompt = request.prefill
+            if not request.make():
+                self._forget(request)
+                continue
+            if not prompt and len(request.item) > self._chunk:
+                request.prefill = True  # it would starve the others as a prompt would
+                continue
             width = max(widest, self._width(request))
             # Ragged inputs are padded to the longest, so that is what costs.
             if batch and width * (len(batch) + 1) > self._max_tokens:
@@ -298,7 +397,8 @@ class Scheduler:
             widest = width
             batch.append(request)
         for request in batch:  # served slots go to the back
-            self._queues.move_to_end(request.item.slot)
+            self._queues.move_to_end(request.slot)
+            self._prompts = request.prefill
         return batch
 
     def _width(self, request: Request) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hmac
+import math
 import secrets
 import time
 import weakref
@@ -40,6 +41,7 @@ from draftwire.verifier.backends.streaming import Run, Step, keeps_streams, sche
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.lookup import Lookup
+from draftwire.verifier.patience import Arrivals, Outlook
 from draftwire.verifier.prefixes import Kept, Prefixes
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Request, Verified
@@ -153,16 +155,17 @@ class Stream:
         self.reused = session.cached  # ids of the prompt that need not be read
         self._wants_exits = request.exits
         self._exits = False
-        self._work: Work | None = None  # under way, until its verdict is out
-        self._request: Request | None = None  # that carries it
+        self._work: Work | None = None  # in a forward, until its verdict is out
+        self._request: Request | None = None  # that carries it, or will
+        self._arrivals = Arrivals()
+        self._emitted = 0  # tokens when that was noted last
+        self._due_s = -math.inf  # when streaming would begin the next forward
         self._watch: Timer | None = None  # when progress is told
         self._said = (0.0, 0)  # when it was heard of last, and forwards by then
         self._unanswered = False  # a block came that nothing comes of
         self._failed = False  # what is in its slot may be the reason
         self._counted = 0  # in the account's running streams
-        self._booked = [0] * len(
-            _BOOKED
-        )  # of the session's counts, that the tally has seen
+        self._booked = [0] * len(_BOOKED)  # of its counts, that the tally has seen
         self._opened_s = self._first_s = kept.now()
         self._over = False  # the tally has seen its end
         attributes = {
@@ -220,9 +223,9 @@ class Stream:
 
     def _withdraw(self) -> int:
         """Nobody waits for the work any more; return the forwards that it took."""
-        work, request = self._work, self._request
+        request = self._request
         self._work = self._request = None
-        if work is None or request is None:
+        if request is None:
             return 0
         request.withdraw()
         return request.forwards
@@ -230,7 +233,7 @@ class Stream:
     @property
     def _busy(self) -> bool:
         """The target has something to do for it."""
-        return self._work is not None
+        return self._request is not None
 
     def seat(self) -> None:
         """See that the target has room for it.
@@ -315,7 +318,13 @@ class Stream:
                 holder.deliver(self, [error_of(error)])
 
     def _receive(self, block: Block) -> None:
-        found = self.session.receive(block)
+        session, before = self.session, self.session.overtaken
+        found = session.receive(block)
+        if block.tokens and not session.done:
+            now_s, count = self._kept.now(), len(block.tokens)
+            place = block.epoch, block.base, count
+            self._arrivals.block(now_s, *place, session.epoch)
+            self._late(before)
         if found:
             self._deliver(found)
         most = self._kept.limits.message_bytes
@@ -332,26 +341,69 @@ class Stream:
             self._note_said()
             self._watch_on()
 
+    def _late(self, before: tuple[int, int]) -> None:
+        """Learn from drafts that came when the text had them already."""
+        right, wrong = self.session.overtaken
+        self._arrivals.judged(right - before[0], wrong - before[1])
+
     def _drive(self) -> None:
         """Give the target what there is to do."""
-        self.session.row_price = self.served.driven.price.row
-        work = self.session.poll()
-        if work is None:
+        scheduler = self.served.driven
+        if self._request is not None:
+            scheduler.stir()
+            return
+        if self.session.done:
             return
         assert self.slot is not None
-        if work.start + len(work.tokens) > self.served.backend.context:
-            raise ProtocolError("drafts beyond the context of the target")
-        self._work = work
-        listens = self._exits and not work.prefill
-        self._request = self.served.driven.submit(
-            SlotInput(self.slot, work.start, work.tokens, work.rows),
-            prefill=work.prefill,
-            on_exit=partial(self._guard, self._heard, work) if listens else None,
-            done=partial(self._guard, self._ran, work),
-        )
+        done = partial(self._guard, self._ran)
+        if self.session.judges:
+            self._due_s = max(self._due_s, scheduler.clock.now())
+            listen = partial(self._guard, self._heard) if self._exits else None
+            self._request = scheduler.submit(
+                self, slot=self.slot, on_exit=listen, done=done
+            )
+        else:
+            work = self._work = self.session.poll()
+            if work is None:
+                return
+            assert work.prefill
+            item = SlotInput(self.slot, work.start, work.tokens, work.rows)
+            self._request = scheduler.submit(item, prefill=True, done=done)
         if self._watch is None:
             self._note_said()
             self._watch_on()
+
+    def make(self) -> SlotInput | None:
+        """Return what is to be judged, now that a forward begins; None if nothing is."""
+        found: list[SlotInput] = []
+        if self._request is not None:
+            self._guard(self._make, found)
+        return found[0] if found else None
+
+    def _make(self, found: list[SlotInput]) -> None:
+        session, scheduler = self.session, self.served.driven
+        assert self.slot is not None
+        if not session.judges:  # the device has taken back what it asked for
+            self._request = None
+            scheduler.clock.post(self._guard, self._drive)
+            return
+        session.row_price = scheduler.price.row
+        work = session.poll()
+        assert work is not None and not work.prefill
+        if work.start + len(work.tokens) > self.served.backend.context:
+            raise ProtocolError("drafts beyond the context of the target")
+        self._work = work
+        # What made it late was not patience: streaming would have waited as well.
+        self._due_s = max(self._due_s, scheduler.clock.now())
+        found.append(SlotInput(self.slot, work.start, work.tokens, work.rows))
+
+    def outlook(self, now_s: float) -> Outlook | None:
+        """Return what the stream could expect of a later forward, in a race."""
+        session = self.session
+        if not (session.racing and session.judges):
+            return None
+        length, ready = session.counts.emitted, session.ready
+        return self._arrivals.outlook(now_s, length, ready, self._due_s)
 
     def _note_said(self) -> None:
         scheduler = self.served.scheduler
@@ -380,8 +432,10 @@ class Stream:
             self._said = now, seen  # a target that does not move says nothing
         self._watch_on()
 
-    def _heard(self, work: Work, number: int, rows: np.ndarray[Any, Any]) -> None:
+    def _heard(self, number: int, rows: np.ndarray[Any, Any]) -> None:
         """Take in an exit's logits."""
+        work = self._work
+        assert work is not None
         threshold = self.served.backend.exits[number].threshold
         job = partial(self.session.foresee, work, rows, threshold)
         done = partial(self._guard, self._foreseen, work)
@@ -396,10 +450,12 @@ class Stream:
         self._kept.provisionals += len(found)
         self._deliver(found)
 
-    def _ran(self, work: Work, answer: Verified | DraftwireError) -> None:
+    def _ran(self, answer: Verified | DraftwireError) -> None:
         """Take in the logits."""
         if isinstance(answer, DraftwireError):
             raise answer
+        work = self._work
+        assert work is not None
         job = partial(self.session.judge, work, answer.rows)
         done = partial(self._guard, self._judged, work, answer)
         self.served.driven.executor.judge(job, self._weight(answer.rows), done)
@@ -417,10 +473,12 @@ class Stream:
         forwards = self._request.forwards
         self._work = self._request = None
         _, queue_s, compute_s = verified
+        before = self.session.overtaken
         found = self.session.settle(
             work, verdict, queue_s=queue_s, compute_s=compute_s, forwards=forwards
         )
         if not work.prefill:
+            self._learn(work, verdict, before)
             self._judged_so(work.drafted - work.found, queue_s, compute_s)
         elif self._trace is not None:
             told = {"draftwire.tokens": len(work.tokens), "draftwire.queue_s": queue_s}
@@ -444,6 +502,18 @@ class Stream:
                 "draftwire.compute_s": compute_s,
             }
             self._trace.step("draftwire.commit", queue_s + compute_s, told)
+
+    def _learn(self, work: Work, verdict: Verdict, before: tuple[int, int]) -> None:
+        """Note a verdict: what it says of the drafts, and of the time that is gained."""
+        counts, scheduler = self.session.counts, self.served.driven
+        sent, right = work.drafted - work.found, verdict.decision.accepted
+        self._arrivals.judged(min(right, sent), int(right < sent))
+        self._late(before)
+        new = counts.emitted - self._emitted
+        self._emitted = counts.emitted
+        self._arrivals.commit(scheduler.clock.now(), counts.emitted, self.session.epoch)
+        # Streaming would have made these tokens one by one, each as quick as can be.
+        self._due_s += new * scheduler.price.least_s
 
     def _deliver(self, messages: list[Message]) -> None:
         """Book what the stream did, release it when it is done, send ``messages``."""

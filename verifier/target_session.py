@@ -339,6 +339,28 @@ class TargetSession:
         return self._branch.epoch
 
     @property
+    def judges(self) -> bool:
+        """The model could go over drafts, or the text's last token, now."""
+        rests = self.state in (State.READING, State.WAITING) and self._work is None
+        unread = len(self._tokens) - 1 - self._cached
+        return rests and self._asked and unread <= max(1, self._tail)
+
+    @property
+    def racing(self) -> bool:
+        """The text goes on without being asked."""
+        return self._racing
+
+    @property
+    def ready(self) -> int:
+        """Drafts that wait for judgement."""
+        return len(self._branch.waiting(partial=self._racing))
+
+    @property
+    def overtaken(self) -> tuple[int, int]:
+        """See :class:`Branch`."""
+        return self._branch.overtaken
+
+    @property
     def unjudged(self) -> int:
         """Bytes of evidence that wait for judgement."""
         return self._branch.unjudged

@@ -196,7 +196,8 @@ class SimVerifier:
             facts = getattr(backend, "facts", ())
             fractions = [fact.fraction for fact in facts]
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
-        scheduler = Scheduler(backend, executor, clock, chunk=chunk)
+        patient = "patience" in helps
+        scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
         self._limits = replace(_LIMITS, lookup=4 if "lookup" in helps else 0)
         self.kept = KeptStreams(self._limits, clock.now)

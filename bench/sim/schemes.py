@@ -21,7 +21,8 @@ __all__ = [
 ]
 
 _GUESS = frozenset({"guess"})
-_ALL = frozenset({"lookup"})
+_OURS = frozenset({"lookup", "patience"})
+_ALL = _OURS | {"hush"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Scheme:
         source: What it is a model of.
         sampled: Sampling scheme above temperature 0, live.
         block: Block length that was asked for by name, or None.
-        helps: What else of ours the verifier does for it: ``"lookup"``.
+        helps: What else of ours is done for it: ``"lookup"``,
+            ``"patience"``, and by the board ``"hush"``.
     """
 
     name: str
@@ -173,14 +175,14 @@ _TABLE = (
         "our controller, exits where there are some; forwards for blocks only",
         "auto:cost",
         Mode(objective="cost", pipeline=2, preempt=_GUESS | {"exits"}, cut=True),
-        helps=_ALL,
+        helps=_OURS,
     ),
     Scheme(
         "ours-latency",
         "race with our controller, exits where there are some",
         "auto:latency",
         Mode(objective="latency", preempt=_GUESS | {"exits"}),
-        helps=_ALL,
+        helps=_OURS,
     ),
     Scheme(
         "auto",
@@ -258,9 +260,7 @@ def scheme_named(word: str, table: Mapping[str, Scheme] = SCHEMES) -> Scheme:
         )
     scheme = table[name]
     if not _ALL.issuperset(helps):
-        raise ConfigError(
-            f"{word!r}: a verifier has no such help", hint=f"there is {', '.join(_ALL)}"
-        )
+        raise ConfigError(f"{word!r}: there is no such help", hint=", ".join(sorted(_ALL)))
     if helps:
         scheme = replace(scheme, name=word, helps=scheme.helps.union(helps))
     if not colon:

@@ -277,7 +277,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
     cut = scheme.mode.cut and bool(profile["speculation.cut"])
     return Setting(
-        replace(scheme.mode, cut=cut),
+        replace(scheme.mode, cut=cut, hush="hush" in scheme.helps),
         vocabulary_of(plan),
         link if device == 0 else link.with_seed(link.seed + device),
         partial(_controller, plan, block),
@@ -293,7 +293,11 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         bonus=scheme.bonus,
         seed=plan.seed * 1009 + device,
         decode=plan.decode,
-        capabilities=("resume", "exits", *(("further",) if helps_of(plan) else ())),
+        capabilities=(
+            "resume",
+            "exits",
+            *(("further",) if "lookup" in helps_of(plan) else ()),
+        ),
     )
 
 

@@ -241,6 +241,7 @@ class EdgeSession:
         self._guesses = Guesses()
         self.state = IDLE
         self.has_engine = True
+        self.hushed = False  # the board shall wait for news
         self.opened: Opened | None = None
         self.finish: str | None = None
         self.counts = Counts()
@@ -277,6 +278,11 @@ class EdgeSession:
     def drafting(self) -> bool:
         """True while the drafter has work."""
         return self._drafter.wanted > 0
+
+    @property
+    def ahead(self) -> int:
+        """Drafts beyond the text."""
+        return len(self._lines.main)
 
     @property
     def unverified(self) -> tuple[int, ...]:
@@ -448,6 +454,10 @@ class EdgeSession:
         if self._guesses.ids:  # the draft's alone, and what follows it is no better
             return self._guesses.show(ids)
         return [Emit(tuple(Token(i, "completed") for i in ids))] if ids else []
+
+    def go_on(self) -> list[Action]:
+        """Look again what to do, after a hush without news."""
+        return [] if self.done or self.state is IDLE else self._go_on()
 
     # ---- opening and resuming
 
@@ -849,6 +859,8 @@ class EdgeSession:
             return main, 0
         if self.state is LOST:
             return main, self._draftable(main) if self._guess_offline else 0
+        if self.hushed and self._mode.racing:
+            return main, 0
         if hand.quota is not None and not hand.ready:
             missing = hand.quota - drawn(main.proposals[hand.start :])
             return main, min(missing, self._draftable(main))

@@ -31,6 +31,8 @@ class Mode:
         batch: Send pieces of so many tokens of a block that is still being drafted; 0
             sends whole blocks.
         max_forwards: Of the target for each token of text, with ``"auto"``.
+        hush: In a race, a draft step that the news will probably void is not begun; of
+            use where the verifier serves nobody else and its forwards are long.
 
     Raises:
         ConfigError: A value is unknown or out of range.
@@ -47,6 +49,7 @@ class Mode:
     cut: bool = False
     batch: int = 0
     max_forwards: float = 1.0
+    hush: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:

@@ -51,6 +51,20 @@ MUTANTS = (
         "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(
+        "patience asks nobody for credit",
+        "verifier/patience.py",
+        "    end_s = min(now_s + forward_s, *(stream.due_s for stream in streams))\n",
+        "    end_s = now_s + forward_s\n",
+        "tests/verifier/test_patience.py -k no_token_is_later",
+    ),
+    Mutant(
+        "a forward that is held back is forgotten",
+        "verifier/scheduler.py",
+        "self.clock.call_at(until_s, partial(self._begin, late=True))",
+        "self.clock.call_at(until_s, lambda: None)",
+        "tests/laws/test_histories.py::test_histories",
+    ),
+    Mutant(
         "leaving an iteration cancels nothing",
         "runtime/stream.py",
         "            self.cancel()\n            if self._over.wait",

@@ -10,6 +10,7 @@ and 2, and to liveness: a stream that can end ends, within patience.
 import dataclasses
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 
 import fake_engine
 import grammars
@@ -71,6 +72,7 @@ MECHANISMS = {
         Mode.of("latency"),
         Mode.of("latency", preempt="guess,exits"),
         Mode.of("latency", batch=1),
+        replace(Mode.of("latency"), hush=True),
     ],
     "auto": [
         Mode.of("auto"),
@@ -138,6 +140,7 @@ class Plan:
     max_waiting: int = 255
     most: int = 16  # streams on a connection
     lookup: int = 0  # tokens that the verifier guesses behind the drafts
+    holds: bool = False  # forwards are held back by dice
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
 
@@ -291,6 +294,7 @@ def draw_plan(dice, mechanism=None, long=False):
         max_waiting=dice.one_of([255, 255, 5, 9]),
         most=dice.one_of([16, 16, 16, 1, 2]),
         lookup=dice.one_of([0, 4]),
+        holds=dice.one_of([False, True]),
         seed=dice.whole(0, 1 << 30),
     )
 
@@ -345,6 +349,20 @@ class LuckyLookup(Lookup):
             found.append(token)
             fed.append(token)
         return found
+
+
+class Holding(Scheduler):
+    """Holds forwards back by dice: where patience pays is not where it might break."""
+
+    def __init__(self, world, *args, **options):
+        super().__init__(*args, **options)
+        self._world = world
+
+    def _hold_until(self, heads, now_s):
+        outlooks = [request.outlook(now_s) for request in heads]
+        if None in outlooks or self._world.rng.random() < 0.5:
+            return now_s
+        return now_s + self._world.rng.random() * self._world.plan.forward_s
 
 
 class Insight:
@@ -652,7 +670,8 @@ class World:
         cost = lambda parts, prefill: self.cost()  # noqa: E731
         fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
         executor = VirtualExecutor(self.target, self.clock, cost, fractions)
-        scheduler = Scheduler(self.target, executor, self.clock, max_batch=4, chunk=16)
+        kind = partial(Holding, self) if plan.holds else Scheduler
+        scheduler = kind(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.serve(scheduler)
 
     def serve(self, scheduler):

@@ -62,6 +62,7 @@ class Options:
         batch_tokens: Most tokens in one forward.
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
+        impatient: No forward of a race is held back for drafts.
         drain_s: Seconds that running streams may take at the end.
         fleet: Verifiers to pass streams on to, in place of targets.
     """
@@ -86,6 +87,7 @@ class Options:
     batch_tokens: int = 512
     batch: int = 64
     prefill_chunk: int = 128
+    impatient: bool = False
     drain_s: float = 10.0
     fleet: Callable[[], Fleet] | None = None
 
@@ -150,6 +152,7 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             "max_tokens": options.batch_tokens,
             "max_batch": options.batch,
             "chunk": options.prefill_chunk,
+            "patience": not options.impatient,
         },
         default=options.default,
     )

@@ -67,6 +67,7 @@ targets:
 --batch-tokens N =512  a forward
 --max-batch N =64 >batch  streams a forward
 --prefill-chunk N =128  a prompt
+--impatient           hold no forward of a race back for drafts that are on their way
 {_NETWORK}limits:
 --wire-log FILE       {OPTIONS["wire_log"].help}
 --max-sessions N =64 >connections  devices

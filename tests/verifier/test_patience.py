@@ -1,0 +1,219 @@
+"""Patience: a forward waits for drafts where that pays, and no token is ever late by it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cached_target import CachedTarget
+
+from draftwire.bench.link import LinkSpec
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate
+from draftwire.bench.sim.texts import Synthetic, parse_luck
+from draftwire.clock import VirtualClock
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.executor import VirtualExecutor
+from draftwire.verifier.patience import Arrivals, Outlook, Table, Tables
+from draftwire.verifier.patience import hold_until as held
+from draftwire.verifier.scheduler import Scheduler
+
+FREE = {
+    "cloud__read_ms_per_token": 0.0,
+    "draft__read_ms_per_token": 0.0,
+    "link__up_mbit_s": math.inf,
+    "link__down_mbit_s": math.inf,
+}
+
+
+def seen(plan: Plan, scheme: str) -> list[list[float]]:
+    """Return when each token of each stream was seen, from when its user asked."""
+    outcome = simulate(replace(plan, scheme=scheme_named(scheme)))
+    return [
+        [at - stream.began_s for at, count in stream.seen for _ in range(count)]
+        for stream in outcome.streams
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_token_is_later_than_by_streaming(seed):
+    """Exactly, whatever draft, pace and link, as long as a forward takes what it takes."""
+    rng = np.random.default_rng(seed)
+    forward_ms = float(rng.choice([25.0, 72.0, 145.0]))
+    step_ms = forward_ms / float(rng.choice([1.5, 3.0, 6.0, 12.0, 27.0]))
+    profile = find("nano-a100").replaced(
+        "assumed", "a test", cloud__forward_ms=forward_ms, draft__step_ms=step_ms, **FREE
+    )
+    luck = rng.choice(["0.3", "0.6", "0.9", "markov:0.8:0.5", "regimes:0.95:0.2:20"])
+    source = Synthetic(parse_luck(str(luck)), seed=seed, repeats=float(seed % 2) / 2)
+    link = LinkSpec.parse(f"{rng.choice([4, 10, 40, 150])}ms")
+    plan = Plan(
+        profile, scheme_named("cloud"), link=link, source=source, streams=2, tokens=250
+    )
+    streaming = seen(plan, "cloud")
+    for scheme in ("race+patience", "race+patience+lookup"):
+        for ours, cloud in zip(seen(plan, scheme), streaming):
+            assert len(ours) == len(cloud)
+            late = max(a - b for a, b in zip(ours, cloud))
+            assert late <= 1e-9, f"{scheme}: a token came {1e3 * late:.3f} ms late"
+
+
+def test_it_pays_where_forwards_are_long_and_the_trip_is_short():
+    profile = find("agx-a100-qwen").replaced(
+        "assumed", "a test", link__rtt_ms=10.0, text__acceptance=0.7, **FREE
+    )
+    plan = Plan(profile, scheme_named("cloud"), streams=1, tokens=600)
+    race = simulate(replace(plan, scheme=scheme_named("race")))
+    ours = simulate(replace(plan, scheme=scheme_named("race+patience")))
+    assert ours.ms_per_token < 0.97 * race.ms_per_token
+    assert ours.forwards < race.forwards
+
+
+# ---- the rule
+
+
+def test_the_table_knows_the_pace_of_simple_streams():
+    always = Table(0.3, 2.0, 400.0, 1)  # the drafts never come in time
+    assert always.rate == pytest.approx(1 / 2.0, rel=0.03)
+    quick = Table(0.975, 27.0, 2.0, 1)
+    assert quick.rate > 5 / 27.0
+    assert quick.rate <= 1.0, "the device makes one token a step"
+
+
+def hold_until(now_s, streams, forward_s):
+    return held(now_s, streams, forward_s, Tables(lambda job, done: done(job())))
+
+
+def test_a_table_that_is_not_made_yet_holds_nobody():
+    jobs = []
+    tables = Tables(lambda job, done: jobs.append((job, done)))
+    assert held(1.0, [outlook()], 0.14, tables) == 1.0 and len(jobs) == 1
+    assert held(1.0, [outlook()], 0.14, tables) == 1.0 and len(jobs) == 1
+    jobs[0][1](jobs[0][0]())
+    assert held(1.0, [outlook()], 0.14, tables) > 1.02
+
+
+def outlook(**changed):
+    soon = {"acceptance": 0.8, "ready": 0, "next_s": 1.02, "step_s": 0.02}
+    more = {"back_s": 0.05, "batch": 1.0, "due_s": math.inf}
+    return Outlook(**{**soon, **more, **changed})
+
+
+def test_it_waits_for_what_is_near_and_not_for_what_is_far():
+    assert hold_until(1.0, [outlook()], 0.14) > 1.02
+    assert hold_until(1.0, [outlook(next_s=1.5)], 0.14) == 1.0, "longer than a forward"
+    assert hold_until(1.0, [outlook(next_s=math.inf)], 0.14) == 1.0
+    assert hold_until(1.0, [outlook(ready=12)], 0.14) == 1.0, "there is enough to judge"
+
+
+def test_it_waits_on_credit_alone():
+    assert hold_until(1.0, [outlook(due_s=1.0)], 0.14) == 1.0
+    assert hold_until(1.0, [outlook(due_s=1.01)], 0.14) == 1.0, "not so long"
+    assert hold_until(1.0, [outlook(due_s=1.021)], 0.14) == 1.021
+    neighbour = outlook(due_s=0.9, next_s=math.inf)
+    assert hold_until(1.0, [outlook(), neighbour], 0.14) == 1.0, "its neighbour has none"
+
+
+def test_a_batch_weighs_everybody():
+    alone = hold_until(1.0, [outlook()], 0.14)
+    rich = outlook(ready=14, next_s=math.inf)
+    assert alone > 1.0
+    assert hold_until(1.0, [outlook(), *[rich] * 30], 0.14) == 1.0
+
+
+def test_arrivals_are_foreseen():
+    seen = Arrivals()
+    seen.commit(1.0, 5, 3)
+    for i in range(6):  # the device began behind token 5, 46 ms after the news
+        seen.block(1.046 + 0.024 * i, 3, 5 + i, 1, 3)
+    found = seen.outlook(1.17, 5, 6, 2.0)
+    assert found.next_s == pytest.approx(1.19) and found.step_s == pytest.approx(0.024)
+    assert found.back_s == pytest.approx(0.046)
+    seen.commit(1.2, 8, 4)  # a draft was wrong: it begins anew
+    seen.block(1.21, 3, 11, 1, 4)  # was on its way
+    assert seen.outlook(1.21, 8, 0, 2.0).next_s == pytest.approx(1.246)
+    seen.commit(1.22, 9, 4)  # and another token meanwhile: the second draft is of use
+    assert seen.outlook(1.22, 9, 0, 2.0).next_s == pytest.approx(1.266)
+    assert seen.outlook(1.3, 9, 0, 2.0).next_s == math.inf, "it pauses, or is gone"
+
+
+def test_a_device_that_was_overtaken_is_foreseen():
+    seen = Arrivals()
+    seen.commit(1.0, 5, 0)
+    seen.block(1.046, 0, 5, 1, 0)
+    seen.block(1.07, 0, 6, 1, 0)
+    seen.commit(1.1, 9, 0)  # two tokens that it has not sent yet
+    assert seen.outlook(1.1, 9, 0, 2.0).next_s == pytest.approx(1.142)
+    seen.block(1.11, 0, 7, 1, 1)  # and one of its own that contradicts them
+    assert seen.outlook(1.11, 9, 0, 2.0).next_s == pytest.approx(1.146)
+
+
+# ---- in the scheduler
+
+
+class Waits:
+    """A source that would like to wait for what comes at a given time."""
+
+    def __init__(self, lab, slot, next_s, due_s=math.inf):
+        self.lab, self.slot, self.next_s, self.due_s = lab, slot, next_s, due_s
+        self.made_s = None
+
+    def make(self):
+        self.made_s = self.lab.clock.now()
+        return SlotInput(self.slot, 0, np.zeros(1, np.int64), 1)
+
+    def outlook(self, now_s):
+        if self.next_s is None:
+            return None
+        next_s = self.next_s if now_s < self.next_s else math.inf
+        return Outlook(0.8, 0, next_s, 0.02, 0.05, 1.0, self.due_s)
+
+
+class Lab:
+    def __init__(self):
+        self.clock = VirtualClock()
+        self.backend = CachedTarget()
+        executor = VirtualExecutor(self.backend, self.clock, lambda parts, prefill: 0.14)
+        self.scheduler = Scheduler(self.backend, executor, self.clock)
+        for _ in range(4):
+            self.backend.allocate()
+        self.ask(Waits(self, 0, None))  # so that it knows what a forward takes
+        self.clock.run()
+        self.start_s = self.clock.now()
+
+    def ask(self, source):
+        self.scheduler.submit(source, slot=source.slot, done=lambda answer: None)
+        return source
+
+
+def test_a_forward_is_held_until_the_drafts_have_come_or_are_late():
+    lab = Lab()
+    held = lab.ask(Waits(lab, 1, lab.start_s + 0.03))
+    lab.clock.run()
+    assert lab.start_s + 0.03 <= held.made_s <= lab.start_s + 0.1
+    assert lab.scheduler.held_s == pytest.approx(held.made_s - lab.start_s)
+
+    lab = Lab()
+    held = lab.ask(Waits(lab, 1, lab.start_s + 0.03))
+    lab.clock.call_at(lab.start_s + 0.01, lambda: setattr(held, "next_s", math.inf))
+    lab.clock.call_at(lab.start_s + 0.01, lab.scheduler.stir)
+    lab.clock.run()
+    assert held.made_s == pytest.approx(lab.start_s + 0.01), "they came early"
+
+
+def test_nobody_waits_who_cannot_or_while_others_do():
+    for other in (None, math.inf):
+        lab = Lab()
+        first = lab.ask(Waits(lab, 1, lab.start_s + 0.03, math.inf))
+        second = lab.ask(Waits(lab, 2, other, lab.start_s))
+        lab.clock.run()
+        assert first.made_s == second.made_s == lab.start_s
+    lab = Lab()
+    first = lab.ask(Waits(lab, 1, lab.start_s + 0.03))
+    prompt = SlotInput(2, 0, np.zeros(3, np.int64), 0)
+    lab.scheduler.submit(prompt, prefill=True, done=lambda answer: None)
+    lab.clock.run()
+    assert first.made_s <= lab.start_s + 0.15

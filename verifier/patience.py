@@ -1,0 +1,359 @@
+"""Patience: when the next forward of a race should wait for drafts that are on their way.
+
+A race begins its next forward at once. Where the device's drafts come a moment later, that
+forward has little to judge and the drafts wait for its end. A forward that is held back
+until they have come commits more; what it costs is the hold.
+
+The law stays: no token comes later than by streaming from the cloud. A stream may hold a
+forward back only to where streaming would have begun it (``due_s``): on credit of time
+that its drafts have gained already. In a batch every stream must have that credit.
+
+The rule is a decision table: the best that can be done where each draft is right with the
+same chance, found once for each pace of a stream (:class:`Table`). It weighs the tokens of
+this forward, what is left over for the next one, and the hold at the price of what the
+stream makes in that time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from functools import partial
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+
+__all__ = ["Arrivals", "Key", "Outlook", "Table", "Tables", "hold_until"]
+
+_SLACK = 1.5  # drafts may be late by half of the hold
+_LEAST = 0.05  # tokens that a hold must gain, for forecasts are none too sure
+_TABLES = 64  # that are kept: some 100 KB each
+_ROWS = 15  # drafts that a forward is worth waiting for
+_BEHIND, _AHEAD = 12, 24  # how far device or verifier may be ahead, in the table
+_UNIT = 4  # parts of a step that it tells apart
+_COLUMNS = 40  # and the most of them
+_MEMORY = 0.9
+_PRIOR = (6.0, 0.7)  # drafts that the first guess at the acceptance weighs, and it
+
+
+class Table:
+    """What it is worth to begin a forward, by drafts at hand and when the next ones come.
+
+    A semi-Markov decision process. State: the drafts at hand (below 0: the text is ahead of
+    the device) and the time until the next arrive. Action: wait for `k` arrivals, then go.
+    Only where every draft is right goes the branch on; otherwise the device begins anew,
+    and that state has the value 0. With the pace `rate`::
+
+        value(state) = max over k of tokens(k) - rate * (wait(k) + forward) + chance that
+                       all are right * value(next state)
+
+    and `rate` is the one that makes the value of beginning anew 0 (Dinkelbach). Times are
+    in steps of the device.
+
+    Args:
+        acceptance: Chance that a draft is right if those before it are.
+        forward: Of the target.
+        back: From a rejection's verdict to the first draft behind it.
+        batch: Drafts that come at once.
+
+    Attributes:
+        rate: Tokens a step, of the stream with this table.
+        worth: ``(states, columns, waits)``.
+    """
+
+    def __init__(self, acceptance: float, forward: float, back: float, batch: int) -> None:
+        a, self.batch = acceptance, batch
+        # Far arrivals are told apart more coarsely.
+        self.unit = unit = max(1 / _UNIT, back / _COLUMNS)
+        columns = int(math.ceil(back / unit)) + 1
+        shape = (_BEHIND + _AHEAD + 1, columns)
+        m = np.broadcast_to(np.arange(-_BEHIND, _AHEAD + 1)[:, None], shape)
+        nu = np.broadcast_to(np.arange(columns) * unit, shape)
+        waits = min(int(forward) + 2, _ROWS) + 1
+        tokens, times, chances, after = [], [], [], []
+        for k in range(waits):
+            wait = nu + (k - 1) if k else np.zeros(shape)
+            judged = np.clip(m + batch * k, 0, _ROWS)
+            time = wait + forward
+            came = np.where(time >= nu, np.floor(time - nu + 1e-9) + 1, 0)
+            left = m + batch * came - (judged + 1)
+            next_nu = nu + came - time
+            # What comes until the device hears of it counts as well.
+            trip = max(back - 0.5, 1.0)
+            late = np.where(trip >= next_nu, np.floor(trip - next_nu + 1e-9) + 1, 0)
+            chance = np.where(left + batch * late < 0, 0.0, a ** (judged + 1.0))
+            column = np.clip(np.rint(next_nu / unit), 0, columns - 1)
+            row = np.clip(left, -_BEHIND, _AHEAD) + _BEHIND
+            gain = np.where(wait > forward + 1e-9, -1e9, _expected(a, judged))
+            tokens.append(gain)
+            times.append(time)
+            chances.append(chance)
+            after.append((row * columns + column).astype(np.intp))
+        gains, costs, keeps, nexts = map(np.array, (tokens, times, chances, after))
+        start = _BEHIND * columns + min(int(round(back / unit)), columns - 1)
+        self.rate, value = 1 / forward, np.zeros(m.size)
+        for _ in range(12):
+            base = gains - self.rate * costs
+            for _ in range(200):
+                worth = base + keeps * value[nexts]
+                new = worth.max(0).ravel()
+                done = float(np.abs(new - value).max()) < 1e-3
+                value = new
+                if done:
+                    break
+            again = self.rate + value[start] / self._seconds(
+                worth, costs, keeps, nexts, start
+            )
+            if abs(again - self.rate) < 1e-4 * self.rate:
+                break
+            self.rate = again
+        self.worth = np.moveaxis(worth, 0, 2).astype(np.float32)
+
+    @staticmethod
+    def _seconds(
+        worth: np.ndarray, costs: np.ndarray, keeps: np.ndarray, nexts: np.ndarray, at: int
+    ) -> float:
+        """Return the time from one beginning anew to the next, doing what is best."""
+        flat = [x.reshape(len(worth), -1) for x in (worth, costs, keeps, nexts)]
+        reach, found = 1.0, 0.0
+        for _ in range(200):
+            k = int(flat[0][:, at].argmax())
+            found += reach * float(flat[1][k, at])
+            reach *= float(flat[2][k, at])
+            if reach < 1e-4:
+                break
+            at = int(flat[3][k, at])
+        return found
+
+    def at(self, ready: int, until: float) -> np.ndarray:
+        """Return what each number of waits is worth, ``(waits,)`` tokens.
+
+        Args:
+            ready: Drafts at hand.
+            until: Steps until the next ones come.
+        """
+        row = min(max(ready, -_BEHIND), _AHEAD) + _BEHIND
+        column = min(max(int(round(until / self.unit)), 0), self.worth.shape[1] - 1)
+        found: np.ndarray = self.worth[row, column]
+        return found
+
+
+class Key(NamedTuple):
+    """What a table is for; streams that are nearly alike share theirs.
+
+    Attributes:
+        acceptance: See :class:`Table`, as the others.
+        forward: In steps.
+        back: In steps.
+        batch: Drafts that come at once.
+    """
+
+    acceptance: float
+    forward: float
+    back: float
+    batch: int
+
+    def make(self) -> Table:
+        """Return the table: some milliseconds of work."""
+        return Table(*self)
+
+
+class Tables:
+    """Tables that were made, and are to be made elsewhere: they take some milliseconds.
+
+    Args:
+        make: Called with what makes a table and who takes it, perhaps at once.
+    """
+
+    def __init__(
+        self, make: Callable[[Callable[[], Table], Callable[[object], None]], None]
+    ) -> None:
+        self._make = make
+        self._known: OrderedDict[Key, Table | None] = OrderedDict()
+
+    def find(self, key: Key) -> Table | None:
+        """Return a table, or None while it is not made yet."""
+        if key not in self._known:
+            self._known[key] = None
+            self._make(key.make, partial(self._take, key))
+            while len(self._known) > _TABLES:
+                self._known.popitem(last=False)
+        return self._known.get(key)
+
+    def _take(self, key: Key, table: object) -> None:
+        if isinstance(table, Table):
+            self._known[key] = table
+
+
+def _rounded(value: float) -> float:
+    """Return ``value`` to some 5 %."""
+    return float(1.1 ** round(math.log(max(value, 0.1)) / math.log(1.1)))
+
+
+def _expected(acceptance: float, drafts: np.ndarray) -> np.ndarray:
+    """Return the tokens expected of a forward over ``drafts`` drafts."""
+    found: np.ndarray = (1 - acceptance ** (drafts + 1.0)) / (1 - acceptance)
+    return found
+
+
+class Outlook(NamedTuple):
+    """What a stream can expect of a forward that begins later.
+
+    Attributes:
+        acceptance: Chance that a draft is right if all before it are.
+        ready: Drafts at hand; below 0, the text is so far ahead of the device.
+        next_s: When the next ones come, seconds of the clock; infinity: nobody knows.
+        step_s: From then on they come at this interval.
+        back_s: From a rejection's verdict to the first draft behind it.
+        batch: So many at a time.
+        due_s: The forward must have begun by then.
+    """
+
+    acceptance: float
+    ready: int
+    next_s: float
+    step_s: float
+    back_s: float
+    batch: float
+    due_s: float
+
+    def key(self, forward_s: float) -> Key:
+        """Return whose table says what to do, where a forward takes ``forward_s``."""
+        near = min(max(round(self.acceptance * 40) / 40, 0.3), 0.975)
+        pace = _rounded(forward_s / self.step_s), _rounded(self.back_s / self.step_s)
+        return Key(near, *pace, max(1, round(self.batch)))
+
+
+def hold_until(
+    now_s: float, streams: Sequence[Outlook], forward_s: float, tables: Tables
+) -> float:
+    """Return until when the next forward shall be held back; ``now_s``: not at all.
+
+    Args:
+        now_s: The clock.
+        streams: What each stream of the batch can expect.
+        forward_s: What a forward takes; no hold is longer.
+        tables: What that is worth.
+    """
+    end_s = min(now_s + forward_s, *(stream.due_s for stream in streams))
+    known = [s for s in streams if s.next_s <= end_s and s.step_s > 0]
+    if end_s <= now_s or not known:
+        return now_s
+    worths = []
+    for s in known:
+        table = tables.find(s.key(forward_s))
+        if table is None:
+            return now_s
+        until = max(0.0, s.next_s - now_s) / s.step_s
+        worths.append((s, table.at(s.ready, until), table.rate / s.step_s))
+    # Who expects nothing loses what it makes meanwhile.
+    others = (len(streams) - len(known)) / forward_s
+    moments = {
+        max(now_s, s.next_s + i * s.step_s)
+        for s, worth, _ in worths
+        for i in range(len(worth) - 1)
+        if s.next_s + i * s.step_s <= end_s
+    }
+    best, at_s = -math.inf, now_s
+    for when_s in sorted({now_s, *moments}):  # now comes first
+        total = -others * (when_s - now_s)
+        for s, worth, rate in worths:
+            k = 0
+            if when_s > now_s and when_s >= s.next_s - 1e-9:
+                k = 1 + int((when_s - s.next_s) / s.step_s + 1e-6)
+                k = min(k, len(worth) - 1)
+            came_s = now_s if not k else max(now_s, s.next_s + (k - 1) * s.step_s)
+            total += float(worth[k]) - rate * (when_s - came_s)
+        if total > best + (_LEAST if at_s == now_s else 1e-6):
+            best, at_s = total, when_s
+    return now_s if at_s <= now_s else min(now_s + _SLACK * (at_s - now_s), end_s)
+
+
+class Arrivals:
+    """When one stream's drafts come, learned from those that came.
+
+    Positions count from the end of the prompt.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = -1  # of the branch that has come last
+        self._tip = 0  # end of what has come of it
+        self._last_s = 0.0  # when it came
+        self._broken: tuple[int, float] | None = None  # the commit that ended it
+        self._step_s = self._back_s = math.nan
+        self._batch = 1.0
+        self._commits: deque[tuple[int, float]] = deque(maxlen=64)  # length, when
+        self._judged, self._right = _PRIOR[0], _PRIOR[0] * _PRIOR[1]
+
+    def block(self, now_s: float, epoch: int, base: int, count: int, alive: int) -> None:
+        """Note drafts that came.
+
+        Args:
+            now_s: The clock.
+            epoch: Their branch.
+            base: Position of the first.
+            count: How many.
+            alive: Branch that the verifier goes on with after them.
+        """
+        if epoch != alive:  # they contradict the text: who wrote them has heard of that
+            if epoch == self._epoch and self._broken is None:
+                self._broken = self._commit_beyond(base)
+            return
+        if epoch == self._epoch and base == self._tip:
+            self._step_s = _faded(self._step_s, now_s - self._last_s)
+        else:  # the device has begun anew, behind the text as it knew it
+            heard = self._commit_beyond(base - 1)
+            if heard is not None:
+                self._back_s = _faded(self._back_s, now_s - heard[1])
+        self._batch = _faded(self._batch, count)
+        self._epoch, self._tip, self._last_s = epoch, base + count, now_s
+        self._broken = None
+
+    def commit(self, now_s: float, length: int, alive: int) -> None:
+        """Note that the text has grown to ``length``; see :meth:`block`."""
+        self._commits.append((length, now_s))
+        if alive != self._epoch and self._broken is None:
+            self._broken = length, now_s
+
+    def judged(self, right: int, wrong: int) -> None:
+        """Note drafts that turned out so."""
+        fade = 0.98 ** (right + wrong)
+        self._judged = fade * self._judged + right + wrong
+        self._right = fade * self._right + right
+
+    def outlook(self, now_s: float, length: int, ready: int, due_s: float) -> Outlook:
+        """Return what the stream can expect.
+
+        Args:
+            now_s: The clock.
+            length: Of the text.
+            ready: Drafts at hand.
+            due_s: See :class:`Outlook`.
+        """
+        next_s, step_s = self._next_s(length), self._step_s
+        if math.isnan(self._back_s + step_s) or now_s > next_s + 0.5 * step_s:
+            next_s = math.inf  # the device pauses, or nothing is known
+        a = self._right / self._judged
+        return Outlook(a, ready, next_s, step_s, self._back_s, self._batch, due_s)
+
+    def _next_s(self, length: int) -> float:
+        """Return when the first draft beyond ``length`` comes next."""
+        found, anew = math.inf, self._broken
+        if anew is None:
+            late = max(0, length - self._tip)
+            found = self._last_s + self._step_s * (1 + late // self._batch)
+            anew = self._commit_beyond(self._tip) if late else None
+        if anew is not None:  # it begins there, or where it hears of a text longer still
+            for known, at_s in (anew, self._commits[-1]):
+                late = max(0, length - known)
+                again = at_s + self._back_s + self._step_s * (late // self._batch)
+                found = min(found, again)
+        return found
+
+    def _commit_beyond(self, position: int) -> tuple[int, float] | None:
+        """Return the commit that made the text longer than ``position``."""
+        return next((c for c in self._commits if c[0] > position), None)
+
+
+def _faded(old: float, new: float) -> float:
+    return new if math.isnan(old) else _MEMORY * old + (1 - _MEMORY) * new
