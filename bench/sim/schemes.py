@@ -185,6 +185,19 @@ _TABLE = (
         helps=_OURS,
     ),
     Scheme(
+        "pipesd",
+        "pieces of two tokens while drafting, verified by two thresholds",
+        "pipesd",
+        Mode(preempt=_GUESS, batch=2),
+        source="arXiv 2605.13319",
+    ),
+    Scheme(
+        "ucb",
+        "stop and wait, length by upper confidence bounds",
+        "ucb",
+        source="arXiv 2606.20591, after its abstract",
+    ),
+    Scheme(
         "auto",
         "the default: streams, races or waits, whatever is measured to be fastest",
         "auto",

@@ -6,14 +6,16 @@ compares the rules alone.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Protocol, Sequence
 
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
 from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import Proposal
 
-__all__ = ["FlexSpec", "Foresight", "Oracle", "Qsv"]
+__all__ = ["FlexSpec", "Foresight", "Oracle", "PipeSd", "Qsv", "Ucb"]
 
 
 class _Measuring(Controller):
@@ -83,10 +85,11 @@ class Qsv(_Measuring):
     lengths = range(1, 13)
     resolutions = (16, 100)
     # Of 16 ids of a vocabulary of 32,000: qs_codec.bound_bits(32000, 16, resolution).
-    bits = (225.0, 258.0)
+    bits = (225.0, 258.0)  # of a token, until some were sent
 
     def __init__(self) -> None:
         super().__init__()
+        self._bits = list(self.bits)
         self._recent: deque[float] = deque(maxlen=64)
         self._block: list[float | None] = []
         self._sent: deque[list[float | None]] = deque()
@@ -104,7 +107,7 @@ class Qsv(_Measuring):
         tokens = sum(k * a ** (k - 1) * (1 - a) for k in range(1, length + 1))
         tokens += (length + 1) * a**length
         costs = self.costs
-        uplink = length * self.bits[choice] / 8 * costs.byte_s
+        uplink = length * self._bits[choice] / 8 * costs.byte_s
         return tokens / (length * costs.draft_s + costs.forward_s + uplink)
 
     def limit(self) -> int:
@@ -135,12 +138,99 @@ class Qsv(_Measuring):
 
     def measured(self, round: Round) -> None:
         super().measured(round)
+        if round.drafted:
+            nbytes = max(0.0, round.up_bytes - self.costs.frame_bytes)
+            known = self._bits[self._chosen]
+            self._bits[self._chosen] += 0.1 * (8 * nbytes / round.drafted - known)
         while len(self._sent) > round.in_flight:
             self._sent.popleft()
 
     def explain(self) -> str:
         resolution = self.resolutions[self._chosen]
         return f"limit {self.limit()}, state {self._state}, resolution {resolution}"
+
+
+class PipeSd(_Measuring):
+    """Two thresholds (``pipesd``): a block leaves when the product of the draft's
+    probabilities falls under the first, or one of them under the second.
+
+    Args:
+        all_of: The first threshold.
+        one_of: The second.
+
+    Source:
+        https://arxiv.org/abs/2605.13319, as methods, section 7, has it. Its thresholds
+        are tuned for each pair of models; ours are a choice.
+    """
+
+    name = "pipesd"
+
+    def __init__(self, all_of: float = 0.5, one_of: float = 0.3) -> None:
+        super().__init__()
+        self._all_of, self._one_of = all_of, one_of
+        self._reach = 1.0
+
+    def limit(self) -> int:
+        return 16
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        known = [1.0 if p.confidence is None else p.confidence for p in block]
+        self._reach = math.prod(known)
+        return self._reach < self._all_of or (bool(known) and known[-1] < self._one_of)
+
+    def explain(self) -> str:
+        return f"all accepted {self._reach:.2f}"
+
+
+class Ucb(_Measuring):
+    """Upper confidence bounds over the length of a block (``ucb``).
+
+    Each length is an arm, the tokens a second of its rounds are its reward. What is old
+    counts less, so that a link that moves is found out.
+
+    Source:
+        The idea of https://arxiv.org/abs/2606.20591 (UCB-SpecStop), from its abstract;
+        discounted UCB is that of Garivier and Moulines (2011).
+    """
+
+    name = "ucb"
+    lengths = range(1, 13)
+    _KEPT = 0.995
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count = [0.0] * len(self.lengths)
+        self._tokens = [0.0] * len(self.lengths)
+        self._seconds = [0.0] * len(self.lengths)
+        self._last_s: float | None = None
+
+    def begin(self, mode: Mode) -> None:
+        self._last_s = None
+
+    def limit(self) -> int:
+        total = sum(self._count)
+        rates = [n / s if s else 0.0 for n, s in zip(self._tokens, self._seconds)]
+        scale = max(rates)
+
+        def bound(i: int) -> float:
+            if self._count[i] < 0.5:
+                return math.inf
+            spread = 0.2 * math.sqrt(math.log(total + 1.0) / self._count[i])
+            return rates[i] + scale * spread
+
+        return self.lengths[max(range(len(self.lengths)), key=bound)]
+
+    def measured(self, round: Round) -> None:
+        super().measured(round)
+        last_s, self._last_s = self._last_s, round.t_s
+        if last_s is None or not 1 <= round.drafted <= len(self.lengths):
+            return
+        for known in (self._count, self._tokens, self._seconds):
+            known[:] = [x * self._KEPT for x in known]
+        arm = round.drafted - 1
+        self._count[arm] += 1.0
+        self._tokens[arm] += round.tokens
+        self._seconds[arm] += round.t_s - last_s
 
 
 class Foresight(Protocol):

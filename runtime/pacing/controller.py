@@ -14,7 +14,9 @@ from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import Proposal
 
-__all__ = ["Controller", "FixedLength", "Off", "Round", "make_controller"]
+__all__ = ["PUBLISHED", "Controller", "FixedLength", "Off", "Round", "make_controller"]
+
+PUBLISHED = ("flexspec", "pipesd", "qsv", "ucb")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def make_controller(
 
     Args:
         spec: ``auto``, ``auto:latency``, ``auto:cost``, ``auto:energy``, ``fixed:K``,
-            ``flexspec``, ``qsv``, or ``off``.
+            ``off``, or one of :data:`PUBLISHED`.
         max_watts: Mean watts over any ten seconds; only ``auto`` keeps it.
         max_joules_per_token: Joules for each token of text, over any ten seconds.
 
@@ -176,11 +178,13 @@ def make_controller(
         return FixedLength(int(value))
     if spec == "off":
         return Off()
-    if spec in ("flexspec", "qsv"):
-        from draftwire.runtime.pacing.baselines import FlexSpec, Qsv
+    if spec in PUBLISHED:
+        from draftwire.runtime.pacing.baselines import FlexSpec, PipeSd, Qsv, Ucb
 
-        return FlexSpec() if spec == "flexspec" else Qsv()
+        kinds: tuple[type[Controller], ...] = (FlexSpec, PipeSd, Qsv, Ucb)
+        return next(kind for kind in kinds if kind.name == spec)()
     raise ConfigError(
         f"unknown controller {spec!r}",
-        hint="auto, auto:energy, auto:cost, fixed:K (e.g. fixed:4), flexspec, qsv or off",
+        hint="auto, auto:energy, auto:cost, fixed:K (e.g. fixed:4), off, or one of "
+        + ", ".join(PUBLISHED),
     )

@@ -15,6 +15,7 @@ ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks
 _LEAD = 0.94  # of what a token takes now: the least lead that is worth a trial
 _SURE = 0.99  # likewise, of a way that the clock knows
 _BARE = 0.9  # of a race's forward: what it may take on its own, at best
+_BACK = 0.8  # likewise, of one that lost against another lately: pauses tremble
 _RARE = 0.85  # likewise for waiting, which a race mostly beats
 _STALL = 4.0  # times the usual pause between verdicts
 _READ = 1.25  # of the target's own time, with all that is around it
@@ -103,6 +104,7 @@ class Ways:
         self._clocks = {way: _Clock() for way in (ALONE, RACE, WAIT)}
         self._rests = dict.fromkeys(self._clocks, 0)  # tokens of text until a new trial
         self._fails = dict.fromkeys(self._clocks, 0)
+        self._lost: set[str] = set()
         self._old: set[str] = set()  # of which nobody knows any more
         self._gain, self._wait_s, self._forward_s = 0.0, 1.0, 1.0
         self._tried = False
@@ -125,6 +127,7 @@ class Ways:
             if 0 < left <= tokens:
                 self._clocks[way] = _Clock()  # what was found then may have passed
                 self._old.add(way)
+                self._lost.discard(way)
             self._rests[way] = max(0, left - tokens)
         if last_s is not None and tokens and last_s >= self._settles_s:
             self._since += tokens
@@ -165,7 +168,9 @@ class Ways:
         for way in sorted(others, key=self.token_s):
             seen = self._clocks[way].seen >= _FIRST
             lead = _SURE if seen else _RARE if way is WAIT else _LEAD
-            if way is ALONE and not seen and self._since >= _REGRET * _TRIAL:
+            if seen and way in self._lost and self._rests[way]:
+                lead = _BACK
+            elif way is ALONE and not seen and self._since >= _REGRET * _TRIAL:
                 lead = float("inf")  # no model knows it as well as a few tokens do
             elif way is RACE and not seen and way in self._old:
                 lead = 1.01  # nor this: how fast the draft is was measured long ago
@@ -174,6 +179,8 @@ class Ways:
             trial = min(self._since, 2 * _TRIAL) * 2 ** self._fails[here]
             self._rests[here] = min(_REGRET * trial, _MOST)
             self._fails[here] += seen
+            if seen:
+                self._lost.add(here)
             self.why = (
                 f"{way} instead of {here}: {self.token_s(way) * 1e3:.1f} ms a token, "
                 f"not {here_s * 1e3:.1f}"
@@ -193,6 +200,7 @@ class Ways:
         if way is not self.now:
             self._tried = True
             self._old.discard(way)
+            self._lost.discard(way)
             self.now, self._since = way, 0
             self._clocks[way] = _Clock()  # of its own time, not of long ago
             self._settles_s = t_s + delay_s

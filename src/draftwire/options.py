@@ -399,7 +399,7 @@ class Pacing(Options):
         None,
         rules.CONTROLLER,
         "auto (measures the link, the drafts and the board, and decides), auto:energy, "
-        "auto:cost, fixed:K, flexspec, qsv, or off: the target alone",
+        "auto:cost, fixed:K, flexspec, pipesd, qsv, ucb, or off: the target alone",
     )
     objective: str = _option(
         "auto",

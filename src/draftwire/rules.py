@@ -262,14 +262,15 @@ PREEMPT = Rule(
 
 def _controller_fits(value: str) -> bool:
     found = re.fullmatch(
-        "off|flexspec|qsv|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})", value
+        "off|flexspec|pipesd|qsv|ucb|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})",
+        value,
     )
     return found is not None and (not found[2] or 1 <= int(found[2]) <= 255)
 
 
 CONTROLLER = Rule(
     "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255, flexspec, "
-    "qsv or off",
+    "pipesd, qsv, ucb or off",
     str,
     _controller_fits,
     "SPEC",

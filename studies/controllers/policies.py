@@ -35,7 +35,7 @@ MODES = {
     "pipeline": Mode(pipeline=8, preempt=GUESS),
     "race": Mode(objective="latency", preempt=GUESS),
 }
-POLICIES = ("auto", "fixed:4", "flexspec", "qsv")
+POLICIES = ("auto", "fixed:4", "flexspec", "qsv", "pipesd", "ucb")
 
 
 class Sight:

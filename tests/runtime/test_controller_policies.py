@@ -8,8 +8,13 @@ import pytest
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.auto import Auto
-from draftwire.runtime.pacing.baselines import FlexSpec, Oracle, Qsv
-from draftwire.runtime.pacing.controller import Controller, Round, make_controller
+from draftwire.runtime.pacing.baselines import FlexSpec, Oracle, PipeSd, Qsv, Ucb
+from draftwire.runtime.pacing.controller import (
+    PUBLISHED,
+    Controller,
+    Round,
+    make_controller,
+)
 from draftwire.runtime.pacing.governor import WINDOW_S, Governor
 from draftwire.runtime.pacing.length_rule import best_ratio
 from draftwire.sampling import Proposal
@@ -78,7 +83,7 @@ class Board:
 
 
 def test_specs():
-    for spec in ("auto", "auto:energy", "auto:cost", "fixed:3", "flexspec", "qsv", "off"):
+    for spec in ("auto", "auto:energy", "auto:cost", "fixed:3", "off", *PUBLISHED):
         controller: Controller = make_controller(spec)
         assert controller.name == spec
         controller.begin(WAIT)
@@ -212,6 +217,33 @@ def test_qsv_follows_certainty_and_ignores_the_round_trip():
     far = Board(Qsv(), rate=0.8, wait_s=0.5).rounds(120, certain=True).mean_length()
     assert near == pytest.approx(far, abs=1.0)
     assert Qsv().resolution() in Qsv.resolutions
+
+
+def test_qsv_reckons_with_the_bits_that_were_sent():
+    qsv = Qsv()
+    Board(qsv, rate=0.9).rounds(120, certain=True)
+    before = list(qsv._bits)
+    assert before[qsv._chosen] == pytest.approx(16.0, rel=0.3), "two bytes a token there"
+    assert set(Qsv.bits) & set(before) == {Qsv.bits[1 - qsv._chosen]} or before != Qsv.bits
+
+
+def test_pipesd_sends_at_either_threshold():
+    pipesd = PipeSd(all_of=0.5, one_of=0.3)
+    sure = Proposal(1, 0.9)
+    assert not pipesd.enough([sure] * 6), "0.53"
+    assert pipesd.enough([sure] * 7), "0.48"
+    assert pipesd.enough([sure, Proposal(1, 0.2)])
+    assert not pipesd.enough([Proposal(1)] * 3), "nothing known is no doubt"
+
+
+@pytest.mark.parametrize("rate,wait_s", [(0.5, 0.16), (0.9, 0.16)])
+def test_ucb_finds_a_good_length(rate, wait_s):
+    board = Board(Ucb(), rate=rate, wait_s=wait_s).rounds(1500)
+    curve = [rate**k for k in range(1, 13)]
+    best = best_ratio(curve, wait_s, 0.01)[1]
+    lengths = board.lengths[-500:]
+    text = sum(1 + sum(curve[:k]) for k in lengths)
+    assert text / sum(wait_s + 0.01 * k for k in lengths) > 0.9 * best
 
 
 def test_the_oracle_asks_its_foresight():

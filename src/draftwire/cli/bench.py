@@ -88,7 +88,8 @@ numerics:
 what:
 --scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
                          earlyexit, earlyexit2, qs, picospec, cost, latency, latency-auto,
-                         ours-cost, ours-latency, or all; NAME:K has blocks of K tokens
+                         ours-cost, ours-latency, pipesd, ucb, auto, or all; NAME:K has
+                         blocks of K tokens
                          (default: the published ones and ours)
 --draft DIR              draft package (default: the reference one)
 --target NAME =v1        v1, v2, v3 or a package
@@ -127,7 +128,8 @@ output:
 --profiles               list the profiles, and stop
 --link SPEC              such as 40ms/10mbit (default: the profile's)
 --scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, earlyexit, qs,
-                         picospec, race, ours-cost, ours-latency, or all;
+                         picospec, race, ours-cost, ours-latency, pipesd, ucb, auto,
+                         or all;
                          race+lookup has that help of the verifier
 --k N|best >block        drafted tokens of a block; best tries 1 to 16
 --objective WHAT         latency, cost or energy: of --k best (default: latency), and of
