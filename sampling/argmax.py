@@ -23,7 +23,7 @@ from draftwire.sampling.scheme import (
     Scheme,
 )
 
-__all__ = ["CARD", "SCHEME", "loss", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "loss", "make_decider"]
 
 CARD = Card(
     "argmax",
@@ -35,9 +35,6 @@ CARD = Card(
 
 
 class _Proposer(IdsOnly):
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         if self._params.temperature == 0:
             token = most_likely(logits)
@@ -45,11 +42,6 @@ class _Proposer(IdsOnly):
         law = law_of(logits, self._params)
         token = law.draw(self._params.coin(position, Domain.DRAFT))
         return Proposal(token, law.prob(token))
-
-
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half."""
-    return _Proposer(params)
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
@@ -67,4 +59,4 @@ def loss(params: SamplingParams, vocab_size: int) -> str:
     )
 
 
-SCHEME = Scheme(CARD, make_proposer, make_decider, loss)
+SCHEME = Scheme(CARD, _Proposer, make_decider, loss)

@@ -29,7 +29,7 @@ from draftwire.sampling.scheme import (
     Scheme,
 )
 
-__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer", "race"]
+__all__ = ["CARD", "SCHEME", "make_decider", "race"]
 
 CARD = Card(
     "coupled",
@@ -94,17 +94,9 @@ def _first(
 
 
 class _Proposer(IdsOnly):
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         count = 2 if self.insight else 1
         return _first(logits, self._params, position, count, sure=True)
-
-
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half."""
-    return _Proposer(params)
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
@@ -116,4 +108,4 @@ def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     return ByToken(CARD.name, choose)
 
 
-SCHEME = Scheme(CARD, make_proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, make_decider)

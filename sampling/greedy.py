@@ -17,7 +17,7 @@ from draftwire.sampling.scheme import (
     Scheme,
 )
 
-__all__ = ["CARD", "SCHEME", "look_at", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "look_at", "make_decider"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
@@ -43,14 +43,9 @@ class _Proposer(IdsOnly):
         return look_at(logits, token) if self.insight else Proposal(token)
 
 
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half."""
-    return _Proposer()
-
-
 def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     """Return the cloud half."""
     return ByToken(CARD.name, most_likely)
 
 
-SCHEME = Scheme(CARD, make_proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, make_decider)

@@ -23,7 +23,7 @@ from draftwire.sampling.scheme import (
     Scheme,
 )
 
-__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer"]
+__all__ = ["CARD", "SCHEME", "make_decider"]
 
 CARD = Card(
     "match",
@@ -35,17 +35,9 @@ CARD = Card(
 
 
 class _Proposer(IdsOnly):
-    def __init__(self, params: SamplingParams) -> None:
-        self._params = params
-
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         token = most_likely(logits)
         return Proposal(token, law_of(logits, self._params).prob(token))
-
-
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half."""
-    return _Proposer(params)
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
@@ -58,4 +50,4 @@ def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     return ByToken(CARD.name, choose)
 
 
-SCHEME = Scheme(CARD, make_proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, make_decider)

@@ -137,6 +137,9 @@ class IdsOnly:
 
     insight = False
 
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params = params
+
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         """Return no evidence."""
         return b""
