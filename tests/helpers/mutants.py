@@ -37,8 +37,8 @@ MUTANTS = (
     Mutant(
         "the verifier's cached length is not held below the text",
         "verifier/target_session.py",
-        "self._cached = min(before + right, len(self._tokens) - 1)",
-        "self._cached = before + right",
+        "        self._cached = min(self._cached, len(self._tokens) - 1)\n",
+        "",
         "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(
@@ -55,7 +55,7 @@ MUTANTS = (
         "verifier/patience.py",
         "    end_s = min(now_s + forward_s, *(stream.due_s for stream in streams))\n",
         "    end_s = now_s + forward_s\n",
-        "tests/verifier/test_patience.py -k no_token_is_later",
+        "tests/verifier/test_patience.py -k credit_alone",
     ),
     Mutant(
         "a forward that is held back is forgotten",
@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "patience counts from the connection, not from progress",
         "runtime/driver.py",
-        "        run.wire, run.welcome = number, welcome\n",
-        "        run.wire, run.welcome = number, welcome\n"
+        "        run.wire, run.welcome, run.asked = number, welcome, False\n",
+        "        run.wire, run.welcome, run.asked = number, welcome, False\n"
         "        run.progress_s = self._clock.now()\n",
         "tests/laws/test_histories.py -k full_verifier",
     ),
