@@ -4,6 +4,7 @@
     python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
     python3 tools/venvs.py clients | docs                            ->  .venvs/clients
     python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
+    python3 tools/venvs.py vllm [pytest arguments]                   ->  make test-vllm
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
 """
@@ -35,6 +36,7 @@ GROUPS = {
     "clients": (("requirements/clients.txt", False),),  # never in .venv: they want it all
     "ray": (("requirements/ray.txt", False),),  # likewise
     "docs": (("requirements/docs.txt", False),),
+    "vllm": (("requirements/torch.txt", False), ("requirements/vllm.txt", True)),
 }
 ORDER = (
     "device",
@@ -47,6 +49,7 @@ ORDER = (
     "clients",
     "ray",
     "docs",
+    "vllm",
 )
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
@@ -259,6 +262,32 @@ def ray(arguments):
     return pytest(inside, arguments or ["-rs", "tests/deploy"])[0]
 
 
+def vllm(arguments):
+    """Make ``.venvs/vllm`` and run the tests of that backend there; return their code.
+
+    Where it cannot be made, say why and return 0. With ``--within S`` first, tests that
+    would begin later than that are skipped.
+    """
+    began = time.monotonic()
+    within = None
+    if arguments[:1] == ["--within"]:
+        within, arguments = float(arguments[1]), arguments[2:]
+    python = find_python((3, 11))
+    try:
+        if python is None:
+            raise SystemExit("no Python 3.11 found")
+        inside = ensure(os.path.join(ROOT, ".venvs", "vllm"), ((3, 11), python), ["vllm"])
+    except SystemExit as failed:
+        say(f"NOT TESTED: vLLM cannot be set up here ({failed})")
+        return 0
+    if within is not None:
+        left = within - (time.monotonic() - began)
+        os.environ["DRAFTWIRE_TESTS_WITHIN_S"] = str(left)
+    code, summary = pytest(inside, ["-rs", *(arguments or ["tests/engine"])])
+    say(f"vLLM: {summary}")
+    return code
+
+
 def suite(arguments):
     """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
     if not arguments:
@@ -338,6 +367,8 @@ def main(arguments):
     if arguments in (["clients"], ["docs"]):
         apart(arguments[0])
         return 0
+    if arguments[:1] == ["vllm"]:
+        return vllm(arguments[1:])
     raise SystemExit(__doc__)
 
 

@@ -71,7 +71,7 @@ class Feeder:
 
     def _count(self, step: Step) -> None:
         counters = self.counters
-        counters.tokens += step.drafted + 1
+        counters.tokens += step.drafted + bool(step.tokens)
         if step.forward and step.forward == self._forward:
             counters.batch_sizes[self._streams] -= 1
             self._streams += 1
@@ -112,7 +112,8 @@ class _Fed:
 
     def stepped(self, step: Step) -> None:
         if self._open:
-            self._read()
+            if step.tokens:
+                self._read()
             self._feeder._count(step)
             self._on_step(step)
 

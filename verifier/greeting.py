@@ -170,7 +170,7 @@ def welcome_to(
         *(["prefix"] if limits.prefixes else []),
         "further",
         *([] if keeps_streams(backend) else ["processors", "logprobs"]),
-        *(["grammar"] if grammars else []),
+        *(["grammar"] if grammars and not keeps_streams(backend) else []),
         *(["trace"] if tracing() else ()),
     ]
     family = backend.family

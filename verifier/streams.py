@@ -36,7 +36,7 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.backends.streaming import Run, Step, schemes_of
+from draftwire.verifier.backends.streaming import Run, Step, keeps_streams, schemes_of
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.lookup import Lookup
@@ -527,7 +527,8 @@ class EngineStream(Stream):
         if number != self._runs:
             return
         found = self.session.advance(step)
-        self._judged_so(step.drafted, step.queue_s, step.compute_s)
+        drafted = self.session.counts.drafted - self._booked[0]
+        self._judged_so(drafted, step.queue_s, step.compute_s)
         self._deliver(found)
         self._drive()
 
@@ -638,7 +639,9 @@ class KeptStreams:
             target=served.label,
             logit_error=served.backend.logit_error,
             # A grammar that forces its ids is guessed at less than it is known.
-            lookup=None if grammar else self.lookup_of(request.prompt, served),
+            lookup=None
+            if grammar or keeps_streams(served.backend)
+            else self.lookup_of(request.prompt, served),
             further="further" in welcome.capabilities,
             grammar=grammar,
         )

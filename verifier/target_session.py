@@ -278,6 +278,9 @@ class TargetSession:
         self._hash = TextHash(request.prompt)
         self._hashed = 0  # tokens at the last hash that was told
         self._work: Work | None = None  # that the model has
+        self._known: list[int] = []  # beyond the text, decided by an engine, not asked for
+        self._looked = 0  # drafts that it looked at for them
+        self._fresh = False  # it has yet to read the prompt
         self._bonus = request.bonus
         # Free words need a scheme that takes tokens from anywhere, and room in a commit.
         self._free = further and request.bonus and card_of(request.scheme).any_draft
@@ -385,6 +388,7 @@ class TargetSession:
         """
         self._step("link lost")
         work, self._work = self._work, None
+        self._known = []
         if work is not None and not work.prefill:
             self._counts.forwards += forwards
         self._branch.clear()
@@ -483,7 +487,7 @@ class TargetSession:
             raise ProtocolError("a correction that was not asked for")
         self._step("< block")
         self._append(block)
-        return []
+        return self._release((0.0, 0.0), stepped=False)
 
     def _take_correction(self, block: Block) -> list[Message]:
         if block.correction is None:
@@ -817,8 +821,10 @@ class TargetSession:
 
     def order(self) -> Order:
         """Return the stream as such an engine shall keep it, from here on."""
+        self._known, self._looked, self._fresh = [], 0, True
         stops = tuple(sorted(self._stops))
-        return Order(tuple(self._tokens), self._end, stops, self._params)
+        text = tuple(self._tokens)
+        return Order(text, self._end, stops, self._params, self._vocab_size)
 
     def offer(self) -> Push:
         """Return what the stream wants of it now.
@@ -828,43 +834,83 @@ class TargetSession:
         """
         if self._branch.unjudged:
             refuse_evidence(self._scheme, b" " * self._branch.unjudged)
-        room = max(0, self._end - len(self._tokens) - 1)
-        drafts = self._branch.waiting(partial=self._racing)[:room]
+        at = len(self._tokens)
+        drafts = self._branch.waiting(partial=self._racing)[: max(0, self._end - at - 1)]
         asks, ahead = self._prompt + self._branch.asks, self._prompt + self._ahead
-        return Push(self.epoch, len(self._tokens), drafts, asks, ahead)
+        if self._known and self._asked:  # what is known does not answer it
+            asks = max(asks, at + len(self._known) + 1)
+        return Push(self.epoch, at, drafts, asks, ahead)
 
     def advance(self, step: Step) -> list[Message]:
         """Take in what it has decided.
 
         Returns:
-            Messages to send: commits, one for each token that followed accepted drafts.
+            Messages to send: commits of what was asked for; the rest waits.
 
         Raises:
             ModelError: It accepted what nobody drafted.
         """
-        if self.state in (State.ENDED, State.PARKED):
+        if self.state in (State.ENDED, State.PARKED) or not step.tokens:
             return []  # it was on its way
-        tokens, drafted, forwards = list(step.tokens), step.drafted, 1
-        accepted = min(drafted, len(tokens) - 1)
-        if drafted and step.epoch == self.epoch:
-            struck = self._branch.strike(drafted)
-            if len(struck) < drafted or tokens[:accepted] != struck[:accepted]:
+        self._counts.forwards += not self._fresh  # prompts apart
+        self._fresh = False
+        times = step.queue_s, step.compute_s
+        tokens, n = list(step.tokens), step.drafted
+        if n and step.epoch != self.epoch and not self._known:
+            # Of a branch that was given up meanwhile.
+            accepted = min(n, len(tokens) - 1)
+            kept, self._known = tokens[: accepted + 1], tokens[accepted + 1 :]
+            self._step("forward")
+            decision = Decision(accepted, kept[-1])
+            said = [self._commit(step.epoch, n, kept, decision, times, 0)]
+            return [*said, *self._release((0.0, 0.0), stepped=True)]
+        if n and step.epoch == self.epoch:
+            before = len(self._known)
+            drafts = self._branch.waiting(partial=True)[before : before + n]
+            if (
+                len(drafts) < n
+                or tuple(tokens[: min(n, len(tokens) - 1)]) != (drafts[: len(tokens) - 1])
+            ):
                 raise ModelError(
                     f"the engine of target {self._target} accepted tokens that were not "
                     "drafted",
                     hint="the versions of engine and draftwire do not go together",
                 )
-            # The text may end with an accepted draft.
-            accepted += tokens[accepted : accepted + 1] == struck[accepted : accepted + 1]
+            self._looked = before + n
+        self._known += tokens
+        return self._release(times, stepped=True)
+
+    def _release(self, times: tuple[float, float], *, stepped: bool) -> list[Message]:
+        """Commit what the engine has decided and the device has asked for.
+
+        Args:
+            times: Seconds in the queue and in the forward.
+            stepped: A step has just come; otherwise the engine may have more to say.
+        """
         said: list[Message] = []
-        times = step.queue_s, step.compute_s
-        while tokens and not self.done:
+        while self._known and not self.done and self._asked:
+            room = self._end - len(self._tokens)  # the last token needs no draft
+            known, drafts = self._known, self._branch.waiting(partial=True)[: room - 1]
+            n = next(
+                (i for i, pair in enumerate(zip(known, drafts)) if len({*pair}) > 1), -1
+            )
+            n = min(len(known), len(drafts)) if n < 0 else n
+            kept = known[: n + 1]
+            over = len(kept) >= room or not self._stops.isdisjoint(kept)
+            if n == len(known) and not over:
+                if stepped and self._racing:
+                    n -= 1  # the step knew of no drafts, or of fewer
+                elif len(drafts) > n or self._bonus:
+                    break
+            elif n == len(drafts) and n and not (self._bonus or over):
+                kept = known[:n]  # the bonus is for the next block to guess
+            looked = self._looked if stepped else min(n + 1, len(drafts))
+            drafted = max(n, min(looked, len(drafts)))
+            self._known, self._looked = known[len(kept) :], 0
+            self._branch.strike(drafted)
             self._step("forward")
-            kept, tokens = tokens[: accepted + 1], tokens[accepted + 1 :]
-            decision = Decision(accepted, kept[-1])
-            epoch = step.epoch if drafted else self.epoch
-            said.append(self._commit(epoch, drafted, kept, decision, times, forwards))
-            accepted = drafted = forwards = 0
+            decision = Decision(n, kept[-1])
+            said.append(self._commit(self.epoch, drafted, kept, decision, times, 0))
             times = 0.0, 0.0
         return said
 

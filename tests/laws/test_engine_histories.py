@@ -44,12 +44,13 @@ def one(*faults, seed=0, **stream):
 def test_what_the_report_says_of_forwards_is_what_ran(mode):
     for seed in range(0, 30, 3):  # nothing odd: no step is lost
         run, target = one(seed=seed, mode=mode)
-        assert run.machine.counts.forwards == target.ran.total()
+        read = len(target.ran)  # steps that read a prompt
+        assert run.machine.counts.forwards == target.ran.total() - read
 
 
 def test_where_the_device_waits_the_engine_does():
     """After a rejection it is the device's turn: no forward runs that nobody asked for."""
-    run, target = one(seed=0, k=6)
+    run, target = one(seed=6, k=6)  # it looks at seven drafts in a step
     counts = run.machine.counts
     assert counts.drafted and target.steps <= counts.rounds + 1
 

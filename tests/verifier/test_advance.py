@@ -12,7 +12,6 @@ from draftwire.sampling import SamplingParams, make_decider
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.streaming import Push, Step
 from draftwire.verifier.backends.vllm.wish import Wish
-from draftwire.verifier.states import State
 from draftwire.verifier.target_session import TargetSession
 
 V = 23
@@ -75,28 +74,84 @@ def test_rounds_as_complete_has_them():
             assert slots.state is engine.state
 
 
-def test_steps_that_nobody_asked_for_are_text_all_the_same():
+def test_what_nobody_asked_for_waits_until_somebody_does():
+    """The first step brings a token whether or not it is wanted."""
     found = session()
-    (commit,) = found.advance(Step((7,)))
-    assert (commit.accepted, commit.token) == (0, 7) and found.state is State.WAITING
-    found.receive(Block(0, 0, (7, 8, 9)))
-    assert found.offer() == Push(0, 4, (8, 9), 6, 3)
-    (commit,) = found.advance(Step((8,)))  # the running step knew of no drafts
-    assert (commit.accepted, commit.token) == (0, 8)
-    assert found.offer().drafts == (9,) and not found.idle
-    (commit,) = found.advance(Step((4,), 0))
-    assert (found.epoch, commit.token) == (1, 4) and found.idle
-    assert found.counts.discarded == 1 and found.counts.drafted == 0
+    assert found.advance(Step((7,))) == [] and found.committed() == ()
+    assert found.receive(Block(0, 0, (7, 8, 9))) == []  # the engine judges the rest
+    assert found.offer() == Push(0, 3, (7, 8, 9), 6, 3)
+    (commit,) = found.advance(Step((8, 9, 4), 2, 0))
+    assert (commit.accepted, commit.token, commit.forwards) == (3, 4, 2)
+    found = session()
+    found.advance(Step((7,)))
+    (commit,) = found.receive(Block(0, 0, (5, 6)))  # known to be wrong
+    assert (commit.accepted, commit.token, found.epoch) == (0, 7, 1) and found.idle
+    found = session()
+    found.advance(Step((7,)))
+    (commit,) = found.receive(Block(0, 0, ()))
+    assert (commit.accepted, commit.token) == (0, 7) and found.idle
+    found = session()
+    found.advance(Step((7,)))
+    assert found.receive(Block(0, 0, (7,))) == [] and found.offer().asks == 5
+    (commit,) = found.advance(Step((8,)))
+    assert (commit.accepted, commit.token) == (1, 8)
+    found = session(max_new_tokens=1)
+    assert found.advance(Step((7,))) == []
+    (commit,) = found.receive(Block(0, 0, ()))
+    assert commit.finish is Finish.LENGTH
+
+
+def test_a_step_that_knew_of_no_drafts():
+    for race in (False, True):
+        found = session()
+        found.receive(Block(0, 0, (8, 9), race=race))
+        said = found.advance(Step((8,)))
+        assert [(c.accepted, c.token) for c in said] == [(0, 8)] * race
+        assert found.offer().drafts == (8, 9)[race:] and not found.idle
+        (commit,) = found.advance(Step((4,), 0))
+        assert (found.epoch, commit.accepted, commit.token) == (1, 1 - race, 4)
+        assert found.idle is not race
+        assert found.counts.drafted == 1 - race and found.counts.discarded == 1
+
+
+def test_more_drafts_than_a_step_looks_at():
+    found = session()
+    found.receive(Block(0, 0, (1, 2, 3, 4, 5)))
+    assert found.advance(Step((1, 2, 3), 2, 0)) == []
+    (commit,) = found.advance(Step((4, 5, 6), 2, 0))
+    assert (commit.accepted, commit.token) == (5, 6) and found.idle
+
+
+def test_the_step_that_reads_the_prompt_is_no_forward_of_the_text():
+    found = session()
+    found.order()
+    found.receive(Block(0, 0, (1, 2)))
+    assert found.advance(Step((1,))) == []
+    (commit,) = found.advance(Step((2, 3), 1, 0))
+    assert (commit.accepted, commit.forwards) == (2, None) and found.counts.forwards == 1
+
+
+def test_a_bonus_that_is_not_wanted_is_for_the_next_block():
+    found = session(bonus=False)
+    found.receive(Block(0, 0, (7, 8)))
+    (commit,) = found.advance(Step((7, 8, 9), 2, 0))
+    assert (commit.accepted, commit.token, commit.finish) == (2, None, Finish.NOT_YET)
+    found.receive(Block(0, 2, (9, 1)))
+    assert found.offer().drafts == (9, 1)
+    (commit,) = found.advance(Step((2,), 1, 0))
+    assert (commit.accepted, commit.token) == (1, 2) and found.counts.drafted == 4
 
 
 def test_answers_of_several_steps_in_one():
-    found = session()
+    found = session(objective="latency")
     said = found.advance(Step((7, 8, 9)))
     assert [c.token for c in said] == [7, 8, 9] and found.committed() == (7, 8, 9)
-    found.receive(Block(0, 3, (1, 2)))
-    said = found.advance(Step((1, 2, 3, 4), 2, 0))
-    assert [(c.accepted, c.token) for c in said] == [(2, 3), (0, 4)]
-    assert found.counts.accepted == 2 and found.counts.forwards == 2
+    found = session()
+    found.receive(Block(0, 0, (1, 2)))
+    (commit,) = found.advance(Step((1, 2, 3, 4), 2, 0))
+    assert (commit.accepted, commit.token) == (2, 3) and found.committed() == (1, 2, 3)
+    (commit,) = found.receive(Block(0, 3, ()))
+    assert (commit.accepted, commit.token) == (0, 4)
 
 
 def test_drafts_of_a_branch_that_was_given_up_are_committed_under_its_number():
@@ -179,5 +234,5 @@ def test_commits_are_what_the_codec_takes():
     from draftwire.transport.codec import Codec
 
     codec = Codec(V)
-    for commit in session().advance(Step((7, 8), 0, 0, 0.1, 0.2)):
+    for commit in session(objective="latency").advance(Step((7, 8), 0, 0, 0.1, 0.2)):
         assert isinstance(codec.decode(codec.encode(commit, 0)).message, Commit)

