@@ -95,7 +95,7 @@ def test_every_requirement_is_pinned() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
                 assert re.match(
-                    r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9.]*(; |$)", line
+                    r"^[A-Za-z0-9_-]+(\[[a-z]+\])?==[0-9][0-9a-z.]*(; |$)", line
                 ), line
 
 
