@@ -10,7 +10,6 @@ are opened anew with what they have.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import queue
@@ -326,7 +325,7 @@ class VllmEngine:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args={KEY: [dataclasses.asdict(order.params), order.vocab_size]},
+            extra_args={KEY: [_told(order.params), order.vocab_size]},
         )
 
     def _lora(self, adapter: Path | None) -> Any:
@@ -506,6 +505,11 @@ class VllmTarget:
 
     def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
         """See :class:`~draftwire.verifier.backends.streaming.StreamBackend`."""
+        if SamplingParams(**_told(order.params)) != order.params:
+            raise ConfigError(
+                "this target takes no processors of logits",
+                hint="leave out penalties, min_p and the like",
+            )
         run = _Run(self.engine, self._adapter, order, clock, on_step, on_end)
         self.engine.soon(self.engine.open, run)
         return run
@@ -515,6 +519,12 @@ class VllmTarget:
         self.engine.users -= 1
         if self.engine.users <= 0:
             self.engine.close()
+
+
+def _told(params: SamplingParams) -> dict[str, Any]:
+    """Return what the samplers are told of a stream."""
+    names = ("scheme", "temperature", "top_k", "top_p", "seed", "noise", "sample")
+    return {name: getattr(params, name) for name in names}
 
 
 # ---- is it what we know?
