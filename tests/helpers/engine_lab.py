@@ -6,7 +6,6 @@ import asyncio
 import random
 
 from draftwire.clock import LoopClock
-from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Block, Commit, Error, Hello, Open, Resume, Welcome
 from draftwire.verifier.dialogue import Dialogue
@@ -34,6 +33,31 @@ def request_of(prompt, law, count, seed, race=False):
         objective="latency" if race else "cost",
         **fields,
     )
+
+
+class Wire:
+    """What a device has sent and not been told of, by PROTOCOL.md 4.2."""
+
+    def __init__(self):
+        self.reset(0)
+
+    def reset(self, epoch):
+        self.epoch, self.tokens, self.end = epoch, [], 0
+
+    def send(self, drafts, base):
+        self.tokens += drafts
+        self.end = base + max(1, len(drafts))
+
+    def advance(self, commit):
+        """Return what a commit adds to the text."""
+        held = self.tokens if commit.epoch == self.epoch else []
+        assert commit.accepted <= len(held)
+        new = held[: commit.accepted] + [commit.token] * (commit.token is not None)
+        if self.tokens[: len(new)] == new[: len(self.tokens)]:
+            del self.tokens[: len(new)]
+        else:
+            self.reset(self.epoch + 1 & 0xFF)
+        return new
 
 
 class Verifier:
@@ -110,21 +134,19 @@ class Device:
 
     async def write(self, request, oracle, k=6, race=False, cut_at=None):
         """Return the text of ``request`` with drafts of ``oracle(text, k)``."""
-        wire, text = InFlight(whole=False), []
+        wire, text = Wire(), []
         self.say(request)
         opened = await self.heard.get()
         assert not isinstance(opened, Error), opened
         while True:
-            if not (wire.tokens if race else wire.blocks(len(text))):
+            if not wire.tokens and (race or wire.end <= len(text)):
                 drafts = oracle([*text, *wire.tokens], k) if oracle else []
                 if drafts or not race:
                     base = len(text) + len(wire.tokens)
-                    wire.send(drafts, base, base + len(drafts))
+                    wire.send(drafts, base)
                     self.say(Block(wire.epoch, base, tuple(drafts), race=race))
             commit = await self.hear()
-            new = [*wire.accepted(commit.epoch, commit.accepted)]
-            new += [] if commit.token is None else [commit.token]
-            wire.advance(commit.epoch, new, commit.accepted, len(text))
+            new = wire.advance(commit)
             text += new
             self.forwards += 1
             if commit.forwards is not None:
