@@ -46,15 +46,15 @@ targets:
 --targets-dir DIR     serve every *.target in DIR; new ones are taken in while it runs
 --scan-seconds S:positive =5 >scan_s  how often DIR is looked at
 --default NAME =      for devices that name no target
---backend {{auto,onnx,hf,vllm,openai}} =auto  onnxruntime for packages, transformers or
-                      vLLM for checkpoints and adapters, openai for a server of somebody's
-                      own; auto is never vLLM
+--backend {{auto,onnx,hf,vllm,openai}} =auto  onnxruntime for packages, transformers for
+                      checkpoints; vllm for those and adapters on an embedded vLLM, openai
+                      for a server of somebody's own
 --engine URL          openai: the server, such as http://127.0.0.1:8000; --target is then
                       the folder of its model's tokenizer
 --engine-model NAME =  openai: which of its models (default: the first)
 --engine-key FILE     openai: its bearer token
 --engine-timeout S:positive =60 >engine_timeout_s  openai: for one of its answers
---engine-args JSON:json  more for vLLM, such as '{{"tensor_parallel_size": 2}}'
+--engine-args JSON:json  vllm: more for it, such as '{{"tensor_parallel_size": 2}}'
 --threads N           of the engine (default: cores)
 --slots N =16         streams a target
 --context N           most tokens of a stream
