@@ -280,7 +280,7 @@ class TargetSession:
         self._work: Work | None = None  # that the model has
         self._known: list[int] = []  # beyond the text, decided by an engine, not asked for
         self._looked = 0  # drafts that it looked at for them
-        self._fresh = False  # it has yet to read the prompt
+        self._fresh = self._free = False  # it has yet to read the prompt; has just done so
         self._bonus = request.bonus
         # Free words need a scheme that takes tokens from anywhere, and room in a commit.
         self._free = further and request.bonus and card_of(request.scheme).any_draft
@@ -874,8 +874,9 @@ class TargetSession:
         """
         if self.state in (State.ENDED, State.PARKED) or not step.tokens:
             return []  # it was on its way
-        self._counts.forwards += not self._fresh  # prompts apart
-        self._fresh = False
+        # A step that reads a prompt counts when it alone decides what is said next.
+        self._free, self._fresh = self._fresh, False
+        self._counts.forwards += not self._free
         times = step.queue_s, step.compute_s
         tokens, n = list(step.tokens), step.drafted
         if n and step.epoch != self.epoch and not self._known:
@@ -932,7 +933,8 @@ class TargetSession:
             self._branch.strike(drafted)
             self._step("forward")
             decision = Decision(n, kept[-1])
-            said.append(self._commit(self.epoch, drafted, kept, decision, times, 0))
+            ran, self._free = int(self._free), False
+            said.append(self._commit(self.epoch, drafted, kept, decision, times, ran))
             times = 0.0, 0.0
         return said
 

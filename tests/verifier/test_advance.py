@@ -122,7 +122,7 @@ def test_more_drafts_than_a_step_looks_at():
     assert (commit.accepted, commit.token) == (5, 6) and found.idle
 
 
-def test_the_step_that_reads_the_prompt_is_no_forward_of_the_text():
+def test_the_step_that_reads_the_prompt_is_no_forward_where_another_follows():
     found = session()
     found.order()
     found.receive(Block(0, 0, (1, 2)))
@@ -236,3 +236,11 @@ def test_commits_are_what_the_codec_takes():
     codec = Codec(V)
     for commit in session(objective="latency").advance(Step((7, 8), 0, 0, 0.1, 0.2)):
         assert isinstance(codec.decode(codec.encode(commit, 0)).message, Commit)
+
+
+def test_a_step_that_reads_a_prompt_counts_where_it_alone_decides():
+    found = session()
+    found.order()
+    assert found.advance(Step((1,))) == []
+    (commit,) = found.receive(Block(0, 0, ()))
+    assert commit.token == 1 and found.counts.forwards == 1
