@@ -440,11 +440,11 @@ def _numbers(port: int) -> dict[str, float]:
             name, _, value = line.rpartition(" ")
             if 'kind="verify"' in name:
                 found["forwards"] += float(value)
-            elif "committed_tokens_total{" in name:
+            elif "generation_tokens_total{" in name:
                 found["committed"] += float(value)
-            elif "batch_size_sum" in name:
+            elif "iteration_batch_size_sum" in name:
                 found["blocks"] += float(value)
-            elif "forward_seconds_total{" in name:
+            elif "iteration_seconds_total{" in name:
                 found["seconds"] += float(value)
     return found
 

@@ -278,7 +278,7 @@ class SessionBase(Generic[_S]):
         force: bool = True,
         block: int | None = None,
         controller: str | Controller | None = None,
-        objective: str = "auto",
+        objective: str = "cost",
         max_forwards_per_token: float = 1.0,
         pipeline: int = 1,
         preempt: str = "guess",
@@ -328,8 +328,8 @@ class SessionBase(Generic[_S]):
                 drafted, nor sent, nor sampled.
             block: Tokens per draft block, when ``controller`` is None.
             controller: Policy for the block length, in words or as an object.
-            objective: ``"auto"`` takes what is measured to be fastest, ``"cost"`` spends
-                few forwards of the target, ``"latency"`` races them against the drafts:
+            objective: ``"cost"`` spends few forwards of the target, ``"auto"`` takes what
+                is measured to be fastest, ``"latency"`` races forwards against drafts:
                 see :class:`~draftwire.runtime.edge.mode.Mode`, as for the next five.
             max_forwards_per_token: What ``"auto"`` may ask of the target.
             pipeline: Blocks in flight, at most.

@@ -50,7 +50,7 @@ async def write(
     """
     loop = asyncio.get_running_loop()
     steps: asyncio.Queue[Step | Exception] = asyncio.Queue()
-    order = Order(tuple(prompt), len(prompt) + tokens, (), params)
+    order = Order(tuple(prompt), len(prompt) + tokens, (), params, target.vocab_size)
     run = target.open(
         order,
         LoopClock(loop),

@@ -164,7 +164,7 @@ class Connect(Options):
     title: ClassVar[str] = "the link"
 
     target: str = _option(
-        "", rules.NAME, "name or version of the target; by default its newest", common=True
+        "", rules.NAME, "name or version of the target; by default its newest"
     )
     token: str | None = _option(None, rules.TOKEN, "bearer token", secret=True)
     insecure: bool = _option(
@@ -402,10 +402,9 @@ class Pacing(Options):
         "auto:cost, fixed:K, flexspec, pipesd, qsv, ucb, or off: the target alone",
     )
     objective: str = _option(
-        "auto",
+        "cost",
         rules.word("auto", "cost", "latency"),
-        "auto: what is measured to be fastest; cost: few forwards of the target; latency: "
-        "the target decodes on and takes drafts in as they come",
+        "cost: few forwards of the target; auto: the fastest as measured; latency: a race",
         common=True,
     )
     max_forwards_per_token: float = _option(

@@ -481,7 +481,6 @@ def test_the_command_prints_tables(capsys):
 @pytest.mark.parametrize(
     ("words", "study"),
     [
-        (["simulate", "--grid"], "grid"),
         (["evolve", "--work", "w", "--json"], "evolve"),
         (["controllers", "--help"], "controllers"),
     ],

@@ -90,6 +90,7 @@ def test_lines_that_commands_share_are_found_by_name() -> None:
 @pytest.mark.parametrize("name", sorted(TYPES))
 def test_each_type_reads_or_refuses(name: str) -> None:
     good = {"address": "h:1", "words": "a,b", "counts": "1,2", "path": "p", "share": "1"}
+    good["json"] = "{}"
     assert TYPES[name](good.get(name, "1")) is not None
     if name not in ("path", "text", "words"):
         with pytest.raises((ConfigError, ValueError, argparse.ArgumentTypeError)):

@@ -114,7 +114,9 @@ def test_a_picture(tmp_path, capsys):
     assert path.read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("name", ["controllers", "evolve", "forward", "grid", "meter"])
+@pytest.mark.parametrize(
+    "name", ["controllers", "evolve", "fleet", "grid", "sampling", "versions"]
+)
 def test_a_study_runs_from_a_checkout(name):
     done = subprocess.run(
         [sys.executable, "-m", f"studies.{name}", "--help"],

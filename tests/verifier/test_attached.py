@@ -66,7 +66,7 @@ def generate(target, params, drafts_of, n=30, prompt=PROMPT, asks=4):
     async def drive():
         clock = LoopClock(asyncio.get_running_loop())
         steps, ended = asyncio.Queue(), asyncio.get_running_loop().create_future()
-        order = Order(tuple(prompt), len(prompt) + n, (), params)
+        order = Order(tuple(prompt), len(prompt) + n, (), params, VOCAB)
         stream = target.open(
             order, clock, steps.put_nowait, lambda e, again: ended.set_result(e)
         )

@@ -252,7 +252,7 @@ FAULTS = {
         {"a wrong text hash", "resumed with another text"},
     ),
     "clips what was accepted": (
-        (InFlight, "accepted", lambda self, epoch, count: self.branch(epoch)[:count]),
+        (InFlight, "accepted", lambda self, e, n: list(zip(*self._marked(e)))[:n]),
         {TEXT, "more accepted than was sent"},
         {"more accepted than was sent"},
     ),

@@ -281,6 +281,12 @@ class AttachedTarget:
                 f"{self._engine.url} cannot do {order.params.scheme}",
                 hint=f"one of {', '.join(self.schemes)}",
             )
+        if order.vocab_size < self.vocab_size:  # nobody tells that server what not to say
+            raise ConfigError(
+                f"{self._engine.url} says ids up to {self.vocab_size}, and the draft knows "
+                f"{order.vocab_size}",
+                hint="export the draft from a checkpoint of the target's own vocabulary",
+            )
         run = _Run(self, order, clock, on_step, on_end)
         run.go_on()
         return run
