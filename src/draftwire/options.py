@@ -366,8 +366,7 @@ class Structure(Options):
     schema: str | None = _option(
         None,
         rules.JSON_SCHEMA,
-        "the text is JSON that keeps to this JSON schema (a file, or the schema itself; "
-        "object: any JSON object)",
+        "the text is JSON of this schema (object: any object)",
         common=True,
     )
     regex: str | None = _option(None, rules.TEXT, "the text matches this, as a whole")
