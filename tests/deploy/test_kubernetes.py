@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from draftwire.cli import _parse
+from draftwire.cli import parse
 
 yaml = pytest.importorskip("yaml")
 FILE = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes.yaml"
@@ -21,7 +21,7 @@ def test_every_command_is_one_of_ours_and_the_pieces_meet():
         (container,) = pod["containers"]
         program, *words = container["args"]
         assert program == "draftwire"
-        args = parsed[name] = _parse(words)
+        args = parsed[name] = parse(words)
         ports = {port["containerPort"] for port in container["ports"]}
         assert ports == {args.port, args.admin[1]}
         mounted = {mount["mountPath"] for mount in container["volumeMounts"]}

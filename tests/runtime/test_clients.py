@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.util import find_spec
 from typing import Any, Iterator
 
 import pytest
@@ -47,6 +48,7 @@ class Board:
                 "text": text.text,
                 "ids": tokenizer.encode(PROMPT, bos_id=0),
                 "stop": word,
+                "grammar": find_spec("llguidance") is not None,
             }
 
 
