@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 from draftwire.packages import load_draft, load_tokenizer
 from draftwire.runtime.engines.draft_model import DraftModel
@@ -32,7 +33,8 @@ def main(url: str, prompt: str) -> None:
     begin = len(text)
 
     # Connect: hello and welcome settle target, vocabulary and tokenizer.
-    link = Connection(url, hello_of(package, ""), token=os.environ.get("TOKEN"))
+    hello = replace(hello_of(package, ""), capabilities=())  # the bare algorithm
+    link = Connection(url, hello, token=os.environ.get("TOKEN"))
     vocab = link.welcome.vocab_size
 
     # Open: the context crosses the network once.

@@ -111,7 +111,8 @@ def params_of(
     """
     seed = secrets.randbits(63) if options.seed is None else options.seed
     forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
-    words = dict.fromkeys(tuple(encode(form)) for form in forms)
+    read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
+    words = dict.fromkeys(read)
     params = _params(options, seed, tuple(word for word in words if word))
     if params.processed and "processors" not in welcome.capabilities:
         raise ConfigError(

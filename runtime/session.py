@@ -462,9 +462,9 @@ class SessionBase(Generic[_S]):
         pacing = Pacing.pick(given if controller is None else {**given, "controller": None})
         power = Power.pick(given)
         chat = prompt if isinstance(prompt, Prompt) else Prompt([], (), (), "")
-        welcome = self.welcome
+        welcome, tokenizer = self.welcome, self._tokenizer
         mode = mode_of(pacing)
-        params = params_of(sampling, welcome, mode, self._tokenizer.encode)
+        params = params_of(sampling, welcome, mode, lambda text: tokenizer.encode(text))
         ids = encode_prompt(
             prompt if prompt is not chat else chat.ids,
             self._tokenizer,
@@ -476,7 +476,6 @@ class SessionBase(Generic[_S]):
             controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
         proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
-        tokenizer = self._tokenizer
         stop = (*limits.stop, *chat.stop)
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream: _S = self._kind(self, screen, explain)

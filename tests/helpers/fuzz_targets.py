@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 import zlib
 from pathlib import Path
 
@@ -402,7 +401,6 @@ class _Caller:
 
 @functools.lru_cache(maxsize=None)
 def _doors() -> tuple[asyncio.AbstractEventLoop, VerifierService]:
-    logging.getLogger("draftwire.verifier").setLevel(logging.CRITICAL)
     limits = Limits(knocks_per_s=1 << 20)
     options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
     service = VerifierService(Registry(lambda path: None), limits=limits, **options)

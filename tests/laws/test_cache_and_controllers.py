@@ -80,7 +80,7 @@ def test_the_reference_family_with_a_cache(law, tmp_path):
                     link = session.report["link"]
                     assert link["rtt_ms"] is None or link["rtt_ms"] >= 0
                     recalled += link["suffix_cache"]["recalled"]
-                    wanted = way.get("controller", "auto")
+                    wanted = way.get("controller", "fixed:4")
                     if way.get("objective") == "cost":  # the objective is said once
                         wanted = "auto:cost"
                     assert session.report["mode"]["controller"] == wanted
