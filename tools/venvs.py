@@ -1,7 +1,7 @@
 """Makes the virtual environments that the Makefile's verbs run in, and reuses them.
 
     python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
-    python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
+    python3 tools/venvs.py test [beside | pytest arguments]          ->  make test
     python3 tools/venvs.py clients | docs                            ->  .venvs/clients
     python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
     python3 tools/venvs.py vllm [pytest arguments]                   ->  make test-vllm
@@ -247,7 +247,10 @@ def pytest(python, arguments):
     return process.returncode, last or "no tests ran"
 
 
+_SUITE = ["device", "litert", "test", "ship", "workstation", "lint"]
 _WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
+# What the core of the boards' Pythons runs after them, so that both end at about one time.
+_BESIDE = os.path.join("tests", "laws", "test_histories.py")
 
 
 def apart(group):
@@ -289,12 +292,12 @@ def vllm(arguments):
 
 
 def suite(arguments):
-    """Run the whole suite, or what ``arguments`` ask for, on ``.venv``."""
+    """Run ``arguments`` on ``.venv``, or everything but what runs beside it."""
     if not arguments:
         apart("clients")
-    inside = make(["device", "litert", "test", "ship", "workstation", "lint"])
+    inside = make(_SUITE)
     say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
-    return [(".venv", *pytest(inside, arguments or _WHOLE))]
+    return [(".venv", *pytest(inside, arguments or _WHOLE + ["--ignore", _BESIDE]))]
 
 
 def devices():
@@ -316,11 +319,24 @@ def devices():
     return results
 
 
+def beside():
+    """Run the boards' Pythons, then the suite's part that is left for this core."""
+    results = devices()
+    folder, python = os.path.join(ROOT, ".venv"), main_python()
+    stamps = [
+        (os.path.join(folder, ".installed-" + g), stamp_of(g, python)) for g in _SUITE
+    ]
+    while not all(_same(*stamp) for stamp in stamps):  # the other process installs it
+        time.sleep(1)
+    say("\n== the histories")
+    return results + [("histories", *pytest(make(_SUITE), ["-m", "not slow", _BESIDE]))]
+
+
 def test(arguments):
     """Run everything, or the tests that ``arguments`` name; return the exit code."""
     started = time.monotonic()
-    if arguments == ["devices"]:
-        results = devices()
+    if arguments == ["beside"]:
+        results = beside()
     elif arguments:
         results = suite(arguments)
     else:
@@ -334,25 +350,25 @@ def test(arguments):
 
 
 def both():
-    """Run the whole suite, and the boards' Pythons beside it on the other core."""
+    """Run the whole suite on two cores: ``.venv`` here, and ``beside`` on the other one."""
     with tempfile.TemporaryFile() as log:
-        beside = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "test", "devices"],
+        other = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "test", "beside"],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         try:
             results = suite([])
-            code = beside.wait()
+            code = other.wait()
         except BaseException:
-            beside.terminate()
-            beside.wait()
+            other.terminate()
+            other.wait()
             raise
         log.seek(0)
         text = log.read().decode("utf-8", "replace")
     say("\n" + text.rstrip())
-    return results + [("the boards'", code, "Pythons: see the table above")]
+    return results + [("beside it", code, "see the table above")]
 
 
 def main(arguments):
