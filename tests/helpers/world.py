@@ -491,6 +491,7 @@ class VirtualWire:
         self.dialogue = None
         self.codec = Codec()
         self._up_s = self._down_s = 0.0
+        self._held = []  # frames that a frozen verifier has yet to read
 
     # -- the device's end
 
@@ -524,12 +525,20 @@ class VirtualWire:
     # -- the verifier's end
 
     def _arrive(self, frame):
+        self._held.append(frame)
+        self._thaw()
+
+    def _thaw(self):
+        """Take what has come, in order, once the verifier reads again."""
         world = self.world
-        if world.clock.now_s < world.frozen_until:
-            world.clock.call_at(world.frozen_until, self._arrive, frame)
-        elif self.far and not self.swallowed and self.dialogue is not None:
-            found = world.codec.decode(frame)
-            self.dialogue.take(found.message, found.stream)
+        while self._held:
+            if world.clock.now_s < world.frozen_until:
+                world.clock.call_at(world.frozen_until, self._thaw)
+                return
+            frame = self._held.pop(0)
+            if self.far and not self.swallowed and self.dialogue is not None:
+                found = world.codec.decode(frame)
+                self.dialogue.take(found.message, found.stream)
 
     def answer(self, message, stream=0):
         frame = self.world.codec.encode(message, stream)
@@ -749,7 +758,7 @@ class World:
         elif kind == "mute":
             self.mute_until = clock.now_s + fault.for_s
         elif kind == "frozen":
-            self.frozen_until = clock.now_s + fault.for_s
+            self.frozen_until = max(self.frozen_until, clock.now_s + fault.for_s)
         elif kind in ("restart", "retarget"):
             if kind == "retarget" and len(self.salts) == 1:
                 self.salt = self.rng.getrandbits(64).to_bytes(8, "big")
