@@ -120,8 +120,6 @@ _TEXT = {
 }
 _RESPONSE = {
     **{name: _NOT_YET[name] for name in ("service_tier", "store")},
-    "tools": _none([]),
-    "tool_choice": _none("none", "auto"),
     "reasoning": _none({}),
     "truncation": _none("disabled"),
     "background": _none(False),
@@ -152,7 +150,7 @@ _FIELDS = {
 }
 _FIELDS["chat"][1].update(("tools", "tool_choice", "response_format"))
 _FIELDS["text"][1].add("response_format")
-_FIELDS["response"][1].add("text")
+_FIELDS["response"][1].update(("tools", "tool_choice", "text"))
 for _refused, _taken in _FIELDS.values():
     _taken.add("parallel_tool_calls")
 _TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
@@ -239,15 +237,27 @@ def _tools(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of an ask that say what may be called."""
     tools, choice = given.get("tools"), given.get("tool_choice", "auto")
     parallel = _typed(given, "parallel_tool_calls", bool, "true or false", True)
-    if kind != "chat" or not tools:
-        if kind == "chat" and choice not in ("auto", "none"):
+    if kind == "text" or not tools:
+        if kind != "text" and choice not in ("auto", "none"):
             raise _wrong("tool_choice", "tool_choice is of use with tools alone")
         return {}
     try:
+        for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+            found = tool.get("type", "function") if isinstance(tool, dict) else "function"
+            if found != "function":
+                raise ConfigError(
+                    f"tools[{number}].type = {_short(found)} is not supported",
+                    hint="functions are: nothing is looked up or run here",
+                )
         Calls.of(tools, choice, parallel=parallel)
     except ConfigError as exc:
         param = "tool_choice" if "tool_choice" in str(exc) else "tools"
         raise _wrong(param, str(exc), hint=exc.hint) from exc
+    if kind == "response":  # theirs are flat; templates know those of chats
+        names = ("name", "description", "parameters", "strict")
+        flat = [{n: tool[n] for n in names if n in tool} for tool in tools]
+        nested = [tool.get("function", one) for tool, one in zip(tools, flat)]
+        tools = [{"type": "function", "function": one} for one in nested]
     return {"tools": tools, "tool_choice": choice, "parallel": parallel}
 
 
@@ -380,22 +390,44 @@ def _items(given: Mapping[str, Any]) -> object:
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
     if isinstance(items, list):
-        plain = []
+        plain: list[Any] = []
         for number, item in enumerate(items):
-            kind = item.get("type", "message") if isinstance(item, dict) else "message"
-            if kind != "message":
-                raise ConfigError(
-                    f"messages[{number}].type = {_short(kind)} is not supported"
-                )
-            keep = ("role", "content")
-            plain.append(
-                {k: item[k] for k in keep if k in item} if isinstance(item, dict) else item
-            )
+            found = _item(item, f"messages[{number}]")
+            before = plain[-1] if plain and isinstance(plain[-1], dict) else {}
+            if "tool_calls" in (found or ()) and before.get("role") == "assistant":
+                # What a turn says and calls comes in pieces, and is one message.
+                plain[-1] = {**before, "tool_calls": [*before.get("tool_calls", ())]}
+                plain[-1]["tool_calls"] += found["tool_calls"]
+            else:
+                plain.append(found)
         items = plain
     said = _typed(given, "instructions", str, "text", "")
     if said and isinstance(items, list):
         items = [{"role": "system", "content": said}, *items]
     return _messages(items)
+
+
+def _item(item: Any, where: str) -> Any:
+    """Return what an item of an input is as a message of a chat."""
+    if not isinstance(item, dict):
+        return item
+    kind = item.get("type", "message")
+    if kind == "message":
+        return {name: item[name] for name in ("role", "content") if name in item}
+    if kind not in ("function_call", "function_call_output"):
+        raise ConfigError(f"{where}.type = {_short(kind)} is not supported")
+    if not isinstance(item.get("call_id"), str):
+        raise ConfigError(f"{where}.call_id is missing", hint="that of the call")
+    if kind == "function_call_output":
+        if "output" not in item:
+            raise ConfigError(f"{where}.output is missing")
+        told = {"tool_call_id": item["call_id"], "content": item["output"]}
+        return {"role": "tool", **told}
+    function = {name: item.get(name) for name in ("name", "arguments")}
+    if not all(isinstance(value, str) for value in function.values()):
+        raise ConfigError(f"{where} is a call without name and arguments")
+    call = {"id": item["call_id"], "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def _typed(
@@ -634,7 +666,7 @@ class Answer:
 
 
 class Response:
-    """How responses are answered."""
+    """How responses are answered: items, of which a message is one and a call another."""
 
     last_words: str | None = None
 
@@ -644,7 +676,8 @@ class Response:
         self._id, self._item = (f"{k}_{secrets.token_hex(16)}" for k in ("resp", "msg"))
         self._created, self._model = int(time.time()), model
         self._number = -1
-        self._text = ""
+        self._speaks = False  # whether the message has begun
+        self._items: list[dict[str, Any]] | None = None
         schema = ask.options.get("schema")
         self._format: dict[str, Any] = {"type": "text"}
         if schema is not None:
@@ -659,28 +692,31 @@ class Response:
         """Yield what comes before any text."""
         for name in ("created", "in_progress"):
             yield self._event(f"response.{name}", response=self._document(None))
-        item = self._message("", "in_progress")
-        yield self._event(
-            "response.output_item.added", output_index=0, item={**item, "content": []}
-        )
-        yield self._part("response.content_part.added", part=item["content"][0])
 
     def piece(self, index: int, chunk: Chunk) -> Events:
         """Yield a piece of text."""
-        yield self._part(
-            "response.output_text.delta",
-            delta=chunk.text,
-            logprobs=self.words.content(chunk.tokens),
-            draftwire=_piece(chunk),
-        )
+        said = self.words.content(chunk.tokens)
+        yield from self._say(chunk.text, logprobs=said, draftwire=_piece(chunk))
 
     def over(self, index: int, one: Done) -> Events:
-        """Yield the end of the text."""
-        item = self._message(one.text, self._status(one), one.tokens)
-        said = item["content"][0]["logprobs"]
-        yield self._part("response.output_text.done", text=one.text, logprobs=said)
-        yield self._part("response.content_part.done", part=item["content"][0])
-        yield self._event("response.output_item.done", output_index=0, item=item)
+        """Yield the end of the text, and what is called."""
+        for place, item in enumerate(self._output(one)):
+            if item["type"] == "message":
+                yield from self._say(one.text if one.calls is not None else "", logprobs=[])
+                part = item["content"][0]
+                said = {"text": one.text, "logprobs": part["logprobs"]}
+                yield self._part("response.output_text.done", **said)
+                yield self._part("response.content_part.done", part=part)
+            else:
+                empty = {**item, "arguments": "", "status": "in_progress"}
+                at = {"item_id": item["id"], "output_index": place}
+                said = {"arguments": item["arguments"]}
+                kind = "response.function_call_arguments"
+                yield self._added(empty, place)
+                yield self._event(f"{kind}.delta", **at, delta=item["arguments"])
+                yield self._event(f"{kind}.done", **at, name=item["name"], **said)
+            name = "response.output_item.done"
+            yield self._event(name, output_index=place, item=item)
 
     def end(self, done: list[Done]) -> Events:
         """Yield what comes after all text."""
@@ -694,11 +730,23 @@ class Response:
             "error", **{k: v for k, v in error["error"].items() if k != "type"}
         )
 
-    def _event(self, name: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    def _say(self, text: str, **more: Any) -> Events:
+        if not self._speaks:
+            self._speaks = True
+            item = self._message("", "in_progress")
+            yield self._added({**item, "content": []}, 0)
+            yield self._part("response.content_part.added", part=item["content"][0])
+        if text or "draftwire" in more:
+            yield self._part("response.output_text.delta", delta=text, **more)
+
+    def _added(self, item: Mapping[str, Any], place: int) -> tuple[str, dict[str, Any]]:
+        return self._event("response.output_item.added", output_index=place, item=item)
+
+    def _event(self, name: str, /, **data: Any) -> tuple[str, dict[str, Any]]:
         self._number += 1
         return name, {"type": name, "sequence_number": self._number, **data}
 
-    def _part(self, name: str, **data: Any) -> tuple[str, dict[str, Any]]:
+    def _part(self, name: str, /, **data: Any) -> tuple[str, dict[str, Any]]:
         return self._event(
             name, item_id=self._item, output_index=0, content_index=0, **data
         )
@@ -706,6 +754,20 @@ class Response:
     @staticmethod
     def _status(one: Done) -> str:
         return "completed" if one.finish == "stop" else "incomplete"
+
+    def _output(self, one: Done) -> list[dict[str, Any]]:
+        """Return the items of an answer, the same ones each time."""
+        if self._items is None:
+            self._items = []
+            if one.text or not one.calls:
+                said = self._message(one.text, self._status(one), one.tokens)
+                self._items.append(said)
+            for call in one.calls or ():
+                ids = {"id": f"fc_{secrets.token_hex(16)}", "call_id": _called(call)["id"]}
+                said = {"name": call.name, "arguments": call.arguments}
+                item = {"type": "function_call", **ids, **said, "status": "completed"}
+                self._items.append(item)
+        return self._items
 
     def _message(
         self, text: str, status: str, tokens: Sequence[Token] = ()
@@ -721,9 +783,10 @@ class Response:
         }
 
     def _document(self, one: Done | None) -> dict[str, Any]:
-        options = self._ask.options
+        ask, options = self._ask, self._ask.options
         status = "in_progress" if one is None else self._status(one)
         why = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        tools = [{"type": "function", **tool["function"]} for tool in ask.tools or ()]
         found = {
             "id": self._id,
             "object": "response",
@@ -735,20 +798,20 @@ class Response:
             "max_output_tokens": options.get("max_new_tokens"),
             "metadata": {},
             "model": self._model,
-            "output": [] if one is None else [self._message(one.text, status, one.tokens)],
-            "parallel_tool_calls": False,
+            "output": [] if one is None else self._output(one),
+            "parallel_tool_calls": ask.parallel and bool(tools),
             "previous_response_id": None,
             "store": False,
             "temperature": options.get("temperature"),
             "text": {"format": self._format},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": ask.tool_choice or "none",
+            "tools": tools,
             "top_p": options.get("top_p"),
             "truncation": "disabled",
             "usage": None if one is None else usage_of([one], response=True),
         }
         if one is not None:
-            found["draftwire"] = extra_of(one, report=self._ask.report)
+            found["draftwire"] = extra_of(one, report=ask.report)
         return found
 
 

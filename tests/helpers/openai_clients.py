@@ -62,6 +62,29 @@ def with_tools(client: Any, messages: Any, prompt: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
     whole = chat(model="v1", messages=messages, response_format=form)
     assert list(json.loads(whole.choices[0].message.content)) == ["how"]
+    flat = {"type": "function", "strict": True, **TOOL["function"]}
+    asked: dict[str, Any] = {
+        "model": "v1",
+        "input": messages,
+        "tools": [flat],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    answer = client.responses.create(**asked)
+    (call,) = answer.output
+    assert call.type == "function_call" and json.loads(call.arguments)["how"]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    items = [*messages, call.model_dump(exclude_none=True), output]
+    refuses(  # the reference family has no template, which says how calls are told
+        Exception,
+        lambda: client.responses.create(model="v1", input=items, max_output_tokens=8),
+        "transcript takes no",
+    )
+    with client.responses.stream(**asked) as events:
+        kinds = [event.type for event in events]
+        (same,) = events.get_final_response().output
+    assert same.arguments == call.arguments
+    assert "response.function_call_arguments.done" in kinds
     said = client.responses.create(
         model="v1",
         input=prompt,
@@ -235,8 +258,10 @@ def with_openai(url: str, token: str, wanted: dict[str, Any]) -> None:
     )
     refuses(
         openai.BadRequestError,
-        lambda: client.responses.create(model="v1", input=prompt, tools=[TOOL]),
-        "tools",
+        lambda: client.responses.create(
+            model="v1", input=prompt, tools=[{"type": "web_search"}]
+        ),
+        "web_search",
     )
     wrong = openai.OpenAI(base_url=url, api_key="wrong", max_retries=0)
     refuses(openai.AuthenticationError, lambda: wrong.models.list())
@@ -296,6 +321,9 @@ def with_langchain(url: str, token: str, wanted: dict[str, Any]) -> None:
     if not wanted["grammar"]:
         return
     model = ChatOpenAI(base_url=url, api_key=token, model="v1", max_retries=0)
+    bound = model.bind_tools([TOOL], tool_choice="required", parallel_tool_calls=False)
+    assert bound.invoke(talk).tool_calls[0]["name"] == "f"
+    model = model.model_copy(update={"use_responses_api": True})
     bound = model.bind_tools([TOOL], tool_choice="required", parallel_tool_calls=False)
     assert bound.invoke(talk).tool_calls[0]["name"] == "f"
 

@@ -158,7 +158,7 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None
         ("text", {"prompt": ["a"] * 9}, "prompt", "at most 8 answers"),
         ("text", {"prompt": ["a"] * 3, "n": 3}, "prompt", "at most 8 answers"),
         ("text", {"best_of": 2}, "best_of", "not supported"),
-        ("response", {"input": [{"type": "function_call"}]}, "input", "input[0].type"),
+        ("response", {"input": [{"type": "reasoning"}]}, "input", "input[0].type"),
         ("response", {"instructions": 5}, "instructions", "must be text"),
         ("response", {"max_tokens": 5}, "max_tokens", "no field"),
         ("response", {"stop": "x"}, "stop", "no field"),

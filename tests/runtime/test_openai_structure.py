@@ -14,6 +14,8 @@ from draftwire.runtime.tools import Call
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}}
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
+FLAT = {"type": "function", "name": "go", "parameters": SCHEMA, "strict": True}
+OUTPUT = {"type": "function_call_output", "call_id": "1", "output": "there"}
 COMPACT = '{"type":"object","properties":{"x":{"type":"integer"}}}'
 
 
@@ -89,7 +91,18 @@ def test_a_format_is_an_option_of_the_stream(kind: str, fields: Any, options: An
         ("chat", {"tool_choice": "required"}, "tool_choice"),
         ("chat", {"tools": [TOOL], "parallel_tool_calls": 1}, "parallel_tool_calls"),
         ("text", {"tools": [TOOL]}, "tools"),
-        ("response", {"tools": [TOOL]}, "tools"),
+        ("response", {"tools": [{"type": "web_search"}]}, "tools"),
+        ("response", {"tools": [{"type": "function"}]}, "tools"),
+        ("response", {"tools": [FLAT], "tool_choice": "fly"}, "tool_choice"),
+        ("response", {"tool_choice": "required"}, "tool_choice"),
+        ("response", {"input": [{"type": "reasoning", "summary": []}]}, "input"),
+        ("response", {"input": [{"type": "function_call", "name": "go"}]}, "input"),
+        ("response", {"input": [{"type": "function_call", "call_id": "1"}]}, "input"),
+        (
+            "response",
+            {"input": [{"type": "function_call_output", "call_id": "1"}]},
+            "input",
+        ),
     ],
 )
 def test_what_is_no_format_and_no_tool_is_named(kind: str, fields: Any, param: str) -> None:
@@ -138,3 +151,40 @@ def test_a_response_says_its_format() -> None:
     form = {"type": "json_schema", "name": "s", "schema": SCHEMA}
     found = Response(ask("response", text={"format": form}), "v1")
     assert found.whole([Done('{"x":1}', "stop", {})])["text"]["format"]["schema"] == SCHEMA
+
+
+def test_tools_of_a_response_and_what_they_gave() -> None:
+    call = {"type": "function_call", "call_id": "1", "name": "go", "arguments": '{"x": 3}'}
+    spoken = {"role": "assistant", "content": [{"type": "output_text", "text": "I go."}]}
+    items = [{"role": "user", "content": "go"}, spoken, call, {**call, "call_id": "2"}]
+    found = ask("response", input=[*items, OUTPUT], tools=[FLAT])
+    inside = {k: v for k, v in FLAT.items() if k != "type"}
+    assert found.tools == [{"type": "function", "function": inside}]
+    _, said, told = found.prompts[0]
+    assert said["content"] == "I go." and [c["id"] for c in said["tool_calls"]] == [
+        "1",
+        "2",
+    ]
+    assert said["tool_calls"][0]["function"] == {"name": "go", "arguments": {"x": 3}}
+    assert told == {"role": "tool", "tool_call_id": "1", "content": "there"}
+
+
+@pytest.mark.parametrize("text", ["", "I go."])
+def test_calls_in_a_response(text: str) -> None:
+    calls = [Call("go", '{"x":3}'), Call("go", '{"x":4}')]
+    done = Done(text, "stop", {}, calls=calls)
+    form = Response(ask("response", tools=[FLAT], stream=True), "v1")
+    events = [data for _, data in (*form.begin(), *form.over(0, done), *form.end([done]))]
+    assert [data["sequence_number"] for data in events] == list(range(len(events)))
+    items = events[-1]["response"]["output"]
+    assert [item["type"] for item in items] == ["message"] * bool(text) + [
+        "function_call",
+        "function_call",
+    ]
+    for place, item in enumerate(items):
+        mine = [data for data in events if data.get("output_index") == place]
+        assert mine[0]["type"] == "response.output_item.added"
+        assert mine[-1] == {**mine[-1], "type": "response.output_item.done", "item": item}
+        said = "".join(data.get("delta", "") for data in mine)
+        assert said == (item["arguments"] if "arguments" in item else text)
+    assert events[-1]["response"]["tools"] == [FLAT]
