@@ -16,8 +16,6 @@ from typing import Any
 import draftwire
 from draftwire.errors import ConfigError, DraftwireError
 
-__all__ = ["Child", "environment", "run_child"]
-
 
 def environment() -> dict[str, str]:
     """Return this process's environment, in which Python finds this very draftwire."""

@@ -21,8 +21,6 @@ from typing import Sequence
 from draftwire.bench.child import environment
 from draftwire.errors import TransportError
 
-__all__ = ["FaultProxy", "VerifierProcess"]
-
 _START_S = 60.0
 
 

@@ -37,8 +37,6 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.kit.peer import direct
 
-__all__ = ["Load", "Neighbour", "Rounds", "bench_verifier", "render"]
-
 SCHEMA = "draftwire.bench.verifier/1"
 PROMPTS = 8
 PATIENCE_S = 60.0
