@@ -9,7 +9,9 @@ from typing import Iterator
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "helpers"))
+sys.path.append(str(HERE.parent))  # last: only `studies` and `tools` are found there
 
 
 @pytest.fixture(scope="session", autouse=True)

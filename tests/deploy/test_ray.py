@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("ray")
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tools.faults import FaultProxy
 
 import draftwire
-from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, ModelError, TransportError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
