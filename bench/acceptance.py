@@ -19,8 +19,6 @@ from draftwire.verifier.backends.base import SlotInput, TargetBackend
 if TYPE_CHECKING:
     from draftwire.runtime.engines.draft_model import DraftModel
 
-__all__ = ["PROMPTS", "Count", "measure"]
-
 PROMPTS = (
     "Before sunrise the old ferry left the harbour with eleven passengers and a goat.",
     "To repair a bicycle tyre, first take the wheel off and find the hole.",

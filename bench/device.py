@@ -27,8 +27,6 @@ from draftwire.errors import ConfigError
 from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.choice import ENGINES, importable
 
-__all__ = ["Settings", "bench_device", "install_size", "machine", "render"]
-
 SCHEMA = "draftwire.bench/1"
 _CODE = """
 import sys

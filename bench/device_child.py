@@ -11,8 +11,6 @@ import sys
 import time
 from typing import Any
 
-__all__ = ["main"]
-
 PROMPT = "The robot goes to the kitchen, takes the red cup from the table and"
 STEPS = 16  # tokens of a round: long enough for the clock
 _FEWEST_CLEAN = 8

@@ -8,8 +8,6 @@ import platform
 from pathlib import Path
 from typing import Any, ContextManager
 
-__all__ = ["machine", "picture"]
-
 
 def machine() -> dict[str, Any]:
     """Return processor, cores, load over a minute, system and Python."""

@@ -39,8 +39,6 @@ from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.greeting import welcome_to
 from draftwire.verifier.streams import Terms
 
-__all__ = ["CASES", "Case", "Settings", "bench_numerics", "render", "texts_that_differ"]
-
 SCHEMA = "draftwire.bench.numerics/1"
 WRONG = 0.2  # share of drafted tokens that are not the target's
 DEVICES = 8

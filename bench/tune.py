@@ -25,15 +25,6 @@ from draftwire.packages import DraftPackage, load_draft
 from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.sampling import SamplingParams
 
-__all__ = [
-    "Tuning",
-    "measure_acceptance",
-    "read_prompts",
-    "read_times",
-    "render",
-    "tune",
-]
-
 _LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
 
 

@@ -21,7 +21,7 @@ from typing import Any, Sequence
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
 from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
@@ -36,8 +36,6 @@ from draftwire.transport.messages import (
     Welcome,
 )
 from draftwire.verifier.kit.peer import direct
-
-__all__ = ["Load", "Neighbour", "Rounds", "bench_verifier", "render"]
 
 SCHEMA = "draftwire.bench.verifier/1"
 PROMPTS = 8
@@ -81,8 +79,8 @@ class _Tally:
     faults: list[str] = field(default_factory=list)
 
 
-class _Fault(Exception):
-    pass
+class Fault(Exception):
+    """A device got what it must not get."""
 
 
 class _Device:
@@ -101,7 +99,7 @@ class _Device:
             if not isinstance(found, Progress):
                 break
         if not isinstance(found, kind):
-            raise _Fault(f"{found} instead of {kind.__name__.lower()}")
+            raise Fault(f"{found} instead of {kind.__name__.lower()}")
         return found
 
     async def greet(self) -> None:
@@ -162,7 +160,7 @@ class _Device:
             epoch += commit.accepted < len(guess)
             rounds.append((seconds, commit.accepted + (commit.token is not None)))
             if text != wanted[: len(text)]:
-                raise _Fault("the text is not the target's own")
+                raise Fault("the text is not the target's own")
             self.on_round(rounds[-1])
             if commit.finish:
                 break
@@ -213,7 +211,7 @@ def bench_verifier(
     }
 
 
-async def _enter(
+async def enter(
     stack: contextlib.AsyncExitStack, url: str, package: TargetPackage, token: str = ""
 ) -> _Device:
     """Return a device that has greeted."""
@@ -234,95 +232,6 @@ async def _enter(
     return found
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """What a device did in some time.
-
-    Attributes:
-        seconds: How long that was.
-        rounds: Rounds.
-        worst_s: The longest of them.
-    """
-
-    seconds: float
-    rounds: int
-    worst_s: float
-
-    @property
-    def rate(self) -> float:
-        """Rounds a second."""
-        return self.rounds / self.seconds
-
-    def __add__(self, other: Rounds) -> Rounds:
-        return Rounds(
-            self.seconds + other.seconds,
-            self.rounds + other.rounds,
-            max(self.worst_s, other.worst_s),
-        )
-
-    def figures(self) -> dict[str, float]:
-        """Return it for a report."""
-        return {
-            "rounds_per_s": round(self.rate, 1),
-            "worst_ms": round(1e3 * self.worst_s, 1),
-        }
-
-
-class Neighbour:
-    """One device that drafts all the time, on a verifier that others use too.
-
-    Raises:
-        TransportError: The verifier does not take it.
-    """
-
-    def __init__(self, load: Load, package: TargetPackage, port: int, token: str) -> None:
-        self._load, self._package, self._token = load, package, token
-        self._url = f"ws://127.0.0.1:{port}"
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> Neighbour:
-        rng = random.Random(self._load.seed)
-        self._prompt = [rng.randrange(3, 200) for _ in range(16)]
-        try:
-            self._device = await _enter(self._stack, self._url, self._package, self._token)
-            self._text = await self._device.text(self._prompt, self._load.tokens)
-        except (OSError, WebSocketException, DraftwireError, _Fault) as error:
-            await self._stack.aclose()
-            raise TransportError(
-                f"the verifier does not take the device: {error}"
-            ) from error
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._stack.aclose()
-
-    async def work(
-        self, seconds: float, until: asyncio.Future[Any] | None = None
-    ) -> Rounds:
-        """Draft for some time, or until something is done, and count the rounds.
-
-        Raises:
-            TransportError: The verifier ends it, or the text is not the target's.
-        """
-        tally = _Tally()
-        load, start = self._load, time.perf_counter()
-
-        def going() -> bool:
-            if until is not None:
-                return not until.done()
-            return time.perf_counter() < start + seconds
-
-        self._device.on_round = lambda round_: tally.rounds_s.append(round_[0])  # type: ignore[method-assign]
-        rng = random.Random(load.seed)
-        try:
-            while going():
-                await self._device.stream(self._prompt, self._text, load, rng)
-        except (OSError, WebSocketException, DraftwireError, _Fault) as error:
-            raise TransportError(f"the neighbour is hurt: {error}") from error
-        rounds = tally.rounds_s
-        return Rounds(time.perf_counter() - start, len(rounds), max(rounds))
-
-
 async def _run(
     load: Load, package: TargetPackage, port: int, texts: list[list[int]] | None
 ) -> tuple[dict[str, Any], list[list[int]]]:
@@ -334,10 +243,10 @@ async def _run(
     ]
     async with contextlib.AsyncExitStack() as stack:
         try:
-            devices = [await _enter(stack, url, package) for _ in range(load.devices)]
+            devices = [await enter(stack, url, package) for _ in range(load.devices)]
             if texts is None:
                 texts = [await devices[0].text(prompt, load.tokens) for prompt in prompts]
-        except (OSError, WebSocketException, DraftwireError, _Fault) as error:
+        except (OSError, WebSocketException, DraftwireError, Fault) as error:
             raise TransportError(
                 f"the verifier does not take the devices: {error}"
             ) from error
@@ -382,7 +291,7 @@ async def _work(
         try:
             await device.stream(prompts[which], texts[which], load, rng)
         except (
-            _Fault,
+            Fault,
             OSError,
             WebSocketException,
             DraftwireError,

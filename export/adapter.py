@@ -24,8 +24,6 @@ from draftwire.tensors import (
     write_tensors,
 )
 
-__all__ = ["package_adapter", "read_adapter", "write_evolved_target"]
-
 Tensors = Mapping[str, NDArray[np.float32]]
 
 ADAPTER_FILE = "adapter.safetensors"

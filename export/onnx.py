@@ -44,8 +44,6 @@ from draftwire.packages import NewFile, write_package
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = ["export_onnx", "precisions_of"]
-
 TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 
 Made = tuple[dict[str, Any], dict[str, NewFile]]

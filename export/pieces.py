@@ -18,18 +18,6 @@ from draftwire.export.sources.fingerprint import backbone_fingerprint
 from draftwire.packages import NewFile, tokenizer_fingerprint
 from draftwire.template import template_files
 
-__all__ = [
-    "DRAFT_CONTEXT",
-    "check_free",
-    "check_place",
-    "chosen",
-    "kept_files",
-    "made_with",
-    "package_fields",
-    "save_model",
-    "text_files",
-]
-
 # A draft's cache takes memory for all of it, so a long trained context is cut.
 DRAFT_CONTEXT = 4096
 # From here on weights lie beside the graph: onnxruntime maps them instead of copying.

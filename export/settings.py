@@ -12,8 +12,6 @@ from draftwire import rules
 from draftwire.options import Options
 from draftwire.rules import Rule
 
-__all__ = ["DraftSettings", "EvolveSettings", "ExitSettings", "TrainingSettings"]
-
 _COUNT = rules.whole(1, 1 << 40)
 _LAYERS = rules.whole(0, 10_000)
 _RATE = rules.number(0, 10, above=True)

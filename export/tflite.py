@@ -48,8 +48,6 @@ from draftwire.packages import (
     write_package,
 )
 
-__all__ = ["export_tflite"]
-
 # Least agreement of a package's rounded model with the checkpoint that is said to be
 # its origin; another model agrees at a few positions only.
 _SAME_MODEL = 0.5

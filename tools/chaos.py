@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
+from tools.faults import FaultProxy
+
 import draftwire
-from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError
 from draftwire.reference import draft_path, target_path
 from studies.command import start

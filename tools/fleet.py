@@ -19,7 +19,7 @@ from typing import Any, Callable, Sequence
 
 import draftwire
 from draftwire import reference
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
 from draftwire.transport.dial import web
 from studies.command import start

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import re
 import resource
 import sys
@@ -21,13 +22,13 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator, Sequence
 
 from tools.attacker import ATTACKS
+from websockets.exceptions import WebSocketException
 
-from draftwire.bench.child import Child
-from draftwire.bench.faults import VerifierProcess
-from draftwire.bench.verifier import Load, Neighbour, Rounds, bench_verifier
-from draftwire.errors import TransportError
+from draftwire.bench.child import Child, VerifierProcess
+from draftwire.bench.verifier import Fault, Load, bench_verifier, enter
+from draftwire.errors import DraftwireError, TransportError
 from draftwire.io import format_table
-from draftwire.packages import load_target
+from draftwire.packages import TargetPackage, load_target
 from draftwire.reference import target_path
 from studies.command import start
 
@@ -177,6 +178,94 @@ def _measure(
         return asyncio.run(run())
     finally:
         enemy.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """What a device did in some time.
+
+    Attributes:
+        seconds: How long that was.
+        rounds: Rounds.
+        worst_s: The longest of them.
+    """
+
+    seconds: float
+    rounds: int
+    worst_s: float
+
+    @property
+    def rate(self) -> float:
+        """Rounds a second."""
+        return self.rounds / self.seconds
+
+    def __add__(self, other: Rounds) -> Rounds:
+        return Rounds(
+            self.seconds + other.seconds,
+            self.rounds + other.rounds,
+            max(self.worst_s, other.worst_s),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return it for a report."""
+        return {
+            "rounds_per_s": round(self.rate, 1),
+            "worst_ms": round(1e3 * self.worst_s, 1),
+        }
+
+
+class Neighbour:
+    """One device that drafts all the time, on a verifier that others use too.
+
+    Raises:
+        TransportError: The verifier does not take it.
+    """
+
+    def __init__(self, load: Load, package: TargetPackage, port: int, token: str) -> None:
+        self._load, self._package, self._token = load, package, token
+        self._url = f"ws://127.0.0.1:{port}"
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Neighbour:
+        rng = random.Random(self._load.seed)
+        self._prompt = [rng.randrange(3, 200) for _ in range(16)]
+        try:
+            self._device = await enter(self._stack, self._url, self._package, self._token)
+            self._text = await self._device.text(self._prompt, self._load.tokens)
+        except (OSError, WebSocketException, DraftwireError, Fault) as error:
+            await self._stack.aclose()
+            raise TransportError(
+                f"the verifier does not take the device: {error}"
+            ) from error
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def work(
+        self, seconds: float, until: asyncio.Future[Any] | None = None
+    ) -> Rounds:
+        """Draft for some time, or until something is done, and count the rounds.
+
+        Raises:
+            TransportError: The verifier ends it, or the text is not the target's.
+        """
+        rounds: list[float] = []
+        load, start = self._load, time.perf_counter()
+
+        def going() -> bool:
+            if until is not None:
+                return not until.done()
+            return time.perf_counter() < start + seconds
+
+        self._device.on_round = lambda round_: rounds.append(round_[0])  # type: ignore[method-assign]
+        rng = random.Random(load.seed)
+        try:
+            while going():
+                await self._device.stream(self._prompt, self._text, load, rng)
+        except (OSError, WebSocketException, DraftwireError, Fault) as error:
+            raise TransportError(f"the neighbour is hurt: {error}") from error
+        return Rounds(time.perf_counter() - start, len(rounds), max(rounds))
 
 
 class Phase:

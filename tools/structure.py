@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.packages import DraftPackage, load_draft, load_tokenizer
 from draftwire.reference import draft_path, target_path
 from draftwire.sampling.grammar import Grammar

@@ -12,7 +12,7 @@ import argparse
 import random
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.bench.link.emulate import emulate
 from draftwire.reference import draft_path, target_path
 

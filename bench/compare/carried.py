@@ -19,8 +19,6 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling import Decision, Proposal, Proposer, SamplingParams, greedy
 from draftwire.sampling.scheme import Card, Decider, Scheme
 
-__all__ = ["carried_scheme", "carrying"]
-
 
 class _Proposer:
     def __init__(self, size: int) -> None:

@@ -24,8 +24,6 @@ from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.executor import Done, Heard, VirtualExecutor
 
-__all__ = ["Colocated", "tune_block"]
-
 BLOCKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 AT_ONCE = LinkSpec("at once", 0.0, 0.0)
 

@@ -33,8 +33,6 @@ from draftwire.runtime.session import Session
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = ["run_live"]
-
 Report = dict[str, Any]
 
 

@@ -23,8 +23,6 @@ from draftwire.packages import Exit
 from draftwire.runtime.drafter import Model
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
 
-__all__ = ["DraftCost", "PacedDraft", "PacedTarget", "Pacer"]
-
 
 class DraftCost(Protocol):
     """Seconds of a forward of the draft."""

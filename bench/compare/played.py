@@ -24,8 +24,6 @@ from draftwire.verifier.backends.base import (
     SlotTarget,
 )
 
-__all__ = ["EXIT_LAYERS", "PlayedDraft", "PlayedTarget", "played_texts", "text_to_json"]
-
 EXIT_LAYERS = 1000  # an exit's place in the stack, as parts of the whole
 _SPECIAL, _SHIFT = 16, 300
 _THRESHOLD = 0.5  # logits of played exits are nearly one-hot, or flat

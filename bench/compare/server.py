@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
     from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["PacedLoader", "PacedVerifier", "main"]
-
 _START_S = 90.0
 _MAX_BLOCK = 255
 

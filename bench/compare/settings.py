@@ -12,8 +12,6 @@ from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.texts import Source, Synthetic, parse_luck
 from draftwire.errors import ConfigError
 
-__all__ = ["LINKS", "Found", "Settings", "links_of", "source_of", "usable", "why_not"]
-
 LINKS = ("lan", "wan", "poor")
 TRACE_RTT = "40ms"  # traces tell a rate alone
 

@@ -8,8 +8,6 @@ from typing import Any, Mapping, Sequence
 from draftwire.bench.machine import picture
 from draftwire.errors import ConfigError
 
-__all__ = ["markdown", "plot", "render"]
-
 _HEADER = (
     "scheme", "policy", "ms/token", "x cloud", "first ms", "acc/block",
     "forwards/token", "capacity tok/s", "B up", "B down", "wire up", "wire down",

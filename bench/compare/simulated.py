@@ -12,8 +12,6 @@ from draftwire.bench.sim.schemes import Scheme
 from draftwire.bench.sim.simulate import Plan, simulate, tuned
 from draftwire.bench.sim.texts import Source
 
-__all__ = ["VANILLA_BLOCK", "best_blocks", "run_simulated"]
-
 VANILLA_BLOCK = 4  # as published
 _REAL = "nano-a100"  # whose clock a simulation of the reference models has
 

@@ -9,8 +9,6 @@ from collections import defaultdict
 from statistics import median
 from typing import Any, Iterable, Mapping, Sequence
 
-__all__ = ["BASELINE", "different_texts", "rows_of"]
-
 BASELINE = "cloud"
 Report = Mapping[str, Any]
 

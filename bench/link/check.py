@@ -17,8 +17,6 @@ from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 from draftwire.bench.machine import machine
 from draftwire.errors import ConfigError
 
-__all__ = ["SCHEMA", "check_link", "render"]
-
 SCHEMA = "draftwire.bench.link/1"
 _FREE_BYTES = 16 * 2**20  # in bulk when the link has no rate
 _LEAST_BYTES = 64 * 1024

@@ -11,8 +11,6 @@ import socket
 from collections import deque
 from typing import Any
 
-__all__ = ["Lateness", "fine_loop", "go_realtime", "reset"]
-
 _PR_SET_TIMERSLACK = 29
 _KEPT = 4096
 _MAX_LEAD_S = 0.001

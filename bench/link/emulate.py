@@ -15,8 +15,6 @@ from draftwire.bench.child import Child
 from draftwire.bench.link.spec import LinkSpec
 from draftwire.errors import BoardError, ConfigError
 
-__all__ = ["METHODS", "Emulator", "choose_method", "emulate"]
-
 METHODS = ("auto", "proxy", "tun", "netem")
 _START_S = 60.0
 _ANSWER_S = 15.0

@@ -18,19 +18,6 @@ from typing import NamedTuple
 from draftwire.bench.link.spec import DIRECTIONS, Jitter, LinkSpec, Outages
 from draftwire.bench.link.traces import Trace, read_trace
 
-__all__ = [
-    "MSS",
-    "TCP_IP",
-    "Delivery",
-    "LinkModel",
-    "OutagePlan",
-    "StreamDelivery",
-    "StreamLink",
-    "rto_s",
-    "segments",
-    "websocket_bytes",
-]
-
 TCP_IP = 52  # IPv4 and TCP with timestamps, for each segment
 MSS = 1448  # what a segment carries of an MTU of 1500
 _ACK_APART_S = 0.040  # Linux waits so long for data to carry an acknowledgement

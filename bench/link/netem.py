@@ -18,8 +18,6 @@ from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 from draftwire.bench.link.tun import FAR, NEAR, SpacesLink
 from draftwire.errors import BoardError
 
-__all__ = ["NetemLink", "netem_words", "why_no_netem", "why_not_netem"]
-
 _MTU = 1514  # what netem counts a full packet as, Ethernet header included
 
 

@@ -16,8 +16,6 @@ from typing import Iterator
 
 from draftwire.errors import BoardError
 
-__all__ = ["Namespace", "open_tun", "set_address", "why_no_namespaces", "why_no_tun"]
-
 _CLONE_NEWNET = 0x40000000
 _HERE = "/proc/thread-self/ns/net"
 _TUN = "/dev/net/tun"

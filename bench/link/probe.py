@@ -7,8 +7,6 @@ import socket
 import threading
 import time
 
-__all__ = ["PING", "Server", "exactly", "pour", "round_trips", "swallow"]
-
 PING = 64  # bytes
 _BLOCK = bytes(65536)
 

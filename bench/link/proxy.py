@@ -19,8 +19,6 @@ from draftwire.bench.link.clock import Lateness, reset
 from draftwire.bench.link.model import MSS, LinkModel, OutagePlan, StreamLink
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 
-__all__ = ["LinkProxy"]
-
 _QUEUE_BYTES = 256 * 1024  # how far a writer may run ahead of the link
 
 

@@ -17,8 +17,6 @@ from draftwire.bench.link.clock import fine_loop
 from draftwire.bench.link.proxy import LinkProxy
 from draftwire.bench.link.spec import LinkSpec
 
-__all__ = ["Route", "fork_relay"]
-
 _CONNECT_S = 60.0  # a connection may be asked for in an outage
 
 SocketMaker = Callable[[], socket.socket]

@@ -12,15 +12,6 @@ from typing import Any, Mapping
 
 from draftwire.errors import ConfigError
 
-__all__ = [
-    "DIRECTIONS",
-    "SCHEMA",
-    "Bursts",
-    "Jitter",
-    "LinkSpec",
-    "Outages",
-]
-
 SCHEMA = "draftwire.link/1"
 DIRECTIONS = ("up", "down")
 KINDS = ("none", "uniform", "normal", "pareto", "quantiles")

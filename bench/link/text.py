@@ -29,8 +29,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["parse_link", "presets"]
-
 _PRESETS = Path(__file__).resolve().parent / "presets.toml"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}

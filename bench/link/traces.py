@@ -14,8 +14,6 @@ from typing import Sequence
 
 from draftwire.errors import ConfigError
 
-__all__ = ["Trace", "parse_trace", "read_trace"]
-
 HEADER = "t_s,mbit_s"
 MAX_BYTES = 64 * 2**20
 _MTU_BITS = 1500 * 8

@@ -19,8 +19,6 @@ from draftwire.bench.link.netns import Namespace, open_tun, set_address
 from draftwire.bench.link.relay import Route, fork_relay
 from draftwire.bench.link.spec import DIRECTIONS, LinkSpec
 
-__all__ = ["FAR", "NEAR", "SpacesLink", "TunLink"]
-
 NEAR, FAR = "10.213.7.1", "10.213.7.2"  # in private namespaces: nobody else sees them
 _MAX_PACKET = 65536
 _BATCH = 64

@@ -24,8 +24,6 @@ from draftwire.bench.link.spec import LinkSpec
 from draftwire.bench.link.tun import TunLink
 from draftwire.errors import DraftwireError
 
-__all__ = ["main"]
-
 _PINGS = 150
 _MOST_S = 10.0
 

@@ -22,16 +22,6 @@ from torch import Tensor, nn
 from draftwire.exits import torch_places
 from draftwire.export.training.measure import extend
 
-__all__ = [
-    "ExitHead",
-    "Observed",
-    "Studied",
-    "calibrate",
-    "judge",
-    "observe",
-    "train_exits",
-]
-
 Ids = NDArray[np.int64]
 
 _RATE = 3e-3

@@ -18,14 +18,6 @@ from draftwire.export.precision.runners import session, supplied
 from draftwire.packages import NewExits, NewFile, TargetPackage
 from draftwire.tensors import target_weights, write_tensors
 
-__all__ = [
-    "exit_files",
-    "in_parts",
-    "made_up",
-    "whole_graph",
-    "write_exits_file",
-]
-
 Floats = NDArray[np.float32]
 
 _TOLERANCE = 1e-4  # of the largest logit: the parts against the whole

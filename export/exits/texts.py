@@ -13,8 +13,6 @@ from draftwire.errors import ConfigError
 from draftwire.export.training.text import deal_file, encode, read_documents
 from draftwire.tokenizer import Tokenizer
 
-__all__ = ["WINDOW", "Text", "read_texts", "training_batches", "windows"]
-
 Ids = NDArray[np.int64]
 
 WINDOW = 256  # tokens that the target reads at a time

@@ -10,8 +10,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["MICROSOFT", "OPSET", "GraphBuilder", "Value", "value"]
-
 OPSET = 18
 # The IR version that goes with opset 18; later ones do not load on ORT 1.19.
 IR_VERSION = 8

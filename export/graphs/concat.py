@@ -35,8 +35,6 @@ from draftwire.export.sources.tokens import check_tokens
 from draftwire.export.sources.transformers_model import first_line
 from draftwire.packages import NewFile, tokenizer_fingerprint
 
-__all__ = ["export_with_optimum"]
-
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
 _HIDDEN_NAMES = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
 

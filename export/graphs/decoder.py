@@ -11,8 +11,6 @@ from typing import Generic, TypeVar
 
 from draftwire.export.sources.architecture import Architecture
 
-__all__ = ["Decoder"]
-
 V = TypeVar("V")
 
 

@@ -27,8 +27,6 @@ from draftwire.export.sources.architecture import Architecture, UnknownArchitect
 from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, Linear, joined
 
-__all__ = ["MIN_ENGINE", "build_gqa_graph", "rotation"]
-
 MIN_ENGINE = "1.19"  # 1.18 and older are wrong or refuse the graph
 
 

@@ -8,8 +8,6 @@ from draftwire.export.graphs.builder import MICROSOFT, GraphBuilder, Value, valu
 from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.sources.architecture import Architecture
 
-__all__ = ["OnnxDecoder"]
-
 
 class OnnxDecoder(Decoder[str]):
     """Writes a decoder's nodes; a value is a tensor's name.

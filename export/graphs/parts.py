@@ -28,8 +28,6 @@ from onnx import helper
 from draftwire.errors import ModelError
 from draftwire.export.graphs.builder import GraphBuilder, Value, value
 
-__all__ = ["HeadNames", "exit_tensors", "head_of", "split_target_graph"]
-
 _FIRST_CACHE = "past.0.key"  # the whole graph asks it for the number of cached tokens
 
 

@@ -18,8 +18,6 @@ from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, Linear
 
-__all__ = ["reference_logits"]
-
 Array = NDArray[np.float32]
 
 

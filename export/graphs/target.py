@@ -58,8 +58,6 @@ from draftwire.export.graphs.builder import value
 from draftwire.export.graphs.onnx_decoder import OnnxDecoder
 from draftwire.export.sources.checkpoint import Checkpoint
 
-__all__ = ["MIN_ENGINE", "build_target_graph"]
-
 MIN_ENGINE = "1.19"
 _NEVER = np.array(-1e30, np.float32)  # added to a score: exp() of it is 0, and no inf - inf
 

@@ -25,8 +25,6 @@ from draftwire.export.graphs.tflite_builder import BOOL, INT, ModelBuilder, Subg
 from draftwire.export.sources.rope import Rope
 from draftwire.export.sources.weights import Linear, Weights
 
-__all__ = ["PRECISIONS", "PREFILL", "build_tflite"]
-
 PRECISIONS = ("fp32", "int8")
 PREFILL = 32  # tokens of a prefill block
 # Attention costs what its cache could hold, not what it holds, so short texts have a

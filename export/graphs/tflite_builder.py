@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ModelError
 
-__all__ = ["BOOL", "FLOAT", "GRAPH_LIMIT", "INT", "ModelBuilder", "Subgraph"]
-
 # A flatbuffer addresses its content by signed 32-bit offsets.
 GRAPH_LIMIT = (1 << 31) - (64 << 20)
 

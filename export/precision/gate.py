@@ -22,8 +22,6 @@ from draftwire.export.precision.parity import Parity
 from draftwire.export.precision.quantise import inputs_of
 from draftwire.export.precision.runners import Logits, Reader, session, threads
 
-__all__ = ["Texts", "gate", "moments_of", "own_texts"]
-
 POSITIONS = 1056  # of the gate, and about as many again to calibrate on
 CHUNKS = (64, 1)
 TEMPERATURE = 0.7

@@ -17,20 +17,6 @@ from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.transformers_model import load_model
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = [
-    "LIMITS",
-    "Limit",
-    "Parity",
-    "check_steps",
-    "compare",
-    "expected_logits",
-    "finite_logits",
-    "limit_of",
-    "probe_ids",
-    "probe_tokens",
-    "torch_logits",
-]
-
 MAX_PROBE = 224  # tokens: enough to see a fault, few enough for a laptop
 
 # Plain prose, code, numbers: what a draft meets.  About 250 tokens at V = 2048.

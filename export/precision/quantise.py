@@ -33,8 +33,6 @@ from onnx import helper, numpy_helper
 from draftwire.errors import ModelError
 from draftwire.export.graphs.builder import MICROSOFT
 
-__all__ = ["MIN_ENGINE", "PRECISIONS", "Moments", "inputs_of", "quantise"]
-
 # From the least rounded to the most.
 PRECISIONS = ("fp32", "int8", "int8-split", "int4")
 # 8 bits and rows of blocks came with 1.23; the split form runs on what has 4 bits.

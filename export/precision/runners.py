@@ -18,17 +18,6 @@ from numpy.typing import NDArray
 from draftwire.errors import ModelError
 from draftwire.export.sources.architecture import Architecture
 
-__all__ = [
-    "ConcatRunner",
-    "DraftRunner",
-    "Logits",
-    "Reader",
-    "run_target",
-    "session",
-    "supplied",
-    "threads",
-]
-
 Logits = NDArray[np.float32]
 _SMALL = 64 << 20
 

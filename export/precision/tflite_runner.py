@@ -11,8 +11,6 @@ from ai_edge_litert.interpreter import Interpreter
 from draftwire.export.precision.parity import Parity, compare
 from draftwire.export.precision.runners import Logits
 
-__all__ = ["TfliteRunner", "check_tflite"]
-
 
 class TfliteRunner:
     """A ``.tflite`` draft with its caches outside, copied in at every run.

@@ -16,8 +16,6 @@ from draftwire.errors import ConfigError
 from draftwire.io import write_text
 from draftwire.packages import load_draft
 
-__all__ = ["Candidate", "Choice", "choose", "write_acceptance", "write_hint"]
-
 # A choice with more threads must be this much better: threads cost the other programs.
 _GAIN = 1.05
 

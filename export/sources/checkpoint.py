@@ -16,15 +16,6 @@ from draftwire.export.sources.architecture import Architecture, read_architectur
 from draftwire.tensors import TensorFile
 from draftwire.tokenizer import first_token
 
-__all__ = [
-    "Checkpoint",
-    "load_checkpoint",
-    "open_weights",
-    "read_config",
-    "read_json",
-    "special_ids",
-]
-
 MAX_JSON = 64 << 20  # bytes; tokenizer.json is the largest one read
 INDEX = "model.safetensors.index.json"
 # Buffers that old versions of transformers saved beside the parameters.

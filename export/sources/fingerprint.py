@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["anchor_parameters", "backbone_fingerprint"]
-
 _EMBEDDINGS = frozenset(
     {
         "model.embed_tokens.weight",

@@ -10,8 +10,6 @@ from typing import Any
 
 from draftwire.errors import ConfigError, ModelError
 
-__all__ = ["checkpoint_folder"]
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 # Never weights that would have to be unpickled.
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*"]

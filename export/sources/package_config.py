@@ -12,8 +12,6 @@ from onnx import numpy_helper
 from draftwire.errors import ModelError
 from draftwire.packages import DraftPackage, TargetPackage
 
-__all__ = ["config_of"]
-
 _SPOKEN = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gpt_neox": "GPTNeoX"}
 
 

@@ -20,8 +20,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["PAIRS", "Pair", "fetch", "find"]
-
 
 @dataclass(frozen=True)
 class Pair:

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ModelError
 
-__all__ = ["Fields", "Rope", "UnknownArchitecture", "read_rope"]
-
 Rates = NDArray[np.float64]
 
 

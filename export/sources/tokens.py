@@ -12,8 +12,6 @@ from tokenizers import processors
 from draftwire.errors import ConfigError, ModelError
 from draftwire.tokenizer import PROBES, Tokenizer, first_token, load_tokenizer
 
-__all__ = ["check_tokens", "copy_tokenizer"]
-
 
 def check_tokens(folder: Path, bos_id: int | None) -> int | None:
     """Compare the ids of many texts with those of ``AutoTokenizer``.

@@ -7,8 +7,6 @@ from typing import Any
 
 from draftwire.errors import ConfigError, ModelError
 
-__all__ = ["first_line", "load_model"]
-
 
 def load_model(folder: Path, dtype: Any = None) -> Any:
     """Return a directory's causal language model, nothing in it trained.

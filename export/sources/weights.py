@@ -22,8 +22,6 @@ from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.package_config import config_of
 from draftwire.packages import DraftPackage, PackageFile
 
-__all__ = ["CheckpointWeights", "Linear", "PackageWeights", "Weights", "joined"]
-
 Array = NDArray[np.float32]
 _WIDEST = ("fp32", "int8", "int4")  # from the least rounded; a split int8 is never alone
 

@@ -24,8 +24,6 @@ from draftwire.export.sources.transformers_model import load_model
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import target_weights
 
-__all__ = ["Base", "cut", "is_package", "model_of", "read_base", "save_model"]
-
 # What says how prompts are made belongs to the model that reads them.
 _BESIDE = (
     "tokenizer.json",

@@ -15,8 +15,6 @@ from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Plan
 from draftwire.export.training.text import TrainingText, check_work, prepare_text
 
-__all__ = ["anchor_of", "begin", "choose_device", "plan_of", "work_folder"]
-
 _MICRO = 2048  # tokens
 # They change how long it takes and what is looked at, not what comes out.
 _NOT_DECIDING = frozenset(

@@ -22,8 +22,6 @@ from draftwire.errors import ConfigError
 from draftwire.exits import torch_stack
 from draftwire.export.training.base import cut
 
-__all__ = ["DraftTrainer", "Weights", "distil_loss", "make_draft"]
-
 
 @dataclass(frozen=True)
 class Weights:

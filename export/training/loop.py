@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from draftwire.errors import ConfigError
 from draftwire.io import replacing
 
-__all__ = ["Muon", "Plan", "Source", "Stream", "half_precision", "learning_rate", "train"]
-
 LossFn = Callable[..., Tensor]  # (model, *tensors of a micro-batch) -> mean loss
 
 

@@ -13,18 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "acceptance",
-    "accepted_per_block",
-    "continuations",
-    "distinct_4",
-    "extend",
-    "logits_of",
-    "rows_at",
-    "text_loss",
-    "validation_loss",
-]
-
 
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     """Return logits ``(batch, length, vocab)`` for ``ids`` ``(batch, length)``."""

@@ -13,8 +13,6 @@ import torch
 from draftwire.errors import ConfigError
 from draftwire.export.training.distil import DraftTrainer
 
-__all__ = ["Pace", "measure", "tokens_before"]
-
 _MEASURED_S = 10.0
 _QUICK_S = 1.0  # enough where many passes fit
 # Of a budget for training; looks, checkpoints, held-out text and the export take the rest.

@@ -14,8 +14,6 @@ import torch
 
 from draftwire.io import write_text, write_whole
 
-__all__ = ["write_report"]
-
 SCHEMA = "draftwire.training/1"
 
 

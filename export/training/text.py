@@ -19,16 +19,6 @@ from draftwire.export.training.loop import Stream
 from draftwire.io import write_text
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = [
-    "TrainingText",
-    "check_work",
-    "deal_file",
-    "encode",
-    "prepare_text",
-    "read_documents",
-    "split_documents",
-]
-
 # Paragraphs of a plain text are joined to pieces of about this many characters, so that
 # a piece still has sentences that belong together.
 _PIECE = 2000

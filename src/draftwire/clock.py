@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Callable, List, Protocol
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Clock", "LoopClock", "Timer", "VirtualClock"]
-
 
 class Timer(Protocol):
     """Something that will happen."""

@@ -16,18 +16,6 @@ from typing import Any, Mapping
 from draftwire.errors import ModelError, PackageError
 from draftwire.manifest import DAMAGED, PackageFile, check_files, wrong
 
-__all__ = [
-    "EXITS_FILE",
-    "EXITS_FORMAT",
-    "Exit",
-    "ExitPart",
-    "Exits",
-    "exits_of_header",
-    "read_exits",
-    "torch_places",
-    "torch_stack",
-]
-
 EXITS_FORMAT = "draftwire.exits/1"
 EXITS_FILE = "exits.safetensors"
 MAX_EXITS = 16

@@ -11,22 +11,6 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from draftwire.errors import ConfigError
 
-__all__ = [
-    "align",
-    "did_you_mean",
-    "format_table",
-    "labelled",
-    "list_of",
-    "parse_seconds",
-    "quantity",
-    "replacing",
-    "significant",
-    "version_tuple",
-    "wrapped",
-    "write_text",
-    "write_whole",
-]
-
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 

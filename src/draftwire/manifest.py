@@ -13,21 +13,6 @@ from typing import AbstractSet, Any, Iterable, Mapping
 from draftwire.errors import PackageError
 from draftwire.seals import Seals, data_files
 
-__all__ = [
-    "DAMAGED",
-    "FILE_NAME",
-    "FORMATS",
-    "MANIFESTS",
-    "NAME",
-    "Family",
-    "PackageFile",
-    "Shape",
-    "check_files",
-    "identity",
-    "read_manifest",
-    "wrong",
-]
-
 MANIFESTS = {"draft": "draft.json", "target": "target.json"}
 FORMATS = {"draft": "draftwire.draft/1", "target": "draftwire.target/1"}
 

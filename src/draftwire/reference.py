@@ -10,8 +10,6 @@ from typing import Mapping
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
 
-__all__ = ["draft_path", "models_folder", "target_names", "target_path"]
-
 DRAFT = "reference.draft"
 
 

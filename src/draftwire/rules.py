@@ -12,29 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-__all__ = [
-    "BIASES",
-    "CACHE",
-    "CONTROLLER",
-    "FILE",
-    "FLAG",
-    "JSON_SCHEMA",
-    "LARK",
-    "NAME",
-    "PREEMPT",
-    "Rule",
-    "SCHEME",
-    "SECONDS",
-    "TEXT",
-    "THREADS",
-    "TOKEN",
-    "is_text",
-    "number",
-    "texts",
-    "whole",
-    "word",
-]
-
 _LONGEST = 4096  # characters of a word or a name
 
 

@@ -18,8 +18,6 @@ from typing import Mapping
 
 from draftwire.errors import PackageError
 
-__all__ = ["Seals", "cache_folder", "data_files", "file_hash"]
-
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
 _SETTLED_S = 3.0

@@ -18,8 +18,6 @@ from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
 from draftwire.options import OPTIONS
 
-__all__ = ["Value", "resolve"]
-
 FILE_NAME = "draftwire.toml"
 PREFIX = "DRAFTWIRE_"
 # Read from the environment by other parts: no setting, and no spelling mistake.

@@ -18,8 +18,6 @@ from draftwire.errors import ConfigError, PackageError
 from draftwire.io import version_tuple
 from draftwire.rules import is_text
 
-__all__ = ["NO_TEMPLATE", "ROLES", "Template", "check_messages", "template_files"]
-
 TEMPLATE, TOOL_TEMPLATE = "chat_template.jinja", "chat_template.tool_use.jinja"
 SETTINGS, PLAIN = "tokenizer_config.json", "chat.json"
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")

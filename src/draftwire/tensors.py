@@ -23,16 +23,6 @@ from draftwire.errors import PackageError
 if TYPE_CHECKING:
     from draftwire.packages import TargetPackage
 
-__all__ = [
-    "RawTensor",
-    "TensorFile",
-    "merge_lora",
-    "read_header",
-    "read_tensors",
-    "target_weights",
-    "write_tensors",
-]
-
 # Bytes; the format allows 100 million, which take half a minute to read. A model of
 # 20,000 tensors (128 experts in each of 48 layers) has 2 MB.
 MAX_HEADER = 4 << 20

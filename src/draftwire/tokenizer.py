@@ -10,8 +10,6 @@ from typing import Any, Sequence
 
 from draftwire.errors import ConfigError, PackageError
 
-__all__ = ["Tokenizer", "first_token", "load_tokenizer", "tokenizer_fingerprint"]
-
 MAX_TOKENIZER = 64 << 20  # bytes; the largest published ones have about 35 MB
 
 # Part of the fingerprint: a changed letter makes every package incompatible.

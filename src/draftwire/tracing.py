@@ -15,8 +15,6 @@ from typing import Any, Mapping
 
 from draftwire import __version__
 
-__all__ = ["Trace", "begin_trace", "from_environment", "tracing"]
-
 log = logging.getLogger("draftwire")
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ import pytest
 pytest.importorskip("ray")
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +124,7 @@ def test_texts_are_the_targets_while_a_replica_is_killed(deployment, expected):
 
 
 @pytest.mark.timeout(300)
-def test_a_session_that_comes_back_finds_its_stream(deployment):
+async def test_a_session_that_comes_back_finds_its_stream(deployment):
     from websockets.asyncio.client import connect
 
     from draftwire.packages import load_draft
@@ -151,17 +150,14 @@ def test_a_session_that_comes_back_finds_its_stream(deployment):
             socket.transport.abort()  # as a lost link
             return answer
 
-    async def test():
-        for number in range(6):
-            session = f"{number * 0x2468ACE1 + 7:016x}"[-16:]
-            request = Open((5, 17, 3), "greedy", 0.0, 0, 1.0, 0, 30, ())
-            opened = await said(session, request)
-            assert isinstance(opened, Opened)
-            assert opened.id.hex()[:8] == session[:8]
-            answer = await said(session, Resume(opened.id, opened.secret, 0))
-            assert isinstance(answer, Resumed), answer
-
-    asyncio.run(test())
+    for number in range(6):
+        session = f"{number * 0x2468ACE1 + 7:016x}"[-16:]
+        request = Open((5, 17, 3), "greedy", 0.0, 0, 1.0, 0, 30, ())
+        opened = await said(session, request)
+        assert isinstance(opened, Opened)
+        assert opened.id.hex()[:8] == session[:8]
+        answer = await said(session, Resume(opened.id, opened.secret, 0))
+        assert isinstance(answer, Resumed), answer
 
 
 def test_who_has_no_token_is_refused(deployment):

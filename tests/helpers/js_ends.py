@@ -18,8 +18,7 @@ from pathlib import Path
 import plain_sampling
 import pytest
 from plain_sampling import M32, G, mix
-
-from draftwire.bench.faults import FaultProxy
+from tools.faults import FaultProxy
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "examples" / "js"

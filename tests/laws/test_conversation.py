@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

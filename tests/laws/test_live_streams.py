@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tools.faults import FaultProxy
 
 import draftwire
-from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, ModelError, TransportError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -114,19 +115,16 @@ def test_four_streams_from_threads(session, expected):
     check_shared(streams, found, expected)
 
 
-def test_four_streams_from_coroutines(url, expected):
-    async def whole():
-        async with draftwire.aio.connect(url, draft=DRAFT) as session:
-            slowly(session)
-            streams = [session.generate(p, **how(n)) for n, p in enumerate(PROMPTS)]
+async def test_four_streams_from_coroutines(url, expected):
+    async with draftwire.aio.connect(url, draft=DRAFT) as session:
+        slowly(session)
+        streams = [session.generate(p, **how(n)) for n, p in enumerate(PROMPTS)]
 
-            async def one(stream):
-                return [token.id async for chunk in stream for token in chunk.tokens]
+        async def one(stream):
+            return [token.id async for chunk in stream for token in chunk.tokens]
 
-            found = await asyncio.gather(*map(one, streams))
-            check_shared(streams, found, expected)
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
+        found = await asyncio.gather(*map(one, streams))
+        check_shared(streams, found, expected)
 
 
 def test_cancelling_one_touches_no_other(session, expected):
@@ -152,7 +150,7 @@ def test_a_cancel_before_the_first_token_counts(session, expected):
     assert ids(session.generate(PROMPTS[0], **how(0))) == expected[0]
 
 
-def test_leaving_an_iterator_cancels(session, url, expected):
+async def test_leaving_an_iterator_cancels(session, url, expected):
     slowly(session)
     stream = session.generate(PROMPTS[0], **how(0))
     for _ in stream:
@@ -164,17 +162,14 @@ def test_leaving_an_iterator_cancels(session, url, expected):
     assert stream.finish == "cancelled"
     assert ids(session.generate(PROMPTS[1], **how(1))) == expected[1]
 
-    async def whole():
-        async with draftwire.aio.connect(url, draft=DRAFT) as twin:
-            slowly(twin)
-            stream = twin.generate(PROMPTS[0], **how(0))
-            async for _ in stream:
-                break
-            while stream.finish is None:
-                await asyncio.sleep(0.01)
-            assert stream.finish == "cancelled"
-
-    asyncio.run(asyncio.wait_for(whole(), 60))
+    async with draftwire.aio.connect(url, draft=DRAFT) as twin:
+        slowly(twin)
+        stream = twin.generate(PROMPTS[0], **how(0))
+        async for _ in stream:
+            break
+        while stream.finish is None:
+            await asyncio.sleep(0.01)
+        assert stream.finish == "cancelled"
 
 
 def test_tokens_end_where_the_text_does(session, expected):

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tools.faults import FaultProxy
 
 import draftwire
-from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import TransportError
 
 ROOT = Path(__file__).resolve().parents[2]

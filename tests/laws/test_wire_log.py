@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.faults import FaultProxy
+
 import draftwire
-from draftwire.bench.faults import FaultProxy, VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.transport.wirelog import read_wire_log
 
 ROOT = Path(__file__).resolve().parents[2]

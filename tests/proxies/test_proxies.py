@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import draftwire
-from draftwire.bench.faults import VerifierProcess
+from draftwire.bench.child import VerifierProcess
 from draftwire.errors import DraftwireError, TransportError
 
 ROOT = Path(__file__).resolve().parents[2]

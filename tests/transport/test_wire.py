@@ -70,24 +70,21 @@ async def outcome(handler, *, timeout_s: float = 10.0, **options):
         return seen
 
 
-def test_an_answer_to_what_came_with_a_close_is_not_sent():
+async def test_an_answer_to_what_came_with_a_close_is_not_sent():
     last = said(Commit(0, 0, 1), 256) + frame(CLOSE, struct.pack(">H", 1001))
 
-    async def test():
-        async with serving(script(*GREETING, last)) as port:
-            seen, sizes = Seen(), []
-            wire = network(port).connect(HELLO, seen, 10.0)
+    async with serving(script(*GREETING, last)) as port:
+        seen, sizes = Seen(), []
+        wire = network(port).connect(HELLO, seen, 10.0)
 
-            def act(letter):
-                if letter == "M":
-                    sizes.append(wire.send(Block(0, 1, (1,))))
-                    wire.ping()
+        def act(letter):
+            if letter == "M":
+                sizes.append(wire.send(Block(0, 1, (1,))))
+                wire.ping()
 
-            seen.act = act
-            assert "1001" in str(await seen.until("D"))
-            assert (seen.log, sizes) == ("UMD", [0])
-
-    asyncio.run(test())
+        seen.act = act
+        assert "1001" in str(await seen.until("D"))
+        assert (seen.log, sizes) == ("UMD", [0])
 
 
 def other(**changes: object) -> bytes:
@@ -268,80 +265,69 @@ def test_a_silent_peer_is_given_up_in_time(steps, doing) -> None:
     assert f"within 0.1 s ({doing})" in str(seen.found[0])
 
 
-def test_a_connection_may_end_at_any_byte_of_the_greeting() -> None:
-    async def cut_everywhere() -> None:
-        whole = upgrade(b"Sec-WebSocket-Key: x") + said(WELCOME)
-        for end in (FIN, RST):
-            for size in range(0, len(whole), 3):
+async def test_a_connection_may_end_at_any_byte_of_the_greeting() -> None:
+    whole = upgrade(b"Sec-WebSocket-Key: x") + said(WELCOME)
+    for end in (FIN, RST):
+        for size in range(0, len(whole), 3):
 
-                def part(request: bytes, size: int = size) -> bytes:
-                    return (upgrade(request) + said(WELCOME))[:size]
+            def part(request: bytes, size: int = size) -> bytes:
+                return (upgrade(request) + said(WELCOME))[:size]
 
-                seen = await outcome(script(part, end))
-                assert seen.log == "D" and type(seen.found[0]) is TransportError
-                assert may_pass(seen.found[0])
-
-    asyncio.run(cut_everywhere())
+            seen = await outcome(script(part, end))
+            assert seen.log == "D" and type(seen.found[0]) is TransportError
+            assert may_pass(seen.found[0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])
-def test_frames_arrive_in_any_pieces(size) -> None:
-    async def use() -> None:
-        stream = said(WELCOME) + BYE + frame(PONG) + frame(BINARY, b"\x0b", fin=False)
-        stream += frame(PING, b"?") + frame(CONT, b"")
+async def test_frames_arrive_in_any_pieces(size) -> None:
+    stream = said(WELCOME) + BYE + frame(PONG) + frame(BINARY, b"\x0b", fin=False)
+    stream += frame(PING, b"?") + frame(CONT, b"")
 
-        async def handler(reader, writer) -> None:
-            data = upgrade(await reader.readuntil(b"\r\n\r\n")) + stream
-            for at in range(0, len(data), size):
-                writer.write(data[at : at + size])
-                await asyncio.sleep(0)
-            await reader.read()
+    async def handler(reader, writer) -> None:
+        data = upgrade(await reader.readuntil(b"\r\n\r\n")) + stream
+        for at in range(0, len(data), size):
+            writer.write(data[at : at + size])
+            await asyncio.sleep(0)
+        await reader.read()
 
-        async with serving(handler) as port:
-            seen = Seen()
-            wire = network(port).connect(HELLO, seen, 10)
-            await seen.until("M", 2)
-            assert seen.log == "UMAM" and seen.found[1:] == [Bye("deadline"), None, Bye()]
-            down = wire.meter.total
-            assert (down.down_frames, down.down_payload) == (3, len(said(WELCOME)) + 4 - 1)
-            wire.close()
-
-    asyncio.run(use())
+    async with serving(handler) as port:
+        seen = Seen()
+        wire = network(port).connect(HELLO, seen, 10)
+        await seen.until("M", 2)
+        assert seen.log == "UMAM" and seen.found[1:] == [Bye("deadline"), None, Bye()]
+        down = wire.meter.total
+        assert (down.down_frames, down.down_payload) == (3, len(said(WELCOME)) + 4 - 1)
+        wire.close()
 
 
-def test_bytes_are_counted_and_pings_answered_both_ways() -> None:
-    async def use() -> None:
-        heard = bytearray()
-        handler = script(*GREETING, frame(PING, b"you?"), heard=heard)
-        async with serving(handler) as port:
-            seen = Seen()
-            wire = network(port, token="secret").connect(HELLO, seen, 10)
-            assert wire.send(Bye()) == 0  # not yet
-            assert wire.ports == (0, 0)
-            assert await seen.until("U") == WELCOME
-            assert wire.ports[1] == port
-            block = Block(0, 3, (1, 2, 3))
-            payload = Codec(256).encode(block)
-            size = wire.send(block)
-            assert size == wire_size(len(payload), secure=False) + MASK
-            hello = wire_size(len(Codec().encode(HELLO)), secure=False) + MASK
-            assert (
-                wire.meter.total.up_wire == hello + size and wire.meter.total.up_frames == 2
-            )
-            while bytes([0x80 | PONG, 0x84]) not in heard:
-                await asyncio.sleep(0.001)
-            wire.close()
-            assert wire.send(block) == 0 and wire.ports == (0, 0)
-            wire.ping()
-            wire.close()
-            while bytes([0x80 | CLOSE, 0x82]) not in heard:
-                await asyncio.sleep(0.001)
-            assert seen.log == "U"
-
-    asyncio.run(use())
+async def test_bytes_are_counted_and_pings_answered_both_ways() -> None:
+    heard = bytearray()
+    handler = script(*GREETING, frame(PING, b"you?"), heard=heard)
+    async with serving(handler) as port:
+        seen = Seen()
+        wire = network(port, token="secret").connect(HELLO, seen, 10)
+        assert wire.send(Bye()) == 0  # not yet
+        assert wire.ports == (0, 0)
+        assert await seen.until("U") == WELCOME
+        assert wire.ports[1] == port
+        block = Block(0, 3, (1, 2, 3))
+        payload = Codec(256).encode(block)
+        size = wire.send(block)
+        assert size == wire_size(len(payload), secure=False) + MASK
+        hello = wire_size(len(Codec().encode(HELLO)), secure=False) + MASK
+        assert wire.meter.total.up_wire == hello + size and wire.meter.total.up_frames == 2
+        while bytes([0x80 | PONG, 0x84]) not in heard:
+            await asyncio.sleep(0.001)
+        wire.close()
+        assert wire.send(block) == 0 and wire.ports == (0, 0)
+        wire.ping()
+        wire.close()
+        while bytes([0x80 | CLOSE, 0x82]) not in heard:
+            await asyncio.sleep(0.001)
+        assert seen.log == "U"
 
 
-def test_a_ping_tells_that_the_peer_lives() -> None:
+async def test_a_ping_tells_that_the_peer_lives() -> None:
     async def handler(reader, writer) -> None:
         writer.write(upgrade(await reader.readuntil(b"\r\n\r\n")) + said(WELCOME))
         data = b""
@@ -350,83 +336,74 @@ def test_a_ping_tells_that_the_peer_lives() -> None:
         writer.write(frame(PONG))
         await reader.read()
 
-    async def use() -> None:
-        async with serving(handler) as port:
-            seen = Seen()
-            wire = network(port).connect(HELLO, seen, 10)
-            await seen.until("U")
-            wire.ping()
-            await seen.until("A")
-            wire.close()
-
-    asyncio.run(use())
+    async with serving(handler) as port:
+        seen = Seen()
+        wire = network(port).connect(HELLO, seen, 10)
+        await seen.until("U")
+        wire.ping()
+        await seen.until("A")
+        wire.close()
 
 
-def test_a_peer_that_does_not_read_delays_nobody() -> None:
-    async def use() -> None:
-        read = asyncio.Event()
-        got = bytearray()
+async def test_a_peer_that_does_not_read_delays_nobody() -> None:
+    read = asyncio.Event()
+    got = bytearray()
 
-        async def handler(reader, writer) -> None:
-            writer.write(upgrade(await reader.readuntil(b"\r\n\r\n")) + said(WELCOME))
-            writer.transport.pause_reading()
-            await read.wait()
-            writer.transport.resume_reading()
-            while True:
-                got.extend(await reader.readexactly(1))
-                got.extend(await reader.read(2**20))
+    async def handler(reader, writer) -> None:
+        writer.write(upgrade(await reader.readuntil(b"\r\n\r\n")) + said(WELCOME))
+        writer.transport.pause_reading()
+        await read.wait()
+        writer.transport.resume_reading()
+        while True:
+            got.extend(await reader.readexactly(1))
+            got.extend(await reader.read(2**20))
 
-        async with serving(handler) as port:
-            seen, block = Seen(), Block(0, 0, (1,), evidence=b"x" * 2**20)
-            wire = network(port).connect(HELLO, seen, 10)
-            await seen.until("U")
-            timers = []
-            loop = asyncio.get_running_loop()
-            for i in range(16):
-                assert wire.send(block) > 2**20
-                loop.call_later(0, timers.append, i)
-            while len(timers) < 16:
-                await asyncio.sleep(0)
-            assert seen.log == "U" and not got
-            read.set()
-            while len(got) < 16 * 2**20:
-                await asyncio.sleep(0.001)
-            assert seen.log == "U"
-            read.clear()
-            for _ in range(64):  # four times what anybody may have in the outbox
-                assert wire.send(block) > 0
-            assert "does not read" in str(await seen.until("D"))
-
-    asyncio.run(use())
+    async with serving(handler) as port:
+        seen, block = Seen(), Block(0, 0, (1,), evidence=b"x" * 2**20)
+        wire = network(port).connect(HELLO, seen, 10)
+        await seen.until("U")
+        timers = []
+        loop = asyncio.get_running_loop()
+        for i in range(16):
+            assert wire.send(block) > 2**20
+            loop.call_later(0, timers.append, i)
+        while len(timers) < 16:
+            await asyncio.sleep(0)
+        assert seen.log == "U" and not got
+        read.set()
+        while len(got) < 16 * 2**20:
+            await asyncio.sleep(0.001)
+        assert seen.log == "U"
+        read.clear()
+        for _ in range(64):  # four times what anybody may have in the outbox
+            assert wire.send(block) > 0
+        assert "does not read" in str(await seen.until("D"))
 
 
 @pytest.mark.parametrize("after", ["look-up", "connecting", "upgrade", "greeting", "up"])
-def test_close_ends_every_phase_in_silence(after) -> None:
-    async def use() -> None:
-        waits = threading.Event()
+async def test_close_ends_every_phase_in_silence(after) -> None:
+    waits = threading.Event()
 
-        def slow(host: str, port: int):
-            waits.wait(20)
-            return [(socket.AF_INET, ("127.0.0.1", port))]
+    def slow(host: str, port: int):
+        waits.wait(20)
+        return [(socket.AF_INET, ("127.0.0.1", port))]
 
-        steps = {"greeting": [upgrade, HANG], "up": [*GREETING, *[BYE] * 9, FIN]}
-        options = {"resolver": slow} if after == "look-up" else {}
-        with black_hole() as nowhere:
-            async with serving(script(*steps.get(after, [HANG]))) as port:
-                seen = Seen()
-                where = nowhere if after == "connecting" else port
-                wire = network(where, **options).connect(HELLO, seen, 0.05)
-                if after == "up":
-                    seen.act = lambda letter: wire.close()
-                await asyncio.sleep(0.02 if after != "up" else 0.1)
-                wire.close()
-                before = seen.log
-                assert before in ("", "U"[: after == "up"])
-                waits.set()
-                await asyncio.sleep(0.06)
-                assert seen.log == before
-
-    asyncio.run(use())
+    steps = {"greeting": [upgrade, HANG], "up": [*GREETING, *[BYE] * 9, FIN]}
+    options = {"resolver": slow} if after == "look-up" else {}
+    with black_hole() as nowhere:
+        async with serving(script(*steps.get(after, [HANG]))) as port:
+            seen = Seen()
+            where = nowhere if after == "connecting" else port
+            wire = network(where, **options).connect(HELLO, seen, 0.05)
+            if after == "up":
+                seen.act = lambda letter: wire.close()
+            await asyncio.sleep(0.02 if after != "up" else 0.1)
+            wire.close()
+            before = seen.log
+            assert before in ("", "U"[: after == "up"])
+            waits.set()
+            await asyncio.sleep(0.06)
+            assert seen.log == before
 
 
 PIECES = st.sampled_from(

@@ -122,88 +122,73 @@ def network(port: int, **options) -> WebsocketNetwork:
 # ---- addresses
 
 
-def test_a_name_that_nobody_knows_and_a_resolver_that_hangs() -> None:
-    async def use() -> None:
-        asked = threading.Event()
+async def test_a_name_that_nobody_knows_and_a_resolver_that_hangs() -> None:
+    asked = threading.Event()
 
-        def unknown(host: str, port: int):
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    def unknown(host: str, port: int):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        def hangs(host: str, port: int):
-            asked.wait(20)
-            return []
+    def hangs(host: str, port: int):
+        asked.wait(20)
+        return []
 
-        for resolver, words in ((unknown, "cannot be looked up"), (hangs, "name up)")):
-            seen = Seen()
-            network(1, resolver=resolver).connect(HELLO, seen, 0.2)
-            error = await seen.until("D")
-            assert words in str(error) and type(error) is TransportError and may_pass(error)
-        asked.set()
-
-    asyncio.run(use())
-
-
-def test_a_refused_connection_says_where() -> None:
-    async def use() -> None:
+    for resolver, words in ((unknown, "cannot be looked up"), (hangs, "name up)")):
         seen = Seen()
-        network(closed_port()).connect(HELLO, seen, 10)
+        network(1, resolver=resolver).connect(HELLO, seen, 0.2)
         error = await seen.until("D")
-        assert "cannot reach a verifier at ws://127.0.0.1" in str(error)
-        assert "Connection refused" in str(error) and may_pass(error)
-
-    asyncio.run(use())
+        assert words in str(error) and type(error) is TransportError and may_pass(error)
+    asked.set()
 
 
-def test_a_dead_first_address_does_not_keep_from_the_second() -> None:
-    async def use() -> None:
-        with black_hole() as nowhere:
-            async with serving(script(*GREETING)) as port:
-                addresses = [("127.0.0.1", p) for p in (nowhere, closed_port(), port)]
-                seen = Seen()
-                wire = network(
-                    9, resolver=lambda h, p: [(socket.AF_INET, a) for a in addresses]
-                ).connect(HELLO, seen, 20)
-                await seen.until("U")
-                assert wire.ports[1] == port
-                wire.close()
+async def test_a_refused_connection_says_where() -> None:
+    seen = Seen()
+    network(closed_port()).connect(HELLO, seen, 10)
+    error = await seen.until("D")
+    assert "cannot reach a verifier at ws://127.0.0.1" in str(error)
+    assert "Connection refused" in str(error) and may_pass(error)
 
-    asyncio.run(use())
+
+async def test_a_dead_first_address_does_not_keep_from_the_second() -> None:
+    with black_hole() as nowhere:
+        async with serving(script(*GREETING)) as port:
+            addresses = [("127.0.0.1", p) for p in (nowhere, closed_port(), port)]
+            seen = Seen()
+            wire = network(
+                9, resolver=lambda h, p: [(socket.AF_INET, a) for a in addresses]
+            ).connect(HELLO, seen, 20)
+            await seen.until("U")
+            assert wire.ports[1] == port
+            wire.close()
 
 
 # ---- proxies
 
 
-def test_a_proxy_is_passed_with_its_login_and_without_a_look_up(monkeypatch) -> None:
-    async def use() -> None:
-        asked = []
-        async with serving(script(*GREETING)) as port:
-            async with serving(relay(port, asked)) as proxy:
-                monkeypatch.setenv("http_proxy", f"http://ann:p%40ss@127.0.0.1:{proxy}")
-                seen = await attempt("ws://verifier.test:8765/x", insecure=True)
-                assert seen.found == [WELCOME]
-        (request,) = asked
-        assert request.startswith("CONNECT verifier.test:8765 HTTP/1.1\r\nHost: verifier")
-        assert "Basic YW5uOnBAc3M=\r\n" in request
-
-    asyncio.run(use())
+async def test_a_proxy_is_passed_with_its_login_and_without_a_look_up(monkeypatch) -> None:
+    asked = []
+    async with serving(script(*GREETING)) as port:
+        async with serving(relay(port, asked)) as proxy:
+            monkeypatch.setenv("http_proxy", f"http://ann:p%40ss@127.0.0.1:{proxy}")
+            seen = await attempt("ws://verifier.test:8765/x", insecure=True)
+            assert seen.found == [WELCOME]
+    (request,) = asked
+    assert request.startswith("CONNECT verifier.test:8765 HTTP/1.1\r\nHost: verifier")
+    assert "Basic YW5uOnBAc3M=\r\n" in request
 
 
-def test_tls_goes_through_a_proxy_end_to_end(certificate, monkeypatch) -> None:
-    async def use() -> None:
-        asked = []
-        async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
-            async with serving(relay(port, asked)) as proxy:
-                monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy}")
-                options = {"tls": trusting(certificate), "token": "secret"}
-                seen = await attempt("wss://verifier.test", **options)
-                assert seen.found == [WELCOME]
-                assert asked[0].startswith("CONNECT verifier.test:443 ")
-                assert "secret" not in asked[0]
-                seen = await attempt("wss://other.test", **options)
-                (error,) = seen.found
-                assert "not trusted" in str(error) and f"127.0.0.1:{proxy}" in str(error)
-
-    asyncio.run(use())
+async def test_tls_goes_through_a_proxy_end_to_end(certificate, monkeypatch) -> None:
+    asked = []
+    async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
+        async with serving(relay(port, asked)) as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{proxy}")
+            options = {"tls": trusting(certificate), "token": "secret"}
+            seen = await attempt("wss://verifier.test", **options)
+            assert seen.found == [WELCOME]
+            assert asked[0].startswith("CONNECT verifier.test:443 ")
+            assert "secret" not in asked[0]
+            seen = await attempt("wss://other.test", **options)
+            (error,) = seen.found
+            assert "not trusted" in str(error) and f"127.0.0.1:{proxy}" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -221,21 +206,18 @@ def test_tls_goes_through_a_proxy_end_to_end(certificate, monkeypatch) -> None:
         ([http(200), HANG], TransportError, "within"),
     ],
 )
-def test_what_fails_on_the_way_names_the_proxy(steps, kind, words) -> None:
-    async def use() -> None:
-        async with serving(script(*steps)) as proxy:
-            seen = Seen()
-            url = f"http://ann:hidden@127.0.0.1:{proxy}"
-            loop = asyncio.get_running_loop()
-            WebsocketNetwork(
-                loop, "ws://verifier.test", insecure=True, proxy=url, token="secret"
-            ).connect(HELLO, seen, 0.2 if HANG in steps else 10)
-            error = await seen.until("D")
-            assert isinstance(error, kind) and may_pass(error) and words in str(error)
-            assert f"the proxy http://127.0.0.1:{proxy}" in str(error)
-            assert "hidden" not in f"{error}{error.hint}"
-
-    asyncio.run(use())
+async def test_what_fails_on_the_way_names_the_proxy(steps, kind, words) -> None:
+    async with serving(script(*steps)) as proxy:
+        seen = Seen()
+        url = f"http://ann:hidden@127.0.0.1:{proxy}"
+        loop = asyncio.get_running_loop()
+        WebsocketNetwork(
+            loop, "ws://verifier.test", insecure=True, proxy=url, token="secret"
+        ).connect(HELLO, seen, 0.2 if HANG in steps else 10)
+        error = await seen.until("D")
+        assert isinstance(error, kind) and may_pass(error) and words in str(error)
+        assert f"the proxy http://127.0.0.1:{proxy}" in str(error)
+        assert "hidden" not in f"{error}{error.hint}"
 
 
 def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) -> None:
@@ -257,17 +239,14 @@ def test_a_proxy_that_is_not_there_and_one_that_we_do_not_speak_to(monkeypatch) 
         find_proxy("socks5://127.0.0.1", "verifier.test", 1, secure=True)
 
 
-def test_this_machine_is_never_reached_through_a_proxy(monkeypatch) -> None:
+async def test_this_machine_is_never_reached_through_a_proxy(monkeypatch) -> None:
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
     monkeypatch.delenv("no_proxy")
 
-    async def use() -> None:
-        async with serving(script(*GREETING)) as port:
-            for host in ("127.0.0.1", "localhost"):
-                assert (await attempt(f"ws://{host}:{port}", token="t")).found == [WELCOME]
-
-    asyncio.run(use())
+    async with serving(script(*GREETING)) as port:
+        for host in ("127.0.0.1", "localhost"):
+            assert (await attempt(f"ws://{host}:{port}", token="t")).found == [WELCOME]
     assert find_proxy("http://p:1", "::1", 1, secure=False) is None
 
 
@@ -290,77 +269,68 @@ def test_which_proxy_is_taken(monkeypatch) -> None:
 # ---- TLS
 
 
-def test_a_certificate_is_checked_and_the_flag_named(certificate) -> None:
-    async def use() -> None:
-        async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
-            url = f"wss://127.0.0.1:{port}"
-            assert (await attempt(url, tls=trusting(certificate))).found == [WELCOME]
-            (error,) = (await attempt(url)).found
-            assert "is not trusted" in str(error) and "--tls-ca" in error.hint
-            assert may_pass(error)
-            (error,) = (await attempt(url.replace("wss:", "ws:"))).found
-            assert "wss://" in error.hint or "dropped it" in str(error)
+async def test_a_certificate_is_checked_and_the_flag_named(certificate) -> None:
+    async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
+        url = f"wss://127.0.0.1:{port}"
+        assert (await attempt(url, tls=trusting(certificate))).found == [WELCOME]
+        (error,) = (await attempt(url)).found
+        assert "is not trusted" in str(error) and "--tls-ca" in error.hint
+        assert may_pass(error)
+        (error,) = (await attempt(url.replace("wss:", "ws:"))).found
+        assert "wss://" in error.hint or "dropped it" in str(error)
 
-        async def plain(reader, writer) -> None:
-            await reader.read(100)
-            writer.write(http(400))
-            await reader.read()
+    async def plain(reader, writer) -> None:
+        await reader.read(100)
+        writer.write(http(400))
+        await reader.read()
 
-        async with serving(plain) as port:
-            (error,) = (await attempt(f"wss://127.0.0.1:{port}")).found
-            assert "no TLS with" in str(error) and error.hint
-
-    asyncio.run(use())
+    async with serving(plain) as port:
+        (error,) = (await attempt(f"wss://127.0.0.1:{port}")).found
+        assert "no TLS with" in str(error) and error.hint
 
 
-def test_a_handshake_that_hangs_is_given_up_in_time() -> None:
-    async def use() -> None:
-        async with serving(script(HANG)) as port:
-            seen, loop = Seen(), asyncio.get_running_loop()
-            WebsocketNetwork(loop, f"wss://127.0.0.1:{port}").connect(HELLO, seen, 0.1)
-            assert "within 0.1 s (TLS)" in str(await seen.until("D"))
-
-    asyncio.run(use())
+async def test_a_handshake_that_hangs_is_given_up_in_time() -> None:
+    async with serving(script(HANG)) as port:
+        seen, loop = Seen(), asyncio.get_running_loop()
+        WebsocketNetwork(loop, f"wss://127.0.0.1:{port}").connect(HELLO, seen, 0.1)
+        assert "within 0.1 s (TLS)" in str(await seen.until("D"))
 
 
-def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
-    async def use() -> None:
-        context = trusting(certificate)
-        async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
-            whole, size = False, 0
-            while not whole:
+async def test_a_connection_may_end_at_any_byte_of_tls(certificate) -> None:
+    context = trusting(certificate)
+    async with serving(script(*GREETING), ssl=of_server(certificate)) as port:
+        whole, size = False, 0
+        while not whole:
 
-                async def cut(reader, writer, left=size) -> None:  # FIN after so much
-                    there, back = await asyncio.open_connection("127.0.0.1", port)
-                    up = asyncio.ensure_future(pump(reader, back))
-                    try:
-                        while left:
-                            data = await there.read(left)
-                            writer.write(data)
-                            left -= len(data)
-                    finally:
-                        up.cancel()
-                        back.close()
+            async def cut(reader, writer, left=size) -> None:  # FIN after so much
+                there, back = await asyncio.open_connection("127.0.0.1", port)
+                up = asyncio.ensure_future(pump(reader, back))
+                try:
+                    while left:
+                        data = await there.read(left)
+                        writer.write(data)
+                        left -= len(data)
+                finally:
+                    up.cancel()
+                    back.close()
 
-                async with serving(cut) as relayed:
-                    seen = Seen()
-                    wire = WebsocketNetwork(
-                        asyncio.get_running_loop(),
-                        f"wss://127.0.0.1:{relayed}",
-                        tls=context,
-                    ).connect(HELLO, seen, 10)
-                    while not seen.log:
-                        await asyncio.sleep(0.001)
-                    whole = seen.log == "U"
-                    if whole:
-                        wire.close()
-                        continue
-                    (error,) = seen.found
-                    assert type(error) is TransportError and may_pass(error)
-                    size += 37
-            assert size > 700
-
-    asyncio.run(use())
+            async with serving(cut) as relayed:
+                seen = Seen()
+                wire = WebsocketNetwork(
+                    asyncio.get_running_loop(),
+                    f"wss://127.0.0.1:{relayed}",
+                    tls=context,
+                ).connect(HELLO, seen, 10)
+                while not seen.log:
+                    await asyncio.sleep(0.001)
+                whole = seen.log == "U"
+                if whole:
+                    wire.close()
+                    continue
+                (error,) = seen.found
+                assert type(error) is TransportError and may_pass(error)
+                size += 37
+        assert size > 700
 
 
 # ---- for callers that wait

@@ -16,7 +16,6 @@ from verifier_lab import (
     continuation,
     device,
     get,
-    run,
     serving,
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -90,7 +89,7 @@ def test_a_wrong_line_is_named(token_file, text, complaint):
         read_accounts(token_file(text))
 
 
-def test_every_token_of_the_file_opens_the_door_and_no_other():
+async def test_every_token_of_the_file_opens_the_door_and_no_other():
     accounts = Accounts([Account(A, "a"), Account(B, "b")])
     assert accounts.find([f"Bearer {A}"]).account.name == "a"
     assert accounts.find([f"bearer {B}"]).account.name == "b"
@@ -104,58 +103,50 @@ def test_every_token_of_the_file_opens_the_door_and_no_other():
     ):
         assert accounts.find(headers) is None
 
-    async def test():
-        async with serving(accounts=accounts) as service:
-            for token in (A, B):
-                async with device(service, **shown(token)) as dev:
-                    assert isinstance(await dev.greet(), Welcome)
-            with pytest.raises(InvalidStatus):
-                async with device(service, **shown("c" * 20)):
-                    pass
-
-    run(test)
+    async with serving(accounts=accounts) as service:
+        for token in (A, B):
+            async with device(service, **shown(token)) as dev:
+                assert isinstance(await dev.greet(), Welcome)
+        with pytest.raises(InvalidStatus):
+            async with device(service, **shown("c" * 20)):
+                pass
 
 
-def test_streams_context_and_connections_of_a_token_are_limited():
+async def test_streams_context_and_connections_of_a_token_are_limited():
     accounts = Accounts([Account(A, "arm", sessions=1, context=20), Account(B, "b")])
 
-    async def test():
-        async with serving(accounts=accounts) as service:
-            async with device(service, **shown(A)) as one, device(
-                service, **shown(A)
-            ) as two:
-                assert (await one.greet()).context == 20
-                await two.greet()
-                answer = await one.open([1] * 20, 5)
-                assert (answer.code, answer.fatal) == ("request", False)
-                assert isinstance(opened := await one.open([1], 5), Opened)
-                answer = await two.open([1], 5)
-                assert (answer.code, answer.fatal) == ("limit", False)
-                assert "'arm'" in answer.message and answer.hint
-                # its own stream it may take over, and somebody else is not concerned
-                assert isinstance(await two.resume(opened, 0), Resumed)
-                await two.say(Bye())
-                assert await two.hear() == Bye(forwards=0)
-                assert (await two.generate([4], 6))[0] == continuation([4], 6)
-                async with device(service, **shown(B)) as other:
-                    assert (await other.greet()).context == 256
-                    assert (await other.generate([4], 6))[0] == continuation([4], 6)
-            while service.connections:
-                await asyncio.sleep(0.005)
-            async with AsyncExitStack() as stack:
-                for count in range(5):
-                    dev = await stack.enter_async_context(device(service, **shown(A)))
-                    answer = await dev.greet()
-                    assert isinstance(answer, Welcome) is (count < 4)
-                assert (answer.code, answer.fatal) == ("limit", True)
-                assert "'arm'" in answer.message
-            auth = {"Authorization": f"Bearer {A}"}
-            assert (
-                'account_requests_running{account="arm"} 0'
-                in (await get(service, "/metrics", **auth))[1]
-            )
-
-    run(test)
+    async with serving(accounts=accounts) as service:
+        async with device(service, **shown(A)) as one, device(service, **shown(A)) as two:
+            assert (await one.greet()).context == 20
+            await two.greet()
+            answer = await one.open([1] * 20, 5)
+            assert (answer.code, answer.fatal) == ("request", False)
+            assert isinstance(opened := await one.open([1], 5), Opened)
+            answer = await two.open([1], 5)
+            assert (answer.code, answer.fatal) == ("limit", False)
+            assert "'arm'" in answer.message and answer.hint
+            # its own stream it may take over, and somebody else is not concerned
+            assert isinstance(await two.resume(opened, 0), Resumed)
+            await two.say(Bye())
+            assert await two.hear() == Bye(forwards=0)
+            assert (await two.generate([4], 6))[0] == continuation([4], 6)
+            async with device(service, **shown(B)) as other:
+                assert (await other.greet()).context == 256
+                assert (await other.generate([4], 6))[0] == continuation([4], 6)
+        while service.connections:
+            await asyncio.sleep(0.005)
+        async with AsyncExitStack() as stack:
+            for count in range(5):
+                dev = await stack.enter_async_context(device(service, **shown(A)))
+                answer = await dev.greet()
+                assert isinstance(answer, Welcome) is (count < 4)
+            assert (answer.code, answer.fatal) == ("limit", True)
+            assert "'arm'" in answer.message
+        auth = {"Authorization": f"Bearer {A}"}
+        assert (
+            'account_requests_running{account="arm"} 0'
+            in (await get(service, "/metrics", **auth))[1]
+        )
 
 
 def test_rates_let_bursts_pass_make_the_sender_wait_and_then_refuse():
@@ -173,59 +164,53 @@ def test_rates_let_bursts_pass_make_the_sender_wait_and_then_refuse():
     assert [free.pace(1 << 23, 1, now=0.0) for _ in range(50)] == [0.0] * 50
 
 
-def test_who_runs_far_ahead_of_its_rate_is_shown_out():
+async def test_who_runs_far_ahead_of_its_rate_is_shown_out():
     accounts = Accounts([Account(A, "arm", bytes_per_s=20)])
 
-    async def test():
-        async with serving(accounts=accounts) as service:
-            async with device(service, **shown(A)) as dev:
-                answer = await dev.greet(agent="x" * 1000)
-                assert (answer.code, answer.fatal) == ("limit", True)
-                assert "bytes_per_s=20" in answer.message
-                await closed(dev, 1008)
-
-    run(test)
+    async with serving(accounts=accounts) as service:
+        async with device(service, **shown(A)) as dev:
+            answer = await dev.greet(agent="x" * 1000)
+            assert (answer.code, answer.fatal) == ("limit", True)
+            assert "bytes_per_s=20" in answer.message
+            await closed(dev, 1008)
 
 
-def test_a_greedy_neighbour_gets_its_share_and_no_more():
+async def test_a_greedy_neighbour_gets_its_share_and_no_more():
     """Shares are counted in forwards served, over rounds where everybody wants one."""
     backend = ArithmeticBackend(slots=4, context=4096)
     backend.gate = threading.Event()
 
-    async def test():
-        scheduler = {"max_tokens": 96, "chunk": 96, "max_batch": 2}
-        limits = Limits(block=64)
-        async with serving(backend, scheduler=scheduler, limits=limits) as service:
+    scheduler = {"max_tokens": 96, "chunk": 96, "max_batch": 2}
+    limits = Limits(block=64)
+    async with serving(backend, scheduler=scheduler, limits=limits) as service:
 
-            async def polite(seed):
-                async with device(service) as dev:
-                    await dev.greet()
-                    prompt = [seed]
-                    text, _ = await dev.generate(prompt, 60, k=4, wrong_every=10**6)
-                    assert text == continuation(prompt, 60)
+        async def polite(seed):
+            async with device(service) as dev:
+                await dev.greet()
+                prompt = [seed]
+                text, _ = await dev.generate(prompt, 60, k=4, wrong_every=10**6)
+                assert text == continuation(prompt, 60)
 
-            async def greedy():
-                async with device(service) as dev:
-                    await dev.greet()
-                    await dev.open([9], 4000)
-                    epoch = at = 0
-                    while not stop.is_set():
-                        # wrong on purpose and at once: the most work for the least text
-                        await dev.say(Block(epoch, at, (1,) * 64))
-                        commit = await dev.hear()
-                        at += commit.accepted + 1
-                        epoch += 1
+        async def greedy():
+            async with device(service) as dev:
+                await dev.greet()
+                await dev.open([9], 4000)
+                epoch = at = 0
+                while not stop.is_set():
+                    # wrong on purpose and at once: the most work for the least text
+                    await dev.say(Block(epoch, at, (1,) * 64))
+                    commit = await dev.hear()
+                    at += commit.accepted + 1
+                    epoch += 1
 
-            stop = asyncio.Event()
-            flood = [asyncio.ensure_future(greedy()) for _ in range(1)]
-            calm = [asyncio.ensure_future(polite(seed)) for seed in (1, 2, 3)]
-            await asyncio.sleep(0.2)
-            backend.gate.set()
-            await asyncio.gather(*calm)
-            stop.set()
-            await asyncio.gather(*flood)
-
-    run(test)
+        stop = asyncio.Event()
+        flood = [asyncio.ensure_future(greedy()) for _ in range(1)]
+        calm = [asyncio.ensure_future(polite(seed)) for seed in (1, 2, 3)]
+        await asyncio.sleep(0.2)
+        backend.gate.set()
+        await asyncio.gather(*calm)
+        stop.set()
+        await asyncio.gather(*flood)
     served = [f for f in backend.sizes if any(rows for *_, rows in f)]
     last = max(i for i, f in enumerate(served) if any(rows == 5 for *_, rows in f))
     share = Counter()
@@ -238,98 +223,83 @@ def test_a_greedy_neighbour_gets_its_share_and_no_more():
     assert share["greedy"] <= 2 * 12 + 4, share
 
 
-def test_a_device_that_reads_nothing_is_cut_off():
-    async def test():
-        async with serving(limits=Limits(send_s=0.3)) as service:
-            raw = socket.socket()
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            raw.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
-            raw.setblocking(False)
-            async with device(service, sock=raw) as dev:
-                await dev.greet()
-                (connection,) = service.connections
-                ours = connection._socket.transport.get_extra_info("socket")
-                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
-                dev.socket.transport.pause_reading()
-                empty = Open((), "greedy", 0.0, 0, 1.0, 0, 5)  # refused with a sentence
-                with suppress(ConnectionClosed):
-                    for _ in range(1500):  # more than all buffers on the way hold
-                        await dev.say(empty)
-                while service.connections:
-                    await asyncio.sleep(0.01)
-                dev.cut()
-            async with device(service) as dev:
-                await dev.greet()
-                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
-
-
-def test_half_open_sockets_time_out():
-    async def test():
-        limits = Limits(hello_s=0.3, ping_s=0.2)
-        async with serving(limits=limits) as service:
-            port = int(service.url.rpartition(":")[2])
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            assert await reader.read() == b""  # no upgrade came
-            writer.close()
-            async with device(service) as dev:
-                await dev.greet()
-                opened = await dev.open([1, 2], 9)
-                dev.socket.transport.pause_reading()  # answers no ping, as a dead link
-                while not len(service.kept):
-                    await asyncio.sleep(0.01)
-                dev.cut()
+async def test_a_device_that_reads_nothing_is_cut_off():
+    async with serving(limits=Limits(send_s=0.3)) as service:
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        raw.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
+        raw.setblocking(False)
+        async with device(service, sock=raw) as dev:
+            await dev.greet()
+            (connection,) = service.connections
+            ours = connection._socket.transport.get_extra_info("socket")
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            dev.socket.transport.pause_reading()
+            empty = Open((), "greedy", 0.0, 0, 1.0, 0, 5)  # refused with a sentence
+            with suppress(ConnectionClosed):
+                for _ in range(1500):  # more than all buffers on the way hold
+                    await dev.say(empty)
             while service.connections:
                 await asyncio.sleep(0.01)
-            async with device(service) as dev:
-                await dev.greet()
-                assert isinstance(await dev.resume(opened, 0), Resumed)
-
-    run(test)
-
-
-def test_evidence_that_waits_is_bounded():
-    async def test():
-        limits = Limits(message_bytes=4096, block=64)
-        backend = ArithmeticBackend()
-        backend.gate = threading.Event()
-        async with serving(backend, limits=limits) as service:
-            async with device(service) as dev:
-                await dev.greet()
-                await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
-                assert isinstance(await dev.hear(), Opened)
-                for i in range(3):  # 2000 bytes each, while the model is held
-                    await dev.say(Block(0, i, (1,), bytes(2000)))
-                answer = await dev.hear()
-                assert (answer.code, answer.fatal) == ("limit", True)
-                assert "evidence" in answer.message
-                backend.gate.set()
-
-    run(test)
-
-
-def test_a_prompt_of_millions_is_not_read():
-    async def test():
-        async with serving() as service, device(service) as dev:
+            dev.cut()
+        async with device(service) as dev:
             await dev.greet()
-            answer = await dev.open([1] * (prompt_limit(256) + 1), 5)
-            assert (answer.code, answer.fatal) == ("protocol", True)
-
-    run(test)
+            assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
-def test_the_memory_of_a_device_is_stated():
+async def test_half_open_sockets_time_out():
+    limits = Limits(hello_s=0.3, ping_s=0.2)
+    async with serving(limits=limits) as service:
+        port = int(service.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""  # no upgrade came
+        writer.close()
+        async with device(service) as dev:
+            await dev.greet()
+            opened = await dev.open([1, 2], 9)
+            dev.socket.transport.pause_reading()  # answers no ping, as a dead link
+            while not len(service.kept):
+                await asyncio.sleep(0.01)
+            dev.cut()
+        while service.connections:
+            await asyncio.sleep(0.01)
+        async with device(service) as dev:
+            await dev.greet()
+            assert isinstance(await dev.resume(opened, 0), Resumed)
+
+
+async def test_evidence_that_waits_is_bounded():
+    limits = Limits(message_bytes=4096, block=64)
+    backend = ArithmeticBackend()
+    backend.gate = threading.Event()
+    async with serving(backend, limits=limits) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            await dev.say(Open((1, 2), "qs", 1.0, 0, 1.0, 7, 60))
+            assert isinstance(await dev.hear(), Opened)
+            for i in range(3):  # 2000 bytes each, while the model is held
+                await dev.say(Block(0, i, (1,), bytes(2000)))
+            answer = await dev.hear()
+            assert (answer.code, answer.fatal) == ("limit", True)
+            assert "evidence" in answer.message
+            backend.gate.set()
+
+
+async def test_a_prompt_of_millions_is_not_read():
+    async with serving() as service, device(service) as dev:
+        await dev.greet()
+        answer = await dev.open([1] * (prompt_limit(256) + 1), 5)
+        assert (answer.code, answer.fatal) == ("protocol", True)
+
+
+async def test_the_memory_of_a_device_is_stated():
     limits = Limits(message_bytes=1 << 20)
     alone = dataclasses.replace(limits, streams=1).session_bytes(2048)
     assert 6 << 20 < alone < 7 << 20
     # Frames and evidence are of a connection; each further stream adds its text.
     assert limits.session_bytes(2048) == alone + 15 * 44 * 2048
 
-    async def test():
-        async with serving(limits=limits) as service:
-            page = (await get(service, "/metrics"))[1]
-            assert "connection_bytes_limit{model_name=" in page
-            assert f" {limits.session_bytes(256)}" in page
-
-    run(test)
+    async with serving(limits=limits) as service:
+        page = (await get(service, "/metrics"))[1]
+        assert "connection_bytes_limit{model_name=" in page
+        assert f" {limits.session_bytes(256)}" in page

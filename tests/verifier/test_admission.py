@@ -43,33 +43,30 @@ async def upgrade(service, context):
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_wss(certificate, mutual):
+async def test_wss(certificate, mutual):
     cert, key = certificate
 
-    async def test():
-        service = VerifierService(
-            Registry(lambda path: None),
-            host="127.0.0.1",
-            tls=tls_context(cert, key, cert if mutual else None),
-        )
-        await service.start()
-        assert service.url.startswith("wss://127.0.0.1:")
-        context = ssl.create_default_context(cafile=str(cert))
-        try:
-            if mutual:
-                with pytest.raises((OSError, EOFError, InvalidMessage)):
-                    await upgrade(service, context)
-                context.load_cert_chain(cert, key)
-            assert await upgrade(service, context) == SUBPROTOCOL
-            with pytest.raises(ssl.SSLCertVerificationError):
-                await upgrade(service, ssl.create_default_context())
-        finally:
-            await service.close()
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+    service = VerifierService(
+        Registry(lambda path: None),
+        host="127.0.0.1",
+        tls=tls_context(cert, key, cert if mutual else None),
+    )
+    await service.start()
+    assert service.url.startswith("wss://127.0.0.1:")
+    context = ssl.create_default_context(cafile=str(cert))
+    try:
+        if mutual:
+            with pytest.raises((OSError, EOFError, InvalidMessage)):
+                await upgrade(service, context)
+            context.load_cert_chain(cert, key)
+        assert await upgrade(service, context) == SUBPROTOCOL
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await upgrade(service, ssl.create_default_context())
+    finally:
+        await service.close()
 
 
-def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_path):
+async def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_path):
     cert, key = certificate
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     new, its_key = tmp_path / "new.pem", tmp_path / "new.key"
@@ -81,27 +78,24 @@ def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_
         capture_output=True,
     )
 
-    async def test():
-        service = VerifierService(Registry(lambda path: None), tls=tls_context(cert, key))
-        await service.start()
-        old_trust = ssl.create_default_context(cafile=str(cert))
-        new_trust = ssl.create_default_context(cafile=str(new))
-        try:
-            async with connect(
-                service.url, ssl=old_trust, subprotocols=[SUBPROTOCOL]
-            ) as before:
-                service.renew((), tls_context(new, its_key, new))
-                with pytest.raises(ssl.SSLCertVerificationError):
-                    await upgrade(service, old_trust)
-                with pytest.raises((OSError, EOFError, InvalidMessage)):
-                    await upgrade(service, new_trust)  # clients must show one now
-                new_trust.load_cert_chain(new, its_key)
-                assert await upgrade(service, new_trust) == SUBPROTOCOL
-                await (await before.ping())  # who was there is not concerned
-        finally:
-            await service.close()
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+    service = VerifierService(Registry(lambda path: None), tls=tls_context(cert, key))
+    await service.start()
+    old_trust = ssl.create_default_context(cafile=str(cert))
+    new_trust = ssl.create_default_context(cafile=str(new))
+    try:
+        async with connect(
+            service.url, ssl=old_trust, subprotocols=[SUBPROTOCOL]
+        ) as before:
+            service.renew((), tls_context(new, its_key, new))
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await upgrade(service, old_trust)
+            with pytest.raises((OSError, EOFError, InvalidMessage)):
+                await upgrade(service, new_trust)  # clients must show one now
+            new_trust.load_cert_chain(new, its_key)
+            assert await upgrade(service, new_trust) == SUBPROTOCOL
+            await (await before.ping())  # who was there is not concerned
+    finally:
+        await service.close()
 
 
 @pytest.mark.parametrize(
@@ -113,25 +107,19 @@ def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_
         ({"host": "::", "insecure": True}, "without a token"),
     ],
 )
-def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
-    async def test():
-        with pytest.raises(ConfigError, match=complaint):
-            VerifierService(Registry(lambda path: None), **options)
-
-    asyncio.run(test())
+async def test_plain_or_open_service_off_loopback_is_refused(options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        VerifierService(Registry(lambda path: None), **options)
 
 
-def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
-    async def test():
-        service = VerifierService(Registry(lambda path: None))
-        await service.start()
-        port = int(service.url.rpartition(":")[2])
-        for _ in range(2):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"\x16\x03\x01 hello\r\n\r\n")
-            await asyncio.wait_for(reader.read(), 10)
-            writer.close()
-        await service.close()
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+async def test_bytes_that_are_no_http_leave_no_trace(capfd, caplog):
+    service = VerifierService(Registry(lambda path: None))
+    await service.start()
+    port = int(service.url.rpartition(":")[2])
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    await service.close()
     assert "Traceback" not in caplog.text + capfd.readouterr().err

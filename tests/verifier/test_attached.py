@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 from http_engine import HttpEngine
-from verifier_lab import Device, device, run
+from verifier_lab import Device, device
 
 pytest.importorskip("tokenizers")
 
@@ -203,50 +203,47 @@ def test_what_is_no_such_server_is_refused_at_the_start(folder, server, tmp_path
     assert "go together" in capsys.readouterr().err
 
 
-def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
+async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
     target = attach(folder, server)
     wanted = server.model.text(PROMPT, SamplingParams(), 24)
 
-    async def test():
-        registry = Registry(lambda path: None)
-        registry.add(target)
-        service = VerifierService(registry)
-        await service.start()
-        try:
-            async with device(service) as dev:
-                assert isinstance(dev, Device)
-                tokenizer = bytes.fromhex(target.family.tokenizer)
-                welcome = await dev.greet(
-                    tokenizer=tokenizer, vocab_size=VOCAB, backbone=b"", family="made"
-                )
-                assert not isinstance(welcome, Error), welcome
-                assert welcome.schemes == ("greedy", "argmax", "match")
-                dev.codec = Codec(VOCAB)
-                await dev.say(Open(tuple(PROMPT), "greedy", 0.0, 0, 1.0, 0, 24))
-                assert isinstance(await dev.hear(), Opened)
-                text, epoch, finish = [], 0, Finish.NOT_YET
-                while not finish:
-                    drafts = wanted[len(text) :][:4]
-                    if len(text) % 3 == 0 and drafts:
-                        drafts[-1] = (drafts[-1] + 1) % VOCAB
-                    await dev.say(Block(epoch, len(text), tuple(drafts)))
-                    base = len(text)
-                    # Its first token comes unasked, before the drafts are judged.
-                    while not finish and len(text) < base + len(drafts):
-                        said = await dev.hear()
-                        if isinstance(said, Progress):
-                            continue
-                        assert isinstance(said, Commit), said
-                        text += [*drafts[len(text) - base :][: said.accepted], said.token]
-                        finish = said.finish
-                        if text[base:] != drafts[: len(text) - base]:
-                            epoch += len(text) <= base + len(drafts)
-                            break
-                assert text == wanted
-        finally:
-            await service.close()
-
-    run(test)
+    registry = Registry(lambda path: None)
+    registry.add(target)
+    service = VerifierService(registry)
+    await service.start()
+    try:
+        async with device(service) as dev:
+            assert isinstance(dev, Device)
+            tokenizer = bytes.fromhex(target.family.tokenizer)
+            welcome = await dev.greet(
+                tokenizer=tokenizer, vocab_size=VOCAB, backbone=b"", family="made"
+            )
+            assert not isinstance(welcome, Error), welcome
+            assert welcome.schemes == ("greedy", "argmax", "match")
+            dev.codec = Codec(VOCAB)
+            await dev.say(Open(tuple(PROMPT), "greedy", 0.0, 0, 1.0, 0, 24))
+            assert isinstance(await dev.hear(), Opened)
+            text, epoch, finish = [], 0, Finish.NOT_YET
+            while not finish:
+                drafts = wanted[len(text) :][:4]
+                if len(text) % 3 == 0 and drafts:
+                    drafts[-1] = (drafts[-1] + 1) % VOCAB
+                await dev.say(Block(epoch, len(text), tuple(drafts)))
+                base = len(text)
+                # Its first token comes unasked, before the drafts are judged.
+                while not finish and len(text) < base + len(drafts):
+                    said = await dev.hear()
+                    if isinstance(said, Progress):
+                        continue
+                    assert isinstance(said, Commit), said
+                    text += [*drafts[len(text) - base :][: said.accepted], said.token]
+                    finish = said.finish
+                    if text[base:] != drafts[: len(text) - base]:
+                        epoch += len(text) <= base + len(drafts)
+                        break
+            assert text == wanted
+    finally:
+        await service.close()
 
 
 @pytest.mark.parametrize("server", [{"processor": True}], indirect=True)

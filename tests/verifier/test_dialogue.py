@@ -11,7 +11,6 @@ from verifier_lab import (
     continuation,
     device,
     get,
-    run,
     serving,
 )
 
@@ -64,175 +63,154 @@ async def streams_at_once(dev, prompts, count, rng):
     return texts
 
 
-def test_streams_of_one_connection_share_nothing():
-    async def test():
-        async with serving(ArithmeticBackend(slots=8)) as service:
+async def test_streams_of_one_connection_share_nothing():
+    async with serving(ArithmeticBackend(slots=8)) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            rng = random.Random(5)
+            for numbers in ((0, 1, 2, 3), (3, 700, 16383), (0,)):
+                prompts = {n: [n % 40 + 1, 2] for n in numbers}
+                texts = await streams_at_once(dev, prompts, 30, rng)
+                for number, prompt in prompts.items():
+                    assert texts[number] == continuation(prompt, 30)
+
+
+async def test_numbers_and_ends():
+    limits = Limits(streams=2)
+    async with serving(ArithmeticBackend(slots=8), limits=limits) as service:
+        async with device(service) as dev:
+            assert (await dev.greet()).streams == 2
+            assert isinstance(await dev.open([1], 9, 0), Opened)
+            assert isinstance(await dev.open([2], 9, 5), Opened)
+            answer = await dev.open([3], 9, 1)
+            assert (answer.code, answer.fatal, dev.heard.stream) == ("limit", False, 1)
+            await dev.say(Block(0, 0, ()), 1)  # of a stream that never was
+            await dev.say(Bye("cancelled"), 1)
+            await dev.say(Bye("cancelled"), 5)
+            assert await dev.hear() == Bye(forwards=0) and dev.heard.stream == 5
+            page = (await get(service, "/metrics"))[1]
+            tags = '{model_name="sum",model_version="v1"}'
+            assert f"draftwire:num_requests_running{tags} 1\n" in page
+            assert (await dev.generate([4], 6, stream=5))[0] == continuation([4], 6)
+            await dev.say(Bye("cancelled"), 5)  # it has ended: nothing is answered
+            assert isinstance(await dev.open([4], 6, 5), Opened)
+            answer = await dev.open([3], 9, 0)  # that one still runs
+            assert answer.code == "protocol" and answer.fatal
+            assert "running stream, 0" in answer.message
+            await closed(dev, 1002)
+
+
+async def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
+    async with serving() as service:
+        for cut in (False, True):
             async with device(service) as dev:
                 await dev.greet()
-                rng = random.Random(5)
-                for numbers in ((0, 1, 2, 3), (3, 700, 16383), (0,)):
-                    prompts = {n: [n % 40 + 1, 2] for n in numbers}
-                    texts = await streams_at_once(dev, prompts, 30, rng)
-                    for number, prompt in prompts.items():
-                        assert texts[number] == continuation(prompt, 30)
-
-    run(test)
+                assert (await dev.generate([4], 6))[1] is Finish.LENGTH
+                if cut:
+                    dev.cut()
+            while service.connections:
+                await asyncio.sleep(0.002)
+            assert len(service.kept) == int(cut)
 
 
-def test_numbers_and_ends():
-    async def test():
-        limits = Limits(streams=2)
-        async with serving(ArithmeticBackend(slots=8), limits=limits) as service:
-            async with device(service) as dev:
-                assert (await dev.greet()).streams == 2
-                assert isinstance(await dev.open([1], 9, 0), Opened)
-                assert isinstance(await dev.open([2], 9, 5), Opened)
-                answer = await dev.open([3], 9, 1)
-                assert (answer.code, answer.fatal, dev.heard.stream) == ("limit", False, 1)
-                await dev.say(Block(0, 0, ()), 1)  # of a stream that never was
-                await dev.say(Bye("cancelled"), 1)
-                await dev.say(Bye("cancelled"), 5)
-                assert await dev.hear() == Bye(forwards=0) and dev.heard.stream == 5
-                page = (await get(service, "/metrics"))[1]
-                tags = '{model_name="sum",model_version="v1"}'
-                assert f"draftwire:num_requests_running{tags} 1\n" in page
-                assert (await dev.generate([4], 6, stream=5))[0] == continuation([4], 6)
-                await dev.say(Bye("cancelled"), 5)  # it has ended: nothing is answered
-                assert isinstance(await dev.open([4], 6, 5), Opened)
-                answer = await dev.open([3], 9, 0)  # that one still runs
-                assert answer.code == "protocol" and answer.fatal
-                assert "running stream, 0" in answer.message
-                await closed(dev, 1002)
+async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
+    backend = ArithmeticBackend(slots=4)
+    right, hangs = backend.forward, asyncio.Event()
+    loop = asyncio.get_running_loop()
 
-    run(test)
+    def slow(batch):
+        if any(item.rows for item in batch):
+            while hangs.is_set():
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.04), loop).result()
+        return right(batch)
 
-
-def test_a_close_by_the_device_tells_that_it_has_seen_the_end():
-    async def test():
-        async with serving() as service:
-            for cut in (False, True):
-                async with device(service) as dev:
-                    await dev.greet()
-                    assert (await dev.generate([4], 6))[1] is Finish.LENGTH
-                    if cut:
-                        dev.cut()
-                while service.connections:
-                    await asyncio.sleep(0.002)
-                assert len(service.kept) == int(cut)
-
-    run(test)
+    backend.forward = slow
+    limits = Limits(progress_s=0.1)
+    async with serving(backend, limits=limits) as service:
+        async with device(service) as dev:
+            assert (await dev.greet()).progress_ms == 100
+            await dev.open([1] * 250, 5)  # read in several forwards
+            await dev.say(Block(0, 0, ()))
+            said = []
+            while isinstance(message := await dev.hear(), Progress):
+                said.append(message)
+            assert isinstance(message, Commit)
+            for progress in said:
+                assert progress.work >= 1 and progress.activity != "idle"
+            hangs.set()
+            await dev.say(Block(0, 1, ()))
+            await asyncio.sleep(0.5)
+            assert dev.frames.empty()
+            hangs.clear()
+            assert isinstance(await dev.hear(), Commit)
+            await dev.say(Block(0, 0, (9,)))  # all of it is text already
+            answer = await dev.hear()
+            assert answer == Progress("idle", answer.epoch, 2, 0)
 
 
-def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
-    async def test():
-        backend = ArithmeticBackend(slots=4)
-        right, hangs = backend.forward, asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def slow(batch):
-            if any(item.rows for item in batch):
-                while hangs.is_set():
-                    asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.04), loop).result()
-            return right(batch)
-
-        backend.forward = slow
-        limits = Limits(progress_s=0.1)
-        async with serving(backend, limits=limits) as service:
-            async with device(service) as dev:
-                assert (await dev.greet()).progress_ms == 100
-                await dev.open([1] * 250, 5)  # read in several forwards
-                await dev.say(Block(0, 0, ()))
-                said = []
-                while isinstance(message := await dev.hear(), Progress):
-                    said.append(message)
-                assert isinstance(message, Commit)
-                for progress in said:
-                    assert progress.work >= 1 and progress.activity != "idle"
-                hangs.set()
-                await dev.say(Block(0, 1, ()))
-                await asyncio.sleep(0.5)
-                assert dev.frames.empty()
-                hangs.clear()
-                assert isinstance(await dev.hear(), Commit)
-                await dev.say(Block(0, 0, (9,)))  # all of it is text already
-                answer = await dev.hear()
-                assert answer == Progress("idle", answer.epoch, 2, 0)
-
-    run(test)
+async def test_a_race_keeps_to_the_credit():
+    async with serving() as service:
+        async with device(service) as dev:
+            await dev.greet()
+            request = Open((3,), "greedy", 0.0, 0, 1.0, 0, 90, (), "latency", credit=5)
+            await dev.say(request)
+            assert isinstance(await dev.hear(), Opened)
+            text = []
+            for end in (5, 10, 15):
+                while len(text) < end:
+                    text.append((await dev.hear()).token)
+                await asyncio.sleep(0.05)
+                assert dev.frames.empty(), "it went on beyond its credit"
+                await dev.say(Block(0, end, (), race=True))
+            assert text == continuation([3], 15)
 
 
-def test_a_race_keeps_to_the_credit():
-    async def test():
-        async with serving() as service:
-            async with device(service) as dev:
-                await dev.greet()
-                request = Open((3,), "greedy", 0.0, 0, 1.0, 0, 90, (), "latency", credit=5)
-                await dev.say(request)
+async def test_an_error_of_a_stream_leaves_its_neighbours_alone():
+    backend = ArithmeticBackend(slots=4)
+    right = backend.forward
+
+    def forward(batch):
+        if any(item.start == 0 and item.tokens[0] == 7 for item in batch):
+            raise MemoryError("seven")
+        return right(batch)
+
+    backend.forward = forward
+    async with serving(backend) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            await dev.open([4], 20, 0)
+            await dev.open([7, 7, 7], 20, 1)
+            answer = await dev.hear()
+            assert isinstance(answer, Error) and dev.heard.stream == 1
+            text, _ = await dev.go_on([4], [], 0)
+            assert text == continuation([4], 20)
+
+
+async def test_evidence_of_all_streams_together_is_bounded():
+    backend = ArithmeticBackend(slots=8)
+    right, hangs = backend.forward, threading.Event()
+
+    def slow(batch):
+        hangs.wait(20)
+        return right(batch)
+
+    backend.forward = slow
+    async with serving(backend, limits=Limits(message_bytes=2048)) as service:
+        async with device(service) as dev:
+            vocab = (await dev.greet()).vocab_size
+            row = np.full(vocab, 1 / vocab, np.float16)
+            row[0] += np.float16(1 - float(row.sum(dtype=np.float64)))
+            block = Block(0, 0, (1,) * 8, evidence=row.tobytes() * 8)
+            fit = 4096 // len(block.evidence)
+            assert fit < 16
+            for number in range(fit + 1):
+                request = Open((1,), "residual", 1.0, 0, 1.0, 0, 60)
+                await dev.say(request, number)
                 assert isinstance(await dev.hear(), Opened)
-                text = []
-                for end in (5, 10, 15):
-                    while len(text) < end:
-                        text.append((await dev.hear()).token)
-                    await asyncio.sleep(0.05)
-                    assert dev.frames.empty(), "it went on beyond its credit"
-                    await dev.say(Block(0, end, (), race=True))
-                assert text == continuation([3], 15)
-
-    run(test)
-
-
-def test_an_error_of_a_stream_leaves_its_neighbours_alone():
-    async def test():
-        backend = ArithmeticBackend(slots=4)
-        right = backend.forward
-
-        def forward(batch):
-            if any(item.start == 0 and item.tokens[0] == 7 for item in batch):
-                raise MemoryError("seven")
-            return right(batch)
-
-        backend.forward = forward
-        async with serving(backend) as service:
-            async with device(service) as dev:
-                await dev.greet()
-                await dev.open([4], 20, 0)
-                await dev.open([7, 7, 7], 20, 1)
-                answer = await dev.hear()
-                assert isinstance(answer, Error) and dev.heard.stream == 1
-                text, _ = await dev.go_on([4], [], 0)
-                assert text == continuation([4], 20)
-
-    run(test)
-
-
-def test_evidence_of_all_streams_together_is_bounded():
-    async def test():
-        backend = ArithmeticBackend(slots=8)
-        right, hangs = backend.forward, threading.Event()
-
-        def slow(batch):
-            hangs.wait(20)
-            return right(batch)
-
-        backend.forward = slow
-        async with serving(backend, limits=Limits(message_bytes=2048)) as service:
-            async with device(service) as dev:
-                vocab = (await dev.greet()).vocab_size
-                row = np.full(vocab, 1 / vocab, np.float16)
-                row[0] += np.float16(1 - float(row.sum(dtype=np.float64)))
-                block = Block(0, 0, (1,) * 8, evidence=row.tobytes() * 8)
-                fit = 4096 // len(block.evidence)
-                assert fit < 16
-                for number in range(fit + 1):
-                    request = Open((1,), "residual", 1.0, 0, 1.0, 0, 60)
-                    await dev.say(request, number)
-                    assert isinstance(await dev.hear(), Opened)
-                    assert dev.frames.empty()
-                    await dev.say(block, number)
-                answer = await dev.hear()
-                assert (answer.code, answer.fatal) == ("limit", True)
-                assert "the limit is 4096" in answer.message
-                hangs.set()
-
-    run(test)
+                assert dev.frames.empty()
+                await dev.say(block, number)
+            answer = await dev.hear()
+            assert (answer.code, answer.fatal) == ("limit", True)
+            assert "the limit is 4096" in answer.message
+            hangs.set()

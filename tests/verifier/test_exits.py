@@ -28,10 +28,6 @@ from draftwire.verifier.backends.base import SlotInput
 TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 
 
-def run(test):
-    return asyncio.run(asyncio.wait_for(test, 20))
-
-
 # ---- the package
 
 
@@ -248,109 +244,91 @@ def block(slot, n=2):
     return SlotInput(slot, 0, np.arange(n), n)
 
 
-def test_an_exit_is_heard_while_the_forward_goes_on():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        backend.gate.clear()
-        heard = asyncio.Queue()
-        task = ask(scheduler, block(3), on_exit=lambda k, rows: heard.put_nowait((k, rows)))
-        k, rows = await heard.get()
-        assert k == 0 and (rows == 3.5).all() and rows.shape == (2, 4)
-        assert not task.done() and backend.finished == 0
-        backend.gate.set()
-        assert ((await task).rows == 3).all()
-        assert scheduler.counters.exits_heard >= 1
-        scheduler.close()
-
-    run(test())
+async def test_an_exit_is_heard_while_the_forward_goes_on():
+    backend = Halves()
+    scheduler = live(backend)
+    backend.gate.clear()
+    heard = asyncio.Queue()
+    task = ask(scheduler, block(3), on_exit=lambda k, rows: heard.put_nowait((k, rows)))
+    k, rows = await heard.get()
+    assert k == 0 and (rows == 3.5).all() and rows.shape == (2, 4)
+    assert not task.done() and backend.finished == 0
+    backend.gate.set()
+    assert ((await task).rows == 3).all()
+    assert scheduler.counters.exits_heard >= 1
+    scheduler.close()
 
 
-def test_what_comes_after_the_forward_is_dropped():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        heard = []
+async def test_what_comes_after_the_forward_is_dropped():
+    backend = Halves()
+    scheduler = live(backend)
+    heard = []
 
-        def listen(k, rows):
-            heard.append(k)
+    def listen(k, rows):
+        heard.append(k)
 
-        backend.start.clear()
-        task = ask(scheduler, block(0), on_exit=listen)
-        await asyncio.sleep(0)
-        while not backend.entered.is_set():
-            await asyncio.sleep(0.001)
-        backend.start.set()  # the forward goes on, and the loop is held up till its end
-        scheduler.executor._worker.submit(lambda: None).result(10)
+    backend.start.clear()
+    task = ask(scheduler, block(0), on_exit=listen)
+    await asyncio.sleep(0)
+    while not backend.entered.is_set():
+        await asyncio.sleep(0.001)
+    backend.start.set()  # the forward goes on, and the loop is held up till its end
+    scheduler.executor._worker.submit(lambda: None).result(10)
+    await task
+    assert heard == [] and scheduler.counters.exits_late == 2
+    scheduler.close()
+
+
+async def test_without_a_listener_the_forward_is_plain():
+    backend = Halves()
+    scheduler = live(backend)
+    await ask(scheduler, block(0))
+    backend.exits = ()
+    await ask(scheduler, block(0), on_exit=lambda k, rows: pytest.fail("spoke"))
+    assert backend.plain == 2
+    scheduler.close()
+
+
+async def test_only_those_that_listen_hear():
+    backend = Halves()
+    scheduler = live(backend)
+    heard = []
+    both = asyncio.gather(
+        ask(scheduler, block(1)),
+        ask(scheduler, block(2), on_exit=lambda k, rows: heard.append(rows[0, 0])),
+    )
+    answers = await both
+    assert [a.rows[0, 0] for a in answers] == [1, 2]
+    assert backend.finished == 1 and set(heard) <= {2.5, np.float32(2.7)}
+    scheduler.close()
+
+
+async def test_a_forward_that_nobody_waits_for_is_broken_off():
+    backend = Halves()
+    scheduler = live(backend)
+    backend.gate.clear()
+    heard = asyncio.Event()
+    task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
+    await heard.wait()
+    task.request.withdraw()
+    backend.gate.set()
+    await ask(scheduler, block(1))  # the scheduler goes on
+    assert backend.finished == 0 and scheduler.counters.broken_off == 1
+    scheduler.close()
+
+
+async def test_a_release_in_the_middle_is_an_answer():
+    backend = Halves()
+    scheduler = live(backend)
+    backend.gate.clear()
+    heard = asyncio.Event()
+    task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
+    await heard.wait()
+    scheduler.release(0)
+    backend.gate.set()
+    with pytest.raises(RefusedError, match="the stream has ended"):
         await task
-        assert heard == [] and scheduler.counters.exits_late == 2
-        scheduler.close()
-
-    run(test())
-
-
-def test_without_a_listener_the_forward_is_plain():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        await ask(scheduler, block(0))
-        backend.exits = ()
-        await ask(scheduler, block(0), on_exit=lambda k, rows: pytest.fail("spoke"))
-        assert backend.plain == 2
-        scheduler.close()
-
-    run(test())
-
-
-def test_only_those_that_listen_hear():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        heard = []
-        both = asyncio.gather(
-            ask(scheduler, block(1)),
-            ask(scheduler, block(2), on_exit=lambda k, rows: heard.append(rows[0, 0])),
-        )
-        answers = await both
-        assert [a.rows[0, 0] for a in answers] == [1, 2]
-        assert backend.finished == 1 and set(heard) <= {2.5, np.float32(2.7)}
-        scheduler.close()
-
-    run(test())
-
-
-def test_a_forward_that_nobody_waits_for_is_broken_off():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        backend.gate.clear()
-        heard = asyncio.Event()
-        task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
-        await heard.wait()
-        task.request.withdraw()
-        backend.gate.set()
-        await ask(scheduler, block(1))  # the scheduler goes on
-        assert backend.finished == 0 and scheduler.counters.broken_off == 1
-        scheduler.close()
-
-    run(test())
-
-
-def test_a_release_in_the_middle_is_an_answer():
-    async def test():
-        backend = Halves()
-        scheduler = live(backend)
-        backend.gate.clear()
-        heard = asyncio.Event()
-        task = ask(scheduler, block(0), on_exit=lambda k, rows: heard.set())
-        await heard.wait()
-        scheduler.release(0)
-        backend.gate.set()
-        with pytest.raises(RefusedError, match="the stream has ended"):
-            await task
-        scheduler.close()
-
-    run(test())
+    scheduler.close()
 
 
 # ---- from the exit to the wire
@@ -392,23 +370,20 @@ async def opened(dev, *, exits=True, capabilities=("exits",)):
     return welcome
 
 
-def test_a_provisional_comes_before_its_verdict_and_in_the_middle_of_the_forward():
-    async def test():
-        backend = Guessing()
-        backend.hold.clear()
-        text = continuation(PROMPT, 12)
-        async with serving(backend) as service, device(service) as dev:
-            assert (await opened(dev)).capabilities == ("exits",)
-            await dev.say(Block(0, 0, (*text[:2], (text[2] + 1) % VOCAB)))
-            assert await dev.hear() == Provisional(0, 2, text[2])
-            assert not backend.hold.is_set()  # the forward has not ended
-            backend.hold.set()
-            commit = await dev.hear()
-            assert isinstance(commit, Commit)
-            assert (commit.epoch, commit.accepted, commit.token) == (0, 2, text[2])
-            assert service.kept.provisionals == 1
-
-    run(test())
+async def test_a_provisional_comes_before_its_verdict_and_in_the_middle_of_the_forward():
+    backend = Guessing()
+    backend.hold.clear()
+    text = continuation(PROMPT, 12)
+    async with serving(backend) as service, device(service) as dev:
+        assert (await opened(dev)).capabilities == ("exits",)
+        await dev.say(Block(0, 0, (*text[:2], (text[2] + 1) % VOCAB)))
+        assert await dev.hear() == Provisional(0, 2, text[2])
+        assert not backend.hold.is_set()  # the forward has not ended
+        backend.hold.set()
+        commit = await dev.hear()
+        assert isinstance(commit, Commit)
+        assert (commit.epoch, commit.accepted, commit.token) == (0, 2, text[2])
+        assert service.kept.provisionals == 1
 
 
 @pytest.mark.parametrize(
@@ -419,48 +394,39 @@ def test_a_provisional_comes_before_its_verdict_and_in_the_middle_of_the_forward
         (0.99, {"capabilities": ("resume",)}, False),  # not negotiated
     ],
 )
-def test_without_certainty_or_consent_there_is_no_provisional(sure, how, in_parts):
-    async def test():
-        backend = Guessing(sure)
-        text = continuation(PROMPT, 12)
-        async with serving(backend) as service, device(service) as dev:
-            await opened(dev, **how)
+async def test_without_certainty_or_consent_there_is_no_provisional(sure, how, in_parts):
+    backend = Guessing(sure)
+    text = continuation(PROMPT, 12)
+    async with serving(backend) as service, device(service) as dev:
+        await opened(dev, **how)
+        await dev.say(Block(0, 0, tuple(text[:2])))
+        assert isinstance(await dev.hear(), Commit)
+        assert service.kept.provisionals == 0
+        assert backend.told.is_set() == in_parts
+
+
+async def test_a_target_without_exits_does_not_offer_them():
+    async with serving(ArithmeticBackend()) as service, device(service) as dev:
+        assert (await dev.greet(capabilities=("exits", "resume"))).capabilities == (
+            "resume",
+        )
+
+
+async def test_a_link_lost_in_the_middle_of_a_forward_harms_nobody():
+    backend = Guessing()
+    backend.hold.clear()
+    text = continuation(PROMPT, 12)
+    async with serving(backend) as service:
+        async with device(service) as dev:
+            await opened(dev)
             await dev.say(Block(0, 0, tuple(text[:2])))
-            assert isinstance(await dev.hear(), Commit)
-            assert service.kept.provisionals == 0
-            assert backend.told.is_set() == in_parts
-
-    run(test())
-
-
-def test_a_target_without_exits_does_not_offer_them():
-    async def test():
-        async with serving(ArithmeticBackend()) as service, device(service) as dev:
-            assert (await dev.greet(capabilities=("exits", "resume"))).capabilities == (
-                "resume",
-            )
-
-    run(test())
-
-
-def test_a_link_lost_in_the_middle_of_a_forward_harms_nobody():
-    async def test():
-        backend = Guessing()
-        backend.hold.clear()
-        text = continuation(PROMPT, 12)
-        async with serving(backend) as service:
-            async with device(service) as dev:
-                await opened(dev)
-                await dev.say(Block(0, 0, tuple(text[:2])))
-                assert isinstance(await dev.hear(), Provisional)
-                dev.socket.transport.abort()
+            assert isinstance(await dev.hear(), Provisional)
+            dev.socket.transport.abort()
+        backend.hold.set()
+        async with device(service) as dev:
+            await opened(dev)
+            backend.hold.clear()
+            await dev.say(Block(0, 0, tuple(text[:2])))
+            assert isinstance(await dev.hear(), Provisional)
             backend.hold.set()
-            async with device(service) as dev:
-                await opened(dev)
-                backend.hold.clear()
-                await dev.say(Block(0, 0, tuple(text[:2])))
-                assert isinstance(await dev.hear(), Provisional)
-                backend.hold.set()
-                assert (await dev.hear()).accepted == 2
-
-    run(test())
+            assert (await dev.hear()).accepted == 2

@@ -12,7 +12,7 @@ import socket
 from contextlib import AsyncExitStack
 
 import pytest
-from verifier_lab import ArithmeticBackend, continuation, device, get, run, serving
+from verifier_lab import ArithmeticBackend, continuation, device, get, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from draftwire.errors import RefusedError
@@ -80,128 +80,108 @@ class Ear(Reader):
         self.got.append(data)
 
 
-def test_a_turn_is_few_frames_or_a_part_of_a_large_one():
-    async def test():
-        ear = Ear(Limits())
-        small, large = masked(9, b"x"), masked(2, bytes(3 * TURN_BYTES))
-        tail = masked(10, b"")
-        stream = small * 20 + large + tail
-        for at in range(0, len(stream), 1000):  # however it comes
-            ear.data_received(stream[at : at + 1000])
-            await asyncio.sleep(0)
-        while sum(map(len, ear.got)) < len(stream):
-            await asyncio.sleep(0.001)
-        assert b"".join(ear.got) == stream
-        assert max(map(len, ear.got)) <= TURN_BYTES
-        whole = Ear(Limits())
-        whole.data_received(stream)
-        whole.turn()
-        assert whole.got == [small * TURN_FRAMES]
-
-    run(test)
+async def test_a_turn_is_few_frames_or_a_part_of_a_large_one():
+    ear = Ear(Limits())
+    small, large = masked(9, b"x"), masked(2, bytes(3 * TURN_BYTES))
+    tail = masked(10, b"")
+    stream = small * 20 + large + tail
+    for at in range(0, len(stream), 1000):  # however it comes
+        ear.data_received(stream[at : at + 1000])
+        await asyncio.sleep(0)
+    while sum(map(len, ear.got)) < len(stream):
+        await asyncio.sleep(0.001)
+    assert b"".join(ear.got) == stream
+    assert max(map(len, ear.got)) <= TURN_BYTES
+    whole = Ear(Limits())
+    whole.data_received(stream)
+    whole.turn()
+    assert whole.got == [small * TURN_FRAMES]
 
 
-def test_every_frame_counts_and_what_is_over_the_budget_is_not_read():
-    async def test():
-        limits = Limits(frames_per_s=100)
-        for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=0)):
-            ear = Ear(limits)
-            ear.data_received(frame * 1000)
-            for _ in range(200):
-                ear.turn()
-            read = sum(map(len, ear.got)) // len(frame)
-            assert 50 <= read <= 50 + TURN_FRAMES
-
-    run(test)
+async def test_every_frame_counts_and_what_is_over_the_budget_is_not_read():
+    limits = Limits(frames_per_s=100)
+    for frame in (masked(9), masked(10), masked(2, b"b"), masked(0, b"", fin=0)):
+        ear = Ear(limits)
+        ear.data_received(frame * 1000)
+        for _ in range(200):
+            ear.turn()
+        read = sum(map(len, ear.got)) // len(frame)
+        assert 50 <= read <= 50 + TURN_FRAMES
 
 
 @pytest.mark.parametrize("kind", ["bye", "dead epoch", "ping", "text of pongs"])
-def test_a_flood_leaves_the_neighbour_its_rounds(kind):
+async def test_a_flood_leaves_the_neighbour_its_rounds(kind):
     """Frames read are counted, not seconds: the flood is held to its budget."""
 
-    async def test():
-        limits = Limits(frames_per_s=200)
-        async with serving(limits=limits) as service:
-            async with device(service, ping_interval=None) as flood, device(
-                service
-            ) as calm:
-                await flood.greet()
-                await calm.greet()
-                assert isinstance(await flood.open([1, 2], 50), Opened)
-                frame = {
-                    "bye": masked(2, flood.codec.encode(Bye(), 7)),
-                    "dead epoch": masked(2, flood.codec.encode(Block(200, 0, ()))),
-                    "ping": masked(9),
-                    "text of pongs": masked(10, b"x" * 100),
-                }[kind]
-                loop = asyncio.get_running_loop()
-                begin = loop.time()
-                flood.socket.transport.write(frame * 100_000)
-                (reader,) = (
-                    c._socket
-                    for c in service.connections
-                    if c._socket.remote_address == flood.socket.local_address
-                )
-                for seed in range(5):
-                    text, _ = await calm.generate([seed + 3], 40, stream=seed % 2)
-                    assert text == continuation([seed + 3], 40)
-                assert isinstance(reader, Reader)
-                budget = 200 * (loop.time() - begin) + 100 + 2 * TURN_FRAMES
-                assert reader.frames <= budget
-                flood.cut()
-
-    run(test)
+    limits = Limits(frames_per_s=200)
+    async with serving(limits=limits) as service:
+        async with device(service, ping_interval=None) as flood, device(service) as calm:
+            await flood.greet()
+            await calm.greet()
+            assert isinstance(await flood.open([1, 2], 50), Opened)
+            frame = {
+                "bye": masked(2, flood.codec.encode(Bye(), 7)),
+                "dead epoch": masked(2, flood.codec.encode(Block(200, 0, ()))),
+                "ping": masked(9),
+                "text of pongs": masked(10, b"x" * 100),
+            }[kind]
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            flood.socket.transport.write(frame * 100_000)
+            (reader,) = (
+                c._socket
+                for c in service.connections
+                if c._socket.remote_address == flood.socket.local_address
+            )
+            for seed in range(5):
+                text, _ = await calm.generate([seed + 3], 40, stream=seed % 2)
+                assert text == continuation([seed + 3], 40)
+            assert isinstance(reader, Reader)
+            budget = 200 * (loop.time() - begin) + 100 + 2 * TURN_FRAMES
+            assert reader.frames <= budget
+            flood.cut()
 
 
-def test_a_message_of_endless_fragments_ends():
-    async def test():
-        async with serving(limits=Limits(frames_per_s=1 << 20)) as service:
-            async with device(service) as dev:
-                await dev.greet()
-                dev.socket.transport.write(masked(2, b"", fin=0))
-                dev.socket.transport.write(masked(0, b"", fin=0) * 5000)
-                with pytest.raises(ConnectionClosed):
-                    await dev.hear()
-
-    run(test)
+async def test_a_message_of_endless_fragments_ends():
+    async with serving(limits=Limits(frames_per_s=1 << 20)) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            dev.socket.transport.write(masked(2, b"", fin=0))
+            dev.socket.transport.write(masked(0, b"", fin=0) * 5000)
+            with pytest.raises(ConnectionClosed):
+                await dev.hear()
 
 
-def test_answers_to_pings_do_not_pile_up():
-    async def test():
-        async with serving(limits=Limits(frames_per_s=1 << 20, send_s=60)) as service:
-            async with device(service, ping_interval=None) as dev:
-                await dev.greet()
-                (connection,) = service.connections
-                dev.socket.transport.pause_reading()
-                for _ in range(200):
-                    dev.socket.transport.write(masked(9, b"x" * 125) * 400)
-                    await asyncio.sleep(0.002)
-                waiting = connection._socket.transport.get_write_buffer_size()
-                assert waiting < 1 << 17
-                dev.cut()
-
-    run(test)
+async def test_answers_to_pings_do_not_pile_up():
+    async with serving(limits=Limits(frames_per_s=1 << 20, send_s=60)) as service:
+        async with device(service, ping_interval=None) as dev:
+            await dev.greet()
+            (connection,) = service.connections
+            dev.socket.transport.pause_reading()
+            for _ in range(200):
+                dev.socket.transport.write(masked(9, b"x" * 125) * 400)
+                await asyncio.sleep(0.002)
+            waiting = connection._socket.transport.get_write_buffer_size()
+            assert waiting < 1 << 17
+            dev.cut()
 
 
 # ---- the door
 
 
-def test_silent_sockets_lock_nobody_out():
-    async def test():
-        limits = Limits(connections=8, strangers=8, knocks_per_s=1000)
-        async with serving(limits=limits) as service, AsyncExitStack() as stack:
-            for _ in range(70):
-                stack.enter_context(raw(service))
-            for _ in range(70):  # upgraded, and then not a word
-                await asyncio.sleep(0)
-                stack.enter_context(raw(service, upgrade(service)))
-            await asyncio.sleep(0.05)
-            assert service.lobby.strangers <= 8
-            async with device(service) as dev:
-                assert isinstance(await dev.greet(), Welcome)
-                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
+async def test_silent_sockets_lock_nobody_out():
+    limits = Limits(connections=8, strangers=8, knocks_per_s=1000)
+    async with serving(limits=limits) as service, AsyncExitStack() as stack:
+        for _ in range(70):
+            stack.enter_context(raw(service))
+        for _ in range(70):  # upgraded, and then not a word
+            await asyncio.sleep(0)
+            stack.enter_context(raw(service, upgrade(service)))
+        await asyncio.sleep(0.05)
+        assert service.lobby.strangers <= 8
+        async with device(service) as dev:
+            assert isinstance(await dev.greet(), Welcome)
+            assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
 def upgrade(service, **headers):
@@ -278,41 +258,35 @@ def test_a_fleet_is_asked_back_at_a_pace_and_not_at_once():
     lobby.close()
 
 
-def test_guesses_of_a_token_are_slowed_and_the_right_one_goes_on_elsewhere():
-    async def test():
-        limits = Limits(knocks_per_s=5)
-        async with serving(accounts=Accounts.of("right"), limits=limits) as service:
-            statuses = []
-            for i in range(8):
-                try:
-                    answer = await get(service, "/metrics", Authorization=f"Bearer {i}")
-                    statuses.append(answer[0])
-                except OSError:  # turned away at the door
-                    statuses.append(0)
-            assert statuses[:2] == [401, 401] and statuses[-1] in (0, 429)
-            assert 401 not in statuses[4:]
-
-    run(test)
+async def test_guesses_of_a_token_are_slowed_and_the_right_one_goes_on_elsewhere():
+    limits = Limits(knocks_per_s=5)
+    async with serving(accounts=Accounts.of("right"), limits=limits) as service:
+        statuses = []
+        for i in range(8):
+            try:
+                answer = await get(service, "/metrics", Authorization=f"Bearer {i}")
+                statuses.append(answer[0])
+            except OSError:  # turned away at the door
+                statuses.append(0)
+        assert statuses[:2] == [401, 401] and statuses[-1] in (0, 429)
+        assert 401 not in statuses[4:]
 
 
-def test_a_full_verifier_says_when_to_come_back():
-    async def test():
-        limits = Limits(connections=1)
-        async with serving(ArithmeticBackend(slots=1), limits=limits) as service:
-            async with device(service) as first:
-                await first.greet()
-                assert isinstance(await first.open([1], 9), Opened)
-                busy = await first.open([1], 9, stream=1)
-                assert (busy.code, busy.fatal) == ("busy", False)
-                assert 2000 <= busy.retry_after_ms <= 60_000
-                with pytest.raises(InvalidStatus) as caught:
-                    async with device(service):
-                        pass
-                response = caught.value.response
-                assert response.status_code == 503
-                assert 2 <= int(response.headers["Retry-After"]) <= 61
-
-    run(test)
+async def test_a_full_verifier_says_when_to_come_back():
+    limits = Limits(connections=1)
+    async with serving(ArithmeticBackend(slots=1), limits=limits) as service:
+        async with device(service) as first:
+            await first.greet()
+            assert isinstance(await first.open([1], 9), Opened)
+            busy = await first.open([1], 9, stream=1)
+            assert (busy.code, busy.fatal) == ("busy", False)
+            assert 2000 <= busy.retry_after_ms <= 60_000
+            with pytest.raises(InvalidStatus) as caught:
+                async with device(service):
+                    pass
+            response = caught.value.response
+            assert response.status_code == 503
+            assert 2 <= int(response.headers["Retry-After"]) <= 61
 
 
 def test_out_of_file_descriptors_is_one_line_and_passes(caplog):
@@ -337,36 +311,33 @@ def test_out_of_file_descriptors_is_one_line_and_passes(caplog):
         lobby.accept(door)
 
 
-def test_descriptors_run_out_and_come_back(caplog):
-    async def test():
-        limits = Limits(knocks_per_s=1000, strangers=500)
-        async with serving(limits=limits) as service, AsyncExitStack() as stack:
-            async with device(service) as dev:
-                await dev.greet()
-                assert isinstance(await dev.open([4], 30), Opened)
-                soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-                clients = []
-                for _ in range(60):
-                    sock = stack.enter_context(socket.socket())
-                    sock.setblocking(False)
-                    clients.append(sock)
-                used = len(os.listdir("/proc/self/fd"))
-                resource.setrlimit(resource.RLIMIT_NOFILE, (used + 5, hard))
-                try:
-                    for sock in clients:
-                        sock.connect_ex(("127.0.0.1", port_of(service)))
-                    await asyncio.sleep(0.2)
-                    text, _ = await dev.go_on([4], [], 0)
-                    assert text == continuation([4], 30)
-                finally:
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-                assert service.lobby.turned_away > 0
+async def test_descriptors_run_out_and_come_back(caplog):
+    limits = Limits(knocks_per_s=1000, strangers=500)
+    async with serving(limits=limits) as service, AsyncExitStack() as stack:
+        async with device(service) as dev:
+            await dev.greet()
+            assert isinstance(await dev.open([4], 30), Opened)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            clients = []
+            for _ in range(60):
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                clients.append(sock)
+            used = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 5, hard))
+            try:
                 for sock in clients:
-                    sock.close()
-                async with device(service) as after:
-                    assert isinstance(await after.greet(), Welcome)
-
-    run(test)
+                    sock.connect_ex(("127.0.0.1", port_of(service)))
+                await asyncio.sleep(0.2)
+                text, _ = await dev.go_on([4], [], 0)
+                assert text == continuation([4], 30)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert service.lobby.turned_away > 0
+            for sock in clients:
+                sock.close()
+            async with device(service) as after:
+                assert isinstance(await after.greet(), Welcome)
     assert "Traceback" not in caplog.text
     assert not [r for r in caplog.records if r.name == "asyncio"]
 
@@ -419,22 +390,19 @@ def test_no_token_takes_what_is_others():
     assert all(only.may_have(4, lambda usage: 3, 0.0) for _ in range(3))
 
 
-def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
+async def test_a_share_of_slots_is_kept_free_for_others_on_the_wire():
     accounts = Accounts([Account(A, "a"), Account(B, "b")])
 
-    async def test():
-        backend = ArithmeticBackend(slots=4)
-        async with serving(backend, accounts=accounts) as service:
-            async with device(service, **shown(A)) as greedy:
-                await greedy.greet()
-                answers = [await greedy.open([1], 20, stream=i) for i in range(4)]
-                assert [type(x) for x in answers] == [Opened] * 3 + [Error]
-                assert answers[3].code == "busy" and answers[3].retry_after_ms >= 2000
-                async with device(service, **shown(B)) as other:
-                    await other.greet()
-                    assert (await other.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
+    backend = ArithmeticBackend(slots=4)
+    async with serving(backend, accounts=accounts) as service:
+        async with device(service, **shown(A)) as greedy:
+            await greedy.greet()
+            answers = [await greedy.open([1], 20, stream=i) for i in range(4)]
+            assert [type(x) for x in answers] == [Opened] * 3 + [Error]
+            assert answers[3].code == "busy" and answers[3].retry_after_ms >= 2000
+            async with device(service, **shown(B)) as other:
+                await other.greet()
+                assert (await other.generate([4], 6))[0] == continuation([4], 6)
 
 
 def test_share_of_who_waited_long_ago_is_free_again():
@@ -452,91 +420,82 @@ def test_share_of_who_waited_long_ago_is_free_again():
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/metrics", "/x/healthz?y"])
-def test_pages_of_others_and_rebound_names_are_refused(path):
-    async def test():
-        origins, names = ("https://lab.example",), ("verifier.example",)
-        async with serving(origins=origins, names=names) as service:
-            for headers in (
-                {"Origin": "https://evil.example"},
-                {"Origin": "null"},
-                {"Host": "evil.example"},
-                {"Host": "localhost.evil.example"},
-                {"Host": "127.0.0.1.evil.example"},
-                {"Host": "a b"},
-                {"Host": ""},
-            ):
-                status, body = await get(service, path, **headers)
-                assert status == 403, headers
-                assert "evil" in body or "null" in body or "name" in body
-            for headers in (
-                {"Origin": "https://lab.example"},
-                {"Host": "verifier.example:443"},
-                {"Host": "Verifier.Example."},
-                {"Host": "localhost:1"},
-                {"Host": "[::1]:8765"},
-                {"Host": "192.168.0.7"},
-            ):
-                status, _ = await get(service, path, **headers)
-                assert status == (400 if path == "/" else 200), headers
-            with pytest.raises(InvalidStatus) as caught:
-                async with device(service, origin="https://evil.example"):
-                    pass
-            assert caught.value.response.status_code == 403
-
-    run(test)
+async def test_pages_of_others_and_rebound_names_are_refused(path):
+    origins, names = ("https://lab.example",), ("verifier.example",)
+    async with serving(origins=origins, names=names) as service:
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Host": "evil.example"},
+            {"Host": "localhost.evil.example"},
+            {"Host": "127.0.0.1.evil.example"},
+            {"Host": "a b"},
+            {"Host": ""},
+        ):
+            status, body = await get(service, path, **headers)
+            assert status == 403, headers
+            assert "evil" in body or "null" in body or "name" in body
+        for headers in (
+            {"Origin": "https://lab.example"},
+            {"Host": "verifier.example:443"},
+            {"Host": "Verifier.Example."},
+            {"Host": "localhost:1"},
+            {"Host": "[::1]:8765"},
+            {"Host": "192.168.0.7"},
+        ):
+            status, _ = await get(service, path, **headers)
+            assert status == (400 if path == "/" else 200), headers
+        with pytest.raises(InvalidStatus) as caught:
+            async with device(service, origin="https://evil.example"):
+                pass
+        assert caught.value.response.status_code == 403
 
 
-def test_names_and_numbers_need_a_token_or_the_address_for_them():
-    async def test():
-        admin = ("127.0.0.1", 0)
-        async with serving(accounts=Accounts.of("right"), admin=admin) as service:
-            assert (await get(service, "/healthz")) == (200, '{"status": "ok"}\n')
-            assert (await get(service, "/metrics"))[0] == 401
+async def test_names_and_numbers_need_a_token_or_the_address_for_them():
+    admin = ("127.0.0.1", 0)
+    async with serving(accounts=Accounts.of("right"), admin=admin) as service:
+        assert (await get(service, "/healthz")) == (200, '{"status": "ok"}\n')
+        assert (await get(service, "/metrics"))[0] == 401
 
-            class Inside:
-                url = service.admin_url
+        class Inside:
+            url = service.admin_url
 
-            assert '"sum"' in (await get(Inside, "/healthz"))[1]
-            assert "draftwire:connections" in (await get(Inside, "/metrics"))[1]
-            assert (await get(Inside, "/"))[0] == 404
-            assert (await get(Inside, "/metrics", Host="evil.example"))[0] == 403
-            with pytest.raises(InvalidStatus):
-                Inside.url = service.admin_url.replace("http", "ws")
-                async with device(Inside, **shown("right")):
-                    pass
-
-    run(test)
+        assert '"sum"' in (await get(Inside, "/healthz"))[1]
+        assert "draftwire:connections" in (await get(Inside, "/metrics"))[1]
+        assert (await get(Inside, "/"))[0] == 404
+        assert (await get(Inside, "/metrics", Host="evil.example"))[0] == 403
+        with pytest.raises(InvalidStatus):
+            Inside.url = service.admin_url.replace("http", "ws")
+            async with device(Inside, **shown("right")):
+                pass
 
 
-def test_new_tokens_are_taken_and_revoked_ones_lose_their_streams():
+async def test_new_tokens_are_taken_and_revoked_ones_lose_their_streams():
     accounts = Accounts([Account(A, "a"), Account(B, "b", sessions=1)])
 
-    async def test():
-        async with serving(accounts=accounts) as service:
-            async with device(service, **shown(A)) as one, device(
-                service, **shown(A)
-            ) as lost, device(service, **shown(B)) as two:
-                for dev in (one, lost, two):
-                    await dev.greet()
-                assert isinstance(await one.open([1], 20), Opened)
-                await lost.open([1], 20)
-                lost.cut()
-                while not len(service.kept):
-                    await asyncio.sleep(0.005)
-                service.renew([Account(B, "b", sessions=2), Account(C, "c")], None)
-                answer = await one.hear()
-                assert answer.fatal and "not valid any more" in answer.message
-                assert not len(service.kept)
-                assert service.accounts.all[0].streams == 0
-                for stream in (0, 1):  # another limit holds at once
-                    assert isinstance(await two.open([1], 9, stream=stream), Opened)
-            with pytest.raises(InvalidStatus):
-                async with device(service, **shown(A)):
-                    pass
-            async with device(service, **shown(C)) as new:
-                assert isinstance(await new.greet(), Welcome)
-
-    run(test)
+    async with serving(accounts=accounts) as service:
+        async with device(service, **shown(A)) as one, device(
+            service, **shown(A)
+        ) as lost, device(service, **shown(B)) as two:
+            for dev in (one, lost, two):
+                await dev.greet()
+            assert isinstance(await one.open([1], 20), Opened)
+            await lost.open([1], 20)
+            lost.cut()
+            while not len(service.kept):
+                await asyncio.sleep(0.005)
+            service.renew([Account(B, "b", sessions=2), Account(C, "c")], None)
+            answer = await one.hear()
+            assert answer.fatal and "not valid any more" in answer.message
+            assert not len(service.kept)
+            assert service.accounts.all[0].streams == 0
+            for stream in (0, 1):  # another limit holds at once
+                assert isinstance(await two.open([1], 9, stream=stream), Opened)
+        with pytest.raises(InvalidStatus):
+            async with device(service, **shown(A)):
+                pass
+        async with device(service, **shown(C)) as new:
+            assert isinstance(await new.greet(), Welcome)
 
 
 # ---- many at once
@@ -575,42 +534,36 @@ def test_a_thousand_abandoned_streams_leave_nothing_behind():
     asyncio.run(asyncio.wait_for(test(), 240))
 
 
-def test_128_devices_at_once_get_their_own_texts():
+async def test_128_devices_at_once_get_their_own_texts():
     limits = Limits(connections=128, strangers=128, knocks_per_s=1 << 20)
 
-    async def test():
-        backend = ArithmeticBackend(slots=128)
-        async with serving(backend, limits=limits) as service:
+    backend = ArithmeticBackend(slots=128)
+    async with serving(backend, limits=limits) as service:
 
-            async def one(seed):
-                async with device(service) as dev:
-                    await dev.greet()
-                    prompt = [seed % 50, 1 + seed // 50]
-                    text, _ = await dev.generate(prompt, 16, k=4)
-                    assert text == continuation(prompt, 16)
+        async def one(seed):
+            async with device(service) as dev:
+                await dev.greet()
+                prompt = [seed % 50, 1 + seed // 50]
+                text, _ = await dev.generate(prompt, 16, k=4)
+                assert text == continuation(prompt, 16)
 
-            await asyncio.gather(*(one(seed) for seed in range(128)))
-            assert max(map(len, backend.sizes)) > 4  # they share forwards
-            assert service.registry.targets[0].tally.finished == {"length": 128}
-
-    asyncio.run(asyncio.wait_for(test(), 240))
+        await asyncio.gather(*(one(seed) for seed in range(128)))
+        assert max(map(len, backend.sizes)) > 4  # they share forwards
+        assert service.registry.targets[0].tally.finished == {"length": 128}
 
 
 # ---- HTTP fuzzed
 
 
-def test_headers_that_come_twice_are_no_reason_to_fail():
+async def test_headers_that_come_twice_are_no_reason_to_fail():
     """A library that gives one value of a header raises where there are two."""
 
-    async def test():
-        async with serving(accounts=Accounts.of("right")) as service:
-            twice = [("X-Session-Id", "a" * 16), ("X-Session-Id", "b" * 16)]
-            headers = [("Authorization", "Bearer right"), *twice]
-            async with device(service, additional_headers=headers) as dev:
-                assert isinstance(await dev.greet(), Welcome)
-                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
+    async with serving(accounts=Accounts.of("right")) as service:
+        twice = [("X-Session-Id", "a" * 16), ("X-Session-Id", "b" * 16)]
+        headers = [("Authorization", "Bearer right"), *twice]
+        async with device(service, additional_headers=headers) as dev:
+            assert isinstance(await dev.greet(), Welcome)
+            assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
 def hostile_requests(count, seed):
@@ -651,7 +604,7 @@ def hostile_requests(count, seed):
         yield bytes(data)
 
 
-def test_whatever_comes_before_the_upgrade_is_answered_or_ended(caplog):
+async def test_whatever_comes_before_the_upgrade_is_answered_or_ended(caplog):
     async def one(service, data):
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(service))
         writer.write(data)
@@ -666,15 +619,12 @@ def test_whatever_comes_before_the_upgrade_is_answered_or_ended(caplog):
             if status == 200:
                 assert b"draftwire:" not in body or b"Bearer right" in data
 
-    async def test():
-        limits = Limits(knocks_per_s=1 << 20)
-        options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
-        async with serving(limits=limits, **options) as service:
-            for data in hostile_requests(700, seed=5):
-                await one(service, data)
-            async with device(service, **shown("right")) as dev:
-                await dev.greet()
-                assert (await dev.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
+    limits = Limits(knocks_per_s=1 << 20)
+    options = {"accounts": Accounts.of("right"), "trusted": ("127.0.0.1",)}
+    async with serving(limits=limits, **options) as service:
+        for data in hostile_requests(700, seed=5):
+            await one(service, data)
+        async with device(service, **shown("right")) as dev:
+            await dev.greet()
+            assert (await dev.generate([4], 6))[0] == continuation([4], 6)
     assert "Traceback" not in caplog.text and "\x1b" not in caplog.text

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import world
-from verifier_lab import ArithmeticBackend, continuation, device, get, run, serving
+from verifier_lab import ArithmeticBackend, continuation, device, get, serving
 
 from draftwire.errors import DraftwireError
 from draftwire.transport.messages import Block, Commit, Error, Open, Opened
@@ -36,118 +36,103 @@ def read(backend):
     return sum(n for sizes in backend.sizes for _, n, rows in sizes if not rows)
 
 
-def test_the_next_turn_is_named_and_only_the_rest_is_read():
-    async def test():
-        backend = ArithmeticBackend()
-        async with serving(backend) as service, device(service) as dev:
-            await dev.greet(capabilities=("prefix",))
-            text, _ = await dev.generate(PROMPT, 8)
-            whole, before = [*PROMPT, *text], read(backend)
-            answer = await turn(dev, whole, [9, 4])
-            assert isinstance(answer, Opened) and answer.reused >= len(whole) - 1
-            text, _ = await dev.go_on([*whole, 9, 4], [], 0)
-            assert text == continuation([*whole, 9, 4], 8)
-            assert read(backend) - before <= 2
-            # One that sends everything reads no more of it than that.
-            await dev.say(Open((*whole, 9, 4), "greedy", 0.0, 0, 1.0, 0, 8), 3)
-            answer = await dev.hear()
-            assert answer.reused == len(whole) + 1
-            metrics = (await get(service, "/metrics"))[1]
-            assert "draftwire:prefix_cache_hits_total" in metrics
-
-    run(test)
+async def test_the_next_turn_is_named_and_only_the_rest_is_read():
+    backend = ArithmeticBackend()
+    async with serving(backend) as service, device(service) as dev:
+        await dev.greet(capabilities=("prefix",))
+        text, _ = await dev.generate(PROMPT, 8)
+        whole, before = [*PROMPT, *text], read(backend)
+        answer = await turn(dev, whole, [9, 4])
+        assert isinstance(answer, Opened) and answer.reused >= len(whole) - 1
+        text, _ = await dev.go_on([*whole, 9, 4], [], 0)
+        assert text == continuation([*whole, 9, 4], 8)
+        assert read(backend) - before <= 2
+        # One that sends everything reads no more of it than that.
+        await dev.say(Open((*whole, 9, 4), "greedy", 0.0, 0, 1.0, 0, 8), 3)
+        answer = await dev.hear()
+        assert answer.reused == len(whole) + 1
+        metrics = (await get(service, "/metrics"))[1]
+        assert "draftwire:prefix_cache_hits_total" in metrics
 
 
-def test_a_prompt_that_streams_share_at_once_is_read_once():
-    async def test():
-        backend = ArithmeticBackend()
-        accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-        async with serving(backend, accounts=accounts) as service:
-            async with device(service, **shown(A)) as dev:
-                await dev.greet()
-                for number in range(3):
-                    prompt = (*PROMPT, 9, number)
-                    await dev.say(Open(prompt, "greedy", 0.0, 0, 1.0, 0, 8), number)
-                    answer = await dev.hear()
-                    assert answer.reused == (number > 0) * (len(PROMPT) + 1)
-                    await dev.say(Block(0, 0, ()), number)
-                    commit = await dev.hear()
-                    assert (commit.token,) == tuple(continuation(prompt, 1))
-                assert read(backend) <= len(PROMPT) + 1
-                async with device(service, **shown(B)) as other:
-                    await other.greet()
-                    await other.say(Open((*PROMPT, 9), "greedy", 0.0, 0, 1.0, 0, 8))
-                    assert (await other.hear()).reused == 0, "what a stranger has read"
-
-    run(test)
-
-
-def test_what_is_not_there_is_asked_for():
-    async def test():
-        async with serving(limits=Limits(prefixes=1)) as service:
-            async with device(service) as dev:
-                await dev.greet(capabilities=("prefix",))
-                await dev.generate(PROMPT, 8)
-                for context in (PROMPT + [1], PROMPT[1:], [9] * 200):
-                    answer = await turn(dev, context, [3])
-                    assert isinstance(answer, Error) and not answer.fatal
-                    assert answer.code == "prefix"
-                assert isinstance(await turn(dev, PROMPT[:20], [3]), Opened)
-                await dev.generate([2] * 30, 8, stream=1)  # there is room for one text
-                answer = await turn(dev, PROMPT[:20], [3], stream=2)
-                assert answer.code == "prefix"
-        async with serving(limits=Limits(prefixes=0)) as service:
-            async with device(service) as dev:
-                welcome = await dev.greet(capabilities=("prefix",))
-                assert "prefix" not in welcome.capabilities
-                await dev.generate(PROMPT, 8)
-                assert (await turn(dev, PROMPT, [3])).code == "prefix"
-
-    run(test)
-
-
-def test_nobody_else_may_name_a_text():
-    async def test():
-        accounts = Accounts([Account(A, "arm"), Account(B, "b")])
-        async with serving(accounts=accounts) as service:
-            async with device(service, **shown(A)) as one:
-                await one.greet(capabilities=("prefix",))
-                await one.generate(PROMPT, 8)
+async def test_a_prompt_that_streams_share_at_once_is_read_once():
+    backend = ArithmeticBackend()
+    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
+    async with serving(backend, accounts=accounts) as service:
+        async with device(service, **shown(A)) as dev:
+            await dev.greet()
+            for number in range(3):
+                prompt = (*PROMPT, 9, number)
+                await dev.say(Open(prompt, "greedy", 0.0, 0, 1.0, 0, 8), number)
+                answer = await dev.hear()
+                assert answer.reused == (number > 0) * (len(PROMPT) + 1)
+                await dev.say(Block(0, 0, ()), number)
+                commit = await dev.hear()
+                assert (commit.token,) == tuple(continuation(prompt, 1))
+            assert read(backend) <= len(PROMPT) + 1
             async with device(service, **shown(B)) as other:
-                await other.greet(capabilities=("prefix",))
-                assert (await turn(other, PROMPT, [3])).code == "prefix"
-                await other.say(Open((*PROMPT, 3), "greedy", 0.0, 0, 1.0, 0, 8))
-                assert (await other.hear()).reused == 0
-            async with device(service, **shown(A)) as again:
-                await again.greet(capabilities=("prefix",))
-                assert (await turn(again, PROMPT, [3])).reused == len(PROMPT)
-
-    run(test)
+                await other.greet()
+                await other.say(Open((*PROMPT, 9), "greedy", 0.0, 0, 1.0, 0, 8))
+                assert (await other.hear()).reused == 0, "what a stranger has read"
 
 
-def test_a_slot_that_others_need_is_given_up_and_the_ids_stay():
-    async def test():
-        backend = ArithmeticBackend(slots=1)
-        async with serving(backend) as service, device(service) as dev:
+async def test_what_is_not_there_is_asked_for():
+    async with serving(limits=Limits(prefixes=1)) as service:
+        async with device(service) as dev:
             await dev.greet(capabilities=("prefix",))
             await dev.generate(PROMPT, 8)
-            assert service.kept.prefixes.slots(service.registry.all[0]) == 1
-            assert isinstance(await dev.open([2], 4, 1), Opened)
-            assert (
-                service.kept.prefixes.slots(service.registry.all[0]) == 0
-                and len(service.kept.prefixes) == 1
-            )
-            answer = await turn(dev, PROMPT, [3], stream=2)
-            assert (answer.code, answer.fatal) == ("busy", False)
-            await dev.go_on([2], [], 0, stream=1)
-            answer = await turn(dev, PROMPT, [3], stream=2)
-            assert isinstance(answer, Opened) and answer.reused == 0
-            await dev.say(Block(0, 0, ()), 2)
-            commit = await dev.hear()
-            assert isinstance(commit, Commit)
-            assert [commit.token] == continuation([*PROMPT, 3], 1)
+            for context in (PROMPT + [1], PROMPT[1:], [9] * 200):
+                answer = await turn(dev, context, [3])
+                assert isinstance(answer, Error) and not answer.fatal
+                assert answer.code == "prefix"
+            assert isinstance(await turn(dev, PROMPT[:20], [3]), Opened)
+            await dev.generate([2] * 30, 8, stream=1)  # there is room for one text
+            answer = await turn(dev, PROMPT[:20], [3], stream=2)
+            assert answer.code == "prefix"
+    async with serving(limits=Limits(prefixes=0)) as service:
+        async with device(service) as dev:
+            welcome = await dev.greet(capabilities=("prefix",))
+            assert "prefix" not in welcome.capabilities
+            await dev.generate(PROMPT, 8)
+            assert (await turn(dev, PROMPT, [3])).code == "prefix"
 
-    run(test)
+
+async def test_nobody_else_may_name_a_text():
+    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
+    async with serving(accounts=accounts) as service:
+        async with device(service, **shown(A)) as one:
+            await one.greet(capabilities=("prefix",))
+            await one.generate(PROMPT, 8)
+        async with device(service, **shown(B)) as other:
+            await other.greet(capabilities=("prefix",))
+            assert (await turn(other, PROMPT, [3])).code == "prefix"
+            await other.say(Open((*PROMPT, 3), "greedy", 0.0, 0, 1.0, 0, 8))
+            assert (await other.hear()).reused == 0
+        async with device(service, **shown(A)) as again:
+            await again.greet(capabilities=("prefix",))
+            assert (await turn(again, PROMPT, [3])).reused == len(PROMPT)
+
+
+async def test_a_slot_that_others_need_is_given_up_and_the_ids_stay():
+    backend = ArithmeticBackend(slots=1)
+    async with serving(backend) as service, device(service) as dev:
+        await dev.greet(capabilities=("prefix",))
+        await dev.generate(PROMPT, 8)
+        assert service.kept.prefixes.slots(service.registry.all[0]) == 1
+        assert isinstance(await dev.open([2], 4, 1), Opened)
+        assert (
+            service.kept.prefixes.slots(service.registry.all[0]) == 0
+            and len(service.kept.prefixes) == 1
+        )
+        answer = await turn(dev, PROMPT, [3], stream=2)
+        assert (answer.code, answer.fatal) == ("busy", False)
+        await dev.go_on([2], [], 0, stream=1)
+        answer = await turn(dev, PROMPT, [3], stream=2)
+        assert isinstance(answer, Opened) and answer.reused == 0
+        await dev.say(Block(0, 0, ()), 2)
+        commit = await dev.hear()
+        assert isinstance(commit, Commit)
+        assert [commit.token] == continuation([*PROMPT, 3], 1)
 
 
 @pytest.mark.parametrize("more", [1, 5])

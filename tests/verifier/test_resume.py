@@ -13,7 +13,6 @@ from verifier_lab import (
     continuation,
     device,
     get,
-    run,
     serving,
 )
 from websockets.exceptions import ConnectionClosed
@@ -54,344 +53,299 @@ async def lost_after(service, rounds, **options):
 
 @pytest.mark.parametrize("rounds", [0, 1, 3])
 @pytest.mark.parametrize("kept_slot", [True, False])
-def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
-    async def test():
-        backend = ArithmeticBackend(slots=1)
-        async with serving(backend) as service:
-            opened, text, _ = await lost_after(service, rounds)
-            await parked(service)
-            assert (
-                service.kept.slots(service.registry.all[0]) == 1
-                and service.kept.kept_bytes > 0
+async def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
+    backend = ArithmeticBackend(slots=1)
+    async with serving(backend) as service:
+        opened, text, _ = await lost_after(service, rounds)
+        await parked(service)
+        assert (
+            service.kept.slots(service.registry.all[0]) == 1 and service.kept.kept_bytes > 0
+        )
+        if not kept_slot:  # somebody else needs it meanwhile
+            async with device(service) as other:
+                await other.greet()
+                assert (await other.generate([7], 6))[0] == continuation([7], 6)
+                await other.say(Bye())
+            assert service.kept.slots(service.registry.all[0]) == 0
+            await other.socket.wait_closed()
+        read = sum(n for size in backend.sizes for _, n, _ in size)
+        async with device(service) as dev:
+            await dev.greet()
+            resumed = await dev.resume(opened, len(text))
+            ran = len(text) and rounds
+            digest = TextHash((*PROMPT, *text)).digest()
+            assert resumed == Resumed(
+                resumed.epoch, len(text), (), forwards=ran, text_hash=digest
             )
-            if not kept_slot:  # somebody else needs it meanwhile
-                async with device(service) as other:
-                    await other.greet()
-                    assert (await other.generate([7], 6))[0] == continuation([7], 6)
-                    await other.say(Bye())
-                assert service.kept.slots(service.registry.all[0]) == 0
-                await other.socket.wait_closed()
-            read = sum(n for size in backend.sizes for _, n, _ in size)
-            async with device(service) as dev:
-                await dev.greet()
-                resumed = await dev.resume(opened, len(text))
-                ran = len(text) and rounds
-                digest = TextHash((*PROMPT, *text)).digest()
-                assert resumed == Resumed(
-                    resumed.epoch, len(text), (), forwards=ran, text_hash=digest
-                )
-                text, finish = await dev.go_on(PROMPT, text, resumed.epoch)
-                assert (text, finish) == (TEXT, Finish.LENGTH)
-                await dev.say(Bye())
-                while service.kept.knows_any():
-                    await asyncio.sleep(0.005)
-            if kept_slot and rounds:  # the prompt was not read again
-                first = backend.sizes
-                again = sum(n for size in first for _, n, _ in size) - read
-                assert again <= 4 * 40
-            assert len(service.kept) == 0 and service.kept.kept_bytes == 0
-            numbers = (await get(service, "/metrics"))[1]
-            prefix = "draftwire:resumes_total"
-            assert prefix + '{outcome="resumed"} 1' in numbers
-
-    run(test)
+            text, finish = await dev.go_on(PROMPT, text, resumed.epoch)
+            assert (text, finish) == (TEXT, Finish.LENGTH)
+            await dev.say(Bye())
+            while service.kept.knows_any():
+                await asyncio.sleep(0.005)
+        if kept_slot and rounds:  # the prompt was not read again
+            first = backend.sizes
+            again = sum(n for size in first for _, n, _ in size) - read
+            assert again <= 4 * 40
+        assert len(service.kept) == 0 and service.kept.kept_bytes == 0
+        numbers = (await get(service, "/metrics"))[1]
+        prefix = "draftwire:resumes_total"
+        assert prefix + '{outcome="resumed"} 1' in numbers
 
 
-def test_a_commit_that_never_arrived_comes_with_the_resume():
-    async def test():
-        async with serving() as service:
-            async with device(service) as dev:
-                await dev.greet()
-                opened = await dev.open(PROMPT, 40)
-                await dev.say(Block(0, 0, tuple(TEXT[:3])))
-                await dev.hear()  # on its way when the link broke: as if never read
-                dev.cut()
-            await parked(service)
-            async with device(service) as dev:
-                await dev.greet()
-                resumed = await dev.resume(opened, 0)
-                assert resumed.tokens == tuple(TEXT[:4])
-                text, _ = await dev.go_on(PROMPT, list(resumed.tokens), resumed.epoch)
-                assert text == TEXT
-
-    run(test)
+async def test_a_commit_that_never_arrived_comes_with_the_resume():
+    async with serving() as service:
+        async with device(service) as dev:
+            await dev.greet()
+            opened = await dev.open(PROMPT, 40)
+            await dev.say(Block(0, 0, tuple(TEXT[:3])))
+            await dev.hear()  # on its way when the link broke: as if never read
+            dev.cut()
+        await parked(service)
+        async with device(service) as dev:
+            await dev.greet()
+            resumed = await dev.resume(opened, 0)
+            assert resumed.tokens == tuple(TEXT[:4])
+            text, _ = await dev.go_on(PROMPT, list(resumed.tokens), resumed.epoch)
+            assert text == TEXT
 
 
 @pytest.mark.parametrize("again", [1, 3])
-def test_a_finish_that_never_arrived_comes_with_the_resume(again):
-    async def test():
-        backend = ArithmeticBackend(slots=1)
-        async with serving(backend) as service:
+async def test_a_finish_that_never_arrived_comes_with_the_resume(again):
+    backend = ArithmeticBackend(slots=1)
+    async with serving(backend) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            opened = await dev.open(PROMPT, 4)
+            await dev.say(Block(0, 0, tuple(TEXT[:3])))
+            assert (await dev.hear()).finish is Finish.LENGTH
+            dev.cut()
+        await parked(service)
+        for left in reversed(
+            range(again)
+        ):  # and once more, when that answer is lost as well
             async with device(service) as dev:
                 await dev.greet()
-                opened = await dev.open(PROMPT, 4)
-                await dev.say(Block(0, 0, tuple(TEXT[:3])))
-                assert (await dev.hear()).finish is Finish.LENGTH
+                resumed = await dev.resume(opened, 2)
+                assert resumed.tokens == tuple(TEXT[2:4])
+                assert resumed.finish is Finish.LENGTH
+                if left == 0:  # its number is used again: its end was seen
+                    text, _ = await dev.generate([9], 5)
+                    assert text == continuation([9], 5)
                 dev.cut()
             await parked(service)
-            for left in reversed(
-                range(again)
-            ):  # and once more, when that answer is lost as well
+        async with device(service) as dev:
+            await dev.greet()
+            assert (await dev.resume(opened, 2)).code == "stream"
+
+
+async def test_work_in_the_model_when_the_link_breaks_is_not_lost_for_others():
+    backend = ArithmeticBackend(slots=2)
+    backend.gate = threading.Event()
+    async with serving(backend) as service:
+        async with device(service) as dev:
+            await dev.greet()
+            opened = await dev.open(PROMPT, 40)
+            await dev.say(Block(0, 0, tuple(TEXT[:3])))
+            await asyncio.sleep(0.05)  # its prompt is in the model now
+            dev.cut()
+        await parked(service)
+        async with device(service) as dev:
+            await dev.greet()
+            resumed = await dev.resume(opened, 0)
+            assert resumed.tokens == ()
+            backend.gate.set()
+            text, _ = await dev.go_on(PROMPT, [], resumed.epoch)
+            assert text == TEXT
+
+
+async def test_a_half_open_connection_is_taken_over():
+    async with serving(ArithmeticBackend(slots=1)) as service:
+        async with device(service) as old, device(service) as new:
+            await old.greet()
+            await new.greet()
+            opened = await old.open(PROMPT, 40)
+            text, _ = await old.go_on(PROMPT, [], 0, rounds=2)
+            resumed = await new.resume(opened, len(text))
+            assert isinstance(resumed, Resumed)
+            with pytest.raises(ConnectionClosed):
+                await old.say(Block(0, len(text), (1,)))
+                await old.hear()
+            text, _ = await new.go_on(PROMPT, text, resumed.epoch)
+            assert text == TEXT
+
+
+async def test_many_takeovers_at_once_leave_one_holder():
+    async with serving(ArithmeticBackend(slots=1)) as service:
+        async with device(service) as first:
+            await first.greet()
+            opened = await first.open(PROMPT, 40)
+
+            async def one():
                 async with device(service) as dev:
                     await dev.greet()
-                    resumed = await dev.resume(opened, 2)
-                    assert resumed.tokens == tuple(TEXT[2:4])
-                    assert resumed.finish is Finish.LENGTH
-                    if left == 0:  # its number is used again: its end was seen
-                        text, _ = await dev.generate([9], 5)
-                        assert text == continuation([9], 5)
-                    dev.cut()
-                await parked(service)
-            async with device(service) as dev:
-                await dev.greet()
-                assert (await dev.resume(opened, 2)).code == "stream"
+                    try:
+                        resumed = await dev.resume(opened, 0)
+                        text, _ = await dev.go_on(
+                            PROMPT, list(resumed.tokens), resumed.epoch
+                        )
+                    except ConnectionClosed:
+                        return None
+                    return text
 
-    run(test)
+            found = await asyncio.gather(*(one() for _ in range(5)))
+        assert [text for text in found if text is not None] == [TEXT]
 
 
-def test_work_in_the_model_when_the_link_breaks_is_not_lost_for_others():
-    async def test():
-        backend = ArithmeticBackend(slots=2)
-        backend.gate = threading.Event()
-        async with serving(backend) as service:
-            async with device(service) as dev:
-                await dev.greet()
-                opened = await dev.open(PROMPT, 40)
-                await dev.say(Block(0, 0, tuple(TEXT[:3])))
-                await asyncio.sleep(0.05)  # its prompt is in the model now
-                dev.cut()
-            await parked(service)
-            async with device(service) as dev:
-                await dev.greet()
-                resumed = await dev.resume(opened, 0)
-                assert resumed.tokens == ()
-                backend.gate.set()
-                text, _ = await dev.go_on(PROMPT, [], resumed.epoch)
-                assert text == TEXT
-
-    run(test)
+async def test_a_stranger_gets_nothing_and_the_owner_everything():
+    async with serving() as service:
+        opened, text, _ = await lost_after(service, 1)
+        await parked(service)
+        async with device(service) as dev:
+            await dev.greet()
+            for session, secret in (
+                (opened.id, b"\0" * 16),
+                (b"\0" * 8, opened.secret),
+                (opened.id, opened.secret[:-1] + b"\0"),
+            ):
+                answer = await dev.resume(Opened(session, secret), 0)
+                assert isinstance(answer, Error)
+                assert (answer.code, answer.fatal) == ("stream", False)
+                assert answer.hint
+            # the connection stays usable, and the stream too
+            resumed = await dev.resume(opened, len(text))
+            assert (await dev.go_on(PROMPT, text, resumed.epoch))[0] == TEXT
 
 
-def test_a_half_open_connection_is_taken_over():
-    async def test():
-        async with serving(ArithmeticBackend(slots=1)) as service:
-            async with device(service) as old, device(service) as new:
-                await old.greet()
-                await new.greet()
-                opened = await old.open(PROMPT, 40)
-                text, _ = await old.go_on(PROMPT, [], 0, rounds=2)
-                resumed = await new.resume(opened, len(text))
-                assert isinstance(resumed, Resumed)
-                with pytest.raises(ConnectionClosed):
-                    await old.say(Block(0, len(text), (1,)))
-                    await old.hear()
-                text, _ = await new.go_on(PROMPT, text, resumed.epoch)
-                assert text == TEXT
-
-    run(test)
-
-
-def test_many_takeovers_at_once_leave_one_holder():
-    async def test():
-        async with serving(ArithmeticBackend(slots=1)) as service:
-            async with device(service) as first:
-                await first.greet()
-                opened = await first.open(PROMPT, 40)
-
-                async def one():
-                    async with device(service) as dev:
-                        await dev.greet()
-                        try:
-                            resumed = await dev.resume(opened, 0)
-                            text, _ = await dev.go_on(
-                                PROMPT, list(resumed.tokens), resumed.epoch
-                            )
-                        except ConnectionClosed:
-                            return None
-                        return text
-
-                found = await asyncio.gather(*(one() for _ in range(5)))
-            assert [text for text in found if text is not None] == [TEXT]
-
-    run(test)
-
-
-def test_a_stranger_gets_nothing_and_the_owner_everything():
-    async def test():
-        async with serving() as service:
-            opened, text, _ = await lost_after(service, 1)
-            await parked(service)
-            async with device(service) as dev:
-                await dev.greet()
-                for session, secret in (
-                    (opened.id, b"\0" * 16),
-                    (b"\0" * 8, opened.secret),
-                    (opened.id, opened.secret[:-1] + b"\0"),
-                ):
-                    answer = await dev.resume(Opened(session, secret), 0)
-                    assert isinstance(answer, Error)
-                    assert (answer.code, answer.fatal) == ("stream", False)
-                    assert answer.hint
-                # the connection stays usable, and the stream too
-                resumed = await dev.resume(opened, len(text))
-                assert (await dev.go_on(PROMPT, text, resumed.epoch))[0] == TEXT
-
-    run(test)
-
-
-def test_another_target_account_or_vocabulary_does_not_get_it():
+async def test_another_target_account_or_vocabulary_does_not_get_it():
     accounts = Accounts([Account("a" * 20, "a"), Account("b" * 20, "b")])
     shown = [{"Authorization": f"Bearer {word * 20}"} for word in "ab"]
 
-    async def test():
-        backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
-        async with serving(*backends, accounts=accounts) as service:
-            opened, text, _ = await lost_after(service, 1, additional_headers=shown[0])
-            await parked(service)
-            for headers, changes in (
-                (shown[0], {"target": "v1"}),
-                (shown[1], {"target": "v2"}),
-                (shown[0], {"target": "v2", "vocab_size": 45}),
-            ):
-                async with device(service, additional_headers=headers) as dev:
-                    await dev.greet(**changes)
-                    answer = await dev.resume(opened, len(text))
-                    assert answer.code == "stream", changes
-            async with device(service, additional_headers=shown[0]) as dev:
-                await dev.greet()
-                assert isinstance(await dev.resume(opened, len(text)), Resumed)
-
-    run(test)
+    backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+    async with serving(*backends, accounts=accounts) as service:
+        opened, text, _ = await lost_after(service, 1, additional_headers=shown[0])
+        await parked(service)
+        for headers, changes in (
+            (shown[0], {"target": "v1"}),
+            (shown[1], {"target": "v2"}),
+            (shown[0], {"target": "v2", "vocab_size": 45}),
+        ):
+            async with device(service, additional_headers=headers) as dev:
+                await dev.greet(**changes)
+                answer = await dev.resume(opened, len(text))
+                assert answer.code == "stream", changes
+        async with device(service, additional_headers=shown[0]) as dev:
+            await dev.greet()
+            assert isinstance(await dev.resume(opened, len(text)), Resumed)
 
 
-def test_it_waits_so_long_and_no_longer():
-    async def test():
-        async with serving(limits=Limits(resume_s=0.2)) as service:
-            opened, _, _ = await lost_after(service, 1)
-            await parked(service)
-            await parked(service, 0)
-            async with device(service) as dev:
-                await dev.greet()
-                assert (await dev.resume(opened, 0)).code == "stream"
-            assert service.kept.expired == 1
-
-    run(test)
+async def test_it_waits_so_long_and_no_longer():
+    async with serving(limits=Limits(resume_s=0.2)) as service:
+        opened, _, _ = await lost_after(service, 1)
+        await parked(service)
+        await parked(service, 0)
+        async with device(service) as dev:
+            await dev.greet()
+            assert (await dev.resume(opened, 0)).code == "stream"
+        assert service.kept.expired == 1
 
 
-def test_a_device_that_claims_more_than_there_is_opens_anew():
-    async def test():
-        async with serving() as service:
-            opened, text, _ = await lost_after(service, 1)
-            await parked(service)
-            async with device(service) as dev:
-                await dev.greet()
-                answer = await dev.resume(opened, len(text) + 1)
-                assert (answer.code, answer.fatal) == ("stream", False)
-                assert (await dev.generate(PROMPT, 40))[0] == TEXT
-
-    run(test)
+async def test_a_device_that_claims_more_than_there_is_opens_anew():
+    async with serving() as service:
+        opened, text, _ = await lost_after(service, 1)
+        await parked(service)
+        async with device(service) as dev:
+            await dev.greet()
+            answer = await dev.resume(opened, len(text) + 1)
+            assert (answer.code, answer.fatal) == ("stream", False)
+            assert (await dev.generate(PROMPT, 40))[0] == TEXT
 
 
-def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
-    async def test():
-        async with serving() as service:
-            async with device(service) as dev:
-                await dev.greet()
-                await dev.open(PROMPT, 40)
-                await dev.say(Bye("cancelled"))
-            async with device(service) as dev:
-                await dev.greet()
-                await dev.open(PROMPT, 40)
-                await dev.say(Block(0, 30, (1,)))  # a gap
-                assert (await dev.hear()).code == "protocol"
-            async with device(service) as dev:
-                assert (await dev.greet(capabilities=())).capabilities == ()
-                assert await dev.open(PROMPT, 40) == Opened()
-                dev.cut()
+async def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():
+    async with serving() as service:
+        async with device(service) as dev:
+            await dev.greet()
+            await dev.open(PROMPT, 40)
+            await dev.say(Bye("cancelled"))
+        async with device(service) as dev:
+            await dev.greet()
+            await dev.open(PROMPT, 40)
+            await dev.say(Block(0, 30, (1,)))  # a gap
+            assert (await dev.hear()).code == "protocol"
+        async with device(service) as dev:
+            assert (await dev.greet(capabilities=())).capabilities == ()
+            assert await dev.open(PROMPT, 40) == Opened()
+            dev.cut()
+        while service.connections:
+            await asyncio.sleep(0.005)
+        assert len(service.kept) == 0 and not service.kept.knows_any()
+        service.registry.targets[0].backend.table.allocate()
+    async with serving(limits=Limits(resume_s=0)) as service:
+        async with device(service) as dev:
+            assert (await dev.greet()).capabilities == ()
+
+
+async def test_what_is_kept_is_bounded_and_the_greediest_loses_first():
+    accounts = Accounts([Account("a" * 20, "a"), Account("b" * 20, "b")])
+    shown = [{"Authorization": f"Bearer {word * 20}"} for word in "ab"]
+
+    limits = Limits(parked=3)
+    backend = ArithmeticBackend(slots=2)
+    async with serving(backend, limits=limits, accounts=accounts) as service:
+        one = await lost_after(service, 1, additional_headers=shown[0])
+        await parked(service)
+        greedy = []
+        for _ in range(5):
+            greedy.append(await lost_after(service, 1, additional_headers=shown[1]))
             while service.connections:
                 await asyncio.sleep(0.005)
-            assert len(service.kept) == 0 and not service.kept.knows_any()
-            service.registry.targets[0].backend.table.allocate()
-        async with serving(limits=Limits(resume_s=0)) as service:
-            async with device(service) as dev:
-                assert (await dev.greet()).capabilities == ()
-
-    run(test)
-
-
-def test_what_is_kept_is_bounded_and_the_greediest_loses_first():
-    accounts = Accounts([Account("a" * 20, "a"), Account("b" * 20, "b")])
-    shown = [{"Authorization": f"Bearer {word * 20}"} for word in "ab"]
-
-    async def test():
-        limits = Limits(parked=3)
-        backend = ArithmeticBackend(slots=2)
-        async with serving(backend, limits=limits, accounts=accounts) as service:
-            one = await lost_after(service, 1, additional_headers=shown[0])
-            await parked(service)
-            greedy = []
-            for _ in range(5):
-                greedy.append(await lost_after(service, 1, additional_headers=shown[1]))
-                while service.connections:
-                    await asyncio.sleep(0.005)
-            assert len(service.kept) == 3 and service.kept.evicted == 3
-            assert service.kept.slots(service.registry.all[0]) <= 2
-            for headers, (opened, text, _), lives in (
-                (shown[0], one, True),
-                (shown[1], greedy[-1], True),
-                (shown[1], greedy[0], False),
-            ):
-                async with device(service, additional_headers=headers) as dev:
-                    await dev.greet()
-                    answer = await dev.resume(opened, len(text))
-                    assert isinstance(answer, Resumed) is lives
-        async with serving(limits=Limits(parked_bytes=5000)) as service:
-            for _ in range(3):
-                await lost_after(service, 1)
-                while service.connections:
-                    await asyncio.sleep(0.005)
-            assert len(service.kept) == 1 and service.kept.kept_bytes <= 5000
-
-    run(test)
-
-
-def test_no_free_slot_is_busy_and_the_stream_waits_on():
-    async def test():
-        async with serving(ArithmeticBackend(slots=1)) as service:
-            opened, text, _ = await lost_after(service, 1)
-            await parked(service)
-            async with device(service) as other, device(service) as dev:
-                await other.greet()
-                await other.open([7], 9)  # takes the kept slot
+        assert len(service.kept) == 3 and service.kept.evicted == 3
+        assert service.kept.slots(service.registry.all[0]) <= 2
+        for headers, (opened, text, _), lives in (
+            (shown[0], one, True),
+            (shown[1], greedy[-1], True),
+            (shown[1], greedy[0], False),
+        ):
+            async with device(service, additional_headers=headers) as dev:
                 await dev.greet()
-                resumed = await dev.resume(opened, len(text))
-                assert (resumed.code, resumed.fatal) == ("busy", False)
-                await other.say(Bye())
-                while not isinstance(
-                    resumed := await dev.resume(opened, len(text)), Resumed
-                ):
-                    await asyncio.sleep(0.01)
-                assert (await dev.go_on(PROMPT, text, resumed.epoch))[0] == TEXT
-
-    run(test)
+                answer = await dev.resume(opened, len(text))
+                assert isinstance(answer, Resumed) is lives
+    async with serving(limits=Limits(parked_bytes=5000)) as service:
+        for _ in range(3):
+            await lost_after(service, 1)
+            while service.connections:
+                await asyncio.sleep(0.005)
+        assert len(service.kept) == 1 and service.kept.kept_bytes <= 5000
 
 
-def test_a_retired_target_takes_its_waiting_streams_along():
-    async def test():
-        async with serving() as service:
-            opened, _, _ = await lost_after(service, 1)
-            await parked(service)
-            service.registry.add(ArithmeticBackend("v2"))
-            service.registry.retire(service.registry.targets[0])
-            await parked(service, 0)
-            async with device(service) as dev:
-                await dev.greet()
-                assert (await dev.resume(opened, 0)).code == "stream"
+async def test_no_free_slot_is_busy_and_the_stream_waits_on():
+    async with serving(ArithmeticBackend(slots=1)) as service:
+        opened, text, _ = await lost_after(service, 1)
+        await parked(service)
+        async with device(service) as other, device(service) as dev:
+            await other.greet()
+            await other.open([7], 9)  # takes the kept slot
+            await dev.greet()
+            resumed = await dev.resume(opened, len(text))
+            assert (resumed.code, resumed.fatal) == ("busy", False)
+            await other.say(Bye())
+            while not isinstance(resumed := await dev.resume(opened, len(text)), Resumed):
+                await asyncio.sleep(0.01)
+            assert (await dev.go_on(PROMPT, text, resumed.epoch))[0] == TEXT
 
-    run(test)
+
+async def test_a_retired_target_takes_its_waiting_streams_along():
+    async with serving() as service:
+        opened, _, _ = await lost_after(service, 1)
+        await parked(service)
+        service.registry.add(ArithmeticBackend("v2"))
+        service.registry.retire(service.registry.targets[0])
+        await parked(service, 0)
+        async with device(service) as dev:
+            await dev.greet()
+            assert (await dev.resume(opened, 0)).code == "stream"
 
 
-def test_on_a_real_model_with_links_that_keep_breaking():
+async def test_on_a_real_model_with_links_that_keep_breaking():
     pytest.importorskip("onnxruntime")
     from draftwire.verifier.backends.base import SlotInput
     from draftwire.verifier.backends.onnx_target import OnnxTarget
@@ -412,36 +366,33 @@ def test_on_a_real_model_with_links_that_keep_breaking():
         "vocab_size": target.vocab_size,
     }
 
-    async def test():
-        async with serving(target) as service:
-            opened, text, drops = None, [], 0
-            while len(text) < 30:
-                async with device(service) as dev:
-                    await dev.greet(**hello)
-                    if opened is None:
-                        opened, epoch = await dev.open(prompt, 30), 0
-                    else:
-                        resumed = await dev.resume(opened, len(text))
-                        assert isinstance(resumed, Resumed)
-                        text += resumed.tokens
-                        epoch = resumed.epoch
-                        if resumed.finish:
-                            break
-                    for _ in range(int(rng.integers(1, 4))):
-                        guess = wanted[len(text) : len(text) + 3]
-                        if guess and rng.random() < 0.5:
-                            guess[-1] = (guess[-1] + 1) % target.vocab_size
-                        await dev.say(Block(epoch, len(text), tuple(guess)))
-                        if rng.random() < 0.4:
-                            break  # the verdict is lost with the link
-                        commit = await dev.hear()
-                        assert isinstance(commit, Commit)
-                        text += [*guess[: commit.accepted], commit.token]
-                        epoch += commit.accepted < len(guess)
-                        if commit.finish:
-                            break
-                    dev.cut()
-                    drops += 1
-            assert text == wanted and drops > 4
-
-    run(test)
+    async with serving(target) as service:
+        opened, text, drops = None, [], 0
+        while len(text) < 30:
+            async with device(service) as dev:
+                await dev.greet(**hello)
+                if opened is None:
+                    opened, epoch = await dev.open(prompt, 30), 0
+                else:
+                    resumed = await dev.resume(opened, len(text))
+                    assert isinstance(resumed, Resumed)
+                    text += resumed.tokens
+                    epoch = resumed.epoch
+                    if resumed.finish:
+                        break
+                for _ in range(int(rng.integers(1, 4))):
+                    guess = wanted[len(text) : len(text) + 3]
+                    if guess and rng.random() < 0.5:
+                        guess[-1] = (guess[-1] + 1) % target.vocab_size
+                    await dev.say(Block(epoch, len(text), tuple(guess)))
+                    if rng.random() < 0.4:
+                        break  # the verdict is lost with the link
+                    commit = await dev.hear()
+                    assert isinstance(commit, Commit)
+                    text += [*guess[: commit.accepted], commit.token]
+                    epoch += commit.accepted < len(guess)
+                    if commit.finish:
+                        break
+                dev.cut()
+                drops += 1
+        assert text == wanted and drops > 4

@@ -276,7 +276,7 @@ def test_exits_speak_at_their_time_and_a_forward_nobody_wants_is_broken_off():
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit()])
-def test_on_a_thread_it_is_the_same_scheduler(error):
+async def test_on_a_thread_it_is_the_same_scheduler(error):
     backend = FakeBackend()
     backend.poison, backend.error = 13, error
     gate = threading.Event()
@@ -289,41 +289,35 @@ def test_on_a_thread_it_is_the_same_scheduler(error):
 
     backend.forward = forward
 
-    async def test():
-        scheduler = live(backend)
-        slots = [backend.allocate() for _ in range(3)]
-        first = ask(scheduler, block(slots[0], 0, [1]))
-        while not threads:
-            await asyncio.sleep(0)
-        good, bad = (
-            ask(scheduler, block(slots[1], 0, [5])),
-            ask(scheduler, block(slots[2], 0, [13])),
-        )
-        assert backend.batches == []
-        gate.set()
-        assert (await first).rows[0, 0] == 1 and (await good).rows[0, 0] == 5
-        with pytest.raises(ModelError, match=type(error).__name__):
-            await bad
-        assert [len(batch) for batch in backend.batches] == [1, 2, 1, 1]
-        scheduler.close()
-        with pytest.raises(RefusedError, match="shutting down"):
-            await ask(scheduler, block(slots[0], 1, [4]))
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+    scheduler = live(backend)
+    slots = [backend.allocate() for _ in range(3)]
+    first = ask(scheduler, block(slots[0], 0, [1]))
+    while not threads:
+        await asyncio.sleep(0)
+    good, bad = (
+        ask(scheduler, block(slots[1], 0, [5])),
+        ask(scheduler, block(slots[2], 0, [13])),
+    )
+    assert backend.batches == []
+    gate.set()
+    assert (await first).rows[0, 0] == 1 and (await good).rows[0, 0] == 5
+    with pytest.raises(ModelError, match=type(error).__name__):
+        await bad
+    assert [len(batch) for batch in backend.batches] == [1, 2, 1, 1]
+    scheduler.close()
+    with pytest.raises(RefusedError, match="shutting down"):
+        await ask(scheduler, block(slots[0], 1, [4]))
     assert all("draftwire-target" in name for name in threads)
 
 
-def test_large_judgements_run_beside_the_loop_and_small_ones_in_place():
-    async def test():
-        executor = live(FakeBackend()).executor
-        found = asyncio.Queue()
-        for size in (10, 10**6):
-            executor.judge(threading.current_thread, size, found.put_nowait)
-        here = threading.current_thread()
-        assert found.get_nowait() is here
-        assert await found.get() is not here
-        executor.judge(lambda: 1 // 0, 10**6, found.put_nowait)
-        assert isinstance(await found.get(), ZeroDivisionError)
-        executor.close()
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+async def test_large_judgements_run_beside_the_loop_and_small_ones_in_place():
+    executor = live(FakeBackend()).executor
+    found = asyncio.Queue()
+    for size in (10, 10**6):
+        executor.judge(threading.current_thread, size, found.put_nowait)
+    here = threading.current_thread()
+    assert found.get_nowait() is here
+    assert await found.get() is not here
+    executor.judge(lambda: 1 // 0, 10**6, found.put_nowait)
+    assert isinstance(await found.get(), ZeroDivisionError)
+    executor.close()

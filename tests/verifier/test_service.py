@@ -16,7 +16,6 @@ from verifier_lab import (
     device,
     get,
     next_token,
-    run,
     serving,
 )
 from websockets.asyncio.client import connect
@@ -40,90 +39,79 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.service import VerifierService
 
 
-def test_several_devices_get_the_targets_own_text():
-    async def test():
-        async with serving() as service:
+async def test_several_devices_get_the_targets_own_text():
+    async with serving() as service:
 
-            async def one(seed):
-                prompt = [seed, 1, 2 + seed]
-                async with device(service) as dev:
-                    welcome = await dev.greet()
-                    assert welcome.capabilities == ("resume",)
-                    assert welcome.compatibility == "family"
-                    assert welcome.target_version == "v1"
-                    text, finish = await dev.generate(prompt, 40, k=1 + seed)
-                    assert text == continuation(prompt, 40)
-                    assert finish is Finish.LENGTH
-                    # the connection serves a second stream
-                    text, _ = await dev.generate([9], 10, stream=2)
-                    assert text == continuation([9], 10)
+        async def one(seed):
+            prompt = [seed, 1, 2 + seed]
+            async with device(service) as dev:
+                welcome = await dev.greet()
+                assert welcome.capabilities == ("resume",)
+                assert welcome.compatibility == "family"
+                assert welcome.target_version == "v1"
+                text, finish = await dev.generate(prompt, 40, k=1 + seed)
+                assert text == continuation(prompt, 40)
+                assert finish is Finish.LENGTH
+                # the connection serves a second stream
+                text, _ = await dev.generate([9], 10, stream=2)
+                assert text == continuation([9], 10)
 
-            await asyncio.gather(*(one(seed) for seed in range(4)))
-            status, page = await get(service, "/metrics")
-            assert status == 200
-            numbers = dict(
-                line.rsplit(" ", 1)
-                for line in page.splitlines()
-                if not line.startswith("#")
-            )
-            tags = '{model_name="sum",model_version="v1"}'
+        await asyncio.gather(*(one(seed) for seed in range(4)))
+        status, page = await get(service, "/metrics")
+        assert status == 200
+        numbers = dict(
+            line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")
+        )
+        tags = '{model_name="sum",model_version="v1"}'
 
-            def count(name):
-                return float(numbers[f"draftwire:{name}{tags}"])
+        def count(name):
+            return float(numbers[f"draftwire:{name}{tags}"])
 
-            drafted = count("spec_decode_num_draft_tokens_total")
-            accepted = count("spec_decode_num_accepted_tokens_total")
-            assert 0 < accepted < drafted
-            assert count("generation_tokens_total") == 200
-            assert count("near_ties_total") == count("logit_error") == 0
-            assert int(numbers["draftwire:streams_total"]) == 8
-            verify = count("spec_decode_verify_time_seconds_count")
-            assert verify == count("spec_decode_queue_time_seconds_count") > 0
-
-    run(test)
+        drafted = count("spec_decode_num_draft_tokens_total")
+        accepted = count("spec_decode_num_accepted_tokens_total")
+        assert 0 < accepted < drafted
+        assert count("generation_tokens_total") == 200
+        assert count("near_ties_total") == count("logit_error") == 0
+        assert int(numbers["draftwire:streams_total"]) == 8
+        verify = count("spec_decode_verify_time_seconds_count")
+        assert verify == count("spec_decode_queue_time_seconds_count") > 0
 
 
-def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
-    async def test():
-        async with serving(accounts=Accounts.of("right")) as service:
-            for headers in (
-                {},
-                {"Authorization": "Bearer wrong"},
-                {"Authorization": "Basic right"},
-                {"Authorization": "Bearer"},
-            ):
-                with pytest.raises(InvalidStatus) as caught:
-                    async with device(service, additional_headers=headers):
-                        pass
-                assert caught.value.response.status_code == 401
-                assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
-            assert (await get(service, "/metrics"))[0] == 401
-            right = {"Authorization": "Bearer right"}
-            assert (await get(service, "/metrics", **right))[0] == 200
-            async with device(service, additional_headers=right) as dev:
-                assert isinstance(await dev.greet(), Welcome)
-
-    run(test)
+async def test_a_missing_or_wrong_token_is_401_before_the_upgrade():
+    async with serving(accounts=Accounts.of("right")) as service:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic right"},
+            {"Authorization": "Bearer"},
+        ):
+            with pytest.raises(InvalidStatus) as caught:
+                async with device(service, additional_headers=headers):
+                    pass
+            assert caught.value.response.status_code == 401
+            assert caught.value.response.headers["WWW-Authenticate"] == "Bearer"
+        assert (await get(service, "/metrics"))[0] == 401
+        right = {"Authorization": "Bearer right"}
+        assert (await get(service, "/metrics", **right))[0] == 200
+        async with device(service, additional_headers=right) as dev:
+            assert isinstance(await dev.greet(), Welcome)
 
 
-def test_health_names_the_targets():
-    async def test():
-        backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
-        backends[1].numerics = "close"
-        async with serving(*backends, accounts=Accounts.of("secret")) as service:
-            assert await get(service, "/healthz") == (200, '{"status": "ok"}\n')
-            right = {"Authorization": "Bearer secret"}
-            status, body = await get(service, "/healthz", **right)
-            assert status == 200
-            health = json.loads(body)
-            assert (health["status"], health["draftwire"]) == ("ok", draftwire.__version__)
-            assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
-            assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
-            assert health["targets"][1]["near_ties"] == 0
-            assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
-            assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
-
-    run(test)
+async def test_health_names_the_targets():
+    backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+    backends[1].numerics = "close"
+    async with serving(*backends, accounts=Accounts.of("secret")) as service:
+        assert await get(service, "/healthz") == (200, '{"status": "ok"}\n')
+        right = {"Authorization": "Bearer secret"}
+        status, body = await get(service, "/healthz", **right)
+        assert status == 200
+        health = json.loads(body)
+        assert (health["status"], health["draftwire"]) == ("ok", draftwire.__version__)
+        assert [t["version"] for t in health["targets"]] == ["v1", "v2"]
+        assert [t["numerics"] for t in health["targets"]] == ["exact", "close"]
+        assert health["targets"][1]["near_ties"] == 0
+        assert (await get(service, "/", Authorization="Bearer secret"))[0] >= 400
+        assert (await get(service, "/x", Authorization="Bearer secret"))[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -131,22 +119,19 @@ def test_health_names_the_targets():
     [b"", b"\x00", b"\xff" * 40, b"\x05\x00", b"\x01\x02\xff", "text", bytes(range(99))],
 )
 @pytest.mark.parametrize("greeted", [False, True])
-def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
-    async def test():
-        async with serving() as service:
-            async with device(service) as dev:
-                if greeted:
-                    await dev.greet()
-                await dev.socket.send(frame)
-                answer = await dev.hear()
-                assert isinstance(answer, Error) and answer.fatal
-                assert answer.code == "protocol"
-                await closed(dev, 1002)
-            async with device(service) as dev:
+async def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
+    async with serving() as service:
+        async with device(service) as dev:
+            if greeted:
                 await dev.greet()
-                assert (await dev.generate([5], 8))[0] == continuation([5], 8)
-
-    run(test)
+            await dev.socket.send(frame)
+            answer = await dev.hear()
+            assert isinstance(answer, Error) and answer.fatal
+            assert answer.code == "protocol"
+            await closed(dev, 1002)
+        async with device(service) as dev:
+            await dev.greet()
+            assert (await dev.generate([5], 8))[0] == continuation([5], 8)
 
 
 @pytest.mark.parametrize(
@@ -156,59 +141,47 @@ def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
         ({"target": "v9"}, "target", ["'v9'", "sum v1, sum v2"]),
     ],
 )
-def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
-    async def test():
-        backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
-        if code == "tokenizer":
-            backends = backends[:1]
-        async with serving(*backends) as service, device(service) as dev:
-            answer = await dev.greet(**changes)
-            assert isinstance(answer, Error) and answer.fatal
-            assert answer.code == code and answer.hint
-            for word in words:
-                assert word in answer.message
-            await closed(dev, 1008)
-
-    run(test)
+async def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
+    backends = ArithmeticBackend("v1"), ArithmeticBackend("v2")
+    if code == "tokenizer":
+        backends = backends[:1]
+    async with serving(*backends) as service, device(service) as dev:
+        answer = await dev.greet(**changes)
+        assert isinstance(answer, Error) and answer.fatal
+        assert answer.code == code and answer.hint
+        for word in words:
+            assert word in answer.message
+        await closed(dev, 1008)
 
 
-def test_another_backbone_works_and_says_that_the_draft_ages():
-    async def test():
-        async with serving() as service, device(service) as dev:
-            welcome = await dev.greet(backbone=b"\x02" * 32, vocab_size=40)
-            assert welcome.compatibility == "tokenizer"
-            assert welcome.vocab_size == 40
-            assert welcome.eos_ids == ()
-
-    run(test)
+async def test_another_backbone_works_and_says_that_the_draft_ages():
+    async with serving() as service, device(service) as dev:
+        welcome = await dev.greet(backbone=b"\x02" * 32, vocab_size=40)
+        assert welcome.compatibility == "tokenizer"
+        assert welcome.vocab_size == 40
+        assert welcome.eos_ids == ()
 
 
 @pytest.mark.parametrize("path", ["/models/verifier", "/?key=1", "//%20/.", "/healthzz"])
-def test_any_path_and_query_is_served(path):
-    async def test():
-        async with serving() as service:
-            url = service.url + path
-            async with connect(url, subprotocols=[SUBPROTOCOL], compression=None) as socket:
-                dev = Device(socket)
-                await dev.greet()
-                assert (await dev.generate([1, 2], 6))[0] == continuation([1, 2], 6)
-            status, body = await get(service, "/models/verifier/healthz?x=1")
-            assert status == 200 and json.loads(body)["status"] == "ok"
-            assert (await get(service, "/models/metrics"))[0] == 200
-
-    run(test)
+async def test_any_path_and_query_is_served(path):
+    async with serving() as service:
+        url = service.url + path
+        async with connect(url, subprotocols=[SUBPROTOCOL], compression=None) as socket:
+            dev = Device(socket)
+            await dev.greet()
+            assert (await dev.generate([1, 2], 6))[0] == continuation([1, 2], 6)
+        status, body = await get(service, "/models/verifier/healthz?x=1")
+        assert status == 200 and json.loads(body)["status"] == "ok"
+        assert (await get(service, "/models/metrics"))[0] == 200
 
 
-def test_what_a_proxy_has_left_out_is_said_in_words():
-    async def test():
-        async with serving() as service:
-            status, body = await get(service, "/x")
-            assert status == 400 and "pass Upgrade and Connection" in body
-            headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
-            status, body = await get(service, "/x", **headers)
-            assert status == 400 and "pass Sec-WebSocket-Protocol" in body
-
-    run(test)
+async def test_what_a_proxy_has_left_out_is_said_in_words():
+    async with serving() as service:
+        status, body = await get(service, "/x")
+        assert status == 400 and "pass Upgrade and Connection" in body
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        status, body = await get(service, "/x", **headers)
+        assert status == 400 and "pass Sec-WebSocket-Protocol" in body
 
 
 @pytest.mark.parametrize(
@@ -223,15 +196,12 @@ def test_what_a_proxy_has_left_out_is_said_in_words():
         (("127.0.0.1",), None, r"127\.0\.0\.1 \(through 127.*\)"),
     ],
 )
-def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name, caplog):
-    async def test():
-        async with serving(accounts=Accounts.of("right"), trusted=trusted) as service:
-            headers = {} if said is None else {"X-Forwarded-For": said}
-            with pytest.raises(InvalidStatus):
-                async with device(service, additional_headers=headers):
-                    pass
-
-    run(test)
+async def test_only_trusted_proxies_name_devices_in_the_log(trusted, said, name, caplog):
+    async with serving(accounts=Accounts.of("right"), trusted=trusted) as service:
+        headers = {} if said is None else {"X-Forwarded-For": said}
+        with pytest.raises(InvalidStatus):
+            async with device(service, additional_headers=headers):
+                pass
     (line,) = [r.getMessage() for r in caplog.records if "wrong token" in r.getMessage()]
     assert re.fullmatch(name + ": missing or wrong token", line), line
 
@@ -241,85 +211,70 @@ def test_a_proxy_that_is_no_address_is_refused():
         VerifierService(Registry(lambda path: None), trusted=["proxy.example"])
 
 
-def test_without_the_subprotocol_nobody_is_served():
-    async def test():
-        async with serving() as service:
-            for offered in (["draftwire.v1", "chat"], None):
-                with pytest.raises(InvalidStatus) as caught:
-                    async with device(service, subprotocols=offered):
-                        pass
-                answer = caught.value.response
-                assert answer.status_code == (426 if offered else 400)
-                said = "offered draftwire.v1, chat:" if offered else "no subprotocol"
-                assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
-
-    run(test)
+async def test_without_the_subprotocol_nobody_is_served():
+    async with serving() as service:
+        for offered in (["draftwire.v1", "chat"], None):
+            with pytest.raises(InvalidStatus) as caught:
+                async with device(service, subprotocols=offered):
+                    pass
+            answer = caught.value.response
+            assert answer.status_code == (426 if offered else 400)
+            said = "offered draftwire.v1, chat:" if offered else "no subprotocol"
+            assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
 
 
-def test_an_open_that_cannot_be_served_ends_the_stream_only():
-    async def test():
-        async with serving() as service, device(service) as dev:
+async def test_an_open_that_cannot_be_served_ends_the_stream_only():
+    async with serving() as service, device(service) as dev:
+        await dev.greet()
+        answer = await dev.open([1] * 300, 5)
+        assert (answer.code, answer.fatal) == ("request", False)
+        assert "300 tokens" in answer.message
+        await dev.say(Resume(b"\x00" * 8, b"\x00" * 16, 0))
+        assert (await dev.hear()).fatal is False
+        assert (await dev.generate([1], 5))[0] == continuation([1], 5)
+
+
+async def test_more_streams_than_slots_are_told_to_wait():
+    backend = ArithmeticBackend(slots=1)
+    async with serving(backend) as service, device(service) as first:
+        await first.greet()
+        await first.open([1], 50)
+        async with device(service) as second:
+            await second.greet()
+            answer = await second.open([1], 50)
+            assert (answer.code, answer.fatal) == ("busy", False)
+            await first.say(Bye("cancelled"))
+            assert isinstance(await first.hear(), Bye)
+            while not isinstance(await second.open([4], 6), Opened):
+                await asyncio.sleep(0.01)
+            await second.say(Block(0, 0, ()))
+            assert (await second.hear()).token == next_token([4])
+
+
+async def test_a_vanished_device_gives_its_slot_back():
+    backend = ArithmeticBackend(slots=1)
+    async with serving(backend) as service:
+        async with device(service) as dev:
             await dev.greet()
-            answer = await dev.open([1] * 300, 5)
-            assert (answer.code, answer.fatal) == ("request", False)
-            assert "300 tokens" in answer.message
-            await dev.say(Resume(b"\x00" * 8, b"\x00" * 16, 0))
-            assert (await dev.hear()).fatal is False
-            assert (await dev.generate([1], 5))[0] == continuation([1], 5)
-
-    run(test)
-
-
-def test_more_streams_than_slots_are_told_to_wait():
-    async def test():
-        backend = ArithmeticBackend(slots=1)
-        async with serving(backend) as service, device(service) as first:
-            await first.greet()
-            await first.open([1], 50)
-            async with device(service) as second:
-                await second.greet()
-                answer = await second.open([1], 50)
-                assert (answer.code, answer.fatal) == ("busy", False)
-                await first.say(Bye("cancelled"))
-                assert isinstance(await first.hear(), Bye)
-                while not isinstance(await second.open([4], 6), Opened):
-                    await asyncio.sleep(0.01)
-                await second.say(Block(0, 0, ()))
-                assert (await second.hear()).token == next_token([4])
-
-    run(test)
-
-
-def test_a_vanished_device_gives_its_slot_back():
-    async def test():
-        backend = ArithmeticBackend(slots=1)
-        async with serving(backend) as service:
-            async with device(service) as dev:
-                await dev.greet()
-                await dev.open([1], 50)
-                dev.socket.transport.abort()
-            async with device(service) as dev:
-                await dev.greet()
-                while not isinstance(await dev.open([2], 5), Opened):
-                    await asyncio.sleep(0.01)  # `run` ends a wait for ever
-
-    run(test)
-
-
-def test_a_failing_model_ends_the_stream_and_not_the_verifier():
-    async def test():
-        backend = ArithmeticBackend()
-        async with serving(backend) as service, device(service) as dev:
+            await dev.open([1], 50)
+            dev.socket.transport.abort()
+        async with device(service) as dev:
             await dev.greet()
-            backend.broken = True
-            await dev.open([1, 2], 5)
-            answer = await dev.hear()
-            assert (answer.code, answer.fatal) == ("internal", False)
-            assert "out of order" in answer.message
-            backend.broken = False
-            assert (await dev.generate([1], 5))[0] == continuation([1], 5)
+            while not isinstance(await dev.open([2], 5), Opened):
+                await asyncio.sleep(0.01)  # `run` ends a wait for ever
 
-    run(test)
+
+async def test_a_failing_model_ends_the_stream_and_not_the_verifier():
+    backend = ArithmeticBackend()
+    async with serving(backend) as service, device(service) as dev:
+        await dev.greet()
+        backend.broken = True
+        await dev.open([1, 2], 5)
+        answer = await dev.hear()
+        assert (answer.code, answer.fatal) == ("internal", False)
+        assert "out of order" in answer.message
+        backend.broken = False
+        assert (await dev.generate([1], 5))[0] == continuation([1], 5)
 
 
 @pytest.mark.parametrize(
@@ -330,170 +285,141 @@ def test_a_failing_model_ends_the_stream_and_not_the_verifier():
         (ModelError("x" * 5000), "x" * 1000),
     ],
 )
-def test_an_error_of_the_engine_is_internal_short_and_printable(error, words):
-    async def test():
-        backend = ArithmeticBackend()
-        async with serving(backend) as service, device(service) as dev:
-            await dev.greet()
+async def test_an_error_of_the_engine_is_internal_short_and_printable(error, words):
+    backend = ArithmeticBackend()
+    async with serving(backend) as service, device(service) as dev:
+        await dev.greet()
 
-            def forward(batch):
-                raise error
+        def forward(batch):
+            raise error
 
-            backend.forward = forward
-            await dev.open([1, 2, 3], 5)
-            answer = await dev.hear()
-            assert (answer.code, answer.fatal) == ("internal", False)
-            assert words in answer.message and answer.message.isprintable()
-
-    run(test)
+        backend.forward = forward
+        await dev.open([1, 2, 3], 5)
+        answer = await dev.hear()
+        assert (answer.code, answer.fatal) == ("internal", False)
+        assert words in answer.message and answer.message.isprintable()
 
 
 @pytest.mark.parametrize("reason", [b"", b"\x02\x01\x03", b"\x02\x02\xe8\x07"])
-def test_a_bye_of_any_reason_ends_the_stream(reason):
-    async def test():
-        async with serving() as service, device(service) as dev:
-            await dev.greet()
-            await dev.open([1], 5)
-            await dev.socket.send(b"\x0b" + reason)  # also one of tomorrow
-            assert await dev.hear() == Bye(forwards=0)
-            assert (await dev.generate([4], 6))[0] == continuation([4], 6)
-
-    run(test)
+async def test_a_bye_of_any_reason_ends_the_stream(reason):
+    async with serving() as service, device(service) as dev:
+        await dev.greet()
+        await dev.open([1], 5)
+        await dev.socket.send(b"\x0b" + reason)  # also one of tomorrow
+        assert await dev.hear() == Bye(forwards=0)
+        assert (await dev.generate([4], 6))[0] == continuation([4], 6)
 
 
-def test_logits_that_are_no_numbers_end_one_stream_and_spare_its_neighbour():
-    async def test():
-        backend = ArithmeticBackend()
-        right = backend.forward
+async def test_logits_that_are_no_numbers_end_one_stream_and_spare_its_neighbour():
+    backend = ArithmeticBackend()
+    right = backend.forward
 
-        def forward(batch):
-            answers = right(batch)
-            for item, rows in zip(batch, answers):
-                if backend.content[item.slot][0] == 7 and item.start > 5:
-                    rows[:, 3] = np.nan
-            return answers
+    def forward(batch):
+        answers = right(batch)
+        for item, rows in zip(batch, answers):
+            if backend.content[item.slot][0] == 7 and item.start > 5:
+                rows[:, 3] = np.nan
+        return answers
 
-        backend.forward = forward
-        async with serving(backend) as service:
-            async with device(service) as ill, device(service) as well:
-                await ill.greet()
-                await well.greet()
-                with pytest.raises(AssertionError, match="position 6 of the text"):
-                    await asyncio.gather(
-                        ill.generate([7, 1], 40, k=5, wrong_every=99),
-                        fine := asyncio.ensure_future(well.generate([8], 40)),
-                    )
-                assert (await fine)[0] == continuation([8], 40)
-                assert (await ill.generate([9], 5))[0] == continuation([9], 5)
-
-    run(test)
+    backend.forward = forward
+    async with serving(backend) as service:
+        async with device(service) as ill, device(service) as well:
+            await ill.greet()
+            await well.greet()
+            with pytest.raises(AssertionError, match="position 6 of the text"):
+                await asyncio.gather(
+                    ill.generate([7, 1], 40, k=5, wrong_every=99),
+                    fine := asyncio.ensure_future(well.generate([8], 40)),
+                )
+            assert (await fine)[0] == continuation([8], 40)
+            assert (await ill.generate([9], 5))[0] == continuation([9], 5)
 
 
 @pytest.mark.parametrize("frame", [Bye(), Block(0, 0, ())])
-def test_a_flood_of_small_frames_leaves_its_neighbours_their_turns(frame):
+async def test_a_flood_of_small_frames_leaves_its_neighbours_their_turns(frame):
     """40,000 frames of one device are there at once; counted, not timed."""
 
-    async def test():
-        async with serving() as service:
-            async with device(service) as calm, device(service) as flood:
-                await calm.greet()
-                await flood.greet()
-                before = service.bytes_in
-                size = len(flood.codec.encode(frame))
-                masked = flood.codec.encode(frame)
-                burst = bytes((0x82, 0x80 | size, 0, 0, 0, 0)) + masked
-                flood.socket.transport.write(burst * 40_000)
-                text, _ = await calm.generate([5], 40)
-                assert text == continuation([5], 40)
-                assert service.bytes_in - before < 40_000 * size / 2
-                flood.cut()
-
-    run(test)
+    async with serving() as service:
+        async with device(service) as calm, device(service) as flood:
+            await calm.greet()
+            await flood.greet()
+            before = service.bytes_in
+            size = len(flood.codec.encode(frame))
+            masked = flood.codec.encode(frame)
+            burst = bytes((0x82, 0x80 | size, 0, 0, 0, 0)) + masked
+            flood.socket.transport.write(burst * 40_000)
+            text, _ = await calm.generate([5], 40)
+            assert text == continuation([5], 40)
+            assert service.bytes_in - before < 40_000 * size / 2
+            flood.cut()
 
 
-def test_too_many_devices_and_silent_ones_are_shown_out():
-    async def test():
-        limits = Limits(connections=1, hello_s=1.5, idle_s=1.5)
-        async with serving(limits=limits) as service, device(service) as first:
-            await first.greet()
-            with pytest.raises(InvalidStatus):
+async def test_too_many_devices_and_silent_ones_are_shown_out():
+    limits = Limits(connections=1, hello_s=1.5, idle_s=1.5)
+    async with serving(limits=limits) as service, device(service) as first:
+        await first.greet()
+        with pytest.raises(InvalidStatus):
+            async with device(service):
+                pass
+        answer = await first.hear()
+        assert answer.code == "limit" and "1.5 seconds" in answer.message
+        await closed(first, 1008)
+        async with device(service) as mute:
+            assert "no hello" in (await mute.hear()).message
+
+
+async def test_a_long_frame_is_cut_off():
+    limits = Limits(message_bytes=512)
+    async with serving(limits=limits) as service, device(service) as dev:
+        await dev.greet()
+        await dev.socket.send(bytes(600))
+        await closed(dev, 1009)
+
+
+async def test_draining_lets_streams_finish_and_refuses_new_ones():
+    async with serving() as service:
+        async with device(service) as idle, device(service) as busy:
+            await idle.greet()
+            await busy.greet()
+            await busy.open([3], 4)
+            draining = asyncio.ensure_future(service.drain(10))
+            assert (await idle.hear()).code == "draining"
+            await closed(idle, 1001)
+            status, body = await get(service, "/healthz")
+            assert status == 503 and json.loads(body)["draining"] is True
+            with pytest.raises(InvalidStatus) as caught:
                 async with device(service):
                     pass
-            answer = await first.hear()
-            assert answer.code == "limit" and "1.5 seconds" in answer.message
-            await closed(first, 1008)
-            async with device(service) as mute:
-                assert "no hello" in (await mute.hear()).message
-
-    run(test)
-
-
-def test_a_long_frame_is_cut_off():
-    async def test():
-        limits = Limits(message_bytes=512)
-        async with serving(limits=limits) as service, device(service) as dev:
-            await dev.greet()
-            await dev.socket.send(bytes(600))
-            await closed(dev, 1009)
-
-    run(test)
+            assert caught.value.response.status_code == 503
+            text = continuation([3], 4)
+            await busy.say(Block(0, 0, tuple(text)))
+            commit = await busy.hear()
+            assert commit.finish is Finish.LENGTH
+            assert (await busy.hear()).code == "draining"
+            await closed(busy, 1001)
+            await draining
 
 
-def test_draining_lets_streams_finish_and_refuses_new_ones():
-    async def test():
-        async with serving() as service:
-            async with device(service) as idle, device(service) as busy:
-                await idle.greet()
-                await busy.greet()
-                await busy.open([3], 4)
-                draining = asyncio.ensure_future(service.drain(10))
-                assert (await idle.hear()).code == "draining"
-                await closed(idle, 1001)
-                status, body = await get(service, "/healthz")
-                assert status == 503 and json.loads(body)["draining"] is True
-                with pytest.raises(InvalidStatus) as caught:
-                    async with device(service):
-                        pass
-                assert caught.value.response.status_code == 503
-                text = continuation([3], 4)
-                await busy.say(Block(0, 0, tuple(text)))
-                commit = await busy.hear()
-                assert commit.finish is Finish.LENGTH
-                assert (await busy.hear()).code == "draining"
-                await closed(busy, 1001)
-                await draining
-
-    run(test)
+async def test_draining_does_not_wait_for_ever():
+    async with serving() as service, device(service) as dev:
+        await dev.greet()
+        await dev.open([3], 4)
+        await service.drain(0.1)
+        assert (await dev.hear()).code == "draining"
+        await closed(dev, 1001)
 
 
-def test_draining_does_not_wait_for_ever():
-    async def test():
-        async with serving() as service, device(service) as dev:
-            await dev.greet()
-            await dev.open([3], 4)
-            await service.drain(0.1)
-            assert (await dev.hear()).code == "draining"
-            await closed(dev, 1001)
-
-    run(test)
-
-
-def test_a_new_version_is_served_without_a_restart():
-    async def test():
-        async with serving(ArithmeticBackend("v1")) as service:
-            async with device(service) as old:
-                assert (await old.greet()).target_version == "v1"
-                service.registry.add(ArithmeticBackend("v2"))
-                (first,) = [
-                    s for s in service.registry.targets if s.backend.version == "v1"
-                ]
-                service.registry.retire(first)
-                async with device(service) as new:
-                    assert (await new.greet()).target_version == "v2"
-                # who began with v1 goes on with it
-                assert (await old.generate([1], 9))[0] == continuation([1], 9)
-                assert first in service.registry.all
-            while first in service.registry.all:
-                await asyncio.sleep(0.01)
-
-    run(test)
+async def test_a_new_version_is_served_without_a_restart():
+    async with serving(ArithmeticBackend("v1")) as service:
+        async with device(service) as old:
+            assert (await old.greet()).target_version == "v1"
+            service.registry.add(ArithmeticBackend("v2"))
+            (first,) = [s for s in service.registry.targets if s.backend.version == "v1"]
+            service.registry.retire(first)
+            async with device(service) as new:
+                assert (await new.greet()).target_version == "v2"
+            # who began with v1 goes on with it
+            assert (await old.generate([1], 9))[0] == continuation([1], 9)
+            assert first in service.registry.all
+        while first in service.registry.all:
+            await asyncio.sleep(0.01)

@@ -15,8 +15,6 @@ from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import Failed, Row
 from draftwire.verifier.kit.target import KIT_HELLO
 
-__all__ = ["CHECKS", "prepare"]
-
 CHECKS: list[Row] = [
     *wire_rows.ROWS,
     *stream_rows.ROWS,

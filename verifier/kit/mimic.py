@@ -40,8 +40,6 @@ from draftwire.verifier.kit.rows import Failed, Kept, NotTested, expect, must_be
 from draftwire.verifier.kit.target import logits_after
 from draftwire.verifier.target_session import TargetSession
 
-__all__ = ["Gone", "Link", "Mimic", "Served"]
-
 SECRET = bytes(range(16))
 _LATE_S = 1.0  # after which a device has surely read what was sent to it
 _CAPABILITIES = ("resume", "exits", "processors", "logprobs")

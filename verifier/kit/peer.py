@@ -39,8 +39,6 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.kit.rows import Failed, Kept, NotTested, expect, must_be
 from draftwire.verifier.kit.target import text_of
 
-__all__ = ["EVIDENCE", "Kit", "Peer", "Stream", "direct"]
-
 EVIDENCE = ("residual", "qs", "separate", "separate-lossy")  # schemes
 
 

@@ -12,8 +12,6 @@ from draftwire.verifier.kit.peer import Kit, Stream
 from draftwire.verifier.kit.rows import NotTested, Table, about, expect
 from draftwire.verifier.kit.scheme_rows import Drafts
 
-__all__ = ["ROWS"]
-
 ROWS = Table()
 N = 24  # tokens of a text
 _WRONG = b"\x5a" * 8

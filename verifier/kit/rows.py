@@ -12,20 +12,6 @@ from websockets.exceptions import WebSocketException
 from draftwire.errors import DraftwireError
 from draftwire.transport.messages import Error
 
-__all__ = [
-    "Failed",
-    "Kept",
-    "NotTested",
-    "Result",
-    "Row",
-    "Table",
-    "about",
-    "expect",
-    "must_be",
-    "rules",
-    "run_rows",
-]
-
 _Run = Callable[..., Awaitable["str | None"]]
 T = TypeVar("T")
 

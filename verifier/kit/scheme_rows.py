@@ -13,8 +13,6 @@ from draftwire.verifier.kit.rows import Table, expect
 from draftwire.verifier.kit.target import decider_of, logits_after
 from draftwire.verifier.target_session import params_of
 
-__all__ = ["ROWS", "Drafts"]
-
 ROWS = Table()
 _VOCAB = 8  # of the small distributions
 _Row = Callable[["list[int]"], Any]  # of logits, given the drafts before

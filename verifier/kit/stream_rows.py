@@ -22,8 +22,6 @@ from draftwire.verifier.kit.rows import (
 )
 from draftwire.verifier.kit.target import logits_after
 
-__all__ = ["ROWS", "RULES"]
-
 ROWS = Table()
 N = 24  # tokens of a text
 QUIET_S = 0.25  # whoever does what he should not does so within this time

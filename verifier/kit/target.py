@@ -22,8 +22,6 @@ from draftwire.transport.messages import Hello, Open
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.target_session import params_of
 
-__all__ = ["KIT_HELLO", "NAME", "KitTarget", "decider_of", "logits_after", "text_of"]
-
 NAME = "kit"
 VOCAB = 512
 CONTEXT = 4096

@@ -20,8 +20,6 @@ from draftwire.transport.messages import Block, Bye, Commit, Error, Opened, Welc
 from draftwire.verifier.kit.peer import Kit, Peer
 from draftwire.verifier.kit.rows import Failed, NotTested, Table, about, expect, must_be
 
-__all__ = ["ROWS"]
-
 ROWS = Table()
 N = 12  # tokens of a text
 

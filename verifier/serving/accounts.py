@@ -25,15 +25,6 @@ from typing import Any, Callable, Sequence
 from draftwire.errors import ConfigError, RefusedError
 from draftwire.verifier.serving.limits import Rate
 
-__all__ = [
-    "Account",
-    "Accounts",
-    "LimitError",
-    "Usage",
-    "parse_account",
-    "read_accounts",
-]
-
 log = logging.getLogger("draftwire.verifier")
 
 BURST_S = 2.0  # a rate may be exceeded by what it allows in this time

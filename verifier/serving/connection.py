@@ -45,8 +45,6 @@ from draftwire.verifier.streams import Terms
 if TYPE_CHECKING:
     from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["Connection"]
-
 log = logging.getLogger("draftwire.verifier")
 
 _OPEN_COST = 10  # frames that an open or an error counts for

@@ -19,8 +19,6 @@ from typing import Any, Callable, Sequence, Union
 from draftwire.errors import ConfigError
 from draftwire.verifier.serving.limits import Limits, Rate
 
-__all__ = ["Door", "Forwarded", "Lobby", "open_doors"]
-
 log = logging.getLogger("draftwire.verifier")
 
 _Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]

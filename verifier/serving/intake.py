@@ -21,8 +21,6 @@ from draftwire.verifier.serving.limits import Limits, Rate
 if TYPE_CHECKING:
     from draftwire.verifier.serving.accounts import Usage
 
-__all__ = ["Intake", "Reader"]
-
 TURN_FRAMES = 16
 TURN_BYTES = 64 << 10  # of one large frame: 0.1 ms to unmask
 FRAGMENTS = 4096  # of one message

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from draftwire.errors import ConfigError
 from draftwire.transport.codec import MAX_BLOCK, MAX_FRAME, MAX_STREAM
 
-__all__ = ["QUEUED_FRAMES", "Limits", "Rate", "prompt_limit"]
-
 QUEUED_FRAMES = 2  # a device that floods is slowed down by its own connection
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from draftwire.verifier.registry import Served
     from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["CONTENT_TYPE", "METRICS", "PREFIX", "metrics_page"]
-
 # Source: Prometheus text exposition format 0.0.4,
 # https://prometheus.io/docs/instrumenting/exposition_formats/
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -32,8 +32,6 @@ from draftwire.verifier.serving.accounts import (
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.service import VerifierService, tls_context
 
-__all__ = ["Options", "make_token_line", "serve", "write_token_file"]
-
 log = logging.getLogger("draftwire.verifier")
 
 

@@ -39,8 +39,6 @@ from draftwire.verifier.serving.limits import QUEUED_FRAMES, Limits
 from draftwire.verifier.serving.metrics import CONTENT_TYPE, metrics_page
 from draftwire.verifier.streams import KeptStreams
 
-__all__ = ["VerifierService", "tls_context"]
-
 log = logging.getLogger("draftwire.verifier")
 
 # websockets writes a traceback for every port scan; what matters is in our own log.

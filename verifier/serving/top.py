@@ -12,8 +12,6 @@ from typing import Any, Dict, Mapping, Tuple
 from draftwire.io import align
 from draftwire.verifier.serving.metrics import PREFIX
 
-__all__ = ["Top", "read_page"]
-
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")

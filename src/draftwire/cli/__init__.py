@@ -12,8 +12,6 @@ from typing import Any, Iterable, NoReturn, Sequence
 
 from draftwire.errors import ConfigError, DraftwireError, OutputError
 
-__all__ = ["COMMANDS", "Parser", "main", "parse", "whole_parser"]
-
 # Each is a module here with a LEAF, or with LEAVES and then more words to choose from.
 COMMANDS = {  # name -> one line for `draftwire --help`
     "demo": "a verifier and a device on this machine, with the reference models",

@@ -20,32 +20,6 @@ from draftwire.options import OPTIONS, Option, Options, options_of
 from draftwire.rules import Rule
 from draftwire.settings import Value, resolve
 
-__all__ = [
-    "EXPLAIN",
-    "LOG_FORMAT",
-    "NUMERICS",
-    "PROFILES",
-    "add_common_flags",
-    "add_options",
-    "add_settings",
-    "check_output",
-    "give_json",
-    "json_destination",
-    "option_values",
-    "plain",
-    "read_settings",
-    "read_token",
-    "ruled",
-    "say_block",
-    "session_options",
-    "show",
-    "start_logging",
-    "stream_options",
-    "verifier_url",
-    "wants_colour",
-    "write_json",
-]
-
 EXPLAIN = "--explain  say on stderr why each block ended where it did"
 LOG_FORMAT = """
 --log-format {text,json} =text  of the log on stderr; json is an object a line

@@ -33,8 +33,6 @@ from draftwire.cli._common import add_common_flags, ruled
 from draftwire.errors import ConfigError
 from draftwire.rules import number, whole
 
-__all__ = ["Leaf", "TYPES", "add_flags", "add_leaf", "add_leaves", "flag_lines"]
-
 
 class Leaf(NamedTuple):
     """One command that runs.

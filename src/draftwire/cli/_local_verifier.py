@@ -16,8 +16,6 @@ from typing import Iterator, Sequence
 
 from draftwire.errors import TransportError
 
-__all__ = ["local_verifier"]
-
 START_S = 300.0  # a slow board may need a while to load a target
 STOP_S = 15.0
 _URL = re.compile(r"^listening on (ws://\S+)\n", re.M)

@@ -8,8 +8,6 @@ import sys
 import time
 from typing import Callable, Iterator
 
-__all__ = ["height", "screen", "show"]
-
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 # The other screen, without a cursor; and back.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"

@@ -14,8 +14,6 @@ from draftwire.cli._screen import height, screen, show
 from draftwire.cli.service import sentence
 from draftwire.errors import SensorError, TransportError
 
-__all__ = ["render", "run"]
-
 SCHEMA = "draftwire.service.top/1"
 WIDTH = 80
 _BARS = " ▁▂▃▄▅▆▇█"

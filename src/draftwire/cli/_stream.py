@@ -9,8 +9,6 @@ from typing import IO, TYPE_CHECKING, Any, Iterator, Mapping
 if TYPE_CHECKING:
     from draftwire.tokenizer import Tokenizer
 
-__all__ = ["Painter", "screen_of", "summary", "warn"]
-
 # How a token came about -> SGR parameters.  They differ in weight and not in hue alone.
 COLOURS = {
     "accepted": "32",

@@ -16,8 +16,6 @@ from draftwire.cli._leaf import Leaf
 from draftwire.errors import BoardError, ConfigError
 from draftwire.io import format_table
 
-__all__ = ["LEAVES"]
-
 _HERE = "draftwire.cli.bench"
 LEAVES = {
     "device": Leaf(

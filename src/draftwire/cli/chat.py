@@ -16,8 +16,6 @@ from draftwire.options import GROUPS, MAX_TOKENS, check_prompt
 if TYPE_CHECKING:
     from draftwire import Session, Stream
 
-__all__ = ["LEAF"]
-
 HELP = """\
 /help           this
 /reset          forget the conversation; the system message stays

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 from typing import Any, Iterator
 
-__all__ = ["script", "words_of"]
-
 _BASH = """\
 _draftwire() {
     local word=${COMP_WORDS[COMP_CWORD]} last=${COMP_WORDS[COMP_CWORD-1]} path= i

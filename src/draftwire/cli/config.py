@@ -10,9 +10,6 @@ from draftwire.cli import _common
 from draftwire.cli._leaf import Leaf
 from draftwire.options import GROUPS, OPTIONS, Doors, Options, options_of
 
-__all__ = ["LEAF", "reference"]
-
-
 LEAF = Leaf(
     "show the settings and where each comes from",
     "draftwire.cli.config:run",

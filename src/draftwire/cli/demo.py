@@ -17,8 +17,6 @@ from draftwire.options import STREAM_GROUPS, Draft, Measure
 if TYPE_CHECKING:
     from draftwire.cli._stream import Painter
 
-__all__ = ["LEAF", "PROMPTS"]
-
 # What each reference target was trained to continue.
 PROMPTS = {
     "v1": (

@@ -16,8 +16,6 @@ from draftwire.cli._leaf import Leaf, flag_lines
 from draftwire.errors import ConfigError
 from draftwire.options import Option, options_of
 
-__all__ = ["JOBS", "LEAVES", "Job"]
-
 _FLAGS = flag_lines("""
 --out PLACE:path      what to write
 --replace             put it in the place of an older one

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from draftwire import Stream
     from draftwire.cli._stream import Painter
 
-__all__ = ["LEAF"]
-
 INTERRUPTED = 130
 
 

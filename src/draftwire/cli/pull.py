@@ -16,9 +16,6 @@ from draftwire.cli._leaf import Leaf
 from draftwire.errors import ConfigError
 from draftwire.io import align
 
-__all__ = ["LEAF"]
-
-
 LEAF = Leaf(
     "fetch a model by name, or list those that are known to fit",
     "draftwire.cli.pull:run",

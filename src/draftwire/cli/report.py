@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from draftwire.runtime.summary import Summary
     from draftwire.transport.wirelog import Event
 
-__all__ = ["LEAF"]
-
 _WIDEST = 24  # hex digits of one line
 _SHOWN = 12  # ids of a list
 _ARROWS = {"up": "->", "down": "<-", None: "  "}

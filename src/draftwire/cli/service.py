@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from draftwire.packages import DraftPackage
     from draftwire.runtime.session import AsyncSession
 
-__all__ = ["LEAF", "sentence"]
-
 # Put by the unit into the service's own folder; the owner's files are for root alone.
 _HANDED_OVER = {"token_file": "token", "tls_key": "tls.key"}
 _NO_LINK = 4

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from draftwire.boards.profiles import Profile
     from draftwire.boards.providers import Trial
 
-__all__ = ["LEAVES", "profiles", "render", "root"]
-
 _HERE = "draftwire.cli.boards"
 _ROOT = """
 --root DIR =/         look at the files of another machine below DIR; nothing of it is run

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from draftwire.boards.ship.bundle import Content
     from draftwire.packages import DraftPackage
 
-__all__ = ["run"]
-
 SCHEMA = "draftwire.bundled/1"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)\Z")
 

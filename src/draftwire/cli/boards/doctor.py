@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from draftwire.boards.checks.findings import Finding
     from draftwire.boards.doctor import Report
 
-__all__ = ["PROBE", "check_verifier", "render", "run"]
-
 # Opens a draft in a process of its own; `draftwire.boards` knows no engine of ours.
 PROBE = ("-m", "draftwire.runtime.engines.probe")
 _ANSWER_S = 8.0

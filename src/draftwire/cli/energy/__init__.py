@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from draftwire.energy.rails import RailTable
     from draftwire.energy.reports.rows import Row
 
-__all__ = [
-    "LEAVES",
-    "open_live",
-    "rail_tables",
-    "say",
-    "seconds_of",
-    "sentence",
-    "split",
-]
-
 COLUMNS = "time=NAME:ms,voltage=NAME,current=NAME:mA"
 
 _BOARD = f"""

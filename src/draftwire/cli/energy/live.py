@@ -14,8 +14,6 @@ from draftwire.cli.energy import open_live, rail_tables, say, seconds_of, senten
 from draftwire.errors import ConfigError, DraftwireError, SensorError
 from draftwire.io import align, quantity, write_text
 
-__all__ = ["record", "sources", "sweep", "watch"]
-
 HERE = "127.0.0.1:9477"  # of Prometheus
 COUNTS = ("drafted", "accepted", "emitted", "requests")
 

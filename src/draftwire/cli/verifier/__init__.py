@@ -17,8 +17,6 @@ from draftwire.options import OPTIONS
 if TYPE_CHECKING:
     from draftwire.verifier.serving.service import VerifierService
 
-__all__ = ["LEAVES", "network_of"]
-
 log = logging.getLogger("draftwire.verifier")
 
 SCHEMA = "draftwire.verifier/1"

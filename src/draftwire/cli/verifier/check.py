@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from draftwire.verifier.kit.peer import Kit
     from draftwire.verifier.kit.rows import Result
 
-__all__ = ["run"]
-
 HEALTH_SCHEMA = "draftwire.verifier/1"
 SCHEMA = "draftwire.conformance/2"
 HEALTH_S = 10.0

@@ -10,8 +10,6 @@ from typing import Any
 from draftwire.cli import _common
 from draftwire.cli.verifier import network_of
 
-__all__ = ["run"]
-
 log = logging.getLogger("draftwire.gateway")
 
 

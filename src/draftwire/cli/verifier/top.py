@@ -11,8 +11,6 @@ from draftwire.cli import _common
 from draftwire.cli._screen import height, screen, show
 from draftwire.errors import ConfigError, TransportError
 
-__all__ = ["run"]
-
 SCHEMA = "draftwire.verifier.top/1"
 
 

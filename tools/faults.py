@@ -1,109 +1,11 @@
-"""Faults on purpose: a relay that cuts, tears and swallows; a verifier that dies.
-
-Unprivileged and on loopback; used by the tests of lost links and by
-``python -m tools.chaos``.
-"""
+"""Faults on purpose: a relay that cuts, tears and swallows, for tests and chaos."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
-from typing import Sequence
-
-from draftwire.bench.child import environment
-from draftwire.errors import TransportError
-
-__all__ = ["FaultProxy", "VerifierProcess"]
-
-_START_S = 60.0
-
-
-class VerifierProcess:
-    """A verifier in a process of its own that can be killed, frozen and restarted.
-
-    Args:
-        targets: Target packages.
-        flags: More words for ``draftwire verifier serve``.
-        log: Where its stderr goes.
-        command: ``"serve"``, or ``"gateway"``.
-    """
-
-    def __init__(
-        self,
-        targets: Sequence[Path],
-        *,
-        flags: Sequence[str] = (),
-        log: Path | None = None,
-        command: str = "serve",
-    ) -> None:
-        self._log = log
-        with socket.socket() as probe:  # a port that stays the same over restarts
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self._words = [sys.executable, "-m", "draftwire", "verifier", command]
-        for target in targets:
-            self._words += ["--target", str(target)]
-        self._words += ["--port", str(self.port), *flags]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it listens.
-
-        Raises:
-            TransportError: It does not.
-        """
-        with open(os.devnull if self._log is None else self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                self._words, env=environment(), stdout=subprocess.DEVNULL, stderr=log
-            )
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            time.sleep(0.02)
-        raise TransportError("the verifier process did not start to listen")
-
-    @property
-    def pid(self) -> int:
-        """Of the process that runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"ws://127.0.0.1:{self.port}"
-
-    def drain(self) -> None:
-        """End it as an operator does (SIGTERM), without waiting for it."""
-        if self._process is not None:
-            self._process.terminate()
-
-    def kill(self) -> None:
-        """End it as ``kill -9`` does."""
-        if self._process is not None:
-            self.thaw()
-            self._process.kill()
-            self._process.wait()
-
-    def freeze(self) -> None:
-        """Stop it (SIGSTOP): the port stays open, nobody answers."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let a frozen one go on."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGCONT)
 
 
 class FaultProxy:
