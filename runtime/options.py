@@ -121,7 +121,10 @@ def params_of(
         )
     shape_for(params, welcome.vocab_size, 0)  # knows what is wrong with them
     if options.logprobs is not None and "logprobs" not in welcome.capabilities:
-        raise ConfigError("the verifier gives no log-probabilities", hint="update it")
+        raise ConfigError(
+            "the verifier gives no log-probabilities",
+            hint="update it; an engine that decides by itself has none",
+        )
     if options.logprobs is not None and card_of(params.scheme).own_corrections:
         raise ConfigError(
             f"scheme {params.scheme!r} has no log-probabilities: this side draws what "

@@ -396,9 +396,8 @@ class SessionBase(Generic[_S]):
         given, calls = with_defaults(options), None
         if tools is not None and tool_choice is not None:
             calls = self.calls_of(tools, tool_choice, parallel=parallel_tool_calls)
-        if calls is not None and self._talk().template.text is None:
-            # No template says what tools there are: a message does.
-            messages, tools = [calls.introduction(), *messages], None
+        if calls is not None and not self._talk().template.shows_tools:
+            messages, tools = [calls.introduction(tools or ()), *messages], None
         prompt = self._prompt(messages, tools, template_options)
         if calls is not None:
             if any(given[name] for name in ("schema", "regex", "choice", "grammar")):

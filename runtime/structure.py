@@ -77,9 +77,10 @@ class Structures:
             raise why
         if "grammar" not in welcome.capabilities:
             raise IncompatibleError(
-                "the verifier does not know grammars",
-                hint="leave the grammar out, or serve with llguidance installed "
-                "(pip install 'draftwire[grammar]')",
+                "the verifier takes no grammars",
+                hint="leave the grammar out, or serve with llguidance installed (pip "
+                "install 'draftwire[grammar]') and a backend that gives logits: an engine "
+                "that decides by itself takes none",
             )
         if params.bad_words:
             raise ConfigError(

@@ -123,9 +123,10 @@ class Calls:
             )
         return cls({choice: found[choice]}, True, False, bare)
 
-    def introduction(self) -> dict[str, str]:
+    @staticmethod
+    def introduction(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         """Return a message that says which tools there are, where no template does."""
-        known = [{"name": n, "parameters": s} for n, s in self.tools.items()]
+        known = [tool.get("function", tool) for tool in tools]
         return {"role": "system", "content": f"You may call these tools: {as_json(known)}"}
 
     def grammar(self) -> str:

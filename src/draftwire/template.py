@@ -127,6 +127,7 @@ class Template:
 
     Attributes:
         stop: Texts that end an answer, where no token does.
+        shows_tools: It says what tools there are; otherwise a message has to.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Template:
         self._plain = NO_TEMPLATE if text is None else plain
         self._compiled: dict[str, Any] = {}
         self.stop = tuple((self._plain or {}).get("stop", ()))
+        self.shows_tools = tool_text is not None or "tools" in (text or "")
 
     @classmethod
     def of(cls, folder: Path) -> Template:

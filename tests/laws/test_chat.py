@@ -178,9 +178,15 @@ def test_through_a_pipe(verifier, session, tmp_path):
     costs = [line for line in done.stderr.splitlines() if line.startswith("[8 tokens, ")]
     assert len(costs) == 4 and "target forwards" in costs[0] and "bytes up" in costs[0]
     assert " J" not in costs[0] and done.stderr.count("no chat template") == 1
-    for line, words in (("/fly\n", "no command /fly"), ("x " * 9000, "holds")):
+    (tmp_path / "t.json").write_text("[{")
+    for line, words, more in (
+        ("/fly\n", "no command /fly", ()),
+        ("x " * 9000, "holds", ()),
+        ("a", "needs --tools", ("--tool-choice", "required")),
+        ("a", "no file of JSON", ("--tools", str(tmp_path / "t.json"))),
+    ):
         done = subprocess.run(
-            words_of(url),
+            words_of(url, *more),
             input=line,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -189,6 +195,24 @@ def test_through_a_pipe(verifier, session, tmp_path):
             timeout=PATIENCE_S,
         )
         assert done.returncode == 2 and words in done.stderr
+
+
+def test_tools_of_a_file_are_called(verifier, tmp_path):
+    pytest.importorskip("llguidance")
+    url, token = verifier
+    tools = [{"name": "go", "parameters": {"enum": [1, 2]}}]
+    (tmp_path / "t.json").write_text(json.dumps(tools))
+    done = subprocess.run(
+        words_of(url, "--tools", str(tmp_path / "t.json"), "--tool-choice", "go"),
+        input="Go\n",
+        capture_output=True,
+        env=environ(token),
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    call = json.loads(done.stdout.partition("<tool_call>")[2].partition("</tool_call>")[0])
+    assert call["name"] == "go" and call["arguments"] in (1, 2)
 
 
 ONE_BY_ONE = ("--objective", "cost", "--block", "1")

@@ -95,6 +95,25 @@ def test_a_reused_slot_holds_nothing_of_the_last_session(llama):
     assert rows == pytest.approx(recompute(target, range(30)), abs=2e-4)
 
 
+def test_a_slot_begins_with_what_another_one_holds(llama):
+    target = HFTarget(llama, slots=3, threads=1)
+    old, one = target.allocate(), target.allocate()
+    target.forward(
+        [SlotInput(old, 0, np.arange(40), 0), SlotInput(one, 0, np.arange(20), 0)]
+    )
+    with torch.inference_mode():
+        target._cache.layers[0].values[old, :, 30] = float("nan")
+    target.release(old)
+    two = target.allocate()
+    assert not target.share(one, two, 21) and target.share(one, two, 18)
+    ids = np.array([*range(18), 7, 8, 9])
+    # Either goes on by itself, in one forward.
+    batch = [SlotInput(two, 18, ids[18:], 3), SlotInput(one, 20, np.arange(20, 24), 4)]
+    found, kept = target.forward(batch)
+    assert found == pytest.approx(recompute(target, ids)[18:], abs=2e-4)
+    assert kept == pytest.approx(recompute(target, range(24))[20:], abs=2e-4)
+
+
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
 
 

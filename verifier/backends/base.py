@@ -32,6 +32,7 @@ else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
 __all__ = [
+    "SHARED_BYTES",
     "ExitListener",
     "Form",
     "Frame",
@@ -43,6 +44,8 @@ __all__ = [
 
 log = logging.getLogger("draftwire.verifier")
 
+# More takes the event loop longer than a turn of it should; then it is read again.
+SHARED_BYTES = 64 << 20
 # Takes the number of an exit, and for each input of the forward the exit's logits
 # ``(rows, vocab_size)``: see ``TargetBackend.forward``.
 ExitListener = Callable[[int, List["np.ndarray[Any, Any]"]], None]

@@ -28,6 +28,7 @@ from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerpri
 from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (
+    SHARED_BYTES,
     Form,
     Frame,
     SlotInput,
@@ -196,6 +197,19 @@ class HFTarget(SlotTarget):
         if (folder / EXITS_FILE).is_file():
             self._exits = HFExits(self._model, folder / EXITS_FILE)
             self.exits = self._exits.exits
+
+    def share(self, source: int, slot: int, length: int) -> bool:
+        """Copy rows; see :meth:`SlotTarget.share`."""
+        if length * self._cache.column_bytes() > SHARED_BYTES:
+            return False
+        if not self.table.share(source, slot, length):
+            return False
+        with self._torch.inference_mode():
+            if self._used[slot]:  # as in a forward
+                self._cache.wipe(slot, self._used[slot])
+            self._cache.copy(source, slot, length)
+        self._used[slot] = length
+        return True
 
     def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
         """Run one forward; see :class:`SlotTarget`."""
@@ -442,6 +456,15 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
                 hidden |= keys <= places[:, None, :, None] - window
             mask = torch.zeros(hidden.shape, dtype=dtype, device=places.device)
             return mask.masked_fill_(hidden, torch.finfo(dtype).min)
+
+        def column_bytes(self) -> int:
+            kept = [t for layer in self.layers for t in (layer.keys, layer.values)]
+            return sum(t[0, :, 0].numel() * t.element_size() for t in kept)
+
+        def copy(self, source: int, row: int, length: int) -> None:
+            for layer in self.layers:
+                layer.keys[row, :, :length] = layer.keys[source, :, :length]
+                layer.values[row, :, :length] = layer.values[source, :, :length]
 
         def wipe(self, row: int, used: int) -> None:
             for layer in self.layers:

@@ -25,6 +25,7 @@ from draftwire.io import version_tuple
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors, target_weights
 from draftwire.verifier.backends.base import (
+    SHARED_BYTES,
     Cut,
     Form,
     Frame,
@@ -72,10 +73,6 @@ class WeightStore:
         if shared is None:
             shared = self._bases[base.id] = _Weights(read_tensors(base.path / _WEIGHTS))
         return _Weights(target_weights(package, shared)), shared
-
-
-# More takes the event loop longer than a turn of it should; then it is read again.
-_SHARED_BYTES = 64 << 20
 
 
 class _Slot:
@@ -174,7 +171,7 @@ class OnnxTarget(SlotTarget):
         """Copy rows; see :meth:`SlotTarget.share`."""
         there = self._caches.get(source)
         column = 4 * int(np.prod(self._cache_shape)) * 2
-        if there is None or length * column > _SHARED_BYTES:
+        if there is None or length * column > SHARED_BYTES:
             return False
         if not self.table.share(source, slot, length):
             return False

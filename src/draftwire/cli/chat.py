@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -30,6 +31,8 @@ LEAF = Leaf(
     "draftwire.cli.chat:run",
     """
 --system TEXT         begin with this system message
+--tools FILE          JSON list of tools, as OpenAI's clients give them
+--tool-choice WORD    auto (with --tools), none, required, or a tool's name
 """,
     about="Talk with a target: each line is a message, /help lists commands. "
     "From a pipe each line is a turn. Answers go to stdout, what they cost to stderr.",
@@ -45,6 +48,14 @@ def run(args: argparse.Namespace) -> int:
     options = _common.stream_options(values)
     if values["max_new_tokens"].origin == "default":
         options["max_new_tokens"] = MAX_TOKENS  # an answer ends by itself
+    if args.tools is not None:
+        try:
+            options["tools"] = json.loads(args.tools.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"--tools: {args.tools} is no file of JSON: {exc}") from exc
+        options["tool_choice"] = args.tool_choice or "auto"
+    elif args.tool_choice:
+        raise ConfigError("--tool-choice needs --tools", hint="--tools FILE lists them")
     url = _common.verifier_url(values)
     where = _common.session_options(values)
     _common.start_logging(verbose=args.verbose)
