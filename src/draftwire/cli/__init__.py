@@ -57,6 +57,7 @@ GONE = {
     "bench controllers": "studies.controllers",
     "bench draft": "tools.drafting",
     "bench fleet": "tools.fleet",
+    "bench verifier --flood": "tools.peace",
     "bench evolve": "studies.evolve",
     "sampling speed": "studies.sampling --speed",
     "sampling table": "studies.sampling",
