@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from verifier_lab import run, serving
 
-from draftwire.errors import ProtocolError
+from draftwire.errors import DraftwireError, ProtocolError
 from draftwire.sampling import Decision, SamplingParams, law_of
+from draftwire.sampling.grammar import Rules
+from draftwire.sampling.grammar.engine import vocabulary
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
     Block,
@@ -28,9 +30,16 @@ from draftwire.transport.messages import (
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.kit.checks import CHECKS, prepare
 from draftwire.verifier.kit.device_rows import EXERCISES, RULES
+from draftwire.verifier.kit.grammar_rows import GRAMMARS
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
-from draftwire.verifier.kit.target import KIT_HELLO, KitTarget, logits_after, text_of
+from draftwire.verifier.kit.target import (
+    KIT_HELLO,
+    KitTarget,
+    kit_tokenizer,
+    logits_after,
+    text_of,
+)
 from draftwire.verifier.kit.wire_rows import _INVALID
 from draftwire.verifier.serving import connection as connection_module
 from draftwire.verifier.serving.accounts import Accounts
@@ -278,7 +287,28 @@ def decides(scheme, change):
     return {"session": {"judge": judge}}
 
 
+def unmasked(self, work, logits):
+    rows = TargetSession._shaped(self, work, logits).copy()
+    rows[1:] = logits[1:, : self._vocab_size]
+    return rows
+
+
+def takes_any(self, request):
+    try:
+        return Dialogue._compiled(self, request)
+    except DraftwireError:
+        return any_grammar()
+
+
+def any_grammar():
+    words = vocabulary(kit_tokenizer(), KIT_HELLO.tokenizer.hex())
+    return words.compile(GRAMMARS["choices"])
+
+
 RNG = random.Random(3)
+KEPT = "a grammar: drafts change nothing"
+FORCED = "a grammar: forced ids are text at once"
+INSIDE = "a budget that ends inside a structure says length"
 GREEDY, COUPLED = "greedy: drafts change nothing", "coupled, philox: drafts change nothing"
 SPARSE = "coupled, sparse: drafts change nothing"
 SEED = "seed, sample, temperature, top_k and top_p matter"
@@ -395,6 +425,23 @@ FAULTS = {
         decides("qs", lambda found, p, n: Decision(found[0], p[found[0]])),
         {"qs: verdicts"},
     ),
+    "ignores the grammar": (
+        opens_with(grammar=None),
+        {KEPT, FORCED, INSIDE},
+    ),
+    "forces nothing": (opens(forced=False), {FORCED, INSIDE}),
+    "masks nothing behind a draft": (
+        {"session": {"_shaped": unmasked}},
+        {KEPT, FORCED},
+    ),
+    "says that a structure is whole": (
+        says(if_(Commit, finish=lambda m: m.finish and Finish.STOP)),
+        {INSIDE, ENDS},
+    ),
+    "has a grammar for everything": (
+        {"dialogue": {"_compiled": takes_any}},
+        {"grammars that are not known, cannot be used, or of another engine"},
+    ),
     "uses one secret for all": (
         says(if_(Opened, secret=lambda m: m.secret and b"s" * 16)),
         {"ids and secrets", RESUMES},
@@ -426,6 +473,11 @@ def test_the_document_has_every_row_and_the_vectors():
     coupled = dataclasses.replace(plain, scheme="coupled", temperature=0.9, seed=7)
     sparse = dataclasses.replace(coupled, noise="sparse", sample=1)
     vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse)]
+    words = vocabulary(kit_tokenizer(), KIT_HELLO.tokenizer.hex())
+    rules = Rules(words.compile(GRAMMARS["a schema"]), 512)
+    plain, coupled = (dataclasses.replace(r, max_new_tokens=99) for r in (plain, coupled))
+    vectors += [text_of(request, 99, 512, rules) for request in (plain, coupled)]
+    vectors += [rules.guide(0).path().ids]
     vectors += [(logits_after(ids)[:8] * 32).astype(int) for ids in ([1, 0, 1, 1], [7])]
     assert {" ".join(map(str, vector)) for vector in vectors} <= found
 

@@ -16,7 +16,7 @@ from draftwire.runtime.edge.actions import Token
 from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.runtime.edge.machine import EdgeSession
 from draftwire.transport.codec import Codec
-from draftwire.transport.messages import Block, Commit, Open, Resume
+from draftwire.transport.messages import Block, Commit, Grammar, Open, Resume
 from draftwire.transport.wire import WebsocketWire
 from draftwire.verifier.kit.device_rows import EXERCISES, RULES
 from draftwire.verifier.kit.mimic import Mimic
@@ -24,6 +24,10 @@ from draftwire.verifier.kit.rows import run_rows
 
 pytest.importorskip("onnxruntime")
 DRAFT = "tests/fixtures/tiny.draft"
+GRAMMAR = {
+    "a grammar that the verifier has forgotten",
+    "grammars are sent before the opens that name them, once",
+}
 TEXT, END = "a text from open to end", "nothing is sent after the end"
 
 
@@ -60,7 +64,7 @@ def test_our_device_conforms():
     found, results = results_of()
     assert found["fails"] == set(), [r for r in results if r.result == "fails"]
     # It gives a first connection up, and hangs up when its text is over: as it may.
-    assert found["not tested"] <= {"link lost before the welcome", END}
+    assert found["not tested"] <= {"link lost before the welcome", END, *GRAMMAR}
     assert len(found["conforms"]) > 40
 
 
@@ -75,6 +79,16 @@ def test_our_device_conforms_with_evidence_and_in_races(options):
     only = {TEXT, "blocks of one token", "link lost while a verdict is owed", COMMIT}
     found, results = results_of(only, preempt="guess", **options)
     assert found["fails"] == set(), [r for r in results if r.result == "fails"]
+
+
+def test_our_device_sends_a_grammar_before_it_names_it(monkeypatch):
+    pytest.importorskip("llguidance")
+    found, results = results_of(GRAMMAR, choice=["ab", "cd"])
+    assert found["fails"] == set() and found["conforms"] >= GRAMMAR, results
+    owner, name, method = sends(lambda _, m: None if isinstance(m, Grammar) else m)
+    monkeypatch.setattr(owner, name, method)
+    found, results = results_of(GRAMMAR, choice=["ab", "cd"])
+    assert found["fails"] == GRAMMAR - {"a grammar that the verifier has forgotten"}
 
 
 # ---- faults: our device with one method changed

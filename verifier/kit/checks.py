@@ -10,14 +10,21 @@ from dataclasses import replace
 from websockets.exceptions import WebSocketException
 
 from draftwire.errors import TransportError
-from draftwire.verifier.kit import resume_rows, scheme_rows, stream_rows, wire_rows
+from draftwire.verifier.kit import (
+    grammar_rows,
+    resume_rows,
+    scheme_rows,
+    stream_rows,
+    wire_rows,
+)
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import Failed, Row
-from draftwire.verifier.kit.target import KIT_HELLO
+from draftwire.verifier.kit.target import KIT_HELLO, kit_tokenizer
 
 CHECKS: list[Row] = [
     *wire_rows.ROWS,
     *stream_rows.ROWS,
+    *grammar_rows.ROWS,
     *scheme_rows.ROWS,
     *resume_rows.ROWS,
     *stream_rows.RULES,
@@ -37,6 +44,8 @@ async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
     try:
         async with kit.greeted() as peer:
             kit.known = peer.welcome.tokenizer == KIT_HELLO.tokenizer
+            if kit.known:
+                kit.tokenizer = kit_tokenizer()
             kit.hello = replace(kit.hello, vocab_size=peer.welcome.vocab_size)
     except (OSError, asyncio.TimeoutError, WebSocketException, Failed) as error:
         raise TransportError(

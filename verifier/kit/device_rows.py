@@ -183,6 +183,21 @@ async def _(mimic: Mimic) -> str:
     return await (await _anew(link, stream)).serve()
 
 
+@row("4.9", "a grammar that the verifier has forgotten")
+async def _(mimic: Mimic) -> None:
+    link = await mimic.raw_connection()
+    await link.greet(also=("grammar",))
+    first = await link.asked()
+    if not first.request.grammar:
+        raise NotTested("its text keeps to no grammar")
+    link.grammars.clear()
+    forgot = Error("grammar", "the mimic has forgotten it", fatal=False)
+    await link.say(forgot, first.number)
+    again = await link.asked()
+    expect(again.request == first.request, "another open")
+    await link.say(Error("request", "the mimic compiles none", fatal=False), again.number)
+
+
 # ---- errors that pass
 
 
@@ -360,6 +375,7 @@ RULES = rules(
     ("4.2", "places", "blocks begin where the last one ended"),
     ("7", "max_block", "no block above max_block"),
     ("7", "max_waiting", "no more waits than max_waiting"),
+    ("4.9", "grammars", "grammars are sent before the opens that name them, once"),
     ("6", "evidence", "its evidence can be read"),
     ("4", "ends", "nothing is sent after the end"),
 )

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError
 from draftwire.sampling import NOISES, SCHEMES
+from draftwire.sampling.grammar import Grammar as Text
 from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
 from draftwire.transport.messages import (
     Block,
@@ -26,6 +27,7 @@ from draftwire.transport.messages import (
     Commit,
     Error,
     Frame,
+    Grammar,
     Hello,
     Message,
     Open,
@@ -180,6 +182,7 @@ class Link:
         self._frames: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._back: list[Frame] = []
         self.numbers: set[int] = set()  # of streams that run
+        self.grammars: set[bytes] = set()  # digests of those that it has sent
 
     async def read(self) -> None:
         """Take in what comes until the connection ends."""
@@ -211,7 +214,7 @@ class Link:
             self.mimic.rule("frames", False, f"a frame {data[:24].hex()}: {error}")
             raise
         self.mimic.rule("frames", True)
-        kinds = (Hello, Open, Block, Resume, Error, Bye)
+        kinds = (Hello, Open, Block, Resume, Error, Bye, Grammar)
         said = f"it sends a {_name(frame.message)}"
         self.mimic.rule("messages", isinstance(frame.message, kinds), said)
         return frame
@@ -234,11 +237,13 @@ class Link:
         with contextlib.suppress(ConnectionClosed):
             await self.socket.send(data)
 
-    async def greet(self, tail: bytes = b"", **changes: Any) -> None:
-        """Take the hello in and answer it."""
+    async def greet(
+        self, tail: bytes = b"", also: tuple[str, ...] = (), **changes: Any
+    ) -> None:
+        """Take the hello in and answer it, with capabilities beside the usual ones."""
         self.hello = hello = await self.heard(Hello)
         self.mimic.rule("messages", hello.vocab_size >= 2, "a vocabulary below 2")
-        capabilities = tuple(c for c in hello.capabilities if c in _CAPABILITIES)
+        capabilities = tuple(c for c in hello.capabilities if c in _CAPABILITIES + also)
         noise = tuple(n for n in hello.noise if n in NOISES)
         self.welcome = welcome = Welcome(
             agent="draftwire-mimic",
@@ -276,6 +281,9 @@ class Link:
             number, request, _ = await self.hear()
             if isinstance(request, Open):
                 break
+            if isinstance(request, Grammar):
+                self._take_grammar(request)
+                continue
             in_flight = isinstance(request, (Block, Bye)) and number not in self.numbers
             wrong = f"a {_name(request)} where an open belongs"
             self.mimic.rule("messages", in_flight, wrong)
@@ -283,7 +291,17 @@ class Link:
         self.mimic.rule("numbers", number not in self.numbers, taken)
         most = self.welcome.streams
         self.mimic.rule("numbers", len(self.numbers) < most, f"more than {most} streams")
+        if name := request.grammar:
+            self.mimic.rule("grammars", name in self.grammars, "a grammar it did not send")
         return Served(self, number or 0, request)
+
+    def _take_grammar(self, message: Grammar) -> None:
+        """Note a grammar; the mimic compiles none."""
+        agreed = "grammar" in self.welcome.capabilities
+        self.mimic.rule("messages", agreed, "a grammar without that capability")
+        name = Text.name(message.format, message.text)
+        self.mimic.rule("grammars", name not in self.grammars, "a grammar twice")
+        self.grammars.add(name)
 
     async def resumed(self, old: Served) -> Served:
         """Take a resume in: the stream goes on here. The answer is not sent yet."""

@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, AsyncIterator, Sequence
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from draftwire.errors import ProtocolError
+from draftwire.sampling.grammar import Guide, Rules
 from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
 from draftwire.transport.dial import is_loopback
 from draftwire.transport.messages import (
@@ -64,6 +66,7 @@ class Kit(Kept):
         exhaust: Also take every slot, for the error ``busy``.
         long: Tokens of the long texts, at most.
         known: Its target is the kit's own.
+        tokenizer: The ``tokenizer.json`` of its target; without one no grammars.
     """
 
     url: str
@@ -74,6 +77,7 @@ class Kit(Kept):
     exhaust: bool = False
     long: int = 2000
     known: bool = False
+    tokenizer: Path | None = None
     _texts: dict[Any, list[int]] = field(default_factory=dict)
 
     def headers(self, token: str | None) -> dict[str, str]:
@@ -109,6 +113,8 @@ class Kit(Kept):
             Failed: The answer is no welcome.
             NotTested: It lacks the capability, or the scheme with evidence, ``need``.
         """
+        if need == "grammar" and self.tokenizer is None:
+            raise NotTested("its tokenizer is not known")
         if need and need not in EVIDENCE:
             changes["capabilities"] = (need,)
         async with self.peer() as peer:
@@ -232,12 +238,29 @@ class Peer:
         return answer
 
     async def open(
-        self, request: Open, number: int = 0, want: Sequence[int] | None = None
+        self,
+        request: Open,
+        number: int = 0,
+        want: Sequence[int] | None = None,
+        rules: Rules | None = None,
     ) -> Stream:
-        """Open a stream; ``want`` is the text that must come of it, if that is known."""
+        """Open a stream.
+
+        Args:
+            request: What is asked for.
+            number: Of the stream.
+            want: The text that must come of it, if that is known.
+            rules: What the grammar that it names makes of it.
+        """
         await self.say(request, number)
         opened = must_be(Opened, await self.hear(number))
-        return Stream(self, number, request, want, opened)
+        stream = Stream(self, number, request, want, opened)
+        if rules is not None:
+            stream.guide = rules.guide(len(request.prompt))
+            stream.force(stream.guide.path().ids)
+            if stream.guide.path().ended:
+                await stream.commit()  # all of it is forced
+        return stream
 
     async def resume(
         self, old: Stream, number: int = 0, position: int | None = None
@@ -304,7 +327,12 @@ class Stream:
         forwards: Of the target, as the verifier has said.
         hints: Provisional verdicts heard.
         finish: Why it has ended.
+        guide: Where its text stands in a grammar, or None.
+        forced: Ids that the grammar left no choice about.
     """
+
+    guide: Guide | None = None
+    forced = 0
 
     def __init__(
         self,
@@ -443,7 +471,13 @@ class Stream:
 
     def grow(self, tokens: Sequence[int]) -> None:
         """Make ``tokens`` text; a draft that they contradict ends its branch."""
-        self.text += tokens
+        if self.guide is None:
+            self.text += tokens
+        elif tokens:
+            path = self.guide.path((), tokens)
+            found = f"{list(tokens)} after {self.text} is not in the grammar"
+            expect(path.valid == len(tokens), found)
+            self.force(path.ids, len(tokens))
         for branch in (self.ahead, *self._past.values()):
             same = branch[: len(tokens)] == list(tokens[: len(branch)])
             self.epoch += branch is self.ahead and not same
@@ -454,6 +488,13 @@ class Stream:
             pairs = enumerate(zip(self.text, self.want))
             i = next((i for i, (a, b) in pairs if a != b), len(self.want))
             raise Failed(f"token {i} is another: {self.text[i : i + 3]}")
+
+    def force(self, ids: Sequence[int], chosen: int = 0) -> None:
+        """Make text of ids of which a grammar has forced all but ``chosen``."""
+        assert self.guide is not None
+        self.text += ids[: self.request.max_new_tokens - len(self.text)]
+        self.forced += len(ids) - chosen
+        self.guide.follow([*self.request.prompt, *self.text])
 
     def check_hash(self, digest: bytes, finish: Finish) -> None:
         """Hold a hash to the text, and note whether that has ended."""

@@ -10,7 +10,11 @@ with vectors.
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 import time
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
@@ -18,6 +22,7 @@ import numpy as np
 from draftwire.exits import Exit
 from draftwire.manifest import Family
 from draftwire.sampling import make_decider, shape_for
+from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open
 from draftwire.verifier.backends.base import ExitListener, SlotInput, SlotTable
 from draftwire.verifier.target_session import params_of
@@ -44,6 +49,44 @@ KIT_HELLO = Hello(
 )
 
 
+# The bytes as such, then all pairs of sixteen of them.
+_PAIRED = '"{}:,[]0123abcde'
+
+
+@lru_cache(maxsize=1)
+def kit_tokenizer() -> Path:
+    """Return where the kit's ``tokenizer.json`` lies, for grammars; written once."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [i for i in range(256) if i not in shown]
+    chars = {
+        **{i: chr(i) for i in shown},
+        **{b: chr(256 + n) for n, b in enumerate(hidden)},
+    }
+    pairs = [(a, b) for a in _PAIRED for b in _PAIRED]
+    words = [*(chars[i] for i in range(256)), *(a + b for a, b in pairs)]
+    level: dict[str, Any] = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+    }
+    level["use_regex"] = False
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "vocab": {word: i for i, word in enumerate(words)},
+    }
+    model["merges"] = [f"{a} {b}" for a, b in pairs]
+    file: dict[str, Any] = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "model": model,
+    }
+    file.update(pre_tokenizer=level, post_processor=None, decoder=level)
+    path = Path(tempfile.mkdtemp(prefix="draftwire-kit-")) / "tokenizer.json"
+    path.write_text(json.dumps(file), encoding="utf-8")
+    return path
+
+
 def _mix(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -65,18 +108,35 @@ def decider_of(request: Open, vocab_size: int) -> Any:
     return make_decider(params_of(request), vocab_size)
 
 
-def text_of(request: Open, count: int, vocab_size: int) -> list[int]:
-    """Return the first ``count`` tokens that the target gives without drafts."""
+def text_of(
+    request: Open, count: int, vocab_size: int, rules: Rules | None = None
+) -> list[int]:
+    """Return the first ``count`` tokens that the target gives without drafts.
+
+    Args:
+        request: Of the stream.
+        count: At most so many; a grammar may end the text before.
+        vocab_size: Of the stream.
+        rules: What the grammar of the stream makes of it.
+    """
     decider = decider_of(request, vocab_size)
-    ids = list(request.prompt)
-    shape = shape_for(params_of(request), vocab_size, len(ids) - request.text_before)
-    for _ in range(count):
+    ids, begin = list(request.prompt), len(request.prompt)
+    first = begin - request.text_before
+    guide = None if rules is None else rules.guide(first)
+    shape = shape_for(params_of(request), vocab_size, first, guide)
+    while len(ids) - begin < count:
+        if guide is not None:
+            guide.follow(ids)
+            path = guide.path()
+            ids += path.ids[: count - len(ids) + begin]
+            if path.ended or len(ids) - begin == count:
+                break
         row = logits_after(ids, vocab_size)[None]
         if shape is not None:
             shape.follow(ids)
             row = shape.rows(row)
         ids.append(int(decider.decide((), b"", row, len(ids)).token))
-    return ids[len(request.prompt) :]
+    return ids[begin:]
 
 
 class KitTarget:
@@ -88,6 +148,7 @@ class KitTarget:
     family, vocab_size = FAMILY, VOCAB
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+    tokenizer_path = property(lambda self: kit_tokenizer())
     exits: tuple[Exit, ...] = (Exit(layer=1, threshold=0.0, agreement=1.0),)
 
     def __init__(self, *, slots: int = 16, context: int | None = None) -> None:

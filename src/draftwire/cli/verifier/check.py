@@ -156,9 +156,10 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
     from draftwire.verifier.kit.target import KIT_HELLO, NAME
 
     token_file = _common.read_settings(args)["token_file"].value
-    hello = KIT_HELLO
+    hello, words = KIT_HELLO, None
     if args.target != NAME:
         draft = load_draft(draft_path() if args.draft is None else args.draft)
+        words = draft.tokenizer_path
         hello = Hello(
             agent=KIT_HELLO.agent,
             target=args.target,
@@ -172,6 +173,7 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
     kit = Kit(
         args.url, replace(hello, noise=NOISES), token, tls, args.patience, args.exhaust
     )
+    kit.tokenizer = words
     if args.quick:
         kit.long = 120
     return kit
