@@ -18,9 +18,9 @@ import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Dict, Iterable
 
-from draftwire.bench.link.spec import Bursts, Jitter, LinkSpec, Outages
+from draftwire.bench.link.spec import DIRECTIONS, Bursts, Jitter, LinkSpec
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean
 
@@ -34,10 +34,7 @@ _NUMBER = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 _RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _SIZES = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "kib": 1024.0, "mib": 1024.0**2}
-_KEYS = (
-    "up", "down", "rtt", "rate", "delay_up", "delay_down", "jitter", "correlation", "loss",
-    "burst", "queue", "outage", "outages", "seed",
-)  # fmt: skip
+_Take = Callable[[str, LinkSpec], Dict[str, Any]]
 
 
 @lru_cache(maxsize=None)
@@ -91,13 +88,12 @@ def _parse(text: str) -> LinkSpec:
     parts = _parts(text)
     if not parts:
         raise ConfigError("an empty link", hint="such as 40ms/10mbit, poor, or ideal")
-    base = LinkSpec()
+    link = LinkSpec()
     if re.fullmatch(r"[a-z][a-z0-9-]*", parts[0]):
-        base = _named(parts.pop(0))
-    made = _Parts(base)
+        link = _named(parts.pop(0))
     for part in parts:
-        made.take(part)
-    return made.link()
+        link = replace(link, **_changes(link, part))
+    return link
 
 
 def _parts(text: str) -> list[str]:
@@ -123,114 +119,98 @@ def _named(name: str) -> LinkSpec:
     raise ConfigError(f"no link is called {name!r}", hint=hint)
 
 
-class _Parts:
-    """Collects the parts of one text."""
+def _changes(link: LinkSpec, part: str) -> dict[str, Any]:
+    """Return what one part makes of the link before it.
 
-    def __init__(self, base: LinkSpec) -> None:
-        self._base = base
-        self._values: dict[str, Any] = {}
-        self._jitter = base.jitter
-        self._fixed: list[tuple[float, float]] = []
-        self._outages = base.outages
+    Raises:
+        ConfigError: It is no part.
+    """
+    head, _, path = part.partition(":")
+    if head in ("trace", "trace-up", "trace-down") and path:
+        ways = [way for way in DIRECTIONS if head in ("trace", f"trace-{way}")]
+        return {**_each("{}_bit_s", ways, None), **_each("trace_{}", ways, path)}
+    key, equals, value = part.partition("=")
+    if not equals:
+        value = part
+        key = "rate" if value.lower().endswith("bit") else "rtt"
+    if key not in _KEYS:
+        known = [f"{name}=" for name in _KEYS]
+        hint = did_you_mean(f"{key}=", known, f"parts: {', '.join(known)}")
+        raise ConfigError(f"{part!r} is no part of a link", hint=hint)
+    try:
+        return _KEYS[key](value.strip().lower(), link)
+    except ConfigError as exc:
+        raise ConfigError(f"in {part!r}: {exc}", hint=exc.hint) from exc
 
-    def link(self) -> LinkSpec:
-        outages = self._outages
-        if self._fixed:
-            outages = replace(outages, fixed=tuple(sorted(self._fixed)))
-        return replace(self._base, jitter=self._jitter, outages=outages, **self._values)
 
-    def take(self, part: str) -> None:
-        """Read one part; raises ConfigError when it is none."""
-        head, _, path = part.partition(":")
-        if head in ("trace", "trace-up", "trace-down") and path:
-            for direction in ("up", "down"):
-                if head in ("trace", f"trace-{direction}"):
-                    self._values[f"trace_{direction}"] = path
-                    self._values[f"{direction}_bit_s"] = None
-            return
-        key, equals, value = part.partition("=")
-        if not equals:
-            value = part
-            key = "rate" if value.lower().endswith("bit") else "rtt"
-        take = getattr(self, f"_take_{key}", None)
-        if take is None:
-            known = [f"{name}=" for name in _KEYS]
-            hint = did_you_mean(f"{key}=", known, f"parts: {', '.join(known)}")
-            raise ConfigError(f"{part!r} is no part of a link", hint=hint)
-        try:
-            take(value.strip().lower())
-        except ConfigError as exc:
-            raise ConfigError(f"in {part!r}: {exc}", hint=exc.hint) from exc
+def _each(name: str, ways: Iterable[str], value: Any) -> dict[str, Any]:
+    return {name.format(way): value for way in ways}
 
-    def _take_rtt(self, value: str) -> None:
-        half = _unit(value, _TIMES, "a time such as 40ms") / 2
-        self._values.update(delay_up_s=half, delay_down_s=half)
 
-    def _take_delay_up(self, value: str) -> None:
-        self._values["delay_up_s"] = _unit(value, _TIMES, "a time such as 20ms")
+def _time(value: str, example: str = "40ms") -> float:
+    return _unit(value, _TIMES, f"a time such as {example}")
 
-    def _take_delay_down(self, value: str) -> None:
-        self._values["delay_down_s"] = _unit(value, _TIMES, "a time such as 20ms")
 
-    def _take_rate(self, value: str) -> None:
-        self._take_up(value)
-        self._take_down(value)
-
-    def _take_up(self, value: str) -> None:
-        self._rate("up", value)
-
-    def _take_down(self, value: str) -> None:
-        self._rate("down", value)
-
-    def _rate(self, direction: str, value: str) -> None:
+def _rate(*ways: str) -> _Take:
+    def take(value: str, _: LinkSpec) -> dict[str, Any]:
         rate = _unit(value, _RATES, "a rate such as 10mbit")
-        self._values[f"{direction}_bit_s"] = rate
-        self._values[f"trace_{direction}"] = None
+        return {**_each("{}_bit_s", ways, rate), **_each("trace_{}", ways, None)}
 
-    def _take_jitter(self, value: str) -> None:
-        spread, _, kind = value.partition(":")
-        self._jitter = Jitter(
-            kind or "normal",
-            _unit(spread, _TIMES, "a time such as 5ms"),
-            self._jitter.correlation,
-            self._jitter.step_s,
-        )
+    return take
 
-    def _take_correlation(self, value: str) -> None:
-        self._jitter = replace(self._jitter, correlation=_share(value))
 
-    def _take_loss(self, value: str) -> None:
-        self._values["loss"] = _share(value)
+def _jitter(value: str, link: LinkSpec) -> dict[str, Any]:
+    spread, _, kind = value.partition(":")
+    before, spread_s = link.jitter, _time(spread, "5ms")
+    made = Jitter(kind or "normal", spread_s, before.correlation, before.step_s)
+    return {"jitter": made}
 
-    def _take_burst(self, value: str) -> None:
-        shares = [_share(part) for part in value.split(":")]
-        if len(shares) not in (2, 3):
-            raise ConfigError("not enter:leave or enter:leave:loss", hint="burst=1%:25%")
-        self._values["bursts"] = Bursts(*shares)
 
-    def _take_queue(self, value: str) -> None:
-        self._values["queue_bytes"] = int(_unit(value, _SIZES, "a size such as 64kb"))
+def _burst(value: str, _: LinkSpec) -> dict[str, Any]:
+    shares = [_share(part) for part in value.split(":")]
+    if len(shares) not in (2, 3):
+        raise ConfigError("not enter:leave or enter:leave:loss", hint="burst=1%:25%")
+    return {"bursts": Bursts(*shares)}
 
-    def _take_outage(self, value: str) -> None:
-        start, plus, length = value.partition("+")
-        if not plus:
-            raise ConfigError("not start+length", hint="outage=10s+3s")
-        times = [_unit(t, _TIMES, "a time such as 3s") for t in (start, length)]
-        self._fixed.append((times[0], times[1]))
 
-    def _take_outages(self, value: str) -> None:
-        every, colon, length = value.partition(":")
-        if not colon:
-            raise ConfigError("not every:length", hint="outages=30s:2s")
-        self._outages = Outages(
-            every_s=_unit(every, _TIMES, "a time such as 30s"),
-            length_s=_unit(length, _TIMES, "a time such as 2s"),
-        )
+def _outage(value: str, link: LinkSpec) -> dict[str, Any]:
+    start, plus, length = value.partition("+")
+    if not plus:
+        raise ConfigError("not start+length", hint="outage=10s+3s")
+    fixed = (*link.outages.fixed, (_time(start, "3s"), _time(length, "3s")))
+    return {"outages": replace(link.outages, fixed=tuple(sorted(fixed)))}
 
-    def _take_seed(self, value: str) -> None:
-        if not value.isdecimal():
-            raise ConfigError(f"{value!r} is no seed", hint="a whole number from 0")
-        self._values["seed"] = int(value)
+
+def _outages(value: str, link: LinkSpec) -> dict[str, Any]:
+    every, colon, length = value.partition(":")
+    if not colon:
+        raise ConfigError("not every:length", hint="outages=30s:2s")
+    times = _time(every, "30s"), _time(length, "2s")
+    return {"outages": replace(link.outages, every_s=times[0], length_s=times[1])}
+
+
+def _seed(value: str, _: LinkSpec) -> dict[str, Any]:
+    if not value.isdecimal():
+        raise ConfigError(f"{value!r} is no seed", hint="a whole number from 0")
+    return {"seed": int(value)}
+
+
+_KEYS: dict[str, _Take] = {
+    "up": _rate("up"),
+    "down": _rate("down"),
+    "rtt": lambda value, _: _each("delay_{}_s", DIRECTIONS, _time(value) / 2),
+    "rate": _rate(*DIRECTIONS),
+    "delay_up": lambda value, _: {"delay_up_s": _time(value)},
+    "delay_down": lambda value, _: {"delay_down_s": _time(value)},
+    "jitter": _jitter,
+    "correlation": lambda v, link: {"jitter": replace(link.jitter, correlation=_share(v))},
+    "loss": lambda value, _: {"loss": _share(value)},
+    "burst": _burst,
+    "queue": lambda v, _: {"queue_bytes": int(_unit(v, _SIZES, "a size such as 64kb"))},
+    "outage": _outage,
+    "outages": _outages,
+    "seed": _seed,
+}
 
 
 def _unit(value: str, units: dict[str, float], wanted: str) -> float:

@@ -5,6 +5,7 @@ import pytest
 import world
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opens import asked
 from world import VOCAB
 
 from draftwire.errors import ConfigError, ProtocolError
@@ -20,7 +21,6 @@ from draftwire.transport.messages import (
     Bye,
     Commit,
     Finish,
-    Open,
     Opened,
     Resumed,
 )
@@ -158,17 +158,9 @@ def test_cancel_says_goodbye_once_and_stops_drafting():
 
 
 def target(**changes):
-    fields = dict(
-        prompt=(1, 2, 3),
-        scheme="greedy",
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
-        max_new_tokens=9,
-    )
+    base = dict(prompt=(1, 2, 3), max_new_tokens=9)
     return TargetSession(
-        Open(**{**fields, **changes}), vocab_size=VOCAB, context=64, max_block=8
+        asked(**{**base, **changes}), vocab_size=VOCAB, context=64, max_block=8
     )
 
 

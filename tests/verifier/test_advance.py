@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cached_target import CachedTarget
+from opens import asked
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.sampling import SamplingParams, make_decider
@@ -18,16 +19,8 @@ V = 23
 
 
 def session(**changes):
-    fields = dict(
-        prompt=(1, 2, 3),
-        scheme="greedy",
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
-        max_new_tokens=20,
-    )
-    request = Open(**{**fields, **changes})
+    base = dict(prompt=(1, 2, 3), max_new_tokens=20)
+    request = asked(**{**base, **changes})
     return TargetSession(request, vocab_size=V, context=64, max_block=9, target="t v1")
 
 

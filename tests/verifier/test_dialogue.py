@@ -1,7 +1,6 @@
 """Several streams on one connection, over a real socket; and what tells that it works."""
 
 import asyncio
-import random
 import threading
 
 import numpy as np
@@ -24,55 +23,7 @@ from draftwire.transport.messages import (
     Opened,
     Progress,
 )
-from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.serving.limits import Limits
-
-
-async def streams_at_once(dev, prompts, count, rng):
-    """Let all streams of a connection run, blocks of all of them mixed."""
-    texts = {number: [] for number in prompts}
-    epochs = dict.fromkeys(prompts, 0)
-    guesses = {}
-    for number, prompt in prompts.items():
-        await dev.say(Open(tuple(prompt), "greedy", 0.0, 0, 1.0, 0, count), number)
-
-    async def draft(number):
-        text = texts[number]
-        guess = continuation([*prompts[number], *text], 3)
-        guess[rng.randrange(3)] = rng.randrange(40)
-        guesses[number] = guess
-        await dev.say(Block(epochs[number], len(text), tuple(guess)), number)
-
-    for number in rng.sample(sorted(prompts), len(prompts)):
-        await draft(number)
-    left = set(prompts)
-    while left:
-        message, number = await dev.hear(), dev.heard.stream
-        if isinstance(message, Opened):
-            continue
-        assert isinstance(message, Commit), message
-        text, guess = texts[number], guesses[number]
-        text += guess[: message.accepted]
-        text += [] if message.token is None else [message.token]
-        epochs[number] += message.accepted < len(guess)
-        if message.finish:
-            assert message.text_hash == TextHash([*prompts[number], *text]).digest()
-            left.discard(number)
-        else:
-            await draft(number)
-    return texts
-
-
-async def test_streams_of_one_connection_share_nothing():
-    async with serving(ArithmeticBackend(slots=8)) as service:
-        async with device(service) as dev:
-            await dev.greet()
-            rng = random.Random(5)
-            for numbers in ((0, 1, 2, 3), (3, 700, 16383), (0,)):
-                prompts = {n: [n % 40 + 1, 2] for n in numbers}
-                texts = await streams_at_once(dev, prompts, 30, rng)
-                for number, prompt in prompts.items():
-                    assert texts[number] == continuation(prompt, 30)
 
 
 async def test_numbers_and_ends():
@@ -147,23 +98,6 @@ async def test_a_target_that_works_says_so_and_one_that_hangs_does_not():
             await dev.say(Block(0, 0, (9,)))  # all of it is text already
             answer = await dev.hear()
             assert answer == Progress("idle", answer.epoch, 2, 0)
-
-
-async def test_a_race_keeps_to_the_credit():
-    async with serving() as service:
-        async with device(service) as dev:
-            await dev.greet()
-            request = Open((3,), "greedy", 0.0, 0, 1.0, 0, 90, (), "latency", credit=5)
-            await dev.say(request)
-            assert isinstance(await dev.hear(), Opened)
-            text = []
-            for end in (5, 10, 15):
-                while len(text) < end:
-                    text.append((await dev.hear()).token)
-                await asyncio.sleep(0.05)
-                assert dev.frames.empty(), "it went on beyond its credit"
-                await dev.say(Block(0, end, (), race=True))
-            assert text == continuation([3], 15)
 
 
 async def test_an_error_of_a_stream_leaves_its_neighbours_alone():

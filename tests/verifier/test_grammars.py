@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("llguidance")
 import grammars  # noqa: E402
 from cached_target import CachedTarget  # noqa: E402
+from opens import asked
 
 from draftwire.clock import VirtualClock  # noqa: E402
 from draftwire.sampling import SCHEMES  # noqa: E402
@@ -19,7 +20,6 @@ from draftwire.transport.messages import (  # noqa: E402
     Finish,
     Grammar,
     Hello,
-    Open,
     Opened,
     Welcome,
 )
@@ -91,17 +91,8 @@ class Lab:
         return text.digest
 
     def open(self, digest, number=0, **changes):
-        fields = dict(
-            prompt=(1, 2),
-            scheme="greedy",
-            temperature=0.0,
-            top_k=0,
-            top_p=1.0,
-            seed=0,
-            max_new_tokens=40,
-            grammar=digest,
-        )
-        self.take(Open(**{**fields, **changes}), number)
+        base = dict(prompt=(1, 2), max_new_tokens=40, grammar=digest)
+        self.take(asked(**{**base, **changes}), number)
 
     def kinds(self):
         return [type(message).__name__ for _, message in self.said]

@@ -21,7 +21,6 @@ from draftwire.transport.messages import (
     Block,
     Bye,
     Commit,
-    Error,
     Finish,
     Opened,
     Resumed,
@@ -92,23 +91,6 @@ async def test_the_text_goes_on_as_if_nothing_had_happened(rounds, kept_slot):
         assert prefix + '{outcome="resumed"} 1' in numbers
 
 
-async def test_a_commit_that_never_arrived_comes_with_the_resume():
-    async with serving() as service:
-        async with device(service) as dev:
-            await dev.greet()
-            opened = await dev.open(PROMPT, 40)
-            await dev.say(Block(0, 0, tuple(TEXT[:3])))
-            await dev.hear()  # on its way when the link broke: as if never read
-            dev.cut()
-        await parked(service)
-        async with device(service) as dev:
-            await dev.greet()
-            resumed = await dev.resume(opened, 0)
-            assert resumed.tokens == tuple(TEXT[:4])
-            text, _ = await dev.go_on(PROMPT, list(resumed.tokens), resumed.epoch)
-            assert text == TEXT
-
-
 @pytest.mark.parametrize("again", [1, 3])
 async def test_a_finish_that_never_arrived_comes_with_the_resume(again):
     backend = ArithmeticBackend(slots=1)
@@ -158,22 +140,6 @@ async def test_work_in_the_model_when_the_link_breaks_is_not_lost_for_others():
             assert text == TEXT
 
 
-async def test_a_half_open_connection_is_taken_over():
-    async with serving(ArithmeticBackend(slots=1)) as service:
-        async with device(service) as old, device(service) as new:
-            await old.greet()
-            await new.greet()
-            opened = await old.open(PROMPT, 40)
-            text, _ = await old.go_on(PROMPT, [], 0, rounds=2)
-            resumed = await new.resume(opened, len(text))
-            assert isinstance(resumed, Resumed)
-            with pytest.raises(ConnectionClosed):
-                await old.say(Block(0, len(text), (1,)))
-                await old.hear()
-            text, _ = await new.go_on(PROMPT, text, resumed.epoch)
-            assert text == TEXT
-
-
 async def test_many_takeovers_at_once_leave_one_holder():
     async with serving(ArithmeticBackend(slots=1)) as service:
         async with device(service) as first:
@@ -194,26 +160,6 @@ async def test_many_takeovers_at_once_leave_one_holder():
 
             found = await asyncio.gather(*(one() for _ in range(5)))
         assert [text for text in found if text is not None] == [TEXT]
-
-
-async def test_a_stranger_gets_nothing_and_the_owner_everything():
-    async with serving() as service:
-        opened, text, _ = await lost_after(service, 1)
-        await parked(service)
-        async with device(service) as dev:
-            await dev.greet()
-            for session, secret in (
-                (opened.id, b"\0" * 16),
-                (b"\0" * 8, opened.secret),
-                (opened.id, opened.secret[:-1] + b"\0"),
-            ):
-                answer = await dev.resume(Opened(session, secret), 0)
-                assert isinstance(answer, Error)
-                assert (answer.code, answer.fatal) == ("stream", False)
-                assert answer.hint
-            # the connection stays usable, and the stream too
-            resumed = await dev.resume(opened, len(text))
-            assert (await dev.go_on(PROMPT, text, resumed.epoch))[0] == TEXT
 
 
 async def test_another_target_account_or_vocabulary_does_not_get_it():
@@ -247,17 +193,6 @@ async def test_it_waits_so_long_and_no_longer():
             await dev.greet()
             assert (await dev.resume(opened, 0)).code == "stream"
         assert service.kept.expired == 1
-
-
-async def test_a_device_that_claims_more_than_there_is_opens_anew():
-    async with serving() as service:
-        opened, text, _ = await lost_after(service, 1)
-        await parked(service)
-        async with device(service) as dev:
-            await dev.greet()
-            answer = await dev.resume(opened, len(text) + 1)
-            assert (answer.code, answer.fatal) == ("stream", False)
-            assert (await dev.generate(PROMPT, 40))[0] == TEXT
 
 
 async def test_nothing_is_kept_after_a_bye_a_fault_or_without_the_capability():

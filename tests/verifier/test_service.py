@@ -30,7 +30,6 @@ from draftwire.transport.messages import (
     Error,
     Finish,
     Opened,
-    Resume,
     Welcome,
 )
 from draftwire.verifier.registry import Registry
@@ -115,26 +114,6 @@ async def test_health_names_the_targets():
 
 
 @pytest.mark.parametrize(
-    "frame",
-    [b"", b"\x00", b"\xff" * 40, b"\x05\x00", b"\x01\x02\xff", "text", bytes(range(99))],
-)
-@pytest.mark.parametrize("greeted", [False, True])
-async def test_bad_bytes_get_an_error_and_the_verifier_lives_on(frame, greeted):
-    async with serving() as service:
-        async with device(service) as dev:
-            if greeted:
-                await dev.greet()
-            await dev.socket.send(frame)
-            answer = await dev.hear()
-            assert isinstance(answer, Error) and answer.fatal
-            assert answer.code == "protocol"
-            await closed(dev, 1002)
-        async with device(service) as dev:
-            await dev.greet()
-            assert (await dev.generate([5], 8))[0] == continuation([5], 8)
-
-
-@pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
         ({"tokenizer": b"\x01" * 32}, "tokenizer", ["010101", "aaaaaa", "sum v1"]),
@@ -152,14 +131,6 @@ async def test_who_does_not_fit_is_refused_with_a_reason(changes, code, words):
         for word in words:
             assert word in answer.message
         await closed(dev, 1008)
-
-
-async def test_another_backbone_works_and_says_that_the_draft_ages():
-    async with serving() as service, device(service) as dev:
-        welcome = await dev.greet(backbone=b"\x02" * 32, vocab_size=40)
-        assert welcome.compatibility == "tokenizer"
-        assert welcome.vocab_size == 40
-        assert welcome.eos_ids == ()
 
 
 @pytest.mark.parametrize("path", ["/models/verifier", "/?key=1", "//%20/.", "/healthzz"])
@@ -221,17 +192,6 @@ async def test_without_the_subprotocol_nobody_is_served():
             assert answer.status_code == (426 if offered else 400)
             said = "offered draftwire.v1, chat:" if offered else "no subprotocol"
             assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
-
-
-async def test_an_open_that_cannot_be_served_ends_the_stream_only():
-    async with serving() as service, device(service) as dev:
-        await dev.greet()
-        answer = await dev.open([1] * 300, 5)
-        assert (answer.code, answer.fatal) == ("request", False)
-        assert "300 tokens" in answer.message
-        await dev.say(Resume(b"\x00" * 8, b"\x00" * 16, 0))
-        assert (await dev.hear()).fatal is False
-        assert (await dev.generate([1], 5))[0] == continuation([1], 5)
 
 
 async def test_more_streams_than_slots_are_told_to_wait():

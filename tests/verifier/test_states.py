@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from opens import asked
 
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.runtime.edge.machine import TABLE as DEVICE
-from draftwire.transport.messages import Block, Commit, Finish, Open
+from draftwire.transport.messages import Block, Commit, Finish
 from draftwire.transport.states import after, diagram, fill
 from draftwire.verifier import target_session
 from draftwire.verifier.states import TABLE, State
@@ -65,16 +66,8 @@ V = 9
 
 
 def session(**changes):
-    fields = dict(
-        prompt=(1, 2, 3),
-        scheme="greedy",
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
-        max_new_tokens=6,
-    )
-    request = Open(**{**fields, **changes})
+    base = dict(prompt=(1, 2, 3), max_new_tokens=6)
+    request = asked(**{**base, **changes})
     return TargetSession(request, vocab_size=V, context=64, max_block=4, target="t v1")
 
 
