@@ -44,6 +44,7 @@ test-ray: ## two replicas under Ray Serve, one killed (installs 0.5 GB into .ven
 docs: ## the site of docs/ in out/site, every link checked, every tutorial run
 	@$(PYTHON) tools/venvs.py docs
 	@NO_MKDOCS_2_WARNING=1 .venvs/docs/bin/mkdocs build --strict --quiet
+	@grep -q 'id="draftwire.Session.generate"' out/site/reference/api.html
 	@$(PYTHON) tools/venvs.py test -m slow tests/docs
 	@echo "out/site/index.html"
 

@@ -5,6 +5,7 @@ made, and links that lead out of docs/. A link to a file of the tree becomes its
 site has no tree.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -29,8 +30,26 @@ def on_files(files, config):
     for page, path in BROUGHT.items():
         with open(os.path.join(ROOT, path), encoding="utf-8") as file:
             files.append(File.generated(config, page, content=file.read()))
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        files.remove(file)
+        files.append(File.generated(config, page_of(file.src_uri), content=cells(file)))
     files.append(File.generated(config, "reference/cli.md", content=commands()))
     return files
+
+
+def page_of(notebook):
+    """Return the page of a notebook."""
+    return notebook[: -len("ipynb")] + "md"
+
+
+def cells(file):
+    """Return a notebook as a page, and where its file is."""
+    with open(file.abs_src_path, encoding="utf-8") as opened:
+        found = json.load(opened)["cells"]
+    form = {"code": "```python\n{}\n```", "markdown": "{}"}
+    parts = [form[cell["cell_type"]].format("".join(cell["source"])) for cell in found]
+    parts.append(f"(`docs/{file.src_uri}` in a checkout.)")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -47,6 +66,8 @@ def on_page_markdown(markdown, page, config, files):
         found = _PLACE.get(whole)
         if found is None and whole.startswith("docs/"):
             found = whole[len("docs/") :]
+            if found.endswith(".ipynb"):
+                found = page_of(found)
         if found is None:
             if not os.path.exists(os.path.join(ROOT, whole)):
                 return match[0]  # mkdocs says that it leads nowhere
@@ -75,7 +96,7 @@ def commands():
 
 
 def _help(*words):
-    environ = dict(os.environ, COLUMNS="88", PYTHONPATH=os.path.join(ROOT, "src"))
+    environ = dict(os.environ, COLUMNS="78", PYTHONPATH=os.path.join(ROOT, "src"))
     command = [sys.executable, "-m", "draftwire", *words, "--help"]
     done = subprocess.run(
         command, env=environ, capture_output=True, text=True, check=True, cwd=ROOT

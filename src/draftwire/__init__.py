@@ -50,9 +50,10 @@ def connect(
 ) -> Session:
     """Load a draft, connect it to a verifier, and return the session.
 
-    >>> with draftwire.connect(url, draft="models/reference.draft") as session:
-    ...     for chunk in session.generate("Once upon a time"):
-    ...         print(chunk.text, end="", flush=True)      # doctest: +SKIP
+    Examples:
+        >>> with draftwire.connect(url, draft="models/reference.draft") as session:
+        ...     for chunk in session.generate("Once upon a time"):
+        ...         print(chunk.text, end="", flush=True)  # doctest: +SKIP
 
     Args:
         url: Address of the verifier, ``ws://`` or ``wss://``.

@@ -78,9 +78,10 @@ def connect(
 ) -> _Connecting:
     """Connect as :func:`draftwire.connect` does, with the same arguments.
 
-    >>> async with draftwire.aio.connect(url, draft="models/reference.draft") as session:
-    ...     async for chunk in session.generate("Once upon a time"):
-    ...         print(chunk.text, end="", flush=True)      # doctest: +SKIP
+    Examples:
+        >>> async with draftwire.aio.connect(url, draft=folder) as session:
+        ...     async for chunk in session.generate("Once upon a time"):
+        ...         print(chunk.text, end="", flush=True)  # doctest: +SKIP
     """
     return _Connecting(url, dict(locals()))
 

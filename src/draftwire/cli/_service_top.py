@@ -133,7 +133,8 @@ def render(document: Mapping[str, Any], speeds: list[float], clock: str = "") ->
             lines.append("time       " + ", ".join(shares))
     power, board = document["power"], document["board"]
     if power["watts"] is None:
-        lines.append(f"power      {power.get('why_null') or 'not known yet'}")
+        why = (power.get("why_null") or "not known yet").partition(":")[0]
+        lines.append(f"power      {why}")
     else:
         joules = ""
         if work.get("joule_tokens"):

@@ -205,11 +205,11 @@ def _cost(report: dict[str, Any]) -> str:
     if unsent:
         parts.append(f"{report['prompt_tokens'] - unsent} of the prompt sent")
     for value, words in (
-        (report.get("target_forwards"), "target forwards"),
-        (bytes_.get("up_payload"), "bytes up"),
-        (bytes_.get("down_payload"), "bytes down"),
+        (report.get("target_forwards"), "forwards"),
+        (bytes_.get("up_payload"), "B up"),
+        (bytes_.get("down_payload"), "B down"),
         ((report.get("energy") or {}).get("joules"), "J"),
-        (seconds.get("first_token"), "s to the first"),
+        (seconds.get("first_token"), "s to first"),
     ):
         if value is not None:
             parts.append(

@@ -83,12 +83,14 @@ def _plot(summaries: Sequence[Summary], target: Path) -> None:
             shares = [float("nan") if s is None else s for s in summary.by_position or ()]
             places = range(1, len(shares) + 1)
             left.plot(places, shares, marker="o", label=summary.label)
+        left.xaxis.get_major_locator().set_params(integer=True)
         left.set(xlabel="position in the block", ylabel="share accepted", ylim=(0, 1.02))
         if any(summary.by_position for summary in summaries):
             left.legend(fontsize="small")
         measured = [s for s in summaries if s.tokens_per_s is not None]
         right.barh([s.label for s in measured], [s.tokens_per_s or 0.0 for s in measured])
         right.set(xlabel="tokens/s")
+        right.invert_yaxis()  # as the legend and the table have them
 
 
 # ---- the wire
