@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
 import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, Callable
 
 from draftwire.bench.link.clock import fine_loop, go_realtime
 from draftwire.bench.link.netem import NetemLink
@@ -55,14 +54,19 @@ class _Control:
         """Write one line."""
         os.write(1, json.dumps(document).encode() + b"\n")
 
-    def lines(self) -> list[str] | None:
-        """Return the lines that have come, or None at the end."""
+    def answer(self, report: Callable[[], dict[str, Any]]) -> bool:
+        """Answer what has been asked; return False at the end."""
         data = os.read(0, 65536)
-        if not data:
-            return None
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
-        return [line.decode() for line in lines]
+        for _ in filter(b"stats".__eq__, lines):
+            self.say(report())
+        return bool(data)
+
+    def ready(self, port: int, detour_s: float | None, scheduling: str) -> None:
+        """Say that the link is there."""
+        detour = None if detour_s is None else round(detour_s * 1e6, 1)
+        self.say({"port": port, "detour_us": detour, "scheduling": scheduling})
 
 
 def main() -> int:
@@ -79,15 +83,6 @@ def main() -> int:
         control.say({"error": str(exc), "hint": hint, "kind": type(exc).__name__})
         return getattr(exc, "exit_code", 3)
     return 0
-
-
-def _ready(
-    control: _Control, method: str, port: int, detour_s: float | None, scheduling: str
-) -> None:
-    detour = None if detour_s is None else round(detour_s * 1e6, 1)
-    control.say(
-        {"port": port, "method": method, "detour_us": detour, "scheduling": scheduling}
-    )
 
 
 def _tun(
@@ -117,18 +112,10 @@ def _tun(
             detour_s = found[0] if found else None
             link.compensation_s = (detour_s or 0.0) / 2
         link.use(spec)
-        _ready(control, "tun", link.ports[0], detour_s, scheduling)
-
-        def answer() -> bool:
-            lines = control.lines()
-            for line in lines or ():
-                if line == "stats":
-                    control.say(link.report())
-            return lines is not None
-
+        control.ready(link.ports[0], detour_s, scheduling)
         # A link without its relay is none: end, so that the parent notices.
         signal.signal(signal.SIGCHLD, lambda *_: os._exit(1))
-        link.pump(0, answer)
+        link.pump(0, lambda: control.answer(link.report))
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         link.close()
@@ -145,15 +132,9 @@ def _netem(
             echo.start()
             detour_s = _detour_s(echo.port, link.ports[1])
         link.use(less_s=(detour_s or 0.0) / 2)
-        _ready(control, "netem", link.ports[0], detour_s, "kernel")
-        while True:
-            select.select([0], [], [])
-            lines = control.lines()
-            if lines is None:
-                return
-            for line in lines:
-                if line == "stats":
-                    control.say(link.report())
+        control.ready(link.ports[0], detour_s, "kernel")
+        while control.answer(link.report):
+            pass
     finally:
         link.close()
 
@@ -176,15 +157,11 @@ def _proxy(
         proxy = LinkProxy(spec, target)
         proxy.compensation_s = (detour_s or 0.0) / 2
         port = await proxy.start(listen)
-        _ready(control, "proxy", port, detour_s, scheduling)
+        control.ready(port, detour_s, scheduling)
         over = asyncio.Event()
 
         def answer() -> None:
-            lines = control.lines()
-            for line in lines or ():
-                if line == "stats":
-                    control.say(proxy.report())
-            if lines is None:
+            if not control.answer(proxy.report):
                 over.set()
 
         loop.add_reader(0, answer)

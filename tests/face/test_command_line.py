@@ -30,7 +30,7 @@ def python(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def test_help_lists_the_commands_and_the_exit_codes() -> None:
+def test_help_lists_the_commands_and_the_exit_codes():
     done = python("--help")
     text = done.stdout.decode()
     assert done.returncode == 0
@@ -41,14 +41,14 @@ def test_help_lists_the_commands_and_the_exit_codes() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
     assert caught.value.code == 0
     assert f"draftwire {name}" in capsys.readouterr().out
 
 
-def test_version() -> None:
+def test_version():
     assert python("--version").stdout.decode() == f"draftwire {draftwire.__version__}\n"
 
 
@@ -84,13 +84,7 @@ def test_version() -> None:
         (["config", "show", "--config", "gone.toml"], "gone.toml", ""),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exit_code_2(
-    words: list[str],
-    message: str,
-    hint: str,
-    played: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_wrong_usage_is_one_sentence_and_exit_code_2(words, message, hint, played, capsys):
     assert main(words) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
@@ -103,18 +97,14 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_an_error_gives_its_exit_code(
-    name: str, played: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_gives_its_exit_code(name, played, capsys):
     played.failure = getattr(errors, name)("it broke", hint="mend it")
     assert main(played.words()) == played.failure.exit_code
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["draftwire: error: it broke", "hint: mend it"]
 
 
-def test_a_bug_is_exit_code_1_without_a_traceback(
-    played: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bug_is_exit_code_1_without_a_traceback(played, capsys):
     played.failure = ZeroDivisionError("division by zero")
     assert main(played.words()) == 1
     err = capsys.readouterr().err
@@ -122,7 +112,7 @@ def test_a_bug_is_exit_code_1_without_a_traceback(
 
 
 @pytest.mark.parametrize("place", [0, 2, 10])
-def test_debug_shows_the_traceback(place: int, played: Any) -> None:
+def test_debug_shows_the_traceback(place, played):
     played.failure = errors.ModelError("it broke")
     words = played.words()
     with pytest.raises(errors.ModelError):
@@ -130,9 +120,7 @@ def test_debug_shows_the_traceback(place: int, played: Any) -> None:
 
 
 @pytest.mark.parametrize("flag", [["--json"], ["--json", "-"], ["--json="]])
-def test_errors_are_json_when_json_is_asked_for(
-    flag: list[str], played: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_json_when_json_is_asked_for(flag, played, capsys):
     played.failure = errors.RefusedError("the token is wrong", hint="copy it again")
     assert main([*played.words(), *flag]) == 4
     captured = capsys.readouterr()
@@ -146,25 +134,19 @@ def test_errors_are_json_when_json_is_asked_for(
     assert "the token is wrong" in captured.err
 
 
-def test_wrong_usage_is_json_too(
-    played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_is_json_too(played, tmp_path, capsys):
     assert main(["generate", "x", "--nonsense", "--json", "out.json"]) == 2
     error = json.loads((tmp_path / "out.json").read_text())["error"]
     assert error["kind"] == "ConfigError" and "--nonsense" in error["message"]
     assert capsys.readouterr().out == ""
 
 
-def test_an_unwritable_json_file_is_a_clear_error(
-    played: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_json_file_is_a_clear_error(played, capsys):
     assert main([*played.words(), "--json", "no/such/folder/out.json"]) == 2
     assert "no/such/folder/out.json" in capsys.readouterr().err
 
 
-def test_config_show_tells_the_origin(
-    played: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_config_show_tells_the_origin(played, monkeypatch, tmp_path):
     (tmp_path / "draftwire.toml").write_text('target = "v3"')
     monkeypatch.setenv("DRAFTWIRE_BLOCK", "8")
     assert main(["config", "show", "--origin", "--json", "out.json"]) == 0
@@ -176,7 +158,7 @@ def test_config_show_tells_the_origin(
     assert found["verifier"] == {"value": None, "origin": "default"}
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_reader_that_leaves_is_no_error():
     script = (
         "import sys\nfrom draftwire.cli import main\nimport draftwire.cli.config as c\n"
         "def run(args):\n    raise BrokenPipeError\n"
@@ -191,7 +173,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_full_disk_under_stdout_is_exit_code_6() -> None:
+def test_a_full_disk_under_stdout_is_exit_code_6():
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "draftwire", "config", "options"],
@@ -205,7 +187,7 @@ def test_a_full_disk_under_stdout_is_exit_code_6() -> None:
     assert lines[0] == "draftwire: error: cannot write the output: No space left on device"
 
 
-def test_the_first_screen_of_help_has_what_is_used_most() -> None:
+def test_the_first_screen_of_help_has_what_is_used_most():
     text = python("generate", "--help", env={"COLUMNS": "80"}).stdout.decode()
     assert len(text.splitlines()) <= 40
     first = "\n".join(text.splitlines()[:26])
@@ -225,14 +207,14 @@ def leaves() -> dict[str, dict[str, tuple[str, ...]]]:
     return {name: words for name, words in found.items() if "--json" in words}
 
 
-def test_the_commands_are_few_and_all_have_the_flags_of_all() -> None:
+def test_the_commands_are_few_and_all_have_the_flags_of_all():
     assert len(leaves()) <= 30, sorted(leaves())
     for name, words in leaves().items():
         assert {"--json", "--quiet", "--verbose", "--config"} <= set(words), name
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
-def test_what_a_command_was_called_before_it_still_is(old: str) -> None:
+def test_what_a_command_was_called_before_it_still_is(old):
     new = MOVED[old].split()
     name = next(" ".join(new[:n]) for n in (2, 1) if " ".join(new[:n]) in leaves())
     flags = [word for word in new if word.startswith("--")]
@@ -242,7 +224,7 @@ def test_what_a_command_was_called_before_it_still_is(old: str) -> None:
     assert caught.value.code == 0
 
 
-def test_a_shell_completes_commands_flags_and_words() -> None:
+def test_a_shell_completes_commands_flags_and_words():
     script = python("config", "--completion", "bash").stdout.decode()
     tries = {
         "dem": "demo",
@@ -265,17 +247,13 @@ def test_a_shell_completes_commands_flags_and_words() -> None:
         assert "temperature" in python("config", "--completion", shell).stdout.decode()
 
 
-def test_the_reference_page_says_what_the_options_say(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_reference_page_says_what_the_options_say(capsys):
     assert main(["config", "options"]) == 0
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert page == capsys.readouterr().out, "draftwire config options > docs/options.md"
 
 
-def test_a_token_is_never_shown(
-    played: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_token_is_never_shown(played, monkeypatch, capsys):
     monkeypatch.setenv("DRAFTWIRE_TOKEN", "hidden")
     assert main(["config", "show", "--origin", "--json", "-"]) == 0
     assert main(["config", "show", "--origin"]) == 0

@@ -49,10 +49,10 @@ def trouble(words: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_shows_can_be_typed(page: Path) -> None:
+def test_what_a_page_shows_can_be_typed(page):
     wrong = [f"{found}: {words}" for words in shown(page) if (found := trouble(words))]
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_pages_show_many() -> None:
+def test_the_pages_show_many():
     assert sum(len(shown(page)) for page in PAGES) > 150

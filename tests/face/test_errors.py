@@ -27,7 +27,7 @@ EXIT_CODES = {
 KINDS = [getattr(errors, name) for name in errors.__all__]
 
 
-def test_the_module_lists_every_class_and_its_docstring_draws_it() -> None:
+def test_the_module_lists_every_class_and_its_docstring_draws_it():
     defined = {n for n, v in vars(errors).items() if isinstance(v, type)}
     ours = {n for n in defined if issubclass(getattr(errors, n), Exception)}
     assert ours == set(errors.__all__) == set(EXIT_CODES)
@@ -35,13 +35,13 @@ def test_the_module_lists_every_class_and_its_docstring_draws_it() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exit_code(kind: type[DraftwireError]) -> None:
+def test_exit_code(kind):
     assert kind("x").exit_code == EXIT_CODES[kind.__name__]
     assert issubclass(kind, DraftwireError)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_pickling(kind: type[DraftwireError]) -> None:
+def test_an_error_survives_pickling(kind):
     error = kind("the draft has 12 layers, not 6", hint="export it again")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
@@ -49,13 +49,13 @@ def test_an_error_survives_pickling(kind: type[DraftwireError]) -> None:
     assert again.hint == "export it again"
 
 
-def test_what_an_error_carries_survives_pickling_too() -> None:
+def test_what_an_error_carries_survives_pickling_too():
     error = errors.BusyError("the verifier is full", retry_after_s=2.5)
     assert pickle.loads(pickle.dumps(error)).retry_after_s == 2.5
     assert errors.BusyError("the verifier is full").retry_after_s is None
 
 
-def test_a_hint_falls_back_to_the_class() -> None:
+def test_a_hint_falls_back_to_the_class():
     class Late(DraftwireError):
         default_hint = "wait"
 

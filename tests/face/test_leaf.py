@@ -36,7 +36,7 @@ def parsed(*words: str) -> dict[str, Any]:
     return vars(parser.parse_args(["--out", "o", *words]))
 
 
-def test_without_flags_the_defaults_hold() -> None:
+def test_without_flags_the_defaults_hold():
     assert parsed() == {
         "name": None, "draft": None, "count": 4, "rate": 0.5, "kind": "auto", "wheel": [],
         "texts": [], "place": Path("o"), "http": None, "plain": False, "most": 0,
@@ -57,7 +57,7 @@ def test_without_flags_the_defaults_hold() -> None:
         (["--words", "a, b"], "words", ("a", "b")),
     ],
 )
-def test_a_flag_gives_what_its_line_says(words: list[str], name: str, value: Any) -> None:
+def test_a_flag_gives_what_its_line_says(words, name, value):
     assert parsed(*words)[name] == value
     assert parsed()["wheel"] == [], "nothing is left of the call before"
 
@@ -65,12 +65,12 @@ def test_a_flag_gives_what_its_line_says(words: list[str], name: str, value: Any
 @pytest.mark.parametrize(
     "words", [["--count", "0"], ["--kind", "c"], ["--most", "-1"], ["--rate", "x"]]
 )
-def test_what_a_line_does_not_allow_is_refused(words: list[str]) -> None:
+def test_what_a_line_does_not_allow_is_refused(words):
     with pytest.raises(ConfigError):
         parsed(*words)
 
 
-def test_the_help_is_the_lines() -> None:
+def test_the_help_is_the_lines():
     parser = argparse.ArgumentParser(prog="it")
     add_flags(parser, LINES)
     shown = " ".join(parser.format_help().split())
@@ -81,14 +81,14 @@ def test_the_help_is_the_lines() -> None:
     assert "--words W,W" in shown and "(default: )" not in shown
 
 
-def test_lines_that_commands_share_are_found_by_name() -> None:
+def test_lines_that_commands_share_are_found_by_name():
     lines = flag_lines(LINES)
     assert list(lines)[:3] == ["[NAME]", "draft", "count"]
     assert lines["count"].endswith("how many; it goes on here")
 
 
 @pytest.mark.parametrize("name", sorted(TYPES))
-def test_each_type_reads_or_refuses(name: str) -> None:
+def test_each_type_reads_or_refuses(name):
     good = {"address": "h:1", "words": "a,b", "counts": "1,2", "path": "p", "share": "1"}
     good["json"] = "{}"
     assert TYPES[name](good.get(name, "1")) is not None

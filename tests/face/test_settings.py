@@ -18,7 +18,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_nearest_source_wins(tmp_path: Path) -> None:
+def test_the_nearest_source_wins(tmp_path):
     user = write(
         tmp_path / "xdg" / "draftwire" / "config.toml",
         'verifier = "ws://user:1"\ntop_k = 1\ntop_p = 0.1\nblock = 1\n',
@@ -39,13 +39,13 @@ def test_the_nearest_source_wins(tmp_path: Path) -> None:
     assert set(found) == set(OPTIONS)
 
 
-def test_the_user_file_is_below_home_without_xdg(tmp_path: Path) -> None:
+def test_the_user_file_is_below_home_without_xdg(tmp_path):
     write(tmp_path / ".config" / "draftwire" / "config.toml", 'target = "v2"')
     values = resolve({}, environ={"HOME": str(tmp_path)}, folder=tmp_path)
     assert values["target"].value == "v2"
 
 
-def test_a_named_file_replaces_the_one_in_the_folder(tmp_path: Path) -> None:
+def test_a_named_file_replaces_the_one_in_the_folder(tmp_path):
     write(tmp_path / "draftwire.toml", "block = 2")
     named = write(tmp_path / "other.toml", "top_k = 9")
     values = resolve({}, config=named, environ={}, folder=tmp_path)
@@ -54,7 +54,7 @@ def test_a_named_file_replaces_the_one_in_the_folder(tmp_path: Path) -> None:
         resolve({}, config=tmp_path / "gone.toml", environ={}, folder=tmp_path)
 
 
-def test_paths_in_a_file_start_at_the_file(tmp_path: Path) -> None:
+def test_paths_in_a_file_start_at_the_file(tmp_path):
     write(tmp_path / "draftwire.toml", 'draft = "a.draft"\ntoken_file = "/abs/token"')
     values = resolve({"draft": None}, environ={}, folder=tmp_path)
     assert values["draft"].value == tmp_path / "a.draft"
@@ -63,7 +63,7 @@ def test_paths_in_a_file_start_at_the_file(tmp_path: Path) -> None:
     assert values["draft"].value == Path("b.draft")
 
 
-def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path):
     write(tmp_path / "draftwire.toml", "temprature = 0.8")
     with pytest.raises(ConfigError, match="temprature") as caught:
         resolve({}, environ={}, folder=tmp_path)
@@ -73,7 +73,7 @@ def test_an_unknown_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     assert "DRAFTWIRE_TEMPERATURE" in caught.value.hint
 
 
-def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_variables_of_others_are_left_alone(tmp_path):
     environ = {"DRAFTWIRE_MODELS": "x", "DRAFTWIRE_SOMETHING_ELSE": "1", "HOME": ""}
     assert resolve({}, environ=environ, folder=tmp_path)["block"].value is None
 
@@ -100,7 +100,7 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         "\x80",
     ],
 )
-def test_a_bad_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_one_clear_error(text, tmp_path):
     path = tmp_path / "draftwire.toml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
@@ -108,7 +108,7 @@ def test_a_bad_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
     assert "draftwire.toml" in str(caught.value)
 
 
-def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> None:
+def test_every_option_is_a_setting_of_files_and_environment(tmp_path):
     """All of them: each written as TOML and as text, and read back the same."""
     wanted = {
         "verifier": "wss://here:1",
@@ -196,15 +196,13 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_every_option_has_help_and_a_default_in_range(name: str) -> None:
+def test_every_option_has_help_and_a_default_in_range(name):
     option = OPTIONS[name]
     assert option.help and option.rule.wants
     assert option.default is None or option.read(option.default) == option.default
 
 
-def test_the_settings_of_an_installed_bundle_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_settings_of_an_installed_bundle_are_found(tmp_path, monkeypatch):
     import draftwire.settings as module
 
     version = tmp_path / "versions" / "1"

@@ -20,9 +20,7 @@ from draftwire.errors import OutputError
 from draftwire.options import CONNECT_GROUPS, STREAM_GROUPS, options_of
 
 
-def test_text_on_stdout_totals_on_stderr(
-    played: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_text_on_stdout_totals_on_stderr(played, capsys):
     assert main(played.words()) == 0
     captured = capsys.readouterr()
     assert captured.out == " lived in a café.\n"
@@ -32,9 +30,7 @@ def test_text_on_stdout_totals_on_stderr(
     )
 
 
-def test_what_is_asked_for_reaches_the_session(
-    played: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_is_asked_for_reaches_the_session(played, monkeypatch, tmp_path):
     (tmp_path / "draftwire.toml").write_text('top_k = 50\nscheme = "coupled"\n')
     monkeypatch.setenv("DRAFTWIRE_TEMPERATURE", "0.8")
     words = [*played.words(), "--top-p", "0.9", "--seed", "7", "--block", "6"]
@@ -99,7 +95,7 @@ def defaults(*groups: Any) -> dict[str, Any]:
     return {option.name: option.default for option in options_of(*groups)}
 
 
-def test_a_switch_of_a_file_can_be_turned_off(played: Any, tmp_path: Path) -> None:
+def test_a_switch_of_a_file_can_be_turned_off(played, tmp_path):
     (tmp_path / "draftwire.toml").write_text("cut = true\ninsecure = true\n")
     assert main([*played.words(), "-q"]) == 0
     assert played.calls[-1][1]["cut"] and played.where["insecure"]
@@ -107,7 +103,7 @@ def test_a_switch_of_a_file_can_be_turned_off(played: Any, tmp_path: Path) -> No
     assert not played.calls[-1][1]["cut"] and not played.where["insecure"]
 
 
-def test_json_has_stdout_to_itself(played: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_stdout_to_itself(played, capsys):
     assert main([*played.words(), "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out) == played.report_of(4, "length")
@@ -118,18 +114,14 @@ def test_json_has_stdout_to_itself(played: Any, capsys: pytest.CaptureFixture[st
     assert captured.err == ""
 
 
-def test_json_to_a_file_keeps_the_text(
-    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_json_to_a_file_keeps_the_text(played, capsys, tmp_path):
     assert main([*played.words(), "--json", "out.json"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["tokens"] == 4
     assert capsys.readouterr().out == " lived in a café.\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.json", "token"]
 
 
-def test_ctrl_c_ends_with_the_totals_and_130(
-    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_ctrl_c_ends_with_the_totals_and_130(played, capsys, tmp_path):
     played.interrupt = True
     assert main([*played.words(), "--json", "out.json"]) == 130
     captured = capsys.readouterr()
@@ -138,9 +130,7 @@ def test_ctrl_c_ends_with_the_totals_and_130(
     assert json.loads((tmp_path / "out.json").read_text())["finish"] == "cancelled"
 
 
-def test_a_cache_that_cannot_be_kept_loses_nothing_else(
-    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_cache_that_cannot_be_kept_loses_nothing_else(played, capsys, tmp_path):
     played.at_close = OutputError("cannot write the suffix cache x: No space left")
     assert main([*played.words(), "--json", "out.json"]) == OutputError.exit_code == 6
     captured = capsys.readouterr()
@@ -151,9 +141,7 @@ def test_a_cache_that_cannot_be_kept_loses_nothing_else(
     assert json.loads(capsys.readouterr().out)["finish"] == "length"
 
 
-def test_a_report_that_cannot_be_kept_loses_nothing_else(
-    played: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_report_that_cannot_be_kept_loses_nothing_else(played, capsys, tmp_path):
     """The folder is there when the run begins, and gone when it ends."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -179,9 +167,7 @@ class Full(io.StringIO):
 
 
 @pytest.mark.parametrize("full", ["out", "report"])
-def test_a_full_disk_is_said_with_its_own_exit_code(
-    full: str, played: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_full_disk_is_said_with_its_own_exit_code(full, played, capfd, tmp_path):
     if full == "report":
         assert main([*played.words(), "--json", "/dev/full"]) == 6
         captured = capfd.readouterr()
@@ -194,9 +180,7 @@ def test_a_full_disk_is_said_with_its_own_exit_code(
 
 
 @pytest.mark.parametrize("dash", [True, False])
-def test_the_prompt_comes_from_a_pipe(
-    dash: bool, played: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prompt_comes_from_a_pipe(dash, played, monkeypatch):
     typed = io.TextIOWrapper(io.BytesIO("Grüße\n".encode()), encoding="ascii")
     monkeypatch.setattr(sys, "stdin", typed)
     words = [w for w in played.words() if w != "Once"]
@@ -213,13 +197,7 @@ def test_the_prompt_comes_from_a_pipe(
         ("\x80", "cannot"),
     ],
 )
-def test_a_bad_token_file_is_a_clear_error(
-    text: str | None,
-    message: str,
-    played: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_bad_token_file_is_a_clear_error(text, message, played, tmp_path, capsys):
     (tmp_path / "token").unlink()
     if text is not None:
         (tmp_path / "token").write_bytes(text.encode("latin-1"))
@@ -253,12 +231,7 @@ def demo(
     yield served
 
 
-def test_demo_shows_three_prompts_and_a_table(
-    demo: list[list[Path]],
-    played: Any,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-) -> None:
+def test_demo_shows_three_prompts_and_a_table(demo, played, capsys, tmp_path):
     assert main(["demo", "--target", "v2", "--json", "out.json"]) == 0
     out = capsys.readouterr().out
     assert demo == [[Path("models/v2.target")]]
@@ -276,9 +249,7 @@ def test_demo_shows_three_prompts_and_a_table(
     assert reports == [played.report_of(4, "length")] * 3
 
 
-def test_demo_takes_prompts_and_samples_when_it_is_warm(
-    demo: list[list[Path]], played: Any
-) -> None:
+def test_demo_takes_prompts_and_samples_when_it_is_warm(demo, played):
     words = ["demo", "--prompt", "One", "Two", "--prompt", "Three"]
     words += ["--temperature", "0.8", "--seed", "7"]
     assert main(words) == 0
@@ -287,21 +258,14 @@ def test_demo_takes_prompts_and_samples_when_it_is_warm(
     assert {options["seed"] for _, options in played.calls} == {7}
 
 
-def test_demo_names_the_targets_there_are(
-    demo: list[list[Path]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_demo_names_the_targets_there_are(demo, capsys):
     assert main(["demo", "--target", "v7"]) == 2
     assert "v1" in capsys.readouterr().err
     assert main(["demo", "--target", "../models/v1"]) == 2
     assert demo == []
 
 
-def test_demo_without_models_says_where_it_looked(
-    demo: list[list[Path]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_demo_without_models_says_where_it_looked(demo, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("DRAFTWIRE_MODELS", str(tmp_path / "empty"))
     assert main(["demo"]) == 2
     assert "DRAFTWIRE_MODELS" in capsys.readouterr().err
@@ -329,13 +293,7 @@ class Terminal(io.StringIO):
         ({"TERM": "dumb"}, True, False, False),
     ],
 )
-def test_colours_are_for_terminals(
-    variables: dict[str, str],
-    terminal: bool,
-    never: bool,
-    wanted: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_colours_are_for_terminals(variables, terminal, never, wanted, monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -355,7 +313,7 @@ def words() -> Any:
     return tokenizer
 
 
-def test_each_token_has_the_colour_of_how_it_came_about(played: Any) -> None:
+def test_each_token_has_the_colour_of_how_it_came_about(played):
     from draftwire.cli._stream import COLOURS, Painter
 
     screen = io.StringIO()
@@ -370,7 +328,7 @@ def test_each_token_has_the_colour_of_how_it_came_about(played: Any) -> None:
     )
 
 
-def test_a_stop_string_may_cut_or_hold_back_the_text() -> None:
+def test_a_stop_string_may_cut_or_hold_back_the_text():
     from draftwire.cli._stream import Painter
 
     screen = io.StringIO()

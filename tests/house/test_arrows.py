@@ -97,7 +97,7 @@ def where(path: Path, line: int) -> str:
 
 
 @pytest.mark.parametrize("room", sorted(set(rooms()) - EVERYONE))
-def test_a_room_knows_only_the_rooms_below(room: str) -> None:
+def test_a_room_knows_only_the_rooms_below(room):
     assert room in ARROWS, f"say in ARROWS which rooms {room} may import"
     wrong = []
     for path in files(room):
@@ -111,7 +111,7 @@ def test_a_room_knows_only_the_rooms_below(room: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_face_imports_rooms_only_when_they_are_used() -> None:
+def test_the_face_imports_rooms_only_when_they_are_used():
     wrong = []
     for path in files(FACE):
         for found in imports(FACE, path):
@@ -122,7 +122,7 @@ def test_the_face_imports_rooms_only_when_they_are_used() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_rooms_go_by_their_full_name() -> None:
+def test_rooms_go_by_their_full_name():
     """``import runtime`` would make a second copy of every class."""
     bare = set(rooms()) - {FACE}
     wrong = []
@@ -134,7 +134,7 @@ def test_rooms_go_by_their_full_name() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_nothing_imports_the_studies() -> None:
+def test_nothing_imports_the_studies():
     wrong = []
     for room in rooms():
         for path in files(room):
@@ -145,7 +145,7 @@ def test_nothing_imports_the_studies() -> None:
 
 
 @pytest.mark.parametrize("room", DEVICE)
-def test_a_device_room_names_no_heavy_library(room: str) -> None:
+def test_a_device_room_names_no_heavy_library(room):
     wrong = []
     for path in files(room):
         for found in imports(room, path):
@@ -155,7 +155,7 @@ def test_a_device_room_names_no_heavy_library(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", DEVICE)
-def test_a_device_room_is_python_3_8(room: str) -> None:
+def test_a_device_room_is_python_3_8(room):
     for path in files(room):
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source, str(path), feature_version=(3, 8))
@@ -180,7 +180,7 @@ print(json.dumps(sorted(name.split(".")[0] for name in sys.modules)))
 """
 
 
-def test_every_device_module_imports_without_heavy_libraries() -> None:
+def test_every_device_module_imports_without_heavy_libraries():
     modules = [
         module_name(room, path)
         for room in DEVICE

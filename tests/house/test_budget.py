@@ -27,7 +27,7 @@ def child_cpu_s(words: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_help_costs_little_above_bare_python() -> None:
+def test_help_costs_little_above_bare_python():
     """Of pairs of runs, the best: a busy machine makes each of them dearer."""
     extra = []
     for _ in range(12):
@@ -38,7 +38,7 @@ def test_help_costs_little_above_bare_python() -> None:
     raise AssertionError(f"draftwire --help costs {min(extra) * 1e3:.0f} ms")
 
 
-def test_help_and_config_import_nothing_heavy() -> None:
+def test_help_and_config_import_nothing_heavy():
     for words in (["--help"], ["demo", "--help"], ["config", "show"]):
         script = (
             "import sys\n"
@@ -61,7 +61,7 @@ def test_help_and_config_import_nothing_heavy() -> None:
         assert done.returncode == 0, (words, done.stderr.decode())
 
 
-def test_the_core_depends_on_three_packages_at_most() -> None:
+def test_the_core_depends_on_three_packages_at_most():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.S | re.M)
     assert block is not None
@@ -70,7 +70,7 @@ def test_the_core_depends_on_three_packages_at_most() -> None:
     assert set(names) == {"numpy", "websockets", "tomli"}
 
 
-def test_the_version_is_said_once_in_two_places() -> None:
+def test_the_version_is_said_once_in_two_places():
     import draftwire
 
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def left_behind(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["v1", "v2", "v3"])
-def test_text_then_a_table_then_the_reports(target: str, tmp_path: Path) -> None:
+def test_text_then_a_table_then_the_reports(target, tmp_path):
     words = ["--target", target, "--temperature", "0.8", "--seed", "7"]
     words += ["--max-new-tokens", "12", "--json", "out.json"]
     process = demo(*words, folder=tmp_path)
@@ -54,7 +54,7 @@ def test_text_then_a_table_then_the_reports(target: str, tmp_path: Path) -> None
     assert left_behind(tmp_path) == ["out.json"]
 
 
-def test_greedy_says_the_same_twice_whatever_the_block(tmp_path: Path) -> None:
+def test_greedy_says_the_same_twice_whatever_the_block(tmp_path):
     texts = []
     for block in ("1", "4"):
         words = ["--prompt", "Once upon a time", "--block", block, "--json"]
@@ -68,7 +68,7 @@ def test_greedy_says_the_same_twice_whatever_the_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing_behind(number: int, tmp_path: Path) -> None:
+def test_an_interrupted_demo_leaves_nothing_behind(number, tmp_path):
     process = demo("--max-new-tokens", "400", folder=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("frozen draft here")

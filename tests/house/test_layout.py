@@ -29,26 +29,26 @@ def declared() -> set[str]:
     raise AssertionError("setup.py has no FOLDERS")
 
 
-def test_folders_links_and_setup_agree() -> None:
+def test_folders_links_and_setup_agree():
     links = {p.name: os.readlink(p) for p in FACE.iterdir() if p.is_symlink()}
     folders = {p.parent.name for p in ROOT.glob("*/__init__.py")} - OUTSIDE
     assert links == {name: f"../../{name}" for name in declared()}
     assert folders == declared()
 
 
-def test_every_room_does_something() -> None:
+def test_every_room_does_something():
     for name in sorted(declared() | OUTSIDE):
         code = [p for p in (ROOT / name).rglob("*.py") if p.read_text().strip()]
         assert code, f"{name} is an empty stub"
 
 
-def test_nothing_at_the_root_pulls_it_onto_the_path() -> None:
+def test_nothing_at_the_root_pulls_it_onto_the_path():
     assert not (ROOT / "conftest.py").exists()
     assert not (ROOT / "__init__.py").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
 
-def test_no_name_differs_by_case_alone_or_needs_quoting() -> None:
+def test_no_name_differs_by_case_alone_or_needs_quoting():
     done = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, check=False
     )
@@ -88,7 +88,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel: Path) -> None:
+def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel):
     wanted = {
         f"draftwire/{path.relative_to(FACE).as_posix()}"
         for path in [*FACE.glob("*.py"), *FACE.glob("cli/**/*.py")]
@@ -109,7 +109,7 @@ def test_the_wheel_has_every_module_and_no_other_top_level_name(wheel: Path) -> 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"draftwire"}
 
 
-def test_the_installed_wheel_runs(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_runs(wheel, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")], check=True
     )

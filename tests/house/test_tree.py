@@ -34,7 +34,7 @@ def text_files() -> Iterator[Path]:
                 yield path
 
 
-def test_no_file_names_a_place_on_somebodys_machine() -> None:
+def test_no_file_names_a_place_on_somebodys_machine():
     found = []
     for path in text_files():
         if path.stat().st_size > 2_000_000:  # a vocabulary, not prose
@@ -46,7 +46,7 @@ def test_no_file_names_a_place_on_somebodys_machine() -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_two_test_files_share_a_name() -> None:
+def test_no_two_test_files_share_a_name():
     seen: dict[str, Path] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         assert path.name not in seen, f"{path} and {seen.get(path.name)}"

@@ -32,7 +32,7 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_python_that_does_not_run_is_not_found(venvs: ModuleType, tmp_path: Path) -> None:
+def test_a_python_that_does_not_run_is_not_found(venvs, tmp_path):
     shim = executable(tmp_path / "python3.8", "#!/bin/sh\necho not selected; exit 127\n")
     assert venvs.probe(str(shim)) is None
     assert venvs.probe(str(tmp_path / "gone")) is None
@@ -40,9 +40,7 @@ def test_a_python_that_does_not_run_is_not_found(venvs: ModuleType, tmp_path: Pa
     assert found is not None and found[0] == sys.version_info[:2]
 
 
-def test_a_version_is_looked_for_behind_a_broken_shim(
-    venvs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_is_looked_for_behind_a_broken_shim(venvs, tmp_path, monkeypatch):
     executable(tmp_path / "bin" / "python9.9", "#!/bin/sh\nexit 127\n")
     real = executable(
         tmp_path / "pyenv" / "versions" / "9.9.1" / "bin" / "python9.9",
@@ -55,9 +53,7 @@ def test_a_version_is_looked_for_behind_a_broken_shim(
     assert venvs.find_python((9, 8)) is None
 
 
-def test_what_was_installed_is_current_until_its_files_change(
-    venvs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, monkeypatch):
     for name in ("requirements/lint.txt", "requirements/device.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a==1\n")
@@ -90,7 +86,7 @@ def test_what_was_installed_is_current_until_its_files_change(
     assert [words[-1] for words in ran] == ["requirements/lint.txt"]
 
 
-def test_every_requirement_is_pinned() -> None:
+def test_every_requirement_is_pinned():
     for path in sorted((ROOT / "requirements").glob("*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line and not line.startswith("#"):
@@ -99,7 +95,7 @@ def test_every_requirement_is_pinned() -> None:
                 ), line
 
 
-def test_the_continuous_integration_runs_make_test() -> None:
+def test_the_continuous_integration_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text()
@@ -108,7 +104,7 @@ def test_the_continuous_integration_runs_make_test() -> None:
         assert f"make {verb} " in done.stdout.decode()
 
 
-def test_every_room_has_a_budget_of_lines() -> None:
+def test_every_room_has_a_budget_of_lines():
     done = subprocess.run(
         [sys.executable, "tools/size.py", "export"],
         cwd=ROOT,

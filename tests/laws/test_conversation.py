@@ -19,14 +19,15 @@ DRAFT = FIXTURES / "tiny.draft"
 BITS = 8  # of an id of the tiny family
 
 
-@pytest.fixture
-def verifiers():
-    found = [VerifierProcess([FIXTURES / "tiny.target"]) for _ in range(2)]
-    for one in found:
-        one.start()
+def started():
+    found = VerifierProcess([FIXTURES / "tiny.target"])
+    found.start()
     yield found
-    for one in found:
-        one.kill()
+    found.kill()
+
+
+verifier = pytest.fixture(scope="module")(started)
+fresh = pytest.fixture(started)  # it has read nothing yet
 
 
 def connect(verifier):
@@ -41,15 +42,14 @@ def say(session, prompt, **how):
     return ids, stream.report
 
 
-def test_turns_send_and_read_what_is_new(verifiers):
-    talks, other = verifiers
+def test_turns_send_and_read_what_is_new(fresh, verifier):
     context = [(i * 37) % 251 + 1 for i in range(90)]
-    with connect(talks) as session, connect(other) as fresh:
+    with connect(fresh) as session, connect(verifier) as other:
         for number in range(4):
             user = [(number * 7 + i) % 250 + 1 for i in range(6)]
             prompt = [*context, *user]
             ids, report = say(session, prompt, objective=("cost", "latency")[number % 2])
-            alone, _ = say(fresh, prompt)
+            alone, _ = say(other, prompt)
             assert ids == alone
             unsent, reused = report["prefix"]["unsent"], report["prefix"]["reused"]
             if number:
@@ -61,17 +61,16 @@ def test_turns_send_and_read_what_is_new(verifiers):
             context = [*prompt, *ids]
 
 
-def test_a_verifier_that_has_forgotten_is_told_everything(verifiers):
-    talks, _ = verifiers
+def test_a_verifier_that_has_forgotten_is_told_everything(verifier):
     prompt = [(i * 37) % 251 + 1 for i in range(90)]
-    with connect(talks) as session:
+    with connect(verifier) as session:
         ids, _ = say(session, prompt)
-        talks.kill()
-        talks.start()
+        verifier.kill()
+        verifier.start()
         prompt = [*prompt, *ids, 9, 9]
         again, report = say(session, prompt)
         assert report["prefix"] == {"unsent": 0, "reused": 0}
-        with connect(talks) as fresh:
+        with connect(verifier) as fresh:
             assert say(fresh, prompt)[0] == again
 
 
@@ -86,9 +85,9 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_penalties_and_bans_are_the_targets_whatever_was_drafted(verifiers, temperature):
+def test_penalties_and_bans_are_the_targets_whatever_was_drafted(verifier, temperature):
     prompt = [(i * 37) % 251 + 1 for i in range(9)]
-    with connect(verifiers[0]) as session:
+    with connect(verifier) as session:
         how = {"max_new_tokens": 40, "temperature": temperature, "ignore_eos": True}
         plain, _ = say(session, prompt, controller="off", **how)
         alone, _ = say(session, prompt, controller="off", **how, **PROCESSORS)
@@ -101,15 +100,15 @@ def test_penalties_and_bans_are_the_targets_whatever_was_drafted(verifiers, temp
         for chunk in session.generate(prompt, **how):
             found += [token.id for token in chunk.tokens]
             if len(found) > 10 and not restarted:
-                verifiers[0].kill()
-                verifiers[0].start()
+                verifier.kill()
+                verifier.start()
                 restarted = True
         assert found == alone and restarted
 
 
-def test_log_probabilities_come_with_every_token(verifiers):
+def test_log_probabilities_come_with_every_token(verifier):
     prompt = [(i * 37) % 251 + 1 for i in range(9)]
-    with connect(verifiers[0]) as session:
+    with connect(verifier) as session:
         how = {"max_new_tokens": 30, "temperature": 1.0, "seed": 3, "ignore_eos": True}
         told = []
         for mode in ({"controller": "off"}, {}, {"objective": "latency"}, {"scheme": "qs"}):
@@ -133,8 +132,8 @@ def test_log_probabilities_come_with_every_token(verifiers):
             )
 
 
-def test_a_verifier_that_does_not_know_them_is_named_before_anything_is_sent(verifiers):
-    with connect(verifiers[0]) as session:
+def test_a_verifier_that_does_not_know_them_is_named_before_anything_is_sent(verifier):
+    with connect(verifier) as session:
         less = dataclasses.replace(session.welcome, capabilities=("resume",))
         session._driver.link.welcome = less
         for name, value in PROCESSORS.items():
@@ -143,9 +142,9 @@ def test_a_verifier_that_does_not_know_them_is_named_before_anything_is_sent(ver
 
 
 @pytest.mark.parametrize("noise", ["philox", "sparse"])
-def test_both_noise_profiles_are_the_targets_own_text(verifiers, noise):
+def test_both_noise_profiles_are_the_targets_own_text(verifier, noise):
     prompt = [(i * 37) % 251 + 1 for i in range(9)]
-    with connect(verifiers[0]) as session:
+    with connect(verifier) as session:
         how = {"noise": noise, "max_new_tokens": 40, "temperature": 1.0}
         alone, _ = say(session, prompt, controller="off", **how)
         for mode in ({}, {"objective": "latency"}, {"pipeline": 3}):

@@ -19,7 +19,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 PROMPT = [5, 17, 3, 99, 41]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def verifier():
     found = VerifierProcess([FIXTURES / "tiny.target"])
     found.start()
