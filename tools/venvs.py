@@ -5,6 +5,7 @@
     python3 tools/venvs.py clients | docs                            ->  .venvs/clients
     python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
     python3 tools/venvs.py vllm [pytest arguments]                   ->  make test-vllm
+    python3 tools/venvs.py jtop [pytest arguments]   ->  jetson-stats of each API shape
 
 Standard library only, and old syntax: it must run under whatever ``python3`` is.
 """
@@ -55,6 +56,7 @@ ORDER = (
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
 DEVICE_PYTHONS = ((3, 8), (3, 10), (3, 12))
+JETSON_STATS = ("3.1.4", "4.3.2", "7.2.2")  # before 4.2; from 4.2; input rail as total
 DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -265,6 +267,23 @@ def ray(arguments):
     return pytest(inside, arguments or ["-rs", "tests/deploy"])[0]
 
 
+def jtop(arguments):
+    """Run the tests of jtop with the real jetson-stats (AGPL: never a dependency).
+
+    One of each shape of its API, each in a folder of its own with what it needs.
+    """
+    folders = []
+    for version in JETSON_STATS:
+        folder = os.path.join(ROOT, ".venvs", "jetson-stats-" + version)
+        if not os.path.isdir(os.path.join(folder, "jtop")):
+            flags = ["--target", folder, "--no-binary", "jetson-stats"]
+            _pip(main_python()[1], flags, ["jetson-stats==" + version])
+        folders.append(folder)
+    os.environ["JETSON_STATS_FOLDERS"] = os.pathsep.join(folders)
+    inside = make(["device", "test"])
+    return pytest(inside, ["tests/energy/test_energy_jtop.py"] + arguments)[0]
+
+
 def vllm(arguments):
     """Make ``.venvs/vllm`` and run the tests of that backend there; return their code.
 
@@ -383,6 +402,8 @@ def main(arguments):
     if arguments in (["clients"], ["docs"]):
         apart(arguments[0])
         return 0
+    if arguments[:1] == ["jtop"]:
+        return jtop(arguments[1:])
     if arguments[:1] == ["vllm"]:
         return vllm(arguments[1:])
     raise SystemExit(__doc__)

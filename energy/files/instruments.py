@@ -57,7 +57,14 @@ class Instrument:
     offset_v: float = 0.0
     offset_w: float = 0.0
     scope: str = "board-input"
-    read: bool = True
+    unread: str = ""  # what of it was not read in the maker's own text
+
+    @property
+    def provenance(self) -> str:
+        """Where the figures come from, and which are not verified."""
+        return (
+            f"{self.source} (not verified: {self.unread})" if self.unread else self.source
+        )
 
 
 def load_instruments() -> dict[str, Instrument]:
@@ -206,8 +213,7 @@ def _accuracy(
     if volt != volt:  # power alone: the usual 5 V
         volt, amp = 5.0, 0.0
     offset_w = one.offset_w + (one.offset_a * abs(volt) + one.offset_v * abs(amp))
-    sure = "" if one.read else " (not read for this file, rounded up)"
-    return Accuracy(step_w, offset_w, one.gain, one.source + sure)
+    return Accuracy(step_w, offset_w, one.gain, one.provenance)
 
 
 # Tables.

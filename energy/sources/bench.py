@@ -54,8 +54,9 @@ class _Bench(PowerSource):
     def __init__(self, clock: Clock | None, like: str, volt: float = 5.0) -> None:
         super().__init__(clock)
         one = load_instruments()[like]
-        offset_w = one.offset_a * volt + one.offset_w
-        self.accuracy = {RAIL: Accuracy(None, offset_w, one.gain, one.source)}
+        # At the largest current of a USB board: it is not known before.
+        offset_w = one.offset_a * volt + one.offset_v * 3.0 + one.offset_w
+        self.accuracy = {RAIL: Accuracy(None, offset_w, one.gain, one.provenance)}
 
 
 def _package(module: str, package: str) -> Any:
@@ -77,7 +78,7 @@ class LineMeter(_Bench):
     """
 
     def __init__(self, port: str, *, clock: Clock | None = None) -> None:
-        super().__init__(clock, "ina226")
+        super().__init__(clock, "ina219")
         path, _, speed = port.partition(",")
         rate = getattr(termios, f"B{speed or 115200}", None)
         if rate is None:

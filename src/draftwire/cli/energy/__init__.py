@@ -50,6 +50,7 @@ LEAVES = {
         "what can be measured here, and what is missing",
         f"{_LIVE_RUNS}:sources",
         f"""{_LIVE}
+--meters              bench meters: accuracy, its source, what is unverified
 calibrate:
 --calibrate           measure how late and how blurred this board's sensor is
 --for TIME =40s >seconds  how long

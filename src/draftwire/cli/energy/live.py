@@ -22,6 +22,8 @@ def sources(args: argparse.Namespace) -> int:
     """Say what can be measured here; 3 when nothing can."""
     if args.calibrate:
         return _calibrate(args)
+    if args.meters:
+        return _meters(args)
     from draftwire.boards.profiles import find_profile, load_profiles
     from draftwire.energy.sources.choose import choose_source, find_sources
 
@@ -77,6 +79,20 @@ def sources(args: argparse.Namespace) -> int:
             print(f"note     {note}")
         print(told)
     return 0 if document["chosen"] else 3
+
+
+def _meters(args: argparse.Namespace) -> int:
+    from draftwire.energy.files.instruments import load_instruments
+
+    known = load_instruments().values()
+    meters = [vars(one) for one in known]
+    if give_json(args, {"schema": "draftwire.energy-meters/1", "meters": meters}):
+        for one in known:
+            offsets = ((one.offset_a, "A"), (one.offset_v, "V"), (one.offset_w, "W"))
+            figures = [f"{100 * one.gain:g} %", *(f"{x:g} {u}" for x, u in offsets if x)]
+            print(f"{one.name:<8} {one.title}: {' + '.join(figures)}, before {one.scope}")
+            print(f"         {one.provenance}")
+    return 0
 
 
 def watch(args: argparse.Namespace) -> int:
