@@ -506,7 +506,8 @@ class Driver:
         if "prefix" in welcome.capabilities and not run.machine.committed:
             run.machine.held = self._known_of(run.spec.prompt, welcome.vocab_size)
         run.wire, run.welcome, run.asked = number, welcome, False
-        run.machine.limits(welcome.max_block, welcome.room)
+        leaves = "leaves" in welcome.capabilities
+        run.machine.limits(welcome.max_block, welcome.room, leaves=leaves)
         return True
 
     def _known_of(self, prompt: Sequence[int], vocab_size: int) -> int:

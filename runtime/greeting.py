@@ -16,7 +16,9 @@ from draftwire.transport.text_hash import TextHash
 
 __all__ = ["hello_of", "open_of"]
 
-_CAPABILITIES = ("resume", "exits", "prefix", "further", "processors", "logprobs")
+_CAPABILITIES = (
+    *("resume", "exits", "prefix", "further", "leaves", "processors", "logprobs"),
+)
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
 

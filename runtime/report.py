@@ -66,6 +66,7 @@ _KEYS: Mapping[str, Any] = {
     "energy": ("joules", "source", "scope", "uncertainty", "by_phase", "why_null"),
     "link": ("rtt_ms", "up_mbit_s", "reconnects"),
     "preemption": None,
+    "leaves": None,
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
@@ -286,6 +287,7 @@ def stream_report(
             *filter(None, [loss_of(params, spec.vocab_size)]),
         ],
         preemption=_preemption(counts, run.draft_s, energy),
+        leaves={"sent": counts.leaves, "right": counts.leaves_right},
     )
 
 

@@ -474,7 +474,12 @@ class SessionBase(Generic[_S]):
         policy = memory.controller(
             controller_for(pacing, controller), power.max_watts, power.max_joules_per_token
         )
-        proposer = make_proposer(params, welcome.vocab_size, insight=insight(policy, mode))
+        proposer = make_proposer(
+            params,
+            welcome.vocab_size,
+            insight=insight(policy, mode),
+            second="leaves" in welcome.capabilities,
+        )
         stop = (*limits.stop, *chat.stop)
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream: _S = self._kind(self, screen, explain)

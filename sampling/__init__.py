@@ -126,7 +126,11 @@ def loss_of(params: SamplingParams, vocab_size: int) -> str:
 
 
 def make_proposer(
-    params: SamplingParams, vocab_size: int, *, insight: bool = False
+    params: SamplingParams,
+    vocab_size: int,
+    *,
+    insight: bool = False,
+    second: bool = False,
 ) -> Proposer:
     """Return the device half of ``params.scheme``.
 
@@ -135,13 +139,14 @@ def make_proposer(
         vocab_size: Of the connection.
         insight: Fill in confidence and runner-up of every proposal where the scheme can
             (those whose drafts may come from anywhere).
+        second: Fill in the runner-up of every proposal likewise.
 
     Raises:
         ConfigError: No such scheme, or not with these settings.
     """
     proposer = _scheme(params).make_proposer(params, vocab_size)
-    if insight and isinstance(proposer, IdsOnly):
-        proposer.insight = True
+    if isinstance(proposer, IdsOnly):
+        proposer.insight, proposer.second = insight, second
     return proposer
 
 

@@ -95,7 +95,7 @@ def _first(
 
 class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        count = 2 if self.insight else 1
+        count = 2 if self.insight or self.second else 1
         return _first(logits, self._params, position, count, sure=True)
 
 

@@ -31,16 +31,24 @@ def look_at(logits: np.ndarray, token: int) -> Proposal:
     """
     rest = logits.astype(np.float32)
     rest -= rest[token]
-    confidence = 1.0 / float(np.exp(rest).sum())
-    rest[token] = -np.inf
-    second = int(rest.argmax())
-    return Proposal(token, confidence, runner_up=second if rest[second] > -np.inf else None)
+    return Proposal(token, 1.0 / float(np.exp(rest).sum()), runner_up=_next(rest, token))
+
+
+def _next(logits: np.ndarray, token: int) -> int | None:
+    """Return the most likely id beside ``token``, None for none; takes ``logits``."""
+    logits[token] = -np.inf
+    second = int(logits.argmax())
+    return second if logits[second] > -np.inf else None
 
 
 class _Proposer(IdsOnly):
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         token = most_likely(logits)
-        return look_at(logits, token) if self.insight else Proposal(token)
+        if self.insight:
+            return look_at(logits, token)
+        return Proposal(
+            token, runner_up=_next(logits.copy(), token) if self.second else None
+        )
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:

@@ -133,9 +133,10 @@ class IdsOnly:
 
     Attributes:
         insight: Also say how sure the draft is of each token, and of the next best.
+        second: Also say the next best.
     """
 
-    insight = False
+    insight = second = False
 
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
         self._params = params

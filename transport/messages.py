@@ -231,6 +231,7 @@ class Block:
         more: The block goes on in the next frame; judge it when that has come.
         correction: Id at ``base - 1`` that the device drew itself, or None.
         race: Go on decoding without waiting for the next block.
+        leaves: Second choices for the first of ``tokens``; a drafted id itself is none.
     """
 
     epoch: int
@@ -240,6 +241,7 @@ class Block:
     more: bool = False
     correction: int | None = None
     race: bool = False
+    leaves: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ class Drafts(NamedTuple):
         tokens: Ids, those that a grammar forces among them.
         evidence: Of the sampling scheme, for exactly the others.
         forced: Places of forced ones.
+        leaves: Second choices for the first of ``tokens``; a drafted id itself is none.
     """
 
     tokens: list[int]
     evidence: bytes
     forced: frozenset[int] = frozenset()
+    leaves: Sequence[int] = ()
 
 
 class Branch:
@@ -56,6 +58,7 @@ class Branch:
         self._base = 0  # position of the first token
         self._tokens: list[int] = []
         self._free: list[bool] = []  # of each: it was sent; the others are forced
+        self._leaves: list[int] = []  # of each: the second choice, or the same id again
         self._evidence = b""
         self._ready = 0  # so many tokens belong to blocks that are complete
         self._ready_evidence = 0
@@ -140,11 +143,18 @@ class Branch:
             )
         if block.evidence and not block.tokens:
             raise ProtocolError("evidence without a token")
-        self._tokens += block.tokens if path is None else path.ids
+        if len(block.leaves) > len(block.tokens):
+            raise ProtocolError(
+                f"{len(block.leaves)} second choices for {len(block.tokens)} drafts"
+            )
+        ids = block.tokens if path is None else path.ids
+        self._tokens += ids
         if path is None:
-            self._free += [True] * len(block.tokens)
+            self._free += [True] * len(ids)
+            self._leaves += (*block.leaves, *ids[len(block.leaves) :])
         else:
-            self._free += [i in path.free for i in range(len(path.ids))]
+            self._free += [i in path.free for i in range(len(ids))]
+            self._leaves += ids
         # Evidence of consecutive tokens is the concatenation of their evidence.
         self._evidence += block.evidence
         if not block.more:
@@ -174,7 +184,7 @@ class Branch:
             self.kill()
             return
         self.overtaken = right + len(known), wrong
-        del self._tokens[: len(known)], self._free[: len(known)]
+        self._cut(len(known))
         self._ready = max(0, self._ready - len(known))
         self._base += len(known)
 
@@ -198,8 +208,8 @@ class Branch:
                 n, rest = n - 1, rest + 1
         free = self._free[:n]
         forced = frozenset(i for i, drawn in enumerate(free) if not drawn)
-        taken = Drafts(self._tokens[:n], self._evidence[:m], forced)
-        del self._tokens[:n], self._free[:n]
+        taken = Drafts(self._tokens[:n], self._evidence[:m], forced, self._leaves[:n])
+        self._cut(n)
         self._evidence = self._evidence[m:]
         self._ready, self._ready_evidence = rest, 0
         self._base += n
@@ -213,7 +223,7 @@ class Branch:
     def strike(self, count: int) -> list[int]:
         """Hand over ``count`` tokens that an engine has judged."""
         struck = self._tokens[:count]
-        del self._tokens[:count], self._free[:count]
+        self._cut(count)
         self._ready = max(0, self._ready - len(struck))
         self._base += len(struck)
         return struck
@@ -222,9 +232,11 @@ class Branch:
         """The model is done with what was taken."""
         self._judging = self._judging_free = 0
 
+    def _cut(self, count: int) -> None:
+        del self._tokens[:count], self._free[:count], self._leaves[:count]
+
     def _drop(self) -> None:
         self.discarded += sum(self._free)
-        self._tokens.clear()
-        self._free.clear()
+        self._cut(len(self._tokens))
         self._evidence = b""
         self._ready = self._ready_evidence = 0

@@ -169,6 +169,7 @@ def welcome_to(
         *(["exits"] if backend.exits else []),
         *(["prefix"] if limits.prefixes else []),
         "further",
+        *(["leaves"] if limits.leaves and getattr(backend, "leaves", False) else []),
         *([] if keeps_streams(backend) else ["processors", "logprobs"]),
         *(["grammar"] if grammars and not keeps_streams(backend) else []),
         *(["trace"] if tracing() else ()),

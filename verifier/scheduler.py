@@ -186,6 +186,7 @@ class Scheduler:
         clock: The same.
         counters: What it did so far.
         price: What its forwards take.
+        chunk: The same.
         held_s: Seconds that forwards were held back.
         waiting: Requests that wait for a forward.
     """
@@ -214,7 +215,7 @@ class Scheduler:
         self.clock = clock
         self._max_tokens = max_tokens
         self._max_batch = max_batch
-        self._chunk = chunk
+        self.chunk = chunk
         self._max_waiting = max_waiting
         # Each slot's requests in order; the order of the slots is that of service.
         self._queues: OrderedDict[int, deque[Request]] = OrderedDict()
@@ -256,7 +257,7 @@ class Scheduler:
         """
         # A block too long for one forward would starve the others as a prompt would.
         if isinstance(item, SlotInput):
-            prefill, slot = prefill or len(item) > self._chunk, item.slot
+            prefill, slot = prefill or len(item) > self.chunk, item.slot
         on_exit = on_exit if self.backend.exits else None
         request = Request(self, slot, item, prefill, on_exit, done, self.clock.now())
         if self._closed:
@@ -387,7 +388,7 @@ class Scheduler:
             if not request.make():
                 self._forget(request)
                 continue
-            if not prompt and len(request.item) > self._chunk:
+            if not prompt and len(request.item) > self.chunk:
                 request.prefill = True  # it would starve the others as a prompt would
                 continue
             width = max(widest, self._width(request))
@@ -402,7 +403,7 @@ class Scheduler:
         return batch
 
     def _width(self, request: Request) -> int:
-        return min(len(request.item) - request._read, self._chunk)
+        return min(len(request.item) - request._read, self.chunk)
 
     def _run(self, batch: list[Request]) -> None:
         self._batch = batch

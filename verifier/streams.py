@@ -65,7 +65,10 @@ _GRAMMAR_BYTES = 256 << 10  # of its grammar: two matchers, some 130 kB each
 _NO_SECRET = secrets.token_bytes(16)  # compared with when there is no such stream
 _ANEW = "open the stream again, with its prompt and text as the prompt"
 # Counts of a stream that its target has totals of.
-_BOOKED = ("drafted", "accepted", "emitted", "near_ties", "found", "found_right")
+_BOOKED = (
+    *("drafted", "accepted", "emitted", "near_ties", "found", "found_right"),
+    *("leaves", "leaves_right"),
+)
 
 
 class UnknownStreamError(RefusedError):
@@ -387,7 +390,7 @@ class Stream:
             self._request = None
             scheduler.clock.post(self._guard, self._drive)
             return
-        session.row_price = scheduler.price.row
+        session.row_price, session.widest = scheduler.price.row, scheduler.chunk
         work = session.poll()
         assert work is not None and not work.prefill
         if work.start + len(work.tokens) > self.served.backend.context:
@@ -395,7 +398,8 @@ class Stream:
         self._work = work
         # What made it late was not patience: streaming would have waited as well.
         self._due_s = max(self._due_s, scheduler.clock.now())
-        found.append(SlotInput(self.slot, work.start, work.tokens, work.rows))
+        leaves = tuple([work.first + place for place, _ in work.leaves])
+        found.append(SlotInput(self.slot, work.start, work.tokens, work.rows, leaves))
 
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what the stream could expect of a later forward, in a race."""
@@ -714,6 +718,7 @@ class KeptStreams:
             else self.lookup_of(request.prompt, served),
             further="further" in welcome.capabilities,
             grammar=grammar,
+            leaves=self.limits.leaves if "leaves" in welcome.capabilities else 0,
         )
         session = make()
         found = self.prefixes.take(usage, served, request.prompt)

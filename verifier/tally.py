@@ -57,6 +57,8 @@ class Tally:
         near_ties: Positions where two candidates were too near to tell apart.
         found: Guesses of the verifier's own that were judged.
         found_right: Those that were kept.
+        leaves: Second choices of devices that were judged.
+        leaves_right: Those that were kept.
         finished: Streams that ended, by how: stop, length, abort (by the device, or it
             did not come back), error.
         queue_s: That blocks waited for their forward.
@@ -80,6 +82,8 @@ class Tally:
     near_ties: int = 0
     found: int = 0
     found_right: int = 0
+    leaves: int = 0
+    leaves_right: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     queue_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
     verify_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))

@@ -55,6 +55,7 @@ from draftwire.transport.states import after
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.backends.streaming import Order, Push, Step
 from draftwire.verifier.branch import Branch
+from draftwire.verifier.leaves import Leaves
 from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.states import TABLE, State
 
@@ -81,6 +82,8 @@ class Work:
         epoch: Branch that they belong to.
         found: The last of those are the verifier's own guesses (:class:`Lookup`).
         forced: Places among them of those that a grammar forces.
+        leaves: Behind all these, the device's second choices: place among the drafts and
+            id of each. Each stands beside that draft, behind those before it.
     """
 
     start: int
@@ -92,6 +95,12 @@ class Work:
     epoch: int = 0
     found: int = 0
     forced: frozenset[int] = frozenset()
+    leaves: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def first(self) -> int:
+        """Index in ``tokens`` of the first draft."""
+        return len(self.tokens) - len(self.leaves) - self.drafted
 
     def sent(self, count: int) -> int:
         """Return how many of the first ``count`` drafts were sent, and not forced."""
@@ -100,7 +109,7 @@ class Work:
     @property
     def drafts(self) -> list[int]:
         """The ids under judgement."""
-        return [int(t) for t in self.tokens[len(self.tokens) - self.drafted :]]
+        return [int(t) for t in self.tokens[self.first : self.first + self.drafted]]
 
 
 class Verdict(NamedTuple):
@@ -112,6 +121,7 @@ class Verdict(NamedTuple):
         tail: Ids that a grammar forces behind all that.
         ended: Nothing can follow those.
         logprobs: Of each token decided, where they are wanted.
+        beyond: The token behind that of the decision, where that was a leaf; else -1.
     """
 
     decision: Decision
@@ -119,6 +129,7 @@ class Verdict(NamedTuple):
     tail: tuple[int, ...] = ()
     ended: bool = False
     logprobs: Sequence[Pairs] = ()
+    beyond: int = -1
 
 
 @dataclass
@@ -137,6 +148,8 @@ class StreamCounts:
         found: Guesses of the verifier's own that were judged (:class:`Lookup`).
         found_right: Those that were kept.
         forced: Those of them that a grammar left no choice about.
+        leaves: Second choices of the device's that were judged.
+        leaves_right: Those that were kept.
     """
 
     drafted: int = 0
@@ -148,6 +161,8 @@ class StreamCounts:
     found: int = 0
     found_right: int = 0
     forced: int = 0
+    leaves: int = 0
+    leaves_right: int = 0
 
 
 class TargetSession:
@@ -168,11 +183,13 @@ class TargetSession:
         lookup: Guesses what stands behind the drafts, or None.
         further: The device takes commits with more than one token of the target's.
         grammar: What the text keeps to, or None.
+        leaves: So many second choices of the device's a forward may judge.
 
     Attributes:
         state: Where it stands; :data:`TABLE` says what may happen there.
         finish: Why it has ended, if it has.
         row_price: What a row of a forward costs, as a share of the forward.
+        widest: Most tokens of a forward with second choices.
         costly: Its judgements take long, whatever the size of the vocabulary.
 
     Raises:
@@ -197,6 +214,7 @@ class TargetSession:
         lookup: Lookup | None = None,
         further: bool = False,
         grammar: Compiled | None = None,
+        leaves: int = 0,
     ) -> None:
         if not request.prompt:
             raise ConfigError("the prompt is empty", hint="send at least one token")
@@ -286,7 +304,11 @@ class TargetSession:
         self._free = further and request.bonus and card_of(request.scheme).any_draft
         self._lookup = lookup if self._free else None
         self._pace = 1.0  # tokens a forward, lately
+        by_token = self._free and isinstance(self._decider, ByToken) and grammar is None
+        self._leaves = Leaves(leaves if by_token else 0)
+        self._context = context
         self.row_price = 0.0
+        self.widest = 64
         self._wants = request.logprobs  # pairs for each new token
         self._pairs: list[tuple[int, float]] = []  # of the text so far
         self._hinted: Provisional | None = None
@@ -577,20 +599,24 @@ class TargetSession:
         self._step("forward")
         self._hinted = None
         found: list[int] = []
+        price = self.row_price * self._pace  # tokens that a row has to gain
         if self._lookup is not None and len(drafted) < room:
-            price = self.row_price * self._pace
             found = self._lookup.find(drafted, price)[: room - len(drafted)]
         judged = drafted + found
+        ids = self._tokens[self._cached :] + judged
+        spare = min(self._context - self._cached, self.widest) - len(ids)
+        leaves = self._leaves.choose(drafted, taken.leaves, price, spare)
         self._work = Work(
             self._cached,
-            np.array(self._tokens[self._cached :] + judged, np.int64),
-            len(judged) + 1,
+            np.array(ids + [leaf for _, leaf in leaves], np.int64),
+            len(judged) + 1 + len(leaves),
             prefill=False,
             drafted=len(judged),
             evidence=taken.evidence,
             epoch=branch.epoch,
             found=len(found),
             forced=frozenset(i for i in taken.forced if i < len(drafted)),
+            leaves=leaves,
         )
         return self._work
 
@@ -615,7 +641,9 @@ class TargetSession:
             decision = decision._replace(token=-1)
         pairs = self._pairs_of(work, logits, decision)
         if self._guide is None:
-            return Verdict(decision, near_ties, logprobs=pairs)
+            found = Verdict(decision, near_ties, logprobs=pairs)
+            leaf = decision.accepted, decision.token
+            return self._beyond(work, logits, found) if leaf in work.leaves else found
         kept = work.drafts[: decision.accepted]
         path = self._guide.path(kept)
         if not all_kept or not (path.ids or path.ended):
@@ -625,6 +653,24 @@ class TargetSession:
             return Verdict(decision, near_ties, path.ids[1:], path.ended, pairs)
         # The drafts end where no choice is left, so nobody asks what the target would say.
         return Verdict(decision._replace(token=-1), near_ties, path.ids, path.ended, pairs)
+
+    def _beyond(self, work: Work, logits: np.ndarray, found: Verdict) -> Verdict:
+        """Return the verdict with the token behind its leaf."""
+        decision = found.decision
+        leaf = decision.accepted, decision.token
+        path = [*work.drafts[: leaf[0]], leaf[1]]
+        n, at = work.drafted + 1 + work.leaves.index(leaf), work.start + work.first
+        row = raw = logits[n, : self._vocab_size]
+        at += len(path)
+        self._check(row[None], at)
+        if self._shape is not None:
+            row = self._shape.rows(np.repeat(row[None], len(path) + 1, axis=0), path)[-1]
+        token = self._own(row, at)
+        pairs = found.logprobs
+        if self._wants:
+            pairs = [*pairs, log_probs(raw, token, self._wants - 1)]
+        near_ties = found.near_ties + self._near_tie(row, token, at)
+        return found._replace(near_ties=near_ties, logprobs=pairs, beyond=token)
 
     def _pairs_of(
         self, work: Work, logits: np.ndarray, decision: Decision
@@ -642,8 +688,12 @@ class TargetSession:
         Raises:
             ModelError: A row says nothing.
         """
-        rows = logits[:, : self._vocab_size]
-        at = work.start + len(work.tokens) - work.drafted
+        rows = logits[: work.drafted + 1, : self._vocab_size]
+        self._check(rows, work.start + work.first)
+        return rows if self._shape is None else self._shape.rows(rows, work.drafts)
+
+    def _check(self, rows: np.ndarray, at: int) -> None:
+        """Refuse rows, the first of them for place ``at``, that say nothing."""
         # A distribution needs a largest logit; those of impossible tokens may be -inf.
         for i, top in enumerate(np.maximum.reduce(rows, axis=-1).tolist()):
             if math.isfinite(top):
@@ -653,26 +703,31 @@ class TargetSession:
                 f"{at - self._prompt + i} of the text",
                 hint="look for a damaged package, or a dtype that is too narrow for it",
             )
-        return rows if self._shape is None else self._shape.rows(rows, work.drafts)
 
     def _decide(self, work: Work, rows: np.ndarray) -> Decision:
         """Ask the scheme about shaped rows."""
-        at = work.start + len(work.tokens) - work.drafted
+        at = work.start + work.first
         if not work.forced:
             return self._decider.decide(work.drafts, work.evidence, rows, at)
         return self._decider.decide(work.drafts, work.evidence, rows, at, work.forced)
 
     def _near_ties(self, work: Work, rows: np.ndarray, decision: Decision) -> int:
         """Count the positions where the winner would lose if it were a little lower."""
+        tokens = [*work.drafts[: decision.accepted], decision.token]
+        at = work.start + work.first
+        return sum(self._near_tie(rows[j], t, at + j) for j, t in enumerate(tokens))
+
+    def _near_tie(self, row: np.ndarray, token: int, at: int) -> bool:
+        """Return whether ``token`` would lose at place ``at`` if it were a little lower."""
         if not self._margin:
-            return 0
-        at = work.start + len(work.tokens) - work.drafted
-        found = 0
-        for j, token in enumerate([*work.drafts[: decision.accepted], decision.token]):
-            row = rows[j].copy()
-            row[token] -= self._margin
-            found += self._decider.decide((), b"", row[None], at + j).token != token
-        return found
+            return False
+        row = row.copy()
+        row[token] -= self._margin
+        return self._own(row, at) != token
+
+    def _own(self, row: np.ndarray, at: int) -> int:
+        """Return the target's own token at place ``at``."""
+        return self._decider.decide((), b"", row[None], at).token
 
     def foresee(
         self, work: Work, logits: np.ndarray, threshold: float
@@ -768,11 +823,13 @@ class TargetSession:
         kept = drafted[: decision.accepted]
         if decision.token >= 0:
             kept = [*kept, decision.token]
+        if verdict.beyond >= 0:
+            kept = [*kept, verdict.beyond]
         times, before = (queue_s, compute_s), len(self._tokens)
         commit = self._commit(
             work.epoch, sent, kept, decision, times, forwards, work, verdict
         )
-        self._learn(work, decision.accepted, self._tokens[before:])
+        self._learn(work, verdict, self._tokens[before:])
         if self._wants:
             rows = verdict.logprobs[: len(self._tokens) - before]
             pairs = tuple([pair for row in rows for pair in row])
@@ -813,6 +870,8 @@ class TargetSession:
             self._append_forced(verdict.tail, ended=verdict.ended)
         else:
             self._check_end()
+            # What a leaf has left in the cache stands at the wrong place: once more.
+            self._tail = int(verdict is not None and len(kept) - right > 1)
         self._cached = min(self._cached, len(self._tokens) - 1)
         owes = bool(decision.evidence) and held == decision.accepted and not self.finish
         ended = State.ENDED if self.finish else State.WAITING
@@ -827,9 +886,13 @@ class TargetSession:
         told = self._forwards(), digest, self._ties(), further
         return Commit(*said, evidence, *told)
 
-    def _learn(self, work: Work, right: int, kept: Sequence[int]) -> None:
-        """Note what a forward gave, and what became of what the lookup had found."""
+    def _learn(self, work: Work, verdict: Verdict, kept: Sequence[int]) -> None:
+        """Note what a forward gave, and what became of words that cost no draft."""
+        right, token = verdict.decision[:2]
         self._pace += 0.1 * (len(kept) - self._pace)
+        self._leaves.judged(work.drafted - work.found, right, token, work.leaves)
+        self._counts.leaves += len(work.leaves)
+        self._counts.leaves_right += verdict.beyond >= 0
         if self._lookup is None:
             return
         self._lookup.extend(kept)

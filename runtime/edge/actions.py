@@ -129,6 +129,8 @@ class Counts:
         provisional_right: Those that the verdict confirmed.
         outcomes: Lines that were drafted for other outcomes than the expected one.
         outcomes_used: Verdicts that found such a line ready.
+        leaves: Second choices that were sent with drafts.
+        leaves_right: Those that became text, with one more token behind each.
         accepted_by_position: ``[i]``: blocks whose draft ``i`` (from 0) was accepted.
         judged_by_position: ``[i]``: blocks whose draft ``i`` was sent and judged.
         queue_s: Seconds of queueing, told by the verifier.
@@ -153,6 +155,8 @@ class Counts:
     provisional_right: int = 0
     outcomes: int = 0
     outcomes_used: int = 0
+    leaves: int = 0
+    leaves_right: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
     judged_by_position: list[int] = field(default_factory=list)
     queue_s: float = 0.0

@@ -66,6 +66,8 @@ __all__ = ["TABLE", "EdgeSession", "State"]
 
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
+_LEAF = 0.6  # of second choices are right, where the first is not
+_LEAST = 0.02  # tokens that one should bring: about what its bits cost
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
 
@@ -215,6 +217,7 @@ class EdgeSession:
         if grammar is not None:
             self._guide = grammar.guide(len(self._prompt))
         self._max_block = self._max_waiting = 255
+        self._leaves = False
         self._mode = mode
         self._logprobs = logprobs
         self._free = card_of(params.scheme).any_draft  # drafts may come from anywhere
@@ -366,9 +369,16 @@ class EdgeSession:
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
-    def limits(self, max_block: int, max_waiting: int) -> None:
-        """Note what the verifier bears: tokens of a block, and of all that wait."""
+    def limits(self, max_block: int, max_waiting: int, *, leaves: bool = False) -> None:
+        """Note what the verifier bears: tokens of a block, and of all that wait.
+
+        Args:
+            max_block: See above.
+            max_waiting: See above.
+            leaves: It judges second choices too.
+        """
         self._max_block, self._max_waiting = max_block, max_waiting
+        self._leaves = leaves and self._guide is None
 
     def engine(self, *, mine: bool) -> list[Action]:
         """Draft from now on, or leave the draft model to others.
@@ -597,7 +607,8 @@ class EdgeSession:
         ran = ran if commit.forwards is None else commit.forwards
         self.counts.forwards = self._forwards + ran
         self._preemption.compare(new)
-        tally(self.counts, self._controller, commit, self._wire, new, before)
+        main = self._lines.main.proposals
+        tally(self.counts, self._controller, commit, self._wire, main, new, before)
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
         self._near(commit.near_ties)
@@ -833,11 +844,36 @@ class EdgeSession:
             more=more,
             correction=correction,
             race=self._streams,
+            leaves=self._second_choices(sent, n),
         )
         first = min(n, self._hand.start)
         block_so_far = main.proposals[first : n + len(fresh)]
         wire.send(fresh, block_so_far, None if more else before + first)
         return self._block(block)
+
+    def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
+        """Return the leaves of a block, as far as they may be worth their bits.
+
+        Args:
+            sent: Its drafts.
+            ahead: Drafts in flight before them.
+        """
+        if not self._leaves or not sent:
+            return ()
+        counts = self.counts
+        # A share of the text, not of the drafts: low where whole blocks are accepted.
+        right = (counts.accepted + 4) / (counts.tokens + 5)
+        chance, found, end = _LEAF * (1 - right) * right**ahead, [], 0
+        for p in sent:
+            if chance < _LEAST:
+                break
+            found.append(p.token if p.runner_up is None else p.runner_up)
+            end = len(found) if found[-1] != p.token else end
+            chance *= right
+        found = found[:end]
+        leaves = sum([leaf != p.token for leaf, p in zip(found, sent)])
+        counts.leaves += leaves
+        return tuple(found)
 
     def _block(self, block: Block) -> Send:
         opening = self.state is OPENING

@@ -9,7 +9,7 @@ from draftwire.runtime.edge.actions import Counts, Token
 from draftwire.runtime.edge.in_flight import InFlight
 from draftwire.runtime.edge.lines import Lines
 from draftwire.runtime.pacing.controller import Controller
-from draftwire.sampling import Proposer
+from draftwire.sampling import Proposal, Proposer
 from draftwire.transport.messages import Commit, Finish
 
 __all__ = ["Verdict", "read_verdict", "tally", "told"]
@@ -95,6 +95,7 @@ def tally(
     controller: Controller,
     commit: Commit,
     wire: InFlight,
+    main: Sequence[Proposal],
     new: Sequence[int],
     committed: int,
 ) -> None:
@@ -105,6 +106,7 @@ def tally(
         controller: Of the stream.
         commit: From the verifier.
         wire: What is in flight.
+        main: The drafts that were believed in.
         new: Ids that the verdict adds to the text.
         committed: Length of the text before.
     """
@@ -115,6 +117,8 @@ def tally(
     counts.queue_s += commit.queue_s
     counts.compute_s += commit.compute_s
     branch = wire.branch(commit.epoch)
+    if commit.further and accepted < min(len(main), len(branch)):
+        counts.leaves_right += commit.token == main[accepted].runner_up
     late = min(len(new), len(branch)) - accepted
     if late > 0 and list(branch[: len(new)]) == list(new[: len(branch)]):
         counts.overtaken += late

@@ -24,7 +24,7 @@ from draftwire.transport.messages import (
     Resume,
     Welcome,
 )
-from draftwire.verifier.backends.base import SlotTable
+from draftwire.verifier.backends.base import SlotInput, SlotTable
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.scheduler import Scheduler
@@ -238,3 +238,34 @@ async def get(service, path, **headers):
             return error.code, error.read().decode()
 
     return await asyncio.get_running_loop().run_in_executor(None, fetch)
+
+
+def of_a_chain(target, slot, start, ids):
+    (rows,) = target.forward([SlotInput(slot, start, np.array(ids), 1)])
+    return rows[0]
+
+
+def assert_leaves(target, vocab_size, off):
+    """Assert that rows of leaves are those of chains, and that nothing of them is left."""
+    rng = np.random.default_rng(5)
+    a, b = target.allocate(), target.allocate()
+    text, drafts, leaves, stranger = (
+        rng.integers(0, vocab_size, n).tolist() for n in (9, 4, 3, 6)
+    )
+    target.forward([SlotInput(a, 0, np.array(text), 0)])
+    behind = (1, 2, 4)
+    rows, other = target.forward(
+        [
+            SlotInput(a, 9, np.array(drafts + leaves), 7, behind),
+            SlotInput(b, 0, np.array(stranger), 1),
+        ]
+    )
+    plain = [of_a_chain(target, a, 9, drafts[: i + 1]) for i in range(4)]
+    plain += [
+        of_a_chain(target, a, 9, drafts[:n] + [leaf]) for n, leaf in zip(behind, leaves)
+    ]
+    assert rows == pytest.approx(np.stack(plain), abs=off)
+    assert other[0] == pytest.approx(of_a_chain(target, b, 0, stranger), abs=off)
+    target.forward([SlotInput(a, 9, np.array(drafts + leaves), 7, behind)])
+    more = of_a_chain(target, a, 13, [3])
+    assert more == pytest.approx(of_a_chain(target, a, 9, [*drafts, 3]), abs=off)

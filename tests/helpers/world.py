@@ -140,6 +140,7 @@ class Plan:
     max_waiting: int = 255
     most: int = 16  # streams on a connection
     lookup: int = 0  # tokens that the verifier guesses behind the drafts
+    leaves: int = 0  # second choices that a forward may judge
     holds: bool = False  # forwards are held back by dice
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
@@ -296,6 +297,7 @@ def draw_plan(dice, mechanism=None, long=False):
         lookup=dice.one_of([0, 4]),
         holds=dice.one_of([False, True]),
         seed=dice.whole(0, 1 << 30),
+        leaves=dice.one_of([0, 1, 4]),
     )
 
 
@@ -328,6 +330,10 @@ class LuckyDraft:
             return np.full(VOCAB, np.nan, np.float32)
         if world.rng.random() < world.plan.luck:
             return world.target.rows_after(self.fed)
+        if world.plan.leaves and world.rng.random() < 0.5:  # the second choice is right
+            row = world.target.rows_after(self.fed)
+            row[world.rng.randrange(VOCAB)] = row.max() + 1
+            return row
         noise = world.rng.random() + np.arange(VOCAB) * 2.7
         return (np.sin(noise * 7.1) * 2).astype(np.float32)
 
@@ -375,7 +381,8 @@ class Insight:
     def propose(self, logits, position):
         proposal = self._proposer.propose(logits, position)
         if self._rng.random() < 0.9:
-            other = self._rng.randrange(VOCAB)
+            other = proposal.runner_up
+            other = self._rng.randrange(VOCAB) if other is None else other
             proposal = proposal._replace(confidence=self._rng.random(), runner_up=other)
         return proposal
 
@@ -621,7 +628,8 @@ class World:
         self.rng = random.Random(plan.seed)
         self.clock = VirtualClock()
         self.codec = Codec(VOCAB)
-        own = ("further",) if plan.lookup else ()
+        own = ("further",) if plan.lookup or plan.leaves else ()
+        own += ("leaves",) if plan.leaves else ()
         self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]
@@ -686,7 +694,7 @@ class World:
     def serve(self, scheduler):
         plan = self.plan
         self.served = Served(self.target, scheduler, frozenset())
-        limits = Limits(block=plan.max_block, streams=plan.most)
+        limits = Limits(block=plan.max_block, streams=plan.most, leaves=plan.leaves)
         self.kept = KeptStreams(limits, self.clock.now)
         self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
         self.usage = Usage(User("", "everyone"))
@@ -802,7 +810,9 @@ class World:
         spec = StreamSpec(
             prompt=sink.prompt,
             params=params,
-            proposer=Insight(make_proposer(params, VOCAB), self.rng),
+            proposer=Insight(
+                make_proposer(params, VOCAB, second=bool(self.plan.leaves)), self.rng
+            ),
             controller=controller,
             mode=plan.mode,
             max_new_tokens=plan.count,

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
 
 from safetensors.torch import save_file  # noqa: E402  (after importorskip)
+from verifier_lab import assert_leaves  # noqa: E402
 
 from draftwire.errors import IncompatibleError, ModelError, PackageError  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
@@ -115,6 +116,17 @@ def test_a_slot_begins_with_what_another_one_holds(llama):
 
 
 MIXED = {"layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_rows_of_leaves_are_those_of_chains(family, tmp_path):
+    options = {} if family == "Llama" else {**MIXED, "head_dim": 8, "sliding_window": 12}
+    config = getattr(transformers, family + "Config")(
+        **{**SHAPE, "num_hidden_layers": 2, **options}
+    )
+    target = HFTarget(save(tmp_path, config), slots=2, threads=1)
+    assert target.leaves
+    assert_leaves(target, 60, 3e-4)
 
 
 @pytest.mark.parametrize(

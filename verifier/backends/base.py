@@ -62,15 +62,24 @@ class SlotInput:
         tokens: ``(n,)`` int64 token ids, ``n >= 1``.
         rows: How many rows of logits to return, those of the last ``rows`` tokens; 0
             while a prompt is only being read.
+        leaves: The last tokens are leaves: of each, how many of the tokens in front it
+            stands behind. Its place is theirs to fill, but nothing looks at it, it is not
+            kept, and ``rows`` counts it. Only where the backend takes them.
     """
 
     slot: int
     start: int
     tokens: np.ndarray[Any, Any]
     rows: int
+    leaves: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def kept(self) -> int:
+        """How many of the tokens stay in the slot: all but leaves."""
+        return len(self.tokens) - len(self.leaves)
 
     def part(self, first: int, last: int) -> SlotInput:
         """Return tokens ``first..last-1`` as an input of their own.
@@ -105,6 +114,7 @@ class TargetBackend(Protocol):
         exits: Early exits, from the lowest up; empty for a target that has none.
         numerics: ``"exact"``: a position's logits have the same bits however they were
             asked for; ``"close"``: the same up to ``logit_error``.
+        leaves: Whether inputs may have leaves; absent, they may not.
         logit_error: How far two ways to ask were apart when it was loaded, in logits;
             0.0 when exact.
     """
@@ -197,7 +207,8 @@ class Form:
                 n = min(len(item), first + (self.window or len(item)) - item.start)
                 head = item.part(0, n)
                 again = np.concatenate([tokens[item.slot, first : item.start], head.tokens])
-                now.append((i, SlotInput(item.slot, first, again, head.rows)))
+                # Leaves come to forms without windows alone.
+                now.append((i, SlotInput(item.slot, first, again, head.rows, head.leaves)))
                 if n < len(item):
                     later.append((i, item.part(n, len(item))))
             yield from ([one] for one in now) if self.alone else [now]
@@ -240,6 +251,14 @@ class Frame:
         elif len(self.rows):
             short = -len(self.rows) % form.rows
             self.rows = np.pad(self.rows, (0, short), "edge")
+
+    def places(self) -> np.ndarray[Any, Any]:
+        """Return each token's place in its text, ``(B, width)`` int64; 0 for padding."""
+        places = np.zeros(self.ids.shape, np.int64)
+        for row, item in zip(places, self.items):
+            row[: item.kept] = np.arange(item.start, item.start + item.kept)
+            row[item.kept : len(item)] = np.add(item.leaves, item.start)
+        return places
 
     def by_row(self, logits: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Return each input's wanted logits of those ``(N, vocab)`` of ``rows``."""
@@ -364,8 +383,8 @@ class SlotTable:
     def commit(self, batch: Sequence[SlotInput]) -> None:
         """Record that ``batch`` is in the caches now."""
         for item in batch:
-            end = self.lengths[item.slot] = item.start + len(item)
-            self.tokens[item.slot, item.start : end] = item.tokens
+            end = self.lengths[item.slot] = item.start + item.kept
+            self.tokens[item.slot, item.start : end] = item.tokens[: item.kept]
 
 
 # Takes the number of an exit, and its logits of a frame's inputs.
@@ -385,9 +404,15 @@ class SlotTarget:
     context: int
     numerics = "close"
     logit_error = 0.0
+    masked = False  # the engine takes a mask and places with each forward
     form = Form()
     # Exact ones, the cheapest first; the last two are exact by what they are.
     forms: tuple[Form, ...] = (Form(16, 16, 512, alone=True), Form(1, 1, 512, alone=True))
+
+    @property
+    def leaves(self) -> bool:
+        """A leaf's sums stand in another order than those of the same token as a draft."""
+        return self.masked and self.numerics == "close"
 
     def allocate(self) -> int:
         """Take a KV slot; see ``TargetBackend.allocate``."""

@@ -18,7 +18,7 @@ import mmap
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -115,6 +115,7 @@ class HFTarget(SlotTarget):
         IncompatibleError: Its cache cannot be rewound.
     """
 
+    masked = True
     # Attention runs over the cache in place. It sums 512 columns at a time, and products
     # of a few rows go another way than those of many.
     forms = (Form(0, 8, 512), *SlotTarget.forms)
@@ -214,11 +215,13 @@ class HFTarget(SlotTarget):
     def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
         """Run one forward; see :class:`SlotTarget`."""
         torch, items = self._torch, frame.items
-        positions = np.zeros(frame.ids.shape, np.int64)
+        positions = frame.places()
         columns = np.full(frame.ids.shape, self._scratch, np.int64)
+        leaves = []  # rows of the batch, of its tokens, and the columns of leaves
         for b, item in enumerate(items):
             end = item.start + len(item)
-            positions[b, : len(item)] = columns[b, : len(item)] = range(item.start, end)
+            columns[b, : len(item)] = range(item.start, end)
+            leaves += [(b, i, item.start + i) for i in range(item.kept, len(item))]
 
         def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
             assert tell is not None
@@ -244,7 +247,7 @@ class HFTarget(SlotTarget):
             )
             logits = self._model(
                 input_ids=torch.from_numpy(frame.ids).to(self._device),
-                attention_mask=self._masks(places),
+                attention_mask=self._masks(places, leaves),
                 position_ids=places,
                 past_key_values=self._cache,
                 use_cache=True,
@@ -252,12 +255,12 @@ class HFTarget(SlotTarget):
             ).logits[..., : self.vocab_size]
             return frame.by_column(logits.float().cpu().numpy())
 
-    def _masks(self, places: Any) -> Any:
+    def _masks(self, places: Any, leaves: Sequence[tuple[int, int, int]]) -> Any:
         """Return the mask, or one for each kind of layer where some slide a window."""
         dtype, window = self._model.dtype, self._window
-        full = self._cache.mask(places, dtype)
+        full = self._cache.mask(places, dtype, None, leaves)
         if window is not None and window < self.context:
-            slid = self._cache.mask(places, dtype, window)
+            slid = self._cache.mask(places, dtype, window, leaves)
         elif self._stateful:
             slid = full
         else:
@@ -449,11 +452,20 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             self.rows = torch.tensor(rows, device=columns.device)
             self.columns, self.used = columns, used
 
-        def mask(self, places: Any, dtype: Any, window: int | None = None) -> Any:
+        def mask(
+            self,
+            places: Any,
+            dtype: Any,
+            window: int | None,
+            leaves: Sequence[tuple[int, int, int]],
+        ) -> Any:
             keys = torch.arange(self.used, device=places.device)[None, None, None, :]
             hidden = keys > places[:, None, :, None]
             if window is not None:
                 hidden |= keys <= places[:, None, :, None] - window
+            for b, i, column in leaves:  # its place is a draft's column, its own is behind
+                hidden[b, 0, i, int(places[b, i])] = True
+                hidden[b, 0, i, column] = False
             mask = torch.zeros(hidden.shape, dtype=dtype, device=places.device)
             return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 

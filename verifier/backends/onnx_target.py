@@ -34,6 +34,7 @@ from draftwire.verifier.backends.base import (
     SlotTarget,
     Tell,
 )
+from draftwire.verifier.backends.onnx_leaves import MASK, PLACES, mask_of, opened
 from draftwire.verifier.backends.onnx_parts import TargetParts
 
 __all__ = ["OnnxTarget", "WeightStore"]
@@ -153,7 +154,8 @@ class OnnxTarget(SlotTarget):
         column = 5 * 4 * shape.layers * 2 * shape.kv_heads * shape.head_dim
         self._padding = sum(w.nbytes for w in self._weights.values()) // column
         self._package, self._threads = package, threads
-        self._session = _session(package, self._weights, threads)
+        self._session, self._group = _session(package, self._weights, threads)
+        self.masked = self._group > 0
         self.exits = package.exits.exits if package.exits is not None else ()
         self._parts: TargetParts | None = None  # loaded when first asked for
         self._names = [(f"past.{i}.key", f"past.{i}.value") for i in range(shape.layers)]
@@ -205,7 +207,7 @@ class OnnxTarget(SlotTarget):
         for item in items:
             if item.slot not in self._caches:
                 self._caches[item.slot] = _Slot(*self._cache_shape)
-            self._caches[item.slot].reserve(item.start + len(item))
+            self._caches[item.slot].reserve(item.start + item.kept)
         feeds = {
             "input_ids": frame.ids,
             "past_lens": np.array([item.start for item in items], np.int64),
@@ -214,8 +216,12 @@ class OnnxTarget(SlotTarget):
         past = self._past(items)
         for names, layer in zip(self._names, past):
             feeds[names[0]], feeds[names[1]] = layer[0], layer[1]
-        parts = self._in_parts() if tell is not None else None
+        # The parts know a plain chain; exits are hints, and have nothing to say of leaves.
+        chain = not any(item.leaves for item in items)
+        parts = self._in_parts() if tell is not None and chain else None
         if parts is None:
+            if self._group:
+                feeds[PLACES], feeds[MASK] = frame.places(), mask_of(frame, self._group)
             logits, *new = self._session.run(self._outputs, feeds)
         else:
 
@@ -228,11 +234,11 @@ class OnnxTarget(SlotTarget):
         # Nothing is kept before the last part is through: what a listener breaks off has
         # left no trace.
         for b, item in enumerate(items):
-            end = item.start + len(item)
+            end = item.start + item.kept
             cache = self._caches[item.slot].data[:, :, :, item.start : end]
             for i in range(self._layers):
-                cache[i, 0] = new[2 * i][b, :, : len(item)]
-                cache[i, 1] = new[2 * i + 1][b, :, : len(item)]
+                cache[i, 0] = new[2 * i][b, :, : item.kept]
+                cache[i, 1] = new[2 * i + 1][b, :, : item.kept]
         return frame.by_row(logits[:, : self.vocab_size])
 
     def _in_parts(self) -> TargetParts | None:
@@ -270,7 +276,8 @@ class OnnxTarget(SlotTarget):
         return stage
 
 
-def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
+def _session(package: TargetPackage, weights: Any, threads: int | None) -> tuple[Any, int]:
+    """Return a target's engine, and :func:`opened`'s group, 0 where it takes no mask."""
     base = package.base or package
     if _GRAPH not in base.files:
         raise PackageError(f"{base.path.name} has no {_GRAPH}")
@@ -282,13 +289,21 @@ def _session(package: TargetPackage, weights: Any, threads: int | None) -> Any:
             f"{ort.__version__}",
             hint=f"pip install 'onnxruntime>={needs}'",
         )
-    return _engine(base.path / _GRAPH, weights, threads)
+    path = base.path / _GRAPH
+    graph, group = opened(path.read_bytes()) or (None, 0)
+    return _engine(path, weights, threads, graph), group
 
 
 def _engine(
-    path: Path, weights: Mapping[str, np.ndarray[Any, Any]], threads: int | None
+    path: Path,
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    threads: int | None,
+    graph: bytes | None = None,
 ) -> Any:
-    """Return a session of the graph at ``path``; every tensor is one that it asks for."""
+    """Return a session of the graph at ``path``, or of ``graph`` made of it.
+
+    Every tensor of ``weights`` is one that it asks for.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -303,7 +318,9 @@ def _engine(
     values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
     options.add_external_initializers(names, values)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            graph or str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # noqa: BLE001 - the engine's classes are its own
         raise ModelError(
             f"onnxruntime {ort.__version__} cannot load {path.parent.name}/{path.name}: "

@@ -63,6 +63,7 @@ class Limits:
             next turn need not send and read them again; 0 keeps none.
         lookup: Tokens that a forward may judge beside the drafts because they followed
             the same words in the stream's text before; 0 looks nothing up.
+        leaves: Second choices of the device's that it may judge; 0 takes none.
     """
 
     connections: int = 64
@@ -85,6 +86,7 @@ class Limits:
     parked_bytes: int = 64 << 20
     prefixes: int = 8
     lookup: int = 4
+    leaves: int = 4
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -107,8 +109,8 @@ class Limits:
             raise ConfigError("time limits must be above 0 seconds")
         if not 0 <= self.prefixes <= 1 << 10:
             raise ConfigError("the limit on prefixes must be within 0..1024")
-        if not 0 <= self.lookup <= 64:
-            raise ConfigError("the limit on looked-up tokens must be within 0..64")
+        if not (0 <= self.lookup <= 64 and 0 <= self.leaves <= 64):
+            raise ConfigError("the limits on lookup and leaves must be within 0..64")
         if self.resume_s < 0:
             raise ConfigError("the time to resume must be 0 seconds or more")
 

@@ -1,0 +1,159 @@
+"""Second choices: chosen by what they gain, judged beside the drafts, never in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from verifier_lab import assert_leaves
+
+from draftwire.errors import ProtocolError
+from draftwire.transport.messages import Block, Commit, Finish, Open
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.onnx_leaves import opened
+from draftwire.verifier.leaves import Leaves
+from draftwire.verifier.target_session import TargetSession
+
+V = 16
+TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
+
+
+def test_a_leaf_must_gain_more_than_its_row_costs():
+    leaves = Leaves(4)
+    drafts, seconds = [1, 2, 3, 4, 5, 6], [7, 2, 8, 9, 9, 9]
+    free = leaves.choose(drafts, seconds, 0.0, 99)
+    assert free == ((0, 7), (2, 8), (3, 9), (4, 9)), "a draft again is no second choice"
+    assert leaves.choose(drafts, seconds, 0.0, 1) == ((0, 7),)
+    assert leaves.choose(drafts, seconds, 0.1, 99) == ((0, 7),)
+    for _ in range(200):  # a draft that is always right needs none
+        leaves.judged(4, 4, 0, ())
+    assert leaves.choose(drafts, seconds, 0.01, 99) == ()
+    for _ in range(200):
+        leaves.judged(4, 0, 3, ((0, 3),))
+    assert (0, 7) in leaves.choose(drafts, seconds, 0.9, 99)
+    for _ in range(200):  # and so does one whose second choice never is
+        leaves.judged(4, 0, 3, ((0, 7),))
+    assert leaves.choose(drafts, seconds, 0.05, 99) == ()
+    assert Leaves(0).choose(drafts, seconds, 0.0, 99) == ()
+
+
+def session(prompt=(1, 2, 3), leaves=4, further=True, context=64, **options):
+    scheme, count = options.pop("scheme", "greedy"), options.pop("count", 9)
+    request = Open(prompt, scheme, 0.0, 0, 1.0, 0, count, **options)
+    found = TargetSession(
+        request, vocab_size=V, context=context, max_block=8, further=further,
+        leaves=leaves,
+    )  # fmt: skip
+    found.complete(found.poll(), np.zeros((0, V), np.float32))
+    return found
+
+
+def logits(*ids):
+    return np.eye(V, dtype=np.float32)[list(ids)] * 9
+
+
+def test_a_leaf_that_is_right_brings_the_token_behind_it():
+    found = session()
+    found.receive(Block(0, 0, (4, 5, 6), leaves=(7, 8)))
+    work = found.poll()
+    assert list(work.tokens) == [3, 4, 5, 6, 7, 8] and work.rows == 6
+    assert work.drafts == [4, 5, 6] and work.leaves == ((0, 7), (1, 8))
+    (said,) = found.complete(work, logits(4, 8, 0, 0, 1, 9))
+    assert said == Commit(0, 1, 8, further=(9,))
+    assert (found.counts.accepted, found.counts.emitted) == (1, 3)
+    assert (found.counts.leaves, found.counts.leaves_right) == (2, 1)
+    assert found.epoch == 1 and found.idle, "no forward of its own for the leaf"
+    found.receive(Block(1, 3, (2,)))
+    work = found.poll()
+    assert work.start == 4 and list(work.tokens) == [8, 9, 2] and work.rows == 2
+
+
+@pytest.mark.parametrize("own", [4, 6], ids=["the draft", "another"])
+def test_a_leaf_that_is_wrong_changes_nothing(own):
+    found = session()
+    found.receive(Block(0, 0, (4,), leaves=(7,)))
+    (said,) = found.complete(found.poll(), logits(own, 5, 9))
+    right = own == 4
+    assert said == Commit(0, int(right), 5 if right else 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "finish", "further"),
+    [
+        ({"stop_ids": (7,)}, Finish.STOP, ()),
+        ({"stop_ids": (9,)}, Finish.STOP, (9,)),
+        ({"count": 2}, Finish.LENGTH, (9,)),
+        ({"logprobs": 1}, Finish.NOT_YET, (9,)),
+        ({"logit_bias": ((9, 5.0),)}, Finish.NOT_YET, (9,)),
+    ],
+)
+def test_what_a_text_may_be_holds_behind_a_leaf_too(options, finish, further):
+    found = session(**options)
+    found.receive(Block(0, 0, (4, 5), leaves=(7,)))
+    work = found.poll()
+    (said,) = found.complete(work, logits(7, *[0] * work.drafted, 9))
+    assert (said.token, said.finish, said.further) == (7, finish, further)
+    if "logprobs" in options:
+        assert [i for i, _ in said.logprobs] == [7, 9]
+
+
+def test_penalties_know_of_the_leaf():
+    found = session(repetition_penalty=50.0)
+    found.receive(Block(0, 0, (4,), leaves=(7,)))
+    both = logits(7)[0] + logits(8)[0] * 0.5
+    (said,) = found.complete(found.poll(), np.stack([logits(7)[0], both, both]))
+    assert (said.token, said.further) == (7, (8,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"leaves": 0}, {"further": False}, {"bonus": False}],
+    ids=["none agreed on", "old device", "no bonus"],
+)
+def test_they_are_left_out(options):
+    found = session(**options)
+    found.receive(Block(0, 0, (4,), leaves=(7,)))
+    assert found.poll().leaves == ()
+
+
+def test_they_stay_within_the_context():
+    found = session(context=6)
+    found.receive(Block(0, 0, (4, 5), leaves=(7, 8)))
+    work = found.poll()
+    assert work.start + len(work.tokens) == 6 and work.leaves == ((0, 7),)
+
+
+def test_more_of_them_than_drafts_is_an_error():
+    with pytest.raises(ProtocolError, match="2 second choices for 1 drafts"):
+        session().receive(Block(0, 0, (4,), leaves=(7, 8)))
+
+
+def test_one_overtaken_draft_takes_its_leaf_along():
+    found = session(objective="latency")
+    found.receive(Block(0, 0, (4,), leaves=(7,), race=True))
+    work = found.poll()
+    found.receive(Block(0, 1, (5, 6), leaves=(8, 9), race=True))
+    found.complete(work, logits(4, 5, 0))  # the bonus is the draft on its way
+    assert found.poll().leaves == ((0, 9),)
+
+
+def test_rows_of_leaves_are_those_of_chains():
+    """Beside a stranger, behind a cache: and nothing of a leaf is left."""
+    pytest.importorskip("onnxruntime")
+    from draftwire.verifier.backends.onnx_target import OnnxTarget
+
+    target = OnnxTarget(TINY, slots=2, threads=1)
+    assert target.leaves
+    assert_leaves(target, target.vocab_size, 1e-4)
+    exact = OnnxTarget(TINY, slots=2, threads=1, numerics="exact")
+    assert not exact.leaves, "their sums would have another order"
+    mask = exact.forward([SlotInput(exact.allocate(), 0, np.arange(5), 5)])
+    assert np.isfinite(mask[0]).all()
+
+
+def test_a_graph_of_another_form_is_left_as_it_is():
+    assert opened(b"") is None and opened(b"\x3a\xff\xff") is None
+    graph = (TINY / "model.onnx").read_bytes()
+    assert opened(graph) is not None
+    assert opened(graph.replace(b"new_mask", b"odd_mask")) is None
