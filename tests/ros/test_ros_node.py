@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import math
 import time
 from types import SimpleNamespace
@@ -116,6 +117,23 @@ def test_sampling_stop_and_chat_reach_the_session(graph, verifier):
     chat = node.servers["~/generate_chat_completions"]
     answer = wait(chat.send(messages=[message], max_tokens=12)[1])
     assert answer.response.tokens and answer.response.error == ""
+
+
+def test_an_answer_keeps_to_a_schema_by_a_deadline(graph, verifier):
+    pytest.importorskip("llguidance")
+    node = online(graph, verifier)
+    choice = {"enum": ["left", "right"]}
+    schema = {"type": "object", "properties": {"go": choice}, "required": ["go"]}
+    schema["additionalProperties"] = False
+    how = graph.known["SamplingConfig"](grammar_schema=json.dumps(schema))
+    _, future = response_server(node).send(
+        prompt="The robot should", sampling_config=how, deadline=20.0
+    )
+    found = json.loads(wait(future).response.text)
+    assert found["go"] in choice["enum"]
+    wrong = graph.known["SamplingConfig"](grammar_schema="{")
+    handle, future = response_server(node).send(prompt=PROMPT, sampling_config=wrong)
+    assert "schema" in wait(future).response.error and handle.state == "aborted"
 
 
 def test_a_cancel_ends_a_goal_within_a_token_and_touches_no_other(graph, verifier):

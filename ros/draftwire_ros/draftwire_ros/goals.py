@@ -34,6 +34,8 @@ def begin(
         "top_p": round(float(how.top_p), 6),
         "stop": list(goal.stop),
     }
+    if how.grammar_schema:
+        options["schema"] = how.grammar_schema
     if how.seeded:
         options["seed"] = int(how.seed)
     if goal.deadline > 0:
