@@ -232,12 +232,14 @@ async def test_a_device_that_reads_nothing_is_cut_off():
         async with device(service, sock=raw) as dev:
             await dev.greet()
             (connection,) = service.connections
-            ours = connection._socket.transport.get_extra_info("socket")
+            ours = connection._socket.transport
+            ours.set_write_buffer_limits(1024)
+            ours = ours.get_extra_info("socket")
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
             dev.socket.transport.pause_reading()
             empty = Open((), "greedy", 0.0, 0, 1.0, 0, 5)  # refused with a sentence
             with suppress(ConnectionClosed):
-                for _ in range(1500):  # more than all buffers on the way hold
+                for _ in range(300):  # more than all buffers on the way hold
                     await dev.say(empty)
             while service.connections:
                 await asyncio.sleep(0.01)

@@ -65,7 +65,9 @@ SOME = {
 }
 
 
-def results_of(kind=VerifierService, *, only=NAMES, target=None, long=130, **options):
+def results_of(
+    kind=VerifierService, *, only=NAMES, target=None, long=130, patience_s=1.5, **options
+):
     results = []
 
     async def test():
@@ -74,7 +76,7 @@ def results_of(kind=VerifierService, *, only=NAMES, target=None, long=130, **opt
         options.setdefault("limits", Limits(progress_s=0.2))
         async with serving(backend, kind=kind, accounts=accounts, **options) as service:
             hello = dataclasses.replace(KIT_HELLO, noise=("philox", "sparse"), target="")
-            kit = Kit(service.url, hello, TOKEN, patience_s=1.5, long=long)
+            kit = Kit(service.url, hello, TOKEN, patience_s=patience_s, long=long)
             await prepare(kit)
             rows = [row for row in CHECKS if row.name in only]
             results.extend(await run_rows(kit, rows))
@@ -543,4 +545,5 @@ def test_a_codec_that_takes_anything(monkeypatch):
 
     monkeypatch.setattr(connection_module, "Codec", Sloppy)
     rows = {name for _, name, _ in _INVALID} - {"messages of the other way"}
-    assert results_of(only=rows | {"welcome"})[0]["fails"] == rows
+    found = results_of(only=rows | {"welcome"}, patience_s=0.5)[0]
+    assert found["fails"] == rows
