@@ -116,6 +116,7 @@ class TextBackend:
     slots: int = 1 << 30
     numerics = "exact"
     logit_error = 0.0
+    leaves = True
 
     def __init__(
         self,
@@ -160,7 +161,18 @@ class TextBackend:
                     number,
                     [models[i.slot].exit_rows(number, fact, e, i.rows) for i, e in ends],
                 )
-        return [models[i.slot].run(i.start, i.tokens, i.rows) for i in batch]
+        return [_rows(models[i.slot], i) for i in batch]
+
+
+def _rows(model: TargetModel, item: SlotInput) -> np.ndarray:
+    """Return the rows of an input: of each leaf as of a text that ends with it."""
+    chain, leaves = item.tokens[: item.kept], item.tokens[item.kept :]
+    beside = [
+        model.run(item.start, np.append(chain[:behind], leaf), 1)
+        for behind, leaf in zip(item.leaves, leaves)
+    ]
+    rows = model.run(item.start, chain, item.rows - len(beside))
+    return np.concatenate([rows, *beside]) if beside else rows
 
 
 class SimVerifier:
@@ -199,7 +211,8 @@ class SimVerifier:
         patient = "patience" in helps
         scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
-        self._limits = replace(_LIMITS, lookup=4 if "lookup" in helps else 0)
+        most = {name: 4 if name in helps else 0 for name in ("lookup", "leaves")}
+        self._limits = replace(_LIMITS, **most)
         self.kept = KeptStreams(self._limits, clock.now)
         self.usage = Usage(Account("", "simulated"))
 

@@ -324,7 +324,12 @@ class Device:
         spec = StreamSpec(
             prompt=job.prompt,
             params=setting.params,
-            proposer=make_proposer(setting.params, welcome.vocab_size, insight=asked),
+            proposer=make_proposer(
+                setting.params,
+                welcome.vocab_size,
+                insight=asked,
+                second="leaves" in welcome.capabilities,
+            ),
             controller=controller,
             mode=setting.mode,
             max_new_tokens=setting.tokens,

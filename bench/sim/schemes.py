@@ -22,7 +22,7 @@ __all__ = [
 
 _GUESS = frozenset({"guess"})
 _OURS = frozenset({"lookup", "patience"})
-_ALL = _OURS | {"hush"}
+_ALL = _OURS | {"hush", "leaves"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Scheme:
         source: What it is a model of.
         sampled: Sampling scheme above temperature 0, live.
         block: Block length that was asked for by name, or None.
-        helps: What else of ours is done for it: ``"lookup"``,
-            ``"patience"``, and by the board ``"hush"``.
+        helps: What else of ours is done for it: ``"lookup"``, ``"patience"``, by the
+            board ``"hush"``, and by both ``"leaves"``.
     """
 
     name: str

@@ -296,7 +296,8 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         capabilities=(
             "resume",
             "exits",
-            *(("further",) if "lookup" in helps_of(plan) else ()),
+            *(("further",) if helps_of(plan) & {"lookup", "leaves"} else ()),
+            *(("leaves",) if "leaves" in helps_of(plan) else ()),
         ),
     )
 

@@ -39,7 +39,7 @@ def plan(profile=NANO, scheme="await", **options):
 # ---- laws
 
 
-@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize("name", [*sorted(SCHEMES), "await+leaves", "race+leaves"])
 def test_every_scheme_writes_the_targets_text_over_a_bad_link(name):
     link = LinkSpec.parse("60ms/2mbit/jitter=10ms/loss=3%/outages=4s:500ms")
     source = synthetic_of(NANO, 3)
@@ -86,6 +86,20 @@ def test_stop_and_wait_takes_what_arithmetic_says():
         # and the last block is as short as what is left.
         expected = await_time(right, 10, 25, 40, block) * 200 / 1e3
         assert whole == pytest.approx(expected, abs=0.12)
+
+
+def test_leaves_save_the_forwards_that_arithmetic_says():
+    """Half of the wrong drafts have a right second choice: one more token each."""
+    cloud = cell(25, 10, 40, 0.6)
+    plain, leaves = (
+        simulate(plan(cloud, name, tokens=800)) for name in ("await", "await+leaves")
+    )
+    tokens = (1 - 0.6**5) / (1 - 0.6)
+    ratio = tokens / (tokens + 0.5 * (1 - 0.6**4))
+    assert leaves.forwards / plain.forwards == pytest.approx(ratio, abs=0.03)
+    near = cell(25, 10, 10, 0.6)
+    raced, plain = (simulate(plan(near, name)) for name in ("race+leaves", "race"))
+    assert raced.forwards < plain.forwards
 
 
 def test_streaming_takes_a_forward_a_token():

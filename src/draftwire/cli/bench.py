@@ -128,7 +128,8 @@ output:
 --scheme S,S >schemes    cloud, colocated, vanilla, await, flexspec, earlyexit, qs,
                          picospec, race, ours-cost, ours-latency, pipesd, ucb, auto,
                          or all;
-                         race+lookup has that help of the verifier
+                         race+lookup has that help of the verifier, await+leaves that
+                         of both ends
 --k N|best >block        drafted tokens of a block; best tries 1 to 16
 --objective WHAT         latency, cost or energy: of --k best (default: latency), and of
                          ours (default: cost for ours-cost, latency for ours-latency)
