@@ -6,15 +6,7 @@ numpy alone; no I/O, no models. ``SCHEMES`` is the table that ``--scheme`` reads
 from __future__ import annotations
 
 from draftwire.errors import ConfigError
-from draftwire.sampling import (
-    argmax,
-    coupled,
-    greedy,
-    match,
-    qs,
-    residual,
-    separate,
-)
+from draftwire.sampling import argmax, coupled, greedy, match, qs, residual, separate
 from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, log_probs
 from draftwire.sampling.scheme import (
     Card,
@@ -53,14 +45,8 @@ __all__ = [
 SCHEMES: dict[str, Scheme] = {
     scheme.card.name: scheme
     for scheme in (
-        greedy.SCHEME,
-        coupled.SCHEME,
-        match.SCHEME,
-        residual.SCHEME,
-        qs.SCHEME,
-        separate.SCHEME,
-        separate.LOSSY_SCHEME,
-        argmax.SCHEME,
+        *(greedy.SCHEME, coupled.SCHEME, match.SCHEME, residual.SCHEME, qs.SCHEME),
+        *(separate.SCHEME, separate.LOSSY_SCHEME, argmax.SCHEME),
     )
 }
 
@@ -91,20 +77,12 @@ def _scheme(params: SamplingParams) -> Scheme:
 
 
 def card_of(scheme: str) -> Card:
-    """Return the name card of ``scheme``.
-
-    Raises:
-        ConfigError: No such scheme.
-    """
+    """Return the name card of ``scheme``; a ConfigError where there is none."""
     return _named(scheme).card
 
 
 def check_race(scheme: str) -> None:
-    """Refuse a scheme whose output would depend on when blocks arrive in a race.
-
-    Raises:
-        ConfigError: It is one, or there is no such scheme.
-    """
+    """Refuse (ConfigError) a scheme whose text would depend on when blocks arrive."""
     if not card_of(scheme).racing:
         raise ConfigError(
             f"scheme {scheme!r} cannot race: which blocks come in time depends on the "
@@ -114,10 +92,7 @@ def check_race(scheme: str) -> None:
 
 
 def loss_of(params: SamplingParams, vocab_size: int) -> str:
-    """Say what these settings lose against the target's law.
-
-    Returns:
-        One sentence for reports and warnings, "" when the output is exact.
+    """Say in one sentence what these settings lose against the target's law, "" if nothing.
 
     Raises:
         ConfigError: No such scheme, or not at this temperature.
@@ -132,28 +107,21 @@ def make_proposer(
     insight: bool = False,
     second: bool = False,
 ) -> Proposer:
-    """Return the device half of ``params.scheme``.
+    """Return the device half of ``params.scheme``; a ConfigError where it cannot be had.
 
-    Args:
-        params: Of the stream.
-        vocab_size: Of the connection.
-        insight: Fill in confidence and runner-up of every proposal where the scheme can
-            (those whose drafts may come from anywhere).
-        second: Fill in the runner-up of every proposal likewise.
-
-    Raises:
-        ConfigError: No such scheme, or not with these settings.
+    With ``insight`` proposals say how sure the draft is, and their runner-up; with
+    ``second`` the latter, where the scheme can (those that take drafts from anywhere).
     """
-    proposer = _scheme(params).make_proposer(params, vocab_size)
+    scheme = _scheme(params)
+    scheme.check(params, vocab_size)
+    proposer = scheme.make_proposer(params, vocab_size)
     if isinstance(proposer, IdsOnly):
         proposer.insight, proposer.second = insight, second
     return proposer
 
 
 def make_decider(params: SamplingParams, vocab_size: int) -> Decider:
-    """Return the cloud half of ``params.scheme``.
-
-    Raises:
-        ConfigError: No such scheme, or not with these settings.
-    """
-    return _scheme(params).make_decider(params, vocab_size)
+    """Return the cloud half of ``params.scheme``; raises as :func:`make_proposer`."""
+    scheme = _scheme(params)
+    scheme.check(params, vocab_size)
+    return scheme.make_decider(params, vocab_size)

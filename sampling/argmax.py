@@ -15,15 +15,9 @@ import numpy as np
 from draftwire.sampling.greedy import look_at
 from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import (
-    ByToken,
-    Card,
-    IdsOnly,
-    Proposal,
-    Scheme,
-)
+from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["CARD", "SCHEME", "loss", "make_decider"]
+__all__ = ["SCHEME"]
 
 CARD = Card(
     "argmax",
@@ -44,12 +38,7 @@ class _Proposer(IdsOnly):
         return Proposal(token, law.prob(token))
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
-    """Return the cloud half."""
-    return ByToken(CARD.name, most_likely)
-
-
-def loss(params: SamplingParams, vocab_size: int) -> str:
+def _loss(params: SamplingParams, vocab_size: int) -> str:
     """Say what is lost: everything but the most likely text."""
     if params.temperature == 0:
         return ""
@@ -59,4 +48,4 @@ def loss(params: SamplingParams, vocab_size: int) -> str:
     )
 
 
-SCHEME = Scheme(CARD, _Proposer, make_decider, loss)
+SCHEME = Scheme(CARD, _Proposer, lambda *_: ByToken(CARD.name, most_likely), _loss)

@@ -11,22 +11,14 @@ __all__ = ["BitReader", "BitWriter"]
 
 
 class BitWriter:
-    """Appends numbers of known width.
-
-    Attributes:
-        bits: Bits so far, padding not counted.
-    """
+    """Appends numbers of known width; ``bits`` are there so far, without padding."""
 
     def __init__(self) -> None:
         self.bits = 0
         self._row = 0
 
     def put(self, value: int, width: int) -> None:
-        """Append ``value`` in ``width`` bits.
-
-        Raises:
-            ValueError: It does not fit (our bug).
-        """
+        """Append ``value`` in ``width`` bits; a ValueError (our bug) where it is wider."""
         if value < 0 or value >> width:
             raise ValueError(f"{value} does not fit {width} bits")
         self._row |= value << self.bits
@@ -38,27 +30,14 @@ class BitWriter:
 
 
 class BitReader:
-    """Takes the numbers back in the same order.
-
-    Args:
-        data: What :meth:`BitWriter.done` returned, or whatever a stranger sent.
-    """
+    """Takes the numbers back in the same order, from whatever a stranger sent."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
-    @property
-    def ended(self) -> bool:
-        """Whether every byte was taken."""
-        return self._at >= 8 * len(self._data)
-
     def take(self, width: int) -> int:
-        """Return the next number of ``width`` bits.
-
-        Raises:
-            ProtocolError: The data ends before.
-        """
+        """Return the next number of ``width`` bits; a ProtocolError where the data ends."""
         end = self._at + width
         if end > 8 * len(self._data):
             raise ProtocolError(f"the evidence is cut short at {len(self._data)} bytes")
@@ -68,22 +47,14 @@ class BitReader:
         return value
 
     def align(self) -> None:
-        """Go on to the next whole byte.
-
-        Raises:
-            ProtocolError: The padding in between is not zero.
-        """
+        """Go on to the next whole byte; a ProtocolError where the padding is not zero."""
         if self.take(-self._at % 8):
             raise ProtocolError("padding bits of the evidence are not zero")
 
     def finish(self) -> None:
-        """Check that nothing is left.
-
-        Raises:
-            ProtocolError: There is more.
-        """
+        """Raise a ProtocolError unless all was taken."""
         self.align()
-        if not self.ended:
+        if self._at < 8 * len(self._data):
             raise ProtocolError(
                 f"{len(self._data) - self._at // 8} bytes of evidence are left over"
             )

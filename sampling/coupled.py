@@ -21,34 +21,19 @@ import numpy as np
 
 from draftwire.sampling.laws import Law, SamplingParams, law_of, peak, total_of
 from draftwire.sampling.races import first_arrivals, noise_of
-from draftwire.sampling.scheme import (
-    ByToken,
-    Card,
-    IdsOnly,
-    Proposal,
-    Scheme,
-)
+from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["CARD", "SCHEME", "make_decider", "race"]
+__all__ = ["SCHEME", "race"]
 
 CARD = Card(
     "coupled",
     exact=True,
     note="ids up; one id down; the noise is shared by seed",
-    greedy=False,
-    sampled=True,
 )
 
 
 def race(law: Law, seed: int, position: int, *, noise: str = "philox") -> int:
-    """Return the winner of ``argmin E / p``: a sample of ``law`` fixed by the seed.
-
-    Args:
-        law: What to sample.
-        seed: 64 bits.
-        position: Absolute position of the token.
-        noise: See :class:`draftwire.sampling.laws.SamplingParams`.
-    """
+    """Return the winner of ``argmin E / p``: a sample of ``law`` fixed by the seed."""
     return _order(law, seed, position, noise, 1)[0]
 
 
@@ -68,14 +53,9 @@ def _order(law: Law, seed: int, position: int, noise: str, count: int) -> list[i
 def _first(
     logits: np.ndarray, params: SamplingParams, position: int, count: int, *, sure: bool
 ) -> Proposal:
-    """Return who comes first in the race over ``logits``.
+    """Return who comes first in the race over ``logits`` ``(vocab,)``.
 
-    Args:
-        logits: ``(vocab,)`` floats.
-        params: Of the distribution, with its seed.
-        position: Absolute position of the token.
-        count: 2 for the runner-up too.
-        sure: Also return the first one's probability.
+    With ``count`` 2 the runner-up too, and its probability where that is to be ``sure``.
     """
     seed, noise, t = params.seed, params.noise, params.temperature
     at = params.moment(position)
@@ -99,13 +79,11 @@ class _Proposer(IdsOnly):
         return _first(logits, self._params, position, count, sure=True)
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
-    """Return the cloud half."""
-
+def _decider(params: SamplingParams, vocab_size: int) -> ByToken:
     def choose(logits: np.ndarray, position: int) -> int:
         return _first(logits, params, position, 1, sure=False).token
 
     return ByToken(CARD.name, choose)
 
 
-SCHEME = Scheme(CARD, _Proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, _decider)

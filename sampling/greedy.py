@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling.laws import SamplingParams, most_likely
-from draftwire.sampling.scheme import (
-    ByToken,
-    Card,
-    IdsOnly,
-    Proposal,
-    Scheme,
-)
+from draftwire.sampling.laws import most_likely
+from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["CARD", "SCHEME", "look_at", "make_decider"]
+__all__ = ["SCHEME", "look_at"]
 
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
 
 def look_at(logits: np.ndarray, token: int) -> Proposal:
-    """Return the proposal of ``token`` with its probability and the next best token.
-
-    Args:
-        logits: ``(vocab,)`` of the draft.
-        token: The most likely one.
-    """
+    """Return the proposal of ``token``, the likeliest of ``logits``, with all insight."""
     rest = logits.astype(np.float32)
     rest -= rest[token]
     return Proposal(token, 1.0 / float(np.exp(rest).sum()), runner_up=_next(rest, token))
@@ -51,9 +40,4 @@ class _Proposer(IdsOnly):
         )
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
-    """Return the cloud half."""
-    return ByToken(CARD.name, most_likely)
-
-
-SCHEME = Scheme(CARD, _Proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, lambda *_: ByToken(CARD.name, most_likely))

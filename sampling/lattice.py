@@ -43,19 +43,12 @@ class Lattice(NamedTuple):
 
 
 def quantise(probs: np.ndarray, resolution: int) -> np.ndarray:
-    """Return whole numbers that sum to ``resolution`` and are nearly in proportion.
+    """Return ``(n,)`` int64 that sum to ``resolution``, nearly as ``probs`` ``(n,)``.
 
-    Args:
-        probs: ``(n,)`` float64; a sum below 1 (a cut tail) is made up for where it
-            errs least.
-        resolution: At least 1.
-
-    Returns:
-        ``(n,)`` int64, not negative.
+    A sum of these below 1 (a cut tail) is made up for where it errs least.
 
     Source:
-        The lattice quantiser of Quantize-Sample-and-Verify,
-        https://arxiv.org/abs/2507.00605.
+        The lattice quantiser of https://arxiv.org/abs/2507.00605.
     """
     scaled = probs * resolution
     weights = np.floor(scaled + 0.5).astype(np.int64)

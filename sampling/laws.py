@@ -31,6 +31,18 @@ __all__ = [
 
 NOISES = ("philox", "sparse")
 MAX_BIASES, MAX_WORDS, MAX_WORD = 1024, 256, 64
+# Name, lowest, highest, whether it must be above the lowest, what else to say.
+_RANGES = (
+    ("temperature", 0, 100, False, "0 is greedy, 0.7 to 1.0 is usual"),
+    ("top_k", 0, 2**32 - 1, False, ""),
+    ("top_p", 0, 1, True, ""),
+    ("seed", 0, 2**64 - 1, False, ""),
+    ("sample", 0, 2**32 - 1, False, "number the texts that share a seed from 0"),
+    ("min_p", 0, 1, False, ""),
+    ("repetition_penalty", 0, 100, True, "1 does nothing, 1.1 to 1.3 is usual"),
+    ("presence_penalty", -2, 2, False, ""),
+    ("frequency_penalty", -2, 2, False, ""),
+)
 _FIRST_SPAN = 7.0  # a logit so many temperatures below the top has weight 0.001
 _ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one seen
 
@@ -75,34 +87,14 @@ class SamplingParams:
     bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise ConfigError(
-                f"temperature {self.temperature} is outside 0..100",
-                hint="0 is greedy, 0.7 to 1.0 is usual",
-            )
-        if not 0 <= self.top_k < 2**32:
-            raise ConfigError(f"top_k {self.top_k} is outside 0..{2**32 - 1}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p {self.top_p} is outside (0, 1]")
-        if not 0 <= self.seed < 2**64:
-            raise ConfigError(f"seed {self.seed} is outside 0..2**64 - 1")
+        for name, low, high, above_low, hint in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high or (above_low and value == low):
+                span = f"({low}, {high}]" if above_low else f"{low}..{high}"
+                raise ConfigError(f"{name} {value} is outside {span}", hint=hint)
         if self.noise not in NOISES:
-            raise ConfigError(
-                f"unknown noise {self.noise!r}", hint="known: " + ", ".join(NOISES)
-            )
-        if not 0 <= self.sample < 2**32:
-            raise ConfigError(
-                f"sample {self.sample} is outside 0..{2**32 - 1}",
-                hint="number the texts that share a seed from 0",
-            )
-        if not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p {self.min_p} is outside 0..1")
-        if not 0 < self.repetition_penalty <= 100:
-            what = f"repetition_penalty {self.repetition_penalty} is outside (0, 100]"
-            raise ConfigError(what, hint="1 does nothing, 1.1 to 1.3 is usual")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise ConfigError(f"{name} {getattr(self, name)} is outside -2..2")
+            known = ", ".join(NOISES)
+            raise ConfigError(f"unknown noise {self.noise!r}", hint=f"known: {known}")
         ids = [i for i, _ in self.logit_bias]
         if len(set(ids)) < len(ids) or len(ids) > MAX_BIASES:
             raise ConfigError(f"logit_bias is for at most {MAX_BIASES} ids, each once")
@@ -133,10 +125,7 @@ class SamplingParams:
         return self.shaped or self.min_p > 0
 
     def moment(self, position: int) -> int:
-        """Return what noise is keyed by beside the seed: position and sample in one.
-
-        Positions stay far below 2**32, so no two pairs meet.
-        """
+        """Return what noise is keyed by beside the seed: position and sample in one."""
         return position + (self.sample << 32)
 
     def coin(self, position: int, domain: Domain) -> float:
@@ -181,12 +170,7 @@ class Law:
 
 
 def largest(values: np.ndarray, n: int) -> np.ndarray:
-    """Return the ids of the ``n`` largest values, largest first, ties by id.
-
-    Args:
-        values: ``(vocab,)`` floats, none of them NaN.
-        n: How many; more than there are means all.
-    """
+    """Return the ids of the ``n`` largest of ``values``, largest first, ties by id."""
     found = np.flatnonzero(values >= _floor(values, n)) if n < len(values) else None
     ids = np.arange(len(values)) if found is None else found
     order: np.ndarray = ids[np.argsort(-values[ids], kind="stable")[:n]]
@@ -196,8 +180,8 @@ def largest(values: np.ndarray, n: int) -> np.ndarray:
 def _floor(values: np.ndarray, n: int) -> float:
     """Return a number that at least ``n`` values reach, and not many more.
 
-    The n-th largest of the columns' maxima, which are found at the speed of memory; a
-    partition of all values would leave ties at its edge to the library.
+    The n-th largest of columns' maxima, found at the speed of memory: a partition of all
+    values would leave ties at its edge to the library.
     """
     rows = max(1, min(64, len(values) // (4 * n)))
     width = len(values) // rows
@@ -206,11 +190,7 @@ def _floor(values: np.ndarray, n: int) -> float:
 
 
 def peak(logits: np.ndarray) -> float:
-    """Return the largest of ``logits`` ``(vocab,)``.
-
-    Raises:
-        ModelError: One is NaN or infinite, or none is above minus infinity.
-    """
+    """Return the largest of ``logits`` ``(vocab,)``; a ModelError for no numbers."""
     top = float(logits.max())  # NaN if any is
     if not math.isfinite(top):
         raise ModelError(
@@ -221,11 +201,7 @@ def peak(logits: np.ndarray) -> float:
 
 
 def most_likely(logits: np.ndarray, position: int = 0) -> int:
-    """Return the id of the largest of ``logits`` ``(vocab,)``, ties to the smaller.
-
-    Raises:
-        ModelError: They are no numbers.
-    """
+    """Return the id of the largest of ``logits`` ``(vocab,)``, ties to the smaller."""
     token = int(logits.argmax())
     if not math.isfinite(logits[token]):  # argmax stops at a NaN
         peak(logits)
@@ -261,12 +237,9 @@ def total_of(logits: np.ndarray, temperature: float, top: float) -> tuple[float,
 
 
 def log_probs(logits: np.ndarray, token: int, most: int) -> list[tuple[int, float]]:
-    """Return log-probabilities of the softmax of ``logits``, within 1e-5.
+    """Return log-probabilities of the softmax of ``logits`` ``(vocab,)``, within 1e-5.
 
-    Args:
-        logits: ``(vocab,)`` floats.
-        token: The first of the answer.
-        most: The likeliest ids follow, so many, likeliest first.
+    That of ``token``, then those of the ``most`` likeliest ids, likeliest first.
 
     Raises:
         ModelError: The logits are no numbers.
@@ -278,14 +251,10 @@ def log_probs(logits: np.ndarray, token: int, most: int) -> list[tuple[int, floa
 
 
 def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
-    """Return the law that ``params`` makes of ``logits``.
+    """Return the law that ``params`` makes of shaped ``logits`` ``(vocab,)``.
 
     Top-k cuts first, top-p then measures the mass of what is left, min-p comes last (the
     order of the Hugging Face processors); the most likely token always stays.
-
-    Args:
-        logits: ``(vocab,)`` floats, shaped.
-        params: Temperature (above 0), top-k, top-p, min-p.
 
     Raises:
         ModelError: The logits are no numbers.

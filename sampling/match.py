@@ -15,22 +15,14 @@ import numpy as np
 
 from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import (
-    ByToken,
-    Card,
-    IdsOnly,
-    Proposal,
-    Scheme,
-)
+from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["CARD", "SCHEME", "make_decider"]
+__all__ = ["SCHEME"]
 
 CARD = Card(
     "match",
     exact=True,
     note="ids up; one id down; the target samples alone, a draft must equal its sample",
-    greedy=False,
-    sampled=True,
 )
 
 
@@ -40,9 +32,7 @@ class _Proposer(IdsOnly):
         return Proposal(token, law_of(logits, self._params).prob(token))
 
 
-def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
-    """Return the cloud half."""
-
+def _decider(params: SamplingParams, vocab_size: int) -> ByToken:
     def choose(logits: np.ndarray, position: int) -> int:
         coin = params.coin(position, Domain.CORRECT)
         return law_of(logits, params).draw(coin)
@@ -50,4 +40,4 @@ def make_decider(params: SamplingParams, vocab_size: int) -> ByToken:
     return ByToken(CARD.name, choose)
 
 
-SCHEME = Scheme(CARD, _Proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, _decider)

@@ -45,10 +45,7 @@ _ROUNDS = 10
 
 
 class Domain(enum.IntEnum):
-    """What the noise is for; two uses never share a stream.
-
-    Sharing the stream of the draft with that of the accept coin would bias the output,
-    which is why they are apart by construction.
+    """What the noise is for; two uses that shared a stream would bias the output.
 
     Attributes:
         COUPLED: One number for each token id, known to both sides.
@@ -69,11 +66,8 @@ def philox4x32(
     """Return the four output words of Philox 4x32 with ten rounds.
 
     Args:
-        counter: Four arrays ``(n,)`` of uint64 that hold 32-bit words.
+        counter: Four arrays ``(n,)`` of uint64 that hold 32-bit words, as the answer does.
         key: Two 32-bit words.
-
-    Returns:
-        Four arrays ``(n,)`` of uint64 that hold 32-bit words.
     """
     # Both multiplications of a round in one call each: for the few ids of a top-k law
     # the time is that of the calls, not of the numbers.
@@ -87,12 +81,8 @@ def philox4x32(
 
 @lru_cache(maxsize=64)
 def _round_keys(key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    return tuple(
-        np.array(
-            [[key[0] + i * _W0 & 0xFFFFFFFF], [key[1] + i * _W1 & 0xFFFFFFFF]], np.uint64
-        )
-        for i in range(_ROUNDS)
-    )
+    both = round_keys(key[0] | key[1] << 32)
+    return tuple(np.array([[k0], [k1]], np.uint64) for k0, k1 in both)
 
 
 def round_keys(seed: int) -> list[tuple[int, int]]:
@@ -127,16 +117,9 @@ def _unit(high: np.ndarray, low: np.ndarray) -> np.ndarray:
 def uniforms(
     seed: int, position: int, ids: np.ndarray, *, domain: int = Domain.COUPLED
 ) -> np.ndarray:
-    """Return the uniform number of each token id at ``position``.
+    """Return the number of each of ``ids`` ``(n,)`` at ``position``: float64 in (0, 1].
 
-    Args:
-        seed: 64 bits.
-        position: Absolute position of the token to be chosen, at least 0.
-        ids: ``(n,)`` integers, token ids (or plain counters in other domains).
-        domain: See :class:`Domain`.
-
-    Returns:
-        ``(n,)`` float64 in (0, 1], multiples of 2**-53.
+    They are multiples of 2**-53; ``domain`` is one of :class:`Domain`.
     """
     cells = np.asarray(ids).astype(np.uint64)
     w0, w1, w2, w3 = _words(seed, position, cells >> np.uint64(1), domain)
@@ -145,18 +128,9 @@ def uniforms(
 
 
 def coin(seed: int, position: int, domain: int) -> float:
-    """Return the one uniform number of ``position`` in ``domain``.
+    """Return ``uniforms(seed, position, [0], domain=domain)[0]``, in plain integers.
 
-    The same as ``uniforms(seed, position, [0], domain=domain)[0]``, in plain integers:
-    for a single number numpy's overhead is ten times the work.
-
-    Args:
-        seed: 64 bits.
-        position: Absolute position of the token to be chosen.
-        domain: See :class:`Domain`.
-
-    Returns:
-        A number in (0, 1], a multiple of 2**-53.
+    For a single number numpy's overhead is ten times the work.
     """
     c0, c1, c2, c3 = 0, position & 0xFFFFFFFF, position >> 32 & 0xFFFFFFFF, int(domain)
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
@@ -173,18 +147,10 @@ def coin(seed: int, position: int, domain: int) -> float:
 
 
 def exponentials(seed: int, position: int, ids: np.ndarray | int) -> np.ndarray:
-    """Return the exponential noise ``E = -ln u`` of token ids at ``position``.
+    """Return the exponential noise ``-ln u`` of ids at ``position``, ``(n,)`` above 0.
 
-    ``-ln E`` is the Gumbel noise of the Gumbel-max trick; ``argmax(ln p - ln E)`` and
-    ``argmin(E / p)`` choose the same token, the latter with one logarithm fewer.
-
-    Args:
-        seed: 64 bits.
-        position: Absolute position.
-        ids: ``(n,)`` token ids, or the vocabulary size for all ids ``0..n-1``.
-
-    Returns:
-        ``(n,)`` float64, greater than 0.
+    ``argmin(E / p)`` chooses what ``argmax(ln p - ln E)`` does, Gumbel's trick, with one
+    logarithm fewer. ``ids`` are ``(n,)`` token ids, or a size for all ids below it.
     """
     if isinstance(ids, (int, np.integer)):
         cells = np.arange((int(ids) + 1) // 2, dtype=np.uint64)

@@ -25,7 +25,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Collection, Sequence
+from typing import Sequence
 
 import numpy as np
 
@@ -33,28 +33,17 @@ from draftwire.errors import ConfigError, ProtocolError
 from draftwire.sampling import qs_codec
 from draftwire.sampling.bits import BitReader
 from draftwire.sampling.lattice import Lattice, quantise
-from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
-from draftwire.sampling.philox import Domain
+from draftwire.sampling.laws import Law, SamplingParams, largest
 from draftwire.sampling.qs_codec import MAX_SUPPORT, RESOLUTIONS
-from draftwire.sampling.rejection import check_tokens, judge, unforced, with_forced
-from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
+from draftwire.sampling.rejection import Drawn, Judge, check_tokens
+from draftwire.sampling.scheme import Card, Scheme
 
-__all__ = [
-    "CARD",
-    "SCHEME",
-    "QsProposer",
-    "QsSettings",
-    "make_decider",
-    "make_proposer",
-    "unpack",
-]
+__all__ = ["SCHEME", "QsProposer", "QsSettings", "unpack"]
 
 CARD = Card(
     "qs",
     exact=True,
     note="ids and a quantised draft law up (1 to some 100 bytes a token); one id down",
-    greedy=False,
-    sampled=True,
     any_draft=False,
 )
 
@@ -103,15 +92,11 @@ class QsSettings:
 
     @property
     def dense(self) -> bool:
-        """Whether the lattice over the whole vocabulary comes out.
-
-        At most ``resolution`` of its weights are above 0, and they are those of the
-        likeliest tokens: with as much support nothing is cut.
-        """
+        """Whether the lattice over the whole vocabulary comes out: nothing is cut then."""
         return not self.budget and 0 < self.resolution <= self.support
 
 
-class QsProposer:
+class QsProposer(Drawn):
     """Device half.
 
     Args:
@@ -121,11 +106,10 @@ class QsProposer:
     """
 
     def __init__(
-        self, params: SamplingParams, vocab_size: int, settings: QsSettings
+        self, params: SamplingParams, vocab_size: int, settings: QsSettings | None = None
     ) -> None:
-        self.settings = settings
-        self._params = params
-        self._vocab_size = vocab_size
+        super().__init__(params, vocab_size)
+        self.settings = settings or QsSettings()
         # Thresholds after each position. A discarded branch must leave no trace: its
         # thresholds would carry its noise, which the next branch draws from again.
         self._trail: list[tuple[int, float]] = []
@@ -136,28 +120,11 @@ class QsProposer:
         """The conformal threshold after the last proposed position."""
         return self._trail[-1][1] if self._trail else _FIRST_THRESHOLD
 
-    def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        """See :class:`draftwire.sampling.scheme.Proposer`."""
-        law = law_of(logits[: self._vocab_size], self._params)
-        draft = self._lattice(law, position)
-        token = draft.draw(self._params.coin(position, Domain.DRAFT))
-        return Proposal(token, law.prob(token), draft)
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        """See :class:`draftwire.sampling.scheme.Proposer`."""
-        return b"".join(
-            [qs_codec.encode(p.evidence, p.token, self._vocab_size) for p in proposals]
-        )
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Raise: the cloud draws every correction."""
-        raise ProtocolError("qs: the cloud draws every correction")
+    def _packed(self, draft: Lattice, token: int) -> bytes:
+        return qs_codec.encode(draft, token, self._vocab_size)
 
     def shortfall(self) -> str:
-        """Say in one sentence by how much the budget was missed, "" when it was kept.
-
-        That is what the threshold would have kept and the support could not hold.
-        """
+        """Say by how much the budget was missed, "" when it was kept."""
         mean = self._missed / max(1, self._proposed)
         if self._proposed < 16 or mean <= 2 * self.settings.budget:
             return ""
@@ -168,7 +135,7 @@ class QsProposer:
             "(lower the temperature, or set top-k or top-p)"
         )
 
-    def _lattice(self, law: Law, position: int) -> Lattice:
+    def _round(self, law: Law, position: int) -> Lattice:
         settings = self.settings
         while self._trail and self._trail[-1][0] >= position:
             self._trail.pop()
@@ -185,10 +152,7 @@ class QsProposer:
 
 
 def _cut(law: Law, threshold: float, support: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return ids and probabilities of the support; at least one token, unordered.
-
-    And the mass above a threshold that found no room in it.
-    """
+    """Return ids and probabilities of the support, unordered, and what found no room."""
     kept = np.flatnonzero(law.probs >= threshold) if threshold else None
     missed = 0.0
     if kept is None or len(kept) > support or not len(kept):
@@ -223,11 +187,7 @@ def _round(ids: np.ndarray, probs: np.ndarray, settings: QsSettings) -> Lattice:
 
 
 def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Lattice]:
-    """Return the law that each token was drawn from.
-
-    Raises:
-        ProtocolError: The evidence is not that of these tokens.
-    """
+    """Return the law of each token; a ProtocolError where the evidence is not theirs."""
     if len(evidence) > qs_codec.MAX_BYTES * len(tokens):
         raise ProtocolError(
             f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, at most "
@@ -240,34 +200,4 @@ def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Latt
     return drafts
 
 
-class _Decider:
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._vocab_size = vocab_size
-
-    def decide(
-        self,
-        tokens: Sequence[int],
-        evidence: bytes,
-        logits: np.ndarray,
-        position: int,
-        forced: Collection[int] = (),
-    ) -> Decision:
-        drafts = unpack(unforced(tokens, forced), evidence, self._vocab_size)
-        whole = with_forced(tokens, drafts, forced)
-        return judge(tokens, whole, logits, self._params, position)
-
-
-def make_proposer(
-    params: SamplingParams, vocab_size: int, settings: QsSettings | None = None
-) -> QsProposer:
-    """Return the device half."""
-    return QsProposer(params, vocab_size, settings or QsSettings())
-
-
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
-    """Return the cloud half."""
-    return _Decider(params, vocab_size)
-
-
-SCHEME = Scheme(CARD, make_proposer, make_decider)
+SCHEME = Scheme(CARD, QsProposer, lambda p, v: Judge(unpack, p, v))

@@ -14,7 +14,6 @@ are their running sums, less 1. A law on one token takes one byte.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from itertools import accumulate
 
@@ -29,7 +28,6 @@ __all__ = [
     "MAX_BYTES",
     "MAX_SUPPORT",
     "RESOLUTIONS",
-    "bound_bits",
     "decode",
     "encode",
 ]
@@ -40,33 +38,11 @@ RESOLUTIONS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 128, 200, 256, 400, 512, 76
 _CODES = {resolution: code for code, resolution in enumerate(RESOLUTIONS)}
 
 
-def _log2_comb(n: int, k: int) -> float:
-    gamma = math.lgamma
-    return (gamma(n + 1) - gamma(k + 1) - gamma(n - k + 1)) / math.log(2)
-
-
-def bound_bits(vocab_size: int, support: int, resolution: int) -> int:
-    """Return the bits that the published scheme counts for one law.
-
-    ``ceil(log2 C(V, S)) + ceil(log2 C(l + S - 1, S - 1))``; with ``S = V`` it is the
-    dense lattice's.
-
-    Source:
-        https://arxiv.org/abs/2507.00605 and https://arxiv.org/abs/2510.09942.
-    """
-    return math.ceil(_log2_comb(vocab_size, support) - 1e-6) + math.ceil(
-        _log2_comb(resolution + support - 1, support - 1) - 1e-6
-    )
-
-
 def encode(draft: Lattice, token: int, vocab_size: int) -> bytes:
-    """Return the evidence of one token.
+    """Return the evidence of ``token``, which was drawn from ``draft``.
 
-    Args:
-        draft: Its law: rising ids, weights above 0, a total out of ``RESOLUTIONS`` (or
-            one token of weight 1).
-        token: The one that was drawn.
-        vocab_size: How many ids there are.
+    That has rising ids, weights above 0 and a total out of ``RESOLUTIONS`` (or one token
+    of weight 1).
     """
     assert draft.ids is not None
     ids: list[int] = draft.ids.tolist()

@@ -30,7 +30,7 @@ import numpy as np
 from draftwire.sampling import philox
 from draftwire.sampling.laws import above, weights_of
 
-__all__ = ["CELL", "EPS", "first_arrivals", "noise_of", "sparse_noise"]
+__all__ = ["CELL", "EPS", "first_arrivals", "noise_of"]
 
 # Tokens whose logit is so many temperatures below the top have a weight below 0.001.
 _SPAN = 7.0
@@ -51,12 +51,12 @@ def first_arrivals(
     noise: str = "philox",
     count: int = 1,
 ) -> list[int]:
-    """Return the first tokens of the race over all ``logits``, in order of arrival.
+    """Return the first tokens of the race over all ``logits`` ``(vocab,)``, in order.
 
     Args:
-        logits: ``(vocab,)`` floats.
+        logits: Floats; ``top`` is the largest.
         temperature: Above 0.
-        top: The largest logit.
+        top: See above.
         seed: 64 bits.
         position: Absolute position of the token.
         noise: "philox" or "sparse".
@@ -77,11 +77,6 @@ def noise_of(seed: int, position: int, ids: np.ndarray, noise: str) -> np.ndarra
     hit = ids[at] == early
     late[at[hit]] = times[hit]
     return late
-
-
-def sparse_noise(seed: int, position: int, vocab_size: int) -> np.ndarray:
-    """Return the sparse noise of all ids, for tests and other implementations."""
-    return noise_of(seed, position, np.arange(vocab_size), "sparse")
 
 
 class _Finish:
@@ -171,8 +166,7 @@ def _screen(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the ids whose first word reaches ``limit``, and both their words.
 
-    Ten rounds of Philox 4x32 over all cells. Three of the four counter words are the same
-    for all of them, so the first round and half of the second are plain integers.
+    Ten rounds of Philox 4x32 over all cells; what is the same for all is plain integers.
     """
     cells = (vocab_size + 1) // 2
     high0, low0 = _cell_products(cells)
@@ -234,7 +228,7 @@ _CELLS_AT, _SLOTS_AT = 1 << 40, 1 << 41  # beyond all token ids
 def _arrivals_table() -> np.ndarray:
     """Return ``floor(2**64 P(N <= n))``, ``n = 0..30``, of a Poisson number of mean 4.
 
-    In whole numbers of 90 digits: the table must not depend on somebody's ``exp``.
+    In whole numbers: the table must not depend on somebody's ``exp``.
     """
     unit = 10**90
     term, whole, n = unit, unit, 0

@@ -12,7 +12,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Collection, Sequence
+from typing import Any, Callable, Collection, Sequence
 
 import numpy as np
 
@@ -20,17 +20,13 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import Decision
+from draftwire.sampling.scheme import Decision, Proposal
 
-__all__ = ["check_tokens", "judge", "residual_of", "unforced", "with_forced"]
+__all__ = ["Drawn", "Judge", "check_tokens", "residual_of", "unforced"]
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Refuse ids that are no tokens.
-
-    Raises:
-        ProtocolError: An id is outside the vocabulary.
-    """
+    """Raise a ProtocolError where an id is outside the vocabulary."""
     for token in tokens:
         if not 0 <= token < vocab_size:
             raise ProtocolError(
@@ -43,26 +39,8 @@ def unforced(tokens: Sequence[int], forced: Collection[int]) -> Sequence[int]:
     return [t for j, t in enumerate(tokens) if j not in forced] if forced else tokens
 
 
-def with_forced(
-    tokens: Sequence[int], drafts: Sequence[Lattice], forced: Collection[int]
-) -> Sequence[Lattice]:
-    """Return the laws of all ``tokens``, given those of the ones that were drawn."""
-    if not forced:
-        return drafts
-    rest, one = iter(drafts), np.ones(1, np.int64)
-    return [
-        Lattice(np.array([token]), one, 1) if j in forced else next(rest)
-        for j, token in enumerate(tokens)
-    ]
-
-
 def residual_of(law: Law, draft: Lattice) -> Law:
-    """Return ``norm(max(0, p - q))``, the law of the correction.
-
-    Args:
-        law: ``p``.
-        draft: ``q``.
-    """
+    """Return ``norm(max(0, p - q))``, the law of a correction."""
     ids = np.arange(len(draft.weights)) if draft.ids is None else draft.ids
     probs = draft.weights / draft.total
     rest = law.probs.copy()
@@ -78,28 +56,70 @@ def residual_of(law: Law, draft: Lattice) -> Law:
     return Law(law.ids, rest / total) if total > 0 else law
 
 
-def judge(
-    tokens: Sequence[int],
-    drafts: Sequence[Lattice],
-    logits: np.ndarray,
-    params: SamplingParams,
-    position: int,
-) -> Decision:
-    """Judge a block whose draft laws are known.
+class Drawn:
+    """What the device halves share that draw from a law in whole numbers, which goes up.
+
+    A subclass gives ``_round`` (the law that is drawn from) and ``_packed`` (its bytes).
+    """
+
+    _round: Callable[[Law, int], Lattice]
+    _packed: Callable[[Lattice, int], bytes]
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params, self._vocab_size = params, vocab_size
+
+    def propose(self, logits: np.ndarray, position: int) -> Proposal:
+        """See :class:`~draftwire.sampling.scheme.Proposer`, as for the next two."""
+        law = law_of(logits[: self._vocab_size], self._params)
+        draft = self._round(law, position)
+        token = draft.draw(self._params.coin(position, Domain.DRAFT))
+        return Proposal(token, law.prob(token), draft)
+
+    def pack(self, proposals: Sequence[Proposal]) -> bytes:
+        """Return the laws of a block, one behind the other."""
+        return b"".join([self._packed(p.evidence, p.token) for p in proposals])
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        """Raise a ProtocolError: nothing is to be drawn here."""
+        raise ProtocolError(f"{self._params.scheme}: the cloud draws every correction")
+
+
+class Judge:
+    """The cloud half of schemes whose blocks bring the laws of their drafts.
 
     Args:
-        tokens: ``k`` drafted ids.
-        drafts: The law that each was drawn from; none gives its token weight 0.
-        logits: ``(k + 1, vocab)`` of the target.
+        unpack: Returns the law of each token, given tokens, evidence and vocabulary.
         params: Of the target's law; its seed moves the coins.
-        position: Absolute position of ``tokens[0]``.
+        vocab_size: Of the connection.
     """
-    for j, token in enumerate(tokens):
-        law, draft, at = law_of(logits[j], params), drafts[j], position + j
-        coin = params.coin(at, Domain.ACCEPT)
-        if coin * draft.weight(token) > law.prob(token) * draft.total:
-            rest = residual_of(law, draft)
-            return Decision(j, rest.draw(params.coin(at, Domain.CORRECT)))
-    k = len(tokens)
-    law = law_of(logits[k], params)
-    return Decision(k, law.draw(params.coin(position + k, Domain.CORRECT)))
+
+    def __init__(
+        self,
+        unpack: Callable[[Sequence[int], bytes, int], list[Any]],
+        params: SamplingParams,
+        vocab_size: int,
+    ) -> None:
+        self._unpack, self._params, self._vocab_size = unpack, params, vocab_size
+
+    def decide(
+        self,
+        tokens: Sequence[int],
+        evidence: bytes,
+        logits: np.ndarray,
+        position: int,
+        forced: Collection[int] = (),
+    ) -> Decision:
+        """See :class:`~draftwire.sampling.scheme.Decider`."""
+        params = self._params
+        drafts = self._unpack(unforced(tokens, forced), evidence, self._vocab_size)
+        for j in sorted(forced):
+            drafts.insert(j, Lattice(np.array([tokens[j]]), np.ones(1, np.int64), 1))
+        for j, token in enumerate(tokens):
+            law, draft, at = law_of(logits[j], params), drafts[j], position + j
+            coin = params.coin(at, Domain.ACCEPT)
+            if coin * draft.weight(token) > law.prob(token) * draft.total:
+                rest = residual_of(law, draft)
+                return Decision(j, rest.draw(params.coin(at, Domain.CORRECT)))
+        k = len(tokens)
+        law = law_of(logits[k], params)
+        return Decision(k, law.draw(params.coin(position + k, Domain.CORRECT)))

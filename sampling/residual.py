@@ -13,25 +13,22 @@ Source:
 
 from __future__ import annotations
 
-from typing import Collection, Sequence
+from typing import Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
 from draftwire.sampling.lattice import Lattice
-from draftwire.sampling.laws import SamplingParams, law_of
-from draftwire.sampling.philox import Domain
-from draftwire.sampling.rejection import check_tokens, judge, unforced, with_forced
-from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
+from draftwire.sampling.laws import Law, SamplingParams
+from draftwire.sampling.rejection import Drawn, Judge, check_tokens
+from draftwire.sampling.scheme import Card, Scheme
 
-__all__ = ["CARD", "SCHEME", "make_decider", "make_proposer", "unpack"]
+__all__ = ["SCHEME", "unpack"]
 
 CARD = Card(
     "residual",
     exact=True,
     note="ids and the whole draft law in fp16 up; one id down",
-    greedy=False,
-    sampled=True,
     any_draft=False,
 )
 
@@ -47,31 +44,16 @@ def _lattice(halves: np.ndarray) -> Lattice:
     return Lattice(None, weights, int(weights.sum()))
 
 
-class _Proposer:
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._vocab_size = vocab_size
+class _Proposer(Drawn):
+    def _round(self, law: Law, position: int) -> Lattice:
+        return _lattice(law.dense(self._vocab_size).astype(_HALF))
 
-    def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        law = law_of(logits[: self._vocab_size], self._params)
-        halves = law.dense(self._vocab_size).astype(_HALF)
-        coin = self._params.coin(position, Domain.DRAFT)
-        token = _lattice(halves).draw(coin)
-        return Proposal(token, law.prob(token), halves.tobytes())
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b"".join([p.evidence for p in proposals])
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        raise ProtocolError("residual: the cloud draws every correction")
+    def _packed(self, draft: Lattice, token: int) -> bytes:
+        return (draft.weights / _UNIT).astype(_HALF).tobytes()
 
 
 def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Lattice]:
-    """Return the law that each token was drawn from.
-
-    Raises:
-        ProtocolError: The evidence is not that of these tokens.
-    """
+    """Return the law of each token; a ProtocolError where the evidence is not theirs."""
     size = _HALF.itemsize * vocab_size
     if len(evidence) != size * len(tokens):
         raise ProtocolError(
@@ -94,25 +76,7 @@ def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Latt
     return drafts
 
 
-class _Decider:
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._vocab_size = vocab_size
-
-    def decide(
-        self,
-        tokens: Sequence[int],
-        evidence: bytes,
-        logits: np.ndarray,
-        position: int,
-        forced: Collection[int] = (),
-    ) -> Decision:
-        drafts = unpack(unforced(tokens, forced), evidence, self._vocab_size)
-        whole = with_forced(tokens, drafts, forced)
-        return judge(tokens, whole, logits, self._params, position)
-
-
-def _check(vocab_size: int) -> None:
+def _check(params: SamplingParams, vocab_size: int) -> None:
     if vocab_size > _MAX_VOCAB:
         raise ConfigError(
             f"scheme 'residual' holds at most {_MAX_VOCAB} token ids in fp16, the "
@@ -121,24 +85,4 @@ def _check(vocab_size: int) -> None:
         )
 
 
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half.
-
-    Raises:
-        ConfigError: The vocabulary is too large for fp16 probabilities.
-    """
-    _check(vocab_size)
-    return _Proposer(params, vocab_size)
-
-
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
-    """Return the cloud half.
-
-    Raises:
-        ConfigError: The vocabulary is too large for fp16 probabilities.
-    """
-    _check(vocab_size)
-    return _Decider(params, vocab_size)
-
-
-SCHEME = Scheme(CARD, make_proposer, make_decider)
+SCHEME = Scheme(CARD, _Proposer, lambda p, v: Judge(unpack, p, v), check=_check)

@@ -86,19 +86,14 @@ class Card:
     name: str
     exact: bool
     note: str
-    greedy: bool
-    sampled: bool
+    greedy: bool = False
+    sampled: bool = True
     any_draft: bool = True
     own_corrections: bool = False
 
     @property
     def racing(self) -> bool:
-        """Whether it may run in a race, where the cloud goes on without waiting.
-
-        There a block counts only when it comes in time, and a block that ends early
-        leaves early. With the schemes that test every draft against the distribution it
-        was drawn from, that would select on drawn values and bias the output.
-        """
+        """Whether it may race: there which blocks count must not depend on drawn values."""
         return self.any_draft
 
 
@@ -111,25 +106,19 @@ class Proposer(Protocol):
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         """Return the evidence of a block; empty when the ids say it all.
 
-        It is a concatenation: ``pack(a + b) == pack(a) + pack(b)``, so that a block can
-        be cut or joined between any two tokens.
+        ``pack(a + b) == pack(a) + pack(b)``: blocks are cut and joined anywhere.
         """
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Draw the correction after ``proposal`` was rejected.
-
-        Args:
-            proposal: The first rejected one, as :meth:`propose` returned it.
-            evidence: ``Decision.evidence``.
-            position: Absolute position of the rejected token.
+        """Draw the correction after ``proposal`` was rejected at ``position``.
 
         Raises:
-            ProtocolError: The evidence is not valid, or the scheme asks for none.
+            ProtocolError: ``Decision.evidence`` is not valid, or the scheme has none.
         """
 
 
 class IdsOnly:
-    """What the device halves share whose blocks carry ids and nothing else.
+    """What the device halves share whose blocks carry ids alone.
 
     Attributes:
         insight: Also say how sure the draft is of each token, and of the next best.
@@ -146,11 +135,7 @@ class IdsOnly:
         return b""
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Refuse: the cloud gives every correction of such a scheme.
-
-        Raises:
-            ProtocolError: Always.
-        """
+        """Raise a ProtocolError: the cloud gives every correction of such a scheme."""
         raise ProtocolError("a correction to be drawn here: the cloud gives every one")
 
 
@@ -188,8 +173,7 @@ class ByToken:
 
     Args:
         name: Of the scheme, for messages.
-        choose: Returns the target's own token, given logits ``(vocab,)`` and the absolute
-            position.
+        choose: Returns the target's own token, given logits ``(vocab,)`` and the position.
     """
 
     def __init__(self, name: str, choose: Callable[[np.ndarray, int], int]) -> None:
@@ -204,11 +188,7 @@ class ByToken:
         position: int,
         forced: Collection[int] = (),
     ) -> Decision:
-        """Judge a block; see :class:`Decider`.
-
-        Raises:
-            ProtocolError: There is evidence.
-        """
+        """See :class:`Decider`; a ProtocolError where there is evidence."""
         refuse_evidence(self._name, evidence)
         for j, drafted in enumerate(tokens):
             token = self._choose(logits[j], position + j)
@@ -228,20 +208,18 @@ class Scheme:
         make_decider: Returns the cloud half.
         loss: Says in one sentence what the output of these parameters loses against
             the target's law, "" when nothing.
+        check: Raises a ConfigError where the scheme cannot be used so.
     """
 
     card: Card
     make_proposer: Callable[[SamplingParams, int], Proposer]
     make_decider: Callable[[SamplingParams, int], Decider]
     loss: Callable[[SamplingParams, int], str] = lambda params, vocab_size: ""
+    check: Callable[[SamplingParams, int], None] = lambda params, vocab_size: None
 
 
 def refuse_evidence(scheme: str, evidence: bytes) -> None:
-    """Check that there is no evidence, where the ids say it all.
-
-    Raises:
-        ProtocolError: There is some.
-    """
+    """Raise a ProtocolError where there is evidence, and the ids say it all."""
     if evidence:
         raise ProtocolError(
             f"scheme {scheme!r} takes no evidence, but {len(evidence)} bytes came"

@@ -31,26 +31,11 @@ from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.lattice import Lattice, quantise
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.rejection import check_tokens, unforced
+from draftwire.sampling.rejection import Drawn, check_tokens, unforced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
 from draftwire.sampling.subsets import get_set, put_set
 
-__all__ = [
-    "CARD",
-    "LOSSY_CARD",
-    "LOSSY_SCHEME",
-    "SCHEME",
-    "SUPPORT",
-    "covers",
-    "loss",
-    "make_decider",
-    "make_lossy_decider",
-    "make_lossy_proposer",
-    "make_proposer",
-    "pack_entries",
-    "unpack",
-    "unpack_entries",
-]
+__all__ = ["LOSSY_SCHEME", "SCHEME", "SUPPORT", "unpack", "unpack_entries"]
 
 SUPPORT = 64  # entries of the target's law that come down on a rejection
 _BITS = 24
@@ -61,8 +46,6 @@ CARD = Card(
     exact=True,
     note=f"ids and 3 bytes a token up; {SUPPORT} entries down on a rejection; "
     f"needs top-k of 1..{SUPPORT}",
-    greedy=False,
-    sampled=True,
     any_draft=False,
     own_corrections=True,
 )
@@ -71,21 +54,19 @@ LOSSY_CARD = Card(
     exact=False,
     note=f"as separate with any top-k; LOSSY where {SUPPORT} entries do not cover the "
     "target's law",
-    greedy=False,
-    sampled=True,
     any_draft=False,
     own_corrections=True,
 )
 
 
-def covers(params: SamplingParams, vocab_size: int) -> bool:
+def _covers(params: SamplingParams, vocab_size: int) -> bool:
     """Return whether ``SUPPORT`` entries always hold the whole law."""
     return min(params.top_k or vocab_size, vocab_size) <= SUPPORT
 
 
-def loss(params: SamplingParams, vocab_size: int) -> str:
+def _loss(params: SamplingParams, vocab_size: int) -> str:
     """Say what the corrections lose, "" when nothing."""
-    if covers(params, vocab_size):
+    if _covers(params, vocab_size):
         return ""
     return (
         f"scheme 'separate-lossy' approximates: corrections come from the {SUPPORT} "
@@ -93,26 +74,12 @@ def loss(params: SamplingParams, vocab_size: int) -> str:
     )
 
 
-def _on_grid(law: Law) -> Lattice:
-    return Lattice(law.ids, quantise(law.probs, _ONE), _ONE)
+class _Proposer(Drawn):
+    def _round(self, law: Law, position: int) -> Lattice:
+        return Lattice(law.ids, quantise(law.probs, _ONE), _ONE)
 
-
-class _Proposer:
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._vocab_size = vocab_size
-        self._exact = covers(params, vocab_size)
-
-    def propose(self, logits: np.ndarray, position: int) -> Proposal:
-        law = law_of(logits[: self._vocab_size], self._params)
-        draft = _on_grid(law)
-        token = draft.draw(self._params.coin(position, Domain.DRAFT))
-        return Proposal(token, law.prob(token), draft)
-
-    def pack(self, proposals: Sequence[Proposal]) -> bytes:
-        return b"".join(
-            [(p.evidence.weight(p.token) - 1).to_bytes(3, "little") for p in proposals]
-        )
+    def _packed(self, draft: Lattice, token: int) -> bytes:
+        return (draft.weight(token) - 1).to_bytes(3, "little")
 
     def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
         token, draft = proposal.token, proposal.evidence
@@ -125,7 +92,7 @@ class _Proposer:
         rest = np.maximum(target - known, 0)
         total = int(rest.sum())
         if not total:
-            if self._exact:
+            if _covers(self._params, self._vocab_size):
                 raise ProtocolError("the target's entries leave no correction to draw")
             rest, total = target, int(target.sum())  # the tail is what we lack
         coin = self._params.coin(position, Domain.CORRECT)
@@ -133,11 +100,7 @@ class _Proposer:
 
 
 def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[int]:
-    """Return ``q(x) * 2**24`` of each token.
-
-    Raises:
-        ProtocolError: The evidence is not that of these tokens.
-    """
+    """Return ``q(x) * 2**24`` of each token, or raise a ProtocolError."""
     if len(evidence) != 3 * len(tokens):
         raise ProtocolError(
             f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, 3 bytes each"
@@ -149,17 +112,10 @@ def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[int]
     ]
 
 
-def pack_entries(
+def _pack_entries(
     ids: np.ndarray, weights: np.ndarray, token: int, vocab_size: int
 ) -> bytes:
-    """Return the evidence that goes down.
-
-    Args:
-        ids: ``(n,)`` at most ``SUPPORT``, in rising order, without ``token``.
-        weights: ``(n,)`` ``p * 2**24``, above 0.
-        token: The rejected one.
-        vocab_size: How many ids there are.
-    """
+    """Return the evidence that goes down: rising ids without ``token``, and weights."""
     bits = BitWriter()
     bits.put(len(ids), 7)
     put_set(bits, (ids - (ids > token)).tolist(), vocab_size - 1)
@@ -171,11 +127,7 @@ def pack_entries(
 def unpack_entries(
     evidence: bytes, token: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Undo :func:`pack_entries`.
-
-    Raises:
-        ProtocolError: The evidence is no part of a law.
-    """
+    """Undo what :class:`_Decider` sends; a ProtocolError where it is no part of a law."""
     bits = BitReader(evidence)
     count = bits.take(7)
     if not 1 <= count <= min(SUPPORT, vocab_size - 1):
@@ -192,7 +144,7 @@ class _Decider:
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
         self._params = params
         self._vocab_size = vocab_size
-        self._exact = covers(params, vocab_size)
+        self._exact = _covers(params, vocab_size)
 
     def decide(
         self,
@@ -227,21 +179,11 @@ class _Decider:
         weights = np.maximum(np.rint(law.probs[best] * _ONE), 1).astype(np.int64)
         kept = np.flatnonzero((ids != token) & (law.probs[best] > 0))[:SUPPORT]
         kept = kept[np.argsort(ids[kept])]
-        return pack_entries(ids[kept], weights[kept], token, self._vocab_size)
-
-
-def make_lossy_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half, exact or not."""
-    return _Proposer(params, vocab_size)
-
-
-def make_lossy_decider(params: SamplingParams, vocab_size: int) -> _Decider:
-    """Return the cloud half, exact or not."""
-    return _Decider(params, vocab_size)
+        return _pack_entries(ids[kept], weights[kept], token, self._vocab_size)
 
 
 def _check(params: SamplingParams, vocab_size: int) -> None:
-    if not covers(params, vocab_size):
+    if not _covers(params, vocab_size):
         raise ConfigError(
             f"scheme 'separate' sends {SUPPORT} entries of the target's law, which "
             f"top-k {params.top_k} does not fit: corrections would be biased",
@@ -249,25 +191,5 @@ def _check(params: SamplingParams, vocab_size: int) -> None:
         )
 
 
-def make_proposer(params: SamplingParams, vocab_size: int) -> _Proposer:
-    """Return the device half.
-
-    Raises:
-        ConfigError: The entries that come down would not cover the target's law.
-    """
-    _check(params, vocab_size)
-    return _Proposer(params, vocab_size)
-
-
-def make_decider(params: SamplingParams, vocab_size: int) -> _Decider:
-    """Return the cloud half.
-
-    Raises:
-        ConfigError: The entries that go down would not cover the target's law.
-    """
-    _check(params, vocab_size)
-    return _Decider(params, vocab_size)
-
-
-SCHEME = Scheme(CARD, make_proposer, make_decider)
-LOSSY_SCHEME = Scheme(LOSSY_CARD, make_lossy_proposer, make_lossy_decider, loss)
+SCHEME = Scheme(CARD, _Proposer, _Decider, check=_check)
+LOSSY_SCHEME = Scheme(LOSSY_CARD, _Proposer, _Decider, _loss)

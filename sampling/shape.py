@@ -113,11 +113,9 @@ class Shape:
         )
 
     def rows(self, logits: np.ndarray, drafts: Sequence[int] = ()) -> np.ndarray:
-        """Return shaped logits; changes nothing, so in any thread.
+        """Return ``logits`` ``(k + 1, vocab)`` shaped; row ``j`` follows ``drafts[:j]``.
 
-        Args:
-            logits: ``(k + 1, vocab)``; row ``j`` follows the sequence and ``drafts[:j]``.
-            drafts: ``k`` ids.
+        Changes nothing, so in any thread.
         """
         shaped = np.array(logits[:, : self._vocab_size])
         ids, counts = self._ids, self._counts
@@ -195,11 +193,7 @@ def shape_for(
     prompt: int,
     constraint: Constraint | None = None,
 ) -> Shape | None:
-    """Return the :class:`Shape` of a stream, or None where logits stay as they are.
-
-    Raises:
-        ConfigError: As of :class:`Shape`.
-    """
+    """Return the :class:`Shape` of a stream, or None where logits stay as they are."""
     if constraint is None and not params.shaped:
         return None
     return Shape(params, vocab_size, prompt, constraint)

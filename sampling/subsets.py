@@ -45,23 +45,13 @@ def _cut(universe: int, k: int) -> int:
 
 
 def put_small(bits: BitWriter, members: Sequence[int], n: int) -> None:
-    """Write a set out of ``0..n-1``; its size and ``n`` are known to the reader.
-
-    Args:
-        bits: Where to.
-        members: In rising order, at most ``MAX_MEMBERS``.
-        n: At most ``MAX_SMALL``.
-    """
+    """Write a set out of ``0..n-1``, which the reader knows: rising, ``n`` to MAX_SMALL."""
     rank = sum([_column(i)[c] for i, c in enumerate(members, 1)])
     bits.put(rank, _width(n, len(members)))
 
 
 def get_small(bits: BitReader, k: int, n: int) -> list[int]:
-    """Undo :func:`put_small`.
-
-    Raises:
-        ProtocolError: No such set.
-    """
+    """Undo :func:`put_small`; a ProtocolError where there is no such set."""
     if k > n:
         raise ProtocolError(f"a set of {k} cannot be drawn from {n}")
     rank = bits.take(_width(n, k))
@@ -77,13 +67,7 @@ def get_small(bits: BitReader, k: int, n: int) -> list[int]:
 
 
 def put_set(bits: BitWriter, ids: Sequence[int], universe: int) -> None:
-    """Write a set of ids out of ``0..universe-1`` of any size; see the module.
-
-    Args:
-        bits: Where to.
-        ids: In rising order, at most ``MAX_MEMBERS``.
-        universe: How many ids there are.
-    """
+    """Write a set of at most ``MAX_MEMBERS`` rising ids below ``universe``."""
     k = len(ids)
     if not k:
         return
@@ -100,11 +84,7 @@ def put_set(bits: BitWriter, ids: Sequence[int], universe: int) -> None:
 
 
 def get_set(bits: BitReader, k: int, universe: int) -> list[int]:
-    """Undo :func:`put_set`.
-
-    Raises:
-        ProtocolError: No such set.
-    """
+    """Undo :func:`put_set`; a ProtocolError where there is no such set."""
     if not k:
         return []
     r = _cut(universe, k)

@@ -41,7 +41,7 @@ class _Proposer:
 class _Decider:
     def __init__(self, size: int, params: SamplingParams, vocab_size: int) -> None:
         self._size = size
-        self._greedy = greedy.make_decider(params, vocab_size)
+        self._greedy = greedy.SCHEME.make_decider(params, vocab_size)
 
     def decide(
         self,

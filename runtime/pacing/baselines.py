@@ -84,7 +84,7 @@ class Qsv(_Measuring):
     name = "qsv"
     lengths = range(1, 13)
     resolutions = (16, 100)
-    # Of 16 ids of a vocabulary of 32,000: qs_codec.bound_bits(32000, 16, resolution).
+    # Of 16 ids of a vocabulary of 32,000: what qs publishes, at resolution.
     bits = (225.0, 258.0)  # of a token, until some were sent
 
     def __init__(self) -> None:

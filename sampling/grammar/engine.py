@@ -72,10 +72,7 @@ def missing() -> ConfigError | None:
 
 
 class Vocabulary:
-    """A tokenizer as grammars see it: the bytes of every id.
-
-    Args:
-        tokenizer_json: Text of a ``tokenizer.json``.
+    """A tokenizer, the text of its ``tokenizer.json``, as grammars see it: bytes of ids.
 
     Raises:
         ConfigError: llguidance is not installed, or cannot take the tokenizer.
@@ -190,12 +187,7 @@ class Vocabulary:
 def vocabulary(tokenizer_json: Path, fingerprint: str) -> Vocabulary:
     """Return the vocabulary of a ``tokenizer.json``, read once in a process.
 
-    Args:
-        tokenizer_json: Where it lies.
-        fingerprint: Of the tokenizer: another file there is another vocabulary.
-
-    Raises:
-        ConfigError: As of :class:`Vocabulary`.
+    With another fingerprint it is another file. Raises as :class:`Vocabulary`.
     """
     return Vocabulary(Path(tokenizer_json).read_text(encoding="utf-8"))
 
@@ -216,13 +208,7 @@ def _sentence(trouble: str) -> str:
 
 
 class Compiled:
-    """A grammar that is ready for use, by any number of guides and in any thread.
-
-    Args:
-        grammar: What it was made of.
-        matcher: Of llguidance, at the beginning of a text.
-        vocabulary: It was compiled for this one.
-    """
+    """A grammar that is ready for use, by any number of guides and in any thread."""
 
     def __init__(self, grammar: Grammar, matcher: Any, vocabulary: Vocabulary) -> None:
         self.grammar = grammar
@@ -247,18 +233,9 @@ class Compiled:
         forcing: bool = True,
         patience_s: float = math.inf,
     ) -> Guide:
-        """Return a guide through it.
-
-        Args:
-            vocab_size: Ids are below this.
-            start: So many ids of the sequence come before the text.
-            stop_ids: Ids that end a text: allowed where the grammar is content.
-            forcing: What the grammar forces is said to be forced.
-            patience_s: See :class:`Guide`.
-        """
-        matcher = self._matcher.deep_copy()
+        """Return a :class:`Guide` through it, whose arguments these are."""
         return Guide(
-            matcher,
+            self._matcher.deep_copy(),
             vocab_size,
             self._vocabulary.size,
             start,

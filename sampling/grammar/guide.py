@@ -51,13 +51,11 @@ class Place(NamedTuple):
 class Guide:
     """Where a sequence stands in a grammar. All methods may be called from any thread.
 
-    The text is what stands behind the first ``start`` ids of the sequence.
-
     Args:
         matcher: Of llguidance, at the beginning; it becomes the guide's own.
         vocab_size: Ids are below this.
         known: Ids that the tokenizer knows are below this.
-        start: See above.
+        start: The text stands behind so many ids of the sequence.
         stop_ids: Ids that end a text.
         forcing: Say what is forced; otherwise nothing is.
         patience_s: Seconds that it may take more than 5 ms for each id.
@@ -102,10 +100,7 @@ class Guide:
                 self._fail(f"the grammar takes more than {_FAIR_S * 1e3:g} ms a token")
 
     def follow(self, sequence: Sequence[int]) -> None:
-        """Stand behind ``sequence``, whatever was there before.
-
-        What the grammar does not allow is not taken in, nor what stands behind it.
-        """
+        """Stand behind ``sequence``, whatever was there before; see :attr:`length`."""
         text = list(sequence[self._start :])
         with self._spending(len(text) - len(self._text)):
             known = self._text

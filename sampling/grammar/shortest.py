@@ -41,7 +41,7 @@ def shortest(
     Args:
         guide: Behind the text.
         bytes_of: Returns the bytes of an id.
-        single: The one byte of ids that have one, by byte.
+        single: Ids of one byte, by that byte.
         before: Ids between the text and the completion.
     """
     heap: list[_Way] = [(0, 0, (), b"", 0, None)]

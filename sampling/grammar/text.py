@@ -27,9 +27,6 @@ class Grammar:
             its parts, properties in the schema's order. ``"regex"``: of the whole text,
             in the syntax of Rust's regex crate. ``"lark"``: llguidance's dialect of Lark.
         text: In that format.
-
-    Raises:
-        ConfigError: The format is unknown, or the text too long.
     """
 
     format: str
@@ -62,11 +59,7 @@ class Grammar:
 
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
-        """Return the grammar of a JSON schema, given as an object or as its text.
-
-        Raises:
-            ConfigError: It is no JSON object, refers to itself in Python, or is too large.
-        """
+        """Return the grammar of a JSON schema, an object or its text; or a ConfigError."""
         if isinstance(schema, str):
             try:
                 schema = json.loads(schema)
@@ -78,11 +71,7 @@ class Grammar:
 
     @classmethod
     def of_choices(cls, choices: Sequence[str]) -> Grammar:
-        """Return the grammar whose texts are ``choices`` and no others.
-
-        Raises:
-            ConfigError: There are none, too many, or one is empty or no text.
-        """
+        """Return the grammar whose texts are ``choices``; a ConfigError for none."""
         texts = list(choices)
         if isinstance(choices, str) or not all(isinstance(t, str) and t for t in texts):
             raise ConfigError("choices are a list of texts, none of them empty")
@@ -93,11 +82,7 @@ class Grammar:
 
 
 def as_json(value: object) -> str:
-    """Return ``value`` as JSON without white space.
-
-    Raises:
-        ConfigError: It cannot be written so.
-    """
+    """Return ``value`` as JSON without white space; a ConfigError where it cannot be."""
     if isinstance(value, Mapping):
         value = dict(value)
     try:

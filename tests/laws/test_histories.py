@@ -52,6 +52,48 @@ def test_long_histories():
     run(3, long=True)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_conversations_in_a_grammar_with_penalties_and_log_probabilities(mechanism):
+    """All of it at once, while links break and what both ends hold goes at any moment."""
+    if not world.GRAMMARS:
+        pytest.skip("llguidance is not installed")
+    logging.disable(logging.CRITICAL)
+    try:
+        for seed in range(40):
+            dice = world.Dice(seed)
+            plan = world.draw_plan(dice, mechanism)
+            system = tuple(dice.whole(0, world.VOCAB - 1) for _ in range(120))
+            turns = []
+            for turn in range(4):
+                drawn = world.draw_stream(dice, mechanism, turn * 0.7, False)
+                changes = {"shape": "penalties", "grammar": dice.one_of(world.GRAMMARS)}
+                changes.update(scheme="", logprobs=2, forcing=dice.one_of([False, True]))
+                prompt = (*system, *drawn.prompt)
+                drawn = dataclasses.replace(drawn, prompt=prompt, **changes)
+                turns.append(dataclasses.replace(drawn, follows=turn > 0))
+            kinds = ("evict", "forget", "evict", "cut", "restart", "swallow")
+            faults = sorted(
+                (
+                    Fault(dice.whole(0, 300) / 100, dice.one_of(kinds), 0.5)
+                    for _ in range(5)
+                ),
+                key=lambda fault: fault.at_s,
+            )
+            world.check(
+                dataclasses.replace(
+                    plan,
+                    streams=tuple(turns),
+                    faults=tuple(faults),
+                    connects=(),
+                    context=1 << 20,
+                    shared=120,
+                )
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_100000_histories():

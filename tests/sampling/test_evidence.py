@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 
@@ -26,11 +27,30 @@ from draftwire.sampling import (
 )
 from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.lattice import Lattice, quantise
-from draftwire.sampling.qs_codec import RESOLUTIONS, bound_bits
+from draftwire.sampling.qs_codec import RESOLUTIONS
 from draftwire.sampling.subsets import get_set, get_small, put_set, put_small
 
 WITH_EVIDENCE = ["residual", "qs", "separate"]
 VOCABULARIES = (4096, 32000, 151936)
+
+
+def _log2_comb(n: int, k: int) -> float:
+    gamma = math.lgamma
+    return (gamma(n + 1) - gamma(k + 1) - gamma(n - k + 1)) / math.log(2)
+
+
+def bound_bits(vocab_size: int, support: int, resolution: int) -> int:
+    """Return the bits that the published scheme counts for one law.
+
+    ``ceil(log2 C(V, S)) + ceil(log2 C(l + S - 1, S - 1))``; with ``S = V`` it is the
+    dense lattice's.
+
+    Source:
+        https://arxiv.org/abs/2507.00605 and https://arxiv.org/abs/2510.09942.
+    """
+    return math.ceil(_log2_comb(vocab_size, support) - 1e-6) + math.ceil(
+        _log2_comb(resolution + support - 1, support - 1) - 1e-6
+    )
 
 
 def logits_from(seed, rows, vocab, spread=2.0):
@@ -203,7 +223,7 @@ def test_dense_lattice_is_that_of_the_whole_vocabulary():
     sizes = []
     for spread in (0.3, 1.0, 2.5):
         logits = logits_from(8, 1, vocab, spread)[0]
-        proposal = qs.make_proposer(params, vocab, settings_).propose(logits, 1)
+        proposal = qs.QsProposer(params, vocab, settings_).propose(logits, 1)
         whole = quantise(law_of(logits, params).dense(vocab), 100)
         assert np.array_equal(proposal.evidence.ids, np.flatnonzero(whole))
         assert np.array_equal(proposal.evidence.weights, whole[whole > 0])
@@ -257,7 +277,7 @@ def test_a_confident_law_takes_one_byte():
 def test_threshold_drops_its_budget_on_average():
     vocab = 100  # less than the support can hold, so that only the threshold cuts
     for budget in (0.02, 0.1):
-        proposer = qs.make_proposer(
+        proposer = qs.QsProposer(
             SamplingParams("qs", 1.0), vocab, qs.QsSettings(128, budget=budget)
         )
         dropped = []
@@ -304,7 +324,7 @@ def test_finer_tolerance_sends_more():
     logits = logits_from(5, 1, 500, 1.0)[0]
     sizes = []
     for tolerance in (0.2, 0.05, 0.01):
-        proposer = qs.make_proposer(
+        proposer = qs.QsProposer(
             SamplingParams("qs", 1.0), 500, qs.QsSettings(tolerance=tolerance)
         )
         sizes.append(len(proposer.pack([proposer.propose(logits, 0)])))

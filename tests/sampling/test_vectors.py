@@ -28,7 +28,7 @@ from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.coupled import race
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.laws import largest
-from draftwire.sampling.races import first_arrivals, noise_of, sparse_noise
+from draftwire.sampling.races import first_arrivals, noise_of
 from draftwire.sampling.subsets import get_set, put_set
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -197,17 +197,17 @@ def test_a_race_over_all_tokens_is_the_race_over_their_distribution(noise):
 
 
 def test_sparse_noise_is_exponential_and_any_part_of_it_is_the_same():
-    noise = np.concatenate([sparse_noise(3, t, 20000) for t in range(10)])
+    noise = np.concatenate([noise_of(3, t, np.arange(20000), "sparse") for t in range(10)])
     # Kolmogorov-Smirnov: beyond 1.95 / sqrt(n) with probability 0.001; the seed is fixed.
     sums = np.arange(1, len(noise) + 1) / len(noise)
     assert np.abs(1 - np.exp(-np.sort(noise)) - sums).max() < 1.95 / len(noise) ** 0.5
     # The early clock: E < 2**-10 for 1 in 1,024 ids; 195 expected, sd 14.
     assert 140 < (noise < 2.0**-10).sum() < 250
     ids = np.array([0, 5, 4095, 4096, 12000, 19999])
-    whole = sparse_noise(3, 4, 20000)
+    whole = noise_of(3, 4, np.arange(20000), "sparse")
     assert np.array_equal(noise_of(3, 4, ids, "sparse"), whole[ids])
-    assert np.array_equal(sparse_noise(3, 4, 5000), whole[:5000])
-    assert not np.any(sparse_noise(3, 4, 50) == sparse_noise(3, 5, 50))
+    assert np.array_equal(noise_of(3, 4, np.arange(5000), "sparse"), whole[:5000])
+    assert not np.any(whole[:50] == noise_of(3, 5, np.arange(50), "sparse"))
     # The last bit of a logarithm is the library's.
     assert np.allclose(whole, plain.sparse_noise(3, 4, 20000), rtol=1e-15, atol=0)
 
@@ -298,7 +298,7 @@ def test_qs_keeps_its_tolerance_after_the_repair():
     for _ in range(300):
         logits = rng.normal(0, rng.choice([0.3, 1.0, 2.0]), 40)
         settings = qs.QsSettings(budget=0.0)
-        draft = qs.make_proposer(SamplingParams("qs", 1.0), 40, settings)
+        draft = qs.QsProposer(SamplingParams("qs", 1.0), 40, settings)
         lattice: Lattice = draft.propose(logits, 0).evidence
         law = law_of(logits, SamplingParams("qs", 1.0))
         rounded = np.zeros(40)
