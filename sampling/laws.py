@@ -29,7 +29,7 @@ __all__ = [
     "weights_of",
 ]
 
-NOISES = ("philox", "sparse")
+NOISES = ("philox", "sparse", "murmur3/vllm", "murmur3/sglang")
 MAX_BIASES, MAX_WORDS, MAX_WORD = 1024, 256, 64
 _FIRST_SPAN = 7.0  # a logit so many temperatures below the top has weight 0.001
 _ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one seen
@@ -46,7 +46,8 @@ class SamplingParams:
         top_p: Then keep the fewest tokens whose probability reaches this; 1 keeps all.
         seed: 64 bits, of all noise. Noise depends on seed, sample and position alone:
             two texts with the same seed and sample share theirs.
-        noise: Of ``coupled``: "philox", or "sparse" where both sides know it.
+        noise: Of ``coupled``: "philox", or another of ``NOISES`` where both sides know
+            it; those of stock servers have no samples but 0.
         sample: Which of the texts that share a seed, from 0; 32 bits.
         min_p: Then keep the tokens that are at least so likely against the likeliest.
         repetition_penalty: Logits of tokens that the prompt or the text holds are divided
@@ -89,6 +90,11 @@ class SamplingParams:
         if self.noise not in NOISES:
             raise ConfigError(
                 f"unknown noise {self.noise!r}", hint="known: " + ", ".join(NOISES)
+            )
+        if self.sample and self.noise.startswith("murmur3"):
+            raise ConfigError(
+                f"the noise {self.noise} has no samples",
+                hint="give each text a seed of its own",
             )
         if not 0 <= self.sample < 2**32:
             raise ConfigError(
