@@ -29,7 +29,7 @@ __all__ = [
     "weights_of",
 ]
 
-NOISES = ("philox", "sparse")
+NOISES = ("philox", "sparse", "murmur3/vllm", "murmur3/sglang")
 MAX_BIASES, MAX_WORDS, MAX_WORD = 1024, 256, 64
 # Name, lowest, highest, whether it must be above the lowest, what else to say.
 _RANGES = (
@@ -58,7 +58,8 @@ class SamplingParams:
         top_p: Then keep the fewest tokens whose probability reaches this; 1 keeps all.
         seed: 64 bits, of all noise. Noise depends on seed, sample and position alone:
             two texts with the same seed and sample share theirs.
-        noise: Of ``coupled``: "philox", or "sparse" where both sides know it.
+        noise: Of ``coupled``: "philox", or another of ``NOISES`` where both sides know
+            it; those of stock servers have no samples but 0.
         sample: Which of the texts that share a seed, from 0; 32 bits.
         min_p: Then keep the tokens that are at least so likely against the likeliest.
         repetition_penalty: Logits of tokens that the prompt or the text holds are divided
@@ -95,6 +96,11 @@ class SamplingParams:
         if self.noise not in NOISES:
             known = ", ".join(NOISES)
             raise ConfigError(f"unknown noise {self.noise!r}", hint=f"known: {known}")
+        if self.sample and self.noise.startswith("murmur3"):
+            raise ConfigError(
+                f"the noise {self.noise} has no samples",
+                hint="give each text a seed of its own",
+            )
         ids = [i for i, _ in self.logit_bias]
         if len(set(ids)) < len(ids) or len(ids) > MAX_BIASES:
             raise ConfigError(f"logit_bias is for at most {MAX_BIASES} ids, each once")

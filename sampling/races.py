@@ -29,6 +29,7 @@ import numpy as np
 
 from draftwire.sampling import philox
 from draftwire.sampling.laws import above, weights_of
+from draftwire.sampling.murmur3 import murmur_noise
 
 __all__ = ["CELL", "EPS", "first_arrivals", "noise_of"]
 
@@ -59,15 +60,22 @@ def first_arrivals(
         top: See above.
         seed: 64 bits.
         position: Absolute position of the token.
-        noise: "philox" or "sparse".
+        noise: One of :data:`~.laws.NOISES`.
         count: How many, 1 or 2; a vocabulary of one token has one.
     """
+    if noise.startswith("murmur3"):
+        finish = _Finish(logits, temperature, top)
+        every = np.arange(len(logits))
+        finish.add(every, noise_of(seed, position, every, noise), min(count, len(every)))
+        return finish.order()
     race = _sparse_race if noise == "sparse" else _philox_race
     return race(logits, temperature, top, seed, position, min(count, len(logits)))
 
 
 def noise_of(seed: int, position: int, ids: np.ndarray, noise: str) -> np.ndarray:
     """Return the exponential noise of ``ids`` ``(n,)``, rising, float64 above 0."""
+    if noise.startswith("murmur3"):
+        return murmur_noise(noise, seed, position, ids)
     if noise != "sparse":
         return philox.exponentials(seed, position, ids)
     key = _key(seed, position)

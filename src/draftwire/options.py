@@ -316,9 +316,9 @@ class Sampling(Options):
     )
     noise: str = _option(
         "philox",
-        rules.word("philox", "sparse"),
+        rules.word("philox", "sparse", "murmur3/vllm", "murmur3/sglang"),
         "how coupled draws its noise: sparse costs a tenth at large vocabularies, and "
-        "gives another text for a seed",
+        "gives another text for a seed; murmur3 is a stock server's own",
     )
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -258,12 +259,22 @@ def test_what_does_not_fit_is_said(folders, target):
         VllmLoader()(ROOT / "docs")
     with pytest.raises(ModelError, match="does not start"):
         VllmLoader(context=10**6)(folders[0])
+    with pytest.raises(ConfigError, match="without adapters only"):
+        VllmLoader(targets=folders, openai=("127.0.0.1", 1))(folders[0])
 
 
 @pytest.fixture(scope="module")
-def served(folders):
+def openai_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(folders, openai_port):
     command = [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
     command += ["--backend", "vllm", "--target", str(folders[0])]
+    command += ["--openai", f"127.0.0.1:{openai_port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     yield re.search(r"ws://\S+", line)[0]
@@ -277,6 +288,43 @@ def test_the_conformance_kit_passes(served):
     document = json.loads(found.stdout)
     failed = [r for r in document["rows"] if r["result"] not in ("conforms", "not tested")]
     assert found.returncode == 0 and not failed, failed
+
+
+def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone):
+    """The real client: its greedy text is the engine's own, beside devices and alone."""
+    from openai import BadRequestError, OpenAI
+
+    client = OpenAI(base_url=f"http://127.0.0.1:{openai_port}/v1", api_key="none")
+    (model,) = client.models.list().data
+    assert model.id == target.name
+
+    def write(i):
+        answer = client.completions.create(
+            model=model.id,
+            prompt=prompts(target.vocab_size)[i],
+            max_tokens=COUNT,
+            temperature=0,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+        return answer.choices[0].token_ids
+
+    command = [sys.executable, "-m", "draftwire", "generate", "Once upon a time"]
+    command += ["--verifier", served, "--draft", str(ROOT / "models" / "reference.draft")]
+    command += ["--max-new-tokens", "200", "--temperature", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as device:
+        texts = [write(i) for i in range(4)]
+        report = json.loads(device.communicate()[0])
+    assert texts == [alone["greedy", i] for i in range(4)]
+    assert report["tokens"] > 0 and report["accepted"] > 0
+    words = [
+        part.choices[0].text
+        for part in client.completions.create(
+            model=model.id, prompt="Once upon a time", max_tokens=20, stream=True
+        )
+    ]
+    assert len(words) > 5 and "".join(words).strip()
+    with pytest.raises(BadRequestError):
+        client.completions.create(model=model.id, prompt="a", max_tokens=10**6)
 
 
 def test_a_device_writes_with_the_reference_draft(served, target):

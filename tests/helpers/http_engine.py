@@ -7,6 +7,7 @@ out of order, prompts that are too long, no room for a while, connections cut, s
 from __future__ import annotations
 
 import json
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 from cached_target import CachedTarget
 
-from draftwire.sampling import SamplingParams, make_decider
+from draftwire.sampling import SamplingParams, law_of, make_decider
 
 
 class HttpEngine:
@@ -25,6 +26,7 @@ class HttpEngine:
         kind: What it calls itself.
         vocab_size: Of its model.
         processor: It has draftwire's logits processor.
+        seeded: Its seeds decide by position, as those of stock servers on GPUs do.
 
     Attributes:
         plans: What happens to the next questions: a status, "cut", or seconds of slowness.
@@ -33,8 +35,11 @@ class HttpEngine:
         broken: Several prompts at once get other tokens.
     """
 
-    def __init__(self, kind="vllm", vocab_size=300, processor=False, context=256):
+    def __init__(
+        self, kind="vllm", vocab_size=300, processor=False, context=256, seeded=False
+    ):
         self.kind, self.processor, self.context = kind, processor, context
+        self.seeded = seeded
         self.model = CachedTarget(vocab_size, slots=1, context=context)
         self.plans, self.asked = deque(), []
         self.headers, self.broken = {}, False
@@ -131,6 +136,9 @@ class HttpEngine:
             )
             decider = make_decider(params, len(row))
             return int(decider.decide((), b"", row[None], len(prompt)).token)
+        stock = how.get("sampling_seed" if self.kind == "sglang" else "seed")
+        if self.seeded and stock is not None:
+            return stock_draw(self.kind, row, how, stock, len(prompt) - 1)
         if how["temperature"] > 0:
             top_k = max(0, how["top_k"])
             seed = int(self.rng.integers(1 << 60))
@@ -138,3 +146,34 @@ class HttpEngine:
             decider = make_decider(params, len(row))
             return int(decider.decide((), b"", row[None], len(prompt)).token)
         return int(np.argmax(row)) + (self.broken and n > 0)
+
+
+def murmur3(data):
+    """Return MurmurHash3 (x86, 32 bits, seed 0) of bytes, four at a time."""
+    h, low = 0, 0xFFFFFFFF
+    for (word,) in struct.iter_unpack("<I", data):
+        k = word * 0xCC9E2D51 & low
+        h ^= ((k << 15 | k >> 17) & low) * 0x1B873593 & low
+        h = (((h << 13 | h >> 19) & low) * 5 + 0xE6546B64) & low
+    h ^= len(data)
+    h = (h ^ h >> 16) * 0x85EBCA6B & low
+    h = (h ^ h >> 13) * 0xC2B2AE35 & low
+    return h ^ h >> 16
+
+
+def stock_draw(kind, row, how, seed, position):
+    """Return the token of a seed, as written in vLLM's and SGLang's source."""
+    top_k = max(0, how["top_k"])
+    params = SamplingParams("match", how["temperature"], top_k, how["top_p"])
+    kept = law_of(row, params).dense(len(row))
+    best, winner = -np.inf, None
+    for token in np.flatnonzero(kept).tolist():
+        drawn = murmur3(struct.pack("<QII", seed % 2**64, position, token))
+        if kind == "vllm":  # in float32, from the other end
+            unit = np.float32((drawn + 0.5) * 2.0**-32)
+            gumbel = -np.log(-np.log1p(-unit))
+        else:
+            gumbel = -np.log(-np.log(drawn / 0xFFFFFFFF))
+        if np.log(kept[token]) + gumbel > best:
+            best, winner = np.log(kept[token]) + gumbel, token
+    return winner

@@ -131,6 +131,35 @@ def test_coupled_texts_are_those_of_the_seed_where_the_processor_is(folder, serv
     assert generate(target, params, lambda text: [7])[0] == wanted
 
 
+@pytest.mark.parametrize(
+    "server",
+    [{"kind": kind, "seeded": True} for kind in ("vllm", "sglang")],
+    indirect=True,
+)
+def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, server):
+    target = attach(folder, server)
+    noise = f"murmur3/{server.kind}"
+    assert target.noises == (noise,) and "coupled" in target.schemes
+    for top in ((0, 1.0), (40, 0.9)):
+        params = SamplingParams("coupled", 0.8, *top, seed=2**31 - 5, noise=noise)
+        wanted = server.model.text(PROMPT, params, 30)  # our own coupled sampling
+        found, steps = generate(
+            target, params, lambda text, t=wanted: t[len(text) - len(PROMPT) :][:4]
+        )
+        assert found == wanted and steps <= 8
+        assert generate(target, params, lambda text: [7])[0] == wanted
+    if server.kind == "sglang":
+        big = SamplingParams("coupled", 0.8, seed=2**31, noise=noise)
+        with pytest.raises(ConfigError, match="seeds below"):
+            generate(target, big, lambda text: [])
+
+
+@pytest.mark.parametrize("server", [{"kind": "sglang"}], indirect=True)
+def test_a_server_that_does_not_follow_its_seeds_is_not_coupled(folder, server):
+    target = attach(folder, server)
+    assert target.noises == ("philox",) and "coupled" not in target.schemes
+
+
 def test_without_the_processor_the_server_draws_itself_and_the_law_is_its_own(
     folder, server
 ):

@@ -153,6 +153,7 @@ class _Dialect(NamedTuple):
     body: Callable[[str, Sequence[Sequence[int]], Mapping[str, Any], str], dict[str, Any]]
     rows: Callable[[Any], list[Any]]
     ids: Callable[[Any], Any]
+    noises: tuple[str, ...]  # that its seeded sampling may have
 
 
 def _completions_body(
@@ -193,9 +194,18 @@ _DIALECTS = {
         _completions_body,
         lambda answer: list(answer["choices"]),
         lambda row: row["token_ids"],
+        ("philox", "murmur3/vllm"),
     ),
-    "llamacpp": _Dialect("/completion", _llamacpp_body, _listed, lambda row: row["tokens"]),
-    "sglang": _Dialect("/generate", _sglang_body, _listed, lambda row: row["output_ids"]),
+    "llamacpp": _Dialect(
+        "/completion", _llamacpp_body, _listed, lambda row: row["tokens"], ()
+    ),
+    "sglang": _Dialect(
+        "/generate",
+        _sglang_body,
+        _listed,
+        lambda row: row["output_ids"],
+        ("murmur3/sglang",),
+    ),
 }
 
 
@@ -218,7 +228,7 @@ class AttachedTarget:
 
     exits = ()
     numerics, logit_error = "unstated", 0.0
-    noises = ("philox",)
+    noises: tuple[str, ...] = ("philox",)
 
     def __init__(
         self,
@@ -268,8 +278,10 @@ class AttachedTarget:
         self._workers = ThreadPoolExecutor(slots, "draftwire-engine")
         self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
         self._probe()
-        sampled = "coupled" if self._couples() else "match"
-        self.schemes = ("greedy", "argmax", sampled)
+        sampled: tuple[str, ...] = ("coupled",) if self._couples() else ("match",)
+        if self.noises != ("philox",):  # devices may not know it
+            sampled += ("match",)
+        self.schemes = ("greedy", "argmax", *sampled)
         log.info("%s at %s (%s): %s", self._model, engine.url, owner, sampled)
 
     # ---- the contract
@@ -280,6 +292,11 @@ class AttachedTarget:
             raise ConfigError(
                 f"{self._engine.url} cannot do {order.params.scheme}",
                 hint=f"one of {', '.join(self.schemes)}",
+            )
+        if order.params.noise == "murmur3/sglang" and order.params.seed >= 2**31:
+            raise ConfigError(
+                f"{self._engine.url} takes seeds below 2**31",
+                hint="give one: --seed N",
             )
         if order.vocab_size < self.vocab_size:  # nobody tells that server what not to say
             raise ConfigError(
@@ -339,15 +356,19 @@ class AttachedTarget:
         return token
 
     def _how(self, params: SamplingParams) -> dict[str, Any]:
-        if params.scheme == "match":
-            off = -1 if self._dialect is _DIALECTS["sglang"] else 0
-            top_k = params.top_k or off
-            return {
+        sglang = self._dialect is _DIALECTS["sglang"]
+        own = params.noise.startswith("murmur3")
+        if params.scheme == "match" or params.scheme == "coupled" and own:
+            how: dict[str, Any] = {
                 "temperature": params.temperature,
-                "top_k": top_k,
+                "top_k": params.top_k or (-1 if sglang else 0),
                 "top_p": params.top_p,
             }
-        how: dict[str, Any] = {"temperature": 0}
+            if params.scheme == "coupled":
+                signed = params.seed - (params.seed >> 63 << 64)
+                how["sampling_seed" if sglang else "seed"] = signed
+            return how
+        how = {"temperature": 0}
         if params.scheme == "coupled":
             how["vllm_xargs"] = {
                 "draftwire_seed": str(params.seed),
@@ -380,19 +401,25 @@ class AttachedTarget:
                 )
 
     def _couples(self) -> bool:
-        """Tell whether our processor is there: hot texts follow our noise, and only so."""
-        if self._dialect is not _DIALECTS["vllm"]:
-            return False
+        """Tell whether seeds decide by a noise we know: our processor's or its own."""
+        for noise in self._dialect.noises:
+            if self._follows(noise):
+                self.noises = (noise,)
+                return True
+        return False
+
+    def _follows(self, name: str) -> bool:
+        """Tell whether hot texts follow this noise, as they do only by it."""
         position = len(self._prompt)
         found = []
         for seed in range(1, _TRIES + 1):
-            params = SamplingParams("coupled", _HOT, seed=seed)
+            params = SamplingParams("coupled", _HOT, seed=seed, noise=name)
             try:
                 token = self.winners([self._prompt], params, secrets.token_hex(16))[0]
             except ModelError as error:  # a server that knows no vllm_xargs
                 log.info("no coupled sampling: %s", error)
                 return False
-            noise = noise_of(seed, position, np.arange(self.vocab_size), "philox")
+            noise = noise_of(seed, position, np.arange(self.vocab_size), name)
             # At such heat logits that are 60 apart make a factor of 2.
             found.append(noise[token] <= 2.0 * noise.min())
         return all(found)

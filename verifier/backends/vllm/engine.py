@@ -82,6 +82,7 @@ class VllmEngine:
         dtype: Of the weights; None takes float32 on a CPU and the checkpoint's elsewhere.
         adapters: Highest rank of adapters that it shall take, 0 for none.
         options: Further fields of vLLM's ``AsyncEngineArgs``.
+        openai: Address where OpenAI's clients may ask it too.
 
     Attributes:
         config: Of the model, once it is started.
@@ -105,8 +106,16 @@ class VllmEngine:
         dtype: str | None = None,
         adapters: int = 0,
         options: dict[str, Any] | None = None,
+        openai: tuple[str, int] | None = None,
     ) -> None:
+        if openai and adapters:
+            raise ConfigError(
+                "OpenAI's clients are served by an engine without adapters only",
+                hint="leave out --openai, or the adapters",
+            )
         self._vllm = _import()
+        self._openai = openai
+        self._front: tuple[Any, asyncio.Task[None]] | None = None
         self.base = base
         self.deaths = 0
         self.users = 0  # targets on it
@@ -145,7 +154,7 @@ class VllmEngine:
         lora = {"enable_lora": True, "max_loras": min(slots, 8), "max_lora_rank": adapters}
         return {
             "model": str(self.base),
-            "skip_tokenizer_init": True,
+            "skip_tokenizer_init": self._openai is None,
             "load_format": "safetensors",
             "dtype": dtype or ("float32" if cpu else "auto"),
             "enforce_eager": cpu,
@@ -202,8 +211,36 @@ class VllmEngine:
                 hint="its own log above says more",
             ) from error
         log.info("vLLM %s runs %s", self._vllm.__version__, runners)
+        if self._openai is not None:
+            await self._serve_openai(*self._openai)
         self._up.set()
         return self._llm.model_config
+
+    async def _serve_openai(self, host: str, port: int) -> None:
+        """Serve vLLM's own application on this engine."""
+        import uvicorn
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        words = ["--model", str(self.base), "--served-model-name", self.base.name]
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+        tasks = await self._llm.get_supported_tasks()
+        app = build_app(args, tasks)
+        await init_app_state(self._llm, app.state, args, tasks)
+        front = uvicorn.Server(uvicorn.Config(app, host, port, log_level="error"))
+        app.state.server = front  # an engine that dies ends it
+        if self._front is not None:
+            self._front[0].should_exit = True
+            await self._front[1]  # the address is free again
+        task = self._loop.create_task(front.serve())
+        self._front = front, task
+        while not front.started and not task.done():
+            await asyncio.sleep(0.05)
+        if not front.started:
+            raise ConfigError(f"cannot listen for OpenAI's clients on {host}:{port}")
+        log.warning("OpenAI's clients: http://%s:%d/v1", host, port)
 
     def _stop_llm(self) -> None:
         llm, self._llm = self._llm, None
@@ -250,6 +287,8 @@ class VllmEngine:
         self._stop_llm()
         if self._restart is not None:
             self._restart.cancel()
+        if self._front is not None:
+            self._front[1].cancel()
         self._loop.call_soon(self._loop.stop)
 
     # ---- streams
@@ -259,6 +298,8 @@ class VllmEngine:
         self._loop.create_task(self._begin(run))
 
     async def _begin(self, run: _Run) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         await self._up.wait()
         if run.closed:
             return
@@ -274,7 +315,7 @@ class VllmEngine:
                 self._sampling(run.order),
                 lora_request=self._lora(run.adapter),
             )
-        except self._dead_errors() as error:
+        except EngineDeadError as error:
             log.error("%s: %s", type(error).__name__, error)
             self.died()
             return
@@ -308,11 +349,6 @@ class VllmEngine:
                 if run.reads and step != seen:
                     run.say(Step((), forward=step))
             seen = step
-
-    def _dead_errors(self) -> tuple[type[Exception], ...]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        return (EngineDeadError,)
 
     def _sampling(self, order: Order) -> Any:
         from vllm import SamplingParams as Sampling

@@ -28,6 +28,7 @@ class VllmLoader:
         targets: Paths that will be loaded: an engine is made with room for adapters when
             one of them is an adapter.
         engine_args: More of what vLLM's engine takes.
+        openai: Address for OpenAI's clients of the same engine.
     """
 
     slots: int = 16
@@ -35,6 +36,7 @@ class VllmLoader:
     dtype: str | None = None
     targets: Sequence[Path] = ()
     engine_args: dict[str, Any] | None = None
+    openai: tuple[str, int] | None = None
     _engines: dict[Path, VllmEngine] = field(default_factory=dict)
 
     def __call__(self, path: Path) -> StreamBackend:
@@ -67,5 +69,6 @@ class VllmLoader:
                 dtype=self.dtype,
                 adapters=max(ranks, default=0),
                 options=self.engine_args,
+                openai=self.openai,
             )
         return VllmTarget(path, engine)

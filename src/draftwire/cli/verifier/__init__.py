@@ -53,6 +53,8 @@ targets:
 --engine-key FILE     openai: its bearer token
 --engine-timeout S:positive =60 >engine_timeout_s  openai: for one of its answers
 --engine-args JSON:json  vllm: more for it, such as '{{"tensor_parallel_size": 2}}'
+--openai HOST:PORT:address  vllm: OpenAI's clients on the same engine, without a token: an
+                      address of your own
 --threads N           of the engine (default: cores)
 --slots N =16         streams a target
 --context N           most tokens of a stream
@@ -277,7 +279,7 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
 
         return AttachedLoader(**_fields(AttachedLoader, args))
     on_vllm = args.backend == "vllm"
-    unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args",)
+    unfit = ("threads", "device", "numerics") if on_vllm else ("engine_args", "openai")
     for name in unfit:
         if getattr(args, name) is not None:
             raise ConfigError(

@@ -171,7 +171,7 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
         )
     token = None if token_file is None else _common.read_token(token_file)
     kit = Kit(
-        args.url, replace(hello, noise=NOISES), token, tls, args.patience, args.exhaust
+        args.url, replace(hello, noise=NOISES[:2]), token, tls, args.patience, args.exhaust
     )
     kit.tokenizer = words
     if args.quick:

@@ -1,0 +1,63 @@
+"""The seeded noise of stock servers: a device that knows it drafts what they will sample.
+
+vLLM's V2 runner takes ``argmax(logits / T + G)``, SGLang's deterministic sampler as well,
+with ``G = -ln E`` of a MurmurHash3 of seed, position and token id. ``E`` is computed here
+in float64; vLLM's is float32, so two tokens that are that close may change places: there
+the texts agree up to ties, as the numerics of such a server say.
+
+Source:
+    vLLM 0.32, ``v1/worker/gpu/sample/gumbel.py``; SGLang, ``layers/sampler.py``,
+    ``multinomial_with_seed``. MurmurHash3 (x86, 32 bits): Austin Appleby, public domain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["hashes", "murmur_noise"]
+
+_MASK = 0xFFFFFFFF
+_C1, _C2 = 0xCC9E2D51, 0x1B873593
+
+
+def hashes(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """Return MurmurHash3 of (seed low, seed high, position, id), 32 bits each.
+
+    Args:
+        seed: 64 bits.
+        position: 32 bits.
+        ids: ``(n,)`` token ids.
+
+    Returns:
+        ``(n,)`` uint64 below 2**32.
+    """
+    h = np.zeros(len(ids), np.uint64)
+    low = np.uint64(_MASK)
+    for word in (seed & _MASK, seed >> 32, position & _MASK, np.asarray(ids)):
+        key = np.asarray(word, dtype=np.uint64) * np.uint64(_C1) & low
+        key = (key << np.uint64(15) | key >> np.uint64(17)) & low
+        h = h ^ (key * np.uint64(_C2) & low)
+        h = (h << np.uint64(13) | h >> np.uint64(19)) & low
+        h = h * np.uint64(5) + np.uint64(0xE6546B64) & low
+    h ^= np.uint64(16)  # bytes that were mixed in
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> np.uint64(shift)) * np.uint64(factor) & low
+    return h ^ h >> np.uint64(16)
+
+
+def murmur_noise(kind: str, seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """Return the exponential noise ``(n,)`` of ids, float64 above 0.
+
+    Args:
+        kind: ``"murmur3/vllm"`` or ``"murmur3/sglang"``.
+        seed: 64 bits.
+        position: Of the token that is chosen; both servers hash that of the one before.
+        ids: ``(n,)`` token ids.
+    """
+    drawn = hashes(seed, position - 1, ids).astype(np.float64)
+    if kind == "murmur3/vllm":
+        noise: np.ndarray = -np.log1p(-(drawn + 0.5) * 2.0**-32)
+    else:
+        with np.errstate(divide="ignore"):  # a hash of 0 never wins
+            noise = np.maximum(-np.log(drawn / _MASK), 2.0**-32)
+    return noise
