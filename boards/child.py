@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-__all__ = ["Child", "run_python"]
-
 _KEPT = 4000  # characters of what it said
 
 

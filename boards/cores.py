@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 from draftwire.boards.tree import Tree
 
-__all__ = ["Cluster", "architecture", "clusters", "parse_list", "quota_cores"]
-
 _CPU = "sys/devices/system/cpu"
 
 # Linux, arch/arm64/include/asm/cputype.h: implementer and part number of MIDR_EL1.

@@ -18,8 +18,6 @@ from draftwire.boards.detect import Detection
 from draftwire.boards.engines import find_engines, list_providers
 from draftwire.boards.providers import CPU, Trial
 
-__all__ = ["Report", "examine"]
-
 SCHEMA = "draftwire.doctor/1"
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 

@@ -9,15 +9,6 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.providers import CPU, Trial, explain
 
-__all__ = [
-    "Installed",
-    "find_engines",
-    "list_providers",
-    "packages",
-    "trial_of",
-    "try_providers",
-]
-
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino")
 TFLITE = (
     ("ai-edge-litert", "ai_edge_litert.interpreter"),

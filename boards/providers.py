@@ -20,19 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-__all__ = [
-    "CPU",
-    "CPU_MEMORY",
-    "Trial",
-    "check_session",
-    "engine_errors",
-    "explain",
-    "short_name",
-    "tiny_feeds",
-    "tiny_model",
-    "try_provider",
-]
-
 CPU = "CPUExecutionProvider"
 # Providers that compute in the memory of the CPU: arrays bound there need no copy.
 CPU_MEMORY = (

@@ -11,8 +11,6 @@ from typing import Sequence
 
 from draftwire.boards.tree import Tree
 
-__all__ = ["RULE", "Sensor", "find_sensors", "open_to_all"]
-
 RULE = "etc/udev/rules.d/90-draftwire-power.rules"
 _HWMON = ("ina3221", "ina238", "ina260_u14")
 _ONLY = {"ina238": "VIN", "ina260_u14": "SOM"}  # their only channel, often not labelled

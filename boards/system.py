@@ -10,20 +10,6 @@ from typing import Any, Mapping
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.tree import Tree
 
-__all__ = [
-    "L4t",
-    "Memory",
-    "PowerMode",
-    "heat",
-    "l4t",
-    "libc",
-    "memory",
-    "os_release",
-    "power_mode",
-    "pythons",
-    "throttling",
-]
-
 # First two numbers of L4T to JetPack. Tools disagree on some (36.5 is 6.2.1 or 6.2.2),
 # so this is a hint and the L4T number is the fact.
 # Source: jetson-stats' table, jetson-containers' l4t_version.py, meta-tegra R39.2.
@@ -197,11 +183,7 @@ def memory(tree: Tree) -> Memory:
 
 
 def _free_4mb(tree: Tree) -> int | None:
-    """Count free blocks of order 10, which are 4 MB at pages of 4 KB.
-
-    Source:
-        Linux, Documentation/filesystems/proc.rst, buddyinfo.
-    """
+    """Count free blocks of order 10, which are 4 MB at pages of 4 KB."""
     rows = (tree.text("proc/buddyinfo") or "").splitlines()
     counts = [row.split()[4:] for row in rows if row.startswith("Node")]
     if not counts or any(len(c) < 11 or not c[10].isdigit() for c in counts):

@@ -13,8 +13,6 @@ from draftwire.boards.child import Child, run_python
 from draftwire.boards.engines import trial_of
 from draftwire.boards.providers import CPU, Trial, short_name
 
-__all__ = ["DraftResult", "check_draft"]
-
 _OPEN_S = 180.0  # a large draft from an SD card
 _MODEL_ERROR = 5
 _REMOTE = "AzureExecutionProvider"

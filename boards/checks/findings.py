@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
-__all__ = ["FAIL", "OK", "SKIP", "WARN", "Finding", "failures", "pip_install"]
-
 OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 
 

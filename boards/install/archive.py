@@ -24,20 +24,6 @@ from typing import IO, Any, Iterator, NamedTuple
 from draftwire.boards.install.ed25519 import verify_signature
 from draftwire.boards.install.trouble import BUNDLE, USAGE, InstallError
 
-__all__ = [
-    "MANIFEST",
-    "MAX_MANIFEST",
-    "SCHEMA",
-    "SIGNATURE",
-    "Checked",
-    "Key",
-    "check_bundle",
-    "check_name",
-    "read_key",
-    "read_members",
-    "signed_message",
-]
-
 SCHEMA = "draftwire.bundle/1"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MAX_MANIFEST = 1 << 20  # bytes; read before anything is known to be ours

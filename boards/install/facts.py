@@ -9,8 +9,6 @@ from typing import NamedTuple
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BOARD, InstallError
 
-__all__ = ["Facts", "find_facts", "need_fitting", "version_tuple"]
-
 # e_machine and class of an ELF header -> what `uname -m` says.
 _MACHINES = {(183, 2): "aarch64", (40, 1): "armv7l", (62, 2): "x86_64"}
 _LIBRARY_FOLDERS = (

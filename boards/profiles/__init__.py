@@ -27,17 +27,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "SCHEMA",
-    "Match",
-    "Profile",
-    "Variant",
-    "find_profile",
-    "load_profiles",
-    "read_profile",
-    "read_toml",
-    "user_folders",
-]
 
 SCHEMA = "draftwire.board/1"
 FOLDER = Path(__file__).resolve().parent

@@ -31,8 +31,6 @@ from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import ConfigError
 from draftwire.io import write_whole
 
-__all__ = ["Content", "bundle_files", "bundle_manifest", "write_bundle"]
-
 _FOLDER = Path(__file__).resolve().parents[1] / "install"
 _TEMPLATES = (
     "draftwire.service",

@@ -10,8 +10,6 @@ from typing import Callable, NamedTuple
 from draftwire.boards.install.archive import Key
 from draftwire.errors import ConfigError
 
-__all__ = ["Signer", "load_signer", "make_key", "public_key"]
-
 _MISSING = "pip install 'draftwire[ship]'"
 
 

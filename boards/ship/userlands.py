@@ -8,8 +8,6 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.install.facts import version_tuple
 from draftwire.errors import ConfigError
 
-__all__ = ["Userland", "choose_userland", "userlands_of"]
-
 
 @dataclass(frozen=True)
 class Userland:

@@ -29,18 +29,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "ENGINES",
-    "Resolved",
-    "Wanted",
-    "check_wheel",
-    "default_cache",
-    "fetch_wheels",
-    "platform_tags",
-    "resolve_wheels",
-    "wanted_wheels",
-    "wheel_tags",
-]
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
