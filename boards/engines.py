@@ -33,18 +33,14 @@ class Installed:
         name: E.g. ``"onnxruntime"``.
         packages: The Python packages that bring it, with versions. More than one of
             onnxruntime's overwrite each other's files.
-        usable: Whether it could be imported.
-        why_not: Why not, or "".
-        version: What it says of itself, or "".
-        providers: For onnxruntime, what came of each provider.
     """
 
     name: str
     packages: tuple[str, ...]
-    usable: bool
-    why_not: str = ""
-    version: str = ""
-    providers: tuple[Trial, ...] = ()
+    usable: bool  # whether it could be imported
+    why_not: str = ""  # why not, or ""
+    version: str = ""  # what it says of itself, or ""
+    providers: tuple[Trial, ...] = ()  # for onnxruntime, what came of each provider
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""

@@ -46,13 +46,11 @@ class L4t:
 
     Attributes:
         version: E.g. ``"36.4.3"``.
-        jetpack: JetPack versions that come with it, a hint, or "".
-        found_in: The file that says so.
     """
 
     version: str
-    jetpack: str
-    found_in: str
+    jetpack: str  # jetPack versions that come with it, a hint, or ""
+    found_in: str  # the file that says so
 
 
 @dataclass(frozen=True)
@@ -60,18 +58,14 @@ class Memory:
     """Bytes.
 
     Attributes:
-        total: Of the machine, without what the firmware keeps.
-        available: What new work can have without swapping.
-        swap: Swap space.
-        limit: What a container may have, or None.
         free_4mb: Free blocks of 4 MB or more, as large pages and GPU buffers want
             them (tegrastats' ``lfb``); None when the kernel does not tell.
     """
 
-    total: int | None = None
-    available: int | None = None
-    swap: int | None = None
-    limit: int | None = None
+    total: int | None = None  # of the machine, without what the firmware keeps
+    available: int | None = None  # what new work can have without swapping
+    swap: int | None = None  # swap space
+    limit: int | None = None  # what a container may have, or None
     free_4mb: int | None = None
 
 
@@ -81,17 +75,13 @@ class PowerMode:
 
     Attributes:
         name: E.g. ``"MAXN_SUPER"``; None when it cannot be known by name.
-        number: nvpmodel's id, which means another mode on another board.
-        names: All modes, in the order of their ids.
-        default: The mode that the board starts with, or "".
-        ids: nvpmodel's id of each mode.
     """
 
     name: str | None
-    number: int | None = None
-    names: tuple[str, ...] = ()
-    default: str = ""
-    ids: Mapping[str, int] = field(default_factory=dict)
+    number: int | None = None  # nvpmodel's id, which means another mode on another board
+    names: tuple[str, ...] = ()  # all modes, in the order of their ids
+    default: str = ""  # the mode that the board starts with, or ""
+    ids: Mapping[str, int] = field(default_factory=dict)  # nvpmodel's id of each mode
 
 
 def os_release(tree: Tree) -> dict[str, str]:

@@ -28,19 +28,12 @@ _GLIBC = re.compile(rb"GNU C Library [^\n]*?version (\d+\.\d+)")
 
 
 class Facts(NamedTuple):
-    """A board's facts, of the running system or of an unpacked one.
+    """A board's facts, of the running system or of an unpacked one."""
 
-    Attributes:
-        python: Path of the Python asked for, or "".
-        arch: What that Python is built for, or "".
-        glibc: Version of the C library, or "".
-        pythons: Versions found, for the message.
-    """
-
-    python: str
-    arch: str
-    glibc: str
-    pythons: tuple[str, ...]
+    python: str  # path of the Python asked for, or ""
+    arch: str  # what that Python is built for, or ""
+    glibc: str  # version of the C library, or ""
+    pythons: tuple[str, ...]  # versions found, for the message
 
 
 def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
