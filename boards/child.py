@@ -12,26 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-__all__ = ["Child", "run_python"]
-
 _KEPT = 4000  # characters of what it said
 
 
 @dataclass(frozen=True)
 class Child:
-    """How a process ended.
+    """How a process ended."""
 
-    Attributes:
-        code: Exit code, negative for a signal, None when it was stopped for time.
-        out: What it wrote to stdout.
-        err: The end of what it wrote to stderr.
-        seconds: How long it took.
-    """
-
-    code: int | None
-    out: str
-    err: str
-    seconds: float
+    code: int | None  # exit code, negative for a signal, None when it was stopped for time
+    out: str  # what it wrote to stdout
+    err: str  # the end of what it wrote to stderr
+    seconds: float  # how long it took
 
     @property
     def ok(self) -> bool:

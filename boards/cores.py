@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 
 from draftwire.boards.tree import Tree
 
-__all__ = ["Cluster", "architecture", "clusters", "parse_list", "quota_cores"]
-
 _CPU = "sys/devices/system/cpu"
 
 # Linux, arch/arm64/include/asm/cputype.h: implementer and part number of MIDR_EL1.
@@ -63,25 +61,18 @@ class Cluster:
 
     Attributes:
         kind: E.g. ``"Cortex-A78AE"``; the processor's name on x86.
-        possible: Their numbers.
-        online: Those that run now.
-        max_hz: Highest clock of the hardware, or None.
-        cap_hz: Highest clock allowed now, or None.
-        min_hz: Lowest clock allowed now, or None.
-        now_hz: The highest of their clocks now, or None.
         governor: E.g. ``"schedutil"``, or "".
-        small: True for cores built to save power.
     """
 
     kind: str
-    possible: tuple[int, ...]
-    online: tuple[int, ...]
-    max_hz: int | None = None
-    cap_hz: int | None = None
-    min_hz: int | None = None
-    now_hz: int | None = None
+    possible: tuple[int, ...]  # their numbers
+    online: tuple[int, ...]  # those that run now
+    max_hz: int | None = None  # highest clock of the hardware, or None
+    cap_hz: int | None = None  # highest clock allowed now, or None
+    min_hz: int | None = None  # lowest clock allowed now, or None
+    now_hz: int | None = None  # the highest of their clocks now, or None
     governor: str = ""
-    small: bool = False
+    small: bool = False  # true for cores built to save power
 
     @property
     def locked(self) -> bool:

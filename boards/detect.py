@@ -26,8 +26,6 @@ from draftwire.boards.system import (
 )
 from draftwire.boards.tree import Tree
 
-__all__ = ["Detection", "detect", "find_variant"]
-
 SCHEMA = "draftwire.detect/1"
 _PMIC = "vcgencmd pmic_read_adc"
 

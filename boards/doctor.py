@@ -18,8 +18,6 @@ from draftwire.boards.detect import Detection
 from draftwire.boards.engines import find_engines, list_providers
 from draftwire.boards.providers import CPU, Trial
 
-__all__ = ["Report", "examine"]
-
 SCHEMA = "draftwire.doctor/1"
 _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
@@ -29,14 +27,12 @@ class Report:
     """All findings, in the order in which they were made.
 
     Attributes:
-        machine: What the machine is.
         findings: Of the machine, its Python and the draft; then the command line's own.
-        draft: What came of the draft, or None when none was opened.
     """
 
-    machine: Detection
+    machine: Detection  # what the machine is
     findings: tuple[Finding, ...]
-    draft: DraftResult | None = None
+    draft: DraftResult | None = None  # what came of the draft, or None when none was opened
 
     @property
     def would_run(self) -> bool | None:

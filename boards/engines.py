@@ -9,15 +9,6 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.providers import CPU, Trial, explain
 
-__all__ = [
-    "Installed",
-    "find_engines",
-    "list_providers",
-    "packages",
-    "trial_of",
-    "try_providers",
-]
-
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino")
 TFLITE = (
     ("ai-edge-litert", "ai_edge_litert.interpreter"),
@@ -42,18 +33,14 @@ class Installed:
         name: E.g. ``"onnxruntime"``.
         packages: The Python packages that bring it, with versions. More than one of
             onnxruntime's overwrite each other's files.
-        usable: Whether it could be imported.
-        why_not: Why not, or "".
-        version: What it says of itself, or "".
-        providers: For onnxruntime, what came of each provider.
     """
 
     name: str
     packages: tuple[str, ...]
-    usable: bool
-    why_not: str = ""
-    version: str = ""
-    providers: tuple[Trial, ...] = ()
+    usable: bool  # whether it could be imported
+    why_not: str = ""  # why not, or ""
+    version: str = ""  # what it says of itself, or ""
+    providers: tuple[Trial, ...] = ()  # for onnxruntime, what came of each provider
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""

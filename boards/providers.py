@@ -20,19 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-__all__ = [
-    "CPU",
-    "CPU_MEMORY",
-    "Trial",
-    "check_session",
-    "engine_errors",
-    "explain",
-    "short_name",
-    "tiny_feeds",
-    "tiny_model",
-    "try_provider",
-]
-
 CPU = "CPUExecutionProvider"
 # Providers that compute in the memory of the CPU: arrays bound there need no copy.
 CPU_MEMORY = (
@@ -54,24 +41,18 @@ class Trial:
     """What came of running one model on one provider.
 
     Attributes:
-        provider: Its name in onnxruntime.
-        listed: Whether this onnxruntime was built with it.
-        ran: Whether nodes of the model ran on it.
         nodes: How many nodes ran, by provider.
-        step_ms: Median of a run in milliseconds, or None.
-        why_not: Why it did not run, or "".
         engine: E.g. ``"onnxruntime 1.23.2"``.
-        note: What else is worth knowing, or "".
     """
 
-    provider: str
-    listed: bool
-    ran: bool
+    provider: str  # its name in onnxruntime
+    listed: bool  # whether this onnxruntime was built with it
+    ran: bool  # whether nodes of the model ran on it
     nodes: Mapping[str, int] = field(default_factory=dict)
-    step_ms: float | None = None
-    why_not: str = ""
+    step_ms: float | None = None  # median of a run in milliseconds, or None
+    why_not: str = ""  # why it did not run, or ""
     engine: str = ""
-    note: str = ""
+    note: str = ""  # what else is worth knowing, or ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""

@@ -11,8 +11,6 @@ from typing import Sequence
 
 from draftwire.boards.tree import Tree
 
-__all__ = ["RULE", "Sensor", "find_sensors", "open_to_all"]
-
 RULE = "etc/udev/rules.d/90-draftwire-power.rules"
 _HWMON = ("ina3221", "ina238", "ina260_u14")
 _ONLY = {"ina238": "VIN", "ina260_u14": "SOM"}  # their only channel, often not labelled
@@ -25,17 +23,13 @@ class Sensor:
 
     Attributes:
         driver: E.g. ``"ina3221"``.
-        path: Its folder or file.
-        rails: What it measures, as the board names it.
-        why_not: Why it cannot be read, or "".
-        fix: One command that changes that, or "".
     """
 
     driver: str
-    path: str
-    rails: tuple[str, ...]
-    why_not: str = ""
-    fix: str = ""
+    path: str  # its folder or file
+    rails: tuple[str, ...]  # what it measures, as the board names it
+    why_not: str = ""  # why it cannot be read, or ""
+    fix: str = ""  # one command that changes that, or ""
 
     @property
     def readable(self) -> bool:

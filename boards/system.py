@@ -10,20 +10,6 @@ from typing import Any, Mapping
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.tree import Tree
 
-__all__ = [
-    "L4t",
-    "Memory",
-    "PowerMode",
-    "heat",
-    "l4t",
-    "libc",
-    "memory",
-    "os_release",
-    "power_mode",
-    "pythons",
-    "throttling",
-]
-
 # First two numbers of L4T to JetPack. Tools disagree on some (36.5 is 6.2.1 or 6.2.2),
 # so this is a hint and the L4T number is the fact.
 # Source: jetson-stats' table, jetson-containers' l4t_version.py, meta-tegra R39.2.
@@ -60,13 +46,11 @@ class L4t:
 
     Attributes:
         version: E.g. ``"36.4.3"``.
-        jetpack: JetPack versions that come with it, a hint, or "".
-        found_in: The file that says so.
     """
 
     version: str
-    jetpack: str
-    found_in: str
+    jetpack: str  # jetPack versions that come with it, a hint, or ""
+    found_in: str  # the file that says so
 
 
 @dataclass(frozen=True)
@@ -74,18 +58,14 @@ class Memory:
     """Bytes.
 
     Attributes:
-        total: Of the machine, without what the firmware keeps.
-        available: What new work can have without swapping.
-        swap: Swap space.
-        limit: What a container may have, or None.
         free_4mb: Free blocks of 4 MB or more, as large pages and GPU buffers want
             them (tegrastats' ``lfb``); None when the kernel does not tell.
     """
 
-    total: int | None = None
-    available: int | None = None
-    swap: int | None = None
-    limit: int | None = None
+    total: int | None = None  # of the machine, without what the firmware keeps
+    available: int | None = None  # what new work can have without swapping
+    swap: int | None = None  # swap space
+    limit: int | None = None  # what a container may have, or None
     free_4mb: int | None = None
 
 
@@ -95,17 +75,13 @@ class PowerMode:
 
     Attributes:
         name: E.g. ``"MAXN_SUPER"``; None when it cannot be known by name.
-        number: nvpmodel's id, which means another mode on another board.
-        names: All modes, in the order of their ids.
-        default: The mode that the board starts with, or "".
-        ids: nvpmodel's id of each mode.
     """
 
     name: str | None
-    number: int | None = None
-    names: tuple[str, ...] = ()
-    default: str = ""
-    ids: Mapping[str, int] = field(default_factory=dict)
+    number: int | None = None  # nvpmodel's id, which means another mode on another board
+    names: tuple[str, ...] = ()  # all modes, in the order of their ids
+    default: str = ""  # the mode that the board starts with, or ""
+    ids: Mapping[str, int] = field(default_factory=dict)  # nvpmodel's id of each mode
 
 
 def os_release(tree: Tree) -> dict[str, str]:
@@ -197,11 +173,7 @@ def memory(tree: Tree) -> Memory:
 
 
 def _free_4mb(tree: Tree) -> int | None:
-    """Count free blocks of order 10, which are 4 MB at pages of 4 KB.
-
-    Source:
-        Linux, Documentation/filesystems/proc.rst, buddyinfo.
-    """
+    """Count free blocks of order 10, which are 4 MB at pages of 4 KB."""
     rows = (tree.text("proc/buddyinfo") or "").splitlines()
     counts = [row.split()[4:] for row in rows if row.startswith("Node")]
     if not counts or any(len(c) < 11 or not c[10].isdigit() for c in counts):

@@ -11,8 +11,6 @@ import fnmatch
 import os
 from pathlib import Path, PurePosixPath
 
-__all__ = ["Tree"]
-
 _LINKS = 40  # as many as the kernel follows
 _LARGEST = 1 << 20  # no file that we read is longer; a fake root may hold anything
 

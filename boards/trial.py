@@ -11,8 +11,6 @@ from typing import Sequence
 
 from draftwire.boards.providers import tiny_feeds, tiny_model, try_provider
 
-__all__ = ["main"]
-
 
 def main(words: Sequence[str]) -> int:
     """Try the provider, or list them all without one; JSON to stdout."""

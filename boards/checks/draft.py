@@ -13,8 +13,6 @@ from draftwire.boards.child import Child, run_python
 from draftwire.boards.engines import trial_of
 from draftwire.boards.providers import CPU, Trial, short_name
 
-__all__ = ["DraftResult", "check_draft"]
-
 _OPEN_S = 180.0  # a large draft from an SD card
 _MODEL_ERROR = 5
 _REMOTE = "AzureExecutionProvider"
@@ -26,15 +24,13 @@ class DraftResult:
     """What came of opening a draft.
 
     Attributes:
-        findings: For people.
         best: The measurement of the engine that a session would take, or None.
-        runs: One document for each engine.
         trials: One for each execution provider that was tried.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  # for people
     best: Mapping[str, Any] | None = None
-    runs: tuple[Mapping[str, Any], ...] = ()
+    runs: tuple[Mapping[str, Any], ...] = ()  # one document for each engine
     trials: tuple[Trial, ...] = field(default_factory=tuple)
 
 

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
-__all__ = ["FAIL", "OK", "SKIP", "WARN", "Finding", "failures", "pip_install"]
-
 OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 
 
@@ -20,18 +18,14 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        name: What, in a word or two.
-        status: ``ok``, ``warn`` (a draft runs all the same), ``fail`` or ``skip``.
-        detail: What was found, one sentence.
-        fix: One command that mends it, or "".
         exit_code: What a failure ends the command with: 3 this machine, 4 the
             verifier, 5 the draft.
     """
 
-    name: str
-    status: str
-    detail: str
-    fix: str = ""
+    name: str  # what, in a word or two
+    status: str  # ``ok``, ``warn`` (a draft runs all the same), ``fail`` or ``skip``
+    detail: str  # what was found, one sentence
+    fix: str = ""  # one command that mends it, or ""
     exit_code: int = 3
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,14 +16,6 @@ from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.sensors import open_to_all
 from draftwire.boards.system import throttling
 
-__all__ = [
-    "check_clock",
-    "check_gpu_rights",
-    "check_machine",
-    "check_memory",
-    "check_threads",
-]
-
 # draftwire is younger than this; a board without a battery clock starts in 1970.
 _NO_EARLIER = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 _LOW_MEMORY = 64 << 20

@@ -10,8 +10,6 @@ from draftwire.boards.checks.findings import FAIL, OK, WARN, Finding, pip_instal
 from draftwire.boards.child import Child, run_python
 from draftwire.boards.engines import ONNXRUNTIME, packages
 
-__all__ = ["CORETYPE", "check_imports", "check_python"]
-
 # OpenBLAS asks the processor for its kind; 0.3.13 in numpy 1.19.5 answers wrongly on
 # Cortex-A57 and Carmel. Source: numpy issues 18131, 18175, 18468.
 CORETYPE = "OPENBLAS_CORETYPE"

@@ -24,20 +24,6 @@ from typing import IO, Any, Iterator, NamedTuple
 from draftwire.boards.install.ed25519 import verify_signature
 from draftwire.boards.install.trouble import BUNDLE, USAGE, InstallError
 
-__all__ = [
-    "MANIFEST",
-    "MAX_MANIFEST",
-    "SCHEMA",
-    "SIGNATURE",
-    "Checked",
-    "Key",
-    "check_bundle",
-    "check_name",
-    "read_key",
-    "read_members",
-    "signed_message",
-]
-
 SCHEMA = "draftwire.bundle/1"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 MAX_MANIFEST = 1 << 20  # bytes; read before anything is known to be ours
@@ -54,13 +40,9 @@ _KEY = re.compile(r"ed25519:([A-Za-z0-9+/]{43}=)\Z")
 
 
 class Key(NamedTuple):
-    """A public key.
+    """A public key."""
 
-    Attributes:
-        raw: 32 bytes.
-    """
-
-    raw: bytes
+    raw: bytes  # 32 bytes
 
     @property
     def text(self) -> str:
@@ -69,21 +51,13 @@ class Key(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A bundle whose every byte is what its manifest says.
+    """A bundle whose every byte is what its manifest says."""
 
-    Attributes:
-        path: The file.
-        manifest: The manifest.
-        manifest_bytes: The manifest as it was signed.
-        signature: The content of ``manifest.sig``, empty when unsigned.
-        key: Whose signature it carries, or None.
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-    manifest_bytes: bytes
-    signature: bytes
-    key: Key | None
+    path: Path  # the file
+    manifest: dict[str, Any]  # the manifest
+    manifest_bytes: bytes  # the manifest as it was signed
+    signature: bytes  # the content of ``manifest.sig``, empty when unsigned
+    key: Key | None  # whose signature it carries, or None
 
 
 def signed_message(manifest: bytes) -> bytes:

@@ -14,8 +14,6 @@ from typing import Callable
 
 from draftwire.boards.install.trouble import BOARD, InstallError
 
-__all__ = ["Disk"]
-
 _MAX_LINKS = 40
 
 

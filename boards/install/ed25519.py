@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 from typing import Tuple
 
-__all__ = ["verify_signature"]
-
 _Point = Tuple[int, int, int, int]
 
 _P = 2**255 - 19

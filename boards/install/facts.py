@@ -9,8 +9,6 @@ from typing import NamedTuple
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BOARD, InstallError
 
-__all__ = ["Facts", "find_facts", "need_fitting", "version_tuple"]
-
 # e_machine and class of an ELF header -> what `uname -m` says.
 _MACHINES = {(183, 2): "aarch64", (40, 1): "armv7l", (62, 2): "x86_64"}
 _LIBRARY_FOLDERS = (
@@ -30,19 +28,12 @@ _GLIBC = re.compile(rb"GNU C Library [^\n]*?version (\d+\.\d+)")
 
 
 class Facts(NamedTuple):
-    """A board's facts, of the running system or of an unpacked one.
+    """A board's facts, of the running system or of an unpacked one."""
 
-    Attributes:
-        python: Path of the Python asked for, or "".
-        arch: What that Python is built for, or "".
-        glibc: Version of the C library, or "".
-        pythons: Versions found, for the message.
-    """
-
-    python: str
-    arch: str
-    glibc: str
-    pythons: tuple[str, ...]
+    python: str  # path of the Python asked for, or ""
+    arch: str  # what that Python is built for, or ""
+    glibc: str  # version of the C library, or ""
+    pythons: tuple[str, ...]  # versions found, for the message
 
 
 def find_facts(disk: Disk, python: str, named: str | None) -> Facts:

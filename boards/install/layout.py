@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from draftwire.boards.install.trouble import USAGE, InstallError
-
-__all__ = ["DEFAULT_PREFIX", "STATE_FOLDERS", "SYSTEM_FILES", "WANTED_BY", "Layout"]
 
 DEFAULT_PREFIX = "/opt/draftwire"
 UNIT = "/etc/systemd/system/draftwire.service"
@@ -24,82 +21,33 @@ STATE_FOLDERS = ("/var/lib/draftwire", "/var/lib/private/draftwire")
 _PREFIX = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
 
 
-class Layout(NamedTuple):
+class Layout:
     """Paths below the prefix.
 
-    Attributes:
-        prefix: Absolute path on the board.
+    Raises:
+        InstallError: The prefix is not absolute, or holds characters that a unit file,
+            a shell or a person would stumble over.
     """
 
-    prefix: str
-
-    @classmethod
-    def at(cls, prefix: str) -> Layout:
-        """Return the layout at ``prefix``.
-
-        Raises:
-            InstallError: It is not absolute, or holds characters that a unit file,
-                a shell or a person would stumble over.
-        """
+    def __init__(self, prefix: str) -> None:
         cleaned = prefix.rstrip("/")
-        if not _PREFIX.match(cleaned) or cleaned in (
-            "/usr",
-            "/etc",
-            "/var",
-            "/opt",
-            "/home",
-        ):
+        taken = ("/usr", "/etc", "/var", "/opt", "/home")
+        if not _PREFIX.match(cleaned) or cleaned in taken:
             raise InstallError(
                 f"--prefix {prefix} is unfit",
                 USAGE,
                 f"an absolute path of a folder of its own, such as {DEFAULT_PREFIX}",
             )
-        return cls(cleaned)
-
-    @property
-    def versions(self) -> str:
-        """Folder with one folder for each installed version."""
-        return self.prefix + "/versions"
-
-    @property
-    def current(self) -> str:
-        """Link to the version in use."""
-        return self.prefix + "/current"
-
-    @property
-    def previous(self) -> str:
-        """Link to the version before it."""
-        return self.prefix + "/previous"
-
-    @property
-    def key(self) -> str:
-        """The public key that this board trusts."""
-        return self.prefix + "/key.pub"
-
-    @property
-    def script(self) -> str:
-        """The installer of the version in use, for updates."""
-        return self.prefix + "/install.sh"
-
-    @property
-    def config(self) -> str:
-        """The owner's configuration: written once, never overwritten."""
-        return self.prefix + "/etc/draftwire.toml"
-
-    @property
-    def token(self) -> str:
-        """The verifier's bearer token, put there by the owner."""
-        return self.prefix + "/etc/token"
-
-    @property
-    def record(self) -> str:
-        """What was written outside the prefix."""
-        return self.prefix + "/installed.json"
-
-    @property
-    def lock(self) -> str:
-        """Held while the installation is changed."""
-        return self.prefix + "/.lock"
+        self.prefix = cleaned
+        self.versions = cleaned + "/versions"  # one folder for each installed version
+        self.current = cleaned + "/current"  # link to the version in use
+        self.previous = cleaned + "/previous"  # link to the version before it
+        self.key = cleaned + "/key.pub"  # the public key that this board trusts
+        self.script = cleaned + "/install.sh"  # of the version in use, for updates
+        # The owner's configuration (written once, never overwritten) and bearer token.
+        self.config, self.token = cleaned + "/etc/draftwire.toml", cleaned + "/etc/token"
+        self.record = cleaned + "/installed.json"  # what was written outside the prefix
+        self.lock = cleaned + "/.lock"  # held while the installation is changed
 
     def version(self, name: str) -> str:
         """Folder of one version."""

@@ -16,8 +16,6 @@ from draftwire.boards.install.service import Service
 from draftwire.boards.install.steps import Installer
 from draftwire.boards.install.trouble import USAGE, InstallError
 
-__all__ = ["run"]
-
 _USAGE = """\
   install.sh BUNDLE --key KEY      install, or update (the key is kept: later without)
   install.sh check BUNDLE          look at a bundle: signature, hashes; write nothing
@@ -92,7 +90,7 @@ def _act(args: argparse.Namespace) -> int:
     disk = Disk(root, dry=args.dry_run, say=say)
     service = Service(disk, start=not args.no_start, compile_bytecode=not args.no_compile)
     installer = Installer(
-        disk, Layout.at(args.prefix), service, say, system=not args.no_system
+        disk, Layout(args.prefix), service, say, system=not args.no_system
     )
     if args.verb == "check":
         checked = check_bundle(

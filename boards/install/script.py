@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-__all__ = ["MODULES", "installer_script"]
-
 # In the order of their imports.
 MODULES = (
     "ed25519",

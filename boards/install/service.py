@@ -10,8 +10,6 @@ from typing import Any
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BOARD, InstallError
 
-__all__ = ["Service"]
-
 UNIT_NAME = "draftwire.service"
 _TRY_S = 120  # a slow board imports numpy and an engine for the first time
 _NEVER_IMPORTED = r"/(tests|transformers|quantization|tools)/"

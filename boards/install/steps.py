@@ -29,8 +29,6 @@ from draftwire.boards.install.service import Service
 from draftwire.boards.install.trouble import BOARD, BUNDLE, USAGE, InstallError
 from draftwire.boards.install.unpack import unpack_version
 
-__all__ = ["Installer"]
-
 _SPARE_BYTES = 16 << 20  # of the disk, beside what is unpacked
 
 

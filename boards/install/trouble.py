@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["BOARD", "BUNDLE", "USAGE", "InstallError"]
-
 # The exit codes of draftwire: usage, board, package.
 USAGE, BOARD, BUNDLE = 2, 3, 5
 

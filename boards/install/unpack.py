@@ -18,8 +18,6 @@ from draftwire.boards.install.archive import (
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BUNDLE, InstallError
 
-__all__ = ["unpack_version"]
-
 _MAX_WHEEL_FILES = 50_000
 _PIECE = 1 << 18
 
@@ -107,12 +105,7 @@ def _keep(file: Any, chunk: bytes, name: str) -> None:
 
 
 def _unpack_wheel(disk: Disk, name: str, file: IO[bytes], site: str) -> None:
-    """Unpack a wheel as pip would, less its scripts.
-
-    Source:
-        Binary distribution format, "Installing a wheel": purelib and platlib go to the
-        site folder; scripts, headers and data are not needed here.
-    """
+    """Unpack a wheel as pip would, less its scripts."""
     try:
         with zipfile.ZipFile(file) as wheel:
             entries = wheel.infolist()

@@ -27,17 +27,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "SCHEMA",
-    "Match",
-    "Profile",
-    "Variant",
-    "find_profile",
-    "load_profiles",
-    "read_profile",
-    "read_toml",
-    "user_folders",
-]
 
 SCHEMA = "draftwire.board/1"
 FOLDER = Path(__file__).resolve().parent
@@ -58,13 +47,12 @@ class Variant:
         name: E.g. ``"8GB"``.
         compatible: Module parts of the device tree that mean this one, or none.
         memory_gb: What it has, or None where that does not tell it from the others.
-        cores: Its processor cores, or 0 where they do not tell.
     """
 
     name: str
     compatible: tuple[str, ...] = ()
     memory_gb: float | None = None
-    cores: int = 0
+    cores: int = 0  # its processor cores, or 0 where they do not tell
 
 
 @dataclass(frozen=True)
@@ -73,38 +61,27 @@ class Profile:
 
     Attributes:
         name: Short name, also the file's name, e.g. ``"jetson-orin-nano"``.
-        title: What people call it.
         soc: System on chip, e.g. ``"tegra234"``, or "".
-        arch: ``uname -m``.
-        compatible: Strings to find in the device tree.
-        models: Strings to find in the model name.
-        dmi: Product names of firmware, for boards without a device tree.
-        rails: The ``[rails]`` table as it stands; ``energy`` reads it.
         modes: Power modes by name, one entry for each variant of the board.
-        variants: Forms that the board is sold in.
         prefer: Execution providers of onnxruntime worth having here, best first.
-        quirks: Sentences that a user of this board should know.
-        unverified: Facts of the file that no source was read for.
-        sources: Where the other facts come from.
-        path: The file.
         raw: The whole file.
     """
 
     name: str
-    title: str
+    title: str  # what people call it
     soc: str
-    arch: str
-    compatible: tuple[str, ...]
-    models: tuple[str, ...]
-    dmi: tuple[str, ...]
-    rails: Mapping[str, Any]
+    arch: str  # ``uname -m``
+    compatible: tuple[str, ...]  # strings to find in the device tree
+    models: tuple[str, ...]  # strings to find in the model name
+    dmi: tuple[str, ...]  # product names of firmware, for boards without a device tree
+    rails: Mapping[str, Any]  # the ``[rails]`` table as it stands; ``energy`` reads it
     modes: tuple[Mapping[str, Any], ...] = ()
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[Variant, ...] = ()  # forms that the board is sold in
     prefer: tuple[str, ...] = ("CPUExecutionProvider",)
-    quirks: tuple[str, ...] = ()
-    unverified: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-    path: Path = Path()
+    quirks: tuple[str, ...] = ()  # sentences that a user of this board should know
+    unverified: tuple[str, ...] = ()  # facts of the file that no source was read for
+    sources: tuple[str, ...] = ()  # where the other facts come from
+    path: Path = Path()  # the file
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -125,15 +102,10 @@ class Profile:
 
 @dataclass(frozen=True)
 class Match:
-    """Which profile was chosen, and by what.
+    """Which profile was chosen, and by what."""
 
-    Attributes:
-        profile: The profile.
-        how: One clause for people: what was found, and where.
-    """
-
-    profile: Profile
-    how: str
+    profile: Profile  # the profile
+    how: str  # one clause for people: what was found, and where
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -31,8 +31,6 @@ from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import ConfigError
 from draftwire.io import write_whole
 
-__all__ = ["Content", "bundle_files", "bundle_manifest", "write_bundle"]
-
 _FOLDER = Path(__file__).resolve().parents[1] / "install"
 _TEMPLATES = (
     "draftwire.service",
@@ -50,33 +48,21 @@ class Content:
     """What goes into a bundle.
 
     Attributes:
-        board: Name of its profile.
-        title: What people call it.
-        arch: ``uname -m``.
-        userland: Its system.
-        draft: Folder of the draft package, already checked.
-        draft_id: The package's id.
-        wheels: Wheel files beside draftwire's own.
-        modules: What is imported to try the result out.
-        system_modules: What the board must have itself.
-        verifier: URL for the configuration, or "".
-        group: Who may use the service's socket.
-        memory_mib: Most memory of the service; 0 takes one from the draft's size.
         settings: Further lines of the configuration.
     """
 
-    board: str
-    title: str
-    arch: str
-    userland: Userland
-    draft: Path
-    draft_id: str
-    wheels: Sequence[Path]
-    modules: Sequence[str]
-    system_modules: Sequence[str] = ()
-    verifier: str = ""
-    group: str = "video"
-    memory_mib: int = 0
+    board: str  # name of its profile
+    title: str  # what people call it
+    arch: str  # ``uname -m``
+    userland: Userland  # its system
+    draft: Path  # folder of the draft package, already checked
+    draft_id: str  # the package's id
+    wheels: Sequence[Path]  # wheel files beside draftwire's own
+    modules: Sequence[str]  # what is imported to try the result out
+    system_modules: Sequence[str] = ()  # what the board must have itself
+    verifier: str = ""  # URL for the configuration, or ""
+    group: str = "video"  # who may use the service's socket
+    memory_mib: int = 0  # most memory of the service; 0 takes one from the draft's size
     settings: Mapping[str, str] = field(default_factory=dict)
 
 

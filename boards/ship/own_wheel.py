@@ -16,8 +16,6 @@ from pathlib import Path
 import draftwire
 from draftwire.errors import ConfigError
 
-__all__ = ["own_wheel", "zip_bytes"]
-
 _KINDS = {
     *(".py", ".toml", ".json", ".md", ".css", ".js", ".service", ".rules", ".conf"),
     *(".sh", ".typed", ".mplstyle"),

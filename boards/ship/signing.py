@@ -10,21 +10,14 @@ from typing import Callable, NamedTuple
 from draftwire.boards.install.archive import Key
 from draftwire.errors import ConfigError
 
-__all__ = ["Signer", "load_signer", "make_key", "public_key"]
-
 _MISSING = "pip install 'draftwire[ship]'"
 
 
 class Signer(NamedTuple):
-    """Signs for one key.
+    """Signs for one key."""
 
-    Attributes:
-        key: The public half.
-        sign: Returns the 64 bytes of a signature.
-    """
-
-    key: Key
-    sign: Callable[[bytes], bytes]
+    key: Key  # the public half
+    sign: Callable[[bytes], bytes]  # returns the 64 bytes of a signature
 
     def signature_of(self, message: bytes) -> bytes:
         """Return the content of a bundle's ``manifest.sig``."""

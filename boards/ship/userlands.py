@@ -8,24 +8,15 @@ from typing import Any, Mapping, Sequence
 from draftwire.boards.install.facts import version_tuple
 from draftwire.errors import ConfigError
 
-__all__ = ["Userland", "choose_userland", "userlands_of"]
-
 
 @dataclass(frozen=True)
 class Userland:
-    """One system.
+    """One system."""
 
-    Attributes:
-        name: What people call it.
-        python: ``"3.10"``.
-        glibc: ``"2.35"``.
-        glibcxx: Newest symbol version of its libstdc++, ``"3.4.30"``.
-    """
-
-    name: str
-    python: str
-    glibc: str
-    glibcxx: str
+    name: str  # what people call it
+    python: str  # ``"3.10"``
+    glibc: str  # ``"2.35"``
+    glibcxx: str  # newest symbol version of its libstdc++, ``"3.4.30"``
 
 
 # L4T releases, from NVIDIA's tables; glibc and libstdc++ from the distributions.

@@ -29,18 +29,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "ENGINES",
-    "Resolved",
-    "Wanted",
-    "check_wheel",
-    "default_cache",
-    "fetch_wheels",
-    "platform_tags",
-    "resolve_wheels",
-    "wanted_wheels",
-    "wheel_tags",
-]
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
@@ -51,17 +39,11 @@ _OLD_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a bundle needs beside draftwire itself.
+    """What a bundle needs beside draftwire itself."""
 
-    Attributes:
-        requirements: ``"numpy==2.2.6"`` and so on, sorted.
-        modules: What they are imported as.
-        system_modules: What the board must have itself.
-    """
-
-    requirements: tuple[str, ...]
-    modules: tuple[str, ...]
-    system_modules: tuple[str, ...] = ()
+    requirements: tuple[str, ...]  # ``"numpy==2.2.6"`` and so on, sorted
+    modules: tuple[str, ...]  # what they are imported as
+    system_modules: tuple[str, ...] = ()  # what the board must have itself
 
 
 @dataclass(frozen=True)

@@ -206,8 +206,7 @@ class PhaseFit:
     def _while_in(
         self, w: np.ndarray, smear: float, seconds: dict[str, float]
     ) -> np.ndarray:
-        """Return mean watts while in each phase, when its power comes late by
-        ``smear``."""
+        """Return mean watts while in each phase, when its power comes late by ``smear``."""
         found = w.copy()
         for (place, before), count in self._entries.items():
             length = seconds[self.names[place]]
@@ -227,8 +226,8 @@ class PhaseFit:
         stretch = seconds / max(1, self.stretches[i])
         if unsure * _DIRECT_RATIO > stretch:
             return (
-                f"a stretch of it lasts {1e3 * stretch:.3g} ms, and the sensor's lag and "
-                f"window are known to {1e3 * unsure:.3g} ms only"
+                f"a stretch of it lasts {1e3 * stretch:.0f} ms, and the sensor's lag and "
+                f"window are known to {1e3 * unsure:.0f} ms only"
             )
         if samples < FEW:
             return f"{samples:.1f} samples fell into it"

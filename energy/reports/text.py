@@ -65,7 +65,8 @@ def _details(row: Row, battery_wh: float | None, g_per_kwh: float | None) -> Ite
         by = f", {row.board}" if row.board else ""
         yield f"total: {' + '.join(row.rails)} (scope {row.scope}{by})"
     for scope, joules in row.by_scope_j.items():
-        yield f"wider: scope {scope} took {significant(joules)} (--scope {scope})"
+        than = "wider" if joules > (row.energy_j or 0.0) else "within"
+        yield f"{than}: scope {scope} took {significant(joules)} (--scope {scope})"
     if len(row.by_phase_j or {}) > 1:
         head = ("phase", "energy", "share", "seconds", "mean power")
         yield align([head, *phase_rows(row)])

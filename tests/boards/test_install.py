@@ -335,7 +335,7 @@ def test_links_of_a_rootfs_do_not_lead_out_of_it(tmp_path: Path) -> None:
 )
 def test_an_odd_prefix_is_refused(prefix: str) -> None:
     with pytest.raises(InstallError, match="prefix"):
-        Layout.at(prefix)
+        Layout(prefix)
 
 
 def test_facts_of_this_machine() -> None:
