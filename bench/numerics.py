@@ -142,7 +142,7 @@ class _Verifier(SimVerifier):
         super().__init__(clock, backend, executor=executor, chunk=chunk)
         self.dialogues: list[Dialogue] = []
 
-    def attach(self, next: Any, peer: Peer) -> Dialogue:
+    def attach(self, next: Any, peer: Peer, draft: Any = None) -> Dialogue:
         """Return the verifier's end of a new connection."""
         self.dialogues.append(super().attach(next, peer))
         return self.dialogues[-1]

@@ -16,6 +16,7 @@ import numpy as np
 
 from draftwire.clock import Clock, Timer
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
+from draftwire.verifier.beside import Drafting
 
 __all__ = ["BrokenOff", "Executor", "ThreadExecutor", "VirtualExecutor"]
 
@@ -90,6 +91,15 @@ class Executor(ABC):
         """
         done(_outcome(job))
 
+    @abstractmethod
+    def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
+        """Draft beside the target, where its forwards run; the one before must be done.
+
+        Args:
+            jobs: They do not raise.
+            done: Called once with the seconds, never inside this call.
+        """
+
     def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
         """Run ``job``, which may take long, where it holds up nobody but its like.
 
@@ -134,6 +144,17 @@ class ThreadExecutor(Executor):
         self.over = True
         self._post(done, answer, seconds)
 
+    def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
+        """See :class:`Executor`."""
+
+        def work() -> None:
+            begin = time.perf_counter()
+            for job in jobs:
+                job.run()
+            self._post(done, time.perf_counter() - begin)
+
+        self._worker.submit(work)
+
     def _tell(self, heard: Heard, number: int, rows: Rows) -> None:
         if self._unwanted or not self._post(heard, number, rows):
             raise BrokenOff
@@ -175,7 +196,8 @@ class VirtualExecutor(Executor):
         fractions: When each exit speaks, as a share of its forward.
 
     Attributes:
-        busy_s: Seconds of all forwards.
+        busy_s: Seconds of all forwards, of a draft beside the target too.
+        draft_s: Of one of those.
     """
 
     def __init__(
@@ -189,7 +211,7 @@ class VirtualExecutor(Executor):
         self._cost = cost
         self._fractions = fractions
         self._ahead: list[Timer] = []  # what the running forward will do
-        self.busy_s = 0.0
+        self.busy_s = self.draft_s = 0.0
 
     def run(
         self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
@@ -208,6 +230,14 @@ class VirtualExecutor(Executor):
             told = (heard, number, rows, at, done)
             self._ahead.append(when(begin + at, self._exit, *told))
         self._ahead.append(when(begin + seconds, self._end, answer, seconds, done))
+
+    def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
+        """See :class:`Executor`."""
+        for job in jobs:
+            job.run()
+        seconds = self.draft_s * sum(job.steps for job in jobs)
+        self.busy_s += seconds
+        self._clock.call_at(self._clock.now() + seconds, done, seconds)
 
     def _exit(self, heard: Heard, number: int, rows: Rows, at: float, done: Done) -> None:
         if self._unwanted:

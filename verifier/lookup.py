@@ -39,6 +39,12 @@ class Lookup:
         # By tokens compared: judged and right, fading.
         self._seen = {n: [_PRIOR, 0.1 * n * _PRIOR] for n in range(2, _LONGEST + 1)}
         self._length = _SHORTEST  # compared, for what was given last
+        # Drafts that forwards were worth, had they been made here; the device's of them.
+        self.wanted = self.spared = 0
+
+    def reach(self, waiting: Sequence[int]) -> int:
+        """Return how many of the drafts that wait go into the forward."""
+        return len(waiting)
 
     def extend(self, ids: Sequence[int]) -> None:
         """The text grows."""

@@ -21,6 +21,7 @@ from draftwire.clock import LoopClock
 from draftwire.errors import ConfigError, DraftwireError, RefusedError
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
+from draftwire.verifier.beside import Drafts
 from draftwire.verifier.executor import ThreadExecutor
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.grammars import Grammars
@@ -47,6 +48,7 @@ class Served:
         retired: New connections do not get it any more.
         source: Its folder, or None.
         scanned: That is one of ``--targets-dir``.
+        drafts: Models beside the target, or None.
         grammars: Compiled for its tokenizer.
     """
 
@@ -58,6 +60,7 @@ class Served:
     retired: bool = False
     source: Path | None = None
     scanned: bool = False
+    drafts: Drafts | None = None
 
     def __post_init__(self) -> None:
         scheduler = self.scheduler  # streams that an engine keeps itself have none
@@ -95,6 +98,7 @@ class Registry:
         scheduler: Keyword arguments of every :class:`Scheduler`.
         default: What a device gets that asks for no target; "" means the newest
             version that shares its tokenizer.
+        draft: Makes what drafts beside a target, or None.
     """
 
     def __init__(
@@ -103,8 +107,10 @@ class Registry:
         *,
         scheduler: dict[str, Any] | None = None,
         default: str = "",
+        draft: Callable[[TargetBackend], Drafts | None] | None = None,
     ) -> None:
         self._load = load
+        self._draft = draft
         self._options = scheduler or {}
         self._default = default
         self._served: list[Served] = []
@@ -167,6 +173,8 @@ class Registry:
             source=source,
             scanned=scanned,
         )
+        if self._draft is not None and not keeps_streams(backend):
+            served.drafts = self._draft(backend)
         self._served.append(served)
         log.info("serving %s (%s)", served.label, backend.id[:12])
         return served

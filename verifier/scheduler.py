@@ -32,6 +32,7 @@ import numpy as np
 from draftwire.clock import Clock
 from draftwire.errors import DraftwireError, ModelError, RefusedError
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
+from draftwire.verifier.beside import Drafting
 from draftwire.verifier.executor import BrokenOff, Executor, Rows
 from draftwire.verifier.patience import Outlook, Tables, hold_until
 from draftwire.verifier.prices import ForwardPrice
@@ -104,6 +105,9 @@ class Source(Protocol):
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what it could expect of a later forward; None if it cannot wait."""
 
+    def drafting(self) -> Drafting | None:
+        """Return what is to be drafted beside the target before its forward begins."""
+
 
 class Request:
     """One submitted input on its way through one or more forwards.
@@ -155,6 +159,11 @@ class Request:
             return None
         return self._source.outlook(now_s)
 
+    def drafting(self) -> Drafting | None:
+        """Return what is to be drafted beside the target before its forward begins."""
+        source = None if self._item is not None else self._source
+        return None if source is None else source.drafting()
+
     def withdraw(self) -> None:
         """Take it back, unless it is answered: nobody waits for it any more."""
         if self._done is not None:
@@ -187,6 +196,7 @@ class Scheduler:
         counters: What it did so far.
         price: What its forwards take.
         chunk: The same.
+        step_s: What a draft takes that is made beside the target; 0 before the first.
         held_s: Seconds that forwards were held back.
         waiting: Requests that wait for a forward.
     """
@@ -211,6 +221,7 @@ class Scheduler:
         self.executor = executor
         self.counters = Counters()
         self.price = ForwardPrice()
+        self.step_s = 0.0
         self.waiting = 0
         self.clock = clock
         self._max_tokens = max_tokens
@@ -328,8 +339,11 @@ class Scheduler:
         if self._holding is not None:
             self._start()
 
-    def _begin(self, *, late: bool = False) -> None:
-        """Begin the next forward, unless it shall wait; ``late``: it has."""
+    def _begin(self, *, late: bool = False, drafted: bool = False) -> None:
+        """Begin the next forward, unless it shall wait; ``late``: it has.
+
+        ``drafted``: What is drafted beside the target has been.
+        """
         self._beginning = False
         if self._batch or self._closed:
             return
@@ -350,11 +364,24 @@ class Scheduler:
         if self._holding is not None:
             self.held_s += now_s - self._since_s
             self._holding = None
+        if not drafted:
+            found = [request.drafting() for request in heads[: self._max_batch]]
+            jobs = [job for job in found if job is not None]
+            if jobs:  # what comes meanwhile is taken when the forward begins
+                self._beginning = True
+                count = sum([job.steps for job in jobs])
+                self.executor.draft(jobs, partial(self._drafted, count))
+                return
         batch = self._fitting(heads)
         if batch:
             self._run(batch)
         else:
             self._start()  # what was not wanted, or was longer than it seemed
+
+    def _drafted(self, count: int, seconds: float) -> None:
+        new = seconds / count
+        self.step_s += (0.1 if self.step_s else 1.0) * (new - self.step_s)
+        self._begin(late=True, drafted=True)
 
     def _heads(self) -> list[Request]:
         """Return whose turn it is, all of one kind."""

@@ -38,6 +38,7 @@ from draftwire.transport.messages import (
 )
 from draftwire.verifier.backends.base import SlotInput
 from draftwire.verifier.backends.streaming import Run, Step, keeps_streams, schemes_of
+from draftwire.verifier.beside import Beside, Drafting
 from draftwire.verifier.feeder import Feeder
 from draftwire.verifier.greeting import FatalError, error_of
 from draftwire.verifier.lookup import Lookup
@@ -68,6 +69,7 @@ _ANEW = "open the stream again, with its prompt and text as the prompt"
 _BOOKED = (
     *("drafted", "accepted", "emitted", "near_ties", "found", "found_right"),
     *("leaves", "leaves_right"),
+    *("wanted", "spared"),
 )
 
 
@@ -214,6 +216,7 @@ class Stream:
     def stop(self) -> None:
         """End the work: what is on its way is void, the text stays."""
         self.session.detach(cached=self.slot is not None, forwards=self._withdraw())
+        self.session.close()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -255,6 +258,7 @@ class Stream:
 
     def leave(self) -> None:
         """The stream is over: its text and its slot may serve the next one."""
+        self.session.close()
         if self.slot is not None:
             if self._remember():
                 self.slot = None
@@ -404,10 +408,15 @@ class Stream:
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what the stream could expect of a later forward, in a race."""
         session = self.session
-        if not (session.racing and session.judges):
+        if not (session.racing and session.judges) or self.served.drafts is not None:
             return None
         length, ready = session.counts.emitted, session.ready
         return self._arrivals.outlook(now_s, length, ready, self._due_s)
+
+    def drafting(self) -> Drafting | None:
+        """Return what is to be drafted beside the target before the next forward."""
+        scheduler = self.served.driven
+        return self.session.drafting(scheduler.price, scheduler.step_s)
 
     def _note_said(self) -> None:
         scheduler = self.served.scheduler
@@ -765,6 +774,8 @@ class KeptStreams:
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
         """Return what guesses for a new stream, or None."""
         most = 0 if isinstance(served.scheduler, Feeder) else self.limits.lookup
+        if served.drafts is not None:
+            return Beside(prompt, most, served.drafts)
         return Lookup(prompt, most) if most else None
 
     def resume(

@@ -59,6 +59,8 @@ class Tally:
         found_right: Those that were kept.
         leaves: Second choices of devices that were judged.
         leaves_right: Those that were kept.
+        wanted: Drafts that forwards were worth, had they been made beside the target.
+        spared: Those of them that devices had sent.
         finished: Streams that ended, by how: stop, length, abort (by the device, or it
             did not come back), error.
         queue_s: That blocks waited for their forward.
@@ -84,6 +86,8 @@ class Tally:
     found_right: int = 0
     leaves: int = 0
     leaves_right: int = 0
+    wanted: int = 0
+    spared: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     queue_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
     verify_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))

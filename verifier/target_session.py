@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -54,9 +55,11 @@ from draftwire.transport.messages import (
 from draftwire.transport.states import after
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.backends.streaming import Order, Push, Step
+from draftwire.verifier.beside import Beside, Drafting
 from draftwire.verifier.branch import Branch
 from draftwire.verifier.leaves import Leaves
 from draftwire.verifier.lookup import Lookup
+from draftwire.verifier.prices import ForwardPrice
 from draftwire.verifier.states import TABLE, State
 
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
@@ -150,6 +153,8 @@ class StreamCounts:
         forced: Those of them that a grammar left no choice about.
         leaves: Second choices of the device's that were judged.
         leaves_right: Those that were kept.
+        wanted: Drafts that forwards were worth, had they been made beside the target.
+        spared: Those of them that the device had sent.
     """
 
     drafted: int = 0
@@ -163,6 +168,8 @@ class StreamCounts:
     forced: int = 0
     leaves: int = 0
     leaves_right: int = 0
+    wanted: int = 0
+    spared: int = 0
 
 
 class TargetSession:
@@ -180,7 +187,7 @@ class TargetSession:
         cached: So many ids of the prompt are in the slot already.
         target: Its name, for error messages.
         logit_error: How far the target's logits may be off, 0 for an exact target.
-        lookup: Guesses what stands behind the drafts, or None.
+        lookup: Guesses what stands behind the drafts, or drafts it, or None.
         further: The device takes commits with more than one token of the target's.
         grammar: What the text keeps to, or None.
         leaves: So many second choices of the device's a forward may judge.
@@ -592,7 +599,10 @@ class TargetSession:
         if not asked:
             return None
         # What has come meanwhile is judged together.
-        taken = branch.take(partial=self._racing, most=_SPAN)
+        most = _SPAN
+        if self._lookup is not None:
+            most = min(most, self._lookup.reach(branch.waiting(partial=self._racing)))
+        taken = branch.take(partial=self._racing, most=most)
         # The last position of the stream needs no draft beyond it.
         room = self._end - len(self._tokens) - 1
         drafted = taken.tokens[: max(0, room)]
@@ -619,6 +629,33 @@ class TargetSession:
             leaves=leaves,
         )
         return self._work
+
+    def drafting(self, price: ForwardPrice, step_s: float) -> Drafting | None:
+        """Return what is to be drafted beside the target before the next forward.
+
+        Args:
+            price: Of the target's forwards.
+            step_s: Of the draft's.
+        """
+        beside = self._lookup
+        if not isinstance(beside, Beside) or not self.judges:
+            return None
+        drafts = self._branch.waiting(partial=self._racing)
+        room = self._end - len(self._tokens) - 1
+        wanted = min(beside.worth(price.seconds, price.row, step_s), room)
+        return beside.plan(drafts, wanted, partial(self._proposal, len(self._tokens)))
+
+    def _proposal(self, at: int, path: Sequence[int], row: np.ndarray) -> int:
+        """Return what the scheme draws of a draft's logits behind the text and ``path``."""
+        rows = row[None, : self._vocab_size]
+        if self._shape is not None:
+            rows = self._shape.rows(np.repeat(rows, len(path) + 1, axis=0), path)[-1:]
+        return self._decider.decide((), b"", rows, at + len(path)).token
+
+    def close(self) -> None:
+        """Nobody drafts for it any more."""
+        if isinstance(self._lookup, Beside):
+            self._lookup.close()
 
     def judge(self, work: Work, logits: np.ndarray) -> Verdict:
         """Decide about the drafts of ``work``; changes nothing, so in any thread.
@@ -896,6 +933,7 @@ class TargetSession:
         if self._lookup is None:
             return
         self._lookup.extend(kept)
+        self._counts.wanted, self._counts.spared = self._lookup.wanted, self._lookup.spared
         found = right - (work.drafted - work.found)
         if work.found and found >= 0:
             self._counts.found += work.found

@@ -14,9 +14,11 @@ from draftwire.clock import Clock
 from draftwire.packages import Exit, Family
 from draftwire.transport.messages import Hello, Message
 from draftwire.verifier.backends.base import ExitListener, SlotInput, TargetBackend
+from draftwire.verifier.beside import Beside, Drafts, Model
 from draftwire.verifier.dialogue import Dialogue, Peer
 from draftwire.verifier.executor import Executor, VirtualExecutor
 from draftwire.verifier.greeting import welcome_to
+from draftwire.verifier.lookup import Lookup
 from draftwire.verifier.registry import Served
 from draftwire.verifier.scheduler import Scheduler
 from draftwire.verifier.serving.accounts import Account, Usage
@@ -185,6 +187,7 @@ class SimVerifier:
         executor: Runs the forwards in place of one that takes `cost`.
         chunk: Most tokens of one prompt in one forward.
         helps: What it does beside judging drafts, see :class:`~.schemes.Scheme`.
+        draft_s: Of a forward of the draft beside the target.
 
     Attributes:
         backend: The target.
@@ -201,6 +204,7 @@ class SimVerifier:
         executor: Executor | None = None,
         chunk: int = 128,
         helps: Collection[str] = (),
+        draft_s: float = 0.0,
     ) -> None:
         self.backend = backend
         if executor is None:
@@ -208,12 +212,17 @@ class SimVerifier:
             facts = getattr(backend, "facts", ())
             fractions = [fact.fraction for fact in facts]
             executor = VirtualExecutor(backend, clock, cost.of_batch, fractions)
+            executor.draft_s = draft_s
         patient = "patience" in helps
         scheduler = Scheduler(backend, executor, clock, chunk=chunk, patience=patient)
         self.served = Served(backend, scheduler, frozenset())
         most = {name: 4 if name in helps else 0 for name in ("lookup", "leaves")}
         self._limits = replace(_LIMITS, **most)
         self.kept = KeptStreams(self._limits, clock.now)
+        self.draft: Callable[[], Model] | None = None  # of the stream that is opened next
+        if "draft" in helps:
+            self.served.drafts = Drafts(self._take, 1 << 30, 1 << 30)
+            self.kept.lookup_of = self._beside  # type: ignore[method-assign]
         self.usage = Usage(Account("", "simulated"))
 
     @property
@@ -227,16 +236,29 @@ class SimVerifier:
         counters = self.served.scheduler.counters
         return counters.forwards - counters.prefill_forwards
 
-    def attach(self, next: Callable[[], TargetModel | None], peer: Peer) -> Dialogue:
+    def _take(self) -> Model:
+        raise AssertionError("each stream has a draft of its own")
+
+    def _beside(self, prompt: Sequence[int], served: Served) -> Lookup:
+        assert self.draft is not None
+        return Beside(prompt, self._limits.lookup, Drafts(self.draft, 1 << 30, 1 << 30))
+
+    def attach(
+        self,
+        next: Callable[[], TargetModel | None],
+        peer: Peer,
+        draft: Callable[[], Model] | None = None,
+    ) -> Dialogue:
         """Return the verifier's end of a new connection.
 
         Args:
             next: Gives the model of the stream that is opened next on it, where texts
                 are known beforehand.
             peer: The way to the device.
+            draft: Gives the model beside the target for that stream.
         """
         dialogue = _Dialogue(self.kept, self._greet, peer)
-        dialogue.backend, dialogue.next = self.backend, next
+        dialogue.verifier, dialogue.next, dialogue.draft = self, next, draft
         return dialogue
 
     def _greet(self, hello: Hello) -> Terms:
@@ -250,10 +272,12 @@ class SimVerifier:
 class _Dialogue(Dialogue):
     """A connection's end that tells the backend whose text comes next."""
 
-    backend: TargetBackend
+    verifier: SimVerifier
     next: Callable[[], TargetModel | None]
+    draft: Callable[[], Model] | None
 
     def take(self, message: Message, number: int | None = 0) -> None:
-        if isinstance(self.backend, TextBackend):
-            self.backend.next = self.next
+        self.verifier.draft = self.draft
+        if isinstance(self.verifier.backend, TextBackend):
+            self.verifier.backend.next = self.next
         super().take(message, number)

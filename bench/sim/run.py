@@ -266,7 +266,7 @@ class Device:
         self._text = None if setting.near else self.ways.connection()
         network = VirtualNetwork(
             clock,
-            partial(verifier.attach, self._target),
+            partial(verifier.attach, self._target, draft=self._draft),
             setting.vocab_size,
             self.ways if setting.near else None,
             setting.extra,
@@ -303,6 +303,12 @@ class Device:
     def _target(self) -> TargetModel | None:
         assert self.job is not None
         return self.job.target()
+
+    def _draft(self) -> Model:
+        assert self.job is not None
+        found = self.job.draft()
+        assert found is not None
+        return found
 
     def _next_stream(self) -> None:
         job = self.job = self._jobs(len(self.results))

@@ -22,7 +22,7 @@ __all__ = [
 
 _GUESS = frozenset({"guess"})
 _OURS = frozenset({"lookup", "patience"})
-_ALL = _OURS | {"hush", "leaves"}
+_ALL = _OURS | {"draft", "hush", "leaves"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Scheme:
         source: What it is a model of.
         sampled: Sampling scheme above temperature 0, live.
         block: Block length that was asked for by name, or None.
-        helps: What else of ours is done for it: ``"lookup"``, ``"patience"``, by the
-            board ``"hush"``, and by both ``"leaves"``.
+        helps: What else of ours is done for it: ``"lookup"``, ``"patience"``,
+            ``"draft"`` (beside the target, where the device's are late), by the board
+            ``"hush"``, and by both ``"leaves"``.
     """
 
     name: str
@@ -183,6 +184,14 @@ _TABLE = (
         "auto:latency",
         Mode(objective="latency", preempt=_GUESS | {"exits"}),
         helps=_OURS,
+    ),
+    Scheme(
+        "hybrid",
+        "race, and a draft beside the target where the device's drafts are late",
+        "fixed:1",
+        Mode(objective="latency", preempt=_GUESS),
+        source="ours: verifier serve --draft",
+        helps=frozenset({"draft"}),
     ),
     Scheme(
         "pipesd",

@@ -255,6 +255,21 @@ def helps_of(plan: Plan) -> frozenset[str]:
     return plan.scheme.helps - (set() if repeats or plan.job else {"lookup"})
 
 
+def cloud_step_s(profile: Profile) -> float:
+    """Return what a step of the draft takes beside the target.
+
+    Raises:
+        ConfigError: The profile does not say.
+    """
+    step_s = profile.seconds("cloud.draft_step_ms")
+    if math.isnan(step_s):
+        raise ConfigError(
+            f"the profile {profile.name} does not say what drafting in the cloud takes",
+            hint="give cloud.draft_step_ms, or leave the scheme out",
+        )
+    return step_s
+
+
 def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
     """Return what a device of a plan runs.
 
@@ -266,13 +281,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
     near = scheme.place == "device"
     step, watts = StepCost.of(profile), profile.watts()
     if not near:
-        step_s = profile.seconds("cloud.draft_step_ms")
-        if math.isnan(step_s):
-            raise ConfigError(
-                f"the profile {profile.name} does not say what drafting in the cloud takes",
-                hint="give cloud.draft_step_ms, or leave the scheme out",
-            )
-        step = StepCost(step_s)
+        step = StepCost(cloud_step_s(profile))
         # The board only waits.
         watts = dict.fromkeys(watts, watts["wait"]) if "wait" in watts else {}
     cut = scheme.mode.cut and bool(profile["speculation.cut"])
@@ -296,7 +305,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         capabilities=(
             "resume",
             "exits",
-            *(("further",) if helps_of(plan) & {"lookup", "leaves"} else ()),
+            *(("further",) if helps_of(plan) & {"lookup", "leaves", "draft"} else ()),
             *(("leaves",) if "leaves" in helps_of(plan) else ()),
         ),
     )
@@ -331,7 +340,9 @@ def simulate(
     else:
         backend = plan.backend
     cost = ForwardCost.of(profile)
-    verifier = SimVerifier(clock, backend, cost, helps=helps_of(plan))
+    helps = helps_of(plan)
+    step_s = cloud_step_s(profile) if "draft" in helps else 0.0
+    verifier = SimVerifier(clock, backend, cost, helps=helps, draft_s=step_s)
     left, ended_s = plan.sessions, 0.0
     end_s = math.inf if plan.hours is None else plan.hours * 3600
 

@@ -40,6 +40,7 @@ from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Hello, Welcome
 from draftwire.transport.traffic import Meter
+from draftwire.verifier.beside import Drafts
 from draftwire.verifier.dialogue import Dialogue
 from draftwire.verifier.executor import VirtualExecutor
 from draftwire.verifier.feeder import Feeder
@@ -142,6 +143,7 @@ class Plan:
     lookup: int = 0  # tokens that the verifier guesses behind the drafts
     leaves: int = 0  # second choices that a forward may judge
     holds: bool = False  # forwards are held back by dice
+    beside: bool = False  # the verifier drafts too
     seed: int = 0
     salt: bytes = b""  # of the target; drawn when there is none
 
@@ -298,6 +300,7 @@ def draw_plan(dice, mechanism=None, long=False):
         holds=dice.one_of([False, True]),
         seed=dice.whole(0, 1 << 30),
         leaves=dice.one_of([0, 1, 4]),
+        beside=dice.one_of([False, True]),
     )
 
 
@@ -355,6 +358,33 @@ class LuckyLookup(Lookup):
             found.append(token)
             fed.append(token)
         return found
+
+
+class Neighbour:
+    """A draft beside the target: right with some luck, and it may fail for good."""
+
+    def __init__(self, world):
+        self.world, self.fed = world, []
+
+    @property
+    def length(self):
+        return len(self.fed)
+
+    def rewind(self, length):
+        assert length <= len(self.fed)
+        del self.fed[length:]
+
+    def forward(self, tokens):
+        world = self.world
+        assert len(tokens) > 0
+        self.fed += tokens
+        if world.rng.random() < 0.002:
+            raise RuntimeError("planted: the draft beside the target fails")
+        if world.rng.random() < world.plan.luck:
+            return world.target.rows_after(self.fed)
+        return (np.sin((world.rng.random() + np.arange(VOCAB)) * 7.1) * 2).astype(
+            np.float32
+        )
 
 
 class Holding(Scheduler):
@@ -628,7 +658,7 @@ class World:
         self.rng = random.Random(plan.seed)
         self.clock = VirtualClock()
         self.codec = Codec(VOCAB)
-        own = ("further",) if plan.lookup or plan.leaves else ()
+        own = ("further",) if plan.lookup or plan.leaves or plan.beside else ()
         own += ("leaves",) if plan.leaves else ()
         self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
@@ -688,15 +718,19 @@ class World:
         fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
         executor = VirtualExecutor(self.target, self.clock, cost, fractions)
         kind = partial(Holding, self) if plan.holds else Scheduler
+        executor.draft_s = plan.step_s
         scheduler = kind(self.target, executor, self.clock, max_batch=4, chunk=16)
         self.serve(scheduler)
 
     def serve(self, scheduler):
         plan = self.plan
         self.served = Served(self.target, scheduler, frozenset())
+        if plan.beside:
+            self.served.drafts = Drafts(partial(Neighbour, self), VOCAB, 60)
         limits = Limits(block=plan.max_block, streams=plan.most, leaves=plan.leaves)
         self.kept = KeptStreams(limits, self.clock.now)
-        self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
+        if not plan.beside:
+            self.kept.lookup_of = lambda prompt, served: LuckyLookup(self, prompt)
         self.usage = Usage(User("", "everyone"))
 
     def strain(self, batch):

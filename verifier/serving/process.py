@@ -20,6 +20,7 @@ from draftwire.transport.wirelog import WireLog
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.loading import Loader
 from draftwire.verifier.backends.streaming import StreamBackend
+from draftwire.verifier.beside import Drafts
 from draftwire.verifier.gateway.fleet import Fleet
 from draftwire.verifier.gateway.service import Gateway
 from draftwire.verifier.registry import Registry
@@ -61,6 +62,7 @@ class Options:
         batch: Most streams in one forward.
         prefill_chunk: Most tokens of one prompt in one forward.
         impatient: No forward of a race is held back for drafts.
+        draft: Makes what drafts beside a target, or None.
         drain_s: Seconds that running streams may take at the end.
         fleet: Verifiers to pass streams on to, in place of targets.
     """
@@ -86,6 +88,7 @@ class Options:
     batch: int = 64
     prefill_chunk: int = 128
     impatient: bool = False
+    draft: Callable[[TargetBackend], Drafts | None] | None = None
     drain_s: float = 10.0
     fleet: Callable[[], Fleet] | None = None
 
@@ -153,6 +156,7 @@ async def _serve(options: Options, listening: Callable[[VerifierService], None])
             "patience": not options.impatient,
         },
         default=options.default,
+        draft=options.draft,
     )
     wire_log = None
     if options.wire_log is not None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ targets:
 --batch-tokens N =512  a forward
 --max-batch N =64 >batch  streams a forward
 --prefill-chunk N =128  a prompt
+--draft DIR           a draft package that drafts here too, where a device's drafts are late
 --impatient           hold no forward of a race back for drafts that are on their way
 {_NETWORK}limits:
 --wire-log FILE       {OPTIONS["wire_log"].help}
@@ -224,6 +226,7 @@ def serve(args: argparse.Namespace) -> int:
             **network_of(args),
             "targets": tuple(targets),
             "loader": _loader(args, targets),
+            "draft": _draft(args),
             "limits": Limits(**_fields(Limits, args), parked_bytes=args.parked_mib << 20),
         }
     )
@@ -295,6 +298,39 @@ def _loader(args: argparse.Namespace, targets: list[Path]) -> Any:
     from draftwire.verifier.backends.loading import Loader
 
     return Loader(**_fields(Loader, args))
+
+
+def _draft(args: argparse.Namespace) -> Any:
+    """Return what makes models beside a target, or None.
+
+    Raises:
+        ConfigError: The package is none, or the backend drafts for itself.
+    """
+    if args.draft is None:
+        return None
+    if args.backend in ("vllm", "openai"):
+        raise ConfigError(
+            f"--draft is not for --backend {args.backend}: its engine keeps the streams",
+            hint="let the engine speculate by its own settings",
+        )
+    from draftwire.packages import load_draft
+    from draftwire.runtime.engines.draft_model import DraftModel
+    from draftwire.verifier.beside import Drafts
+
+    package = load_draft(args.draft)
+    DraftModel.load(package, threads=args.threads)  # what is wrong with it is said now
+
+    def make(backend: Any) -> Drafts | None:
+        if backend.family.tokenizer != package.family.tokenizer:
+            log.warning(
+                "%s %s is served without the draft %s: their tokenizers differ",
+                *(backend.name, backend.version, package.name),
+            )
+            return None
+        load = partial(DraftModel.load, package, threads=args.threads)
+        return Drafts(load, package.vocab_size, package.context)
+
+    return make
 
 
 def _fields(kind: Any, args: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""A draft beside the target: what it gives, when it is asked, what it must not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from frozen import DRAFT, MODELS
+
+import draftwire
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate, tuned
+from draftwire.cli._local_verifier import local_verifier
+from draftwire.verifier.beside import Beside, Drafts
+
+V = 12
+
+
+class Counting:
+    """Says that id + 1 follows an id."""
+
+    def __init__(self):
+        self.fed = []
+
+    @property
+    def length(self):
+        return len(self.fed)
+
+    def rewind(self, length):
+        del self.fed[length:]
+
+    def forward(self, tokens):
+        self.fed += tokens
+        return np.eye(V, dtype=np.float32)[(self.fed[-1] + 1) % V]
+
+
+def own(path, row):
+    return int(np.argmax(row))
+
+
+def beside(tokens=(7, 1), model=None, **drafts):
+    made = model or Counting()
+    return Beside(tokens, 4, Drafts(lambda: made, drafts.get("vocab", V), 64)), made
+
+
+def test_it_drafts_behind_the_drafts_of_the_device():
+    one, model = beside()
+    one.plan((2, 3), 5, own).run()
+    assert one.find([2, 3]) == [4, 5, 6]
+    assert (one.wanted, one.spared) == (5, 2)
+    one.judged(3, 3)
+    one.extend([2, 3, 4, 5, 6, 9])
+    job = one.plan((), 2, own)
+    assert job.steps == 2
+    job.run()
+    assert one.find([]) == [10, 11] and model.fed == [7, 1, 2, 3, 4, 5, 6, 9, 10]
+
+
+def test_it_takes_the_longer_of_two_continuations():
+    one, _ = beside()
+    one.plan((2,), 4, own).run()
+    assert one.reach((2, 3)) == 2 and one.find([2, 3]) == [4, 5], "more came, and agrees"
+    one.plan((2,), 4, own).run()
+    assert one.reach((2, 8)) == 1, "what contradicts more than there is"
+    assert one.find([2]) == [3, 4, 5]
+    one.plan((2,), 4, own).run()
+    assert one.reach((2, 8, 8, 8, 8)) == 5, "it reaches further"
+    assert one.find([2, 8, 8, 8, 8]) == []
+
+
+def test_it_is_not_asked_where_enough_has_come_or_the_draft_is_full():
+    one, _ = beside()
+    assert one.plan((2, 3), 2, own) is None
+    assert one.plan(tuple(range(2, 12)) * 7, 80, own) is None
+
+
+def test_ids_that_the_draft_does_not_know_are_not_fed_to_it():
+    one, model = beside((7, 11), vocab=9)
+    one.plan((), 3, own).run()
+    assert one.find([]) == [] and model.fed == []
+
+
+def test_a_long_prompt_is_read_in_pieces():
+    one, model = beside([1] * 600)
+    one._drafts.context = 4096
+    read = []
+    for _ in range(3):
+        one.plan((), 3, own).run()
+        read.append((model.length, one.find([])))
+    assert [n for n, _ in read] == [256, 512, 602]
+    assert read[2][1][:1] == [2]
+
+
+def test_a_draft_that_fails_fails_nobody(caplog):
+    model = Counting()
+    model.forward = lambda tokens: 1 / 0
+    one, _ = beside(model=model)
+    one.plan((), 3, own).run()
+    assert one.find([]) == [] and one.plan((), 3, own) is None
+    assert "none drafts now" in caplog.text
+
+
+def test_a_model_goes_on_to_the_next_stream_when_its_work_is_done():
+    one, model = beside()
+    job = one.plan((), 2, own)
+    one.close()
+    assert one._drafts._idle == []
+    job.run()
+    assert one._drafts._idle == [model]
+
+
+@pytest.mark.parametrize("step_ms, rtt_ms, better", [(10.0, 40.0, 1.03), (1.0, 10.0, 0.9)])
+def test_it_is_as_fast_as_both_models_on_one_machine(step_ms, rtt_ms, better):
+    profile = find("nano-a100").replaced(
+        "assumed", "a test", cloud__forward_ms=27.0, cloud__draft_step_ms=2.7,
+        draft__step_ms=step_ms, link__rtt_ms=rtt_ms, text__acceptance=0.8,
+    )  # fmt: skip
+    plan = Plan(profile, scheme_named("colocated"), streams=1, tokens=1000)
+    together = tuned(plan)
+    ours = simulate(replace(plan, scheme=scheme_named("hybrid")))
+    assert ours.ms_per_token < better * together.ms_per_token
+
+
+@pytest.mark.timeout(300)
+def test_the_text_is_the_same():
+    target, texts = MODELS / "v1.target", []
+    for more in ((), ("--draft", str(DRAFT))):
+        with local_verifier([target], more) as (url, token), draftwire.connect(
+            url, draft=DRAFT, token=token, energy="off", silence_s=15.0
+        ) as session:
+            for temperature, penalty in ((0.0, 0.0), (0.8, 0.5)):
+                stream = session.generate(
+                    "Once upon a time", max_new_tokens=40, temperature=temperature,
+                    seed=3, objective="latency", presence_penalty=penalty,
+                )  # fmt: skip
+                texts.append([t.id for chunk in stream for t in chunk.tokens])
+    assert texts[:2] == texts[2:] and len(texts[0]) == 40
