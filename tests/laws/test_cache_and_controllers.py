@@ -98,7 +98,11 @@ def test_budgets_need_watts():
         watts = "model:prefill=9,draft=9,transmit=4,verify-wait=3,wait=3"
         with draftwire.connect(url, draft=tiny, token=token, energy=watts) as session:
             for _ in session.generate(
-                [1, 2, 3], controller="auto", max_watts=2.0, max_new_tokens=24
+                [1, 2, 3],
+                controller="auto",
+                max_watts=2.0,
+                max_new_tokens=24,
+                ignore_eos=True,
             ):
                 pass
             assert any("budget" in w for w in session.report["warnings"])
