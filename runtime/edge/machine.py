@@ -579,8 +579,12 @@ class EdgeSession:
     def _forget_wire(self, epoch: int) -> None:
         """Nothing is in flight; what the main line holds is one block, ready to go."""
         self._wire.reset(epoch)
-        self._lines.drop_others()
-        self._hand = _Hand(0, None, len(self._lines.main) > 0)
+        lines = self._lines
+        lines.drop_others()
+        bare = -1 if self._free else lines.main.bare
+        if bare >= 0:  # no verdict replaces it now, and it cannot be sent: no evidence
+            lines.main = Line(lines.main.proposals[:bare])
+        self._hand = _Hand(0, None, len(lines.main) > 0)
         self._alone = _Alone.NO
         self._told = not self._racing  # what it was told last may have been lost
         self._preemption.reset()

@@ -144,6 +144,33 @@ def test_what_a_verifier_has_dropped_holds_nothing_back():
     world.check(Plan((stream,), luck=0.0, context=60, max_block=5, seed=660721132, **quick))
 
 
+def test_what_an_exit_said_before_the_link_was_lost_holds_nothing_back():
+    """It has no evidence, so it cannot be sent, and no verdict comes: it once stayed."""
+    mode = Mode.of(objective="auto", pipeline=3, preempt="exits,outcomes", cut=True)
+    other = StreamPlan(
+        prompt=(15, 3, 16), count=4, seed=346468237, mode=mode, k=1, patience_s=3.0,
+        grammar="any", offline="error", stops=(3,), draft_context=23, cancel_s=0.98,
+    )  # fmt: skip
+    stream = StreamPlan(
+        prompt=(17,), count=6, scheme="qs", seed=36909300, mode=mode, k=3, off=True,
+        grammar="long", forcing=True, patience_s=30.0,
+    )  # fmt: skip
+    slow = {"delay_s": 0.2, "jitter": 0.0, "step_s": 0.05, "forward_s": 0.1}
+    world.check(
+        Plan(
+            (other, stream),
+            (Fault(1.2, "restart", 3.0),),
+            luck=0.5,
+            context=60,
+            max_block=5,
+            most=2,
+            holds=True,
+            seed=247959812,
+            **slow,
+        )
+    )
+
+
 def one(*faults, connects=(), **stream):
     """Run one stream through ``faults``; return what its user saw, and the world."""
     stream = {"prompt": (1, 2, 3), "count": 40, "patience_s": 30.0, **stream}

@@ -98,13 +98,15 @@ def test_the_targets_law(scheme, mode):
 
 def test_a_draft_that_is_always_accepted_would_show(monkeypatch):
     """The test can fail: a verifier that takes every draft breaks the law."""
-    from draftwire.sampling import Decision, residual
+    from draftwire.sampling import Decision
+    from draftwire.sampling.rejection import Judge
 
-    honest = residual.judge
+    honest = Judge.decide
 
-    def generous(tokens, drafts, logits, params, position):
-        last = honest([], [], logits[len(tokens) :], params, position + len(tokens))
-        return Decision(len(tokens), last.token)
+    def generous(self, tokens, evidence, logits, position, forced=()):
+        k = len(tokens)
+        last = honest(self, [], b"", logits[k:], position + k)
+        return Decision(k, last.token)
 
-    monkeypatch.setattr(residual, "judge", generous)
+    monkeypatch.setattr(Judge, "decide", generous)
     assert statistic_of("residual", MODES["pipeline"], 1200) > 75
