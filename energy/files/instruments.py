@@ -61,10 +61,9 @@ class Instrument:
 
     @property
     def provenance(self) -> str:
-        """Where the figures come from, and which are not verified."""
-        return (
-            f"{self.source} (not verified: {self.unread})" if self.unread else self.source
-        )
+        """Where the figures come from, and which nobody verified."""
+        open_ = f" (unverified: {self.unread}; give --accuracy)" if self.unread else ""
+        return self.source + open_
 
 
 def load_instruments() -> dict[str, Instrument]:

@@ -144,11 +144,11 @@ def sweep(
                 settle()
                 for number in range(repeats):
                     recorded = run(mode, number)
+                    if recorded.interrupted:  # which ends the command as well
+                        raise KeyboardInterrupt
                     if recorded.exit_code:
                         code = recorded.exit_code
                         raise ConfigError(f"in mode {mode} the command ended with {code}")
-                    if recorded.interrupted:
-                        raise KeyboardInterrupt
                     point.runs.append(recorded.entry)
                     point.add_up()
                     done(points)

@@ -131,18 +131,18 @@ def did_you_mean(
     return f"did you mean {close[0]}?" if close else otherwise
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str, *, zero: bool = False) -> float:
     """Parse ``500ms``, ``60s``, ``5m``, ``2h`` or a number of seconds.
 
     Raises:
-        ConfigError: It is something else, or not positive.
+        ConfigError: It is something else, or not positive (0 with ``zero`` is taken).
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text)
     try:
         value = float(match.group(1)) * _SECONDS[match.group(2)]  # type: ignore[union-attr]
     except (AttributeError, KeyError, ValueError) as exc:
         raise ConfigError(f"{text!r} is no time", hint="e.g. 500ms, 60s, 5m") from exc
-    if not value > 0 or not math.isfinite(value):
+    if not (value > 0 or zero and value == 0) or not math.isfinite(value):
         raise ConfigError(f"{text!r} is not a positive time")
     return value
 

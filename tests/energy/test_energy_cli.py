@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,11 @@ from energy_lab import run, tree, write_recording
 from draftwire.cli import energy as command
 from draftwire.energy.files.recording import read_recording
 from draftwire.energy.live.pulse import PATTERN_S, find_offset
+from draftwire.energy.live.record import Recorded
 from draftwire.energy.reports.compare import compare
 from draftwire.energy.reports.rows import Row, analyse, load_rows
 from draftwire.energy.reports.sweep import Point, pareto, set_mode
+from draftwire.energy.reports.sweep import sweep as run_modes
 from draftwire.errors import BoardError, ConfigError, SensorError
 
 
@@ -390,6 +395,53 @@ def test_sweep_sets_modes_only_with_consent(tmp_path, capsys):
     first, second = json.loads(out.read_text())["points"]
     assert first["runs"] and not second["runs"] and "ended with 1" in second["error"]
     assert status.read_text() == "pmode:0001\n", "the board is back in its mode"
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGHUP", "end"])
+def test_sweep_brings_the_board_back_and_keeps_its_runs(how, tmp_path):
+    root, out, again = tree(tmp_path), tmp_path / "kept.json", tmp_path / "again"
+    status = root / "var/lib/nvpmodel/status"
+    status.write_text("pmode:0001\n")
+    setter = tmp_path / "set"
+    setter.write_text(f"#!/bin/sh\nsleep 0.2\necho pmode:000$1 > {status}\n")
+    setter.chmod(0o755)
+    once, wait = tmp_path / "once", 0.2 if how == "end" else 3
+    code = f"[ -e {once} ] && touch {again} && exec sleep {wait}; touch {once}; sleep 0.3"
+    words = ["sweep", "--root", root, "--modes", "15W", "--repeats", "2", "--hz", "20"]
+    words += ["--set", f"{setter} {{id}}", "--yes", "--settle", "0s", "--out", out]
+    line = [sys.executable, "-m", "draftwire", "energy", *words, "--", "sh", "-c", code]
+    child = subprocess.Popen(list(map(str, line)), start_new_session=True)
+    while how != "end" and not again.exists():
+        assert child.poll() is None
+        time.sleep(0.02)
+    if how != "end":
+        assert status.read_text() == "pmode:0000\n"
+        child.send_signal(getattr(signal, how))
+    assert child.wait(120) == (0 if how == "end" else 130)
+    assert status.read_text() == "pmode:0001\n", "the board is back in its mode"
+    (point,) = json.loads(out.read_text())["points"]
+    assert len(point["runs"]) == (2 if how == "end" else 1) and point["energy_j"] > 0
+    assert point["error"] == ("" if how == "end" else "interrupted")
+
+
+def test_sweep_brings_the_board_back_when_it_breaks():
+    did: list[object] = []
+
+    def run_one(mode: str, number: int) -> Recorded:
+        if number:
+            raise RuntimeError("a fault")
+        entry = {"joules": 2.0, "uncertainty": 0.1, "seconds_by_phase": {"run": 1.0}}
+        return Recorded(entry, 0, False, "")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        run_modes(
+            ["15W", "25W"],
+            enter=lambda mode: did.append(mode),
+            run=run_one,
+            done=lambda points: did.append(len(points[0].runs)),
+            leave=lambda: did.append("back"),
+        )
+    assert did == ["15W", 1, "back"], "the run that was done is kept, then the mode"
 
 
 def test_sweep_notices_a_mode_that_did_not_change():

@@ -43,7 +43,7 @@ FORMATS = {
         "timestamp_ms;bus_voltage_V;shunt_mV;current_mA;power_mW",
         "{i}00;5.0;8;800;4000",
         {},
-        "ina219",
+        "ina",
     ),
     "ina226 by name": ("ms,INA226 V,INA226 mA", "{i}00,5.0,800", {
         "columns": {"time": "ms:ms", "voltage": "INA226 V", "current": "INA226 mA:mA"}},
@@ -185,10 +185,14 @@ def test_packed_files_and_rubbish(tmp_path):
 def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
     for meter in load_instruments().values():
         assert meter.source and 0 < meter.gain < 0.5, meter.name
-        assert ("not verified" in meter.provenance) == bool(meter.unread)
+        assert ("unverified: " in meter.provenance) == bool(meter.unread)
+        assert ("give --accuracy" in meter.provenance) == bool(meter.unread)
     # Only a chip that the file names may have its figures; else the least exact.
     known = load_instruments()
-    assert known["ina219"].gain > known["ina226"].gain
+    for one in (one for name, one in known.items() if name.startswith("ina")):
+        assert known["ina"].gain >= one.gain, one.name
+        assert known["ina"].offset_a >= one.offset_a, one.name
+        assert known["ina"].offset_v >= one.offset_v, one.name
     # JS110, 2 A range: 0.3 % + 1.5 mA, and nothing below it for a file of either kind.
     assert min(known["js110"].offset_a, known["js220"].offset_a) >= 1.5e-3
 

@@ -12,7 +12,7 @@ from typing import Any
 from draftwire.cli._common import give_json
 from draftwire.cli.energy import open_live, rail_tables, say, seconds_of, sentence, split
 from draftwire.errors import ConfigError, DraftwireError, SensorError
-from draftwire.io import align, quantity, write_text
+from draftwire.io import align, parse_seconds, quantity, write_text
 
 HERE = "127.0.0.1:9477"  # of Prometheus
 COUNTS = ("drafted", "accepted", "emitted", "requests")
@@ -220,12 +220,16 @@ def sweep(args: argparse.Namespace) -> int:
             say(f"{mode}: run {number + 1} of {args.repeats}")
             return live.record(meter, None, command=command, stdout=2)  # stdout is ours
 
-    settle_s = seconds_of(args.settle) or 0.0
+    settle_s = parse_seconds(args.settle, zero=True)
     before = present()
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def leave() -> None:
         if before is None or present() == before:
             return
+        if args.yes and args.set:  # a second Ctrl-C does not leave it halfway
+            for number in ends:
+                signal.signal(number, signal.SIG_IGN)
         try:
             enter(before)
         except (DraftwireError, KeyboardInterrupt) as exc:
@@ -243,7 +247,8 @@ def sweep(args: argparse.Namespace) -> int:
         if args.out:
             write_text(args.out, json.dumps(document(points), indent=2) + "\n")
 
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A lost terminal ends it as Ctrl-C does: the board's mode back, the runs kept.
+    old = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         points = run_modes(
             modes,
@@ -255,7 +260,8 @@ def sweep(args: argparse.Namespace) -> int:
             done=keep,
         )
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
     if give_json(args, document(points)):
         rows = [("mode", f"seconds per {points[0].per}", "energy", "")]
         for p in points:
