@@ -87,7 +87,7 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
     if pieces and row.mean_w is not None:
         axes.axhline(row.mean_w, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"mean\n{row.mean_w:.2f}",
+            f"mean\n{row.mean_w:.2f} W",
             (1.0, row.mean_w),
             xycoords=("axes fraction", "data"),
             xytext=(3, 0),
@@ -108,6 +108,8 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
     axes.set_ylabel(f"power, {trace.scope} (W)" if trace.scope else "power by rail (W)")
     energy = stated(row.energy_j, row.uncertainty_j, row).replace("+-", "\u00b1")
     kind = ", MODELLED" if row.kind == "modelled" else ""
+    if row.coverage is not None and row.coverage < 0.9995:
+        kind += f", {100 * row.coverage:.1f} % covered"
     none = f"no joules: {row.why_null}"[:80]
     told = row.energy_j is not None
     axes.set_title(f"{energy}  ({row.source}, {row.scope}{kind})" if told else none)
@@ -160,10 +162,12 @@ def _plot_bars(rows: Sequence[Row], path: Path) -> None:
         totals = [row.energy_j for row in known]
         axes.errorbar(places, totals, errors, capsize=3, **_WHISKER)
         names = [Path(row.file).stem for row in known]
-        axes.set_xticks(places, names, rotation=25 if len(known) > 3 else 0)
+        look = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
+        wide = len(known) > 3 or max(map(len, names)) > 10
+        axes.set_xticks(places, names, **(look if wide else {}))
         only = any(row.resolution_only for row in known)
         axes.set_ylabel(f"energy, {scopes[0]} (J)")
-        axes.set_title("bars: 95 %" + (", resolution only" if only else ""))
+        axes.set_title("whiskers: 95 %" + (", resolution only" if only else ""))
         axes.grid(axis="x", visible=False)
         if len(phases) > 1:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -182,12 +186,13 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
     known = [point for point in points if point["energy_j"] is not None]
     if not known:
         raise ConfigError("no mode has joules: there is nothing to draw")
-    front = sorted((p["seconds"], p["energy_j"]) for p in known if p["pareto"])
+    known.sort(key=lambda point: (point["seconds"], point["energy_j"]))
+    front = [(p["seconds"], p["energy_j"]) for p in known if p["pareto"]]
     with picture(path) as plt:
         _, axes = plt.subplots(figsize=(4.4, 3.3))
         line = {"color": "#0072B2", "linewidth": 1.2, "zorder": 1}
-        axes.plot(*zip(*front), label="Pareto front", **line)
-        for point in known:
+        axes.plot(*zip(*front), label="front: not surely beaten", **line)
+        for place, point in enumerate(known):
             axes.errorbar(
                 point["seconds"],
                 point["energy_j"],
@@ -201,10 +206,14 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
                 zorder=2,
             )
             at = (point["seconds"], point["energy_j"])
-            look = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8}
+            # By turns to the upper right and the lower left: neighbours keep apart.
+            look: dict[str, Any] = {"xytext": (6, 5), "ha": "left", "va": "bottom"}
+            if place % 2:
+                look = {"xytext": (-6, -5), "ha": "right", "va": "top"}
+            look.update(textcoords="offset points", fontsize=8)
             axes.annotate(point["mode"], at, **look)
         axes.set_xlabel(f"time per {per} (s)")
         axes.set_ylabel(f"energy per {per} (J)")
         axes.margins(x=0.22, y=0.18)
-        axes.set_title("power modes, bars: 95 %")
-        axes.legend(loc="upper right")
+        axes.set_title("power modes, whiskers: 95 %")
+        axes.legend(loc="best")
