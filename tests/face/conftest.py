@@ -30,7 +30,7 @@ def report_of(tokens: int, finish: str) -> dict[str, Any]:
         "finish": finish,
         "bytes": {"up_payload": 20},
         "seconds": {"total": 0.5},
-        "energy": {"joules": None},
+        "energy": {"joules": None, "source": None},
     }
 
 

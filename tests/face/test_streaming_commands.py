@@ -16,6 +16,7 @@ import pytest
 
 from draftwire import Chunk, Token
 from draftwire.cli import _common, main
+from draftwire.cli._stream import summary
 from draftwire.errors import OutputError
 from draftwire.options import CONNECT_GROUPS, STREAM_GROUPS, options_of
 
@@ -28,6 +29,20 @@ def test_text_on_stdout_totals_on_stderr(played, capsys):
         "4 tokens in 2 rounds, 3.00 accepted a block, 0.50 target forwards a token, "
         "2.50 bytes up a drafted token, 8.00 tokens/s (length)\n"
     )
+
+
+def test_a_measured_run_says_its_joules_below_its_totals(played):
+    entry = {"joules": 12.34, "uncertainty": 0.21, "net": 3.0, "net_uncertainty": 0.4}
+    entry.update(source="sysfs", scope="module", resolution_only=False, flags=["gaps"])
+    entry.update(seconds_by_phase={"draft": 1.0, "wait": 0.5}, coverage=0.9)
+    _, joules = summary({**played.report_of(4, "length"), "energy": entry}).splitlines()
+    assert joules == (
+        "12.34 +- 0.21 J (3.00 +- 0.40 J above idle) in 1.50 s, 90.0 % covered, "
+        "scope module, source sysfs [gaps]"
+    )
+    entry.update(joules=None, why_null="the sensor was gone")
+    line = summary({**played.report_of(4, "length"), "energy": entry})
+    assert line.endswith("\nno joules: the sensor was gone")
 
 
 def test_what_is_asked_for_reaches_the_session(played, monkeypatch, tmp_path):

@@ -119,7 +119,8 @@ def warn(*reports: Mapping[str, Any]) -> None:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return one line on a run: what it cost and what the draft saved."""
+    """Return a line on a run, what it cost and what the draft saved, and one on joules."""
+    from draftwire.cli.energy import sentence
     from draftwire.runtime.summary import summarise
 
     found = summarise("", report)
@@ -132,4 +133,5 @@ def summary(report: Mapping[str, Any]) -> str:
     ):
         if value is not None:
             parts.append(f"{value:.2f} {words}")
-    return f"{', '.join(parts)} ({report['finish']})"
+    line, energy = f"{', '.join(parts)} ({report['finish']})", report["energy"]
+    return f"{line}\n{sentence(energy)}" if energy["source"] else line
