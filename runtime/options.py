@@ -252,14 +252,16 @@ def encode_prompt(
         text = found
         ids = guarded(lambda: tokenizer.encode(text, bos_id=bos_id), "the tokenizer")
     if not ids:
-        raise ConfigError("the prompt is empty")
+        raise ConfigError("the prompt is empty", about="prompt")
     if min(ids) < 0 or max(ids) >= vocab_size:
-        raise ConfigError(f"the prompt holds a token id outside 0..{vocab_size - 1}")
+        what = f"the prompt holds a token id outside 0..{vocab_size - 1}"
+        raise ConfigError(what, about="prompt")
     if len(ids) >= context:
         raise ConfigError(
             f"the prompt has {len(ids)} tokens, but the target holds {context} together "
             "with the answer",
             hint="shorten the prompt",
+            about="prompt",
         )
     return ids
 

@@ -396,14 +396,17 @@ class SessionBase(Generic[_S]):
         given, calls = with_defaults(options), None
         if tools is not None and tool_choice is not None:
             calls = self.calls_of(tools, tool_choice, parallel=parallel_tool_calls)
-        if calls is not None and not self._talk().template.shows_tools:
-            messages, tools = [calls.introduction(tools or ()), *messages], None
+            if not self._talk().template.shows_tools:
+                if calls is not None:
+                    messages = [calls.introduction(tools), *messages]
+                tools = None
         prompt = self._prompt(messages, tools, template_options)
         if calls is not None:
             if any(given[name] for name in ("schema", "regex", "choice", "grammar")):
                 raise ConfigError(
                     "an answer that may call tools has their grammar, and no other",
                     hint='use tool_choice="none" with a schema',
+                    about="tools",
                 )
             given["grammar"] = calls.grammar()
         stream = self._stream(prompt, given)

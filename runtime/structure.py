@@ -87,6 +87,7 @@ class Structures:
                 "bad_words and a grammar do not go together: what one demands the other "
                 "may forbid",
                 hint="leave one of them out",
+                about="bad_words",
             )
         compiled = self._kept.get(grammar.digest)
         if compiled is None:

@@ -62,16 +62,14 @@ class Shape:
         prompt: int,
         constraint: Constraint | None = None,
     ) -> None:
-        ids = [i for i, _ in params.logit_bias]
-        ids += [i for word in params.bad_words for i in word]
-        for i in ids:
+        ids = [("logit_bias", i) for i, _ in params.logit_bias]
+        ids += [("bad_words", i) for word in params.bad_words for i in word]
+        for name, i in ids:
             if not 0 <= i < vocab_size:
-                raise ConfigError(
-                    f"token id {i} of logit_bias or bad_words is outside the vocabulary "
-                    f"of {vocab_size}"
-                )
+                what = f"token id {i} of {name} is outside the vocabulary of {vocab_size}"
+                raise ConfigError(what, about=name)
         if len({word[-1] for word in params.bad_words}) >= vocab_size:
-            raise ConfigError("bad_words would leave no token")
+            raise ConfigError("bad_words would leave no token", about="bad_words")
         self.length = 0
         self._params, self._vocab_size, self._prompt = params, vocab_size, prompt
         self._constraint = constraint

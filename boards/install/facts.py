@@ -11,6 +11,7 @@ from draftwire.boards.install.trouble import BOARD, InstallError
 
 # e_machine and class of an ELF header -> what `uname -m` says.
 _MACHINES = {(183, 2): "aarch64", (40, 1): "armv7l", (62, 2): "x86_64"}
+_BOARDS = {"aarch64": "generic-aarch64", "armv7l": "generic-armv7", "x86_64": "generic-x86"}
 _LIBRARY_FOLDERS = (
     "/lib/aarch64-linux-gnu",
     "/lib/arm-linux-gnueabihf",
@@ -60,8 +61,14 @@ def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -
     """
     again = f"make one for it: draftwire boards bundle --board {board} --python ..."
     if facts.arch and facts.arch != arch:
+        other = _BOARDS.get(facts.arch)
         raise InstallError(
-            f"the bundle is for {arch}, this system is {facts.arch}", BOARD, again
+            f"the bundle is for {arch}, this system is {facts.arch}",
+            BOARD,
+            f"make one with --board {other}, or the board's own name: "
+            "draftwire boards detect --all"
+            if other
+            else "no bundle is made for that; pip install 'draftwire[board]' may do",
         )
     if not facts.python:
         found = ", ".join(facts.pythons) or "none"

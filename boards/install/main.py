@@ -69,7 +69,14 @@ def _parser(verbs: Sequence[str]) -> argparse.ArgumentParser:
     add("--python", metavar="PATH", help="the board's Python, if it is in an odd place")
     add("--dry-run", action="store_true", help="say what would be done, write nothing")
     add("--no-start", action="store_true", help="write all files, start no service")
-    add("--no-system", action="store_true", help="no unit, no udev rule: prefix alone")
+    add(
+        "--no-system",
+        dest="system",
+        action="store_false",
+        default=None,
+        help="no unit, no udev rule: prefix alone; remembered",
+    )
+    add("--system", action="store_true", default=None, help="with them from now on")
     add("--no-compile", action="store_true", help="make no byte code")
     add("--keep-config", action="store_true", help="uninstall: keep settings and token")
     add("-q", "--quiet", action="store_true", help="say less")
@@ -89,9 +96,7 @@ def _act(args: argparse.Namespace) -> int:
     key = read_key(args.key) if args.key else None
     disk = Disk(root, dry=args.dry_run, say=say)
     service = Service(disk, start=not args.no_start, compile_bytecode=not args.no_compile)
-    installer = Installer(
-        disk, Layout(args.prefix), service, say, system=not args.no_system
-    )
+    installer = Installer(disk, Layout(args.prefix), service, say, system=args.system)
     if args.verb == "check":
         checked = check_bundle(
             args.bundle, key, unsigned=key is None and args.allow_unsigned

@@ -40,7 +40,8 @@ class Installer:
         layout: Where in it.
         service: Starts, stops and tries what is installed.
         say: Called with each line for people.
-        system: Whether the files outside the prefix are written.
+        system: Whether the files outside the prefix are written; by default as the
+            installation that is there was made.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Installer:
         service: Service,
         say: Callable[[str], None],
         *,
-        system: bool = True,
+        system: bool | None = None,
     ) -> None:
         self.disk = disk
         self.layout = layout
         self.service = service
         self.say = say
-        self.system = system
+        self.system = not self._record().get("prefix_only") if system is None else system
 
     # ---- install
 
@@ -97,6 +98,8 @@ class Installer:
             self._unpack(checked, name, facts.python)
             self._write_owned(name, trusted)
             former = self._current()
+            if not self.system:  # a later verb is not told again
+                self._write_record(self._recorded())
             self._switch(name)
             if self.system:
                 self._write_system(name)
@@ -209,9 +212,8 @@ class Installer:
         if disk.dry:  # the version is not there; its files would be these
             found = {place: b"new" for place in SYSTEM_FILES.values()}
         written = [place for place, text in found.items() if text]
-        record = {"schema": "draftwire.installed/1", "system": [*written, WANTED_BY]}
         # First the record: what is listed and not there is no harm to `uninstall`.
-        disk.write(layout.record, (json.dumps(record, indent=2) + "\n").encode("ascii"))
+        self._write_record([*written, WANTED_BY])
         for place in written:
             text = found[place].replace(b"@PREFIX@", layout.prefix.encode("ascii"))
             if disk.dry or disk.read(place) != text:
@@ -324,11 +326,21 @@ class Installer:
     def _recorded(self) -> list[str]:
         """Return the files outside the prefix; only ones that we could have written."""
         ours = {*SYSTEM_FILES.values(), WANTED_BY}
+        said = self._record().get("system")
+        return sorted(ours & {str(p) for p in (said if isinstance(said, list) else ())})
+
+    def _record(self) -> dict[str, Any]:
         try:
-            said = json.loads(self.disk.read(self.layout.record) or b"{}").get("system", [])
-        except (ValueError, AttributeError):
-            said = []
-        return sorted(ours & {str(place) for place in said})
+            return dict(json.loads(self.disk.read(self.layout.record) or b"{}"))
+        except (ValueError, TypeError):
+            return {}
+
+    def _write_record(self, places: list[str]) -> None:
+        record: dict[str, Any] = {"schema": "draftwire.installed/1", "system": places}
+        if not self.system:
+            record["prefix_only"] = True
+        text = json.dumps(record, indent=2) + "\n"
+        self.disk.write(self.layout.record, text.encode("ascii"))
 
     def status(self) -> dict[str, Any]:
         """Return which versions are there, and what was written outside the prefix."""

@@ -57,6 +57,7 @@ class Ask:
         usage: Whether a streamed answer ends with what it cost.
         report: Whether the run report is wanted.
         template_options: Variables of the chat template.
+        fields: What the request calls the options that go by another name there.
     """
 
     kind: str
@@ -71,6 +72,15 @@ class Ask:
     tools: list[Any] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     parallel: bool = True
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def field_of(self, option: str) -> str:
+        """Return the field of the request that ``option`` came by."""
+        if option in ("schema", "regex", "grammar") and option not in self.fields:
+            return "tools"  # whose schemas are a grammar
+        if option in ("prompt", "messages"):
+            return _TOLD[self.kind]
+        return self.fields.get(option, option)
 
     @property
     def logprobs(self) -> bool:
@@ -154,6 +164,9 @@ _FIELDS["response"][1].update(("tools", "tool_choice", "text"))
 for _refused, _taken in _FIELDS.values():
     _taken.add("parallel_tool_calls")
 _TEMPLATE = "chat_template_kwargs"  # as vLLM and SGLang call it
+_TOLD = {"chat": "messages", "text": "prompt", "response": "input"}
+_FORM = {"type", "json_schema", "regex", "choice"}
+_SCHEMA = {"name", "description", "schema", "strict"}
 
 
 def read_ask(kind: str, body: bytes) -> Ask:
@@ -183,11 +196,12 @@ def read_ask(kind: str, body: bytes) -> Ask:
             raise _wrong(name, f"there is no field {name[:64]!r}", "unknown_field", hint)
     given = {name: value for name, value in raw.items() if value is not None}
     extra = _object(given, "draftwire")
-    report = extra.pop("report", False)
+    report = _typed(extra, "report", bool, "true or false", False, "draftwire.")
+    extra.pop("report", None)
     settings = _object(given, "stream_options")
-    for name in settings:
-        if name not in ("include_usage", "include_obfuscation"):
-            raise _wrong(f"stream_options.{name}", f"there is no {name!r:.64} there")
+    _only(settings, {"include_usage", "include_obfuscation"}, "stream_options")
+    form = _structure(kind, given)
+    where = "text.format" if kind == "response" else "response_format"
     return Ask(
         kind=kind,
         model=_typed(given, "model", str, "a name", ""),
@@ -195,37 +209,56 @@ def read_ask(kind: str, body: bytes) -> Ask:
         options={
             **_options(given),
             **_logprobs(kind, given),
-            **_structure(kind, given),
+            **form,
             **_extra(extra),
         },
         choices=_choices(given),
         stream=_typed(given, "stream", bool, "true or false", False),
-        usage=_typed(settings, "include_usage", bool, "true or false", False),
-        report=_typed({"report": report}, "report", bool, "true or false", False),
+        usage=_typed(
+            settings, "include_usage", bool, "true or false", False, "stream_options."
+        ),
+        report=report,
         template_options=_object(given, _TEMPLATE) or None,
+        fields={
+            "template_options": _TEMPLATE,
+            **dict.fromkeys(form, where),
+            **{name: f"draftwire.{name}" for name in extra},
+        },
         **_tools(kind, given),
     )
 
 
 def _structure(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the option for what the text must be, where that is asked for."""
-    name, where = "response_format", "response_format"
-    found = _object(given, name)
+    where = "response_format"
+    holder: Mapping[str, Any] = given
     if kind == "response":
-        name, where = "text", "text.format"
-        found = _object(_object(given, name), "format")
-    form = found.get("type", "text")
+        where, holder = "text.format", _object(given, "text")
+        _only(holder, {"format"}, "text")
+    name = where.rsplit(".", 1)[-1]
+    if holder.get(name) is None:
+        return {}
+    found = _object(holder, name, where[: -len(name)])
+    form = found.get("type")
+    flat = kind == "response" and form == "json_schema"
+    _only(found, {"type", *_SCHEMA} if flat else _FORM, where)
     if form == "json_object":
         return {"schema": _STREAM["schema"].read("object")}
     if form == "json_schema":
-        inside = found if kind == "response" else _object(found, "json_schema")
+        inside = found if flat else _object(found, "json_schema", f"{where}.")
+        dot = f"{where}." if flat else f"{where}.json_schema."
+        _only(inside, {"type", *_SCHEMA} if flat else _SCHEMA, dot[:-1])
+        given = {key: value for key, value in inside.items() if value is not None}
+        _typed(given, "strict", bool, "true or false", False, dot)
+        _typed(given, "name", str, "text", "", dot)
         if not isinstance(inside.get("schema"), (dict, bool)):
             raise _wrong(where, f"{where} has no schema", hint="an object beside its name")
         return {"schema": _read(_STREAM["schema"], inside["schema"], "schema", where)}
     if form == "regex":  # beyond OpenAI's
         return {"regex": _read(_STREAM["regex"], found.get("regex"), "regex", where)}
     if form == "choice":
-        return {"choice": _read(_STREAM["choice"], found.get("choice"), "choice", where)}
+        asked = found.get("choice") or None  # of no texts none can be chosen
+        return {"choice": _read(_STREAM["choice"], asked, "choice", where)}
     if form != "text":
         what = f"{where}.type = {_short(form)} is not supported"
         hint = "text, json_object, json_schema, regex or choice"
@@ -237,7 +270,7 @@ def _tools(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parts of an ask that say what may be called."""
     tools, choice = given.get("tools"), given.get("tool_choice", "auto")
     parallel = _typed(given, "parallel_tool_calls", bool, "true or false", True)
-    if kind == "text" or not tools:
+    if kind == "text" or tools is None or tools == []:
         if kind != "text" and choice not in ("auto", "none"):
             raise _wrong("tool_choice", "tool_choice is of use with tools alone")
         return {}
@@ -323,7 +356,7 @@ def _choices(given: Mapping[str, Any]) -> int:
 
 
 def _checked(kind: str, given: Mapping[str, Any]) -> list[Any]:
-    name = {"chat": "messages", "text": "prompt", "response": "input"}[kind]
+    name = _TOLD[kind]
     if name not in given:
         raise _wrong(name, f"the field {name} is missing", "missing_field")
     try:
@@ -431,16 +464,23 @@ def _item(item: Any, where: str) -> Any:
 
 
 def _typed(
-    given: Mapping[str, Any], name: str, kind: type, wants: str, default: Any
+    given: Mapping[str, Any], name: str, kind: type, wants: str, default: Any, at: str = ""
 ) -> Any:
     value = given.get(name, default)
     if not isinstance(value, kind):
-        raise _wrong(name, f"{name} is {_short(value)}; it must be {wants}")
+        raise _wrong(at + name, f"{name} is {_short(value)}; it must be {wants}")
     return value
 
 
-def _object(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return dict(_typed(given, name, dict, "an object", {}))
+def _object(given: Mapping[str, Any], name: str, at: str = "") -> dict[str, Any]:
+    return dict(_typed(given, name, dict, "an object", {}, at))
+
+
+def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name, value in given.items():
+        if name not in known and value is not None:
+            hint = did_you_mean(name, known, "docs/service.md says what is honoured")
+            raise _wrong(f"{where}.{name}", f"there is no {name!r:.64} there", hint=hint)
 
 
 def _short(value: object) -> str:

@@ -293,9 +293,12 @@ class Service:
                 return await reply.json(form.whole(written))
             await send(*form.end(written))
         except DraftwireError as exc:
+            error = _http_error(exc)
+            if isinstance(exc, ConfigError) and exc.about:
+                error.param = ask.field_of(exc.about)
             if not reply.begun:
-                raise
-            await send(*form.failed(_http_error(exc).document()))
+                raise error from exc
+            await send(*form.failed(error.document()))
             return await reply.end()
         finally:
             for task in tasks:

@@ -179,6 +179,7 @@ class Vocabulary:
             raise ConfigError(
                 f"this {_KINDS[grammar.format]} cannot be used: {_sentence(trouble)}",
                 hint="docs/structure.md says what a grammar may hold",
+                about={"json": "schema", "lark": "grammar"}.get(grammar.format, "regex"),
             )
         return Compiled(grammar, matcher, self)
 

@@ -68,9 +68,13 @@ def _rebuild(kind: type[DraftwireError], message: str, hint: str) -> DraftwireEr
 
 
 class ConfigError(DraftwireError):
-    """A setting is missing, unknown or out of range."""
+    """A setting is missing, unknown or out of range; ``about`` names it, where known."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", about: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.about = about
 
 
 class BoardError(DraftwireError):

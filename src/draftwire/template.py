@@ -198,19 +198,22 @@ class Template:
         if self._plain is not None and (self.text is None or not _has_jinja()):
             if tools or options:
                 why = "takes no tools and no options of a template"
+                about = "tools" if tools else "template_options"
             else:
                 found = _plain_text(self._plain, messages, add_generation_prompt)
                 if isinstance(found, str):
                     return found
-                why = f"takes no {found[0]} message there"
+                why, about = f"takes no {found[0]} message there", "messages"
             if self.text is None:
                 raise ConfigError(
                     f"this draft has no chat template, and a plain transcript {why}",
                     hint="export it from a checkpoint with a chat template",
+                    about=about,
                 )
             raise ConfigError(
                 f"the chat template's form for boards without jinja2 {why}",
                 hint="pip install 'draftwire[chat]'",
+                about=about,
             )
         text = (tools and self._tool_text) or self.text or ""
         if text not in self._compiled:
@@ -367,7 +370,8 @@ def _has_jinja() -> bool:
 
 def _refused(exc: Exception) -> ConfigError:
     reason = (str(exc).strip() or type(exc).__name__).splitlines()[0][:200]
-    return ConfigError(f"the chat template refuses this conversation: {reason}")
+    what = f"the chat template refuses this conversation: {reason}"
+    return ConfigError(what, about="messages")
 
 
 def _compile(text: str) -> Any:

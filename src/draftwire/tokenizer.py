@@ -258,7 +258,7 @@ def _engine(text: str, path: Path) -> Any:
     except ImportError as exc:
         raise ConfigError(
             "reading text needs the tokenizers library, which is not installed",
-            hint="pip install 'draftwire[tokenizers]'",
+            hint="pip install 'draftwire[board]' (which has the engine, too)",
         ) from exc
     try:
         return tokenizers.Tokenizer.from_str(text)

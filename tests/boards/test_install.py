@@ -287,7 +287,10 @@ def test_a_rootfs_that_does_not_fit_stays_as_it_is(
     root = fake_root(tmp_path, **kind)
     before = tree(root)
     assert run(root_words(orin(tmp_path), root)) == 3
-    assert complaint in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert complaint in said
+    if "this system is" in said:  # the hint is for the board that is here
+        assert "--board generic-" in said and "orin" not in said
     assert tree(root) == before
 
 
@@ -309,6 +312,23 @@ def test_a_dry_run_writes_nothing_and_names_every_file(
         run([name, "--rootfs", str(root), "--dry-run"])
         assert tree(tmp_path) == before
     assert "remove /etc/systemd/system/draftwire.service" in capsys.readouterr().out
+
+
+def test_an_installation_without_system_files_stays_one(tmp_path: Path) -> None:
+    """Said once, at the installation; not with each rollback and update again."""
+    root = fake_root(tmp_path)
+    outside = [root / place[1:] for place in (*SYSTEM_FILES.values(), WANTED_BY)]
+    there = lambda: [path for path in outside if os.path.lexists(path)]  # noqa: E731
+    first, second = orin(tmp_path), orin(tmp_path, "two")
+    assert run(root_words(first, root, "--no-compile", "-q", "--no-system")) == 0
+    assert run(root_words(second, root, "--no-compile", "-q")) == 0
+    assert run(["rollback", "--rootfs", str(root), "-q"]) == 0
+    assert there() == []
+    assert run(root_words(second, root, "--no-compile", "-q", "--system")) == 0
+    assert run(["rollback", "--rootfs", str(root), "-q"]) == 0
+    assert there() == outside
+    assert run(["uninstall", "--rootfs", str(root), "-q"]) == 0
+    assert there() == []
 
 
 def test_links_of_a_rootfs_do_not_lead_out_of_it(tmp_path: Path) -> None:

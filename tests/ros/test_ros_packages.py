@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -75,3 +78,39 @@ def test_parameters_of_the_file_are_those_of_the_node(monkeypatch):
     node = importlib.import_module("draftwire_ros.node")
     text = (ROS / "draftwire_ros" / "config" / "draftwire.yaml").read_text()
     assert set(re.findall(r"^ {4}(\w+):", text, re.M)) == set(node.PARAMETERS)
+
+
+LINTERS = ("ament_flake8", "ament_pycodestyle", "ament_pep257", "ament_lint_cmake")
+
+
+@pytest.mark.parametrize("name", LINTERS)
+def test_the_linters_of_ament_find_nothing(name, tmp_path):
+    command = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(
+        name
+    )
+    if command is None:
+        pytest.skip(f"{name} is not installed; ros/README.md says where it is")
+    # In a copy, where they also have to find what is wrong.
+    shutil.copytree(ROS, tmp_path / "ros")
+    for wrong in (False, True):
+        if wrong:
+            (tmp_path / "ros" / "wrong.py").write_text("def  f( ):\n    '''x'''\n")
+            (tmp_path / "ros" / "CMakeLists.txt").write_text("if( A )\nENDIF()\n")
+        done = subprocess.run(
+            [command, "."],
+            cwd=tmp_path / "ros",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode != 0) == wrong, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_manifests_are_valid_to_catkin(name):
+    package = pytest.importorskip(
+        "catkin_pkg.package", reason="catkin-pkg is not installed"
+    )
+    found: list[str] = []
+    package.parse_package(str(ROS / name), warnings=found).validate(warnings=found)
+    assert found == []

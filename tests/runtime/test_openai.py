@@ -79,6 +79,32 @@ def ask(board: Running, *args: Any, **more: Any) -> tuple[int, dict[str, str], A
 # ---- fields
 
 
+def test_what_the_models_find_out_is_named_too(board: Running) -> None:
+    """What reading alone cannot know: vocabulary, template, grammars."""
+    tool = {"type": "function", "function": {"name": "go", "parameters": {}}}
+    bad = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "x"}}}
+    named = [{"role": "user", "content": "Once", "name": "bob"}]
+    wrong = {"type": "function", "function": {"name": "go", "parameters": {"type": "x"}}}
+    for kind, change, param in (
+        ("text", {"prompt": [99999]}, "prompt"),
+        ("text", {"logit_bias": {"99999": 1}}, "logit_bias"),
+        ("text", {"response_format": {"type": "regex", "regex": "("}}, "response_format"),
+        ("chat", {"messages": named}, "messages"),
+        ("chat", {"response_format": bad}, "response_format"),
+        ("chat", {"draftwire": {"schema": {"type": "x"}}}, "draftwire.schema"),
+        ("chat", {"tools": [wrong], "tool_choice": "required"}, "tools"),
+        ("chat", {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ("response", {"text": {"format": {"type": "regex", "regex": "("}}}, "text.format"),
+    ):
+        plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
+        status, _, found = ask(board, PATHS[kind], {**plain, **change})
+        assert (status, found["error"]["param"]) == (400, param), found
+    # Tools that may not be called are none, also for a draft that shows no tools.
+    for choice in ("none", "auto"):
+        body = {**CHAT, "tools": [tool], "tool_choice": choice}
+        assert ask(board, PATHS["chat"], body)[0] == 200
+
+
 @pytest.mark.parametrize("kind", ["chat", "text", "response"])
 def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None:
     plain = {"chat": CHAT, "text": TEXT, "response": RESPONSE}[kind]
@@ -149,7 +175,14 @@ def test_every_field_that_is_not_there_yet_is_refused_by_name(kind: str) -> None
         ("chat", {"draftwire": 5}, "draftwire", "an object"),
         ("chat", {"draftwire": {"dead": 1}}, "draftwire.dead", "no option 'dead'"),
         ("chat", {"draftwire": {"deadline_s": 0}}, "draftwire.deadline_s", "deadline_s is"),
-        ("chat", {"draftwire": {"report": 1}}, "report", "true or false"),
+        ("chat", {"draftwire": {"report": 1}}, "draftwire.report", "true or false"),
+        (
+            "chat",
+            {"stream_options": {"include_usage": 1}},
+            "stream_options.include_usage",
+            "true or false",
+        ),
+        ("response", {"text": {"verbosity": "low"}}, "text.verbosity", "no 'verbosity'"),
         ("chat", {"chat_template_kwargs": []}, "chat_template_kwargs", "an object"),
         ("text", {"prompt": ""}, "prompt", "is empty"),
         ("text", {"prompt": []}, "prompt", "is empty"),

@@ -85,6 +85,31 @@ def test_a_format_is_an_option_of_the_stream(kind: str, fields: Any, options: An
             "response_format",
         ),
         ("response", {"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ("chat", {"response_format": {}}, "response_format"),
+        (
+            "chat",
+            {"response_format": {"json_schema": {"schema": SCHEMA}}},
+            "response_format",
+        ),
+        ("chat", {"response_format": {"type": "text", "x": 1}}, "response_format.x"),
+        (
+            "chat",
+            {"response_format": {"type": "json_schema", "json_schema": 5}},
+            "response_format.json_schema",
+        ),
+        (
+            "chat",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": SCHEMA, "strict": "yes"},
+                }
+            },
+            "response_format.json_schema.strict",
+        ),
+        ("chat", {"response_format": {"type": "choice", "choice": []}}, "response_format"),
+        ("response", {"text": {"format": {"schema": SCHEMA}}}, "text.format.schema"),
+        ("chat", {"tools": {}}, "tools"),
         ("chat", {"tools": [{}]}, "tools"),
         ("chat", {"tools": "go"}, "tools"),
         ("chat", {"tools": [TOOL], "tool_choice": "fly"}, "tool_choice"),

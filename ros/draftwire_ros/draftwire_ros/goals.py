@@ -14,18 +14,11 @@ __all__ = ["begin", "fill_partial", "fill_response", "fill_usage"]
 def begin(
     session: draftwire.Session, goal: Any, *, chat: bool, defaults: Mapping[str, Any]
 ) -> draftwire.Stream:
-    """Begin the stream that a goal asks for.
+    """
+    Begin the stream that a goal of either action asks for.
 
-    Args:
-        session: Where.
-        goal: Of either action.
-        chat: Whether it is GenerateChatCompletions.
-        defaults: ``max_tokens``, ``offline`` and ``objective`` of a goal that does not
-            say.
-
-    Raises:
-        draftwire.DraftwireError: The goal asks for what there is not; the sentence says
-            what.
+    ``defaults`` are ``max_tokens``, ``offline`` and ``objective`` of a goal that does not
+    say. A DraftwireError says what the goal asks for and there is not.
     """
     how = goal.sampling_config
     options: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""The lifecycle node: two actions, a diagnostics topic, one session.
+"""
+The lifecycle node: two actions, a diagnostics topic, one session.
 
 Nothing here waits in the executor's thread: the session is opened, and each stream is
 carried, by a thread of its own; an action's coroutine awaits a future meanwhile.
@@ -43,7 +44,8 @@ ACTIONS = {
 
 
 class DraftwireNode(LifecycleNode):
-    """draftwire in a graph.
+    """
+    draftwire in a graph.
 
     Configuring opens the session in the background (with ``offline: draft`` there need be
     no verifier), activating begins to take goals, deactivating cancels what runs,

@@ -1,4 +1,5 @@
-"""A control loop that has its plans written, and never waits for one.
+"""
+A control loop that has its plans written, and never waits for one.
 
 A leaf of a behaviour tree, and a loop that ticks it: the newest command wins, the plan of
 the one before is cancelled, and words not verified by the target are acted on slowly.
@@ -42,7 +43,7 @@ class Leaf:
         return self.status
 
     def halt(self) -> None:
-        """The plan is of no more use."""
+        """Give the plan up."""
         if self.status == "running":
             self.status = "failure"
             if self._handle is not None:

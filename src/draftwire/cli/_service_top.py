@@ -95,7 +95,9 @@ def render(document: Mapping[str, Any], speeds: list[float], clock: str = "") ->
     found, work = document["status"], document["status"]["work"]
     streams, link = found["streams"], found["link"]
     head = f"draftwire {found['version']}   {sentence(found)}"
-    lines = [f"{head[: WIDTH - len(clock) - 1]:{WIDTH - len(clock) - 1}} {clock}".rstrip()]
+    room = WIDTH - len(clock) - 1
+    head = head if len(head) <= room else head[: room - 1] + "…"
+    lines = [f"{head:{room}} {clock}".rstrip()]
     down = f", down {link['down_s']:.0f} s" if link["down_s"] else ""
     lines += [
         f"link {link['state']}{down}   reconnects {link['reconnects']}   programs "
