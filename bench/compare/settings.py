@@ -141,7 +141,9 @@ def links_of(settings: Settings) -> list[LinkSpec]:
 
 def why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
     """Return why a row cannot be run here, or ""."""
-    if entry.place == "cloud" and profile is not None:
+    if "draft" in entry.helps and not settings.simulated:
+        return "its verifier drafts too (verifier serve --draft): simulated only"
+    if entry.cloud_drafts and profile is not None:
         step = profile["cloud.draft_step_ms"]
         if step != step:
             return f"profile {profile.name} does not say what drafting in the cloud takes"

@@ -150,7 +150,7 @@ def _schemes(question: Question, profile: Profile) -> Sequence[Scheme]:
         return schemes_named(question.schemes)
     found = list(SCHEMES.values())
     if profile["cloud.draft_step_ms"] != profile["cloud.draft_step_ms"]:  # unknown: NaN
-        found = [scheme for scheme in found if scheme.place == "device"]
+        found = [scheme for scheme in found if not scheme.cloud_drafts]
     if question.real is not None or not profile.exits:
         found = [scheme for scheme in found if scheme.name != "earlyexit"]
     return found

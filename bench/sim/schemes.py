@@ -93,6 +93,11 @@ class Scheme:
         return f"greedy+{size}" if size else "greedy"
 
     @property
+    def cloud_drafts(self) -> bool:
+        """True when a draft model runs beside the target."""
+        return self.place == "cloud" or "draft" in self.helps
+
+    @property
     def needs_exits(self) -> bool:
         """True when there is nothing to see without early exits; ours do without."""
         return self.name.startswith("earlyexit")

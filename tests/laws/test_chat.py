@@ -176,7 +176,7 @@ def test_through_a_pipe(verifier, session, tmp_path):
     list(stream)
     assert stream.text == reports[3]["text"] and stream.text in done.stdout
     costs = [line for line in done.stderr.splitlines() if line.startswith("[8 tokens, ")]
-    assert len(costs) == 4 and "target forwards" in costs[0] and "bytes up" in costs[0]
+    assert len(costs) == 4 and " forwards, " in costs[0] and " B up, " in costs[0]
     assert " J" not in costs[0] and done.stderr.count("no chat template") == 1
     (tmp_path / "t.json").write_text("[{")
     for line, words, more in (

@@ -204,12 +204,20 @@ FAULTS = {
         {BRANCHES},  # it contradicts the text, and ends its branch without knowing
     ),
     "does not measure blocks": (
-        (EdgeSession, "limits", lambda self, block, waiting: LIMITS(self, 255, waiting)),
+        (
+            EdgeSession,
+            "limits",
+            lambda self, block, waiting, **more: LIMITS(self, 255, waiting, **more),
+        ),
         {TEXT, SMALL},
         {"no block above max_block"},
     ),
     "does not count what waits": (
-        (EdgeSession, "limits", lambda self, block, waiting: LIMITS(self, block, 255)),
+        (
+            EdgeSession,
+            "limits",
+            lambda self, block, waiting, **more: LIMITS(self, block, 255, **more),
+        ),
         {TEXT, SMALL},
         {"no more waits than max_waiting"},
     ),

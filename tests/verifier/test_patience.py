@@ -165,6 +165,9 @@ class Waits:
         self.made_s = self.lab.clock.now()
         return SlotInput(self.slot, 0, np.zeros(1, np.int64), 1)
 
+    def drafting(self):
+        return None
+
     def outlook(self, now_s):
         if self.next_s is None:
             return None

@@ -86,7 +86,7 @@ class Limits:
     parked_bytes: int = 64 << 20
     prefixes: int = 8
     lookup: int = 4
-    leaves: int = 4
+    leaves: int = 0
 
     def __post_init__(self) -> None:
         for name, value, most in (
