@@ -10,7 +10,7 @@ from draftwire.options import Structure
 from draftwire.packages import DraftPackage
 from draftwire.sampling import SamplingParams
 from draftwire.sampling.grammar import Compiled, Grammar, Rules
-from draftwire.sampling.grammar.engine import missing, vocabulary
+from draftwire.sampling.grammar.engine import OPTION_OF, missing, vocabulary
 from draftwire.transport.messages import Welcome
 
 __all__ = ["Structures", "grammar_of"]
@@ -74,6 +74,7 @@ class Structures:
         if grammar is None:
             return None
         if (why := missing()) is not None:
+            why.about = OPTION_OF.get(grammar.format, "regex")
             raise why
         if "grammar" not in welcome.capabilities:
             raise IncompatibleError(

@@ -36,6 +36,7 @@ _LIMITS = {
     "max_lexer_states": 8_000,
     "max_grammar_size": 100_000,
 }
+OPTION_OF = {"json": "schema", "lark": "grammar"}  # what a format is asked for by
 _END = "<|draftwire end of grammar|>"  # no token of any model
 _PROBES = (
     Grammar(
@@ -179,7 +180,7 @@ class Vocabulary:
             raise ConfigError(
                 f"this {_KINDS[grammar.format]} cannot be used: {_sentence(trouble)}",
                 hint="docs/structure.md says what a grammar may hold",
-                about={"json": "schema", "lark": "grammar"}.get(grammar.format, "regex"),
+                about=OPTION_OF.get(grammar.format, "regex"),
             )
         return Compiled(grammar, matcher, self)
 
