@@ -142,7 +142,7 @@ class WireLog:
             "began": began.isoformat(timespec="milliseconds"),
         }
         self._connections = 0
-        self._dropped = 0
+        self._dropped, self._counting = 0, threading.Lock()
         self._failed = False
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_WAITING)
         try:
@@ -182,7 +182,8 @@ class WireLog:
         try:
             self._queue.put_nowait((t_s, connection, direction, stream, kind, size, what))
         except queue.Full:
-            self._dropped += 1
+            with self._counting:
+                self._dropped += 1
 
     def close(self) -> None:
         """Write what waits, within a few seconds; harmless a second time."""
@@ -230,7 +231,8 @@ class WireLog:
 
     def _next(self) -> bool:
         item = self._queue.get()
-        dropped, self._dropped = self._dropped, 0
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
         if dropped:
             now_s = self._clock() - self._zero_s
             self._line(now_s, 0, None, None, "lost", None, {"events": dropped})
