@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
@@ -29,6 +30,7 @@ log = logging.getLogger("draftwire.verifier")
 
 _MOST = 16  # drafts that a forward is topped up to
 _READ = 256  # ids of a text that are read before one forward
+_AGAIN = 500  # forwards without a draft, and a draft is timed anew: it may be dear no more
 _FIRST = 4  # before anything is known
 _MEMORY = 0.995  # of the acceptance, a draft judged
 _PRIOR = 6.0  # drafts that the first guess at it weighs
@@ -56,11 +58,12 @@ class Drafting(NamedTuple):
 
     Attributes:
         steps: Forwards of the draft that it takes.
-        run: Does it, in the thread of the target's forwards.
+        run: Does it, in the thread of the target's forwards; returns the seconds of a
+            draft, loading and reading left out, or 0 where none could be timed.
     """
 
     steps: int
-    run: Callable[[], None]
+    run: Callable[[], float]
 
 
 class Drafts:
@@ -78,6 +81,7 @@ class Drafts:
         self.vocab_size, self.context = vocab_size, context
         self.works = True
         self.chance = 0.7  # that a draft is right, in the stream before
+        self.idle = 0  # forwards in a row that no draft was worth
 
     def take(self) -> Model:
         """Return a model with an empty cache."""
@@ -117,11 +121,20 @@ class Beside(Lookup):
         self._gave = False  # what was found last is of the model's
         self._judged, self._right = _PRIOR, _PRIOR * drafts.chance
         self._over = self._at_work = False
+        self._step_s = 0.0
         self._lock = threading.Lock()  # on the model's way back
 
     def worth(self, forward_s: float, row: float, step_s: float) -> int:
-        """Return how many drafts a forward is to have, if they are made here."""
-        if not forward_s:
+        """Return how many drafts a forward is to have, if they are made here.
+
+        Args:
+            forward_s: Of the target, in seconds; 0 before the first.
+            row: What a row more costs, as a share of that.
+            step_s: Of a draft, in seconds; 0, as if it cost nothing, before one was timed.
+        """
+        drafts = self._drafts
+        if not forward_s or drafts.idle >= _AGAIN:
+            drafts.idle = 0
             return _FIRST
         chance = min(self._right / self._judged, 0.99)
         best, found, tokens, reach = 1 / forward_s, 0, 1.0, 1.0
@@ -131,6 +144,7 @@ class Beside(Lookup):
             rate = tokens / (forward_s * (1 + row * count) + step_s * count)
             if rate > best:
                 best, found = rate, count
+        drafts.idle = 0 if found else drafts.idle + 1
         return found
 
     def plan(self, drafts: Sequence[int], wanted: int, own: Own) -> Drafting | None:
@@ -150,7 +164,8 @@ class Beside(Lookup):
         self._at_work = True
         return Drafting(count, partial(self._draft, list(drafts), count, own))
 
-    def _draft(self, drafts: list[int], count: int, own: Own) -> None:
+    def _draft(self, drafts: list[int], count: int, own: Own) -> float:
+        self._step_s = 0.0
         try:
             if self._model is None:
                 self._model, self._read, self._sure = self._drafts.take(), [], 0
@@ -163,6 +178,7 @@ class Beside(Lookup):
                 self._at_work = False
             if self._over:  # the stream has ended meanwhile
                 self.close()
+        return self._step_s
 
     def _behind(self, model: Model, drafts: list[int], count: int, own: Own) -> list[int]:
         text = [*self._text[self._sure :], *drafts]
@@ -180,12 +196,15 @@ class Beside(Lookup):
             self._feed(model, rest[:_READ])
             return []
         row, made = self._feed(model, rest), list(drafts)
+        begin_s, fed = time.perf_counter(), len(self._read)
         while len(made) < len(drafts) + count:
             made.append(own(made, row))
             if made[-1] >= self._drafts.vocab_size:
                 break
             if len(made) < len(drafts) + count:
                 row = self._feed(model, made[-1:])
+        if len(self._read) > fed:
+            self._step_s = (time.perf_counter() - begin_s) / (len(self._read) - fed)
         return made
 
     def _feed(self, model: Model, ids: list[int]) -> np.ndarray:

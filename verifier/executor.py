@@ -97,7 +97,8 @@ class Executor(ABC):
 
         Args:
             jobs: They do not raise.
-            done: Called once with the seconds, never inside this call.
+            done: Called once, never inside this call, with the seconds of one draft, 0
+                where none could be timed.
         """
 
     def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
@@ -148,10 +149,8 @@ class ThreadExecutor(Executor):
         """See :class:`Executor`."""
 
         def work() -> None:
-            begin = time.perf_counter()
-            for job in jobs:
-                job.run()
-            self._post(done, time.perf_counter() - begin)
+            timed = [seconds for job in jobs if (seconds := job.run())]
+            self._post(done, sum(timed) / len(timed) if timed else 0.0)
 
         self._worker.submit(work)
 
@@ -237,7 +236,7 @@ class VirtualExecutor(Executor):
             job.run()
         seconds = self.draft_s * sum(job.steps for job in jobs)
         self.busy_s += seconds
-        self._clock.call_at(self._clock.now() + seconds, done, seconds)
+        self._clock.call_at(self._clock.now() + seconds, done, self.draft_s)
 
     def _exit(self, heard: Heard, number: int, rows: Rows, at: float, done: Done) -> None:
         if self._unwanted:

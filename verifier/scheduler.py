@@ -369,8 +369,7 @@ class Scheduler:
             jobs = [job for job in found if job is not None]
             if jobs:  # what comes meanwhile is taken when the forward begins
                 self._beginning = True
-                count = sum([job.steps for job in jobs])
-                self.executor.draft(jobs, partial(self._drafted, count))
+                self.executor.draft(jobs, self._drafted)
                 return
         batch = self._fitting(heads)
         if batch:
@@ -378,9 +377,9 @@ class Scheduler:
         else:
             self._start()  # what was not wanted, or was longer than it seemed
 
-    def _drafted(self, count: int, seconds: float) -> None:
-        new = seconds / count
-        self.step_s += (0.1 if self.step_s else 1.0) * (new - self.step_s)
+    def _drafted(self, step_s: float) -> None:
+        if step_s:
+            self.step_s += (0.1 if self.step_s else 1.0) * (step_s - self.step_s)
         self._begin(late=True, drafted=True)
 
     def _heads(self) -> list[Request]:

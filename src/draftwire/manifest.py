@@ -151,7 +151,10 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
     other = MANIFESTS["target" if kind == "draft" else "draft"]
     if not manifest.is_file():
         if (path / other).is_file():
-            raise PackageError(f"{path.name} holds {other}, so it is no {kind} package")
+            raise PackageError(
+                f"{path.name} holds {other}, so it is no {kind} package",
+                hint=f"a folder NAME.{kind} is one; `draftwire export` makes them",
+            )
         raise PackageError(
             f"{path.name} has no {manifest.name}, so it is no {kind} package",
             hint="`draftwire export package` makes one from a checkpoint",

@@ -360,19 +360,8 @@ class LuckyLookup(Lookup):
         return found
 
 
-class Neighbour:
+class Neighbour(LuckyDraft):
     """A draft beside the target: right with some luck, and it may fail for good."""
-
-    def __init__(self, world):
-        self.world, self.fed = world, []
-
-    @property
-    def length(self):
-        return len(self.fed)
-
-    def rewind(self, length):
-        assert length <= len(self.fed)
-        del self.fed[length:]
 
     def forward(self, tokens):
         world = self.world

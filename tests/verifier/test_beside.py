@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import replace
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -111,6 +114,23 @@ def test_a_model_goes_on_to_the_next_stream_when_its_work_is_done():
     assert one._drafts._idle == [model]
 
 
+def test_what_a_draft_takes_is_timed_without_its_loading_and_may_change():
+    one, model = beside()
+    feed, one._drafts._make = model.forward, lambda: time.sleep(0.3) or model
+
+    def forward(tokens):
+        time.sleep(0.2 if len(tokens) > 1 else 0.001)
+        return feed(tokens)
+
+    model.forward = forward
+    assert 0.001 < one.plan((), 5, own).run() < 0.1
+    assert one.plan((), 1, own).run() == 0, "the text was read, and no more"
+    assert one.worth(0.0, 0.0, 0.0) == 4, "nothing is known yet"
+    assert one.worth(0.005, 0.01, 0.0005) > 1
+    dear = [one.worth(0.005, 0.01, 0.05) for _ in range(1002)]
+    assert dear.count(4) == 2 and set(dear) == {0, 4}, "now and then it is timed anew"
+
+
 @pytest.mark.parametrize("step_ms, rtt_ms, better", [(10.0, 40.0, 1.03), (1.0, 10.0, 0.9)])
 def test_it_is_as_fast_as_both_models_on_one_machine(step_ms, rtt_ms, better):
     profile = find("nano-a100").replaced(
@@ -136,4 +156,11 @@ def test_the_text_is_the_same():
                     seed=3, objective="latency", presence_penalty=penalty,
                 )  # fmt: skip
                 texts.append([t.id for chunk in stream for t in chunk.tokens])
+            if more:  # also once it knows what a draft takes here
+                head = {"Authorization": f"Bearer {token}"}
+                page = url.replace("ws:", "http:").rstrip("/") + "/metrics"
+                with urlopen(Request(page, headers=head)) as answer:
+                    text = answer.read().decode()
+                (wanted,) = re.findall(r"beside_num_wanted_tokens_total\{.*\} (\d+)", text)
+                assert int(wanted) > 8
     assert texts[:2] == texts[2:] and len(texts[0]) == 40
