@@ -38,6 +38,10 @@ class Decoder(Generic[V]):
         """Return what the output projection of layer ``i`` reads."""
         raise NotImplementedError
 
+    def convolution(self, x: V, i: int) -> V:
+        """Return what the output of layer ``i`` reads, where it convolves."""
+        raise NotImplementedError
+
     def norm(self, x: V, parameter: str, name: str) -> V:
         """Return a norm over the last dimension."""
         raise NotImplementedError
@@ -91,7 +95,8 @@ class Decoder(Generic[V]):
         x = hidden
         if names.before_attention:
             x = self.norm(hidden, p + names.before_attention, n + "normed")
-        x = self.linear(self.attention(x, i), i, "o")
+        mixed = self.convolution(x, i) if a.kernel(i) else self.attention(x, i)
+        x = self.linear(mixed, i, "o")
         x = self._added(x, p, names.after_attention, n + "o")
         middle = self.add(hidden, x, n + "mid")
         y = hidden if a.parallel else middle

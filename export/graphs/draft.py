@@ -5,7 +5,9 @@ index of the cache after this step (length - 1); ``total_seq_len`` int32 scalar,
 length after this step; ``logits_from`` int64 ``[1]``, the first of the S positions
 whose logits are wanted (-1 for the last alone); ``past_key_values.{i}.key`` and
 ``.value`` float32 ``[B, KV, M, D]``.  Outputs: ``logits`` float32 ``[B, S', V]`` and
-``present.{i}.key`` / ``.value``.  Bind past and present of a layer to one buffer of M
+``present.{i}.key`` / ``.value``.  A layer that convolves its last inputs has ``.conv``
+``[1, 1, M, hidden]`` instead: those inputs by position, which rewind like the rest.
+Bind past and present of a layer to one buffer of M
 positions: the new entries are written into it, and a rewind is a smaller length.
 
 On onnxruntime below 1.20 a step over a past must have S = 1: the operator gives wrong
@@ -68,6 +70,7 @@ class _Writer(OnnxDecoder):
         super().__init__(checkpoint.architecture)
         self.w = CheckpointWeights(checkpoint)
         self.orders: list[NDArray[np.int64] | None] = []
+        self._placed = False
 
     def build(self) -> onnx.ModelProto:
         a, g = self.a, self.g
@@ -81,7 +84,9 @@ class _Writer(OnnxDecoder):
             g.constant("cos" + end, (np.cos(angles) * size).astype(np.float32))
             g.constant("sin" + end, (np.sin(angles) * size).astype(np.float32))
         self.table(a.embedding)
-        positions = self.positions() if a.names.positions else ""
+        if a.names.positions or any(a.convs):
+            self.count_positions()
+        positions = "positions" if a.names.positions else ""
         hidden = self.final(self.layers(self.embedded("input_ids", positions)))
         end, axis = g.integers(2**31 - 1), g.integers(1)
         tail = g.node("Slice", [hidden, "logits_from", end, axis], "tail")
@@ -101,8 +106,8 @@ class _Writer(OnnxDecoder):
         outputs = [value("logits", "float32", ["B", "rows", a.vocab_size])]
         return g.model("draft", inputs, outputs + self.caches("present.{}.{}", "M"))
 
-    def positions(self) -> str:
-        """Write the positions ``[B, S]`` of the new tokens."""
+    def count_positions(self) -> None:
+        """Write the ``positions`` ``[B, S]`` of the new tokens."""
         g = self.g
         zero, one = (g.constant(f"i64_scalar_{v}", np.array(v)) for v in (0, 1))
         count = g.node("Shape", ["input_ids"], "S", start=1, end=2)
@@ -111,7 +116,7 @@ class _Writer(OnnxDecoder):
         last = g.node("Cast", ["seqlens_k"], "last", to=onnx.TensorProto.INT64)
         first = g.node("Sub", [g.node("Add", [last, one], "length"), count], "first")
         column = g.node("Unsqueeze", [first, g.integers(1)], "first.column")
-        return g.node("Add", [column, steps], "positions")
+        g.node("Add", [column, steps], "positions")
 
     def table(self, parameter: str) -> str:
         name = "embedding" if parameter == self.a.embedding else parameter
@@ -168,6 +173,51 @@ class _Writer(OnnxDecoder):
             scale=float(a.score_scale),
             **more,
         )
+
+    def convolution(self, x: str, i: int) -> str:
+        """Convolve the products of B and x with those before them, and gate by C."""
+        a, g, n, taps = self.a, self.g, f"l{i}.", self.a.kernel(i)
+        kernel = self.w.kernel(i)
+        three = self.product(x, n + "conv_in", self.w.linear(i, "conv_in"))
+        parts = [n + "b", n + "c", n + "x"]
+        g.node("Split", [three, g.integers(*[a.hidden] * 3)], parts, axis=-1)
+        fed = g.node("Mul", [parts[0], parts[2]], n + "fed")
+        rows = g.node("Reshape", [fed, g.integers(-1, a.hidden)], n + "fed.rows")
+        past = f"past_key_values.{i}.conv"
+        g.node("ScatterND", [past, self.places(), rows], f"present.{i}.conv")
+        # The cache is written behind what is read of it, in any order.
+        before = g.node("Gather", [past, f"before.{taps}"], n + "before", axis=2)
+        before = g.node("Mul", [before, f"before.{taps}.there"], n + "before.there")
+        fresh = g.node("Unsqueeze", [fed, g.integers(1)], n + "fresh")
+        line = g.node("Concat", [before, fresh], n + "line", axis=2)
+        terms = []
+        for j in range(taps):
+            end = g.integers(j - taps + 1 if j < taps - 1 else 2**31 - 1)
+            tap = g.node("Slice", [line, g.integers(j), end, g.integers(2)], f"{n}tap{j}")
+            row = g.constant(f"{n}kernel{j}", kernel.weight[j])
+            terms.append(g.node("Mul", [tap, row], f"{n}term{j}"))
+        if kernel.bias is not None:
+            terms.append(g.constant(n + "kernel.bias", kernel.bias))
+        mixed = g.node("Sum", terms, n + "convolved")
+        mixed = g.node("Squeeze", [mixed, g.integers(1)], n + "convolved.rows")
+        return g.node("Mul", [parts[1], mixed], n + "convolved.gated")
+
+    def places(self) -> str:
+        """Write where the new tokens lie in a cache of inputs, and those before them."""
+        g, name = self.g, "places"
+        if self._placed:
+            return name
+        self._placed = True
+        column = g.node("Reshape", ["positions", g.integers(-1, 1)], "places.column")
+        g.node("Pad", [column, g.integers(0, 2, 0, 0)], name)
+        for taps in sorted(set(self.a.convs) - {0}):
+            back, zero = g.constant(f"back.{taps}", np.arange(1 - taps, 0)), g.integers(0)
+            wanted = g.node("Add", ["first", back], f"before.{taps}.wanted")
+            g.node("Max", [wanted, zero], f"before.{taps}")
+            there = g.node("GreaterOrEqual", [wanted, zero], f"before.{taps}.is")
+            there = g.node("Cast", [there], f"before.{taps}.as", to=onnx.TensorProto.FLOAT)
+            g.node("Reshape", [there, g.integers(-1, 1)], f"before.{taps}.there")
+        return name
 
     def head_norm(self, x: str, i: int, kind: str, order: NDArray[np.int64] | None) -> str:
         """Write the norm of queries or keys, over each head or over all of them."""

@@ -97,8 +97,9 @@ class OnnxDecoder(Decoder[str]):
         """Describe the caches of all layers, ``form`` with layer and kind in it."""
         a = self.a
         shape: list[int | str] = ["B", a.kv_heads, length, a.head_dim]
+        wide: list[int | str] = ["B", 1, length, a.hidden]
         return [
-            value(form.format(i, kind), "float32", shape)
+            value(form.format(i, kind), "float32", wide if a.kernel(i) else shape)
             for i in range(a.layers)
-            for kind in ("key", "value")
+            for kind in (("conv",) if a.kernel(i) else ("key", "value"))
         ]

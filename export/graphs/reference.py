@@ -105,6 +105,14 @@ class _Forward(Decoder[Any]):
         mixed = (shares @ v[:, None]).reshape(a.heads, length, a.head_dim)
         return np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(length, -1)
 
+    def convolution(self, x: Array, i: int) -> Array:
+        kernel = self.w.kernel(i)
+        b, c, x = np.split(_apply(self.w.linear(i, "conv_in"), x), 3, axis=-1)
+        taps = len(kernel.weight)
+        line = np.concatenate([np.zeros((taps - 1, x.shape[1]), np.float32), b * x])
+        y = sum(line[j : j + self.length] * kernel.weight[j] for j in range(taps))
+        return np.asarray(c * (y if kernel.bias is None else y + kernel.bias))
+
     def rotate(self, x: Array, i: int) -> Array:
         if self.a.rope_of[i] < 0:
             return x

@@ -70,6 +70,7 @@ def build_target_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
 class _Writer(OnnxDecoder):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.architecture)
+        self.a.require_attention("a target's graph")
         self.checkpoint = checkpoint
         needed, optional = self.a.parameters()
         self.shapes = {**needed, **optional}

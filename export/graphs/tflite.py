@@ -43,6 +43,7 @@ def build_tflite(weights: Weights, precision: str, *, shortest: int = SHORTEST) 
         precision: "fp32" or "int8".
         shortest: Positions of the shortest cache, where the context is longer.
     """
+    weights.a.require_attention("a LiteRT graph")
     model = ModelBuilder("draftwire draft")
     lengths = cache_lengths(weights.a.context, shortest)
     signatures = [("step", 1, length) for length in lengths]

@@ -94,12 +94,11 @@ class DraftRunner:
 
     def __init__(self, model: Any, architecture: Architecture, *, threads: int = 1) -> None:
         self._session = session(model, threads=threads)
-        a = architecture
-        shape = (1, a.kv_heads, a.context, a.head_dim)
+        a, start = architecture, len("past_key_values.")
         self._buffers = {
-            f"{i}.{kind}": np.zeros(shape, np.float32)
-            for i in range(a.layers)
-            for kind in ("key", "value")
+            node.name[start:]: np.zeros((1, node.shape[1], a.context, node.shape[3]), "f4")
+            for node in self._session.get_inputs()
+            if node.name.startswith("past_key_values.")
         }
         self._vocab_size, self.length = a.vocab_size, 0
 

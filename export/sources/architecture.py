@@ -58,6 +58,8 @@ class Architecture:
         score_cap: Bound of the scores, by ``tanh``; 0 for none.
         logit_cap: Bound of the logits, the same.
         positions: Rows of a table of positions.
+        convs: For each layer the length of its kernel, where it convolves its last inputs
+            instead of attending; 0 where it attends.
     """
 
     model_type: str
@@ -84,6 +86,7 @@ class Architecture:
     score_cap: float = 0.0
     logit_cap: float = 0.0
     positions: int = 0
+    convs: tuple[int, ...] = ()
 
     @property
     def names(self) -> Names:
@@ -105,9 +108,25 @@ class Architecture:
         """Name under which a tied head may be stored a second time, or ""."""
         return self.names.head + ".weight" if self.tied else ""
 
+    def require_attention(self, what: str) -> None:
+        """Refuse layers that convolve, for ``what`` cannot have them.
+
+        Raises:
+            UnknownArchitecture: Some layer does.
+        """
+        if any(self.convs):
+            raise UnknownArchitecture(
+                f"{what} has no short convolutions, and layers of a {self.model_type!r} "
+                "model are such"
+            )
+
     def layer(self, i: int) -> str:
         """Return the prefix of layer ``i``'s parameters."""
         return self.names.layer.format(i)
+
+    def kernel(self, i: int) -> int:
+        """Return how many inputs layer ``i`` convolves, 0 where it attends."""
+        return self.convs[i] if self.convs else 0
 
     def parameters(
         self,
@@ -125,18 +144,26 @@ class Architecture:
         whole = self.model_type in ("olmo2", "olmo3")  # norms of all heads at once
         around = (n.before_attention, n.after_attention, n.before_mlp, n.after_mlp)
         of_layer = dict.fromkeys(filter(None, around), h)
+        of_heads = {}
         if n.q_norm:
-            of_layer[n.q_norm] = q if whole else self.head_dim
-            of_layer[n.k_norm] = kv if whole else self.head_dim
+            of_heads[n.q_norm] = q if whole else self.head_dim
+            of_heads[n.k_norm] = kv if whole else self.head_dim
         widths = (q, kv, kv) if len(n.qkv) == 3 else (q + 2 * kv,)
-        linear = {name: (w, h) for name, w in zip(n.qkv, widths, strict=True)}
-        linear |= {n.out: (h, q), n.up: (f, h), n.down: (h, f)}
+        attends = {name: (w, h) for name, w in zip(n.qkv, widths, strict=True)}
+        attends[n.out] = (h, q)
+        mlp = {n.up: (f, h), n.down: (h, f)}
         if n.gate:
-            linear[n.gate] = (2 * f if n.gate == n.up else f, h)
+            mlp[n.gate] = (2 * f if n.gate == n.up else f, h)
         norms = {n.final: h}
-        for p in map(self.layer, range(self.layers)):
-            norms |= {p + name: width for name, width in of_layer.items()}
-            for name, shape in linear.items():
+        for i, p in enumerate(map(self.layer, range(self.layers))):
+            kernel = self.kernel(i)
+            heads = {} if kernel else of_heads
+            norms |= {p + name: width for name, width in {**of_layer, **heads}.items()}
+            convolves = {n.conv_in: (3 * h, h), n.conv_out: (h, h)}
+            if kernel:
+                needed[f"{p}{n.conv}.weight"] = (h, 1, kernel)
+                optional[f"{p}{n.conv}.bias"] = (h,)
+            for name, shape in ((convolves if kernel else attends) | mlp).items():
                 stored = shape[::-1] if self.family.conv else shape
                 needed[p + name + ".weight"] = stored
                 optional[p + name + ".bias"] = shape[:1]
@@ -214,7 +241,7 @@ def read_architecture(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        feed_forward=fields.count("intermediate_size"),
+        feed_forward=_feed_forward(fields, kind),
         vocab_size=fields.count("vocab_size"),
         context=_context(fields, context, trained),
         eps=_eps(fields),
@@ -231,6 +258,7 @@ def read_architecture(
         score_cap=fields.number("attn_logit_softcapping", 0.0),
         logit_cap=fields.number("final_logit_softcapping", 0.0),
         positions=fields.count("max_position_embeddings"),
+        convs=_convolutions(fields, kind, layers),
     )
 
 
@@ -244,6 +272,32 @@ def _gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": 4 * (hidden or 0) if inner is None else inner,
         "hidden_act": config.get("activation_function"),
     }
+
+
+def _feed_forward(fields: Fields, kind: str) -> int:
+    if kind != "lfm2":
+        return fields.count("intermediate_size")
+    raw = fields.raw
+    size = fields.count("block_ff_dim" if "block_ff_dim" in raw else "intermediate_size")
+    if raw.get("block_auto_adjust_ff_dim", True):
+        size = int(fields.number("block_ffn_dim_multiplier", 1.0) * int(2 * size / 3))
+        multiple = fields.count("block_multiple_of", 256)
+        size = -(-size // multiple) * multiple
+    return size
+
+
+def _convolutions(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
+    """Return the length of each layer's kernel, 0 for one that attends."""
+    if kind != "lfm2":
+        return ()
+    types, attends = fields.raw.get("layer_types"), fields.raw.get("full_attn_idxs")
+    if types is None:
+        chosen = range(layers) if attends is None else attends
+        types = ["full_attention" if i in chosen else "conv" for i in range(layers)]
+    if len(types) != layers or not set(types) <= {"conv", "full_attention"}:
+        raise UnknownArchitecture(f"{fields.where} has layers of types {types!r}"[:200])
+    length = fields.count("conv_L_cache", 3)
+    return tuple(length if t == "conv" else 0 for t in types)
 
 
 def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
@@ -276,7 +330,13 @@ def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:
 
 
 def _eps(fields: Fields) -> float:
-    for name in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "layer_norm_epsilon"):
+    for name in (
+        "rms_norm_eps",
+        "layer_norm_eps",
+        "norm_epsilon",
+        "layer_norm_epsilon",
+        "norm_eps",
+    ):
         if fields.raw.get(name) is not None:
             return fields.number(name)
     return fields.number("rms_norm_eps")

@@ -19,6 +19,9 @@ class Names:
         before_attention: Norm of what attention reads.
         after_attention: Norm of what attention gives.
         up: Of the MLP; gate and up in one where ``gate`` is the same name.
+        conv_in: Of a layer that convolves instead of attending: B, C and x in one.
+        conv: Its kernel, one for each channel.
+        conv_out: Its output.
     """
 
     embedding: str = "model.embed_tokens"
@@ -37,6 +40,9 @@ class Names:
     gate: str = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    conv_in: str = "conv.in_proj"
+    conv: str = "conv.conv"
+    conv_out: str = "conv.out_proj"
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,20 @@ FAMILIES = {
     "olmo2": Family(_AFTER),
     "olmo3": Family(_AFTER, every=4),
     "exaone4": Family(_AFTER, every=4),
+    "lfm2": Family(
+        Names(
+            final="model.embedding_norm",
+            before_attention="operator_norm",
+            before_mlp="ffn_norm",
+            q_norm="self_attn.q_layernorm",
+            k_norm="self_attn.k_layernorm",
+            out="self_attn.out_proj",
+            gate="feed_forward.w1",
+            up="feed_forward.w3",
+            down="feed_forward.w2",
+        ),
+        tied=True,
+    ),
     "starcoder2": Family(
         Names(gate="", up="mlp.c_fc", down="mlp.c_proj"),
         norm="layer",

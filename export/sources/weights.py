@@ -79,7 +79,7 @@ class Weights:
         raise NotImplementedError
 
     def linear(self, i: int, kind: str) -> Linear:
-        """Return "gate", "up", "down" or "o" of layer ``i``."""
+        """Return "gate", "up", "down", "o" or "conv_in" of layer ``i``."""
         raise NotImplementedError
 
     def packed(self, i: int) -> Linear:
@@ -121,11 +121,16 @@ class CheckpointWeights(Weights):
 
     def linear(self, i: int, kind: str) -> Linear:
         names = self.a.names
-        whole = self._stored(i, getattr(names, {"o": "out"}.get(kind, kind)))
+        out = "conv_out" if self.a.kernel(i) else "out"
+        whole = self._stored(i, getattr(names, {"o": out}.get(kind, kind)))
         if kind in ("gate", "up") and names.gate == names.up:
             start = self.a.feed_forward * (kind == "up")
             return whole.rows(start, start + self.a.feed_forward)
         return whole
+
+    def kernel(self, i: int) -> Linear:
+        weight = self.checkpoint.weight(f"{self.a.layer(i)}{self.a.names.conv}.weight")
+        return Linear(weight[:, 0].T, self._bias(self.a.layer(i) + self.a.names.conv))
 
     def packed(self, i: int) -> Linear:
         a = self.a

@@ -182,26 +182,33 @@ def _first_line(exc: BaseException) -> str:
     return lines[0] if lines else type(exc).__name__
 
 
-def _cache_inputs(spec: ModelSpec) -> list[str]:
-    return [
-        f"past_key_values.{layer}.{part}"
-        for layer in range(spec.layers)
-        for part in ("key", "value")
-    ]
+def _caches(session: Any) -> dict[str, Any]:
+    """Return a graph's inputs that are caches, by name."""
+    found = {node.name: node for node in session.get_inputs()}
+    return {n: node for n, node in found.items() if n.startswith("past_key_values.")}
 
 
 def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
-    inputs = {node.name: node for node in session.get_inputs()}
-    wanted = _cache_inputs(spec)
-    present = [name for name in inputs if name.startswith("past_key_values.")]
-    if sorted(present) != sorted(wanted) or "input_ids" not in inputs:
+    present = _caches(session)
+    # A layer has keys and values, or the last inputs of its convolution (".conv").
+    wanted = {
+        f"past_key_values.{layer}.{part}"
+        for layer in range(spec.layers)
+        for part in (
+            ("conv",)
+            if spec.graph == "gqa" and f"past_key_values.{layer}.conv" in present
+            else ("key", "value")
+        )
+    }
+    if set(present) != wanted or "input_ids" not in {n.name for n in session.get_inputs()}:
         raise ModelError(
             f"{path.name} has {len(present)} cache inputs, its package says "
             f"{spec.layers} layers ({len(wanted)} inputs)"
         )
-    for name in wanted:
-        node = inputs[name]
+    for name, node in present.items():
         found = (node.shape[1], node.shape[3]) if len(node.shape) == 4 else node.shape
+        if name.endswith(".conv") and len(found) == 2 and isinstance(found[1], int):
+            continue
         if found != (spec.kv_heads, spec.head_dim) or node.type not in _DTYPES:
             raise ModelError(
                 f"{path.name}: {name} is {node.type} with heads and values {found}, "
@@ -234,7 +241,8 @@ class SharedCacheEngine:
 
     Attributes:
         session: The ``onnxruntime.InferenceSession``.
-        caches: By input name, each ``(1, kv_heads, capacity, head_dim)``.
+        caches: By input name, each ``(1, kv_heads, capacity, head_dim)``, or
+            ``(1, 1, capacity, hidden)`` of a layer that convolves.
         warnings: Sentences for the run report.
     """
 
@@ -247,11 +255,12 @@ class SharedCacheEngine:
         self.multi_token = multi_token
         self.session = session
         self._vocab_size = spec.vocab_size
-        inputs = {node.name: node for node in session.get_inputs()}
-        self._last_only = "logits_from" in inputs
-        shape = (1, spec.kv_heads, spec.capacity, spec.head_dim)
+        self._last_only = "logits_from" in {node.name for node in session.get_inputs()}
         self.caches = {
-            key: np.zeros(shape, _DTYPES[inputs[key].type]) for key in _cache_inputs(spec)
+            key: np.zeros(
+                (1, node.shape[1], spec.capacity, node.shape[3]), _DTYPES[node.type]
+            )
+            for key, node in _caches(session).items()
         }
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
@@ -358,7 +367,7 @@ class ConcatEngine:
         )
         if strange:
             raise ModelError(f"the draft's graph wants an unknown input: {strange[0]}")
-        self._keys = _cache_inputs(spec)
+        self._keys = list(_caches(session))
         self._outputs = ["logits"] + [
             key.replace("past_key_values", "present") for key in self._keys
         ]

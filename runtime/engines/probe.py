@@ -127,7 +127,6 @@ def draft_feeds(
     """Return inputs for one token with nothing before it, for either form of graph."""
     import numpy as np
 
-    shape = package.shape
     room = _CAPACITY if file.graph == "gqa" else 0
     known = {
         "input_ids": np.zeros((1, 1), np.int64),
@@ -142,7 +141,7 @@ def draft_feeds(
         node.name: known[node.name]
         if node.name in known
         else np.zeros(
-            (1, shape.kv_heads, room, shape.head_dim),
+            (1, node.shape[1], room, node.shape[3]),
             np.float16 if node.type == half else np.float32,
         )
         for node in session.get_inputs()

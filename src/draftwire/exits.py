@@ -203,7 +203,7 @@ def torch_stack(model: Any) -> tuple[Any, Any, Any]:
     stack = getattr(model, "base_model", None)
     stack = getattr(stack, "language_model", stack)
     layers = getattr(stack, "layers", None) or getattr(stack, "h", None)
-    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f")
+    names = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "embedding_norm")
     norm = next((getattr(stack, n) for n in names if hasattr(stack, n)), None)
     head = model.get_output_embeddings()
     if layers is None or norm is None or head is None:

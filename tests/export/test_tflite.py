@@ -12,7 +12,7 @@ for library in ("torch", "transformers", "onnx", "onnxruntime", "ai_edge_litert"
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 
-from tiny_models import SHAPES  # noqa: E402
+from tiny_models import ATTENDING  # noqa: E402
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
@@ -30,7 +30,7 @@ from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 300, 90)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", ATTENDING)
 def test_the_logits_are_those_of_transformers(shape, models, torch_logits):
     folder = models(shape)
     source = CheckpointWeights(load_checkpoint(folder))

@@ -10,7 +10,7 @@ for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 import torch  # noqa: E402
-from tiny_models import SHAPES  # noqa: E402
+from tiny_models import ATTENDING, SHAPES  # noqa: E402
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.exits import torch_stack  # noqa: E402
@@ -45,6 +45,8 @@ def test_a_base_says_what_transformers_says(models, torch_logits, tmp_path, shap
         step, cache = extend(base.model, torch.tensor([IDS[at : at + 1]]), cache)
     step, cache = extend(base.model, torch.tensor([IDS[22:]]), cache)
     assert np.abs(step[0].numpy() - expected[-1]).max() < 1e-4 * scale
+    if shape not in ATTENDING:
+        return
     out = export_onnx(
         models(shape), tmp_path / "v1.target", role="target", precision="fp32",
         against="numpy",
@@ -129,7 +131,7 @@ def test_a_draft_of_all_layers_is_its_base(models, tmp_path, shape):
     draft = make_draft(base.model, anchor_layers=1, trained_layers=1)
     assert np.array_equal(said(draft), said(base.model))
     trained = {n for n, p in draft.named_parameters() if p.requires_grad}
-    assert trained and not [n for n in trained if "layers.0." in n or "embed" in n]
+    assert trained and not [n for n in trained if "layers.0." in n or "embed_" in n]
     save_model(draft, base, models(shape), tmp_path / "d.hf")
     again = load_checkpoint(tmp_path / "d.hf").architecture
     assert again.windows == base.architecture.windows and again.rope_of == (

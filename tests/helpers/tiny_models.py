@@ -68,6 +68,7 @@ _CLASSES = {
     "exaone4": "Exaone4",
     "granite": "Granite",
     "starcoder2": "Starcoder2",
+    "lfm2": "Lfm2",
 }
 _GROUPED = {"num_key_value_heads": 2}
 _YARN = {
@@ -151,8 +152,16 @@ FAMILY_SHAPES = {
     },
     "starcoder2": {**_GROUPED, "sliding_window": 40, "use_bias": True},
     "gpt2": {},
+    "lfm2": {
+        **_GROUPED,
+        "layer_types": ["conv", "full_attention"],
+        "block_multiple_of": 16,
+        "conv_bias": True,
+    },
 }
 SHAPES.update(FAMILY_SHAPES)
+# What a target's graph and LiteRT's have.
+ATTENDING = [shape for shape in SHAPES if shape != "lfm2"]
 
 
 def _settings(shape, major):

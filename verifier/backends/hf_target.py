@@ -182,6 +182,8 @@ class HFTarget(SlotTarget):
         self._stateful = bool(getattr(self._model, "_is_stateful", False))
         if self._kinds and "sliding_attention" not in self._kinds:
             self._window = None
+        # A leaf sees a place that is not the one before it, which a convolution cannot.
+        self.masked = "conv" not in self._kinds
         self.bos_id = first_token(tokenizer)
         self.eos_ids = _eos_ids(self._model, config)
         self.slots = slots
@@ -261,13 +263,14 @@ class HFTarget(SlotTarget):
         full = self._cache.mask(places, dtype, None, leaves)
         if window is not None and window < self.context:
             slid = self._cache.mask(places, dtype, window, leaves)
-        elif self._stateful:
+        elif self._stateful or not self.masked:
             slid = full
         else:
             return full
         if not self._kinds:  # all layers slide
             return slid
-        return {kind: slid if "sliding" in kind else full for kind in self._kinds}
+        masks = {kind: slid if "sliding" in kind else full for kind in self._kinds}
+        return {kind: None if kind == "conv" else m for kind, m in masks.items()}
 
     def _probe(self, numerics: str | None, default: str) -> None:
         """Check on the model itself that blocks, batches and rewinds change nothing."""
@@ -338,7 +341,8 @@ def _refuse_unfit(transformers: Any, config: Any, path: Path) -> None:
     """Refuse models that keep a state which no rewind brings back."""
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     kinds = _layer_kinds(config.get_text_config())
-    odd = sorted(kinds - _ATTENTION)
+    # The short convolutions of LFM2 read their last inputs, which are kept by column.
+    odd = sorted(kinds - _ATTENTION - ({"conv"} if config.model_type == "lfm2" else set()))
     # A hybrid family may come without any layer of the other kind.
     stateful = getattr(classes.get(type(config), None), "_is_stateful", False)
     if stateful and not kinds:
@@ -407,7 +411,7 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             def room(states: Any) -> Any:
                 _, heads, _, dim = states.shape
                 shape = (slots, heads, columns, dim)
-                if states.device.type != "cpu":
+                if states.device.type != "cpu" or not heads:
                     return states.new_zeros(shape)
                 # Pages of the system's own zeros: a slot takes memory when it is used.
                 size = slots * heads * columns * dim
@@ -438,6 +442,20 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
         def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
             return int(self.owner.used), 0
 
+    class ConvLayer(SlotLayer):
+        """One layer's inputs of a short convolution, as keys ``(slots, 1, columns, H)``."""
+
+        def convolve(self, fed: Any, taps: int) -> Any:
+            """Keep inputs ``(B, H, S)``, and return them behind those before them."""
+            states = fed.transpose(1, 2)[:, None]
+            if not self.is_initialized:
+                self.lazy_initialization(states, states[:, :0])
+            rows, columns = self.owner.rows[:, None], self.owner.columns
+            at = columns[:, :1] + torch.arange(1 - taps, 0, device=columns.device)
+            before = self.keys[rows, 0, at.clamp(min=0)] * (at >= 0)[..., None]
+            self.keys[rows, 0, columns] = states[:, 0]
+            return torch.cat([before.transpose(1, 2), fed], -1)
+
     class SlotCache(Cache):
         """All layers; ``aim`` says which slots and columns the next forward uses."""
 
@@ -451,6 +469,14 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
             self.span = slice(rows[0], rows[0] + len(rows)) if near else None
             self.rows = torch.tensor(rows, device=columns.device)
             self.columns, self.used = columns, used
+
+        def get_conv_state(self, *_: Any, **__: Any) -> None:
+            return None  # a state of the last inputs alone cannot be rewound
+
+        def update_conv_state(
+            self, fed: Any, layer: int, conv_kernel_size: int, **_: Any
+        ) -> Any:
+            return self.layers[layer].convolve(fed, conv_kernel_size)
 
         def mask(
             self,
@@ -483,7 +509,8 @@ def _slot_cache(config: Any, slots: int, columns: int) -> Any:
                 layer.keys[row, :, :used] = 0
                 layer.values[row, :, :used] = 0
 
-    layers = [SlotLayer() for _ in range(config.num_hidden_layers)]
+    kinds = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+    layers = [ConvLayer() if kind == "conv" else SlotLayer() for kind in kinds]
     cache = SlotCache(layers=layers)
     for layer in layers:
         layer.owner = cache
