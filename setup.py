@@ -46,6 +46,7 @@ setuptools.setup(
         "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.export.sources": ["*.toml"],
+        "draftwire.energy": ["*.toml"],
         "draftwire.energy.files": ["*.toml"],
         "draftwire.energy.live": ["*.json"],
         "draftwire.energy.reports": ["*.css", "*.js", "*.mplstyle"],

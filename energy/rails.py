@@ -9,13 +9,13 @@ guessed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
+from draftwire.energy.chips import load_chips
 from draftwire.errors import ConfigError
-
-INA3221_GAIN = 0.0025  # TI INA3221 data sheet: gain error, maximum
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,7 @@ class RailTable:
 
     @classmethod
     def from_dict(cls, board: str, raw: Mapping[str, Any]) -> RailTable:
-        """Build it from the ``[rails]`` table of a board profile.
-
-        Raises:
-            ConfigError: The table has another shape.
-        """
+        """Build it from the ``[rails]`` table of a board profile, else a ConfigError."""
         try:
             return cls(
                 board,
@@ -85,10 +81,7 @@ class RailTable:
                 ),
                 tuple(raw.get("parts", ())),
                 tuple(raw.get("unused", ())),
-                {
-                    rail: Accuracy(**{"gain": INA3221_GAIN, **figures})
-                    for rail, figures in raw.get("accuracy", {}).items()
-                },
+                {rail: _accuracy(f) for rail, f in raw.get("accuracy", {}).items()},
                 tuple(Estimate(**line) for line in raw.get("estimate", ())),
                 dict(raw.get("response", {})),
             )
@@ -213,15 +206,22 @@ def _overlaps(known: RailTable, named: set[str]) -> Iterator[str]:
 
 
 def load_tables(*folders: Path) -> list[RailTable]:
-    """Return the rail tables of all board profiles: ours, the user's, and ``folders``.
-
-    Raises:
-        ConfigError: A file is not a profile, or its table has another shape.
-    """
+    """Return the rail tables of all board profiles: ours, the user's, those of
+    ``folders``."""
     from draftwire.boards.profiles import load_profiles
 
     profiles = load_profiles(*folders).values()
     return [RailTable.from_dict(profile.name, profile.rails) for profile in profiles]
+
+
+def _accuracy(figures: Mapping[str, Any]) -> Accuracy:
+    """Fill in what a step of an INA3221 at 5 V or more leaves open."""
+    chip, found = load_chips()["ina3221"], dict(figures)
+    ohm = chip.lsb_uv * 5e-6 / found.get("step_w", math.nan)
+    _, offset_w, gain, _ = chip.figures(ohm, 5.0)
+    if ohm == ohm:
+        found = {"offset_w": offset_w, "gain": gain, **found}
+    return Accuracy(**found)
 
 
 def _least_exact(tables: Sequence[RailTable], rails: Iterable[str]) -> RailTable:

@@ -150,11 +150,8 @@ class Account:
         return integral.joules[0] + self._w * ahead
 
     def watts_by_phase(self) -> dict[str, float | None]:
-        """Return the mean power of each phase so far, for whoever paces drafting.
-
-        Empty until every phase is known to a quarter: what cannot tell phases apart
-        steers nothing.
-        """
+        """Return mean watts so far, for pacing; empty until every phase is known to a
+        quarter: what cannot tell phases apart steers nothing."""
         with self._lock:
             if self.model is not None and self.meter is None:
                 self._fold(self._clock())
@@ -172,15 +169,9 @@ class Account:
             return {name: p.watts for name, p in self._powers.items()}
 
     def result(self) -> dict[str, Any]:
-        """Close the account and return the ``energy`` entry of a run report.
-
-        Keys: ``joules``, ``source``, ``scope``, ``uncertainty`` (95 %, joules),
-        ``by_phase`` (joules, or None without a source; a phase that cannot be told has
-        None, and a clause in ``why_null_by_phase``), ``why_null``; beside them each
-        figure's own half-width (``uncertainty_by_phase``, ``uncertainty_per_token``,
-        ``net_uncertainty``), ``coverage``, ``resolution_only``, ``flags`` and more.
-        Calling it again returns the same.
-        """
+        """Close the account; return the ``energy`` entry of a run report, the same on
+        every call: each figure with a half-width of its own (95 %), and why what is
+        null is null."""
         if self._done is None:
             self._done = self._close()
             if self._mirror:

@@ -188,11 +188,8 @@ class Integrator:
 
     @property
     def hidden_j(self) -> float:
-        """How far the total may be off because of its holes.
-
-        Between its samples the power may have stood anywhere that it stood elsewhere,
-        and a reading that never moved is no proof that it did not move there.
-        """
+        """How far the total may be off because of its holes: the power may have stood
+        anywhere that it stood elsewhere, and one that never moved may have moved there."""
         if not self.hole_s[0]:
             return 0.0
         high = self.high_w * self.hole_s[0] - self.hole_j

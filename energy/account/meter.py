@@ -60,14 +60,11 @@ class Listener(Protocol):
     """Gets every sample, in the sampler's thread, in order of time."""
 
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        """Take one sample."""
+        pass
 
 
 def deadline_ns(k: int, period_ns: int) -> int:
-    """Return deadline ``k`` from the start: slot ``k``, at a random place inside it.
-
-    The place is a hash of ``k`` (splitmix64), so that runs can be repeated.
-    """
+    """Return deadline ``k``: slot ``k``, at a place that a hash (splitmix64) draws."""
     x = (k * 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -142,7 +139,6 @@ class Meter:
         self.close()
 
     def start(self) -> None:
-        """Start the sampler's thread."""
         if self._thread is None:
             self.read_now()
             name = "draftwire-energy"
@@ -175,10 +171,8 @@ class Meter:
                 self._listeners.remove(listener)
 
     def measure_baseline(self, seconds: float) -> EnergyResult:
-        """Measure idle power now; later windows report net energy against it.
-
-        Do it in the same power mode, with the model loaded and the meter running.
-        """
+        """Measure idle power now, in the mode and with the model of what follows; later
+        windows report net energy against it."""
         with self.window("baseline") as window:
             time.sleep(seconds)
         result = window.result
@@ -335,12 +329,10 @@ class Window:
 
     @property
     def energy_j(self) -> float | None:
-        """Joules, or None."""
         return self.result.energy_j
 
     @property
     def source(self) -> str:
-        """Name of the source."""
         return self.result.source
 
 

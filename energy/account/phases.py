@@ -84,12 +84,7 @@ class _Sums:
 
 
 class PhaseFit:
-    """Gathers samples and switches of one run; memory stays bounded.
-
-    Args:
-        start_s: Where the first phase begins; samples that reach back before it are
-            left out.
-    """
+    """Gathers samples and switches of one run from ``start_s`` on; memory stays bounded."""
 
     def __init__(self, response: Response, start_s: float, phase: str) -> None:
         self.response = response
@@ -126,12 +121,8 @@ class PhaseFit:
         self._phase.append(place)
 
     def sample(self, t_s: float, watt: float, span_s: float = 0.0) -> None:
-        """Take a reading; all switches before it must be known.
-
-        Args:
-            watt: The total; NaN is skipped.
-            span_s: For counters: the time that this mean power is over.
-        """
+        """Take a reading (NaN is skipped); switches before it must be known. ``span_s``:
+        of a counter, the time that this mean is over."""
         if watt != watt:
             return
         self._t.append(t_s)

@@ -45,14 +45,9 @@ def t_factor(freedom: float) -> float:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """95 % half-width in joules, and its terms as standard uncertainties.
-
-    Attributes:
-        terms: Joules by term; those of ``SHARED`` cancel when two runs of one sensor
-            are compared.
-        sensor_known: False when the accuracy of a rail is not known: then ``joules``
-            covers sampling and resolution only, and everything that shows it says so.
-    """
+    """95 % half-width in joules, and its terms as standard uncertainties; those of
+    ``SHARED`` cancel between runs of one sensor. Without ``sensor_known`` it covers
+    sampling and resolution only, and everything that shows it says so."""
 
     joules: float  # half-width, k = 2
     terms: Mapping[str, float] = field(default_factory=dict)

@@ -35,15 +35,7 @@ class RunEnergy:
 
 @dataclass
 class Imported:
-    """A log, what it holds and what is odd about it.
-
-    Attributes:
-        name: The file.
-        samples: How many samples it holds.
-        findings: What is odd.
-        mean_checked: Pairs in which the mean column followed from the powers.
-        mean_wrong: Pairs in which it did not.
-    """
+    """A log, what it holds and what is odd about it."""
 
     log: Log = field(repr=False)
     runs: list[RunEnergy] = field(default_factory=list)  # energy of each run
@@ -98,11 +90,8 @@ class Imported:
 
 
 def parse_window(text: str) -> tuple[float, float]:
-    """Parse ``a:b``, seconds from the first sample; either side may be empty.
-
-    Raises:
-        ConfigError: It is something else.
-    """
+    """Parse ``a:b``, seconds from the first sample, either may be empty; else a
+    ConfigError."""
     left, colon, right = text.partition(":")
     try:
         a = float(left) if left.strip() else 0.0
@@ -204,11 +193,7 @@ def _mean_power(run: Run, projector: Projector) -> tuple[str, ...]:
 
 
 def recording_of_run(imported: Imported, first_sample: int) -> Recording:
-    """Return one run of a stamped log as a recording, for a picture.
-
-    Raises:
-        ConfigError: The log has no such run, or no times.
-    """
+    """Return one run of a log as a recording; without times a ConfigError."""
     for run, energy in zip(imported.log.runs, imported.runs):
         if first_sample == run.first_sample and len(run.times):
             header = {"source": SOURCE, "rails": list(run.rails)}

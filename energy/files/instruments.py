@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
+from draftwire.energy.chips import load_chips
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.files.times import row_times
 from draftwire.energy.files.unpack import open_text, stem
@@ -51,35 +52,38 @@ class Instrument:
     name: str
     title: str
     words: tuple[str, ...]
-    gain: float
-    source: str
+    gain: float = 0.0
+    source: str = ""
     offset_a: float = 0.0
     offset_v: float = 0.0
     offset_w: float = 0.0
     scope: str = "board-input"
-    unread: str = ""  # what of it was not read in the maker's own text
+    unread: str = ""  # what of it no text of the maker was found for
+    kind: str = ""  # whose figure: the maker's data sheet, quoted, measured, assumed
+    url: str = ""
 
     @property
     def provenance(self) -> str:
         """Where the figures come from, and which nobody verified."""
         open_ = f" (unverified: {self.unread}; give --accuracy)" if self.unread else ""
-        return self.source + open_
+        return f"{self.kind}: {self.source}{open_}"
 
 
 def load_instruments() -> dict[str, Instrument]:
     """Return the meters that are known, by name."""
-    return {
-        entry["name"]: Instrument(**{**entry, "words": tuple(entry["words"])})
-        for entry in _words()["instrument"]
-    }
+    found = {}
+    for entry in _words()["instrument"]:
+        one = {**entry, "words": tuple(entry["words"])}
+        chip, ohm = load_chips().get(one.pop("chip", "")), one.pop("ohm", 0.0)
+        if chip is not None:
+            one["offset_a"], one["offset_v"], one["gain"] = chip.limits(ohm)
+            one["source"] = chip.figures(ohm, 5.0)[-1]
+        found[one["name"]] = Instrument(**one)
+    return found
 
 
 def parse_accuracy(text: str) -> tuple[float, float]:
-    """Parse ``0.5%``, ``0.5%+2mW``, ``20mW`` into (relative, watts).
-
-    Raises:
-        ConfigError: It is something else.
-    """
+    """Parse ``0.5%``, ``0.5%+2mW``, ``20mW`` into (relative, watts); else a ConfigError."""
     gain = offset = 0.0
     for part in text.replace("\u00b1", "").replace(" ", "").split("+"):
         match = re.fullmatch(r"([\d.]+)(%|[num\u00b5k]?W)", part)

@@ -134,15 +134,12 @@ class Recorder:
         self.samples += 1
 
     def phase(self, t_ns: int, name: str) -> None:
-        """Write that the device does something else."""
         self._put({"t": t_ns, "phase": name})
 
     def mark(self, t_ns: int, text: str) -> None:
-        """Write a mark."""
         self._put({"t": t_ns, "mark": text})
 
     def tokens(self, **counts: int) -> None:
-        """Write token counts."""
         self._put({"tokens": counts})
 
     def end(self, t_ns: int, result: dict[str, Any]) -> None:
@@ -153,11 +150,7 @@ class Recorder:
 
 @dataclass
 class Recording:
-    """A recording that was read.
-
-    Attributes:
-        samples: ``(t_ns, watts by rail, joules by rail or None)``.
-    """
+    """A recording that was read."""
 
     path: str  # the file
     header: dict[str, Any]  # its first line
@@ -174,20 +167,15 @@ class Recording:
 
     @property
     def rails(self) -> tuple[str, ...]:
-        """Names of the rails."""
         return tuple(self.header["rails"])
 
     @property
     def name(self) -> str:
-        """Name of the source."""
         return str(self.header.get("source", "recording"))
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Take in one line.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: It is damaged.
-        """
+        """Take in one line; KeyError, TypeError, ValueError or AttributeError: it is
+        damaged."""
         if "w" in line:
             watts = self._by_rail(line["w"])
             joules = self._by_rail(line["c"]) if "c" in line else None
@@ -218,11 +206,7 @@ def is_recording(path: Path) -> bool:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a recording; a cut last line is dropped and counted.
-
-    Raises:
-        ConfigError: It is not a recording.
-    """
+    """Read a recording, else a ConfigError; a cut last line is dropped and counted."""
     recording: Recording | None = None
     bad = 0
     for line in _lines(path):

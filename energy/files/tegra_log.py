@@ -42,12 +42,8 @@ class LogFinding:
 
 @dataclass
 class Run:
-    """What one tegrastats process wrote.
-
-    Attributes:
-        times: Seconds of each sample, ``(samples,)``, after ``set_clock``; empty when
-            nothing tells them.
-    """
+    """What one tegrastats process wrote; ``times``: seconds, ``(samples,)``, after
+    ``set_clock``, empty when nothing tells them."""
 
     first_sample: int  # its first sample in the log, from 1
     rails: tuple[str, ...]  # names in order; repeated ones are numbered, ``NC`` is left out
@@ -84,10 +80,8 @@ class Run:
         self.samples += 1
 
     def stamps(self) -> np.ndarray:
-        """Return the stamps, units from ``base_stamp``, ``(samples,)``, int64, once.
-
-        ``NO_STAMP`` stands where a sample has none.  For a run that is read whole.
-        """
+        """Return stamps, units from ``base_stamp``, ``(samples,)``, int64, once; NO_STAMP
+        for none."""
         if not self._stamps:
             return np.empty(0, np.int64)
         whole = np.concatenate(self._stamps)[: self.samples]
@@ -123,11 +117,7 @@ class Run:
 
 @dataclass
 class Log:
-    """A tegrastats log that was read.
-
-    Attributes:
-        runs: What the tegrastats processes wrote, one after the other.
-    """
+    """A tegrastats log that was read; ``runs``: of each tegrastats process."""
 
     name: str  # the file, as given
     bytes_read: int = 0  # its size
@@ -218,14 +208,7 @@ def foreign_stamp(before: bytes) -> int | None:
 
 
 def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
-    """Read a log and tell what is odd.
-
-    Args:
-        path: The file; its name is kept for the report.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds no sample at all.
-    """
+    """Read a log and tell what is odd; a ConfigError where it holds no sample at all."""
     log = Log(str(path))
     if file is None:
         with open_bytes(path) as opened:
@@ -337,11 +320,8 @@ def _seconds(stamp: tuple[int, ...] | None) -> int | None:
 
 
 class MeanColumn:
-    """The second number of each rail: the mean since that tegrastats started.
-
-    It is no window mean and is never integrated.  It is an oracle inside the data: it
-    must follow from the first numbers, and where it starts anew, a new process wrote.
-    """
+    """The mean since that tegrastats started, never integrated: it must follow from the
+    first numbers, and where it starts anew a new process wrote."""
 
     def __init__(self, sample: Sample, run: Run, *, resync: bool = False) -> None:
         self.run = run

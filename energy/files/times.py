@@ -23,17 +23,9 @@ def row_times(
     interval_s: float | None,
     above: Sequence[str],
 ) -> tuple[list[float], list[list[str]], int]:
-    """Return the seconds of each row that has them, those rows, and how many not.
-
-    Args:
-        columns: ``(place, name, seconds of its unit or None)`` of date and time.
-        number: Reads a number as this file writes it.
-        interval_s: Time between rows, where no column tells.
-        above: Lines above the header, which may state an increment.
-
-    Raises:
-        ConfigError: The times can be read in more than one way, or in none.
-    """
+    """Return seconds of each row that has them, those rows, and how many have none;
+    ``columns``: (place, name, seconds of its unit or None) of date and time. A
+    ConfigError where they can be read in several ways, or in none."""
     if interval_s is None and not columns:
         text = " ".join(above).lower()
         match = re.search(r"increment\D{0,12}?([-+\d.]+e?[-+\d]*)", text)

@@ -17,11 +17,7 @@ _MAGIC = ((b"\x1f\x8b", gzip.open), (b"\xfd7zXZ\0", lzma.open), (b"BZh", bz2.ope
 
 @contextlib.contextmanager
 def open_bytes(path: Path | str) -> Iterator[BinaryIO]:
-    """Give the file's bytes, unpacked, as UTF-8 where it was UTF-16.
-
-    Raises:
-        ConfigError: It cannot be read, or is damaged; inside the block too.
-    """
+    """Give a file unpacked, as UTF-8 where it was UTF-16; ConfigError where that fails."""
     try:
         with open(path, "rb") as file:
             head = file.read(8)

@@ -18,11 +18,7 @@ from draftwire.errors import ConfigError, SensorError
 
 @dataclass(frozen=True)
 class Measurement:
-    """A window as zeus has it, and our whole result.
-
-    Attributes:
-        gpu_energy: Empty: no discrete GPU was read.
-    """
+    """A window as zeus has it (no discrete GPU was read), and our whole result."""
 
     time: float  # seconds
     soc_energy: dict[str, float]  # joules of the scope that was measured, by its name
@@ -31,11 +27,7 @@ class Measurement:
 
     @property
     def total_energy(self) -> float:
-        """Joules.
-
-        Raises:
-            SensorError: There are none; zeus would say 0.
-        """
+        """Joules; where there are none a SensorError, and zeus would say 0."""
         if self.result.energy_j is None:
             raise SensorError(self.result.why_null)
         return self.result.energy_j
@@ -49,11 +41,7 @@ class ZeusLike:
         self._open: dict[str, Window] = {}
 
     def begin_window(self, key: str, sync_execution: bool = True) -> None:
-        """Open a window.
-
-        Raises:
-            ConfigError: There is one of this name.
-        """
+        """Open a window; a ConfigError if there is one of this name."""
         if key in self._open:
             raise ConfigError(f"the window {key!r} is open already")
         self._open[key] = self.meter.window(key)
@@ -62,11 +50,7 @@ class ZeusLike:
     def end_window(
         self, key: str, sync_execution: bool = True, cancel: bool = False
     ) -> Measurement:
-        """Close a window and return what it took.
-
-        Raises:
-            ConfigError: There is none of this name.
-        """
+        """Close a window and return what it took; a ConfigError if there is none."""
         window = self._open.pop(key, None)
         if window is None:
             raise ConfigError(f"no window {key!r} is open")
@@ -79,11 +63,7 @@ class ZeusLike:
 def carbon_row(
     result: EnergyResult, *, g_per_kwh: float, project: str = "draftwire"
 ) -> dict[str, Any]:
-    """Return a row with codecarbon's columns; what was not measured is None.
-
-    Args:
-        g_per_kwh: Grams of CO2 equivalent for a kilowatt-hour: stated by the caller.
-    """
+    """Return codecarbon's columns, None where not measured; the factor is the caller's."""
     kwh = None if result.energy_j is None else result.energy_j / 3.6e6
     kg = None if kwh is None else kwh * g_per_kwh / 1000
     seconds, parts = result.duration_s, ("cpu", "gpu", "ram")

@@ -80,15 +80,9 @@ def calibrate(meter: Meter, seconds: float = 40.0, *, seed: int = 1) -> Calibrat
 
 
 def fit_response(table: np.ndarray, edges_s: Sequence[float], source: str) -> Calibration:
-    """Find the response under which readings follow a load that switches on and off.
-
-    Args:
-        table: ``(seconds, watts)``, ``(n, 2)``.
-        edges_s: When the load switched, on first.
-
-    Raises:
-        SensorError: Too few readings, or the load does not show in them.
-    """
+    """Find the response under which readings ``(seconds, watts)``, ``(n, 2)``, follow a
+    load that switched at ``edges_s``, on first; a SensorError where it does not show in
+    them."""
     at = np.concatenate([[edges_s[0] - 10.0], edges_s])
     phase = (np.arange(len(at)) + 1) % 2  # 0 is loaded, the one that is looked at
     keep = (table[:, 0] >= edges_s[0]) & (table[:, 0] <= edges_s[-1] + 0.5)

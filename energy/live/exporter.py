@@ -63,11 +63,8 @@ def serve(
     say: Callable[[str], None] = print,
     ready: Callable[[int], None] = lambda port: None,
 ) -> None:
-    """Serve ``/metrics`` until the time is over or Ctrl-C.
-
-    Raises:
-        ConfigError: The address cannot be used.
-    """
+    """Serve ``/metrics`` until the time is over or Ctrl-C; a ConfigError for a bad
+    address."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ConfigError(f"--http {address}", hint="HOST:PORT, for example :9477")

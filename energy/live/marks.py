@@ -63,11 +63,7 @@ def _folder() -> Path:
 
 
 def find_listener() -> str:
-    """Return the socket of the recording that was started last.
-
-    Raises:
-        ConfigError: Nothing is being recorded.
-    """
+    """Return the socket of the newest recording; a ConfigError if nothing is recorded."""
     if sending():
         return os.environ[ENVIRONMENT]
     found = sorted(_folder().glob(f"{_NAME}*.sock"), key=lambda p: -p.stat().st_mtime)
@@ -81,11 +77,7 @@ def find_listener() -> str:
 
 
 class MarkListener:
-    """Receives marks on a thread of its own, so that no sender has to wait.
-
-    Raises:
-        ConfigError: The socket cannot be made.
-    """
+    """Receives marks on a thread of its own, so that no sender has to wait."""
 
     def __init__(self) -> None:
         self.path = str(_folder() / f"{_NAME}{os.getpid()}-{id(self) & 0xFFFF:x}.sock")

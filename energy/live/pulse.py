@@ -35,11 +35,8 @@ def make_pulse(
     threads: int = 2,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[int]:
-    """Make the load pulse; return the nanoseconds of each switch, on first.
-
-    Python threads share one lock, so numpy's matrix product, which lets it go, loads
-    the cores.
-    """
+    """Make the load pulse; return the nanoseconds of each switch, on first. Threads share
+    a lock that numpy's matrix product lets go."""
     on = threading.Event()
     done = threading.Event()
 
@@ -72,16 +69,8 @@ def find_offset(
     *,
     step_s: float = 0.01,
 ) -> Offset:
-    """Find when the meter saw the pulse.
-
-    Args:
-        samples: ``(seconds of the meter, watts)``.
-        edges_s: When the load switched, our seconds, on first.
-        step_s: Resolution of the search.
-
-    Raises:
-        ConfigError: The meter's file is shorter than the pulse, or does not show it.
-    """
+    """Find when the meter (seconds, watts) saw the load switch at ``edges_s`` of our
+    clock, on first; a ConfigError where its file does not show the pulse."""
     table = np.asarray(samples, dtype=np.float64)
     if len(table) < 8 or len(edges_s) < 4:
         raise ConfigError("too few samples to find a load pulse")
@@ -122,15 +111,8 @@ def find_offset(
 
 
 def align(meter: Recording, path: Path) -> Offset:
-    """Shift a meter's readings to the clock of a recording, and take its phases.
-
-    Args:
-        meter: From ``recording_of_meter``; changed in place.
-        path: A recording made with ``--pulse``.
-
-    Raises:
-        ConfigError: The recording has no pulse, or the meter does not show it.
-    """
+    """Shift a meter's readings to the clock of a recording made with ``--pulse``, in
+    place, and take its phases; a ConfigError without a pulse."""
     own = read_recording(path)
     edges = [t for t, text in own.marks if text.startswith("pulse")]
     count = 6  # one pulse: on, off, on, off, on, off

@@ -22,11 +22,8 @@ def frames(
     seconds: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Account, str]]:
-    """Yield the account and the text of each frame until the time is over.
-
-    Args:
-        seconds: How long; None goes on until the caller stops.
-    """
+    """Yield the account and the text of each frame until the time (None: for ever) is
+    over."""
     account = Account(meter, mirror=False).start("run")
     history: list[float] = []
     while True:

@@ -33,13 +33,7 @@ PER = ("auto", *_VALUES)
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A, of one quantity.
-
-    Attributes:
-        per: What is compared: joules per ``request``, ``net`` joules, joules per token
-            of a kind, or per ``second`` (watts).
-        coverage: The least share of a run that samples cover, on each side.
-    """
+    """B against A, of one quantity (``per``); ``coverage``: the least of a side's runs."""
 
     per: str
     a_j: float  # mean of A

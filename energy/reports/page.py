@@ -33,11 +33,7 @@ HATCH = (
 
 
 def write_page(rows: Sequence[Row], path: Path) -> None:
-    """Write a page with every row, whole or not at all.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
+    """Write a page with every row, whole or not at all."""
     names = list(dict.fromkeys(Path(row.file).name for row in rows))
     title = _esc(f"Energy: {', '.join(names[:4])}")
     body = [f"<h1>{title}</h1>", _tag("p", "dim", CAVEAT)]

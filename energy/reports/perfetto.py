@@ -16,11 +16,7 @@ from draftwire.io import write_text
 
 
 def write_trace(rows: Sequence[Row], path: Path) -> None:
-    """Write rails as counters and phases as slices, one process for each row.
-
-    Raises:
-        ConfigError: No row has a trace, or the file cannot be written.
-    """
+    """Write rails as counters and phases as slices, one process for each row."""
     events: list[dict[str, Any]] = []
     for pid, row in enumerate(rows, 1):
         if row.recording is None:

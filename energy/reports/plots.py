@@ -174,15 +174,8 @@ def _plot_bars(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> None:
-    """Draw energy against time of each power mode; the Pareto front is joined.
-
-    Args:
-        points: ``mode``, ``seconds``, ``energy_j``, their half-widths, ``pareto``.
-        per: What both are per, e.g. ``"run"`` or ``"emitted token"``.
-
-    Raises:
-        ConfigError: matplotlib is not there, or no point has joules.
-    """
+    """Draw energy against time of each power mode, the Pareto front joined; ``per``: what
+    both are per, ``"run"`` or ``"emitted token"``."""
     known = [point for point in points if point["energy_j"] is not None]
     if not known:
         raise ConfigError("no mode has joules: there is nothing to draw")

@@ -76,7 +76,6 @@ class Row:
 
     @property
     def mean_uncertainty_w(self) -> float | None:
-        """Half-width of the mean power."""
         if self.uncertainty_j is None or not self.seconds:
             return None
         return self.uncertainty_j / self.seconds
@@ -88,7 +87,6 @@ class Row:
 
     @property
     def answers_per_wh(self) -> float | None:
-        """How many requests like these a watt-hour lasts for."""
         if not self.energy_j or self.energy_j <= 0:
             return None
         return 3600.0 * self.requests / self.energy_j
@@ -119,18 +117,10 @@ def load_rows(
     meter: Mapping[str, Any] | None = None,
     **log_options: Any,
 ) -> list[Row]:
-    """Read any file that holds energy.
-
-    Args:
-        path: A recording, a run report (or a list of them), a tegrastats log, or a
-            meter's file.
-        tokens: Counts that the file does not know.
-        window: Only these seconds; not for run reports.
-        log_options: As for ``import_tegrastats``.
-
-    Raises:
-        ConfigError: It is none of them.
-    """
+    """Read any file that holds energy: a recording, run reports, a tegrastats log, a
+    meter's file (else a ConfigError). ``tokens``: counts that it does not know;
+    ``window``: only these seconds, not for run reports; ``log_options``: of
+    ``import_tegrastats``."""
     kind = kind_of(path)
     if kind == "reports":
         return list(_rows_of_reports(path))
@@ -197,11 +187,8 @@ def rows_of_import(
 def analyse(
     recording: Recording, window: tuple[float, float] | None = None
 ) -> tuple[dict[str, Any], Account]:
-    """Send a recording through the meter and the account once more.
-
-    Raises:
-        ConfigError: It has no sample, or the window misses it.
-    """
+    """Send a recording through meter and account once more; a ConfigError where the window
+    misses it."""
     samples, header = recording.samples, recording.header
     if not samples:
         raise ConfigError(f"{recording.path} holds no sample")

@@ -21,13 +21,8 @@ from draftwire.errors import BoardError, ConfigError, DraftwireError
 
 @dataclass
 class Point:
-    """One power mode.
-
-    Attributes:
-        energy_j: Mean joules of its runs, per ``per``; None when one has none.
-        uncertainty_j: 95 % half-width: the larger of a run's own and of the spread.
-        runs: The ``energy`` entry of each run.
-    """
+    """One power mode: means of its runs per ``per`` with 95 % half-widths (the larger of a
+    run's own and of the spread); None when a run has none."""
 
     mode: str  # its name
     energy_j: float | None = None
@@ -66,21 +61,9 @@ def set_mode(
     present: Callable[[], str | None],
     agree: Callable[[str], None],
 ) -> str | None:
-    """Bring the board into a mode, by the user's hand or with the user's command.
-
-    Args:
-        number: Its id in ``/etc/nvpmodel.conf``, when it has one.
-        template: Command with ``{mode}`` and ``{id}``; None asks the user to do it.
-        present: Returns the name of the present mode, or None when nobody can tell.
-        agree: Asks the user; raises when the answer is no.
-
-    Returns:
-        A note for the report when the mode could not be checked, else None.
-
-    Raises:
-        BoardError: The board is in another mode afterwards.
-        ConfigError: The command fails, or has a field that nobody knows.
-    """
+    """Bring the board into a mode, by the user's hand or a command with ``{mode}`` and
+    ``{id}``; return a note when ``present`` cannot tell. BoardError: it is in another
+    mode afterwards; ConfigError: the command fails."""
     if present() == mode:
         return None
     if template is None:
@@ -121,19 +104,9 @@ def sweep(
     leave: Callable[[], None] = lambda: None,
     done: Callable[[list[Point]], None] = lambda points: None,
 ) -> list[Point]:
-    """Run in each mode and mark the Pareto front.
-
-    A mode that fails is noted and the next one is tried; Ctrl-C ends the sweep and
-    keeps what is done.
-
-    Args:
-        enter: Brings the board into a mode.
-        run: Measures one run of the command in a mode; gets the mode and the number.
-        repeats: Runs a mode; their mean counts.
-        settle: Waits after a change of mode.
-        leave: Brings the board back, on every exit.
-        done: Gets the points after every run, to keep them.
-    """
+    """Run in each mode and mark the Pareto front. A mode that fails is noted and the next
+    one tried; Ctrl-C keeps what is done. ``leave`` brings the board back on every exit,
+    ``done`` gets the points after every run, to keep them."""
     points: list[Point] = []
     try:
         for mode in modes:

@@ -27,12 +27,7 @@ def _over(half: float | None, by: float) -> float | None:
 def as_table(
     rows: Sequence[Row], *, battery_wh: float | None = None, g_per_kwh: float | None = None
 ) -> str:
-    """Return a table for a terminal, with the details that make it worth defending.
-
-    Args:
-        battery_wh: Of the robot, for hours of life.
-        g_per_kwh: Grams of CO2 equivalent for a kilowatt-hour, as the user states it.
-    """
+    """Return a table for a terminal, with the details that make it worth defending."""
     lines = [("file", "energy", "seconds", "covered", "mean power", "scope", "source")]
     for row in rows:
         modelled = " (modelled)" if row.kind == "modelled" else ""
@@ -171,14 +166,9 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def prometheus(metrics: Mapping[str, tuple[str, str, Sequence[Any]]]) -> str:
-    """Return the Prometheus text format; a null has no sample at all.
-
-    Args:
-        metrics: By name: kind (``gauge``, ``counter``), help, and ``(labels, value)``.
-
-    Source:
-        https://prometheus.io/docs/instrumenting/exposition_formats/
-    """
+    """Return the Prometheus text format
+    (https://prometheus.io/docs/instrumenting/exposition_formats/) of (kind, help,
+    [(labels, value)]) by name; a null has no sample."""
     lines = []
     escapes = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
     for name, (kind, text, samples) in metrics.items():
@@ -231,11 +221,7 @@ def as_prometheus(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], path: Path, form: str) -> None:
-    """Write a report to a file, whole or not at all.
-
-    Raises:
-        ConfigError: The format needs a library, or the file cannot be written.
-    """
+    """Write a report to a file, whole or not at all; a ConfigError without its library."""
     if form == "parquet":
         write_whole(path, lambda temporary: _parquet(rows, temporary))
     else:

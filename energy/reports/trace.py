@@ -29,13 +29,7 @@ BINS = 600  # pieces that phases are shown in: each has the colour of what holds
 
 @dataclass(frozen=True)
 class Trace:
-    """Power over time.
-
-    Attributes:
-        spans: ``(start, end, phase)`` in seconds, as fine as a picture can show.
-        holes: ``(start, end, least watts, most watts)``: no sample came, and between
-            these the power may have stood.
-    """
+    """Power over time; NaN where it could not be read, or nobody knows the total."""
 
     t_s: np.ndarray  # seconds from the first sample, ``(n,)``
     total_w: np.ndarray  # the total, ``(n,)``; NaN where it could not be read
@@ -61,10 +55,8 @@ class Trace:
     def areas(
         self, pieces: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield phase, seconds and watts of each stretch below the line.
-
-        A stretch ends on the span's own edges, not on the nearest sample.
-        """
+        """Yield phase, seconds, watts of each stretch below the line, cut at the span's
+        own edges."""
         for start, end, phase in self.spans:
             for at, watt in pieces:
                 a, b = max(start, float(at[0])), min(end, float(at[-1]))
@@ -75,11 +67,7 @@ class Trace:
 
 
 def trace_of(recording: Recording) -> Trace:
-    """Return the trace of a recording.
-
-    Raises:
-        ConfigError: It holds fewer than two samples.
-    """
+    """Return the trace of a recording; a ConfigError with fewer than two samples."""
     samples = recording.samples
     if len(samples) < 2:
         raise ConfigError(f"{recording.path} holds too few samples for a picture")

@@ -114,21 +114,14 @@ class PowerSource:
         self._clock = clock or monotonic_ns
 
     def read(self) -> Reading:
-        """Take one sample.
-
-        Raises:
-            SensorError: Nothing could be read.
-        """
+        """Take one sample; a SensorError where nothing could be read."""
         raise NotImplementedError
 
     def gather(
         self, reads: Mapping[str, Callable[[], float]], t_ns: int | None = None
     ) -> Reading:
-        """Return what each rail's function gives; one that fails is absent.
-
-        Raises:
-            SensorError: None could be read.
-        """
+        """Return what each rail's function gives, without those that fail; SensorError if
+        all do."""
         watts, start, self.problem = {}, self._clock() if t_ns is None else t_ns, None
         for rail, read in reads.items():
             try:
@@ -177,12 +170,7 @@ class SysfsNumber:
         self.fd = -1
 
     def read(self) -> int:
-        """Return the value.
-
-        Raises:
-            OSError: The kernel says no (EIO from a disabled channel, ENODEV, ...).
-            ValueError: It is not a number.
-        """
+        """Return the value; OSError or ValueError where the kernel gives none."""
         try:
             if self.fd < 0:
                 self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -192,7 +180,6 @@ class SysfsNumber:
             raise
 
     def close(self) -> None:
-        """Close the file."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

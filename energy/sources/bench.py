@@ -68,14 +68,8 @@ def _package(module: str, package: str) -> Any:
 
 
 class LineMeter(_Bench):
-    """A serial port on which each line is a reading.
-
-    Args:
-        port: ``/dev/ttyUSB0``, or with a speed: ``/dev/ttyUSB0,115200``.
-
-    Raises:
-        SensorError: The port cannot be opened, or no line has a power.
-    """
+    """A serial port on which each line is a reading: ``/dev/ttyUSB0`` or
+    ``/dev/ttyUSB0,9600``."""
 
     def __init__(self, port: str, *, clock: Clock | None = None) -> None:
         super().__init__(clock, "ina219")
@@ -115,14 +109,8 @@ class LineMeter(_Bench):
 
 
 class Ppk2Source(_Bench):
-    """A Power Profiler Kit II as an ampere meter, through the package ``ppk2-api``.
-
-    Args:
-        port: ``/dev/ttyACM0,5.0``: the port, and the volts of the supply.
-
-    Raises:
-        SensorError: The package or the kit is not there.
-    """
+    """A PPK2 as an ampere meter, through ``ppk2-api``: ``/dev/ttyACM0,5.0``, with the
+    volts."""
 
     name = "ppk2"
     update_s = 0.05
@@ -164,11 +152,7 @@ class Ppk2Source(_Bench):
 
 
 class JoulescopeSource(_Bench):
-    """A Joulescope, through its own package: its energy counter, twice a second.
-
-    Raises:
-        SensorError: The package or the device is not there.
-    """
+    """A Joulescope, through its own package: its energy counter, twice a second."""
 
     name = "joulescope"
     update_s = 0.5

@@ -155,11 +155,7 @@ def open_meter(
     root: Path = Path("/"),
     **choice: Any,
 ) -> Meter:
-    """Open the best source and return a meter that is not started yet.
-
-    Raises:
-        SensorError: Nothing can be read.
-    """
+    """Open the best source; return a meter, not yet started. SensorError: there is none."""
     from draftwire.energy.live.calibrate import known_response
 
     chosen = choose_source(tables, root=root, **choice)

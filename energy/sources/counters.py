@@ -30,11 +30,7 @@ ZONES = "sys/class/powercap/intel-rapl:*"
 
 
 class BatterySource(PowerSource):
-    """Power out of the battery or batteries.
-
-    Raises:
-        SensorError: No battery, or it does not discharge.
-    """
+    """Power out of the batteries; a SensorError where none discharges."""
 
     name = scope = "battery"
     update_s = 1.0  # fuel gauges renew about once a second; some every 30 s
@@ -54,11 +50,6 @@ class BatterySource(PowerSource):
         self.read()
 
     def read(self) -> Reading:
-        """Read every battery.
-
-        Raises:
-            SensorError: One charges or is full, or tells no power.
-        """
         for path in self._batteries.values():
             status = read_text(path / "status") or "Unknown"
             if status != "Discharging":
@@ -81,11 +72,7 @@ def _watts(path: Path) -> float:
 
 
 class RaplSource(PowerSource):
-    """Energy of each processor package.
-
-    Raises:
-        SensorError: There is no counter, or none may be read.
-    """
+    """Energy of each processor package; a SensorError where none may be read."""
 
     name = "rapl"
     scope = "package"

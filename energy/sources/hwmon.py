@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Container, NamedTuple
+from typing import Container
 
+from draftwire.energy.chips import Chip, load_chips
 from draftwire.energy.rails import Accuracy
 from draftwire.energy.sources.base import (
     UNKNOWN_RESPONSE,
@@ -30,37 +31,6 @@ from draftwire.energy.sources.base import (
 )
 from draftwire.errors import SensorError
 
-
-class _Chip(NamedTuple):
-    """What a chip's data sheet says: LSB and largest offset of the shunt, gain."""
-
-    lsb_v: float = 0.0
-    offset_v: float = 0.0
-    gain: float | None = None
-    window_s: float | None = None  # that its driver averages over, when it does not say
-    label: str = ""  # of its only channel, often without one
-    bus: int | None = None  # the voltage file of every channel: in0 is the shunt's
-
-
-# TI data sheets (shunt LSB, shunt offset, gain error, all maxima); the INA238 driver
-# averages 16 times three conversions of 1052 us (INA238_ADC_CONFIG_DEFAULT, 0xfb6a).
-CHIPS = {
-    "ina3221": _Chip(40e-6, 80e-6, 0.0025),
-    "ina238": _Chip(5e-6, 5e-6, 0.001, 0.0505, "VIN"),
-    "ina237": _Chip(5e-6, 50e-6, 0.003, 0.0505),
-    "ina228": _Chip(0.3125e-6, 1e-6, 0.0005, 0.0505),
-    "ina219": _Chip(10e-6, 100e-6, 0.005, bus=1),
-    "ina220": _Chip(10e-6, 100e-6, 0.005, bus=1),
-    "ina226": _Chip(2.5e-6, 10e-6, 0.001, bus=1),
-    "ina230": _Chip(2.5e-6, 50e-6, 0.005, bus=1),
-    "ina231": _Chip(2.5e-6, 50e-6, 0.005, bus=1),
-    "ina260": _Chip(bus=1),
-    "ina260_u14": _Chip(label="SOM"),  # Kria KV260, through iio-hwmon
-    "ina233": _Chip(),
-    "ina234": _Chip(),
-    "macsmc_hwmon": _Chip(),
-    "scmi_sensors": _Chip(),
-}
 GPUS = ("amdgpu", "i915", "xe")
 
 
@@ -105,25 +75,20 @@ class Channel:
         return self.label is None or read_text(self.label) == self.rail
 
     def accuracy(self) -> Accuracy | None:
-        """Return the data sheet's figures for this shunt, when the kernel tells it."""
-        chip = CHIPS.get(self.chip, _Chip())
-        if not chip.lsb_v or not self.shunt_ohm or self.voltage is None:
-            return None
+        """Return the data sheet's figures for this shunt, when it is known."""
+        chip = load_chips().get(self.chip, Chip())
+        ohm = chip.own_ohm or self.shunt_ohm
         try:
-            volt = self.voltage.read() * 1e-3
+            volt = self.voltage.read() * 1e-3 if self.voltage is not None else 0.0
         except (OSError, ValueError):
             return None
-        return Accuracy(
-            step_w=chip.lsb_v / self.shunt_ohm * volt,
-            offset_w=chip.offset_v / self.shunt_ohm * volt,
-            gain=chip.gain,
-            source=f"TI {self.chip.upper()} data sheet, shunt "
-            f"{self.shunt_ohm * 1e3:g} mohm, without its tolerance",
-        )
+        if not chip.lsb_uv or not ohm or volt <= 0:
+            return None
+        return Accuracy(*chip.figures(ohm, volt, self.power is not None))
 
     def response(self) -> Response:
         """Return how late and how blurred its readings are."""
-        window_s = CHIPS.get(self.chip, _Chip()).window_s
+        window_s = load_chips().get(self.chip, Chip()).window_s
         if self.update_s is not None and self.update_s <= 0.2:
             u = self.update_s
             how = f"update_interval of {self.chip}, {1e3 * u:.3g} ms"
@@ -146,14 +111,7 @@ class Channel:
 
 
 class HwmonSource(PowerSource):
-    """Every rail behind a power chip.
-
-    Args:
-        root: Where ``sys`` lies; tests and recorded trees pass their own.
-
-    Raises:
-        SensorError: There is no such sensor, or none of its rails can be read.
-    """
+    """Every rail behind a power chip; a SensorError where none can be read."""
 
     def __init__(self, root: Path = Path("/"), *, clock: Clock | None = None) -> None:
         super().__init__(clock)
@@ -212,11 +170,7 @@ class HwmonSource(PowerSource):
 
 
 class GpuSource(PowerSource):
-    """A GPU's own power or energy, where its driver tells it: amdgpu, i915, xe.
-
-    Raises:
-        SensorError: No such GPU.
-    """
+    """A GPU's own power or energy, where its driver tells it: amdgpu, i915, xe."""
 
     name = "gpu-sysfs"
     scope = "gpu"
@@ -274,7 +228,7 @@ def _folders(root: Path, chips: Container[str]) -> list[Path]:
 
 def find_channels(root: Path) -> list[Channel]:
     """Return every rail, readable or not, in the order of the chips."""
-    channels = [c for folder in _folders(root, CHIPS) for c in _hwmon(folder)]
+    channels = [c for folder in _folders(root, load_chips()) for c in _hwmon(folder)]
     if channels:
         return channels
     for folder in sorted(root.glob("sys/bus/i2c/drivers/ina3221x/*/iio:device*")):
@@ -292,7 +246,7 @@ def find_channels(root: Path) -> list[Channel]:
 
 def _hwmon(folder: Path) -> list[Channel]:
     chip = read_text(folder / "name") or ""
-    known = CHIPS[chip]
+    known = load_chips()[chip]
     device = (folder / "device").resolve().name if (folder / "device").exists() else ""
     update_ms = read_int(folder / "update_interval")  # 0: the driver does not know
     three = chip == "ina3221"  # its in4 to in7 are no rails

@@ -23,14 +23,7 @@ INTERVAL_S = 0.5  # the maintainer asks to stay at or above this (jetson_stats #
 
 
 class JtopSource(PowerSource):
-    """Rails as the jtop service tells them, once or twice a second.
-
-    Args:
-        client: An object with ``ok()``, ``power`` and ``close()``; None imports jtop.
-
-    Raises:
-        SensorError: jtop or its service is not there, or it shows no rail.
-    """
+    """Rails by the jtop service; ``client``: ``ok()``, ``power``, ``close()``."""
 
     name = "jtop"
     paced = True
@@ -91,11 +84,7 @@ def rail_watts(power: Any) -> dict[str, float]:
 
 
 def look(root: Path = Path("/")) -> str:
-    """Tell what is there without connecting: the first client sets the pace for all.
-
-    Raises:
-        SensorError: The service or the module is missing, or may not be used.
-    """
+    """Tell what is there without connecting: the first client sets the pace for all."""
     socket = root / "run/jtop.sock"
     try:
         found = importlib.util.find_spec("jtop") is not None

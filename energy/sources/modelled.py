@@ -17,18 +17,7 @@ ALIKE = {"prefill": "draft", "transmit": "draft", "verify-wait": "wait", "idle":
 
 
 class ModelSource:
-    """Watts per phase.
-
-    Args:
-        name: What the model is called, without ``model:``.
-        watts: Watts of each phase.
-        uncertainty: Relative half-width as the profile states it, or None: then the
-            result has no uncertainty, and says that it has none.
-        origin: Where the figures come from.
-
-    Raises:
-        ConfigError: A power is negative or not a number.
-    """
+    """Watts per phase that somebody stated, with a relative half-width or None."""
 
     kind = scope = "modelled"
     rails = ("MODEL",)

@@ -18,11 +18,7 @@ _NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED of nvml.h
 
 
 class NvmlSource(PowerSource):
-    """Power of each GPU that tells it; ``library`` None loads ``libnvidia-ml.so.1``.
-
-    Raises:
-        SensorError: No library, no GPU, or power is not supported.
-    """
+    """Power of each GPU that tells it; a SensorError where none does."""
 
     name = "nvml"
     scope = "gpu"

@@ -19,11 +19,7 @@ COMMAND = ("vcgencmd", "pmic_read_adc")
 
 
 class PmicSource(PowerSource):
-    """The Pi 5's rails; ``run`` returns the text of one ``vcgencmd pmic_read_adc``.
-
-    Raises:
-        SensorError: vcgencmd is not there, may not be used, or answers something else.
-    """
+    """The Pi 5's rails; ``run`` returns the text of one ``vcgencmd pmic_read_adc``."""
 
     name = "pi5-pmic"
     update_s = 0.1  # what a subprocess a reading allows

@@ -12,12 +12,7 @@ from draftwire.errors import SensorError
 
 
 class ReplaySource(PowerSource):
-    """Plays a recording.
-
-    Args:
-        speed: 1 plays as it was, 10 ten times faster; 0 gives the readings with their
-            own stamps, at once.
-    """
+    """Plays a recording: speed 1 as it was, 10 ten times faster, 0 all at once."""
 
     paced = True
 
@@ -47,11 +42,7 @@ class ReplaySource(PowerSource):
         self._next, self._begin = 0, 0
 
     def read(self) -> Reading:
-        """Return the next reading.
-
-        Raises:
-            SensorError: There is nothing more in the recording.
-        """
+        """Return the next reading; a SensorError at the end."""
         samples = self.recording.samples
         if self._next >= len(samples):
             raise SensorError(f"{self.recording.path} ended")

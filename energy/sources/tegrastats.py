@@ -78,11 +78,7 @@ class LineFeed:
         self._tail, self._arrived = b"", 0
 
     def next_line(self) -> tuple[int, bytes]:
-        """Wait for a line.
-
-        Raises:
-            SensorError: It ended, or nothing came within the timeout.
-        """
+        """Wait for a line; a SensorError when it ended, or nothing came in time."""
         while b"\n" not in self._tail:
             if not select.select([self.fd], [], [], self.timeout_s)[0]:
                 raise SensorError(f"{self.name} was silent for {self.timeout_s:g} s")
@@ -96,19 +92,8 @@ class LineFeed:
 
 
 class TegrastatsSource(PowerSource):
-    """A tegrastats process of our own.
-
-    Lines are stamped when they arrive: ``usleep`` plus work makes the real period 3 to
-    7 % longer than the interval.  Sysfs has the same numbers without a process, so this
-    is for machines where only tegrastats may read the rails.
-
-    Args:
-        interval_ms: What tegrastats sleeps between samples.
-        command: The program; tests pass a script.
-
-    Raises:
-        SensorError: There is no tegrastats, or its lines have no rail.
-    """
+    """A tegrastats process of our own, for machines where it alone may read the rails.
+    Lines are stamped on arrival: the real period is 3 to 7 % longer than the interval."""
 
     name = "tegrastats"
     paced = True
@@ -166,8 +151,6 @@ class TegrastatsSource(PowerSource):
         return Reading(t_ns, {rail: mw * 1e-3 for rail, mw in pairs if rail != "NC"})
 
     def close(self) -> None:
-        """End the process that we started; never ``tegrastats --stop``, which ends
-        others."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -180,11 +163,7 @@ class TegrastatsSource(PowerSource):
 
 
 def look(root: Path = Path("/")) -> str:
-    """Tell where tegrastats is, without starting it.
-
-    Raises:
-        SensorError: It is nowhere.
-    """
+    """Tell where tegrastats is, without starting it; a SensorError if nowhere."""
     path = shutil.which("tegrastats")
     if path is None:
         raise SensorError("no tegrastats in PATH (not a Jetson?)")

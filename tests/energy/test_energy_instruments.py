@@ -184,7 +184,8 @@ def test_packed_files_and_rubbish(tmp_path):
 
 def test_every_meter_of_the_table_states_figures_and_where_they_are_from():
     for meter in load_instruments().values():
-        assert meter.source and 0 < meter.gain < 0.5, meter.name
+        assert meter.source and meter.kind and 0 < meter.gain < 0.5, meter.name
+        assert meter.url.startswith("https://") or meter.kind == "assumed", meter.name
         assert ("unverified: " in meter.provenance) == bool(meter.unread)
         assert ("give --accuracy" in meter.provenance) == bool(meter.unread)
     # Only a chip that the file names may have its figures; else the least exact.

@@ -186,7 +186,47 @@ def test_a_negative_reading_is_kept(tmp_path):
 def test_shunt_gives_the_accuracy(tmp_path):
     accuracy = HwmonSource(nx_rails(tmp_path)).accuracy["VDD_IN"]
     assert accuracy.step_w == pytest.approx(0.04)  # 40 uV over 5 mohm at 5 V
-    assert accuracy.offset_w == pytest.approx(0.08)
+    # 80 uV, 0.5 uV/K over 40 K and 15 uV/V over 1.7 V, on 5 mohm at 5 V.
+    assert accuracy.offset_w == pytest.approx((80 + 20 + 25.5) * 1e-3)
+    # 0.25 % and 50 ppm/K, twice; 1 % of the shunt; 20 mV of 5 V.
+    assert accuracy.gain == pytest.approx(2 * (0.0025 + 0.002) + 0.01 + 0.02005 / 5)
+    # The rails' names alone say the same of this board.
+    (table,) = (t for t in TABLES if t.board == "jetson-xavier-nx")
+    named = table.accuracy["VDD_IN"]
+    assert (named.offset_w, named.gain) == pytest.approx((accuracy.offset_w, accuracy.gain))
+
+
+# Shunt, bus voltage, and by hand from TI's tables: step, offset and gain of the rail.
+INA = {
+    "ina219": (100_000, 5000, 5e-4, 2.21e-3 * 5, 0.02 + 0.01 + 4e-3 / 5),
+    "ina226": (10_000, 5000, 2.5e-4 * 5, 1.825e-3 * 5, 0.006 + 0.01 + 9.95e-3 / 5),
+    "ina228": (10_000, 12_000, 3.75e-4, 0.257e-3 * 12, 0.004 + 0.01 + 8.47e-3 / 12),
+    "ina230": (10_000, 5000, 2.5e-4 * 5, 8.7e-3 * 5, 0.014 + 0.01 + 35e-3 / 5),
+    "ina238": (5_000, 12_000, 1e-3 * 12, 1.5e-3 * 12, 0.004 + 0.01 + 8.47e-3 / 12),
+    "ina260": (None, 5000, 1.25e-3 * 5, 12.1e-3 * 5, 0.007 + 9.95e-3 / 5),
+}
+
+
+@pytest.mark.parametrize("chip", INA)
+def test_the_interval_of_a_rail_follows_its_chip(tmp_path, chip):
+    shunt, millivolt, step, offset, gain = INA[chip]
+    base = "sys/class/hwmon/hwmon0"
+    bus = 1 if chip in ("ina219", "ina226", "ina230", "ina260") else 0
+    files = {"name": chip, f"in{bus}_input": millivolt, "curr1_input": 800}
+    files.update({"in1_input": millivolt} if bus == 0 else {"in0_input": 8})
+    files.update({"shunt_resistor": shunt} if shunt else {})
+    put(tmp_path, {f"{base}/{name}": text for name, text in files.items()})
+    ((_, known),) = HwmonSource(tmp_path).accuracy.items()
+    assert (known.step_w, known.offset_w, known.gain) == pytest.approx((step, offset, gain))
+    assert chip.upper() in known.source and "TI" in known.source
+
+
+def test_the_register_of_power_steps_coarser(tmp_path):
+    base = "sys/class/hwmon/hwmon0"
+    put(tmp_path, {f"{base}/name": "ina226", f"{base}/in1_input": 5000,
+                   f"{base}/power1_input": 4_000_000,
+                   f"{base}/shunt_resistor": 10_000})  # fmt: skip
+    assert HwmonSource(tmp_path).accuracy["ina226"].step_w == pytest.approx(6.25e-3)
 
 
 def test_the_kernel_tells_how_blurred_a_sensor_is(tmp_path):
@@ -251,7 +291,7 @@ def test_any_power_chip_of_hwmon(tmp_path, chip, files, rail, watts):
     named = choose_source(TABLES, root=tmp_path, rails=[rail]).choice.total
     assert named is not None and named.rails == (rail,)
     if "shunt_resistor" in files:
-        assert chosen.source.accuracy[rail].gain == 0.001
+        assert chosen.source.accuracy[rail].gain == pytest.approx(0.01799)
         assert chosen.source.response.reach_s < 0.1
 
 

@@ -91,7 +91,7 @@ def _meters(args: argparse.Namespace) -> int:
             offsets = ((one.offset_a, "A"), (one.offset_v, "V"), (one.offset_w, "W"))
             figures = [f"{100 * one.gain:g} %", *(f"{x:g} {u}" for x, u in offsets if x)]
             print(f"{one.name:<8} {one.title}: {' + '.join(figures)}, before {one.scope}")
-            print(f"         {one.provenance}")
+            print(f"         {one.provenance}" + (one.url and f"\n         {one.url}"))
     return 0
 
 
