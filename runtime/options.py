@@ -136,10 +136,10 @@ def params_of(
             f"the verifier does not know the sampling scheme {params.scheme!r}",
             hint="it knows " + ", ".join(welcome.schemes),
         )
-    if params.noise not in welcome.noise:
+    if params.scheme == "coupled" and params.noise not in welcome.noise:
         raise ConfigError(
-            f"the verifier does not draw the noise {params.noise!r}",
-            hint="it knows " + ", ".join(welcome.noise),
+            f"the verifier draws no noise {params.noise!r}: its engine has its own",
+            hint="--noise " + " or ".join(welcome.noise),
         )
     if mode.racing:
         check_race(params.scheme)

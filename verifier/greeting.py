@@ -176,6 +176,8 @@ def welcome_to(
     ]
     family = backend.family
     vocab_size = min(hello.vocab_size, backend.vocab_size)
+    noise = tuple(n for n in hello.noise if n in getattr(backend, "noises", NOISES))
+    schemes = [s for s in schemes_of(backend) if noise or s != "coupled"]
     return Welcome(
         agent=f"draftwire-verifier/{__version__}",
         target=backend.name,
@@ -192,9 +194,9 @@ def welcome_to(
         eos_ids=tuple(i for i in backend.eos_ids if i < vocab_size),
         compatibility=_compatibility(hello, backend),
         capabilities=tuple(c for c in hello.capabilities if c in capabilities),
-        schemes=schemes_of(backend),
+        schemes=tuple(schemes),
         target_id=_content_hash(backend.id),
-        noise=tuple(n for n in hello.noise if n in getattr(backend, "noises", NOISES)),
+        noise=noise,
         numerics=backend.numerics,
         streams=limits.streams,
         progress_ms=round(limits.progress_s * 1e3),

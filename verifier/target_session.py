@@ -233,10 +233,10 @@ class TargetSession:
             )
         if request.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
-        if request.noise not in noises:
+        if request.scheme == "coupled" and request.noise not in noises:
             raise ConfigError(
                 f"the noise profile {request.noise[:40]!r} was not agreed on",
-                hint="one of the welcome's: " + ", ".join(noises),
+                hint="one of the welcome's: " + (", ".join(noises) or "it has none"),
             )
         if request.scheme not in schemes and request.scheme in SCHEMES:
             raise ConfigError(
@@ -565,6 +565,8 @@ class TargetSession:
         return []
 
     def _append(self, block: Block) -> None:
+        if isinstance(self._decider, ByToken):
+            refuse_evidence(self._scheme, block.evidence)
         path, last = None, block.base + len(block.tokens)
         if self._scout is not None and block.tokens:
             judged = [] if self._work is None else self._work.drafts
@@ -950,13 +952,7 @@ class TargetSession:
         return Order(text, self._end, stops, self._params, self._vocab_size)
 
     def offer(self) -> Push:
-        """Return what the stream wants of it now.
-
-        Raises:
-            ProtocolError: There is evidence.
-        """
-        if self._branch.unjudged:
-            refuse_evidence(self._scheme, b" " * self._branch.unjudged)
+        """Return what the stream wants of it now."""
         at = len(self._tokens)
         drafts = self._branch.waiting(partial=self._racing)[: max(0, self._end - at - 1)]
         asks, ahead = self._prompt + self._branch.asks, self._prompt + self._ahead

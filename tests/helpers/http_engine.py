@@ -106,21 +106,28 @@ class HttpEngine:
         if path != wanted[self.kind]:
             return 404, {"error": "no such path"}
         prompts = body["input_ids" if self.kind == "sglang" else "prompt"]
+        prompts = prompts if isinstance(prompts[0], list) else [prompts]
         if max(map(len, prompts)) >= self.context:
             return 400, {"error": {"message": f"longer than {self.context}"}}
         how = body["sampling_params"] if self.kind == "sglang" else body
-        ids = [self.draw(prompt, how, n) for n, prompt in enumerate(prompts)]
+        texts = [list(prompt) for prompt in prompts]
+        for _ in range(how.get("max_tokens") or how.get("max_new_tokens") or 1):
+            for n, text in enumerate(texts):
+                text.append(self.draw(text, how, n))
+        news = [text[len(prompt) :] for text, prompt in zip(texts, prompts)]
         if self.kind == "vllm":
             rows = [
-                {"index": n, "text": "", "token_ids": [i], "prompt_token_ids": p}
-                for n, (i, p) in enumerate(zip(ids, prompts))
+                {"index": n, "text": "", "token_ids": new, "prompt_token_ids": p}
+                for n, (new, p) in enumerate(zip(news, prompts))
             ]
             self.rng.shuffle(rows)
             return 200, {"choices": rows, "usage": {"prompt_tokens_details": None}}
         if self.kind == "llamacpp":
-            rows = [{"index": n, "content": "", "tokens": [i]} for n, i in enumerate(ids)]
+            rows = [
+                {"index": n, "content": "", "tokens": new} for n, new in enumerate(news)
+            ]
             return 200, rows if len(rows) > 1 else rows[0]
-        return 200, [{"text": "", "output_ids": [i], "meta_info": {}} for i in ids]
+        return 200, [{"text": "", "output_ids": new, "meta_info": {}} for new in news]
 
     def draw(self, prompt, how, n):
         row = self.model.rows_after(list(prompt))

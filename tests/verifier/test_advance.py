@@ -180,9 +180,8 @@ def test_an_engine_that_accepts_what_nobody_drafted_is_refused():
 
 def test_evidence_is_no_affair_of_an_engine():
     found = session()
-    found.receive(Block(0, 0, (1,), b"abc"))
     with pytest.raises(ProtocolError, match="takes no evidence"):
-        found.offer()
+        found.receive(Block(0, 0, (1,), b"abc"))
     request = Open((1, 2), "residual", 1.0, 0, 1.0, 0, 9)
     with pytest.raises(ConfigError, match="cannot do scheme 'residual'"):
         TargetSession(

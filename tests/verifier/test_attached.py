@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import random
+import shlex
+import urllib.request
 
 import numpy as np
 import pytest
@@ -18,19 +22,26 @@ from tokenizers import Tokenizer, models
 from draftwire.cli import main
 from draftwire.clock import LoopClock
 from draftwire.errors import BusyError, ConfigError, IncompatibleError, ModelError
-from draftwire.sampling import SamplingParams
+from draftwire.reference import target_path
+from draftwire.sampling import NOISES, SamplingParams
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
     Block,
     Commit,
     Error,
     Finish,
+    Hello,
     Open,
     Opened,
     Progress,
 )
 from draftwire.verifier.backends.attached import AttachedLoader, AttachedTarget, Engine
+from draftwire.verifier.backends.base import SlotInput
+from draftwire.verifier.backends.onnx_target import OnnxTarget
 from draftwire.verifier.backends.streaming import Order, Push
+from draftwire.verifier.kit.checks import CHECKS, prepare
+from draftwire.verifier.kit.peer import Kit
+from draftwire.verifier.kit.rows import run_rows
 from draftwire.verifier.registry import Registry
 from draftwire.verifier.serving.service import VerifierService
 
@@ -154,6 +165,91 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
             generate(target, big, lambda text: [])
 
 
+@contextlib.asynccontextmanager
+async def served(target):
+    registry = Registry(lambda path: None)
+    registry.add(target)
+    service = VerifierService(registry)
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+@pytest.mark.parametrize(
+    "server",
+    [{"kind": kind, "seeded": True, "context": 512} for kind in ("vllm", "sglang")],
+    indirect=True,
+)
+async def test_the_kit_takes_the_noise_that_a_stock_server_has(folder, server):
+    target = attach(folder, server)
+    async with served(target) as service:
+        hello = Hello("kit", "", bytes.fromhex(target.family.tokenizer), b"", VOCAB)
+        kit = Kit(service.url, dataclasses.replace(hello, noise=NOISES), long=24)
+        await prepare(kit)
+        assert kit.noise == f"murmur3/{server.kind}"
+        rows = [
+            row for row in CHECKS if row.section in ("6", "8", "4.2") or "wel" in row.name
+        ]
+        found = {r.name: r for r in await run_rows(kit, rows)}
+        assert not [r for r in found.values() if r.result == "fails"]
+        coupled = f"coupled, {kit.noise}: drafts change nothing"
+        assert found[coupled].result == "conforms"
+        drawn = "match: drafts change nothing"  # with coins of its own
+        assert "coins of its own" in found[drawn].detail
+        # A device that knows only ours gets greedy texts, and is told of coupled ones.
+        kit.hello = dataclasses.replace(hello, noise=("philox",))
+        async with kit.greeted() as peer:
+            assert "coupled" not in peer.welcome.schemes
+            await (await peer.open(kit.request(4))).fill(4)
+            await peer.say(kit.coupled(4, noise="philox"), 1)
+            await peer.refused("request", 1)
+
+
+@pytest.mark.parametrize(
+    ("server", "more"),
+    [
+        ({"kind": "vllm", "seeded": True}, ["--explain-seed", str(2**63 + 5)]),
+        ({"kind": "vllm", "seeded": True}, ["--explain-seed", "7", "--top-k", "9"]),
+        (
+            {"kind": "sglang", "seeded": True},
+            ["--explain-seed", "7", "--top-p", "0.9", "--noise", "murmur3/sglang"],
+        ),
+    ],
+    indirect=["server"],
+)
+def test_explain_seed_says_what_a_stock_server_gives_to_curl(server, more, capsys):
+    whole = OnnxTarget(target_path("v1"), slots=1)
+    slot = whole.allocate()
+
+    class Model:
+        def rows_after(self, ids):
+            return whole.forward([SlotInput(slot, 0, np.array(ids), 1)])[0][-1]
+
+    server.model = Model()
+    words = ["verifier", "check", server.url, "--tokens", "6", *more]
+    assert main([*words, "--json", "-"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    asked = shlex.split(said["curl"])
+    assert asked[0] == "curl"
+    request = urllib.request.Request(asked[1], asked[-1].encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer)
+    got = (
+        found[0]["output_ids"] if "sglang" in more[-1] else found["choices"][0]["token_ids"]
+    )
+    assert got == [row["id"] for row in said["tokens"]]
+    assert main(words) == 0
+    assert said["curl"] in capsys.readouterr().out
+
+
+def test_explain_seed_refuses_seeds_that_sglang_does_not_take(capsys):
+    words = ["verifier", "check", "--explain-seed", str(2**31), "--noise", "murmur3/sglang"]
+    assert main(words) == ConfigError.exit_code
+    assert "below 2**31" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("server", [{"kind": "sglang"}], indirect=True)
 def test_a_server_that_does_not_follow_its_seeds_is_not_coupled(folder, server):
     target = attach(folder, server)
@@ -236,11 +332,7 @@ async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
     target = attach(folder, server)
     wanted = server.model.text(PROMPT, SamplingParams(), 24)
 
-    registry = Registry(lambda path: None)
-    registry.add(target)
-    service = VerifierService(registry)
-    await service.start()
-    try:
+    async with served(target) as service:
         async with device(service) as dev:
             assert isinstance(dev, Device)
             tokenizer = bytes.fromhex(target.family.tokenizer)
@@ -271,8 +363,6 @@ async def test_a_device_gets_the_servers_text_over_the_wire(folder, server):
                         epoch += len(text) <= base + len(drafts)
                         break
             assert text == wanted
-    finally:
-        await service.close()
 
 
 @pytest.mark.parametrize("server", [{"processor": True}], indirect=True)

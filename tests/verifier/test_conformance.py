@@ -12,7 +12,7 @@ import pytest
 from verifier_lab import run, serving
 
 from draftwire.errors import DraftwireError, ProtocolError
-from draftwire.sampling import Decision, SamplingParams, law_of
+from draftwire.sampling import NOISES, Decision, SamplingParams, law_of
 from draftwire.sampling.grammar import Rules
 from draftwire.sampling.grammar.engine import vocabulary
 from draftwire.transport.codec import Codec
@@ -75,7 +75,7 @@ def results_of(
         accounts = Accounts.of(TOKEN)
         options.setdefault("limits", Limits(progress_s=0.2))
         async with serving(backend, kind=kind, accounts=accounts, **options) as service:
-            hello = dataclasses.replace(KIT_HELLO, noise=("philox", "sparse"), target="")
+            hello = dataclasses.replace(KIT_HELLO, noise=NOISES, target="")
             kit = Kit(service.url, hello, TOKEN, patience_s=patience_s, long=long)
             await prepare(kit)
             rows = [row for row in CHECKS if row.name in only]
@@ -474,7 +474,8 @@ def test_the_document_has_every_row_and_the_vectors():
     plain = Open((1, 0, 1, 1), "greedy", 0.0, 0, 1.0, 0, 12)
     coupled = dataclasses.replace(plain, scheme="coupled", temperature=0.9, seed=7)
     sparse = dataclasses.replace(coupled, noise="sparse", sample=1)
-    vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse)]
+    stock = [dataclasses.replace(coupled, noise=noise) for noise in NOISES[2:]]
+    vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse, *stock)]
     words = vocabulary(kit_tokenizer(), KIT_HELLO.tokenizer.hex())
     rules = Rules(words.compile(GRAMMARS["a schema"]), 512)
     plain, coupled = (dataclasses.replace(r, max_new_tokens=99) for r in (plain, coupled))

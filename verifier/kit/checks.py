@@ -35,7 +35,7 @@ async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
     """Greet, see whether the target is the kit's own, and how long texts may be.
 
     Args:
-        kit: Its ``hello``, ``known`` and ``long`` are made to fit.
+        kit: Its ``hello``, ``known``, ``noise`` and ``long`` are made to fit.
         seconds: For all rows together; a third of it may go into long texts.
 
     Raises:
@@ -47,6 +47,8 @@ async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
             if kit.known:
                 kit.tokenizer = kit_tokenizer()
             kit.hello = replace(kit.hello, vocab_size=peer.welcome.vocab_size)
+            if peer.welcome.noise and kit.noise not in peer.welcome.noise:
+                kit.noise = peer.welcome.noise[0]  # an engine behind it has its own
     except (OSError, asyncio.TimeoutError, WebSocketException, Failed) as error:
         raise TransportError(
             f"{kit.url} does not greet a device: {error or type(error).__name__}",

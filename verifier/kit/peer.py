@@ -66,6 +66,7 @@ class Kit(Kept):
         exhaust: Also take every slot, for the error ``busy``.
         long: Tokens of the long texts, at most.
         known: Its target is the kit's own.
+        noise: What coupled texts are drawn with.
         tokenizer: The ``tokenizer.json`` of its target; without one no grammars.
     """
 
@@ -77,6 +78,7 @@ class Kit(Kept):
     exhaust: bool = False
     long: int = 2000
     known: bool = False
+    noise: str = "philox"
     tokenizer: Path | None = None
     _texts: dict[Any, list[int]] = field(default_factory=dict)
 
@@ -129,8 +131,8 @@ class Kit(Kept):
 
     def coupled(self, count: int, **changes: Any) -> Open:
         """Return an open of scheme ``coupled``."""
-        fields = {"scheme": "coupled", "temperature": 0.9, "seed": 7, **changes}
-        return self.request(count, **fields)
+        fields = {"temperature": 0.9, "seed": 7, "noise": self.noise, **changes}
+        return self.request(count, **{"scheme": "coupled", **fields})
 
     async def want(self, request: Open, count: int = 0) -> list[int]:
         """Return the text that must come of ``request``: ``count`` tokens, or all.

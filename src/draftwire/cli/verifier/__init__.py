@@ -134,6 +134,16 @@ LEAVES = {
 --patience S:positive =10  for an answer
 --tls-ca,--ca PEM >ca  authority to trust
 --insecure            allow plain ws:// off loopback
+seeds:
+--explain-seed N:whole  instead: what a stock vLLM or SGLang samples after --prompt with
+                      this seed, by the weights in --target (a folder; default: the
+                      reference target v1), and a curl command that asks the server at URL
+--prompt TEXT =Once upon a time
+--tokens N =8
+--noise {murmur3/vllm,murmur3/sglang} =murmur3/vllm  the server's
+--temperature T:positive =0.8
+--top-k N:whole =0
+--top-p P:share =1
 device:
 --device              instead: play a verifier with scripted faults on a loopback port, and
                       say what a device makes of them

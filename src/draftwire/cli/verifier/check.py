@@ -10,7 +10,8 @@ import os
 import shlex
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
 
 from draftwire.cli import _common
 from draftwire.errors import ConfigError, TransportError
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     if args.device:
         args.command = [word for word in (args.url, *args.command) if word]
         return _mimic(args)
+    if args.explain_seed is not None:
+        return _explain(args)
     if args.url is None:
         raise ConfigError("no URL", hint="ws://HOST:PORT, or --device for a device")
     return _check(args)
@@ -170,13 +173,74 @@ def _kit(args: argparse.Namespace, tls: ssl.SSLContext | None) -> Kit:
             family=draft.family.name,
         )
     token = None if token_file is None else _common.read_token(token_file)
-    kit = Kit(
-        args.url, replace(hello, noise=NOISES[:2]), token, tls, args.patience, args.exhaust
-    )
+    hello = replace(hello, noise=NOISES)
+    kit = Kit(args.url, hello, token, tls, args.patience, args.exhaust)
     kit.tokenizer = words
     if args.quick:
         kit.long = 120
     return kit
+
+
+# ---- a stock server's seeds
+
+
+def _explain(args: argparse.Namespace) -> int:
+    """Print what a stock server should sample for a seed, and how to ask it."""
+    import numpy as np
+
+    from draftwire.packages import load_tokenizer
+    from draftwire.reference import target_path
+    from draftwire.sampling import SamplingParams, make_proposer
+    from draftwire.verifier.backends.base import SlotInput
+    from draftwire.verifier.backends.loading import Loader
+
+    seed, noise = args.explain_seed, args.noise
+    if noise == "murmur3/sglang" and seed >= 2**31:
+        raise ConfigError("SGLang takes seeds below 2**31", hint="--explain-seed N")
+    folder = target_path("v1") if args.target == "" else Path(args.target)
+    target = Loader(slots=1)(folder)
+    words = load_tokenizer(getattr(target, "tokenizer_path", folder / "tokenizer.json"))
+    shape = (args.temperature, args.top_k, args.top_p)
+    proposer = make_proposer(
+        SamplingParams("coupled", *shape, seed, noise=noise), target.vocab_size
+    )
+    first = [] if target.bos_id is None else [target.bos_id]
+    prompt = [*first, *words.encode(args.prompt)]
+    text, slot = list(prompt), target.allocate()
+    rows: list[dict[str, Any]] = []
+    while len(text) < min(len(prompt) + args.tokens, target.context):
+        start = len(text) - 1 if rows else 0
+        new = np.array(text[start:], np.int64)
+        logits = target.forward([SlotInput(slot, start, new, 1)])[0][-1]
+        found = proposer.propose(logits, len(text))
+        row = {
+            "position": len(text),
+            "id": found.token,
+            "text": words.decode([found.token]),
+        }
+        rows.append({**row, "probability": found.confidence})
+        text.append(found.token)
+    sampling = dict(zip(("temperature", "top_k", "top_p"), shape))
+    if noise == "murmur3/sglang":
+        path = "/generate"
+        sampling.update(top_k=args.top_k or -1, sampling_seed=seed)
+        sampling.update(max_new_tokens=len(rows), ignore_eos=True)
+        body: dict[str, object] = {"input_ids": prompt, "sampling_params": sampling}
+    else:
+        path = "/v1/completions"
+        body = {"prompt": prompt, **sampling, "seed": seed - (seed >> 63 << 64)}
+        body.update(max_tokens=len(rows), ignore_eos=True, return_token_ids=True)
+    url = (args.url or "http://127.0.0.1:8000").rstrip("/") + path
+    curl = f"curl {shlex.quote(url)} -H 'Content-Type: application/json' -d "
+    curl += shlex.quote(json.dumps(body))
+    document = {"schema": "draftwire.seed/1", "noise": noise, "seed": seed, "tokens": rows}
+    if _common.give_json(args, {**document, "prompt": prompt, "ask": body, "curl": curl}):
+        print(f"{'position':>8} {'id':>8} {'chance':>7}  text")
+        for row in rows:
+            shown = f"{row['position']:8} {row['id']:8} {row['probability']:7.4f}"
+            print(f"{shown}  {row['text']!r}")
+        print(f"\n{curl}")
+    return 0
 
 
 # ---- a device
