@@ -38,8 +38,6 @@ from draftwire.sampling.qs_codec import MAX_SUPPORT, RESOLUTIONS
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme
 
-__all__ = ["SCHEME", "QsProposer", "QsSettings", "unpack"]
-
 CARD = Card(
     "qs",
     exact=True,

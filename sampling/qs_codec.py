@@ -24,14 +24,6 @@ from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.lattice import Lattice
 from draftwire.sampling.subsets import get_set, get_small, put_set, put_small
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_SUPPORT",
-    "RESOLUTIONS",
-    "decode",
-    "encode",
-]
-
 MAX_SUPPORT = 128
 MAX_BYTES = 512  # of one token: 127 ids of 24 bits are far from it
 RESOLUTIONS = (2, 4, 8, 12, 16, 24, 32, 48, 64, 100, 128, 200, 256, 400, 512, 768)

@@ -22,8 +22,6 @@ from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import Decision, Proposal
 
-__all__ = ["Drawn", "Judge", "check_tokens", "residual_of", "unforced"]
-
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
     """Raise a ProtocolError where an id is outside the vocabulary."""

@@ -23,8 +23,6 @@ from draftwire.sampling.laws import Law, SamplingParams
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme
 
-__all__ = ["SCHEME", "unpack"]
-
 CARD = Card(
     "residual",
     exact=True,

@@ -35,8 +35,6 @@ from draftwire.sampling.rejection import Drawn, check_tokens, unforced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
 from draftwire.sampling.subsets import get_set, put_set
 
-__all__ = ["LOSSY_SCHEME", "SCHEME", "SUPPORT", "unpack", "unpack_entries"]
-
 SUPPORT = 64  # entries of the target's law that come down on a rejection
 _BITS = 24
 _ONE = 1 << _BITS

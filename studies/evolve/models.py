@@ -38,8 +38,6 @@ from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
 from studies.family.model import fresh_weights_
 
-__all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
-
 Say = Callable[[str], None]
 
 
