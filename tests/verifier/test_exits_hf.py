@@ -116,9 +116,7 @@ def test_files_of_exits_are_checked(checkpoint, tmp_path):
     file.write_bytes(content[:-8])
     with pytest.raises(PackageError, match="cut short|holds"):
         HFTarget(copy, slots=1)
-    file.write_bytes(
-        content.replace(b"draftwire.exits/1", b"draftwire.exits/7")
-    )
+    file.write_bytes(content.replace(b"draftwire.exits/1", b"draftwire.exits/7"))
     with pytest.raises(PackageError, match="has format"):
         HFTarget(copy, slots=1)
     file.write_bytes(content.replace(b"exit.1.up.weight", b"exit.1.to.weight"))
