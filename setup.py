@@ -32,10 +32,10 @@ def subpackages(folder):
 rooms = {
     f"draftwire.{name}": name.replace(".", "/") for f in FOLDERS for name in subpackages(f)
 }
-cli = [name[len("src.") :] for name in subpackages("src/draftwire/cli")]
+face = [name[len("src.") :] for name in subpackages("src/draftwire")]  # links apart
 
 setuptools.setup(
-    packages=["draftwire", *cli, *rooms],
+    packages=[*face, *rooms],
     package_dir={
         **rooms,
         "draftwire": "src/draftwire",

@@ -17,8 +17,6 @@ from draftwire.sampling.laws import SamplingParams, law_of, most_likely
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["SCHEME"]
-
 CARD = Card(
     "argmax",
     exact=False,

@@ -23,8 +23,6 @@ from draftwire.sampling.laws import Law, SamplingParams, law_of, peak, total_of
 from draftwire.sampling.races import first_arrivals, noise_of
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["SCHEME", "race"]
-
 CARD = Card(
     "coupled",
     exact=True,

@@ -11,8 +11,6 @@ import numpy as np
 from draftwire.sampling.laws import most_likely
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
-__all__ = ["SCHEME", "look_at"]
-
 CARD = Card("greedy", exact=True, note="ids up; one id down", greedy=True, sampled=False)
 
 

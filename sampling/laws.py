@@ -16,19 +16,6 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.sampling import philox
 from draftwire.sampling.philox import Domain
 
-__all__ = [
-    "Law",
-    "SamplingParams",
-    "above",
-    "largest",
-    "law_of",
-    "log_probs",
-    "most_likely",
-    "peak",
-    "total_of",
-    "weights_of",
-]
-
 NOISES = ("philox", "sparse", "murmur3/vllm", "murmur3/sglang")
 MAX_BIASES, MAX_WORDS, MAX_WORD = 1024, 256, 64
 # Name, lowest, highest, whether it must be above the lowest, what else to say.

@@ -23,16 +23,6 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = [
-    "Domain",
-    "coin",
-    "exponentials",
-    "exponentials_of",
-    "philox4x32",
-    "round_keys",
-    "uniforms",
-]
-
 M0, M1 = 0xD2511F53, 0xCD9E8D57
 MASK = 0xFFFFFFFF
 _MULTIPLIERS = np.array([[M0], [M1]], np.uint64)

@@ -1,7 +1,7 @@
 """QS: quantise, sample, verify. A few bits of draft law go up instead of all of it.
 
 The device cuts the draft's law to a support, rounds it to a lattice of whole numbers
-(``draftwire.sampling.lattice``), and only then draws the token. The cloud decodes the
+(``evidence.lattice``), and only then draws the token. The cloud decodes the
 same whole numbers, so rejection sampling returns exactly the target's law.
 
 Per token the device chooses
@@ -14,7 +14,7 @@ Per token the device chooses
 Both follow from the law at this position and from earlier ones, never from the token
 that is drawn at this one: otherwise the draw would no longer have the law that is sent.
 
-Evidence up: for each token the bits of :mod:`draftwire.sampling.qs_codec`.
+Evidence up: for each token the bits of :mod:`draftwire.sampling.evidence.qs_codec`.
 
 Source:
     Quantize-Sample-and-Verify, https://arxiv.org/abs/2507.00605; sparse and conformal,
@@ -30,15 +30,13 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling import qs_codec
-from draftwire.sampling.bits import BitReader
-from draftwire.sampling.lattice import Lattice, quantise
+from draftwire.sampling.evidence import qs_codec
+from draftwire.sampling.evidence.bits import BitReader
+from draftwire.sampling.evidence.lattice import Lattice, quantise
+from draftwire.sampling.evidence.qs_codec import MAX_SUPPORT, RESOLUTIONS
 from draftwire.sampling.laws import Law, SamplingParams, largest
-from draftwire.sampling.qs_codec import MAX_SUPPORT, RESOLUTIONS
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme
-
-__all__ = ["SCHEME", "QsProposer", "QsSettings", "unpack"]
 
 CARD = Card(
     "qs",

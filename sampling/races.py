@@ -31,8 +31,6 @@ from draftwire.sampling import philox
 from draftwire.sampling.laws import above, weights_of
 from draftwire.sampling.murmur3 import murmur_noise
 
-__all__ = ["CELL", "EPS", "first_arrivals", "noise_of"]
-
 # Tokens whose logit is so many temperatures below the top have a weight below 0.001.
 _SPAN = 7.0
 _MANY = 2048  # likely tokens beyond which a sample of them bounds the race as well

@@ -17,12 +17,10 @@ from typing import Any, Callable, Collection, Sequence
 import numpy as np
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling.lattice import Lattice
+from draftwire.sampling.evidence.lattice import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import Decision, Proposal
-
-__all__ = ["Drawn", "Judge", "check_tokens", "residual_of", "unforced"]
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:

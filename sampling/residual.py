@@ -18,12 +18,10 @@ from typing import Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.lattice import Lattice
+from draftwire.sampling.evidence.lattice import Lattice
 from draftwire.sampling.laws import Law, SamplingParams
 from draftwire.sampling.rejection import Drawn, Judge, check_tokens
 from draftwire.sampling.scheme import Card, Scheme
-
-__all__ = ["SCHEME", "unpack"]
 
 CARD = Card(
     "residual",

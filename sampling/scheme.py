@@ -15,18 +15,6 @@ import numpy as np
 from draftwire.errors import ProtocolError
 from draftwire.sampling.laws import SamplingParams
 
-__all__ = [
-    "ByToken",
-    "Card",
-    "Decider",
-    "Decision",
-    "IdsOnly",
-    "Proposal",
-    "Proposer",
-    "Scheme",
-    "refuse_evidence",
-]
-
 
 class Proposal(NamedTuple):
     """One drafted token.

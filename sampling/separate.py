@@ -27,15 +27,13 @@ from typing import Collection, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.bits import BitReader, BitWriter
-from draftwire.sampling.lattice import Lattice, quantise
+from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.lattice import Lattice, quantise
+from draftwire.sampling.evidence.subsets import get_set, put_set
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.rejection import Drawn, check_tokens, unforced
 from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
-from draftwire.sampling.subsets import get_set, put_set
-
-__all__ = ["LOSSY_SCHEME", "SCHEME", "SUPPORT", "unpack", "unpack_entries"]
 
 SUPPORT = 64  # entries of the target's law that come down on a rejection
 _BITS = 24

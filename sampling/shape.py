@@ -22,8 +22,6 @@ import numpy as np
 from draftwire.errors import ConfigError
 from draftwire.sampling.laws import SamplingParams
 
-__all__ = ["Constraint", "Shape", "shape_for"]
-
 
 class Constraint(Protocol):
     """What allows some tokens at each place, such as a grammar; one for each half."""

@@ -12,8 +12,6 @@ from draftwire.cli._common import add_common_flags, check_output, show
 from draftwire.cli._leaf import add_flags
 from draftwire.errors import DraftwireError
 
-__all__ = ["start"]
-
 
 def start(
     name: str,

@@ -20,8 +20,6 @@ from draftwire.packages import TargetPackage, load_target
 from draftwire.transport.codec import SUBPROTOCOL, Codec
 from draftwire.transport.messages import Block, Bye, Hello, Open, Welcome
 
-__all__ = ["ATTACKS", "FLOODS", "frame"]
-
 PATIENCE_S = 20.0
 _GONE = (OSError, EOFError, asyncio.TimeoutError)
 

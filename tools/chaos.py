@@ -25,8 +25,6 @@ from draftwire.errors import DraftwireError
 from draftwire.reference import draft_path, target_path
 from studies.command import start
 
-__all__ = ["ChaosResult", "FAULTS", "run_chaos", "render"]
-
 FAULTS = ("cut", "reset", "torn", "swallow", "roam", "freeze", "kill")
 
 

@@ -30,8 +30,6 @@ from draftwire.runtime.engines.onnx import SharedCacheEngine, open_engine
 from draftwire.sampling import SamplingParams, make_proposer
 from studies.command import start
 
-__all__ = ["Contestant", "Settings", "bench_draft", "render"]
-
 SCHEMA = "draftwire.bench/1"
 STEPS = 16  # tokens a block: long enough for the clock, short enough to take turns
 # A round in which another process took the core tells nothing of either loop; on a busy

@@ -24,8 +24,6 @@ from draftwire.errors import ConfigError, DraftwireError
 from draftwire.transport.dial import web
 from studies.command import start
 
-__all__ = ["EVENTS", "Settings", "bench_fleet", "render"]
-
 SCHEMA = "draftwire.fleet/1"
 EVENTS = ("nothing", "killed", "back", "drained", "left out", "added", "gateway killed")
 _TEXTS = 4

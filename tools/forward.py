@@ -28,8 +28,6 @@ from draftwire.verifier.backends.base import Form, Frame, SlotInput
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 from studies.command import start
 
-__all__ = ["measure"]
-
 
 def measure(
     target: Path,

@@ -9,8 +9,6 @@ from typing import Any
 from draftwire.bench.child import run_child
 from draftwire.packages import DraftPackage
 
-__all__ = ["import_time", "memory_over_bare"]
-
 # What a device imports to draft and to speak; websockets comes with the connection.
 _IMPORTS = """
 import time

@@ -18,8 +18,6 @@ from tools.drafting import STEPS, Contestant
 
 from draftwire.packages import DraftPackage
 
-__all__ = ["open_genai"]
-
 _FIRST = 1
 
 

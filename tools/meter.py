@@ -22,8 +22,6 @@ from draftwire.energy.sources.choose import total_of
 from draftwire.energy.sources.hwmon import HwmonSource
 from draftwire.errors import SensorError
 
-__all__ = ["main", "measure_cost"]
-
 
 def fake_tree(root: Path) -> Path:
     """Write the files of an AGX Orin's INA3221."""

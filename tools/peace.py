@@ -32,8 +32,6 @@ from draftwire.packages import TargetPackage, load_target
 from draftwire.reference import target_path
 from studies.command import start
 
-__all__ = ["ENOUGH", "FLOOD", "TIMES", "bench_peace", "render"]
-
 SCHEMA = "draftwire.bench.peace/1"
 ENOUGH, TIMES = 0.8, 3.0  # of its rounds it keeps; its worst round may take so much longer
 FLOOD = tuple(name for name in ATTACKS if name.startswith("flood"))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.export.sources.fingerprint import backbone_fingerprint
-from draftwire.manifest import MANIFESTS, identity
 from draftwire.packages import tokenizer_fingerprint
+from draftwire.packages.manifest import MANIFESTS, identity
 from draftwire.tensors import read_tensors
 
 

@@ -356,7 +356,7 @@ def drop_engine(folder):
         if entry.get("engine") == "onnxruntime":
             del raw["files"][name]
             os.unlink(os.path.join(folder, name))
-    from draftwire.manifest import identity
+    from draftwire.packages.manifest import identity
 
     raw["id"] = identity("draft", raw)
     with open(manifest, "w", encoding="utf-8") as file:

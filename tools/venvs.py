@@ -1,7 +1,7 @@
 """Makes the virtual environments that the Makefile's verbs run in, and reuses them.
 
     python3 tools/venvs.py make device [litert] [test] [workstation] [...]  ->  .venv
-    python3 tools/venvs.py test [beside | pytest arguments]          ->  make test
+    python3 tools/venvs.py test [devices | pytest arguments]         ->  make test
     python3 tools/venvs.py clients | docs                            ->  .venvs/clients
     python3 tools/venvs.py ray [pytest arguments]                    ->  make test-ray
     python3 tools/venvs.py vllm [pytest arguments]                   ->  make test-vllm
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -229,20 +230,21 @@ def make(groups):
     return ensure(os.path.join(ROOT, ".venv"), main_python(), groups)
 
 
-def pytest(python, arguments):
-    """Run pytest; return ``(exit code, its summary line)``."""
+def pytest(python, arguments, out=None):
+    """Run pytest, which writes to ``out``; return ``(exit code, its summary line)``."""
+    out = out or sys.stdout.buffer
     command = [python, "-m", "pytest", "-q", "--timeout=300"] + arguments
     environment = dict(os.environ, PYTHONPATH=os.path.join(ROOT, "src"))
-    # The suites run side by side: threads that spin for each other would slow both.
+    # Parts run side by side: threads that spin for each other would slow all of them.
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     last = ""
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, env=environment
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     ) as process:
         for raw in process.stdout:
-            sys.stdout.buffer.write(raw)
-            sys.stdout.flush()
+            out.write(raw)
+            out.flush()
             text = _ESCAPES.sub("", raw.decode("utf-8", "replace")).strip()
             if re.search(r"\d+ (passed|failed|error|skipped|deselected)", text):
                 last = text.strip("= ")
@@ -250,9 +252,10 @@ def pytest(python, arguments):
 
 
 _SUITE = ["device", "litert", "test", "ship", "workstation", "lint"]
-_WHOLE = ["-m", "not slow", "--durations=25", "--durations-min=2", "tests"]
-# What the core of the boards' Pythons runs after them, so that both end at about one time.
-_BESIDE = os.path.join("tests", "laws", "test_histories.py")
+# What takes long, the longest first; what is not named is a part together.
+_LONG = ("laws/test_histories.py", "verifier", "laws", "runtime", "export", "energy")
+_LONG += ("boards", "bench", "models")
+_SLOWEST = ["-m", "not slow", "--durations=8", "--durations-min=3"]
 
 
 def apart(group):
@@ -310,84 +313,79 @@ def vllm(arguments):
     return code
 
 
-def suite(arguments):
-    """Run ``arguments`` on ``.venv``, or everything but what runs beside it."""
-    if not arguments:
-        apart("clients")
-    inside = make(_SUITE)
-    say(f"\n== Python {dotted(probe(inside)[0])}: the whole suite")
-    return [(".venv", *pytest(inside, arguments or _WHOLE + ["--ignore", _BESIDE]))]
+def parts():
+    """Return the parts of the suite as pytest's words: every file is in one of them."""
+    folder = os.path.join(ROOT, "tests")
+    rest = sorted(
+        name
+        for name in os.listdir(folder)
+        if name not in _LONG and glob.glob(os.path.join(folder, name, "test_*.py"))
+    )
+    found = []
+    for name in _LONG:
+        inside = [other for other in _LONG if other.startswith(name + "/")]
+        ignored = [word for other in inside for word in ("--ignore", "tests/" + other)]
+        found.append(["tests/" + name, *ignored])
+    return found + [["tests/" + name for name in rest]]
 
 
 def devices():
-    """Run the tests of the device rooms on each Python of the boards found here."""
-    rooms = [os.path.join("tests", name) for name in DEVICE_TESTS]
-    rooms = [name for name in rooms if os.path.isdir(os.path.join(ROOT, name))]
-    results = []
+    """Return a job for each Python of the boards that is here, and a row for the others."""
+    rooms = ["tests/" + name for name in DEVICE_TESTS]
+    jobs, missing = [], []
     for version in DEVICE_PYTHONS:
-        label = "Python " + dotted(version)
-        path = find_python(version)
+        label, path = "Python " + dotted(version), find_python(version)
         if path is None:
-            results.append((label, None, "not found on this machine, not tested"))
+            missing.append((label, None, "not found on this machine, not tested"))
             continue
         folder = os.path.join(ROOT, ".venvs", "py" + dotted(version))
-        say(f"\n== {label}: the device rooms")
         inside = ensure(folder, (version, path), ["device", "litert", "test"])
-        arguments = ["-m", "not workstation and not slow"] + rooms
-        results.append((label, *pytest(inside, arguments)))
-    return results
+        jobs.append((label, inside, ["-m", "not workstation and not slow", *rooms]))
+    return jobs, missing
 
 
-def beside():
-    """Run the boards' Pythons, then the suite's part that is left for this core."""
-    results = devices()
-    folder, python = os.path.join(ROOT, ".venv"), main_python()
-    stamps = [
-        (os.path.join(folder, ".installed-" + g), stamp_of(g, python)) for g in _SUITE
-    ]
-    while not all(_same(*stamp) for stamp in stamps):  # the other process installs it
-        time.sleep(1)
-    say("\n== the histories")
-    return results + [("histories", *pytest(make(_SUITE), ["-m", "not slow", _BESIDE]))]
+def side_by_side(jobs):
+    """Run ``(label, python, arguments)``, one more at a time than there are cores.
+
+    A part waits now and then, for a process or a socket. Each is shown when it has ended.
+    """
+
+    def one(job):
+        label, python, arguments = job
+        with tempfile.TemporaryFile() as out:
+            code, summary = pytest(python, arguments, out)
+            out.seek(0)
+            text = out.read().decode("utf-8", "replace")
+        say(f"\n== {label}\n{text.rstrip()}")
+        return label, code, summary
+
+    with ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+        futures = [pool.submit(one, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def test(arguments):
     """Run everything, or the tests that ``arguments`` name; return the exit code."""
     started = time.monotonic()
-    if arguments == ["beside"]:
-        results = beside()
-    elif arguments:
-        results = suite(arguments)
-    else:
-        results = both()
-    say("\nwhere        result")
+    if arguments and arguments != ["devices"]:
+        return pytest(make(_SUITE), arguments)[0]
+    jobs, results = devices()
+    if not arguments:
+        apart("clients")
+        inside = make(_SUITE)
+        ours = [(" ".join(words), inside, [*_SLOWEST, *words]) for words in parts()]
+        jobs = ours[:2] + jobs + ours[2:]
+    results += side_by_side(jobs)
+    say("\nresult  where: what")
     for label, code, summary in results:
         verdict = "--" if code is None else "FAILED" if code else "ok"
-        say(f"{label:<12} {verdict:<6}  {summary}")
+        say("{:<7} {}: {}".format(verdict, label.replace("tests/", ""), summary))
     say(f"{time.monotonic() - started:.0f} s in all")
     return 1 if any(code for _, code, _ in results) else 0
-
-
-def both():
-    """Run the whole suite on two cores: ``.venv`` here, and ``beside`` on the other one."""
-    with tempfile.TemporaryFile() as log:
-        other = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "test", "beside"],
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            results = suite([])
-            code = other.wait()
-        except BaseException:
-            other.terminate()
-            other.wait()
-            raise
-        log.seek(0)
-        text = log.read().decode("utf-8", "replace")
-    say("\n" + text.rstrip())
-    return results + [("beside it", code, "see the table above")]
 
 
 def main(arguments):

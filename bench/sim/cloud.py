@@ -25,8 +25,6 @@ from draftwire.verifier.serving.accounts import Account, Usage
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
-__all__ = ["ForwardCost", "SimVerifier", "TargetModel", "TextBackend"]
-
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
 _LIMITS = Limits(block=255, waiting=255, resume_s=math.inf)
 

@@ -27,16 +27,6 @@ from draftwire.errors import ConfigError
 if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = [
-    "Question",
-    "aimed",
-    "answer",
-    "list_profiles",
-    "plan_of",
-    "real_jobs",
-    "write_recording",
-]
-
 SCHEMA = "draftwire.bench/1"
 
 

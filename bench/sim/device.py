@@ -11,8 +11,6 @@ from draftwire.runtime.drafter import Drafter, Step
 if TYPE_CHECKING:
     from draftwire.runtime.driver import Driver
 
-__all__ = ["StepCost", "VirtualEngine"]
-
 
 class StepCost:
     """What a forward of the draft takes.

@@ -23,19 +23,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = [
-    "HOW",
-    "SCHEMA",
-    "Claim",
-    "Exit",
-    "Fact",
-    "Profile",
-    "Published",
-    "find",
-    "measured",
-    "profiles",
-]
-
 SCHEMA = "draftwire.timing/1"
 FOLDER = Path(__file__).resolve().parent.parent / "profiles"
 HOW = ("measured", "published", "derived", "fitted", "assumed")

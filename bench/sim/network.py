@@ -32,8 +32,6 @@ from draftwire.transport.messages import (
 from draftwire.transport.traffic import Meter
 from draftwire.verifier.dialogue import Dialogue, Peer
 
-__all__ = ["TwoWays", "VirtualNetwork", "VirtualWire"]
-
 _UP, _DOWN = 0, 1
 # What a connection says before its first frame: SYN, SYN-ACK, the upgrade (with a bearer
 # token), its answer. Bytes of the TCP stream, as `WebsocketNetwork` and our verifier.

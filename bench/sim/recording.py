@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from draftwire.runtime.engines.draft_model import DraftModel
     from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = ["SCHEMA", "Recording", "read_recording", "record", "renamed"]
-
 SCHEMA = "draftwire.simtext/1"
 _LISTS = ("tokens", "proposals", "second", "confidence")
 _MAX_BYTES = 256 * 2**20

@@ -37,8 +37,6 @@ from draftwire.runtime.edge.mode import Mode
 from draftwire.transport.traffic import MASK, wire_size
 from draftwire.transport.wirelog import Event, read_wire_log
 
-__all__ = ["Recorded", "Replay", "merged", "read_replay"]
-
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97, 1.0)
 _ENOUGH = 8  # round trips of blocks that make others needless
 _SPREAD = 1200  # bytes between frames that show a rate

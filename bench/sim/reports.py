@@ -8,8 +8,6 @@ from typing import Any
 from draftwire.bench.sim.run import StreamResult
 from draftwire.bench.sim.simulate import Outcome
 
-__all__ = ["facts_of", "row_of", "run_report"]
-
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) or math.isinf(value) else value

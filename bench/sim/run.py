@@ -32,8 +32,6 @@ from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.transport.bits import id_bits, packed_size
 from draftwire.transport.messages import Hello, Welcome
 
-__all__ = ["Device", "Job", "Setting", "StreamResult"]
-
 GREEDY = SamplingParams("greedy", 0.0)
 _PATIENCE_S = 3600.0  # traces have holes, and what is measured must come to its end
 

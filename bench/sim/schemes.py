@@ -9,17 +9,6 @@ from typing import Mapping, Sequence
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 
-__all__ = [
-    "DEFAULT_ROWS",
-    "DISTRIBUTED",
-    "ROWS",
-    "SCHEMES",
-    "Scheme",
-    "carried_sizes",
-    "scheme_named",
-    "schemes_named",
-]
-
 _GUESS = frozenset({"guess"})
 _OURS = frozenset({"lookup", "patience"})
 _ALL = _OURS | {"draft", "hush", "leaves"}

@@ -29,19 +29,6 @@ from draftwire.runtime.drafter import Model
 from draftwire.runtime.pacing.controller import Controller, make_controller
 from draftwire.verifier.backends.base import TargetBackend
 
-__all__ = [
-    "OBJECTIVES",
-    "Outcome",
-    "Plan",
-    "RealJob",
-    "link_of",
-    "price",
-    "setting_of",
-    "simulate",
-    "synthetic_of",
-    "tuned",
-]
-
 BLOCKS = range(1, 17)
 OBJECTIVES = ("latency", "cost", "energy")
 FORWARD_PRICE = 0.25  # seconds that a second of the target is worth, as the controller's

@@ -7,8 +7,6 @@ from typing import Any, Mapping, Sequence
 
 from draftwire.bench.machine import picture
 
-__all__ = ["draw_schemes", "plot", "render"]
-
 
 def render(document: Mapping[str, Any]) -> str:
     """Return a document of the command as text."""

@@ -18,8 +18,6 @@ import numpy as np
 from draftwire.bench.sim.facts import Exit
 from draftwire.errors import ConfigError
 
-__all__ = ["Luck", "Source", "Synthetic", "Text", "TextDraft", "TextTarget", "parse_luck"]
-
 SMALL = 32  # ids that synthetic texts use, so that logits are cheap
 _STRETCH = 12  # tokens of a repetition, on average
 _SURE = 30.0  # a logit that leaves nothing to the others

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from draftwire.exits import torch_places
 from draftwire.export.training.measure import extend
+from draftwire.packages.exits import torch_places
 
 Ids = NDArray[np.int64]
 

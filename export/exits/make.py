@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.exits import EXITS_FILE
 from draftwire.export.exits.heads import (
     ExitHead,
     Studied,
@@ -38,6 +37,7 @@ from draftwire.export.settings import ExitSettings
 from draftwire.export.sources.transformers_model import load_model
 from draftwire.export.training.base import model_of
 from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
+from draftwire.packages.exits import EXITS_FILE
 from draftwire.tensors import read_tensors
 
 __all__ = ["ExitSettings", "default_layers", "export_exits", "study"]

@@ -12,10 +12,10 @@ import onnx
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
 from draftwire.export.precision.runners import session, supplied
 from draftwire.packages import NewExits, NewFile, TargetPackage
+from draftwire.packages.exits import EXITS_FILE, EXITS_FORMAT
 from draftwire.tensors import target_weights, write_tensors
 
 Floats = NDArray[np.float32]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from draftwire.errors import ConfigError
 from draftwire.io import did_you_mean, replacing
-from draftwire.seals import cache_folder, file_hash
+from draftwire.packages.seals import cache_folder, file_hash
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,13 +15,13 @@ import transformers
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.exits import torch_stack
 from draftwire.export.sources.architecture import Architecture, read_architecture
 from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.package_config import config_of
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.sources.transformers_model import load_model
 from draftwire.packages import TargetPackage, load_target
+from draftwire.packages.exits import torch_stack
 from draftwire.tensors import target_weights
 
 # What says how prompts are made belongs to the model that reads them.

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.exits import torch_stack
 from draftwire.export.training.base import cut
+from draftwire.packages.exits import torch_stack
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from draftwire.errors import ConfigError
-from draftwire.exits import torch_stack
 from draftwire.export.adapter import PEFT_CONFIG, read_adapter, write_evolved_target
 from draftwire.export.pieces import check_free, check_place
 from draftwire.export.settings import EvolveSettings
@@ -29,6 +28,7 @@ from draftwire.export.training.begin import (
 from draftwire.export.training.loop import train
 from draftwire.export.training.measure import text_loss, validation_loss
 from draftwire.export.training.report import write_report
+from draftwire.packages.exits import torch_stack
 
 __all__ = ["EvolveSettings", "add_lora", "evolve_target"]
 

@@ -24,8 +24,6 @@ from draftwire.sampling.grammar.guide import Guide
 from draftwire.sampling.grammar.shortest import shortest
 from draftwire.sampling.grammar.text import Grammar
 
-__all__ = ["Compiled", "Rules", "Vocabulary", "missing", "vocabulary"]
-
 # What one grammar may take: 20 ms to compile, 5 ms a step, 16 MB of states. They are part
 # of the mark: ends with other limits would fail at other places.
 _LIMITS = {

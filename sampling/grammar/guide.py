@@ -12,8 +12,6 @@ import numpy as np
 
 from draftwire.errors import ConfigError
 
-__all__ = ["Guide", "Path", "Place"]
-
 _FAIR_S = 5e-3  # an id; the rule is some 20 to 100 us
 
 

@@ -15,8 +15,6 @@ import numpy as np
 
 from draftwire.sampling.grammar.guide import Guide, Place
 
-__all__ = ["shortest"]
-
 _STEPS = 250
 _LONGEST = 512  # steps of a way without a search
 _FEW = 24  # one-byte ids: more of them is the inside of a string

@@ -10,8 +10,6 @@ from typing import Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
 
-__all__ = ["FORMATS", "MAX_GRAMMAR", "Grammar"]
-
 MAX_GRAMMAR = 64 << 10  # bytes of its text
 FORMATS = ("json", "regex", "lark")
 _SMALLER = "a grammar that every message of a robot fits has a few hundred bytes"

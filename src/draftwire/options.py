@@ -17,27 +17,6 @@ from draftwire import rules
 from draftwire.errors import ConfigError
 from draftwire.rules import Rule
 
-__all__ = [
-    "CONNECT_GROUPS",
-    "GROUPS",
-    "OPTIONS",
-    "STREAM_GROUPS",
-    "Connect",
-    "Doors",
-    "Draft",
-    "Limits",
-    "Measure",
-    "Option",
-    "Options",
-    "Pacing",
-    "Peers",
-    "Power",
-    "Sampling",
-    "Structure",
-    "check_prompt",
-    "options_of",
-]
-
 MAX_TOKENS = 1 << 24
 MAX_SECONDS = 86_400.0
 

@@ -12,9 +12,6 @@ from draftwire.errors import ConfigError
 from studies.command import start
 from studies.controllers.tables import Settings, bench_controllers, render
 
-__all__ = ["main"]
-
-
 FLAGS = """
 --traces DIR             folder of channel traces, t_s,mbit_s (default: none)
 --profile NAME =agx-a100-qwen  timings

@@ -20,8 +20,6 @@ from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.controller import Round
 from studies.controllers.policies import MODES, Board, run_policy
 
-__all__ = ["MOVES", "Move", "follow"]
-
 _AT_S = 8.0
 _CHEAP_S = 1e-3  # a rate at which a hundred bytes take less is not worth telling
 _TOKENS = 700

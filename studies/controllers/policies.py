@@ -26,8 +26,6 @@ from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.baselines import Oracle
 from draftwire.runtime.pacing.controller import Controller, make_controller
 
-__all__ = ["MODES", "POLICIES", "Board", "Run", "run_policy", "trace_link"]
-
 GUESS = frozenset({"guess"})
 MODES = {
     "wait": Mode(preempt=frozenset()),

@@ -35,8 +35,6 @@ from studies.controllers.policies import (
 )
 from studies.grid.grid import bound_ms
 
-__all__ = ["Settings", "bench_controllers", "render"]
-
 
 @dataclass(frozen=True)
 class Settings:

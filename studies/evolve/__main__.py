@@ -12,9 +12,6 @@ from typing import Any
 from draftwire.errors import ConfigError
 from studies.command import start
 
-__all__ = ["main"]
-
-
 FLAGS = """
 --base PATH              checkpoint or target package (v1)
 --work DIR               for models and results; goes on there

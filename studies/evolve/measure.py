@@ -25,8 +25,6 @@ from draftwire.export.training.measure import (
 )
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
-__all__ = ["Probe", "Spoken", "distance", "measure", "speak", "suffix_choices"]
-
 
 @dataclass(frozen=True)
 class Probe:

@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from draftwire.exits import torch_stack
 from draftwire.export.onnx import export_onnx
 from draftwire.export.sources.architecture import Architecture
 from draftwire.export.training.base import Base, cut, model_of, save_model
@@ -34,11 +33,10 @@ from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import logits_of, text_loss
 from draftwire.packages import load_target
+from draftwire.packages.exits import torch_stack
 from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
 from studies.family.model import fresh_weights_
-
-__all__ = ["Budget", "Version", "Workshop", "flops_per_token"]
 
 Say = Callable[[str], None]
 

@@ -11,8 +11,6 @@ from draftwire.errors import ConfigError
 from draftwire.io import write_text, write_whole
 from studies.evolve.stats import Cell, Table, read_table
 
-__all__ = ["draw", "render", "write_markdown"]
-
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 ARM_NAMES = {
     "frozen": "frozen draft",

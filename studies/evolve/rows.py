@@ -15,8 +15,6 @@ from torch import Tensor
 
 from draftwire.export.training.loop import Plan
 
-__all__ = ["TeacherRows", "make_rows"]
-
 
 @dataclass(frozen=True)
 class TeacherRows:

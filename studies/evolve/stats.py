@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Cell", "Table", "read_table"]
-
 _DRAWS = 2000
 Values = np.ndarray  # (seeds, prompts)
 

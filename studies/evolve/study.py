@@ -31,8 +31,6 @@ from studies.evolve.measure import Probe, Spoken, distance, measure, speak
 from studies.evolve.models import Budget, Version, Workshop
 from studies.evolve.text import Domain, Texts, make_texts
 
-__all__ = ["ARMS", "SCHEMA", "Study", "parse_version", "run_study"]
-
 SCHEMA = "draftwire.evolve/1"
 ARMS = ("frozen", "independent", "suffix", "long", "stale", "retrained")
 Say = Callable[[str], None]

@@ -20,8 +20,6 @@ from draftwire.export.training.text import (
 )
 from draftwire.tokenizer import load_tokenizer
 
-__all__ = ["PARTS", "Domain", "Texts", "make_texts"]
-
 # What the drafts read, what the evolved targets read, what everything is measured on.
 PARTS = ("seen", "unseen", "val")
 _SHARES = {"val": 0.08, "seen": 0.46, "unseen": 0.46}

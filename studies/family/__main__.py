@@ -12,9 +12,6 @@ from studies.command import start
 from studies.family.package import make_family
 from studies.family.recipe import FamilySettings
 
-__all__ = ["main"]
-
-
 FLAGS = """
 --corpus DIR !           the folder with the corpus files that models/cards name
 --work DIR !             the folder for checkpoints; run again with it to go on

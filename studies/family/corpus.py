@@ -17,8 +17,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from draftwire.errors import ConfigError
 
-__all__ = ["DOMAINS", "Domain", "build_tokenizer", "encode_parts", "split_documents"]
-
 END_OF_TEXT = "<|endoftext|>"
 
 

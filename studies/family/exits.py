@@ -31,8 +31,6 @@ from draftwire.tensors import read_tensors, target_weights
 from studies.family.corpus import DOMAINS
 from studies.family.recipe import FamilySettings
 
-__all__ = ["add_exits", "exit_cost", "write_exit_cards"]
-
 _HEADING = "## Early exits"
 _OWN_FROM = 60  # steps of LoRA from which a target gets exits of its own
 _HELD_OUT = 16_384  # tokens of each kind of text, half to calibrate, half to measure

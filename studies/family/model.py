@@ -9,8 +9,6 @@ import torch
 import transformers
 from torch import nn
 
-__all__ = ["LlamaConfig", "fresh_weights_", "new_llama"]
-
 
 @dataclass(frozen=True)
 class LlamaConfig:

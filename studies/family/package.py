@@ -15,8 +15,6 @@ from studies.family.corpus import DOMAINS
 from studies.family.exits import add_exits
 from studies.family.recipe import FamilySettings, build_family
 
-__all__ = ["FAMILY", "make_family"]
-
 FAMILY = "storyteller"
 # Trained on sequences of up to 1024 tokens; a little more leaves room for the answer.
 _CONTEXT = 1280

@@ -33,8 +33,6 @@ from studies.family.corpus import (
 )
 from studies.family.model import LlamaConfig, new_llama
 
-__all__ = ["Evolution", "FamilySettings", "build_family", "load_evolved"]
-
 Say = Callable[[str], None]
 
 

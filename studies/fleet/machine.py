@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MODES", "Board", "Load", "Outcome", "Server", "simulate"]
-
 MODES = ("edge", "streaming", "colocated")
 _PREFILL_CHUNK = 512  # tokens of one prompt in one forward
 _BATCH_TOKENS = 8192

@@ -13,9 +13,6 @@ from studies.command import start
 from studies.grid.show import plot, render
 from studies.grid.study import one_profile, reference_grid
 
-__all__ = ["main"]
-
-
 FLAGS = """
 --profile NAME           one timing profile in place of the grid: its schemes beside the
                          bound, and beside what was published of it (draftwire bench

@@ -43,8 +43,6 @@ from __future__ import annotations
 import math
 from typing import Callable, Sequence
 
-__all__ = ["clairvoyant_s"]
-
 
 def clairvoyant_s(
     right: Sequence[bool],

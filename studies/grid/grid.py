@@ -12,8 +12,6 @@ from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme
 from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
 from studies.grid.bound import clairvoyant_s
 
-__all__ = ["PROFILES", "RATES", "RTTS_MS", "bound_ms", "geometric_mean", "grid", "judge"]
-
 PROFILES = ("nano-a100", "agx-a100-qwen", "agx-a100-llama")
 RTTS_MS = (10.0, 40.0, 80.0, 150.0)
 RATES = (0.6, 0.8, 0.9)

@@ -9,8 +9,6 @@ from draftwire.bench.sim.facts import Claim, Profile
 from draftwire.bench.sim.schemes import scheme_named
 from draftwire.bench.sim.simulate import Outcome, Plan, simulate
 
-__all__ = ["beside_published", "check_claims"]
-
 
 def beside_published(plan: Plan) -> list[dict[str, Any]]:
     """Run every scheme that the profile has a published speed of.

@@ -11,8 +11,6 @@ from draftwire.bench.sim.tables import draw_schemes
 from draftwire.bench.sim.tables import render as render_schemes
 from draftwire.io import format_table
 
-__all__ = ["plot", "render"]
-
 
 def render(document: Mapping[str, Any]) -> str:
     """Return a document of the study as text."""

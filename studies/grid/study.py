@@ -12,8 +12,6 @@ from draftwire.bench.sim.schemes import schemes_named
 from studies.grid.grid import bound_ms, grid, judge
 from studies.grid.published import beside_published, check_claims
 
-__all__ = ["one_profile", "reference_grid", "with_bound"]
-
 _GRID = "cloud,await,earlyexit,picospec,race,ours-latency"
 
 

@@ -13,8 +13,6 @@ from draftwire.reference import draft_path, target_path
 from studies.command import start
 from studies.sampling import speed, table
 
-__all__ = ["main"]
-
 FLAGS = """
 --draft DIR              default: the reference draft
 --target DIR             default: the reference target v1

@@ -9,8 +9,6 @@ import numpy as np
 
 from draftwire.sampling import SamplingParams, make_decider, make_proposer, shape_for
 
-__all__ = ["render", "sampling_speed"]
-
 CASES: dict[str, dict[str, float | int | str]] = {
     "greedy": {"scheme": "greedy", "temperature": 0.0},
     "coupled": {},

@@ -27,8 +27,6 @@ from draftwire.verifier.backends.base import TargetBackend
 if TYPE_CHECKING:
     from draftwire.runtime.engines.draft_model import DraftModel
 
-__all__ = ["Settings", "render", "sampling_table"]
-
 
 @dataclass(frozen=True)
 class Settings:

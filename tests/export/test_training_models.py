@@ -13,7 +13,6 @@ import torch  # noqa: E402
 from tiny_models import ATTENDING, SHAPES  # noqa: E402
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
-from draftwire.exits import torch_stack  # noqa: E402
 from draftwire.export.adapter import read_adapter, write_evolved_target  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.sources import package_config  # noqa: E402
@@ -24,6 +23,7 @@ from draftwire.export.training.distil import make_draft  # noqa: E402
 from draftwire.export.training.evolve import add_lora  # noqa: E402
 from draftwire.export.training.measure import extend, logits_of  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.packages.exits import torch_stack  # noqa: E402
 
 IDS = list(range(3, 43))
 

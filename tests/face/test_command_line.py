@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -201,6 +202,7 @@ def test_the_first_screen_of_help_has_what_is_used_most():
         assert (f"  {option.flag} " in whole.replace(",", " ")) is not option.secret
 
 
+@functools.lru_cache(maxsize=None)
 def leaves() -> dict[str, dict[str, tuple[str, ...]]]:
     """Return the words of each command that runs, and what may follow."""
     found = {" ".join(path): words for path, words in words_of(whole_parser())}

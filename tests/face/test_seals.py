@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from draftwire import seals
 from draftwire.errors import PackageError
-from draftwire.manifest import check_files
-from draftwire.seals import Seals, file_hash
+from draftwire.packages import seals
+from draftwire.packages.manifest import check_files
+from draftwire.packages.seals import Seals, file_hash
 
 
 @pytest.fixture

@@ -11,11 +11,6 @@ from draftwire.energy.rails import Accuracy, Total, TotalChoice
 from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import SensorError
 
-__all__ = [
-    "CHOICE", "Fake", "Now", "advance", "mainline", "nx_rails", "put", "run", "setup",
-    "tree", "write_recording",
-]  # fmt: skip
-
 CHOICE = TotalChoice(Total("module", ("VDD_IN",)), how="test")
 
 

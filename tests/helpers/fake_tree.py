@@ -7,8 +7,6 @@ from pathlib import Path
 
 from fake_boards import Fake
 
-__all__ = ["build"]
-
 # Implementer and part of MIDR_EL1 (Linux, arch/arm64/include/asm/cputype.h).
 _PARTS = {
     "Cortex-A7": (0x41, 0xC07),

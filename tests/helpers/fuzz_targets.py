@@ -43,8 +43,6 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.service import VerifierService
 from draftwire.verifier.target_session import TargetSession
 
-__all__ = ["TARGETS", "seeds"]
-
 TESTS = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((TESTS / "golden" / "wire_v2.json").read_text())
 REFUSED = frozenset(bytes.fromhex(v["hex"]) for v in GOLDEN["refused"])

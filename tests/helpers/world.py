@@ -145,6 +145,7 @@ class Plan:
     holds: bool = False  # forwards are held back by dice
     beside: bool = False  # the verifier drafts too
     seed: int = 0
+    slow: bool = False  # verdicts take time, as on a helper thread
     salt: bytes = b""  # of the target; drawn when there is none
 
 
@@ -301,6 +302,7 @@ def draw_plan(dice, mechanism=None, long=False):
         seed=dice.whole(0, 1 << 30),
         leaves=dice.one_of([0, 1, 4]),
         beside=dice.one_of([False, True]),
+        slow=dice.one_of([False, True]),
     )
 
 
@@ -374,6 +376,14 @@ class Neighbour(LuckyDraft):
         return (np.sin((world.rng.random() + np.arange(VOCAB)) * 7.1) * 2).astype(
             np.float32
         )
+
+
+class Slow(VirtualExecutor):
+    """Judges beside what else happens."""
+
+    def judge(self, job, size, done):
+        later = super().judge
+        self._clock.call_later(0.004 * (size % 5), lambda: later(job, size, done))
 
 
 class Holding(Scheduler):
@@ -705,7 +715,8 @@ class World:
         self.target.allocate = crowded
         cost = lambda parts, prefill: self.cost()  # noqa: E731
         fractions = [(i + 1) / 3 for i in range(len(self.target.exits))]
-        executor = VirtualExecutor(self.target, self.clock, cost, fractions)
+        own = Slow if plan.slow else VirtualExecutor
+        executor = own(self.target, self.clock, cost, fractions)
         kind = partial(Holding, self) if plan.holds else Scheduler
         executor.draft_s = plan.step_s
         scheduler = kind(self.target, executor, self.clock, max_batch=4, chunk=16)

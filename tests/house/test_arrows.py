@@ -26,8 +26,8 @@ ARROWS = {
 EVERYONE = {FACE, "bench"}
 STUDIES = "studies"  # may import everything, and nothing imports it
 # Files of the face at the bottom of everything: what packages are, and errors.
-GROUND = {"clock", "errors", "exits", "manifest", "options", "packages", "tensors"}
-GROUND |= {"rules", "seals", "template", "tokenizer", "tracing"}
+GROUND = {"clock", "errors", "options", "packages", "rules", "template", "tensors"}
+GROUND |= {"tokenizer", "tracing"}
 DEVICE = sorted({*LEAVES, "runtime", FACE})
 HEAVY = {"torch", "transformers", "onnx"}
 
@@ -47,7 +47,10 @@ def folder(room: str) -> Path:
 def files(room: str) -> list[Path]:
     if room == FACE:  # without the links to the rooms
         here = folder(FACE)
-        return sorted([*here.glob("*.py"), *here.glob("cli/**/*.py")])
+        inside = [
+            path for name in ("cli", "packages") for path in (here / name).rglob("*.py")
+        ]
+        return sorted([*here.glob("*.py"), *inside])
     return sorted(folder(room).rglob("*.py"))
 
 

@@ -86,6 +86,30 @@ def test_what_was_installed_is_current_until_its_files_change(venvs, tmp_path, m
     assert [words[-1] for words in ran] == ["requirements/lint.txt"]
 
 
+def test_every_file_of_tests_is_in_one_part(venvs):
+    found = []
+    for words in venvs.parts():
+        ignored = [ROOT / word for word in words if word.endswith(".py")]
+        if words[0].endswith(".py"):
+            words, ignored = words[:1], []
+        for word in words:
+            here = ROOT / word
+            inside = [here] if here.is_file() else here.rglob("test_*.py")
+            found += [] if here in ignored else [p for p in inside if p not in ignored]
+    assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def test_parts_run_side_by_side_and_one_that_fails_ends_no_other(venvs, tmp_path, capsys):
+    (tmp_path / "test_good.py").write_text("def test_it(): pass\n")
+    (tmp_path / "test_bad.py").write_text("def test_it(): assert not 'seen'\n")
+    jobs = [(name, sys.executable, [str(tmp_path / f"test_{name}.py")])
+            for name in ("bad", "good")]  # fmt: skip
+    results = venvs.side_by_side(jobs)
+    assert [row[:2] for row in results] == [("bad", 1), ("good", 0)]
+    assert "1 failed" in results[0][2] and "1 passed" in results[1][2]
+    assert "== good" in (said := capsys.readouterr().out) and "seen" in said
+
+
 def test_every_requirement_is_pinned():
     for path in sorted((ROOT / "requirements").glob("*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():

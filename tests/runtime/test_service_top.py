@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers")
 
 from service_lab import ROOT, eventually, service, verifier  # noqa: E402
 
-from draftwire.cli._service_top import render  # noqa: E402
+from draftwire.cli.service.top import render  # noqa: E402
 
 
 def test_it_shows_what_the_service_has_done(tmp_path):

@@ -21,15 +21,15 @@ from draftwire.sampling import (
     make_proposer,
     philox,
     qs,
-    qs_codec,
     separate,
 )
-from draftwire.sampling.bits import BitReader, BitWriter
 from draftwire.sampling.coupled import race
-from draftwire.sampling.lattice import Lattice
+from draftwire.sampling.evidence import qs_codec
+from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence.subsets import get_set, put_set
 from draftwire.sampling.laws import largest
 from draftwire.sampling.races import first_arrivals, noise_of
-from draftwire.sampling.subsets import get_set, put_set
 
 TESTS = Path(__file__).resolve().parents[1]
 VECTORS = json.loads((TESTS / "golden" / "sampling_v2.json").read_text())

@@ -14,8 +14,8 @@ from typing import Any, Callable, Iterator
 import numpy as np
 
 from draftwire.errors import PackageError
-from draftwire.exits import exits_of_header, torch_places
 from draftwire.packages import Exit
+from draftwire.packages.exits import exits_of_header, torch_places
 from draftwire.tensors import TensorFile
 
 __all__ = ["HFExits"]

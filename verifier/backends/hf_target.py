@@ -23,8 +23,8 @@ from typing import Any, Sequence
 import numpy as np
 
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
-from draftwire.exits import EXITS_FILE
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
+from draftwire.packages.exits import EXITS_FILE
 from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (

@@ -19,8 +19,8 @@ from typing import Any, Sequence
 
 import numpy as np
 
-from draftwire.exits import Exit
-from draftwire.manifest import Family
+from draftwire.packages.exits import Exit
+from draftwire.packages.manifest import Family
 from draftwire.sampling import make_decider, shape_for
 from draftwire.sampling.grammar import Rules
 from draftwire.transport.messages import Hello, Open

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping
 
 from draftwire.errors import ConfigError, PackageError
-from draftwire.exits import EXITS_FORMAT, Exit, Exits, read_exits
-from draftwire.manifest import (
+from draftwire.packages.exits import EXITS_FORMAT, Exit, Exits, read_exits
+from draftwire.packages.manifest import (
     DAMAGED,
     FILE_NAME,
     FORMATS,
@@ -32,7 +32,7 @@ from draftwire.manifest import (
     read_manifest,
     wrong,
 )
-from draftwire.seals import file_hash
+from draftwire.packages.seals import file_hash
 from draftwire.tokenizer import Tokenizer, load_tokenizer, tokenizer_fingerprint
 
 __all__ = [
@@ -176,7 +176,7 @@ def load_draft(path: str | Path) -> DraftPackage:
 
     Returns:
         The package; every listed file's content has been compared with its hash, now
-        or since it last changed (see :mod:`draftwire.seals`).
+        or since it last changed (see :mod:`draftwire.packages.seals`).
 
     Raises:
         PackageError: It is missing, damaged, incomplete or of an unknown format.

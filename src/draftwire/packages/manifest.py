@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import AbstractSet, Any, Iterable, Mapping
 
 from draftwire.errors import PackageError
-from draftwire.seals import Seals, data_files
+from draftwire.packages.seals import Seals, data_files
 
 MANIFESTS = {"draft": "draft.json", "target": "target.json"}
 FORMATS = {"draft": "draftwire.draft/1", "target": "draftwire.target/1"}

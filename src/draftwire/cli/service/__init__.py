@@ -49,7 +49,7 @@ LEAF = Leaf(
 def service(args: argparse.Namespace) -> int:
     """Run it, or say how it is."""
     if args.what == "top":
-        from draftwire.cli._service_top import run
+        from draftwire.cli.service.top import run
 
         return run(args)
     return _status(args) if args.what == "status" else _run(args)

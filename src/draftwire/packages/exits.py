@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ModelError, PackageError
-from draftwire.manifest import DAMAGED, PackageFile, check_files, wrong
+from draftwire.packages.manifest import DAMAGED, PackageFile, check_files, wrong
 
 EXITS_FORMAT = "draftwire.exits/1"
 EXITS_FILE = "exits.safetensors"

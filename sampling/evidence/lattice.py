@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Lattice", "quantise"]
-
 
 class Lattice(NamedTuple):
     """A law whose probabilities are ``weights / total``.

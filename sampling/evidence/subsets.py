@@ -18,9 +18,7 @@ from itertools import accumulate
 from typing import Sequence
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling.bits import BitReader, BitWriter
-
-__all__ = ["MAX_MEMBERS", "MAX_SMALL", "get_set", "get_small", "put_set", "put_small"]
+from draftwire.sampling.evidence.bits import BitReader, BitWriter
 
 MAX_MEMBERS = 127
 MAX_SMALL = 1151  # largest n of a table look-up: 8 * MAX_MEMBERS + MAX_MEMBERS, rounded

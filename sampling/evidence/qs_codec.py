@@ -20,17 +20,9 @@ from itertools import accumulate
 import numpy as np
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling.bits import BitReader, BitWriter
-from draftwire.sampling.lattice import Lattice
-from draftwire.sampling.subsets import get_set, get_small, put_set, put_small
-
-__all__ = [
-    "MAX_BYTES",
-    "MAX_SUPPORT",
-    "RESOLUTIONS",
-    "decode",
-    "encode",
-]
+from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.lattice import Lattice
+from draftwire.sampling.evidence.subsets import get_set, get_small, put_set, put_small
 
 MAX_SUPPORT = 128
 MAX_BYTES = 512  # of one token: 127 ids of 24 bits are far from it

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from draftwire.errors import ProtocolError
 
-__all__ = ["BitReader", "BitWriter"]
-
 
 class BitWriter:
     """Appends numbers of known width; ``bits`` are there so far, without padding."""

@@ -1,0 +1,1 @@
+"""What a rejection scheme sends: laws in whole numbers, and how few bits they need."""
