@@ -635,15 +635,15 @@ class TargetSession:
 
         Args:
             price: Of the target's forwards.
-            step_s: Of the draft's.
+            step_s: That a draft delays the streams of the forward by.
         """
         beside = self._lookup
         if not isinstance(beside, Beside) or not self.judges:
             return None
         drafts = self._branch.waiting(partial=self._racing)
         room = self._end - len(self._tokens) - 1
-        wanted = min(beside.worth(price.seconds, price.row, step_s), room)
-        return beside.plan(drafts, wanted, partial(self._proposal, len(self._tokens)))
+        own = partial(self._proposal, len(self._tokens))
+        return beside.plan(drafts, room, own, price.seconds, price.row, step_s)
 
     def _proposal(self, at: int, path: Sequence[int], row: np.ndarray) -> int:
         """Return what the scheme draws of a draft's logits behind the text and ``path``."""
