@@ -32,7 +32,7 @@ log = logging.getLogger("draftwire.verifier")
 _MOST = 24  # drafts that a forward is topped up to
 _READ = 256  # ids of a text that are read before one forward
 _AGAIN = 500  # forwards without a draft, and a draft is timed anew: it may be dear no more
-_FIRST = 8  # before anything is known
+_FIRST = 4  # before anything is known
 _MEMORY = 0.995  # of an acceptance, a draft judged
 _BINS = 8  # of the draft's own probability
 _PRIOR = 6.0  # drafts that a first guess weighs
@@ -61,7 +61,7 @@ class Shares:
 
     def __init__(self) -> None:
         # Judged and right, fading. What is thought too good is soon known.
-        self.all = [_PRIOR, 0.85 * _PRIOR]
+        self.all: list[float] = [_PRIOR, 0.85 * _PRIOR]
         self.by = [[_PRIOR, ((i + 0.5) / _BINS) ** 0.8 * _PRIOR] for i in range(_BINS)]
 
     def lighter(self) -> Shares:
@@ -74,12 +74,13 @@ class Shares:
     @property
     def mean(self) -> float:
         """Chance of a draft that nothing is known of."""
-        return min(0.99, self.all[1] / self.all[0])
+        judged, right = self.all
+        return float(min(0.99, right / judged))
 
     def of(self, sure: float) -> float:
         """Return the chance of a draft that has this probability."""
         judged, right = self.by[min(int(sure * _BINS), _BINS - 1)]
-        return right / judged
+        return float(right / judged)
 
     def add(self, sure: float | None, right: bool) -> None:
         """Learn of a draft that was judged; None is one of the device's."""
@@ -280,9 +281,10 @@ class Beside(Lookup):
         row = yield rest[:_READ]
         if len(rest) > _READ:  # a prompt, piece by piece: others wait for their forward
             return
-        shares, chances = self._shares, [None] * len(made)
+        shares = self._shares
         mean, reach = shares.mean, shares.mean ** len(made)
-        self._made, self._chances = made, chances
+        self._made = made
+        chances = self._chances = [None for _ in made]
         while True:
             made.append(own(made, row))
             chances.append(sure := _probability(row, made[-1]))

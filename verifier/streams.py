@@ -895,11 +895,7 @@ class KeptStreams:
         return stream
 
     def _whole(self, request: Open, terms: Terms) -> Open:
-        """Return a request with the ids that it only names.
-
-        Raises:
-            UnknownPrefixError: They are not here any more.
-        """
+        """Return a request with the ids that it only names."""
         n = request.prefix_length
         ids = self.prefixes.named(terms.usage, terms.served, n, request.prefix)
         if not ids or "prefix" not in terms.welcome.capabilities:
