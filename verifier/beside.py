@@ -31,7 +31,9 @@ log = logging.getLogger("draftwire.verifier")
 
 _MOST = 24  # drafts that a forward is topped up to
 _READ = 256  # ids of a text that are read before one forward
-_AGAIN = 500  # forwards without a draft, and a draft is timed anew: it may be dear no more
+# Forwards without a draft, and one is timed anew: it may be dear no more. At first soon,
+# since the first ones of a model may be slow, then twice as rarely each time.
+_AGAIN, _RARELY = 8, 512
 _FIRST = 4  # before anything is known
 _MEMORY = 0.995  # of an acceptance, a draft judged
 _BINS = 8  # of the draft's own probability
@@ -107,7 +109,7 @@ class Drafts:
         self.vocab_size, self.context = vocab_size, context
         self.works = True
         self.shares = Shares()  # of the stream before
-        self.idle = 0  # forwards in a row that no draft was worth
+        self.idle, self.again = 0, _AGAIN  # forwards in a row that no draft was worth
 
     def take(self) -> Model:
         """Return a model with an empty cache."""
@@ -245,11 +247,16 @@ class Beside(Lookup):
         # Tokens that the stream makes in the time that one more draft takes.
         price = (step_s + row * forward_s) * self._rate()
         most, reach = min(_MOST, room), chance
-        if not forward_s or drafts.idle >= _AGAIN:
+        trial = not forward_s or drafts.idle >= drafts.again
+        if trial:
             most, price = min(_FIRST, room), 0.0
         self._worth = 0
         while self._worth < most and reach > price:
             self._worth, reach = self._worth + 1, reach * chance
+        if trial:
+            drafts.again = min(2 * drafts.again, _RARELY)
+        elif self._worth:
+            drafts.again = _AGAIN
         drafts.idle = 0 if self._worth else drafts.idle + 1
         if n >= self._worth or not drafts.works:
             return None

@@ -178,7 +178,9 @@ def test_what_a_draft_takes_is_timed_without_its_loading_and_may_change():
     assert 0.001 < make(one, (), 5)[1] < 0.1
     assert make(one, (), 1)[1] == 0, "the text was read, and no more"
     dear = [plan(one, (), 12, 0.005, 0.05) is not None for _ in range(1002)]
-    assert sum(dear) == 2, "now and then it is timed anew"
+    trials = [i for i, made in enumerate(dear) if made]
+    assert 6 <= len(trials) <= 7, "now and then it is timed anew"
+    assert trials[-1] - trials[-2] > 2 * (trials[1] - trials[0])
 
 
 @pytest.mark.parametrize("step_ms, rtt_ms, better", [(10.0, 40.0, 1.0), (1.0, 10.0, 0.9)])
