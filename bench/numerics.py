@@ -164,16 +164,7 @@ def _write(
     case: Case | None,
     chunk: int = 128,
 ) -> tuple[list[list[int]], int]:
-    """Write texts at the same time; return them and the near ties of all.
-
-    Args:
-        backend: The target.
-        jobs: One for each device.
-        params: Likewise.
-        tokens: Of a text.
-        case: None is the target alone.
-        chunk: Tokens of a prompt that one forward reads.
-    """
+    """Write texts at the same time; return them and the near ties of all."""
     clock, left, results = VirtualClock(), len(jobs), []
     verifier = _Verifier(clock, backend, chunk)
     cuts = case is not None and case.cuts and len(jobs) > 1

@@ -17,7 +17,8 @@ from draftwire.transport.text_hash import TextHash
 __all__ = ["hello_of", "open_of"]
 
 _CAPABILITIES = (
-    *("resume", "exits", "prefix", "further", "leaves", "processors", "logprobs"),
+    *("resume", "exits", "prefix", "further", "leaves", "beside"),
+    *("processors", "logprobs"),
 )
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 

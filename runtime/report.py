@@ -67,6 +67,7 @@ _KEYS: Mapping[str, Any] = {
     "link": ("rtt_ms", "up_mbit_s", "reconnects"),
     "preemption": None,
     "leaves": None,
+    "beside": None,
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
@@ -220,7 +221,17 @@ def stream_report(
         up, down = capture.up - run.captured[0], capture.down - run.captured[1]
     account = spec.account.account
     account.count(drafted=counts.drafted, accepted=counts.accepted, emitted=counts.tokens)
-    energy = account.result()
+    energy, beside, idle = account.result(), None, []
+    if "beside" in welcome.capabilities:
+        share = counts.spared / counts.wanted if counts.wanted else None
+        beside = {"wanted": counts.wanted, "spared": counts.spared, "saved_share": share}
+        beside["rested_tokens"] = counts.rested
+        if counts.rested:
+            idle.append(
+                f"a draft beside the target drafts faster than this board, which saved it "
+                f"{share or 0:.0%} of that: the board did not draft for {counts.rested} of "
+                f"{counts.tokens} tokens"
+            )
     return build_report(
         draft=draft,
         target={
@@ -283,11 +294,13 @@ def stream_report(
         warnings=[
             *warnings,
             *run.warnings,
+            *idle,
             *run.decisions.warnings(),
             *filter(None, [loss_of(params, spec.vocab_size)]),
         ],
         preemption=_preemption(counts, run.draft_s, energy),
         leaves={"sent": counts.leaves, "right": counts.leaves_right},
+        beside=beside,
     )
 
 

@@ -279,6 +279,8 @@ class Commit:
         further: Ids of the text behind ``token``.
         logprobs: For each new token so many pairs as the open says: its id and its
             log-probability, then those of the likeliest ids.
+        beside: Drafts of the verifier's own that the stream had need of so far, and those
+            of them that the device had sent; now and then.
     """
 
     epoch: int
@@ -293,6 +295,7 @@ class Commit:
     near_ties: int | None = None
     further: tuple[int, ...] = ()
     logprobs: tuple[tuple[int, float], ...] = ()
+    beside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

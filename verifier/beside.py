@@ -1,9 +1,11 @@
 """A draft beside the target: it drafts on where the device's drafts are late.
 
 When a forward could begin with fewer drafts than are worth a forward here, the rest is
-drafted behind them first, as speculation on one machine would. Such drafts are judged as
-the device's are, with the noise of the same positions: the text is the same. What the
-device has sent by then is taken where it reaches further.
+drafted behind them first, as speculation on one machine would, and for as long as the
+draft is sure enough: each draft delays the forward, and has to gain more tokens than the
+stream makes in that time. Such drafts are judged as the device's are, with the noise of
+the same positions: the text is the same. What the device has sent by then is taken where
+it reaches further.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Generator, List, Sequence
 
 import numpy as np
 
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 else:
     Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
 
-__all__ = ["Beside", "Drafting", "Drafts", "Model"]
+__all__ = ["Beside", "Drafting", "Drafts", "Model", "draft"]
 
 log = logging.getLogger("draftwire.verifier")
 
-_MOST = 16  # drafts that a forward is topped up to
+_MOST = 24  # drafts that a forward is topped up to
 _READ = 256  # ids of a text that are read before one forward
-_AGAIN = 500  # forwards without a draft, and a draft is timed anew: it may be dear no more
+# Forwards without a draft, and one is timed anew: it may be dear no more. At first soon,
+# since the first ones of a model may be slow, then twice as rarely each time.
+_AGAIN, _RARELY = 8, 512
 _FIRST = 4  # before anything is known
-_MEMORY = 0.995  # of the acceptance, a draft judged
-_PRIOR = 6.0  # drafts that the first guess at it weighs
+_MEMORY = 0.995  # of an acceptance, a draft judged
+_BINS = 8  # of the draft's own probability
+_PRIOR = 6.0  # drafts that a first guess weighs
+_PACE = 0.98  # of tokens and seconds, a forward
 
 # Returns what a scheme draws behind the text and a path, of logits ``(vocab,)``.
 Own = Callable[[Sequence[int], "np.ndarray"], int]
@@ -53,17 +58,38 @@ class Model(Protocol):
         """Forget all but the first ``length`` tokens."""
 
 
-class Drafting(NamedTuple):
-    """What is to be drafted before a forward.
+class Shares:
+    """How often drafts were right: in all, and by how sure the draft was of them."""
 
-    Attributes:
-        steps: Forwards of the draft that it takes.
-        run: Does it, in the thread of the target's forwards; returns the seconds of a
-            draft, loading and reading left out, or 0 where none could be timed.
-    """
+    def __init__(self) -> None:
+        # Judged and right, fading. What is thought too good is soon known.
+        self.all: list[float] = [_PRIOR, 0.85 * _PRIOR]
+        self.by = [[_PRIOR, ((i + 0.5) / _BINS) ** 0.8 * _PRIOR] for i in range(_BINS)]
 
-    steps: int
-    run: Callable[[], float]
+    def lighter(self) -> Shares:
+        """Return what another stream begins with."""
+        found = Shares()
+        for new, old in zip([found.all, *found.by], [self.all, *self.by]):
+            new[1] = new[0] * old[1] / old[0]
+        return found
+
+    @property
+    def mean(self) -> float:
+        """Chance of a draft that nothing is known of."""
+        judged, right = self.all
+        return float(min(0.99, right / judged))
+
+    def of(self, sure: float) -> float:
+        """Return the chance of a draft that has this probability."""
+        judged, right = self.by[min(int(sure * _BINS), _BINS - 1)]
+        return float(right / judged)
+
+    def add(self, sure: float | None, right: bool) -> None:
+        """Learn of a draft that was judged; None is one of the device's."""
+        known = [] if sure is None else [self.by[min(int(sure * _BINS), _BINS - 1)]]
+        for share in [self.all, *known]:
+            share[0] = _MEMORY * share[0] + 1
+            share[1] = _MEMORY * share[1] + right
 
 
 class Drafts:
@@ -75,13 +101,15 @@ class Drafts:
         context: Tokens that it holds.
     """
 
+    together = False  # a forward of several streams takes what one takes
+
     def __init__(self, make: Callable[[], Model], vocab_size: int, context: int) -> None:
         self._make = make
         self._idle: list[Model] = []
         self.vocab_size, self.context = vocab_size, context
         self.works = True
-        self.chance = 0.7  # that a draft is right, in the stream before
-        self.idle = 0  # forwards in a row that no draft was worth
+        self.shares = Shares()  # of the stream before
+        self.idle, self.again = 0, _AGAIN  # forwards in a row that no draft was worth
 
     def take(self) -> Model:
         """Return a model with an empty cache."""
@@ -93,11 +121,70 @@ class Drafts:
         """Keep ``model`` for the next stream."""
         self._idle.append(model)
 
+    def forward(self, asked: Sequence[tuple[Model, list[int]]]) -> Sequence[np.ndarray]:
+        """Feed each its tokens; return the logits after the last of each."""
+        return [model.forward(tokens) for model, tokens in asked]
+
     def failed(self, error: Exception) -> None:
         """Draft no more: the streams go on without."""
         self.works = False
         hint = error.hint if isinstance(error, DraftwireError) else ""
         log.error("the draft beside the target fails, none drafts now: %s %s", error, hint)
+
+
+class Drafting:
+    """What a stream drafts before a forward, one forward of the draft after another.
+
+    Args:
+        stream: Whose.
+        steps: Yields tokens to feed, and is sent the logits after them.
+    """
+
+    def __init__(self, stream: Beside, steps: Steps) -> None:
+        self.stream, self.steps = stream, steps
+        self.taken = 0  # forwards so far
+
+
+Steps = Generator[List[int], np.ndarray, None]
+
+
+def draft(jobs: Sequence[Drafting]) -> tuple[int, float]:
+    """Draft for several streams, side by side.
+
+    Returns:
+        Rounds that it took, and the seconds of one draft, loading and reading left out;
+        0 where none could be timed.
+    """
+    rounds = drafted = 0
+    seconds, drafts = 0.0, jobs[0].stream.drafts
+    rows: list[np.ndarray | None] = [None] * len(jobs)
+    going = list(jobs)
+    try:
+        while going:
+            asked, still = [], []
+            begin_s = time.perf_counter()
+            for job, row in zip(going, rows):
+                try:
+                    tokens = next(job.steps) if row is None else job.steps.send(row)
+                except StopIteration:
+                    continue
+                job.taken += 1
+                asked.append((job.stream.model, tokens))
+                still.append(job)
+            going = still
+            if going:
+                rows = list(drafts.forward(asked))
+                rounds += 1
+                if all(job.taken > 1 for job in going):
+                    drafted += len(going)
+                    seconds += time.perf_counter() - begin_s
+    except Exception as error:  # noqa: BLE001 - engines raise their own classes
+        for job in jobs:
+            job.stream.forsake()
+        drafts.failed(error)
+    for job in jobs:
+        job.stream.drafted()
+    return rounds, seconds / drafted if drafted else 0.0
 
 
 class Beside(Lookup):
@@ -111,105 +198,121 @@ class Beside(Lookup):
 
     def __init__(self, tokens: Sequence[int], most: int, drafts: Drafts) -> None:
         super().__init__(tokens, most)
-        self._drafts = drafts
+        self.drafts = drafts
         self._model: Model | None = None
         self._read: list[int] = []  # what the model's cache holds
         self._sure = 0  # so many of them are text
         self._made: list[int] = []  # behind the text as it was then: the device's, and ours
+        self._chances: list[float | None] = []  # the draft's own, of each
         self._length_then = -1
-        self._wanted = 0  # drafts that this forward is worth
+        self._worth = 0  # drafts of the device that the present forward is worth
+        self._judged: list[int] = []  # that go into it
         self._gave = False  # what was found last is of the model's
-        self._judged, self._right = _PRIOR, _PRIOR * drafts.chance
+        self._shares = drafts.shares.lighter()
+        self._tokens = self._seconds = 0.0  # of late
+        self._cycle_s = (0.0, 0.0)  # of the present forward, and of a draft
         self._over = self._at_work = False
-        self._step_s = 0.0
         self._lock = threading.Lock()  # on the model's way back
 
-    def worth(self, forward_s: float, row: float, step_s: float) -> int:
-        """Return how many drafts a forward is to have, if they are made here.
+    @property
+    def model(self) -> Model:
+        """Its own, loaded when it is needed; in the thread of the target's forwards."""
+        if self._model is None:
+            self._model, self._read, self._sure = self.drafts.take(), [], 0
+        return self._model
+
+    def plan(
+        self,
+        waiting: Sequence[int],
+        room: int,
+        own: Own,
+        forward_s: float,
+        row: float,
+        step_s: float,
+    ) -> Drafting | None:
+        """Return what is to be drafted behind the drafts that wait, if anything.
 
         Args:
+            waiting: They stand behind the text.
+            room: Drafts that a forward may have.
+            own: Draws.
             forward_s: Of the target, in seconds; 0 before the first.
             row: What a row more costs, as a share of that.
-            step_s: Of a draft, in seconds; 0, as if it cost nothing, before one was timed.
+            step_s: That a draft delays the streams of a forward by, all together; 0, as
+                if it cost nothing, before one was timed.
         """
-        drafts = self._drafts
-        if not forward_s or drafts.idle >= _AGAIN:
-            drafts.idle = 0
-            return _FIRST
-        chance = min(self._right / self._judged, 0.99)
-        best, found, tokens, reach = 1 / forward_s, 0, 1.0, 1.0
-        for count in range(1, _MOST + 1):
-            reach *= chance
-            tokens += reach
-            rate = tokens / (forward_s * (1 + row * count) + step_s * count)
-            if rate > best:
-                best, found = rate, count
-        drafts.idle = 0 if found else drafts.idle + 1
-        return found
-
-    def plan(self, drafts: Sequence[int], wanted: int, own: Own) -> Drafting | None:
-        """Return what is to be drafted behind ``drafts``, if anything.
-
-        Args:
-            drafts: They stand behind the text, and wait.
-            wanted: So many there shall be.
-            own: Draws.
-        """
-        self._made, self._wanted, self._over = [], wanted, False
-        length = len(self._text) + len(drafts)
-        count = wanted - len(drafts)
-        if not self._drafts.works or length + count > self._drafts.context or count <= 0:
+        self._made, self._chances, self._over = [], [], False
+        self._cycle_s = forward_s, step_s
+        drafts, n, chance = self.drafts, len(waiting), self._shares.mean
+        # Tokens that the stream makes in the time that one more draft takes.
+        price = (step_s + row * forward_s) * self._rate()
+        most, reach = min(_MOST, room), chance
+        trial = not forward_s or drafts.idle >= drafts.again
+        if trial:
+            most, price = min(_FIRST, room), 0.0
+        self._worth = 0
+        while self._worth < most and reach > price:
+            self._worth, reach = self._worth + 1, reach * chance
+        if trial:
+            drafts.again = min(2 * drafts.again, _RARELY)
+        elif self._worth:
+            drafts.again = _AGAIN
+        drafts.idle = 0 if self._worth else drafts.idle + 1
+        if n >= self._worth or not drafts.works:
+            return None
+        if len(self._text) + most > drafts.context:
             return None
         self._length_then = len(self._text)
         self._at_work = True
-        return Drafting(count, partial(self._draft, list(drafts), count, own))
+        return Drafting(self, self._behind(list(waiting), most, own, price))
 
-    def _draft(self, drafts: list[int], count: int, own: Own) -> float:
-        self._step_s = 0.0
-        try:
-            if self._model is None:
-                self._model, self._read, self._sure = self._drafts.take(), [], 0
-            self._made = self._behind(self._model, drafts, count, own)
-        except Exception as error:  # noqa: BLE001 - engines raise their own classes
-            self._model = None
-            self._drafts.failed(error)
-        finally:
-            with self._lock:
-                self._at_work = False
-            if self._over:  # the stream has ended meanwhile
-                self.close()
-        return self._step_s
+    def _rate(self) -> float:
+        """Return the tokens that a second gives, of late."""
+        forward_s = self._cycle_s[0]
+        return (self._tokens + 1) / (self._seconds + forward_s) if forward_s else 0.0
 
-    def _behind(self, model: Model, drafts: list[int], count: int, own: Own) -> list[int]:
-        text = [*self._text[self._sure :], *drafts]
+    def _behind(self, made: list[int], most: int, own: Own, price: float) -> Steps:
+        text = [*self._text[self._sure :], *made]
         held = self._read[self._sure :]
         same = 0
         while same < min(len(held), len(text) - 1) and held[same] == text[same]:
             same += 1
         del self._read[self._sure + same :]
+        model = self.model
         model.rewind(len(self._read))
         self._sure = min(len(self._read), len(self._text))
         rest = text[same:]
-        if max(rest) >= self._drafts.vocab_size:
-            return []  # a token that the draft cannot read
+        if max(rest) >= self.drafts.vocab_size:
+            return  # a token that the draft cannot read
+        self._read += rest[:_READ]
+        row = yield rest[:_READ]
         if len(rest) > _READ:  # a prompt, piece by piece: others wait for their forward
-            self._feed(model, rest[:_READ])
-            return []
-        row, made = self._feed(model, rest), list(drafts)
-        begin_s, fed = time.perf_counter(), len(self._read)
-        while len(made) < len(drafts) + count:
+            return
+        shares = self._shares
+        mean, reach = shares.mean, shares.mean ** len(made)
+        self._made = made
+        chances = self._chances = [None for _ in made]
+        while True:
             made.append(own(made, row))
-            if made[-1] >= self._drafts.vocab_size:
-                break
-            if len(made) < len(drafts) + count:
-                row = self._feed(model, made[-1:])
-        if len(self._read) > fed:
-            self._step_s = (time.perf_counter() - begin_s) / (len(self._read) - fed)
-        return made
+            chances.append(sure := _probability(row, made[-1]))
+            reach *= shares.of(sure)
+            if made[-1] >= self.drafts.vocab_size or len(made) >= most:
+                return
+            if reach * mean <= price:
+                return
+            self._read += made[-1:]
+            row = yield made[-1:]
 
-    def _feed(self, model: Model, ids: list[int]) -> np.ndarray:
-        self._read += ids
-        return model.forward(ids)
+    def forsake(self) -> None:
+        """The model has failed."""
+        self._model, self._made = None, []
+
+    def drafted(self) -> None:
+        """The drafting is done."""
+        with self._lock:
+            self._at_work = False
+        if self._over:  # the stream has ended meanwhile
+            self.close()
 
     def reach(self, waiting: Sequence[int]) -> int:
         """Return how many of the drafts that wait go into the forward: all but those
@@ -224,28 +327,45 @@ class Beside(Lookup):
         """See :class:`Lookup`: what was made, where it goes on from ``drafts``."""
         n = len(drafts)
         made = self._made if self._length_then == len(self._text) else []
-        self.wanted += self._wanted
-        self.spared += min(n, self._wanted)
         self._gave = len(made) > n and made[:n] == list(drafts)
-        self._made, self._wanted = [], 0
+        spared = n if self._gave else min(n, self._worth)
+        self.spared += spared
+        self.wanted += spared + (len(made) - n if self._gave else 0)
+        self._judged = made if self._gave else list(drafts)
+        steps = sum(chance is not None for chance in self._chances)
+        forward_s, step_s = self._cycle_s
+        self._seconds = _PACE * self._seconds + forward_s + step_s * steps
+        self._made, self._worth = [], 0
         return made[n:] if self._gave else super().find(drafts, price)
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """See :class:`Lookup`."""
+        super().extend(ids)
+        self._tokens = _PACE * self._tokens + len(ids)
+        chances = self._chances if self._gave else [None] * len(self._judged)
+        for draft, token, sure in zip(self._judged, ids, chances):
+            self._shares.add(sure, draft == token)
+            if draft != token:
+                break
+        self._judged, self._chances = [], []
 
     def judged(self, count: int, right: int) -> None:
         """See :class:`Lookup`."""
         if not self._gave:
             super().judged(count, right)
-            return
-        fade = _MEMORY**count
-        self._judged = fade * self._judged + count
-        self._right = fade * self._right + right
 
     def close(self) -> None:
         """The stream has ended, or waits for its device."""
         self._over = True
-        self._drafts.chance = self._right / self._judged
+        self.drafts.shares = self._shares
         with self._lock:
             if self._at_work:  # whoever works gives it back
                 return
             model, self._model = self._model, None
         if model is not None:
-            self._drafts.give_back(model)
+            self.drafts.give_back(model)
+
+
+def _probability(row: np.ndarray, token: int) -> float:
+    """Return how likely the draft thinks ``token``, of its logits."""
+    return float(1 / np.exp(np.minimum(row - row[token], 80.0)).sum())

@@ -174,11 +174,7 @@ class Dialogue:
             raise ProtocolError(f"{_name(message)} does not go to a verifier")
 
     def _check_evidence(self) -> None:
-        """See that all streams together hold no more than one device may.
-
-        Raises:
-            FatalError: They do.
-        """
+        """See that all streams together hold no more than one device may."""
         held = sum(stream.session.evidence for stream in self._streams.values())
         most = 2 * self._kept.limits.message_bytes
         if held > most:
@@ -203,12 +199,7 @@ class Dialogue:
     # ---- streams
 
     def _room(self, number: int, what: str) -> None:
-        """See that a stream may begin.
-
-        Raises:
-            ProtocolError: The number is in use.
-            RefusedError: There are too many, or the verifier goes away.
-        """
+        """See that a stream may begin."""
         before = self._streams.get(number)
         if before is not None and not before.session.done:
             raise ProtocolError(f"{what} with the number of a running stream, {number}")
@@ -261,12 +252,7 @@ class Dialogue:
             self._waiting[number].append(message)
 
     def _compiled(self, request: Open) -> Compiled | None:
-        """Return the grammar of an open; None while it is being compiled.
-
-        Raises:
-            RefusedError: It is not here.
-            ConfigError: It cannot be used.
-        """
+        """Return the grammar of an open; None while it is being compiled."""
         if self._shelf is None:
             raise ConfigError(
                 "the open names a grammar without the capability grammar",

@@ -17,6 +17,7 @@ import numpy as np
 from draftwire.clock import Clock, Timer
 from draftwire.verifier.backends.base import SlotInput, TargetBackend
 from draftwire.verifier.beside import Drafting
+from draftwire.verifier.beside import draft as draft_together
 
 __all__ = ["BrokenOff", "Executor", "ThreadExecutor", "VirtualExecutor"]
 
@@ -148,11 +149,7 @@ class ThreadExecutor(Executor):
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
         """See :class:`Executor`."""
 
-        def work() -> None:
-            timed = [seconds for job in jobs if (seconds := job.run())]
-            self._post(done, sum(timed) / len(timed) if timed else 0.0)
-
-        self._worker.submit(work)
+        self._worker.submit(lambda: self._post(done, draft_together(jobs)[1]))
 
     def _tell(self, heard: Heard, number: int, rows: Rows) -> None:
         if self._unwanted or not self._post(heard, number, rows):
@@ -232,11 +229,12 @@ class VirtualExecutor(Executor):
 
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
         """See :class:`Executor`."""
-        for job in jobs:
-            job.run()
-        seconds = self.draft_s * sum(job.steps for job in jobs)
+        rounds, _ = draft_together(jobs)
+        drafts = sum(job.taken for job in jobs)
+        seconds = self.draft_s * rounds  # all streams in one forward
         self.busy_s += seconds
-        self._clock.call_at(self._clock.now() + seconds, done, self.draft_s)
+        one_s = seconds / drafts if drafts else 0.0
+        self._clock.call_at(self._clock.now() + seconds, done, one_s)
 
     def _exit(self, heard: Heard, number: int, rows: Rows, at: float, done: Done) -> None:
         if self._unwanted:

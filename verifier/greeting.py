@@ -154,6 +154,7 @@ def welcome_to(
     context: int | None = None,
     *,
     grammars: bool = False,
+    beside: bool = False,
 ) -> Welcome:
     """Return the terms of a connection, within what both sides can do.
 
@@ -163,6 +164,7 @@ def welcome_to(
         limits: Of the verifier.
         context: Longest sequence that the device's account allows, or None.
         grammars: Streams may have some.
+        beside: A draft beside the target drafts for them too.
     """
     capabilities = [
         *(["resume"] if limits.resume_s > 0 else []),
@@ -172,6 +174,7 @@ def welcome_to(
         *(["leaves"] if limits.leaves and getattr(backend, "leaves", False) else []),
         *([] if keeps_streams(backend) else ["processors", "logprobs"]),
         *(["grammar"] if grammars and not keeps_streams(backend) else []),
+        *(["beside"] if beside else []),
         *(["trace"] if tracing() else ()),
     ]
     family = backend.family

@@ -105,8 +105,12 @@ class Source(Protocol):
     def outlook(self, now_s: float) -> Outlook | None:
         """Return what it could expect of a later forward; None if it cannot wait."""
 
-    def drafting(self) -> Drafting | None:
-        """Return what is to be drafted beside the target before its forward begins."""
+    def drafting(self, streams: int) -> Drafting | None:
+        """Return what is to be drafted beside the target before its forward begins.
+
+        Args:
+            streams: That wait for the forward.
+        """
 
 
 class Request:
@@ -159,10 +163,10 @@ class Request:
             return None
         return self._source.outlook(now_s)
 
-    def drafting(self) -> Drafting | None:
-        """Return what is to be drafted beside the target before its forward begins."""
+    def drafting(self, streams: int) -> Drafting | None:
+        """See :class:`Source`."""
         source = None if self._item is not None else self._source
-        return None if source is None else source.drafting()
+        return None if source is None else source.drafting(streams)
 
     def withdraw(self) -> None:
         """Take it back, unless it is answered: nobody waits for it any more."""
@@ -365,7 +369,8 @@ class Scheduler:
             self.held_s += now_s - self._since_s
             self._holding = None
         if not drafted:
-            found = [request.drafting() for request in heads[: self._max_batch]]
+            heads = heads[: self._max_batch]
+            found = [request.drafting(len(heads)) for request in heads]
             jobs = [job for job in found if job is not None]
             if jobs:  # what comes meanwhile is taken when the forward begins
                 self._beginning = True

@@ -413,10 +413,10 @@ class Stream:
         length, ready = session.counts.emitted, session.ready
         return self._arrivals.outlook(now_s, length, ready, self._due_s)
 
-    def drafting(self) -> Drafting | None:
+    def drafting(self, streams: int) -> Drafting | None:
         """Return what is to be drafted beside the target before the next forward."""
         scheduler = self.served.driven
-        return self.session.drafting(scheduler.price, scheduler.step_s)
+        return self.session.drafting(scheduler.price, scheduler.step_s * streams)
 
     def _note_said(self) -> None:
         scheduler = self.served.scheduler
@@ -895,11 +895,7 @@ class KeptStreams:
         return stream
 
     def _whole(self, request: Open, terms: Terms) -> Open:
-        """Return a request with the ids that it only names.
-
-        Raises:
-            UnknownPrefixError: They are not here any more.
-        """
+        """Return a request with the ids that it only names."""
         n = request.prefix_length
         ids = self.prefixes.named(terms.usage, terms.served, n, request.prefix)
         if not ids or "prefix" not in terms.welcome.capabilities:

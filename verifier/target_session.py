@@ -65,6 +65,7 @@ from draftwire.verifier.states import TABLE, State
 __all__ = ["StreamCounts", "TargetSession", "Verdict", "Work", "params_of"]
 
 Pairs = List[Tuple[int, float]]  # ids and their log-probabilities
+_TELL_EVERY = 32  # drafts that the verifier has need of, where it drafts itself
 _HASH_EVERY = 128  # tokens: 0.08 bytes each
 _SPAN = 512  # ids of one forward's drafts, forced ones among them
 _PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
@@ -310,6 +311,7 @@ class TargetSession:
         # Free words need a scheme that takes tokens from anywhere, and room in a commit.
         self._free = further and request.bonus and card_of(request.scheme).any_draft
         self._lookup = lookup if self._free else None
+        self._tells, self._told_wanted = "beside" in capabilities, 0
         self._pace = 1.0  # tokens a forward, lately
         by_token = self._free and isinstance(self._decider, ByToken) and grammar is None
         self._leaves = Leaves(leaves if by_token else 0)
@@ -637,15 +639,15 @@ class TargetSession:
 
         Args:
             price: Of the target's forwards.
-            step_s: Of the draft's.
+            step_s: That a draft delays the streams of the forward by.
         """
         beside = self._lookup
         if not isinstance(beside, Beside) or not self.judges:
             return None
         drafts = self._branch.waiting(partial=self._racing)
         room = self._end - len(self._tokens) - 1
-        wanted = min(beside.worth(price.seconds, price.row, step_s), room)
-        return beside.plan(drafts, wanted, partial(self._proposal, len(self._tokens)))
+        own = partial(self._proposal, len(self._tokens))
+        return beside.plan(drafts, room, own, price.seconds, price.row, step_s)
 
     def _proposal(self, at: int, path: Sequence[int], row: np.ndarray) -> int:
         """Return what the scheme draws of a draft's logits behind the text and ``path``."""
@@ -722,11 +724,7 @@ class TargetSession:
         return [log_probs(r, t, most) for r, t in zip(rows, tokens) if t >= 0]
 
     def _shaped(self, work: Work, logits: np.ndarray) -> np.ndarray:
-        """Return what the scheme is to see of the target's rows.
-
-        Raises:
-            ModelError: A row says nothing.
-        """
+        """Return what the scheme is to see of the target's rows."""
         rows = logits[: work.drafted + 1, : self._vocab_size]
         self._check(rows, work.start + work.first)
         return rows if self._shape is None else self._shape.rows(rows, work.drafts)
@@ -923,7 +921,7 @@ class TargetSession:
         evidence = decision.evidence if owes else b""
         digest = b"" if owes else self._digest()
         told = self._forwards(), digest, self._ties(), further
-        return Commit(*said, evidence, *told)
+        return Commit(*said, evidence, *told, beside=self._beside())
 
     def _learn(self, work: Work, verdict: Verdict, kept: Sequence[int]) -> None:
         """Note what a forward gave, and what became of words that cost no draft."""
@@ -1001,12 +999,7 @@ class TargetSession:
         return self._release(times, stepped=True)
 
     def _release(self, times: tuple[float, float], *, stepped: bool) -> list[Message]:
-        """Commit what the engine has decided and the device has asked for.
-
-        Args:
-            times: Seconds in the queue and in the forward.
-            stepped: A step has just come; otherwise the engine may have more to say.
-        """
+        """Commit what the engine has decided and the device has asked for."""
         said: list[Message] = []
         while self._known and not self.done and self._asked:
             room = self._end - len(self._tokens)  # the last token needs no draft
@@ -1055,6 +1048,17 @@ class TargetSession:
         ties, told = self._counts.near_ties, self._told_ties
         self._told_ties = ties
         return None if ties == told else ties
+
+    def _beside(self) -> tuple[int, ...]:
+        """Return what a commit says of the drafting beside the target, now and then."""
+        found = (0, 0)
+        if self._tells and self._lookup is not None:
+            found = self._lookup.wanted, self._lookup.spared
+        new = found[0] - self._told_wanted
+        if not (new >= _TELL_EVERY or (new and self.finish)):
+            return ()
+        self._told_wanted = found[0]
+        return found
 
     def _forwards(self) -> int | None:
         """Return what a commit says: None is one more than the device knows of."""

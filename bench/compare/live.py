@@ -6,8 +6,9 @@ A A B B, so that a machine that slows down hits all alike.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import draftwire
 from draftwire.bench.compare.carried import carrying
@@ -130,15 +131,25 @@ class _Run:
         sizes = carried_sizes(self.used, settings.temperature, self.vocabulary)
         if any(entry.place == "cloud" for entry in self.used):
             self.near = self._server()
-        with carrying(sizes), PacedVerifier(
-            Path(self.target.path),
-            profile=_findable(settings.profile),
-            texts=self.texts,
-            carried=sizes,
-            threads=settings.threads,
-        ) as verifier:
+        # One that drafts too, and one that does not, as far as the rows want them.
+        kinds = sorted({"draft" in entry.helps for entry in self.used})
+        with carrying(sizes), ExitStack() as house:
+            verifiers = {
+                drafts: house.enter_context(self._verifier(sizes, drafts=drafts))
+                for drafts in kinds
+            }
             for link in self.links:
-                with emulate(link, verifier.port, settings.method) as running:
+                with ExitStack() as stack:
+                    sessions: dict[bool, Session] = {}
+                    paced = []
+                    for drafts, verifier in verifiers.items():
+                        running = stack.enter_context(
+                            emulate(link, verifier.port, settings.method)
+                        )
+                        url = f"ws://127.0.0.1:{running.url_port}"
+                        session = self._session(url, verifier.token)
+                        sessions[drafts] = stack.enter_context(session)
+                        paced.append(self._pace(session))
                     found: dict[str, Any] = {
                         "name": link.name,
                         "method": running.method,
@@ -147,19 +158,28 @@ class _Run:
                         "spec": link.to_dict(),
                     }
                     about.append(found)
-                    url = f"ws://127.0.0.1:{running.url_port}"
-                    with self._session(url, verifier.token) as session:
-                        draft = self._pace(session)
-                        for repeat in range(settings.repeats):
-                            self.say(
-                                f"{link.name}, repeat {repeat + 1} of {settings.repeats}"
-                            )
-                            for report in self._turn(session, link):
-                                report["bench"].update(link=link.name, repeat=repeat)
-                                reports.append(report)
-                        found["draft_forwards"] = draft and draft.pacer.count
-                        found["draft_forwards_late"] = draft and draft.pacer.missed
+                    for repeat in range(settings.repeats):
+                        self.say(f"{link.name}, repeat {repeat + 1} of {settings.repeats}")
+                        for report in self._turn(sessions, link):
+                            report["bench"].update(link=link.name, repeat=repeat)
+                            reports.append(report)
+                    pacers = [draft.pacer for draft in paced if draft is not None]
+                    for key, counts in (
+                        ("draft_forwards", [pacer.count for pacer in pacers]),
+                        ("draft_forwards_late", [pacer.missed for pacer in pacers]),
+                    ):
+                        found[key] = sum(counts) if counts else None
         return reports, about
+
+    def _verifier(self, sizes: Sequence[int], *, drafts: bool) -> PacedVerifier:
+        return PacedVerifier(
+            Path(self.target.path),
+            profile=_findable(self.settings.profile),
+            texts=self.texts,
+            carried=sizes,
+            threads=self.settings.threads,
+            draft=Path(self.draft.path) if drafts else None,
+        )
 
     def _session(self, url: str, token: str) -> Session:
         energy: str | ModelSource = "auto"
@@ -188,7 +208,7 @@ class _Run:
         drafter._model = paced = PacedDraft(model, StepCost.of(self.profile))
         return paced
 
-    def _turn(self, session: Session, link: LinkSpec) -> list[Report]:
+    def _turn(self, sessions: Mapping[bool, Session], link: LinkSpec) -> list[Report]:
         """Run every prompt with every row once."""
         reports = []
         tokens = self.settings.tokens
@@ -203,6 +223,7 @@ class _Run:
                 else:
                     block = self.settings.block or VANILLA_BLOCK
                     block = self.best.get((link.name, entry.name), block)
+                    session = sessions["draft" in entry.helps]
                     report = self._stream(session, entry, prompt, params, block)
                 if self.texts is not None:
                     report["draft"] = {"name": "played", "engine": None}

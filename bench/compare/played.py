@@ -91,11 +91,7 @@ def text_from_json(data: Mapping[str, Any]) -> Text:
 
 
 def _by_prompt(texts: Sequence[Text], tokens: Sequence[int]) -> Text:
-    """Return the text whose prompt begins with ``tokens``, or the other way round.
-
-    Raises:
-        ModelError: There is none.
-    """
+    """Return the text whose prompt begins with ``tokens``, or the other way round."""
     for text in texts:
         n = min(len(text.prompt), len(tokens))
         if text.prompt[:n] == tuple(tokens[:n]):

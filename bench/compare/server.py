@@ -16,23 +16,28 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 from draftwire.bench.child import Child
 from draftwire.bench.compare.carried import carrying
-from draftwire.bench.compare.pace import PacedTarget
+from draftwire.bench.compare.pace import PacedDraft, PacedTarget
 from draftwire.bench.compare.played import (
     EXIT_LAYERS,
+    PlayedDraft,
     PlayedTarget,
     text_from_json,
     text_to_json,
 )
 from draftwire.bench.sim.cloud import ForwardCost
+from draftwire.bench.sim.device import StepCost
 from draftwire.bench.sim.facts import Profile, find
+from draftwire.bench.sim.simulate import cloud_step_s
 from draftwire.bench.sim.texts import Text
 from draftwire.errors import DraftwireError, TransportError
-from draftwire.packages import load_target
+from draftwire.packages import load_draft, load_target
+from draftwire.runtime.engines.draft_model import DraftModel
 from draftwire.verifier.backends.loading import Loader
+from draftwire.verifier.beside import Drafts, Model
 from draftwire.verifier.serving.accounts import parse_account
 from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.serving.process import Options, serve
@@ -99,6 +104,7 @@ def main() -> int:
             port=0,
             accounts=(parse_account(wanted["token"], "the bench"),),
             limits=Limits(block=_MAX_BLOCK),
+            draft=_draft(wanted["draft"], loader),
             drain_s=0.5,
         )
 
@@ -112,6 +118,25 @@ def main() -> int:
         _say({"error": str(exc), "hint": hint})
         return int(getattr(exc, "exit_code", 3))
     return 0
+
+
+def _draft(path: str | None, loader: PacedLoader) -> Callable[[Any], Drafts] | None:
+    """Return what makes drafts beside the target, in the profile's time."""
+    if path is None:
+        return None
+    package = load_draft(path)
+
+    def make() -> Model:
+        model: Model
+        if loader.texts is None:
+            model = DraftModel.load(package, threads=loader.threads)
+        else:
+            model = PlayedDraft(loader.texts)
+        if loader.profile is None:
+            return model
+        return PacedDraft(model, StepCost(cloud_step_s(loader.profile)))
+
+    return lambda backend: Drafts(make, package.vocab_size, package.context)
 
 
 def _say(document: dict[str, Any]) -> None:
@@ -133,6 +158,7 @@ class PacedVerifier:
         texts: What to play instead of running the model, or None.
         carried: Sizes of :func:`~draftwire.bench.compare.carried.carried_scheme`.
         threads: Of the engine.
+        draft: Draft package that drafts beside the target, or None.
 
     Attributes:
         port: On loopback.
@@ -150,6 +176,7 @@ class PacedVerifier:
         texts: Sequence[Text] | None = None,
         carried: Sequence[int] = (),
         threads: int = 1,
+        draft: Path | None = None,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self._child = Child(
@@ -161,6 +188,7 @@ class PacedVerifier:
             "texts": None if texts is None else [text_to_json(one) for one in texts],
             "carried": list(carried),
             "threads": threads,
+            "draft": None if draft is None else str(draft),
             "token": self.token,
         }
         try:

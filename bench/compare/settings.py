@@ -141,8 +141,6 @@ def links_of(settings: Settings) -> list[LinkSpec]:
 
 def why_not(entry: Scheme, settings: Settings, profile: Profile | None) -> str:
     """Return why a row cannot be run here, or ""."""
-    if "draft" in entry.helps and not settings.simulated:
-        return "its verifier drafts too (verifier serve --draft): simulated only"
     if entry.cloud_drafts and profile is not None:
         step = profile["cloud.draft_step_ms"]
         if step != step:

@@ -120,11 +120,7 @@ def _named(name: str) -> LinkSpec:
 
 
 def _changes(link: LinkSpec, part: str) -> dict[str, Any]:
-    """Return what one part makes of the link before it.
-
-    Raises:
-        ConfigError: It is no part.
-    """
+    """Return what one part makes of the link before it."""
     head, _, path = part.partition(":")
     if head in ("trace", "trace-up", "trace-down") and path:
         ways = [way for way in DIRECTIONS if head in ("trace", f"trace-{way}")]

@@ -264,7 +264,9 @@ class SimVerifier:
             # Nobody says when in a forward the exits of real models would speak.
             known = tuple(c for c in hello.capabilities if c != "exits")
             hello = replace(hello, capabilities=known)
-        return Terms(self.served, self.usage, welcome_to(hello, self.backend, self._limits))
+        beside = self.served.drafts is not None
+        terms = welcome_to(hello, self.backend, self._limits, beside=beside)
+        return Terms(self.served, self.usage, terms)
 
 
 class _Dialogue(Dialogue):

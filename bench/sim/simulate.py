@@ -294,6 +294,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
             "exits",
             *(("further",) if helps_of(plan) & {"lookup", "leaves", "draft"} else ()),
             *(("leaves",) if "leaves" in helps_of(plan) else ()),
+            *(("beside",) if "draft" in helps_of(plan) else ()),
         ),
     )
 

@@ -139,6 +139,9 @@ class Counts:
         reused: Ids of the prompt that the target had read already.
         near_ties: Positions that the target's numerics cannot tell, told by the verifier.
         forced: Tokens of the text that a grammar left no choice about.
+        wanted: Drafts that the verifier, which drafts itself, had need of.
+        spared: Those of them that this device's drafts have saved it.
+        rested: Tokens that came while the device did not draft, because of that.
         completed: Tokens that complete a structure because the deadline came first.
     """
 
@@ -166,6 +169,9 @@ class Counts:
     reused: int = 0
     forced: int = 0
     completed: int = 0
+    wanted: int = 0
+    spared: int = 0
+    rested: int = 0
 
     @property
     def wasted(self) -> int:

@@ -41,6 +41,7 @@ from draftwire.runtime.edge.in_flight import InFlight, common
 from draftwire.runtime.edge.lines import Line, Lines, drawn
 from draftwire.runtime.edge.mode import DEFAULT_MODE, Mode
 from draftwire.runtime.edge.preemption import Preemption
+from draftwire.runtime.edge.rest import Rest
 from draftwire.runtime.edge.verdict import read_verdict, tally, told
 from draftwire.runtime.greeting import open_of
 from draftwire.runtime.pacing.controller import Controller
@@ -242,6 +243,8 @@ class EdgeSession:
         self._forwards = 0  # of the target, for the streams before the present one
         self._ties = 0  # likewise
         self._guesses = Guesses()
+        self._rest = Rest()
+        self._told_before = 0, 0  # of a draft beside the target, in earlier streams
         self.state = IDLE
         self.has_engine = True
         self.hushed = False  # the board shall wait for news
@@ -366,6 +369,7 @@ class EdgeSession:
         self._origin = len(self._committed)
         self._forwards = self.counts.forwards
         self._ties = self.counts.near_ties
+        self._told_before = self.counts.wanted, self.counts.spared
         self._forget_wire(0)
         return [self._open(), *self._go_on()]
 
@@ -524,23 +528,14 @@ class EdgeSession:
         return shown + (self._end("length") if len(ids) >= self._limit else [])
 
     def _completed(self, before: Sequence[int], token: int) -> Proposal:
-        """Return ``token`` as a proposal, with what a grammar forces behind it.
-
-        Args:
-            before: Ids between the text and it.
-            token: Its id.
-        """
+        """Return ``token`` as a proposal, with what a grammar forces behind it."""
         if self._guide is None:
             return Proposal(token)
         path = self._guide.path(before, (token,))
         return Proposal(token, then=path.ids[1:], last=path.ended)
 
     def _forced_behind(self, tokens: Sequence[Token]) -> list[Token]:
-        """Return what a grammar forces behind new text.
-
-        Raises:
-            ProtocolError: The grammar does not allow that text.
-        """
+        """Return what a grammar forces behind new text."""
         guide = self._guide
         text = [*self._committed, *(token.id for token in tokens)]
         if guide is None or (text and text[-1] in self._stop_ids):
@@ -616,6 +611,9 @@ class EdgeSession:
         actions = self._keep(told(kept, commit.logprobs, self._logprobs))
         self._compare(commit.text_hash)
         self._near(commit.near_ties)
+        self._rest.passed(before + len(new), len(new))
+        if len(commit.beside) == 2:
+            self._note_beside(*commit.beside)
         self._ceiling.passed(len(new), ran)
         if not self.done and commit.finish is Finish.NOT_YET:
             self._aim()
@@ -638,11 +636,7 @@ class EdgeSession:
         return self._guesses.settle(tokens, before, self._lines.main.ids)
 
     def _compare(self, text_hash: bytes) -> None:
-        """Hold the text to what the verifier says of its own.
-
-        Raises:
-            ProtocolError: They differ.
-        """
+        """Hold the text to what the verifier says of its own."""
         if text_hash and text_hash != self._hash.digest():
             raise ProtocolError(
                 f"the text is not the verifier's: their hashes differ after "
@@ -656,14 +650,15 @@ class EdgeSession:
         if ties is not None:
             self.counts.near_ties = self._ties + ties
 
-    def _follow(self, ids: Sequence[int], before: int, gone: int) -> None:
-        """Bring the lines, the block in hand and the drafter up to the new text.
+    def _note_beside(self, wanted: int, spared: int) -> None:
+        """Note what the verifier says of its own drafting."""
+        counts, (wanted_before, spared_before) = self.counts, self._told_before
+        counts.wanted, counts.spared = wanted_before + wanted, spared_before + spared
+        self._rest.told(counts.wanted, counts.spared, len(self._committed))
+        counts.rested = self._rest.tokens
 
-        Args:
-            ids: New ids of the text.
-            before: Its length before them.
-            gone: So many of them the block in hand would have had to draft.
-        """
+    def _follow(self, ids: Sequence[int], before: int, gone: int) -> None:
+        """Bring the lines, the block in hand and the drafter up to the new text."""
         lines, wire = self._lines, self._wire
         self._drafter.follow(ids, before)
         replaced = lines.advance(ids)
@@ -772,6 +767,8 @@ class EdgeSession:
         """Return the most tokens of the next block; 0: the target goes on alone."""
         if not self.has_engine or not self._draftable(main):
             return 0
+        if self._rest.lasts(len(self._committed)):
+            return 0
         return self._controller.limit()
 
     def _dispatch(self, verdict: bool) -> list[Action]:
@@ -856,12 +853,7 @@ class EdgeSession:
         return self._block(block)
 
     def _second_choices(self, sent: Sequence[Proposal], ahead: int) -> tuple[int, ...]:
-        """Return the leaves of a block, as far as they may be worth their bits.
-
-        Args:
-            sent: Its drafts.
-            ahead: Drafts in flight before them.
-        """
+        """Return the leaves of a block, as far as they may be worth their bits."""
         if not self._leaves or not sent:
             return ()
         counts = self.counts

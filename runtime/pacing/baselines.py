@@ -1,4 +1,4 @@
-"""Length policies of published systems, and one that knows the future.
+"""Length policies of published systems.
 
 They have the same interface and the same measurements as ours, so that a comparison
 compares the rules alone.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Protocol, Sequence
+from typing import Sequence
 
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
 from draftwire.runtime.pacing.length_rule import Costs
 from draftwire.sampling import Proposal
 
-__all__ = ["FlexSpec", "Foresight", "Oracle", "PipeSd", "Qsv", "Ucb"]
+__all__ = ["FlexSpec", "PipeSd", "Qsv", "Ucb"]
 
 
 class _Measuring(Controller):
@@ -231,29 +231,3 @@ class Ucb(_Measuring):
         self._count[arm] += 1.0
         self._tokens[arm] += round.tokens
         self._seconds[arm] += round.t_s - last_s
-
-
-class Foresight(Protocol):
-    """What a simulator can tell about the future."""
-
-    def run(self) -> int:
-        """Return how many drafts from here on would be accepted in a row."""
-
-    def length(self) -> int:
-        """Return the length of the block that begins here with which the text ends
-        soonest; 0 to let the verifier stream."""
-
-
-class Oracle(Controller):
-    """Knows every acceptance and every state of the channel to come."""
-
-    name = "oracle"
-
-    def __init__(self, foresight: Foresight) -> None:
-        self._foresight = foresight
-
-    def limit(self) -> int:
-        return self._foresight.length()
-
-    def explain(self) -> str:
-        return f"{self._foresight.run()} drafts will be accepted"

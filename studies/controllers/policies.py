@@ -23,7 +23,6 @@ from draftwire.clock import VirtualClock
 from draftwire.energy.account.account import Account
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.edge.mode import Mode
-from draftwire.runtime.pacing.baselines import Oracle
 from draftwire.runtime.pacing.controller import Controller, make_controller
 
 GUESS = frozenset({"guess"})
@@ -138,6 +137,21 @@ class _Noting(StreamAccount):
         if watts:
             phase = "draft" if drafting else "verify-wait"
             self._board.spend.append((self._board.clock.now(), watts[phase]))
+
+
+class Oracle(Controller):
+    """Knows every acceptance and every state of the channel to come."""
+
+    name = "oracle"
+
+    def __init__(self, sight: Sight) -> None:
+        self._sight = sight
+
+    def limit(self) -> int:
+        return self._sight.length()
+
+    def explain(self) -> str:
+        return f"{self._sight.run()} drafts will be accepted"
 
 
 def run_policy(

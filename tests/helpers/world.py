@@ -659,6 +659,7 @@ class World:
         self.codec = Codec(VOCAB)
         own = ("further",) if plan.lookup or plan.leaves or plan.beside else ()
         own += ("leaves",) if plan.leaves else ()
+        own += ("beside",) if plan.beside else ()
         self.capabilities = (*type(self).capabilities, *own)
         self.salt = plan.salt or self.rng.getrandbits(64).to_bytes(8, "big")
         self.salts = [self.salt]

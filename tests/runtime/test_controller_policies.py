@@ -8,7 +8,7 @@ import pytest
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.auto import Auto
-from draftwire.runtime.pacing.baselines import FlexSpec, Oracle, PipeSd, Qsv, Ucb
+from draftwire.runtime.pacing.baselines import FlexSpec, PipeSd, Qsv, Ucb
 from draftwire.runtime.pacing.controller import (
     PUBLISHED,
     Controller,
@@ -244,18 +244,6 @@ def test_ucb_finds_a_good_length(rate, wait_s):
     lengths = board.lengths[-500:]
     text = sum(1 + sum(curve[:k]) for k in lengths)
     assert text / sum(wait_s + 0.01 * k for k in lengths) > 0.9 * best
-
-
-def test_the_oracle_asks_its_foresight():
-    class Foresight:
-        def run(self):
-            return 5
-
-        def length(self):
-            return 3
-
-    oracle = Oracle(Foresight())
-    assert oracle.limit() == 3 and "5 drafts" in oracle.explain()
 
 
 def test_what_is_out_behind_a_rejection_is_forgotten():

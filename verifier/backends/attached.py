@@ -560,12 +560,7 @@ class _Run:
 
 
 def _card(listed: Any, model: str, url: str) -> dict[str, Any]:
-    """Return what a server says of a model.
-
-    Raises:
-        ConfigError: It has no such model.
-        ModelError: It says nothing of models.
-    """
+    """Return what a server says of a model."""
     cards = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(cards, list) or not all(isinstance(c, dict) for c in cards):
         raise ModelError(

@@ -139,11 +139,7 @@ def share(model: Any) -> Any:
 
 
 def _read_products(folder: Path, weights: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return both halves of what is added to each weight, float32, the scale in the second.
-
-    Raises:
-        ModelError: See :func:`put_beside`.
-    """
+    """Return both halves of what is added to each weight; the second has the scale."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -422,11 +422,7 @@ async def _send(upstream: _Upstream | Error | None, frame: bytes) -> None:
 
 
 def _head(frame: bytes) -> tuple[int, int | None]:
-    """Return kind and stream number of a frame, None for one of the connection.
-
-    Raises:
-        ProtocolError: It has none.
-    """
+    """Return kind and stream number of a frame, None for one of the connection."""
     kind, number = frame[0] & 15, frame[0] >> 6
     if kind in (Kind.HELLO, Kind.WELCOME) or (kind == Kind.ERROR and frame[0] & 0x10):
         return kind, None

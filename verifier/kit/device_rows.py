@@ -78,13 +78,7 @@ async def _(mimic: Mimic) -> str:
 
 
 async def _again(mimic: Mimic, old: Served, *, anew: bool = True) -> Served:
-    """Return the stream of a device that comes back.
-
-    Args:
-        mimic: Where it comes.
-        old: Its stream.
-        anew: It may open the stream anew; otherwise its resume is left unanswered.
-    """
+    """Return the stream of a device that comes back."""
     try:
         link = await mimic.connection()
     except Failed:

@@ -159,6 +159,7 @@ class Connection:
             service.limits,
             account.context,
             grammars=served.grammars.offered,
+            beside=served.drafts is not None,
         )
         service.registry.enter(served)
         raw = self._socket.transport.get_extra_info("socket")

@@ -86,7 +86,7 @@ numerics:
 what:
 --scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
                          earlyexit, earlyexit2, qs, picospec, cost, latency, latency-auto,
-                         ours-cost, ours-latency, pipesd, ucb, auto, or all; NAME:K has
+                         ours-cost, ours-latency, pipesd, ucb, auto, hybrid, or all; NAME:K has
                          blocks of K tokens
                          (default: the published ones and ours)
 --draft DIR              draft package (default: the reference one)

@@ -50,11 +50,7 @@ _ENVIRONMENT = {
 
 
 def _import() -> Any:
-    """Return vLLM, if it is here and of the version that we know.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Return vLLM, if it is here and of the version that we know."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

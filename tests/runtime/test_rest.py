@@ -1,0 +1,67 @@
+"""A board rests where the verifier's own draft makes its drafts needless."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate
+from draftwire.runtime.edge.rest import Rest
+
+
+def test_it_rests_longer_each_time_and_looks_again():
+    rest, length, wanted, spared, naps, drafting = Rest(), 0, 0, 0, [], 0
+    for _ in range(6000):
+        asleep = rest.lasts(length)
+        length, wanted = length + 2, wanted + 4
+        drafting += not asleep
+        if asleep and not (naps and naps[-1][1] == length - 2):
+            naps.append([length - 2, length])
+        elif asleep:
+            naps[-1][1] = length
+        rest.passed(length, 2)
+        rest.told(wanted, spared, length)
+    lengths = [end - begin for begin, end in naps]
+    assert lengths[:3] == [128, 256, 512] and max(lengths) == 4096
+    assert drafting < 400 and rest.tokens >= sum(lengths[:-1])
+
+
+@pytest.mark.parametrize("share", [0.15, 0.9])
+def test_it_does_not_rest_where_its_drafts_are_of_use(share):
+    rest = Rest()
+    for n in range(1, 500):
+        rest.told(10 * n, int(10 * n * share), 3 * n)
+        assert not rest.lasts(3 * n)
+
+
+def test_one_needless_window_among_useful_ones_is_a_short_rest():
+    rest = Rest()
+    rest.told(0, 0, 0)
+    rest.told(64, 0, 40)
+    assert rest.lasts(167) and not rest.lasts(168)
+    rest.told(300, 0, 160)  # what it says of that time is no news
+    rest.told(304, 0, 170)
+    rest.told(404, 90, 230)
+    rest.told(504, 90, 290)
+    assert rest.lasts(290 + 127) and not rest.lasts(290 + 128)
+
+
+@pytest.mark.parametrize("step_ms, idle", [(40.0, True), (4.0, False)])
+def test_a_slow_board_rests_and_the_report_says_so(step_ms, idle):
+    profile = find("agx-a100-llama").replaced(
+        "assumed", "a test", draft__step_ms=step_ms, link__rtt_ms=20.0,
+        text__acceptance=0.8,
+    )  # fmt: skip
+    plan = Plan(profile, scheme_named("hybrid"), streams=1, tokens=400)
+    (stream,) = simulate(plan).streams
+    report = stream.report({}, ())
+    beside, said = report["beside"], " ".join(report["warnings"])
+    assert beside["wanted"] > 100 and (beside["rested_tokens"] > 200) is idle
+    assert (beside["saved_share"] < 0.1) is idle and ("drafts faster" in said) is idle
+    assert "beside the target" in said or not idle
+    eager = simulate(replace(plan, scheme=scheme_named("race"))).streams[0]
+    assert eager.report({}, ())["beside"] is None
+    assert (stream.counts.proposed < 0.6 * eager.counts.proposed) is idle
