@@ -17,7 +17,7 @@ from draftwire.transport.text_hash import TextHash
 __all__ = ["hello_of", "open_of"]
 
 _CAPABILITIES = (
-    *("resume", "exits", "prefix", "further", "leaves", "processors", "logprobs"),
+    *("resume", "exits", "prefix", "further", "leaves", "processors", "logprobs", "brief"),
 )
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
@@ -73,7 +73,7 @@ def open_of(
         params.temperature,
         params.top_k,
         params.top_p,
-        params.seed,
+        0 if params.scheme in ("greedy", "argmax") else params.seed,  # nothing is drawn
         max_new_tokens,
         tuple(stop_ids),
         objective="latency" if racing else "cost",
