@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Protocol, Sequence
 
 from draftwire.clock import Clock, Timer
@@ -204,6 +204,7 @@ class StreamRun:
     held: Timer | None = None  # it will ask again
     busy: BusyError | None = None  # why
     asked: bool = False  # the verifier knows of it, by its present number
+    whole: bool = False  # what its open left out was not what the verifier had
     deadline: Timer | None = None
     patience: Timer | None = None
 
@@ -610,8 +611,10 @@ class Driver:
         error, machine = _meaning(message), run.machine
         if message.code == "stream" and machine.state is State.RESUMING:
             self._go_on(run, resume=False)
-        elif message.code == "prefix" and run.machine.counts.unsent:
-            self._texts.clear()  # another verifier, or one that needed the room
+        elif message.code == "prefix" and (run.machine.counts.unsent or not run.whole):
+            if run.machine.counts.unsent:
+                self._texts.clear()  # another verifier, or one that needed the room
+            run.whole = True
             self._go_on(run, resume=False)
         elif message.code == "grammar" and self._told:
             self._told.clear()  # it had to make room: tell it again
@@ -720,8 +723,10 @@ class Driver:
         if run.wire is None:
             return  # a goodbye to a verifier that knows nothing of the stream
         rules, run.asked = run.spec.grammar, True
-        if rules is not None and isinstance(message, Open):
-            self._tell_grammar(rules.compiled, run.wire)
+        if isinstance(message, Open):
+            message = replace(message, brief=not run.whole)
+            if rules is not None:
+                self._tell_grammar(rules.compiled, run.wire)
         if run.spec.trace is not None:
             message = run.spec.trace.sending(message, run.welcome)
         link.send(message, run.wire)

@@ -18,7 +18,7 @@ __all__ = ["hello_of", "open_of"]
 
 _CAPABILITIES = (
     *("resume", "exits", "prefix", "further", "leaves", "beside"),
-    *("processors", "logprobs"),
+    *("processors", "logprobs", "brief"),
 )
 _GRAMMAR = ("grammar",) if find_spec("llguidance") else ()
 
@@ -74,7 +74,7 @@ def open_of(
         params.temperature,
         params.top_k,
         params.top_p,
-        params.seed,
+        0 if params.scheme in ("greedy", "argmax") else params.seed,  # nothing is drawn
         max_new_tokens,
         tuple(stop_ids),
         objective="latency" if racing else "cost",

@@ -12,6 +12,7 @@ Golden vectors: ``tests/golden/wire_v2.json``.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import struct
@@ -30,15 +31,26 @@ from draftwire.transport.bits import (
     unpack_time,
     varint,
 )
-from draftwire.transport.messages import Finish, Frame, Kind, Message
+from draftwire.transport.messages import (
+    Block,
+    Finish,
+    Frame,
+    Kind,
+    Message,
+    Open,
+    Resume,
+    Welcome,
+)
 
 __all__ = [
+    "CHECK_BYTES",
     "MAX_BLOCK",
     "MAX_FRAME",
     "MAX_SEQUENCE",
     "MAX_STREAM",
     "SUBPROTOCOL",
     "Codec",
+    "check_of",
 ]
 
 SCHEMA = json.loads((Path(__file__).parent / "protocol.json").read_text("utf-8"))
@@ -47,11 +59,16 @@ MAX_FRAME = 8 * 2**20  # bytes; 8 tokens' whole distributions at V = 152,064 are
 MAX_BLOCK = 255  # tokens
 MAX_SEQUENCE = 2**24  # positions
 MAX_STREAM = 2**14 - 1  # numbers of streams
+CHECK_BYTES = 8  # of what a brief open leaves out
 _MAX_TEXT = 4096  # bytes of a text field
 _MAX_LIST = 256  # entries of a list field
 _MAX_PAIRS = 2**16  # entries of ids with a number each
 _MAX_VOCAB = 2**24
 _NUMBERED = 3  # in the two highest bits of byte 0: the number follows as a varint
+# The high half of a brief block's place: how far behind the end of the one before it
+# begins in the same branch, or how far before it in the next one; the low half counts.
+_SAME, _NEXT, _STATED, _MANY = 3, 4, 15, 15
+_BEFORE = Open((), "greedy", 0.0, 0, 1.0, 0, 1)  # what a connection's first open follows
 
 Note = Callable[[int, int, str, str], None]  # start, end, field, value for people
 _Pack = Callable[["Codec", Any], bytes]
@@ -68,7 +85,12 @@ class _Part(NamedTuple):
     required: bool = False
     must: bool = False
     default: object = None
+    own: bool = False  # of one open alone: a brief one says it, or has the default
     absent: int = 0  # flag of a head's part that is left out
+
+    def field(self, codec: Codec, value: object) -> bytes:
+        data = self.pack(codec, value)
+        return varint(self.number << 1 | self.must) + varint(len(data)) + data
 
 
 # ---- how values are written; each reads up to the end of its field, or what it needs
@@ -267,6 +289,7 @@ class _Layout:
                 required=e.get("required", False),
                 must=e.get("must", e.get("required", False)),
                 default=defaults[e["name"]],
+                own=e.get("own", False),
             )
             for e in entry.get("fields", ())
         ]
@@ -277,6 +300,29 @@ class _Layout:
 _LAYOUTS = [_Layout(entry) for entry in SCHEMA["kinds"]]
 _BY_CLASS = {layout.cls: layout for layout in _LAYOUTS}
 _BY_KIND = {int(layout.kind): layout for layout in _LAYOUTS}
+_SETTINGS = [part for part in _BY_CLASS[Open].fields if not part.own]
+_CHECK = _raw(None, CHECK_BYTES)[0], lambda codec, reader, name: reader.take(CHECK_BYTES)
+_OPEN_HEAD = [
+    _Part("prefix", *_CHECK),
+    _Part("prefix_length", *_number(MAX_SEQUENCE)),
+    _Part("prompt", *_ids(None)),
+]
+
+
+def check_of(request: Open) -> bytes:
+    """Return the hash of what a brief open may leave out (PROTOCOL.md 3.4).
+
+    Args:
+        request: All of it, with the 16 bytes that name its prefix.
+    """
+    plain = Codec()
+    said = (
+        part.field(plain, value)
+        for part in _SETTINGS
+        for value in (getattr(request, part.name),)
+        if part.required or value != part.default
+    )
+    return hashlib.sha256(b"".join(said) + request.prefix).digest()[:CHECK_BYTES]
 
 
 def _shown(value: object) -> str:
@@ -291,20 +337,34 @@ def _shown(value: object) -> str:
 
 
 class Codec:
-    """Encodes and decodes the frames of one connection.
+    """Encodes and decodes the frames of one end of a connection, in their order.
 
     Args:
         vocab_size: Of the connection (``Welcome.vocab_size``); None before the
             welcome, when no message carries token ids.
         max_ids: Longest list of ids that is read.
+        brief: Both ends have the capability ``brief``.
     """
 
     def __init__(
-        self, vocab_size: int | None = None, *, max_ids: int = MAX_SEQUENCE
+        self,
+        vocab_size: int | None = None,
+        *,
+        max_ids: int = MAX_SEQUENCE,
+        brief: bool = False,
     ) -> None:
         self.max_ids = max_ids
         self._vocab_size = vocab_size
         self._bits = None if vocab_size is None else id_bits(vocab_size)
+        self._brief = brief
+        self._open = _BEFORE  # the last one
+        self._ends: dict[int, tuple[int, int]] = {}  # epoch and end of the last blocks
+
+    @classmethod
+    def of(cls, welcome: Welcome, max_ids: int = MAX_SEQUENCE) -> Codec:
+        """Return the codec of a connection from its welcome on."""
+        brief = "brief" in welcome.capabilities
+        return cls(welcome.vocab_size, max_ids=max_ids, brief=brief)
 
     @property
     def vocab_size(self) -> int:
@@ -334,11 +394,57 @@ class Codec:
         Raises:
             ValueError: A field does not fit its place on the wire (our bug).
         """
+        data = self._encode(message, stream)
+        if self._brief:
+            if isinstance(message, Open) and message.brief:
+                whole = self._encode(dataclasses.replace(message, brief=False), stream)
+                data = min(whole, data, key=len)
+            self._remember(message, stream)
+        return data
+
+    def _remember(self, message: Message, stream: int) -> None:
+        """Keep what the next brief frame may lean on."""
+        if isinstance(message, Block):
+            self._ends[stream] = message.epoch & 0xFF, message.base + len(message.tokens)
+        elif isinstance(message, (Open, Resume)):
+            self._ends[stream] = 0, 0
+            self._open = message if isinstance(message, Open) else self._open
+
+    def _write_place(self, block: Block, stream: int) -> bytes:
+        epoch, end = self._ends.get(stream, (0, 0))
+        turn, ahead = (block.epoch - epoch) & 0xFF, block.base - end
+        count = len(block.tokens)
+        if count > MAX_BLOCK:
+            raise ValueError(f"{count} tokens, limit {MAX_BLOCK}")
+        place, rest = _STATED, bytes((block.epoch & 0xFF,)) + varint(block.base)
+        if turn == 0 and 0 <= ahead <= _SAME:
+            place, rest = ahead, b""
+        elif turn == 1 and 0 <= -ahead < _STATED - _NEXT:
+            place, rest = _NEXT - ahead, b""
+        many = varint(count - _MANY) if count >= _MANY else b""
+        return bytes((place << 4 | min(count, _MANY),)) + many + rest
+
+    def _read_place(self, reader: Reader, stream: int) -> tuple[int, int, int]:
+        """Return epoch, base and number of ids of a brief block."""
+        epoch, end = self._ends.get(stream, (0, 0))
+        place, count = divmod(reader.byte(), 16)
+        if count == _MANY:
+            count += reader.varint(MAX_BLOCK - _MANY, "BLOCK tokens count")
+        if place == _STATED:
+            return reader.byte(), reader.varint(MAX_SEQUENCE, "BLOCK base"), count
+        turn, base = (0, end + place) if place <= _SAME else (1, end + _NEXT - place)
+        if not 0 <= base <= MAX_SEQUENCE:
+            raise ProtocolError(f"BLOCK base is {base}, the limit is 0 to {MAX_SEQUENCE}")
+        return (epoch + turn) & 0xFF, base, count
+
+    def _encode(self, message: Message, stream: int) -> bytes:
         layout = _BY_CLASS[type(message)]
         first = int(layout.kind)
         for bit, name in layout.flags:
-            if getattr(message, name):
+            if getattr(message, name) and (name != "brief" or self._brief):
                 first |= bit
+        brief = isinstance(message, Open) and bool(first & 0x30)
+        said = ("prompt", "prefix", "prefix_length") if brief else ()
         for name, bit in layout.absent.items():
             if getattr(message, name) is None:
                 first |= bit
@@ -349,7 +455,15 @@ class Codec:
             out[0] |= min(stream, _NUMBERED) << 6
             if stream >= _NUMBERED:
                 out += varint(stream)
-        for part in layout.head:
+        head = layout.head
+        if brief and isinstance(message, Open):
+            out += check_of(message) + varint(message.prefix_length)
+            out += varint(len(message.prompt)) + pack_ids(message.prompt, self.bits)
+        elif self._brief and isinstance(message, Block):
+            out += self._write_place(message, stream)
+            out += pack_ids(message.tokens, self.bits)
+            head = []
+        for part in head:
             if part.name == "times":
                 assert isinstance(message, messages.Commit)
                 out += part.pack(self, (message.queue_s, message.compute_s))
@@ -357,10 +471,14 @@ class Codec:
                 out += part.pack(self, getattr(message, part.name))
         for part in layout.fields:
             value = getattr(message, part.name)
-            if not part.required and value == part.default:
+            if part.name in said:
                 continue
-            data = part.pack(self, value)
-            out += varint(part.number << 1 | part.must) + varint(len(data)) + data
+            if brief and not part.own:
+                if value == getattr(self._open, part.name):
+                    continue
+            elif not part.required and value == part.default:
+                continue
+            out += part.field(self, value)
         return bytes(out)
 
     def decode(self, data: bytes, note: Note | None = None) -> Frame:
@@ -408,7 +526,22 @@ class Codec:
                     note(1, reader.at, "stream", str(stream))
         elif code:
             raise ProtocolError(f"a stream number on {layout.kind.name}")
-        for part in layout.head:
+        head = layout.head
+        if found.get("brief"):
+            if not self._brief:
+                raise ProtocolError("the flag brief on OPEN, and it was not agreed on")
+            head = _OPEN_HEAD
+        elif self._brief and layout.cls is Block:
+            at, head = reader.at, []
+            epoch, base, count = self._read_place(reader, stream or 0)
+            if note is not None:
+                note(at, reader.at, "place", f"epoch {epoch}, base {base}, {count} ids")
+            at, size = reader.at, packed_size(count, self.bits)
+            ids = unpack_ids(reader.take(size), count, self.bits, self.vocab_size)
+            found.update(epoch=epoch, base=base, tokens=ids)
+            if note is not None:
+                note(at, reader.at, "tokens", _shown(ids))
+        for part in head:
             if part.name in found:
                 continue
             at = reader.at
@@ -421,10 +554,16 @@ class Codec:
                 note(at, reader.at, part.name, _shown(value))
         while reader.left():
             self._field(reader, layout, found, note)
+        if found.get("brief"):
+            before = {part.name: getattr(self._open, part.name) for part in _SETTINGS}
+            found = {**before, **found}
         missing = [name for name in layout.required if name not in found]
         if missing:
             raise ProtocolError(f"{layout.kind.name} lacks {', '.join(missing)}")
-        return Frame(stream, layout.cls(**found), len(data))
+        message: Message = layout.cls(**found)
+        if self._brief:
+            self._remember(message, stream or 0)
+        return Frame(stream, message, len(data))
 
     def _field(
         self, reader: Reader, layout: _Layout, found: dict[str, Any], note: Note | None

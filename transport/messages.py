@@ -160,7 +160,8 @@ class Open:
         noise: Noise profile.
         credit: In a race, the text may run so many tokens ahead of the end of the last
             block; 0: without limit.
-        prefix: Hash of ids in front of the prompt that are not sent, 16 bytes, or empty.
+        prefix: Hash of ids in front of the prompt that are not sent, 16 bytes, or empty;
+            of a brief one as it came: 8 bytes, :func:`~.codec.check_of`.
         prefix_length: How many they are.
         logprobs: So many log-probabilities for each new token; 0: none.
         min_p: See ``draftwire.sampling.SamplingParams``, as the next five.
@@ -173,6 +174,7 @@ class Open:
         grammar: Digest of the grammar that the text keeps to, 32 bytes, or empty.
         forced: What the grammar forces is text at once.
         trace: The device's span (W3C traceparent in 26 bytes), or empty.
+        brief: Where it is agreed on and shorter, leave out what the open before said.
     """
 
     prompt: tuple[int, ...]
@@ -202,6 +204,7 @@ class Open:
     grammar: bytes = b""
     forced: bool = True
     trace: bytes = b""
+    brief: bool = False
 
 
 @dataclass(frozen=True)

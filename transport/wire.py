@@ -281,7 +281,7 @@ class WebsocketWire(asyncio.Protocol):
                 f"the tokenizer of target {answer.target!r} is not the draft's",
                 hint="use a draft of the same model family",
             )
-        self._codec = Codec(answer.vocab_size)
+        self._codec = Codec.of(answer)
         self._timer.cancel()
         self._greeted = True
         self._events.up(answer)

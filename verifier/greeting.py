@@ -170,7 +170,7 @@ def welcome_to(
         *(["resume"] if limits.resume_s > 0 else []),
         *(["exits"] if backend.exits else []),
         *(["prefix"] if limits.prefixes else []),
-        "further",
+        *("further", "brief"),
         *(["leaves"] if limits.leaves and getattr(backend, "leaves", False) else []),
         *([] if keeps_streams(backend) else ["processors", "logprobs"]),
         *(["grammar"] if grammars and not keeps_streams(backend) else []),

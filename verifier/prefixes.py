@@ -10,7 +10,7 @@ still there never changes a text: it changes what has to be sent and read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable, Sequence
+from typing import Callable, Iterable, Sequence
 
 from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.registry import Served
@@ -80,19 +80,21 @@ class Prefixes:
             self._drop(self._kept[0])
         return True
 
-    def named(self, usage: Usage, served: Served, length: int, digest: bytes) -> list[int]:
+    def named(
+        self, usage: Usage, served: Served, length: int, right: Callable[[bytes], bool]
+    ) -> list[int]:
         """Return the ids that a device names, or none when they are not here.
 
         Args:
             usage: Of its account.
             served: Of its connection.
             length: How many they are.
-            digest: The first sixteen bytes of their hash.
+            right: Tells whether the first sixteen bytes of a hash are theirs.
         """
         for kept in reversed(self._of(usage, served)):
             if len(kept.tokens) >= length > 0:
                 ids = kept.tokens[:length]
-                if TextHash(ids).digest(16) == digest:
+                if right(TextHash(ids).digest(16)):
                     return ids
         return []
 

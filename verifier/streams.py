@@ -26,6 +26,7 @@ import numpy as np
 from draftwire.errors import DraftwireError, ProtocolError, RefusedError
 from draftwire.sampling.grammar import Compiled
 from draftwire.tracing import begin_trace
+from draftwire.transport.codec import CHECK_BYTES, check_of
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -896,15 +897,24 @@ class KeptStreams:
 
     def _whole(self, request: Open, terms: Terms) -> Open:
         """Return a request with the ids that it only names."""
-        n = request.prefix_length
-        ids = self.prefixes.named(terms.usage, terms.served, n, request.prefix)
-        if not ids or "prefix" not in terms.welcome.capabilities:
+        n, name = request.prefix_length, request.prefix
+
+        def right(digest: bytes) -> bool:
+            if len(name) == CHECK_BYTES:
+                digest = check_of(dataclasses.replace(request, prefix=digest))
+            return digest == name
+
+        ids: list[int] = []
+        if n and "prefix" in terms.welcome.capabilities:
+            ids = self.prefixes.named(terms.usage, terms.served, n, right)
+        if not ids and (n or not right(b"")):
             raise UnknownPrefixError(
-                f"the {n} ids that the open names are not here any more",
-                hint="open with the whole prompt",
+                f"the {n} ids that the open names, or its settings, are not here any more",
+                hint="open with the whole prompt and all settings",
             )
+        prompt = (*ids, *request.prompt)
         return dataclasses.replace(
-            request, prompt=(*ids, *request.prompt), prefix=b"", prefix_length=0
+            request, prompt=prompt, prefix=b"", prefix_length=0, brief=False
         )
 
     def slot_of(self, served: Served) -> int:

@@ -114,7 +114,7 @@ class VirtualWire:
         self, network: VirtualNetwork, hello: Hello, events: WireEvents, timeout_s: float
     ) -> None:
         self._network, self._clock = network, network.clock
-        self._codec = network.codec
+        self._codec = self._far = network.codec
         self._hello, self._events = hello, events
         self._links = None if network.ways is None else network.ways.connection()
         self._dialogue: Dialogue | None = None
@@ -137,7 +137,7 @@ class VirtualWire:
         if isinstance(message, Block) and message.tokens:
             size += network.extra(len(message.tokens))
         whose = None if isinstance(message, Hello) else stream
-        frame = self._codec.decode(data) if network.decode else Frame(whose, message)
+        frame = self._far.decode(data) if network.decode else Frame(whose, message)
         if self._links is None:
             self.meter.sent(whose, size, size)
             self._clock.post(self._arrive, frame)
@@ -228,7 +228,7 @@ class VirtualWire:
         """Put a message of the verifier on the way."""
         if self._over:
             return
-        data = self._codec.encode(message, stream)
+        data = self._far.encode(message, stream)
         size = len(data)
         whose: int | None = stream
         if isinstance(message, Welcome) or getattr(message, "fatal", False):
@@ -236,6 +236,8 @@ class VirtualWire:
         frame = Frame(whose, message, size)
         if self._network.decode:
             frame = self._codec.decode(data)
+        if isinstance(message, Welcome):  # the device says nothing before it has that
+            self._codec, self._far = Codec.of(message), Codec.of(message)
         if self._links is None:
             self._clock.post(self._deliver, frame, 0, size)
             return

@@ -167,7 +167,7 @@ class Device:
         await self.say(Hello(**{**fields, **changes}))
         answer = await self.hear()
         if isinstance(answer, Welcome):
-            self.codec = Codec(answer.vocab_size)
+            self.codec = Codec.of(answer)
         return answer
 
     async def open(self, prompt, n, stream=0, stops=()):

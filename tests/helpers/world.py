@@ -525,7 +525,7 @@ class VirtualWire:
         self.near = self.far = True  # this end lives; the other one does
         self.swallowed = self.greeted = False
         self.dialogue = None
-        self.codec = Codec()
+        self.codec = self.far_codec = Codec()
         self._up_s = self._down_s = 0.0
         self._held = []  # frames that a frozen verifier has yet to read
 
@@ -573,11 +573,13 @@ class VirtualWire:
                 return
             frame = self._held.pop(0)
             if self.far and not self.swallowed and self.dialogue is not None:
-                found = world.codec.decode(frame)
+                found = self.far_codec.decode(frame)
                 self.dialogue.take(found.message, found.stream)
 
     def answer(self, message, stream=0):
-        frame = self.world.codec.encode(message, stream)
+        frame = self.far_codec.encode(message, stream)
+        if isinstance(message, Welcome):
+            self.far_codec = Codec.of(message)
         if not self.far:
             return
         self._down_s = max(self._down_s, self.world.clock.now_s + self.world.delay())
@@ -588,7 +590,7 @@ class VirtualWire:
             found = self.codec.decode(frame)
             self.meter.came(found.stream, len(frame), len(frame) + 60)
             if isinstance(found.message, Welcome):
-                self.codec, self.greeted = self.world.codec, True
+                self.codec, self.greeted = Codec.of(found.message), True
                 self.events.up(found.message)
             else:
                 self.events.message(found)
@@ -649,14 +651,14 @@ class VirtualWire:
 class World:
     """One device, one verifier, and what a plan does to them."""
 
-    capabilities = ("resume", "exits", "prefix", "processors", "logprobs", *CAPABLE)
+    capabilities = ("resume", "exits", "prefix", "brief", "processors", "logprobs")
+    capabilities += CAPABLE
     schemes = tuple(SCHEMES)
 
     def __init__(self, plan):
         self.plan = plan
         self.rng = random.Random(plan.seed)
         self.clock = VirtualClock()
-        self.codec = Codec(VOCAB)
         own = ("further",) if plan.lookup or plan.leaves or plan.beside else ()
         own += ("leaves",) if plan.leaves else ()
         own += ("beside",) if plan.beside else ()
@@ -895,7 +897,7 @@ class World:
 class EngineWorld(World):
     """The same with a target whose engine keeps streams itself."""
 
-    capabilities = ("resume", "prefix")
+    capabilities = ("resume", "prefix", "brief")
     schemes = fake_engine.SCHEMES
 
     def fresh_verifier(self):

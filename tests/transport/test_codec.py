@@ -21,7 +21,7 @@ from draftwire.transport.bits import (
     unpack_time,
     varint,
 )
-from draftwire.transport.codec import Codec
+from draftwire.transport.codec import Codec, check_of
 from draftwire.transport.messages import Block, Commit, Finish, Open
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "wire_v2.json").read_text())
@@ -62,12 +62,97 @@ def test_vector_both_ways(vector):
         assert decoded == message_of(vector)
 
 
+def test_brief_vectors_both_ways_in_their_order():
+    device, verifier = (Codec(GOLDEN["vocab_size"], brief=True) for _ in range(2))
+    for vector in GOLDEN["brief"]:
+        frame, message = unhex(vector["hex"]), message_of(vector)
+        assert device.encode(message, vector["stream"]) == frame, vector["name"]
+        found, check = verifier.decode(frame).message, vector.get("check")
+        if check is not None:
+            assert check_of(message).hex() == check
+            message = dataclasses.replace(message, prefix=unhex(check))
+        assert found == message, vector["name"]
+
+
+@pytest.mark.parametrize("vector", GOLDEN["brief_refused"], ids=lambda v: v["why"])
+def test_brief_frames_that_the_document_does_not_allow_are_refused(vector):
+    with pytest.raises(ProtocolError):
+        Codec(GOLDEN["vocab_size"], brief=True).decode(unhex(vector["hex"]))
+
+
+def opens():
+    reals, few = st.sampled_from((0.0, 0.5, 1.0)), st.integers(0, 2)
+    return st.builds(
+        Open,
+        prompt=st.lists(st.integers(0, 2047), max_size=40).map(tuple),
+        scheme=st.sampled_from(("greedy", "coupled")),
+        temperature=reals,
+        top_k=few,
+        top_p=reals,
+        seed=st.sampled_from((0, 7, 2**64 - 1)),
+        max_new_tokens=few,
+        stop_ids=st.lists(few, max_size=2).map(tuple),
+        bonus=st.booleans(),
+        min_p=reals,
+        logit_bias=st.sampled_from(((), ((5, 0.5),))),
+        grammar=st.sampled_from((b"", bytes(32))),
+        prefix=st.sampled_from((b"", bytes(16))),
+        prefix_length=few,
+        text_before=few,
+        brief=st.booleans(),
+    )
+
+
+def blocks():
+    return st.builds(
+        Block,
+        st.integers(0, 255) | st.integers(0, 2),
+        st.integers(0, 300) | st.integers(0, 12),
+        st.lists(st.integers(0, 2047), max_size=20).map(tuple),
+        evidence=st.sampled_from((b"", b"abc")),
+        more=st.booleans(),
+        race=st.booleans(),
+    )
+
+
+RESUME = messages.Resume(bytes(8), bytes(16), 5)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, 4), opens() | blocks() | st.just(RESUME))))
+def test_brief_frames_mean_what_whole_ones_say_and_are_no_longer(said):
+    device, verifier = Codec(2048, brief=True), Codec(2048, brief=True)
+    for stream, message in said:
+        frame = device.encode(message, stream)
+        plain = CODEC.encode(message, stream)
+        # Fifteen ids and more are counted in a byte of their own.
+        assert len(frame) <= len(plain) + (len(getattr(message, "tokens", ())) >= 15)
+        found = verifier.decode(frame).message
+        if isinstance(message, Open):
+            assert not (found.brief and not message.brief)
+            check = check_of(message) if found.brief else message.prefix
+            message = dataclasses.replace(message, prefix=check, brief=found.brief)
+        assert found == message
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_any_bytes_are_a_brief_message_or_a_protocol_error(frames):
+    codec = Codec(2048, brief=True)
+    for data in frames:
+        try:
+            assert codec.decode(data).size == len(data)
+        except ProtocolError:
+            continue
+
+
 def test_every_message_kind_has_a_vector():
     assert {v["kind"] for v in VECTORS} == set(KINDS)
 
 
 def test_every_field_has_a_vector_that_says_something_else_than_its_default():
-    said = {(v["kind"], name) for v in VECTORS for name in v["fields"]}
+    vectors = [*VECTORS, *GOLDEN["brief"]]
+    said = {(v["kind"], name) for v in vectors for name in v["fields"]}
     for kind, cls in KINDS.items():
         for field in dataclasses.fields(cls):
             assert (kind, field.name) in said

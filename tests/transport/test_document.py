@@ -46,6 +46,9 @@ def message_tables():
         for flag in kind.get("flags", ()):
             what = f"flag {flag['bit']:#04x}"
             lines.append(f"| | | {what} | {flag['name']} | {flag['meaning']} |")
+        for part in kind.get("brief", ()):
+            what = f"brief {part['name']}"
+            lines.append(f"| | | {what} | {value_of(part)} | {part['meaning']} |")
         for part in kind.get("head", ()):
             without = any(f.get("absent") == part["name"] for f in kind.get("flags", ()))
             meaning = part["meaning"] + (", unless `no token`" if without else "")

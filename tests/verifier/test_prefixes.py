@@ -1,5 +1,6 @@
 """The next turn sends and reads what is new; what is gone is sent and read again."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -111,6 +112,48 @@ async def test_nobody_else_may_name_a_text():
         async with device(service, **shown(A)) as again:
             await again.greet(capabilities=("prefix",))
             assert (await turn(again, PROMPT, [3])).reused == len(PROMPT)
+
+
+async def test_brief_opens_lean_on_their_own_connection_and_token_alone():
+    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
+    settings = ("greedy", 0.0, 0, 1.0, 7, 8)
+    plain = Open(tuple(PROMPT), *settings, stop_ids=(200,), brief=True)
+
+    async def asked(dev, request, stream=0):
+        await dev.say(request, stream)
+        return await dev.hear()
+
+    async with serving(accounts=accounts) as service:
+        async with device(service, **shown(A)) as dev:
+            await dev.greet(capabilities=("prefix", "brief"))
+            text, _ = await dev.generate(PROMPT, 8)
+            assert isinstance(await asked(dev, plain), Opened)
+            assert (await dev.go_on(PROMPT, [], 0))[0] == text
+            again = dev.codec.encode(plain, 1)
+            assert len(again) == 11 + len(PROMPT) * 6 // 8  # nothing else is said
+            known = [*PROMPT, *text]
+            named = dataclasses.replace(
+                plain, prompt=(9,), prefix=TextHash(known).digest(16),
+                prefix_length=len(known),
+            )  # fmt: skip
+            answer = await asked(dev, named)
+            assert isinstance(answer, Opened) and answer.reused >= len(known) - 1
+            turned = dev.codec.encode(named, 1)
+        for token in (A, B):
+            async with device(service, **shown(token)) as other:
+                await other.greet(capabilities=("prefix", "brief"))
+                for frame in (again, turned):  # what was said elsewhere is not known here
+                    await other.socket.send(frame)
+                    answer = await other.hear()
+                    assert (answer.code, answer.fatal) == ("prefix", False)
+                await other.say(dataclasses.replace(named, brief=False), 1)
+                answer = await other.hear()
+                mine = isinstance(answer, Opened)
+                assert mine if token == A else answer.code == "prefix"
+        async with device(service, **shown(A)) as plainly:
+            await plainly.greet(capabilities=("prefix",))
+            await plainly.socket.send(again)
+            assert (await plainly.hear()).code == "protocol"
 
 
 async def test_a_slot_that_others_need_is_given_up_and_the_ids_stay():

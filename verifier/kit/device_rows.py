@@ -192,6 +192,22 @@ async def _(mimic: Mimic) -> None:
     await link.say(Error("request", "the mimic compiles none", fatal=False), again.number)
 
 
+@row("3.4", "brief blocks, and an open that has to say everything")
+async def _(mimic: Mimic) -> str:
+    link = await mimic.raw_connection()
+    await link.greet(also=("brief",))
+    stream = await link.asked()
+    if brief := link.brief:
+        first = stream.request
+        anew = Error("prefix", "the mimic knows nothing", fatal=False)
+        await link.say(anew, stream.number)
+        stream = await link.asked()
+        expect(not link.brief, "it leaves things out again")
+        expect(stream.request == first, "another open")
+    await stream.accept()
+    return f"{await stream.serve()}, {'brief' if brief else 'whole'} open"
+
+
 # ---- errors that pass
 
 

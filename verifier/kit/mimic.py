@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import http
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, AsyncIterator, Awaitable, Callable
 
 import numpy as np
@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from draftwire.errors import ConfigError, DraftwireError, ProtocolError
 from draftwire.sampling import NOISES, SCHEMES
 from draftwire.sampling.grammar import Grammar as Text
-from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec
+from draftwire.transport.codec import MAX_FRAME, SUBPROTOCOL, Codec, check_of
 from draftwire.transport.messages import (
     Block,
     Bye,
@@ -183,6 +183,7 @@ class Link:
         self._back: list[Frame] = []
         self.numbers: set[int] = set()  # of streams that run
         self.grammars: set[bytes] = set()  # digests of those that it has sent
+        self.brief = False  # its last open was
 
     async def read(self) -> None:
         """Take in what comes until the connection ends."""
@@ -266,7 +267,7 @@ class Link:
             },
         )
         await self.say(welcome, tail=tail)
-        self.codec = Codec(welcome.vocab_size)
+        self.codec = Codec.of(welcome)
 
     async def heard(self, kind: type[Any]) -> Any:
         """Return the next message, which must be of a kind."""
@@ -291,6 +292,12 @@ class Link:
         self.mimic.rule("numbers", number not in self.numbers, taken)
         most = self.welcome.streams
         self.mimic.rule("numbers", len(self.numbers) < most, f"more than {most} streams")
+        self.brief = request.brief
+        if request.brief:
+            right = check_of(replace(request, prefix=b"")) == request.prefix
+            right &= not request.prefix_length
+            self.mimic.rule("opens", right, "a brief open with a wrong check")
+            request = replace(request, brief=False, prefix=b"")
         if name := request.grammar:
             self.mimic.rule("grammars", name in self.grammars, "a grammar it did not send")
         return Served(self, number or 0, request)

@@ -236,7 +236,7 @@ class Peer:
         if isinstance(answer, Welcome):
             self.welcome = answer
             expect(answer.vocab_size >= 2, f"a vocabulary of {answer.vocab_size}")
-            self.codec = Codec(answer.vocab_size)
+            self.codec = Codec.of(answer)
         return answer
 
     async def open(

@@ -11,7 +11,16 @@ from typing import Any, Awaitable, Callable
 import numpy as np
 
 from draftwire.sampling import NOISES
-from draftwire.transport.messages import Block, Commit, Error, Finish, Open, Progress
+from draftwire.transport.messages import (
+    Block,
+    Commit,
+    Error,
+    Finish,
+    Open,
+    Opened,
+    Progress,
+)
+from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.kit.peer import EVIDENCE, Kit, Peer, Stream
 from draftwire.verifier.kit.rows import (
     NotTested,
@@ -201,6 +210,63 @@ async def _processed(kit: Kit, scheme: str) -> str:
         expect(not {1, 7} & {*want}, "a banned id came")
         stream = await peer.open(request, 0, want)
         return await stream.play(17, {})
+
+
+@ROWS.row("3.4", "brief blocks: drafts change nothing")
+async def _(kit: Kit) -> str:
+    async with kit.greeted("brief") as peer:
+        request = kit.request(min(max(48, kit.long // 8), peer.welcome.context - 4))
+        stream = await peer.open(request, 0, await kit.want(request))
+        return await stream.play(17, {})
+
+
+@ROWS.row("3.4", "brief opens: what they leave out is as before, or asked for")
+async def _(kit: Kit) -> None:
+    async with kit.greeted("brief") as peer:
+        plain = kit.request(N // 2)
+        asked = [plain, plain, replace(plain, max_new_tokens=3), replace(plain, seed=9)]
+        if "coupled" in peer.welcome.schemes:
+            asked += [kit.coupled(N // 2), kit.coupled(N // 2, sample=3)]
+            other: tuple[dict[str, Any], ...] = ({"prompt": (1, 1)}, {"stop_ids": (0,)})
+            asked += [kit.coupled(N // 2, **changes) for changes in other]
+        for request in [*asked, plain]:
+            brief = replace(request, brief=True)
+            stream = await peer.open(brief, 0, await kit.want(request))
+            await stream.fill(request.max_new_tokens)
+            wrong = bytearray(peer.codec.encode(brief, 0))
+            expect(wrong[0] == 0x13, "the kit's own open is not brief")
+            wrong[1] ^= 1
+            await peer.send(bytes(wrong))
+            await peer.refused("prefix", 0)
+
+
+@ROWS.row("4.7", "ids that are named instead of sent")
+async def _(kit: Kit) -> str:
+    also = ("prefix", "brief")
+    async with kit.greeted(capabilities=also) as peer:
+        if "prefix" not in peer.welcome.capabilities:
+            raise NotTested("it does not offer 'prefix'")
+        first = kit.request(min(4 * N, (peer.welcome.context - 8) // 2))
+        stream = await peer.open(first, 0, await kit.want(first))
+        await stream.fill(first.max_new_tokens)
+        known, more = (*first.prompt, *stream.text), (1, 0)
+        whole = replace(first, prompt=known + more)
+        want, digest = await kit.want(whole), TextHash(known).digest(16)
+        named = replace(whole, prompt=more, prefix=digest, prefix_length=len(known))
+        refused = 0
+        for request in (named, replace(named, brief=True)):
+            await peer.say(request)
+            answer = await peer.hear()
+            if isinstance(answer, Error) and answer.code == "prefix":
+                refused += 1  # it may have needed the room
+                continue
+            stream = Stream(peer, 0, whole, want, must_be(Opened, answer))
+            await stream.fill(whole.max_new_tokens)
+        await peer.say(replace(named, prefix=bytes(16)))
+        await peer.refused("prefix", 0)
+        if refused == 2:
+            raise NotTested("it holds no text of an ended stream")
+        return f"{len(known)} ids named, {2 - refused} times taken"
 
 
 @ROWS.row("6.1", "each processor matters")

@@ -210,8 +210,8 @@ class Connection:
         self._log.message("down", message, len(self._outbox[-1]), whose)
         terms = self._dialogue.terms
         if terms is not None and message is terms.welcome:
-            vocab_size, context = message.vocab_size, message.context
-            self._codec = Codec(vocab_size, max_ids=prompt_limit(context))
+            limit = prompt_limit(terms.welcome.context)
+            self._codec = Codec.of(terms.welcome, limit)
         self._wake.set()
 
     def close(self, error: Error | None) -> None:
