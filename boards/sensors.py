@@ -19,11 +19,7 @@ _RULE_FOLDERS = ("etc/udev/rules.d", "run/udev/rules.d", "lib/udev/rules.d")
 
 @dataclass(frozen=True)
 class Sensor:
-    """One sensor.
-
-    Attributes:
-        driver: E.g. ``"ina3221"``.
-    """
+    """One power sensor, e.g. ``"ina3221"``."""
 
     driver: str
     path: str  # its folder or file
@@ -38,12 +34,7 @@ class Sensor:
 
 
 def find_sensors(tree: Tree, *, pmic: bool = False) -> list[Sensor]:
-    """Return the power sensors.
-
-    Args:
-        tree: The machine.
-        pmic: Whether this board has the power chip of a Raspberry Pi 5.
-    """
+    """Return the power sensors; ``pmic``: the board has the power chip of a Pi 5."""
     found = [*_hwmon(tree), *_r32(tree), *_rapl(tree)]
     if pmic:
         found.append(_pmic(tree))
