@@ -43,6 +43,7 @@ setuptools.setup(
     },
     package_data={
         "draftwire": ["py.typed"],
+        "draftwire.boards": ["*.toml"],
         "draftwire.boards.install": ["*.toml", "*.service", "*.rules", "*.conf", "*.sh"],
         "draftwire.boards.profiles": ["*.toml"],
         "draftwire.export.sources": ["*.toml"],

@@ -31,10 +31,8 @@ class Child:
 
     @property
     def illegal(self) -> bool:
-        """True when the processor met an instruction that it does not have.
-
-        A shell or an emulator between says 128 + the signal.
-        """
+        """True for an unknown instruction; a shell or an emulator between says 128 + the
+        signal."""
         return self.code in (-signal.SIGILL, 128 + signal.SIGILL)
 
     def document(self) -> dict[str, Any] | None:
@@ -73,14 +71,7 @@ def run_python(
     extra: Mapping[str, str] | None = None,
     python: str | None = None,
 ) -> Child:
-    """Run this Python with ``words``.
-
-    Args:
-        words: Its arguments, e.g. ``["-c", "import numpy"]``.
-        timeout_s: When to stop it.
-        extra: Variables to add to its environment.
-        python: Another interpreter; tests pass their own.
-    """
+    """Run this Python (or ``python``) with ``words``, and ``extra`` in its environment."""
     # Not resolved through the packages' links: that would be the folder above ours.
     import draftwire
 

@@ -2,54 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from draftwire.boards.tree import Tree
 
 _CPU = "sys/devices/system/cpu"
 
-# Linux, arch/arm64/include/asm/cputype.h: implementer and part number of MIDR_EL1.
-_PARTS = {
-    (0x41, 0xC07): "Cortex-A7",
-    (0x41, 0xC08): "Cortex-A8",
-    (0x41, 0xC09): "Cortex-A9",
-    (0x41, 0xC0F): "Cortex-A15",
-    (0x41, 0xD03): "Cortex-A53",
-    (0x41, 0xD04): "Cortex-A35",
-    (0x41, 0xD05): "Cortex-A55",
-    (0x41, 0xD07): "Cortex-A57",
-    (0x41, 0xD08): "Cortex-A72",
-    (0x41, 0xD09): "Cortex-A73",
-    (0x41, 0xD0A): "Cortex-A75",
-    (0x41, 0xD0B): "Cortex-A76",
-    (0x41, 0xD0C): "Neoverse-N1",
-    (0x41, 0xD0D): "Cortex-A77",
-    (0x41, 0xD41): "Cortex-A78",
-    (0x41, 0xD42): "Cortex-A78AE",
-    (0x41, 0xD46): "Cortex-A510",
-    (0x41, 0xD49): "Neoverse-N2",
-    (0x41, 0xD4B): "Cortex-A78C",
-    (0x41, 0xD4F): "Neoverse-V2",
-    (0x41, 0xD80): "Cortex-A520",
-    (0x41, 0xD81): "Cortex-A720",
-    (0x41, 0xD85): "Cortex-X925",
-    (0x41, 0xD87): "Cortex-A725",
-    (0x41, 0xD83): "Neoverse-V3AE",
-    (0x41, 0xD84): "Neoverse-V3",
-    (0x4E, 0x003): "Denver 2",
-    (0x4E, 0x004): "Carmel",
-}
-# Built to save power: a draft's one thread is slow there, and slows its siblings.
-_SMALL = (
-    "Cortex-A7",
-    "Cortex-A35",
-    "Cortex-A53",
-    "Cortex-A55",
-    "Cortex-A510",
-    "Cortex-A520",
-)
 # ELF e_machine of the root's own programs.
 _MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l", 3: "i686", 243: "riscv64"}
 _PROGRAMS = ("bin/sh", "usr/bin/env", "sbin/init", "bin/busybox")
@@ -57,12 +20,8 @@ _PROGRAMS = ("bin/sh", "usr/bin/env", "sbin/init", "bin/busybox")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Cores of one kind and one highest clock.
-
-    Attributes:
-        kind: E.g. ``"Cortex-A78AE"``; the processor's name on x86.
-        governor: E.g. ``"schedutil"``, or "".
-    """
+    """Cores of one kind (``"Cortex-A78AE"``; the processor's name on x86) and highest
+    clock."""
 
     kind: str
     possible: tuple[int, ...]  # their numbers
@@ -80,11 +39,16 @@ class Cluster:
         return self.min_hz is not None and self.min_hz == self.cap_hz
 
 
-def parse_list(text: str | None) -> tuple[int, ...]:
-    """Return the numbers of a kernel list: ``"0-3,6"`` is 0, 1, 2, 3, 6.
+@functools.lru_cache(maxsize=1)
+def facts() -> dict[str, Any]:
+    """Return the tables of ``chips.toml``: parts, small cores, JetPack by L4T."""
+    from draftwire.boards.profiles import read_toml
 
-    What is no such list gives no numbers: a broken file is no reason to stop.
-    """
+    return read_toml(Path(__file__).with_name("chips.toml"))
+
+
+def parse_list(text: str | None) -> tuple[int, ...]:
+    """Return the numbers of a kernel list, ``"0-3,6"``; none for what is no such list."""
     numbers: list[int] = []
     for part in (text or "").split(","):
         match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
@@ -121,11 +85,8 @@ def _machine(tree: Tree) -> str:
 
 
 def clusters(tree: Tree) -> list[Cluster]:
-    """Return the cores by kind, those of the lowest number first.
-
-    A core that is offline has no clocks in sysfs, and may be missing from
-    ``/proc/cpuinfo``: its kind is then that of the nearest core below it.
-    """
+    """Return the cores by kind, lowest first; one that is offline may have no clocks and
+    no kind, and then has that of the nearest below it."""
     possible = parse_list(tree.text(f"{_CPU}/possible"))
     present = parse_list(tree.text(f"{_CPU}/present")) or possible
     online = parse_list(tree.text(f"{_CPU}/online"))
@@ -176,7 +137,7 @@ def _clock(tree: Tree, cpu: int, kind: str, online: tuple[int, ...]) -> Cluster:
         min_hz=hertz("scaling_min_freq"),
         now_hz=hertz("scaling_cur_freq") if online else None,
         governor=tree.text(f"{folder}/scaling_governor") or "",
-        small=kind in _SMALL,
+        small=kind in facts()["small"]["kinds"],
     )
 
 
@@ -208,15 +169,13 @@ def _midr(tree: Tree, cpu: int) -> str:
 
 
 def _named(maker: int, part: int) -> str:
-    return _PARTS.get((maker, part), f"implementer {maker:#x} part {part:#x}")
+    named = facts()["parts"].get(f"{maker:#x} {part:#x}")
+    return named or f"implementer {maker:#x} part {part:#x}"
 
 
 def quota_cores(tree: Tree) -> float | None:
-    """Return how many cores a container may use, or None without a limit.
-
-    Source:
-        Linux, Documentation/admin-guide/cgroup-v2.rst: ``cpu.max`` is quota and period.
-    """
+    """Return how many cores a container may use (quota and period of ``cpu.max``), or
+    None."""
     words = (tree.text("sys/fs/cgroup/cpu.max") or "").split()
     if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
         return int(words[0]) / int(words[1])

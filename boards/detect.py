@@ -55,7 +55,6 @@ class Detection:
 
     @property
     def profile(self) -> Profile:
-        """The profile of the board."""
         return self.match.profile
 
     @property
@@ -136,28 +135,22 @@ class Detection:
 
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
+    found = dict(vars(cluster))
+    cpus, online = list(found.pop("possible")), list(cluster.online)
+    governor = cluster.governor or None
     return {
-        "kind": cluster.kind,
-        "small": cluster.small,
-        "cpus": list(cluster.possible),
-        "online": list(cluster.online),
-        "max_hz": cluster.max_hz,
-        "cap_hz": cluster.cap_hz,
-        "min_hz": cluster.min_hz,
-        "now_hz": cluster.now_hz,
-        "governor": cluster.governor or None,
+        **found,
+        "cpus": cpus,
+        "online": online,
+        "governor": governor,
         "locked": cluster.locked,
     }
 
 
 def _sensor(sensor: Sensor) -> dict[str, Any]:
-    return {
-        "driver": sensor.driver,
-        "path": sensor.path,
-        "rails": list(sensor.rails),
-        "readable": sensor.readable,
-        "why_not": sensor.why_not,
-    }
+    names = ("driver", "path", "readable", "why_not")
+    found = {name: getattr(sensor, name) for name in names}
+    return {**found, "rails": list(sensor.rails)}
 
 
 def detect(
@@ -222,11 +215,8 @@ def _kernel(tree: Tree) -> str:
 def find_variant(
     tree: Tree, profile: Profile, ram: Memory, cores: tuple[Cluster, ...]
 ) -> str:
-    """Return the name of the board's variant, or "" when nothing tells.
-
-    The device tree's module part tells first; then the memory, as the kernel sees it
-    (what the firmware keeps is missing); then the number of cores.
-    """
+    """Return the board's variant, or "": by the device tree, then memory (what the
+    firmware keeps is missing), then the number of cores."""
     strings = tree.strings("proc/device-tree/compatible")
     parts = [part for text in strings for part in text.split(",")[-1].split("+")]
     plain = [p[: -len("-super")] if p.endswith("-super") else p for p in parts]

@@ -24,11 +24,8 @@ _GPU = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 @dataclass(frozen=True)
 class Report:
-    """All findings, in the order in which they were made.
-
-    Attributes:
-        findings: Of the machine, its Python and the draft; then the command line's own.
-    """
+    """All findings, in their order: machine, its Python, the draft, the command line's
+    own."""
 
     machine: Detection  # what the machine is
     findings: tuple[Finding, ...]
@@ -52,7 +49,6 @@ class Report:
         return Report(self.machine, (*self.findings, *findings), self.draft)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
         draft = self.draft
         return {
             "schema": SCHEMA,
@@ -77,16 +73,9 @@ def examine(
     python: str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Look at a machine, import what a draft needs, and open the draft.
-
-    Args:
-        found: The machine, detected without engines.
-        command: How to open the draft (``check_draft``), or None without a draft.
-        threads: Threads inside one operator.
-        secure: Whether the verifier's certificate must be checked.
-        python: Another interpreter for the imports; tests pass their own.
-        progress: Is told what takes time now, before it does.
-    """
+    """Look at a machine (detected without engines), import what a draft needs, and open it
+    with ``command`` (None: no draft). ``progress`` is told what takes time, before it
+    does."""
     if not found.tree.host:
         findings = check_machine(found)
         findings += [check_threads(found, threads), *check_memory(found)]

@@ -27,13 +27,7 @@ _WHY_UNLISTED = {
 
 @dataclass(frozen=True)
 class Installed:
-    """One engine.
-
-    Attributes:
-        name: E.g. ``"onnxruntime"``.
-        packages: The Python packages that bring it, with versions. More than one of
-            onnxruntime's overwrite each other's files.
-    """
+    """One engine; more than one of onnxruntime's packages overwrite each other's files."""
 
     name: str
     packages: tuple[str, ...]
@@ -43,7 +37,6 @@ class Installed:
     providers: tuple[Trial, ...] = ()  # for onnxruntime, what came of each provider
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
         return {
             "name": self.name,
             "version": self.version or None,
@@ -70,12 +63,7 @@ def packages(names: Sequence[str]) -> tuple[str, ...]:
 def find_engines(
     prefer: Sequence[str] = (CPU,), *, environ: Mapping[str, str] | None = None
 ) -> list[Installed]:
-    """Return the engines of this Python; each is imported in a process of its own.
-
-    Args:
-        prefer: Providers that would be worth having on this board.
-        environ: Variables to add to the environment of those processes.
-    """
+    """Return the engines of this Python, each imported in a process of its own."""
     return [_onnxruntime(prefer, environ), *_tflite(environ)]
 
 

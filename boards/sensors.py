@@ -6,24 +6,23 @@ rights count.
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from dataclasses import dataclass
 from typing import Sequence
 
 from draftwire.boards.tree import Tree
 
 RULE = "etc/udev/rules.d/90-draftwire-power.rules"
-_HWMON = ("ina3221", "ina238", "ina260_u14")
-_ONLY = {"ina238": "VIN", "ina260_u14": "SOM"}  # their only channel, often not labelled
+_INA = re.compile(r"ina[23]\d+(_u14)?$")  # as hwmon names them; all but one have one rail
+_ONLY = {"ina238": "VIN", "ina260_u14": "SOM"}  # which is often not labelled
 _RULE_FOLDERS = ("etc/udev/rules.d", "run/udev/rules.d", "lib/udev/rules.d")
 
 
 @dataclass(frozen=True)
 class Sensor:
-    """One sensor.
-
-    Attributes:
-        driver: E.g. ``"ina3221"``.
-    """
+    """One power sensor, e.g. ``"ina3221"``."""
 
     driver: str
     path: str  # its folder or file
@@ -38,12 +37,7 @@ class Sensor:
 
 
 def find_sensors(tree: Tree, *, pmic: bool = False) -> list[Sensor]:
-    """Return the power sensors.
-
-    Args:
-        tree: The machine.
-        pmic: Whether this board has the power chip of a Raspberry Pi 5.
-    """
+    """Return the power sensors; ``pmic``: the board has the power chip of a Pi 5."""
     found = [*_hwmon(tree), *_r32(tree), *_rapl(tree)]
     if pmic:
         found.append(_pmic(tree))
@@ -56,18 +50,17 @@ def _hwmon(tree: Tree) -> list[Sensor]:
     found = []
     for folder in tree.find("sys/class/hwmon/hwmon*"):
         driver = tree.text(f"{folder}/name")
-        if driver not in _HWMON:
+        if not driver or not _INA.match(driver):
             continue
+        one = driver != "ina3221"
         rails, files = [], []
-        for channel in (1, 2, 3):  # in4 to in7 are shunt voltages
+        for channel in (1,) if one else (1, 2, 3):  # in4 to in7 are shunt voltages
             rail = tree.text(f"{folder}/in{channel}_label")
-            if not rail and channel == 1:
-                rail = _ONLY.get(driver)
+            rail = rail or (_ONLY.get(driver, driver) if one else None)
             if not rail or rail == "NC" or tree.number(f"{folder}/in{channel}_enable") == 0:
                 continue
             rails.append(rail)
-            kind = "power1" if driver in _ONLY else f"curr{channel}"
-            files.append(f"{folder}/{kind}_input")
+            files.append(f"{folder}/{'power1' if one else f'curr{channel}'}_input")
         if rails:
             found.append(_sensor(tree, driver, folder, rails, files))
     return found
@@ -102,13 +95,9 @@ def _rule(driver: str) -> str:
     )
     rule = f"{match}, RUN+=\"/bin/sh -c 'chmod -R a+r /sys%p'\""
     return (
-        f"printf '%s\\n' {_quoted(rule)} | sudo tee -a /{RULE} "
+        f"printf '%s\\n' {shlex.quote(rule)} | sudo tee -a /{RULE} "
         f"&& sudo udevadm control --reload && sudo udevadm trigger -c add -s {subsystem}"
     )
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def _rapl(tree: Tree) -> list[Sensor]:
@@ -140,8 +129,6 @@ def _pmic(tree: Tree) -> Sensor:
 
 
 def _jtop(tree: Tree) -> Sensor:
-    import os
-
     path = tree.path("run/jtop.sock")
     why, fix = "", ""
     if tree.host and not os.access(path, os.R_OK | os.W_OK):
@@ -157,8 +144,7 @@ def open_to_all(tree: Tree) -> list[str]:
         for folder in _RULE_FOLDERS
         for name in tree.names(folder)
         if name.endswith(".rules")
-        and any(
-            word in (tree.text(f"{folder}/{name}") or "")
-            for word in (*_HWMON, "powercap", "intel-rapl")
+        and re.search(
+            r"\bina[\d\[]|powercap|intel-rapl", tree.text(f"{folder}/{name}") or ""
         )
     ]

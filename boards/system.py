@@ -7,23 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Mapping
 
+from draftwire.boards.cores import facts
 from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.tree import Tree
 
-# First two numbers of L4T to JetPack. Tools disagree on some (36.5 is 6.2.1 or 6.2.2),
-# so this is a hint and the L4T number is the fact.
-# Source: jetson-stats' table, jetson-containers' l4t_version.py, meta-tegra R39.2.
-_JETPACK = {
-    "32": "4.2 to 4.6",
-    "34": "5.0 preview",
-    "35": "5.0.2 to 5.1",
-    "36.2": "6.0 preview",
-    "36.3": "6.0",
-    "36.4": "6.1 to 6.2.1",
-    "36.5": "6.2",
-    "38": "7.0 to 7.1",
-    "39": "7.2",
-}
 _RELEASE = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
 _PACKAGE = re.compile(r"^Package: nvidia-l4t-core$.*?^Version: (\d+\.[\d.]+)", re.M | re.S)
 _LIBC = re.compile(rb"GNU C Library [^\n]*release version (\d+\.\d+)")
@@ -55,12 +42,7 @@ class L4t:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
-
-    Attributes:
-        free_4mb: Free blocks of 4 MB or more, as large pages and GPU buffers want
-            them (tegrastats' ``lfb``); None when the kernel does not tell.
-    """
+    """How much memory there is, in bytes; None is what nobody tells."""
 
     total: int | None = None  # of the machine, without what the firmware keeps
     available: int | None = None  # what new work can have without swapping
@@ -105,7 +87,9 @@ def l4t(tree: Tree) -> L4t | None:
         version = package.group(1)
     version = version.rstrip(".")
     parts = version.split(".")
-    jetpack = _JETPACK.get(".".join(parts[:2])) or _JETPACK.get(parts[0], "")
+    jetpack = facts()["jetpack"].get(".".join(parts[:2])) or facts()["jetpack"].get(
+        parts[0], ""
+    )
     return L4t(version, jetpack, f"/{where}")
 
 
@@ -182,11 +166,8 @@ def _free_4mb(tree: Tree) -> int | None:
 
 
 def power_mode(tree: Tree) -> PowerMode | None:
-    """Return the present power mode by name, from files that need no root.
-
-    Ids are not ordered and mean something else on every board, so an id without the
-    table of this very system stays an id.
-    """
+    """Return the present power mode by name, from files that need no root; an id means
+    another mode on every board, so without this system's table it stays an id."""
     text = tree.text("etc/nvpmodel.conf") or ""
     modes = {int(number): name for number, name in _MODE.findall(text)}
     status = _STATUS.search(tree.text("var/lib/nvpmodel/status") or "")
@@ -215,12 +196,8 @@ def heat(tree: Tree) -> dict[str, float]:
 
 
 def throttling(tree: Tree) -> dict[str, Any]:
-    """Return what slows the machine.
-
-    Returns:
-        ``now`` and ``since_boot``: lists of sentences; ``known``: whether anything
-        tells. A number of events since boot is no fault of this moment.
-    """
+    """Return what slows the machine: sentences for ``now`` and ``since_boot``, and whether
+    anything tells (``known``)."""
     now: list[str] = []
     before: list[str] = []
     known = False

@@ -16,11 +16,7 @@ _LARGEST = 1 << 20  # no file that we read is longer; a fake root may hold anyth
 
 
 class Tree:
-    """A root folder.
-
-    Args:
-        root: ``/``, or where another machine's files lie.
-    """
+    """Files below a root: ``/``, or where another machine's lie."""
 
     def __init__(self, root: Path | str = "/") -> None:
         self.root = Path(root).resolve()
@@ -54,7 +50,6 @@ class Tree:
         return here
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is something at ``name``."""
         return self.path(name).exists()
 
     def data(self, name: str) -> bytes | None:
@@ -106,10 +101,8 @@ class Tree:
         return [name for name in found if self.exists(name)]
 
     def why_unreadable(self, name: str) -> str:
-        """Return why a file cannot be read, or "" when it can.
-
-        Reading is tried: a sensor's file may exist, be ours to read, and fail.
-        """
+        """Return why a file cannot be read, or "": it is tried, for a sensor's file may
+        exist and fail."""
         try:
             with open(self.path(name), "rb") as file:
                 file.read(64)

@@ -21,12 +21,7 @@ _LOOK = "draftwire boards detect"
 
 @dataclass(frozen=True)
 class DraftResult:
-    """What came of opening a draft.
-
-    Attributes:
-        best: The measurement of the engine that a session would take, or None.
-        trials: One for each execution provider that was tried.
-    """
+    """What came of opening the draft."""
 
     findings: tuple[Finding, ...]  # for people
     best: Mapping[str, Any] | None = None
@@ -42,15 +37,8 @@ def check_draft(
     threads: int = 1,
 ) -> DraftResult:
     """Open a draft on the engine that a session would take, then on the others.
-
-    Args:
-        command: Words after ``python`` that describe the draft; with ``--engine NAME``
-            (``auto``: as a session would) they open it, with ``--provider NAME`` they
-            run one token of it there.
-        providers: Execution providers that onnxruntime lists.
-        environ: Variables to add to the environment.
-        threads: Threads inside one operator.
-    """
+    ``command``: the words after ``python`` that describe it; with ``--engine NAME``
+    they open it, with ``--provider NAME`` they run one token of it there."""
 
     def ask(*words: str) -> Child:
         return run_python([*command, *words], timeout_s=_OPEN_S, extra=environ)

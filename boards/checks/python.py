@@ -39,16 +39,8 @@ def check_python() -> Finding:
 def check_imports(
     wanted: Sequence[str], *, python: str | None = None
 ) -> tuple[list[Finding], Mapping[str, str]]:
-    """Import numpy, the engines, the websocket and the tokenizer.
-
-    Args:
-        wanted: Engine packages for this board, the best first.
-        python: Another interpreter; tests pass their own.
-
-    Returns:
-        The findings, and variables without which the other processes would end as
-        these did.
-    """
+    """Import what a draft needs, in processes of their own; return findings, and variables
+    that mend what failed."""
     environ: Mapping[str, str] = {}
     findings = []
     child = run_python(["-c", _NUMPY], python=python)

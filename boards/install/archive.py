@@ -66,11 +66,7 @@ def signed_message(manifest: bytes) -> bytes:
 
 
 def read_key(text: str) -> Key:
-    """Read a public key: the text itself, or a file that holds it.
-
-    Raises:
-        InstallError: It is neither.
-    """
+    """Read a public key: the text itself, or a file that holds it."""
     found = _KEY.match(text.strip())
     if not found:
         try:
@@ -88,11 +84,8 @@ def read_key(text: str) -> Key:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that could leave the folder that it is put in.
-
-    Raises:
-        InstallError: It is absolute, climbs, is hidden or holds odd characters.
-    """
+    """Refuse a name that could leave its folder: absolute, climbing, hidden, odd
+    characters."""
     parts = name.split("/")
     if len(parts) > 8 or not all(_NAME.match(part) for part in parts):
         raise InstallError(
@@ -101,16 +94,8 @@ def check_name(name: str) -> None:
 
 
 def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
-    """Check a bundle from the first byte to the last, writing nothing.
-
-    Args:
-        path: The bundle.
-        trusted: The key that must have signed it.
-        unsigned: Take it without a signature; with one, that is checked all the same.
-
-    Raises:
-        InstallError: It is damaged, signed by another key, or not signed.
-    """
+    """Check a bundle from the first byte to the last, writing nothing: signed by
+    ``trusted``, or taken ``unsigned`` (a signature is checked all the same)."""
     members = read_members(path)
     manifest_bytes = _small(next(members, None), MANIFEST, MAX_MANIFEST)
     signature = _small(next(members, None), SIGNATURE, MAX_SIGNATURE)
@@ -252,11 +237,7 @@ class _Part:
 
 
 def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
-    """Yield ``(name, bytes, stream)`` of a bundle's files; read each before the next.
-
-    Raises:
-        InstallError: It is no gzipped ustar archive of plain files with fit names.
-    """
+    """Yield (name, bytes, stream) of a bundle's files; read each before the next."""
     try:
         with gzip.open(path, "rb") as stream:
             while True:

@@ -18,13 +18,7 @@ _MAX_LINKS = 40
 
 
 class Disk:
-    """Writes below ``root``.
-
-    Args:
-        root: The board's own ``/``, or an unpacked root file system.
-        dry: Note what would be done and do nothing.
-        say: Called with each line of a dry run.
-    """
+    """Writes below ``root``; ``dry`` tells ``say`` what would be done, and does nothing."""
 
     def __init__(self, root: Path, *, dry: bool, say: Callable[[str], None]) -> None:
         self.root = root
@@ -33,12 +27,7 @@ class Disk:
         self.foreign = root != Path("/")
 
     def real(self, path: str, *, follow_last: bool = True) -> Path:
-        """Return where a path of the board lies on this machine.
-
-        Args:
-            path: Absolute path on the board.
-            follow_last: Whether a link at its very end is followed.
-        """
+        """Return where an absolute path of the board lies on this machine."""
         todo = [part for part in path.split("/") if part]
         done: list[str] = []
         links = 0

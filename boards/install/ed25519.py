@@ -23,13 +23,7 @@ _ROOT_OF_MINUS_1 = pow(2, (_P - 1) // 4, _P)
 
 
 def verify_signature(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Tell whether ``signature`` of ``message`` was made with the key's secret half.
-
-    Args:
-        public_key: 32 bytes.
-        message: What was signed.
-        signature: 64 bytes.
-    """
+    """Return whether a signature (64 bytes) of a message is that of a key (32 bytes)."""
     if len(public_key) != 32 or len(signature) != 64:
         return False
     key = _decompress(public_key)

@@ -38,13 +38,7 @@ class Facts(NamedTuple):
 
 
 def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
-    """Look at the file system; nothing of it is run.
-
-    Args:
-        disk: The board's file system.
-        python: Version wanted, ``"3.10"``.
-        named: A path that a person gave in place of the search.
-    """
+    """Look at the board: its Python (``named``, or one of a version), processor, glibc."""
     candidates = [named] if named else [f"{f}/python{python}" for f in _PYTHON_FOLDERS]
     for path in candidates:
         real = disk.real(path)
@@ -54,11 +48,7 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
 
 
 def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -> None:
-    """Refuse a board that the bundle was not made for.
-
-    Raises:
-        InstallError: Another processor, no such Python, or an older C library.
-    """
+    """Refuse a bundle that is made for another board."""
     again = f"make one for it: draftwire boards bundle --board {board} --python ..."
     if facts.arch and facts.arch != arch:
         other = _BOARDS.get(facts.arch)

@@ -22,12 +22,7 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9][A-Za-z0-9._-]*)+\Z")
 
 
 class Layout:
-    """Paths below the prefix.
-
-    Raises:
-        InstallError: The prefix is not absolute, or holds characters that a unit file,
-            a shell or a person would stumble over.
-    """
+    """Paths below the prefix, which is absolute and has no characters to stumble over."""
 
     def __init__(self, prefix: str) -> None:
         cleaned = prefix.rstrip("/")

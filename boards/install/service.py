@@ -23,13 +23,7 @@ load_draft(sys.argv[2])
 
 
 class Service:
-    """Runs things for the installer; on a foreign root it runs nothing of the board's.
-
-    Args:
-        disk: The board's file system.
-        start: Whether to start and stop the service.
-        compile_bytecode: Whether to make byte code.
-    """
+    """Starts, stops and tries what is installed."""
 
     def __init__(self, disk: Disk, *, start: bool, compile_bytecode: bool) -> None:
         self._disk = disk
@@ -38,11 +32,8 @@ class Service:
         self._systemd = start and booted and not disk.foreign and not disk.dry
 
     def compiler(self, python: str, version: str) -> list[str] | None:
-        """Return the command that makes byte code for the board, or None.
-
-        For an unpacked root, a Python of the same version on this machine serves: byte
-        code knows versions and no processors.
-        """
+        """Return the command that makes byte code for the board, or None; for an unpacked
+        root a Python of the same version serves: byte code knows no processors."""
         if not self._compile:
             return None
         if not self._disk.foreign:
@@ -66,11 +57,7 @@ class Service:
         )
 
     def try_out(self, folder: str, python: str, manifest: dict[str, Any]) -> None:
-        """Import what the bundle brought and load its draft, before anyone relies on it.
-
-        Raises:
-            InstallError: That failed; the message is Python's own.
-        """
+        """Import what the bundle brought and load its draft, before anyone relies on it."""
         if self._disk.foreign:
             return
         real = str(self._disk.real(folder))

@@ -33,16 +33,8 @@ _SPARE_BYTES = 16 << 20  # of the disk, beside what is unpacked
 
 
 class Installer:
-    """One board's installation.
-
-    Args:
-        disk: The board's file system.
-        layout: Where in it.
-        service: Starts, stops and tries what is installed.
-        say: Called with each line for people.
-        system: Whether the files outside the prefix are written; by default as the
-            installation that is there was made.
-    """
+    """One board's installation; ``system``: whether files outside the prefix are written,
+    by default as the installation that is there was made."""
 
     def __init__(
         self,
@@ -70,12 +62,8 @@ class Installer:
         unsigned: bool,
         python: str | None,
     ) -> str:
-        """Install a bundle and switch to it; return the version's name.
-
-        Raises:
-            InstallError: It is not to be trusted, does not fit, or something failed;
-                what was in use before still is.
-        """
+        """Install a bundle and switch to it; return the version's name. Whatever fails,
+        what was in use before still is."""
         trusted = self._trusted_key(key, replace=replace_key)
         checked = check_bundle(bundle, trusted, unsigned=unsigned)
         manifest = checked.manifest
@@ -262,11 +250,7 @@ class Installer:
     # ---- the other verbs
 
     def rollback(self) -> str:
-        """Switch back to the version before; a second time returns to this one.
-
-        Raises:
-            InstallError: There is none.
-        """
+        """Switch back to the version before; a second time returns to this one."""
         former, name = (
             self._current(),
             os.path.basename(self.disk.link_target(self.layout.previous)),
@@ -288,11 +272,7 @@ class Installer:
         return name
 
     def uninstall(self, *, keep_config: bool) -> None:
-        """Remove everything that was installed, the service's state included.
-
-        Raises:
-            InstallError: Nothing of ours is at the prefix.
-        """
+        """Remove everything that was installed, the service's state included."""
         disk, layout = self.disk, self.layout
         if not disk.exists(layout.versions):
             raise InstallError(f"there is no installation at {layout.prefix}", USAGE)
@@ -355,11 +335,7 @@ class Installer:
         }
 
     def verify(self) -> int:
-        """Compare what is installed with the manifest; return how many files differ.
-
-        Raises:
-            InstallError: Nothing is installed.
-        """
+        """Compare what is installed with the manifest; return how many files differ."""
         folder = self.layout.current
         try:
             manifest = json.loads(self.disk.read(folder + "/manifest.json").decode("utf-8"))

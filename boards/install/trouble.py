@@ -7,13 +7,8 @@ USAGE, BOARD, BUNDLE = 2, 3, 5
 
 
 class InstallError(Exception):
-    """An installation that stopped, with nothing changed that was in use.
-
-    Args:
-        message: One sentence: what is wrong.
-        code: What the script ends with.
-        hint: What to do next.
-    """
+    """An installation that stopped with nothing changed that was in use; ``code``: of
+    exit."""
 
     def __init__(self, message: str, code: int, hint: str = "") -> None:
         super().__init__(message)

@@ -43,20 +43,8 @@ sys.exit(main())
 def unpack_version(
     disk: Disk, checked: Checked, staging: str, *, python: str, compiled: bool
 ) -> None:
-    """Unpack a checked bundle into ``staging``.
-
-    Args:
-        disk: The board.
-        checked: The bundle; every file is hashed again while it is written.
-        staging: A folder that does not exist.
-        python: Path of the board's Python.
-        compiled: Whether byte code will be there, or must not be looked for on a
-            medium that should not be written.
-
-    Raises:
-        InstallError: The bundle changed since it was checked, a wheel holds an unfit
-            path, or the disk is full.
-    """
+    """Unpack a checked bundle into ``staging``, which does not exist; every file is hashed
+    again. ``compiled``: whether byte code will be there, or must not be looked for."""
     files = checked.manifest["files"]
     disk.folder(staging + "/site")
     missing = set(files)

@@ -41,13 +41,7 @@ _KEYS = {*_TABLES, *_LISTS, *_TEXTS}
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the forms that a board is sold in.
-
-    Attributes:
-        name: E.g. ``"8GB"``.
-        compatible: Module parts of the device tree that mean this one, or none.
-        memory_gb: What it has, or None where that does not tell it from the others.
-    """
+    """One of the forms that a board is sold in."""
 
     name: str
     compatible: tuple[str, ...] = ()
@@ -109,11 +103,7 @@ class Match:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        ConfigError: It cannot be read, or is not TOML.
-    """
+    """Read a TOML file; a ConfigError where that fails."""
     try:
         with open(path, "rb") as file:
             return dict(tomllib.load(file))
@@ -124,16 +114,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def read_profile(path: Path, bases: Mapping[str, Profile] | None = None) -> Profile:
-    """Read one profile.
-
-    Args:
-        path: The TOML file.
-        bases: Profiles that ``extends`` may name: their keys hold where the file has
-            none of its own.
-
-    Raises:
-        ConfigError: The file is not a board profile.
-    """
+    """Read one profile, whose ``extends`` may name one of ``bases``; else a ConfigError."""
     raw = read_toml(path)
     if raw.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is not a board profile ({SCHEMA})")
@@ -200,11 +181,7 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def user_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
-    """Return where the user's own profiles lie, the weaker first.
-
-    Raises:
-        ConfigError: ``DRAFTWIRE_PROFILE_DIR`` names no folder.
-    """
+    """Return where the user's own profiles lie, the weaker first."""
     environ = os.environ if environ is None else environ
     folders = []
     home = environ.get("HOME", "")

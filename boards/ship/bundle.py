@@ -45,11 +45,7 @@ _GROUPS = "a group that every system has, such as video or dialout"
 
 @dataclass(frozen=True)
 class Content:
-    """What goes into a bundle.
-
-    Attributes:
-        settings: Further lines of the configuration.
-    """
+    """What goes into a bundle; ``settings``: further lines of the configuration."""
 
     board: str  # name of its profile
     title: str  # what people call it
@@ -67,11 +63,7 @@ class Content:
 
 
 def bundle_files(content: Content) -> dict[str, bytes]:
-    """Return the bundle's files by name, manifest and signature aside.
-
-    Raises:
-        ConfigError: A name or a value is unfit.
-    """
+    """Return the bundle's files by name, manifest and signature aside."""
     if not content.group.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"{content.group!r} is no group", hint=_GROUPS)
     name, wheel = own_wheel()
@@ -147,16 +139,7 @@ def bundle_manifest(content: Content, files: Mapping[str, bytes]) -> bytes:
 
 
 def write_bundle(content: Content, out: Path, signer: Signer | None) -> dict[str, Any]:
-    """Write a bundle, whole or not at all; return its manifest.
-
-    Args:
-        content: What goes into it.
-        out: Where.
-        signer: Signs the manifest; None leaves the bundle unsigned.
-
-    Raises:
-        ConfigError: It cannot be written, or a name in it is unfit.
-    """
+    """Write a bundle, whole or not at all, signed or not; return its manifest."""
     files = bundle_files(content)
     manifest = bundle_manifest(content, files)
     signature = b"" if signer is None else signer.signature_of(signed_message(manifest))

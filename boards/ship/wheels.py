@@ -191,11 +191,7 @@ def fetch_wheels(
     *,
     cache: Path | None = None,
 ) -> list[Path]:
-    """Return the wheels as files, from the cache or the registry, hashes checked.
-
-    Raises:
-        BoardError: They cannot be had, or do not run on the board.
-    """
+    """Return the wheels as files, from the cache or the registry, hashes checked."""
     folder = cache or default_cache()
     folder.mkdir(parents=True, exist_ok=True)
     missing = [wheel for wheel in resolved if not _has(folder, wheel)]
@@ -229,17 +225,8 @@ def fetch_wheels(
 
 
 def check_wheel(path: Path, userland: Userland, arch: str, *, local: bool = False) -> None:
-    """Refuse a wheel that the board's pip, or its C library, would refuse.
-
-    Args:
-        path: The wheel.
-        userland: The board's system.
-        arch: The board's processor.
-        local: Also take ``linux_ARCH``, the tag of wheels that never were on PyPI.
-
-    Raises:
-        BoardError: Its tags, or the symbols that its code wants, do not fit.
-    """
+    """Refuse a wheel whose tags, or the symbols that its code wants, do not fit the board;
+    ``local`` takes ``linux_ARCH`` too, the tag of wheels that never were on PyPI."""
     pythons, abis, platforms = wheel_tags(path.name)
     digits = userland.python.replace(".", "")
     minor = version_tuple(userland.python)[1]
@@ -272,11 +259,7 @@ def check_wheel(path: Path, userland: Userland, arch: str, *, local: bool = Fals
 
 
 def wheel_tags(filename: str) -> tuple[set[str], set[str], set[str]]:
-    """Return a wheel's Python, ABI and platform tags.
-
-    Raises:
-        BoardError: The name is no wheel's.
-    """
+    """Return a wheel's Python, ABI and platform tags; a BoardError for another name."""
     parts = filename[: -len(".whl")].split("-") if filename.endswith(".whl") else []
     if len(parts) not in (5, 6):
         raise BoardError(f"{filename} is not the name of a wheel")

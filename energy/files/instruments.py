@@ -8,6 +8,7 @@ two columns.  What the file leaves open is asked for, by the name of the column.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -100,6 +101,7 @@ class _Column(NamedTuple):
     place: int
     name: str
     scale: float | None  # None: the file states no unit
+    odd: str = ""  # a unit that is none of its kind
 
 
 @dataclass
@@ -147,7 +149,11 @@ def read_meter(
     number = _comma if table.comma else float
     instrument = known[meter] if meter else _recognise(known.values(), table.names)
     told = [found[kind] for kind in ("date", "time") if kind in found]
-    times, kept, bad = row_times(path, table.rows, told, number, interval_s, table.above)
+    needed = ("power",) if "power" in found else ("voltage", "current")
+    _refuse_odd(path, table, {k: found[k] for k in (*needed, "time") if k in found}, number)
+    times, kept, bad = row_times(
+        path, table.rows, [c[:3] for c in told], number, interval_s, table.above
+    )
     readings: list[Reading] = []
     volts: list[float] = []
     amps: list[float] = []
@@ -174,7 +180,6 @@ def read_meter(
         notes.append(f"read as {instrument.title}; accuracy: {figures.source}")
     if bad:
         notes.append(f"{bad} rows could not be read")
-    needed = ("power",) if "power" in found else ("voltage", "current")
     for column in (found[kind] for kind in needed if kind in found):
         if column.scale is None:
             notes.append(f"column {column.name!r} has no unit: taken as SI")
@@ -310,30 +315,37 @@ def _unit(text: str) -> tuple[str, float] | None:
     return None
 
 
-def _column(name: str) -> tuple[str, float | None]:
-    """Return what a column holds and its factor to SI, from its name."""
+def _column(name: str) -> tuple[str, float | None, str]:
+    """Return what a column holds, its factor to SI, and a unit that cannot be its own."""
     low = name.strip().lower().lstrip("#").split(".")[-1]
     channel = re.fullmatch(r"(ch\d+)\s*([vaw])?", low.strip())
     bracket = re.search(r"[(\[]\s*([^)\]]+?)\s*[)\]]", low)
     if channel:
-        return _unit(channel.group(2) or "") or ("", None)
+        return (*(_unit(channel.group(2) or "") or ("", None)), "")
     bare = re.sub(r"[(\[][^)\]]*[)\]]", " ", low)
     words = [w for w in re.split(r"[^a-z0-9+\-\u00b5\u03bc]+", bare) if w]
     names_of = dict(_words()["names"])
     if not words or set(words) & set(names_of.pop("other")):
-        return "", None
-    unit = _unit(bracket.group(1)) if bracket else None
+        return "", None, ""
+    unit, text = _unit(bracket.group(1)) if bracket else None, ""
+    if bracket and unit is None and bracket.group(1) not in names_of["plain"]:
+        text = bracket.group(1)
     if unit is None and len(words) > 1:
         unit = _unit(words[-1])
+    # A letter alone may name a channel; with a prefix, or in brackets, it is a unit.
+    sure = bracket or (len(words) > 1 and len(words[-1]) > 1)
+    del names_of["plain"]
     for kind, names in names_of.items():
         timely = kind in ("time", "date")
         if set(words) & set(names) and (not timely or words[0] in names):
             if unit and unit[0] == kind:
-                return kind, unit[1]
+                return kind, unit[1], ""
             if unit and timely and unit[0] != "time":
                 continue
-            return kind, None
-    return unit if unit and bracket else ("", None)
+            if unit and sure:
+                text = bracket.group(1) if bracket else words[-1]
+            return kind, None, text
+    return (*unit, "") if unit and bracket else ("", None, "")
 
 
 def _columns(
@@ -348,17 +360,18 @@ def _columns(
     found: dict[str, list[_Column]] = {}
     for kind, text in wanted.items():
         name, unit = _split_unit(text)
-        if kind not in _words()["names"] or kind == "other":
+        if kind not in _words()["names"] or kind in ("other", "plain"):
             raise ConfigError(f"--columns {kind}=: no such thing", hint=_HINT)
         if name not in table.names:
             raise ConfigError(f"{path} has no column {name!r}", hint=f"it has: {have}")
-        factor = (_unit(unit) if unit else None) or _column(name)
-        found[kind] = [_Column(table.names.index(name), name, factor[1])]
+        told = _unit(unit) if unit else None
+        _, scale, odd = ("", told[1], "") if told else _column(name)
+        found[kind] = [_Column(table.names.index(name), name, scale, odd)]
     taken = {c[0].place for c in found.values()}
     for place, name in enumerate(table.names):
-        kind, scale = _column(name)
+        kind, scale, odd = _column(name)
         if kind and place not in taken and kind not in wanted:
-            found.setdefault(kind, []).append(_Column(place, name, scale))
+            found.setdefault(kind, []).append(_Column(place, name, scale, odd))
     for kind, several in found.items():
         unused = kind in ("time", "date") or (kind == "voltage" and "power" in found)
         if len(several) > 1 and not unused:
@@ -383,6 +396,22 @@ def _columns(
             hint="--voltage VOLTS of the supply, or --columns voltage=NAME",
         )
     return one
+
+
+def _refuse_odd(
+    path: Path, table: _Table, used: Mapping[str, _Column], number: Callable[[str], float]
+) -> None:
+    """Ask for the unit of a column that states one which cannot be its own."""
+    for kind, column in used.items():
+        cells = [row[column.place] for row in table.rows[:20] if len(row) > column.place]
+        with contextlib.suppress(ValueError):
+            if column.odd and [number(cell) for cell in cells]:  # not a clock or a date
+                unit = {"power": "W", "voltage": "V", "current": "A", "time": "s"}[kind]
+                raise ConfigError(
+                    f"{path}: {column.odd!r} of the column {column.name!r} is no unit of "
+                    f"{kind}",
+                    hint=f"--columns '{kind}={column.name}:{unit}'",
+                )
 
 
 def _comma(text: str) -> float:

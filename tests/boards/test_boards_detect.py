@@ -210,6 +210,17 @@ def test_an_unreadable_sensor_says_which_command_opens_it(tmp_path, monkeypatch)
     assert subprocess.run(["sh", "-n", "-c", sensor.fix], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("chip", ["ina219", "ina226", "ina228", "ina237", "ina260"])
+def test_a_hat_with_any_ina_chip_is_a_sensor(tmp_path, chip):
+    root = build(tmp_path, BOARDS["pi4"])
+    folder = root / "sys/class/hwmon/hwmon4"
+    folder.mkdir(parents=True)
+    for name, text in (("name", chip), ("in1_input", "5000"), ("power1_input", "6200000")):
+        (folder / name).write_text(text)
+    (sensor,) = find_sensors(Tree(root))
+    assert (sensor.driver, sensor.rails, sensor.readable) == (chip, (chip,), True)
+
+
 def test_one_channel_that_fails_does_not_hide_the_sensor(tmp_path):
     root = build(tmp_path, BOARDS["agx-orin"])
     (root / "sys/class/hwmon/hwmon3/curr3_input").unlink()

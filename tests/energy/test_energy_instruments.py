@@ -135,6 +135,10 @@ ASKS = {
     "day or month": (
         "Date;Power (W)", "0{m}/02/2026;4.0", "YYYY-MM-DD", "'Date'",
     ),
+    "unknown unit": ("time_s,power (hp)", "{t},4", "power=power (hp):W", "'hp'"),
+    "unknown unit of time": ("time(fortnight),power_W", "{t},4", ":s", "fortnight"),
+    "unit of another kind": ("time_s,power_mV", "{t},4", "power=power_mV:W", "'mv'"),
+    "units swapped": ("Time(s),Voltage(A),Current(V)", "{t},5,1", "voltage=", "Voltage(A)"),
     "no power": ("time,temperature", "{t},20", "power=NAME", "temperature"),
     "no time": ("voltage_V,current_A", "5.0,0.8", "--interval", "voltage_V"),
 }  # fmt: skip
