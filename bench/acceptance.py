@@ -37,25 +37,15 @@ PROMPTS = (
 
 @dataclass
 class Count:
-    """What one scheme did on one prompt.
+    """What one scheme did on one prompt."""
 
-    Attributes:
-        rounds: Blocks that were judged.
-        drafted: Drafted tokens in them.
-        accepted: Those that were kept.
-        emitted: Tokens committed, corrections and bonus tokens included.
-        up_bytes: Block frames.
-        down_bytes: Commit frames.
-        evidence_bytes: Their part that is evidence, both ways.
-    """
-
-    rounds: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    emitted: int = 0
-    up_bytes: int = 0
-    down_bytes: int = 0
-    evidence_bytes: int = 0
+    rounds: int = 0  # blocks that were judged
+    drafted: int = 0  # drafted tokens in them
+    accepted: int = 0  # those that were kept
+    emitted: int = 0  # tokens committed, corrections and bonus tokens included
+    up_bytes: int = 0  # block frames
+    down_bytes: int = 0  # commit frames
+    evidence_bytes: int = 0  # their part that is evidence, both ways
 
 
 @dataclass

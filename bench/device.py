@@ -61,27 +61,18 @@ _MEDIANS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        draft: A draft package.
-        engines: Names; empty takes those that are installed and have a file.
-        precisions: Empty takes all that an engine has a file for.
-        threads: Threads inside one operator; empty takes 1, 2 and all cores.
-        provider: As for ``DraftModel.load``.
-        rounds: Undisturbed rounds of 16 tokens in each process.
-        spawn: Processes for each line; medians over them.
-        energy: Look for a power meter.
-    """
-
-    draft: Path
+    draft: Path  # a draft package
+    # names; empty takes those that are installed and have a file
     engines: Sequence[str] = ()
-    precisions: Sequence[str] = ()
+    precisions: Sequence[str] = ()  # empty takes all that an engine has a file for
+    # threads inside one operator; empty takes 1, 2 and all cores
     threads: Sequence[int] = ()
-    provider: str | None = None
-    rounds: int = 30
-    spawn: int = 3
-    energy: bool = True
+    provider: str | None = None  # as for ``DraftModel.load``
+    rounds: int = 30  # undisturbed rounds of 16 tokens in each process
+    spawn: int = 3  # processes for each line; medians over them
+    energy: bool = True  # look for a power meter
 
 
 def bench_device(settings: Settings) -> dict[str, Any]:

@@ -46,28 +46,20 @@ DEVICES = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A way to write a text with drafts.
+    """A way to write a text with drafts."""
 
-    Attributes:
-        mode: How the stream hides the network.
-        block: Drafted tokens a block.
-        devices: So many streams at once, each a stranger to the others.
-        cuts: All but the first lose their links for a while, twice. The first comes
-            meanwhile, and there is one slot too few: a stream that waits gives its own up
-            and is read again in another later.
-        turns: A stream before leaves most of the prompt in its slot, and this one goes on
-            from there.
-        prompt: Tokens in front of it.
-        read: So many of them a forward. The target alone then reads all at once, and the
-            prompt has exactly that length.
-    """
-
-    mode: Mode = Mode.of()
-    block: int = 4
-    devices: int = 1
+    mode: Mode = Mode.of()  # how the stream hides the network
+    block: int = 4  # drafted tokens a block
+    devices: int = 1  # so many streams at once, each a stranger to the others
+    # all but the first lose their links for a while, twice. The first comes meanwhile, and
+    # there is one slot too few: a stream that waits gives its own up and is read again in
+    # another later.
     cuts: bool = False
+    # a stream before leaves most of the prompt in its slot, and this one goes on from there
     turns: bool = False
-    prompt: int = 24
+    prompt: int = 24  # tokens in front of it
+    # so many of them a forward. The target alone then reads all at once, and the prompt has
+    # exactly that length.
     read: int | None = None
 
 
@@ -86,26 +78,17 @@ CASES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        targets: Packages or checkpoint folders.
-        dtypes: Of checkpoints; packages are float32.
-        texts: Of each target and dtype when exact, a quarter of them when close; 0
-            measures the price alone.
-        tokens: Of a text.
-        threads: Of the engine.
-        seed: Of prompts, drafts and sampling.
-        cases: Ways to write them, names in :data:`CASES`.
-    """
-
-    targets: Sequence[Path]
-    dtypes: Sequence[str] = ("float32",)
+    targets: Sequence[Path]  # packages or checkpoint folders
+    dtypes: Sequence[str] = ("float32",)  # of checkpoints; packages are float32
+    # of each target and dtype when exact, a quarter of them when close; 0 measures the
+    # price alone
     texts: int = 60
-    tokens: int = 48
-    threads: int | None = None
-    seed: int = 1
-    cases: Sequence[str] = tuple(CASES)
+    tokens: int = 48  # of a text
+    threads: int | None = None  # of the engine
+    seed: int = 1  # of prompts, drafts and sampling
+    cases: Sequence[str] = tuple(CASES)  # ways to write them, names in :data:`CASES`
 
 
 # ---- the texts
@@ -238,19 +221,12 @@ class _Prompts:
 
 @dataclass
 class Count:
-    """Texts of one case.
+    """Texts of one case."""
 
-    Attributes:
-        texts: Written twice.
-        differ: Those that came apart.
-        near_ties: Positions that the target alone, or all streams together, counted.
-        untold: Texts that came apart though no near tie was counted beside them.
-    """
-
-    texts: int = 0
-    differ: int = 0
-    near_ties: int = 0
-    untold: int = 0
+    texts: int = 0  # written twice
+    differ: int = 0  # those that came apart
+    near_ties: int = 0  # positions that the target alone, or all streams together, counted
+    untold: int = 0  # texts that came apart though no near tie was counted beside them
 
 
 def texts_that_differ(

@@ -30,34 +30,20 @@ _LITERT_PACKAGES = {"ai-edge-litert", "tflite-runtime"}
 
 @dataclass(frozen=True)
 class Tuning:
-    """What to tune.
+    """What to tune."""
 
-    Attributes:
-        draft: A draft package.
-        board: Name of a board's profile; None for this machine.
-        times: What ``draftwire bench device --json`` wrote on the board, or None to
-            measure here.
-        target: Target package or checkpoint that judges, or None.
-        prompts: Text file, a prompt a line.
-        block: Drafted tokens of each block.
-        tokens: New tokens for each prompt.
-        write: Write acceptance and choice into ``draft.json``.
-        rounds: As for ``bench device``.
-        spawn: As for ``bench device``.
-        threads: As for ``bench device``.
-    """
-
-    draft: Path
-    board: str | None = None
+    draft: Path  # a draft package
+    board: str | None = None  # name of a board's profile; None for this machine
+    # what ``draftwire bench device --json`` wrote on the board, or None to measure here
     times: Path | None = None
-    target: Path | None = None
-    prompts: Path | None = None
-    block: int = 4
-    tokens: int = 64
-    write: bool = False
-    rounds: int = 30
-    spawn: int = 3
-    threads: Sequence[int] = ()
+    target: Path | None = None  # target package or checkpoint that judges, or None
+    prompts: Path | None = None  # text file, a prompt a line
+    block: int = 4  # drafted tokens of each block
+    tokens: int = 64  # new tokens for each prompt
+    write: bool = False  # write acceptance and choice into ``draft.json``
+    rounds: int = 30  # as for ``bench device``
+    spawn: int = 3  # as for ``bench device``
+    threads: Sequence[int] = ()  # as for ``bench device``
 
 
 def tune(wanted: Tuning) -> dict[str, Any]:

@@ -44,29 +44,18 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Load:
-    """What the devices do.
+    """What the devices do."""
 
-    Attributes:
-        target: Target package.
-        devices: At the same time.
-        seconds: Measured, after everybody is connected.
-        block: Drafted tokens a round.
-        acceptance: Chance of a drafted token to be right.
-        tokens: Length of a text; then the device opens the next stream.
-        think_s: Pause of a device before each block, as long as drafting would take.
-        threads: Of the verifier's engine; None leaves its own choice.
-        seed: Of the drafter's errors.
-    """
-
-    target: Path
-    devices: int = 64
-    seconds: float = 60.0
-    block: int = 4
-    acceptance: float = 0.8
-    tokens: int = 64
+    target: Path  # target package
+    devices: int = 64  # at the same time
+    seconds: float = 60.0  # measured, after everybody is connected
+    block: int = 4  # drafted tokens a round
+    acceptance: float = 0.8  # chance of a drafted token to be right
+    tokens: int = 64  # length of a text; then the device opens the next stream
+    # pause of a device before each block, as long as drafting would take
     think_s: float = 0.0
-    threads: int | None = None
-    seed: int = 1
+    threads: int | None = None  # of the verifier's engine; None leaves its own choice
+    seed: int = 1  # of the drafter's errors
 
 
 @dataclass

@@ -20,12 +20,9 @@ from draftwire.errors import ConfigError
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How exact a rail is, as the data sheet has it, not calibrated.
+    """How exact a rail is, as the data sheet has it, not calibrated."""
 
-    Attributes:
-        step_w: Smallest change that the sensor can show, watts, or None if unknown.
-    """
-
+    # smallest change that the sensor can show, watts, or None if unknown
     step_w: float | None = None
     offset_w: float | None = None  # largest constant error, watts, or None if unknown
     gain: float | None = None  # largest relative error, or None if unknown
@@ -54,12 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RailTable:
-    """The rails of one board.
-
-    Attributes:
-        response: How the board's sensor sees a changing power (``lag_s``, ``window_s``,
-            ``jitter_s``), for drivers that do not tell; empty when nobody knows.
-    """
+    """The rails of one board."""
 
     board: str  # name of the profile
     totals: tuple[Total, ...] = ()  # in order of preference
@@ -67,6 +59,8 @@ class RailTable:
     unused: tuple[str, ...] = ()  # rails that belong to no total (carrier, not connected)
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)  # by rail name
     estimates: tuple[Estimate, ...] = ()  # straight lines to wider scopes
+    # how the board's sensor sees a changing power (``lag_s``, ``window_s``, ``jitter_s``),
+    # for drivers that do not tell; empty when nobody knows
     response: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -96,13 +90,10 @@ class RailTable:
 
 @dataclass(frozen=True)
 class TotalChoice:
-    """What was decided.
-
-    Attributes:
-        others: Other totals of the same board whose rails are all there.
-    """
+    """What was decided."""
 
     total: Total | None  # the rails to add up, or None: then ``why_none`` says why
+    # other totals of the same board whose rails are all there
     others: tuple[Total, ...] = ()
     how: str = ""  # who decided: ``"user"``, ``"board and rail names"``, ``"board"``, ..
     why_none: str = ""  # one sentence, or ""

@@ -55,17 +55,14 @@ _SAME_MODEL = 0.5
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where weights and right answers come from.
-
-    Attributes:
-        exact: The answers are those of these very weights in float32, so that float32
-            results must be near them, not only agree.
-    """
+    """Where weights and right answers come from."""
 
     weights: Weights
     ids: list[int]
     expected: Logits
     against: str
+    # the answers are those of these very weights in float32, so that float32 results must
+    # be near them, not only agree
     exact: bool
     name: str
 

@@ -26,19 +26,12 @@ _TEXT = re.compile(r'[^\s"\\\x00-\x1f\ufffe\uffff\U00010000-\U0010ffff]')
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation as a stream begins with it.
+    """A conversation as a stream begins with it."""
 
-    Attributes:
-        ids: Its tokens.
-        stop_ids: Tokens that end the answer, beside the model's own.
-        stop: Texts that end it.
-        warning: What is to be said about it, or "".
-    """
-
-    ids: list[int]
-    stop_ids: tuple[int, ...]
-    stop: tuple[str, ...]
-    warning: str
+    ids: list[int]  # its tokens
+    stop_ids: tuple[int, ...]  # tokens that end the answer, beside the model's own
+    stop: tuple[str, ...]  # texts that end it
+    warning: str  # what is to be said about it, or ""
 
 
 class Conversation:

@@ -42,19 +42,12 @@ class Model(Protocol):
 
 
 class Step(NamedTuple):
-    """What one step did.
+    """What one step did."""
 
-    Attributes:
-        stream: Whose it was.
-        branch: Of the order.
-        proposal: The token, or None when the step only read text.
-        fed: Tokens that the model ran; 0 for a token that a cache gave.
-    """
-
-    stream: int
-    branch: int
-    proposal: Proposal | None
-    fed: int
+    stream: int  # whose it was
+    branch: int  # of the order
+    proposal: Proposal | None  # the token, or None when the step only read text
+    fed: int  # tokens that the model ran; 0 for a token that a cache gave
 
 
 class _Begin(NamedTuple):

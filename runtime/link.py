@@ -53,34 +53,22 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class LinkState:
-    """What a user may know about the link.
+    """What a user may know about the link."""
 
-    Attributes:
-        state: ``"up"``, ``"reconnecting"``, ``"closed"`` or ``"failed"``.
-        reconnects: Times that a lost link came back.
-        attempts: Tries since the link was lost.
-        down_s: Seconds since the link was lost, 0 while it is up.
-        error: Why it is not up, or "".
-    """
-
-    state: str
-    reconnects: int
-    attempts: int
-    down_s: float
-    error: str
+    state: str  # ``"up"``, ``"reconnecting"``, ``"closed"`` or ``"failed"``
+    reconnects: int  # times that a lost link came back
+    attempts: int  # tries since the link was lost
+    down_s: float  # seconds since the link was lost, 0 while it is up
+    error: str  # why it is not up, or ""
 
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """What a link is told.
+    """What a link is told."""
 
-    Attributes:
-        timeout_s: For connecting and greeting.
-        silence_s: Without a sign of life while an answer is owed, after which the link
-            counts as lost; None derives it from what answers took so far.
-    """
-
-    timeout_s: float = 10.0
+    timeout_s: float = 10.0  # for connecting and greeting
+    # without a sign of life while an answer is owed, after which the link counts as lost;
+    # None derives it from what answers took so far
     silence_s: float | None = None
 
 

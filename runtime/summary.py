@@ -28,31 +28,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers that people compare.
+    """The numbers that people compare."""
 
-    Attributes:
-        label: Which run.
-        tokens: Emitted tokens.
-        rounds: Verdicts.
-        acceptance: Share of the drafted tokens that were accepted.
-        accepted_per_block: Drafted tokens accepted in a block (no correction or bonus).
-        forwards_per_token: Forwards of the target for each emitted token.
-        bytes_per_drafted: Payload bytes up for each drafted token.
-        tokens_per_s: Emitted tokens over the whole run's seconds.
-        joules_per_token: Joules for each emitted token.
-        by_position: ``[i]``: share of the blocks with a draft ``i`` whose draft ``i``
-            was accepted; None when the report does not say how many there were.
-    """
-
-    label: str
-    tokens: int | None
-    rounds: int | None
-    acceptance: float | None
+    label: str  # which run
+    tokens: int | None  # emitted tokens
+    rounds: int | None  # verdicts
+    acceptance: float | None  # share of the drafted tokens that were accepted
+    # drafted tokens accepted in a block (no correction or bonus)
     accepted_per_block: float | None
-    forwards_per_token: float | None
-    bytes_per_drafted: float | None
-    tokens_per_s: float | None
-    joules_per_token: float | None
+    forwards_per_token: float | None  # forwards of the target for each emitted token
+    bytes_per_drafted: float | None  # payload bytes up for each drafted token
+    tokens_per_s: float | None  # emitted tokens over the whole run's seconds
+    joules_per_token: float | None  # joules for each emitted token
+    # ``[i]``: share of the blocks with a draft ``i`` whose draft ``i`` was accepted; None
+    # when the report does not say how many there were
     by_position: tuple[float | None, ...] | None
 
 

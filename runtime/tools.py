@@ -26,15 +26,10 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 @dataclass(frozen=True)
 class Call:
-    """One call.
+    """One call."""
 
-    Attributes:
-        name: Of the tool.
-        arguments: JSON, as the model wrote it.
-    """
-
-    name: str
-    arguments: str
+    name: str  # of the tool
+    arguments: str  # JSON, as the model wrote it
 
 
 def read_tools(tools: object) -> dict[str, Any]:
@@ -71,19 +66,12 @@ def read_tools(tools: object) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Calls:
-    """What tools an answer may call, or must.
+    """What tools an answer may call, or must."""
 
-    Attributes:
-        tools: Schemas of their arguments, by name.
-        must: The answer is a call; otherwise it may be.
-        parallel: It may be several.
-        bare: Calls are bare objects with ``parameters``, as of Llama 3.
-    """
-
-    tools: Mapping[str, Any]
-    must: bool = False
-    parallel: bool = True
-    bare: bool = False
+    tools: Mapping[str, Any]  # schemas of their arguments, by name
+    must: bool = False  # the answer is a call; otherwise it may be
+    parallel: bool = True  # it may be several
+    bare: bool = False  # calls are bare objects with ``parameters``, as of Llama 3
 
     @classmethod
     def of(

@@ -38,41 +38,32 @@ _ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one s
 class SamplingParams:
     """What the user asked for.
 
-    Attributes:
-        scheme: Name of a scheme, see ``draftwire.sampling.SCHEMES``.
-        temperature: 0 means the most likely token, always.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Then keep the fewest tokens whose probability reaches this; 1 keeps all.
-        seed: 64 bits, of all noise. Noise depends on seed, sample and position alone:
-            two texts with the same seed and sample share theirs.
-        noise: Of ``coupled``: "philox", or another of ``NOISES`` where both sides know
-            it; those of stock servers have no samples but 0.
-        sample: Which of the texts that share a seed, from 0; 32 bits.
-        min_p: Then keep the tokens that are at least so likely against the likeliest.
-        repetition_penalty: Logits of tokens that the prompt or the text holds are divided
-            by it, or multiplied where they are below 0; 1 does nothing.
-        presence_penalty: Taken from the logits of tokens that the text holds.
-        frequency_penalty: Taken from them for each time that it does.
-        logit_bias: Added to the logits of some ids: ``((id, value), ...)``, binary32.
-        bad_words: Rows of ids that shall not come.
-
     Raises:
         ConfigError: A value is out of range.
     """
 
-    scheme: str = "greedy"
-    temperature: float = 0.0
-    top_k: int = 0
+    scheme: str = "greedy"  # name of a scheme, see ``draftwire.sampling.SCHEMES``
+    temperature: float = 0.0  # 0 means the most likely token, always
+    top_k: int = 0  # keep the k most likely tokens; 0 keeps all
+    # then keep the fewest tokens whose probability reaches this; 1 keeps all
     top_p: float = 1.0
+    # 64 bits, of all noise. Noise depends on seed, sample and position alone: two texts
+    # with the same seed and sample share theirs.
     seed: int = 0
+    # of ``coupled``: "philox", or another of ``NOISES`` where both sides know it; those of
+    # stock servers have no samples but 0
     noise: str = "philox"
-    sample: int = 0
+    sample: int = 0  # which of the texts that share a seed, from 0; 32 bits
+    # then keep the tokens that are at least so likely against the likeliest
     min_p: float = 0.0
+    # logits of tokens that the prompt or the text holds are divided by it, or multiplied
+    # where they are below 0; 1 does nothing
     repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0  # taken from the logits of tokens that the text holds
+    frequency_penalty: float = 0.0  # taken from them for each time that it does
+    # added to the logits of some ids: ``((id, value), ...)``, binary32
     logit_bias: tuple[tuple[int, float], ...] = ()
-    bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()  # rows of ids that shall not come
 
     def __post_init__(self) -> None:
         for name, low, high, above_low, hint in _RANGES:
@@ -128,15 +119,10 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Law:
-    """A probability law over token ids, with only its support written out.
+    """A probability law over token ids, with only its support written out."""
 
-    Attributes:
-        ids: ``(n,)`` int64, rising, or None for all ids in order.
-        probs: ``(n,)`` float64, sums to 1.
-    """
-
-    ids: np.ndarray | None
-    probs: np.ndarray
+    ids: np.ndarray | None  # ``(n,)`` int64, rising, or None for all ids in order
+    probs: np.ndarray  # ``(n,)`` float64, sums to 1
 
     def dense(self, vocab_size: int) -> np.ndarray:
         """Return the law as ``(vocab_size,)`` float64."""

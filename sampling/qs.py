@@ -55,24 +55,20 @@ _GRID = np.array(RESOLUTIONS, np.float64)[:, None]
 class QsSettings:
     """How much of the draft's law to send; the cloud need not know.
 
-    Attributes:
-        support: Most tokens of a law, 1..128. It goes before ``budget``: a law that is
-            flatter than that drops what is left (at T = 1.5 without top-k about a
-            quarter of the mass at 64), which costs acceptance and never exactness.
-        budget: Mass to drop on average by the threshold; 0 keeps the top ``support``.
-        rate: How fast the threshold moves.
-        resolution: One of ``qs_codec.RESOLUTIONS``, or 0 to choose by ``tolerance``.
-        tolerance: Mass that rounding may move, the smaller the more bits; the finest
-            lattice is taken where none keeps it.
-
     Raises:
         ConfigError: A value is out of range.
     """
 
+    # most tokens of a law, 1..128. It goes before ``budget``: a law that is flatter than
+    # that drops what is left (at T = 1.5 without top-k about a quarter of the mass at 64),
+    # which costs acceptance and never exactness.
     support: int = 64
+    # mass to drop on average by the threshold; 0 keeps the top ``support``
     budget: float = 0.05
-    rate: float = 0.02
-    resolution: int = 0
+    rate: float = 0.02  # how fast the threshold moves
+    resolution: int = 0  # one of ``qs_codec.RESOLUTIONS``, or 0 to choose by ``tolerance``
+    # mass that rounding may move, the smaller the more bits; the finest lattice is taken
+    # where none keeps it
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:

@@ -17,67 +17,48 @@ from draftwire.sampling.laws import SamplingParams
 
 
 class Proposal(NamedTuple):
-    """One drafted token.
+    """One drafted token."""
 
-    Attributes:
-        token: Its id.
-        confidence: The draft's probability of it, or None when not computed.
-        evidence: What :meth:`Proposer.pack` will need; its type is the scheme's own.
-        runner_up: The id it would have been otherwise, or None when not computed.
-        then: Ids that a grammar forces behind it.
-        forced: A grammar forced this id itself: it was not drawn, and is not sent.
-        last: A grammar has nothing that could follow.
-    """
-
-    token: int
+    token: int  # its id
+    # the draft's probability of it, or None when not computed
     confidence: float | None = None
+    # what :meth:`Proposer.pack` will need; its type is the scheme's own
     evidence: Any = None
+    # the id it would have been otherwise, or None when not computed
     runner_up: int | None = None
-    then: tuple[int, ...] = ()
+    then: tuple[int, ...] = ()  # ids that a grammar forces behind it
+    # a grammar forced this id itself: it was not drawn, and is not sent
     forced: bool = False
-    last: bool = False
+    last: bool = False  # a grammar has nothing that could follow
 
 
 class Decision(NamedTuple):
-    """The cloud's verdict on a block.
+    """The cloud's verdict on a block."""
 
-    Attributes:
-        accepted: How many drafted tokens are kept, ``0..k``.
-        token: The id that follows them (a correction, or a bonus after all ``k``);
-            -1 when the device draws it from ``evidence``.
-        evidence: Bytes for :meth:`Proposer.correct`; empty for most schemes.
-    """
-
-    accepted: int
+    accepted: int  # how many drafted tokens are kept, ``0..k``
+    # the id that follows them (a correction, or a bonus after all ``k``); -1 when the
+    # device draws it from ``evidence``
     token: int
-    evidence: bytes = b""
+    evidence: bytes = b""  # bytes for :meth:`Proposer.correct`; empty for most schemes
 
 
 @dataclass(frozen=True)
 class Card:
-    """The name card of a scheme.
+    """The name card of a scheme."""
 
-    Attributes:
-        name: As in ``--scheme``.
-        exact: True when the output has exactly the target's law with every setting that
-            the scheme takes. Ask ``draftwire.sampling.loss_of`` about given settings.
-        note: One line: what crosses the network, and what is lost if not exact.
-        greedy: Works at temperature 0.
-        sampled: Works above temperature 0.
-        any_draft: True when drafted tokens may come from anywhere (a suffix cache, a
-            user), and be dropped after a look at them. Otherwise every token must come
-            from :meth:`Proposer.propose`, and whether it is sent must be settled before
-            it is drawn: a block may end after a weak token, not before it.
-        own_corrections: The device draws what follows a rejection.
-    """
-
-    name: str
+    name: str  # as in ``--scheme``
+    # true when the output has exactly the target's law with every setting that the scheme
+    # takes. Ask ``draftwire.sampling.loss_of`` about given settings.
     exact: bool
-    note: str
-    greedy: bool = False
-    sampled: bool = True
+    note: str  # one line: what crosses the network, and what is lost if not exact
+    greedy: bool = False  # works at temperature 0
+    sampled: bool = True  # works above temperature 0
+    # true when drafted tokens may come from anywhere (a suffix cache, a user), and be
+    # dropped after a look at them. Otherwise every token must come from
+    # :meth:`Proposer.propose`, and whether it is sent must be settled before it is drawn: a
+    # block may end after a weak token, not before it.
     any_draft: bool = True
-    own_corrections: bool = False
+    own_corrections: bool = False  # the device draws what follows a rejection
 
     @property
     def racing(self) -> bool:
@@ -188,21 +169,16 @@ class ByToken:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Both halves and the name card.
+    """Both halves and the name card."""
 
-    Attributes:
-        card: Its name card.
-        make_proposer: Returns the device half for parameters and a vocabulary size.
-        make_decider: Returns the cloud half.
-        loss: Says in one sentence what the output of these parameters loses against
-            the target's law, "" when nothing.
-        check: Raises a ConfigError where the scheme cannot be used so.
-    """
-
-    card: Card
+    card: Card  # its name card
+    # returns the device half for parameters and a vocabulary size
     make_proposer: Callable[[SamplingParams, int], Proposer]
-    make_decider: Callable[[SamplingParams, int], Decider]
+    make_decider: Callable[[SamplingParams, int], Decider]  # returns the cloud half
+    # says in one sentence what the output of these parameters loses against the target's
+    # law, "" when nothing
     loss: Callable[[SamplingParams, int], str] = lambda params, vocab_size: ""
+    # raises a ConfigError where the scheme cannot be used so
     check: Callable[[SamplingParams, int], None] = lambda params, vocab_size: None
 
 

@@ -30,25 +30,16 @@ FAULTS = ("cut", "reset", "torn", "swallow", "roam", "freeze", "kill")
 
 @dataclass
 class ChaosResult:
-    """What happened.
+    """What happened."""
 
-    Attributes:
-        faults: Faults by kind.
-        texts: Texts generated under faults.
-        tokens: Their tokens.
-        wrong: Texts that differ from the undisturbed one, or failed; must be 0.
-        reconnects: Links that came back.
-        recovery_s: Seconds from each fault to the next token, by kind.
-        seconds: Of the whole run.
-    """
-
-    faults: dict[str, int] = field(default_factory=dict)
-    texts: int = 0
-    tokens: int = 0
-    wrong: int = 0
-    reconnects: int = 0
+    faults: dict[str, int] = field(default_factory=dict)  # faults by kind
+    texts: int = 0  # texts generated under faults
+    tokens: int = 0  # their tokens
+    wrong: int = 0  # texts that differ from the undisturbed one, or failed; must be 0
+    reconnects: int = 0  # links that came back
+    # seconds from each fault to the next token, by kind
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the whole run
 
     def report(self) -> dict[str, Any]:
         """Return the result as a document."""

@@ -41,27 +41,16 @@ _FIRST = 1  # the token every block starts from
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """What to measure."""
 
-    Attributes:
-        draft: A draft package.
-        precision: Which of its models, by default the package's choice.
-        contexts: Tokens in the KV cache before each block.
-        threads: Threads inside one operator.
-        blocks: Undisturbed rounds of ``STEPS`` tokens for each context.
-        spawn: Fresh processes for the import time (0 leaves import and memory out).
-        genai: Try onnxruntime-genai.
-        gguf: The same model for llama.cpp, or None.
-    """
-
-    draft: Path
-    precision: str | None = None
-    contexts: Sequence[int] = (32, 256, 1024)
-    threads: int = 1
-    blocks: int = 60
-    spawn: int = 5
-    genai: bool = True
-    gguf: Path | None = None
+    draft: Path  # a draft package
+    precision: str | None = None  # which of its models, by default the package's choice
+    contexts: Sequence[int] = (32, 256, 1024)  # tokens in the KV cache before each block
+    threads: int = 1  # threads inside one operator
+    blocks: int = 60  # undisturbed rounds of ``STEPS`` tokens for each context
+    spawn: int = 5  # fresh processes for the import time (0 leaves import and memory out)
+    genai: bool = True  # try onnxruntime-genai
+    gguf: Path | None = None  # the same model for llama.cpp, or None
 
 
 class Contestant(Protocol):

@@ -31,25 +31,15 @@ _TEXTS = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """What runs.
+    """What runs."""
 
-    Attributes:
-        draft: Draft package, None for the reference one.
-        target: Target package, None for the reference one.
-        verifiers: At first.
-        devices: Sessions.
-        rounds: Times that all events happen.
-        seconds: For each event.
-        tokens: Of a text.
-    """
-
-    draft: Path | None = None
-    target: Path | None = None
-    verifiers: int = 3
-    devices: int = 6
-    rounds: int = 1
-    seconds: float = 6.0
-    tokens: int = 96
+    draft: Path | None = None  # draft package, None for the reference one
+    target: Path | None = None  # target package, None for the reference one
+    verifiers: int = 3  # at first
+    devices: int = 6  # sessions
+    rounds: int = 1  # times that all events happen
+    seconds: float = 6.0  # for each event
+    tokens: int = 96  # of a text
 
 
 @dataclass

@@ -180,17 +180,11 @@ def _measure(
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """What a device did in some time.
+    """What a device did in some time."""
 
-    Attributes:
-        seconds: How long that was.
-        rounds: Rounds.
-        worst_s: The longest of them.
-    """
-
-    seconds: float
-    rounds: int
-    worst_s: float
+    seconds: float  # how long that was
+    rounds: int  # rounds
+    worst_s: float  # the longest of them
 
     @property
     def rate(self) -> float:

@@ -85,17 +85,11 @@ def may_pass(error: DraftwireError) -> bool:
 
 
 class Head(NamedTuple):
-    """Status and headers of an answer.
+    """Status and headers of an answer."""
 
-    Attributes:
-        status: 100 to 599.
-        headers: Names in lower case; of several of one name, the first.
-        size: Bytes of the head, the empty line included.
-    """
-
-    status: int
-    headers: dict[str, str]
-    size: int
+    status: int  # 100 to 599
+    headers: dict[str, str]  # names in lower case; of several of one name, the first
+    size: int  # bytes of the head, the empty line included
 
 
 def read_head(data: bytes | bytearray, where: str) -> Head | None:

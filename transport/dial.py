@@ -273,17 +273,11 @@ async def reach(
 
 
 class Proxy(NamedTuple):
-    """An HTTP proxy.
+    """An HTTP proxy."""
 
-    Attributes:
-        host: Its name or address.
-        port: Its port.
-        login: ``user:password``, or "".
-    """
-
-    host: str
-    port: int
-    login: str
+    host: str  # its name or address
+    port: int  # its port
+    login: str  # ``user:password``, or ""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -11,33 +11,20 @@ __all__ = ["Explained", "Piece", "explain"]
 
 
 class Piece(NamedTuple):
-    """Some bytes of a frame and what they mean.
+    """Some bytes of a frame and what they mean."""
 
-    Attributes:
-        offset: Of the first byte.
-        data: The bytes.
-        name: Field, in the words of PROTOCOL.md.
-        meaning: Their value, for people.
-    """
-
-    offset: int
-    data: bytes
-    name: str
-    meaning: str
+    offset: int  # of the first byte
+    data: bytes  # the bytes
+    name: str  # field, in the words of PROTOCOL.md
+    meaning: str  # their value, for people
 
 
 class Explained(NamedTuple):
-    """A frame taken apart.
+    """A frame taken apart."""
 
-    Attributes:
-        kind: Name of the message, or "" when it is none.
-        pieces: In order; together they are the frame.
-        error: Why the frame is not valid, or "".
-    """
-
-    kind: str
-    pieces: tuple[Piece, ...]
-    error: str
+    kind: str  # name of the message, or "" when it is none
+    pieces: tuple[Piece, ...]  # in order; together they are the frame
+    error: str  # why the frame is not valid, or ""
 
 
 def explain(frame: bytes, vocab_size: int | None = None) -> Explained:

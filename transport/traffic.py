@@ -15,23 +15,14 @@ MASK = 4
 
 @dataclass
 class Traffic:
-    """Bytes and frames of one connection, greetings included.
+    """Bytes and frames of one connection, greetings included."""
 
-    Attributes:
-        up_payload: Message bytes sent.
-        down_payload: Message bytes received.
-        up_wire: The same with websocket, TLS and TCP/IP headers, computed.
-        down_wire: Likewise.
-        up_frames: Messages sent.
-        down_frames: Messages received.
-    """
-
-    up_payload: int = 0
-    down_payload: int = 0
-    up_wire: int = 0
-    down_wire: int = 0
-    up_frames: int = 0
-    down_frames: int = 0
+    up_payload: int = 0  # message bytes sent
+    down_payload: int = 0  # message bytes received
+    up_wire: int = 0  # the same with websocket, TLS and TCP/IP headers, computed
+    down_wire: int = 0  # likewise
+    up_frames: int = 0  # messages sent
+    down_frames: int = 0  # messages received
 
     def minus(self, before: Traffic) -> Traffic:
         """Return what was added since ``before``."""

@@ -271,29 +271,17 @@ class WireLog:
 
 
 class Event(NamedTuple):
-    """One line of a wire log.
+    """One line of a wire log."""
 
-    Attributes:
-        run: Number of the process that wrote it, from 1, in the order of the file.
-        role: Of that process.
-        t_s: Seconds since it began to write.
-        connection: Number within the run.
-        direction: ``"up"``, ``"down"`` or None.
-        stream: Number on the connection, or None.
-        kind: Of the message in lower case, or another event.
-        bytes: Payload of the frame, or None.
-        fields: What it says.
-    """
-
-    run: int
-    role: str
-    t_s: float
-    connection: int
-    direction: str | None
-    stream: int | None
-    kind: str
-    bytes: int | None
-    fields: dict[str, Any]
+    run: int  # number of the process that wrote it, from 1, in the order of the file
+    role: str  # of that process
+    t_s: float  # seconds since it began to write
+    connection: int  # number within the run
+    direction: str | None  # ``"up"``, ``"down"`` or None
+    stream: int | None  # number on the connection, or None
+    kind: str  # of the message in lower case, or another event
+    bytes: int | None  # payload of the frame, or None
+    fields: dict[str, Any]  # what it says
 
 
 def read_wire_log(path: Path) -> Iterator[Event]:

@@ -17,18 +17,12 @@ __all__ = ["Branch", "Drafts"]
 
 
 class Drafts(NamedTuple):
-    """Drafted tokens and what came with them.
+    """Drafted tokens and what came with them."""
 
-    Attributes:
-        tokens: Ids, those that a grammar forces among them.
-        evidence: Of the sampling scheme, for exactly the others.
-        forced: Places of forced ones.
-        leaves: Second choices for the first of ``tokens``; a drafted id itself is none.
-    """
-
-    tokens: list[int]
-    evidence: bytes
-    forced: frozenset[int] = frozenset()
+    tokens: list[int]  # ids, those that a grammar forces among them
+    evidence: bytes  # of the sampling scheme, for exactly the others
+    forced: frozenset[int] = frozenset()  # places of forced ones
+    # second choices for the first of ``tokens``; a drafted id itself is none
     leaves: Sequence[int] = ()
 
 

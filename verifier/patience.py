@@ -139,19 +139,12 @@ class Table:
 
 
 class Key(NamedTuple):
-    """What a table is for; streams that are nearly alike share theirs.
+    """What a table is for; streams that are nearly alike share theirs."""
 
-    Attributes:
-        acceptance: See :class:`Table`, as the others.
-        forward: In steps.
-        back: In steps.
-        batch: Drafts that come at once.
-    """
-
-    acceptance: float
-    forward: float
-    back: float
-    batch: int
+    acceptance: float  # see :class:`Table`, as the others
+    forward: float  # in steps
+    back: float  # in steps
+    batch: int  # drafts that come at once
 
     def make(self) -> Table:
         """Return the table: some milliseconds of work."""
@@ -197,25 +190,15 @@ def _expected(acceptance: float, drafts: np.ndarray) -> np.ndarray:
 
 
 class Outlook(NamedTuple):
-    """What a stream can expect of a forward that begins later.
+    """What a stream can expect of a forward that begins later."""
 
-    Attributes:
-        acceptance: Chance that a draft is right if all before it are.
-        ready: Drafts at hand; below 0, the text is so far ahead of the device.
-        next_s: When the next ones come, seconds of the clock; infinity: nobody knows.
-        step_s: From then on they come at this interval.
-        back_s: From a rejection's verdict to the first draft behind it.
-        batch: So many at a time.
-        due_s: The forward must have begun by then.
-    """
-
-    acceptance: float
-    ready: int
-    next_s: float
-    step_s: float
-    back_s: float
-    batch: float
-    due_s: float
+    acceptance: float  # chance that a draft is right if all before it are
+    ready: int  # drafts at hand; below 0, the text is so far ahead of the device
+    next_s: float  # when the next ones come, seconds of the clock; infinity: nobody knows
+    step_s: float  # from then on they come at this interval
+    back_s: float  # from a rejection's verdict to the first draft behind it
+    batch: float  # so many at a time
+    due_s: float  # the forward must have begun by then
 
     def key(self, forward_s: float) -> Key:
         """Return whose table says what to do, where a forward takes ``forward_s``."""

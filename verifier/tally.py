@@ -40,59 +40,39 @@ class Histogram:
 
 @dataclass
 class Tally:
-    """Totals of one target.
+    """Totals of one target."""
 
-    Attributes:
-        slots: KV slots in use now.
-        preemptions: Slots taken from streams whose device was away.
-        rebuilds: Texts read again, for want of their slot.
-        prompt_tokens: Ids of prompts.
-        prefix_queries: Those that were looked for in kept slots.
-        prefix_hits: Those among them that were there.
-        drafts: Verifications that judged drafted tokens.
-        drafted: Drafted tokens judged.
-        accepted: Those that were kept.
-        by_position: How often the first, second... token of a draft was kept.
-        emitted: Tokens committed.
-        near_ties: Positions where two candidates were too near to tell apart.
-        found: Guesses of the verifier's own that were judged.
-        found_right: Those that were kept.
-        leaves: Second choices of devices that were judged.
-        leaves_right: Those that were kept.
-        wanted: Drafts that forwards were worth, had they been made beside the target.
-        spared: Those of them that devices had sent.
-        finished: Streams that ended, by how: stop, length, abort (by the device, or it
-            did not come back), error.
-        queue_s: That blocks waited for their forward.
-        verify_s: Of the forwards that carried a block.
-        first_s: From a stream's open to its first token.
-        per_token_s: Of a stream after its first token, its mean.
-        whole_s: From a stream's open to its end.
-    """
-
-    slots: int = 0
-    preemptions: int = 0
-    rebuilds: int = 0
-    prompt_tokens: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    drafts: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    slots: int = 0  # KV slots in use now
+    preemptions: int = 0  # slots taken from streams whose device was away
+    rebuilds: int = 0  # texts read again, for want of their slot
+    prompt_tokens: int = 0  # ids of prompts
+    prefix_queries: int = 0  # those that were looked for in kept slots
+    prefix_hits: int = 0  # those among them that were there
+    drafts: int = 0  # verifications that judged drafted tokens
+    drafted: int = 0  # drafted tokens judged
+    accepted: int = 0  # those that were kept
+    # how often the first, second... token of a draft was kept.
     by_position: list[int] = field(default_factory=list)
-    emitted: int = 0
-    near_ties: int = 0
-    found: int = 0
-    found_right: int = 0
-    leaves: int = 0
-    leaves_right: int = 0
-    wanted: int = 0
-    spared: int = 0
+    emitted: int = 0  # tokens committed
+    near_ties: int = 0  # positions where two candidates were too near to tell apart
+    found: int = 0  # guesses of the verifier's own that were judged
+    found_right: int = 0  # those that were kept
+    leaves: int = 0  # second choices of devices that were judged
+    leaves_right: int = 0  # those that were kept
+    wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
+    spared: int = 0  # those of them that devices had sent
+    # streams that ended, by how: stop, length, abort (by the device, or it did not come
+    # back), error
     finished: Counter[str] = field(default_factory=Counter)
+    # that blocks waited for their forward
     queue_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
+    # of the forwards that carried a block
     verify_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
+    # from a stream's open to its first token
     first_s: Histogram = field(default_factory=lambda: Histogram(_STREAM_S))
+    # of a stream after its first token, its mean
     per_token_s: Histogram = field(default_factory=lambda: Histogram(_FORWARD_S))
+    # from a stream's open to its end
     whole_s: Histogram = field(default_factory=lambda: Histogram(_STREAM_S))
 
     def judged(self, drafted: int, accepted: int) -> None:

@@ -73,32 +73,20 @@ _PATIENCE_S = 2.0  # of grammars: more than a second and 5 ms a step is refused
 
 @dataclass(frozen=True)
 class Work:
-    """What the model has to do next for one stream.
+    """What the model has to do next for one stream."""
 
-    Attributes:
-        start: Position of ``tokens[0]`` in the slot; what the cache holds from there on
-            is void.
-        tokens: ``(n,)`` int64 ids to run.
-        rows: How many of the last logits rows are wanted.
-        prefill: True for context that is only read (``rows`` is 0).
-        drafted: The last ``drafted`` of ``tokens`` are under judgement.
-        evidence: What the device sent for them.
-        epoch: Branch that they belong to.
-        found: The last of those are the verifier's own guesses (:class:`Lookup`).
-        forced: Places among them of those that a grammar forces.
-        leaves: Behind all these, the device's second choices: place among the drafts and
-            id of each. Each stands beside that draft, behind those before it.
-    """
-
+    # position of ``tokens[0]`` in the slot; what the cache holds from there on is void
     start: int
-    tokens: np.ndarray
-    rows: int
-    prefill: bool
-    drafted: int = 0
-    evidence: bytes = b""
-    epoch: int = 0
-    found: int = 0
-    forced: frozenset[int] = frozenset()
+    tokens: np.ndarray  # ``(n,)`` int64 ids to run
+    rows: int  # how many of the last logits rows are wanted
+    prefill: bool  # true for context that is only read (``rows`` is 0)
+    drafted: int = 0  # the last ``drafted`` of ``tokens`` are under judgement
+    evidence: bytes = b""  # what the device sent for them
+    epoch: int = 0  # branch that they belong to
+    found: int = 0  # the last of those are the verifier's own guesses (:class:`Lookup`)
+    forced: frozenset[int] = frozenset()  # places among them of those that a grammar forces
+    # behind all these, the device's second choices: place among the drafts and id of each.
+    # Each stands beside that draft, behind those before it.
     leaves: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -117,60 +105,38 @@ class Work:
 
 
 class Verdict(NamedTuple):
-    """What was decided about a piece of work.
+    """What was decided about a piece of work."""
 
-    Attributes:
-        decision: Of the scheme; its token is -1 where none is to be drawn here.
-        near_ties: At how many of its positions another token was too near to tell.
-        tail: Ids that a grammar forces behind all that.
-        ended: Nothing can follow those.
-        logprobs: Of each token decided, where they are wanted.
-        beyond: The token behind that of the decision, where that was a leaf; else -1.
-    """
-
-    decision: Decision
-    near_ties: int = 0
-    tail: tuple[int, ...] = ()
-    ended: bool = False
-    logprobs: Sequence[Pairs] = ()
+    decision: Decision  # of the scheme; its token is -1 where none is to be drawn here
+    near_ties: int = 0  # at how many of its positions another token was too near to tell
+    tail: tuple[int, ...] = ()  # ids that a grammar forces behind all that
+    ended: bool = False  # nothing can follow those
+    logprobs: Sequence[Pairs] = ()  # of each token decided, where they are wanted
+    # the token behind that of the decision, where that was a leaf; else -1
     beyond: int = -1
 
 
 @dataclass
 class StreamCounts:
-    """Running totals of one stream.
+    """Running totals of one stream."""
 
-    Attributes:
-        drafted: Drafted tokens that were judged.
-        accepted: Those that were kept.
-        discarded: Drafted tokens that arrived on a dead branch.
-        forwards: Forwards of the target that ran for it, prompts apart; also those whose
-            verdict nobody heard.
-        emitted: Tokens committed after the prompt.
-        near_ties: Positions judged where the best two candidates, noise included, were
-            nearer than the target's numerics can tell; schemes that draw have none.
-        found: Guesses of the verifier's own that were judged (:class:`Lookup`).
-        found_right: Those that were kept.
-        forced: Those of them that a grammar left no choice about.
-        leaves: Second choices of the device's that were judged.
-        leaves_right: Those that were kept.
-        wanted: Drafts that forwards were worth, had they been made beside the target.
-        spared: Those of them that the device had sent.
-    """
-
-    drafted: int = 0
-    accepted: int = 0
-    discarded: int = 0
+    drafted: int = 0  # drafted tokens that were judged
+    accepted: int = 0  # those that were kept
+    discarded: int = 0  # drafted tokens that arrived on a dead branch
+    # forwards of the target that ran for it, prompts apart; also those whose verdict nobody
+    # heard
     forwards: int = 0
-    emitted: int = 0
+    emitted: int = 0  # tokens committed after the prompt
+    # positions judged where the best two candidates, noise included, were nearer than the
+    # target's numerics can tell; schemes that draw have none
     near_ties: int = 0
-    found: int = 0
-    found_right: int = 0
-    forced: int = 0
-    leaves: int = 0
-    leaves_right: int = 0
-    wanted: int = 0
-    spared: int = 0
+    found: int = 0  # guesses of the verifier's own that were judged (:class:`Lookup`)
+    found_right: int = 0  # those that were kept
+    forced: int = 0  # those of them that a grammar left no choice about
+    leaves: int = 0  # second choices of the device's that were judged
+    leaves_right: int = 0  # those that were kept
+    wanted: int = 0  # drafts that forwards were worth, had they been made beside the target
+    spared: int = 0  # those of them that the device had sent
 
 
 class TargetSession:

@@ -33,17 +33,11 @@ class DraftCost(Protocol):
 
 @dataclass
 class Pacer:
-    """Waits until a time has passed, and counts.
+    """Waits until a time has passed, and counts."""
 
-    Attributes:
-        count: Waits so far.
-        missed: Those whose time had passed already.
-        worst_s: By how much, at most.
-    """
-
-    count: int = 0
-    missed: int = 0
-    worst_s: float = 0.0
+    count: int = 0  # waits so far
+    missed: int = 0  # those whose time had passed already
+    worst_s: float = 0.0  # by how much, at most
 
     def until(self, due_s: float) -> None:
         """Return at ``due_s`` of ``time.perf_counter``, or at once when it is later."""

@@ -52,14 +52,10 @@ _MAX_BLOCK = 255
 
 @dataclass
 class PacedLoader(Loader):
-    """Loads targets as the verifier does, and paces or plays them.
+    """Loads targets as the verifier does, and paces or plays them."""
 
-    Attributes:
-        profile: Whose time they keep; None leaves them as they are.
-        texts: What they play instead of running a model; None runs it.
-    """
-
-    profile: Profile | None = None
+    profile: Profile | None = None  # whose time they keep; None leaves them as they are
+    # what they play instead of running a model; None runs it
     texts: Sequence[Text] | None = None
 
     def __call__(self, path: Path) -> TargetBackend:

@@ -20,53 +20,34 @@ TRACE_RTT = "40ms"  # traces tell a rate alone
 class Settings:
     """What to compare.
 
-    Attributes:
-        draft: Draft package.
-        target: Target package.
-        entries: The rows.
-        links: Text forms; empty takes ``LINKS``.
-        traces: Files with a rate over time; each is a link of 40 ms.
-        profile: Timing profile to pace to, or None for the models' own time.
-        acceptance: Play texts of this luck in place of the models; needs a profile.
-        recording: Play a recording of real models; needs a profile.
-        prompts: What to continue.
-        count: How many texts to play.
-        tokens: Of each text.
-        repeats: Runs of everything, in turns.
-        block: Tokens of a block, where a row has a fixed length; None lets the
-            simulator choose each row's best over each link.
-        temperature: 0 is greedy.
-        top_k: Of the sampled rows.
-        top_p: Likewise.
-        seed: Of the first prompt; each further one adds 1.
-        method: Of the link emulator.
-        threads: Of either engine.
-        simulated: In virtual time, by the simulator.
-
     Raises:
         ConfigError: A value is out of range, or two of them exclude each other.
     """
 
-    draft: Path
-    target: Path
-    entries: Sequence[Scheme]
-    links: Sequence[str] = ()
-    traces: Sequence[Path] = ()
+    draft: Path  # draft package
+    target: Path  # target package
+    entries: Sequence[Scheme]  # the rows
+    links: Sequence[str] = ()  # text forms; empty takes ``LINKS``
+    traces: Sequence[Path] = ()  # files with a rate over time; each is a link of 40 ms
+    # timing profile to pace to, or None for the models' own time
     profile: str | None = None
+    # play texts of this luck in place of the models; needs a profile
     acceptance: str | None = None
-    recording: Path | None = None
-    prompts: Sequence[str] = ()
-    count: int = 3
-    tokens: int = 64
-    repeats: int = 3
+    recording: Path | None = None  # play a recording of real models; needs a profile
+    prompts: Sequence[str] = ()  # what to continue
+    count: int = 3  # how many texts to play
+    tokens: int = 64  # of each text
+    repeats: int = 3  # runs of everything, in turns
+    # tokens of a block, where a row has a fixed length; None lets the simulator choose each
+    # row's best over each link
     block: int | None = 4
-    temperature: float = 0.0
-    top_k: int = 50
-    top_p: float = 1.0
-    seed: int = 1
-    method: str = "auto"
-    threads: int = 1
-    simulated: bool = False
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 50  # of the sampled rows
+    top_p: float = 1.0  # likewise
+    seed: int = 1  # of the first prompt; each further one adds 1
+    method: str = "auto"  # of the link emulator
+    threads: int = 1  # of either engine
+    simulated: bool = False  # in virtual time, by the simulator
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -103,18 +84,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Found:
-    """What the runs of a comparison gave.
+    """What the runs of a comparison gave."""
 
-    Attributes:
-        reports: Of every run, in the order of the runs.
-        links: What each link was.
-        text: What was written, in words.
-        known: The target's own text of each prompt, where it is known beforehand.
-    """
-
-    reports: list[dict[str, Any]]
-    links: list[dict[str, Any]]
-    text: str
+    reports: list[dict[str, Any]]  # of every run, in the order of the runs
+    links: list[dict[str, Any]]  # what each link was
+    text: str  # what was written, in words
+    # the target's own text of each prompt, where it is known beforehand
     known: Mapping[int, Sequence[int]] | None = None
 
 

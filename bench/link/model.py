@@ -26,17 +26,11 @@ _TRIES = 64  # back-off has long passed every outage that a spec can hold
 
 
 class Delivery(NamedTuple):
-    """What became of a packet.
+    """What became of a packet."""
 
-    Attributes:
-        arrival_s: When its last bit arrives, or None when it never does.
-        departure_s: When its last bit left the queue; `now` when it was not let in.
-        lost: ``""``, ``"queue"`` (dropped: full), ``"loss"`` or ``"outage"``.
-    """
-
-    arrival_s: float | None
-    departure_s: float
-    lost: str = ""
+    arrival_s: float | None  # when its last bit arrives, or None when it never does
+    departure_s: float  # when its last bit left the queue; `now` when it was not let in
+    lost: str = ""  # ``""``, ``"queue"`` (dropped: full), ``"loss"`` or ``"outage"``
 
 
 class OutagePlan:
@@ -258,19 +252,12 @@ def _quantile(table: tuple[tuple[float, float], ...], u: float) -> float:
 
 
 class StreamDelivery(NamedTuple):
-    """What became of a message on a stream: it always arrives.
+    """What became of a message on a stream: it always arrives."""
 
-    Attributes:
-        arrival_s: When its last byte can be read.
-        wire_bytes: What it cost, headers and retransmissions counted.
-        ack_bytes: A bare acknowledgement the other way, when no data carries it.
-        retransmissions: Segments sent again.
-    """
-
-    arrival_s: float
-    wire_bytes: int
-    ack_bytes: int
-    retransmissions: int
+    arrival_s: float  # when its last byte can be read
+    wire_bytes: int  # what it cost, headers and retransmissions counted
+    ack_bytes: int  # a bare acknowledgement the other way, when no data carries it
+    retransmissions: int  # segments sent again
 
 
 def segments(nbytes: int) -> list[int]:

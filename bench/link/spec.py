@@ -27,26 +27,21 @@ def _between(what: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Jitter:
-    """How the one-way delay varies; it only ever adds to the fixed delay.
+    """How the one-way delay varies; it only ever adds to the fixed delay."""
 
-    Attributes:
-        kind: ``none``; ``uniform`` in 0..2 spreads; ``normal``, the absolute value of a
-            normal with this deviation; ``pareto`` with this mean and a tail exponent
-            of 3; ``quantiles``, the table below.
-        spread_s: Scale of the first three, seconds.
-        correlation: Of the (Gaussian) draws behind packets that lie `step_s` apart;
-            closer packets are more alike, packets of one instant are the same.
-        step_s: Seconds; see `correlation`.
-        directions: Which directions vary. A published round trip varies ``up`` alone,
-            so that sums of two draws do not narrow it.
-        quantiles: ``(probability, extra seconds)``, rising, from probability 0.
-    """
-
+    # ``none``; ``uniform`` in 0..2 spreads; ``normal``, the absolute value of a normal with
+    # this deviation; ``pareto`` with this mean and a tail exponent of 3; ``quantiles``, the
+    # table below
     kind: str = "none"
-    spread_s: float = 0.0
+    spread_s: float = 0.0  # scale of the first three, seconds
+    # of the (Gaussian) draws behind packets that lie `step_s` apart; closer packets are
+    # more alike, packets of one instant are the same
     correlation: float = 0.0
-    step_s: float = 0.1
+    step_s: float = 0.1  # seconds; see `correlation`
+    # which directions vary. A published round trip varies ``up`` alone, so that sums of two
+    # draws do not narrow it.
     directions: tuple[str, ...] = DIRECTIONS
+    # ``(probability, extra seconds)``, rising, from probability 0
     quantiles: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -72,18 +67,13 @@ class Jitter:
 class Bursts:
     """Loss in bursts: the Gilbert-Elliott model, one step a packet.
 
-    Attributes:
-        enter: Probability to go from good to bad before a packet.
-        leave: Probability to go back.
-        loss: Share of packets lost in the bad state.
-
     Source:
         The parameters p, r and 1-h of ``loss gemodel`` in tc-netem(8).
     """
 
-    enter: float
-    leave: float
-    loss: float = 1.0
+    enter: float  # probability to go from good to bad before a packet
+    leave: float  # probability to go back
+    loss: float = 1.0  # share of packets lost in the bad state
 
     def __post_init__(self) -> None:
         _between("burst: enter", self.enter, 0, 1)
@@ -100,17 +90,12 @@ class Bursts:
 
 @dataclass(frozen=True)
 class Outages:
-    """When the link is gone, both directions at once.
+    """When the link is gone, both directions at once."""
 
-    Attributes:
-        fixed: ``(start_s, length_s)`` each, from the start of the link.
-        every_s: Mean seconds between random ones (exponential), or None.
-        length_s: Mean seconds of a random one (exponential).
-    """
-
+    # ``(start_s, length_s)`` each, from the start of the link
     fixed: tuple[tuple[float, float], ...] = ()
-    every_s: float | None = None
-    length_s: float = 0.0
+    every_s: float | None = None  # mean seconds between random ones (exponential), or None
+    length_s: float = 0.0  # mean seconds of a random one (exponential)
 
     def __post_init__(self) -> None:
         for start, length in self.fixed:
@@ -130,41 +115,26 @@ class Outages:
 class LinkSpec:
     """A link between a device and a verifier.
 
-    Attributes:
-        name: How it was asked for; goes into reports.
-        delay_up_s: One-way delay from the device, seconds, without queueing.
-        delay_down_s: One-way delay to the device.
-        jitter: What varies on top.
-        up_bit_s: Bits a second from the device, headers included; None: no limit.
-        down_bit_s: Bits a second to the device.
-        loss: Share of packets lost, each direction, independently.
-        bursts: Loss in bursts beside it.
-        queue_bytes: Bytes that wait in front of the slow link before packets are
-            dropped; None: no limit.
-        trace_up: File with the rate from the device; instead of `up_bit_s`.
-        trace_down: File with the rate to the device.
-        outages: When nothing passes.
-        seed: Of everything random.
-        source: Where the figures come from.
-
     Raises:
         ConfigError: A figure is out of range; the sentence names it.
     """
 
-    name: str = "ideal"
-    delay_up_s: float = 0.0
-    delay_down_s: float = 0.0
-    jitter: Jitter = Jitter()
+    name: str = "ideal"  # how it was asked for; goes into reports
+    delay_up_s: float = 0.0  # one-way delay from the device, seconds, without queueing
+    delay_down_s: float = 0.0  # one-way delay to the device
+    jitter: Jitter = Jitter()  # what varies on top
+    # bits a second from the device, headers included; None: no limit
     up_bit_s: float | None = None
-    down_bit_s: float | None = None
-    loss: float = 0.0
-    bursts: Bursts | None = None
+    down_bit_s: float | None = None  # bits a second to the device
+    loss: float = 0.0  # share of packets lost, each direction, independently
+    bursts: Bursts | None = None  # loss in bursts beside it
+    # bytes that wait in front of the slow link before packets are dropped; None: no limit
     queue_bytes: int | None = None
-    trace_up: str | None = None
-    trace_down: str | None = None
-    outages: Outages = Outages()
-    seed: int = 0
-    source: str = ""
+    trace_up: str | None = None  # file with the rate from the device; instead of `up_bit_s`
+    trace_down: str | None = None  # file with the rate to the device
+    outages: Outages = Outages()  # when nothing passes
+    seed: int = 0  # of everything random
+    source: str = ""  # where the figures come from
 
     def __post_init__(self) -> None:
         _between("delay up", self.delay_up_s, 0, MAX_DELAY_S)

@@ -32,46 +32,28 @@ SCHEMA = "draftwire.bench/1"
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asked for; see the command's flags.
+    """What the user asked for; see the command's flags."""
 
-    Attributes:
-        profile: Name or file of a timing profile.
-        link: Text form of a link; None takes the profile's.
-        schemes: Names joined by commas, ``all``, or None for what fits the profile.
-        block: ``"best"``, a number, or None for the profile's.
-        objective: What ``best`` is judged by, and what ours aims for; None judges by
-            latency and leaves ours their own.
-        acceptance: Luck of synthetic texts; None takes the profile's.
-        confidence: What the draft's confidence says.
-        repeats: Share of synthetic texts that repeats what stands before it.
-        recording: Play recorded texts.
-        real: Run the reference models of this target version.
-        replay: Take link, board, target and texts from this wire log.
-        streams: One after another on each device.
-        tokens: Of each stream.
-        hours: Virtual time instead of `streams`.
-        sessions: Devices on one verifier.
-        seed: Of everything random.
-        runs: Put a run report of every stream into the document.
-    """
-
-    profile: str = "nano-a100"
-    link: str | None = None
+    profile: str = "nano-a100"  # name or file of a timing profile
+    link: str | None = None  # text form of a link; None takes the profile's
+    # names joined by commas, ``all``, or None for what fits the profile
     schemes: str | None = None
-    block: str | None = None
+    block: str | None = None  # ``"best"``, a number, or None for the profile's
+    # what ``best`` is judged by, and what ours aims for; None judges by latency and leaves
+    # ours their own
     objective: str | None = None
-    acceptance: str | None = None
-    confidence: str = "calibrated"
-    repeats: float = 0.0
-    recording: Path | None = None
-    real: str | None = None
-    replay: Path | None = None
-    streams: int = 4
-    tokens: int = 400
-    hours: float | None = None
-    sessions: int = 1
-    seed: int = 1
-    runs: bool = False
+    acceptance: str | None = None  # luck of synthetic texts; None takes the profile's
+    confidence: str = "calibrated"  # what the draft's confidence says
+    repeats: float = 0.0  # share of synthetic texts that repeats what stands before it
+    recording: Path | None = None  # play recorded texts
+    real: str | None = None  # run the reference models of this target version
+    replay: Path | None = None  # take link, board, target and texts from this wire log
+    streams: int = 4  # one after another on each device
+    tokens: int = 400  # of each stream
+    hours: float | None = None  # virtual time instead of `streams`
+    sessions: int = 1  # devices on one verifier
+    seed: int = 1  # of everything random
+    runs: bool = False  # put a run report of every stream into the document
 
 
 def list_profiles() -> list[tuple[str, str]]:

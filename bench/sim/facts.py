@@ -65,95 +65,58 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Fact:
-    """One number of a profile.
+    """One number of a profile."""
 
-    Attributes:
-        name: Group and key, such as ``"cloud.forward_ms"``.
-        value: In the unit that the name ends with.
-        how: One of ``HOW``, or ``"default"`` where the profile says nothing.
-        source: Where it comes from, in words.
-    """
-
-    name: str
-    value: float
-    how: str
-    source: str
+    name: str  # group and key, such as ``"cloud.forward_ms"``
+    value: float  # in the unit that the name ends with
+    how: str  # one of ``HOW``, or ``"default"`` where the profile says nothing
+    source: str  # where it comes from, in words
 
 
 @dataclass(frozen=True)
 class Exit:
-    """An early exit of the target.
+    """An early exit of the target."""
 
-    Attributes:
-        fraction: Of the forward that is done when it speaks, 0..1.
-        agreement: Share of its confident tokens that the last layer agrees with.
-        coverage: Share of positions where it is confident.
-        how: As in :class:`Fact`.
-        source: As in :class:`Fact`.
-    """
-
-    fraction: float
-    agreement: float
-    coverage: float
-    how: str
-    source: str
+    fraction: float  # of the forward that is done when it speaks, 0..1
+    agreement: float  # share of its confident tokens that the last layer agrees with
+    coverage: float  # share of positions where it is confident
+    how: str  # as in :class:`Fact`
+    source: str  # as in :class:`Fact`
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a publication says that a scheme reached.
+    """What a publication says that a scheme reached."""
 
-    Attributes:
-        scheme: Our name of the scheme.
-        tokens_s: Tokens a second.
-        source: Where that is printed.
-    """
-
-    scheme: str
-    tokens_s: float
-    source: str
+    scheme: str  # our name of the scheme
+    tokens_s: float  # tokens a second
+    source: str  # where that is printed
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A published ratio of latencies.
+    """A published ratio of latencies."""
 
-    Attributes:
-        what: In words.
-        scheme: Our name of the scheme that is faster.
-        against: Our name of what it is compared with, or ``"request"``: the target
-            alone, asked anew for every token.
-        ratio: Its time for a token over the other's.
-        source: Where that is printed.
-    """
-
-    what: str
-    scheme: str
+    what: str  # in words
+    scheme: str  # our name of the scheme that is faster
+    # our name of what it is compared with, or ``"request"``: the target alone, asked anew
+    # for every token
     against: str
-    ratio: float
-    source: str
+    ratio: float  # its time for a token over the other's
+    source: str  # where that is printed
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Timings of a device, a cloud and a link.
+    """Timings of a device, a cloud and a link."""
 
-    Attributes:
-        name: Also the file's name.
-        title: One line.
-        facts: Every number by its name, defaults included.
-        exits: Early exits of the target, first to last.
-        published: Speeds to compare with.
-        claims: Ratios to compare with.
-        notes: What else a reader should know, one sentence each.
-    """
-
-    name: str
-    title: str
-    facts: Mapping[str, Fact]
-    exits: tuple[Exit, ...] = ()
-    published: tuple[Published, ...] = ()
-    claims: tuple[Claim, ...] = ()
+    name: str  # also the file's name
+    title: str  # one line
+    facts: Mapping[str, Fact]  # every number by its name, defaults included
+    exits: tuple[Exit, ...] = ()  # early exits of the target, first to last
+    published: tuple[Published, ...] = ()  # speeds to compare with
+    claims: tuple[Claim, ...] = ()  # ratios to compare with
+    # what else a reader should know, one sentence each
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def __getitem__(self, name: str) -> float:

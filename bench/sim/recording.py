@@ -37,17 +37,11 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Recording:
-    """Texts of real models.
+    """Texts of real models."""
 
-    Attributes:
-        name: For reports.
-        texts: At least one.
-        vocabulary: Ids are below this.
-    """
-
-    name: str
-    texts: Sequence[Text]
-    vocabulary: int
+    name: str  # for reports
+    texts: Sequence[Text]  # at least one
+    vocabulary: int  # ids are below this
 
     @property
     def acceptance(self) -> float:

@@ -47,49 +47,32 @@ _CUT_S = 0.05  # a connection that ends and comes back is no outage
 
 @dataclass
 class Recorded:
-    """One stream of a log.
+    """One stream of a log."""
 
-    Attributes:
-        prompt: Its ids.
-        objective: Of its open.
-        bonus: Likewise.
-        secure: The connection had TLS.
-        began_s: When it was opened, seconds of the log.
-        tokens: The text.
-        proposals: What the draft said at each place, or None where nobody knows.
-        arrivals: ``(t_s, tokens)`` of each commit that brought some.
-        blocks: Lengths of its blocks.
-        verdicts: Commits.
-        accepted: Drafted tokens that were accepted.
-        cloud_s: Queueing and computing of each verdict.
-        round_trips: ``(bytes both ways, seconds)`` of blocks, the cloud's time left out.
-        steps_s: Seconds of a drafted token.
-        flights: Most blocks at once without a verdict.
-        up: Bytes on the wire, computed.
-        down: Likewise.
-        outages: ``(t_s, seconds)`` without a connection.
-        whole: Its text is known to the end.
-    """
-
-    prompt: list[int]
-    objective: str
-    bonus: bool
-    secure: bool
-    began_s: float
-    tokens: list[int] = field(default_factory=list)
+    prompt: list[int]  # its ids
+    objective: str  # of its open
+    bonus: bool  # likewise
+    secure: bool  # the connection had TLS
+    began_s: float  # when it was opened, seconds of the log
+    tokens: list[int] = field(default_factory=list)  # the text
+    # what the draft said at each place, or None where nobody knows
     proposals: list[int | None] = field(default_factory=list)
+    # ``(t_s, tokens)`` of each commit that brought some
     arrivals: list[tuple[float, int]] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    verdicts: int = 0
-    accepted: int = 0
+    blocks: list[int] = field(default_factory=list)  # lengths of its blocks
+    verdicts: int = 0  # commits
+    accepted: int = 0  # drafted tokens that were accepted
+    # queueing and computing of each verdict
     cloud_s: list[float] = field(default_factory=list)
+    # ``(bytes both ways, seconds)`` of blocks, the cloud's time left out
     round_trips: list[tuple[int, float]] = field(default_factory=list)
-    steps_s: list[float] = field(default_factory=list)
-    flights: int = 0
-    up: int = 0
-    down: int = 0
+    steps_s: list[float] = field(default_factory=list)  # seconds of a drafted token
+    flights: int = 0  # most blocks at once without a verdict
+    up: int = 0  # bytes on the wire, computed
+    down: int = 0  # likewise
+    # ``(t_s, seconds)`` without a connection
     outages: list[tuple[float, float]] = field(default_factory=list)
-    whole: bool = True
+    whole: bool = True  # its text is known to the end
     _sent: dict[int, dict[int, int]] = field(default_factory=dict)  # epoch -> base -> id
     # Of blocks without a verdict: when they left, epoch, first and last place, bytes.
     _flying: list[tuple[float, int, int, int, int]] = field(default_factory=list)
@@ -193,27 +176,16 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Replay:
-    """A recorded run, ready to be simulated.
+    """A recorded run, ready to be simulated."""
 
-    Attributes:
-        name: Of the file.
-        profile: Board and target.
-        link: How it was.
-        scheme: As it was run.
-        streams: At least one, each with a token.
-        texts: Theirs.
-        vocabulary: Ids on the connection are below this.
-        notes: What a reader should know.
-    """
-
-    name: str
-    profile: Profile
-    link: LinkSpec
-    scheme: Scheme
-    streams: Sequence[Recorded]
-    texts: Sequence[Text]
-    vocabulary: int
-    notes: Sequence[str]
+    name: str  # of the file
+    profile: Profile  # board and target
+    link: LinkSpec  # how it was
+    scheme: Scheme  # as it was run
+    streams: Sequence[Recorded]  # at least one, each with a token
+    texts: Sequence[Text]  # theirs
+    vocabulary: int  # ids on the connection are below this
+    notes: Sequence[str]  # what a reader should know
 
     def plans(self, plan: Plan) -> list[Plan]:
         """Return a plan for each stream like ``plan``."""

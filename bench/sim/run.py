@@ -56,47 +56,32 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all streams of a device share.
+    """What all streams of a device share."""
 
-    Attributes:
-        mode: Of the streams.
-        vocab_size: Ids on the connection are below this.
-        link: Between device and verifier.
-        make_controller: Called for each stream.
-        step: Seconds of a forward of the draft; None takes the time that it takes.
-        near: The draft is on the device; otherwise it is beside the target, and only
-            text crosses the link.
-        watts: Of the board in each phase; nothing where nobody knows them.
-        model: Whose watts these are.
-        origin: Where they come from, or why there are none.
-        tokens: Most tokens of a stream.
-        draft_context: Longest sequence of the draft, or None.
-        params: Sampling.
-        extra: Bytes that a block of so many tokens carries beside the codec's.
-        bonus: The target draws one more token after a block that is accepted whole.
-        seed: Of the link.
-        decode: Decode every frame, instead of handing the message over: the same, and
-            slower.
-        capabilities: That the device names.
-    """
-
-    mode: Mode
-    vocab_size: int
-    link: LinkSpec
-    make_controller: Callable[[], Controller]
+    mode: Mode  # of the streams
+    vocab_size: int  # ids on the connection are below this
+    link: LinkSpec  # between device and verifier
+    make_controller: Callable[[], Controller]  # called for each stream
+    # seconds of a forward of the draft; None takes the time that it takes
     step: Callable[[int], float] | None
+    # the draft is on the device; otherwise it is beside the target, and only text crosses
+    # the link
     near: bool = True
+    # of the board in each phase; nothing where nobody knows them
     watts: Mapping[str, float] = field(default_factory=dict)
-    model: str = ""
-    origin: str = ""
-    tokens: int = 256
-    draft_context: int | None = None
-    params: SamplingParams = GREEDY
+    model: str = ""  # whose watts these are
+    origin: str = ""  # where they come from, or why there are none
+    tokens: int = 256  # most tokens of a stream
+    draft_context: int | None = None  # longest sequence of the draft, or None
+    params: SamplingParams = GREEDY  # sampling
+    # bytes that a block of so many tokens carries beside the codec's
     extra: Callable[[int], int] = lambda tokens: 0
+    # the target draws one more token after a block that is accepted whole
     bonus: bool = True
-    seed: int = 0
+    seed: int = 0  # of the link
+    # decode every frame, instead of handing the message over: the same, and slower
     decode: bool = False
-    capabilities: tuple[str, ...] = ("resume", "exits")
+    capabilities: tuple[str, ...] = ("resume", "exits")  # that the device names
 
 
 class StreamResult:

@@ -16,36 +16,26 @@ _ALL = _OURS | {"draft", "hush", "leaves"}
 
 @dataclass(frozen=True)
 class Scheme:
-    """How draft and target work together.
+    """How draft and target work together."""
 
-    Attributes:
-        name: As it was asked for, its block length included.
-        title: One line.
-        controller: Spec for the length policy; ``{k}`` stands for the block length.
-        mode: How the session hides the network.
-        place: ``"device"``, or ``"cloud"`` where the draft runs beside the target and
-            only text crosses the network.
-        up_bits_per_token: Evidence that a drafted token carries beside its id, bits;
-            ``"fp16"`` is a dense fp16 distribution over the vocabulary.
-        bonus: The target draws one more token after a block that is accepted whole.
-        source: What it is a model of.
-        sampled: Sampling scheme above temperature 0, live.
-        block: Block length that was asked for by name, or None.
-        helps: What else of ours is done for it: ``"lookup"``, ``"patience"``,
-            ``"draft"`` (beside the target, where the device's are late), by the board
-            ``"hush"``, and by both ``"leaves"``.
-    """
-
-    name: str
-    title: str
-    controller: str
-    mode: Mode = Mode(preempt=frozenset())
+    name: str  # as it was asked for, its block length included
+    title: str  # one line
+    controller: str  # spec for the length policy; ``{k}`` stands for the block length
+    mode: Mode = Mode(preempt=frozenset())  # how the session hides the network
+    # ``"device"``, or ``"cloud"`` where the draft runs beside the target and only text
+    # crosses the network
     place: str = "device"
+    # evidence that a drafted token carries beside its id, bits; ``"fp16"`` is a dense fp16
+    # distribution over the vocabulary
     up_bits_per_token: int | str = 0
+    # the target draws one more token after a block that is accepted whole
     bonus: bool = True
-    source: str = ""
-    sampled: str = "coupled"
-    block: int | None = None
+    source: str = ""  # what it is a model of
+    sampled: str = "coupled"  # sampling scheme above temperature 0, live
+    block: int | None = None  # block length that was asked for by name, or None
+    # what else of ours is done for it: ``"lookup"``, ``"patience"``, ``"draft"`` (beside
+    # the target, where the device's are late), by the board ``"hush"``, and by both
+    # ``"leaves"``
     helps: frozenset[str] = frozenset()
 
     @property

@@ -40,15 +40,10 @@ class StuckError(RuntimeError):
 
 @dataclass(frozen=True)
 class TextJob:
-    """A stream whose text is known beforehand.
+    """A stream whose text is known beforehand."""
 
-    Attributes:
-        text: What is written.
-        seed: Of the exits' dice.
-    """
-
-    text: Text
-    seed: int = 0
+    text: Text  # what is written
+    seed: int = 0  # of the exits' dice
     stop_ids: Sequence[int] = ()
 
     @property
@@ -67,17 +62,11 @@ class TextJob:
 
 @dataclass(frozen=True)
 class RealJob:
-    """A stream of real models in virtual time: their logits, and a profile's clock.
+    """A stream of real models in virtual time: their logits, and a profile's clock."""
 
-    Attributes:
-        model: The draft, shared by all streams of the device, one after another.
-        prompt: Token ids.
-        stop_ids: Ids that end the text.
-    """
-
-    model: Model
-    prompt: Sequence[int]
-    stop_ids: Sequence[int] = ()
+    model: Model  # the draft, shared by all streams of the device, one after another
+    prompt: Sequence[int]  # token ids
+    stop_ids: Sequence[int] = ()  # ids that end the text
 
     def draft(self) -> Model:
         """Return the draft, its cache empty."""
@@ -90,69 +79,43 @@ class RealJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to simulate.
+    """What to simulate."""
 
-    Attributes:
-        profile: What things take.
-        scheme: How draft and target work together.
-        link: None takes the profile's.
-        source: Where texts come from; None makes synthetic ones from the profile.
-        block: Block length of schemes that have one; None takes the profile's.
-        controller: Another length policy than the scheme's: its spec, or one that all
-            streams share.
-        streams: How many, one after another, on each device.
-        tokens: Of each stream.
-        hours: End after so much virtual time, whatever `streams` says.
-        sessions: Devices at the same time on one verifier.
-        seed: Of everything random.
-        decode: Decode every frame.
-        job: Makes the job of stream ``i`` instead of `source`, for real models.
-        backend: Their target.
-        vocabulary: Ids on the connection are below this; None takes the profile's.
-    """
-
-    profile: Profile
-    scheme: Scheme
-    link: LinkSpec | None = None
+    profile: Profile  # what things take
+    scheme: Scheme  # how draft and target work together
+    link: LinkSpec | None = None  # none takes the profile's
+    # where texts come from; None makes synthetic ones from the profile
     source: Source | None = None
+    # block length of schemes that have one; None takes the profile's
     block: int | None = None
+    # another length policy than the scheme's: its spec, or one that all streams share
     controller: str | Controller | None = None
-    streams: int = 4
-    tokens: int = 256
-    hours: float | None = None
-    sessions: int = 1
-    seed: int = 1
-    decode: bool = False
+    streams: int = 4  # how many, one after another, on each device
+    tokens: int = 256  # of each stream
+    hours: float | None = None  # end after so much virtual time, whatever `streams` says
+    sessions: int = 1  # devices at the same time on one verifier
+    seed: int = 1  # of everything random
+    decode: bool = False  # decode every frame
+    # makes the job of stream ``i`` instead of `source`, for real models
     job: Callable[[int], Job] | None = None
-    backend: TargetBackend | None = None
+    backend: TargetBackend | None = None  # their target
+    # ids on the connection are below this; None takes the profile's
     vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave.
+    """What a run gave."""
 
-    Attributes:
-        plan: What was simulated.
-        link: Over which link.
-        controller: The length policy's name.
-        block: Its block length, or None.
-        streams: Results of all streams of all devices.
-        seconds: Virtual time of the run, from when the first user asks.
-        events: Things that happened.
-        forwards: Of the target for all streams, prompts apart.
-        busy_s: Seconds that the target was busy.
-    """
-
-    plan: Plan
-    link: LinkSpec
-    controller: str
-    block: int | None
-    streams: Sequence[StreamResult]
-    seconds: float
-    events: int
-    forwards: int
-    busy_s: float
+    plan: Plan  # what was simulated
+    link: LinkSpec  # over which link
+    controller: str  # the length policy's name
+    block: int | None  # its block length, or None
+    streams: Sequence[StreamResult]  # results of all streams of all devices
+    seconds: float  # virtual time of the run, from when the first user asks
+    events: int  # things that happened
+    forwards: int  # of the target for all streams, prompts apart
+    busy_s: float  # seconds that the target was busy
 
     @property
     def tokens(self) -> int:

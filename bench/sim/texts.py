@@ -25,23 +25,15 @@ _SURE = 30.0  # a logit that leaves nothing to the others
 
 @dataclass(frozen=True)
 class Text:
-    """One stream's text.
+    """One stream's text."""
 
-    Attributes:
-        prompt: Its prompt.
-        tokens: What the target writes after it.
-        proposals: What the draft proposes at each of these places, its context right.
-        confidence: The draft's probability of each proposal.
-        second: The draft's second choice at each place.
-        width: Ids are below this: the width of the logits.
-    """
-
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
+    prompt: tuple[int, ...]  # its prompt
+    tokens: tuple[int, ...]  # what the target writes after it
+    # what the draft proposes at each of these places, its context right
     proposals: tuple[int, ...]
-    confidence: tuple[float, ...]
-    second: tuple[int, ...]
-    width: int
+    confidence: tuple[float, ...]  # the draft's probability of each proposal
+    second: tuple[int, ...]  # the draft's second choice at each place
+    width: int  # ids are below this: the width of the logits
 
     @property
     def right(self) -> list[bool]:
@@ -62,22 +54,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Luck:
-    """How often the draft is right, and how that varies along the text.
+    """How often the draft is right, and how that varies along the text."""
 
-    Attributes:
-        name: As it was asked for.
-        rate: Long-run share of right proposals (before any step).
-        correlation: Of neighbouring positions (a two-state Markov chain).
-        other: A second rate, for texts that go to and fro between two regimes.
-        dwell: Mean length of a stretch of one regime, tokens.
-        steps: ``(token, rate)``: from that token of the whole run on, another rate.
-    """
-
-    name: str
-    rate: float
-    correlation: float = 0.0
+    name: str  # as it was asked for
+    rate: float  # long-run share of right proposals (before any step)
+    correlation: float = 0.0  # of neighbouring positions (a two-state Markov chain)
+    # a second rate, for texts that go to and fro between two regimes
     other: float | None = None
-    dwell: float = 64.0
+    dwell: float = 64.0  # mean length of a stretch of one regime, tokens
+    # ``(token, rate)``: from that token of the whole run on, another rate
     steps: tuple[tuple[int, float], ...] = ()
 
     def rates(self, start: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,17 +15,13 @@ OK, WARN, FAIL, SKIP = "ok", "warn", "fail", "skip"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        exit_code: What a failure ends the command with: 3 this machine, 4 the
-            verifier, 5 the draft.
-    """
+    """One thing that was looked at."""
 
     name: str  # what, in a word or two
     status: str  # ``ok``, ``warn`` (a draft runs all the same), ``fail`` or ``skip``
     detail: str  # what was found, one sentence
     fix: str = ""  # one command that mends it, or ""
+    # what a failure ends the command with: 3 this machine, 4 the verifier, 5 the draft
     exit_code: int = 3
 
     def to_dict(self) -> dict[str, Any]:

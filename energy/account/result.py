@@ -19,23 +19,10 @@ LEAST_COVERAGE = 0.5  # below it a total would say more about the holes than the
 
 @dataclass(frozen=True)
 class EnergyResult:
-    """Energy of one window.
-
-    Attributes:
-        energy_j: Gross energy, or None: then ``why_null`` says why.  Never a silent 0.
-        coverage: Share of the window that samples cover; what lies between is bridged,
-            and the uncertainty has the most that it may hide.
-        uncertainty: 95 % half-width and its terms; None with ``energy_j``.
-        net_j: Gross minus baseline; None when smaller than one step of the sensor.
-        net_uncertainty_j: 95 % half-width of it: the offset cancels, the baseline's own
-            noise does not.
-        by_rail: Joules of each rail; parts are inside the total, never beside it.
-        by_scope: Joules of other totals of the board.
-        flags: ``coarse``, ``gaps``, ``stuck``, ``throttled``, ``mode changed``, ...
-        context: Power mode, clocks and temperatures at start and end.
-    """
+    """Energy of one window."""
 
     label: str  # what was measured
+    # gross energy, or None: then ``why_null`` says why. Never a silent 0.
     energy_j: float | None
     source: str  # name of the source
     kind: str  # ``"measured"`` or ``"modelled"``
@@ -43,19 +30,28 @@ class EnergyResult:
     rails: tuple[str, ...] = ()  # the rails that were added up
     duration_s: float = 0.0  # length of the window
     samples: int = 0  # samples inside it
+    # share of the window that samples cover; what lies between is bridged, and the
+    # uncertainty has the most that it may hide
     coverage: float | None = None
     mean_w: float | None = None  # mean power over the whole window, holes bridged
     max_w: float | None = None  # largest sample
     step_w: float | None = None  # smallest change that the sensor can show
+    # 95 % half-width and its terms; None with ``energy_j``
     uncertainty: Uncertainty | None = None
     baseline_w: float | None = None  # idle power that ``net_j`` was taken against
+    # gross minus baseline; None when smaller than one step of the sensor
     net_j: float | None = None
+    # 95 % half-width of it: the offset cancels, the baseline's own noise does not
     net_uncertainty_j: float | None = None
+    # joules of each rail; parts are inside the total, never beside it
     by_rail: Mapping[str, float] = field(default_factory=dict)
+    # joules of other totals of the board
     by_scope: Mapping[str, float] = field(default_factory=dict)
+    # ``coarse``, ``gaps``, ``stuck``, ``throttled``, ``mode changed``, ...
     flags: tuple[str, ...] = ()
     why_null: str = ""  # one sentence
     notes: tuple[str, ...] = ()  # sentences about source and total
+    # power mode, clocks and temperatures at start and end
     context: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -17,32 +17,25 @@ monotonic_ns: Clock = time.monotonic_ns
 
 
 class Reading(NamedTuple):
-    """One look at the rails.
-
-    Attributes:
-        joules: Running counters, for sources that count; their differences are exact,
-            so the meter prefers them to ``watts``.
-    """
+    """One look at the rails."""
 
     t_ns: int  # nanoseconds of the monotonic clock: the middle of the read
     watts: dict[str, float]  # of each rail that could be read; one that could not is absent
+    # running counters, for sources that count; their differences are exact, so the meter
+    # prefers them to ``watts``
     joules: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Response:
-    """How a sensor sees a changing power: what phases shorter than it can be told by.
+    """How a sensor sees a changing power: what phases shorter than it can be told by."""
 
-    Attributes:
-        lag_s: Least and most seconds from the end of what a reading averages over to
-            its stamp.
-        window_s: Least and most seconds that a reading averages over.
-        jitter_s: The moment of a reading is spread over so many seconds: a sensor that
-            renews each 7 ms and is read at any moment.
-    """
-
+    # least and most seconds from the end of what a reading averages over to its stamp
     lag_s: tuple[float, float] = (0.0, 0.0)
+    # least and most seconds that a reading averages over
     window_s: tuple[float, float] = (0.0, 0.0)
+    # the moment of a reading is spread over so many seconds: a sensor that renews each 7 ms
+    # and is read at any moment
     jitter_s: float = 0.0
     how: str = ""  # where that is known from, for the report
 

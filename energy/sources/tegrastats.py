@@ -29,12 +29,9 @@ MAX_SAMPLE = 65536  # bytes; real samples have 200 to 900
 
 
 class Sample(NamedTuple):
-    """One tegrastats sample.
+    """One tegrastats sample."""
 
-    Attributes:
-        stamp: ``(month, day, year, hour, minute, second)``, local time, or None.
-    """
-
+    # ``(month, day, year, hour, minute, second)``, local time, or None
     stamp: tuple[int, ...] | None
     rails: tuple[str, ...]  # names in order, ``NC`` included
     now_mw: tuple[int, ...]  # power, milliwatt, same order

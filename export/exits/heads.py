@@ -187,15 +187,11 @@ def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Observed:
-    """What an exit says about a text.
+    """What an exit says about a text."""
 
-    Attributes:
-        sure: ``(n,)`` probability of its most likely token at each position.
-        right: ``(n,)`` whether that is the target's own.
-    """
-
+    # ``(n,)`` probability of its most likely token at each position
     sure: NDArray[np.float32]
-    right: NDArray[np.bool_]
+    right: NDArray[np.bool_]  # ``(n,)`` whether that is the target's own
 
 
 @torch.no_grad()

@@ -22,17 +22,11 @@ _BATCH = 64  # documents that are encoded at a time
 
 @dataclass(frozen=True)
 class Text:
-    """One kind of text; every kind counts the same in calibration.
+    """One kind of text; every kind counts the same in calibration."""
 
-    Attributes:
-        name: For tables.
-        train: ``(n,)`` ids that the exits learn from.
-        held_out: ``(n,)`` ids that they have not seen.
-    """
-
-    name: str
-    train: Ids
-    held_out: Ids
+    name: str  # for tables
+    train: Ids  # ``(n,)`` ids that the exits learn from
+    held_out: Ids  # ``(n,)`` ids that they have not seen
 
 
 def read_texts(

@@ -33,23 +33,14 @@ _FIRST_CACHE = "past.0.key"  # the whole graph asks it for the number of cached 
 
 @dataclass(frozen=True)
 class HeadNames:
-    """What stands between the last layer and the logits of a target graph.
+    """What stands between the last layer and the logits of a target graph."""
 
-    Attributes:
-        norm: The operator of the last norm.
-        biased: Whether it has a bias.
-        head: The head's weight, ``(V, hidden)``.
-        vocab_size: Rows of the head.
-        hidden: Width of the hidden state.
-        layers: Layers of the target.
-    """
-
-    norm: onnx.NodeProto
-    biased: bool
-    head: str
-    vocab_size: int
-    hidden: int
-    layers: int
+    norm: onnx.NodeProto  # the operator of the last norm
+    biased: bool  # whether it has a bias
+    head: str  # the head's weight, ``(V, hidden)``
+    vocab_size: int  # rows of the head
+    hidden: int  # width of the hidden state
+    layers: int  # layers of the target
 
 
 def head_of(model: onnx.ModelProto) -> HeadNames:

@@ -39,15 +39,10 @@ _GROUP = 128  # inputs that are watched in one pass
 
 @dataclass(frozen=True)
 class Texts:
-    """What the gate reads and what calibrates, both written by the model.
+    """What the gate reads and what calibrates, both written by the model."""
 
-    Attributes:
-        judge: For the gate.
-        calibrate: For GPTQ.
-    """
-
-    judge: tuple[tuple[int, ...], ...]
-    calibrate: tuple[tuple[int, ...], ...]
+    judge: tuple[tuple[int, ...], ...]  # for the gate
+    calibrate: tuple[tuple[int, ...], ...]  # for GPTQ
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says of the gate's text."""

@@ -32,15 +32,10 @@ def area(width, height):
 
 @dataclass(frozen=True)
 class Limit:
-    """What a precision must reach.
+    """What a precision must reach."""
 
-    Attributes:
-        difference: Largest logit difference over the largest logit, or None.
-        agreement: Least share of positions with the same most likely token.
-    """
-
-    difference: float | None
-    agreement: float
+    difference: float | None  # largest logit difference over the largest logit, or None
+    agreement: float  # least share of positions with the same most likely token
 
 
 LIMITS = {
@@ -55,25 +50,16 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported model is from its checkpoint.
+    """How far an exported model is from its checkpoint."""
 
-    Attributes:
-        against: Whose logits were taken as right.
-        tokens: Compared positions.
-        max_difference: Largest absolute logit difference.
-        max_logit: Largest absolute logit of the checkpoint.
-        agreement: Share of positions with the same most likely token.
-        kl: Mean divergence from the checkpoint's distribution, in nats, where measured.
-        by_chunk: Agreement by tokens a step, where measured.
-    """
-
-    against: str
-    tokens: int
-    max_difference: float
-    max_logit: float
-    agreement: float
+    against: str  # whose logits were taken as right
+    tokens: int  # compared positions
+    max_difference: float  # largest absolute logit difference
+    max_logit: float  # largest absolute logit of the checkpoint
+    agreement: float  # share of positions with the same most likely token
+    # mean divergence from the checkpoint's distribution, in nats, where measured
     kl: float | None = None
-    by_chunk: dict[str, float] | None = None
+    by_chunk: dict[str, float] | None = None  # agreement by tokens a step, where measured
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says."""

@@ -53,21 +53,13 @@ Moments = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Rounded:
-    """A matrix in blocks.
+    """A matrix in blocks."""
 
-    Attributes:
-        steps: ``(N, blocks, BLOCK)`` uint8, one number a byte.
-        scales: ``(N, blocks)``.
-        zeros: ``(N, blocks)`` uint8, or None for the middle.
-        bits: 4 or 8.
-        width: Numbers of a row that count; a last block may be longer.
-    """
-
-    steps: NDArray[np.uint8]
-    scales: Array
-    zeros: NDArray[np.uint8] | None
-    bits: int
-    width: int
+    steps: NDArray[np.uint8]  # ``(N, blocks, BLOCK)`` uint8, one number a byte
+    scales: Array  # ``(N, blocks)``
+    zeros: NDArray[np.uint8] | None  # ``(N, blocks)`` uint8, or None for the middle
+    bits: int  # 4 or 8
+    width: int  # numbers of a row that count; a last block may be longer
 
     def values(self) -> Array:
         """Return the matrix ``(N, width)`` that the steps stand for."""

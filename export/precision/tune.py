@@ -22,23 +22,15 @@ _GAIN = 1.05
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a draft, and what was measured of it.
+    """One way to run a draft, and what was measured of it."""
 
-    Attributes:
-        engine: "onnxruntime" or "litert".
-        precision: "fp32", "int8", ...
-        threads: Threads inside one operator.
-        tokens_per_s: Drafted tokens.
-        acceptance: Share of drafted tokens that the target accepts, or None.
-        joules_per_token: Of drafting, or None.
-    """
-
-    engine: str
-    precision: str
-    threads: int
-    tokens_per_s: float
+    engine: str  # "onnxruntime" or "litert"
+    precision: str  # "fp32", "int8", ...
+    threads: int  # threads inside one operator
+    tokens_per_s: float  # drafted tokens
+    # share of drafted tokens that the target accepts, or None
     acceptance: float | None = None
-    joules_per_token: float | None = None
+    joules_per_token: float | None = None  # of drafting, or None
 
     @property
     def accepted_per_s(self) -> float | None:
@@ -62,19 +54,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best candidates.
+    """The best candidates."""
 
-    Attributes:
-        per_second: Most accepted tokens a second.
-        per_joule: Most accepted tokens a joule, or None.
-        why_no_joules: Why not, or "".
-        warnings: What the choice rests on less than firmly.
-    """
-
-    per_second: Candidate
-    per_joule: Candidate | None
-    why_no_joules: str
-    warnings: tuple[str, ...]
+    per_second: Candidate  # most accepted tokens a second
+    per_joule: Candidate | None  # most accepted tokens a joule, or None
+    why_no_joules: str  # why not, or ""
+    warnings: tuple[str, ...]  # what the choice rests on less than firmly
 
 
 def choose(candidates: Sequence[Candidate], *, why_no_joules: str = "") -> Choice:

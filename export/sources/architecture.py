@@ -37,33 +37,10 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a graph of the model needs to know.
+    """What a graph of the model needs to know."""
 
-    Attributes:
-        model_type: As in ``config.json``.
-        family: What that stands for.
-        context: Positions to serve.
-        eps: Of the norms.
-        activation: "silu", "gelu" or "gelu_tanh".
-        ropes: The rotations that its layers use.
-        rope_of: For each layer an index into ``ropes``, -1 for none.
-        windows: For each layer how many tokens it looks back on, its own included; 0
-            for all.
-        tied: The head is the embedding.
-        parallel: Attention and MLP read the same residual.
-        score_scale: Of the products of queries and keys.
-        embedding_scale: Of the embedding's rows.
-        residual_scale: Of what attention and MLP add.
-        logit_scale: Of the logits.
-        score_cap: Bound of the scores, by ``tanh``; 0 for none.
-        logit_cap: Bound of the logits, the same.
-        positions: Rows of a table of positions.
-        convs: For each layer the length of its kernel, where it convolves its last inputs
-            instead of attending; 0 where it attends.
-    """
-
-    model_type: str
-    family: Family
+    model_type: str  # as in ``config.json``
+    family: Family  # what that stands for
     layers: int
     hidden: int
     heads: int
@@ -71,21 +48,24 @@ class Architecture:
     head_dim: int
     feed_forward: int
     vocab_size: int
-    context: int
-    eps: float
-    activation: str
-    ropes: tuple[Rope, ...]
-    rope_of: tuple[int, ...]
+    context: int  # positions to serve
+    eps: float  # of the norms
+    activation: str  # "silu", "gelu" or "gelu_tanh"
+    ropes: tuple[Rope, ...]  # the rotations that its layers use
+    rope_of: tuple[int, ...]  # for each layer an index into ``ropes``, -1 for none
+    # for each layer how many tokens it looks back on, its own included; 0 for all
     windows: tuple[int, ...]
-    tied: bool
-    parallel: bool
-    score_scale: float
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    logit_scale: float = 1.0
-    score_cap: float = 0.0
-    logit_cap: float = 0.0
-    positions: int = 0
+    tied: bool  # the head is the embedding
+    parallel: bool  # attention and MLP read the same residual
+    score_scale: float  # of the products of queries and keys
+    embedding_scale: float = 1.0  # of the embedding's rows
+    residual_scale: float = 1.0  # of what attention and MLP add
+    logit_scale: float = 1.0  # of the logits
+    score_cap: float = 0.0  # bound of the scores, by ``tanh``; 0 for none
+    logit_cap: float = 0.0  # bound of the logits, the same
+    positions: int = 0  # rows of a table of positions
+    # for each layer the length of its kernel, where it convolves its last inputs instead of
+    # attending; 0 where it attends
     convs: tuple[int, ...] = ()
 
     @property

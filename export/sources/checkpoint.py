@@ -24,21 +24,13 @@ _BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose config, tensors and tokenizer fit each other.
+    """A checkpoint whose config, tensors and tokenizer fit each other."""
 
-    Attributes:
-        folder: Where it lies.
-        architecture: Its shape.
-        parameters: For each parameter the file that holds it.
-        bos_id: What a prompt starts with, or None.
-        eos_ids: What ends a text.
-    """
-
-    folder: Path
-    architecture: Architecture
-    parameters: Mapping[str, TensorFile]
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
+    folder: Path  # where it lies
+    architecture: Architecture  # its shape
+    parameters: Mapping[str, TensorFile]  # for each parameter the file that holds it
+    bos_id: int | None  # what a prompt starts with, or None
+    eos_ids: tuple[int, ...]  # what ends a text
 
     @property
     def name(self) -> str:

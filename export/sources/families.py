@@ -11,64 +11,45 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Names:
-    """Where a family keeps its weights; "" for what it does not have.
-
-    Attributes:
-        layer: Prefix of a layer, with ``{}`` for its number.
-        qkv: Three projections, or one that holds all.
-        before_attention: Norm of what attention reads.
-        after_attention: Norm of what attention gives.
-        up: Of the MLP; gate and up in one where ``gate`` is the same name.
-        conv_in: Of a layer that convolves instead of attending: B, C and x in one.
-        conv: Its kernel, one for each channel.
-        conv_out: Its output.
-    """
+    """Where a family keeps its weights; "" for what it does not have."""
 
     embedding: str = "model.embed_tokens"
     positions: str = ""
-    layer: str = "model.layers.{}."
+    layer: str = "model.layers.{}."  # prefix of a layer, with ``{}`` for its number
     final: str = "model.norm"
     head: str = "lm_head"
-    before_attention: str = "input_layernorm"
-    after_attention: str = ""
+    before_attention: str = "input_layernorm"  # norm of what attention reads
+    after_attention: str = ""  # norm of what attention gives
     before_mlp: str = "post_attention_layernorm"
     after_mlp: str = ""
+    # three projections, or one that holds all
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     q_norm: str = ""
     k_norm: str = ""
     out: str = "self_attn.o_proj"
     gate: str = "mlp.gate_proj"
+    # of the MLP; gate and up in one where ``gate`` is the same name
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+    # of a layer that convolves instead of attending: B, C and x in one
     conv_in: str = "conv.in_proj"
-    conv: str = "conv.conv"
-    conv_out: str = "conv.out_proj"
+    conv: str = "conv.conv"  # its kernel, one for each channel
+    conv_out: str = "conv.out_proj"  # its output
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a ``model_type`` stands for beside its sizes.
-
-    Attributes:
-        norm: "rms" or "layer" (with a bias).
-        norm_shift: Added to a norm's weight.
-        interleaved: The one projection holds q, k, v head by head.
-        conv: Weights of linear layers are stored as ``(in, out)``.
-        activation: Where the config names none.
-        partial: Rotated share of a head, where the config names none.
-        tied: Whether the head is the embedding, where the config says nothing.
-        every: Layers until one that slides no window; 0 where all slide alike.
-    """
+    """What a ``model_type`` stands for beside its sizes."""
 
     names: Names = Names()
-    norm: str = "rms"
-    norm_shift: float = 0.0
-    interleaved: bool = False
-    conv: bool = False
-    activation: str = "silu"
-    partial: float = 1.0
-    tied: bool = False
-    every: int = 0
+    norm: str = "rms"  # "rms" or "layer" (with a bias)
+    norm_shift: float = 0.0  # added to a norm's weight
+    interleaved: bool = False  # the one projection holds q, k, v head by head
+    conv: bool = False  # weights of linear layers are stored as ``(in, out)``
+    activation: str = "silu"  # where the config names none
+    partial: float = 1.0  # rotated share of a head, where the config names none
+    tied: bool = False  # whether the head is the embedding, where the config says nothing
+    every: int = 0  # layers until one that slides no window; 0 where all slide alike
 
 
 _HEAD_NORMS = Names(q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")

@@ -23,27 +23,17 @@ else:
 
 @dataclass(frozen=True)
 class Pair:
-    """A draft for a board and a target for a server that share a tokenizer.
+    """A draft for a board and a target for a server that share a tokenizer."""
 
-    Args:
-        draft: ``owner/name`` on the hub.
-        target: Likewise.
-        draft_size: Parameters, as its makers say.
-        target_size: Likewise.
-        licence: Of both.
-        vocabulary: Token ids.
-        measured: The page with draftwire's own figures; "" where there are none.
-        wheel: A wheel on the package index that holds the draft as a GGUF file: its
-            ``name``, ``version`` and ``sha256``, and the ``file`` inside.
-    """
-
-    draft: str
-    target: str
-    draft_size: str
-    target_size: str
-    licence: str
-    vocabulary: int
-    measured: str = ""
+    draft: str  # ``owner/name`` on the hub
+    target: str  # likewise
+    draft_size: str  # parameters, as its makers say
+    target_size: str  # likewise
+    licence: str  # of both
+    vocabulary: int  # token ids
+    measured: str = ""  # the page with draftwire's own figures; "" where there are none
+    # a wheel on the package index that holds the draft as a GGUF file: its ``name``,
+    # ``version`` and ``sha256``, and the ``file`` inside
     wheel: Mapping[str, str] | None = None
 
 

@@ -50,16 +50,11 @@ class Fields:
 
 @dataclass(frozen=True)
 class Rope:
-    """One rotation.
+    """One rotation."""
 
-    Attributes:
-        rates: ``(rotated / 2,)`` radians per position.
-        factor: Of the rotated queries and keys.
-        context: Positions that it holds for, where that is fewer than the model's.
-    """
-
-    rates: Rates
-    factor: float = 1.0
+    rates: Rates  # ``(rotated / 2,)`` radians per position
+    factor: float = 1.0  # of the rotated queries and keys
+    # positions that it holds for, where that is fewer than the model's
     context: int | None = None
 
 

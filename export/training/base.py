@@ -35,24 +35,15 @@ _BESIDE = (
 
 @dataclass(frozen=True)
 class Base:
-    """A base that can be trained on or distilled.
+    """A base that can be trained on or distilled."""
 
-    Attributes:
-        model: Of transformers, all of it frozen.
-        architecture: Its shape.
-        tokenizer: Its ``tokenizer.json``.
-        name: For manifests and reports.
-        bos_id: What a prompt starts with, or None.
-        eos_ids: What ends a text.
-        package: The target package that it comes from, or None for a checkpoint.
-    """
-
-    model: Any
-    architecture: Architecture
-    tokenizer: Path
-    name: str
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
+    model: Any  # of transformers, all of it frozen
+    architecture: Architecture  # its shape
+    tokenizer: Path  # its ``tokenizer.json``
+    name: str  # for manifests and reports
+    bos_id: int | None  # what a prompt starts with, or None
+    eos_ids: tuple[int, ...]  # what ends a text
+    # the target package that it comes from, or None for a checkpoint
     package: TargetPackage | None = None
 
 

@@ -25,15 +25,10 @@ from draftwire.packages.exits import torch_stack
 
 @dataclass(frozen=True)
 class Weights:
-    """Of the parts of the loss beside the divergence from the teacher.
+    """Of the parts of the loss beside the divergence from the teacher."""
 
-    Attributes:
-        hard: Cross-entropy with the text itself.
-        feature: Regression on the teacher's last states.
-    """
-
-    hard: float = 0.1
-    feature: float = 0.1
+    hard: float = 0.1  # cross-entropy with the text itself
+    feature: float = 0.1  # regression on the teacher's last states
 
 
 def make_draft(base: Any, *, anchor_layers: int, trained_layers: int) -> Any:

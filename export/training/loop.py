@@ -37,40 +37,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train.
+    """How long and how fast to train."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch: Tokens per step.
-        micro: Tokens per micro-batch, a multiple of the longest length.
-        lengths: ``(fraction of steps, sequence length)``, in order.
-        lr: Peak learning rate of AdamW (embeddings, norms, biases).
-        matrix_lr: Peak learning rate of Muon (hidden matrices).
-        warmup: Steps of linear warm-up.
-        decay: Last fraction of the steps over which the rate falls to zero.
-        weight_decay: On matrices alone.
-        seed: Of data order.
-        workers: Processes on a CPU; with 1, torch's own threads.
-        save_every: Seconds between checkpoints.
-        precision: "float32", "bfloat16" (weights stay float32), or "auto": bfloat16
-            on CUDA and on CPUs with matrix units for it, where it is faster.
-        watch_every: Steps between two looks at how good the model is; 0 for none.
-    """
-
-    steps: int
-    batch: int = 12288
-    micro: int = 2048
+    steps: int  # optimiser steps
+    batch: int = 12288  # tokens per step
+    micro: int = 2048  # tokens per micro-batch, a multiple of the longest length
+    # ``(fraction of steps, sequence length)``, in order
     lengths: tuple[tuple[float, int], ...] = ((0.75, 256), (1.0, 1024))
-    lr: float = 3e-3
-    matrix_lr: float = 6e-3
-    warmup: int = 25
-    decay: float = 0.6
-    weight_decay: float = 0.1
-    seed: int = 1
-    workers: int = 1
-    save_every: float = 120.0
+    lr: float = 3e-3  # peak learning rate of AdamW (embeddings, norms, biases)
+    matrix_lr: float = 6e-3  # peak learning rate of Muon (hidden matrices)
+    warmup: int = 25  # steps of linear warm-up
+    decay: float = 0.6  # last fraction of the steps over which the rate falls to zero
+    weight_decay: float = 0.1  # on matrices alone
+    seed: int = 1  # of data order
+    workers: int = 1  # processes on a CPU; with 1, torch's own threads
+    save_every: float = 120.0  # seconds between checkpoints
+    # "float32", "bfloat16" (weights stay float32), or "auto": bfloat16 on CUDA and on CPUs
+    # with matrix units for it, where it is faster
     precision: str = "auto"
-    watch_every: int = 0
+    watch_every: int = 0  # steps between two looks at how good the model is; 0 for none
 
     def length_at(self, step: int) -> int:
         """Return the tokens of a row at a step."""
@@ -85,15 +70,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stream:
-    """Token streams with their shares of each batch.
+    """Token streams with their shares of each batch."""
 
-    Attributes:
-        paths: One ``.npy`` file of ids per source.
-        shares: Their weights; normalised here.
-    """
-
-    paths: tuple[Path, ...]
-    shares: tuple[float, ...]
+    paths: tuple[Path, ...]  # one ``.npy`` file of ids per source
+    shares: tuple[float, ...]  # their weights; normalised here
 
     @cached_property
     def _streams(self) -> list[Any]:

@@ -26,17 +26,11 @@ def common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class Judged(NamedTuple):
-    """What a verdict says of one block.
+    """What a verdict says of one block."""
 
-    Attributes:
-        offset: Of the first of its tokens that is judged now.
-        judged: How many are.
-        accepted: How many of them became text.
-    """
-
-    offset: int
-    judged: int
-    accepted: int
+    offset: int  # of the first of its tokens that is judged now
+    judged: int  # how many are
+    accepted: int  # how many of them became text
 
 
 @dataclass

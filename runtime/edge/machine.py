@@ -139,17 +139,11 @@ class _Alone(enum.Enum):
 
 @dataclass
 class _Hand:
-    """The block in hand: drafts of the main line from index ``start`` on.
+    """The block in hand: drafts of the main line from index ``start`` on."""
 
-    Attributes:
-        start: See above.
-        quota: The length it shall have; None before it begins.
-        ready: It may leave.
-    """
-
-    start: int = 0
-    quota: int | None = None
-    ready: bool = False
+    start: int = 0  # see above
+    quota: int | None = None  # the length it shall have; None before it begins
+    ready: bool = False  # it may leave
 
 
 @dataclass

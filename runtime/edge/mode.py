@@ -18,22 +18,6 @@ _MAX_PIPELINE = 64
 class Mode:
     """How a stream hides the network.
 
-    Attributes:
-        objective: ``"cost"``: the verifier runs the target only when a block is there;
-            ``"latency"``: it decodes on without waiting and judges drafts as they come;
-            ``"auto"``: the controller decides, at any moment.
-        pipeline: At most so many blocks are in flight; 1 waits for every verdict. A race
-            sends every block at once, whatever this says.
-        preempt: What is drafted while verdicts are out. ``"guess"``: the next block, as
-            if every token in flight will be accepted; ``"exits"``: what the target's
-            early exits expect; ``"outcomes"``: then the likeliest other outcomes.
-        cut: A verdict that leaves nothing in flight sends a block that is not finished.
-        batch: Send pieces of so many tokens of a block that is still being drafted; 0
-            sends whole blocks.
-        max_forwards: Of the target for each token of text, with ``"auto"``.
-        hush: In a race, a draft step that the news will probably void is not begun; of
-            use where the verifier serves nobody else and its forwards are long.
-
     Raises:
         ConfigError: A value is unknown or out of range.
 
@@ -43,12 +27,25 @@ class Mode:
         https://arxiv.org/abs/2605.13319.
     """
 
+    # ``"cost"``: the verifier runs the target only when a block is there; ``"latency"``: it
+    # decodes on without waiting and judges drafts as they come; ``"auto"``: the controller
+    # decides, at any moment
     objective: str = "cost"
+    # at most so many blocks are in flight; 1 waits for every verdict. A race sends every
+    # block at once, whatever this says.
     pipeline: int = 1
+    # what is drafted while verdicts are out. ``"guess"``: the next block, as if every token
+    # in flight will be accepted; ``"exits"``: what the target's early exits expect;
+    # ``"outcomes"``: then the likeliest other outcomes.
     preempt: frozenset[str] = frozenset({"guess"})
+    # a verdict that leaves nothing in flight sends a block that is not finished
     cut: bool = False
+    # send pieces of so many tokens of a block that is still being drafted; 0 sends whole
+    # blocks
     batch: int = 0
-    max_forwards: float = 1.0
+    max_forwards: float = 1.0  # of the target for each token of text, with ``"auto"``
+    # in a race, a draft step that the news will probably void is not begun; of use where
+    # the verifier serves nobody else and its forwards are long
     hush: bool = False
 
     def __post_init__(self) -> None:

@@ -16,15 +16,11 @@ __all__ = ["Verdict", "read_verdict", "tally", "told"]
 
 
 class Verdict(NamedTuple):
-    """What a commit says.
+    """What a commit says."""
 
-    Attributes:
-        tokens: New tokens of the text.
-        correction: The last of them, when it was drawn here and the verifier has yet to
-            be told; else None.
-    """
-
-    tokens: Sequence[Token]
+    tokens: Sequence[Token]  # new tokens of the text
+    # the last of them, when it was drawn here and the verifier has yet to be told; else
+    # None
     correction: int | None
 
 

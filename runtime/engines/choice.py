@@ -31,17 +31,11 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Hint:
-    """How a board shall run a draft, as ``draftwire bench device --tune`` found.
+    """How a board shall run a draft, as ``draftwire bench device --tune`` found."""
 
-    Attributes:
-        engine: "onnxruntime" or "litert".
-        precision: "int8", ...
-        threads: Threads inside one operator.
-    """
-
-    engine: str
-    precision: str
-    threads: int
+    engine: str  # "onnxruntime" or "litert"
+    precision: str  # "int8", ...
+    threads: int  # threads inside one operator
 
 
 def board_hint(package: DraftPackage) -> tuple[Hint | None, str]:

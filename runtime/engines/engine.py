@@ -16,25 +16,15 @@ __all__ = ["Engine", "ModelSpec"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What an engine must know of the model before it opens the file.
+    """What an engine must know of the model before it opens the file."""
 
-    Attributes:
-        layers: Transformer layers, each with one key and one value cache.
-        kv_heads: Key/value heads.
-        head_dim: Values per head.
-        vocab_size: Rows of the logits.
-        capacity: Tokens the KV cache shall hold.
-        graph: Form of the graph, as ``draft.json`` names it ("gqa", "concat", "static").
-        min_engine: Oldest engine version that loads the file, or "".
-    """
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    capacity: int
-    graph: str
-    min_engine: str = ""
+    layers: int  # transformer layers, each with one key and one value cache
+    kv_heads: int  # key/value heads
+    head_dim: int  # values per head
+    vocab_size: int  # rows of the logits
+    capacity: int  # tokens the KV cache shall hold
+    graph: str  # form of the graph, as ``draft.json`` names it ("gqa", "concat", "static")
+    min_engine: str = ""  # oldest engine version that loads the file, or ""
 
 
 class Engine(Protocol):

@@ -21,38 +21,24 @@ PUBLISHED = ("flexspec", "pipesd", "qsv", "ucb")
 
 @dataclass(frozen=True)
 class Round:
-    """What one commit taught about the costs.
+    """What one commit taught about the costs."""
 
-    Attributes:
-        t_s: When it came, seconds of the caller's clock.
-        tokens: New tokens of the text.
-        drafted: Drafted tokens that it judged; 0 when it answers no block.
-        accepted: Those that became text.
-        wait_s: From the sending of the block that it answers, or None.
-        network_s: ``wait_s`` without the verifier's own time; None where the block may
-            have waited behind another, so that nobody can tell.
-        queue_s: Seconds of queueing, told by the verifier.
-        compute_s: Seconds of the forward, told by the verifier.
-        up_bytes: On the wire, of the blocks that it answers.
-        rtt_s: Smoothed round trip of the link, or None while unknown.
-        up_bytes_s: Goodput up, bytes a second, or None while nothing tells it.
-        in_flight: Blocks that are still out after it.
-        late: What goes up piles up somewhere: a ping is overdue.
-    """
-
-    t_s: float
-    tokens: int
-    drafted: int
-    accepted: int
-    wait_s: float | None = None
+    t_s: float  # when it came, seconds of the caller's clock
+    tokens: int  # new tokens of the text
+    drafted: int  # drafted tokens that it judged; 0 when it answers no block
+    accepted: int  # those that became text
+    wait_s: float | None = None  # from the sending of the block that it answers, or None
+    # ``wait_s`` without the verifier's own time; None where the block may have waited
+    # behind another, so that nobody can tell
     network_s: float | None = None
-    queue_s: float = 0.0
-    compute_s: float = 0.0
-    up_bytes: int = 0
-    rtt_s: float | None = None
+    queue_s: float = 0.0  # seconds of queueing, told by the verifier
+    compute_s: float = 0.0  # seconds of the forward, told by the verifier
+    up_bytes: int = 0  # on the wire, of the blocks that it answers
+    rtt_s: float | None = None  # smoothed round trip of the link, or None while unknown
+    # goodput up, bytes a second, or None while nothing tells it
     up_bytes_s: float | None = None
-    in_flight: int = 0
-    late: bool = False
+    in_flight: int = 0  # blocks that are still out after it
+    late: bool = False  # what goes up piles up somewhere: a ping is overdue
 
 
 class Controller:

@@ -36,19 +36,12 @@ _BOUNDS = 6  # answers that may hold some waiting: the least of so many holds no
 
 
 class Mark(NamedTuple):
-    """A frame that went up.
+    """A frame that went up."""
 
-    Attributes:
-        t_s: When.
-        nbytes: Its size on the wire.
-        total: Bytes that went up until then, its own included.
-        queue_s: What it takes to leave each of the imagined uplinks, its own bytes
-            included.
-    """
-
-    t_s: float
-    nbytes: int
-    total: int
+    t_s: float  # when
+    nbytes: int  # its size on the wire
+    total: int  # bytes that went up until then, its own included
+    # what it takes to leave each of the imagined uplinks, its own bytes included
     queue_s: np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -41,19 +41,12 @@ _MAX_HEADER = 4096
 
 
 class Recall(NamedTuple):
-    """What the cache would write next.
+    """What the cache would write next."""
 
-    Attributes:
-        token: Its id.
-        confidence: How often repetitions of this length were right, of late.
-        matched: Length of the repetition.
-        at: Where in the log the token stands.
-    """
-
-    token: int
-    confidence: float
-    matched: int
-    at: int = -1
+    token: int  # its id
+    confidence: float  # how often repetitions of this length were right, of late
+    matched: int  # length of the repetition
+    at: int = -1  # where in the log the token stands
 
 
 class SuffixCache:

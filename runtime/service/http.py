@@ -83,17 +83,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Gate:
-    """Who may ask.
+    """Who may ask."""
 
-    Attributes:
-        token: Bearer token, or "" for everybody.
-        origins: Web pages whose browsers may ask; ``*`` for all.
-        hosts: Names of this machine, beside its addresses; None takes any: a socket that
-            only local programs reach has none.
-    """
-
-    token: str = ""
-    origins: tuple[str, ...] = ()
+    token: str = ""  # bearer token, or "" for everybody
+    origins: tuple[str, ...] = ()  # web pages whose browsers may ask; ``*`` for all
+    # names of this machine, beside its addresses; None takes any: a socket that only local
+    # programs reach has none
     hosts: tuple[str, ...] | None = None
 
     def check(self, request: Request) -> dict[str, str]:

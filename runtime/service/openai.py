@@ -45,33 +45,21 @@ Events = Iterator[Tuple[Optional[str], Dict[str, Any]]]  # their names and data
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for text.
+    """A request for text."""
 
-    Attributes:
-        kind: ``"chat"``, ``"text"`` or ``"response"``.
-        model: As the client calls it.
-        prompts: Text or ids each, or the messages of one conversation.
-        options: Of the streams.
-        choices: Answers to each prompt.
-        stream: Whether it is answered piece by piece.
-        usage: Whether a streamed answer ends with what it cost.
-        report: Whether the run report is wanted.
-        template_options: Variables of the chat template.
-        fields: What the request calls the options that go by another name there.
-    """
-
-    kind: str
-    model: str
-    prompts: list[Any]
-    options: Mapping[str, Any]
-    choices: int
-    stream: bool
-    usage: bool
-    report: bool
-    template_options: Mapping[str, Any] | None
+    kind: str  # ``"chat"``, ``"text"`` or ``"response"``
+    model: str  # as the client calls it
+    prompts: list[Any]  # text or ids each, or the messages of one conversation
+    options: Mapping[str, Any]  # of the streams
+    choices: int  # answers to each prompt
+    stream: bool  # whether it is answered piece by piece
+    usage: bool  # whether a streamed answer ends with what it cost
+    report: bool  # whether the run report is wanted
+    template_options: Mapping[str, Any] | None  # variables of the chat template
     tools: list[Any] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     parallel: bool = True
+    # what the request calls the options that go by another name there
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def field_of(self, option: str) -> str:

@@ -60,28 +60,18 @@ _SAVE_S = 60.0  # the state is written at most so often: SD cards wear
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """What a service is told.
+    """What a service is told."""
 
-    Attributes:
-        socket: Where it listens.
-        group: Group that may use it, or "" for the owner alone.
-        http: ``HOST:PORT`` where it listens as well, or "".
-        token: Who comes by that address must have it, unless it is "".
-        origins: Web pages that may ask.
-        tls: Of that address, or None for plain HTTP.
-        state: Folder for the counters, or None.
-        defaults: Options for ``generate`` that a request may override.
-        about: What the status says of the draft and of the settings.
-    """
-
-    socket: Path
-    group: str = ""
-    http: str = ""
-    token: str = ""
-    origins: tuple[str, ...] = ()
-    tls: ssl.SSLContext | None = None
-    state: Path | None = None
+    socket: Path  # where it listens
+    group: str = ""  # group that may use it, or "" for the owner alone
+    http: str = ""  # ``HOST:PORT`` where it listens as well, or ""
+    token: str = ""  # who comes by that address must have it, unless it is ""
+    origins: tuple[str, ...] = ()  # web pages that may ask
+    tls: ssl.SSLContext | None = None  # of that address, or None for plain HTTP
+    state: Path | None = None  # folder for the counters, or None
+    # options for ``generate`` that a request may override
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # what the status says of the draft and of the settings
     about: Mapping[str, Any] = field(default_factory=dict)
 
 

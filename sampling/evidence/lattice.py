@@ -14,17 +14,11 @@ import numpy as np
 
 
 class Lattice(NamedTuple):
-    """A law whose probabilities are ``weights / total``.
+    """A law whose probabilities are ``weights / total``."""
 
-    Attributes:
-        ids: ``(n,)`` int64 token ids, or None for all ids in order.
-        weights: ``(n,)`` int64, not negative.
-        total: Their sum.
-    """
-
-    ids: np.ndarray | None
-    weights: np.ndarray
-    total: int
+    ids: np.ndarray | None  # ``(n,)`` int64 token ids, or None for all ids in order
+    weights: np.ndarray  # ``(n,)`` int64, not negative
+    total: int  # their sum
 
     def weight(self, token: int) -> int:
         """Return the weight of ``token``, 0 outside the support."""

@@ -247,19 +247,12 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Rules:
-    """A grammar as one stream has it.
+    """A grammar as one stream has it."""
 
-    Attributes:
-        compiled: The grammar.
-        vocab_size: Ids of the stream are below this.
-        stop_ids: Ids that end its text.
-        forcing: What the grammar forces is text at once.
-    """
-
-    compiled: Compiled
-    vocab_size: int
-    stop_ids: tuple[int, ...] = ()
-    forcing: bool = True
+    compiled: Compiled  # the grammar
+    vocab_size: int  # ids of the stream are below this
+    stop_ids: tuple[int, ...] = ()  # ids that end its text
+    forcing: bool = True  # what the grammar forces is text at once
 
     def guide(self, start: int) -> Guide:
         """Return a guide for texts behind the first ``start`` ids of a sequence."""

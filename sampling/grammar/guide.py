@@ -16,34 +16,22 @@ _FAIR_S = 5e-3  # an id; the rule is some 20 to 100 us
 
 
 class Path(NamedTuple):
-    """A way on through a grammar.
+    """A way on through a grammar."""
 
-    Attributes:
-        ids: Chosen ids, each with those that the grammar forces behind it.
-        free: Places in ``ids`` of those that were chosen, rising.
-        ended: Nothing can follow.
-        valid: So many of the chosen ids the grammar allows; none behind the first that it
-            does not has forced ids behind it.
-    """
-
-    ids: tuple[int, ...]
-    free: tuple[int, ...]
-    ended: bool
+    ids: tuple[int, ...]  # chosen ids, each with those that the grammar forces behind it
+    free: tuple[int, ...]  # places in ``ids`` of those that were chosen, rising
+    ended: bool  # nothing can follow
+    # so many of the chosen ids the grammar allows; none behind the first that it does not
+    # has forced ids behind it
     valid: int
 
 
 class Place(NamedTuple):
-    """Where a text stands.
+    """Where a text stands."""
 
-    Attributes:
-        forced: Ids that are forced there.
-        content: The text may end behind those.
-        mask: ``(vocab,)`` bool, what may come behind them; nothing at the end.
-    """
-
-    forced: tuple[int, ...]
-    content: bool
-    mask: np.ndarray
+    forced: tuple[int, ...]  # ids that are forced there
+    content: bool  # the text may end behind those
+    mask: np.ndarray  # ``(vocab,)`` bool, what may come behind them; nothing at the end
 
 
 class Guide:

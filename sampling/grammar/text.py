@@ -18,17 +18,13 @@ _MAX_CHOICES = 1024
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a text may be.
+    """What a text may be."""
 
-    Attributes:
-        format: ``"json"``: a JSON schema; the text is JSON without white space between
-            its parts, properties in the schema's order. ``"regex"``: of the whole text,
-            in the syntax of Rust's regex crate. ``"lark"``: llguidance's dialect of Lark.
-        text: In that format.
-    """
-
+    # ``"json"``: a JSON schema; the text is JSON without white space between its parts,
+    # properties in the schema's order. ``"regex"``: of the whole text, in the syntax of
+    # Rust's regex crate. ``"lark"``: llguidance's dialect of Lark.
     format: str
-    text: str
+    text: str  # in that format
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

@@ -23,23 +23,14 @@ MAX_SECONDS = 86_400.0
 
 @dataclass(frozen=True)
 class Option:
-    """One option, as tables, flags and documents see it.
+    """One option, as tables, flags and documents see it."""
 
-    Attributes:
-        name: Of the argument; also the key in a file.
-        default: Its only default.
-        rule: What it takes.
-        help: One line.
-        secret: Its value is never shown, and it has no flag: others see those.
-        common: Help names it among the first.
-    """
-
-    name: str
-    default: Any
-    rule: Rule
-    help: str
-    secret: bool = False
-    common: bool = False
+    name: str  # of the argument; also the key in a file
+    default: Any  # its only default
+    rule: Rule  # what it takes
+    help: str  # one line
+    secret: bool = False  # its value is never shown, and it has no flag: others see those
+    common: bool = False  # help names it among the first
 
     @property
     def flag(self) -> str:

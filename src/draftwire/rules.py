@@ -17,20 +17,14 @@ _LONGEST = 4096  # characters of a word or a name
 
 @dataclass(frozen=True)
 class Rule:
-    """What values an option takes.
+    """What values an option takes."""
 
-    Attributes:
-        wants: In words, behind "it must be".
-        kind: ``int``, ``float``, ``bool``, ``str``, ``Path``, ``tuple`` (of texts), or
-            what turns a value into the right kind, or raises ValueError.
-        fits: Whether a value of that kind is one.
-        shown: What stands for it in a command's help.
-    """
-
-    wants: str
+    wants: str  # in words, behind "it must be"
+    # ``int``, ``float``, ``bool``, ``str``, ``Path``, ``tuple`` (of texts), or what turns a
+    # value into the right kind, or raises ValueError
     kind: Callable[[Any], Any]
-    fits: Callable[[Any], bool] = lambda value: True
-    shown: str = "TEXT"
+    fits: Callable[[Any], bool] = lambda value: True  # whether a value of that kind is one
+    shown: str = "TEXT"  # what stands for it in a command's help
     parsed: Callable[[str], Any] | None = None  # of a flag or the environment
 
     def read(self, value: object) -> Any:

@@ -27,23 +27,14 @@ _TOKENS = 700
 
 @dataclass(frozen=True)
 class Move:
-    """A link, and what becomes of it after eight seconds.
+    """A link, and what becomes of it after eight seconds."""
 
-    Attributes:
-        name: One line.
-        link: Before, with a rate.
-        rtt_s: Round trip afterwards; None leaves it.
-        up_bit_s: The uplink's rate afterwards; None leaves it.
-        outage_s: The link is gone for so long first.
-        bits: Evidence that a drafted token carries.
-    """
-
-    name: str
-    link: str
-    rtt_s: float | None = None
-    up_bit_s: float | None = None
-    outage_s: float = 0.0
-    bits: int = 0
+    name: str  # one line
+    link: str  # before, with a rate
+    rtt_s: float | None = None  # round trip afterwards; None leaves it
+    up_bit_s: float | None = None  # the uplink's rate afterwards; None leaves it
+    outage_s: float = 0.0  # the link is gone for so long first
+    bits: int = 0  # evidence that a drafted token carries
 
 
 MOVES = (

@@ -67,15 +67,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class Run:
-    """What one policy did.
+    """What one policy did."""
 
-    Attributes:
-        outcome: Of the simulation.
-        spend: ``(t_s, watts)`` at each change, for windows.
-    """
-
-    outcome: Outcome
-    spend: Sequence[tuple[float, float]]
+    outcome: Outcome  # of the simulation
+    spend: Sequence[tuple[float, float]]  # ``(t_s, watts)`` at each change, for windows
 
     @property
     def seconds(self) -> float:

@@ -38,27 +38,17 @@ from studies.grid.grid import bound_ms
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        traces: Files of ``t_s,mbit_s``; none leaves that table out.
-        profile: Timing profile.
-        rtt_ms: Round trip on the traces.
-        acceptance: As ``bench simulate`` has it.
-        modes: Of :data:`~studies.controllers.policies.MODES`.
-        tokens: Of a stream.
-        streams: One after another, with one controller.
-        seeds: Texts and links to average over.
-    """
-
-    traces: Sequence[Path] = ()
-    profile: str = "agx-a100-qwen"
-    rtt_ms: float = 80.0
-    acceptance: str = "0.8"
+    traces: Sequence[Path] = ()  # files of ``t_s,mbit_s``; none leaves that table out
+    profile: str = "agx-a100-qwen"  # timing profile
+    rtt_ms: float = 80.0  # round trip on the traces
+    acceptance: str = "0.8"  # as ``bench simulate`` has it
+    # of :data:`~studies.controllers.policies.MODES`
     modes: Sequence[str] = ("race", "pipeline", "ahead", "wait")
-    tokens: int = 300
-    streams: int = 2
-    seeds: int = 1
+    tokens: int = 300  # of a stream
+    streams: int = 2  # one after another, with one controller
+    seeds: int = 1  # texts and links to average over
 
 
 def _source(luck: str, seed: int, confidence: str = "calibrated") -> Synthetic:

@@ -28,40 +28,24 @@ from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
 @dataclass(frozen=True)
 class Probe:
-    """What is measured on.
+    """What is measured on."""
 
-    Attributes:
-        prompts: Prompts of a domain.
-        prompt_tokens: Their length.
-        count: Tokens that follow.
-        block: Drafts of a block.
-        seed: Of the prompts and of the noise.
-    """
-
-    prompts: int = 32
-    prompt_tokens: int = 40
-    count: int = 72
-    block: int = 4
-    seed: int = 7
+    prompts: int = 32  # prompts of a domain
+    prompt_tokens: int = 40  # their length
+    count: int = 72  # tokens that follow
+    block: int = 4  # drafts of a block
+    seed: int = 7  # of the prompts and of the noise
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a target says to its prompts.
+    """What a target says to its prompts."""
 
-    Attributes:
-        greedy: ``(prompts, prompt_tokens + count)`` ids.
-        sampled: The same at temperature 1.
-        noise: ``(count, prompts, vocab)`` Gumbel noise of ``sampled``.
-        chances: ``(prompts, count, vocab)`` the target's probabilities of ``sampled``.
-        probe: How it was asked.
-    """
-
-    greedy: Tensor
-    sampled: Tensor
-    noise: Tensor
-    chances: Tensor
-    probe: Probe
+    greedy: Tensor  # ``(prompts, prompt_tokens + count)`` ids
+    sampled: Tensor  # the same at temperature 1
+    noise: Tensor  # ``(count, prompts, vocab)`` Gumbel noise of ``sampled``
+    chances: Tensor  # ``(prompts, count, vocab)`` the target's probabilities of ``sampled``
+    probe: Probe  # how it was asked
 
     def facts(self) -> dict[str, float]:
         """Return how much the texts repeat themselves: distinct 4-grams over all."""

@@ -43,54 +43,34 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Version:
-    """One evolved target.
+    """One evolved target."""
 
-    Attributes:
-        name: For tables.
-        domains: What it reads (parts that the base has not seen).
-        steps: Of its LoRA training; 0 for a package.
-        free: The anchor is trained too.
-        package: An evolved target made elsewhere, or None.
-    """
-
-    name: str
-    domains: tuple[str, ...]
-    steps: int = 0
-    free: bool = False
-    package: Path | None = None
+    name: str  # for tables
+    domains: tuple[str, ...]  # what it reads (parts that the base has not seen)
+    steps: int = 0  # of its LoRA training; 0 for a package
+    free: bool = False  # the anchor is trained too
+    package: Path | None = None  # an evolved target made elsewhere, or None
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What everything may cost.
+    """What everything may cost."""
 
-    Attributes:
-        anchor_layers: Blocks that the frozen draft shares with the base.
-        trained_layers: Its trained blocks; an independent draft has as many in all.
-        draft_tokens: Tokens that the frozen draft reads; other drafts read what the
-            same arithmetic buys.
-        long: How many times that arithmetic the long independent draft gets.
-        retrain: Share of that arithmetic for a draft re-trained for one version, on
-            top of the frozen draft's.
-        pool_tokens: Tokens that the base reads once as a teacher for all drafts.
-        rank: Of the LoRA adapters.
-        batch: Tokens of a step.
-        length: Of a row of text.
-        seeds: Of the drafts.
-        lora_lr: Peak learning rate of the adapters.
-    """
-
-    anchor_layers: int = 2
-    trained_layers: int = 2
+    anchor_layers: int = 2  # blocks that the frozen draft shares with the base
+    trained_layers: int = 2  # its trained blocks; an independent draft has as many in all
+    # tokens that the frozen draft reads; other drafts read what the same arithmetic buys
     draft_tokens: int = 204_800
-    long: float = 8.0
+    long: float = 8.0  # how many times that arithmetic the long independent draft gets
+    # share of that arithmetic for a draft re-trained for one version, on top of the frozen
+    # draft's
     retrain: float = 0.5
+    # tokens that the base reads once as a teacher for all drafts
     pool_tokens: int = 600_000
-    rank: int = 16
-    batch: int = 2048
-    length: int = 256
-    seeds: tuple[int, ...] = (1, 2, 3)
-    lora_lr: float = 3e-3
+    rank: int = 16  # of the LoRA adapters
+    batch: int = 2048  # tokens of a step
+    length: int = 256  # of a row of text
+    seeds: tuple[int, ...] = (1, 2, 3)  # of the drafts
+    lora_lr: float = 3e-3  # peak learning rate of the adapters
 
     def steps(self, tokens: float) -> int:
         """Return the optimiser steps that read about ``tokens``."""
@@ -123,22 +103,14 @@ def flops_per_token(
 
 @dataclass
 class Workshop:
-    """Makes and finds the models of a study.
+    """Makes and finds the models of a study."""
 
-    Attributes:
-        base: The base target.
-        texts: What is read.
-        budget: What it may cost.
-        work: The study's folder.
-        say: Gets lines of progress.
-        made: What each model took: tokens, arithmetic, seconds.
-    """
-
-    base: Base
-    texts: Texts
-    budget: Budget
-    work: Path
-    say: Say
+    base: Base  # the base target
+    texts: Texts  # what is read
+    budget: Budget  # what it may cost
+    work: Path  # the study's folder
+    say: Say  # gets lines of progress
+    # what each model took: tokens, arithmetic, seconds
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def target(self, version: Version | None) -> Any:

@@ -22,12 +22,10 @@ class TeacherRows:
 
     The head makes the teacher's logits of them exactly, and they are smaller than a
     useful number of logits.  Each epoch is a shuffle of its own.
-
-    Attributes:
-        folder: Holds ``ids.npy`` ``(rows, length + 1)`` and ``last.npy`` ``(rows, length,
-            hidden)`` float16.
     """
 
+    # holds ``ids.npy`` ``(rows, length + 1)`` and ``last.npy`` ``(rows, length, hidden)``
+    # float16
     folder: Path
 
     @cached_property

@@ -14,17 +14,11 @@ Values = np.ndarray  # (seeds, prompts)
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean with its 95 % interval.
+    """A mean with its 95 % interval."""
 
-    Attributes:
-        mean: Over seeds and prompts.
-        low: End of the bootstrap interval.
-        high: Its other end.
-    """
-
-    mean: float
-    low: float
-    high: float
+    mean: float  # over seeds and prompts
+    low: float  # end of the bootstrap interval
+    high: float  # its other end
 
     def text(self, digits: int = 2) -> str:
         """Return ``mean [low, high]``."""
@@ -38,15 +32,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Acceptance of every arm against every target.
+    """Acceptance of every arm against every target."""
 
-    Attributes:
-        document: The study's document.
-        metric: "greedy" or "coupled" (accepted of a block), or "overlap".
-    """
-
-    document: Mapping[str, Any]
-    metric: str = "greedy"
+    document: Mapping[str, Any]  # the study's document
+    metric: str = "greedy"  # "greedy" or "coupled" (accepted of a block), or "overlap"
 
     @property
     def evolved(self) -> list[str]:

@@ -38,27 +38,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and what it may cost.
+    """What is compared, and what it may cost."""
 
-    Attributes:
-        base: Hugging Face directory or target package.
-        work: Folder for everything that is trained; a second run goes on there.
-        domains: Texts beside the corpus.
-        corpus: Folder of the reference family's corpora, or None.
-        versions: Evolved targets, near to far.
-        budget: Of the trainings.
-        probe: Of the measurements.
-        arms: Which of ``ARMS``.
-    """
-
-    base: Path
-    work: Path
-    versions: tuple[Version, ...]
-    domains: tuple[Domain, ...] = ()
-    corpus: Path | None = None
-    budget: Budget = Budget()
-    probe: Probe = Probe()
-    arms: tuple[str, ...] = ARMS
+    base: Path  # hugging Face directory or target package
+    work: Path  # folder for everything that is trained; a second run goes on there
+    versions: tuple[Version, ...]  # evolved targets, near to far
+    domains: tuple[Domain, ...] = ()  # texts beside the corpus
+    corpus: Path | None = None  # folder of the reference family's corpora, or None
+    budget: Budget = Budget()  # of the trainings
+    probe: Probe = Probe()  # of the measurements
+    arms: tuple[str, ...] = ARMS  # which of ``ARMS``
 
 
 def parse_version(text: str) -> Version:

@@ -29,34 +29,22 @@ _LEAST = 400  # tokens of a part: a few prompts with their continuations
 
 @dataclass(frozen=True)
 class Domain:
-    """One kind of text.
+    """One kind of text."""
 
-    Attributes:
-        name: Short, for tables.
-        path: Its file.
-        new: The base and the drafts never see it.
-        share: Of the drafts' training text.
-    """
-
-    name: str
-    path: Path
-    new: bool = False
-    share: float = 1.0
+    name: str  # short, for tables
+    path: Path  # its file
+    new: bool = False  # the base and the drafts never see it
+    share: float = 1.0  # of the drafts' training text
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The streams of a study.
+    """The streams of a study."""
 
-    Attributes:
-        folder: Holds ``<domain>.<part>.npy``.
-        shares: Of each domain in the drafts' training text; new ones are absent.
-        tokens: ``{domain: {part: tokens}}``.
-    """
-
-    folder: Path
+    folder: Path  # holds ``<domain>.<part>.npy``
+    # of each domain in the drafts' training text; new ones are absent
     shares: Mapping[str, float]
-    tokens: Mapping[str, Mapping[str, int]]
+    tokens: Mapping[str, Mapping[str, int]]  # ``{domain: {part: tokens}}``
 
     def path(self, domain: str, part: str) -> Path:
         """Return where a stream lies."""

@@ -22,23 +22,14 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Domain:
-    """One corpus file and its share of the base mixture.
+    """One corpus file and its share of the base mixture."""
 
-    Attributes:
-        name: Short name, used in files and cards.
-        file: File name inside the corpus folder.
-        share: Fraction of the base target's training tokens.
-        seen: Fraction of the documents that the base may read.
-        separator: Text between documents.
-        pack: Documents joined into one training document (tiny documents).
-    """
-
-    name: str
-    file: str
-    share: float
-    seen: float
-    separator: str
-    pack: int = 1
+    name: str  # short name, used in files and cards
+    file: str  # file name inside the corpus folder
+    share: float  # fraction of the base target's training tokens
+    seen: float  # fraction of the documents that the base may read
+    separator: str  # text between documents
+    pack: int = 1  # documents joined into one training document (tiny documents)
 
 
 DOMAINS = (

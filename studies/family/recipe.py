@@ -38,17 +38,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evolution:
-    """How one evolved target is made.
+    """How one evolved target is made."""
 
-    Attributes:
-        version: Its name, e.g. ``"v2"``.
-        domains: What it reads (the parts that the base has not seen).
-        steps: Optimiser steps.
-    """
-
-    version: str
-    domains: tuple[str, ...]
-    steps: int
+    version: str  # its name, e.g. ``"v2"``.
+    domains: tuple[str, ...]  # what it reads (the parts that the base has not seen)
+    steps: int  # optimiser steps
 
 
 @dataclass(frozen=True)

@@ -19,26 +19,18 @@ _BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Server:
-    """An A100-80 with an 8B target in float16, from its data sheet.
+    """An A100-80 with an 8B target in float16, from its data sheet."""
 
-    Attributes:
-        weights_s: A forward reads 16.1 GB at 80 % of 2.04 TB/s.
-        token_s: 2 x 8.03e9 operations a token, at half of 312 TFLOP/s.
-        kv_token_bytes: Llama-3.1-8B: 32 layers x 2 x 8 heads x 128 x 2 bytes.
-        kv_bytes_s: What attention reads, at 80 % of the bandwidth.
-        launch_s: What a forward takes besides.
-        kv_bytes: What weights leave of the memory.
-        draft_s: A forward of a 1B draft beside the target (2.5 GB), one token a stream.
-        hour: What an hour of it costs, in dollars; an assumption, all costs scale with it.
-    """
-
-    weights_s: float = 16.1e9 / 1.63e12
+    weights_s: float = 16.1e9 / 1.63e12  # a forward reads 16.1 GB at 80 % of 2.04 TB/s
+    # 2 x 8.03e9 operations a token, at half of 312 TFLOP/s
     token_s: float = 2 * 8.03e9 / 156e12
-    kv_token_bytes: int = 131072
-    kv_bytes_s: float = 1.63e12
-    launch_s: float = 0.001
-    kv_bytes: float = 60e9
+    kv_token_bytes: int = 131072  # llama-3.1-8B: 32 layers x 2 x 8 heads x 128 x 2 bytes
+    kv_bytes_s: float = 1.63e12  # what attention reads, at 80 % of the bandwidth
+    launch_s: float = 0.001  # what a forward takes besides
+    kv_bytes: float = 60e9  # what weights leave of the memory
+    # a forward of a 1B draft beside the target (2.5 GB), one token a stream
     draft_s: float = 2.5e9 / 1.63e12 + 0.0005
+    # what an hour of it costs, in dollars; an assumption, all costs scale with it
     hour: float = 2.0
 
     def forward(self, tokens: int, context: int) -> float:
@@ -49,59 +41,37 @@ class Server:
 
 @dataclass(frozen=True)
 class Board:
-    """A device: an Orin Nano with a draft of 0.1B to 0.5B, and its way to the cloud.
+    """A device: an Orin Nano with a draft of 0.1B to 0.5B, and its way to the cloud."""
 
-    Attributes:
-        step_s: A drafted token.
-        acceptance: Of each drafted token, independent of the others.
-        block: Drafted tokens of a block.
-        colocated_block: Of the draft beside the target.
-        rtt_s: Median round trip; each device has its own, with a spread of a factor 1.5.
-    """
-
-    step_s: float = 0.008
-    acceptance: float = 0.75
-    block: int = 4
-    colocated_block: int = 3
+    step_s: float = 0.008  # a drafted token
+    acceptance: float = 0.75  # of each drafted token, independent of the others
+    block: int = 4  # drafted tokens of a block
+    colocated_block: int = 3  # of the draft beside the target
+    # median round trip; each device has its own, with a spread of a factor 1.5
     rtt_s: float = 0.040
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a device wants: now and then a text.
+    """What a device wants: now and then a text."""
 
-    Attributes:
-        think_s: Mean pause between two texts.
-        prompt: Tokens of a prompt.
-        text: Mean tokens of a text.
-        slow_s: Seconds a token that 95 of 100 texts must keep.
-    """
-
-    think_s: float = 30.0
-    prompt: int = 400
-    text: float = 120.0
-    slow_s: float = 0.060
+    think_s: float = 30.0  # mean pause between two texts
+    prompt: int = 400  # tokens of a prompt
+    text: float = 120.0  # mean tokens of a text
+    slow_s: float = 0.060  # seconds a token that 95 of 100 texts must keep
 
 
 @dataclass
 class Outcome:
-    """What a verifier did.
+    """What a verifier did."""
 
-    Attributes:
-        tokens: Committed.
-        forwards: Of the target.
-        busy_s: Time in them (and in those of a draft beside it).
-        seconds: Of the run.
-        token_s: Seconds a token of each text, its first token apart.
-        peak_kv_bytes: Most that the KV of running texts took.
-    """
-
-    tokens: int = 0
-    forwards: int = 0
-    busy_s: float = 0.0
-    seconds: float = 0.0
+    tokens: int = 0  # committed
+    forwards: int = 0  # of the target
+    busy_s: float = 0.0  # time in them (and in those of a draft beside it)
+    seconds: float = 0.0  # of the run
+    # seconds a token of each text, its first token apart
     token_s: list[float] = field(default_factory=list)
-    peak_kv_bytes: float = 0.0
+    peak_kv_bytes: float = 0.0  # most that the KV of running texts took
 
     def slow_token_s(self) -> float:
         """Return what 95 of 100 texts keep; infinite without a text."""

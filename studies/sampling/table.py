@@ -32,30 +32,19 @@ if TYPE_CHECKING:
 class Settings:
     """What to run.
 
-    Attributes:
-        block: Drafted tokens of each block (K).
-        temperature: Of the schemes that sample; the others run at 0.
-        top_k: As in ``SamplingParams``.
-        top_p: As in ``SamplingParams``.
-        seed: Of the first prompt; each further one adds 1.
-        tokens: New tokens for each prompt.
-        prompts: How many prompts at most.
-        prompt_tokens: Length of the prompts cut from a file.
-        schemes: Names; empty takes all.
-
     Raises:
         ConfigError: A value is out of range, or a scheme is unknown.
     """
 
-    block: int = 4
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 1.0
-    seed: int = 1
-    tokens: int = 64
-    prompts: int = 12
-    prompt_tokens: int = 32
-    schemes: tuple[str, ...] = ()
+    block: int = 4  # drafted tokens of each block (K)
+    temperature: float = 0.8  # of the schemes that sample; the others run at 0
+    top_k: int = 50  # as in ``SamplingParams``
+    top_p: float = 1.0  # as in ``SamplingParams``
+    seed: int = 1  # of the first prompt; each further one adds 1
+    tokens: int = 64  # new tokens for each prompt
+    prompts: int = 12  # how many prompts at most
+    prompt_tokens: int = 32  # length of the prompts cut from a file
+    schemes: tuple[str, ...] = ()  # names; empty takes all
 
     def __post_init__(self) -> None:
         if not 1 <= self.block <= MAX_BLOCK:

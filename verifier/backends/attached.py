@@ -427,23 +427,14 @@ class AttachedTarget:
 
 @dataclass
 class AttachedLoader:
-    """Makes a target of a folder, whose model a server has.
+    """Makes a target of a folder, whose model a server has."""
 
-    Attributes:
-        engine: Address of the server.
-        engine_model: Which of its models; "" for the first.
-        engine_key: File with its bearer token.
-        engine_timeout_s: For one of its answers.
-        slots: Streams at the same time.
-        context: Most tokens of a stream; None takes what the server says.
-    """
-
-    engine: str
-    engine_model: str = ""
-    engine_key: Path | None = None
-    engine_timeout_s: float = 60.0
-    slots: int = 16
-    context: int | None = None
+    engine: str  # address of the server
+    engine_model: str = ""  # which of its models; "" for the first
+    engine_key: Path | None = None  # file with its bearer token
+    engine_timeout_s: float = 60.0  # for one of its answers
+    slots: int = 16  # streams at the same time
+    context: int | None = None  # most tokens of a stream; None takes what the server says
 
     def __call__(self, path: Path) -> AttachedTarget:
         """Attach to the server; ``path`` holds the tokenizer.

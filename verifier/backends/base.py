@@ -53,24 +53,19 @@ ExitListener = Callable[[int, List["np.ndarray[Any, Any]"]], None]
 
 @dataclass(frozen=True)
 class SlotInput:
-    """New tokens of one session for a forward.
+    """New tokens of one session for a forward."""
 
-    Attributes:
-        slot: The KV slot, from ``TargetBackend.allocate``.
-        start: Position of the first token; at most the slot's length, and below it
-            means a rewind to ``start`` first.
-        tokens: ``(n,)`` int64 token ids, ``n >= 1``.
-        rows: How many rows of logits to return, those of the last ``rows`` tokens; 0
-            while a prompt is only being read.
-        leaves: The last tokens are leaves: of each, how many of the tokens in front it
-            stands behind. Its place is theirs to fill, but nothing looks at it, it is not
-            kept, and ``rows`` counts it. Only where the backend takes them.
-    """
-
-    slot: int
+    slot: int  # the KV slot, from ``TargetBackend.allocate``
+    # position of the first token; at most the slot's length, and below it means a rewind to
+    # ``start`` first
     start: int
-    tokens: np.ndarray[Any, Any]
+    tokens: np.ndarray[Any, Any]  # ``(n,)`` int64 token ids, ``n >= 1``
+    # how many rows of logits to return, those of the last ``rows`` tokens; 0 while a prompt
+    # is only being read
     rows: int
+    # the last tokens are leaves: of each, how many of the tokens in front it stands behind.
+    # Its place is theirs to fill, but nothing looks at it, it is not kept, and ``rows``
+    # counts it. Only where the backend takes them.
     leaves: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -176,18 +171,14 @@ class Form:
     on the engine at hand: because its shapes do not depend on what was asked (``alone``),
     or because the engine's kernels have no other order for shapes of that kind, which
     :meth:`SlotTarget.settle` tries out.
-
-    Attributes:
-        window: Forwards begin at its multiples and end before the next; what is in the
-            cache since then is computed again. 0 begins where the input does.
-        rows: New tokens and wanted logits are padded to a multiple of it.
-        columns: So is what attention looks back on.
-        alone: One input a forward, its row and column counts a function of its window.
     """
 
+    # forwards begin at its multiples and end before the next; what is in the cache since
+    # then is computed again. 0 begins where the input does.
     window: int = 0
-    rows: int = 1
-    columns: int = 1
+    rows: int = 1  # new tokens and wanted logits are padded to a multiple of it
+    columns: int = 1  # so is what attention looks back on
+    # one input a forward, its row and column counts a function of its window
     alone: bool = False
 
     def cut(

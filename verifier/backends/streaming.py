@@ -47,66 +47,47 @@ __all__ = [
 
 
 class Order(NamedTuple):
-    """A stream that an engine shall keep.
+    """A stream that an engine shall keep."""
 
-    Attributes:
-        tokens: Ids of the prompt and, after a lost link, of the text so far.
-        end: The text, its prompt included, ends when it is so long.
-        stop_ids: It ends with any of these, which belong to it.
-        params: How tokens are chosen, at absolute positions (``len(tokens)`` is the first).
-        vocab_size: Only ids below it may be.
-    """
-
-    tokens: tuple[int, ...]
-    end: int
-    stop_ids: tuple[int, ...]
+    tokens: tuple[int, ...]  # ids of the prompt and, after a lost link, of the text so far
+    end: int  # the text, its prompt included, ends when it is so long
+    stop_ids: tuple[int, ...]  # it ends with any of these, which belong to it
+    # how tokens are chosen, at absolute positions (``len(tokens)`` is the first)
     params: SamplingParams
-    vocab_size: int
+    vocab_size: int  # only ids below it may be
 
 
 class Push(NamedTuple):
     """What a stream wants, in place of all that it wanted before.
 
     All positions count from the beginning of the prompt.
-
-    Attributes:
-        epoch: Branch of the drafts, told back with what becomes of them.
-        base: Position of the first draft; the text may be longer by now. Drafts that
-            repeat it are skipped.
-        drafts: Ids to be judged.
-        asks: Go on until the text is so long. Ends when the drafts contradict the text:
-            then it is the device's turn.
-        ahead: Go on until the text is so long whatever becomes of the drafts.
     """
 
-    epoch: int
+    epoch: int  # branch of the drafts, told back with what becomes of them
+    # position of the first draft; the text may be longer by now. Drafts that repeat it are
+    # skipped.
     base: int
-    drafts: tuple[int, ...]
+    drafts: tuple[int, ...]  # ids to be judged
+    # go on until the text is so long. Ends when the drafts contradict the text: then it is
+    # the device's turn.
     asks: int
-    ahead: int
+    ahead: int  # go on until the text is so long whatever becomes of the drafts
 
 
 class Step(NamedTuple):
-    """What an engine has decided about a stream in one forward.
+    """What an engine has decided about a stream in one forward."""
 
-    Attributes:
-        tokens: Ids that the text grows by; none to say that the engine works, on a long
-            prompt for instance.
-        drafted: How many drafts were judged to get there; those at the beginning of
-            ``tokens`` that equal them are accepted, and one token follows (none, where the
-            text ends).
-        epoch: Of the push that they came from.
-        queue_s: Seconds that the push waited.
-        compute_s: Seconds of the forward.
-        forward: The engine's own number of that forward, shared by all streams in it; 0
-            where it is not known.
-    """
-
+    # ids that the text grows by; none to say that the engine works, on a long prompt for
+    # instance
     tokens: tuple[int, ...]
+    # how many drafts were judged to get there; those at the beginning of ``tokens`` that
+    # equal them are accepted, and one token follows (none, where the text ends)
     drafted: int = 0
-    epoch: int = 0
-    queue_s: float = 0.0
-    compute_s: float = 0.0
+    epoch: int = 0  # of the push that they came from
+    queue_s: float = 0.0  # seconds that the push waited
+    compute_s: float = 0.0  # seconds of the forward
+    # the engine's own number of that forward, shared by all streams in it; 0 where it is
+    # not known
     forward: int = 0
 
 

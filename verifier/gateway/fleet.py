@@ -27,25 +27,15 @@ SPARE = 1.25  # of the mean: more connections than that are too many for one ver
 
 @dataclass
 class Replica:
-    """One verifier.
+    """One verifier."""
 
-    Attributes:
-        url: Where it is.
-        name: In its certificate, where ``url`` has an address in its place.
-        drain: It gets no new streams.
-        state: ``"ok"``, ``"draining"`` or ``"down"``.
-        full_until: In the loop's time: it has no room until then.
-        connections: Ours to it.
-        streams: Opened and resumed there so far.
-    """
-
-    url: str
-    name: str = ""
-    drain: bool = False
-    state: str = "ok"
-    full_until: float = 0.0
-    connections: int = 0
-    streams: int = 0
+    url: str  # where it is
+    name: str = ""  # in its certificate, where ``url`` has an address in its place
+    drain: bool = False  # it gets no new streams
+    state: str = "ok"  # ``"ok"``, ``"draining"`` or ``"down"``
+    full_until: float = 0.0  # in the loop's time: it has no room until then
+    connections: int = 0  # ours to it
+    streams: int = 0  # opened and resumed there so far
 
 
 class Fleet:

@@ -50,19 +50,12 @@ def must_be(kind: type[T], message: object) -> T:
 
 
 class Result(NamedTuple):
-    """How one row ended.
+    """How one row ended."""
 
-    Attributes:
-        name: What was tried.
-        section: Of PROTOCOL.md.
-        result: ``"conforms"``, ``"fails"`` or ``"not tested"``.
-        detail: Why not, or how much was tried.
-    """
-
-    name: str
-    section: str
-    result: str
-    detail: str
+    name: str  # what was tried
+    section: str  # of PROTOCOL.md
+    result: str  # ``"conforms"``, ``"fails"`` or ``"not tested"``
+    detail: str  # why not, or how much was tried
 
 
 class Row(NamedTuple):

@@ -43,24 +43,15 @@ class LimitError(RefusedError):
 
 @dataclass(frozen=True)
 class Account:
-    """One token and what it allows; None is no limit beyond the verifier's own.
+    """One token and what it allows; None is no limit beyond the verifier's own."""
 
-    Attributes:
-        token: What devices show.
-        name: For logs, metrics and error messages.
-        sessions: Streams at the same time.
-        context: Longest sequence in tokens.
-        blocks_per_s: Blocks a second, over :data:`BURST_S`.
-        bytes_per_s: Message bytes a second from the devices, likewise.
-        frames_per_s: Frames of any kind a second, by default :data:`FRAMES_PER_S`.
-    """
-
-    token: str
-    name: str = "default"
-    sessions: int | None = None
-    context: int | None = None
-    blocks_per_s: float | None = None
-    bytes_per_s: float | None = None
+    token: str  # what devices show
+    name: str = "default"  # for logs, metrics and error messages
+    sessions: int | None = None  # streams at the same time
+    context: int | None = None  # longest sequence in tokens
+    blocks_per_s: float | None = None  # blocks a second, over :data:`BURST_S`
+    bytes_per_s: float | None = None  # message bytes a second from the devices, likewise
+    # frames of any kind a second, by default :data:`FRAMES_PER_S`
     frames_per_s: float | None = None
 
 

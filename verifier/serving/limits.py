@@ -34,59 +34,39 @@ class Rate:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what one device can take.
+    """Bounds on what one device can take."""
 
-    Attributes:
-        connections: Devices at the same time.
-        strangers: Sockets at the same time whose device has not said hello.
-        knocks_per_s: Connections a second from one address, over four seconds.
-        frames_per_s: Frames a second that are read of one connection, of any kind; of one
-            token four times that.
-        bytes_per_s: Bytes a second that are read of one connection.
-        context: Longest sequence in tokens; None leaves the target's own.
-        block: Most drafted tokens of one block.
-        waiting: Most drafted tokens of a stream that wait for judgement.
-        streams: At the same time on one connection.
-        progress_s: Seconds between two words of progress while a stream waits for the
-            target.
-        message_bytes: Longest frame from a device.
-        hello_s: Seconds to upgrade, and to greet after that.
-        idle_s: Seconds without a frame before a silent device is shown out.
-        ping_s: Seconds between two pings, and for the answer: a link that is half open
-            is noticed within twice that.
-        send_s: Seconds that a device may take to read one message.
-        resume_s: Seconds that a stream waits for its device after a lost link; 0 keeps
-            none.
-        parked: Streams that wait so, at most.
-        parked_bytes: Memory of their texts, at most.
-        prefixes: Texts of one account that are kept when they have ended, so that the
-            next turn need not send and read them again; 0 keeps none.
-        lookup: Tokens that a forward may judge beside the drafts because they followed
-            the same words in the stream's text before; 0 looks nothing up.
-        leaves: Second choices of the device's that it may judge; 0 takes none.
-    """
-
-    connections: int = 64
-    strangers: int = 64
-    knocks_per_s: float = 50.0
+    connections: int = 64  # devices at the same time
+    strangers: int = 64  # sockets at the same time whose device has not said hello
+    knocks_per_s: float = 50.0  # connections a second from one address, over four seconds
+    # frames a second that are read of one connection, of any kind; of one token four times
+    # that
     frames_per_s: float = 1000.0
-    bytes_per_s: float = 16 << 20
-    context: int | None = None
-    block: int = 64
-    waiting: int = 256
-    streams: int = 16
+    bytes_per_s: float = 16 << 20  # bytes a second that are read of one connection
+    context: int | None = None  # longest sequence in tokens; None leaves the target's own
+    block: int = 64  # most drafted tokens of one block
+    waiting: int = 256  # most drafted tokens of a stream that wait for judgement
+    streams: int = 16  # at the same time on one connection
+    # seconds between two words of progress while a stream waits for the target
     progress_s: float = 1.0
-    message_bytes: int = MAX_FRAME
-    hello_s: float = 10.0
-    idle_s: float = 300.0
+    message_bytes: int = MAX_FRAME  # longest frame from a device
+    hello_s: float = 10.0  # seconds to upgrade, and to greet after that
+    idle_s: float = 300.0  # seconds without a frame before a silent device is shown out
+    # seconds between two pings, and for the answer: a link that is half open is noticed
+    # within twice that
     ping_s: float = 20.0
-    send_s: float = 15.0
+    send_s: float = 15.0  # seconds that a device may take to read one message
+    # seconds that a stream waits for its device after a lost link; 0 keeps none
     resume_s: float = 120.0
-    parked: int = 1024
-    parked_bytes: int = 64 << 20
+    parked: int = 1024  # streams that wait so, at most
+    parked_bytes: int = 64 << 20  # memory of their texts, at most
+    # texts of one account that are kept when they have ended, so that the next turn need
+    # not send and read them again; 0 keeps none
     prefixes: int = 8
+    # tokens that a forward may judge beside the drafts because they followed the same words
+    # in the stream's text before; 0 looks nothing up
     lookup: int = 4
-    leaves: int = 0
+    leaves: int = 0  # second choices of the device's that it may judge; 0 takes none
 
     def __post_init__(self) -> None:
         for name, value, most in (

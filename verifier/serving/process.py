@@ -38,58 +38,36 @@ log = logging.getLogger("draftwire.verifier")
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve.
+    """How to serve."""
 
-    Attributes:
-        targets: Packages or checkpoint folders.
-        targets_dir: Folder whose ``*.target`` packages come and go while it runs.
-        scan_s: Seconds between two looks at ``targets_dir``.
-        default: Target of devices that ask for none; "" means the newest.
-        loader: Makes backends of paths.
-        host: Address to listen on.
-        port: 0 takes a free one.
-        accounts: Who may connect; none for everyone.
-        token_file: Holds them, in their place.
-        tls: Certificate, key and the client authority (or None), or None for plain.
-        insecure: Allow plain connections off loopback.
-        limits: Of each device.
-        trusted: Proxies whose ``X-Forwarded-For`` names devices in logs.
-        wire_log: File for wire events.
-        origins: Pages whose scripts may connect.
-        names: Further names that requests may be for.
-        admin: Address of health and metrics without a token.
-        batch_tokens: Most tokens in one forward.
-        batch: Most streams in one forward.
-        prefill_chunk: Most tokens of one prompt in one forward.
-        impatient: No forward of a race is held back for drafts.
-        draft: Makes what drafts beside a target, or None.
-        drain_s: Seconds that running streams may take at the end.
-        fleet: Verifiers to pass streams on to, in place of targets.
-    """
-
-    targets: tuple[Path, ...] = ()
+    targets: tuple[Path, ...] = ()  # packages or checkpoint folders
+    # folder whose ``*.target`` packages come and go while it runs
     targets_dir: Path | None = None
-    scan_s: float = 5.0
-    default: str = ""
+    scan_s: float = 5.0  # seconds between two looks at ``targets_dir``
+    default: str = ""  # target of devices that ask for none; "" means the newest
+    # makes backends of paths
     loader: Callable[[Path], TargetBackend | StreamBackend] = field(default_factory=Loader)
-    host: str = "127.0.0.1"
-    port: int = 8765
-    accounts: tuple[Account, ...] = ()
-    token_file: Path | None = None
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 8765  # 0 takes a free one
+    accounts: tuple[Account, ...] = ()  # who may connect; none for everyone
+    token_file: Path | None = None  # holds them, in their place
+    # certificate, key and the client authority (or None), or None for plain
     tls: tuple[Path, Path, Path | None] | None = None
-    insecure: bool = False
-    limits: Limits = field(default_factory=Limits)
-    trusted: tuple[str, ...] = ()
-    wire_log: Path | None = None
-    origins: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    admin: tuple[str, int] | None = None
-    batch_tokens: int = 512
-    batch: int = 64
-    prefill_chunk: int = 128
-    impatient: bool = False
+    insecure: bool = False  # allow plain connections off loopback
+    limits: Limits = field(default_factory=Limits)  # of each device
+    trusted: tuple[str, ...] = ()  # proxies whose ``X-Forwarded-For`` names devices in logs
+    wire_log: Path | None = None  # file for wire events
+    origins: tuple[str, ...] = ()  # pages whose scripts may connect
+    names: tuple[str, ...] = ()  # further names that requests may be for
+    admin: tuple[str, int] | None = None  # address of health and metrics without a token
+    batch_tokens: int = 512  # most tokens in one forward
+    batch: int = 64  # most streams in one forward
+    prefill_chunk: int = 128  # most tokens of one prompt in one forward
+    impatient: bool = False  # no forward of a race is held back for drafts
+    # makes what drafts beside a target, or None
     draft: Callable[[TargetBackend], Drafts | None] | None = None
-    drain_s: float = 10.0
+    drain_s: float = 10.0  # seconds that running streams may take at the end
+    # verifiers to pass streams on to, in place of targets
     fleet: Callable[[], Fleet] | None = None
 
 

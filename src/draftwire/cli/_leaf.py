@@ -35,21 +35,15 @@ from draftwire.rules import number, whole
 
 
 class Leaf(NamedTuple):
-    """One command that runs.
+    """One command that runs."""
 
-    Attributes:
-        summary: One line for the list of commands.
-        run: ``"module:function"``, which gets the parsed arguments and returns the exit
-            code; imported when it runs.
-        flags: Its flags, a line each.
-        about: For its own help, if more than the summary.
-        more: Adds flags that are made of something else, such as options.
-    """
-
-    summary: str
+    summary: str  # one line for the list of commands
+    # ``"module:function"``, which gets the parsed arguments and returns the exit code;
+    # imported when it runs
     run: str
-    flags: str = ""
-    about: str = ""
+    flags: str = ""  # its flags, a line each
+    about: str = ""  # for its own help, if more than the summary
+    # adds flags that are made of something else, such as options
     more: Callable[[argparse.ArgumentParser], object] | None = None
 
 

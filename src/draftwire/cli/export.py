@@ -48,19 +48,12 @@ _FLAGS = flag_lines("""
 
 @dataclass(frozen=True)
 class Job:
-    """One thing that can be made.
+    """One thing that can be made."""
 
-    Attributes:
-        call: ``module:function``, which gets the source and the flags by name.
-        flags: Names of ``_FLAGS``; those with ``!`` must be given.
-        settings: A class of :mod:`draftwire.export.settings` with more flags.
-        needs: Libraries beside onnx, onnxruntime and tokenizers.
-    """
-
-    call: str
-    flags: str
-    settings: str = ""
-    needs: tuple[str, ...] = ()
+    call: str  # ``module:function``, which gets the source and the flags by name
+    flags: str  # names of ``_FLAGS``; those with ``!`` must be given
+    settings: str = ""  # a class of :mod:`draftwire.export.settings` with more flags
+    needs: tuple[str, ...] = ()  # libraries beside onnx, onnxruntime and tokenizers
 
     def options(self) -> list[Option]:
         """Return what its settings can be."""

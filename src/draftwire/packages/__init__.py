@@ -119,18 +119,14 @@ class DraftPackage(_Package):
 
 @dataclass(frozen=True)
 class TargetPackage(_Package):
-    """A target on disk, checked, with the base that it builds on.
+    """A target on disk, checked, with the base that it builds on."""
 
-    Attributes:
-        version: The verifier's name for this state of the target, e.g. "v2".
-        base: The package whose graph and weights it uses, or None.
-        adapter: The LoRA file that is merged into the base's weights, or None.
-        exits: Its early exits, or None; an evolved target does not inherit any.
-    """
-
-    version: str = ""
+    version: str = ""  # the verifier's name for this state of the target, e.g. "v2".
+    # the package whose graph and weights it uses, or None
     base: TargetPackage | None = None
+    # the LoRA file that is merged into the base's weights, or None
     adapter: PackageFile | None = None
+    # its early exits, or None; an evolved target does not inherit any
     exits: Exits | None = None
 
     @property
@@ -143,29 +139,20 @@ class TargetPackage(_Package):
 
 @dataclass(frozen=True)
 class NewFile:
-    """A file to put into a package.
+    """A file to put into a package."""
 
-    Attributes:
-        source: Where it lies now, or its content.
-        details: What the manifest says about it besides hash and length:
-            engine, precision, graph, min_engine, parity.
-    """
-
-    source: Path | bytes
+    source: Path | bytes  # where it lies now, or its content
+    # what the manifest says about it besides hash and length: engine, precision, graph,
+    # min_engine, parity
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class NewExits:
-    """Early exits to put into a target package.
+    """Early exits to put into a target package."""
 
-    Attributes:
-        fields: Their section without format, target and files.
-        files: By file name.
-    """
-
-    fields: Mapping[str, Any]
-    files: Mapping[str, NewFile]
+    fields: Mapping[str, Any]  # their section without format, target and files
+    files: Mapping[str, NewFile]  # by file name
 
 
 def load_draft(path: str | Path) -> DraftPackage:

@@ -23,56 +23,37 @@ MAX_EXITS = 16
 
 @dataclass(frozen=True)
 class Exit:
-    """One early exit of a target.
+    """One early exit of a target."""
 
-    Attributes:
-        layer: After how many layers it sits.
-        threshold: Least probability of its most likely token for it to speak.
-        agreement: Share of the positions where it speaks at which it names the
-            target's own most likely token: what ``threshold`` was calibrated for.
-        measured: The same share on text that the calibration has not seen, or None.
-        speaks: Share of the positions of that text at which it speaks, or None.
-    """
-
-    layer: int
-    threshold: float
+    layer: int  # after how many layers it sits
+    threshold: float  # least probability of its most likely token for it to speak
+    # share of the positions where it speaks at which it names the target's own most likely
+    # token: what ``threshold`` was calibrated for
     agreement: float
+    # the same share on text that the calibration has not seen, or None
     measured: float | None = None
+    # share of the positions of that text at which it speaks, or None
     speaks: float | None = None
 
 
 @dataclass(frozen=True)
 class ExitPart:
-    """Some neighbouring layers of a target as a graph of their own.
+    """Some neighbouring layers of a target as a graph of their own."""
 
-    Attributes:
-        file: The graph.
-        first: Its first layer, from 0.
-        last: The layer behind its last one.
-        weights: Names of the tensors to supply.
-    """
-
-    file: PackageFile
-    first: int
-    last: int
-    weights: tuple[str, ...]
+    file: PackageFile  # the graph
+    first: int  # its first layer, from 0
+    last: int  # the layer behind its last one
+    weights: tuple[str, ...]  # names of the tensors to supply
 
 
 @dataclass(frozen=True)
 class Exits:
-    """The exits of a target package.
+    """The exits of a target package."""
 
-    Attributes:
-        exits: From the lowest up.
-        tensors: Their weights.
-        parts: The target in parts, one more than there are exits.
-        rank: Of their residuals.
-    """
-
-    exits: tuple[Exit, ...]
-    tensors: PackageFile
-    parts: tuple[ExitPart, ...]
-    rank: int
+    exits: tuple[Exit, ...]  # from the lowest up
+    tensors: PackageFile  # their weights
+    parts: tuple[ExitPart, ...]  # the target in parts, one more than there are exits
+    rank: int  # of their residuals
 
 
 def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | None:

@@ -33,18 +33,13 @@ DAMAGED = "copy or export the package again"
 
 @dataclass(frozen=True)
 class Family:
-    """Which models belong together.
+    """Which models belong together."""
 
-    Attributes:
-        name: For people.
-        backbone: Fingerprint of the anchor weights that draft and targets share,
-            64 hex digits, or None when they share none.
-        tokenizer: Fingerprint of the tokenizer, 64 hex digits.
-    """
-
-    name: str
+    name: str  # for people
+    # fingerprint of the anchor weights that draft and targets share, 64 hex digits, or None
+    # when they share none
     backbone: str | None
-    tokenizer: str
+    tokenizer: str  # fingerprint of the tokenizer, 64 hex digits
 
 
 @dataclass(frozen=True)
@@ -59,26 +54,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One file of a package, its content checked.
+    """One file of a package, its content checked."""
 
-    Attributes:
-        path: Where it lies.
-        sha256: Of its content, 64 hex digits.
-        bytes: Its length.
-        engine: What runs it ("onnxruntime"), or "" for data.
-        precision: "fp32", "int8", "int4", ..., or "" for data.
-        graph: How the cache is passed ("gqa", "concat", "target"), or "".
-        min_engine: Oldest version of the engine that runs it right, or "".
-        details: The file's whole entry in the manifest.
-    """
-
-    path: Path
-    sha256: str
-    bytes: int
-    engine: str = ""
-    precision: str = ""
-    graph: str = ""
-    min_engine: str = ""
+    path: Path  # where it lies
+    sha256: str  # of its content, 64 hex digits
+    bytes: int  # its length
+    engine: str = ""  # what runs it ("onnxruntime"), or "" for data
+    precision: str = ""  # "fp32", "int8", "int4", ..., or "" for data
+    graph: str = ""  # how the cache is passed ("gqa", "concat", "target"), or ""
+    min_engine: str = ""  # oldest version of the engine that runs it right, or ""
+    # the file's whole entry in the manifest
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
