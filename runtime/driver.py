@@ -80,6 +80,7 @@ _COMPLETING_S = 0.02
 _TEXTS = 8  # that the verifier is taken to hold still
 _WORTH = 64  # bytes of ids: fewer are sent as quickly as they are named
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0  # before a verifier without room is asked again
+_SOON_S, _HOLDS = 0.5, 20  # room within this is waited for, so many times, by everyone
 
 
 @dataclass
@@ -199,6 +200,7 @@ class StreamRun:
     impatient: bool = False  # it ends as soon as the draft has no more to say
     faulted: bool = False  # the verifier failed since the last verdict
     pause_s: float = _FIRST_PAUSE_S  # before it asks a full verifier again
+    holds: int = 0  # how often it was told that there is no room
     hush: Hush = field(default_factory=Hush)
     quiet: Timer | None = None  # the board waits for news
     held: Timer | None = None  # it will ask again
@@ -650,7 +652,9 @@ class Driver:
 
     def _hold(self, run: StreamRun, error: BusyError) -> None:
         """There is no room for a stream: ask again after a while."""
-        if run.spec.offline == "error":
+        run.holds += 1
+        soon = error.retry_after_s is not None and error.retry_after_s < _SOON_S
+        if run.spec.offline == "error" and not (soon and run.holds <= _HOLDS):
             self._fail(run, error)
             return
         pause = run.pause_s * self._rng.uniform(0.5, 1.0)

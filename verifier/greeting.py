@@ -5,10 +5,17 @@ A refusal says which side to change: the person who reads it has only one of the
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from draftwire import __version__
-from draftwire.errors import ConfigError, DraftwireError, ProtocolError, RefusedError
+from draftwire.errors import (
+    BusyError,
+    ConfigError,
+    DraftwireError,
+    ProtocolError,
+    RefusedError,
+)
 from draftwire.sampling import NOISES
 from draftwire.tracing import tracing
 from draftwire.transport.messages import Error, Hello, Welcome
@@ -84,7 +91,10 @@ def error_of(error: Exception) -> Error:
         code = "request"
     elif isinstance(error, RefusedError):
         code = getattr(error, "code", "busy")
-    return _told(code, str(error), error.hint, fatal=code == "protocol")
+    told = _told(code, str(error), error.hint, fatal=code == "protocol")
+    if isinstance(error, BusyError) and error.retry_after_s is not None:
+        told = dataclasses.replace(told, retry_after_ms=round(1e3 * error.retry_after_s))
+    return told
 
 
 def check_room(connections: int, limits: Limits, usage: Usage) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence, Tuple
 
 from draftwire.clock import LoopClock
-from draftwire.errors import ConfigError, DraftwireError, RefusedError
+from draftwire.errors import BusyError, ConfigError, DraftwireError, RefusedError
 from draftwire.verifier.backends.base import TargetBackend
 from draftwire.verifier.backends.streaming import StreamBackend, keeps_streams
 from draftwire.verifier.beside import Drafts
@@ -31,6 +31,7 @@ from draftwire.verifier.tally import Tally
 __all__ = ["Registry", "Served"]
 
 log = logging.getLogger("draftwire.verifier")
+_SOON_S = 0.05  # until a slot that the running forward writes to may be there
 
 Stamp = Tuple[Tuple[str, int, int], ...]  # names of files, their times and sizes
 
@@ -80,7 +81,12 @@ class Served:
 
     def allocate(self) -> int:
         """Take a KV slot; see :meth:`TargetBackend.allocate`."""
-        slot = self.driven.backend.allocate()
+        try:
+            slot = self.driven.backend.allocate()
+        except RefusedError as error:
+            if not self.driven.frees_a_slot:
+                raise
+            raise BusyError(str(error), hint=error.hint, retry_after_s=_SOON_S) from None
         self.tally.slots += 1
         return slot
 

@@ -303,6 +303,11 @@ class Scheduler:
         else:
             self.backend.release(slot)
 
+    @property
+    def frees_a_slot(self) -> bool:
+        """A slot comes back with the running forward."""
+        return bool(self._releasing)
+
     def close(self) -> None:
         """Refuse what waits; the running forward ends by itself."""
         self._closed = True

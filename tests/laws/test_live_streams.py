@@ -369,3 +369,20 @@ def test_a_session_without_a_verifier_and_then_with_one(expected):
                 session.generate(PROMPTS[0], scheme="no-such-scheme")
     finally:
         verifier.kill()
+
+
+def test_the_next_question_on_a_full_verifier_waits_for_the_slot_of_the_last(expected):
+    """A robot that cancels a plan and asks for the next one is not turned away."""
+    verifier = VerifierProcess([FIXTURES / "tiny.target"], flags=["--slots", "1"])
+    verifier.start()
+    url = f"ws://127.0.0.1:{verifier.port}"
+    try:
+        with draftwire.connect(url, draft=DRAFT, silence_s=15.0) as session:
+            for n in (0, 1, 2, 3) * 3:
+                stream = session.generate(PROMPTS[n], max_new_tokens=200)
+                next(c for c in stream if c.tokens)
+                stream.cancel()
+                stream = session.generate(PROMPTS[n], **how(n), offline="error")
+                assert ids(stream) == expected[n]
+    finally:
+        verifier.kill()

@@ -148,3 +148,27 @@ async def test_evidence_of_all_streams_together_is_bounded():
             assert (answer.code, answer.fatal) == ("limit", True)
             assert "the limit is 4096" in answer.message
             hangs.set()
+
+
+async def test_a_slot_that_is_on_its_way_back_is_worth_a_moment():
+    """A device that cancels and asks again need not wait as for a full verifier."""
+    backend = ArithmeticBackend(slots=1)
+    backend.gate = threading.Event()
+    async with serving(backend) as service:
+        async with device(service) as dev, device(service) as other:
+            await dev.greet()
+            assert isinstance(await dev.open([4], 20, 0), Opened)
+            await dev.say(Block(0, 0, (1, 2)), 0)
+            await other.greet()
+            full = await other.open([5], 20)
+            assert (full.code, full.fatal) == ("busy", False) and full.retry_after_ms >= 500
+            while not service.registry.all[0].driven._batch:
+                await asyncio.sleep(0.001)
+            await dev.say(Bye(), 0)
+            assert isinstance(await dev.hear(), Bye)
+            soon = await dev.open([6], 20, 1)
+            assert (soon.code, soon.fatal) == ("busy", False) and soon.retry_after_ms < 500
+            backend.gate.set()
+            while isinstance(opened := await dev.open([6], 20, 1), Error):
+                await asyncio.sleep(0.01)
+            assert isinstance(opened, Opened)
