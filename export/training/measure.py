@@ -53,7 +53,7 @@ def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) 
 def continuations(
     model: Any, prompts: Tensor, *, count: int, temperature: float, seed: int
 ) -> Tensor:
-    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens each, ``(n, p + count)``."""
+    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens, ``(n, p + count)``."""
     generator = torch.Generator().manual_seed(seed)
     pieces, cache = [prompts], None
     for _ in range(count):
@@ -68,7 +68,7 @@ def continuations(
 
 
 def accepted_per_block(agrees: np.ndarray, block: int) -> float:
-    """Return the mean accepted drafts per block, given ``(n, count)`` whether each agrees."""
+    """Return the mean accepted drafts per block; ``(n, count)`` says which agree."""
     accepted = blocks = 0
     for row in agrees:
         at = 0
