@@ -67,15 +67,10 @@ def measure(
     block: int,
     tokens: int,
 ) -> Count:
-    """Write ``tokens`` new tokens (or up to the end of the text) and count.
+    """Write ``tokens`` new tokens (the last block may commit more, a text may end) and
+    count.
 
-    Args:
-        draft: Is reset first.
-        target: One of its slots is used and given back.
-        prompt: At least one token.
-        params: Of both sides.
-        block: Drafted tokens of each block.
-        tokens: New tokens; the last block may commit more.
+    The draft is reset first; one of the target's slots is used and given back.
     """
     vocab = min(draft.vocab_size, target.vocab_size)
     proposer, decider = make_proposer(params, vocab), make_decider(params, vocab)

@@ -94,14 +94,10 @@ class Child:
 
 
 def run_child(code: str, *args: str) -> str:
-    """Run ``code`` in a fresh interpreter that finds this very draftwire.
+    """Run ``code`` in a fresh interpreter that finds this very draftwire; return what it
+    prints.
 
-    Args:
-        code: Python; what it prints is returned.
-        *args: Its ``sys.argv[1:]``.
-
-    Raises:
-        ConfigError: It failed; the message is its last line.
+    A ConfigError, with the last line, where it fails.
     """
     done = subprocess.run(
         [sys.executable, "-c", code, *args],

@@ -78,9 +78,8 @@ class Settings:
 def bench_device(settings: Settings) -> dict[str, Any]:
     """Measure, and return the document that ``--json`` writes.
 
-    Raises:
-        ConfigError: An engine or precision is not there, or none is left.
-        PackageError: The draft is damaged.
+    A ConfigError where an engine or precision is not there, a PackageError where the draft
+    is damaged.
     """
     package = load_draft(settings.draft)
     lines, left_out = _lines(package, settings)

@@ -19,11 +19,10 @@ _ENERGY_S = 2.0
 
 
 def main(arguments: str) -> None:
-    """Measure, and print one JSON object.
+    """Measure what the JSON ``arguments`` ask for, and print one JSON object.
 
-    Args:
-        arguments: JSON with ``started`` (monotonic seconds), ``draft``, ``engine``,
-            ``precision``, ``threads``, ``provider``, ``rounds`` and ``energy``.
+    They are ``started`` (monotonic seconds), ``draft``, ``engine``, ``precision``,
+    ``threads``, ``provider``, ``rounds`` and ``energy``.
     """
     wanted = json.loads(arguments)
     begun, cpu = time.monotonic(), time.process_time()

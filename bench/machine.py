@@ -31,9 +31,7 @@ def _processor() -> str:
 def picture(path: Path) -> ContextManager[Any]:
     """Give pyplot in our style for the block, then write its current figure to ``path``.
 
-    Raises:
-        ConfigError: matplotlib is not there, the path has another ending, or it cannot
-            be written.
+    A ConfigError where there is no matplotlib, or the path cannot be written.
     """
     from draftwire.energy.reports.plots import picture as draw
 

@@ -147,7 +147,11 @@ def _write(
     case: Case | None,
     chunk: int = 128,
 ) -> tuple[list[list[int]], int]:
-    """Write texts at the same time; return them and the near ties of all."""
+    """Write the texts of ``jobs`` at the same time; return them and the near ties of all.
+
+    Without a ``case`` the target writes alone; a forward reads ``chunk`` tokens of a
+    prompt.
+    """
     clock, left, results = VirtualClock(), len(jobs), []
     verifier = _Verifier(clock, backend, chunk)
     cuts = case is not None and case.cuts and len(jobs) > 1
@@ -235,14 +239,7 @@ def texts_that_differ(
     cases: Sequence[str] = tuple(CASES),
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Count]:
-    """Write texts in every case, greedy and at temperature 1, and compare.
-
-    Args:
-        backend: The target.
-        settings: How many and how long.
-        cases: Names in :data:`CASES`.
-        say: Told of progress.
-    """
+    """Write texts in every case, greedy and at temperature 1, and compare."""
     rng = random.Random(settings.seed)
     prompts = _Prompts(backend, rng)
     room = backend.context - settings.tokens - 1

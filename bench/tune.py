@@ -49,10 +49,8 @@ class Tuning:
 def tune(wanted: Tuning) -> dict[str, Any]:
     """Measure, choose, and return the document that ``--json`` writes.
 
-    Raises:
-        ConfigError: A setting, the prompts or the times are wrong.
-        IncompatibleError: Draft and target do not share a tokenizer.
-        PackageError: A package is damaged.
+    A ConfigError where a setting, the prompts or the times are wrong, an IncompatibleError
+    where draft and target share no tokenizer, a PackageError where a package is damaged.
     """
     if (wanted.target is None) != (wanted.prompts is None):
         raise ConfigError("--target and --prompts go together")
@@ -215,19 +213,10 @@ def measure_acceptance(
     block: int,
     tokens: int,
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return what a target accepts of each of a draft's models, greedy.
+    """Return what a target accepts of each engine and precision of a draft, greedy.
 
-    Args:
-        package: The draft.
-        target: Target package, or checkpoint folder.
-        prompts: Texts to go on from.
-        models: Engine and precision of each.
-        block: Drafted tokens of each block.
-        tokens: New tokens for each prompt.
-
-    Raises:
-        ConfigError: A prompt does not fit the context.
-        IncompatibleError: Draft and target do not share a tokenizer.
+    A ConfigError where a prompt does not fit the context, an IncompatibleError where draft
+    and target share no tokenizer.
     """
     from draftwire.tokenizer import load_tokenizer
     from draftwire.verifier.backends.loading import Loader

@@ -162,14 +162,9 @@ class _Device:
 def bench_verifier(
     load: Load, max_batches: Sequence[int | None] = (None, 1)
 ) -> dict[str, Any]:
-    """Measure the verifier under ``load``, once for each limit on its batches.
+    """Measure the verifier under ``load``, once for each limit on the streams of a forward.
 
-    Args:
-        load: What the devices do.
-        max_batches: Most streams in a forward; None leaves the verifier's default.
-
-    Raises:
-        TransportError: The verifier does not start.
+    None leaves the verifier's own limit. A TransportError where it does not start.
     """
     package = load_target(load.target)
     runs = []

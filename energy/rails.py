@@ -119,15 +119,10 @@ def choose_total(
     user_rails: Sequence[str] | None = None,
     scope: str | None = None,
 ) -> TotalChoice:
-    """Decide which rails make the total.
+    """Decide which rails make the total: those of the user, of the board, or of their
+    names.
 
-    Args:
-        rails: Names as the source has them.
-        board: Name of this board's profile, or None when it is not known.
-        user_rails: Rails that the user named; they win.
-
-    Raises:
-        ConfigError: A rail of ``user_rails`` does not exist.
+    A ConfigError where a rail of ``user_rails`` does not exist.
     """
     names = {name.split("#")[0] for name in rails} - {"NC"}
     listed = ", ".join(sorted(names))

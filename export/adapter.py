@@ -56,20 +56,11 @@ def package_adapter(
     name: str | None = None,
     replace: bool = False,
 ) -> Path:
-    """Package an adapter directory as an evolved target; see :func:`write_evolved_target`.
+    """Package an adapter directory, PEFT's or ours, as an evolved target ``out``.
 
-    Args:
-        adapter: A PEFT directory, or one with ``adapter.safetensors`` of ours.
-        base: The whole target that it was trained on, a package beside ``out``.
-        out: ``NAME.target``.
-        version: What the verifier calls this state of the target, e.g. "v2".
-        name: The package's name; by default the folder's.
-        replace: Put it in the place of an older package.
-
-    Raises:
-        ConfigError: An argument is wrong.
-        ModelError: The adapter is damaged, is more than plain LoRA, or does not fit
-            the base.
+    ``base`` is the whole target that it was trained on, a package beside ``out``. A
+    ConfigError where an argument is wrong, a ModelError where it is more than plain LoRA or
+    does not fit.
     """
     folder = Path(adapter)
     tensors, scale = read_adapter(folder)
@@ -90,24 +81,12 @@ def write_evolved_target(
     made: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Path:
-    """Package low-rank changes as an evolved target.
+    """Package low-rank changes of ``base`` as an evolved target beside it; return its
+    folder.
 
-    Args:
-        tensors: ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``.
-        scale: Alpha over rank.
-        base: The whole target that they change, a package beside ``out``.
-        out: ``NAME.target``.
-        version: What the verifier calls this state of the target.
-        name: The package's name; by default the folder's.
-        made: How it was made, for the manifest.
-        replace: Put it in the place of an older package.
-
-    Returns:
-        The package's folder.
-
-    Raises:
-        ConfigError: An argument is wrong.
-        ModelError: The changes do not fit the base.
+    ``tensors`` are ``<parameter>.lora_a`` ``(r, in)`` and ``.lora_b`` ``(out, r)``,
+    ``scale`` is alpha over rank. A ConfigError where an argument is wrong, a ModelError
+    where they do not fit.
     """
     base, out = Path(base).absolute(), Path(out).absolute()
     check_place(out, "target", replace=replace)
@@ -176,14 +155,11 @@ def _merged_family(
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], float]:
-    """Read an adapter directory, PEFT's or ours.
+    """Return ``<parameter>.lora_a`` and ``.lora_b`` of a directory, PEFT's or ours, and the
+    scale.
 
-    Returns:
-        ``<parameter>.lora_a`` and ``.lora_b``, and the scale.
-
-    Raises:
-        ConfigError: There is no adapter at ``folder``.
-        ModelError: It is damaged, or more than plain LoRA.
+    A ConfigError where there is none, a ModelError where it is damaged or more than plain
+    LoRA.
     """
     if (folder / ADAPTER_FILE).is_file():
         file = TensorFile(folder / ADAPTER_FILE)

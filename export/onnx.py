@@ -219,20 +219,8 @@ def precisions_of(
 ) -> Made:
     """Return what is to say of a draft's model files, and those that pass the gate.
 
-    Args:
-        whole: The float32 graph.
-        precisions: What to make of it.
-        read: Opens a graph with a cache.
-        parity: How far ``whole`` is from the checkpoint.
-        limit: What a precision must reach.
-        folder: Of the tokenizer.
-        vocab_size: Rows of the logits.
-        bos_id: What stands in front of a text.
-        context: Positions that are served.
-        graph: How the cache is passed, for the manifest.
-
-    Raises:
-        ModelError: None of them reaches its limit.
+    ``whole`` is the float32 graph, ``parity`` how far that is from the checkpoint, ``read``
+    opens a graph with a cache. A ModelError where no precision reaches its limit.
     """
     files: dict[str, NewFile] = {}
     refused: dict[str, str] = {}

@@ -19,15 +19,8 @@ _C1, _C2 = 0xCC9E2D51, 0x1B873593
 
 
 def hashes(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
-    """Return MurmurHash3 of (seed low, seed high, position, id), 32 bits each.
-
-    Args:
-        seed: 64 bits.
-        position: 32 bits.
-        ids: ``(n,)`` token ids.
-
-    Returns:
-        ``(n,)`` uint64 below 2**32.
+    """Return MurmurHash3 ``(n,)`` of (seed low, seed high, position, id), 32 bits each, as
+    uint64.
     """
     h = np.zeros(len(ids), np.uint64)
     low = np.uint64(_MASK)
@@ -44,13 +37,11 @@ def hashes(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
 
 
 def murmur_noise(kind: str, seed: int, position: int, ids: np.ndarray) -> np.ndarray:
-    """Return the exponential noise ``(n,)`` of ids, float64 above 0.
+    """Return the exponential noise ``(n,)`` of ids, float64 above 0, as a server of
+    ``kind`` has it.
 
-    Args:
-        kind: ``"murmur3/vllm"`` or ``"murmur3/sglang"``.
-        seed: 64 bits.
-        position: Of the token that is chosen; both servers hash that of the one before.
-        ids: ``(n,)`` token ids.
+    ``position`` is that of the token that is chosen; both servers hash that of the one
+    before.
     """
     drawn = hashes(seed, position - 1, ids).astype(np.float64)
     if kind == "murmur3/vllm":

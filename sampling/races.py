@@ -50,16 +50,11 @@ def first_arrivals(
     noise: str = "philox",
     count: int = 1,
 ) -> list[int]:
-    """Return the first tokens of the race over all ``logits`` ``(vocab,)``, in order.
+    """Return the first ``count`` (1 or 2) tokens of the race over all ``logits``
+    ``(vocab,)``.
 
-    Args:
-        logits: Floats; ``top`` is the largest.
-        temperature: Above 0.
-        top: See above.
-        seed: 64 bits.
-        position: Absolute position of the token.
-        noise: One of :data:`~.laws.NOISES`.
-        count: How many, 1 or 2; a vocabulary of one token has one.
+    ``top`` is the largest of them, the temperature above 0; a vocabulary of one token has
+    one.
     """
     if noise.startswith("murmur3"):
         finish = _Finish(logits, temperature, top)

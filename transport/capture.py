@@ -24,13 +24,8 @@ Pair = Tuple[int, int]  # (local port, remote port)
 
 
 def tcp_segment(packet: bytes) -> tuple[int, int, int] | None:
-    """Return ``(source port, destination port, bytes of the IP packet)``.
-
-    Args:
-        packet: From the IP header on.
-
-    Returns:
-        None for anything but TCP over IPv4 or IPv6.
+    """Return ``(source port, destination port, bytes of the IP packet)``; None for anything
+    but TCP over IPv4 or IPv6.
     """
     if len(packet) < 20:
         return None

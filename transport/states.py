@@ -19,16 +19,10 @@ Table = Mapping[Tuple[S, str], Union[S, FrozenSet[S]]]
 
 
 def after(table: Table[S], state: S, event: str, to: S | None = None) -> S:
-    """Return the state that follows ``event``.
+    """Return the state that follows ``event``; ``to`` says which, where the table leaves a
+    choice.
 
-    Args:
-        table: What may happen.
-        state: Present one.
-        event: What happens.
-        to: Which of the states it is, where the table leaves a choice.
-
-    Raises:
-        ValueError: The table does not know that.
+    A ValueError where the table does not know that.
     """
     found = table.get((state, event))
     if found is None:

@@ -52,13 +52,8 @@ class Meter:
         self.shares: dict[int, Traffic] = {}
 
     def sent(self, stream: int | None, payload: int, wire: int, acks: int = 0) -> None:
-        """Count a frame that was sent.
-
-        Args:
-            stream: Number of its stream, or None.
-            payload: Bytes of the message.
-            wire: The same with headers.
-            acks: Bytes that came back for it alone.
+        """Count a frame that was sent: bytes of the message, with headers, and of a bare
+        answer.
         """
         for traffic in self._of(stream):
             traffic.up_frames += 1

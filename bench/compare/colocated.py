@@ -103,18 +103,7 @@ class Colocated:
         tokens: int,
         link: LinkSpec = AT_ONCE,
     ) -> dict[str, Any]:
-        """Write one text; return its run report.
-
-        Args:
-            prompt: Token ids.
-            params: Sampling.
-            block: Drafted tokens of each block.
-            tokens: At most so many.
-            link: Over which the text is read.
-
-        Raises:
-            DraftwireError: A model failed.
-        """
+        """Write one text that is read over ``link``; return its run report."""
         clock = _RealClock()
         executor = _InlineExecutor(clock, self._target)
         over: list[bool] = []
@@ -155,14 +144,8 @@ def tune_block(
 ) -> int:
     """Return the block length with which co-located decoding is fastest.
 
-    Args:
-        colocated: With models that are not paced: only their counts are needed.
-        prompts: Texts to try it on.
-        params: Sampling, one for each.
-        tokens: Of each text.
-        forward_s: Of the target, in the profile that will be paced to; None takes the
-            time that the models really need.
-        draft_s: Of the draft, likewise.
+    ``colocated`` has models that are not paced: only their counts are needed. ``forward_s``
+    and ``draft_s`` are those that will be paced to; None takes what the models really need.
     """
     best, best_s = BLOCKS[0], float("inf")
     worse = 0

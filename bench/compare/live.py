@@ -44,20 +44,11 @@ def run_live(
     links: Sequence[LinkSpec],
     say: Callable[[str], None],
 ) -> Found:
-    """Run every row over every link.
+    """Run every row over every link, in the time of ``profile`` or of the models
+    themselves.
 
-    Args:
-        settings: What.
-        used: The rows.
-        profile: Whose time the models keep, or None for their own.
-        links: Over which links.
-        say: Told what is going on.
-
-    Raises:
-        ConfigError: There is nothing to continue.
-        TransportError: The verifier does not start.
-        BoardError: The link cannot be emulated.
-        DraftwireError: A stream failed.
+    A ConfigError where there is nothing to continue, a TransportError where the verifier
+    does not start, a BoardError where the link cannot be emulated.
     """
     run = _Run(settings, used, profile, links, say)
     reports, about = run.all()

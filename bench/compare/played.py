@@ -30,18 +30,10 @@ _THRESHOLD = 0.5  # logits of played exits are nearly one-hot, or flat
 
 
 def played_texts(source: Source, count: int, tokens: int, *, vocab_size: int) -> list[Text]:
-    """Return texts of a source with ids that end no stream.
+    """Return ``count`` texts of a source with ids that end no stream.
 
-    Args:
-        source: Where they come from.
-        count: How many.
-        tokens: Of each, at most.
-        vocab_size: Ids are below it, and not the lowest ones: those may mean something
-            to a tokenizer, such as the end of a text.
-
-    Raises:
-        ConfigError: Two prompts are the same, so that nobody could tell their texts; or
-            there are more ids than the vocabulary has.
+    The lowest ids are left out: they may mean something to a tokenizer. A ConfigError where
+    two prompts are the same, or there are more ids than the vocabulary has.
     """
     texts = []
     for index in range(count):

@@ -24,20 +24,12 @@ SCHEMA = "draftwire.bench.compare/1"
 
 
 def compare(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a comparison.
+    """Run a comparison; return the document for ``--json``.
 
-    Args:
-        settings: What.
-        say: Told what is going on.
-
-    Returns:
-        A document for ``--json``: settings, rows, the run reports that they were made
-        from, and under ``different`` a sentence for each text that broke law 1.
-
-    Raises:
-        ConfigError: A setting, a package, a link or a profile is wrong.
-        TransportError: The verifier does not start.
-        BoardError: The link cannot be emulated.
+    That has settings, rows, the run reports that they were made from, and under
+    ``different`` a sentence for each text that broke law 1. A ConfigError where a setting,
+    a package, a link or a profile is wrong, a TransportError where the verifier does not
+    start, a BoardError where the link cannot be emulated.
     """
     links = links_of(settings)
     if not settings.simulated:

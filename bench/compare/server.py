@@ -59,12 +59,7 @@ class PacedLoader(Loader):
     texts: Sequence[Text] | None = None
 
     def __call__(self, path: Path) -> TargetBackend:
-        """Load the target at ``path``.
-
-        Raises:
-            ConfigError: See :class:`Loader`.
-            ModelError: Likewise.
-        """
+        """Load the target at ``path``; raises as :class:`Loader`."""
         backend: TargetBackend
         profile = self.profile
         if self.texts is not None:

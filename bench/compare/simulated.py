@@ -64,15 +64,7 @@ def run_simulated(
     links: Sequence[LinkSpec],
     say: Callable[[str], None],
 ) -> Found:
-    """Run every row over every link in virtual time.
-
-    Args:
-        settings: What.
-        used: The rows.
-        profile: Whose clock; None takes a default one, for the reference models.
-        links: Over which links.
-        say: Told what is going on.
-    """
+    """Run every row over every link in virtual time, on the clock of ``profile``."""
     source = source_of(settings, profile)
     clock = find(_REAL) if profile is None else profile
     job, backend, vocabulary, about = None, None, None, ""

@@ -146,10 +146,8 @@ def different_texts(
 ) -> list[str]:
     """Return a sentence for each text that differs from its siblings: law 1.
 
-    Args:
-        reports: Of all schemes whose text the target and the seed alone decide; the
-            others are skipped.
-        known: The target's own text of each prompt, where it is known beforehand.
+    Schemes whose text the drafts decide too are skipped; ``known`` is the target's own text
+    of each prompt, where it is known beforehand.
     """
     first: dict[int, tuple[str, list[int]]] = {}
     for number, ids in (known or {}).items():

@@ -30,22 +30,11 @@ def check_link(
     seconds: float = 4.0,
     calibrate: bool = True,
 ) -> dict[str, Any]:
-    """Measure an emulated link and compare it with the model.
+    """Measure an emulated link and compare it with the model; return the document.
 
-    Args:
-        spec: The link.
-        method: As for `emulate`.
-        pings: Round trips of 64 bytes, one after another.
-        seconds: How long bulk should take in each direction at the ideal rate; pings
-            stop after three times as long.
-        calibrate: As for `emulate`.
-
-    Returns:
-        A document of schema `SCHEMA`.
-
-    Raises:
-        ConfigError: A number is out of range.
-        BoardError: The method is not to be had here.
+    ``pings`` round trips of 64 bytes, then bulk that takes ``seconds`` in each direction at
+    the ideal rate; pings stop after three times as long. A ConfigError where a number is
+    out of range, a BoardError where the method is not to be had here.
     """
     if pings < 2 or not 0 < seconds <= 600:
         raise ConfigError("too few pings, or seconds out of range")

@@ -147,25 +147,13 @@ def emulate(
     listen_port: int = 0,
     calibrate: bool = True,
 ) -> Emulator:
-    """Put a link in front of a server; a context manager.
+    """Put a link, or its text form, in front of a server; a context manager.
 
     The link is a process of its own, so that it keeps time while this one works, and it
-    ends with this one however that ends.
-
-    Args:
-        spec: The link, or its text form.
-        target_port: Where the server listens.
-        method: ``"auto"``, ``"proxy"``, ``"tun"`` or ``"netem"``.
-        target_host: The server's host.
-        listen_port: Port of 127.0.0.1 to offer; 0 for any.
-        calibrate: Measure first what the detour costs, and take it off the delay.
-
-    Returns:
-        The running link; connect to ``127.0.0.1:link.url_port``.
-
-    Raises:
-        ConfigError: The link or the method is wrong, or a trace is.
-        BoardError: The method is not to be had here, or the port is taken.
+    ends with this one however that ends. Connect to ``127.0.0.1:link.url_port``; with
+    ``calibrate`` what the detour costs is measured first and taken off the delay. A
+    ConfigError where the link, the method or a trace is wrong, a BoardError where the
+    method is not to be had here or the port is taken.
     """
     link = LinkSpec.parse(spec) if isinstance(spec, str) else spec
     return Emulator(

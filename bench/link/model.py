@@ -123,14 +123,10 @@ class LinkModel:
         return self._trace
 
     def send(self, now_s: float, nbytes: int) -> Delivery:
-        """Put a packet of ``nbytes`` (all headers counted) on the link.
+        """Put a packet of ``nbytes`` (all headers counted) on the link, ``now_s`` after it
+        came up.
 
-        Args:
-            now_s: Seconds since the link came up; never falls from call to call.
-            nbytes: 1 or more.
-
-        Raises:
-            ValueError: Time runs backwards, or the packet is empty (our bug).
+        A ValueError (our bug) where time runs backwards or the packet is empty.
         """
         if now_s < self._now_s:
             raise ValueError(f"sent at {now_s}, after {self._now_s}")
@@ -332,12 +328,7 @@ class StreamLink:
         self._sent_s = -math.inf
 
     def send(self, now_s: float, payload: int) -> StreamDelivery:
-        """Send one websocket message of ``payload`` bytes.
-
-        Args:
-            now_s: Seconds since the link came up; never falls from call to call.
-            payload: 0 or more.
-        """
+        """Send one websocket message of ``payload`` bytes; ``now_s`` never falls."""
         framed = websocket_bytes(payload, client=self._client, tls=self._tls)
         return self.send_raw(now_s, framed)
 

@@ -62,13 +62,10 @@ class LinkProxy:
         self.waiting: set[asyncio.Task[None]] = set()
 
     async def start(self, listen_port: int = 0, door: socket.socket | None = None) -> int:
-        """Listen, or take the connections of a ``door``; the link's time starts now.
+        """Listen, or take the connections of a ``door``; return the port. The link's time
+        starts now.
 
-        Returns:
-            The port.
-
-        Raises:
-            OSError: The port is taken.
+        An OSError where the port is taken.
         """
         loop = asyncio.get_running_loop()
         if door is None:

@@ -47,12 +47,8 @@ async def _serve(routes: list[Route], near_socket: SocketMaker) -> None:
 def fork_relay(routes: list[Route], near_socket: SocketMaker) -> tuple[int, int]:
     """Start the relay as a child that ends with this process.
 
-    Args:
-        routes: What to listen on and where to pass it on to.
-        near_socket: Makes a socket in the near namespace.
-
-    Returns:
-        Its process id, and a descriptor: it ends when that is closed.
+    ``near_socket`` makes a socket in the near namespace. Returns its process id, and a
+    descriptor: it ends when that is closed.
     """
     watched, lifeline = os.pipe()
     child = os.fork()
@@ -170,11 +166,8 @@ class TunLink(SpacesLink):
             os.close(fd)
 
     def pump(self, control_fd: int, control: Callable[[], bool]) -> None:
-        """Carry packets until ``control`` returns False.
-
-        Args:
-            control_fd: Watched beside the devices.
-            control: Called when there is something to read from it.
+        """Carry packets until ``control``, called when ``control_fd`` can be read, returns
+        False.
         """
         watched = [*self._ways, control_fd]
         while True:

@@ -26,12 +26,8 @@ _LOOK_AGAIN = "draftwire boards detect --no-run"
 
 
 def check_machine(found: Detection, *, secure: bool = False) -> list[Finding]:
-    """Look at what needs no Python package.
-
-    Args:
-        found: The machine.
-        secure: Whether the verifier's certificate must be checked, which needs the
-            right time.
+    """Look at what needs no Python package; ``secure``: the right time matters to a
+    certificate.
     """
     findings = [_board(found), _system(found), _mode(found), *_sensors(found)]
     findings.append(_throttling(found))
@@ -109,12 +105,9 @@ def check_threads(found: Detection, threads: int, draft_ms: float | None = None)
 def check_memory(
     found: Detection, *, needs: int | None = None, gpu: bool = False
 ) -> list[Finding]:
-    """Tell whether a draft has room.
+    """Tell whether a draft has room: ``needs`` bytes, or None when that was not measured.
 
-    Args:
-        found: The machine.
-        needs: The most that the draft took, bytes, or None when it was not measured.
-        gpu: Whether pieces of 4 MB matter.
+    ``gpu``: pieces of 4 MB matter.
     """
     ram = found.memory
     have = ram.available

@@ -259,16 +259,11 @@ def shares(
     window: np.ndarray | float,
     jitter: float,
 ) -> np.ndarray:
-    """Return how much of each reading each phase is, ``(n, k)``; rows sum to 1.
+    """Return how much of each reading each of ``k`` phases is, ``(n, k)``; rows sum to 1.
 
-    Args:
-        t: Stamps of the readings, seconds, ``(n,)``.
-        at: When each stretch begins, ascending, ``(m,)``; the last goes on for ever.
-        phase: Which phase it is, ``(m,)``.
-        k: How many phases there are.
-        lag: Seconds from the end of the averaged stretch to the stamp.
-        window: Seconds that a reading averages over, ``(n,)`` or one for all.
-        jitter: Seconds over which the moment of the reading is spread evenly.
+    ``t`` ``(n,)`` are stamps of the readings; stretches of ``phase`` ``(m,)`` begin ``at``
+    ``(m,)``, rising, the last goes on for ever. A reading averages over ``window`` seconds
+    that end ``lag`` before its stamp, spread evenly over ``jitter``.
     """
     origin = at[0]
     begin, t = at - origin, t - origin

@@ -18,12 +18,8 @@ def set_clock(
 ) -> None:
     """Give every run its times; findings about the clock are added to the log.
 
-    Args:
-        interval_s: For logs without stamps: what was asked of tegrastats.
-        duration_s: For logs without stamps: how long the log took, as a whole.
-
-    Raises:
-        ConfigError: Interval or duration are not positive.
+    Logs without stamps need what was asked of tegrastats, ``interval_s``, or how long the
+    log took as a whole, ``duration_s``; a ConfigError where that is not positive.
     """
     if any(value is not None and not value > 0 for value in (interval_s, duration_s)):
         raise ConfigError("interval and duration must be positive")

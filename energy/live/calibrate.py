@@ -51,12 +51,8 @@ class Calibration:
 def calibrate(meter: Meter, seconds: float = 40.0, *, seed: int = 1) -> Calibration:
     """Load the processor in a pattern and fit the sensor's response.
 
-    Args:
-        meter: A started meter; its other users should be at rest.
-        seconds: How long; 40 s tell a lag to a few milliseconds.
-
-    Raises:
-        SensorError: The load did not move the reading.
+    Others should be at rest; 40 s tell a lag to a few milliseconds. A SensorError where the
+    load did not move the reading.
     """
     pattern: list[float] = []
     rng = random.Random(seed)

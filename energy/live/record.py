@@ -70,13 +70,8 @@ def record(
 ) -> Recorded:
     """Measure for some seconds, during a command, or until Ctrl-C.
 
-    Args:
-        seconds: How long; None with a command runs until it ends, else until Ctrl-C.
-        pulse: Begin and end with the load pulse that an external meter is aligned by.
-        stdout: Where the command's output goes; None leaves it alone.
-
-    Raises:
-        ConfigError: The command cannot be started.
+    ``pulse``: begin and end with the load pulse that an external meter is aligned by. A
+    ConfigError where the command cannot be started.
     """
     stop = threading.Event()
     main = threading.current_thread() is threading.main_thread()

@@ -59,12 +59,9 @@ class Comparison:
 def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Comparison:
     """Compare two sets of runs.
 
-    Args:
-        per: One of ``PER``.  ``auto`` takes joules per request where each run is one,
-            and joules per emitted token where runs were recorded for unequal times.
-
-    Raises:
-        ConfigError: A run has no joules, or the two cannot be compared.
+    ``auto`` takes joules per request where each run is one, and joules per emitted token
+    where runs were recorded for unequal times. A ConfigError where a run has no joules, or
+    the two cannot be compared.
     """
     if per not in PER:
         raise ConfigError(f"cannot compare per {per!r}", hint=f"one of {', '.join(PER)}")

@@ -60,14 +60,10 @@ class Studied:
 
     @torch.no_grad()
     def states(self, ids: Ids, at: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Run texts of equal length.
+        """Run texts ``(B, S)`` of equal length.
 
-        Args:
-            ids: ``(B, S)`` token ids.
-            at: After how many layers the hidden state is wanted.
-
-        Returns:
-            For each ``(B * S, hidden)``, and the logits ``(B * S, vocab)``.
+        Returns for each layer count in ``at`` its hidden states ``(B * S, hidden)``, and
+        the logits ``(B * S, vocab)``.
         """
         text = torch.from_numpy(ids).to(self._device)
         found = self._model(text, output_hidden_states=True, use_cache=False)
@@ -134,19 +130,11 @@ def train_exits(
     seed: int,
     say: Callable[[str], None],
 ) -> list[ExitHead]:
-    """Train the exits of a target, all on the same text.
+    """Train the exits behind ``layers`` of a target that stays as it is, all on the same
+    text.
 
-    Args:
-        model: The target; it stays as it is.
-        layers: After how many layers each exit sits.
-        batches: ``(B, S)`` ids, ``steps`` times.
-        rank: Of the residuals.
-        steps: How many batches there are.
-        seed: Of the first weights.
-        say: Gets lines of progress.
-
-    Returns:
-        The exits, their weights rounded to float16, as they are stored.
+    ``batches`` are ``(B, S)`` ids, ``steps`` times. The weights come rounded to float16, as
+    they are stored.
     """
     torch.manual_seed(seed)
     exits = [ExitHead(model, rank) for _ in layers]
@@ -222,16 +210,10 @@ def observe(
 
 
 def calibrate(observed: Sequence[Observed], agreement: float) -> float | None:
-    """Return the least threshold that keeps a stated agreement.
+    """Return the least threshold at which an exit is right as often as ``agreement`` says.
 
-    Args:
-        observed: Of one exit, one for each kind of text; each kind counts the same.
-        agreement: Wanted share of the positions where the exit speaks at which it is
-            right.
-
-    Returns:
-        The threshold, or None when the exit would speak at fewer than one in a
-        hundred positions.
+    Of the positions where it speaks; each kind of text in ``observed`` counts the same.
+    None where it would speak at fewer than one in a hundred.
     """
     sure = np.concatenate([h.sure for h in observed])
     right = np.concatenate([h.right for h in observed])
@@ -247,14 +229,8 @@ def calibrate(observed: Sequence[Observed], agreement: float) -> float | None:
 
 
 def judge(observed: Sequence[Observed], threshold: float) -> tuple[float | None, float]:
-    """Return the agreement and the share of positions at which an exit speaks.
-
-    Args:
-        observed: Of one exit, one for each kind of text; each kind counts the same.
-        threshold: From :func:`calibrate`.
-
-    Returns:
-        The agreement, None when it never speaks, and the share.
+    """Return how often an exit is right where it speaks (None: it never does), and how
+    often it speaks; each kind of text in ``observed`` counts the same.
     """
     speaks = [h.sure >= threshold for h in observed]
     share = float(np.mean([s.mean() for s in speaks]))

@@ -226,18 +226,10 @@ def study(
     known: Sequence[ExitHead] | None = None,
     say: Say = print,
 ) -> Exits:
-    """Train exits unless they are known, calibrate and measure them.
+    """Train exits unless they are ``known``, calibrate and measure them.
 
-    Args:
-        model: The target.
-        settings: With layers and rank.
-        texts: What to read; none: the target writes it.
-        known: Trained exits, to be calibrated only.
-        say: Gets lines of progress.
-
-    Raises:
-        ConfigError: A text is too short.
-        ModelError: No exit reaches the agreement often enough to be of use.
+    Without ``texts`` the target writes its own. A ConfigError where a text is too short, a
+    ModelError where no exit reaches the agreement often enough to be of use.
     """
     assert settings.rank is not None
     length = min(WINDOW, model.context)

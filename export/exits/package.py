@@ -45,18 +45,10 @@ def exit_files(
     made: Mapping[str, Any],
     scratch: Path,
 ) -> NewExits:
-    """Return the section and the files of a target's exits.
+    """Return the manifest's section and the files of a target's exits.
 
-    Args:
-        package: The target.
-        entries: One for each exit, as the manifest has them.
-        tensors: Their weights, by the names of the split graph.
-        rank: Of their residuals.
-        made: How, for the manifest.
-        scratch: A folder for large files.
-
-    Raises:
-        ModelError: The target in parts differs from the whole one.
+    ``tensors`` go by the names of the split graph; large files go to ``scratch``. A
+    ModelError where the target in parts differs from the whole one.
     """
     layers = [entry["layer"] for entry in entries]
     whole, weights = whole_graph(package), dict(target_weights(package))

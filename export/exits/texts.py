@@ -37,18 +37,11 @@ def read_texts(
     tokens: int,
     seed: int,
 ) -> list[Text]:
-    """Read text files, plain or ``.jsonl``.
+    """Read text files, plain or ``.jsonl``: ``tokens`` ids of all together, and what is
+    held out.
 
-    Args:
-        data: Files to learn from.
-        held_out: As many files to calibrate and measure on, or none: then a tenth of
-            each of ``data`` is held out.
-        tokenizer: The target's.
-        tokens: Wanted for training, of all files together.
-        seed: Of the choice of passages.
-
-    Raises:
-        ConfigError: A file cannot be read or is too short, or the numbers differ.
+    Without ``held_out`` that is a tenth of each. A ConfigError where a file cannot be read
+    or is too short, or the numbers differ.
     """
     if held_out and len(held_out) != len(data):
         raise ConfigError(

@@ -48,22 +48,11 @@ def export_with_optimum(
     context: int | None,
     why: Exception,
 ) -> tuple[dict[str, Any], dict[str, NewFile]]:
-    """Export a draft by way of Optimum.
+    """Export a draft by way of Optimum; return the manifest's fields and the files.
 
-    Args:
-        folder: A Hugging Face directory with safetensors weights.
-        scratch: An empty folder to work in.
-        precisions: As for a draft of ours.
-        limit: What a precision must reach.
-        context: Positions to serve; by default the trained ones, at most 4096.
-        why: Why the exporter's own way was not taken.
-
-    Returns:
-        The manifest's fields but for the names, and the files.
-
-    Raises:
-        ConfigError: Optimum is not installed.
-        ModelError: It cannot export the model, or the result differs from it.
+    ``why`` says why the exporter's own way was not taken; without ``context`` it serves at
+    most 4096 positions. A ConfigError where Optimum is not installed, a ModelError where it
+    cannot export the model or the result differs from it.
     """
     from draftwire.export.onnx import precisions_of
 

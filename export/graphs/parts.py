@@ -87,18 +87,9 @@ def exit_tensors(head: HeadNames, exit_index: int, rank: int) -> dict[str, tuple
 def split_target_graph(
     model: onnx.ModelProto, layers: Sequence[int], *, rank: int
 ) -> list[onnx.ModelProto]:
-    """Cut a target graph into parts.
+    """Cut a target graph into one part more than there are exits behind ``layers``.
 
-    Args:
-        model: The whole graph, from ``build_target_graph``; not changed.
-        layers: After how many layers each exit sits, rising.
-        rank: Of the exits' residuals.
-
-    Returns:
-        One part more than there are exits.
-
-    Raises:
-        ModelError: It is no target graph of this exporter.
+    A ModelError where it is no target graph of this exporter.
     """
     head = head_of(model)
     bounds = [0, *layers, head.layers]

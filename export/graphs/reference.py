@@ -22,15 +22,7 @@ Array = NDArray[np.float32]
 
 
 def reference_logits(checkpoint: Checkpoint, ids: Sequence[int]) -> Array:
-    """Return the logits after every token of a text.
-
-    Args:
-        checkpoint: The model.
-        ids: ``(T,)`` token ids.
-
-    Returns:
-        ``(T, V)`` float32.
-    """
+    """Return the logits ``(T, V)`` after every token of a text, float32."""
     return _Forward(checkpoint, len(ids)).run(np.asarray(ids, np.int64))
 
 

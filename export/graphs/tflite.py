@@ -36,12 +36,9 @@ Array = NDArray[np.float32]
 
 
 def build_tflite(weights: Weights, precision: str, *, shortest: int = SHORTEST) -> bytes:
-    """Return the ``.tflite`` file of a decoder.
+    """Return the ``.tflite`` file of a decoder of any family, "fp32" or "int8".
 
-    Args:
-        weights: Its weights, of any family.
-        precision: "fp32" or "int8".
-        shortest: Positions of the shortest cache, where the context is longer.
+    A context that is longer gets a cache of ``shortest`` positions too.
     """
     weights.a.require_attention("a LiteRT graph")
     model = ModelBuilder("draftwire draft")

@@ -205,16 +205,10 @@ class Subgraph:
         options: str = "",
         **fields: Any,
     ) -> int:
-        """Add an operator with one output; return that.
+        """Add an operator of the schema ("ADD") with one output; return that.
 
-        Args:
-            name: As in the schema, e.g. "ADD".
-            inputs: Tensors, -1 for one left out.
-            shape: Of the output.
-            dtype: Of the output.
-            version: Of the operator.
-            options: Its options table, e.g. "AddOptions", or "" for none.
-            **fields: What the table holds.
+        An input of -1 is left out; ``fields`` are those of the table ``options``
+        ("AddOptions").
         """
         output, operator = self.tensor(shape, dtype), schema.OperatorT()
         code = getattr(schema.BuiltinOperator, name)

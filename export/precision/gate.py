@@ -63,14 +63,10 @@ def own_texts(
     context: int,
     calibrate: bool,
 ) -> Texts:
-    """Let a model write.
+    """Let a float32 graph write what the gate judges, and with ``calibrate`` what int4
+    needs.
 
-    Args:
-        reader: The float32 graph.
-        encode: The tokenizer, what stands in front of a text included.
-        vocab_size: Tokens from here on are rows without a word.
-        context: Longest text.
-        calibrate: Also write what only int4 needs.
+    Tokens from ``vocab_size`` on are rows without a word.
     """
     rng = np.random.default_rng(20)
     length = min(context - 1, max(2, POSITIONS // len(_STARTS)))
@@ -147,14 +143,8 @@ def _log_softmax(logits: Logits) -> NDArray[np.float32]:
 def moments_of(
     path: Path, texts: Iterable[Sequence[int]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the second moments of what each matrix of a graph is multiplied with.
-
-    Args:
-        path: The float32 graph, its weights maybe beside it.
-        texts: What it reads.
-
-    Returns:
-        By matrix ``(K, K)``; one array for matrices that share their input.
+    """Return the second moments ``(K, K)`` of what each matrix of a float32 graph is
+    multiplied with; one array for matrices that share their input.
     """
     model = onnx.load(str(path), load_external_data=False)
     inputs = inputs_of(model)

@@ -131,18 +131,10 @@ def probe_ids(
 def expected_logits(
     checkpoint: Checkpoint, ids: Sequence[int], *, against: str = "auto"
 ) -> tuple[Logits, str]:
-    """Return what a checkpoint says about a text, and who computed it.
+    """Return what a checkpoint says about a text, ``(T, V)`` float32, and who computed it.
 
-    Args:
-        checkpoint: The model.
-        ids: ``(T,)`` token ids.
-        against: "torch", "numpy", or "auto" for torch where it is installed.
-
-    Returns:
-        ``(T, V)`` float32 and "transformers 5.23.0" or "numpy".
-
-    Raises:
-        ModelError: The result is not finite.
+    ``against`` is "torch", "numpy", or "auto" for torch where it is installed. A ModelError
+    where the result is not finite.
     """
     installed = all(find_spec(name) for name in ("torch", "transformers"))
     if against == "torch" or (against == "auto" and installed):

@@ -95,14 +95,9 @@ def _fit_range(block: Array) -> tuple[Array, Array]:
 
 
 def rounded_to_four_bits(weight: Array, moment: Array | None) -> tuple[Rounded, float]:
-    """Round ``(N, K)`` to 4 bits and say what that does to the matrix's outputs.
+    """Round ``(N, K)`` to 4 bits; return it, and the error's energy over the output's.
 
-    Args:
-        weight: The matrix.
-        moment: ``(K, K)``, see ``Moments``; None to round every number by itself.
-
-    Returns:
-        The matrix, and the energy of the error over the energy of the output.
+    Without a ``moment`` ``(K, K)`` every number is rounded by itself.
     """
     rows, width = weight.shape
     work = _blocks(weight)
@@ -300,15 +295,10 @@ def inputs_of(model: onnx.ModelProto) -> dict[str, str]:
 def quantise(
     model: onnx.ModelProto, precision: str, moments: Moments | None = None
 ) -> onnx.ModelProto:
-    """Return a float32 graph with smaller weights.
+    """Return a float32 graph, changed in place, with weights of ``precision``.
 
-    Args:
-        model: The graph, with its weights; changed in place.
-        precision: "int8", "int8-split" or "int4".
-        moments: For int4, of the matrices that :func:`inputs_of` names.
-
-    Raises:
-        ModelError: The graph holds nothing to round.
+    int4 takes the ``moments`` of the matrices that :func:`inputs_of` names. A ModelError
+    where there is nothing to round.
     """
     graph, split = _Graph(model), precision == "int8-split"
     if not graph.products:

@@ -55,15 +55,9 @@ def supplied(graph: onnx.ModelProto) -> list[str]:
 def session(
     model: Any, *, threads: int = 1, weights: Mapping[str, Logits] | None = None
 ) -> Any:
-    """Return an onnxruntime session on the CPU.
+    """Return an onnxruntime session on the CPU for a graph, serialised or not, or its path.
 
-    Args:
-        model: A graph, serialised or not, or its path.
-        threads: Of the engine.
-        weights: What the graph asks for; they must outlive this call.
-
-    Raises:
-        ModelError: A tensor is missing.
+    ``weights`` must outlive this call. A ModelError where a tensor is missing.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

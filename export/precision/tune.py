@@ -111,15 +111,8 @@ def write_acceptance(
 ) -> None:
     """Record in ``draft.json`` what a target accepted of each of a draft's models.
 
-    The package's id does not change: it is a hash over the files' content.
-
-    Args:
-        package: The draft package.
-        found: By engine and precision, see :mod:`draftwire.bench.tune`.
-
-    Raises:
-        ConfigError: The manifest cannot be written.
-        PackageError: The package is damaged.
+    The package's id, a hash over the files' content, does not change. A ConfigError where
+    the manifest cannot be written, a PackageError where the package is damaged.
     """
 
     def change(raw: dict[str, Any]) -> None:
@@ -132,18 +125,11 @@ def write_acceptance(
 
 
 def write_hint(package: Path, board: str, hint: Mapping[str, Any]) -> None:
-    """Write how a board shall run a draft into its ``draft.json``.
+    """Write how ``board`` shall run a draft, and what that rests on, into its
+    ``draft.json``.
 
-    The package's id does not change.
-
-    Args:
-        package: The draft package.
-        board: Name of the board's profile.
-        hint: engine, precision, threads, and what they rest on.
-
-    Raises:
-        ConfigError: The manifest cannot be written.
-        PackageError: The package is damaged.
+    The package's id does not change. A ConfigError where the manifest cannot be written, a
+    PackageError where the package is damaged.
     """
 
     def change(raw: dict[str, Any]) -> None:

@@ -157,17 +157,11 @@ class Architecture:
 def read_architecture(
     where: str, config: Mapping[str, Any], *, context: int | None = None
 ) -> Architecture:
-    """Return the shape that a ``config.json`` describes.
+    """Return the shape that a ``config.json`` in the spelling of transformers 4 or 5
+    describes.
 
-    Args:
-        where: The model's name, for messages.
-        config: Its content, in the spelling of transformers 4 or 5.
-        context: Positions to serve, at most what the model was trained for.
-
-    Raises:
-        UnknownArchitecture: The shape is none of those written here.
-        ModelError: A field is missing or does not fit the others.
-        ConfigError: ``context`` is more than the model has.
+    UnknownArchitecture where it is none of those written here, a ModelError where a field
+    is missing or does not fit, a ConfigError where ``context`` is more than the model has.
     """
     _refuse_hidden_readers(where, config)
     kind = str(config.get("model_type"))

@@ -68,13 +68,8 @@ class Checkpoint:
 def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkpoint:
     """Read a Hugging Face directory of a family that is known here.
 
-    Args:
-        folder: Holds ``config.json``, ``tokenizer.json`` and safetensors weights.
-        context: Positions to serve, at most what the model was trained for.
-
-    Raises:
-        ConfigError: ``folder`` is no such directory, or ``context`` does not fit.
-        ModelError: The checkpoint is damaged or not of a shape known here.
+    A ConfigError where ``folder`` is none, or ``context`` does not fit; a ModelError where
+    the checkpoint is damaged or not of a shape known here.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -91,11 +86,8 @@ def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkp
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return a model directory's ``config.json``.
-
-    Raises:
-        ConfigError: There is no such directory or file.
-        ModelError: It is not JSON.
+    """Return a model directory's ``config.json``; a ConfigError where there is none, a
+    ModelError where it is not JSON.
     """
     if not folder.is_dir():
         raise ConfigError(

@@ -59,16 +59,10 @@ class Rope:
 
 
 def read_rope(where: str, config: Mapping[str, Any], head_dim: int, partial: float) -> Rope:
-    """Return the rotation that a config describes.
+    """Return the rotation that a config (of transformers 4 or 5) describes.
 
-    Args:
-        where: The model's name, for messages.
-        config: In the spelling of transformers 4 (three fields) or 5 (one).
-        head_dim: Dimensions of a head.
-        partial: Share of them that is rotated, where the config names none.
-
-    Raises:
-        ModelError: A field is missing, odd, or a scaling that is not known.
+    ``partial`` is the rotated share of a head where the config names none. A ModelError
+    where a field is missing, odd, or a scaling that is not known.
     """
     flat = {
         "rope_theta": config.get("rope_theta", config.get("rotary_emb_base", 10000.0)),

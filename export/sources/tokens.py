@@ -14,22 +14,14 @@ from draftwire.tokenizer import PROBES, Tokenizer, first_token, load_tokenizer
 
 
 def check_tokens(folder: Path, bos_id: int | None) -> int | None:
-    """Compare the ids of many texts with those of ``AutoTokenizer``.
+    """Compare the ids of many texts with those of ``AutoTokenizer``; return what comes in
+    front.
 
-    With what comes in front, without it, and with special tokens that are spelt out,
-    parsed and left as text.
-
-    Args:
-        folder: A Hugging Face directory.
-        bos_id: What ``tokenizer.json`` by itself puts in front of a text.
-
-    Returns:
-        What transformers puts in front, which older versions read from
-        ``tokenizer_config.json``; ``bos_id`` where that or transformers is missing, and
-        nothing was compared.
-
-    Raises:
-        ModelError: ``tokenizer.json`` reads a text otherwise than transformers.
+    With that, without it, and with special tokens that are spelt out, parsed and left as
+    text. ``bos_id`` is what ``tokenizer.json`` by itself puts in front, which older
+    versions read from ``tokenizer_config.json``; it is returned where that or transformers
+    is missing, and nothing was compared. A ModelError where ``tokenizer.json`` reads a text
+    otherwise.
     """
     # Without its settings transformers guesses the tokenizer from the model's type.
     if not (folder / "tokenizer_config.json").is_file() or not find_spec("transformers"):

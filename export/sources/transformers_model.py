@@ -9,15 +9,11 @@ from draftwire.errors import ConfigError, ModelError
 
 
 def load_model(folder: Path, dtype: Any = None) -> Any:
-    """Return a directory's causal language model, nothing in it trained.
+    """Return a directory's causal language model, nothing in it trained; float32 without a
+    dtype.
 
-    Args:
-        folder: With ``config.json`` and safetensors weights; nothing else is read.
-        dtype: Of the parameters; None for float32.
-
-    Raises:
-        ConfigError: transformers or torch is not installed.
-        ModelError: transformers cannot load it.
+    Only ``config.json`` and safetensors are read. A ConfigError where transformers or torch
+    is not installed, a ModelError where it cannot be loaded.
     """
     try:
         import torch

@@ -53,15 +53,10 @@ def is_package(path: Path) -> bool:
 
 
 def read_base(path: str | Path) -> Base:
-    """Read a base model in float32.
+    """Read a base model in float32: a Hugging Face directory, or a target package (merged).
 
-    Args:
-        path: A Hugging Face directory with safetensors weights and a
-            ``tokenizer.json``, or a target package (an evolved one is merged).
-
-    Raises:
-        ConfigError: There is nothing of the kind at ``path``.
-        ModelError: It is damaged, or of a shape not known here.
+    A ConfigError where there is nothing of the kind, a ModelError where it is damaged or of
+    a shape not known here.
     """
     path = Path(path)
     if is_package(path):
@@ -150,13 +145,9 @@ def cut(model: Any, picks: Sequence[int]) -> Any:
 
 
 def save_model(model: Any, base: Base, source: Path, folder: Path) -> None:
-    """Write a model with some of its base's layers as a Hugging Face directory.
+    """Write a model with some of its base's layers as a Hugging Face directory, replaced.
 
-    Args:
-        model: What to write.
-        base: Where its shape and tokenizer come from.
-        source: The base's folder, a checkpoint or a target package.
-        folder: Where to write; replaced.
+    ``source`` is the base's folder, a checkpoint or a target package.
     """
     shutil.rmtree(folder, ignore_errors=True)
     transformers.utils.logging.disable_progress_bar()

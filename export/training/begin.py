@@ -91,12 +91,8 @@ def plan_of(
 ) -> Plan:
     """Return the plan of a training.
 
-    Args:
-        settings: What was asked for.
-        context: Of the base.
-        longer: How many times longer the rows of the last tenth are; 1 for none.
-        warmup: Steps at most, and one of how many.
-        **more: Of the plan.
+    Rows of the last tenth are ``longer`` times as long; ``warmup``: steps at most, and one
+    of how many.
     """
     length = min(settings.length, context)
     long = min(longer * length, context, max(length, settings.batch))

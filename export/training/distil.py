@@ -32,15 +32,8 @@ class Weights:
 
 
 def make_draft(base: Any, *, anchor_layers: int, trained_layers: int) -> Any:
-    """Return an untrained draft of a model, everything but its middle frozen.
-
-    Args:
-        base: The base target, of transformers.
-        anchor_layers: Leading layers, copied and frozen.
-        trained_layers: Layers to train; they start as the base's last ones.
-
-    Raises:
-        ConfigError: The base has too few layers for that.
+    """Return an untrained draft: the first ``anchor_layers`` of ``base``, frozen, and its
+    last ``trained_layers``, to be trained; a ConfigError where it has too few.
     """
     depth = len(torch_stack(base)[0])
     if anchor_layers < 0 or trained_layers < 1 or anchor_layers + trained_layers > depth:
@@ -63,14 +56,11 @@ def distil_loss(
     weights: Weights,
     states: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return the mean loss per token of a student beside its teacher.
+    """Return the mean loss per token of a student's logits ``(..., vocab)`` beside its
+    teacher's.
 
-    Args:
-        student: ``(..., vocab)`` logits.
-        teacher: ``(..., vocab)`` logits.
-        following: ``(...)`` ids of the text itself.
-        weights: Of the parts.
-        states: ``(..., hidden)`` last states of both, or None for no regression.
+    ``following`` are ``(...)`` ids of the text itself; ``states`` ``(..., hidden)`` the
+    last ones of both, or None for no regression.
     """
     mine = F.log_softmax(student.float(), -1).flatten(0, -2)
     theirs = F.log_softmax(teacher.float(), -1).flatten(0, -2)
@@ -104,12 +94,8 @@ class DraftTrainer(nn.Module):
         return self.loss_from(ids, said.hidden_states[-1], said.logits)
 
     def loss_from(self, ids: Tensor, states: Tensor, logits: Tensor) -> Tensor:
-        """Return the mean loss, given what the base made of the text.
-
-        Args:
-            ids: ``(rows, length + 1)`` the text.
-            states: ``(rows, length, hidden)`` the base's final states.
-            logits: ``(rows, length, vocab)`` its logits.
+        """Return the mean loss of ``ids`` ``(rows, length + 1)``, given the base's final
+        states ``(rows, length, hidden)`` and logits ``(rows, length, vocab)``.
         """
         mine = self.draft(ids[:, :-1], output_hidden_states=True, use_cache=False)
         both = mine.hidden_states[-1], states

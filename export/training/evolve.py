@@ -36,13 +36,8 @@ Say = Callable[[str], None]
 
 
 def add_lora(model: Any, *, rank: int, anchor_layers: int, seed: int) -> Any:
-    """Give every matrix above the anchor an adapter; return PEFT's model around it.
-
-    Args:
-        model: Of transformers; its own weights are frozen.
-        rank: Of the adapters; their scale is 1.
-        anchor_layers: The first layers, which stay untouched.
-        seed: Of the initial adapters.
+    """Give every matrix above the anchor an adapter of scale 1; return PEFT's model around
+    it.
     """
     from peft import LoraConfig, get_peft_model
 

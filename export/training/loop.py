@@ -261,24 +261,13 @@ def train(
     say: Callable[[str], None] = print,
     watch: Callable[[], Mapping[str, float]] | None = None,
 ) -> list[dict[str, float]]:
-    """Train ``model`` in place; checkpoint to ``work``, and resume from there.
+    """Train ``model`` in place, checkpoint to ``work``, and resume from there; return the
+    log.
 
-    Args:
-        model: Parameters with ``requires_grad`` are trained.
-        data: What to read.
-        plan: How.
-        loss_fn: ``(model, ids (rows, length + 1)) -> mean loss``, or with the tensors
-            that another kind of data gives.
-        work: Folder of ``checkpoint.pt`` and ``log.jsonl``.
-        say: Gets a line of progress now and then.
-        watch: Says how good the model is now, every ``plan.watch_every`` steps and at
-            the end; its values join the log.
-
-    Returns:
-        The log: one dict a step with ``step``, ``loss``, ``seconds``.
-
-    Raises:
-        ConfigError: The checkpoint in ``work`` belongs to another training.
+    ``loss_fn`` takes the model and ids ``(rows, length + 1)`` (or what another kind of data
+    gives). The log is a dict a step: ``step``, ``loss``, ``seconds``, and what ``watch``
+    says every ``plan.watch_every`` steps and at the end. A ConfigError where the checkpoint
+    in ``work`` belongs to another training.
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint, log_path = work / "checkpoint.pt", work / "log.jsonl"

@@ -53,15 +53,7 @@ def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) 
 def continuations(
     model: Any, prompts: Tensor, *, count: int, temperature: float, seed: int
 ) -> Tensor:
-    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens each, ``(n, p + count)``.
-
-    Args:
-        model: The target.
-        prompts: Token ids.
-        count: Tokens to add.
-        temperature: 0 is greedy.
-        seed: Of the sampling.
-    """
+    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens, ``(n, p + count)``."""
     generator = torch.Generator().manual_seed(seed)
     pieces, cache = [prompts], None
     for _ in range(count):
@@ -76,12 +68,7 @@ def continuations(
 
 
 def accepted_per_block(agrees: np.ndarray, block: int) -> float:
-    """Return the mean accepted drafts per block.
-
-    Args:
-        agrees: ``(n, count)`` bool: whether the draft's choice is the target's.
-        block: Drafts per block.
-    """
+    """Return the mean accepted drafts per block; ``(n, count)`` says which agree."""
     accepted = blocks = 0
     for row in agrees:
         at = 0

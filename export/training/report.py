@@ -28,13 +28,8 @@ def write_report(
 ) -> None:
     """Write ``report.json`` and ``report.png``.
 
-    Args:
-        folder: Where.
-        kind: "draft" or "evolve".
-        settings: What was asked for.
-        log: A row a step; rows with "accepted" were looks at held-out text.
-        held_out: Results on held-out text, by file.
-        say: Is told where it is, and when there is no picture, why.
+    A row of ``log`` with "accepted" was a look at held-out text; ``say`` is told where it
+    is, and when there is no picture, why.
     """
     document = {
         "schema": SCHEMA,

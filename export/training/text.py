@@ -28,14 +28,10 @@ _LEAST_TRAIN, _LEAST_HELD = 600, 100  # tokens; below that a result means nothin
 
 
 def read_documents(path: str | Path) -> list[str]:
-    """Return the documents of a text file.
+    """Return the documents of a text file: plain, cut at blank lines, or ``.jsonl`` with
+    the text under "text", "turns", "prompt" or "content".
 
-    Args:
-        path: Plain text, cut at blank lines; or ``.jsonl`` with one object a line that
-            has its text under "text", "turns", "prompt" or "content".
-
-    Raises:
-        ConfigError: The file is missing, empty, not UTF-8, or JSON of another kind.
+    A ConfigError where it is missing, empty, not UTF-8, or JSON of another kind.
     """
     path = Path(path)
     try:
@@ -83,13 +79,9 @@ def _document(path: Path, number: int, line: str) -> str:
 def split_documents(
     documents: Sequence[str], shares: Mapping[str, float], *, seed: int
 ) -> dict[str, list[str]]:
-    """Deal documents into parts.
+    """Deal documents into parts, in the order of ``shares``.
 
-    Args:
-        documents: All of them.
-        shares: Of each part, in the order in which they are served; a part with a
-            share gets a document if there are enough.
-        seed: Of the shuffle.
+    A part with a share gets a document if there are enough.
     """
     order = np.random.default_rng(seed).permutation(len(documents))
     shuffled = [documents[i] for i in order]
@@ -122,16 +114,10 @@ def deal_file(
 def encode(
     tokenizer: Tokenizer, documents: Sequence[str], *, vocab_size: int, end: int | None
 ) -> NDArray[Any]:
-    """Encode documents as one stream of ids.
+    """Encode documents as one stream of ids, as wide as ``vocab_size`` asks, ``end`` after
+    each.
 
-    Args:
-        tokenizer: The base's.
-        documents: Texts.
-        vocab_size: Of the base; decides the width of an id in the stream.
-        end: Id put after each document, or None.
-
-    Raises:
-        ModelError: The tokenizer knows more tokens than the base.
+    A ModelError where the tokenizer knows more tokens than the base.
     """
     kind = np.uint16 if vocab_size <= 1 << 16 else np.uint32
     rows = [np.zeros(0, kind)]
@@ -163,18 +149,10 @@ def prepare_text(
     seed: int,
     say: Callable[[str], None],
 ) -> TrainingText:
-    """Read, split and encode text files; one part in 25 is held out.
+    """Read, split and encode text files into ``work``; one part in 25 is held out.
 
-    Args:
-        base: Its tokenizer is used.
-        files: Plain text or ``.jsonl``.
-        work: Folder for the streams.
-        seed: Of the split.
-        say: Gets lines of progress.
-
-    Raises:
-        ConfigError: A file is missing, no text, or all are too small.
-        ModelError: The tokenizer does not fit the base.
+    A ConfigError where a file is missing, no text, or all are too small; a ModelError where
+    the tokenizer does not fit the base.
     """
     if not files:
         raise ConfigError("there is no text to train on", hint="--data FILE")
@@ -203,15 +181,9 @@ def prepare_text(
 
 
 def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:
-    """Refuse a work folder that belongs to something else.
+    """Refuse (ConfigError) a work folder that was begun with other settings or files.
 
-    Args:
-        work: The folder; made when it is not there.
-        asked: What decides the result, beside the files.
-        files: The text.
-
-    Raises:
-        ConfigError: It was begun with other settings, or a file cannot be read.
+    It is made when it is not there; ``asked`` decides the result, beside the files.
     """
     note = work / "asked.json"
     try:

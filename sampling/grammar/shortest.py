@@ -34,13 +34,11 @@ def shortest(
     single: Mapping[int, int],
     before: Sequence[int] = (),
 ) -> tuple[int, ...] | None:
-    """Return ids that complete the text, or None where no way was found.
+    """Return ids that complete the text behind which ``guide`` stands, or None where none
+    do.
 
-    Args:
-        guide: Behind the text.
-        bytes_of: Returns the bytes of an id.
-        single: Ids of one byte, by that byte.
-        before: Ids between the text and the completion.
+    ``single`` are the ids of one byte, ``before`` those between the text and the
+    completion.
     """
     heap: list[_Way] = [(0, 0, (), b"", 0, None)]
     seen: set[tuple[bytes, int, bytes]] = set()

@@ -114,14 +114,7 @@ class RefusedError(TransportError):
 class BusyError(RefusedError):
     """The verifier has no room now, or is going away.
 
-    Args:
-        message: See :class:`DraftwireError`.
-        hint: Likewise.
-        retry_after_s: See below.
-
-    Attributes:
-        retry_after_s: Seconds from now that the verifier asks to wait; None when it did
-            not say.
+    ``retry_after_s`` are seconds from now that it asks to wait; None when it did not say.
     """
 
     transient = True

@@ -44,14 +44,8 @@ class Option:
         return "DRAFTWIRE_" + self.name.upper()
 
     def read(self, value: object, where: str = "") -> Any:
-        """Return ``value`` checked.
-
-        Args:
-            value: Given by a caller.
-            where: Its name in the message; by default the option's.
-
-        Raises:
-            ConfigError: It is not one of this option's.
+        """Return ``value`` checked; a ConfigError, with its name or ``where``, where it
+        will not do.
         """
         try:
             return self.rule.read(value)

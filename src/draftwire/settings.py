@@ -42,15 +42,9 @@ def resolve(
 ) -> dict[str, Value]:
     """Return every setting's value and origin.
 
-    Args:
-        flags: Values from the command line; None and missing mean not given.
-        config: A file to read in place of ``./draftwire.toml``.
-        environ: The environment.
-        folder: Where ``draftwire.toml`` is looked for; the current folder.
-        defaults: Those of a command that has its own.
-
-    Raises:
-        ConfigError: A file is missing or malformed, or a key or value is not one.
+    ``flags`` are not given where None or missing; ``config`` is read in place of
+    ``./draftwire.toml`` of ``folder``. A ConfigError where a file is missing or malformed,
+    or a key or value is not one.
     """
     environ = os.environ if environ is None else environ
     values = {name: Value(option.default, "default") for name, option in OPTIONS.items()}

@@ -52,12 +52,9 @@ NO_TEMPLATE: Mapping[str, Any] = {
 def check_messages(messages: object) -> list[dict[str, Any]]:
     """Return messages as plain data, for a template to read.
 
-    Args:
-        messages: A list of mappings with ``role``, ``content`` (text, or a list of parts
-            of type ``text``) and what else the template knows (``tool_calls``, ``name``).
-
-    Raises:
-        ConfigError: They are no such list; the sentence names the message.
+    They are mappings with ``role``, ``content`` (text, or parts of type ``text``) and what
+    else the template knows (``tool_calls``, ``name``); a ConfigError names the one that is
+    not.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise ConfigError(
@@ -184,16 +181,10 @@ class Template:
         options: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """Return the prompt.
+        """Return the prompt of checked messages, with the schemas of ``tools``.
 
-        Args:
-            messages: As :func:`check_messages` returns them.
-            tools: Their JSON schemas.
-            options: Further variables of the template, e.g. ``enable_thinking``.
-            add_generation_prompt: End with what begins an answer.
-
-        Raises:
-            ConfigError: The template refuses the conversation, or jinja2 is missing.
+        ``options`` are further variables of the template. A ConfigError where it refuses
+        the conversation, or jinja2 is missing.
         """
         if self._plain is not None and (self.text is None or not _has_jinja()):
             if tools or options:

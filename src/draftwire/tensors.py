@@ -329,13 +329,8 @@ def target_weights(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return the weights of a target as float32, its adapter merged.
 
-    Args:
-        package: A whole target, or an evolved one with its base.
-        base: Weights of the whole target where they are there already; unchanged ones
-            are the very same arrays.
-
-    Raises:
-        PackageError: Its tensors are damaged or do not fit each other.
+    Unchanged ones of ``base``, where that is given, are the very same arrays. A
+    PackageError where its tensors are damaged or do not fit each other.
     """
     whole = package if package.base is None else package.base
     weights = dict(base or read_tensors(whole.path / "weights.safetensors"))

@@ -68,17 +68,11 @@ class Tokenizer:
     def encode(
         self, text: str, *, bos_id: int | None = None, parse_special: bool = False
     ) -> list[int]:
-        """Return the ids of ``text``.
+        """Return the ids of ``text``, behind ``bos_id`` when given.
 
-        Args:
-            text: Any text; what is spelt like a special token stays text, so that
-                nobody can write an end of turn into a prompt.
-            bos_id: Put in front when given.
-            parse_special: Turn special tokens that are spelt out into their ids, for
-                text that a chat template wrote.
-
-        Raises:
-            ConfigError: It is no text, or the tokenizer cannot take it.
+        What is spelt like a special token stays text, so that nobody can write an end of
+        turn into a prompt; ``parse_special`` is for what a chat template wrote. A
+        ConfigError where it is no text, or the tokenizer cannot take it.
         """
         if not isinstance(text, str):
             raise ConfigError(f"a text was expected, this is {type(text).__name__}")
@@ -94,14 +88,8 @@ class Tokenizer:
         return [match.span() for match in found if match[0] in self._special]
 
     def encode_spans(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Return the ids of ``text``, of which ``spans`` alone are special tokens.
-
-        Args:
-            text: Any text.
-            spans: Some of :meth:`special_spans`, in order; the others stay text.
-
-        Raises:
-            ConfigError: As :meth:`encode`.
+        """Return the ids of ``text``, of which ``spans`` (of :meth:`special_spans`, in
+        order) alone are special tokens; raises as :meth:`encode`.
         """
         if self._literal is None:
             self._make_literal()
@@ -169,19 +157,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
-    """Return what two tokenizers share exactly when their ids mean the same.
+    """Return 64 hex digits that two tokenizers share exactly when their ids mean the same.
 
-    It covers the ids of fixed probe texts, the special tokens and the vocabulary.
-    It leaves out how the file is written, padding and truncation settings, pad
-    tokens at the end of the vocabulary, and the padding rows of a model's embedding,
-    which no tokenizer knows. ``transport/PROTOCOL.md`` 4.1 says it to the byte.
-
-    Returns:
-        64 hex digits.
-
-    Raises:
-        ConfigError: The ``tokenizers`` library is not installed.
-        PackageError: The file is missing or no tokenizer.
+    It covers the ids of fixed probe texts, the special tokens and the vocabulary. It leaves
+    out how the file is written, padding and truncation settings, pad tokens at the end of
+    the vocabulary, and the padding rows of a model's embedding, which no tokenizer knows.
+    ``transport/PROTOCOL.md`` 4.1 says it to the byte. A ConfigError where ``tokenizers`` is
+    not installed, a PackageError where the file is missing or no tokenizer.
     """
     path = Path(tokenizer_json)
     text = _read(path)
@@ -203,16 +185,10 @@ def tokenizer_fingerprint(tokenizer_json: str | Path) -> str:
 def first_token(folder: str | Path) -> int | None:
     """Return the token that a model's tokenizer puts in front of a text, or None.
 
-    The post-processor of ``tokenizer.json`` decides, not which token some file calls
-    the beginning. What it puts behind a text (an end, for training) is left out: a
-    prompt goes on.
-
-    Args:
-        folder: Holds ``tokenizer.json``.
-
-    Raises:
-        ConfigError: The ``tokenizers`` library is not installed.
-        PackageError: There is no tokenizer, or it puts several tokens in front.
+    The post-processor of ``tokenizer.json`` decides, not which token some file calls the
+    beginning. What it puts behind a text (an end, for training) is left out: a prompt goes
+    on. A ConfigError where ``tokenizers`` is not installed, a PackageError where there is
+    no tokenizer, or it puts several tokens in front.
     """
     engine = load_tokenizer(folder).engine
     plain = _encode(engine, PROBES[0])

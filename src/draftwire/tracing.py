@@ -84,13 +84,10 @@ class Trace:
 def begin_trace(
     name: str, kind: str, attributes: Mapping[str, Any], carried: bytes = b""
 ) -> Trace | None:
-    """Begin a stream's span, or None when it would go nowhere.
+    """Begin a stream's span (``"CLIENT"`` or ``"SERVER"``), or None when it would go
+    nowhere.
 
-    Args:
-        name: Of the span.
-        kind: ``"CLIENT"`` or ``"SERVER"``.
-        attributes: Of the span.
-        carried: From the other end; empty goes on with what the program is in.
+    ``carried`` comes from the other end; empty goes on with what the program is in.
     """
     api = _api()
     if api is None:

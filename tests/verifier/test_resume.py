@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 
-import numpy as np
 import pytest
 from verifier_lab import (
     ArithmeticBackend,
@@ -20,7 +18,6 @@ from websockets.exceptions import ConnectionClosed
 from draftwire.transport.messages import (
     Block,
     Bye,
-    Commit,
     Finish,
     Opened,
     Resumed,
@@ -29,7 +26,6 @@ from draftwire.transport.text_hash import TextHash
 from draftwire.verifier.serving.accounts import Account, Accounts
 from draftwire.verifier.serving.limits import Limits
 
-TINY = Path(__file__).resolve().parents[1] / "fixtures" / "tiny.target"
 PROMPT = [3, 1, 4]
 TEXT = continuation(PROMPT, 40)
 
@@ -278,56 +274,3 @@ async def test_a_retired_target_takes_its_waiting_streams_along():
         async with device(service) as dev:
             await dev.greet()
             assert (await dev.resume(opened, 0)).code == "stream"
-
-
-async def test_on_a_real_model_with_links_that_keep_breaking():
-    pytest.importorskip("onnxruntime")
-    from draftwire.verifier.backends.base import SlotInput
-    from draftwire.verifier.backends.onnx_target import OnnxTarget
-
-    target = OnnxTarget(TINY, slots=2, threads=1)
-    rng = np.random.default_rng(5)
-    prompt = [5, 6, 7, 8]
-    slot, wanted = target.allocate(), list(prompt)
-    for i in range(30):
-        start = 0 if i == 0 else len(wanted) - 1
-        (rows,) = target.forward([SlotInput(slot, start, np.array(wanted[start:]), 1)])
-        wanted.append(int(rows[0].argmax()))
-    target.release(slot)
-    wanted = wanted[len(prompt) :]
-    hello = {
-        "tokenizer": bytes.fromhex(target.family.tokenizer),
-        "backbone": bytes.fromhex(target.family.backbone or ""),
-        "vocab_size": target.vocab_size,
-    }
-
-    async with serving(target) as service:
-        opened, text, drops = None, [], 0
-        while len(text) < 30:
-            async with device(service) as dev:
-                await dev.greet(**hello)
-                if opened is None:
-                    opened, epoch = await dev.open(prompt, 30), 0
-                else:
-                    resumed = await dev.resume(opened, len(text))
-                    assert isinstance(resumed, Resumed)
-                    text += resumed.tokens
-                    epoch = resumed.epoch
-                    if resumed.finish:
-                        break
-                for _ in range(int(rng.integers(1, 4))):
-                    guess = wanted[len(text) : len(text) + 3]
-                    if guess and rng.random() < 0.5:
-                        guess[-1] = (guess[-1] + 1) % target.vocab_size
-                    await dev.say(Block(epoch, len(text), tuple(guess)))
-                    if rng.random() < 0.4:
-                        break  # the verdict is lost with the link
-                    commit = await dev.hear()
-                    assert isinstance(commit, Commit)
-                    text += [*guess[: commit.accepted], commit.token]
-                    epoch += commit.accepted < len(guess)
-                    if commit.finish:
-                        break
-                dev.cut()
-                drops += 1
-        assert text == wanted and drops > 4

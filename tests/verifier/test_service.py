@@ -15,7 +15,6 @@ from verifier_lab import (
     continuation,
     device,
     get,
-    next_token,
     serving,
 )
 from websockets.asyncio.client import connect
@@ -29,7 +28,6 @@ from draftwire.transport.messages import (
     Bye,
     Error,
     Finish,
-    Opened,
     Welcome,
 )
 from draftwire.verifier.registry import Registry
@@ -194,49 +192,6 @@ async def test_without_the_subprotocol_nobody_is_served():
             assert said in answer.body.decode() and SUBPROTOCOL in answer.body.decode()
 
 
-async def test_more_streams_than_slots_are_told_to_wait():
-    backend = ArithmeticBackend(slots=1)
-    async with serving(backend) as service, device(service) as first:
-        await first.greet()
-        await first.open([1], 50)
-        async with device(service) as second:
-            await second.greet()
-            answer = await second.open([1], 50)
-            assert (answer.code, answer.fatal) == ("busy", False)
-            await first.say(Bye("cancelled"))
-            assert isinstance(await first.hear(), Bye)
-            while not isinstance(await second.open([4], 6), Opened):
-                await asyncio.sleep(0.01)
-            await second.say(Block(0, 0, ()))
-            assert (await second.hear()).token == next_token([4])
-
-
-async def test_a_vanished_device_gives_its_slot_back():
-    backend = ArithmeticBackend(slots=1)
-    async with serving(backend) as service:
-        async with device(service) as dev:
-            await dev.greet()
-            await dev.open([1], 50)
-            dev.socket.transport.abort()
-        async with device(service) as dev:
-            await dev.greet()
-            while not isinstance(await dev.open([2], 5), Opened):
-                await asyncio.sleep(0.01)  # `run` ends a wait for ever
-
-
-async def test_a_failing_model_ends_the_stream_and_not_the_verifier():
-    backend = ArithmeticBackend()
-    async with serving(backend) as service, device(service) as dev:
-        await dev.greet()
-        backend.broken = True
-        await dev.open([1, 2], 5)
-        answer = await dev.hear()
-        assert (answer.code, answer.fatal) == ("internal", False)
-        assert "out of order" in answer.message
-        backend.broken = False
-        assert (await dev.generate([1], 5))[0] == continuation([1], 5)
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -293,25 +248,6 @@ async def test_logits_that_are_no_numbers_end_one_stream_and_spare_its_neighbour
                 )
             assert (await fine)[0] == continuation([8], 40)
             assert (await ill.generate([9], 5))[0] == continuation([9], 5)
-
-
-@pytest.mark.parametrize("frame", [Bye(), Block(0, 0, ())])
-async def test_a_flood_of_small_frames_leaves_its_neighbours_their_turns(frame):
-    """40,000 frames of one device are there at once; counted, not timed."""
-
-    async with serving() as service:
-        async with device(service) as calm, device(service) as flood:
-            await calm.greet()
-            await flood.greet()
-            before = service.bytes_in
-            size = len(flood.codec.encode(frame))
-            masked = flood.codec.encode(frame)
-            burst = bytes((0x82, 0x80 | size, 0, 0, 0, 0)) + masked
-            flood.socket.transport.write(burst * 40_000)
-            text, _ = await calm.generate([5], 40)
-            assert text == continuation([5], 40)
-            assert service.bytes_in - before < 40_000 * size / 2
-            flood.cut()
 
 
 async def test_too_many_devices_and_silent_ones_are_shown_out():

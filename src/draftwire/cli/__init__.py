@@ -131,14 +131,7 @@ class _ShowVersion(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: The words after ``draftwire``; those of the process by default.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command of these words, by default the process's; return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words[: words.index("--") if "--" in words else None]
     try:

@@ -27,12 +27,7 @@ def local_verifier(
 ) -> Iterator[tuple[str, str]]:
     """Serve ``targets`` on a free loopback port; yield its URL and token.
 
-    Args:
-        targets: Their paths.
-        flags: More of ``draftwire verifier serve``.
-
-    Raises:
-        TransportError: The verifier did not start; the message is its own.
+    A TransportError, with its own words, where the verifier does not start.
     """
     token = secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory(prefix="draftwire-") as folder:

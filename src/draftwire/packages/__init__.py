@@ -156,17 +156,11 @@ class NewExits:
 
 
 def load_draft(path: str | Path) -> DraftPackage:
-    """Read and check a draft package.
+    """Read and check the draft package in a folder.
 
-    Args:
-        path: Its folder.
-
-    Returns:
-        The package; every listed file's content has been compared with its hash, now
-        or since it last changed (see :mod:`draftwire.packages.seals`).
-
-    Raises:
-        PackageError: It is missing, damaged, incomplete or of an unknown format.
+    The content of every listed file has been compared with its hash, now or since it last
+    changed (:mod:`draftwire.packages.seals`). A PackageError where it is missing, damaged,
+    incomplete or of an unknown format.
     """
     common = read_manifest(Path(path), "draft")
     package = DraftPackage(**common)
@@ -253,22 +247,11 @@ def write_package(
     exits: NewExits | None = None,
     replace: bool = False,
 ) -> str:
-    """Write a package so that it is there as a whole or not at all.
+    """Write ``NAME.draft`` or ``NAME.target`` as a whole or not at all; return its id.
 
-    Args:
-        folder: Where, ``NAME.draft`` or ``NAME.target``; must not exist.
-        kind: "draft" or "target".
-        fields: The manifest without format, id and files.
-        files: By file name.
-        exits: Early exits of a target; they leave its id as it is.
-        replace: Put it in the place of an older package of that kind.
-
-    Returns:
-        The new package's id.
-
-    Raises:
-        ConfigError: There is something at ``folder`` already.
-        PackageError: The result would not load.
+    ``fields`` are the manifest without format, id and files; ``exits`` leave the id as it
+    is; ``replace`` takes the place of an older package of that ``kind``. A ConfigError
+    where there is something already, a PackageError where the result would not load.
     """
     folder = Path(os.path.abspath(folder))
     with _replacing(folder, kind, replace=replace) as scratch:

@@ -57,18 +57,10 @@ class Exits:
 
 
 def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | None:
-    """Read and check the section ``exits`` of a target's manifest.
+    """Read and check the section ``exits`` of a target's manifest ``raw``.
 
-    Args:
-        path: The package's folder.
-        raw: Its manifest.
-        layers: Of the target.
-
-    Returns:
-        The exits, or None when there are none, or of a format that is not known here.
-
-    Raises:
-        PackageError: They are damaged, incomplete, or another target's.
+    None where there are none, or of a format that is not known here; a PackageError where
+    they are damaged, incomplete, or another target's.
     """
     section = raw.get("exits")
     if section is None:
@@ -110,18 +102,10 @@ def read_exits(path: Path, raw: Mapping[str, Any], *, layers: int) -> Exits | No
 def exits_of_header(
     where: str, metadata: Mapping[str, str], *, layers: int
 ) -> tuple[tuple[Exit, ...], int]:
-    """Read exits from the header of an ``exits.safetensors`` beside a checkpoint.
+    """Return the exits, and their residuals' rank, that the header of a safetensors file
+    names.
 
-    Args:
-        where: What to call it in errors.
-        metadata: The header's own strings.
-        layers: Of the target.
-
-    Returns:
-        The exits, and the rank of their residuals.
-
-    Raises:
-        PackageError: It does not say what it must.
+    A PackageError, of ``where``, where it does not say what it must.
     """
     if metadata.get("format") != EXITS_FORMAT:
         raise PackageError(
@@ -170,16 +154,9 @@ def _whole(value: Any, low: int, high: int) -> bool:
 
 
 def torch_stack(model: Any) -> tuple[Any, Any, Any]:
-    """Find the parts of a causal language model of transformers.
+    """Return the layers, last norm and head of a causal language model of transformers.
 
-    Args:
-        model: Of ``AutoModelForCausalLM``.
-
-    Returns:
-        Its list of layers, its last norm and its head.
-
-    Raises:
-        ModelError: They are not where such models have them.
+    A ModelError where they are not where such models have them.
     """
     stack = getattr(model, "base_model", None)
     stack = getattr(stack, "language_model", stack)

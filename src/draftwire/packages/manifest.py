@@ -68,17 +68,9 @@ class PackageFile:
 
 
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
-    """Read and check what both kinds of package have in common.
+    """Read and check what both kinds of package have in common, every file hashed.
 
-    Args:
-        path: The package's folder.
-        kind: "draft" or "target".
-
-    Returns:
-        The fields of a package, every file read and hashed.
-
-    Raises:
-        PackageError: Something is missing, damaged or of an unknown format.
+    A PackageError where something is missing, damaged or of an unknown format.
     """
     path = Path(os.path.abspath(path))
     raw = _read_json(path, kind)
@@ -182,13 +174,8 @@ def _read_family(where: str, raw: Any) -> Family:
 def check_files(path: Path, raw: Any, beside: Iterable[str] = ()) -> dict[str, PackageFile]:
     """Check a manifest's table of files against the folder, content included.
 
-    Args:
-        path: The package's folder.
-        raw: The table: by name, an object with ``sha256``, ``bytes`` and details.
-        beside: Names in the folder that another table lists.
-
-    Raises:
-        PackageError: The table is unfit, or a file is missing or changed.
+    ``raw`` has by name ``sha256``, ``bytes`` and details; ``beside`` are names that another
+    table lists. A PackageError where the table is unfit, or a file is missing or changed.
     """
     where = path.name
     if not isinstance(raw, dict) or not 0 < len(raw) <= MAX_FILES:
