@@ -57,6 +57,7 @@ ORDER = (
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
 DEVICE_PYTHONS = ((3, 8), (3, 10), (3, 12))
+TRITON = "triton==3.8.0"  # for vLLM's V2 runner, beside vLLM: there it would be found
 JETSON_STATS = ("3.1.4", "4.3.2", "7.2.2")  # before 4.2; from 4.2; input rail as total
 DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
 
@@ -302,6 +303,10 @@ def vllm(arguments):
         if python is None:
             raise SystemExit("no Python 3.11 found")
         inside = ensure(os.path.join(ROOT, ".venvs", "vllm"), ((3, 11), python), ["vllm"])
+        folder = os.path.join(ROOT, ".venvs", TRITON)
+        if not os.path.isdir(os.path.join(folder, "triton")):
+            _pip(inside, ["--no-deps", "--target", folder], [TRITON])
+        os.environ["TRITON_FOLDER"] = folder
     except SystemExit as failed:
         say(f"NOT TESTED: vLLM cannot be set up here ({failed})")
         return 0

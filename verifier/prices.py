@@ -7,6 +7,7 @@ __all__ = ["ForwardPrice"]
 _MEMORY = 0.95  # of what was learned, a forward
 _LEAST_MEMORY = 1.002  # the least rises by so much a forward: what was quick may be over
 _PRIOR = 0.01  # a row costs so much of a forward until more is known
+_LEAST_SHARE = 0.1  # of a forward, one of a single row
 _WEIGHT = 4.0  # of that first guess, in squared rows
 
 
@@ -36,6 +37,11 @@ class ForwardPrice:
         self._var = _MEMORY * (self._var + new * apart * apart)
         self._cov = _MEMORY * (self._cov + new * apart * longer)
         self.least_s = min(self.least_s * _LEAST_MEMORY, seconds)
+
+    def of(self, rows: int) -> float:
+        """Return what a forward over ``rows`` tokens takes; 0 before the first."""
+        share = 1 + self.row * (rows - self._rows)
+        return self.seconds * max(share, _LEAST_SHARE)
 
     @property
     def row(self) -> float:

@@ -63,7 +63,8 @@ def test_where_few_streams_run_drafts_are_free_and_where_many_do_they_are_not():
     assert shares == sorted(shares, reverse=True) and shares[0] >= 5 and shares[-1] <= 1
     good, bad, none = load.share([0.95, 0.3, 0.0])
     assert good > bad >= none == 0
-    # Whatever is taken, no other number of drafts for all would give more tokens a second.
+    # Whatever is taken, no other number of drafts for all would give 5 % more tokens a
+    # second: less is within the error of what is measured.
     for n in (1, 5, 16, 40):
         taken = load.share([0.7] * n)
 
@@ -71,7 +72,7 @@ def test_where_few_streams_run_drafts_are_free_and_where_many_do_they_are_not():
             tokens = sum((1 - 0.7 ** (k + 1)) / 0.3 for k in counts)
             return tokens / (0.010 + 0.0005 * sum(k + 1 for k in counts))
 
-        assert all(rate(taken) >= 0.999 * rate([k] * n) for k in range(9))
+        assert all(1.05 * rate(taken) >= 0.999 * rate([k] * n) for k in range(9))
 
 
 def test_steps_that_cost_the_same_whatever_is_in_them():
@@ -79,7 +80,15 @@ def test_steps_that_cost_the_same_whatever_is_in_them():
     same = Load(6)
     for _ in range(50):
         same.stepped(16, 0.02)
-    assert same.share([0.1]) == [6], "all steps were alike: nothing is known"
+    assert same.share([0.8]) == [6], "all steps were alike: a row is thought to cost 1 %"
+    busy, calm = loaded(0.010, 0.0005), loaded(0.010, 0.0005)
+    for rows in [16, 40] * 20:
+        busy.stepped(rows, 3.0)  # a machine that is busy elsewhere
+        calm.stepped(rows, 0.010 + 0.0005 * rows)
+    assert busy.price.seconds < 0.3 and calm.share([0.7] * 4) == loaded(0.01, 5e-4).share(
+        [0.7] * 4
+    )
+    assert calm.share([]) == Load(8).share([]) == []
     slow = Load(6, shrink=False)
     for rows in [1, 50, 100] * 9:
         slow.stepped(rows, rows)

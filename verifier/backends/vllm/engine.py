@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Sequence
 
@@ -21,7 +22,6 @@ from draftwire.clock import Clock, Timer
 from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, ModelError
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.sampling import SamplingParams
-from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.hf_adapter import adapter_base
 from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # it has no proposer classes
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, of a CPU
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
@@ -69,16 +69,7 @@ def _import() -> Any:
 
 
 class VllmEngine:
-    """One vLLM engine for a base checkpoint and the adapters on it.
-
-    Args:
-        base: Folder of the checkpoint.
-        slots: Streams at the same time.
-        context: Most tokens of a stream, or None for the model's own, at most 4096.
-        dtype: Of the weights; None takes float32 on a CPU and the checkpoint's elsewhere.
-        adapters: Highest rank of adapters that it shall take, 0 for none.
-        options: Further fields of vLLM's ``AsyncEngineArgs``.
-        openai: Address where OpenAI's clients may ask it too.
+    """One vLLM engine for a base checkpoint and the adapters on it; see ``VllmLoader``.
 
     Attributes:
         config: Of the model, once it is started.
@@ -87,6 +78,7 @@ class VllmEngine:
         closed: It takes no more streams.
         users: Targets on it.
         rank: The highest of an adapter.
+        runner: Which of vLLM's model runners it has, V1 or V2.
 
     Raises:
         ConfigError: vLLM is missing or unknown.
@@ -96,13 +88,12 @@ class VllmEngine:
     def __init__(
         self,
         base: Path,
-        *,
-        slots: int = 16,
-        context: int | None = None,
-        dtype: str | None = None,
-        adapters: int = 0,
-        options: dict[str, Any] | None = None,
-        openai: tuple[str, int] | None = None,
+        slots: int,
+        context: int | None,
+        dtype: str | None,
+        adapters: int,
+        options: dict[str, Any],
+        openai: tuple[str, int] | None,
     ) -> None:
         if openai and adapters:
             raise ConfigError(
@@ -116,11 +107,12 @@ class VllmEngine:
         self.deaths = 0
         self.users = 0  # targets on it
         self.rank = adapters
-        self._settings = self._arguments(slots, context, dtype, adapters, options or {})
+        self._settings = self._arguments(slots, context, dtype, adapters, options)
         self._adapters: dict[Path, Any] = {}
         self._empty = empty_adapter(base) if adapters else None
         self._llm: Any = None  # AsyncLLM, over there
         self._runs: set[_Run] = set()
+        self._outbox: dict[str, tuple[Any, ...]] = {}
         self._numbers = 0
         self.closed = self._failed = False
         self._restart: asyncio.Task[None] | None = None
@@ -147,6 +139,12 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         cpu = current_platform.is_cpu()
+        v2 = os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+        drafts = (  # a speculator that needs no draft model, and is replaced
+            {"method": "ngram", "prompt_lookup_max": 1}
+            if v2
+            else {"method": "custom_class", "model": f"{_HERE}.scheduler.NullProposer"}
+        )
         lora = {"enable_lora": True, "max_loras": min(slots, 8), "max_lora_rank": adapters}
         return {
             "model": str(self.base),
@@ -165,11 +163,8 @@ class VllmEngine:
             "disable_log_stats": True,
             "scheduler_cls": f"{_HERE}.scheduler.DraftScheduler",
             "worker_extension_cls": f"{_HERE}.noise.Extension",
-            "speculative_config": {
-                "method": "custom_class",
-                "model": f"{_HERE}.scheduler.NullProposer",
-                "num_speculative_tokens": _MOST,
-            },
+            "speculative_config": {**drafts, "num_speculative_tokens": _MOST},
+            **({"logits_processors": [f"{_HERE}.v2:Processor"]} if v2 else {}),
             **({"block_size": 32} if cpu else {}),
             **(lora if adapters else {}),
             **options,
@@ -199,14 +194,15 @@ class VllmEngine:
 
         try:
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._settings))
-            runners = await self._llm.collective_rpc("draftwire_install")
+            self.runner = (await self._llm.collective_rpc("draftwire_install"))[0]
+            await self._llm.engine_core.call_utility_async("draftwire_begin")
         except Exception as error:
             self._stop_llm()
             raise ModelError(
                 f"vLLM does not start with {self.base}: {type(error).__name__}: {error}",
                 hint="its own log above says more",
             ) from error
-        log.info("vLLM %s runs %s", self._vllm.__version__, runners)
+        log.info("vLLM %s on its %s runner", self._vllm.__version__, self.runner)
         if self._openai is not None:
             await self._serve_openai(*self._openai)
         self._up.set()
@@ -308,7 +304,7 @@ class VllmEngine:
             answers = await self._llm.add_request(
                 f"{KEY}-{self._numbers}",
                 {"prompt_token_ids": list(run.order.tokens)},
-                self._sampling(run.order),
+                self._sampling(run.order, run.probing),
                 lora_request=self._lora(run.adapter),
             )
         except EngineDeadError as error:
@@ -346,7 +342,7 @@ class VllmEngine:
                     run.say(Step((), forward=step))
             seen = step
 
-    def _sampling(self, order: Order) -> Any:
+    def _sampling(self, order: Order, probing: bool) -> Any:
         from vllm import SamplingParams as Sampling
         from vllm.sampling_params import RequestOutputKind
 
@@ -357,7 +353,7 @@ class VllmEngine:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            extra_args={KEY: [_told(order.params), order.vocab_size]},
+            extra_args={KEY: [_told(order.params), order.vocab_size, probing]},
         )
 
     def _lora(self, adapter: Path | None) -> Any:
@@ -378,11 +374,15 @@ class VllmEngine:
     def push(self, run: _Run, push: Push) -> None:
         """Send what a run wants to the scheduler."""
         if run.name and self._llm is not None and self._up.is_set():
-            self._loop.create_task(self._send([(run.name, tuple(push))]))
+            if not self._outbox:  # what comes with it goes with it
+                self._loop.create_task(self._send())
+            self._outbox[run.name] = tuple(push)
 
-    async def _send(self, items: list[Any]) -> None:
+    async def _send(self) -> None:
+        items, self._outbox = list(self._outbox.items()), {}
+        now = time.monotonic()
         try:
-            await self._llm.engine_core.call_utility_async("draftwire_push", items)
+            await self._llm.engine_core.call_utility_async("draftwire_push", items, now)
         except Exception as error:  # noqa: BLE001 - the engine is dying: its runs hear it
             log.info("a push failed: %s: %s", type(error).__name__, error)
 
@@ -410,8 +410,10 @@ class _Run:
         clock: Clock,
         on_step: OnStep,
         on_end: OnEnd,
+        probing: bool,
     ) -> None:
         self.engine, self.adapter, self.order = engine, adapter, order
+        self.probing = probing  # all its drafts are judged, whether that pays or not
         self.name = ""  # vLLM's own id of the request
         self.wanted: Push | None = None
         self.closed = False
@@ -475,11 +477,7 @@ class VllmTarget:
     Args:
         path: Folder with ``config.json``, ``*.safetensors`` and ``tokenizer.json``, or a
             LoRA adapter in PEFT's format.
-        engine: That runs its base, or None for one of its own.
-        options: Of :class:`VllmEngine`.
-
-    Attributes:
-        engine: That runs it.
+        engine: That runs its base.
 
     Raises:
         ConfigError: An option or vLLM's version does not fit.
@@ -492,16 +490,8 @@ class VllmTarget:
     schemes: tuple[str, ...] = ("greedy", "coupled", "match", "argmax")
     noises: tuple[str, ...] = ("philox",)
 
-    def __init__(
-        self, path: Path, engine: VllmEngine | None = None, **options: Any
-    ) -> None:
+    def __init__(self, path: Path, engine: VllmEngine) -> None:
         named = adapter_base(path)
-        base = named or path
-        for file in {*path.glob("*.safetensors"), *base.glob("*.safetensors")}:
-            read_header(file)
-        if engine is None:
-            options.setdefault("adapters", rank_of(path) if named else 0)
-            engine = VllmEngine(base, **options)
         if named and rank_of(path) > engine.rank:
             raise ConfigError(
                 f"vLLM runs without room for the adapter {path.name}",
@@ -510,7 +500,7 @@ class VllmTarget:
         self.engine, self._adapter = engine, path if named else None
         engine.users += 1
         try:
-            self._describe(path, base)
+            self._describe(path, named or path)
             probe(self)
         except BaseException:
             self.close()
@@ -535,14 +525,21 @@ class VllmTarget:
         ids = ids if isinstance(ids, (list, tuple)) else [ids]
         self.eos_ids = tuple(sorted({int(i) for i in ids if i is not None}))
 
-    def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
+    def open(
+        self,
+        order: Order,
+        clock: Clock,
+        on_step: OnStep,
+        on_end: OnEnd,
+        probing: bool = False,
+    ) -> Run:
         """See :class:`~draftwire.verifier.backends.streaming.StreamBackend`."""
         if SamplingParams(**_told(order.params)) != order.params:
             raise ConfigError(
                 "this target takes no processors of logits",
                 hint="leave out penalties, min_p and the like",
             )
-        run = _Run(self.engine, self._adapter, order, clock, on_step, on_end)
+        run = _Run(self.engine, self._adapter, order, clock, on_step, on_end, probing)
         self.engine.soon(self.engine.open, run)
         return run
 
@@ -595,7 +592,7 @@ def _text_of(
     ends: list[DraftwireError] = []
     end = len(prompt) + count
     order = Order(tuple(prompt), end, (), params, target.vocab_size)
-    run = target.open(order, clock, steps.append, lambda error, again: ends.append(error))
+    run = target.open(order, clock, steps.append, lambda e, again: ends.append(e), True)
     run.push(Push(1, len(prompt), tuple(drafts), 0, end))
     clock.until(lambda: bool(ends) or sum(len(s.tokens) for s in steps) >= count)
     run.close()
@@ -619,7 +616,7 @@ def probe(target: VllmTarget) -> None:
         SamplingParams("coupled", 100.0, seed=2),
         SamplingParams("coupled", 100.0, seed=3),
     ]
-    texts = []
+    texts, hint = [], f"this draftwire knows vLLM {PINNED}, on its V1 and V2 runners"
     for params in laws if count > 2 else []:
         text = [t for s in _text_of(target, prompt, params, count) for t in s.tokens]
         texts.append(text)
@@ -636,10 +633,8 @@ def probe(target: VllmTarget) -> None:
                     f"vLLM does not verify drafts as it did: {name} drafts for {text} "
                     f"gave {found} in {len(steps)} steps, {judged} judged "
                     f"({params.scheme})",
-                    hint=f"this draftwire knows vLLM {PINNED} on its V1 runner",
+                    hint=hint,
                 )
     if count > 2 and (texts[0] == texts[2] or texts[2] == texts[3]):
-        raise IncompatibleError(
-            "vLLM does not take our noise: texts of different seeds are alike",
-            hint=f"this draftwire knows vLLM {PINNED} on its V1 runner",
-        )
+        what = "vLLM does not take our noise: texts of different seeds are alike"
+        raise IncompatibleError(what, hint=hint)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from draftwire.errors import ModelError
+from draftwire.tensors import read_header
 from draftwire.verifier.backends.hf_adapter import adapter_base
 from draftwire.verifier.backends.vllm.adapters import rank_of
 
@@ -55,6 +56,8 @@ class VllmLoader:
                 f"{base} is no checkpoint folder: it has no config.json",
                 hint="give the folder that Hugging Face's save_pretrained wrote",
             )
+        for file in {*path.glob("*.safetensors"), *base.glob("*.safetensors")}:
+            read_header(file)
         engine = self._engines.get(base)
         if engine is None or engine.closed:
             ranks = [
@@ -62,13 +65,7 @@ class VllmLoader:
                 for each in {path, *self.targets}
                 if (each / "adapter_config.json").is_file()
             ]
-            engine = self._engines[base] = VllmEngine(
-                base,
-                slots=self.slots,
-                context=self.context,
-                dtype=self.dtype,
-                adapters=max(ranks, default=0),
-                options=self.engine_args,
-                openai=self.openai,
-            )
+            made = self.slots, self.context, self.dtype, max(ranks, default=0)
+            engine = VllmEngine(base, *made, self.engine_args or {}, self.openai)
+            self._engines[base] = engine
         return VllmTarget(path, engine)

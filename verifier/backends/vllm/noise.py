@@ -1,9 +1,9 @@
-"""Our sampling inside vLLM's workers: a worker extension round the runner's samplers.
+"""Our sampling inside vLLM's workers: rows become one-hot before vLLM's samplers see them.
 
-With a speculative config vLLM's V1 runner takes no custom logits processors, so the
-samplers' ``forward`` is wrapped: rows of our streams become one-hot where the shared noise
-decides, and vLLM's own greedy sampler and rejection sampler do the rest. Rows of other
-clients of the engine stay as they are.
+Where the shared noise decides, vLLM's own greedy sampler and rejection sampler do the rest.
+Rows of other clients of the engine stay as they are. With a speculative config vLLM's V1
+runner takes no custom logits processors, so the samplers' ``forward`` is wrapped; its V2
+runner takes one (:mod:`.v2`).
 
 On a CPU the rows are decided by :mod:`draftwire.sampling` itself, up to the first draft
 that is rejected; on a device all rows of a step at once, in torch, without a copy back.
@@ -11,7 +11,7 @@ that is rejected; on a device all rows of a step at once, in torch, without a co
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterable, NamedTuple, Sequence
 
 import torch
 
@@ -20,7 +20,7 @@ from draftwire.sampling import SamplingParams, make_decider
 from draftwire.sampling.philox import M0, M1, MASK, Domain, round_keys
 from draftwire.sampling.scheme import Decider
 
-__all__ = ["Extension", "Ours", "winners"]
+__all__ = ["Extension", "Ours", "mark", "ours_of", "winners"]
 
 KEY = "draftwire"
 
@@ -50,87 +50,101 @@ class Extension:
     model_runner: Any
 
     def draftwire_install(self) -> str:
-        """Wrap the samplers; return the name of the runner's class."""
-        runner = self.model_runner
-        noise = _Noise(runner)
-        plain, rejecting = runner.sampler.forward, runner.rejection_sampler.forward
+        """Find our way into the runner; return which it is."""
+        if not hasattr(self.model_runner, "speculator"):
+            _wrap(self.model_runner)
+            return "V1"
+        from draftwire.verifier.backends.vllm import v2
 
-        def sample(logits: Any, sampling_metadata: Any, *args: Any, **more: Any) -> Any:
-            if not more.get("predict_bonus_token"):  # a part of what `reject` has seen
-                noise.apply(logits, None, None)
-            return plain(logits, sampling_metadata, *args, **more)
-
-        def reject(metadata: Any, draft_probs: Any, logits: Any, more: Any) -> Any:
-            noise.apply(logits, metadata.num_draft_tokens, metadata.draft_token_ids)
-            return rejecting(metadata, draft_probs, logits, more)
-
-        runner.sampler.forward, runner.rejection_sampler.forward = sample, reject
-        return type(runner).__name__
+        v2.install(self.model_runner)
+        return "V2"
 
 
-class _Noise:
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._known: dict[str, Ours | None] = {}
+def _wrap(runner: Any) -> None:
+    """Let our noise see the rows before the V1 runner's samplers do."""
+    known: dict[str, Ours | None] = {}
+    plain, rejecting = runner.sampler.forward, runner.rejection_sampler.forward
 
-    def _of(self, name: str) -> Ours | None:
-        if name not in self._known:
-            if len(self._known) > 4096:
-                self._known.clear()
-            sampling = self._runner.requests[name].sampling_params
-            told = (getattr(sampling, "extra_args", None) or {}).get(KEY)
-            ours = None
-            if told is not None:
-                fields, vocab_size = told
-                params = SamplingParams(**fields)
-                ours = Ours(params, vocab_size, make_decider(params, vocab_size))
-            self._known[name] = ours
-        return self._known[name]
-
-    def apply(self, logits: Any, counts: Sequence[int] | None, drafts: Any) -> None:
-        """Make rows of ours one-hot: of each request its drafts, then one more."""
-        batch = self._runner.input_batch
-        rows: list[int] = []
-        ours: list[Ours] = []
-        positions: list[int] = []
-        row = 0
+    def apply(logits: Any, counts: Sequence[int] | None, drafts: Any) -> None:
+        batch, row, groups = runner.input_batch, 0, []
         for i, name in enumerate(batch.req_ids[: batch.num_reqs]):
             n = 0 if counts is None else int(counts[i])
-            found = self._of(name)
-            if found is not None:
-                if logits.shape[1] > found.vocab_size:
-                    logits[row : row + n + 1, found.vocab_size :] = -torch.inf
-                if not found.greedy:
-                    start = int(batch.num_tokens_no_spec[i])
-                    if logits.is_cpu or found.params.scheme != "coupled":
-                        ids = (
-                            [] if drafts is None else drafts[row - i : row - i + n].tolist()
-                        )
-                        self._decide(logits[row : row + n + 1], ids, found, start)
-                    else:
-                        rows += range(row, row + n + 1)
-                        ours += [found] * (n + 1)
-                        positions += range(start, start + n + 1)
+            if name not in known:
+                if len(known) > 4096:
+                    known.clear()
+                known[name] = ours_of(runner.requests[name].sampling_params)
+            ours = known[name]
+            if ours is not None:
+                ids = drafts[row - i : row - i + n] if n else ()
+                groups.append((row, ids, ours, int(batch.num_tokens_no_spec[i])))
             row += n + 1
-        if rows:
-            at = torch.tensor(rows, device=logits.device)
-            params = [o.params for o in ours]
-            won = winners(logits[at].double(), params, positions)
-            logits[at] = -torch.inf
-            logits[at, won] = 0.0
+        mark(logits, groups)
 
-    def _decide(self, rows: Any, drafts: list[int], ours: Ours, start: int) -> None:
-        """Decide in numpy, as far as it matters."""
-        for j in range(len(drafts) + 1):
-            logits = rows[j, : ours.vocab_size].float().cpu().numpy()[None]
-            try:
-                token = ours.decider.decide((), b"", logits, start + j).token
-            except ModelError:
-                return  # not numbers: the engine counts them, and the stream ends
-            rows[j] = -torch.inf
-            rows[j, token] = 0.0
-            if j < len(drafts) and token != drafts[j]:
-                return
+    def sample(logits: Any, sampling_metadata: Any, *args: Any, **more: Any) -> Any:
+        if not more.get("predict_bonus_token"):  # a part of what `reject` has seen
+            apply(logits, None, None)
+        return plain(logits, sampling_metadata, *args, **more)
+
+    def reject(metadata: Any, draft_probs: Any, logits: Any, more: Any) -> Any:
+        apply(logits, metadata.num_draft_tokens, metadata.draft_token_ids)
+        return rejecting(metadata, draft_probs, logits, more)
+
+    runner.sampler.forward, runner.rejection_sampler.forward = sample, reject
+
+
+def ours_of(sampling: Any) -> Ours | None:
+    """Return how a request of vLLM is sampled, or None for one that is not of ours."""
+    told = (getattr(sampling, "extra_args", None) or {}).get(KEY)
+    if told is None:
+        return None
+    fields, vocab_size, _ = told
+    params = SamplingParams(**fields)
+    return Ours(params, vocab_size, make_decider(params, vocab_size))
+
+
+def mark(logits: Any, groups: Iterable[tuple[int, Any, Ours, int]]) -> None:
+    """Make rows of ours one-hot.
+
+    Args:
+        logits: ``(rows, vocab)`` on any device, changed in place.
+        groups: Of each stream its first row, the drafts that stand after it (a row for
+            each), how it is sampled, and the position of the token that its first row is
+            for.
+    """
+    rows: list[int] = []
+    params: list[SamplingParams] = []
+    positions: list[int] = []
+    for row, drafts, ours, start in groups:
+        n = len(drafts)
+        if logits.shape[1] > ours.vocab_size:
+            logits[row : row + n + 1, ours.vocab_size :] = -torch.inf
+        if ours.greedy:
+            continue
+        if logits.is_cpu or ours.params.scheme != "coupled":
+            _decide(logits[row : row + n + 1], [int(t) for t in drafts], ours, start)
+        else:
+            rows += range(row, row + n + 1)
+            params += [ours.params] * (n + 1)
+            positions += range(start, start + n + 1)
+    if rows:
+        at = torch.tensor(rows, device=logits.device)
+        won = winners(logits[at].double(), params, positions)
+        logits[at] = -torch.inf
+        logits[at, won] = 0.0
+
+
+def _decide(rows: Any, drafts: list[int], ours: Ours, start: int) -> None:
+    """Decide in numpy, as far as it matters."""
+    for j in range(len(drafts) + 1):
+        logits = rows[j, : ours.vocab_size].float().cpu().numpy()[None]
+        try:
+            token = ours.decider.decide((), b"", logits, start + j).token
+        except ModelError:
+            return  # not numbers: the engine counts them, and the stream ends
+        rows[j] = -torch.inf
+        rows[j, token] = 0.0
+        if j < len(drafts) and token != drafts[j]:
+            return
 
 
 def winners(

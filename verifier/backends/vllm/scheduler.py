@@ -1,4 +1,4 @@
-"""Drafts inside vLLM's own scheduler (0.32, V1): imported by its engine process alone.
+"""Drafts inside vLLM's own scheduler (0.32): imported by its engine process alone.
 
 ``SchedulerConfig.scheduler_cls`` and the proposer class are public but declared unstable,
 and ``num_output_placeholders`` is a field of vLLM's requests: that is why the version is
@@ -7,10 +7,15 @@ pinned and :func:`..engine.probe` looks at what comes out before anybody is serv
 A stream whose text is as long as was asked for is *held*: it stays among the running
 requests, its cache stays, and it has nothing to schedule. One that has been preempted
 meanwhile waits likewise until somebody asks.
+
+A step for sixteen streams costs little more than one for a single stream. So where devices
+answer much faster than a step takes, the next step waits for them: else the first of them
+would have a step to itself, and the others would wait for that.
 """
 
 from __future__ import annotations
 
+import queue
 import time
 from typing import Any
 
@@ -25,6 +30,7 @@ from draftwire.verifier.backends.vllm.wish import Load, Wish
 __all__ = ["KEY", "DraftScheduler", "NullProposer"]
 
 KEY = "draftwire"  # of our own fields in what vLLM passes through
+_PATIENCE = 0.1  # of a step, for devices that answer fast
 
 
 class NullProposer:
@@ -53,20 +59,20 @@ class DraftScheduler(Scheduler):
         self._begun = time.monotonic()
         self._queued: dict[str, float] = {}  # seconds that a push waited for this step
         self._prompts = False  # somebody's prompt is in this step
+        self.core: Any = None  # whose scheduler this is
 
     def add_request(self, request: Request) -> None:
         """Take in a request; one of ours comes with its sampling."""
-        sampling = request.sampling_params
-        if sampling is not None and KEY in (sampling.extra_args or {}):
-            self._wishes[request.request_id] = Wish()
+        told = getattr(request.sampling_params, "extra_args", None) or {}
+        if KEY in told:
+            self._wishes[request.request_id] = Wish(probing=told[KEY][2])
         super().add_request(request)
 
-    def push(self, items: list[tuple[str, Push]]) -> None:
+    def push(self, items: list[tuple[str, Push]], sent: float) -> None:
         """Take what streams want; of requests that have ended it is void."""
-        now = time.monotonic()
         for name, push in items:
             if name in self._wishes:
-                self._wishes[name].take(push, now)
+                self._wishes[name].take(push, sent)
 
     def _held(self, request: Request) -> bool:
         """Tell whether a request waits for its device."""
@@ -78,6 +84,7 @@ class DraftScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Plan a step: see vLLM's."""
+        self._gather()
         self._begun = time.monotonic()
         self._queued.clear()
         if len(self._wishes) > len(self.requests):
@@ -105,6 +112,19 @@ class DraftScheduler(Scheduler):
         )
         return plan
 
+    def _gather(self) -> None:
+        """Take in what comes from devices that answer at once."""
+        most = _PATIENCE * self._load.price.seconds
+        while self.core is not None:
+            end = max((w.soon(most) for w in self._wishes.values()), default=0.0)
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            try:
+                self.core._handle_client_request(*self.core.input_queue.get(timeout=left))
+            except queue.Empty:
+                return
+
     def _offer(self, awake: list[Request]) -> None:
         """Let the coming step judge what drafts there are, as far as they pay."""
         wishes = [self._wishes.get(request.request_id) for request in awake]
@@ -117,13 +137,16 @@ class DraftScheduler(Scheduler):
                 wish.since = 0.0
             length = request.num_tokens
             if length - request.num_computed_tokens == 1:
+                most = self.num_spec_tokens if wish.probing else most
                 request.spec_token_ids = wish.drafts(length, most)
 
     def update_from_output(self, plan: SchedulerOutput, output: Any) -> dict[int, Any]:
         """Take in what a step has brought; say of each stream's tokens how they came."""
-        drafted = {n: len(ids) for n, ids in plan.scheduled_spec_decode_tokens.items()}
+        planned = plan.scheduled_spec_decode_tokens
+        drafted = {n: sum(i >= 0 for i in ids) for n, ids in planned.items()}  # no padding
         found: dict[int, Any] = super().update_from_output(plan, output)
-        seconds = time.monotonic() - self._begun
+        now = time.monotonic()
+        seconds = now - self._begun
         if plan.total_num_scheduled_tokens and not self._prompts:
             self._load.stepped(plan.total_num_scheduled_tokens, seconds)
         for outputs in found.values():
@@ -137,6 +160,8 @@ class DraftScheduler(Scheduler):
                 odd = told.num_nans_in_logits
                 step = [n, wish.epoch, waited, seconds, self.current_step, odd]
                 told.kv_transfer_params = {KEY: step}
+                request = self.requests.get(told.request_id)
+                wish.told = now if request is not None and self._held(request) else 0.0
         return found
 
     def get_num_unfinished_requests(self) -> int:
@@ -153,8 +178,13 @@ class DraftScheduler(Scheduler):
         return self.get_num_unfinished_requests() > 0
 
 
-def _push(self: Any, items: list[Any]) -> None:
-    self.scheduler.push([(name, Push(*push)) for name, push in items])
+def _begin(self: Any) -> None:
+    self.scheduler.core = self
+    self.check_for_draft_tokens = False  # no worker has drafts: nobody needs to ask
+
+
+def _push(self: Any, items: list[Any], sent: float) -> None:
+    self.scheduler.push([(name, Push(*push)) for name, push in items], sent)
 
 
 def _step(self: Any) -> int:
@@ -163,5 +193,6 @@ def _step(self: Any) -> int:
 
 
 # The one way into the engine's process that wakes it: a utility call of EngineCore.
+EngineCore.draftwire_begin = _begin
 EngineCore.draftwire_push = _push
 EngineCore.draftwire_step = _step

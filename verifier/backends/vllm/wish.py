@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Sequence
 
 from draftwire.verifier.backends.streaming import Push
+from draftwire.verifier.prices import ForwardPrice
 
 __all__ = ["Chances", "Load", "Wish"]
 
@@ -15,23 +16,33 @@ __all__ = ["Chances", "Load", "Wish"]
 class Wish:
     """The drafts of a stream, and how far it shall go.
 
+    Args:
+        probing: All its drafts are judged, whether that pays or not.
+
     Attributes:
         epoch: Branch of the drafts.
-        since: When the push came.
+        since: When the push was sent.
         chances: Of its drafts.
+        told: When a step was told that the device has not answered yet, or 0.
+        answers_s: How long it took to answer, of late; None where it never has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, probing: bool = False) -> None:
+        self.probing = probing
         self.chances = Chances()
         self.epoch = 0
-        self.since = 0.0
+        self.since = self.told = 0.0
+        self.answers_s: float | None = None
         self._base = 0
         self._drafts: tuple[int, ...] = ()
         self._asks = self._ahead = 0
 
     def take(self, push: Push, now: float = 0.0) -> None:
         """Take a push in place of the one before."""
-        self.since = now
+        if self.told:
+            took, before = max(0.0, now - self.told), self.answers_s
+            self.answers_s = took if before is None else 0.8 * before + 0.2 * took
+        self.since, self.told = now, 0.0
         self.epoch, self._base, self._drafts, self._asks, self._ahead = push
 
     def settle(self, text: Sequence[int], length: int) -> None:
@@ -53,6 +64,15 @@ class Wish:
     def drafts(self, length: int, most: int) -> list[int]:
         """Return what is to be judged where the text is so long; :meth:`settle` first."""
         return list(self._drafts[:most]) if self._base == length else []
+
+    def soon(self, most: float) -> float:
+        """Return until when its device's answer is worth waiting for, ``most`` seconds.
+
+        Returns 0.0 where it has answered, or takes longer.
+        """
+        if not self.told or self.answers_s is None or self.answers_s > most:
+            return 0.0
+        return self.told + most
 
     def holds(self, length: int) -> bool:
         """Tell whether a text of this length shall wait; :meth:`settle` first."""
@@ -85,28 +105,27 @@ class Load:
     the engine runs; a draft is worth the chance that it and all before it are accepted.
     Where few streams run, drafts are nearly free; where many do, they are rows that
     others wait for. So the likeliest drafts are taken, as long as each adds more to the
-    tokens than to the time.
+    tokens than to the time; none, where all of them gain next to nothing.
 
     Args:
         most: Never more of a stream.
         shrink: False always takes as many.
+
+    Attributes:
+        price: Of the steps.
     """
 
-    _FORGET = 0.98  # what a step weighs beside the next one
+    _GAIN = 1.05  # less is within the error of what is measured
 
     def __init__(self, most: int, *, shrink: bool = True) -> None:
         self._most, self._shrink = most, shrink
-        self._n = self._x = self._xx = self._y = self._xy = 0.0
+        self.price = ForwardPrice()
 
     def stepped(self, rows: int, seconds: float) -> None:
         """Note what a step over so many tokens took."""
-        f = self._FORGET
-        self._n, self._x, self._y = (
-            f * self._n + 1,
-            f * self._x + rows,
-            f * self._y + seconds,
-        )
-        self._xx, self._xy = f * self._xx + rows * rows, f * self._xy + rows * seconds
+        expected = self.price.of(rows)
+        # More is a machine that was busy elsewhere.
+        self.price.add(rows, min(seconds, 2 * expected) if expected else seconds)
 
     def share(self, chances: Sequence[float]) -> list[int]:
         """Return how many drafts of each stream are worth their rows.
@@ -114,24 +133,20 @@ class Load:
         Args:
             chances: Of the next draft of each stream that runs.
         """
-        spread = self._n * self._xx - self._x * self._x
-        row_s = step_s = 0.0
-        if self._n >= 8 and spread > 1e-3 * self._n * self._xx:  # not all were alike
-            row_s = (self._n * self._xy - self._x * self._y) / spread
-            step_s = max(0.0, (self._y - row_s * self._x) / self._n)
-        if not self._shrink or row_s <= 0:
-            return [self._most] * len(chances)
+        counts, n = [0] * len(chances), len(chances)
+        plain, row = self.price.of(n), self.price.row * self.price.seconds
+        if not self._shrink or row <= 0 or not n:
+            return [self._most] * n
         drafts = [
             (chance**k, i)
             for i, chance in enumerate(chances)
             for k in range(1, self._most + 1)
         ]
-        counts = [0] * len(chances)
-        tokens = rows = float(len(chances))
+        tokens, cost = float(n), plain
         for worth, i in sorted(drafts, reverse=True):
-            if worth * (step_s + rows * row_s) <= tokens * row_s:
+            if worth * cost <= tokens * row:
                 break
             counts[i] += 1
             tokens += worth
-            rows += 1
-        return counts
+            cost += row
+        return counts if tokens * plain >= self._GAIN * n * cost else [0] * n
