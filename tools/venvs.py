@@ -58,6 +58,7 @@ OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
 DEVICE_PYTHONS = ((3, 8), (3, 10), (3, 12))
 TRITON = "triton==3.8.0"  # for vLLM's V2 runner, beside vLLM: there it would be found
+VLLM_ROOM = 8 << 30  # 4.2 of it stay
 JETSON_STATS = ("3.1.4", "4.3.2", "7.2.2")  # before 4.2; from 4.2; input rail as total
 DEVICE_TESTS = ("sampling", "transport", "runtime", "energy", "boards", "face")
 
@@ -299,9 +300,12 @@ def vllm(arguments):
     if arguments[:1] == ["--within"]:
         within, arguments = float(arguments[1]), arguments[2:]
     python = find_python((3, 11))
+    there = os.path.isdir(os.path.join(ROOT, ".venvs", "vllm"))
     try:
         if python is None:
             raise SystemExit("no Python 3.11 found")
+        if not there and shutil.disk_usage(ROOT).free < VLLM_ROOM:
+            raise SystemExit(f"less than {VLLM_ROOM >> 30} GiB of disk are free")
         inside = ensure(os.path.join(ROOT, ".venvs", "vllm"), ((3, 11), python), ["vllm"])
         folder = os.path.join(ROOT, ".venvs", TRITON)
         if not os.path.isdir(os.path.join(folder, "triton")):

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -276,9 +277,25 @@ def openai_port():
 
 
 @pytest.fixture(scope="module")
-def served(folders, openai_port):
+def with_bos(folders, tmp_path_factory):
+    """The base with a tokenizer that puts a first token before plain text."""
+    from tokenizers import Tokenizer, processors
+
+    folder = tmp_path_factory.mktemp("bos") / folders[0].name
+    shutil.copytree(folders[0], folder)
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    first = words.id_to_token(0)
+    words.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, 0)]
+    )
+    words.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(with_bos, openai_port):
     command = [sys.executable, "-m", "draftwire", "verifier", "serve", "--port", "0"]
-    command += ["--backend", "vllm", "--target", str(folders[0])]
+    command += ["--backend", "vllm", "--target", str(with_bos)]
     command += ["--openai", f"127.0.0.1:{openai_port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = process.stdout.readline()
@@ -295,9 +312,10 @@ def test_the_conformance_kit_passes(served):
     assert found.returncode == 0 and not failed, failed
 
 
-def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone):
+def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone, with_bos):
     """The real client: its greedy text is the engine's own, beside devices and alone."""
     from openai import BadRequestError, OpenAI
+    from transformers import AutoTokenizer
 
     client = OpenAI(base_url=f"http://127.0.0.1:{openai_port}/v1", api_key="none")
     (model,) = client.models.list().data
@@ -328,6 +346,15 @@ def test_openais_clients_ask_the_same_engine(served, openai_port, target, alone)
         )
     ]
     assert len(words) > 5 and "".join(words).strip()
+    # Plain text gets a first token where the folder's tokenizer has one, as in any vLLM.
+    known = AutoTokenizer.from_pretrained(with_bos)("Once upon a time").input_ids
+    told = client.completions.create(
+        model=model.id,
+        prompt="Once upon a time",
+        max_tokens=1,
+        extra_body={"return_token_ids": True},
+    )
+    assert told.choices[0].prompt_token_ids == known and known[0] == 0
     with pytest.raises(BadRequestError):
         client.completions.create(model=model.id, prompt="a", max_tokens=10**6)
 
