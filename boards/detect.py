@@ -10,6 +10,7 @@ from typing import Any, Mapping
 
 from draftwire.boards.cores import Cluster, architecture, clusters, parse_list, quota_cores
 from draftwire.boards.engines import Installed, find_engines, python_version
+from draftwire.boards.install.facts import pythons_of
 from draftwire.boards.profiles import Match, Profile, find_profile
 from draftwire.boards.sensors import Sensor, find_sensors
 from draftwire.boards.system import (
@@ -22,7 +23,6 @@ from draftwire.boards.system import (
     memory,
     os_release,
     power_mode,
-    pythons,
 )
 from draftwire.boards.tree import Tree
 
@@ -191,7 +191,7 @@ def detect(
         system=os_release(tree),
         kernel=os.uname().release if tree.host else _kernel(tree),
         libc=libc(tree),
-        pythons=tuple(pythons(tree)),
+        pythons=tuple(pythons_of(tree.disk)),
         memory=ram,
         clusters=found,
         quota=quota_cores(tree),
