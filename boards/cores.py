@@ -41,10 +41,10 @@ class Cluster:
 
 @functools.lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """Return the tables of ``chips.toml``: parts, small cores, JetPack by L4T."""
+    """Return the tables of ``facts.toml``: cores, JetPack by L4T, systems of boards."""
     from draftwire.boards.profiles import read_toml
 
-    return read_toml(Path(__file__).with_name("chips.toml"))
+    return read_toml(Path(__file__).with_name("facts.toml"))
 
 
 def parse_list(text: str | None) -> tuple[int, ...]:

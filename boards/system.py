@@ -27,13 +27,9 @@ _PI_BITS = (
 
 @dataclass(frozen=True)
 class L4t:
-    """NVIDIA's Linux for Tegra.
+    """NVIDIA's Linux for Tegra."""
 
-    Attributes:
-        version: E.g. ``"36.4.3"``.
-    """
-
-    version: str
+    version: str  # ``"36.4.3"``
     jetpack: str  # jetPack versions that come with it, a hint, or ""
     found_in: str  # the file that says so
 
@@ -51,13 +47,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class PowerMode:
-    """The power mode of a Jetson (nvpmodel), or the platform profile of a PC.
+    """The power mode of a Jetson (nvpmodel), or the platform profile of a PC."""
 
-    Attributes:
-        name: E.g. ``"MAXN_SUPER"``; None when it cannot be known by name.
-    """
-
-    name: str | None
+    name: str | None  # ``"MAXN_SUPER"``; None when it cannot be known by name
     number: int | None = None  # nvpmodel's id, which means another mode on another board
     names: tuple[str, ...] = ()  # all modes, in the order of their ids
     default: str = ""  # the mode that the board starts with, or ""
@@ -84,10 +76,8 @@ def l4t(tree: Tree) -> L4t | None:
             return None
         version = package.group(1)
     version = version.rstrip(".")
-    parts = version.split(".")
-    jetpack = facts()["jetpack"].get(".".join(parts[:2])) or facts()["jetpack"].get(
-        parts[0], ""
-    )
+    parts, known = version.split("."), facts()["jetpack"]
+    jetpack = known.get(".".join(parts[:2])) or known.get(parts[0], "")
     return L4t(version, jetpack, f"/{where}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BOARD, InstallError
@@ -36,9 +36,11 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
     return Facts("", arch, glibc_of(disk), tuple(pythons_of(disk)))
 
 
-def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -> None:
+def need_fitting(facts: Facts, manifest: Mapping[str, Any]) -> None:
     """Refuse a bundle that is made for another board."""
-    again = f"make one for it: draftwire boards bundle --board {board} --python ..."
+    arch, python, glibc = (manifest[name] for name in ("arch", "python", "glibc"))
+    again = "make one for it: draftwire boards bundle --board "
+    again += f"{manifest['board']} --python ..."
     if facts.arch and facts.arch != arch:
         other = _BOARDS.get(facts.arch)
         raise InstallError(
@@ -50,18 +52,13 @@ def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -
             else "no bundle is made for that; pip install 'draftwire[board]' may do",
         )
     if not facts.python:
-        found = ", ".join(facts.pythons) or "none"
-        raise InstallError(
-            f"the bundle is for Python {python}, found here: {found}",
-            BOARD,
-            f"{again}; or name one that is elsewhere: --python PATH",
-        )
+        said = f"the bundle is for Python {python}, found here: "
+        said += ", ".join(facts.pythons) or "none"
+        hint = f"{again}; or name one that is elsewhere: --python PATH"
+        raise InstallError(said, BOARD, hint)
     if facts.glibc and version_tuple(facts.glibc) < version_tuple(glibc):
-        raise InstallError(
-            f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}",
-            BOARD,
-            f"make one with --glibc {facts.glibc}",
-        )
+        said = f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}"
+        raise InstallError(said, BOARD, f"make one with --glibc {facts.glibc}")
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
