@@ -80,31 +80,21 @@ def run_python(
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(extra or {})}
     start = time.monotonic()
     try:
-        process = subprocess.Popen(
+        done = subprocess.run(
             [python or sys.executable, *words],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env=env,
             cwd="/",  # nothing of the user's folder is imported by chance
+            timeout=timeout_s,
+            check=False,
         )
+        code: int | None = done.returncode
+        out, err = done.stdout, done.stderr
     except OSError as exc:
         return Child(127, "", str(exc), 0.0)
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-        code: int | None = process.returncode
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        code = None
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    except subprocess.TimeoutExpired as exc:
+        code, out, err = None, exc.stdout or b"", exc.stderr or b""
     seconds = time.monotonic() - start
-    return Child(
-        code,
-        out.decode("utf-8", "replace"),
-        err.decode("utf-8", "replace")[-_KEPT:],
-        seconds,
-    )
+    texts = [data.decode("utf-8", "replace") for data in (out, err)]
+    return Child(code, texts[0], texts[1][-_KEPT:], seconds)

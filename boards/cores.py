@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from draftwire.boards.install.facts import elf_machine
 from draftwire.boards.tree import Tree
 
 _CPU = "sys/devices/system/cpu"
 
-# ELF e_machine of the root's own programs.
-_MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l", 3: "i686", 243: "riscv64"}
+# Programs that every root has of its own.
 _PROGRAMS = ("bin/sh", "usr/bin/env", "sbin/init", "bin/busybox")
 
 
@@ -41,10 +41,10 @@ class Cluster:
 
 @functools.lru_cache(maxsize=1)
 def facts() -> dict[str, Any]:
-    """Return the tables of ``chips.toml``: parts, small cores, JetPack by L4T."""
+    """Return the tables of ``facts.toml``: cores, JetPack by L4T, systems of boards."""
     from draftwire.boards.profiles import read_toml
 
-    return read_toml(Path(__file__).with_name("chips.toml"))
+    return read_toml(Path(__file__).with_name("facts.toml"))
 
 
 def parse_list(text: str | None) -> tuple[int, ...]:
@@ -75,13 +75,8 @@ def architecture(tree: Tree) -> str:
 
 
 def _machine(tree: Tree) -> str:
-    for name in _PROGRAMS:
-        head = (tree.data(name) or b"")[:20]
-        if head[:4] == b"\x7fELF" and len(head) == 20:
-            order = "little" if head[5] == 1 else "big"
-            number = int.from_bytes(head[18:20], order)  # type: ignore[arg-type]
-            return _MACHINES.get(number, f"ELF machine {number}")
-    return ""
+    found = (elf_machine(tree.disk, name) for name in _PROGRAMS)
+    return next(filter(None, found), "")
 
 
 def clusters(tree: Tree) -> list[Cluster]:

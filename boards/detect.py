@@ -10,6 +10,7 @@ from typing import Any, Mapping
 
 from draftwire.boards.cores import Cluster, architecture, clusters, parse_list, quota_cores
 from draftwire.boards.engines import Installed, find_engines, python_version
+from draftwire.boards.install.facts import pythons_of
 from draftwire.boards.profiles import Match, Profile, find_profile
 from draftwire.boards.sensors import Sensor, find_sensors
 from draftwire.boards.system import (
@@ -22,7 +23,6 @@ from draftwire.boards.system import (
     memory,
     os_release,
     power_mode,
-    pythons,
 )
 from draftwire.boards.tree import Tree
 
@@ -70,6 +70,8 @@ class Detection:
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it; null is what could not be known."""
         profile, mode = self.profile, self.mode
+        why_none = f"the files are those of {self.tree.root}, nothing of them was run"
+        why_none = "not asked for" if self.tree.host else why_none
         return {
             "schema": SCHEMA,
             "root": str(self.tree.root),
@@ -123,28 +125,17 @@ class Detection:
             "engines": None
             if self.engines is None
             else [engine.to_dict() for engine in self.engines],
-            "engines_why_null": "" if self.engines is not None else self._why_no_engines(),
+            "engines_why_null": "" if self.engines is not None else why_none,
             "quirks": list(profile.quirks),
             "warnings": list(self.warnings),
         }
 
-    def _why_no_engines(self) -> str:
-        if self.tree.host:
-            return "not asked for"
-        return f"the files are those of {self.tree.root}, nothing of them was run"
-
 
 def _cluster(cluster: Cluster) -> dict[str, Any]:
     found = dict(vars(cluster))
-    cpus, online = list(found.pop("possible")), list(cluster.online)
-    governor = cluster.governor or None
-    return {
-        **found,
-        "cpus": cpus,
-        "online": online,
-        "governor": governor,
-        "locked": cluster.locked,
-    }
+    cpus, found["online"] = list(found.pop("possible")), list(cluster.online)
+    found["governor"] = cluster.governor or None
+    return {**found, "cpus": cpus, "locked": cluster.locked}
 
 
 def _sensor(sensor: Sensor) -> dict[str, Any]:
@@ -160,18 +151,10 @@ def detect(
     board: str | None = None,
     engines: bool = True,
 ) -> Detection:
-    """Look at a machine.
-
-    Args:
-        root: ``/``, or where another machine's ``proc``, ``sys`` and ``etc`` lie; then
-            nothing is run, and nothing of this machine is reported.
-        profiles: All profiles by name; None reads them.
-        board: A profile's name that overrides what is found.
-        engines: Whether to run a small model on each execution provider.
-
-    Raises:
-        ConfigError: ``board`` names no profile, or a profile is broken.
-    """
+    """Look at a machine, or at the ``proc``, ``sys`` and ``etc`` of another below ``root``:
+    then nothing is run, and nothing of this machine is reported. ``board`` overrides the
+    profile that is found; ``engines``: whether to run a small model on each provider.
+    ConfigError: ``board`` names no profile, or a profile is broken."""
     tree = Tree(root)
     match = find_profile(tree.root, profiles, board=board)
     profile = match.profile
@@ -181,17 +164,20 @@ def detect(
     variant = find_variant(tree, profile, ram, found)
     arch = architecture(tree)
     run = engines and tree.host
-    release = l4t(tree) if profile.jetson or profile.generic else None
+    version = (tree.text("proc/version") or "").split()
+    kernel = version[2] if len(version) > 2 and version[0] == "Linux" else ""
     detection = Detection(
         tree=tree,
         match=match,
         variant=variant,
         arch=arch,
-        l4t=release,
+        l4t=l4t(tree) if profile.jetson or profile.generic else None,
         system=os_release(tree),
-        kernel=os.uname().release if tree.host else _kernel(tree),
+        kernel=os.uname().release
+        if tree.host
+        else tree.text("proc/sys/kernel/osrelease") or kernel,
         libc=libc(tree),
-        pythons=tuple(pythons(tree)),
+        pythons=tuple(pythons_of(tree.disk)),
         memory=ram,
         clusters=found,
         quota=quota_cores(tree),
@@ -202,14 +188,6 @@ def detect(
         container=tree.exists(".dockerenv") or tree.exists("run/.containerenv"),
     )
     return _with_warnings(detection)
-
-
-def _kernel(tree: Tree) -> str:
-    text = tree.text("proc/sys/kernel/osrelease")
-    if text:
-        return text
-    words = (tree.text("proc/version") or "").split()
-    return words[2] if len(words) > 2 and words[:2] == ["Linux", "version"] else ""
 
 
 def find_variant(
@@ -268,7 +246,8 @@ def _with_warnings(found: Detection) -> Detection:
     rails = {rail for sensor in found.sensors for rail in sensor.rails}
     totals = profile.rails.get("total", ())
     wanted = [set(total.get("rails", ())) for total in totals]
-    if wanted and not _pmic_only(profile) and not any(w <= rails for w in wanted):
+    drivers = [sensor.get("driver") for sensor in profile.raw.get("sensor", ())]
+    if wanted and drivers != [_PMIC] and not any(w <= rails for w in wanted):
         seen = ", ".join(sorted(rails)) or "none"
         first = " + ".join(totals[0].get("rails", ()))
         warnings.append(f"the board's total is {first}; rails found: {seen}")
@@ -277,8 +256,3 @@ def _with_warnings(found: Detection) -> Detection:
             names = " and ".join(engine.packages)
             warnings.append(f"{names} overwrite each other's files: keep one")
     return replace(found, warnings=tuple(warnings))
-
-
-def _pmic_only(profile: Profile) -> bool:
-    drivers = [sensor.get("driver") for sensor in profile.raw.get("sensor", ())]
-    return drivers == [_PMIC]

@@ -34,9 +34,8 @@ class Report:
     @property
     def would_run(self) -> bool | None:
         """Whether a draft would run; None when nothing could be run to tell."""
-        if failures(self.findings):
-            return False
-        return None if self.draft is None else True
+        unknown = None if self.draft is None else True
+        return False if failures(self.findings) else unknown
 
     @property
     def exit_code(self) -> int:
@@ -106,10 +105,8 @@ def examine(
     needs = None if draft is None or draft.best is None else draft.best.get("peak_bytes")
     if gpu and found.profile.jetson:
         findings.append(check_gpu_rights())
-    findings += [
-        check_threads(found, threads),
-        *check_memory(found, needs=needs, gpu=gpu),
-    ]
+    findings += [check_threads(found, threads)]
+    findings += check_memory(found, needs=needs, gpu=gpu)
     return Report(found, tuple(findings), draft)
 
 

@@ -75,19 +75,15 @@ def _onnxruntime(prefer: Sequence[str], environ: Mapping[str, str] | None) -> In
         why = child.how() if brought else "not installed"
         return Installed("onnxruntime", brought, False, why)
     names = [str(name) for name in found.get("providers", [])]
-    trials = try_providers(
-        [*names, *(n for n in prefer if n not in names)], environ=environ
-    )
-    return Installed(
-        "onnxruntime", brought, True, "", str(found.get("version", "")), tuple(trials)
-    )
+    trials = tuple(try_providers([*names, *prefer], environ=environ))
+    version = str(found.get("version", ""))
+    return Installed("onnxruntime", brought, True, "", version, trials)
 
 
 def list_providers(environ: Mapping[str, str] | None = None) -> list[str]:
     """Return what onnxruntime says it was built with; empty without onnxruntime."""
-    child = run_python(["-m", "draftwire.boards.trial"], extra=environ)
-    found = child.document() if child.ok else None
-    return [str(name) for name in (found or {}).get("providers", ())]
+    found = run_python(["-m", "draftwire.boards.trial"], extra=environ).document() or {}
+    return [str(name) for name in found.get("providers", ())]
 
 
 def try_providers(

@@ -57,8 +57,7 @@ class Trial:
 
 def short_name(provider: str) -> str:
     """Return ``"CUDA"`` for ``"CUDAExecutionProvider"``."""
-    end = "ExecutionProvider"
-    return provider[: -len(end)] if provider.endswith(end) else provider
+    return provider.replace("ExecutionProvider", "")
 
 
 def check_session(session: Any, asked: str) -> str:
@@ -102,14 +101,12 @@ def try_provider(
         why = explain(str(exc)) or _first_line(exc)
         return Trial(provider, True, False, why_not=why, engine=engine)
     ran = nodes.get(provider, 0) > 0
-    why, note = "", ""
+    why, note = fell, ""
     if provider in _REMOTE:
         why = "it sends work to a server; it runs no node here"
-    elif fell:
-        why = fell
-    elif not ran:
+    elif not fell and not ran:
         why = "it is in the session, but every node ran on the CPU"
-    elif provider != CPU and nodes.get(CPU, 0):
+    elif not fell and provider != CPU and nodes.get(CPU, 0):
         note = f"{nodes[CPU]} of {sum(nodes.values())} nodes ran on the CPU"
     return Trial(provider, True, ran, nodes, step_ms, why, engine, note)
 
@@ -196,11 +193,8 @@ _REASONS = (
 
 def explain(text: str) -> str:
     """Return the part of onnxruntime's messages that says what is missing, or ""."""
-    for reason in _REASONS:
-        match = reason.search(text)
-        if match:
-            return match.group(1).strip()[:200]
-    return ""
+    found = (reason.search(text) for reason in _REASONS)
+    return next((match.group(1).strip()[:200] for match in found if match), "")
 
 
 def _first_line(exc: BaseException) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Mapping
 
 from draftwire.boards.cores import facts
-from draftwire.boards.install.facts import version_tuple
+from draftwire.boards.install.facts import glibc_of
 from draftwire.boards.tree import Tree
 
 _RELEASE = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
 _PACKAGE = re.compile(r"^Package: nvidia-l4t-core$.*?^Version: (\d+\.[\d.]+)", re.M | re.S)
-_LIBC = re.compile(rb"GNU C Library [^\n]*release version (\d+\.\d+)")
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 _STATUS = re.compile(r"pmode:(\d+)")
 _RATHER_HOT_K = 5.0  # below the first trip point that slows the machine
@@ -29,13 +27,9 @@ _PI_BITS = (
 
 @dataclass(frozen=True)
 class L4t:
-    """NVIDIA's Linux for Tegra.
+    """NVIDIA's Linux for Tegra."""
 
-    Attributes:
-        version: E.g. ``"36.4.3"``.
-    """
-
-    version: str
+    version: str  # ``"36.4.3"``
     jetpack: str  # jetPack versions that come with it, a hint, or ""
     found_in: str  # the file that says so
 
@@ -53,13 +47,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class PowerMode:
-    """The power mode of a Jetson (nvpmodel), or the platform profile of a PC.
+    """The power mode of a Jetson (nvpmodel), or the platform profile of a PC."""
 
-    Attributes:
-        name: E.g. ``"MAXN_SUPER"``; None when it cannot be known by name.
-    """
-
-    name: str | None
+    name: str | None  # ``"MAXN_SUPER"``; None when it cannot be known by name
     number: int | None = None  # nvpmodel's id, which means another mode on another board
     names: tuple[str, ...] = ()  # all modes, in the order of their ids
     default: str = ""  # the mode that the board starts with, or ""
@@ -86,10 +76,8 @@ def l4t(tree: Tree) -> L4t | None:
             return None
         version = package.group(1)
     version = version.rstrip(".")
-    parts = version.split(".")
-    jetpack = facts()["jetpack"].get(".".join(parts[:2])) or facts()["jetpack"].get(
-        parts[0], ""
-    )
+    parts, known = version.split("."), facts()["jetpack"]
+    jetpack = known.get(".".join(parts[:2])) or known.get(parts[0], "")
     return L4t(version, jetpack, f"/{where}")
 
 
@@ -106,39 +94,8 @@ def _status(tree: Tree) -> str:
 
 def libc(tree: Tree) -> str:
     """Return e.g. ``"glibc 2.35"``, ``"musl"``, or "" when it is not found."""
-    if tree.host:
-        try:
-            return (os.confstr("CS_GNU_LIBC_VERSION") or "").strip()
-        except (ValueError, OSError):
-            return "musl" if tree.find("lib/ld-musl-*") else ""
-    for pattern in ("lib/*/libc.so.6", "usr/lib/*/libc.so.6", "lib*/libc.so.6"):
-        for name in tree.find(pattern):
-            match = re.search(r"libc-(\d+\.\d+)\.so", tree.path(name).name)
-            if match:
-                return f"glibc {match.group(1)}"
-            found = _LIBC.search(_library(tree, name))
-            if found:
-                return f"glibc {found.group(1).decode()}"
-    return "musl" if tree.find("lib/ld-musl-*") else ""
-
-
-def _library(tree: Tree, name: str) -> bytes:
-    try:
-        with open(tree.path(name), "rb") as file:
-            return file.read(8 << 20)
-    except OSError:
-        return b""
-
-
-def pythons(tree: Tree) -> list[str]:
-    """Return the Python versions under ``/usr/bin`` of the root, e.g. ``["3.10"]``."""
-    found = {
-        match.group(1)
-        for name in (*tree.names("usr/bin"), *tree.names("usr/local/bin"))
-        for match in [re.fullmatch(r"python(3\.\d+)", name)]
-        if match
-    }
-    return sorted(found, key=version_tuple)
+    version = glibc_of(tree.disk)
+    return f"glibc {version}" if version else "musl" * bool(tree.find("lib/ld-musl-*"))
 
 
 def memory(tree: Tree) -> Memory:

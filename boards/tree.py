@@ -11,7 +11,9 @@ import fnmatch
 import os
 from pathlib import Path, PurePosixPath
 
-_LINKS = 40  # as many as the kernel follows
+from draftwire.boards.install.disk import Disk
+from draftwire.boards.install.trouble import InstallError
+
 _LARGEST = 1 << 20  # no file that we read is longer; a fake root may hold anything
 
 
@@ -20,6 +22,7 @@ class Tree:
 
     def __init__(self, root: Path | str = "/") -> None:
         self.root = Path(root).resolve()
+        self.disk = Disk(self.root, dry=True, say=lambda text: None)
 
     @property
     def host(self) -> bool:
@@ -30,24 +33,10 @@ class Tree:
         """Return where ``name`` lies, links followed inside the root."""
         if self.host:
             return self.root / name.lstrip("/")
-        here = self.root
-        parts = list(PurePosixPath(name).parts)
-        links = 0
-        while parts:
-            part = parts.pop(0)
-            if part == "/":
-                here = self.root
-            elif part == "..":
-                here = here if here == self.root else here.parent
-            else:
-                here = here / part
-                if here.is_symlink():
-                    links += 1
-                    if links > _LINKS:
-                        return here
-                    parts = [*PurePosixPath(os.readlink(here)).parts, *parts]
-                    here = here.parent
-        return here
+        try:
+            return self.disk.real(name)
+        except InstallError:  # a circle of links: no such file
+            return self.root / ".no-such-file"
 
     def exists(self, name: str) -> bool:
         return self.path(name).exists()

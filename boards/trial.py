@@ -19,10 +19,8 @@ def main(words: Sequence[str]) -> int:
     else:
         import onnxruntime
 
-        document = {
-            "version": onnxruntime.__version__,
-            "providers": onnxruntime.get_available_providers(),
-        }
+        providers = onnxruntime.get_available_providers()
+        document = {"version": onnxruntime.__version__, "providers": providers}
     print(json.dumps(document))
     return 0
 

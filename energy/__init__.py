@@ -2,7 +2,7 @@
 
 For other people's code::
 
-    with draftwire.energy.account.measure("grasp") as m:
+    with draftwire.energy.measure("grasp") as m:
         grasp()
     print(m.energy_j, m.uncertainty_j, m.scope, m.source, m.why_null)
 
@@ -30,37 +30,23 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = [
-    "Account",
-    "Budget",
-    "EnergyResult",
-    "Meter",
-    "ModelSource",
-    "RailTable",
-    "choose_source",
-    "find_sources",
-    "import_tegrastats",
-    "load_tables",
-    "mark",
-    "measure",
-    "open_meter",
-]
-
 _HOMES = {
-    "Account": "account.account",
-    "Budget": "account.account",
-    "EnergyResult": "account.result",
-    "Meter": "account.meter",
-    "ModelSource": "sources.modelled",
-    "RailTable": "rails",
-    "choose_source": "sources.choose",
-    "find_sources": "sources.choose",
-    "import_tegrastats": "files.importer",
-    "load_tables": "rails",
-    "mark": "live.marks",
-    "measure": "account.measure",
-    "open_meter": "sources.choose",
+    name: home
+    for home, names in (
+        ("account.account", "Account Budget"),
+        ("account.measure", "measure"),
+        ("account.meter", "Meter"),
+        ("account.result", "EnergyResult"),
+        ("files.importer", "import_tegrastats"),
+        ("live.adapters", "ZeusLike carbon_row"),
+        ("live.marks", "mark"),
+        ("rails", "RailTable load_tables"),
+        ("sources.choose", "choose_source find_sources open_meter"),
+        ("sources.modelled", "ModelSource"),
+    )
+    for name in names.split()
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

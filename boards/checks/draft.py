@@ -56,7 +56,7 @@ def check_draft(
     text = (
         f"{about.get('name')} {best.get('precision')} runs on {best.get('engine')}, "
         f"{count} thread{'' if count == 1 else 's'}: {_ms(best.get('step_ms'))} a token, "
-        f"loaded in {_ms(_thousand(best.get('load_s')))}"
+        f"loaded in {_ms(best.get('load_s'), 1000)}"
     )
     findings = [Finding("draft", OK, text)]
     warnings = [str(warning) for warning in best.get("warnings", ())]
@@ -138,11 +138,8 @@ def _command(message: str, hint: str) -> str:
     return hint if hint.startswith(("draftwire ", "pip ", "python")) else ""
 
 
-def _ms(value: Any) -> str:
+def _ms(value: Any, times: int = 1) -> str:
     if not isinstance(value, (int, float)):
         return "? ms"
-    return f"{value:.2f} ms" if value < 100 else f"{value / 1000:.1f} s"
-
-
-def _thousand(value: Any) -> Any:
-    return value * 1000 if isinstance(value, (int, float)) else value
+    ms = value * times
+    return f"{ms:.2f} ms" if ms < 100 else f"{ms / 1000:.1f} s"

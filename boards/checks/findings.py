@@ -21,14 +21,10 @@ class Finding:
     status: str  # ``ok``, ``warn`` (a draft runs all the same), ``fail`` or ``skip``
     detail: str  # what was found, one sentence
     fix: str = ""  # one command that mends it, or ""
-    # what a failure ends the command with: 3 this machine, 4 the verifier, 5 the draft
-    exit_code: int = 3
+    exit_code: int = 3  # of a failure: 3 this machine, 4 the verifier, 5 the draft
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        found = asdict(self)
-        del found["exit_code"]
-        return found
+        return {k: v for k, v in asdict(self).items() if k != "exit_code"}
 
 
 def failures(findings: Iterable[Finding]) -> list[Finding]:
@@ -37,24 +33,16 @@ def failures(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def pip_install(*wanted: str, options: str = "") -> str:
-    """Return the command that installs ``wanted`` for the Python that runs this.
-
-    Where the system's Python must not be touched (PEP 668), it makes a virtual
-    environment that still sees the vendor's own packages.
-    """
+    """Return the command that installs ``wanted`` for the Python that runs this, where it
+    must not be touched (PEP 668) in a virtual environment that sees its packages."""
     specs = " ".join(shlex.quote(spec) for spec in wanted)
     more = f"{options} " if options else ""
-    if sys.prefix == sys.base_prefix and _managed():
+    stdlib = Path(sysconfig.get_path("stdlib") or "/nowhere")
+    if sys.prefix == sys.base_prefix and (stdlib / "EXTERNALLY-MANAGED").exists():
         return (
             "python3 -m venv --system-site-packages ~/draftwire && "
             f"~/draftwire/bin/python -m pip install {more}{specs}"
         )
     python = shlex.quote(sys.executable or "python3")
-    if importlib.util.find_spec("pip") is None:
-        return f"{python} -m ensurepip && {python} -m pip install {more}{specs}"
-    return f"{python} -m pip install {more}{specs}"
-
-
-def _managed() -> bool:
-    stdlib = sysconfig.get_path("stdlib")
-    return bool(stdlib) and (Path(stdlib) / "EXTERNALLY-MANAGED").exists()
+    first = "" if importlib.util.find_spec("pip") else f"{python} -m ensurepip && "
+    return f"{first}{python} -m pip install {more}{specs}"

@@ -26,9 +26,8 @@ _LOOK_AGAIN = "draftwire boards detect --no-run"
 
 
 def check_machine(found: Detection, *, secure: bool = False) -> list[Finding]:
-    """Look at what needs no Python package; ``secure``: the right time matters to a
-    certificate.
-    """
+    """Look at what needs no Python package; ``secure``: the verifier's certificate will be
+    checked, which needs the right time."""
     findings = [_board(found), _system(found), _mode(found), *_sensors(found)]
     findings.append(_throttling(found))
     if found.tree.host:
@@ -91,9 +90,8 @@ def check_threads(found: Detection, threads: int, draft_ms: float | None = None)
         return Finding("threads", SKIP, "the cores are not known")
     if threads > useful:
         detail = f"{threads} threads on {where}: they wait for each other"
-        return Finding(
-            "threads", WARN, detail, f"export DRAFTWIRE_THREADS={max(1, useful)}"
-        )
+        fix = f"export DRAFTWIRE_THREADS={max(1, useful)}"
+        return Finding("threads", WARN, detail, fix)
     text = f"{threads} of {where}; more than {useful} would wait for each other"
     small = [cpu for c in found.clusters if c.small for cpu in c.online]
     if small and len(small) < len(found.online):
@@ -105,10 +103,8 @@ def check_threads(found: Detection, threads: int, draft_ms: float | None = None)
 def check_memory(
     found: Detection, *, needs: int | None = None, gpu: bool = False
 ) -> list[Finding]:
-    """Tell whether a draft has room: ``needs`` bytes, or None when that was not measured.
-
-    ``gpu``: pieces of 4 MB matter.
-    """
+    """Tell whether a draft has room; ``needs``: the most that it took, bytes, if that was
+    measured; ``gpu``: whether pieces of 4 MB matter."""
     ram = found.memory
     have = ram.available
     if have is None:
@@ -119,13 +115,11 @@ def check_memory(
     free = "sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"
     if needs is not None:
         text += f", the draft takes {needs / 2**20:.0f} MiB with its engine"
+    findings = [Finding("memory", OK, text)]
     if have < _LOW_MEMORY or (needs is not None and have < needs):
-        found_low = Finding("memory", FAIL, text, free)
+        findings = [Finding("memory", FAIL, text, free)]
     elif needs is not None and have < 2 * needs:
-        found_low = Finding("memory", WARN, f"{text}: little is left beside it", free)
-    else:
-        found_low = Finding("memory", OK, text)
-    findings = [found_low]
+        findings = [Finding("memory", WARN, f"{text}: little is left beside it", free)]
     blocks = ram.free_4mb
     if gpu and found.profile.jetson and blocks is not None and blocks < _FEW_BLOCKS:
         fix = (
@@ -194,13 +188,11 @@ def _throttling(found: Detection) -> Finding:
         supply = "; it wants a stronger supply" if "under-voltage" in state["now"] else ""
         detail = f"now: {'; '.join(state['now'])}{supply}"
         return Finding("throttling", WARN, detail, fix)
-    if state["since_boot"]:
-        return Finding(
-            "throttling", OK, f"not now; since boot: {'; '.join(state['since_boot'])}"
-        )
-    if not state["known"]:
+    before = "; ".join(state["since_boot"])
+    text = f"not now; since boot: {before}" if before else "none"
+    if not before and not state["known"]:
         return Finding("throttling", SKIP, "nothing here tells")
-    return Finding("throttling", OK, "none")
+    return Finding("throttling", OK, text)
 
 
 def _disk() -> Finding:
@@ -215,26 +207,19 @@ def _disk() -> Finding:
     if not writable:
         detail = f"{folder} cannot be written"
         return Finding("disk", FAIL, detail, "export TMPDIR=/dev/shm")
-    if free < _NO_DISK:
-        return Finding("disk", FAIL, text, "sudo journalctl --vacuum-size=50M")
     if free < _LOW_DISK:
-        return Finding("disk", WARN, text, "sudo journalctl --vacuum-size=50M")
+        status = FAIL if free < _NO_DISK else WARN
+        return Finding("disk", status, text, "sudo journalctl --vacuum-size=50M")
     return Finding("disk", OK, text)
 
 
 def check_clock(now: float, *, secure: bool) -> Finding:
-    """Tell whether the time can be right.
-
-    Args:
-        now: Seconds since 1970.
-        secure: Whether a certificate depends on it.
-    """
+    """Tell whether the time (seconds since 1970) can be right; ``secure``: whether a
+    certificate depends on it."""
     when = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
     text = when.strftime("%Y-%m-%d %H:%M UTC")
     if when < _NO_EARLIER:
-        detail = f"it is not {text}" + (
-            ": no certificate is valid then" if secure else ": stamps will jump"
-        )
-        status = FAIL if secure else WARN
-        return Finding("clock", status, detail, "sudo timedatectl set-ntp true")
+        then = "no certificate is valid then" if secure else "stamps will jump"
+        fix, status = "sudo timedatectl set-ntp true", FAIL if secure else WARN
+        return Finding("clock", status, f"it is not {text}: {then}", fix)
     return Finding("clock", OK, text)

@@ -8,7 +8,7 @@ from typing import Mapping, Sequence
 
 from draftwire.boards.checks.findings import FAIL, OK, WARN, Finding, pip_install
 from draftwire.boards.child import Child, run_python
-from draftwire.boards.engines import ONNXRUNTIME, packages
+from draftwire.boards.engines import ONNXRUNTIME, TFLITE, packages
 
 # OpenBLAS asks the processor for its kind; 0.3.13 in numpy 1.19.5 answers wrongly on
 # Cortex-A57 and Carmel. Source: numpy issues 18131, 18175, 18468.
@@ -21,8 +21,7 @@ _NUMPY = (
 )
 _ENGINES = (
     ("onnxruntime", "import onnxruntime; print(onnxruntime.__version__)"),
-    ("ai-edge-litert", "import ai_edge_litert.interpreter"),
-    ("tflite-runtime", "import tflite_runtime.interpreter"),
+    *((package, f"import {module}") for package, module in TFLITE),
 )
 _OLDEST = (3, 8)
 
@@ -48,23 +47,19 @@ def check_imports(
         again = run_python(["-c", _NUMPY], python=python, extra=_ARMV8)
         if again.ok:
             environ = _ARMV8
-            findings.append(
-                Finding(
-                    "numpy",
-                    FAIL,
-                    "its OpenBLAS uses an instruction that this processor does not have; "
-                    f"with {CORETYPE}=ARMV8 it works",
-                    f"echo 'export {CORETYPE}=ARMV8' >> ~/.profile && . ~/.profile",
-                )
+            detail = (
+                "its OpenBLAS uses an instruction that this processor does not have; "
+                f"with {CORETYPE}=ARMV8 it works"
             )
+            fix = f"echo 'export {CORETYPE}=ARMV8' >> ~/.profile && . ~/.profile"
+            findings.append(Finding("numpy", FAIL, detail, fix))
     if not findings:
         findings.append(_imported("numpy", child, "numpy"))
-    engines = _engines(environ, wanted, python)
-    findings += engines
-    for name, package in (("websockets", "websockets"), ("tokenizers", "tokenizers")):
+    findings += _engines(environ, wanted, python)
+    for name in ("websockets", "tokenizers"):
         code = f"import {name}; print({name}.__version__)"
         child = run_python(["-c", code], python=python, extra=environ)
-        findings.append(_imported(name, child, package))
+        findings.append(_imported(name, child, name))
     return findings, environ
 
 
@@ -89,17 +84,13 @@ def _engines(
     # One engine that works is enough.
     found = [f if f.status == OK else Finding(f.name, WARN, f.detail, f.fix) for f in found]
     if len(brought) > 1:
-        fix = pip_install(
-            brought[-1].split()[0], options="--force-reinstall --no-deps"
-        ).replace(" -m pip install", _uninstall(brought), 1)
+        others = " ".join(name.split()[0] for name in brought[:-1])
+        both = f" -m pip uninstall -y {others} && {sys.executable} -m pip install"
+        fix = pip_install(brought[-1].split()[0], options="--force-reinstall --no-deps")
+        fix = fix.replace(" -m pip install", both, 1)
         names = " and ".join(brought)
         found.append(Finding("onnxruntime", WARN, f"{names} overwrite each other", fix))
     return found
-
-
-def _uninstall(brought: Sequence[str]) -> str:
-    names = " ".join(name.split()[0] for name in brought[:-1])
-    return f" -m pip uninstall -y {names} && {sys.executable} -m pip install"
 
 
 def _absent(child: Child) -> bool:
@@ -111,24 +102,16 @@ def _imported(name: str, child: Child, package: str) -> Finding:
         return Finding(name, OK, child.out.strip())
     if _absent(child) and f"'{name.replace('-', '_')}" in child.err:
         return Finding(name, FAIL, "is not installed", pip_install(package))
+    anew, text = "--force-reinstall --no-cache-dir", child.err
     if child.illegal:
-        return Finding(
-            name,
-            FAIL,
-            "the import ends with an illegal instruction (SIGILL): it was built for "
-            "another processor",
-            pip_install(package, options="--force-reinstall --no-cache-dir"),
-        )
-    text = child.err
+        detail = "the import ends with an illegal instruction (SIGILL): it was built for "
+        detail += "another processor"
+        return Finding(name, FAIL, detail, pip_install(package, options=anew))
     if "compiled using NumPy 1" in text or "_ARRAY_API not found" in text:
         detail = "it was built for numpy 1, and numpy 2 is installed"
         return Finding(name, FAIL, detail, pip_install("numpy<2"))
     if "GLIBC" in text and "not found" in text:
         detail = f"it wants a newer system: {child.how()}"
         return Finding(name, FAIL, detail, pip_install(package, options="--upgrade"))
-    return Finding(
-        name,
-        FAIL,
-        f"the import fails: {child.how()}",
-        pip_install(package, options="--force-reinstall --no-cache-dir"),
-    )
+    detail = f"the import fails: {child.how()}"
+    return Finding(name, FAIL, detail, pip_install(package, options=anew))

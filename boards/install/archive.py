@@ -88,9 +88,8 @@ def check_name(name: str) -> None:
     characters."""
     parts = name.split("/")
     if len(parts) > 8 or not all(_NAME.match(part) for part in parts):
-        raise InstallError(
-            f"the bundle holds a file with the unfit name {name[:80]!r}", BUNDLE
-        )
+        said = f"the bundle holds a file with the unfit name {name[:80]!r}"
+        raise InstallError(said, BUNDLE)
 
 
 def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
@@ -109,20 +108,14 @@ def check_bundle(path: Path, trusted: Key | None, *, unsigned: bool) -> Checked:
             raise InstallError(f"the bundle holds {name} {what}", BUNDLE)
         seen.add(name)
         if size != files[name]["bytes"]:
-            raise InstallError(
-                f"{name} has {size} bytes, the manifest says {files[name]['bytes']}",
-                BUNDLE,
-                AGAIN,
-            )
+            said = f"{name} has {size} bytes, the manifest says {files[name]['bytes']}"
+            raise InstallError(said, BUNDLE, AGAIN)
         digest = hashlib.sha256()
         for chunk in iter(lambda: stream.read(_CHUNK), b""):  # noqa: B023  used at once
             digest.update(chunk)
         if digest.hexdigest() != files[name]["sha256"]:
-            raise InstallError(
-                f"{name} in the bundle does not have the hash that the manifest says",
-                BUNDLE,
-                AGAIN,
-            )
+            said = f"{name} in the bundle does not have the hash that the manifest says"
+            raise InstallError(said, BUNDLE, AGAIN)
     missing = sorted(set(files) - seen)
     if missing:
         raise InstallError(f"the bundle lacks {missing[0]}", BUNDLE, AGAIN)
@@ -151,31 +144,26 @@ def _check_signature(
         raise InstallError(f"{SIGNATURE} is not a signature", BUNDLE)
     key = Key(base64.b64decode(found.group(1)))
     if trusted is None and not unsigned:
-        raise InstallError(
-            f"no key says whom to trust; this bundle claims to be signed by {key.text}",
-            USAGE,
-            "give the key that you got from its maker: --key ed25519:... or --key FILE",
-        )
+        said = f"no key says whom to trust; this bundle claims to be signed by {key.text}"
+        hint = "give the key that you got from its maker: --key ed25519:... or --key FILE"
+        raise InstallError(said, USAGE, hint)
     if trusted is not None and trusted != key:
-        raise InstallError(
-            f"the bundle is signed by {key.text}, this board trusts {trusted.text}",
-            BUNDLE,
-            "get a bundle from the right maker; --replace-key --key KEY changes the trust",
+        said = f"the bundle is signed by {key.text}, this board trusts {trusted.text}"
+        hint = (
+            "get a bundle from the right maker; --replace-key --key KEY changes the trust"
         )
+        raise InstallError(said, BUNDLE, hint)
     if not verify_signature(key.raw, signed_message(manifest), raw):
-        raise InstallError(
-            "the signature does not fit the manifest: the bundle was changed",
-            BUNDLE,
-            "copy it again, and if that does not help, ask its maker",
-        )
+        said = "the signature does not fit the manifest: the bundle was changed"
+        hint = "copy it again, and if that does not help, ask its maker"
+        raise InstallError(said, BUNDLE, hint)
     return key
 
 
 def _small(member: tuple[str, int, IO[bytes]] | None, name: str, most: int) -> bytes:
     if member is None or member[0] != name:
-        raise InstallError(
-            f"this is no draftwire bundle: {name} is not where it must be", BUNDLE
-        )
+        said = f"this is no draftwire bundle: {name} is not where it must be"
+        raise InstallError(said, BUNDLE)
     if member[1] > most:
         raise InstallError(f"{name} has {member[1]} bytes, at most {most} fit", BUNDLE)
     return member[2].read(member[1])
@@ -188,21 +176,16 @@ def _read_manifest(data: bytes) -> dict[str, Any]:
         raise InstallError(f"{MANIFEST} is not JSON", BUNDLE) from exc
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
-        raise InstallError(
-            f"the bundle has format {schema!r}, this installer knows {SCHEMA!r}",
-            BUNDLE,
-            "use the install.sh that came with it",
-        )
+        said = f"the bundle has format {schema!r}, this installer knows {SCHEMA!r}"
+        raise InstallError(said, BUNDLE, "use the install.sh that came with it")
     files = manifest.get("files")
     if not isinstance(files, dict) or not 0 < len(files) <= MAX_FILES:
         raise InstallError(f"{MANIFEST} names no files, or too many", BUNDLE)
     for name, entry in files.items():
         check_name(name)
-        if not (
-            isinstance(entry, dict)
-            and isinstance(entry.get("bytes"), int)
-            and isinstance(entry.get("sha256"), str)
-        ):
+        told = entry if isinstance(entry, dict) else {}
+        kinds = type(told.get("bytes")), type(told.get("sha256"))
+        if kinds != (int, str):
             raise InstallError(f"{MANIFEST}: {name} needs bytes and sha256", BUNDLE)
     for field in ("id", "board", "arch", "python", "glibc", "draft"):
         if not _WORD.match(str(manifest.get(field, ""))):
@@ -213,8 +196,7 @@ def _read_manifest(data: bytes) -> dict[str, Any]:
             raise InstallError(f"{MANIFEST}: {field} must be a list of names", BUNDLE)
     if not isinstance(manifest.get("installed_bytes"), int):
         raise InstallError(f"{MANIFEST}: installed_bytes is missing", BUNDLE)
-    found: dict[str, Any] = manifest
-    return found
+    return dict(manifest)
 
 
 class _Part:
@@ -253,9 +235,8 @@ def read_members(path: Path) -> Iterator[tuple[str, int, Any]]:
     except FileNotFoundError as exc:
         raise InstallError(f"there is no bundle at {path}", USAGE) from exc
     except (OSError, EOFError, zlib.error) as exc:
-        raise InstallError(
-            f"{path} cannot be read as a bundle: {exc}", BUNDLE, AGAIN
-        ) from exc
+        said = f"{path} cannot be read as a bundle: {exc}"
+        raise InstallError(said, BUNDLE, AGAIN) from exc
 
 
 def _read_header(header: bytes) -> tuple[str, int]:
@@ -269,10 +250,7 @@ def _read_header(header: bytes) -> tuple[str, int]:
     if not 0 <= size < 1 << 33:
         raise InstallError("the bundle is damaged: a header is unreadable", BUNDLE)
     if header[156:157] != b"0":
-        raise InstallError(
-            f"the bundle holds {name[:80]!r}, which is no plain file (a link, a device "
-            "or an extension)",
-            BUNDLE,
-        )
+        said = f"the bundle holds {name[:80]!r}, which is no plain file (a link, a device "
+        raise InstallError(said + "or an extension)", BUNDLE)
     check_name(name)
     return name, size

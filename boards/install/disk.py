@@ -92,23 +92,9 @@ class Disk:
             self._say(f"write {path}")
             return
 
-        def act() -> None:
-            real = self.real(path, follow_last=False)
-            os.makedirs(str(real.parent), 0o755, exist_ok=True)
-            partial = real.with_name(f".{real.name}.partial")
-            descriptor = os.open(str(partial), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(str(partial), mode)
-                os.replace(str(partial), str(real))
-            except OSError:
-                partial.unlink()
-                raise
-
-        self._do(act, path)
+        self._do(
+            lambda: self._beside(path, lambda at: _put(at, data, mode, sync=True)), path
+        )
 
     def fill(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file into a folder that nobody uses yet: no rename, no fsync."""
@@ -116,10 +102,7 @@ class Disk:
         def act() -> None:
             real = self.real(path, follow_last=False)
             os.makedirs(str(real.parent), 0o755, exist_ok=True)
-            descriptor = os.open(str(real), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(str(real), mode)
+            _put(str(real), data, mode, sync=False)
 
         self._do(act, path)
 
@@ -128,17 +111,22 @@ class Disk:
         if self.dry:
             self._say(f"link {path} -> {target}")
             return
+        self._do(lambda: self._beside(path, lambda at: os.symlink(target, at)), path)
 
-        def act() -> None:
-            real = self.real(path, follow_last=False)
-            os.makedirs(str(real.parent), 0o755, exist_ok=True)
-            partial = real.with_name(f".{real.name}.partial")
+    def _beside(self, path: str, make: Callable[[str], None]) -> None:
+        """Make a sibling of ``path``, then rename it."""
+        real = self.real(path, follow_last=False)
+        os.makedirs(str(real.parent), 0o755, exist_ok=True)
+        partial = real.with_name(f".{real.name}.partial")
+        if os.path.lexists(str(partial)):
+            partial.unlink()
+        try:
+            make(str(partial))
+            os.replace(str(partial), str(real))
+        except OSError:
             if os.path.lexists(str(partial)):
                 partial.unlink()
-            os.symlink(target, str(partial))
-            os.replace(str(partial), str(real))
-
-        self._do(act, path)
+            raise
 
     def rename(self, old: str, new: str) -> None:
         """Rename within a folder."""
@@ -179,6 +167,16 @@ class Disk:
             act()
         except OSError as exc:
             raise _trouble(exc, path) from exc
+
+
+def _put(place: str, data: bytes, mode: int, *, sync: bool) -> None:
+    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    os.chmod(place, mode)
 
 
 def _trouble(exc: OSError, path: str) -> InstallError:

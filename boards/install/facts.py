@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BOARD, InstallError
 
-# e_machine and class of an ELF header -> what `uname -m` says.
-_MACHINES = {(183, 2): "aarch64", (40, 1): "armv7l", (62, 2): "x86_64"}
+# e_machine of an ELF header -> what `uname -m` says.
+_MACHINES = {62: "x86_64", 183: "aarch64", 40: "armv7l", 3: "i686", 243: "riscv64"}
 _BOARDS = {"aarch64": "generic-aarch64", "armv7l": "generic-armv7", "x86_64": "generic-x86"}
-_LIBRARY_FOLDERS = (
-    "/lib/aarch64-linux-gnu",
-    "/lib/arm-linux-gnueabihf",
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/usr/lib/arm-linux-gnueabihf",
-    "/usr/lib/x86_64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/lib",
-    "/usr/lib",
-)
 _PYTHON_FOLDERS = ("/usr/bin", "/usr/local/bin", "/opt/python/bin")
 _GLIBC = re.compile(rb"GNU C Library [^\n]*?version (\d+\.\d+)")
 
@@ -43,13 +31,16 @@ def find_facts(disk: Disk, python: str, named: str | None) -> Facts:
     for path in candidates:
         real = disk.real(path)
         if real.is_file():
-            return Facts(path, _arch(disk, path), _glibc(disk), ())
-    return Facts("", _arch(disk, "/bin/sh"), _glibc(disk), tuple(_pythons(disk)))
+            return Facts(path, elf_machine(disk, path), glibc_of(disk), ())
+    arch = elf_machine(disk, "/bin/sh")
+    return Facts("", arch, glibc_of(disk), tuple(pythons_of(disk)))
 
 
-def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -> None:
+def need_fitting(facts: Facts, manifest: Mapping[str, Any]) -> None:
     """Refuse a bundle that is made for another board."""
-    again = f"make one for it: draftwire boards bundle --board {board} --python ..."
+    arch, python, glibc = (manifest[name] for name in ("arch", "python", "glibc"))
+    again = "make one for it: draftwire boards bundle --board "
+    again += f"{manifest['board']} --python ..."
     if facts.arch and facts.arch != arch:
         other = _BOARDS.get(facts.arch)
         raise InstallError(
@@ -61,18 +52,13 @@ def need_fitting(facts: Facts, arch: str, python: str, glibc: str, board: str) -
             else "no bundle is made for that; pip install 'draftwire[board]' may do",
         )
     if not facts.python:
-        found = ", ".join(facts.pythons) or "none"
-        raise InstallError(
-            f"the bundle is for Python {python}, found here: {found}",
-            BOARD,
-            f"{again}; or name one that is elsewhere: --python PATH",
-        )
+        said = f"the bundle is for Python {python}, found here: "
+        said += ", ".join(facts.pythons) or "none"
+        hint = f"{again}; or name one that is elsewhere: --python PATH"
+        raise InstallError(said, BOARD, hint)
     if facts.glibc and version_tuple(facts.glibc) < version_tuple(glibc):
-        raise InstallError(
-            f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}",
-            BOARD,
-            f"make one with --glibc {facts.glibc}",
-        )
+        said = f"the bundle needs glibc {glibc} or newer, this system has {facts.glibc}"
+        raise InstallError(said, BOARD, f"make one with --glibc {facts.glibc}")
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
@@ -80,7 +66,8 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
-def _arch(disk: Disk, path: str) -> str:
+def elf_machine(disk: Disk, path: str) -> str:
+    """Return what a program is built for, or ""."""
     try:
         with open(str(disk.real(path)), "rb") as file:
             header = file.read(20)
@@ -88,11 +75,12 @@ def _arch(disk: Disk, path: str) -> str:
         return ""
     if header[:4] != b"\x7fELF" or len(header) < 20:
         return ""
-    machine = int.from_bytes(header[18:20], "little")
-    return _MACHINES.get((machine, header[4]), f"ELF machine {machine}")
+    machine = int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+    return _MACHINES.get(machine, f"ELF machine {machine}")
 
 
-def _glibc(disk: Disk) -> str:
+def glibc_of(disk: Disk) -> str:
+    """Return the version of the C library, or ""."""
     if not disk.foreign:
         try:
             words = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
@@ -100,20 +88,22 @@ def _glibc(disk: Disk) -> str:
             words = []
         if len(words) == 2:
             return words[1]
-    for folder in _LIBRARY_FOLDERS:
+    tops = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+    subs = [f"{top}/{n}" for top in tops for n in disk.children(top) if "-linux-" in n]
+    for folder in (*subs, *tops):
         real = disk.real(folder + "/libc.so.6")
-        if real.is_file():
-            found = _GLIBC.search(real.read_bytes())
-            if found:
-                return found.group(1).decode("ascii")
+        try:
+            found = re.match(rb"libc-(\d+\.\d+)\.so", real.name.encode())
+            found = found or _GLIBC.search(real.read_bytes())
+        except OSError:
+            continue
+        if found:
+            return found.group(1).decode("ascii")
     return ""
 
 
-def _pythons(disk: Disk) -> list[str]:
-    found = set()
-    for folder in _PYTHON_FOLDERS:
-        for name in disk.children(folder):
-            match = re.match(r"python(3\.\d+)\Z", name)
-            if match:
-                found.add(match.group(1))
-    return sorted(found, key=version_tuple)
+def pythons_of(disk: Disk) -> list[str]:
+    """Return the versions of Python that are there, e.g. ``["3.10"]``."""
+    names = [name for folder in _PYTHON_FOLDERS for name in disk.children(folder)]
+    found = (re.match(r"python(3\.\d+)\Z", name) for name in names)
+    return sorted({match.group(1) for match in found if match}, key=version_tuple)

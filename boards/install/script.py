@@ -52,17 +52,14 @@ def installer_script() -> bytes:
 
 
 def _without_own_imports(source: str) -> str:
-    """Cut what has no place in the one file: the docstring, ``__all__``, our imports."""
+    """Cut what has no place in the one file: the docstring, our imports."""
     lines = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
         own = isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in (
             "draftwire",
             "__future__",
         )
-        listing = isinstance(node, ast.Assign) and ast.dump(node.targets[0]).count(
-            "'__all__'"
-        )
-        if own or listing:
+        if own:
             for number in range(node.lineno - 1, node.end_lineno or node.lineno):
                 lines[number] = ""
     return "".join(lines).strip("\n") + "\n"

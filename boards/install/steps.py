@@ -29,6 +29,7 @@ from draftwire.boards.install.service import Service
 from draftwire.boards.install.trouble import BOARD, BUNDLE, USAGE, InstallError
 from draftwire.boards.install.unpack import unpack_version
 
+_JOURNAL = "journalctl --namespace=draftwire -u draftwire says why"
 _SPARE_BYTES = 16 << 20  # of the disk, beside what is unpacked
 
 
@@ -45,13 +46,8 @@ class Installer:
         *,
         system: bool | None = None,
     ) -> None:
-        self.disk = disk
-        self.layout = layout
-        self.service = service
-        self.say = say
+        self.disk, self.layout, self.service, self.say = disk, layout, service, say
         self.system = not self._record().get("prefix_only") if system is None else system
-
-    # ---- install
 
     def install(
         self,
@@ -69,18 +65,11 @@ class Installer:
         manifest = checked.manifest
         name = str(manifest["id"])
         facts = find_facts(self.disk, manifest["python"], python)
-        need_fitting(
-            facts,
-            manifest["arch"],
-            manifest["python"],
-            manifest["glibc"],
-            manifest["board"],
-        )
+        need_fitting(facts, manifest)
         self._need_space(manifest)
         said = f"signed by {checked.key.text}" if checked.key else "NOT SIGNED"
-        self.say(
-            f"bundle {name} for {manifest['board']}, Python {manifest['python']}, {said}"
-        )
+        made = f"{manifest['board']}, Python {manifest['python']}"
+        self.say(f"bundle {name} for {made}, {said}")
         with self._locked():
             self._sweep()
             self._unpack(checked, name, facts.python)
@@ -103,11 +92,8 @@ class Installer:
             return known
         if replace:
             return given
-        raise InstallError(
-            f"this board trusts {known.text}, --key is another",
-            USAGE,
-            "leave --key away, or say --replace-key if the maker's key has changed",
-        )
+        hint = "leave --key away, or say --replace-key if the maker's key has changed"
+        raise InstallError(f"this board trusts {known.text}, --key is another", USAGE, hint)
 
     def _need_space(self, manifest: dict[str, Any]) -> None:
         needed = manifest["installed_bytes"] + _SPARE_BYTES
@@ -115,12 +101,10 @@ class Installer:
             return
         free = self.disk.free_bytes(self.layout.versions)
         if free < needed:
-            raise InstallError(
-                f"{self.layout.prefix} has {free >> 20} MiB free, "
-                f"the bundle needs {needed >> 20} MiB",
-                BOARD,
-                "make room, or install elsewhere with --prefix DIR",
-            )
+            said = f"{self.layout.prefix} has {free >> 20} MiB free, "
+            said += f"the bundle needs {needed >> 20} MiB"
+            hint = "make room, or install elsewhere with --prefix DIR"
+            raise InstallError(said, BOARD, hint)
 
     def _sweep(self) -> None:
         """Remove what an interrupted installation left."""
@@ -177,10 +161,11 @@ class Installer:
     def _member(self, name: str, member: str) -> bytes:
         return self.disk.read(f"{self.layout.version(name)}/{member}")
 
-    # ---- the switch
-
     def _current(self) -> str:
         return os.path.basename(self.disk.link_target(self.layout.current))
+
+    def _previous(self) -> str:
+        return os.path.basename(self.disk.link_target(self.layout.previous))
 
     def _switch(self, name: str) -> None:
         former = self._current()
@@ -220,41 +205,27 @@ class Installer:
                 self._prune()
             return
         if not former or former == name:
-            raise InstallError(
-                f"{name} is installed, but its service does not start: {trouble}",
-                BOARD,
-                "journalctl --namespace=draftwire -u draftwire says why",
-            )
+            said = f"{name} is installed, but its service does not start: {trouble}"
+            raise InstallError(said, BOARD, _JOURNAL)
         with self._locked():
             self._switch(former)
             self._write_system(former)
         self.service.reload()
         again = self.service.restart()
-        raise InstallError(
-            f"the service of {name} does not start ({trouble}); back on {former}"
-            + (f", which does not start either: {again}" if again else ""),
-            BOARD,
-            "journalctl --namespace=draftwire -u draftwire says why",
-        )
+        said = f"the service of {name} does not start ({trouble}); back on {former}"
+        said += f", which does not start either: {again}" if again else ""
+        raise InstallError(said, BOARD, _JOURNAL)
 
     def _prune(self) -> None:
         """Keep the version in use and the one before it."""
-        kept = {
-            os.path.basename(self.disk.link_target(link))
-            for link in (self.layout.current, self.layout.previous)
-        }
+        kept = {self._current(), self._previous()}
         for name in self.disk.children(self.layout.versions):
             if name not in kept and kept != {""}:
                 self.disk.remove(self.layout.version(name))
 
-    # ---- the other verbs
-
     def rollback(self) -> str:
         """Switch back to the version before; a second time returns to this one."""
-        former, name = (
-            self._current(),
-            os.path.basename(self.disk.link_target(self.layout.previous)),
-        )
+        former, name = self._current(), self._previous()
         if not name or name == former or not self._is_whole(name):
             raise InstallError(
                 f"there is no version before {former or 'the first'} to go back to", USAGE
@@ -279,22 +250,14 @@ class Installer:
         if self.system:
             self.service.stop()
         with self._locked():
-            for place in self._recorded() if self.system else []:
-                disk.remove(place)
-            for path in (
-                layout.current,
-                layout.previous,
-                layout.prefix + "/bin/draftwire",
-                layout.script,
-                layout.record,
-                layout.versions,
-            ):
-                disk.remove(path)
+            paths = self._recorded() if self.system else []
+            paths += [layout.current, layout.previous, layout.prefix + "/bin/draftwire"]
+            paths += [layout.script, layout.record, layout.versions]
             if not keep_config:
-                for path in (layout.config, layout.token, layout.key):
-                    disk.remove(path)
-                for path in STATE_FOLDERS if self.system else ():
-                    disk.remove(path)
+                paths += [layout.config, layout.token, layout.key]
+                paths += STATE_FOLDERS if self.system else ()
+            for path in paths:
+                disk.remove(path)
         disk.remove(layout.lock)
         for folder in ("/bin", "/etc", ""):
             disk.remove_if_empty(layout.prefix + folder)
@@ -329,7 +292,7 @@ class Installer:
             "schema": "draftwire.installed/1",
             "prefix": layout.prefix,
             "current": self._current() or None,
-            "previous": os.path.basename(self.disk.link_target(layout.previous)) or None,
+            "previous": self._previous() or None,
             "key": self.disk.read(layout.key).decode("ascii", "replace").strip() or None,
             "system": [place for place in self._recorded() if self.disk.exists(place)],
         }

@@ -9,12 +9,7 @@ import zipfile
 import zlib
 from typing import IO, Any
 
-from draftwire.boards.install.archive import (
-    MANIFEST,
-    SIGNATURE,
-    Checked,
-    read_members,
-)
+from draftwire.boards.install.archive import MANIFEST, SIGNATURE, Checked, read_members
 from draftwire.boards.install.disk import Disk
 from draftwire.boards.install.trouble import BUNDLE, InstallError
 
@@ -53,7 +48,8 @@ def unpack_version(
             while stream.read(_PIECE):
                 pass
             continue
-        with tempfile.TemporaryFile(dir=_scratch(disk, staging)) as file:
+        # On the board's own medium: /tmp may be small memory.
+        with tempfile.TemporaryFile(dir=str(disk.real(staging))) as file:
             digest = hashlib.sha256()
             for chunk in iter(lambda: stream.read(_PIECE), b""):  # noqa: B023
                 digest.update(chunk)
@@ -76,20 +72,15 @@ def unpack_version(
     disk.fill(f"{staging}/bin/start.py", _START.encode("ascii"))
 
 
-def _scratch(disk: Disk, staging: str) -> str:
-    """Return a folder on the board's own medium: /tmp may be small memory."""
-    return str(disk.real(staging))
-
-
 def _keep(file: Any, chunk: bytes, name: str) -> None:
     try:
         file.write(chunk)
     except OSError as exc:
-        raise InstallError(
+        said, hint = (
             f"{name} cannot be unpacked: {exc.strerror}",
-            3,
-            "make room: `df -h` shows what is full",
-        ) from exc
+            "make room: `df -h` shows",
+        )
+        raise InstallError(said, 3, f"{hint} what is full") from exc
 
 
 def _unpack_wheel(disk: Disk, name: str, file: IO[bytes], site: str) -> None:

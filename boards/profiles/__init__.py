@@ -51,27 +51,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class Profile:
-    """One board.
+    """One board; ``raw`` is the whole file."""
 
-    Attributes:
-        name: Short name, also the file's name, e.g. ``"jetson-orin-nano"``.
-        soc: System on chip, e.g. ``"tegra234"``, or "".
-        modes: Power modes by name, one entry for each variant of the board.
-        prefer: Execution providers of onnxruntime worth having here, best first.
-        raw: The whole file.
-    """
-
-    name: str
+    name: str  # also the file's name: ``"jetson-orin-nano"``
     title: str  # what people call it
-    soc: str
+    soc: str  # system on chip, ``"tegra234"``, or ""
     arch: str  # ``uname -m``
     compatible: tuple[str, ...]  # strings to find in the device tree
     models: tuple[str, ...]  # strings to find in the model name
     dmi: tuple[str, ...]  # product names of firmware, for boards without a device tree
     rails: Mapping[str, Any]  # the ``[rails]`` table as it stands; ``energy`` reads it
-    modes: tuple[Mapping[str, Any], ...] = ()
+    modes: tuple[Mapping[str, Any], ...] = ()  # power modes, an entry for each variant
     variants: tuple[Variant, ...] = ()  # forms that the board is sold in
-    prefer: tuple[str, ...] = ("CPUExecutionProvider",)
+    prefer: tuple[str, ...] = ("CPUExecutionProvider",)  # worth having here, best first
     quirks: tuple[str, ...] = ()  # sentences that a user of this board should know
     unverified: tuple[str, ...] = ()  # facts of the file that no source was read for
     sources: tuple[str, ...] = ()  # where the other facts come from
@@ -197,15 +189,9 @@ def user_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
 
 
 def load_profiles(*folders: Path) -> dict[str, Profile]:
-    """Read all profiles: ours, the user's, then those of ``folders``.
-
-    Returns:
-        By name; a later one overrides, and the user's come first, so that they are the
-        first to be matched.
-
-    Raises:
-        ConfigError: A folder is missing, or a file is not a board profile.
-    """
+    """Read all profiles by name: ours, the user's, then those of ``folders``; a later one
+    overrides, and the user's are the first to be matched. ConfigError: a folder is
+    missing, or a file is not a board profile."""
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"there is no folder {folder} with board profiles")
@@ -227,17 +213,9 @@ def find_profile(
     *,
     board: str | None = None,
 ) -> Match:
-    """Tell which board this is.
-
-    Args:
-        root: Where ``proc`` lies; tests and recorded trees pass their own.
-        profiles: All profiles by name; None reads them.
-        board: A name that overrides what is found; ``jetson-`` and ``raspberry-`` may be
-            left out.  None asks ``DRAFTWIRE_BOARD``.
-
-    Raises:
-        ConfigError: ``board`` names no profile.
-    """
+    """Tell which board this is by the ``proc`` below ``root``; ``board``, or else
+    ``DRAFTWIRE_BOARD``, overrides what is found, and is a ConfigError where it names no
+    profile. ``jetson-`` and ``raspberry-`` may be left out."""
     known = load_profiles() if profiles is None else profiles
     asked = board or os.environ.get(BOARD_VARIABLE)
     if asked and asked != "auto":

@@ -32,12 +32,7 @@ from draftwire.errors import ConfigError
 from draftwire.io import write_whole
 
 _FOLDER = Path(__file__).resolve().parents[1] / "install"
-_TEMPLATES = (
-    "draftwire.service",
-    "journald@draftwire.conf",
-    "60-draftwire.rules",
-    "handover.sh",
-)
+_TEMPLATES = "draftwire.service journald@draftwire.conf 60-draftwire.rules handover.sh"
 _BLOCK = 512
 _MODULE_MIB = 320  # Python, numpy and an engine, loaded
 _GROUPS = "a group that every system has, such as video or dialout"
@@ -77,7 +72,7 @@ def bundle_files(content: Content) -> dict[str, bytes]:
             draft_bytes += len(data)
             files[f"draft/{content.draft.name}/{path.name}"] = data
     memory = content.memory_mib or -(-(_MODULE_MIB + 4 * (draft_bytes >> 20)) // 64) * 64
-    for template in _TEMPLATES:
+    for template in _TEMPLATES.split():
         text = _read(_FOLDER / template).decode("ascii")
         text = text.replace("@GROUP@", content.group).replace("@MEMORY@", str(memory))
         files[f"system/{template}"] = text.encode("ascii")
@@ -102,10 +97,8 @@ def _config(content: Content) -> str:
         "# A bearer token goes to the file `token` beside this one (owner root, 0600).",
         "",
     ]
-    if content.verifier:
-        lines.append(f"verifier = {json.dumps(content.verifier)}")
-    else:
-        lines.append('# verifier = "wss://HOST:PORT"')
+    verifier = content.verifier and f"verifier = {json.dumps(content.verifier)}"
+    lines.append(verifier or '# verifier = "wss://HOST:PORT"')
     lines.append(f'draft = "../current/draft/{content.draft.name}"')
     lines += [f"{key} = {json.dumps(value)}" for key, value in content.settings.items()]
     return "\n".join(lines) + "\n"

@@ -42,11 +42,8 @@ _ENTRY = "[console_scripts]\ndraftwire = draftwire.cli:main\n"
 
 
 def own_wheel() -> tuple[str, bytes]:
-    """Return the name and the content of draftwire's wheel.
-
-    Raises:
-        ConfigError: draftwire runs from something that is not a folder.
-    """
+    """Return the name and the content of draftwire's wheel; a ConfigError where it runs
+    from something that is not a folder."""
     folder = Path(draftwire.__file__).absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"draftwire does not run from a folder ({folder})")

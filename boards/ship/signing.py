@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from draftwire.boards.install.archive import Key
 from draftwire.errors import ConfigError
@@ -25,12 +25,16 @@ class Signer(NamedTuple):
         return f"{self.key.text} {value}\n".encode("ascii")
 
 
-def make_key(path: Path) -> Key:
-    """Make a key: the secret half at ``path`` (0600), the public one at ``path.pub``.
+def _public(secret: Any) -> Key:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    Raises:
-        ConfigError: There is a file already, or ``cryptography`` is missing.
-    """
+    raw = secret.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return Key(raw)
+
+
+def make_key(path: Path) -> Key:
+    """Make a key: the secret half at ``path`` (0600), the public one at ``path.pub``; a
+    ConfigError if there is a file already, or no ``cryptography``."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -42,14 +46,12 @@ def make_key(path: Path) -> Key:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    raw = secret.public_key().public_bytes(
-        serialization.Encoding.Raw, serialization.PublicFormat.Raw
-    )
+    key = _public(secret)
     public = path.with_name(path.name + ".pub")
     try:
         for place, data, mode in (
             (path, text, 0o600),
-            (public, (Key(raw).text + "\n").encode("ascii"), 0o644),
+            (public, (key.text + "\n").encode("ascii"), 0o644),
         ):
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as file:
@@ -61,15 +63,12 @@ def make_key(path: Path) -> Key:
         ) from exc
     except OSError as exc:
         raise ConfigError(f"{path} cannot be written: {exc.strerror}") from exc
-    return Key(raw)
+    return key
 
 
 def load_signer(path: Path) -> Signer:
-    """Return the signer for the secret key in ``path``, a PEM file without password.
-
-    Raises:
-        ConfigError: It is no Ed25519 key, or others may read it.
-    """
+    """Return the signer for the secret key in ``path``, a PEM file without password; a
+    ConfigError if it is no Ed25519 key, or others may read it."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
@@ -94,10 +93,7 @@ def load_signer(path: Path) -> Signer:
         raise ConfigError(f"{path} is no secret key in PEM: {exc}") from exc
     if not isinstance(secret, Ed25519PrivateKey):
         raise ConfigError(f"{path} is a key of another kind than Ed25519")
-    raw = secret.public_key().public_bytes(
-        serialization.Encoding.Raw, serialization.PublicFormat.Raw
-    )
-    return Signer(Key(raw), secret.sign)
+    return Signer(_public(secret), secret.sign)
 
 
 def public_key(path: Path) -> Key:

@@ -20,20 +20,19 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from draftwire.boards.install.facts import version_tuple
+from draftwire.boards.profiles import read_toml
 from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
 from draftwire.io import write_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
 _PIP_S = 1800
 _SYMBOL = re.compile(rb"\b(GLIBC|GLIBCXX)_(\d+(?:\.\d+)+)\b")
+_NO_REGISTRY = re.compile(  # pip saw no index at all
+    r"(NewConnectionError|Failed to establish a new connection|ProxyError|"
+    r"NameResolutionError|ConnectTimeoutError|SSLError|Max retries exceeded)[^\n]*"
+)
 _OLD_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
@@ -70,20 +69,10 @@ def wanted_wheels(
     without: Sequence[str] = (),
     changed: Mapping[str, str] | None = None,
 ) -> Wanted:
-    """Return what a board needs.
-
-    Args:
-        arch: ``uname -m``.
-        python: ``"3.10"``.
-        engines: Some of ``ENGINES``.
-        without: Names that the board brings itself.
-        changed: Other versions than ours, by name.
-
-    Raises:
-        ConfigError: No wheels are known for that Python, or the engine has none there.
-    """
-    with open(PINS, "rb") as file:
-        table = tomllib.load(file)
+    """Return what a board needs with some of ``ENGINES``, ``without`` what it brings itself
+    and with other versions than ours (``changed``); a ConfigError where no wheels are
+    known for its Python, or an engine has none there."""
+    table = read_toml(PINS)
     if python not in table["python"]:
         raise ConfigError(
             f"no wheels are known for Python {python}",
@@ -137,11 +126,8 @@ def platform_tags(arch: str, glibc: str) -> list[str]:
 def resolve_wheels(
     wanted: Wanted, userland: Userland, arch: str, *, cache: Path | None = None
 ) -> list[Resolved]:
-    """Ask the package registry which wheels a board would get; download none.
-
-    Raises:
-        BoardError: One of them does not exist for this board, or there is no registry.
-    """
+    """Ask the package registry which wheels a board would get; download none. BoardError:
+    one of them does not exist for this board, or there is no registry."""
     if not wanted.requirements:
         return []
     text = "\n".join([*wanted.requirements, userland.python, userland.glibc, arch])
@@ -152,24 +138,17 @@ def resolve_wheels(
         return kept
     with tempfile.TemporaryDirectory(prefix="draftwire-") as scratch:
         report = Path(scratch) / "report.json"
+        words = ["install", "--dry-run", "--ignore-installed", f"--report={report}"]
+        words += [f"--target={scratch}/none", *_board_flags(userland, arch)]
         _pip(
-            [
-                "install",
-                "--dry-run",
-                "--ignore-installed",
-                f"--report={report}",
-                f"--target={scratch}/none",
-                *_board_flags(userland, arch),
-                *wanted.requirements,
-            ],
+            [*words, *wanted.requirements],
             f"{userland.name} (Python {userland.python}, glibc {userland.glibc}, {arch})",
         )
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
     found = []
     for item in items:
         info = item["download_info"]
-        archive = info.get("archive_info", {})
-        digest = archive.get("hashes", {}).get("sha256")
+        digest = info.get("archive_info", {}).get("hashes", {}).get("sha256")
         if digest is None:
             raise BoardError(
                 f"the registry gives no sha256 for {item['metadata']['name']}",
@@ -198,21 +177,11 @@ def fetch_wheels(
     if missing:
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as scratch:
             lock = Path(scratch) / "lock.txt"
-            lock.write_text(
-                "".join(
-                    f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in missing
-                )
-            )
-            _pip(
-                [
-                    "download",
-                    "--require-hashes",
-                    f"--dest={scratch}",
-                    *_board_flags(userland, arch),
-                    f"--requirement={lock}",
-                ],
-                f"{userland.name}, {arch}",
-            )
+            rows = (f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in missing)
+            lock.write_text("".join(rows))
+            words = ["download", "--require-hashes", f"--dest={scratch}"]
+            words += [*_board_flags(userland, arch), f"--requirement={lock}"]
+            _pip(words, f"{userland.name}, {arch}")
             for path in Path(scratch).glob("*.whl"):
                 os.replace(path, folder / path.name)
     paths = []
@@ -296,12 +265,7 @@ def _pip(words: Sequence[str], whom: str) -> None:
     command = [sys.executable, "-m", "pip", words[0], "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", *words[1:]]
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=_PIP_S,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, timeout=_PIP_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise BoardError(f"pip cannot be run: {exc}") from exc
     if done.returncode == 0:
@@ -315,9 +279,10 @@ def _pip(words: Sequence[str], whom: str) -> None:
     errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
     missing = re.search(r"No matching distribution found for (\S+)", said)
     if missing:
-        trouble = _no_registry(said)
+        trouble = _NO_REGISTRY.search(said)
         if trouble:
-            raise BoardError(f"the package registry cannot be reached: {trouble}")
+            text = trouble.group(0)[:120]
+            raise BoardError(f"the package registry cannot be reached: {text}")
         raise BoardError(
             f"there is no wheel of {missing.group(1)} for {whom}",
             hint="name another version with --require NAME==VERSION, bring a wheel with "
@@ -325,16 +290,6 @@ def _pip(words: Sequence[str], whom: str) -> None:
         )
     last = (errors or said.strip().splitlines() or ["it said nothing"])[-1]
     raise BoardError(f"pip failed: {last}", hint="is the package registry reachable?")
-
-
-def _no_registry(said: str) -> str:
-    """Return why pip saw no index at all, or ""."""
-    found = re.search(
-        r"(NewConnectionError|Failed to establish a new connection|ProxyError|"
-        r"NameResolutionError|ConnectTimeoutError|SSLError|Max retries exceeded)[^\n]*",
-        said,
-    )
-    return found.group(0)[:120] if found else ""
 
 
 def _has(folder: Path, wheel: Resolved) -> bool:

@@ -97,7 +97,7 @@ class Account:
         from draftwire.energy.account.phases import PhaseFit
 
         with meter.lock:
-            self._watch = meter.watch(self, self._clock)
+            self._watch = meter.watch(self.sample, self._clock)
             self.integral = self._watch.integral
             self.start_ns = self._folded = self._watch.start_ns
             self._fit = PhaseFit(meter.response, 0.0, phase)
@@ -318,14 +318,8 @@ class Account:
         }
         known = joules is not None
         return {
-            "joules": joules,
-            "source": None if result.source == "none" else result.source,
-            "scope": result.scope,
-            "uncertainty": half,
+            **result.entry(),
             "by_phase": by_phase if known else None,
-            "why_null": result.why_null or None,
-            "kind": result.kind if known else None,
-            "resolution_only": result.resolution_only,
             "uncertainty_by_phase": halves if known else None,
             "why_null_by_phase": {n: part.why for n, part in split.items() if part.why},
             "seconds_by_phase": seconds,
@@ -335,16 +329,6 @@ class Account:
             "uncertainty_per_token": {}
             if half is None
             else per_token(half, halves, self._tokens),
-            "net": result.net_j,
-            "net_uncertainty": result.net_uncertainty_j,
-            "baseline_w": result.baseline_w,
-            "coverage": result.coverage,
-            "samples": result.samples,
-            "by_rail": dict(result.by_rail),
-            "by_scope": dict(result.by_scope),
-            "flags": list(result.flags),
-            "notes": list(result.notes),
-            "context": dict(result.context),
         }
 
 

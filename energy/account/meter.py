@@ -19,7 +19,7 @@ import math
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Optional
 
 from draftwire.energy.account.integrate import Integrator, Vector
 from draftwire.energy.account.result import (
@@ -44,6 +44,8 @@ DEFAULT_HZ = 20.0
 RING = 72_000  # one hour at 20 Hz
 MAX_FAILURES = 50
 _MASK = (1 << 64) - 1
+# Gets every sample (t_ns, watts, joules), in the sampler's thread, in order of time.
+Listener = Callable[[int, Vector, Optional[Vector]], None]
 
 log = logging.getLogger("draftwire.energy")
 
@@ -54,13 +56,6 @@ class RingSample(NamedTuple):
     t_ns: int
     watts: Vector
     joules: Vector | None
-
-
-class Listener(Protocol):
-    """Gets every sample, in the sampler's thread, in order of time."""
-
-    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        pass
 
 
 def deadline_ns(k: int, period_ns: int) -> int:
@@ -155,8 +150,9 @@ class Meter:
         """Return a window, to be used in a ``with`` statement."""
         return Window(self, label)
 
-    def watch(self, listener: Listener, clock: Clock | None = None) -> Watch:
-        """Begin to integrate for a listener; ``stop`` and ``finish`` end it."""
+    def watch(self, listener: Listener | None = None, clock: Clock | None = None) -> Watch:
+        """Begin to integrate, for a listener that adds the samples itself or for none;
+        ``stop`` and ``finish`` end it."""
         return Watch(self, listener, clock or self.clock)
 
     def add_listener(self, listener: Listener) -> None:
@@ -243,7 +239,7 @@ class Meter:
             self.last = RingSample(reading.t_ns, watts, joules)
             self.ring.append(self.last)
             for listener in self._listeners:
-                listener.sample(reading.t_ns, watts, joules)
+                listener(reading.t_ns, watts, joules)
 
     def _run(self) -> None:
         begin = self.clock()
@@ -271,8 +267,8 @@ class Meter:
 class Watch:
     """An integral over a meter's samples, from now until ``stop``."""
 
-    def __init__(self, meter: Meter, listener: Listener, clock: Clock) -> None:
-        self.meter, self._listener, self._clock = meter, listener, clock
+    def __init__(self, meter: Meter, listener: Listener | None, clock: Clock) -> None:
+        self.meter, self._clock = meter, clock
         self._before = {} if meter.context is None else meter.context()
         self._failed = meter.failed_reads
         with meter.lock:
@@ -282,7 +278,8 @@ class Watch:
             self.integral = Integrator(width, self.start_ns, max_gap_ns=gap)
             if meter.last is not None:
                 self.integral.add(*meter.last)
-            meter.add_listener(listener)
+            self._listener = listener or self.integral.add
+            meter.add_listener(self._listener)
 
     def stop(self, end_ns: int = 0) -> int:
         """End it now, or where the caller says; return where."""
@@ -316,12 +313,8 @@ class Window:
         self.result: EnergyResult = null_result(label, "the window is still open")
 
     def __enter__(self) -> Window:
-        with self.meter.lock:  # no sample may come before the watch is known
-            self._watch = self.meter.watch(self)
+        self._watch = self.meter.watch()
         return self
-
-    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        self._watch.integral.add(t_ns, watts, joules)
 
     def __exit__(self, *exc: object) -> None:
         self._watch.stop()

@@ -81,6 +81,28 @@ class EnergyResult:
             "context": dict(self.context),
         }
 
+    def entry(self) -> dict[str, Any]:
+        """Return what the ``energy`` entry of a run report says of it."""
+        return {
+            "joules": self.energy_j,
+            "source": None if self.source == "none" else self.source,
+            "scope": self.scope,
+            "uncertainty": self.uncertainty_j,
+            "why_null": self.why_null or None,
+            "kind": None if self.energy_j is None else self.kind,
+            "resolution_only": self.resolution_only,
+            "net": self.net_j,
+            "net_uncertainty": self.net_uncertainty_j,
+            "baseline_w": self.baseline_w,
+            "coverage": self.coverage,
+            "samples": self.samples,
+            "by_rail": dict(self.by_rail),
+            "by_scope": dict(self.by_scope),
+            "flags": list(self.flags),
+            "notes": list(self.notes),
+            "context": dict(self.context),
+        }
+
 
 def covers(u: Uncertainty | None, kind: str) -> str | None:
     """Say what an uncertainty speaks of."""

@@ -7,23 +7,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+import platform
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from draftwire.energy.account.meter import Meter, Window
-from draftwire.energy.account.result import EnergyResult
+from draftwire.energy.account.result import EnergyResult, null_result
 from draftwire.errors import ConfigError, SensorError
+
+# codecarbon 3, output_methods/emissions_data.py, in its order.
+CARBON = (
+    "timestamp project_name run_id experiment_id duration emissions emissions_rate "
+    "cpu_power gpu_power ram_power cpu_energy gpu_energy ram_energy energy_consumed "
+    "water_consumed country_name country_iso_code region cloud_provider cloud_region os "
+    "python_version codecarbon_version cpu_count cpu_model gpu_count gpu_model longitude "
+    "latitude ram_total_size tracking_mode cpu_utilization_percent "
+    "gpu_utilization_percent ram_utilization_percent ram_used_gb on_cloud pue wue"
+).split()
+_PARTS = {"package": "cpu", "gpu": "gpu"}  # scopes that are a part by their own name
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A window as zeus has it (no discrete GPU was read), and our whole result."""
+    """A window as zeus has it, and our whole result: a scope is a processor, a GPU or
+    else the system on chip."""
 
     time: float  # seconds
-    soc_energy: dict[str, float]  # joules of the scope that was measured, by its name
     result: EnergyResult  # joules with source, scope and uncertainty
-    gpu_energy: dict[int, float] = field(default_factory=dict)
+
+    def _of(self, part: str) -> dict[int, float]:
+        r = self.result
+        if r.energy_j is None or _PARTS.get(str(r.scope)) != part:
+            return {}
+        known = [r.by_rail[rail] for rail in r.rails if rail in r.by_rail]
+        return dict(enumerate(known or [r.energy_j]))
+
+    @property
+    def gpu_energy(self) -> dict[int, float]:
+        return self._of("gpu")
+
+    @property
+    def cpu_energy(self) -> dict[int, float] | None:
+        return self._of("cpu") or None
+
+    @property
+    def dram_energy(self) -> None:
+        """Nothing here measures it alone."""
+        return None
+
+    @property
+    def soc_energy(self) -> dict[str, float]:
+        """Joules of the scope that was measured, by its name."""
+        r = self.result
+        alone = r.energy_j is None or r.scope in _PARTS
+        return {} if alone or r.energy_j is None else {str(r.scope): r.energy_j}
 
     @property
     def total_energy(self) -> float:
@@ -44,8 +83,7 @@ class ZeusLike:
         """Open a window; a ConfigError if there is one of this name."""
         if key in self._open:
             raise ConfigError(f"the window {key!r} is open already")
-        self._open[key] = self.meter.window(key)
-        self._open[key].__enter__()
+        self._open[key] = self.meter.window(key).__enter__()
 
     def end_window(
         self, key: str, sync_execution: bool = True, cancel: bool = False
@@ -55,25 +93,30 @@ class ZeusLike:
         if window is None:
             raise ConfigError(f"no window {key!r} is open")
         window.__exit__(None, None, None)
-        result = window.result
-        soc = {} if result.energy_j is None else {str(result.scope): result.energy_j}
-        return Measurement(result.duration_s, soc, result)
+        if cancel:
+            return Measurement(0.0, null_result(key, "the window was cancelled"))
+        return Measurement(window.result.duration_s, window.result)
 
 
 def carbon_row(
     result: EnergyResult, *, g_per_kwh: float, project: str = "draftwire"
 ) -> dict[str, Any]:
-    """Return codecarbon's columns, None where not measured; the factor is the caller's."""
+    """Return codecarbon's columns, None where not known; the factor is the caller's."""
     kwh = None if result.energy_j is None else result.energy_j / 3.6e6
     kg = None if kwh is None else kwh * g_per_kwh / 1000
-    seconds, parts = result.duration_s, ("cpu", "gpu", "ram")
+    seconds, part = result.duration_s, _PARTS.get(str(result.scope))
+    own = {f"{part}_power": result.mean_w, f"{part}_energy": kwh} if part else {}
     return {
+        **dict.fromkeys(CARBON),
         "timestamp": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S"),
         "project_name": project,
         "duration": seconds,
         "emissions": kg,
         "emissions_rate": kg / seconds if kg is not None and seconds else None,
-        **{f"{part}_{what}": None for what in ("power", "energy") for part in parts},
+        **own,
         "energy_consumed": kwh,
+        "os": platform.platform(),
+        "python_version": platform.python_version(),
+        "cpu_count": os.cpu_count(),
         "tracking_mode": f"{result.source}, scope {result.scope}",
     }

@@ -60,11 +60,9 @@ def calibrate(meter: Meter, seconds: float = 40.0, *, seed: int = 1) -> Calibrat
         pattern.append(rng.uniform(0.03, 0.5))
     samples: list[tuple[float, float]] = []
 
-    class Listener:
-        def sample(self, t_ns: int, watts: Sequence[float], joules: object) -> None:
-            samples.append((t_ns * 1e-9, watts[0]))
+    def listener(t_ns: int, watts: Sequence[float], joules: object) -> None:
+        samples.append((t_ns * 1e-9, watts[0]))
 
-    listener = Listener()
     meter.add_listener(listener)
     try:
         edges = make_pulse(pattern, threads=os.cpu_count() or 2)

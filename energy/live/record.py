@@ -46,19 +46,6 @@ def pull(marks: MarkListener, account: Account, recorder: Recorder | None = None
                 recorder.tokens(**known)
 
 
-class _Tap(NamedTuple):
-    """Brings the marks of the command into account and file, ahead of each sample."""
-
-    marks: MarkListener
-    account: Account
-    recorder: Recorder | None
-
-    def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
-        pull(*self)
-        if self.recorder is not None:
-            self.recorder.sample(t_ns, watts, joules)
-
-
 def record(
     meter: Meter,
     recorder: Recorder | None,
@@ -78,7 +65,12 @@ def record(
     old = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if main else None
     marks = MarkListener()
     account = Account(meter, mirror=False)
-    tap = _Tap(marks, account, recorder)
+
+    def tap(t_ns: int, watts: Vector, joules: Vector | None) -> None:
+        pull(marks, account, recorder)  # what was marked comes ahead of each sample
+        if recorder is not None:
+            recorder.sample(t_ns, watts, joules)
+
     exit_code, interrupted = None, False
     try:
         meter.add_listener(tap)
@@ -95,7 +87,7 @@ def record(
         except KeyboardInterrupt:
             interrupted = True
         interrupted = interrupted or stop.is_set()
-        pull(*tap)
+        pull(marks, account, recorder)
         entry = account.result()
         # The recording has the very edges of the account: read back, it says the same.
         end = account.end_ns

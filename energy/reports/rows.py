@@ -6,6 +6,7 @@ JSON, Parquet and Prometheus text are made from rows by ``energy.reports.text``.
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from dataclasses import dataclass, field
@@ -27,11 +28,6 @@ from draftwire.errors import ConfigError
 
 REPORT = "draftwire.report/1"
 Values = Mapping[str, "float | None"]
-# What a row and a result call by the same name.
-_ALIKE = (
-    *("label", "energy_j", "uncertainty_j", "coverage", "mean_w", "source", "kind"),
-    *("scope", "samples", "resolution_only", "flags"),
-)
 
 
 @dataclass
@@ -105,7 +101,7 @@ class Row:
         """Take over what only the whole result of a measurement knows."""
         self.rails, self.max_w = result.rails, result.max_w
         self.terms = {} if result.uncertainty is None else result.uncertainty.terms
-        self.seconds = result.duration_s
+        self.seconds, self.mean_w = result.duration_s, result.mean_w
 
 
 def load_rows(
@@ -157,29 +153,14 @@ def rows_of_import(
     imported: Imported, tokens: Mapping[str, int] | None = None
 ) -> list[Row]:
     """Return a row for each run in a log."""
-    counts = dict(tokens or {})
     rows = []
     for run in imported.runs:
-        result = run.result
-
-        def recording(first: int = run.first_sample) -> Recording:
-            return recording_of_run(imported, first)
-
-        row = Row(
-            imported.name,
-            board=run.choice.board,
-            tokens=counts,
-            per_token_j=per_token(result.energy_j, None, counts),
-            per_token_uncertainty_j=per_token(result.uncertainty_j, None, counts),
-            by_rail_j=result.by_rail,
-            by_scope_j=result.by_scope,
-            why_null=result.why_null or None,
-            notes=[*result.notes, *(f.text for f in imported.findings)],
-            open_ended=True,
-            recording=recording,
-            **{name: getattr(result, name) for name in _ALIKE},
-        )
-        row.take(result)
+        entry = run.result.entry()
+        entry["notes"] += [finding.text for finding in imported.findings]
+        row = _row_of_entry(imported.name, entry, tokens or {}, run.result.label)
+        row.take(run.result)
+        row.board, row.open_ended = run.choice.board, True
+        row.recording = functools.partial(recording_of_run, imported, run.first_sample)
         rows.append(row)
     return rows
 

@@ -46,7 +46,7 @@ def test_our_pins_are_those_that_the_tests_run_with() -> None:
             condition = condition.replace('"', "")
             if not marker or eval(condition, {}, {}):
                 tested[name, python] = version
-    table = wheels.tomllib.loads(wheels.PINS.read_text(encoding="utf-8"))
+    table = wheels.read_toml(wheels.PINS)
     for python, pins in table["python"].items():
         for name, version in pins.items():
             if (name, python) in tested:

@@ -487,7 +487,7 @@ def test_recording_and_replay(tmp_path, cases):
         now.ns = 0
         meter = fresh(source, now)
         recorder = Recorder(path, source, meter.projector, hz=meter.hz, force=True)
-        meter.add_listener(recorder)
+        meter.add_listener(recorder.sample)
         a = rng.uniform(0.5, 4.0)
         b = a + rng.uniform(3.0, 9.0)
         recorder.phase(int(a * 1e9), "run")

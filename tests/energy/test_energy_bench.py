@@ -6,13 +6,14 @@ import json
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from energy_lab import advance, run, setup, tree, write_recording
 
 from draftwire.energy.account.account import Account
-from draftwire.energy.live.adapters import ZeusLike, carbon_row
+from draftwire.energy.live.adapters import CARBON, Measurement, ZeusLike, carbon_row
 from draftwire.energy.live.exporter import dashboard, serve
 from draftwire.energy.live.marks import ENVIRONMENT, MarkListener, find_listener, mark, send
 from draftwire.energy.rails import load_tables
@@ -153,9 +154,19 @@ def test_windows_as_zeus_has_them():
     assert found.total_energy == found.soc_energy["module"] == pytest.approx(10.0, abs=0.1)
     with pytest.raises(ConfigError, match="no window"):
         monitor.end_window("step")
+    assert found.gpu_energy == {} and found.cpu_energy is found.dram_energy is None
     row = carbon_row(found.result, g_per_kwh=400.0)
+    assert list(row) == CARBON and row["cpu_energy"] is None
     assert row["energy_consumed"] == pytest.approx(found.total_energy / 3.6e6)
     assert row["emissions"] == pytest.approx(row["energy_consumed"] * 0.4)
+    package = replace(found.result, scope="package", rails=("a",), by_rail={"a": 3.0})
+    assert Measurement(2.0, package).cpu_energy == {0: 3.0}
+    assert Measurement(2.0, package).soc_energy == {}
+    row = carbon_row(package, g_per_kwh=400.0)
+    assert row["cpu_energy"] == row["energy_consumed"] and row["gpu_energy"] is None
+    monitor.begin_window("off")
+    off = monitor.end_window("off", cancel=True)
+    assert off.time == 0.0 and off.result.why_null == "the window was cancelled"
     now, meter = setup(lambda t: None)
     monitor = ZeusLike(meter)
     monitor.begin_window("dead")
