@@ -26,7 +26,8 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
-_LIMITS = Limits(block=255, waiting=255, resume_s=math.inf)
+# Slots of texts that have ended would be missed by whoever uses the backend next.
+_LIMITS = Limits(block=255, waiting=255, resume_s=math.inf, prefixes=0)
 
 
 class TargetModel(Protocol):
