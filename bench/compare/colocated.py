@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Sequence
 
 from draftwire.bench.link import LinkSpec
@@ -58,42 +59,19 @@ class _InlineExecutor(VirtualExecutor):
         self._clock.post(self._end, answer, self._clock.now() - began_s, done)
 
 
+@dataclass(frozen=True)
 class Colocated:
-    """Both models on one machine.
+    """Both models on one machine."""
 
-    Args:
-        draft: The draft's model.
-        target: The target's backend, with a free slot.
-        vocab_size: Ids of both are below this.
-        draft_context: Tokens that the draft holds.
-        stop_ids: Ids that end a text.
-        watts: Of the device in each phase, while it only waits.
-        origin: Where they come from, or why there are none.
-        model: Whose they are.
-    """
-
-    def __init__(
-        self,
-        draft: Model,
-        target: TargetBackend,
-        *,
-        vocab_size: int,
-        draft_context: int,
-        stop_ids: Sequence[int],
-        watts: Mapping[str, float] = {},
-        origin: str = "nothing runs on the device; its idle power is not metered",
-        model: str = "",
-    ) -> None:
-        self._draft = draft
-        self._target = target
-        self._stop_ids = tuple(stop_ids)
-        self._options: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "draft_context": draft_context,
-            "watts": watts,
-            "origin": origin,
-            "model": model,
-        }
+    draft: Model
+    target: TargetBackend  # with a free slot
+    vocab_size: int  # ids of both are below this
+    draft_context: int  # tokens that the draft holds
+    stop_ids: Sequence[int]  # they end a text
+    # of the device in each phase, while it only waits; whose, and where from
+    watts: Mapping[str, float] = field(default_factory=dict)
+    model: str = ""
+    origin: str = "nothing runs on the device; its idle power is not metered"
 
     def run(
         self,
@@ -105,7 +83,7 @@ class Colocated:
     ) -> dict[str, Any]:
         """Write one text that is read over ``link``; return its run report."""
         clock = _RealClock()
-        executor = _InlineExecutor(clock, self._target)
+        executor = _InlineExecutor(clock, self.target)
         over: list[bool] = []
         device = Device(
             clock,
@@ -117,10 +95,14 @@ class Colocated:
                 near=False,
                 params=params,
                 tokens=tokens,
-                **self._options,
+                vocab_size=self.vocab_size,
+                draft_context=self.draft_context,
+                watts=self.watts,
+                model=self.model,
+                origin=self.origin,
             ),
-            SimVerifier(clock, self._target, executor=executor),
-            [RealJob(self._draft, prompt, self._stop_ids), None].__getitem__,
+            SimVerifier(clock, self.target, executor=executor),
+            [RealJob(self.draft, prompt, tuple(self.stop_ids)), None].__getitem__,
             lambda: over.append(True),
         )
         device.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Collection, Protocol, Sequence
 
 import numpy as np
@@ -26,7 +26,8 @@ from draftwire.verifier.serving.limits import Limits
 from draftwire.verifier.streams import KeptStreams, Terms
 
 EXIT_THRESHOLD = 0.5  # logits of simulated exits are nearly one-hot, or flat
-_LIMITS = Limits(block=255, waiting=255, resume_s=math.inf)
+# Slots of texts that have ended would be missed by whoever uses the backend next.
+_LIMITS = Limits(block=255, waiting=255, resume_s=math.inf, prefixes=0)
 
 
 class TargetModel(Protocol):
@@ -43,27 +44,15 @@ class TargetModel(Protocol):
         """Return what early exit ``number`` makes of the last ``rows`` before ``end``."""
 
 
+@dataclass(frozen=True)
 class ForwardCost:
-    """What a forward of the target takes.
+    """What a forward of the target takes."""
 
-    Args:
-        base_s: A forward over few tokens of one session.
-        free: So many tokens (drafts and the one before them) cost no more.
-        token_s: Each token beyond.
-        session_s: Each session beyond the first.
-        read_s: Each prompt token that is read.
-    """
-
-    def __init__(
-        self,
-        base_s: float,
-        free: int = 17,
-        token_s: float = 0.0,
-        session_s: float = 0.0,
-        read_s: float = 0.0,
-    ) -> None:
-        self.base_s, self.free, self.token_s = base_s, free, token_s
-        self.session_s, self.read_s = session_s, read_s
+    base_s: float  # a forward over few tokens of one session
+    free: int = 17  # so many tokens (drafts and the one before them) cost no more
+    token_s: float = 0.0  # each token beyond
+    session_s: float = 0.0  # each session beyond the first
+    read_s: float = 0.0  # each prompt token that is read
 
     @classmethod
     def of(cls, profile: Profile) -> ForwardCost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
 from draftwire.bench.sim.facts import Profile
@@ -12,19 +13,13 @@ if TYPE_CHECKING:
     from draftwire.runtime.driver import Driver
 
 
+@dataclass(frozen=True)
 class StepCost:
-    """What a forward of the draft takes.
+    """What a forward of the draft takes."""
 
-    Args:
-        step_s: A forward of few tokens.
-        few: So many tokens cost no more than one.
-        read_s: Each token beyond.
-    """
-
-    def __init__(self, step_s: float, few: int = 16, read_s: float = 0.0) -> None:
-        self.step_s = step_s
-        self._few = few
-        self._read_s = read_s
+    step_s: float  # a forward of few tokens
+    few: int = 16  # so many tokens cost no more than one
+    read_s: float = 0.0  # each token beyond
 
     @classmethod
     def of(cls, profile: Profile) -> StepCost:
@@ -37,7 +32,7 @@ class StepCost:
 
     def __call__(self, tokens: int) -> float:
         """Return the seconds of a forward of ``tokens``."""
-        return self.step_s + self._read_s * max(0, tokens - self._few)
+        return self.step_s + self.read_s * max(0, tokens - self.few)
 
 
 class VirtualEngine:

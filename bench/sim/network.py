@@ -22,6 +22,7 @@ from draftwire.transport.answers import to_exception
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import (
     Block,
+    Commit,
     Error,
     Frame,
     Hello,
@@ -74,6 +75,7 @@ class VirtualNetwork:
         ways: The link, or None for one of no length.
         extra: Bytes that a block of so many tokens carries beside what the codec writes:
             the evidence of a published scheme.
+        rejected: Bytes that a verdict carries besides where a draft was rejected.
         bonus: Ask for a bonus token where the device would.
         decode: Decode every frame, instead of handing the message over.
     """
@@ -86,6 +88,7 @@ class VirtualNetwork:
         ways: TwoWays | None = None,
         extra: Callable[[int], int] = lambda tokens: 0,
         *,
+        rejected: int = 0,
         bonus: bool = True,
         decode: bool = False,
     ) -> None:
@@ -93,7 +96,7 @@ class VirtualNetwork:
         self.attach = attach
         self.codec = Codec(vocab_size)
         self.ways = ways
-        self.extra = extra
+        self.extra, self.rejected = extra, rejected
         self.bonus = bonus
         self.decode = decode
 
@@ -119,6 +122,7 @@ class VirtualWire:
         self._links = None if network.ways is None else network.ways.connection()
         self._dialogue: Dialogue | None = None
         self._greeted = self._over = False
+        self._drafts = 0  # of the block that was sent last
         self._timer = self._clock.call_at(
             self._clock.now() + timeout_s, self._late, timeout_s
         )
@@ -136,6 +140,7 @@ class VirtualWire:
         size = len(data)
         if isinstance(message, Block) and message.tokens:
             size += network.extra(len(message.tokens))
+            self._drafts = len(message.tokens)
         whose = None if isinstance(message, Hello) else stream
         frame = self._far.decode(data) if network.decode else Frame(whose, message)
         if self._links is None:
@@ -230,6 +235,8 @@ class VirtualWire:
             return
         data = self._far.encode(message, stream)
         size = len(data)
+        if isinstance(message, Commit) and message.accepted < self._drafts:
+            size += self._network.rejected  # of schemes that wait for each verdict
         whose: int | None = stream
         if isinstance(message, Welcome) or getattr(message, "fatal", False):
             whose = None

@@ -76,6 +76,7 @@ class Setting:
     params: SamplingParams = GREEDY  # sampling
     # bytes that a block of so many tokens carries beside the codec's
     extra: Callable[[int], int] = lambda tokens: 0
+    rejected: int = 0  # bytes that a verdict carries where a draft was rejected
     # the target draws one more token after a block that is accepted whole
     bonus: bool = True
     seed: int = 0  # of the link
@@ -253,6 +254,7 @@ class Device:
             setting.vocab_size,
             self.ways if setting.near else None,
             setting.extra,
+            rejected=setting.rejected,
             bonus=setting.bonus,
             decode=setting.decode,
         )

@@ -28,6 +28,8 @@ class Scheme:
     # evidence that a drafted token carries beside its id, bits; ``"fp16"`` is a dense fp16
     # distribution over the vocabulary
     up_bits_per_token: int | str = 0
+    # bytes that a verdict carries where a draft was rejected; ``"fp16"`` as above
+    down_on_rejection: int | str = 0
     # the target draws one more token after a block that is accepted whole
     bonus: bool = True
     source: str = ""  # what it is a model of
@@ -63,6 +65,11 @@ class Scheme:
             return tokens * 2 * vocabulary
         assert isinstance(self.up_bits_per_token, int)
         return (tokens * self.up_bits_per_token + 7) // 8
+
+    def rejection_bytes(self, vocabulary: int) -> int:
+        """Return the bytes beside a verdict that rejects a draft."""
+        found = self.down_on_rejection
+        return 2 * vocabulary if isinstance(found, str) else found
 
     def sampling(self, temperature: float, vocabulary: int) -> str:
         """Return the sampling scheme's name on the wire of a live run."""
@@ -183,6 +190,40 @@ _TABLE = (
         "pipesd",
         Mode(preempt=_GUESS, batch=2),
         source="arXiv 2605.13319",
+    ),
+    Scheme(
+        "dssd",
+        "stop and wait, probabilities up, a distribution down for a wrong draft",
+        "fixed:{k}",
+        up_bits_per_token=32,
+        down_on_rejection="fp16",
+        sampled="separate",
+        source="DSSD, as arXiv 2609.02514 compares with it",
+    ),
+    Scheme(
+        "asymspec",
+        "stop and wait, probabilities up, the 16 likeliest down for a wrong draft",
+        "fixed:{k}",
+        up_bits_per_token=32,
+        down_on_rejection=64,
+        sampled="separate",
+        source="arXiv 2608.04974, one session: no others fill its waits",
+    ),
+    Scheme(
+        "acespec",
+        "the likeliest outcomes of a verdict prepared on the board",
+        "fixed:{k}",
+        Mode(preempt=_GUESS | {"outcomes"}),
+        up_bits_per_token=32,
+        source="arXiv 2609.02514, after a summary",
+    ),
+    Scheme(
+        "ssd",
+        "in the cloud, the draft on an accelerator of its own prepares outcomes",
+        "fixed:{k}",
+        Mode(preempt=_GUESS | {"outcomes"}),
+        place="cloud",
+        source="arXiv 2603.03251",
     ),
     Scheme(
         "ucb",

@@ -249,6 +249,7 @@ def setting_of(plan: Plan, block: int, device: int = 0) -> Setting:
         else f"profile {profile.name} has no watts",
         tokens=plan.tokens,
         extra=partial(scheme.evidence_bytes, vocabulary=int(profile["text.vocabulary"])),
+        rejected=scheme.rejection_bytes(int(profile["text.vocabulary"])),
         bonus=scheme.bonus,
         seed=plan.seed * 1009 + device,
         decode=plan.decode,

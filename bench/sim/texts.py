@@ -124,67 +124,55 @@ def parse_luck(text: str) -> Luck:
     return luck
 
 
+@dataclass(frozen=True)
 class Synthetic:
     """Texts of dice.
-
-    Args:
-        luck: How often the draft is right.
-        seed: Of the dice.
-        prompt_tokens: Length of the prompts.
-        confidence: ``"calibrated"``: the draft's probability of a proposal is the
-            chance that it is right; ``"noise"``: of the same law, but it says nothing;
-            ``"none"``: always sure.
-        spread: How much calibrated confidence tells: the weight of a Beta law around
-            the rate; small is telling (mostly near 0 and 1), large is not.
-        second_right: Share of wrong proposals whose second choice would be right.
-        repeats: Share of the text that is copied, in stretches of a dozen tokens, from
-            what stands before it.
 
     Raises:
         ConfigError: A word is unknown or a number out of range.
     """
 
-    def __init__(
-        self,
-        luck: Luck,
-        *,
-        seed: int = 1,
-        prompt_tokens: int = 64,
-        confidence: str = "calibrated",
-        spread: float = 2.0,
-        second_right: float = 0.5,
-        repeats: float = 0.0,
-    ) -> None:
-        if confidence not in ("calibrated", "noise", "none"):
+    luck: Luck  # how often the draft is right
+    seed: int = 1  # of the dice
+    prompt_tokens: int = 64
+    # "calibrated": the draft's probability of a proposal is the chance that it is right;
+    # "noise": of the same law, but it says nothing; "none": always sure
+    confidence: str = "calibrated"
+    # how much calibrated confidence tells: the weight of a Beta law around the rate; small
+    # is telling (mostly near 0 and 1), large is not
+    spread: float = 2.0
+    second_right: float = 0.5  # wrong proposals whose second choice would be right
+    # of the text that is copied, in stretches of a dozen tokens, from what is before it
+    repeats: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.confidence not in ("calibrated", "noise", "none"):
             raise ConfigError(
-                f"confidence {confidence!r}", hint="calibrated, noise or none"
+                f"confidence {self.confidence!r}", hint="calibrated, noise or none"
             )
-        shares = 0 <= second_right <= 1 and 0 <= repeats < 1
-        if not shares or not spread > 0 or prompt_tokens < 1:
+        shares = 0 <= self.second_right <= 1 and 0 <= self.repeats < 1
+        if not shares or not self.spread > 0 or self.prompt_tokens < 1:
             raise ConfigError("a synthetic text has a number out of range")
-        self.name = f"synthetic({luck.name})"
-        self._luck = luck
-        self._seed = seed
-        self._prompt_tokens = prompt_tokens
-        self._confidence = confidence
-        self._spread = spread
-        self._second_right = second_right
-        self.repeats = repeats
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return f"synthetic({self.luck.name})"
 
     def text(self, index: int, tokens: int) -> Text:
         """Return text ``index``; the same for the same seed, whoever asks."""
-        rng = np.random.default_rng([self._seed, index])
-        prompt = rng.integers(0, SMALL, self._prompt_tokens)
+        rng = np.random.default_rng([self.seed, index])
+        prompt = rng.integers(0, SMALL, self.prompt_tokens)
         truth = rng.integers(0, SMALL, tokens)
         if self.repeats:
-            dice = np.random.default_rng([self._seed, index, 1])
+            dice = np.random.default_rng([self.seed, index, 1])
             _copy(prompt, truth, self.repeats, dice)
-        rates = self._luck.rates(index * tokens, tokens, rng)
-        right = _chain(rates, self._luck.correlation, rng)
+        rates = self.luck.rates(index * tokens, tokens, rng)
+        right = _chain(rates, self.luck.correlation, rng)
         away = rng.integers(1, SMALL, tokens)  # how far off a wrong proposal is
         proposals = np.where(right, truth, (truth + away) % SMALL)
         other = np.where(
-            right | (rng.random(tokens) >= self._second_right),
+            right | (rng.random(tokens) >= self.second_right),
             (truth + away % (SMALL - 1) + 1) % SMALL,
             truth,
         )
@@ -207,11 +195,11 @@ class Synthetic:
         given the outcome is again a Beta law; drawing from it makes the number exactly
         what it claims to be.
         """
-        if self._confidence == "none":
+        if self.confidence == "none":
             return np.ones(len(rates))
-        hits = right if self._confidence == "calibrated" else rng.random(len(rates)) < rates
-        alpha = self._spread * rates + hits
-        beta = self._spread * (1 - rates) + ~hits
+        hits = right if self.confidence == "calibrated" else rng.random(len(rates)) < rates
+        alpha = self.spread * rates + hits
+        beta = self.spread * (1 - rates) + ~hits
         drawn = rng.beta(np.maximum(alpha, 1e-3), np.maximum(beta, 1e-3))
         # A top probability over so many ids cannot be lower.
         return np.asarray(np.clip(drawn, 1.5 / SMALL, 1 - 1e-6))

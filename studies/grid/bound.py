@@ -14,10 +14,17 @@ draft model, its context right, proposes what the target writes there.
 
 The bound is the least time of the last commit when both sides know beforehand which
 positions are right, and nothing is ever started that will not be of use. No scheme with
-one linear stream of drafts beats it; suffix caches and drafts of other outcomes are other
-games. At time 0 both sides know the prompt and are idle; nothing counts for reading it.
+one linear stream of drafts beats it. At time 0 both sides know the prompt and are idle;
+nothing counts for reading it.
 
-Why this is exact:
+Two wider games have a bound by the same programme. With *two choices* for a position the
+drafts may go on behind either, and who knows the right one sends that alone: a position is
+right if one of the two is. With a *draft beside the target* (``server_s`` a token) the
+server may make any of the ``m`` drafts itself, at the cost of its own time before the
+forward. Which those are, and that they need the drafts before them, is left out: so it
+bounds from below, and need not be reached.
+
+Why this is exact (for one stream of drafts):
 
 1. *Wrong drafts are never made.* They commit nothing, cost time, and carry no knowledge
    to one who knows which they are.
@@ -52,6 +59,7 @@ def clairvoyant_s(
     up_s: float,
     down_s: float,
     most: int = 17,
+    server_s: float = math.inf,
 ) -> float:
     """Return the least seconds until the whole text is committed.
 
@@ -62,6 +70,7 @@ def clairvoyant_s(
         up_s: From the device to the server.
         down_s: Back.
         most: Tokens that a forward can take.
+        server_s: Of a draft that is made beside the target.
 
     Returns:
         Seconds from the start, both sides idle and knowing the prompt, to the end of
@@ -80,7 +89,7 @@ def clairvoyant_s(
         gate = begin
         while gate < n - 1 and right[gate]:
             gate += 1
-        at_s = _to_gate(begin, gate, at_s, known_s, draft_s, cost, up_s, down_s)
+        at_s = _to_gate(begin, gate, at_s, known_s, draft_s, cost, up_s, down_s, server_s)
         begin, known_s = gate + 1, at_s + down_s
     return at_s
 
@@ -94,6 +103,7 @@ def _to_gate(
     cost: Sequence[float],
     up_s: float,
     down_s: float,
+    server_s: float,
 ) -> float:
     """Return when position ``gate`` is committed; ``begin`` is the first that is not.
 
@@ -106,10 +116,12 @@ def _to_gate(
     for c in range(begin, gate + 1):
         for free_s, ready_s in fronts.pop(c, ()):
             for m in range(min(len(cost) - 1, gate - c) + 1):
-                start_s = free_s
-                if m:
-                    start_s = max(free_s, ready_s + m * draft_s + up_s)
-                end_s = start_s + cost[m]
+                end_s = math.inf
+                for ours in range(m + 1 if server_s < math.inf else 1):
+                    start_s = free_s + (ours * server_s if ours else 0.0)
+                    if m > ours:
+                        start_s = max(start_s, ready_s + (m - ours) * draft_s + up_s)
+                    end_s = min(end_s, start_s + cost[m])
                 after = c + m + 1
                 if after > gate:
                     best = min(best, end_s)

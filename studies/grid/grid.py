@@ -1,4 +1,4 @@
-"""The reference grid: three profiles, four round trips, three acceptances."""
+"""The reference grid: five profiles, four round trips, three acceptances."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any, Callable, Iterable, Sequence
 from draftwire.bench.sim.cloud import ForwardCost
 from draftwire.bench.sim.facts import Profile, find
 from draftwire.bench.sim.schemes import DISTRIBUTED, Scheme
-from draftwire.bench.sim.simulate import Plan, synthetic_of, tuned
+from draftwire.bench.sim.simulate import Plan, cloud_step_s, synthetic_of, tuned
 from studies.grid.bound import clairvoyant_s
 
-PROFILES = ("nano-a100", "agx-a100-qwen", "agx-a100-llama")
+# A profile, and the milliseconds of a draft on its board where that is another one.
+PROFILES = (
+    *("nano-a100", "agx-a100-qwen", "agx-a100-llama"),
+    *("agx-a100-llama@12", "agx-a100-llama@5.4"),
+)
 RTTS_MS = (10.0, 40.0, 80.0, 150.0)
 RATES = (0.6, 0.8, 0.9)
 
@@ -34,8 +38,22 @@ def cell_of(profile: Profile, rtt_ms: float, rate: float) -> Profile:
     )
 
 
-def bound_ms(plan: Plan) -> float:
-    """Return the clairvoyant bound on the texts of a plan, milliseconds a token."""
+def _board(name: str) -> Profile:
+    name, _, step_ms = name.partition("@")
+    found = find(name)
+    if not step_ms:
+        return found
+    return found.replaced("assumed", "the grid", draft__step_ms=float(step_ms))
+
+
+def bound_ms(plan: Plan, *, choices: int = 1, server: bool = False) -> float:
+    """Return the clairvoyant bound on the texts of a plan, milliseconds a token.
+
+    Args:
+        plan: Profile, link, texts.
+        choices: For each position that drafts may go on behind: 1 or 2.
+        server: A draft beside the target drafts too, in the profile's time.
+    """
     profile = plan.profile
     cost = ForwardCost.of(profile)
     source = synthetic_of(profile, plan.seed) if plan.source is None else plan.source
@@ -45,13 +63,17 @@ def bound_ms(plan: Plan) -> float:
         up_s, down_s = plan.link.delay_up_s, plan.link.delay_down_s
     total = tokens = 0.0
     for index in range(plan.streams):
-        right = source.text(index, plan.tokens).right
+        text = source.text(index, plan.tokens)
+        right = text.right
+        if choices == 2:
+            right = [a or b == c for a, b, c in zip(right, text.second, text.tokens)]
         total += clairvoyant_s(
             right,
             draft_s=profile.seconds("draft.step_ms"),
             forward_s=cost,
             up_s=up_s,
             down_s=down_s,
+            server_s=cloud_step_s(profile) if server else math.inf,
         )
         tokens += len(right)
     return 1e3 * total / tokens
@@ -73,7 +95,7 @@ def grid(
     Args:
         plan: Streams, tokens and seed count; profile and scheme do not.
         schemes: What to compare.
-        profiles: Names.
+        profiles: Names; ``NAME@MS`` with drafts that take so many milliseconds.
         rtts_ms: Round trips.
         rates: Acceptances, each position for itself.
         objective: What the block length is chosen by.
@@ -81,12 +103,12 @@ def grid(
         say: Told of each cell that is done.
 
     Returns:
-        One row a cell: milliseconds a token by scheme, and the bound.
+        One row a cell: milliseconds a token by scheme, and the bounds.
     """
     rows = []
     rates, rtts_ms = tuple(rates), tuple(rtts_ms)
     for name in profiles:
-        base = find(name)
+        base = _board(name)
         for rtt_ms in rtts_ms:
             for rate in rates:
                 profile = cell_of(base, rtt_ms, rate)
@@ -101,6 +123,8 @@ def grid(
                     "ms_per_token": {},
                     "block": {},
                     "bound_ms_per_token": bound_ms(cell),
+                    "bound_two_choices": bound_ms(cell, choices=2),
+                    "bound_draft_beside": bound_ms(cell, server=True),
                 }
                 for scheme in schemes:
                     outcome = tuned(replace(cell, scheme=scheme), objective=objective)

@@ -84,9 +84,15 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
             block = row["block"][name]
             speed = f"{row['ms_per_token'][name]:.1f}"
             cells.append(speed if block is None else f"{speed} ({block})")
-        lines.append([*cells, f"{row['bound_ms_per_token']:.1f}"])
-    table = format_table(("t_v / t_d, RTT ms", "accept", *names, "bound"), lines)
-    said = [table, "ms a token; in brackets the best block length of 1..16"]
+        bounds = "bound_ms_per_token", "bound_two_choices", "bound_draft_beside"
+        lines.append([*cells, *(f"{row[key]:.1f}" for key in bounds)])
+    bounds = "bound", "two choices", "draft beside"
+    table = format_table(("t_v / t_d, RTT ms", "accept", *names, *bounds), lines)
+    said = [
+        table,
+        "ms a token; in brackets the best block length of 1..16. The bounds: of one stream "
+        "of drafts, of two choices for each, of drafts beside the target too",
+    ]
     words = (
         ("bound_share", "bound / race"),
         ("race_over_distributed", "best other distributed scheme without exits / race"),

@@ -9,6 +9,7 @@ import pytest
 
 from draftwire import sampling
 from draftwire.bench.compare.carried import carried_scheme, carrying
+from draftwire.bench.compare.colocated import Colocated
 from draftwire.bench.compare.pace import PacedDraft, PacedTarget
 from draftwire.bench.compare.played import PlayedDraft, PlayedTarget, played_texts
 from draftwire.bench.compare.show import render
@@ -222,3 +223,14 @@ def test_a_draft_that_is_too_slow_is_counted(texts):
     assert draft.length == 10
     draft.rewind(9)
     assert draft.length == 9
+
+
+def test_co_located_rows_leave_their_slots(texts):
+    colocated = Colocated(
+        PlayedDraft(texts), PlayedTarget(Package(), texts, slots=1),
+        vocab_size=500, draft_context=2000, stop_ids=(),
+    )  # fmt: skip
+    prompt, params = texts[0].prompt, SamplingParams("greedy", 0.0)
+    for block in (1, 3, 5):
+        report = colocated.run(prompt, params, block, 8)
+        assert tuple(report["token_ids"]) == texts[0].tokens[:8]

@@ -3,10 +3,15 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 from schedules import await_time, least_time, race_time, rights
 
+from draftwire.bench.sim.facts import find
+from draftwire.bench.sim.schemes import scheme_named
+from draftwire.bench.sim.simulate import Plan, simulate
 from studies.grid.bound import clairvoyant_s
+from studies.grid.grid import bound_ms, cell_of
 
 PROFILES = ((25, 10), (72, 24), (145, 24))
 RTTS = (10, 40, 80, 150)
@@ -73,3 +78,32 @@ def test_no_scheme_beats_it(profile):
 def test_a_forward_of_no_tokens_is_refused():
     with pytest.raises(ValueError):
         clairvoyant_s([True], draft_s=1, forward_s=lambda n: 1, up_s=0, down_s=0, most=0)
+
+
+def test_drafts_beside_the_target_and_second_choices_bound_wider_games():
+    rng = np.random.default_rng(5)
+    right = (rng.random(200) < 0.7).tolist()
+    second = [r or rng.random() < 0.5 for r in right]
+    cost = {"forward_s": lambda n: 0.1, "up_s": 0.02, "down_s": 0.02, "draft_s": 0.03}
+    one = clairvoyant_s(right, **cost)
+    assert clairvoyant_s(second, **cost) < one
+    assert clairvoyant_s(right, **cost, server_s=1e9) == pytest.approx(one)
+    quick = [clairvoyant_s(right, **cost, server_s=s) for s in (0.03, 0.01, 0.001)]
+    assert one > quick[0] > quick[1] > quick[2]
+    # Free drafts beside the target: a forward takes 17 tokens or ends at a gate.
+    forwards, at = 0, 0
+    while at < len(right):
+        gate = right.index(False, at) if False in right[at:] else len(right) - 1
+        at, forwards = min(gate + 1, at + 17), forwards + 1
+    least = clairvoyant_s(right, **cost, server_s=0.0)
+    assert least == pytest.approx(0.1 * forwards)
+
+
+@pytest.mark.parametrize("rate", [0.6, 0.9])
+def test_hybrid_stays_above_the_bound_of_drafts_beside_the_target(rate):
+    profile = cell_of(find("agx-a100-llama"), 10.0, rate)
+    plan = Plan(profile, scheme_named("hybrid"), streams=1, tokens=200)
+    stream = simulate(plan).streams[0]
+    took_ms = 1e3 * (stream.last_s - stream.began_s) / 200
+    assert bound_ms(plan, server=True) <= took_ms
+    assert bound_ms(plan, server=True) < bound_ms(plan)
