@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from certificates import authority
 
 import draftwire
 from draftwire.errors import TransportError
@@ -16,72 +16,10 @@ from draftwire.errors import TransportError
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="the test certificates are made with openssl"
-)
-
-
-def openssl(folder, *words):
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    openssl(
-        folder,
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.pem",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test ca",
-    )
-    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\n")
-    for name in ("server", "device"):
-        openssl(
-            folder,
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-            "-subj",
-            f"/CN={name}",
-        )
-        openssl(
-            folder,
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-out",
-            f"{name}.pem",
-            "-days",
-            "2",
-            "-extfile",
-            "san",
-        )
-    return folder
+    return authority(tmp_path_factory.mktemp("tls"), "IP:127.0.0.1", "server", "device")
 
 
 @pytest.fixture(params=["one-sided", "mutual"])
@@ -90,18 +28,8 @@ def verifier(request, certificates):
     if request.param == "mutual":
         words += ["--tls-client-ca", "ca.pem"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "draftwire",
-            "verifier",
-            "serve",
-            "--target",
-            str(FIXTURES / "tiny.target"),
-            "--port",
-            "0",
-            *words,
-        ],
+        [sys.executable, "-m", *"draftwire verifier serve --port 0 --target".split()]
+        + [str(FIXTURES / "tiny.target"), *words],
         cwd=certificates,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from certificates import authority
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
@@ -166,20 +167,7 @@ class Verifier(VerifierProcess):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Return a folder with a test authority and a certificate for ``localhost``."""
-    if shutil.which("openssl") is None:
-        pytest.skip("the test certificates are made with openssl")
-    here = tmp_path_factory.mktemp("proxies")
-    (here / "san").write_text("subjectAltName=DNS:localhost\n")
-    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
-    for words in (
-        f"req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=test",
-        f"req {key} -keyout verifier.key -out verifier.csr -subj /CN=localhost",
-        "x509 -req -in verifier.csr -CA ca.pem -CAkey ca.key -CAcreateserial "
-        "-out verifier.pem -days 2 -extfile san",
-    ):
-        subprocess.run(
-            ["openssl", *words.split()], cwd=here, check=True, capture_output=True
-        )
+    here = authority(tmp_path_factory.mktemp("proxies"), "DNS:localhost", "verifier")
     both = (here / "verifier.pem").read_text() + (here / "verifier.key").read_text()
     (here / "verifier.both.pem").write_text(both)
     return here

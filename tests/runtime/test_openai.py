@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
+from certificates import certificate
 from service_lab import FIXTURES, PATIENCE_S, Running, eventually, service, verifier
 
 from draftwire.cli import main
@@ -595,14 +594,7 @@ def test_the_local_socket_by_its_other_name(tmp_path: Path) -> None:
 
 
 def test_the_address_speaks_https_with_a_certificate(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    names = ["-subj", "/CN=board", "-addext", "subjectAltName=IP:127.0.0.1"]
-    made = [openssl, *words.split(), *names, "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(made, check=True, capture_output=True)
+    cert, key = certificate(tmp_path, "IP:127.0.0.1")
     doors = ["--http", "127.0.0.1:0", "--http-cert", str(cert), "--http-key", str(key)]
     with verifier() as (_, port), service(tmp_path, port, *doors) as running:
         base = running.up()["http"]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 
 import pytest
+from certificates import certificate as certificate_of
 from odd_servers import (
     FIN,
     HANG,
@@ -88,25 +87,14 @@ def relay(port: int, asked: list):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """One certificate for ``verifier.test`` and 127.0.0.1, its own authority."""
-    if shutil.which("openssl") is None:
-        pytest.skip("the test certificate is made with openssl")
     folder = tmp_path_factory.mktemp("tls")
-    names = "subjectAltName=DNS:verifier.test,IP:127.0.0.1"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    words += " -keyout k.pem -out c.pem -subj /CN=test"
-    subprocess.run(
-        ["openssl", *words.split(), "-addext", names],
-        cwd=folder,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    certificate_of(folder, "DNS:verifier.test,IP:127.0.0.1", "c")
     return folder
 
 
 def of_server(folder) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(str(folder / "c.pem"), str(folder / "k.pem"))
+    context.load_cert_chain(str(folder / "c.pem"), str(folder / "c.key"))
     return context
 
 

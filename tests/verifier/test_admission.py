@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 
 import pytest
+from certificates import certificate as certificate_of
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage
 
@@ -20,19 +19,7 @@ from draftwire.verifier.serving.service import VerifierService, tls_context
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    subprocess.run(
-        ["openssl", *words.split(), "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+    return certificate_of(tmp_path_factory.mktemp("tls"))
 
 
 async def upgrade(service, context):
@@ -68,16 +55,7 @@ async def test_wss(certificate, mutual):
 
 async def test_another_certificate_holds_for_handshakes_from_then_on(certificate, tmp_path):
     cert, key = certificate
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    new, its_key = tmp_path / "new.pem", tmp_path / "new.key"
-    subprocess.run(
-        ["openssl", *words.split(), "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(its_key), "-out", str(new)],
-        check=True,
-        capture_output=True,
-    )
-
+    new, its_key = certificate_of(tmp_path, "IP:127.0.0.1", "new")
     service = VerifierService(Registry(lambda path: None), tls=tls_context(cert, key))
     await service.start()
     old_trust = ssl.create_default_context(cafile=str(cert))
