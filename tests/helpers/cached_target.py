@@ -63,6 +63,7 @@ class CachedTarget:
         self.forwards = self.fed = self.again = 0
         self.ran = []
         self.before = lambda batch: None
+        self._path = [], [salt]  # ids that were asked for last, and the digest before each
 
     def allocate(self):
         slot = self.table.allocate()
@@ -126,10 +127,15 @@ class CachedTarget:
 
     def rows_after(self, tokens):
         """Return ``(vocab,)`` logits after ``tokens``, without any cache."""
-        digest = self.salt
-        for token in tokens:
-            digest = _fold(digest, token)
-        return self._logits(digest)
+        tokens, (known, digests) = list(tokens), self._path
+        same = min(len(known), len(tokens))
+        if known[:same] != tokens[:same]:
+            same = next(i for i, (a, b) in enumerate(zip(known, tokens)) if a != b)
+        del digests[same + 1 :]
+        for token in tokens[same:]:
+            digests.append(_fold(digests[-1], token))
+        self._path = tokens, digests
+        return self._logits(digests[-1])
 
     def text(self, prompt, params, count, stops=(), written=0):
         """Return what plain decoding makes of ``prompt``: one forward, one token.

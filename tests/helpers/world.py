@@ -292,7 +292,8 @@ def draw_plan(dice, mechanism=None, long=False):
         shared=shared,
         delay_s=dice.one_of([0.0, 0.02, 0.2]),
         jitter=dice.one_of([0.0, 1.0, 3.0]),
-        step_s=dice.one_of([0.0, 0.005, 0.05]),
+        # A draft that runs far ahead makes a long history slow, and no longer.
+        step_s=dice.one_of([0.02, 0.05] if long else [0.0, 0.005, 0.05]),
         forward_s=forward_s,
         max_block=dice.one_of([255, 255, 255, 5]),
         max_waiting=dice.one_of([255, 255, 5, 9]),
