@@ -51,17 +51,11 @@ OnExit = Callable[[int, "np.ndarray[Any, Any]"], None]
 
 
 class Verified(NamedTuple):
-    """Answer to one request.
+    """Answer to one request."""
 
-    Attributes:
-        rows: ``(rows, vocab)`` float32 logits.
-        queue_s: Seconds spent waiting.
-        compute_s: Seconds spent in forwards that carried this request.
-    """
-
-    rows: np.ndarray[Any, Any]
-    queue_s: float
-    compute_s: float
+    rows: np.ndarray[Any, Any]  # ``(rows, vocab)`` float32 logits
+    queue_s: float  # seconds spent waiting
+    compute_s: float  # seconds spent in forwards that carried this request
 
 
 OnDone = Callable[[Union[Verified, DraftwireError]], None]
@@ -69,31 +63,19 @@ OnDone = Callable[[Union[Verified, DraftwireError]], None]
 
 @dataclass
 class Counters:
-    """What a scheduler did so far.
+    """What a scheduler did so far."""
 
-    Attributes:
-        forwards: Forwards run, of both kinds.
-        prefill_forwards: Those among them that carried prompt chunks.
-        tokens: Tokens computed.
-        failed: Requests that ended in an error.
-        cancelled: Requests withdrawn before their answer.
-        compute_s: Seconds of the executor in forwards.
-        batch_sizes: How many block forwards had this many streams.
-        exits_heard: Rows of an exit that were passed on in time.
-        exits_late: Those that were dropped, because the forward had ended.
-        broken_off: Forwards ended between two parts, for want of anybody to wait.
-    """
-
-    forwards: int = 0
-    prefill_forwards: int = 0
-    tokens: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    compute_s: float = 0.0
+    forwards: int = 0  # forwards run, of both kinds
+    prefill_forwards: int = 0  # those among them that carried prompt chunks
+    tokens: int = 0  # tokens computed
+    failed: int = 0  # requests that ended in an error
+    cancelled: int = 0  # requests withdrawn before their answer
+    compute_s: float = 0.0  # seconds of the executor in forwards
+    # how many block forwards had this many streams
     batch_sizes: dict[int, int] = field(default_factory=dict)
-    exits_heard: int = 0
-    exits_late: int = 0
-    broken_off: int = 0
+    exits_heard: int = 0  # rows of an exit that were passed on in time
+    exits_late: int = 0  # those that were dropped, because the forward had ended
+    broken_off: int = 0  # forwards ended between two parts, for want of anybody to wait
 
 
 class Source(Protocol):

@@ -57,25 +57,17 @@ class Gone(Failed):
 
 @dataclass
 class Mimic(Kept):
-    """The verifier's end, one device at a time.
+    """The verifier's end, one device at a time."""
 
-    Attributes:
-        device: Starts a device that asks for one text, given the address; what it
-            returns is awaited when the text is over. None waits for a device to come.
-        patience_s: For a device to say something.
-        port: 0 takes a free one.
-        grace_s: For a started device to end by itself, when its text is over.
-        wait_s: The device's own patience with a verifier, where it is known.
-        refusal: HTTP status to answer the next upgrade with.
-        upgrades: When a device asked for an upgrade, in this row.
-    """
-
+    # starts a device that asks for one text, given the address; what it returns is awaited
+    # when the text is over. None waits for a device to come.
     device: Callable[[str], Awaitable[object]] | None = None
-    patience_s: float = 10.0
-    port: int = 0
-    grace_s: float = 1.0
-    wait_s: float = 1.0
-    refusal: int = 0
+    patience_s: float = 10.0  # for a device to say something
+    port: int = 0  # 0 takes a free one
+    grace_s: float = 1.0  # for a started device to end by itself, when its text is over
+    wait_s: float = 1.0  # the device's own patience with a verifier, where it is known
+    refusal: int = 0  # HTTP status to answer the next upgrade with
+    # when a device asked for an upgrade, in this row
     upgrades: list[float] = field(default_factory=list)
     _links: asyncio.Queue[Link] = field(default_factory=asyncio.Queue)
     _open: set[Link] = field(default_factory=set)

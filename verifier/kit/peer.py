@@ -55,30 +55,18 @@ def direct(url: str) -> dict[str, None]:
 
 @dataclass
 class Kit(Kept):
-    """How to reach the verifier, what to say to it, and what was seen of it.
+    """How to reach the verifier, what to say to it, and what was seen of it."""
 
-    Attributes:
-        url: Its address.
-        hello: Of a device whose draft fits a target there.
-        token: Bearer token, or None.
-        tls: For ``wss://``.
-        patience_s: Seconds to wait for an answer.
-        exhaust: Also take every slot, for the error ``busy``.
-        long: Tokens of the long texts, at most.
-        known: Its target is the kit's own.
-        noise: What coupled texts are drawn with.
-        tokenizer: The ``tokenizer.json`` of its target; without one no grammars.
-    """
-
-    url: str
-    hello: Hello
-    token: str | None = None
-    tls: ssl.SSLContext | None = None
-    patience_s: float = 10.0
-    exhaust: bool = False
-    long: int = 2000
-    known: bool = False
-    noise: str = "philox"
+    url: str  # its address
+    hello: Hello  # of a device whose draft fits a target there
+    token: str | None = None  # bearer token, or None
+    tls: ssl.SSLContext | None = None  # for ``wss://``
+    patience_s: float = 10.0  # seconds to wait for an answer
+    exhaust: bool = False  # also take every slot, for the error ``busy``
+    long: int = 2000  # tokens of the long texts, at most
+    known: bool = False  # its target is the kit's own
+    noise: str = "philox"  # what coupled texts are drawn with
+    # the ``tokenizer.json`` of its target; without one no grammars
     tokenizer: Path | None = None
     _texts: dict[Any, list[int]] = field(default_factory=dict)
 

@@ -20,24 +20,17 @@ __all__ = ["VllmLoader"]
 
 @dataclass
 class VllmLoader:
-    """Loads checkpoint and adapter folders.
+    """Loads checkpoint and adapter folders."""
 
-    Attributes:
-        slots: Streams at the same time, on each engine.
-        context: Most tokens of a stream; None takes the model's own.
-        dtype: Torch dtype; None takes float32 on a CPU, the checkpoint's elsewhere.
-        targets: Paths that will be loaded: an engine is made with room for adapters when
-            one of them is an adapter.
-        engine_args: More of what vLLM's engine takes.
-        openai: Address for OpenAI's clients of the same engine.
-    """
-
-    slots: int = 16
-    context: int | None = None
+    slots: int = 16  # streams at the same time, on each engine
+    context: int | None = None  # most tokens of a stream; None takes the model's own
+    # torch dtype; None takes float32 on a CPU, the checkpoint's elsewhere
     dtype: str | None = None
+    # paths that will be loaded: an engine is made with room for adapters when one of them
+    # is an adapter
     targets: Sequence[Path] = ()
-    engine_args: dict[str, Any] | None = None
-    openai: tuple[str, int] | None = None
+    engine_args: dict[str, Any] | None = None  # more of what vLLM's engine takes
+    openai: tuple[str, int] | None = None  # address for OpenAI's clients of the same engine
     _engines: dict[Path, VllmEngine] = field(default_factory=dict)
 
     def __call__(self, path: Path) -> StreamBackend:
