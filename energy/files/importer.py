@@ -15,7 +15,7 @@ from draftwire.energy.account.result import (
 )
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.files.tegra_clock import set_clock
-from draftwire.energy.files.tegra_log import Log, LogFinding, Run, read_log
+from draftwire.energy.files.tegra_log import Log, Run, read_log
 from draftwire.energy.rails import RailTable, TotalChoice, choose_total
 from draftwire.errors import ConfigError
 
@@ -40,25 +40,11 @@ class Imported:
     log: Log = field(repr=False)
     runs: list[RunEnergy] = field(default_factory=list)  # energy of each run
 
-    @property
-    def name(self) -> str:
-        return self.log.name
-
-    @property
-    def samples(self) -> int:
-        return self.log.samples
-
-    @property
-    def findings(self) -> list[LogFinding]:
-        return self.log.findings
-
-    @property
-    def mean_checked(self) -> int:
-        return sum(run.mean_checked for run in self.log.runs)
-
-    @property
-    def mean_wrong(self) -> int:
-        return sum(run.mean_wrong for run in self.log.runs)
+    def __post_init__(self) -> None:
+        log = self.log
+        self.name, self.samples, self.findings = log.name, log.samples, log.findings
+        self.mean_checked = sum(run.mean_checked for run in log.runs)
+        self.mean_wrong = sum(run.mean_wrong for run in log.runs)
 
     @property
     def energy_j(self) -> float | None:
@@ -115,15 +101,9 @@ def import_tegrastats(
     interval_s: float | None = None,
     duration_s: float | None = None,
 ) -> Imported:
-    """Read a tegrastats log and integrate each of its runs.
-
-    Args:
-        board: Name of the board, or None to tell it by its rails.
-        window: Only these seconds, counted from the first sample.
-
-    Raises:
-        ConfigError: No sample in the file, or a setting is wrong.
-    """
+    """Read a tegrastats log and integrate each of its runs, within the ``window`` (seconds
+    from the first sample); ``board`` None tells it by its rails. ConfigError: no sample
+    in the file, or a setting is wrong."""
     log = read_log(path, file)
     set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log)
@@ -148,13 +128,12 @@ def _energy(
 ) -> EnergyResult | None:
     """Integrate a run; None when the window misses it."""
     label = f"samples {run.first_sample} to {run.first_sample + run.samples - 1}"
-    why = ""
-    if not run.rails:
-        why = "the log has no power rail"
-    elif run.samples < 2:
-        why = "a single sample has no duration"
-    elif not len(run.times):
-        why = "the log has no time stamps: give --interval or --duration"
+    whys = {
+        "the log has no power rail": not run.rails,
+        "a single sample has no duration": run.samples < 2,
+        "the log has no time stamps: give --interval or --duration": not len(run.times),
+    }
+    why = next((text for text, true in whys.items() if true), "")
     if why:
         notes = _mean_power(run, projector)
         return null_result(label, why, notes=notes, source=SOURCE, samples=run.samples)

@@ -27,15 +27,7 @@ from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import ConfigError
 
 RAIL = "METER"
-_PREFIX = {
-    "": 1.0,
-    "n": 1e-9,
-    "u": 1e-6,
-    "\u00b5": 1e-6,
-    "\u03bc": 1e-6,
-    "m": 1e-3,
-    "k": 1e3,
-}
+_PREFIX = {"": 1.0, "n": 1e-9, **dict.fromkeys("u\u00b5\u03bc", 1e-6), "m": 1e-3, "k": 1e3}
 _HINT = "--columns time=NAME:ms,voltage=NAME,current=NAME:mA, or power=NAME:W"
 
 
@@ -155,8 +147,7 @@ def read_meter(
         path, table.rows, [c[:3] for c in told], number, interval_s, table.above
     )
     readings: list[Reading] = []
-    volts: list[float] = []
-    amps: list[float] = []
+    electric: list[tuple[float, float]] = []
     step_w = 0.0
     for t_s, row in zip(times, kept):
         try:
@@ -169,12 +160,11 @@ def read_meter(
             bad += t_ns < readings[-1].t_ns
             continue
         readings.append(Reading(t_ns, {RAIL: watt}))
-        volts.append(volt)
-        amps.append(amp)
+        electric.append((volt, amp))
         step_w = max(step_w, step) if len(readings) < 100 else step_w
     if not readings:
         raise ConfigError(f"{path} holds no reading", hint=_HINT)
-    figures = _accuracy(instrument, accuracy, step_w, volts, amps)
+    figures = _accuracy(instrument, accuracy, step_w, electric)
     notes = [f"external meter, file {path.name}"]
     if instrument is not None:
         notes.append(f"read as {instrument.title}; accuracy: {figures.source}")
@@ -209,22 +199,18 @@ def _accuracy(
     one: Instrument | None,
     stated: str | None,
     step_w: float,
-    volts: Sequence[float],
-    amps: Sequence[float],
+    electric: Sequence[tuple[float, float]],
 ) -> Accuracy:
     if stated is not None:
         gain, offset_w = parse_accuracy(stated)
         return Accuracy(step_w, offset_w, gain, f"{stated}, as the user states")
     if one is None:
         return Accuracy(step_w, source="digits of the file")
-    volt, amp = statistics.median(volts), statistics.median(amps)
+    volt, amp = (statistics.median(values) for values in zip(*electric))
     if volt != volt:  # power alone: the usual 5 V
         volt, amp = 5.0, 0.0
     offset_w = one.offset_w + (one.offset_a * abs(volt) + one.offset_v * abs(amp))
     return Accuracy(step_w, offset_w, one.gain, one.provenance)
-
-
-# Tables.
 
 
 def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
@@ -294,9 +280,6 @@ def _json_table(first: str, lines: Iterator[str]) -> _Table:
     names = list(parse(first) or {})
     found = [values for line in (first, *lines) for values in [parse(line)] if values]
     return _Table(names, [[values.get(name, "") for name in names] for values in found])
-
-
-# Columns.
 
 
 def _split_unit(name: str) -> tuple[str, str | None]:

@@ -89,15 +89,9 @@ def choose_source(
     scope: str | None = None,
     root: Path = Path("/"),
 ) -> Chosen:
-    """Open the best source of this machine.
-
-    Args:
-        name: ``auto``, or a name of the module's docstring.
-
-    Raises:
-        ConfigError: No such source.
-        SensorError: Nothing can be read; the message says what would change that.
-    """
+    """Open the best source of this machine, or the one of a ``name`` in the module's
+    docstring. ConfigError: no such source; SensorError: nothing can be read, and what
+    would change that."""
     kind, _, rest = name.partition(":")
     passed: list[Finding] = []
     source, why = None, "named by the user"
