@@ -116,7 +116,8 @@ def read_meter(
     accuracy: str | None = None,
     scope: str | None = None,
 ) -> Recording:
-    """Read a meter's file whole.
+    """Read a meter's file whole; a ConfigError, which names the column, where the file
+    leaves something open.
 
     Args:
         columns: ``NAME`` or ``NAME:unit`` for ``time``, ``date``, ``power``,
@@ -124,11 +125,6 @@ def read_meter(
         voltage: Of the supply, for meters that tell the current alone.
         interval_s: Time between rows, for files without a time.
         meter: A name of ``instruments.toml``; None tells it by the header.
-        accuracy: As the maker states it: see ``parse_accuracy``.
-        scope: What the meter stands before.
-
-    Raises:
-        ConfigError: The file leaves something open; the message names the column.
     """
     if voltage is not None and not voltage > 0:
         raise ConfigError(f"--voltage {voltage:g} is not positive")
@@ -230,9 +226,8 @@ def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
     seen = next((t for t in above if not t.startswith("#")), above[0] if above else "")
     kinds = {_column(cell)[0] for cell in _cells(seen, ",")}
     lacks = "time" if kinds & {"power", "voltage", "current"} else "power"
-    raise ConfigError(
-        f"{path}: no column for {lacks} in: {seen[:100] or 'nothing'}", hint=_HINT
-    )
+    why = f"no column for {lacks} in: {seen[:100] or 'nothing'}"
+    raise ConfigError(f"{path}: {why}", hint=_HINT)
 
 
 def _is_header(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
@@ -366,18 +361,16 @@ def _columns(
     one = {kind: several[0] for kind, several in found.items()}
     increment = any("increment" in text.lower() for text in (*table.above, *table.names))
     if not {"time", "date"} & set(one) and interval_s is None and not increment:
-        raise ConfigError(
-            f"{path}: no column for time in: {have}",
-            hint="--columns time=NAME, or --interval MS between rows",
-        )
+        hint = "--columns time=NAME, or --interval MS between rows"
+        raise ConfigError(f"{path}: no column for time in: {have}", hint=hint)
     if not {"power", "current"} & set(one):
         raise ConfigError(f"{path}: no column for power in: {have}", hint=_HINT)
     if "power" not in one and "voltage" not in one and voltage is None:
-        raise ConfigError(
-            f"{path}: the column {one['current'].name!r} is a current, and no column "
-            "is the voltage",
-            hint="--voltage VOLTS of the supply, or --columns voltage=NAME",
+        why = (
+            f"the column {one['current'].name!r} is a current, and no column is the voltage"
         )
+        hint = "--voltage VOLTS of the supply, or --columns voltage=NAME"
+        raise ConfigError(f"{path}: {why}", hint=hint)
     return one
 
 
@@ -390,11 +383,9 @@ def _refuse_odd(
         with contextlib.suppress(ValueError):
             if column.odd and [number(cell) for cell in cells]:  # not a clock or a date
                 unit = {"power": "W", "voltage": "V", "current": "A", "time": "s"}[kind]
-                raise ConfigError(
-                    f"{path}: {column.odd!r} of the column {column.name!r} is no unit of "
-                    f"{kind}",
-                    hint=f"--columns '{kind}={column.name}:{unit}'",
-                )
+                why = f"{column.odd!r} of the column {column.name!r} is no unit of {kind}"
+                hint = f"--columns '{kind}={column.name}:{unit}'"
+                raise ConfigError(f"{path}: {why}", hint=hint)
 
 
 def _comma(text: str) -> float:

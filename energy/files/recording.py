@@ -230,9 +230,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 def _header(path: Path, line: dict[str, Any]) -> Recording:
     if line.get("schema") != SCHEMA or line.get("kind") != "header":
+        hint = "tegrastats logs and meter files: `draftwire energy report`"
         raise ConfigError(
-            f"{path} is not a recording of draftwire energy ({SCHEMA})",
-            hint="tegrastats logs and meter files: `draftwire energy report`",
+            f"{path} is not a recording of draftwire energy ({SCHEMA})", hint=hint
         )
     try:
         known = line.get("accuracy", {})

@@ -216,10 +216,8 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
     else:
         _read(file, log)
     if not log.samples:
-        raise ConfigError(
-            f"{path} holds no tegrastats sample",
-            hint="a sample starts with `RAM n/nMB`; USB-meter files end in .csv",
-        )
+        hint = "a sample starts with `RAM n/nMB`; USB-meter files end in .csv"
+        raise ConfigError(f"{path} holds no tegrastats sample", hint=hint)
     for run in log.runs:
         first, last = run.first_sample, run.first_sample + run.samples - 1
         odd = {

@@ -268,10 +268,9 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
             raise ConfigError(f"{path} is not JSON: {exc}") from exc
     for number, report in enumerate(reports, 1):
         if not isinstance(report, dict) or report.get("schema") != REPORT:
-            raise ConfigError(
-                f"{path} holds no run report ({REPORT}) and no recording",
-                hint="a tegrastats log has lines with `RAM n/nMB`, a meter's file a power",
-            )
+            why = f"{path} holds no run report ({REPORT}) and no recording"
+            hint = "a tegrastats log has lines with `RAM n/nMB`, a meter's file a power"
+            raise ConfigError(why, hint=hint)
         yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
 
 
