@@ -18,6 +18,7 @@ from draftwire.energy.account.meter import Meter
 from draftwire.energy.account.result import Baseline, EnergyResult
 from draftwire.energy.files.importer import Imported, import_tegrastats, recording_of_run
 from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.pmic_log import CURRENT
 from draftwire.energy.files.recording import Recording, is_recording, read_recording
 from draftwire.energy.files.unpack import read_head, read_whole, stem
 from draftwire.energy.rails import RailTable
@@ -132,11 +133,12 @@ def load_rows(
 
 
 def kind_of(path: Path) -> str:
-    """Tell ``recording``, ``reports``, ``meter`` or ``tegrastats`` by what it holds."""
+    """Tell ``recording``, ``reports``, ``meter`` or ``tegrastats`` (and dumps of a Pi 5) by
+    what it holds."""
     if is_recording(path):
         return "recording"
     head = read_head(path, 1 << 18)
-    if SAMPLE_START.search(head):
+    if SAMPLE_START.search(head) or CURRENT.search(head):
         return "tegrastats"
     electric = (b"power", b"volt", b"curr", b"ch1")
     start, words = head.lstrip(), head[:2000].lower()
