@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from draftwire.energy.account.integrate import Integrator, Vector
-from draftwire.energy.account.meter import Meter, Watch
+from draftwire.energy.account.meter import Meter, Window
 from draftwire.energy.account.result import EnergyResult, null_result
 from draftwire.energy.account.uncertainty import SHARED
 from draftwire.energy.live import marks
@@ -39,16 +39,9 @@ AFRESH = 32  # samples before they are worked out, and again when there are half
 
 
 class Account:
-    """Joules of one session, by phase.
-
-    Args:
-        meter: A running meter, or None: seconds are still split, joules are null.
-        model: Watts per phase from a profile, when there is no meter; the result is
-            labelled modelled.
-        why: Why there is no meter, for the report.
-        clock: Nanoseconds, monotonic; the meter's clock.
-        mirror: Tell phases and tokens to who records this process from outside.
-    """
+    """Joules of one session, by phase. Without a meter seconds are still split, joules are
+    null (``why``), or those of a model and labelled so; ``mirror``: tell phases and
+    tokens to who records this process from outside."""
 
     def __init__(
         self,
@@ -73,18 +66,14 @@ class Account:
         self._tokens = dict.fromkeys(COUNTS, 0)
         self._now = ""  # phase at the last folded moment
         self._folded = 0
-        self._t = 0
-        self._w = math.nan
-        self._c = math.nan
-        self._n = 0
-        self._watch: Watch | None = None
+        self._t = self._n = 0
+        self._w = self._c = math.nan
+        self._watch: Window | None = None
         self.integral: Integrator | None = None
         self.start_ns = 0  # left edge, nanoseconds of the clock
         self.end_ns = 0  # right edge; 0 before ``result``
         self._done: dict[str, Any] | None = None
         self.energy: EnergyResult | None = None  # the whole result, once closed
-
-    # What the runtime calls.
 
     def start(self, phase: str = "idle") -> Account:
         """Open the account in a phase."""
@@ -97,7 +86,7 @@ class Account:
         from draftwire.energy.account.phases import PhaseFit
 
         with meter.lock:
-            self._watch = meter.watch(self.sample, self._clock)
+            self._watch = meter.window("session", self.sample, self._clock).open()
             self.integral = self._watch.integral
             self.start_ns = self._folded = self._watch.start_ns
             self._fit = PhaseFit(meter.response, 0.0, phase)
@@ -179,8 +168,6 @@ class Account:
                 marks.mark("idle", **{**counts, "requests": 1})
         return self._done
 
-    # Samples come in here, in the sampler's thread.
-
     def sample(self, t_ns: int, watts: Vector, joules: Vector | None) -> None:
         with self._lock:
             self._take(t_ns, watts, joules)
@@ -222,8 +209,6 @@ class Account:
             if self._fit is not None:
                 self._fit.switch((t_ns - self.start_ns) * 1e-9, self._now)
 
-    # Closing.
-
     def _close(self) -> dict[str, Any]:
         watch = self._watch
         if watch is None or self.meter is None:
@@ -234,7 +219,7 @@ class Account:
         self.end_ns = watch.stop(self.end_ns)
         with self._lock:
             self._fold(self.end_ns)
-        result = watch.finish("session")
+        result = watch.finish()
         return self._entry(result, self._split(result))
 
     def _split(self, result: EnergyResult) -> dict[str, PhasePower]:
@@ -337,33 +322,18 @@ def per_token(
     by_phase: Mapping[str, float | None] | None,
     tokens: Mapping[str, int],
 ) -> dict[str, float | None]:
-    """Return joules per token; what each is over is in its name.
-
-    ``drafted`` divides the draft phase by the drafted tokens; ``accepted`` and
-    ``emitted`` divide the whole session.
-    """
+    """Return joules per token: ``drafted`` of the draft phase, the others of the whole."""
     draft = None if by_phase is None else by_phase.get("draft")
-
-    def over(energy: float | None, count: int) -> float | None:
-        return energy / count if energy is not None and count > 0 else None
-
+    over = {"drafted": draft, "accepted": joules, "emitted": joules}
     return {
-        "drafted": over(draft, tokens.get("drafted", 0)),
-        "accepted": over(joules, tokens.get("accepted", 0)),
-        "emitted": over(joules, tokens.get("emitted", 0)),
+        kind: energy / tokens[kind] if energy is not None and tokens.get(kind) else None
+        for kind, energy in over.items()
     }
 
 
 class Budget:
-    """Stops a generation when it has spent its joules.
-
-    Args:
-        clock_check: Called for the joules so far; tests replace it.
-
-    Raises:
-        ConfigError: Nothing here measures or models joules, or the limit is not
-        positive.
-    """
+    """Stops a generation when it has spent its joules (``clock_check`` tells them in
+    tests). ConfigError: nothing measures or models joules, or the limit is not positive."""
 
     def __init__(
         self,

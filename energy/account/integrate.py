@@ -17,23 +17,9 @@ Vector = List[float]
 
 
 class Integrator:
-    """Energy between ``start_ns`` and ``end_ns`` of several signals sampled together.
-
-    Signal 0 is the total; statistics for the uncertainty are kept for it alone.
-
-    Args:
-        start_ns: Left edge; None starts at the first sample.
-        end_ns: Right edge, or None until ``finish``.
-        max_gap_ns: Longest time between samples that is no hole.
-
-    Attributes:
-        joules: Of each signal, straight lines over its holes included.
-        hole_s: Seconds of each signal that no sample covers.
-        hole_j: What the straight lines over the total's holes hold.
-        low_w: Lowest total that is known of, outside of the window too.
-        high_w: Highest.
-        seen: Whether a signal had any sample.
-    """
+    """Energy between ``start_ns`` (None: the first sample) and ``end_ns`` of signals that
+    are sampled together. Signal 0 is the total; statistics are kept for it alone.
+    ``max_gap_ns``: longest time between samples that is no hole."""
 
     def __init__(
         self,
@@ -46,10 +32,10 @@ class Integrator:
         self.start_ns = start_ns
         self.end_ns = end_ns
         self.max_gap_ns = max_gap_ns
-        self.joules = [0.0] * width
-        self.hole_s = [0.0] * width
+        self.joules = [0.0] * width  # straight lines over holes included
+        self.hole_s = [0.0] * width  # seconds that no sample covers
         self.seen = [False] * width
-        self.hole_j = 0.0
+        self.hole_j = 0.0  # what the straight lines over the total's holes hold
         self.samples = 0
         self.intervals = 0
         self.gaps = 0
@@ -57,7 +43,7 @@ class Integrator:
         self.held_s = 0.0
         self.max_w = -math.inf
         self.min_w = math.inf
-        self.low_w, self.high_w = math.inf, -math.inf
+        self.low_w, self.high_w = math.inf, -math.inf  # outside of the window too
         self.first_w = NO_VALUE
         self.last_w = NO_VALUE
         self.changes = 0
@@ -73,12 +59,8 @@ class Integrator:
         self._c = [NO_VALUE] * width
 
     def add(self, t_ns: int, watts: Vector, joules: Sequence[float] | None = None) -> None:
-        """Take the next sample; stamps that do not grow are dropped.
-
-        Args:
-            watts: Power of each signal, NaN where it could not be read.
-            joules: Running counter of each signal, for sources that count.
-        """
+        """Take the next sample: power of each signal (NaN: could not be read) and, of
+        sources that count, its running counter; stamps that do not grow are dropped."""
         if self.start_ns is None:
             self.start_ns = t_ns
         if self._now and t_ns <= self._last_ns:

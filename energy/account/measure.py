@@ -30,19 +30,10 @@ KEEP = 1000  # results that a decorated function remembers
 
 
 class measure:  # noqa: N801 - used like a function
-    """Measure a block or a function.
+    """Measure a block or a function, with a running ``meter`` or one of its own.
 
-    Its ``energy_j``, ``uncertainty_j``, ``source``, ``scope``, ``why_null`` and all
-    else that ``EnergyResult`` has are those of ``result``.
-
-    Args:
-        meter: A running meter to share; None opens one for the block.
-        source: As for ``choose_source``.
-        board: Name of the board's profile, or None: then the rail names decide.
-        tables: Rail tables; None reads the installed ones.
-
-    Attributes:
-        result: The whole result, once the block is left.
+    ``result`` is the whole result once the block is left; its ``energy_j``,
+    ``uncertainty_j``, ``source``, ``scope``, ``why_null`` and so on are attributes here.
     """
 
     def __init__(
@@ -75,8 +66,7 @@ class measure:  # noqa: N801 - used like a function
                 self.result = null_result(self.label, str(exc))
                 return self
             meter.start()
-        self._window = meter.window(self.label)
-        self._window.__enter__()
+        self._window = meter.window(self.label).open()
         return self
 
     def __exit__(self, *exc: object) -> None:

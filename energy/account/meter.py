@@ -14,6 +14,7 @@ golden-ratio sequence spreads more evenly, but ties the weight of a sample to it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -67,23 +68,8 @@ def deadline_ns(k: int, period_ns: int) -> int:
 
 
 class Meter:
-    """Samples a source and integrates windows.
-
-    Args:
-        source: Where watts come from; the meter closes it.
-        hz: Samples a second; never faster than the sensor renews.
-        ring: How many samples stay in memory for plots; windows need none of them.
-        context: Returns power mode, clocks, temperatures; called at window edges.
-
-    Attributes:
-        failed_reads: Reads that gave nothing.
-        late: Deadlines that were missed by more than a period.
-        cpu_s: Processor time of the sampler so far.
-        last: The newest sample.
-        context_step2: Mean ``(difference x period)^2`` of late, for windows of few
-            samples.
-        lock: Held while a sample is taken.
-    """
+    """Samples a source, which it closes, and integrates windows; ``context`` returns power
+    mode, clocks and temperatures at their edges. Never faster than the sensor renews."""
 
     def __init__(
         self,
@@ -103,20 +89,20 @@ class Meter:
         self.hz = hz
         self.period_ns = int(1e9 / hz)
         self.projector = Projector(source.rails, choice)
-        self.failed_reads = 0
-        self.late = 0
-        self.cpu_s = 0.0
+        self.failed_reads = 0  # reads that gave nothing
+        self.late = 0  # deadlines that were missed by more than a period
+        self.cpu_s = 0.0  # processor time of the sampler
         self.broken = ""
         self.baseline: Baseline | None = None
         self.response: Response = getattr(source, "response", UNKNOWN_RESPONSE)
-        self.ring: deque[RingSample] = deque(maxlen=ring)
+        self.ring: deque[RingSample] = deque(maxlen=ring)  # for plots
         self.context = context
         self.clock = clock
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # held while a sample is taken
         self.last: RingSample | None = None
         self.min_step_w: float | None = None  # smallest change of the total so far
         self.low_w, self.high_w = math.inf, -math.inf  # of the total so far
-        self.context_step2 = 0.0
+        self.context_step2 = 0.0  # mean (difference x period)^2 of late
         self._listeners: list[Listener] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,14 +132,12 @@ class Meter:
             self._thread.join(timeout=5.0)
         self.source.close()
 
-    def window(self, label: str = "") -> Window:
-        """Return a window, to be used in a ``with`` statement."""
-        return Window(self, label)
-
-    def watch(self, listener: Listener | None = None, clock: Clock | None = None) -> Watch:
-        """Begin to integrate, for a listener that adds the samples itself or for none;
-        ``stop`` and ``finish`` end it."""
-        return Watch(self, listener, clock or self.clock)
+    def window(
+        self, label: str = "", listener: Listener | None = None, clock: Clock | None = None
+    ) -> Window:
+        """Return a window, to be used in a ``with`` statement; a listener adds the samples
+        to its integral itself."""
+        return Window(self, label, listener, clock)
 
     def add_listener(self, listener: Listener) -> None:
         """Let somebody else have every sample (accounts, recordings)."""
@@ -162,9 +146,8 @@ class Meter:
 
     def remove_listener(self, listener: Listener) -> None:
         """Stop that; harmless when it was not there."""
-        with self.lock:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+        with self.lock, contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
 
     def measure_baseline(self, seconds: float) -> EnergyResult:
         """Measure idle power now, in the mode and with the model of what follows; later
@@ -264,22 +247,36 @@ class Meter:
             self.cpu_s = time.thread_time()
 
 
-class Watch:
-    """An integral over a meter's samples, from now until ``stop``."""
+class Window:
+    """An integral over a meter's samples, from ``open`` until ``stop``; ``result`` is
+    there when it was left."""
 
-    def __init__(self, meter: Meter, listener: Listener | None, clock: Clock) -> None:
-        self.meter, self._clock = meter, clock
+    def __init__(
+        self,
+        meter: Meter,
+        label: str,
+        listener: Listener | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.meter, self.label = meter, label
+        self._listener, self._clock = listener, clock or meter.clock
+        self.result: EnergyResult = null_result(label, "the window is still open")
+
+    def open(self) -> Window:
+        """Begin now."""
+        meter = self.meter
         self._before = {} if meter.context is None else meter.context()
         self._failed = meter.failed_reads
         with meter.lock:
             meter.read_now()
-            self.start_ns, gap = clock(), meter.max_gap_ns
+            self.start_ns, gap = self._clock(), meter.max_gap_ns
             width = meter.projector.width
             self.integral = Integrator(width, self.start_ns, max_gap_ns=gap)
             if meter.last is not None:
                 self.integral.add(*meter.last)
-            self._listener = listener or self.integral.add
+            self._listener = self._listener or self.integral.add
             meter.add_listener(self._listener)
+        return self
 
     def stop(self, end_ns: int = 0) -> int:
         """End it now, or where the caller says; return where."""
@@ -287,10 +284,11 @@ class Watch:
         with meter.lock:
             self.integral.end_ns = end_ns = end_ns or self._clock()
             meter.read_now()  # a sample just after the edge: nothing is held there
-            meter.remove_listener(self._listener)
+            if self._listener is not None:
+                meter.remove_listener(self._listener)
         return end_ns
 
-    def finish(self, label: str) -> EnergyResult:
+    def finish(self) -> EnergyResult:
         """Return the result."""
         meter = self.meter
         self.integral.finish()
@@ -301,24 +299,16 @@ class Watch:
         if failed:
             flags.append("failed reads")
             notes.append(f"{failed} reads failed: {meter.broken or 'now well again'}")
-        return meter.build(label, self.integral, notes=notes, flags=flags, context=context)
-
-
-class Window:
-    """One stretch of time.  ``result`` is there when it is closed."""
-
-    def __init__(self, meter: Meter, label: str) -> None:
-        self.meter = meter
-        self.label = label
-        self.result: EnergyResult = null_result(label, "the window is still open")
+        more: dict[str, Any] = {"notes": notes, "flags": flags, "context": context}
+        self.result = meter.build(self.label, self.integral, **more)
+        return self.result
 
     def __enter__(self) -> Window:
-        self._watch = self.meter.watch()
-        return self
+        return self.open()
 
     def __exit__(self, *exc: object) -> None:
-        self._watch.stop()
-        self.result = self._watch.finish(self.label)
+        self.stop()
+        self.finish()
 
     @property
     def energy_j(self) -> float | None:

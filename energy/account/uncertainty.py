@@ -68,14 +68,11 @@ def estimate(
     clock_u_s: float = 0.0,
     observed_step_w: float | None = None,
 ) -> Uncertainty | None:
-    """Return the uncertainty of an integral's total.
-
-    None when nothing can be said: the reading never changed and its resolution is not
-    known.
+    """Return the uncertainty of a finished integrator's total, from what is known of each
+    of its rails; None when nothing can be said: the reading never changed and its
+    resolution is not known.
 
     Args:
-        integral: A finished integrator.
-        accuracies: Of each rail in the total.
         lag_s: How late the sensor may be, its averaging included.
         context_step2: Mean ``(difference x period)^2`` of an interval around the
             window; a window of few samples cannot know it by itself.

@@ -13,13 +13,13 @@ from draftwire.energy.account.result import (
     build_result,
     null_result,
 )
+from draftwire.energy.files.pmic_log import CURRENT, read_pmic_log
 from draftwire.energy.files.recording import Recording
 from draftwire.energy.files.tegra_clock import set_clock
-from draftwire.energy.files.tegra_log import Log, LogFinding, Run, read_log
+from draftwire.energy.files.tegra_log import Log, Run, read_log
+from draftwire.energy.files.unpack import read_head
 from draftwire.energy.rails import RailTable, TotalChoice, choose_total
 from draftwire.errors import ConfigError
-
-SOURCE = "tegrastats-log"
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,11 @@ class Imported:
     log: Log = field(repr=False)
     runs: list[RunEnergy] = field(default_factory=list)  # energy of each run
 
-    @property
-    def name(self) -> str:
-        return self.log.name
-
-    @property
-    def samples(self) -> int:
-        return self.log.samples
-
-    @property
-    def findings(self) -> list[LogFinding]:
-        return self.log.findings
-
-    @property
-    def mean_checked(self) -> int:
-        return sum(run.mean_checked for run in self.log.runs)
-
-    @property
-    def mean_wrong(self) -> int:
-        return sum(run.mean_wrong for run in self.log.runs)
+    def __post_init__(self) -> None:
+        log = self.log
+        self.name, self.samples, self.findings = log.name, log.samples, log.findings
+        self.mean_checked = sum(run.mean_checked for run in log.runs)
+        self.mean_wrong = sum(run.mean_wrong for run in log.runs)
 
     @property
     def energy_j(self) -> float | None:
@@ -115,23 +101,18 @@ def import_tegrastats(
     interval_s: float | None = None,
     duration_s: float | None = None,
 ) -> Imported:
-    """Read a tegrastats log and integrate each of its runs.
-
-    Args:
-        board: Name of the board, or None to tell it by its rails.
-        window: Only these seconds, counted from the first sample.
-
-    Raises:
-        ConfigError: No sample in the file, or a setting is wrong.
-    """
-    log = read_log(path, file)
+    """Read a tegrastats log and integrate each of its runs, within the ``window`` (seconds
+    from the first sample); ``board`` None tells it by its rails. ConfigError: no sample
+    in the file, or a setting is wrong."""
+    dumps = file is None and CURRENT.search(read_head(path, 1 << 12))
+    log = read_pmic_log(path) if dumps else read_log(path, file)
     set_clock(log, interval_s=interval_s, duration_s=duration_s)
     imported = Imported(log)
     origin = next((float(r.times[0]) for r in log.runs if len(r.times)), 0.0)
     bounds = None if window is None else (origin + window[0], origin + window[1])
     for run in log.runs:
         choice = choose_total(run.rails, tables, board=board, user_rails=rails, scope=scope)
-        result = _energy(run, Projector(run.rails, choice), bounds)
+        result = _energy(log.source, run, Projector(run.rails, choice), bounds)
         if result is None:
             continue
         energy = RunEnergy(run.first_sample, run.samples, run.period_s, result, choice)
@@ -144,20 +125,19 @@ def import_tegrastats(
 
 
 def _energy(
-    run: Run, projector: Projector, bounds: tuple[float, float] | None
+    source: str, run: Run, projector: Projector, bounds: tuple[float, float] | None
 ) -> EnergyResult | None:
     """Integrate a run; None when the window misses it."""
     label = f"samples {run.first_sample} to {run.first_sample + run.samples - 1}"
-    why = ""
-    if not run.rails:
-        why = "the log has no power rail"
-    elif run.samples < 2:
-        why = "a single sample has no duration"
-    elif not len(run.times):
-        why = "the log has no time stamps: give --interval or --duration"
+    whys = {
+        "the log has no power rail": not run.rails,
+        "a single sample has no duration": run.samples < 2,
+        "the log has no time stamps: give --interval or --duration": not len(run.times),
+    }
+    why = next((text for text, true in whys.items() if true), "")
     if why:
         notes = _mean_power(run, projector)
-        return null_result(label, why, notes=notes, source=SOURCE, samples=run.samples)
+        return null_result(label, why, notes=notes, source=source, samples=run.samples)
     start, end = float(run.times[0]), float(run.times[-1])
     whole_s = end - start
     if bounds is not None:
@@ -174,7 +154,7 @@ def _energy(
         label,
         integral,
         projector,
-        source=SOURCE,
+        source=source,
         clock_u_s=run.clock_u_s * (end - start) / max(whole_s, 1e-9),
         observed_step_w=run.observed_step_w(),
         context={"heat_c": {"start": run.heat_first, "end": run.heat_last}},
@@ -196,7 +176,7 @@ def recording_of_run(imported: Imported, first_sample: int) -> Recording:
     """Return one run of a log as a recording; without times a ConfigError."""
     for run, energy in zip(imported.log.runs, imported.runs):
         if first_sample == run.first_sample and len(run.times):
-            header = {"source": SOURCE, "rails": list(run.rails)}
+            header = {"source": imported.log.source, "rails": list(run.rails)}
             recording = Recording(imported.name, header, energy.choice, {})
             recording.samples = list(run.readings())
             recording.end_ns = recording.samples[-1].t_ns

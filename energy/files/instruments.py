@@ -27,15 +27,7 @@ from draftwire.energy.sources.base import Reading, Response
 from draftwire.errors import ConfigError
 
 RAIL = "METER"
-_PREFIX = {
-    "": 1.0,
-    "n": 1e-9,
-    "u": 1e-6,
-    "\u00b5": 1e-6,
-    "\u03bc": 1e-6,
-    "m": 1e-3,
-    "k": 1e3,
-}
+_PREFIX = {"": 1.0, "n": 1e-9, **dict.fromkeys("u\u00b5\u03bc", 1e-6), "m": 1e-3, "k": 1e3}
 _HINT = "--columns time=NAME:ms,voltage=NAME,current=NAME:mA, or power=NAME:W"
 
 
@@ -124,7 +116,8 @@ def read_meter(
     accuracy: str | None = None,
     scope: str | None = None,
 ) -> Recording:
-    """Read a meter's file whole.
+    """Read a meter's file whole; a ConfigError, which names the column, where the file
+    leaves something open.
 
     Args:
         columns: ``NAME`` or ``NAME:unit`` for ``time``, ``date``, ``power``,
@@ -132,11 +125,6 @@ def read_meter(
         voltage: Of the supply, for meters that tell the current alone.
         interval_s: Time between rows, for files without a time.
         meter: A name of ``instruments.toml``; None tells it by the header.
-        accuracy: As the maker states it: see ``parse_accuracy``.
-        scope: What the meter stands before.
-
-    Raises:
-        ConfigError: The file leaves something open; the message names the column.
     """
     if voltage is not None and not voltage > 0:
         raise ConfigError(f"--voltage {voltage:g} is not positive")
@@ -155,8 +143,7 @@ def read_meter(
         path, table.rows, [c[:3] for c in told], number, interval_s, table.above
     )
     readings: list[Reading] = []
-    volts: list[float] = []
-    amps: list[float] = []
+    electric: list[tuple[float, float]] = []
     step_w = 0.0
     for t_s, row in zip(times, kept):
         try:
@@ -169,12 +156,11 @@ def read_meter(
             bad += t_ns < readings[-1].t_ns
             continue
         readings.append(Reading(t_ns, {RAIL: watt}))
-        volts.append(volt)
-        amps.append(amp)
+        electric.append((volt, amp))
         step_w = max(step_w, step) if len(readings) < 100 else step_w
     if not readings:
         raise ConfigError(f"{path} holds no reading", hint=_HINT)
-    figures = _accuracy(instrument, accuracy, step_w, volts, amps)
+    figures = _accuracy(instrument, accuracy, step_w, electric)
     notes = [f"external meter, file {path.name}"]
     if instrument is not None:
         notes.append(f"read as {instrument.title}; accuracy: {figures.source}")
@@ -209,22 +195,18 @@ def _accuracy(
     one: Instrument | None,
     stated: str | None,
     step_w: float,
-    volts: Sequence[float],
-    amps: Sequence[float],
+    electric: Sequence[tuple[float, float]],
 ) -> Accuracy:
     if stated is not None:
         gain, offset_w = parse_accuracy(stated)
         return Accuracy(step_w, offset_w, gain, f"{stated}, as the user states")
     if one is None:
         return Accuracy(step_w, source="digits of the file")
-    volt, amp = statistics.median(volts), statistics.median(amps)
+    volt, amp = (statistics.median(values) for values in zip(*electric))
     if volt != volt:  # power alone: the usual 5 V
         volt, amp = 5.0, 0.0
     offset_w = one.offset_w + (one.offset_a * abs(volt) + one.offset_v * abs(amp))
     return Accuracy(step_w, offset_w, one.gain, one.provenance)
-
-
-# Tables.
 
 
 def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
@@ -244,9 +226,8 @@ def _open_table(path: Path, file: Any, columns: Mapping[str, str]) -> _Table:
     seen = next((t for t in above if not t.startswith("#")), above[0] if above else "")
     kinds = {_column(cell)[0] for cell in _cells(seen, ",")}
     lacks = "time" if kinds & {"power", "voltage", "current"} else "power"
-    raise ConfigError(
-        f"{path}: no column for {lacks} in: {seen[:100] or 'nothing'}", hint=_HINT
-    )
+    why = f"no column for {lacks} in: {seen[:100] or 'nothing'}"
+    raise ConfigError(f"{path}: {why}", hint=_HINT)
 
 
 def _is_header(cells: Sequence[str], columns: Mapping[str, str]) -> bool:
@@ -294,9 +275,6 @@ def _json_table(first: str, lines: Iterator[str]) -> _Table:
     names = list(parse(first) or {})
     found = [values for line in (first, *lines) for values in [parse(line)] if values]
     return _Table(names, [[values.get(name, "") for name in names] for values in found])
-
-
-# Columns.
 
 
 def _split_unit(name: str) -> tuple[str, str | None]:
@@ -383,18 +361,16 @@ def _columns(
     one = {kind: several[0] for kind, several in found.items()}
     increment = any("increment" in text.lower() for text in (*table.above, *table.names))
     if not {"time", "date"} & set(one) and interval_s is None and not increment:
-        raise ConfigError(
-            f"{path}: no column for time in: {have}",
-            hint="--columns time=NAME, or --interval MS between rows",
-        )
+        hint = "--columns time=NAME, or --interval MS between rows"
+        raise ConfigError(f"{path}: no column for time in: {have}", hint=hint)
     if not {"power", "current"} & set(one):
         raise ConfigError(f"{path}: no column for power in: {have}", hint=_HINT)
     if "power" not in one and "voltage" not in one and voltage is None:
-        raise ConfigError(
-            f"{path}: the column {one['current'].name!r} is a current, and no column "
-            "is the voltage",
-            hint="--voltage VOLTS of the supply, or --columns voltage=NAME",
+        why = (
+            f"the column {one['current'].name!r} is a current, and no column is the voltage"
         )
+        hint = "--voltage VOLTS of the supply, or --columns voltage=NAME"
+        raise ConfigError(f"{path}: {why}", hint=hint)
     return one
 
 
@@ -407,11 +383,9 @@ def _refuse_odd(
         with contextlib.suppress(ValueError):
             if column.odd and [number(cell) for cell in cells]:  # not a clock or a date
                 unit = {"power": "W", "voltage": "V", "current": "A", "time": "s"}[kind]
-                raise ConfigError(
-                    f"{path}: {column.odd!r} of the column {column.name!r} is no unit of "
-                    f"{kind}",
-                    hint=f"--columns '{kind}={column.name}:{unit}'",
-                )
+                why = f"{column.odd!r} of the column {column.name!r} is no unit of {kind}"
+                hint = f"--columns '{kind}={column.name}:{unit}'"
+                raise ConfigError(f"{path}: {why}", hint=hint)
 
 
 def _comma(text: str) -> float:

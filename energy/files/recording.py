@@ -37,19 +37,9 @@ MAX_LINE = 1 << 20
 
 
 class Recorder:
-    """Writes samples as they come; a full disk ends the file, not the measurement.
-
-    Args:
-        path: A file that does not exist yet, unless ``force``.
-        hz: The meter's rate; readers tell a gap from a period by it.
-        context: Power mode, clocks and temperatures at the start.
-
-    Attributes:
-        truncated: Why the file ends early, or "".
-
-    Raises:
-        ConfigError: The file exists or cannot be written.
-    """
+    """Writes samples as they come to a file that does not exist yet, unless ``force``; a
+    full disk ends the file (``truncated`` says why) and not the measurement. By ``hz``
+    readers tell a gap from a period. ConfigError: the file cannot be written."""
 
     def __init__(
         self,
@@ -76,8 +66,8 @@ class Recorder:
         except OSError as exc:
             raise ConfigError(f"cannot write {path}: {exc}") from exc
         choice, rails = projector.choice, projector.rails
-        totals = [{"scope": t.scope, "rails": list(t.rails)} for t in choice.others]
-        total = choice.total
+        wanted = [choice.total] if choice.total else []
+        totals = [{"scope": t.scope, "rails": t.rails} for t in (*wanted, *choice.others)]
         self._count = len(rails)
         self._put(
             {
@@ -85,22 +75,22 @@ class Recorder:
                 "kind": "header",
                 "source": source.name,
                 "source_kind": source.kind,
-                "rails": list(rails),
-                "total": total and {"scope": total.scope, "rails": list(total.rails)},
+                "rails": rails,
+                "total": totals.pop(0) if wanted else None,
                 "others": totals,
                 "how": choice.how,
                 "why_none": choice.why_none,
-                "warnings": list(choice.warnings),
+                "warnings": choice.warnings,
                 "hz": hz,
                 "board": board,
                 "accuracy": {
                     rail: vars(source.accuracy.get(rail) or choice.accuracy(rail))
                     for rail in rails
                 },
-                "parts": list(choice.table.parts) if choice.table else [],
+                "parts": choice.table.parts if choice.table else (),
                 "update_s": source.update_s,
                 "response": vars(getattr(source, "response", UNKNOWN_RESPONSE)),
-                "notes": list(source.notes),
+                "notes": source.notes,
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "context": context or {},
                 **(extra or {}),
@@ -240,9 +230,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
 def _header(path: Path, line: dict[str, Any]) -> Recording:
     if line.get("schema") != SCHEMA or line.get("kind") != "header":
+        hint = "tegrastats logs and meter files: `draftwire energy report`"
         raise ConfigError(
-            f"{path} is not a recording of draftwire energy ({SCHEMA})",
-            hint="tegrastats logs and meter files: `draftwire energy report`",
+            f"{path} is not a recording of draftwire energy ({SCHEMA})", hint=hint
         )
     try:
         known = line.get("accuracy", {})

@@ -38,11 +38,14 @@ def set_clock(
             if count < run.samples:
                 index = np.arange(len(stamps))
                 stamps[~good] = np.interp(index[~good], index[good], stamps[good])
+            unit_s = run.unit_s
+            if unit_s < 1 and not ((stamps + run.base_stamp) % 1000).any():
+                run.unit_s = 1.0  # whole seconds in milliseconds
             run.times = stamps.astype(np.float64)
             del stamps, good  # a log of 500 MB must fit
-            run.times *= run.unit_s
+            run.times *= unit_s
             _stamped(log, run)
-            run.times += (run.base_stamp - origin) * run.unit_s
+            run.times += (run.base_stamp - origin) * unit_s
         elif interval_s is not None:
             if duration_s is None:
                 run.clock_u_s = 0.05 * max(run.samples - 1, 0) * interval_s

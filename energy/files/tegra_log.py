@@ -125,6 +125,7 @@ class Log:
     runs: list[Run] = field(default_factory=list)
     findings: list[LogFinding] = field(default_factory=list)  # what is odd
     stamped: bool = False  # true when its samples carry a time
+    source: str = "tegrastats-log"
     foreign: bool = False  # true when another program wrote it (journald, ``ts``, a logger)
 
     def note(self, kind: str, sample: int | None, text: str) -> None:
@@ -178,8 +179,8 @@ _FOREIGN = (
     re.compile(rb"^\[ *(?P<epoch>\d+\.\d+)\]"),
     # ISO 8601, as journalctl -o short-iso and rsyslog write it
     re.compile(rb"^\W*(\d{4})-(\d\d)-(\d\d)[T ]" + _CLOCK),
-    # syslog, journalctl, `ts`: a month and a day, no year
-    re.compile(rb"^\W*(?P<month>[A-Z][a-z]{2}) +(\d{1,2}) " + _CLOCK),
+    # syslog, journalctl, `ts`, `date`: a month and a day, no year
+    re.compile(rb"^\W*(?:[A-Z][a-z]{2} )?(?P<month>[A-Z][a-z]{2}) +(\d{1,2}) " + _CLOCK),
     # `ts -s`, `ts -i %H:%M:%S`: a clock alone
     re.compile(rb"^\W*" + _CLOCK + rb"(?= )"),
 )
@@ -216,10 +217,8 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
     else:
         _read(file, log)
     if not log.samples:
-        raise ConfigError(
-            f"{path} holds no tegrastats sample",
-            hint="a sample starts with `RAM n/nMB`; USB-meter files end in .csv",
-        )
+        hint = "a sample starts with `RAM n/nMB`; USB-meter files end in .csv"
+        raise ConfigError(f"{path} holds no tegrastats sample", hint=hint)
     for run in log.runs:
         first, last = run.first_sample, run.first_sample + run.samples - 1
         odd = {

@@ -76,10 +76,8 @@ def _numeric(
     steps = [b - a for a, b in zip(values, values[1:]) if b > a]
     usual = statistics.median(steps) if steps else 0.0
     if usual >= 5 and all(v == int(v) for v in values[:50]):
-        raise ConfigError(
-            f"{path}: the column {name!r} counts in steps of {usual:g} and has no unit",
-            hint=f"--columns time={name}:ms (or :us, :s)",
-        )
+        why = f"the column {name!r} counts in steps of {usual:g} and has no unit"
+        raise ConfigError(f"{path}: {why}", hint=f"--columns time={name}:ms (or :us, :s)")
     return number
 
 
@@ -99,11 +97,9 @@ def _dated(path: Path, name: str, texts: Sequence[str]) -> Number:
     month_first = any(int(b) > 12 for _, b, _ in days) and not year_first
     day_first = any(int(a) > 12 for a, _, _ in days) or dots
     if len(set(days)) > 1 and not (year_first or month_first or day_first):
-        raise ConfigError(
-            f"{path}: in the column {name!r} {days[0][0]}/{days[0][1]} may be a day and a "
-            "month, or a month and a day",
-            hint="write the dates as YYYY-MM-DD, or cut the file to one day",
-        )
+        why = f"in the column {name!r} {days[0][0]}/{days[0][1]} may be a day and a month"
+        hint = "write the dates as YYYY-MM-DD, or cut the file to one day"
+        raise ConfigError(f"{path}: {why}, or a month and a day", hint=hint)
     midnights, last = 0, -1.0
 
     def convert(text: str) -> float:

@@ -85,10 +85,8 @@ def fit_response(table: np.ndarray, edges_s: Sequence[float], source: str) -> Ca
     t, y = table[keep & fresh].T
     n = len(t)
     if n < 40:
-        raise SensorError(
-            f"{n} readings changed during the calibration: too few",
-            hint="give it longer: --for 120s",
-        )
+        why = f"{n} readings changed during the calibration: too few"
+        raise SensorError(why, hint="give it longer: --for 120s")
 
     def fit(lag: float, window: float) -> tuple[float, float]:
         x = shares(t, at, phase, 1, lag, window, 0.0)[:, 0]

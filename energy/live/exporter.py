@@ -30,26 +30,18 @@ def live_metrics(meter: Meter, account: Account, board: str | None = None) -> st
     def one(kind: str, text: str, value: float | None) -> tuple[str, str, Any]:
         return kind, text, [(labels, value)]
 
+    seen = None if integral is None else integral.joules[0] - integral.hole_j
+    unseen = None if integral is None else integral.hole_s[0]
+    counts = "Energy of what samples cover", "Time that no sample covers"
+    up, failed = "Whether the sensor answers", "Reads that gave nothing"
     return prometheus(
         {
             "power_watts": one("gauge", "Power of the total", known[0] if known else None),
             "power_rail_watts": ("gauge", "Power of a rail", rails),
-            "energy_joules_total": one(
-                "counter",
-                "Energy of what samples cover",
-                None if integral is None else integral.joules[0] - integral.hole_j,
-            ),
-            "energy_uncovered_seconds_total": one(
-                "counter",
-                "Time that no sample covers",
-                None if integral is None else integral.hole_s[0],
-            ),
-            "energy_failed_reads_total": one(
-                "counter", "Reads that gave nothing", meter.failed_reads
-            ),
-            "energy_sensor_up": one(
-                "gauge", "Whether the sensor answers", int(not meter.broken)
-            ),
+            "energy_joules_total": one("counter", counts[0], seen),
+            "energy_uncovered_seconds_total": one("counter", counts[1], unseen),
+            "energy_failed_reads_total": one("counter", failed, meter.failed_reads),
+            "energy_sensor_up": one("gauge", up, int(not meter.broken)),
         }
     )
 

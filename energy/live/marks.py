@@ -70,10 +70,8 @@ def find_listener() -> str:
     for path in map(str, found):
         if send(path, None, {}):
             return path
-    raise ConfigError(
-        "nothing is being recorded on this machine",
-        hint="start `draftwire energy record --out FILE` first",
-    )
+    hint = "start `draftwire energy record --out FILE` first"
+    raise ConfigError("nothing is being recorded on this machine", hint=hint)
 
 
 class MarkListener:

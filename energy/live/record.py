@@ -55,11 +55,9 @@ def record(
     pulse: bool = False,
     stdout: Any = None,
 ) -> Recorded:
-    """Measure for some seconds, during a command, or until Ctrl-C.
-
-    ``pulse``: begin and end with the load pulse that an external meter is aligned by. A
-    ConfigError where the command cannot be started.
-    """
+    """Measure for some seconds, during a command (its output goes to ``stdout``), or until
+    Ctrl-C; ``pulse``: begin and end with the load pulse that an external meter is aligned
+    by. ConfigError: the command cannot be started."""
     stop = threading.Event()
     main = threading.current_thread() is threading.main_thread()
     old = signal.signal(signal.SIGTERM, lambda *_: stop.set()) if main else None

@@ -115,22 +115,17 @@ def _refuse(rows: Sequence[Row]) -> None:
         if row.energy_j is None:
             raise ConfigError(f"{row.file} cannot be compared: {row.why_null}")
         if "stuck" in row.flags:
-            raise ConfigError(
-                f"{row.file} cannot be compared: its reading was stuck",
-                hint="cut it out with --window a:b, or record again",
-            )
+            hint = "cut it out with --window a:b, or record again"
+            why = "its reading was stuck"
+            raise ConfigError(f"{row.file} cannot be compared: {why}", hint=hint)
     scopes = sorted({str(row.scope) for row in rows})
     if len(scopes) > 1:
-        raise ConfigError(
-            f"scopes differ: {', '.join(scopes)}",
-            hint="joules of a module and of a board cannot be compared",
-        )
+        hint = "joules of a module and of a board cannot be compared"
+        raise ConfigError(f"scopes differ: {', '.join(scopes)}", hint=hint)
     unknown = [row for row in rows if row.resolution_only or row.uncertainty_j is None]
     if unknown and len({row.source for row in rows}) > 1:
-        raise ConfigError(
-            f"the sources differ, and the accuracy of {unknown[0].source} is not known",
-            hint="state it: --accuracy 1%+5mW, or --meter NAME",
-        )
+        why = f"the sources differ, and the accuracy of {unknown[0].source} is not known"
+        raise ConfigError(why, hint="state it: --accuracy 1%+5mW, or --meter NAME")
 
 
 def _fitting(rows: Sequence[Row]) -> tuple[str, str]:

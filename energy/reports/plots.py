@@ -22,12 +22,8 @@ _WHISKER = {"fmt": "none", "ecolor": INK, "lw": 0.8}
 
 @contextlib.contextmanager
 def picture(path: Path) -> Iterator[Any]:
-    """Give pyplot in our style for the block, then write its current figure to ``path``.
-
-    Raises:
-        ConfigError: matplotlib is not there, the path has another ending, or it cannot
-            be written.
-    """
+    """Give pyplot in our style for the block, then write its current figure to ``path``;
+    a ConfigError without matplotlib, or for a path that cannot be written."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{path}: pictures end in {', '.join(FORMATS)}")
     try:
@@ -49,11 +45,8 @@ def picture(path: Path) -> Iterator[Any]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw the power trace of one row by phase, or bars when there are several.
-
-    Raises:
-        ConfigError: There is nothing to draw, scopes differ, or matplotlib is not there.
-    """
+    """Draw the power trace of one row by phase, or bars when there are several; a
+    ConfigError for nothing to draw, scopes that differ, or no matplotlib."""
     trace = trace_of_row(rows[0]) if len(rows) == 1 else None
     if trace is None:
         _plot_bars(rows, path)
@@ -86,15 +79,10 @@ def _draw_trace(axes: Any, trace: Trace, row: Row) -> None:
         axes.fill_between(*box, linewidth=0.4, label=label, **look)
     if pieces and row.mean_w is not None:
         axes.axhline(row.mean_w, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f"mean\n{row.mean_w:.2f} W",
-            (1.0, row.mean_w),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        text, place = f"mean\n{row.mean_w:.2f} W", (1.0, row.mean_w)
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+        style.update(xycoords=("axes fraction", "data"), va="center")
+        axes.annotate(text, place, xytext=(3, 0), **style)
     if not pieces:
         for rail, values in trace.rails_w.items():
             axes.plot(trace.t_s, values, linewidth=0.9, label=rail)
@@ -186,19 +174,11 @@ def plot_pareto(points: Sequence[dict[str, Any]], path: Path, *, per: str) -> No
         line = {"color": "#0072B2", "linewidth": 1.2, "zorder": 1}
         axes.plot(*zip(*front), label="front: not surely beaten", **line)
         for place, point in enumerate(known):
-            axes.errorbar(
-                point["seconds"],
-                point["energy_j"],
-                point.get("uncertainty_j") or 0.0,
-                xerr=point.get("uncertainty_s") or 0.0,
-                fmt="o" if point["pareto"] else "s",
-                color="#0072B2" if point["pareto"] else "#999999",
-                ms=5.5,
-                capsize=3,
-                lw=1.0,
-                zorder=2,
-            )
             at = (point["seconds"], point["energy_j"])
+            mark, colour = ("o", "#0072B2") if point["pareto"] else ("s", "#999999")
+            half_j, half_s = (point.get(f"uncertainty_{u}") or 0.0 for u in "js")
+            style = {"ms": 5.5, "capsize": 3, "lw": 1.0, "zorder": 2}
+            axes.errorbar(*at, half_j, half_s, fmt=mark, color=colour, **style)
             # By turns to the upper right and the lower left: neighbours keep apart.
             look: dict[str, Any] = {"xytext": (6, 5), "ha": "left", "va": "bottom"}
             if place % 2:

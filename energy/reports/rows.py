@@ -18,6 +18,7 @@ from draftwire.energy.account.meter import Meter
 from draftwire.energy.account.result import Baseline, EnergyResult
 from draftwire.energy.files.importer import Imported, import_tegrastats, recording_of_run
 from draftwire.energy.files.instruments import read_meter
+from draftwire.energy.files.pmic_log import CURRENT
 from draftwire.energy.files.recording import Recording, is_recording, read_recording
 from draftwire.energy.files.unpack import read_head, read_whole, stem
 from draftwire.energy.rails import RailTable
@@ -132,11 +133,12 @@ def load_rows(
 
 
 def kind_of(path: Path) -> str:
-    """Tell ``recording``, ``reports``, ``meter`` or ``tegrastats`` by what it holds."""
+    """Tell ``recording``, ``reports``, ``meter`` or ``tegrastats`` (and dumps of a Pi 5) by
+    what it holds."""
     if is_recording(path):
         return "recording"
     head = read_head(path, 1 << 18)
-    if SAMPLE_START.search(head):
+    if SAMPLE_START.search(head) or CURRENT.search(head):
         return "tegrastats"
     electric = (b"power", b"volt", b"curr", b"ch1")
     start, words = head.lstrip(), head[:2000].lower()
@@ -268,10 +270,9 @@ def _rows_of_reports(path: Path) -> Iterator[Row]:
             raise ConfigError(f"{path} is not JSON: {exc}") from exc
     for number, report in enumerate(reports, 1):
         if not isinstance(report, dict) or report.get("schema") != REPORT:
-            raise ConfigError(
-                f"{path} holds no run report ({REPORT}) and no recording",
-                hint="a tegrastats log has lines with `RAM n/nMB`, a meter's file a power",
-            )
+            why = f"{path} holds no run report ({REPORT}) and no recording"
+            hint = "a tegrastats log has lines with `RAM n/nMB`, a meter's file a power"
+            raise ConfigError(why, hint=hint)
         yield row_of_report(report, f"{path}#{number}" if len(reports) > 1 else str(path))
 
 

@@ -79,27 +79,17 @@ def response_of(raw: object) -> Response:
 
 
 class PowerSource:
-    """A source of power readings; each says only what is different from this.
+    """A source of power readings; each says only what is different from this."""
 
-    Attributes:
-        name: Short name for reports, e.g. ``"sysfs-ina3221"``.
-        kind: ``"measured"``, or ``"modelled"`` for figures that nobody measured.
-        scope: What the sum covers when the source itself knows (RAPL: ``"package"``);
-            None leaves it to the rail table.
-        accuracy: What is known of each rail; a rail may be missing.
-        update_s: How often the sensor renews its value, or None when unknown.
-        paced: True when ``read`` itself waits for the next sample.
-    """
-
-    name = ""
-    kind = "measured"
+    name = ""  # for reports: ``"sysfs-ina3221"``
+    kind = "measured"  # or ``"modelled"``
     rails: tuple[str, ...] = ()  # names as the board prints them
-    scope: str | None = None
+    scope: str | None = None  # of the sum, when the source itself knows it
     total: tuple[str, ...] = ()  # rails that make ``scope``, when the source knows them
     accuracy: Mapping[str, Accuracy] = MappingProxyType({})
-    update_s: float | None = None
+    update_s: float | None = None  # how often the sensor renews its value
     response: Response = UNKNOWN_RESPONSE  # how the sensor sees a changing power
-    paced = False
+    paced = False  # True when ``read`` itself waits for the next sample
     notes: tuple[str, ...] = ()  # sentences for the report
     problem: Exception | None = None  # why the last rail that failed did
 

@@ -86,9 +86,9 @@ class LineMeter(_Bench):
             mode[4] = mode[5] = rate
             termios.tcsetattr(self._fd, termios.TCSANOW, mode)
         except (OSError, termios.error) as exc:
+            hint = 'the group dialout may: sudo usermod -aG dialout "$USER"'
             raise SensorError(
-                f"cannot open the serial port {path}: {exc}",
-                hint='the group dialout may: sudo usermod -aG dialout "$USER"',
+                f"cannot open the serial port {path}: {exc}", hint=hint
             ) from exc
         self._feed = LineFeed(self.name, self._fd, self._clock, _SILENT_S)
         first, last = self.read(), self.read()
@@ -120,10 +120,9 @@ class Ppk2Source(_Bench):
         try:
             self._volt = float(volts)
         except ValueError as exc:
-            raise ConfigError(
-                f"ppk2:{port}: the PPK2 measures current alone",
-                hint="name the volts of the supply: ppk2:/dev/ttyACM0,5.0",
-            ) from exc
+            why, hint = "the PPK2 measures current alone", "name the volts of the supply"
+            hint += ": ppk2:/dev/ttyACM0,5.0"
+            raise ConfigError(f"ppk2:{port}: {why}", hint=hint) from exc
         super().__init__(clock, "ppk2", self._volt)
         api = _package("ppk2_api.ppk2_api", "ppk2-api")
         try:

@@ -89,15 +89,9 @@ def choose_source(
     scope: str | None = None,
     root: Path = Path("/"),
 ) -> Chosen:
-    """Open the best source of this machine.
-
-    Args:
-        name: ``auto``, or a name of the module's docstring.
-
-    Raises:
-        ConfigError: No such source.
-        SensorError: Nothing can be read; the message says what would change that.
-    """
+    """Open the best source of this machine, or the one of a ``name`` in the module's
+    docstring. ConfigError: no such source; SensorError: nothing can be read, and what
+    would change that."""
     kind, _, rest = name.partition(":")
     passed: list[Finding] = []
     source, why = None, "named by the user"
@@ -106,10 +100,16 @@ def choose_source(
     elif name in _SOURCES:
         source = _SOURCES[name][0](root)
     elif name != "auto":
-        known = ", ".join(
-            ("auto", *_SOURCES, "serial:...", "ppk2:...", "joulescope:...", "replay:...")
+        known = (
+            "auto",
+            *_SOURCES,
+            "serial:...",
+            "ppk2:...",
+            "joulescope:...",
+            "replay:...",
         )
-        raise ConfigError(f"no power source {name!r}", hint=f"there is: {known}")
+        hint = f"there is: {', '.join(known)}"
+        raise ConfigError(f"no power source {name!r}", hint=hint)
     for candidate, (opened, reason) in _SOURCES.items():
         if source is not None or not reason:
             break
@@ -121,21 +121,15 @@ def choose_source(
             passed.append(Finding(candidate, False, str(exc), exc.hint))
     if source is None:
         remedies = [f.remedy for f in passed if f.remedy]
-        raise SensorError(
-            "no power source on this machine: "
-            + "; ".join(f"{f.source}: {f.detail}" for f in passed),
-            hint=remedies[0]
-            if remedies
-            else "use a USB meter and `draftwire energy report`",
-        )
-    choice = total_of(source, tables, board=board, rails=rails, scope=scope)
-    return Chosen(source, choice, why)
+        remedies += ["use a USB meter and `draftwire energy report`"]
+        whys = "; ".join(f"{f.source}: {f.detail}" for f in passed)
+        raise SensorError(f"no power source on this machine: {whys}", hint=remedies[0])
+    return Chosen(source, total_of(source, tables, board, rails, scope), why)
 
 
 def total_of(
     source: PowerSource,
     tables: Sequence[RailTable],
-    *,
     board: str | None = None,
     rails: Sequence[str] | None = None,
     scope: str | None = None,
@@ -174,9 +168,8 @@ def _named(kind: str, rest: str) -> PowerSource:
         try:
             return ReplaySource(Path(path), speed=float(speed or 1.0))
         except ValueError as exc:
-            raise ConfigError(
-                f"replay:{rest}", hint="replay:FILE or replay:FILE,SPEED"
-            ) from exc
+            hint = "replay:FILE or replay:FILE,SPEED"
+            raise ConfigError(f"replay:{rest}", hint=hint) from exc
     from draftwire.energy.sources import bench
 
     if kind == "serial":

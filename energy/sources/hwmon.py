@@ -52,11 +52,7 @@ class Channel:
     averages: int | None = None
 
     def read(self) -> float:
-        """Return watts.
-
-        Raises:
-            OSError: The kernel says no, or another rail lies here now.
-        """
+        """Return watts; an OSError where the kernel says no, or another rail lies here."""
         first = self.power or self.current
         if first is not None and first.fd < 0 and not self._still_here():
             raise FileNotFoundError(f"{self.rail} is no longer at {self.folder}")
@@ -98,8 +94,7 @@ class Channel:
             window = (u / 6, u / 2) if single else (u / 2, u)
             return Response((0.0, 0.002), window, u, how)
         if window_s is not None:
-            spread = 0.05 * window_s
-            window = (window_s - spread, window_s + spread)
+            window = 0.95 * window_s, 1.05 * window_s
             how = f"default of the {self.chip} driver"
             return Response((0.0, 0.002), window, 0.003, how)
         return UNKNOWN_RESPONSE

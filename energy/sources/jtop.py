@@ -91,20 +91,14 @@ def look(root: Path = Path("/")) -> str:
     except (ImportError, ValueError):
         found = False
     if not socket.exists():
-        raise SensorError(
-            "no /run/jtop.sock: the jtop service does not run here",
-            hint="sudo systemctl start jtop" if found else "",
-        )
+        why, hint = "the jtop service does not run here", "sudo systemctl start jtop"
+        raise SensorError(f"no /run/jtop.sock: {why}", hint=hint if found else "")
     if not os.access(socket, os.R_OK | os.W_OK):
-        raise SensorError(
-            "no right to /run/jtop.sock (group jtop)",
-            hint='sudo usermod -aG jtop "$USER"  # log in again',
-        )
+        hint = 'sudo usermod -aG jtop "$USER"  # log in again'
+        raise SensorError("no right to /run/jtop.sock (group jtop)", hint=hint)
     if not found:
-        raise SensorError(
-            "the service runs, but Python has no module jtop",
-            hint="pip install 'draftwire[jetson]'",
-        )
+        hint = "pip install 'draftwire[jetson]'"
+        raise SensorError("the service runs, but Python has no module jtop", hint=hint)
     return "service and module are there; 1 to 2 Hz, coarse"
 
 
@@ -112,9 +106,8 @@ def _connect() -> Any:
     try:
         module = importlib.import_module("jtop")
     except ImportError as exc:
-        raise SensorError(
-            "jtop is not installed", hint="pip install 'draftwire[jetson]'"
-        ) from exc
+        hint = "pip install 'draftwire[jetson]'"
+        raise SensorError("jtop is not installed", hint=hint) from exc
     client = module.jtop(interval=INTERVAL_S)
     problems = (getattr(module, "JtopException", OSError), OSError)
     try:

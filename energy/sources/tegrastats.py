@@ -112,15 +112,11 @@ class TegrastatsSource(PowerSource):
                 full, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
             )
         except OSError as exc:
-            raise SensorError(
-                f"cannot start {command[0]}: {exc}",
-                hint="it is on Jetson boards only; see `draftwire energy sources`",
-            ) from exc
+            hint = "it is on Jetson boards only; see `draftwire energy sources`"
+            raise SensorError(f"cannot start {command[0]}: {exc}", hint=hint) from exc
         assert self._process.stdout is not None
-        timeout_s = max(5.0, 0.01 * interval_ms)
-        self._feed = LineFeed(
-            self.name, self._process.stdout.fileno(), self._clock, timeout_s
-        )
+        feed, timeout_s = self._process.stdout.fileno(), max(5.0, 0.01 * interval_ms)
+        self._feed = LineFeed(self.name, feed, self._clock, timeout_s)
         try:
             rails = self._sample()[1].rails
             if set(rails) <= {"NC"}:

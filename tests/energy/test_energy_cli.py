@@ -407,7 +407,7 @@ def test_sweep_brings_the_board_back_and_keeps_its_runs(how, tmp_path):
     setter.chmod(0o755)
     once, wait = tmp_path / "once", 0.2 if how == "end" else 3
     code = f"[ -e {once} ] && touch {again} && exec sleep {wait}; touch {once}; sleep 0.3"
-    words = ["sweep", "--root", root, "--modes", "15W", "--repeats", "2", "--hz", "20"]
+    words = ["sweep", "--root", root, "--modes", "15W", "--repeats", "2", "--hz", "5"]
     words += ["--set", f"{setter} {{id}}", "--yes", "--settle", "0s", "--out", out]
     line = [sys.executable, "-m", "draftwire", "energy", *words, "--", "sh", "-c", code]
     child = subprocess.Popen(list(map(str, line)), start_new_session=True)

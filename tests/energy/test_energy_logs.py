@@ -17,6 +17,7 @@ import pytest
 from draftwire.energy.files.importer import import_tegrastats, parse_window
 from draftwire.energy.files.tegra_log import read_log
 from draftwire.energy.rails import load_tables
+from draftwire.energy.reports.rows import load_rows
 from draftwire.energy.sources.pmic import PmicSource, parse_adc
 from draftwire.energy.sources.tegrastats import parse_sample
 from draftwire.errors import ConfigError
@@ -93,6 +94,40 @@ def test_the_pi5_sample_is_7_240_watts():
     watts = source.read().watts
     assert sum(watts[rail] for rail in total.rails) == pytest.approx(7.240, abs=5e-4)
     assert set(total.rails) == set(watts)
+    (run,) = import_tegrastats(path, TABLES).runs
+    assert run.result.energy_j is None and "7.24 W" in run.result.notes[0]
+
+
+DUMP = "VDD_CORE_A current(7)=2.00000000A\n HDMI_A current(22)=0.1A\n"
+DUMP += "VDD_CORE_V volt(15)=1.50000000V\nHDMI_V volt(23)=5.0V\nEXT5V_V volt(24)=5.09V\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "each", "options"),
+    [
+        ("", "", {"interval_s": 1.0}),
+        ("Sun Nov 29 23:59:{s:02d} UTC 2026\n", "", {}),
+        ("{t}.250\n", "", {}),
+        ("", "2026-11-29T11:00:{s:02d}.120+0000 pi vc[1]: ", {}),
+    ],
+    ids=["--interval", "date", "epoch", "journald"],
+)
+def test_dumps_of_a_pi_5_are_a_log(tmp_path, before, each, options):
+    rows = [
+        before.format(s=s, t=1764417600 + s) + each.format(s=s) + line
+        for s in range(30)
+        for line in DUMP.splitlines(keepends=True)
+    ]
+    rows = (
+        rows if each else [before.format(s=s, t=1764417600 + s) + DUMP for s in range(30)]
+    )
+    path = tmp_path / "pi.log"
+    path.write_text("".join(rows))
+    options["rails"] = ("VDD_CORE", "HDMI")
+    (row,) = load_rows(path, TABLES, **options)
+    assert (row.source, row.samples) == ("pmic-log", 30)
+    assert row.energy_j == pytest.approx(3.5 * 29, rel=1e-3)
+    assert any("misses USB" in note for note in row.notes)
 
 
 # Lines of our own, in the shapes of every L4T.

@@ -361,7 +361,8 @@ def compare(args: argparse.Namespace) -> int:
             "AB", (result.a_j, result.b_j), result.runs, result.coverage
         ):
             share = "" if covered is None else f", {100 * covered:.0f} % covered"
-            print(f"{name}  {mean:.5g} {result.unit}  ({runs} runs{share})")
+            count = "1 run" if runs == 1 else f"{runs} runs"
+            print(f"{name}  {mean:.5g} {result.unit}  ({count}{share})")
         print(result.verdict)
         for warning in result.warnings:
             print(f"warning: {warning}")
