@@ -91,6 +91,8 @@ def generate(target, params, drafts_of, n=30, prompt=PROMPT, asks=4):
             step = got.result()
             text += step.tokens
             count += 1
+            if not step.tokens:
+                continue  # a piece of the prompt
             assert len(step.tokens) <= step.drafted + 1
             drafts = drafts_of(text)
             stream.push(Push(0, len(text), tuple(drafts), len(text) + len(drafts), 0))
@@ -274,6 +276,20 @@ def test_without_the_processor_the_server_draws_itself_and_the_law_is_its_own(
     assert float((((seen - 200 * p) ** 2) / (200 * p)).sum()) < 16.3
     with pytest.raises(ConfigError, match="cannot do coupled"):
         generate(target, SamplingParams("coupled", 0.8), lambda text: [])
+
+
+def test_a_long_prompt_is_read_in_pieces_that_grow_and_each_is_a_sign_of_life(folder):
+    server = HttpEngine(context=4096)
+    target = attach(folder, server)
+    prompt = [5 + i % 200 for i in range(2000)]
+    server.asked.clear()
+    text, _ = generate(target, SamplingParams(), lambda text: [], n=2, prompt=prompt)
+    assert text == server.model.text(prompt, SamplingParams(), 2)
+    read = [len(body["prompt"][0]) for body in server.asked]
+    assert read[0] == 256 and read == sorted(read) and read[-2:] == [2000, 2001]
+    assert 4 <= len(read) <= 9
+    target.close()
+    server.close()
 
 
 def test_each_stream_has_a_salt_of_its_own_and_the_key_goes_along(folder, server, tmp_path):

@@ -56,6 +56,7 @@ log = logging.getLogger("draftwire.verifier")
 _PAUSES_S = 0.1, 5.0  # between two tries: the first, the longest
 _ANSWER_BYTES = 64 << 20
 _PROBE_TOKENS = 6
+_PIECE, _PIECE_S = 256, 0.25  # tokens of a prompt that are read at once, at first
 _HOT = 100.0  # a temperature at which noise decides
 _TRIES = 8
 
@@ -169,9 +170,13 @@ def _llamacpp_body(
     model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
 ) -> dict[str, Any]:
     # Its other samplers are on by default; what is left out of the list is off.
+    # An answer repeats its settings and its prompt unless it is told not to.
     fixed = {"n_predict": 1, "return_tokens": True, "cache_prompt": True}
-    samplers = {"samplers": ["top_k", "top_p", "temperature"]}
-    return {"prompt": prompts, **fixed, **samplers, **how}
+    lists = {
+        "samplers": ["top_k", "top_p", "temperature"],
+        "response_fields": ["index", "tokens"],
+    }
+    return {"prompt": prompts, **fixed, **lists, **how}
 
 
 def _sglang_body(
@@ -252,7 +257,9 @@ class AttachedTarget:
         owner = str(card.get("owned_by", ""))
         self._dialect = _DIALECTS.get(owner, _DIALECTS["vllm"])
         self._model = str(card.get("id", model))
-        named = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx_train")
+        meta = card.get("meta") or {}  # of llama.cpp: a slot's own context, the model's
+        known = (card.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train"))
+        named = min((int(n) for n in known if n), default=None)
         if context is None and named is None:
             raise ConfigError(
                 f"{engine.url} does not say how long a text may be",
@@ -472,6 +479,7 @@ class _Run:
         self._wish = Wish()
         self._lock = threading.Lock()
         self._read = self._busy = self._closed = self._over = False
+        self._known, self._piece = 0, _PIECE  # of the prompt, tokens
 
     def push(self, push: Push) -> None:
         """Say what the stream wants."""
@@ -522,6 +530,8 @@ class _Run:
             # The first step reads the prompt, with nothing else in its way.
             drafts = self._wish.drafts(length, room) if self._read else []
             epoch, since = self._wish.epoch, self._wish.since
+        if not self._read and length > self._known + self._piece:
+            return self._read_on(epoch)
         prompts = [self._text + drafts[:n] for n in range(min(len(drafts) + 1, room))]
         began = time.monotonic()
         params = self._order.params
@@ -538,6 +548,19 @@ class _Run:
         waited = max(0.0, began - since) if since and drafts else 0.0
         step = Step(tuple(new), len(drafts), epoch, waited, took)
         self._clock.post(self._tell, step)
+        return True
+
+    def _read_on(self, epoch: int) -> bool:
+        """Have a piece of a long prompt read, so that devices hear that it goes on."""
+        began = time.monotonic()
+        self._known += self._piece
+        self._target.winners(
+            [self._text[: self._known]], SamplingParams(), self._salt, lambda: self._closed
+        )
+        took = time.monotonic() - began
+        if took < _PIECE_S:  # a quick engine is asked seldom
+            self._piece *= 2
+        self._clock.post(self._tell, Step((), 0, epoch, 0.0, took))
         return True
 
     def _tell(self, step: Step) -> None:
