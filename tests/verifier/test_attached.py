@@ -153,8 +153,8 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
     target = attach(folder, server)
     noise = f"murmur3/{server.kind}"
     assert target.noises == (noise,) and "coupled" in target.schemes
-    for top in ((0, 1.0), (40, 0.9)):
-        params = SamplingParams("coupled", 0.8, *top, seed=2**31 - 5, noise=noise)
+    for top in ((0, 1.0), (0, 0.9), (40, 1.0 if server.kind == "sglang" else 0.9)):
+        params = SamplingParams("coupled", 0.8, *top, seed=2**63 + 5, noise=noise)
         wanted = server.model.text(PROMPT, params, 30)  # our own coupled sampling
         found, steps = generate(
             target, params, lambda text, t=wanted: t[len(text) - len(PROMPT) :][:4]
@@ -162,9 +162,9 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
         assert found == wanted and steps <= 8
         assert generate(target, params, lambda text: [7])[0] == wanted
     if server.kind == "sglang":
-        big = SamplingParams("coupled", 0.8, seed=2**31, noise=noise)
-        with pytest.raises(ConfigError, match="seeds below"):
-            generate(target, big, lambda text: [])
+        both = SamplingParams("coupled", 0.8, 40, 0.9, seed=7, noise=noise)
+        with pytest.raises(ConfigError, match="top_p before top_k"):
+            generate(target, both, lambda text: [])
 
 
 @contextlib.asynccontextmanager
@@ -246,10 +246,10 @@ def test_explain_seed_says_what_a_stock_server_gives_to_curl(server, more, capsy
     assert said["curl"] in capsys.readouterr().out
 
 
-def test_explain_seed_refuses_seeds_that_sglang_does_not_take(capsys):
-    words = ["verifier", "check", "--explain-seed", str(2**31), "--noise", "murmur3/sglang"]
-    assert main(words) == ConfigError.exit_code
-    assert "below 2**31" in capsys.readouterr().err
+def test_explain_seed_refuses_what_sglang_cuts_in_another_order(capsys):
+    words = ["verifier", "check", "--explain-seed", "7", "--noise", "murmur3/sglang"]
+    assert main([*words, "--top-k", "4", "--top-p", "0.5"]) == ConfigError.exit_code
+    assert "top_p before top_k" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("server", [{"kind": "sglang"}], indirect=True)

@@ -1,11 +1,12 @@
 """A real llama-server behind ``--backend openai``: texts are its own, drafts or not.
 
-``make test-llamacpp`` builds the server; where there is none these tests are skipped. Its
+``make test-engines`` builds the server; where there is none these tests are skipped. Its
 model is the reference target, as a GGUF file in float32, so its texts are known twice.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -45,7 +46,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.workstation,
     pytest.mark.skipif(
-        not Path(SERVER).is_file(), reason="no llama-server: make test-llamacpp"
+        not Path(SERVER).is_file(), reason="no llama-server: make test-engines"
     ),
 ]
 CONTEXT, SLOTS = 512, 4
@@ -195,7 +196,11 @@ def test_match_has_the_law_of_the_server_and_coupled_is_refused(files, server):
     target.close()
 
 
-async def test_the_kit_finds_nothing_wrong(files, server):
+def test_the_kit_finds_nothing_wrong(files, server):
+    asyncio.run(look(files, server))
+
+
+async def look(files, server):
     target = attach(files, server[0])
     registry = Registry(lambda path: None)
     registry.add(target)

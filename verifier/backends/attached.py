@@ -58,7 +58,7 @@ _ANSWER_BYTES = 64 << 20
 _PROBE_TOKENS = 6
 _PIECE, _PIECE_S = 256, 0.25  # tokens of a prompt that are read at once, at first
 _HOT = 100.0  # a temperature at which noise decides
-_TRIES = 8
+_TRIES, _COINS = 8, 48  # seeds whose tokens, and whose coins, are looked at
 
 
 class Engine:
@@ -183,7 +183,7 @@ def _sglang_body(
     model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
 ) -> dict[str, Any]:
     params = {"max_new_tokens": 1, "ignore_eos": True, **how}
-    return {"input_ids": prompts, "sampling_params": params}
+    return {"input_ids": prompts, "sampling_params": params, "cache_salt": salt}
 
 
 def _listed(answer: Any) -> list[Any]:
@@ -300,10 +300,12 @@ class AttachedTarget:
                 f"{self._engine.url} cannot do {order.params.scheme}",
                 hint=f"one of {', '.join(self.schemes)}",
             )
-        if order.params.noise == "murmur3/sglang" and order.params.seed >= 2**31:
+        params = order.params
+        both = params.top_k and params.top_p < 1
+        if both and self._dialect is _DIALECTS["sglang"] and params.scheme == "coupled":
             raise ConfigError(
-                f"{self._engine.url} takes seeds below 2**31",
-                hint="give one: --seed N",
+                f"{self._engine.url} measures top_p before top_k, and we behind it",
+                hint="with coupled give one of them",
             )
         if order.vocab_size < self.vocab_size:  # nobody tells that server what not to say
             raise ConfigError(
@@ -368,11 +370,14 @@ class AttachedTarget:
         if params.scheme == "match" or params.scheme == "coupled" and own:
             how: dict[str, Any] = {
                 "temperature": params.temperature,
-                "top_k": params.top_k or (-1 if sglang else 0),
+                # SGLang hashes ranks where it sorts: have it sort always (murmur3.py).
+                "top_k": params.top_k or (self.vocab_size if sglang else 0),
                 "top_p": params.top_p,
             }
-            if params.scheme == "coupled":
-                signed = params.seed - (params.seed >> 63 << 64)
+            if params.scheme == "coupled" or sglang:
+                # Without a seed SGLang's deterministic inference takes 42 for all.
+                seed = params.seed if params.scheme == "coupled" else secrets.randbits(64)
+                signed = seed - (seed >> 63 << 64)
                 how["sampling_seed" if sglang else "seed"] = signed
             return how
         how = {"temperature": 0}
@@ -417,19 +422,26 @@ class AttachedTarget:
 
     def _follows(self, name: str) -> bool:
         """Tell whether hot texts follow this noise, as they do only by it."""
-        position = len(self._prompt)
-        found = []
-        for seed in range(1, _TRIES + 1):
-            params = SamplingParams("coupled", _HOT, seed=seed, noise=name)
+        position, ranked = len(self._prompt), name == "murmur3/sglang"
+        salt = secrets.token_hex(16)
+        (likeliest,) = self.winners([self._prompt], SamplingParams(), salt)
+        for seed in range(1, (_COINS if ranked else _TRIES) + 1):
+            # Of ranks only the first is known here: of two, is it that one?
+            params = SamplingParams("coupled", _HOT, 2 * ranked, seed=seed, noise=name)
+            keys = np.arange(2 if ranked else self.vocab_size)
+            noise = noise_of(seed, position, keys, name)
+            # At such heat logits that are 60 apart make a factor of 2.
+            if ranked and noise.max() <= 2.0 * noise.min():
+                continue
             try:
-                token = self.winners([self._prompt], params, secrets.token_hex(16))[0]
+                (token,) = self.winners([self._prompt], params, salt)
             except ModelError as error:  # a server that knows no vllm_xargs
                 log.info("no coupled sampling: %s", error)
                 return False
-            noise = noise_of(seed, position, np.arange(self.vocab_size), name)
-            # At such heat logits that are 60 apart make a factor of 2.
-            found.append(noise[token] <= 2.0 * noise.min())
-        return all(found)
+            key = int(token != likeliest) if ranked else token
+            if noise[key] > 2.0 * noise.min():
+                return False
+        return True
 
 
 @dataclass
