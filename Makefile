@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-real five-minutes docs test test-arm test-proxies test-ray test-vllm fuzz slow models exactness lint format size repeats clean
+.PHONY: help demo demo-real five-minutes docs test test-arm test-proxies test-ray test-vllm test-engines fuzz slow models exactness lint format size repeats clean
 export PYTHONPATH :=
 
 help: ## show this list
@@ -34,6 +34,12 @@ test-proxies: ## real nginx, Caddy and HAProxy between device and verifier (fetc
 	@$(PYTHON) tools/venvs.py make device test
 	@$(VENV)/python tools/fetch_proxies.py
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=300 -rs tests/proxies $(ARGS)
+
+test-engines: ## a real llama-server behind --backend openai (built once, 6 min); SGLang's decoder
+	@$(PYTHON) tools/venvs.py make device test workstation
+	@$(VENV)/python tools/fetch_engines.py
+	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=600 -rs -m slow \
+	  tests/verifier/test_llamacpp.py tests/verifier/test_sglang.py $(ARGS)
 
 test-vllm: ## a real vLLM (3.4 GB, fetched once into .venvs/vllm): texts, links, memory, adapters
 	@$(PYTHON) tools/venvs.py vllm $(ARGS)

@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from draftwire.sampling.laws import Law, SamplingParams, law_of, peak, total_of
-from draftwire.sampling.races import first_arrivals, noise_of
+from draftwire.sampling.races import first_arrivals, keys_of, noise_of
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
 CARD = Card(
@@ -39,7 +39,8 @@ def _order(law: Law, seed: int, position: int, noise: str, count: int) -> list[i
     """Return the first ``count`` to arrive; fewer where fewer can."""
     ids = np.arange(len(law.probs)) if law.ids is None else law.ids
     with np.errstate(divide="ignore", over="ignore"):  # probability 0: never the winner
-        times = noise_of(seed, position, ids, noise) / law.probs
+        keys = keys_of(law.probs, ids, noise)
+        times = noise_of(seed, position, keys, noise) / law.probs
     order = [int(np.argmin(times))]
     if count > 1 and len(times) > 1:
         times[order[0]] = np.inf

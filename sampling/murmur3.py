@@ -1,13 +1,17 @@
 """The seeded noise of stock servers: a device that knows it drafts what they will sample.
 
 vLLM's V2 runner takes ``argmax(logits / T + G)``, SGLang's deterministic sampler as well,
-with ``G = -ln E`` of a MurmurHash3 of seed, position and token id. ``E`` is computed here
-in float64; vLLM's is float32, so two tokens that are that close may change places: there
-the texts agree up to ties, as the numerics of such a server say.
+with ``G = -ln E`` of a MurmurHash3 of seed, position and token id. SGLang sorts a batch by
+probability where any request in it is greedy or has a top-k or top-p, and then hashes ranks
+in place of ids: with ranks always, by a top-k that keeps all, a text does not depend on its
+neighbours. So that is what we have it do. ``E`` is computed here in float64; vLLM's is
+float32, so two tokens that are that close may change places: there the texts agree up to
+ties, as the numerics of such a server say.
 
 Source:
-    vLLM 0.32, ``v1/worker/gpu/sample/gumbel.py``; SGLang, ``layers/sampler.py``,
-    ``multinomial_with_seed``. MurmurHash3 (x86, 32 bits): Austin Appleby, public domain.
+    vLLM 0.32, ``v1/worker/gpu/sample/gumbel.py``; SGLang 0.5.23, ``layers/sampler.py``,
+    ``top_k_top_p_min_p_sampling_from_probs_torch``. MurmurHash3 (x86, 32 bits): Austin
+    Appleby, public domain.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ def murmur_noise(kind: str, seed: int, position: int, ids: np.ndarray) -> np.nda
     ``kind`` has it.
 
     ``position`` is that of the token that is chosen; both servers hash that of the one
-    before.
+    before. For SGLang ``ids`` are ranks.
     """
     drawn = hashes(seed, position - 1, ids).astype(np.float64)
     if kind == "murmur3/vllm":

@@ -59,14 +59,30 @@ def first_arrivals(
     if noise.startswith("murmur3"):
         finish = _Finish(logits, temperature, top)
         every = np.arange(len(logits))
-        finish.add(every, noise_of(seed, position, every, noise), min(count, len(every)))
+        drawn = noise_of(seed, position, keys_of(logits, every, noise), noise)
+        finish.add(every, drawn, min(count, len(every)))
         return finish.order()
     race = _sparse_race if noise == "sparse" else _philox_race
     return race(logits, temperature, top, seed, position, min(count, len(logits)))
 
 
+def keys_of(weights: np.ndarray, ids: np.ndarray, noise: str) -> np.ndarray:
+    """Return by what noise is drawn for ``ids`` ``(n,)`` of these weights or logits.
+
+    The ids; of ``murmur3/sglang`` their ranks, 0 the heaviest, equal ones in order.
+    """
+    if noise != "murmur3/sglang":
+        return ids
+    ranks = np.empty(len(ids), np.int64)
+    ranks[np.argsort(-weights, kind="stable")] = np.arange(len(ids))
+    return ranks
+
+
 def noise_of(seed: int, position: int, ids: np.ndarray, noise: str) -> np.ndarray:
-    """Return the exponential noise of ``ids`` ``(n,)``, rising, float64 above 0."""
+    """Return the exponential noise of ``ids`` ``(n,)``, rising, float64 above 0.
+
+    Of the murmur3 profiles ids need not rise; see :func:`keys_of`.
+    """
     if noise.startswith("murmur3"):
         return murmur_noise(noise, seed, position, ids)
     if noise != "sparse":

@@ -1,6 +1,6 @@
-"""Ten versions of a target beside one base: memory and time, on the transformers backend.
+"""Ten versions of a target beside one base: memory and time.
 
-    python -m studies.versions [--layers 30 --hidden 576 --rank 16 --versions 10]
+    python -m studies.versions [--backend onnx --layers 30 --hidden 576 --rank 16]
 
 A model of SmolLM2-135M's shape with random weights (speed and memory do not depend on
 them) and LoRA adapters of random numbers in every projection. Each way in a process of
@@ -10,8 +10,10 @@ its own, whose memory is what the kernel says it holds.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -65,41 +67,59 @@ def _make(folder: Path, args: argparse.Namespace) -> None:
         named = {"peft_type": "LORA", "base_model_name_or_path": str(folder / "base")}
         text = json.dumps({**named, "r": args.rank, "lora_alpha": args.rank})
         (place / "adapter_config.json").write_text(text)
+    if args.backend == "onnx":
+        from draftwire.export.adapter import package_adapter
+        from draftwire.export.onnx import export_onnx
+
+        base = export_onnx(folder / "base", folder / "base.target", role="target")
+        for number in range(args.versions):
+            place = folder / f"v{number}"
+            package_adapter(place, base, f"{place}.target", version=place.name)
 
 
 def _held() -> float:
-    """Return what this process holds in MB, what it has mapped of files included."""
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return pages * resource.getpagesize() / 1e6
+    """Return this process's share of memory in MB, without what is on loan.
+
+    The proportional set, which counts what is mapped from files too.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    rollup = Path("/proc/self/smaps_rollup").read_text("ascii")
+    (kilobytes,) = re.findall(r"^Pss: +(\d+) kB", rollup, re.M)
+    return int(kilobytes) * 1024 / 1e6
 
 
 def measure(folder: Path, way: str, versions: int, rounds: int) -> dict[str, Any]:
-    """Load ``versions`` in this process; return MB and milliseconds of forwards."""
-    import torch  # noqa: F401  (its own memory is no version's)
-    import transformers  # noqa: F401
-
+    """Load ``versions`` in this process; return MB, or of ``both`` ways milliseconds."""
+    backend = "onnx" if (folder / "base.target").exists() else "hf"
+    if backend == "hf":
+        import torch  # noqa: F401  (its own memory is no version's)
+        import transformers  # noqa: F401
     from draftwire.verifier.backends.base import SlotInput
     from draftwire.verifier.backends.loading import Loader
 
-    loader = Loader(backend="hf", slots=8, context=256, adapters=way)
+    ways = ("merged", "beside") if way == "both" else (way,)
+    how: dict[str, Any] = {"slots": 8, "context": 256, "threads": 1}
+    loaders = [Loader(backend, adapters=way, **how) for way in ways]
     before = _held()
-    targets = [loader(folder / f"v{number}") for number in range(versions)]
+    end = ".target" if backend == "onnx" else ""
+    targets = [load(folder / f"v{n}{end}") for load in loaders for n in range(versions)]
     rng = np.random.default_rng(1)
-    times: dict[str, list[float]] = {}
     slots = [[target.allocate() for _ in range(8)] for target in targets]
-    for number in range(rounds):
-        which = number % versions
+    times: dict[str, dict[str, float]] = {way: {} for way in ways}
+    for number in range(rounds if way == "both" else len(targets)):
+        which = number % len(targets)  # in turns: both ways meet the same neighbours
         for streams, tokens in _BLOCKS:
             batch = [
                 SlotInput(slot, 0, rng.integers(0, 1000, tokens), tokens)
                 for slot in slots[which][:streams]
             ]
-            began = time.perf_counter()
+            began = time.process_time()  # whoever else is on the machine takes none of it
             targets[which].forward(batch)
-            took = time.perf_counter() - began
-            times.setdefault(f"{streams} x {tokens}", []).append(1e3 * took)
-    memory = _held() - before
-    return {"mb": memory, "ms": {size: min(found) for size, found in times.items()}}
+            took = 1e3 * (time.process_time() - began)
+            found, size = times[ways[which // versions]], f"{streams} x {tokens}"
+            found[size] = min(took, found.get(size, took))
+    return {"mb": _held() - before, "ms": times}
 
 
 def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -107,50 +127,53 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         say("writing a base and its adapters")
         _make(Path(folder), args)
-        found: dict[str, Any] = {}
-        cases = [("merged", 1), ("beside", 1), ("beside", args.versions)]
+        cases = [("merged", 1), ("beside", 1), ("beside", args.versions), ("both", 1)]
+        held: dict[str, list[float]] = {}
+        times: dict[str, dict[str, float]] = {}
         for turn in range(args.turns):
             for way, versions in cases:
                 words = [sys.executable, "-m", "studies.versions", "--measure", folder]
                 words += [way, str(versions), str(args.rounds)]
                 out = subprocess.run(words, check=True, stdout=subprocess.PIPE)
                 one = json.loads(out.stdout)
-                say(f"turn {turn}: {way}, {versions}: {one['mb']:.0f} MB, {one['ms']}")
-                row = found.setdefault(f"{way} {versions}", {"mb": [], "ms": {}})
-                row["mb"].append(one["mb"])
-                for size, ms in one["ms"].items():
-                    row["ms"].setdefault(size, []).append(ms)
-    rows = {
-        name: {
-            "mb": statistics.median(row["mb"]),
-            "ms": {size: min(times) for size, times in row["ms"].items()},
-        }
-        for name, row in found.items()
-    }
-    return {"schema": "draftwire.study.versions/1", "versions": args.versions, "rows": rows}
+                if way != "both":
+                    say(f"turn {turn}: {way}, {versions}: {one['mb']:.0f} MB")
+                    held.setdefault(f"{way}, {versions}", []).append(one["mb"])
+                    continue
+                say(f"turn {turn}: {one['ms']}")
+                for kind, found in one["ms"].items():
+                    best = times.setdefault(kind, found)
+                    best.update({size: min(ms, best[size]) for size, ms in found.items()})
+    medians = {name: statistics.median(found) for name, found in held.items()}
+    return {"schema": "draftwire.study.versions/2", "mb": medians, "ms": times}
 
 
 def render(document: dict[str, Any]) -> str:
-    """Return the document as a table."""
-    rows = document["rows"]
-    sizes = list(rows["merged 1"]["ms"])
-    lines = ["| | MB | of one merged | " + " | ".join(f"{s}, ms" for s in sizes) + " |"]
-    lines.append("|" + "---|" * (3 + len(sizes)))
-    one = rows["merged 1"]
-    for name, row in rows.items():
-        times = [f"{ms:.1f} ({ms / one['ms'][size]:.2f})" for size, ms in row["ms"].items()]
-        share = f"{row['mb'] / one['mb']:.2f}"
-        lines.append(f"| {name} | {row['mb']:.0f} | {share} | {' | '.join(times)} |")
+    """Return the document as two tables."""
+    one = document["mb"]["merged, 1"]
+    lines = ["| way, versions | MB | of one merged |", "|---|---|---|"]
+    for name, mb in document["mb"].items():
+        lines.append(f"| {name} | {mb:.0f} | {mb / one:.2f} |")
+    merged, beside = document["ms"]["merged"], document["ms"]["beside"]
+    lines += [
+        "",
+        "| streams x tokens | merged, processor ms | beside | |",
+        "|---|---|---|---|",
+    ]
+    for size, ms in merged.items():
+        row = f"| {size} | {ms:.2f} | {beside[size]:.2f} | {beside[size] / ms:.2f} |"
+        lines.append(row)
     return "\n".join(lines)
 
 
 FLAGS = """
+--backend {hf,onnx} =hf  checkpoints, or packages of them
 --layers N =30    of the model
 --hidden N =576   likewise
 --vocab N =49152  likewise
 --rank N =8       of the adapters, in every projection
 --versions N =10  beside one base
---rounds N =20    of forwards
+--rounds N =60    of forwards, the best of which counts
 --turns N =3      processes for each way
 """
 

@@ -295,6 +295,17 @@ def merge_lora(
     Source:
         Hu et al. 2021, LoRA: Low-Rank Adaptation of Large Language Models, s. 4.1.
     """
+    for stem, first, second in _pairs(weights, adapter, scale):
+        change = np.float32(scale) * (second.astype(np.float32) @ first.astype(np.float32))
+        weights[stem] = weights[stem] + change
+
+
+def _pairs(
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    adapter: Mapping[str, np.ndarray[Any, Any]],
+    scale: float,
+) -> list[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Return parameter and halves of each change; see :func:`merge_lora`."""
     pairs = []
     for name in adapter:
         stem = name[: -len(LORA_A)]
@@ -319,9 +330,7 @@ def merge_lora(
         pairs.append((stem, first, second))
     if not np.isfinite(scale):
         raise PackageError("the adapter's scale is not finite")
-    for stem, first, second in pairs:
-        change = np.float32(scale) * (second.astype(np.float32) @ first.astype(np.float32))
-        weights[stem] = weights[stem] + change
+    return pairs
 
 
 def target_weights(
@@ -335,13 +344,37 @@ def target_weights(
     whole = package if package.base is None else package.base
     weights = dict(base or read_tensors(whole.path / "weights.safetensors"))
     if package.adapter is not None:
-        file = TensorFile(package.adapter.path)
-        try:
-            scale = float(file.metadata.get("scale", ""))
-        except ValueError as exc:
-            raise PackageError(
-                f"{package.path.name} names no scale for its adapter",
-                hint="make the adapter package again",
-            ) from exc
-        merge_lora(weights, {n: file.read(n) for n in file.names()}, scale)
+        merge_lora(weights, *_adapter(package))
     return weights
+
+
+def adapter_halves(
+    package: TargetPackage, base: Mapping[str, np.ndarray[Any, Any]]
+) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Return what an evolved target adds to each weight, ``(r, in)`` and ``(out, r)``.
+
+    Float32, the scale in the second; none for a whole target.
+
+    Raises:
+        PackageError: See :func:`merge_lora`.
+    """
+    if package.adapter is None:
+        return {}
+    tensors, scale = _adapter(package)
+    return {
+        stem: (first.astype(np.float32), np.float32(scale) * second.astype(np.float32))
+        for stem, first, second in _pairs(base, tensors, scale)
+    }
+
+
+def _adapter(package: TargetPackage) -> tuple[dict[str, np.ndarray[Any, Any]], float]:
+    assert package.adapter is not None
+    file = TensorFile(package.adapter.path)
+    try:
+        scale = float(file.metadata.get("scale", ""))
+    except ValueError as exc:
+        raise PackageError(
+            f"{package.path.name} names no scale for its adapter",
+            hint="make the adapter package again",
+        ) from exc
+    return {n: file.read(n) for n in file.names()}, scale

@@ -174,8 +174,12 @@ def stock_draw(kind, row, how, seed, position):
     params = SamplingParams("match", how["temperature"], top_k, how["top_p"])
     kept = law_of(row, params).dense(len(row))
     best, winner = -np.inf, None
+    order = np.argsort(-row, kind="stable").tolist()
+    # SGLang: sorted where any request of the batch has a top-k (a greedy one has 1).
+    ranked = kind == "sglang" and (how["top_k"] != -1 or how["top_p"] != 1)
     for token in np.flatnonzero(kept).tolist():
-        drawn = murmur3(struct.pack("<QII", seed % 2**64, position, token))
+        key = order.index(token) if ranked else token
+        drawn = murmur3(struct.pack("<QII", seed % 2**64, position, key))
         if kind == "vllm":  # in float32, from the other end
             unit = np.float32((drawn + 0.5) * 2.0**-32)
             gumbel = -np.log(-np.log1p(-unit))

@@ -91,6 +91,8 @@ def generate(target, params, drafts_of, n=30, prompt=PROMPT, asks=4):
             step = got.result()
             text += step.tokens
             count += 1
+            if not step.tokens:
+                continue  # a piece of the prompt
             assert len(step.tokens) <= step.drafted + 1
             drafts = drafts_of(text)
             stream.push(Push(0, len(text), tuple(drafts), len(text) + len(drafts), 0))
@@ -151,8 +153,8 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
     target = attach(folder, server)
     noise = f"murmur3/{server.kind}"
     assert target.noises == (noise,) and "coupled" in target.schemes
-    for top in ((0, 1.0), (40, 0.9)):
-        params = SamplingParams("coupled", 0.8, *top, seed=2**31 - 5, noise=noise)
+    for top in ((0, 1.0), (0, 0.9), (40, 1.0 if server.kind == "sglang" else 0.9)):
+        params = SamplingParams("coupled", 0.8, *top, seed=2**63 + 5, noise=noise)
         wanted = server.model.text(PROMPT, params, 30)  # our own coupled sampling
         found, steps = generate(
             target, params, lambda text, t=wanted: t[len(text) - len(PROMPT) :][:4]
@@ -160,9 +162,9 @@ def test_a_stock_servers_own_seeds_are_a_noise_that_devices_can_draw(folder, ser
         assert found == wanted and steps <= 8
         assert generate(target, params, lambda text: [7])[0] == wanted
     if server.kind == "sglang":
-        big = SamplingParams("coupled", 0.8, seed=2**31, noise=noise)
-        with pytest.raises(ConfigError, match="seeds below"):
-            generate(target, big, lambda text: [])
+        both = SamplingParams("coupled", 0.8, 40, 0.9, seed=7, noise=noise)
+        with pytest.raises(ConfigError, match="top_p before top_k"):
+            generate(target, both, lambda text: [])
 
 
 @contextlib.asynccontextmanager
@@ -244,10 +246,10 @@ def test_explain_seed_says_what_a_stock_server_gives_to_curl(server, more, capsy
     assert said["curl"] in capsys.readouterr().out
 
 
-def test_explain_seed_refuses_seeds_that_sglang_does_not_take(capsys):
-    words = ["verifier", "check", "--explain-seed", str(2**31), "--noise", "murmur3/sglang"]
-    assert main(words) == ConfigError.exit_code
-    assert "below 2**31" in capsys.readouterr().err
+def test_explain_seed_refuses_what_sglang_cuts_in_another_order(capsys):
+    words = ["verifier", "check", "--explain-seed", "7", "--noise", "murmur3/sglang"]
+    assert main([*words, "--top-k", "4", "--top-p", "0.5"]) == ConfigError.exit_code
+    assert "top_p before top_k" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("server", [{"kind": "sglang"}], indirect=True)
@@ -274,6 +276,20 @@ def test_without_the_processor_the_server_draws_itself_and_the_law_is_its_own(
     assert float((((seen - 200 * p) ** 2) / (200 * p)).sum()) < 16.3
     with pytest.raises(ConfigError, match="cannot do coupled"):
         generate(target, SamplingParams("coupled", 0.8), lambda text: [])
+
+
+def test_a_long_prompt_is_read_in_pieces_that_grow_and_each_is_a_sign_of_life(folder):
+    server = HttpEngine(context=4096)
+    target = attach(folder, server)
+    prompt = [5 + i % 200 for i in range(2000)]
+    server.asked.clear()
+    text, _ = generate(target, SamplingParams(), lambda text: [], n=2, prompt=prompt)
+    assert text == server.model.text(prompt, SamplingParams(), 2)
+    read = [len(body["prompt"][0]) for body in server.asked]
+    assert read[0] == 256 and read == sorted(read) and read[-2:] == [2000, 2001]
+    assert 4 <= len(read) <= 9
+    target.close()
+    server.close()
 
 
 def test_each_stream_has_a_salt_of_its_own_and_the_key_goes_along(folder, server, tmp_path):

@@ -41,14 +41,14 @@ def whole(target, slot, ids):
     return rows
 
 
-def evolve(folder, name, rank=2, scale=0.5):
+def evolve(folder, name, rank=2, scale=0.5, stem=None):
     """Write a target that changes one matrix of the tiny one, beside a copy of it."""
     base = folder / "tiny.target"
     if not base.exists():
         shutil.copytree(TINY, base)
     loaded = load_target(base)
     weights = read_tensors(base / "weights.safetensors")
-    stem = next(n for n in sorted(weights) if "q_proj" in n or "query" in n)
+    stem = stem or next(n for n in sorted(weights) if "q_proj" in n or "query" in n)
     rng = np.random.default_rng(len(name))
     out, wide = weights[stem].shape
     half = {
@@ -156,6 +156,36 @@ def test_evolved_targets_share_the_unchanged_weights(tmp_path):
     rows = [whole(t, t.allocate(), ids) for t in (base, second, third)]
     assert abs(rows[0] - rows[1]).max() > 1e-3
     assert abs(rows[1] - rows[2]).max() > 1e-3
+
+
+def test_versions_beside_one_base_share_its_engine_and_give_the_merged_rows(tmp_path):
+    store = WeightStore()
+    ids = list(range(12))
+    made = {
+        name: evolve(tmp_path, name, stem=stem)[0]
+        for name, stem in (("v2", None), ("v3", "model.layers.1.mlp.up_proj.weight"))
+    }
+    base = OnnxTarget(
+        tmp_path / "tiny.target", slots=1, threads=1, store=store, beside=True
+    )
+    before = whole(base, base.allocate(), ids)
+    first = base._engine
+    for package in made.values():
+        own = OnnxTarget(package, slots=1, threads=1)
+        version = OnnxTarget(package, slots=1, threads=1, store=store, beside=True)
+        assert version._engine is base._engine is not first
+        rows = whole(version, version.allocate(), ids)
+        assert rows == pytest.approx(whole(own, own.allocate(), ids), abs=1e-4)
+        assert abs(rows - before).max() > 1e-3
+        base.release(0)
+        assert (whole(base, base.allocate(), ids) == before).all()  # to the bit
+    exact = OnnxTarget(
+        made["v2"], slots=1, threads=1, store=store, beside=True, numerics="exact"
+    )
+    assert exact._engine is not base._engine
+    table, _, _ = evolve(tmp_path, "v4", stem="model.embed_tokens.weight")
+    merged = OnnxTarget(table, slots=1, threads=1, store=store, beside=True)
+    assert merged._engine is not base._engine  # no linear layer: merged
 
 
 def test_a_package_for_a_newer_engine_is_refused(tmp_path):

@@ -56,8 +56,9 @@ log = logging.getLogger("draftwire.verifier")
 _PAUSES_S = 0.1, 5.0  # between two tries: the first, the longest
 _ANSWER_BYTES = 64 << 20
 _PROBE_TOKENS = 6
+_PIECE, _PIECE_S = 256, 0.25  # tokens of a prompt that are read at once, at first
 _HOT = 100.0  # a temperature at which noise decides
-_TRIES = 8
+_TRIES, _COINS = 8, 48  # seeds whose tokens, and whose coins, are looked at
 
 
 class Engine:
@@ -169,16 +170,20 @@ def _llamacpp_body(
     model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
 ) -> dict[str, Any]:
     # Its other samplers are on by default; what is left out of the list is off.
+    # An answer repeats its settings and its prompt unless it is told not to.
     fixed = {"n_predict": 1, "return_tokens": True, "cache_prompt": True}
-    samplers = {"samplers": ["top_k", "top_p", "temperature"]}
-    return {"prompt": prompts, **fixed, **samplers, **how}
+    lists = {
+        "samplers": ["top_k", "top_p", "temperature"],
+        "response_fields": ["index", "tokens"],
+    }
+    return {"prompt": prompts, **fixed, **lists, **how}
 
 
 def _sglang_body(
     model: str, prompts: Sequence[Sequence[int]], how: Mapping[str, Any], salt: str
 ) -> dict[str, Any]:
     params = {"max_new_tokens": 1, "ignore_eos": True, **how}
-    return {"input_ids": prompts, "sampling_params": params}
+    return {"input_ids": prompts, "sampling_params": params, "cache_salt": salt}
 
 
 def _listed(answer: Any) -> list[Any]:
@@ -252,7 +257,9 @@ class AttachedTarget:
         owner = str(card.get("owned_by", ""))
         self._dialect = _DIALECTS.get(owner, _DIALECTS["vllm"])
         self._model = str(card.get("id", model))
-        named = card.get("max_model_len") or (card.get("meta") or {}).get("n_ctx_train")
+        meta = card.get("meta") or {}  # of llama.cpp: a slot's own context, the model's
+        known = (card.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train"))
+        named = min((int(n) for n in known if n), default=None)
         if context is None and named is None:
             raise ConfigError(
                 f"{engine.url} does not say how long a text may be",
@@ -293,10 +300,12 @@ class AttachedTarget:
                 f"{self._engine.url} cannot do {order.params.scheme}",
                 hint=f"one of {', '.join(self.schemes)}",
             )
-        if order.params.noise == "murmur3/sglang" and order.params.seed >= 2**31:
+        params = order.params
+        both = params.top_k and params.top_p < 1
+        if both and self._dialect is _DIALECTS["sglang"] and params.scheme == "coupled":
             raise ConfigError(
-                f"{self._engine.url} takes seeds below 2**31",
-                hint="give one: --seed N",
+                f"{self._engine.url} measures top_p before top_k, and we behind it",
+                hint="with coupled give one of them",
             )
         if order.vocab_size < self.vocab_size:  # nobody tells that server what not to say
             raise ConfigError(
@@ -361,11 +370,14 @@ class AttachedTarget:
         if params.scheme == "match" or params.scheme == "coupled" and own:
             how: dict[str, Any] = {
                 "temperature": params.temperature,
-                "top_k": params.top_k or (-1 if sglang else 0),
+                # SGLang hashes ranks where it sorts: have it sort always (murmur3.py).
+                "top_k": params.top_k or (self.vocab_size if sglang else 0),
                 "top_p": params.top_p,
             }
-            if params.scheme == "coupled":
-                signed = params.seed - (params.seed >> 63 << 64)
+            if params.scheme == "coupled" or sglang:
+                # Without a seed SGLang's deterministic inference takes 42 for all.
+                seed = params.seed if params.scheme == "coupled" else secrets.randbits(64)
+                signed = seed - (seed >> 63 << 64)
                 how["sampling_seed" if sglang else "seed"] = signed
             return how
         how = {"temperature": 0}
@@ -410,19 +422,26 @@ class AttachedTarget:
 
     def _follows(self, name: str) -> bool:
         """Tell whether hot texts follow this noise, as they do only by it."""
-        position = len(self._prompt)
-        found = []
-        for seed in range(1, _TRIES + 1):
-            params = SamplingParams("coupled", _HOT, seed=seed, noise=name)
+        position, ranked = len(self._prompt), name == "murmur3/sglang"
+        salt = secrets.token_hex(16)
+        (likeliest,) = self.winners([self._prompt], SamplingParams(), salt)
+        for seed in range(1, (_COINS if ranked else _TRIES) + 1):
+            # Of ranks only the first is known here: of two, is it that one?
+            params = SamplingParams("coupled", _HOT, 2 * ranked, seed=seed, noise=name)
+            keys = np.arange(2 if ranked else self.vocab_size)
+            noise = noise_of(seed, position, keys, name)
+            # At such heat logits that are 60 apart make a factor of 2.
+            if ranked and noise.max() <= 2.0 * noise.min():
+                continue
             try:
-                token = self.winners([self._prompt], params, secrets.token_hex(16))[0]
+                (token,) = self.winners([self._prompt], params, salt)
             except ModelError as error:  # a server that knows no vllm_xargs
                 log.info("no coupled sampling: %s", error)
                 return False
-            noise = noise_of(seed, position, np.arange(self.vocab_size), name)
-            # At such heat logits that are 60 apart make a factor of 2.
-            found.append(noise[token] <= 2.0 * noise.min())
-        return all(found)
+            key = int(token != likeliest) if ranked else token
+            if noise[key] > 2.0 * noise.min():
+                return False
+        return True
 
 
 @dataclass
@@ -472,6 +491,7 @@ class _Run:
         self._wish = Wish()
         self._lock = threading.Lock()
         self._read = self._busy = self._closed = self._over = False
+        self._known, self._piece = 0, _PIECE  # of the prompt, tokens
 
     def push(self, push: Push) -> None:
         """Say what the stream wants."""
@@ -522,6 +542,8 @@ class _Run:
             # The first step reads the prompt, with nothing else in its way.
             drafts = self._wish.drafts(length, room) if self._read else []
             epoch, since = self._wish.epoch, self._wish.since
+        if not self._read and length > self._known + self._piece:
+            return self._read_on(epoch)
         prompts = [self._text + drafts[:n] for n in range(min(len(drafts) + 1, room))]
         began = time.monotonic()
         params = self._order.params
@@ -538,6 +560,19 @@ class _Run:
         waited = max(0.0, began - since) if since and drafts else 0.0
         step = Step(tuple(new), len(drafts), epoch, waited, took)
         self._clock.post(self._tell, step)
+        return True
+
+    def _read_on(self, epoch: int) -> bool:
+        """Have a piece of a long prompt read, so that devices hear that it goes on."""
+        began = time.monotonic()
+        self._known += self._piece
+        self._target.winners(
+            [self._text[: self._known]], SamplingParams(), self._salt, lambda: self._closed
+        )
+        took = time.monotonic() - began
+        if took < _PIECE_S:  # a quick engine is asked seldom
+            self._piece *= 2
+        self._clock.post(self._tell, Step((), 0, epoch, 0.0, took))
         return True
 
     def _tell(self, step: Step) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from draftwire.errors import ConfigError
+from draftwire.packages import load_target
 from draftwire.verifier.backends.onnx_target import OnnxTarget, WeightStore
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTERS", "BACKENDS", "Loader"]
 
 BACKENDS = ("auto", "onnx", "hf")
-ADAPTERS = ("beside", "merged")
+ADAPTERS = ("auto", "beside", "merged")
+# Below this many bytes of a package's weights a model for each version takes less than
+# two narrow products more in every layer cost (python -m studies.versions --backend onnx).
+_BESIDE_BYTES = 32 << 20
 
 
 @dataclass
@@ -33,8 +37,9 @@ class Loader:
         device: Torch device, for ``hf``.
         dtype: Torch dtype, for ``hf``.
         numerics: ``"exact"``, ``"close"``, or None for what suits the target's dtype.
-        adapters: ``"beside"`` one base, whose tensors all its versions share, or
-            ``"merged"``: a whole model for each, for ``hf``.
+        adapters: ``"beside"`` one base, whose tensors all its versions share,
+            ``"merged"``: a whole model for each, or ``"auto"``: beside but for packages
+            so small that it does not pay.
     """
 
     backend: str = "auto"
@@ -44,7 +49,7 @@ class Loader:
     device: str | None = None
     dtype: str | None = None
     numerics: str | None = None
-    adapters: str = "beside"
+    adapters: str = "auto"
     _store: WeightStore = field(default_factory=WeightStore)
 
     def __post_init__(self) -> None:
@@ -74,17 +79,21 @@ class Loader:
 
             return KitTarget(slots=self.slots, context=self.context)
         if kind == "onnx":
+            package = load_target(path)
+            file = (package.base or package).files.get("weights.safetensors")
+            small = file is not None and file.bytes < _BESIDE_BYTES
             return OnnxTarget(
-                path,
+                package,
                 slots=self.slots,
                 context=self.context,
                 threads=self.threads,
                 store=self._store,
                 numerics=self.numerics,
+                beside=self.adapters == "beside" or self.adapters == "auto" and not small,
             )
         from draftwire.verifier.backends.hf_target import HFBases, HFTarget
 
-        if self._bases is None and self.adapters == "beside":
+        if self._bases is None and self.adapters != "merged":
             self._bases = HFBases()
         return HFTarget(
             path,

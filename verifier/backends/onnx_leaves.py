@@ -19,7 +19,7 @@ import numpy as np
 
 from draftwire.verifier.backends.base import Frame
 
-__all__ = ["MASK", "PLACES", "mask_of", "opened"]
+__all__ = ["MASK", "PLACES", "fields", "mask_of", "message", "opened", "value_info"]
 
 PLACES, MASK = "positions", "new_mask"
 _NEVER = np.float32(-1e30)  # as in the graph
@@ -45,14 +45,14 @@ def opened(model: bytes) -> tuple[bytes, int] | None:
 
 def _opened(model: bytes) -> tuple[bytes, int] | None:
     out, group, taken = b"", 0, 0
-    for number, all_of_it, inside in _fields(model):
+    for number, all_of_it, inside in fields(model):
         if number != _GRAPH:
             out += all_of_it
             continue
         graph = b""
-        for part, whole, body in _fields(inside):
+        for part, whole, body in fields(inside):
             if part == _NODE:
-                names = [(n, value) for n, _, value in _fields(body)]
+                names = [(n, value) for n, _, value in fields(body)]
                 to = [value.decode() for n, value in names if n == _TO]
                 if any(name.startswith(MASK + ".") and name[-1].isdigit() for name in to):
                     return None
@@ -64,9 +64,9 @@ def _opened(model: bytes) -> tuple[bytes, int] | None:
                     taken += 1
                     continue
             graph += whole
-        graph += _message(_INPUT, _value(PLACES, _INT64, ("B", "S")))
-        graph += _message(_INPUT, _value(MASK, _FLOAT, ("masks", "one", "G*S", "S")))
-        out += _message(_GRAPH, graph)
+        graph += message(_INPUT, value_info(PLACES, _INT64, ("B", "S")))
+        graph += message(_INPUT, value_info(MASK, _FLOAT, ("masks", "one", "G*S", "S")))
+        out += message(_GRAPH, graph)
     return (out, group) if taken == 2 and group else None
 
 
@@ -92,7 +92,7 @@ def mask_of(frame: Frame, group: int) -> np.ndarray[Any, Any]:
     return np.tile(masks, (1, group, 1))[:, None]
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+def fields(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield each field's number, itself whole, and its content if that has a length."""
     at = 0
     while at < len(data):
@@ -129,12 +129,13 @@ def _varint(value: int) -> bytes:
     return bytes((*out, value))
 
 
-def _message(number: int, body: bytes) -> bytes:
+def message(number: int, body: bytes) -> bytes:
+    """Return a field of a message that has a length."""
     return _varint(number << 3 | 2) + _varint(len(body)) + body
 
 
-def _value(name: str, kind: int, dims: Sequence[str]) -> bytes:
+def value_info(name: str, kind: int, dims: Sequence[str]) -> bytes:
     """Return a ``ValueInfoProto``: name (1), type (2): tensor (1): kind (1), shape (2)."""
-    shape = b"".join(_message(1, _message(2, dim.encode())) for dim in dims)
-    tensor = _varint(1 << 3) + _varint(kind) + _message(2, shape)
-    return _message(1, name.encode()) + _message(2, _message(1, tensor))
+    shape = b"".join(message(1, message(2, dim.encode())) for dim in dims)
+    tensor = _varint(1 << 3) + _varint(kind) + message(2, shape)
+    return message(1, name.encode()) + message(2, message(1, tensor))

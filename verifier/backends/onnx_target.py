@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import logging
 import weakref
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.io import version_tuple
 from draftwire.packages import TargetPackage, load_target
-from draftwire.tensors import read_tensors, target_weights
+from draftwire.tensors import target_weights
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
     Cut,
@@ -34,6 +35,7 @@ from draftwire.verifier.backends.base import (
     SlotTarget,
     Tell,
 )
+from draftwire.verifier.backends.onnx_beside import Engine, SharedBase, beside_of
 from draftwire.verifier.backends.onnx_leaves import MASK, PLACES, mask_of, opened
 from draftwire.verifier.backends.onnx_parts import TargetParts
 
@@ -42,38 +44,27 @@ __all__ = ["OnnxTarget", "WeightStore"]
 log = logging.getLogger("draftwire.verifier")
 
 _GRAPH = "model.onnx"
-_WEIGHTS = "weights.safetensors"
-
-
-class _Weights(Dict[str, "np.ndarray[Any, Any]"]):
-    """A plain dict that can be referred to weakly."""
 
 
 class WeightStore:
-    """Weights of base targets: read once, shared while a target in use builds on them."""
+    """Base targets: read once, shared while a target in use builds on them."""
 
     def __init__(self) -> None:
-        self._bases: weakref.WeakValueDictionary[str, _Weights] = (
+        self._bases: weakref.WeakValueDictionary[str, SharedBase] = (
             weakref.WeakValueDictionary()
         )
 
-    def weights(self, package: TargetPackage) -> tuple[_Weights, _Weights]:
-        """Return a target's weights; unchanged tensors are those of its base.
-
-        Args:
-            package: A whole target, or an evolved one.
-
-        Returns:
-            Its own, and its base's, to be kept so that others find them.
+    def base(self, package: TargetPackage) -> SharedBase:
+        """Return what a whole target, or an evolved one, builds on.
 
         Raises:
-            PackageError: Its tensors are damaged or do not fit each other.
+            PackageError: Its tensors are damaged.
         """
-        base = package.base or package
-        shared = self._bases.get(base.id)
-        if shared is None:
-            shared = self._bases[base.id] = _Weights(read_tensors(base.path / _WEIGHTS))
-        return _Weights(target_weights(package, shared)), shared
+        name = (package.base or package).id
+        found = self._bases.get(name)
+        if found is None:
+            found = self._bases[name] = SharedBase(package)
+        return found
 
 
 class _Slot:
@@ -104,6 +95,8 @@ class OnnxTarget(SlotTarget):
         context: Most tokens of a session; None takes the package's own.
         threads: Of the engine; None takes one for each core.
         store: Shares weights with other targets; None reads its own.
+        beside: Share the engine of the base too, the adapter beside its weights, where
+            the graph can take it; exact numerics cannot.
         numerics: ``"exact"`` or ``"close"``; None takes close.
 
     Raises:
@@ -125,6 +118,7 @@ class OnnxTarget(SlotTarget):
         context: int | None = None,
         threads: int | None = None,
         store: WeightStore | None = None,
+        beside: bool = False,
         numerics: str | None = None,
     ) -> None:
         if not isinstance(package, TargetPackage):
@@ -148,14 +142,23 @@ class OnnxTarget(SlotTarget):
         self.table = SlotTable(slots, self.context, self.vocab_size)
         self._caches: dict[int, _Slot] = {}
         self._stage = np.zeros(0, np.float32)
-        self._weights, self._base = (store or WeightStore()).weights(package)
+        self._base = (store or WeightStore()).base(package)
         # A padded column is copied, multiplied and masked: measured, that takes as long
         # as reading some five times its bytes of weights.
         column = 5 * 4 * shape.layers * 2 * shape.kv_heads * shape.head_dim
-        self._padding = sum(w.nbytes for w in self._weights.values()) // column
+        self._padding = sum(w.nbytes for w in self._base.weights.values()) // column
         self._package, self._threads = package, threads
-        self._session, self._group = _session(package, self._weights, threads)
-        self.masked = self._group > 0
+        halves = None
+        if beside and numerics != "exact":
+            make = partial(_make, package, self._base.weights, threads)
+            halves = self._base.run_beside(package, make)
+        self._weights: Mapping[str, Any] | None = None  # merged
+        self._own: Engine | None = None
+        if halves is None:
+            self._weights = target_weights(package, self._base.weights)
+            self._own = _make(package, self._weights, threads)
+        self._halves = halves or {}
+        self.masked = self._engine.group > 0
         self.exits = package.exits.exits if package.exits is not None else ()
         self._parts: TargetParts | None = None  # loaded when first asked for
         self._names = [(f"past.{i}.key", f"past.{i}.value") for i in range(shape.layers)]
@@ -163,6 +166,12 @@ class OnnxTarget(SlotTarget):
             f"new.{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")
         ]
         self.settle(numerics, "close")
+
+    @property
+    def _engine(self) -> Engine:
+        engine = self._own or self._base.engine
+        assert engine is not None
+        return engine
 
     def release(self, slot: int) -> None:
         """Give a slot back, and its memory."""
@@ -220,9 +229,12 @@ class OnnxTarget(SlotTarget):
         chain = not any(item.leaves for item in items)
         parts = self._in_parts() if tell is not None and chain else None
         if parts is None:
-            if self._group:
-                feeds[PLACES], feeds[MASK] = frame.places(), mask_of(frame, self._group)
-            logits, *new = self._session.run(self._outputs, feeds)
+            engine = self._engine
+            if engine.group:
+                feeds[PLACES], feeds[MASK] = frame.places(), mask_of(frame, engine.group)
+            feeds.update(engine.empty)
+            feeds.update(self._halves)
+            logits, *new = engine.session.run(self._outputs, feeds)
         else:
 
             def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
@@ -247,8 +259,8 @@ class OnnxTarget(SlotTarget):
             try:
                 self._parts = TargetParts(
                     self._package,
-                    self._weights,
-                    lambda path, weights: _engine(path, weights, self._threads),
+                    self._weights or target_weights(self._package, self._base.weights),
+                    lambda path, weights: _session(path, weights, self._threads),
                 )
             except (ModelError, PackageError) as error:
                 # Exits are hints: a stream goes on without them.
@@ -276,8 +288,13 @@ class OnnxTarget(SlotTarget):
         return stage
 
 
-def _session(package: TargetPackage, weights: Any, threads: int | None) -> tuple[Any, int]:
-    """Return a target's engine, and :func:`opened`'s group, 0 where it takes no mask."""
+def _make(
+    package: TargetPackage,
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    threads: int | None,
+    names: Collection[str] = (),
+) -> Engine | None:
+    """Return an engine, None where it cannot take halves for the weights ``names``."""
     base = package.base or package
     if _GRAPH not in base.files:
         raise PackageError(f"{base.path.name} has no {_GRAPH}")
@@ -290,11 +307,21 @@ def _session(package: TargetPackage, weights: Any, threads: int | None) -> tuple
             hint=f"pip install 'onnxruntime>={needs}'",
         )
     path = base.path / _GRAPH
-    graph, group = opened(path.read_bytes()) or (None, 0)
-    return _engine(path, weights, threads, graph), group
+    raw = path.read_bytes()
+    graph, group = opened(raw) or (None, 0)
+    if names:
+        graph, found = beside_of(graph or raw, names)
+        if found != {*names}:
+            return None
+    empty = {}
+    for name in names:
+        tall, wide = weights[name].shape
+        empty[name + ".a"] = np.zeros((0, wide), np.float32)
+        empty[name + ".b"] = np.zeros((tall, 0), np.float32)
+    return Engine(_session(path, weights, threads, graph), group, empty)
 
 
-def _engine(
+def _session(
     path: Path,
     weights: Mapping[str, np.ndarray[Any, Any]],
     threads: int | None,

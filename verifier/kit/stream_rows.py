@@ -130,8 +130,7 @@ async def _unchanged(kit: Kit, scheme: str, noise: str = "philox") -> str:
         count = min(kit.long if main else kit.long // 8, peer.welcome.context - 4)
         request = kit.request(count, scheme=scheme, noise=noise)
         if scheme != "greedy":
-            seed = 2**31 - 5 if noise == "murmur3/sglang" else 2**63 + 5
-            request = replace(request, temperature=0.9, top_p=0.95, seed=seed)
+            request = replace(request, temperature=0.9, top_p=0.95, seed=2**63 + 5)
         want = await kit.want(request)
         if scheme == "match" and not kit.known:
             again = await peer.open(request)
@@ -160,8 +159,7 @@ async def _(kit: Kit) -> None:
                 ("top_k", {"top_k": 2}),
                 ("top_p", {"top_p": 0.2}),
             ):
-                stock = noise.startswith("murmur3")  # no samples, SGLang's seeds are small
-                if stock and (name == "sample" or changes.get("seed", 0) > 2**31):
+                if name == "sample" and noise.startswith("murmur3"):
                     continue
                 request = replace(
                     kit.coupled(N // 2, temperature=1.3, noise=noise), **changes

@@ -62,8 +62,8 @@ targets:
 --device NAME         torch device, for checkpoints
 --dtype {{float32,float16,bfloat16}}  torch dtype, for checkpoints (default: float32 on a
                       CPU)
---adapters {{beside,merged}} =beside  of checkpoints: evolved versions beside the tensors
-                      of one base, or each merged into a model of its own
+--adapters {{auto,beside,merged}} =auto  evolved versions beside the tensors of one base, or
+                      each merged into a model of its own (auto: small packages only)
 {_common.NUMERICS}
 --batch-tokens N =512  a forward
 --max-batch N =64 >batch  streams a forward

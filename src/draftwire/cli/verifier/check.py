@@ -195,8 +195,8 @@ def _explain(args: argparse.Namespace) -> int:
     from draftwire.verifier.backends.loading import Loader
 
     seed, noise = args.explain_seed, args.noise
-    if noise == "murmur3/sglang" and seed >= 2**31:
-        raise ConfigError("SGLang takes seeds below 2**31", hint="--explain-seed N")
+    if noise == "murmur3/sglang" and args.top_k and args.top_p < 1:
+        raise ConfigError("SGLang measures top_p before top_k", hint="give one of them")
     folder = target_path("v1") if args.target == "" else Path(args.target)
     target = Loader(slots=1)(folder)
     words = load_tokenizer(getattr(target, "tokenizer_path", folder / "tokenizer.json"))
@@ -220,15 +220,16 @@ def _explain(args: argparse.Namespace) -> int:
         }
         rows.append({**row, "probability": found.confidence})
         text.append(found.token)
+    signed = seed - (seed >> 63 << 64)
     sampling = dict(zip(("temperature", "top_k", "top_p"), shape))
     if noise == "murmur3/sglang":
         path = "/generate"
-        sampling.update(top_k=args.top_k or -1, sampling_seed=seed)
+        sampling.update(top_k=args.top_k or target.vocab_size, sampling_seed=signed)
         sampling.update(max_new_tokens=len(rows), ignore_eos=True)
         body: dict[str, object] = {"input_ids": prompt, "sampling_params": sampling}
     else:
         path = "/v1/completions"
-        body = {"prompt": prompt, **sampling, "seed": seed - (seed >> 63 << 64)}
+        body = {"prompt": prompt, **sampling, "seed": signed}
         body.update(max_tokens=len(rows), ignore_eos=True, return_token_ids=True)
     url = (args.url or "http://127.0.0.1:8000").rstrip("/") + path
     curl = f"curl {shlex.quote(url)} -H 'Content-Type: application/json' -d "
