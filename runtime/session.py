@@ -433,8 +433,15 @@ class SessionBase(Generic[_S]):
         Raises:
             ConfigError: Tools or choice make no sense.
         """
-        template = self._talk().template.text
-        return Calls.of(tools, choice, parallel=parallel, template=template)
+        words = self._tokenizer
+        return Calls.of(
+            tools,
+            choice,
+            parallel=parallel,
+            template=self._talk().template.text,
+            special=words.special,
+            spell=lambda ids: words.decode(ids, skip_special=False),
+        )
 
     def _talk(self) -> Conversation:
         if self._conversation is None:

@@ -106,7 +106,18 @@ class StreamBase:
     @property
     def tool_calls(self) -> tuple[Call, ...]:
         """The calls of tools in the text so far, those that are whole."""
-        return () if self.calls is None else tuple(self.calls.read(self.text)[1])
+        return tuple(self.called[1])
+
+    @property
+    def called(self) -> tuple[str, list[Call]]:
+        """What of the text so far is said, and the calls of tools in it."""
+        calls, text = self.calls, self.text
+        if calls is None:
+            return text, []
+        if calls.spell is not None:  # the text leaves special tokens out
+            spelt = calls.spell([token.id for token in self.tokens])
+            text = spelt if calls.form.mark in spelt else text
+        return calls.read(text)
 
     @property
     def tokens(self) -> tuple[Token, ...]:
