@@ -216,6 +216,15 @@ def _read_times(codec: Codec, reader: Reader, name: str) -> tuple[float, float]:
     return unpack_time(code & 0xFFF), unpack_time(code >> 12)
 
 
+def _write_u64(codec: Codec, value: int) -> bytes:
+    return struct.pack("<Q", value).rstrip(b"\0" if codec.brief else b"")
+
+
+def _read_u64(codec: Codec, reader: Reader, name: str) -> int:
+    size = min(8, reader.left()) if codec.brief else 8
+    return int.from_bytes(reader.take(size), "little")
+
+
 _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
     "byte": (
         lambda codec, value: bytes((value & 0xFF,)),
@@ -238,12 +247,7 @@ _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
     "lists": (_write_lists, _read_lists),
     "id": (lambda codec, value: pack_ids((value,), codec.bits), _read_id),
     "real": (lambda codec, value: struct.pack("<d", value), _read_real),
-    "u64": (
-        lambda codec, value: struct.pack("<Q", value).rstrip(b"\0" if codec.brief else b""),
-        lambda codec, reader, name: int.from_bytes(
-            reader.take(min(8, reader.left()) if codec.brief else 8), "little"
-        ),
-    ),
+    "u64": (_write_u64, _read_u64),
     "times": (_write_times, _read_times),
 }
 
