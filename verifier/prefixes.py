@@ -81,7 +81,12 @@ class Prefixes:
         return True
 
     def named(
-        self, usage: Usage, served: Served, length: int, right: Callable[[bytes], bool]
+        self,
+        usage: Usage,
+        served: Served,
+        length: int,
+        right: Callable[[bytes], bool],
+        running: Iterable[Sequence[int]] = (),
     ) -> list[int]:
         """Return the ids that a device names, or none when they are not here.
 
@@ -90,10 +95,12 @@ class Prefixes:
             served: Of its connection.
             length: How many they are.
             right: Tells whether the first sixteen bytes of a hash are theirs.
+            running: Texts of its streams that run.
         """
-        for kept in reversed(self._of(usage, served)):
-            if len(kept.tokens) >= length > 0:
-                ids = kept.tokens[:length]
+        ended = [kept.tokens for kept in reversed(self._of(usage, served))]
+        for tokens in (*ended, *running):
+            if len(tokens) >= length > 0:
+                ids = list(tokens[:length])
                 if right(TextHash(ids).digest(16)):
                     return ids
         return []
