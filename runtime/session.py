@@ -386,7 +386,8 @@ class SessionBase(Generic[_S]):
             raise ConfigError(f"n is {n!r:.40}, not a whole number, 1 to {_SAMPLES}")
         whole: Any = prompt
         if not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt):
-            whole = self._prompt(cast("Sequence[Mapping[str, Any]]", prompt), None, None)
+            messages: Any = prompt
+            whole = self._prompt(messages, None, None)
         if given["seed"] is None:
             given["seed"] = secrets.randbits(32)
         first = self._stream(whole, given)

@@ -770,6 +770,7 @@ class KeptStreams:
             return 0
         self.prefixes.found += 1
         served.tally.prefix_hits += n
+        served.tally.prefix_copied += n
         return n
 
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
