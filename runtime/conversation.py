@@ -52,7 +52,7 @@ class Conversation:
         found = [tokenizer.token_id(word) for word in first]
         self._stop_ids = tuple(i for i in found if i is not None)
         # No special token can begin or end in a text that has none of these characters.
-        edges = {char for word in tokenizer.special_words for char in (word[0], word[-1])}
+        edges = {char for word in tokenizer.special for char in (word[0], word[-1])}
         self._edges = re.compile("|".join(map(re.escape, sorted(edges))) or "(?!)")
 
     def prompt(

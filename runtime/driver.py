@@ -507,17 +507,22 @@ class Driver:
             return False
         self._wires[number] = run
         if "prefix" in welcome.capabilities and not run.machine.committed:
-            run.machine.held = self._known_of(run.spec.prompt, welcome.vocab_size)
+            run.machine.held = self._known_of(run, welcome)
         run.wire, run.welcome, run.asked = number, welcome, False
         leaves = "leaves" in welcome.capabilities
         run.machine.limits(welcome.max_block, welcome.room, leaves=leaves)
         return True
 
-    def _known_of(self, prompt: Sequence[int], vocab_size: int) -> int:
-        """Return how many ids of ``prompt`` begin a text that the verifier has."""
-        most = max((common(text, prompt) for text in self._texts), default=0)
+    def _known_of(self, run: StreamRun, welcome: Welcome) -> int:
+        """Return how many ids of a stream's prompt begin a text that the verifier has."""
+        prompt = run.spec.prompt
+        texts: list[Sequence[int]] = [*self._texts]
+        if "brief" in welcome.capabilities:  # it takes those of running streams as well
+            there = [one for one in self._wires.values() if one and one.machine.opened]
+            texts += [one.spec.prompt for one in there if one is not run]
+        most = max((common(text, prompt) for text in texts), default=0)
         most = min(most, len(prompt) - 1)
-        return most if most * id_bits(vocab_size) >= 8 * _WORTH else 0
+        return most if most * id_bits(welcome.vocab_size) >= 8 * _WORTH else 0
 
     def _free(self, number: int) -> None:
         """A number is free again; the stream that had it may still run."""

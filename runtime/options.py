@@ -109,7 +109,7 @@ def params_of(
     Raises:
         ConfigError: The verifier does not know the scheme, or it cannot be used so.
     """
-    seed = secrets.randbits(63) if options.seed is None else options.seed
+    seed = secrets.randbits(32) if options.seed is None else options.seed
     forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
     read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
     words = dict.fromkeys(read)

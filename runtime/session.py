@@ -12,8 +12,10 @@ import asyncio
 import dataclasses
 import logging
 import random
+import secrets
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession", "AsyncStream", "Chunk", "Session", "Stream", "Token", "parts_of"]
 
+_SAMPLES = 64  # texts of one call
 log = logging.getLogger("draftwire.session")
 # Who wants the log says so; Python would print warnings of one that nobody has set up.
 logging.getLogger("draftwire").addHandler(logging.NullHandler())
@@ -358,6 +361,42 @@ class SessionBase(Generic[_S]):
         """
         return self._stream(prompt, dict(locals()))
 
+    def samples(
+        self,
+        prompt: str | Sequence[int] | Sequence[Mapping[str, Any]],
+        n: int,
+        **options: Unpack[StreamOptions],
+    ) -> tuple[_S, ...]:
+        """Begin ``n`` texts of one prompt, told apart by ``sample``; return the streams.
+
+        They share the seed, and text ``i`` is sample ``i`` of it, as with ``n`` of the
+        OpenAI endpoint. The first one sends the prompt and has it read; the others begin
+        with its first token, name the prompt and take over what was read of it.
+
+        Args:
+            prompt: Text, token ids, or the messages of a chat.
+            n: How many, 1 to 64.
+            options: As of :meth:`generate`; ``sample`` is that of the first.
+
+        Raises:
+            ConfigError: As of :meth:`generate`, or ``n`` is no such number.
+        """
+        given = with_defaults(options)
+        if type(n) is not int or not 1 <= n <= _SAMPLES:
+            raise ConfigError(f"n is {n!r:.40}, not a whole number, 1 to {_SAMPLES}")
+        whole: Any = prompt
+        if not isinstance(prompt, str) and any(isinstance(m, Mapping) for m in prompt):
+            messages: Any = prompt
+            whole = self._prompt(messages, None, None)
+        if given["seed"] is None:
+            given["seed"] = secrets.randbits(32)
+        first = self._stream(whole, given)
+        others = [
+            self._stream(whole, {**given, "sample": given["sample"] + i}, behind=first)
+            for i in range(1, n)
+        ]
+        return (first, *others)
+
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -433,8 +472,15 @@ class SessionBase(Generic[_S]):
         Raises:
             ConfigError: Tools or choice make no sense.
         """
-        template = self._talk().template.text
-        return Calls.of(tools, choice, parallel=parallel, template=template)
+        words = self._tokenizer
+        return Calls.of(
+            tools,
+            choice,
+            parallel=parallel,
+            template=self._talk().template.text,
+            special=words.special,
+            spell=lambda ids: words.decode(ids, skip_special=False),
+        )
 
     def _talk(self) -> Conversation:
         if self._conversation is None:
@@ -453,6 +499,7 @@ class SessionBase(Generic[_S]):
         self,
         prompt: str | Sequence[int] | Prompt,
         given: Mapping[str, Any],
+        behind: StreamBase | None = None,
     ) -> _S:
         driver, memory, meter = self._driver, self._memory, self._power
         if self._closed or driver is None or memory is None or meter is None:
@@ -527,12 +574,19 @@ class SessionBase(Generic[_S]):
                 stream.number = number = driver.open(spec, stream)
                 if number in driver.streams:
                     driver.streams[number].captured = before
+                if stream.dropped:
+                    driver.stop(number, "cancelled")
             except DraftwireError as exc:
                 memory.give_back(policy)
                 stream.refused(exc)
 
+        def next_one() -> None:
+            if not self._thread.call(begin):
+                stream.refused(ConfigError("this session is closed"))
+
         self._settle_reports()
-        if not self._thread.call(begin):
+        first = begin if behind is None else partial(behind.then, next_one)
+        if not self._thread.call(first):
             raise ConfigError("this session is closed")
         return stream
 

@@ -95,6 +95,8 @@ class StreamBase:
         self.error: DraftwireError | None = None
         self.first_token_s: float | None = None
         self.warning = ""
+        self.dropped = False  # cancelled, also before it began
+        self._next: list[Callable[[], None]] = []  # what waits for its first token
         self.calls: Calls | None = None  # of tools, that the text may be
         self._open()
 
@@ -106,7 +108,18 @@ class StreamBase:
     @property
     def tool_calls(self) -> tuple[Call, ...]:
         """The calls of tools in the text so far, those that are whole."""
-        return () if self.calls is None else tuple(self.calls.read(self.text)[1])
+        return tuple(self.called[1])
+
+    @property
+    def called(self) -> tuple[str, list[Call]]:
+        """What of the text so far is said, and the calls of tools in it."""
+        calls, text = self.calls, self.text
+        if calls is None:
+            return text, []
+        if calls.spell is not None:  # the text leaves special tokens out
+            spelt = calls.spell([token.id for token in self.tokens])
+            text = spelt if calls.form.mark in spelt else text
+        return calls.read(text)
 
     @property
     def tokens(self) -> tuple[Token, ...]:
@@ -127,10 +140,22 @@ class StreamBase:
     def cancel(self) -> None:
         """End the stream; callable from any thread, at any time, as often as you like."""
         owner = self._owner
+        self.dropped = True
         if owner is not None and not self._over.is_set():
             owner.cancel(self)
 
     # ---- what the driver tells, in its thread
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Do ``what`` once there is a token, or the stream is over."""
+        self._next.append(what)
+        if self.first_token_s is not None or self._over.is_set():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        for what in self._next:
+            what()
+        self._next.clear()
 
     def take(self, action: Emit | Revise) -> str | None:
         """Show text, or take some back; return why the text is to end, if it is."""
@@ -144,6 +169,7 @@ class StreamBase:
         final = action.tokens[0].kind != "unverified"
         if final and self.first_token_s is None:
             self.first_token_s = now
+            self._go_on()
         piece, fresh = screen.push(action)
         self._put(
             Chunk(
@@ -182,6 +208,7 @@ class StreamBase:
             left = self._screen.unverified
             self._put(Chunk(rest, (), now, run.finish, unverified=left))
         self._put(None)
+        self._go_on()
 
     def refused(self, error: DraftwireError) -> None:
         """The stream did not begin."""
@@ -189,6 +216,7 @@ class StreamBase:
         self._over.set()
         self._put(error)
         self._put(None)
+        self._go_on()
 
     def _open(self) -> None:
         """Make ready for :meth:`_put`."""

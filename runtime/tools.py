@@ -1,27 +1,102 @@
 """Calls of tools: the grammar that an answer with tools keeps to, and how it is read.
 
-A model is asked for calls in the form that its chat template teaches: between
-``<tool_call>`` tags (Hermes, Qwen, and whatever says nothing of it), or as a bare object
-with ``parameters`` (Llama 3). The grammar lets it write nothing else: names are those of
-the tools, arguments keep to their schemas, and what leaves no choice costs nothing.
+A model is asked for calls in the form that its family writes, one row of :data:`FORMS`.
+The grammar lets it write nothing else: names are those of the tools, arguments keep to
+their schemas, and what leaves no choice costs nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.sampling.grammar.text import as_json
 
-__all__ = ["Call", "Calls", "read_tools"]
+__all__ = ["FORMS", "Call", "Calls", "Form", "read_tools"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _MOST = 128
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+
+
+class Form(NamedTuple):
+    """How a family of models writes calls: mark, begin, call, between, call, ..., end.
+
+    Attributes:
+        signs: What all stands in its chat templates.
+        mark: Begins all calls; where the tokenizer has it as a special token, that one.
+        begin: Follows it.
+        head: Of one call, in front of the name.
+        middle: Between name and arguments.
+        tail: Behind the arguments.
+        end: Behind the last call.
+        between: Two calls; None where there is only one.
+        needed: Calls never come without the mark.
+    """
+
+    signs: tuple[str, ...]
+    mark: str = ""
+    begin: str = ""
+    head: str = '{"name":"'
+    middle: str = '","arguments":'
+    tail: str = "}"
+    end: str = ""
+    between: str | None = None
+    needed: bool = True
+
+
+_TAG, _DEEP = "<tool_call>", "<｜tool▁call▁begin｜>"
+_DEEPSEEK: dict[str, Any] = {
+    "mark": "<｜tool▁calls▁begin｜>",
+    "end": "<｜tool▁calls▁end｜>",
+    "between": "",
+}
+_LIST: dict[str, Any] = {"begin": "[", "between": ",", "end": "]"}
+# The first whose signs a template has. Sources: the chat templates of the families' own
+# checkpoints, and the parsers of vLLM (docs/features/tool_calling).
+FORMS: Mapping[str, Form] = {
+    "deepseek v3": Form(
+        ("<｜tool▁calls▁begin｜>", "```json"),
+        head=_DEEP + "function<｜tool▁sep｜>",
+        middle="\n```json\n",
+        tail="\n```<｜tool▁call▁end｜>",
+        **{**_DEEPSEEK, "between": "\n"},
+    ),
+    "deepseek v3.1": Form(
+        ("<｜tool▁calls▁begin｜>",),
+        head=_DEEP,
+        middle="<｜tool▁sep｜>",
+        tail="<｜tool▁call▁end｜>",
+        **_DEEPSEEK,
+    ),
+    "mistral v11": Form(
+        ("[TOOL_CALLS]", "[ARGS]"),
+        "[TOOL_CALLS]",
+        head="",
+        middle="[ARGS]",
+        tail="",
+        between="[TOOL_CALLS]",
+    ),
+    "mistral v3": Form(("[TOOL_CALLS] [",), "[TOOL_CALLS]", " [", between=",", end="]"),
+    "mistral nemo": Form(("[TOOL_CALLS]",), "[TOOL_CALLS]", **_LIST),
+    "granite 3": Form(("<|tool_call|>",), "<|tool_call|>", **_LIST),
+    "phi 4": Form(("<|/tool|>",), "<|tool_call|>", **{**_LIST, "end": "]<|/tool_call|>"}),
+    "hermes": Form(
+        (_TAG,), _TAG, "\n", between=f"\n</tool_call>\n{_TAG}\n", end="\n</tool_call>"
+    ),
+    "llama 3": Form(
+        ('"parameters": dictionary', "<|python_tag|>"),
+        "<|python_tag|>",
+        middle='","parameters":',
+        needed=False,
+    ),
+    "llama 3 without a tag": Form(
+        ('"parameters": dictionary',), middle='","parameters":', needed=False
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +146,9 @@ class Calls:
     tools: Mapping[str, Any]  # schemas of their arguments, by name
     must: bool = False  # the answer is a call; otherwise it may be
     parallel: bool = True  # it may be several
-    bare: bool = False  # calls are bare objects with ``parameters``, as of Llama 3
+    form: Form = FORMS["hermes"]  # how they are written
+    special: Mapping[str, int] = field(default_factory=dict)  # ids of special words
+    spell: Callable[[Sequence[int]], str] | None = None  # text of ids, with special words
 
     @classmethod
     def of(
@@ -81,6 +158,8 @@ class Calls:
         *,
         parallel: bool = True,
         template: str | None = None,
+        special: Mapping[str, int] | None = None,
+        spell: Callable[[Sequence[int]], str] | None = None,
     ) -> Calls | None:
         """Return what ``tools`` and ``choice`` ask for; None where no call may come.
 
@@ -90,6 +169,7 @@ class Calls:
                 ``{"type": "function", "function": {"name": ...}}``.
             parallel: Several calls may come.
             template: Chat template of the model.
+            special: See the attributes, as ``spell``.
 
         Raises:
             ConfigError: They are none, or the choice is none of them.
@@ -100,16 +180,19 @@ class Calls:
             choice = function.get("name") if isinstance(function, Mapping) else None
         if choice == "none" or not found:
             return None
+        must = choice != "auto"
+        if choice not in ("auto", "required"):
+            if not isinstance(choice, str) or choice not in found:
+                raise ConfigError(
+                    f"tool_choice is {choice!r:.80}",
+                    hint="auto, none, required, or one of " + ", ".join(found),
+                )
+            found, parallel = {choice: found[choice]}, False
         text = template or ""
-        bare = _OPEN not in text and '"parameters": dictionary' in text
-        if choice in ("auto", "required"):
-            return cls(found, choice == "required", parallel and not bare, bare)
-        if not isinstance(choice, str) or choice not in found:
-            raise ConfigError(
-                f"tool_choice is {choice!r:.80}",
-                hint="auto, none, required, or one of " + ", ".join(found),
-            )
-        return cls({choice: found[choice]}, True, False, bare)
+        fits = (one for one in FORMS.values() if all(sign in text for sign in one.signs))
+        form = next(fits, FORMS["hermes"])
+        several = parallel and form.between is not None
+        return cls(found, must, several, form, special or {}, spell)
 
     @staticmethod
     def introduction(tools: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -117,54 +200,65 @@ class Calls:
         known = [tool.get("function", tool) for tool in tools]
         return {"role": "system", "content": f"You may call these tools: {as_json(known)}"}
 
+    def _lark(self, text: str) -> str:
+        """Return ``text`` as a grammar has it: letters, and ids of special tokens."""
+        words = sorted(self.special, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, words))})" if words else "(?!)", text)
+        return " ".join(
+            f"<[{self.special[part]}]>" if part in self.special else as_json(part)
+            for part in parts
+            if part
+        )
+
     def grammar(self) -> str:
         """Return the grammar of the answer, in llguidance's Lark."""
-        key = "parameters" if self.bare else "arguments"
+        form = self.form
         names = [f"c{i}" for i in range(len(self.tools))]
         lines = [f"one: {' | '.join(names)}"]
         for rule, (name, schema) in zip(names, self.tools.items()):
-            head = as_json(f'{{"name":{as_json(name)},"{key}":')
             shown = as_json({**schema, "x-guidance": {"whitespace_flexible": False}})
-            lines.append(f'{rule}: {head} %json {shown} "}}"')
-        inside = f"{as_json(chr(10))} one {as_json(chr(10) + _CLOSE)}"
-        again = f"({as_json(chr(10) + _OPEN)} {inside})*" if self.parallel else ""
-        if self.bare:
-            start = "one" if self.must else "plain | one"
+            head, tail = self._lark(form.head + name + form.middle), self._lark(form.tail)
+            lines.append(f"{rule}: {head} %json {shown} {tail}")
+        again = f"({self._lark(form.between or '')} one)*" if self.parallel else ""
+        rest = f"{self._lark(form.begin)} one {again} {self._lark(form.end)}"
+        mark = self._lark(form.mark)
+        whole = f"{mark}{'' if form.needed or not mark else '?'} {rest}"
+        anything = r"/(.|\n)*/"
+        if self.must:
+            start = whole
+        elif not form.needed:
+            start = f"plain | {whole}"
             lines.append(r"plain: /[^{](.|\n)*/")
-        elif self.must:
-            start = f"{as_json(_OPEN)} {inside} {again}"
+        elif form.mark in self.special:  # which no plain text can hold
+            start = f"plain | plain {whole}"
+            lines.append(f"plain: {anything}")
         else:
-            start = f"plain | preface {inside} {again}"
-            lines += [rf"preface[lazy]: /(.|\n)*{_OPEN}/", r"plain: /(.|\n)*/"]
+            start = f"plain | preface {rest}"
+            lines.append(rf"preface[lazy]: /(.|\n)*{re.escape(form.mark)}/")
+            lines.append(f"plain: {anything}")
         return "\n".join([f"start: {start}", *lines, ""])
 
-    def split(self, text: str) -> tuple[str, str]:
-        """Return what of ``text`` is said, and what is calls, or may become some."""
-        if self.must:
-            return "", text
-        if self.bare:
-            return ("", text) if text.startswith("{") else (text, "")
-        at = text.find(_OPEN)
-        if at < 0:  # the tag may be half there
-            held = next(
-                (n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0
-            )
-            return text[: len(text) - held], text[len(text) - held :]
-        return text[:at], text[at:]
-
     def read(self, text: str) -> tuple[str, list[Call]]:
-        """Return what an answer says, and the calls in it that are whole."""
-        said, rest = self.split(text)
-        if not self.bare and _OPEN not in rest:
-            return text, []
-        whole = rf"{_OPEN}\n(.*?)\n{_CLOSE}"
-        parts = [rest] if self.bare else re.findall(whole, rest, re.S)
-        calls = []
-        for part in parts:
+        """Return what an answer says, and the calls in it that are whole.
+
+        Args:
+            text: Special tokens spelt out.
+        """
+        form, calls = self.form, []
+        said, mark, rest = text.partition(form.mark) if form.mark else ("", "", text)
+        if not mark and form.needed:
+            return "" if self.must else text, []
+        names = "|".join(map(re.escape, self.tools))
+        one = re.compile(f"{re.escape(form.head)}({names}){re.escape(form.middle)}")
+        if not mark:
+            said, rest = ("", text) if text.startswith(form.head[:1]) else (text, "")
+        at = 0
+        while begun := one.search(rest, at):
             try:
-                found = json.loads(part)
+                arguments, at = json.JSONDecoder().raw_decode(rest, begun.end())
             except ValueError:
-                continue  # the answer ended in it
-            arguments = found.get("parameters" if self.bare else "arguments")
-            calls.append(Call(found["name"], as_json(arguments)))
+                break  # the answer ended in it
+            if not rest.startswith(form.tail, at):
+                break
+            calls.append(Call(begun[1], as_json(arguments)))
         return said.rstrip("\n"), calls

@@ -216,6 +216,15 @@ def _read_times(codec: Codec, reader: Reader, name: str) -> tuple[float, float]:
     return unpack_time(code & 0xFFF), unpack_time(code >> 12)
 
 
+def _write_u64(codec: Codec, value: int) -> bytes:
+    return struct.pack("<Q", value).rstrip(b"\0" if codec.brief else b"")
+
+
+def _read_u64(codec: Codec, reader: Reader, name: str) -> int:
+    size = min(8, reader.left()) if codec.brief else 8
+    return int.from_bytes(reader.take(size), "little")
+
+
 _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
     "byte": (
         lambda codec, value: bytes((value & 0xFF,)),
@@ -238,10 +247,7 @@ _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
     "lists": (_write_lists, _read_lists),
     "id": (lambda codec, value: pack_ids((value,), codec.bits), _read_id),
     "real": (lambda codec, value: struct.pack("<d", value), _read_real),
-    "u64": (
-        lambda codec, value: struct.pack("<Q", value),
-        lambda codec, reader, name: struct.unpack("<Q", reader.take(8))[0],
-    ),
+    "u64": (_write_u64, _read_u64),
     "times": (_write_times, _read_times),
 }
 
@@ -344,6 +350,9 @@ class Codec:
             welcome, when no message carries token ids.
         max_ids: Longest list of ids that is read.
         brief: Both ends have the capability ``brief``.
+
+    Attributes:
+        brief: The same.
     """
 
     def __init__(
@@ -356,7 +365,7 @@ class Codec:
         self.max_ids = max_ids
         self._vocab_size = vocab_size
         self._bits = None if vocab_size is None else id_bits(vocab_size)
-        self._brief = brief
+        self.brief = brief
         self._open = _BEFORE  # the last one
         self._ends: dict[int, tuple[int, int]] = {}  # epoch and end of the last blocks
 
@@ -395,7 +404,7 @@ class Codec:
             ValueError: A field does not fit its place on the wire (our bug).
         """
         data = self._encode(message, stream)
-        if self._brief:
+        if self.brief:
             if isinstance(message, Open) and message.brief:
                 whole = self._encode(dataclasses.replace(message, brief=False), stream)
                 data = min(whole, data, key=len)
@@ -441,7 +450,7 @@ class Codec:
         layout = _BY_CLASS[type(message)]
         first = int(layout.kind)
         for bit, name in layout.flags:
-            if getattr(message, name) and (name != "brief" or self._brief):
+            if getattr(message, name) and (name != "brief" or self.brief):
                 first |= bit
         brief = isinstance(message, Open) and bool(first & 0x30)
         said = ("prompt", "prefix", "prefix_length") if brief else ()
@@ -459,7 +468,7 @@ class Codec:
         if brief and isinstance(message, Open):
             out += check_of(message) + varint(message.prefix_length)
             out += varint(len(message.prompt)) + pack_ids(message.prompt, self.bits)
-        elif self._brief and isinstance(message, Block):
+        elif self.brief and isinstance(message, Block):
             out += self._write_place(message, stream)
             out += pack_ids(message.tokens, self.bits)
             head = []
@@ -528,10 +537,10 @@ class Codec:
             raise ProtocolError(f"a stream number on {layout.kind.name}")
         head = layout.head
         if found.get("brief"):
-            if not self._brief:
+            if not self.brief:
                 raise ProtocolError("the flag brief on OPEN, and it was not agreed on")
             head = _OPEN_HEAD
-        elif self._brief and layout.cls is Block:
+        elif self.brief and layout.cls is Block:
             at, head = reader.at, []
             epoch, base, count = self._read_place(reader, stream or 0)
             if note is not None:
@@ -561,7 +570,7 @@ class Codec:
         if missing:
             raise ProtocolError(f"{layout.kind.name} lacks {', '.join(missing)}")
         message: Message = layout.cls(**found)
-        if self._brief:
+        if self.brief:
             self._remember(message, stream or 0)
         return Frame(stream, message, len(data))
 

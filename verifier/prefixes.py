@@ -41,7 +41,7 @@ class Kept:
 
 
 class Prefixes:
-    """What streams have left behind, oldest first.
+    """What streams have left behind, that of no use for longest first.
 
     Args:
         most: So many texts of one account.
@@ -49,13 +49,14 @@ class Prefixes:
 
     Attributes:
         found: Streams that took a prefix.
+        evicted: Slots that others needed more.
     """
 
     def __init__(self, most: int, tokens: int = 1 << 20) -> None:
         self._most, self._tokens = most, tokens
         self._kept: list[Kept] = []
         self._size = 0
-        self.found = 0
+        self.found = self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -81,7 +82,12 @@ class Prefixes:
         return True
 
     def named(
-        self, usage: Usage, served: Served, length: int, right: Callable[[bytes], bool]
+        self,
+        usage: Usage,
+        served: Served,
+        length: int,
+        right: Callable[[bytes], bool],
+        running: Iterable[Sequence[int]] = (),
     ) -> list[int]:
         """Return the ids that a device names, or none when they are not here.
 
@@ -90,10 +96,12 @@ class Prefixes:
             served: Of its connection.
             length: How many they are.
             right: Tells whether the first sixteen bytes of a hash are theirs.
+            running: Texts of its streams that run.
         """
-        for kept in reversed(self._of(usage, served)):
-            if len(kept.tokens) >= length > 0:
-                ids = kept.tokens[:length]
+        ended = [kept.tokens for kept in reversed(self._of(usage, served))]
+        for tokens in (*ended, *running):
+            if len(tokens) >= length > 0:
+                ids = list(tokens[:length])
                 if right(TextHash(ids).digest(16)):
                     return ids
         return []
@@ -141,17 +149,23 @@ class Prefixes:
         Returns:
             A slot and 0 where nothing is worth it.
         """
-        kept = [(k.slot, k.tokens, k.cached) for k in self._of(usage, served)]
-        held = [(-1, (), 0), *running, *((s, t, n) for s, t, n in kept if s is not None)]
+        kept = {k.slot: k for k in self._of(usage, served) if k.slot is not None}
+        held = [(-1, (), 0), *running, *((s, k.tokens, k.cached) for s, k in kept.items())]
         most, slot = max((_common(t, prompt, n), slot) for slot, t, n in held)
-        return slot, most if most >= _WORTH else 0
+        if most < _WORTH:
+            return slot, 0
+        if slot in kept:  # what many begin with goes last
+            self._kept.remove(kept[slot])
+            self._kept.append(kept[slot])
+        return slot, most
 
     def give_up_slot(self, served: Served) -> bool:
-        """Free the slot that has been kept for longest; False when there is none."""
+        """Free the kept slot that was of no use for longest; False when there is none."""
         for kept in self._kept:
             if kept.served is served and kept.slot is not None:
                 slot, kept.slot = kept.slot, None
                 served.release(slot)
+                self.evicted += 1
                 return True
         return False
 

@@ -770,6 +770,7 @@ class KeptStreams:
             return 0
         self.prefixes.found += 1
         served.tally.prefix_hits += n
+        served.tally.prefix_copied += n
         return n
 
     def lookup_of(self, prompt: Sequence[int], served: Served) -> Lookup | None:
@@ -906,7 +907,13 @@ class KeptStreams:
 
         ids: list[int] = []
         if n and "prefix" in terms.welcome.capabilities:
-            ids = self.prefixes.named(terms.usage, terms.served, n, right)
+            usage, served = terms.usage, terms.served
+            running = [
+                stream.session.tokens
+                for stream in self._seated
+                if stream.served is served and stream.usage is usage
+            ]
+            ids = self.prefixes.named(usage, served, n, right, running)
         if not ids and (n or not right(b"")):
             raise UnknownPrefixError(
                 f"the {n} ids that the open names, or its settings, are not here any more",

@@ -48,6 +48,7 @@ class Tally:
     prompt_tokens: int = 0  # ids of prompts
     prefix_queries: int = 0  # those that were looked for in kept slots
     prefix_hits: int = 0  # those among them that were there
+    prefix_copied: int = 0  # those of these that another slot goes on holding
     drafts: int = 0  # verifications that judged drafted tokens
     drafted: int = 0  # drafted tokens judged
     accepted: int = 0  # those that were kept

@@ -331,7 +331,7 @@ class Service:
                 assert stream is not None
                 finish, text, calls = stream.finish or "cancelled", stream.text, None
                 if stream.calls is not None:
-                    text, calls = stream.calls.read(text)
+                    text, calls = stream.called
                 queue.put_nowait((index, Done(text, finish, report, stream.tokens, calls)))
         except Exception as exc:  # noqa: BLE001  (told to who waits for it)
             queue.put_nowait((index, exc))

@@ -61,9 +61,9 @@ class Tokenizer:
         return int(self._engine.get_vocab_size(with_added_tokens=True))
 
     @property
-    def special_words(self) -> tuple[str, ...]:
-        """How its special tokens are spelt."""
-        return tuple(filter(None, self._special))
+    def special(self) -> dict[str, int]:
+        """Ids of its special tokens by how they are spelt."""
+        return {word: i for word, i in self._special.items() if word}
 
     def encode(
         self, text: str, *, bos_id: int | None = None, parse_special: bool = False

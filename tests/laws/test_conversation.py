@@ -12,7 +12,7 @@ import pytest
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
-from draftwire.errors import ConfigError
+from draftwire.errors import ConfigError, DraftwireError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT = FIXTURES / "tiny.draft"
@@ -59,6 +59,42 @@ def test_turns_send_and_read_what_is_new(fresh, verifier):
             else:
                 assert (unsent, reused) == (0, 0)
             context = [*prompt, *ids]
+
+
+def test_samples_share_a_prompt_that_is_sent_and_read_once(fresh):
+    prompt = [(i * 37) % 251 + 1 for i in range(90)]
+    how = {"max_new_tokens": 8, "temperature": 1.0, "seed": 5, "ignore_eos": True}
+    with connect(fresh) as session:
+        streams = session.samples(prompt, 4, **how)
+        texts = [[t.id for chunk in one for t in chunk.tokens] for one in streams]
+        for i, (ids, one) in enumerate(zip(texts, streams)):
+            assert (one.report["sampling"]["seed"], one.report["sampling"]["sample"]) == (
+                5,
+                i,
+            )
+            prefix = one.report["prefix"]
+            assert prefix == {"unsent": 89 * (i > 0), "reused": 89 * (i > 0)}
+            assert ids == say(session, prompt, **how, sample=i)[0]
+        assert len({*map(tuple, texts)}) > 1
+        drawn = session.samples("a", 2, max_new_tokens=3, temperature=1.0)
+        assert len({one.report["sampling"]["seed"] for one in drawn if list(one)}) == 1
+        later = session.samples(prompt, 3, **{**how, "max_new_tokens": 60})
+        for one in later:
+            one.cancel()
+        assert all(list(one) is not None and one.finish == "cancelled" for one in later)
+        with pytest.raises(ConfigError, match="n is 0"):
+            session.samples(prompt, 0)
+    for one in session_closed(fresh, prompt):
+        with pytest.raises(DraftwireError):
+            list(one)
+
+
+def session_closed(verifier, prompt):
+    """Streams of a session that was closed before they began."""
+    with connect(verifier) as session:
+        first, *others = session.samples(prompt, 3, max_new_tokens=60)
+    list(first)
+    return others
 
 
 def test_a_verifier_that_has_forgotten_is_told_everything(verifier):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from draftwire.errors import ConfigError
-from draftwire.runtime.tools import Call, Calls, read_tools
+from draftwire.runtime.tools import FORMS, Call, Calls, read_tools
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODELS = Path(__file__).parents[2] / "models"
@@ -94,11 +94,112 @@ def test_what_is_said_and_what_is_called():
     assert Calls.of(TOOLS, template=LLAMA).read(BARE) == ("", [Call("go_to", ARGUMENTS)])
 
 
-def test_what_may_become_a_call_is_held_back():
-    calls = Calls.of(TOOLS)
-    for n in range(len("I go. " + ONE)):
-        said, held = calls.split(("I go. " + ONE)[:n])
-        assert said + held == ("I go. " + ONE)[:n] and "<" not in said
+ARGS = ARGUMENTS
+# What a template says of calls, its special tokens, and two calls as the family writes
+# them.
+FAMILIES = {
+    "mistral v3": (
+        "{{ '[TOOL_CALLS] [' }}",
+        "[TOOL_CALLS]",
+        f'[TOOL_CALLS] [{{"name":"go_to","arguments":{ARGS}}},'
+        '{"name":"stop","arguments":{}}]',
+    ),
+    "mistral nemo": (
+        "{{ '[TOOL_CALLS][' }}",
+        "[TOOL_CALLS]",
+        f'[TOOL_CALLS][{{"name":"go_to","arguments":{ARGS}}},'
+        '{"name":"stop","arguments":{}}]',
+    ),
+    "mistral v11": (
+        "{{ '[TOOL_CALLS]' + name + '[ARGS]' }}",
+        "[TOOL_CALLS] [ARGS]",
+        f"[TOOL_CALLS]go_to[ARGS]{ARGS}[TOOL_CALLS]stop[ARGS]{{}}",
+    ),
+    "granite 3": (
+        "respond with <|tool_call|> and a list",
+        "<|tool_call|>",
+        f'<|tool_call|>[{{"name":"go_to","arguments":{ARGS}}},'
+        '{"name":"stop","arguments":{}}]',
+    ),
+    "phi 4": (
+        "{{ '<|tool|>' + tools + '<|/tool|>' }}",
+        "<|tool_call|> <|/tool_call|>",
+        f'<|tool_call|>[{{"name":"go_to","arguments":{ARGS}}},'
+        '{"name":"stop","arguments":{}}]<|/tool_call|>',
+    ),
+    "deepseek v3": (
+        "{{ '<｜tool▁calls▁begin｜>' }} ```json",
+        "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> "
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>go_to\n```json\n"
+        f"{ARGS}\n```<｜tool▁call▁end｜>\n"
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>stop\n```json\n"
+        "{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    ),
+    "deepseek v3.1": (
+        "{{ '<｜tool▁calls▁begin｜>' }}",
+        "<｜tool▁calls▁begin｜> <｜tool▁call▁begin｜> <｜tool▁sep｜> <｜tool▁call▁end｜> "
+        "<｜tool▁calls▁end｜>",
+        f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>go_to<｜tool▁sep｜>{ARGS}"
+        "<｜tool▁call▁end｜><｜tool▁call▁begin｜>stop<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+        "<｜tool▁calls▁end｜>",
+    ),
+    "hermes": ("<tool_call>", "", TWO),
+    "llama 3": (
+        LLAMA + "<|python_tag|>",
+        "<|python_tag|>",
+        "<|python_tag|>" + BARE,
+    ),
+    "llama 3 without a tag": (LLAMA, "", BARE),
+}
+
+
+@pytest.mark.parametrize("spelt", [True, False], ids=["special tokens", "letters"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_writes_calls_in_its_form(family, spelt):
+    """With special tokens where the tokenizer has them, which no plain text can hold."""
+    pytest.importorskip("llguidance")
+    from tokenizers import AddedToken
+
+    from draftwire.sampling.grammar import Grammar
+    from draftwire.sampling.grammar.engine import Vocabulary
+    from draftwire.tokenizer import Tokenizer, load_tokenizer
+
+    template, words, text = FAMILIES[family]
+    assert set(FAMILIES) == set(FORMS)
+    engine = load_tokenizer(FIXTURES / "tiny.draft").engine
+    if spelt:
+        engine.add_special_tokens([AddedToken(word) for word in words.split()])
+    tokenizer = Tokenizer(engine)
+    vocabulary = Vocabulary(engine.to_str())
+    for choice in ("auto", "required"):
+        calls = Calls.of(
+            TOOLS, choice, template=template, special=tokenizer.special,
+            spell=lambda ids: tokenizer.decode(ids, skip_special=False),
+        )  # fmt: skip
+        assert calls.form is FORMS[family]
+        guide = vocabulary.compile(Grammar("lark", calls.grammar())).guide(vocabulary.size)
+        forced = guide.path().ids
+        if calls.form.mark in tokenizer.special and choice == "required" and forced:
+            assert forced[0] == tokenizer.special[calls.form.mark]
+        for said in ("", "I go. ")[: 2 if choice == "auto" and calls.form.needed else 1]:
+            ids = tokenizer.encode(said + text, parse_special=True)
+            guide.follow(ids)
+            assert guide.length == len(ids) and guide.content, said + text
+            spoken, found = calls.read(calls.spell(ids))
+            assert spoken.strip() == said.strip()
+            want = [Call("go_to", ARGS), Call("stop", "{}")]
+            assert found == (want if calls.parallel else want[:1])
+            for n in (1, 4, len(ids) // 2):  # cut short: the calls that are whole
+                assert calls.read(calls.spell(ids[:-n]))[1] in ([], want[:1], want)
+        wrong = text.replace("go_to", "fly")
+        ids = tokenizer.encode(wrong, parse_special=True)
+        guide.follow(ids)
+        plain = choice == "auto" and not spelt and not calls.form.needed
+        assert plain or guide.length < len(ids)
+        must_text = tokenizer.encode("Hello.")
+        guide.follow(must_text)
+        assert (guide.length == len(must_text)) is (choice == "auto")
 
 
 def test_no_tools_or_none_of_them_is_no_grammar():

@@ -77,6 +77,38 @@ async def test_a_prompt_that_streams_share_at_once_is_read_once():
                 assert (await other.hear()).reused == 0, "what a stranger has read"
 
 
+async def test_many_sessions_read_a_system_prompt_once_in_bounded_memory():
+    """Sessions come, talk for longer than the prompt is, and go; strangers come too."""
+    backend, system = ArithmeticBackend(slots=4), [5, 6, 7, 8] * 20
+    accounts = Accounts([Account(A, "arm"), Account(B, "b")])
+    async with serving(backend, accounts=accounts) as service:
+        prefixes, served = service.kept.prefixes, service.registry.all[0]
+        for number in range(24):
+            async with device(service, **shown(A)) as dev:
+                await dev.greet(capabilities=("prefix",))
+                prompt = [*system, 9, number]
+                text, _ = await dev.generate(prompt, 90)  # longer than what is shared
+                assert text == continuation(prompt, 90)
+            if number % 4 == 3:  # a stranger's own texts need slots as well
+                async with device(service, **shown(B)) as other:
+                    await other.greet()
+                    await other.generate([3, number] * 10, 8)
+            assert prefixes.slots(served) <= 4 and len(prefixes) <= 8 + 8
+        strangers = 6 * 20
+        assert read(backend) <= len(system) + strangers + 24 * 3
+        assert served.tally.prefix_copied >= 20 * len(system) and prefixes.evicted > 0
+        # Gone with everything that held it, it is read again, once, and nobody is told.
+        while prefixes.give_up_slot(served):
+            pass
+        before = read(backend)
+        for number in (30, 31):
+            async with device(service, **shown(A)) as dev:
+                await dev.greet()
+                prompt = [*system, 9, number]
+                assert (await dev.generate(prompt, 4))[0] == continuation(prompt, 4)
+        assert len(system) < read(backend) - before <= len(system) + 6
+
+
 async def test_what_is_not_there_is_asked_for():
     async with serving(limits=Limits(prefixes=1)) as service:
         async with device(service) as dev:
@@ -88,8 +120,9 @@ async def test_what_is_not_there_is_asked_for():
                 assert answer.code == "prefix"
             assert isinstance(await turn(dev, PROMPT[:20], [3]), Opened)
             await dev.generate([2] * 30, 8, stream=1)  # there is room for one text
-            answer = await turn(dev, PROMPT[:20], [3], stream=2)
-            assert answer.code == "prefix"
+            assert (await turn(dev, PROMPT, [3], stream=2)).code == "prefix"
+            # What a running stream begins with may be named as well.
+            assert isinstance(await turn(dev, PROMPT[:20], [3], stream=2), Opened)
     async with serving(limits=Limits(prefixes=0)) as service:
         async with device(service) as dev:
             welcome = await dev.greet(capabilities=("prefix",))
