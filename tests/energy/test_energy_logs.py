@@ -63,7 +63,7 @@ def test_the_xavier_nx_burn_is_1350_joules():
     result = imported.runs[0].result
     assert result.rails == ("VDD_IN",) and result.scope == "module"
     assert result.duration_s == pytest.approx(105.3, abs=0.3)
-    assert 5 < result.uncertainty_j < 30
+    assert result.uncertainty_j == pytest.approx(40, abs=2)  # of the chip and its shunt
 
 
 def test_a_board_without_rails_has_no_joules():
