@@ -41,7 +41,7 @@ test-engines: ## a real llama-server behind --backend openai (built once, 6 min)
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=600 -rs -m slow \
 	  tests/verifier/test_llamacpp.py tests/verifier/test_sglang.py $(ARGS)
 
-test-vllm: ## a real vLLM (3.4 GB, fetched once into .venvs/vllm): texts, links, memory, adapters
+test-vllm: ## a real vLLM (4.2 GB, fetched once into .venvs): texts, links, memory, adapters
 	@$(PYTHON) tools/venvs.py vllm $(ARGS)
 
 test-ray: ## two replicas under Ray Serve, one killed (installs 0.5 GB into .venvs/ray)

@@ -67,12 +67,9 @@ class Branch:
     def behind_what(
         self, block: Block, text: Sequence[int], judged: Sequence[int]
     ) -> list[int]:
-        """Return the ids that ``block`` stands behind.
+        """Return the ids of the text that ``block`` stands behind.
 
-        Args:
-            block: Of this branch.
-            text: Prompt and committed tokens, without the prompt.
-            judged: Drafts that the model works on, of whatever branch.
+        ``text`` is without its prompt; ``judged`` are drafts that the model works on.
         """
         if not (self._tokens or self._judging):
             return list(text[: block.base])
@@ -102,12 +99,7 @@ class Branch:
         self.asks = 0
 
     def add(self, block: Block, committed: int, path: Path | None = None) -> None:
-        """Put the tokens of ``block`` behind the others.
-
-        Args:
-            block: Of this branch.
-            committed: Length of the text.
-            path: Its tokens with those that a grammar forces behind each.
+        """Put a block's tokens, and those of ``path`` that are forced, behind the others.
 
         Raises:
             ProtocolError: It leaves a gap, repeats drafts, or is too much.
@@ -159,12 +151,7 @@ class Branch:
             self.asks = max(self.asks, end if block.tokens or self._ready else end + 1)
 
     def settle(self, text: Sequence[int], prompt: int) -> None:
-        """Compare what waits with the text: what repeats it goes, what differs dies.
-
-        Args:
-            text: Prompt and committed tokens.
-            prompt: Length of the prompt.
-        """
+        """Compare what waits with the text: what repeats it goes, what differs dies."""
         if not self._tokens:
             return
         at = prompt + self._base
@@ -186,11 +173,9 @@ class Branch:
         return len(self._tokens)
 
     def take(self, *, partial: bool, most: int) -> Drafts:
-        """Hand over what is to be judged now.
+        """Hand over at most ``most`` ids (where it can be cut) that are to be judged now.
 
-        Args:
-            partial: Also the beginning of a block that has not come whole.
-            most: No more ids than this, where it can be cut.
+        ``partial``: also the beginning of a block that has not come whole.
         """
         n, m = self._ready, self._ready_evidence
         if partial:

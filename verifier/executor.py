@@ -46,14 +46,9 @@ def _outcome(job: Callable[[], T]) -> T | Exception:
 
 
 class Executor(ABC):
-    """Runs the forwards of one backend, one at a time.
+    """Runs the forwards of one backend, one at a time, and calls back by the clock.
 
-    Args:
-        backend: The target.
-        clock: Calls back.
-
-    Attributes:
-        over: True when the forward has ended; its ``done`` may still be on the way.
+    ``over`` is True when the forward has ended; its ``done`` may still be on the way.
     """
 
     def __init__(self, backend: TargetBackend, clock: Clock) -> None:
@@ -66,14 +61,10 @@ class Executor(ABC):
     def run(
         self, parts: Sequence[SlotInput], prefill: bool, heard: Heard | None, done: Done
     ) -> None:
-        """Begin a forward; the one before must be done.
+        """Begin a forward over ``parts``, of prompts or not; the one before must be done.
 
-        Args:
-            parts: What to run.
-            prefill: They are parts of prompts.
-            heard: Called with what the target's early exits say, before ``done``; None
-                is a forward in one piece.
-            done: Called once, never inside this call.
+        ``heard`` is told what early exits say, before ``done``; None is a forward in one
+        piece. ``done`` is called once, never inside this call.
         """
 
     def break_off(self) -> None:
@@ -83,12 +74,10 @@ class Executor(ABC):
     def judge(
         self, job: Callable[[], T], size: int, done: Callable[[T | Exception], None]
     ) -> None:
-        """Run ``job``, in place unless it looks at many numbers.
+        """Run ``job``, in place unless it looks at many logits (``size``).
 
-        Args:
-            job: It touches nothing that changes.
-            size: Logits that it looks at.
-            done: Gets what it returns or raises; perhaps inside this call.
+        It touches nothing that changes; ``done`` gets what it returns or raises, perhaps
+        inside this call.
         """
         done(_outcome(job))
 
@@ -96,19 +85,12 @@ class Executor(ABC):
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
         """Draft beside the target, where its forwards run; the one before must be done.
 
-        Args:
-            jobs: They do not raise.
-            done: Called once, never inside this call, with the seconds of one draft, 0
-                where none could be timed.
+        ``done`` is called once, never inside this call, with the seconds of one draft, 0
+        where none could be timed.
         """
 
     def aside(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
-        """Run ``job``, which may take long, where it holds up nobody but its like.
-
-        Args:
-            job: It touches nothing that changes.
-            done: Gets what it returns or raises; perhaps inside this call.
-        """
+        """Run ``job`` as :meth:`judge`, where it holds up nobody but its like."""
         done(_outcome(job))
 
     def close(self) -> None:  # noqa: B027 - in virtual time there is nothing to end
@@ -148,7 +130,6 @@ class ThreadExecutor(Executor):
 
     def draft(self, jobs: Sequence[Drafting], done: Callable[[float], None]) -> None:
         """See :class:`Executor`."""
-
         self._worker.submit(lambda: self._post(done, draft_together(jobs)[1]))
 
     def _tell(self, heard: Heard, number: int, rows: Rows) -> None:
@@ -191,9 +172,7 @@ class VirtualExecutor(Executor):
         cost: Seconds of a forward, given its parts and whether they are prompts.
         fractions: When each exit speaks, as a share of its forward.
 
-    Attributes:
-        busy_s: Seconds of all forwards, of a draft beside the target too.
-        draft_s: Of one of those.
+    ``busy_s`` are the seconds of all forwards, ``draft_s`` of a draft beside the target.
     """
 
     def __init__(

@@ -39,11 +39,7 @@ class _Share:
 
 
 class Leaves:
-    """Chooses for one stream.
-
-    Args:
-        most: In one forward; 0 for none.
-    """
+    """Chooses for one stream, at most ``most`` in one forward."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -54,11 +50,8 @@ class Leaves:
     ) -> tuple[Leaf, ...]:
         """Return the leaves that gain more than they cost, in the order of their places.
 
-        Args:
-            drafts: Of the device, to be judged.
-            seconds: Its second choices for the first of them; a draft itself is none.
-            price: Tokens that a forward must gain by another row to be worth it.
-            room: Rows that there is room for.
+        ``seconds`` are second choices for the first of ``drafts`` (a draft itself is none),
+        ``price`` the tokens that a row must gain, ``room`` the rows that there is room for.
         """
         most, right = min(self._most, room), self._drafts.value
         chance = (1 - right) * self._leaves.value
@@ -72,13 +65,9 @@ class Leaves:
         return tuple(found)
 
     def judged(self, sent: int, right: int, token: int, leaves: Sequence[Leaf]) -> None:
-        """Learn from a verdict.
+        """Learn from a verdict on ``sent`` drafts of the device and on ``leaves``.
 
-        Args:
-            sent: Drafts of the device that were judged.
-            right: Drafts that were right, those of others behind them included.
-            token: What the target put behind them.
-            leaves: That were judged with them.
+        ``right`` drafts, of whomever, were right, and ``token`` came behind them.
         """
         if not self._most:
             return

@@ -26,12 +26,7 @@ _MEMORY = 0.98  # of a chance, a token judged
 
 
 class Lookup:
-    """Finds what may follow in one stream's own text; 4 bytes a token.
-
-    Args:
-        tokens: Ids of prompt and text.
-        most: Tokens that it gives at once, at most.
-    """
+    """Finds what may follow, ``most`` tokens at once, in one stream's own text."""
 
     def __init__(self, tokens: Sequence[int], most: int) -> None:
         self._most = most
@@ -58,9 +53,7 @@ class Lookup:
     def find(self, drafts: Sequence[int], price: float = 0.0) -> list[int]:
         """Return what may follow behind the text and ``drafts``; nothing if nobody knows.
 
-        Args:
-            drafts: They stand behind the text.
-            price: Tokens that the forward must gain by another row to be worth it.
+        ``price``: tokens that the forward must gain by another row to be worth it.
         """
         end = [*self._text[max(0, len(self._text) - _LONGEST) :], *drafts][-_LONGEST:]
         text = np.frombuffer(self._text, np.int32)
@@ -93,10 +86,7 @@ class Lookup:
     def judged(self, count: int, right: int) -> None:
         """Learn from the verdict on what was given last.
 
-        Args:
-            count: Tokens that were judged: those that were right and the first that was
-                not.
-            right: Those that were.
+        ``count`` were judged: the ``right`` ones, and the first that was not.
         """
         seen = self._seen[self._length]
         fade = _MEMORY**count

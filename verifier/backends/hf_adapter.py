@@ -49,9 +49,6 @@ def _read(folder: Path) -> dict[str, Any]:
 def adapter_base(folder: Path) -> Path | None:
     """Return the base checkpoint that an adapter folder names, None for no adapter.
 
-    Args:
-        folder: A checkpoint or adapter folder.
-
     Raises:
         ConfigError: The base is not a folder on this machine.
         ModelError: The adapter's configuration is damaged.
@@ -69,15 +66,7 @@ def adapter_base(folder: Path) -> Path | None:
 
 
 def merge_adapter(model: Any, folder: Path) -> None:
-    """Add the adapter's product to the weights that it names.
-
-    Args:
-        model: The base, a transformers model.
-        folder: The adapter.
-
-    Raises:
-        ModelError: See :func:`put_beside`.
-    """
+    """Add an adapter's product to weights that it names; raises as :func:`put_beside`."""
     import torch
 
     weights = dict(model.named_parameters())
@@ -91,11 +80,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
 def put_beside(model: Any, folder: Path) -> None:
     """Let the linear layers that an adapter names add its product to what they give.
 
-    Their weights stay as they are, and may be those of other models.
-
-    Args:
-        model: Of :func:`share`.
-        folder: The adapter.
+    Their weights stay as they are, and may be those of other models (:func:`share`).
 
     Raises:
         ModelError: The adapter is damaged, does not belong to the model, names a weight

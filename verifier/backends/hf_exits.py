@@ -22,14 +22,7 @@ __all__ = ["HFExits"]
 
 
 class HFExits:
-    """The exits of one model.
-
-    Args:
-        model: The target, adapter merged, on its device.
-        path: The file.
-
-    Attributes:
-        exits: From the lowest up.
+    """The exits of one model, which is on its device with its adapter merged.
 
     Raises:
         PackageError: The file is damaged, or another model's.
@@ -76,12 +69,10 @@ class HFExits:
     def told(
         self, keep: int, on_exit: Callable[[int, np.ndarray[Any, Any]], None]
     ) -> Iterator[None]:
-        """While the context lasts, tell what the exits of a forward say.
+        """While the context lasts, tell what the exits say of the last ``keep`` columns.
 
-        Args:
-            keep: How many of the last columns are wanted.
-            on_exit: Called between two layers with the number of the exit and its
-                logits ``(rows, keep, vocab)``; what it raises ends the forward.
+        ``on_exit`` is called between two layers with the number of the exit and its logits
+        ``(rows, keep, vocab)``; what it raises ends the forward.
         """
         hooks = []
         try:

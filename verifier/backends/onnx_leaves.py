@@ -31,11 +31,7 @@ _INT64, _FLOAT = 7, 1
 def opened(model: bytes) -> tuple[bytes, int] | None:
     """Return the graph with both as inputs, and the heads that share one key.
 
-    Args:
-        model: A target graph.
-
-    Returns:
-        None where it is not of the known form, or layers look back on a window.
+    None where it is not of the known form, or layers look back on a window.
     """
     try:
         return _opened(model)
@@ -73,12 +69,7 @@ def _opened(model: bytes) -> tuple[bytes, int] | None:
 def mask_of(frame: Frame, group: int) -> np.ndarray[Any, Any]:
     """Return what is added to scores over a frame's new tokens.
 
-    Args:
-        frame: Inputs side by side.
-        group: Heads that share one key.
-
-    Returns:
-        ``(B or 1, 1, group * width, width)`` float32.
+    It is ``(B or 1, 1, group * width, width)`` float32 for a ``group`` of heads a key.
     """
     width = frame.width
     later = np.triu(np.full((width, width), _NEVER, np.float32), 1)

@@ -24,12 +24,7 @@ SessionMaker = Callable[[Any, Arrays], Any]
 
 
 class TargetParts:
-    """The parts of one target.
-
-    Args:
-        package: It has exits.
-        weights: Of the target, its adapter merged.
-        session: Makes a session.
+    """The parts of one target that has exits, from its weights with the adapter merged.
 
     Raises:
         PackageError: A tensor is missing or damaged.
@@ -62,15 +57,10 @@ class TargetParts:
     def run(
         self, feeds: Arrays, on_exit: Callable[[int, np.ndarray[Any, Any]], None]
     ) -> Arrays:
-        """Run one forward.
+        """Run one forward on the inputs of the whole graph; return its outputs.
 
-        Args:
-            feeds: The inputs of the whole graph.
-            on_exit: Called between two parts with the number of the exit and its
-                logits ``(N, vocab)``; what it raises ends the forward.
-
-        Returns:
-            The outputs of the whole graph.
+        ``on_exit`` is called between two parts with the number of the exit and its logits
+        ``(N, vocab)``; what it raises ends the forward.
         """
         found: dict[str, np.ndarray[Any, Any]] = dict(feeds)
         for k, (engine, inputs, outputs) in enumerate(self._parts):

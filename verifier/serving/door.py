@@ -33,10 +33,7 @@ _RETURN_S = 2.0, 60.0  # the soonest, the latest
 class Lobby:
     """Strangers, the rates of their addresses, and when who is turned away may return.
 
-    Args:
-        limits: How many strangers, how often one address may knock.
-        trusted: Whether an address is a proxy's, which knocks for many.
-        now: Monotonic seconds.
+    ``trusted`` tells whether an address is a proxy's, which knocks for many.
     """
 
     def __init__(

@@ -89,10 +89,7 @@ class Intake:
 class Reader(ServerConnection):
     """A server connection of websockets whose bytes wait for their turn.
 
-    Attributes:
-        account_usage: Of the device's account, once that is known.
-        queued: It waits for a turn.
-        frames: That were read.
+    ``account_usage`` is of the device's account, once that is known.
     """
 
     def __init__(self, intake: Intake, *args: Any, **options: Any) -> None:

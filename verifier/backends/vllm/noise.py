@@ -26,13 +26,7 @@ KEY = "draftwire"
 
 
 class Ours(NamedTuple):
-    """How a stream of ours is sampled.
-
-    Attributes:
-        params: Of its open.
-        vocab_size: Of its connection.
-        decider: The cloud's half of the scheme.
-    """
+    """How a stream of ours is sampled, and the cloud's half of its scheme."""
 
     params: SamplingParams
     vocab_size: int
@@ -103,13 +97,10 @@ def ours_of(sampling: Any) -> Ours | None:
 
 
 def mark(logits: Any, groups: Iterable[tuple[int, Any, Ours, int]]) -> None:
-    """Make rows of ours one-hot.
+    """Make rows of ours in ``logits`` (``(rows, vocab)``, any device) one-hot.
 
-    Args:
-        logits: ``(rows, vocab)`` on any device, changed in place.
-        groups: Of each stream its first row, the drafts that stand after it (a row for
-            each), how it is sampled, and the position of the token that its first row is
-            for.
+    A group is a stream: its first row, the drafts that stand after it (a row for each), how
+    it is sampled, and the position of the token that its first row is for.
     """
     rows: list[int] = []
     params: list[SamplingParams] = []
@@ -152,13 +143,8 @@ def winners(
 ) -> torch.Tensor:
     """Return who wins the race of each row, as ``draftwire.sampling.coupled`` has it.
 
-    Args:
-        logits: ``(rows, vocab)`` float64, on any device; ids that may not be are -inf.
-        params: Of each row.
-        positions: Absolute, of each row.
-
-    Returns:
-        ``(rows,)`` int64.
+    ``logits`` are ``(rows, vocab)`` float64 on any device (-inf: may not be); ``positions``
+    are absolute. The answer is ``(rows,)`` int64.
     """
     won = torch.empty(len(params), dtype=torch.int64, device=logits.device)
     groups: dict[tuple[int, bool], list[int]] = {}

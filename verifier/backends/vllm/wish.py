@@ -16,15 +16,9 @@ __all__ = ["Chances", "Load", "Wish"]
 class Wish:
     """The drafts of a stream, and how far it shall go.
 
-    Args:
-        probing: All its drafts are judged, whether that pays or not.
-
-    Attributes:
-        epoch: Branch of the drafts.
-        since: When the push was sent.
-        chances: Of its drafts.
-        told: When a step was told that the device has not answered yet, or 0.
-        answers_s: How long it took to answer, of late; None where it never has.
+    ``chances`` are its drafts', whose branch is ``epoch``; with ``probing`` all are judged,
+    whether that pays or not. ``since`` is when the push was sent, ``told`` when the device
+    was told of a step that it has not answered (or 0), ``answers_s`` how long it takes.
     """
 
     def __init__(self, probing: bool = False) -> None:
@@ -46,11 +40,8 @@ class Wish:
         self.epoch, self._base, self._drafts, self._asks, self._ahead = push
 
     def settle(self, text: Sequence[int], length: int) -> None:
-        """Compare the drafts with the text: what repeats it goes, what differs dies.
-
-        Args:
-            text: Ids of prompt and text, at least ``length``.
-            length: How many there are.
+        """Compare the drafts with ``length`` ids of the text: what repeats it goes, what
+        differs dies.
         """
         known = min(length - self._base, len(self._drafts))
         if known <= 0:
@@ -66,10 +57,7 @@ class Wish:
         return list(self._drafts[:most]) if self._base == length else []
 
     def soon(self, most: float) -> float:
-        """Return until when its device's answer is worth waiting for, ``most`` seconds.
-
-        Returns 0.0 where it has answered, or takes longer.
-        """
+        """Return until when it is worth waiting for an answer, or 0.0 where it is not."""
         if not self.told or self.answers_s is None or self.answers_s > most:
             return 0.0
         return self.told + most
@@ -99,20 +87,13 @@ class Chances:
 
 
 class Load:
-    """How many drafts of each stream a step shall judge.
+    """How many drafts of each stream, ``most`` at most, a step shall judge.
 
-    A step costs something by itself and something for every row, which is measured while
-    the engine runs; a draft is worth the chance that it and all before it are accepted.
-    Where few streams run, drafts are nearly free; where many do, they are rows that
-    others wait for. So the likeliest drafts are taken, as long as each adds more to the
-    tokens than to the time; none, where all of them gain next to nothing.
-
-    Args:
-        most: Never more of a stream.
-        shrink: False always takes as many.
-
-    Attributes:
-        price: Of the steps.
+    A step costs something by itself and something for every row (``price``); a draft is
+    worth the chance that it and all before it are accepted. Where few streams run, drafts
+    are nearly free; where many do, they are rows that others wait for. So the likeliest are
+    taken as long as each adds more to the tokens than to the time, and none where all of
+    them gain next to nothing. Without ``shrink`` always as many.
     """
 
     _GAIN = 1.05  # less is within the error of what is measured
@@ -128,11 +109,7 @@ class Load:
         self.price.add(rows, min(seconds, 2 * expected) if expected else seconds)
 
     def share(self, chances: Sequence[float]) -> list[int]:
-        """Return how many drafts of each stream are worth their rows.
-
-        Args:
-            chances: Of the next draft of each stream that runs.
-        """
+        """Return how many drafts of each stream are worth their rows, by their chances."""
         counts, n = [0] * len(chances), len(chances)
         plain, row = self.price.of(n), self.price.row * self.price.seconds
         if not self._shrink or row <= 0 or not n:
