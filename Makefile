@@ -23,7 +23,7 @@ five-minutes: ## from `pip install` to tokens and a model of one's own, outside 
 	@$(PYTHON) tools/venvs.py make device
 	@$(VENV)/python tools/five_minutes.py $(ARGS)
 
-test: ## everything on .venv, then the device rooms on each Python of the boards found
+test: ## everything on .venv, and the device rooms on each Python of the boards found
 	@$(PYTHON) tools/venvs.py test $(ARGS)
 
 test-arm: ## bundles and the device rooms on emulated ARM boards (ARGS="bookworm bullseye")

@@ -11,6 +11,7 @@ import random
 import shutil
 
 import numpy as np
+import pieces
 import pytest
 
 for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
@@ -24,7 +25,7 @@ from draftwire.errors import IncompatibleError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
-from draftwire.sampling import SamplingParams, make_decider  # noqa: E402
+from draftwire.sampling import SamplingParams  # noqa: E402
 from draftwire.tensors import target_weights, write_tensors  # noqa: E402
 from draftwire.tokenizer import load_tokenizer  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
@@ -98,21 +99,8 @@ def verifier(shelf):
 
 
 def target_only(path, prompt, scheme, temperature, seed):
-    """Decode without a draft, one token a forward."""
-    backend = OnnxTarget(path, threads=1)
     params = SamplingParams(scheme, temperature, 0, 1.0, seed)
-    decider = make_decider(params, backend.vocab_size)
-    slot, tokens, cached, out = backend.allocate(), list(prompt), 0, []
-    while len(out) < COUNT:
-        fresh = np.array(tokens[cached:], np.int64)
-        (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
-        cached = len(tokens)
-        token = decider.decide([], b"", row, len(tokens)).token
-        tokens.append(token)
-        out.append(token)
-        if token in backend.eos_ids:
-            break
-    return out
+    return pieces.target_only(OnnxTarget(path, threads=1), prompt, params, COUNT)
 
 
 def last_logits(backend, prompt):

@@ -1,9 +1,10 @@
-"""One text, asked of a target in odd pieces beside strangers."""
+"""One text of a target: alone, one token a forward, or in odd pieces beside strangers."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from draftwire.sampling import make_decider
 from draftwire.verifier.backends.base import SlotInput
 
 
@@ -32,3 +33,20 @@ def ask_in_pieces(target, ids, rng):
     for taken in (slot, *others):
         target.release(taken)
     return np.array(found)
+
+
+def target_only(backend, prompt, params, count):
+    """Return what plain decoding writes: without a draft, one token a forward."""
+    slot, tokens, cached = backend.allocate(), list(prompt), 0
+    decider = make_decider(params, backend.vocab_size)
+    try:
+        while len(tokens) < len(prompt) + count:
+            fresh = np.array(tokens[cached:], np.int64)
+            (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
+            cached = len(tokens)
+            tokens.append(decider.decide([], b"", row, len(tokens)).token)
+            if tokens[-1] in backend.eos_ids:
+                break
+    finally:
+        backend.release(slot)
+    return tokens[len(prompt) :]

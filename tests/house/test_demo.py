@@ -35,9 +35,8 @@ def left_behind(folder: Path) -> list[str]:
     return ours + [p.name for p in folder.iterdir() if p.name != "tmp"]
 
 
-@pytest.mark.parametrize("target", ["v1", "v2", "v3"])
-def test_text_then_a_table_then_the_reports(target, tmp_path):
-    words = ["--target", target, "--temperature", "0.8", "--seed", "7"]
+def test_text_then_a_table_then_the_reports(tmp_path):
+    words = ["--target", "v2", "--temperature", "0.8", "--seed", "7"]
     words += ["--max-new-tokens", "12", "--json", "out.json"]
     process = demo(*words, folder=tmp_path)
     out, err = process.communicate(timeout=240)
@@ -47,24 +46,11 @@ def test_text_then_a_table_then_the_reports(target, tmp_path):
     for report in reports:
         assert report["schema"] == "draftwire.report/1"
         assert report["sampling"]["scheme"] == "coupled"
-        assert report["target"]["name"].startswith(target)
+        assert report["target"]["name"].startswith("v2")
         assert 1 <= report["tokens"] == len(report["token_ids"]) <= 12
         assert report["text"] in out
     assert "\x1b" not in out and "cloud-only" in out
     assert left_behind(tmp_path) == ["out.json"]
-
-
-def test_greedy_says_the_same_twice_whatever_the_block(tmp_path):
-    texts = []
-    for block in ("1", "4"):
-        words = ["--prompt", "Once upon a time", "--block", block, "--json"]
-        process = demo(*words, "--max-new-tokens", "16", "-q", folder=tmp_path)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        (report,) = json.loads(out)
-        assert report["sampling"]["scheme"] == "greedy"
-        texts.append(report["text"])
-    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pieces import target_only
 
 import draftwire
 from draftwire.cli._local_verifier import local_verifier
@@ -14,8 +15,7 @@ from draftwire.packages import load_draft, load_tokenizer
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
-from draftwire.sampling import SamplingParams, make_decider, make_proposer
-from draftwire.verifier.backends.base import SlotInput
+from draftwire.sampling import SamplingParams, make_proposer
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,21 +29,6 @@ PROMPTS = (
     "The king said to the king, and the king said to the king, and",
     "Once upon a time there was a king who",
 )
-
-
-def target_only(backend, prompt, params):
-    decider = make_decider(params, backend.vocab_size)
-    slot = backend.allocate()
-    tokens, cached = list(prompt), 0
-    try:
-        while len(tokens) < len(prompt) + COUNT and tokens[-1] not in backend.eos_ids:
-            fresh = np.array(tokens[cached:], np.int64)
-            (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
-            cached = len(tokens)
-            tokens.append(decider.decide([], b"", row, len(tokens)).token)
-    finally:
-        backend.release(slot)
-    return tokens[len(prompt) :]
 
 
 WAYS = (
@@ -76,7 +61,7 @@ def test_the_reference_family_with_a_cache(law, tmp_path):
                     found = [t.id for chunk in chunks for t in chunk.tokens]
                     prompt = tokenizer.encode(text, bos_id=draft.bos_id)
                     params = SamplingParams(law, temperature, 0, top_p, seed)
-                    assert found == target_only(backend, prompt, params), (text, way)
+                    assert found == target_only(backend, prompt, params, COUNT), (text, way)
                     link = session.report["link"]
                     assert link["rtt_ms"] is None or link["rtt_ms"] >= 0
                     recalled += link["suffix_cache"]["recalled"]

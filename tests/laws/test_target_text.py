@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pieces import target_only
 
 import draftwire
 from draftwire.cli._local_verifier import local_verifier
 from draftwire.packages import load_draft, load_tokenizer
-from draftwire.sampling import SamplingParams, make_decider
-from draftwire.verifier.backends.base import SlotInput
+from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.onnx_target import OnnxTarget
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -73,26 +73,6 @@ def verifier():
         yield found
 
 
-def target_only(backend, prompt, params):
-    """Decode without a draft."""
-    slot = backend.allocate()
-    decider = make_decider(params, backend.vocab_size)
-    tokens, cached, out = list(prompt), 0, []
-    try:
-        while len(out) < COUNT:
-            fresh = np.array(tokens[cached:], np.int64)
-            (row,) = backend.forward([SlotInput(slot, cached, fresh, 1)])
-            cached = len(tokens)
-            token = decider.decide([], b"", row, len(tokens)).token
-            tokens.append(token)
-            out.append(token)
-            if token in backend.eos_ids:
-                break
-    finally:
-        backend.release(slot)
-    return out
-
-
 def connect(url, **options):
     """A machine that is busy for a second must not look like a lost link."""
     return draftwire.connect(url, silence_s=15.0, **options)
@@ -129,7 +109,7 @@ def test_the_targets_own_text(backends, verifier, target, mode):
     with connect(url, draft=draft, target=target, token=token) as session:
         for seed, (text, block, way) in enumerate(zip(PROMPTS, blocks, ways)):
             prompt = tokenizer.encode(text, bos_id=draft.bos_id)
-            expected = target_only(backends[target], prompt, params_of(mode, seed))
+            expected = target_only(backends[target], prompt, params_of(mode, seed), COUNT)
             found = streamed(session, text, mode, seed, block=block, **way)
             assert found == expected, f"{target} {mode} {text!r} block {block} {way}"
 
@@ -191,7 +171,7 @@ def test_a_draft_of_random_weights_changes_nothing_but_speed(
     with connect(url, draft=random_draft, target=target, token=token) as session:
         for seed, text in enumerate(PROMPTS):
             prompt = tokenizer.encode(text, bos_id=0)
-            expected = target_only(backends[target], prompt, params_of(mode, seed))
+            expected = target_only(backends[target], prompt, params_of(mode, seed), COUNT)
             found = streamed(session, text, mode, seed, objective="cost")
             assert found == expected
             assert session.report["accepted"] < session.report["drafted"] / 2
@@ -204,7 +184,7 @@ def test_the_tiny_family_keeps_the_law_too(mode):
         with connect(url, draft=FIXTURES / "tiny.draft", token=token) as session:
             for seed in range(6):
                 prompt = [(seed * 37 + i * 11) % target.vocab_size for i in range(5)]
-                expected = target_only(target, prompt, params_of(mode, seed))
+                expected = target_only(target, prompt, params_of(mode, seed), COUNT)
                 found = streamed(session, prompt, mode, seed, objective="cost")
                 assert found == expected
             assert session.report["drafted"] > 0

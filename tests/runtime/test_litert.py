@@ -90,22 +90,6 @@ def test_blocks_of_any_size_give_the_logits_of_single_steps(model):
 
 
 @needs_litert
-def test_rewinds_over_both_caches(model):
-    sequence = tokens(60)
-    expected = one_by_one(model, sequence)
-    for kept in (0, 1, 20, 31, 32, 33, 50):
-        model.reset()
-        model.forward(sequence[:50])
-        for token in tokens(30, seed=1):  # another branch, then back
-            model.forward([token])
-        model.rewind(kept)
-        for i in range(kept, 60):
-            np.testing.assert_allclose(
-                model.forward([sequence[i]]), expected[i], atol=NOISE
-            )
-
-
-@needs_litert
 def test_any_order_of_blocks_steps_and_rewinds(model):
     rng = np.random.default_rng(5)
     sequence = tokens(160)
