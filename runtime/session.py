@@ -190,11 +190,7 @@ class SessionBase(Generic[_S]):
             raise
 
     def _greeted(self, outcome: _Outcome) -> None:
-        """The first try is over: take what it says, or what is known already.
-
-        Raises:
-            DraftwireError: There is no verifier, and streams would not do without.
-        """
+        """The first try is over: take what it says, or what is known already."""
         try:
             if isinstance(outcome, Welcome):
                 self._welcome = outcome
@@ -742,11 +738,7 @@ class AsyncSession(SessionBase[AsyncStream]):
     _kind = AsyncStream
 
     async def _greet(self) -> None:
-        """Wait for the first connection.
-
-        Raises:
-            DraftwireError: There is no verifier.
-        """
+        """Wait for the first connection."""
         try:
             outcome = await asyncio.wrap_future(self._first)
         except BaseException:
