@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         preempt: str
         cut: bool
         batch: int
+        qs: str
         deadline_s: float | None
         offline: str | None
         patience_s: float

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.sampling import loss_of
+from draftwire.sampling.qs import QsProposer
 from draftwire.transport.messages import Welcome
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ _KEYS: Mapping[str, Any] = {
     "preemption": None,
     "leaves": None,
     "beside": None,
+    "evidence": None,
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
@@ -301,6 +303,7 @@ def stream_report(
         preemption=_preemption(counts, run.draft_s, energy),
         leaves={"sent": counts.leaves, "right": counts.leaves_right},
         beside=beside,
+        evidence=spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
     )
 
 

@@ -70,6 +70,7 @@ from draftwire.runtime.structure import Structures
 from draftwire.runtime.tools import Calls
 from draftwire.runtime.traced import trace_of
 from draftwire.sampling import make_proposer
+from draftwire.sampling.qs import QsProposer, QsSettings
 from draftwire.transport.capture import WireCapture
 from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
 from draftwire.transport.messages import Welcome
@@ -189,11 +190,7 @@ class SessionBase(Generic[_S]):
             raise
 
     def _greeted(self, outcome: _Outcome) -> None:
-        """The first try is over: take what it says, or what is known already.
-
-        Raises:
-            DraftwireError: There is no verifier, and streams would not do without.
-        """
+        """The first try is over: take what it says, or what is known already."""
         try:
             if isinstance(outcome, Welcome):
                 self._welcome = outcome
@@ -287,6 +284,7 @@ class SessionBase(Generic[_S]):
         preempt: str = "guess",
         cut: bool = False,
         batch: int = 0,
+        qs: str = "",
         deadline_s: float | None = None,
         offline: str | None = None,
         patience_s: float = 30.0,
@@ -339,6 +337,8 @@ class SessionBase(Generic[_S]):
             preempt: What is drafted while verdicts are out.
             cut: Send a half-drafted block once nothing is in flight.
             batch: Tokens per piece of a block that is still being drafted; 0 for none.
+            qs: What that scheme sends: ``"support=16,resolution=100"`` and the like, see
+                :class:`~draftwire.sampling.qs.QsSettings`.
             deadline_s: Return what is there after so many seconds.
             offline: What to do while the link is lost: ``"wait"`` for it, ``"draft"``
                 on alone and show guesses as such, or raise the ``"error"``; None: as the
@@ -530,6 +530,8 @@ class SessionBase(Generic[_S]):
             insight=insight(policy, mode),
             second="leaves" in welcome.capabilities,
         )
+        if isinstance(proposer, QsProposer):
+            proposer.settings = QsSettings.of(pacing.qs)
         stop = (*limits.stop, *chat.stop)
         screen = guarded(lambda: Screen(tokenizer, ids, stop), "the tokenizer")
         stream: _S = self._kind(self, screen, explain)
@@ -736,11 +738,7 @@ class AsyncSession(SessionBase[AsyncStream]):
     _kind = AsyncStream
 
     async def _greet(self) -> None:
-        """Wait for the first connection.
-
-        Raises:
-            DraftwireError: There is no verifier.
-        """
+        """Wait for the first connection."""
         try:
             outcome = await asyncio.wrap_future(self._first)
         except BaseException:

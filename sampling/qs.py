@@ -24,8 +24,8 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -47,6 +47,7 @@ CARD = Card(
 
 _FIRST_THRESHOLD = 1e-3
 _LOWEST, _HIGHEST = 1e-7, 0.999
+_TOLD = 4096  # positions that a report tells of
 _REMEMBERED = 512  # positions whose threshold can be returned to after a rejection
 _GRID = np.array(RESOLUTIONS, np.float64)[:, None]
 
@@ -84,6 +85,18 @@ class QsSettings:
         if not 0 < self.tolerance < 1:
             raise ConfigError(f"tolerance {self.tolerance} is outside (0, 1)")
 
+    @classmethod
+    def of(cls, words: str) -> QsSettings:
+        """Return those of words such as ``"support=16,resolution=100"``."""
+        given = dict(part.split("=") for part in words.split(",") if part)
+        whole = ("support", "resolution")
+        try:
+            numbers: Any = {k: int(v) if k in whole else float(v) for k, v in given.items()}
+            return cls(**numbers)
+        except (TypeError, ValueError):
+            hint = "support, budget, tolerance and resolution, such as support=16,budget=0"
+            raise ConfigError(f"qs cannot be {words!r}", hint=hint) from None
+
     @property
     def dense(self) -> bool:
         """Whether the lattice over the whole vocabulary comes out: nothing is cut then."""
@@ -108,6 +121,7 @@ class QsProposer(Drawn):
         # thresholds would carry its noise, which the next branch draws from again.
         self._trail: list[tuple[int, float]] = []
         self._proposed, self._missed = 0, 0.0
+        self._sent: dict[int, tuple[int, int, float]] = {}  # by position, see `told`
 
     @property
     def threshold(self) -> float:
@@ -129,6 +143,16 @@ class QsProposer(Drawn):
             "(lower the temperature, or set top-k or top-p)"
         )
 
+    def told(self) -> dict[str, object]:
+        """Return the settings, and what was sent of each position, for a report."""
+        rows = [self._sent[position] for position in sorted(self._sent)]
+        found = dict(zip(("support", "resolution", "dropped_mass"), map(list, zip(*rows))))
+        asked = {
+            field.name: getattr(self.settings, field.name)
+            for field in fields(self.settings)
+        }
+        return {"settings": asked, "by_token": found}
+
     def _round(self, law: Law, position: int) -> Lattice:
         settings = self.settings
         while self._trail and self._trail[-1][0] >= position:
@@ -142,7 +166,11 @@ class QsProposer(Drawn):
             moved = threshold + settings.rate * (settings.budget - (1.0 - mass))
             self._trail.append((position, min(max(moved, _LOWEST), _HIGHEST)))
             del self._trail[:-_REMEMBERED]
-        return _round(ids, probs if settings.dense else probs / mass, settings)
+        found = _round(ids, probs if settings.dense else probs / mass, settings)
+        if len(self._sent) < _TOLD or position in self._sent:
+            dropped = round(max(0.0, 1.0 - mass), 6)
+            self._sent[position] = len(found.weights), found.total, dropped
+        return found
 
 
 def _cut(law: Law, threshold: float, support: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -10,7 +10,7 @@ draft that lives beside the target.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Sequence
 
 from draftwire.bench.link import LinkSpec, StreamLink
@@ -65,40 +65,21 @@ class TwoWays:
         return [StreamLink(self._spec, way, model=model) for way, model in ways]
 
 
+@dataclass(frozen=True)
 class VirtualNetwork:
-    """Makes connections to a simulated verifier.
+    """Makes connections to a simulated verifier."""
 
-    Args:
-        clock: Where everything happens.
-        attach: Gives the verifier's end of a new connection, and gets the way back.
-        vocab_size: Of the connection.
-        ways: The link, or None for one of no length.
-        extra: Bytes that a block of so many tokens carries beside what the codec writes:
-            the evidence of a published scheme.
-        rejected: Bytes that a verdict carries besides where a draft was rejected.
-        bonus: Ask for a bonus token where the device would.
-        decode: Decode every frame, instead of handing the message over.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        attach: Callable[[Peer], Dialogue],
-        vocab_size: int,
-        ways: TwoWays | None = None,
-        extra: Callable[[int], int] = lambda tokens: 0,
-        *,
-        rejected: int = 0,
-        bonus: bool = True,
-        decode: bool = False,
-    ) -> None:
-        self.clock = clock
-        self.attach = attach
-        self.codec = Codec(vocab_size)
-        self.ways = ways
-        self.extra, self.rejected = extra, rejected
-        self.bonus = bonus
-        self.decode = decode
+    clock: Clock  # where everything happens
+    # gives the verifier's end of a new connection, and gets the way back
+    attach: Callable[[Peer], Dialogue]
+    vocab_size: int  # of the connection
+    ways: TwoWays | None = None  # the link, or None for one of no length
+    # bytes that a block of so many tokens carries beside what the codec writes: the
+    # evidence of a published scheme
+    extra: Callable[[int], int] = lambda tokens: 0
+    rejected: int = 0  # bytes that a verdict carries where a draft was rejected
+    bonus: bool = True  # ask for a bonus token where the device would
+    decode: bool = False  # decode every frame, instead of handing the message over
 
     def connect(self, hello: Hello, events: WireEvents, timeout_s: float) -> VirtualWire:
         """Begin to connect and to greet; see :class:`~draftwire.runtime.ports.Network`."""
@@ -117,7 +98,7 @@ class VirtualWire:
         self, network: VirtualNetwork, hello: Hello, events: WireEvents, timeout_s: float
     ) -> None:
         self._network, self._clock = network, network.clock
-        self._codec = self._far = network.codec
+        self._codec = self._far = Codec(network.vocab_size)
         self._hello, self._events = hello, events
         self._links = None if network.ways is None else network.ways.connection()
         self._dialogue: Dialogue | None = None

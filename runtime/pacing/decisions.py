@@ -137,6 +137,7 @@ class Decisions:
     ) -> None:
         self.controller = controller
         self._qs = proposer if isinstance(proposer, QsProposer) else None
+        self._asked = 0 if self._qs is None else self._qs.settings.resolution
         self.cache = cache if cache is not None and card_of(scheme).any_draft else None
         self.recalled = 0
         if self.cache is not None:
@@ -164,7 +165,7 @@ class Decisions:
             self.cache.least = min(max(known - 0.05, 0.5), 0.9)
         if self._qs is not None:
             # Replaced as a whole: the drafting thread sees the old ones or the new.
-            resolution = controller.resolution()
+            resolution = controller.resolution() or self._asked
             self._qs.settings = replace(self._qs.settings, resolution=resolution)
         return True
 

@@ -352,11 +352,7 @@ async def _linger(reader: _Reader, writer: asyncio.StreamWriter) -> None:
 async def _read(
     gate: Gate, reader: _Reader, reply: Reply, writer: asyncio.StreamWriter
 ) -> Request | None:
-    """Return the next request, or None when there is no more.
-
-    Raises:
-        HttpError: It is none, or may not come in.
-    """
+    """Return the next request, or None when there is no more."""
     try:
         first = await asyncio.wait_for(reader.read(1), IDLE_S)
     except asyncio.TimeoutError:

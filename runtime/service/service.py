@@ -353,11 +353,7 @@ def _http_error(exc: DraftwireError) -> HttpError:
 
 @contextlib.contextmanager
 def _port(told: ServiceOptions) -> Iterator[socket.socket]:
-    """Own a TCP address.
-
-    Raises:
-        ConfigError: It cannot be had, or everybody could come in by it.
-    """
+    """Own a TCP address."""
     host, _, number = told.http.rpartition(":")
     host = host.strip("[]")
     if not host or not re.fullmatch("[0-9]{1,5}", number) or int(number) > 65535:

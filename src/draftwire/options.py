@@ -388,6 +388,12 @@ class Pacing(Options):
     batch: int = _option(
         0, rules.whole(0, 255), "send pieces of so many tokens of a block; 0: whole blocks"
     )
+    qs: str = _option(
+        "",
+        rules.QS,
+        "what scheme qs sends of a distribution: support=64 tokens at most, budget=0.05 of "
+        "its mass to drop, tolerance=0.05 of it to move by rounding, or a fixed resolution",
+    )
 
 
 @dataclass(frozen=True)

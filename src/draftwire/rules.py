@@ -231,6 +231,24 @@ PREEMPT = Rule(
 )
 
 
+def _qs_fits(value: str) -> bool:
+    pairs = [part.partition("=") for part in value.split(",") if part]
+    names = [name for name, _, _ in pairs]
+    known = {"support", "budget", "tolerance", "resolution"}
+    number = re.compile(r"\d+|\d*\.\d+")
+    fits = all([number.fullmatch(given) is not None for _, _, given in pairs])
+    return fits and known.issuperset(names) and len({*names}) == len(names)
+
+
+QS = Rule(
+    "any of support, budget, tolerance, resolution with a number, such as "
+    "support=16,resolution=100",
+    str,
+    _qs_fits,
+    "WORDS",
+)
+
+
 def _controller_fits(value: str) -> bool:
     found = re.fullmatch(
         "off|flexspec|pipesd|qsv|ucb|auto(:latency|:cost|:energy)?|fixed:([0-9]{1,3})",

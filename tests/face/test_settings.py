@@ -161,6 +161,7 @@ def test_every_option_is_a_setting_of_files_and_environment(tmp_path):
         "controller": "auto:energy",
         "objective": "latency",
         "max_forwards_per_token": 0.25,
+        "qs": "support=16,resolution=100",
         "pipeline": 3,
         "preempt": "exits,guess",
         "cut": True,

@@ -134,7 +134,7 @@ MUTANTS = (
         "runtime/edge/machine.py",
         "if hand.start > len(wire.tokens):",
         "if False:",
-        "tests/laws/test_pipelined_laws.py",
+        "tests/runtime/test_sessions.py -k unjudged",
     ),
     Mutant(
         "forwards whose verdict was lost are not counted",

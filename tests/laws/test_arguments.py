@@ -99,6 +99,7 @@ WRONG = [
     ("controller", "fixed:four", "fixed:four"),
     ("objective", "speed", "speed"),
     ("max_forwards_per_token", 1.5, "1.5"),
+    ("qs", "support=many", "support=many"),
     ("pipeline", 0, "0"),
     ("preempt", "guess,luck", "guess,luck"),
     ("preempt", "", ""),

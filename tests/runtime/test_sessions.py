@@ -14,6 +14,7 @@ from draftwire.runtime.edge.actions import (
     Send,
 )
 from draftwire.runtime.edge.machine import EdgeSession
+from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import FixedLength
 from draftwire.sampling import Proposal, SamplingParams, make_proposer
 from draftwire.transport.messages import (
@@ -267,3 +268,30 @@ def test_a_stop_id_inside_a_block_ends_the_text_there():
     (commit,) = session.complete(session.poll(), one_hot(7, 8, 9, 1))
     assert (commit.accepted, commit.token, commit.finish) == (2, None, Finish.STOP)
     assert session.committed() == (7, 8)
+
+
+def test_drafts_that_died_unjudged_are_sent_again_at_once():
+    """With evidence a branch ends at a rejection, and so do blocks behind it that hold."""
+    params = SamplingParams("residual", 1.0, 3, 1.0, 1)
+    proposer = make_proposer(params, VOCAB)
+    session = EdgeSession(
+        [1, 2, 3],
+        params=params,
+        proposer=proposer,
+        controller=FixedLength(2),
+        max_new_tokens=9,
+        context=100,
+        mode=Mode.of("cost", pipeline=2, preempt="guess"),
+    )
+    branch = session.start()[-1].branch
+    session.message(Opened())
+    sent = []
+    for token in (4, 5, 6, 7):
+        row = np.zeros(VOCAB, np.float32)
+        row[token] = 60.0
+        actions = session.drafted(branch, proposer.propose(row, 3))
+        sent += [a.message for a in actions if isinstance(a, Send)]
+    assert [block.tokens for block in sent] == [(4, 5), (6, 7)]
+    actions = session.message(Commit(0, 1, 5))  # what it draws itself is the draft
+    again = [a.message for a in actions if isinstance(a, Send)]
+    assert [(block.epoch, block.base, block.tokens) for block in again] == [(1, 2, (6, 7))]
