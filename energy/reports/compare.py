@@ -38,6 +38,8 @@ class Comparison:
     per: str
     a_j: float  # mean of A
     b_j: float  # mean of B
+    a_uncertainty_j: float  # 95 % half-width of A's mean, with what the sides share
+    b_uncertainty_j: float
     difference_j: float  # B minus A
     uncertainty_j: float  # 95 % half-width of the difference
     ratio: float | None  # B over A
@@ -75,9 +77,11 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
     values = [[_value(row, per) for row in side] for side in (a, b)]
     mean_a, mean_b = (statistics.fmean(side) for side in values)
     systematic = _systematic(a, b, per)
-    random = 2.0 * math.sqrt(
-        sum(_random(row, per) ** 2 / len(s) ** 2 for s in (a, b) for row in s)
-    )
+    alone = [
+        2.0 * math.sqrt(sum(_random(row, per) ** 2 for row in side)) / len(side)
+        for side in (a, b)
+    ]
+    random = math.hypot(*alone)
     if min(len(a), len(b)) >= 2:
         parts = [statistics.variance(side) / len(side) for side in values]
         whole = sum(parts)
@@ -88,6 +92,10 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
     else:
         warnings.append("one run on a side: the spread between runs is not known")
     half = math.hypot(random, 2.0 * systematic)
+    half_a, half_b = (
+        math.hypot(max(own, _spread(v)), 2.0 * math.hypot(*_shared(rows, per).values()))
+        for own, v, rows in zip(alone, values, (a, b))
+    )
     difference = mean_b - mean_a
     real = abs(difference) > half and difference != 0
     ratio = mean_b / mean_a if mean_a > 0 else None
@@ -99,6 +107,8 @@ def compare(a: Sequence[Row], b: Sequence[Row], *, per: str = "auto") -> Compari
         per,
         mean_a,
         mean_b,
+        half_a,
+        half_b,
         difference,
         half,
         ratio,
@@ -176,16 +186,24 @@ def _scale(row: Row, per: str) -> float:
 def _systematic(a: Sequence[Row], b: Sequence[Row], per: str) -> float:
     """Return what the sensor itself makes of the difference: a standard uncertainty."""
     same = len({row.source for row in (*a, *b)}) == 1
-    total = 0.0
-    for term in SHARED:
-        if per == "net" and term == "offset":
-            continue  # it cancels within each run already
-        x, y = (
-            statistics.fmean(r.terms.get(term, 0.0) * _scale(r, per) for r in rows)
-            for rows in (a, b)
-        )
-        total += (x - y) ** 2 if same else x * x + y * y
-    return math.sqrt(total)
+    of_a, of_b = _shared(a, per), _shared(b, per)
+    parts = [of_a[t] - of_b[t] if same else math.hypot(of_a[t], of_b[t]) for t in of_a]
+    return math.hypot(*parts)
+
+
+def _shared(rows: Sequence[Row], per: str) -> dict[str, float]:
+    """Return the standard uncertainties of a side's mean that its runs share."""
+    return {
+        term: statistics.fmean(r.terms.get(term, 0.0) * _scale(r, per) for r in rows)
+        for term in SHARED
+        if (per, term) != ("net", "offset")  # it cancels within each run already
+    }
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Return the 95 % half-width of the mean of several runs; 0 of one."""
+    n = len(values)
+    return t_factor(n - 1) * math.sqrt(statistics.variance(values) / n) if n > 1 else 0.0
 
 
 def _warnings(a: Sequence[Row], b: Sequence[Row]) -> Iterator[str]:

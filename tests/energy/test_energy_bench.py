@@ -220,6 +220,9 @@ def test_the_same_run_twice_never_takes_more(tmp_path):
         same = rows(tmp_path, "a.jsonl", watts)
         assert not compare(same, same).real
         assert not compare(same, same, per="second").real
+        alone = compare(same, same * 2)  # a side of one run is known as that run is
+        assert alone.a_uncertainty_j == pytest.approx(same[0].uncertainty_j, rel=1e-6)
+        assert 0 < alone.b_uncertainty_j <= alone.a_uncertainty_j
 
 
 def test_unknown_accuracy_cannot_be_held_against_another_sensor(tmp_path):

@@ -350,6 +350,7 @@ def report(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Say whether one side takes less than the other."""
     from draftwire.energy.reports import compare
+    from draftwire.io import quantity
 
     sides = [
         [row for name in side.split(",") for row in _load(args, Path(name))]
@@ -357,12 +358,11 @@ def compare(args: argparse.Namespace) -> int:
     ]
     result = compare.compare(*sides, per=args.per)
     if give_json(args, result.to_dict()):
-        for name, mean, runs, covered in zip(
-            "AB", (result.a_j, result.b_j), result.runs, result.coverage
-        ):
+        means = (result.a_j, result.a_uncertainty_j), (result.b_j, result.b_uncertainty_j)
+        for name, mean, runs, covered in zip("AB", means, result.runs, result.coverage):
             share = "" if covered is None else f", {100 * covered:.0f} % covered"
             count = "1 run" if runs == 1 else f"{runs} runs"
-            print(f"{name}  {mean:.5g} {result.unit}  ({count}{share})")
+            print(f"{name}  {quantity(*mean, result.unit)}  ({count}{share})")
         print(result.verdict)
         for warning in result.warnings:
             print(f"warning: {warning}")
