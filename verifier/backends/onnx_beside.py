@@ -23,8 +23,8 @@ from draftwire.verifier.backends.onnx_leaves import fields, message, value_info
 
 __all__ = ["Engine", "SharedBase", "beside_of"]
 
-Array = np.ndarray[Any, Any]
-Halves = Dict[str, Array]  # by the names of the graph's inputs
+# By the names of the graph's inputs.
+Halves = Dict[str, "np.ndarray[Any, Any]"]
 _GRAPH, _NODE, _INPUT = 7, 1, 11
 _FROM, _TO, _KIND, _ATTRIBUTE = 1, 2, 4, 5
 _TURNED = b"\x0a\x06transB\x18\x01\xa0\x01\x02"  # an attribute: name, i = 1, type INT
