@@ -165,7 +165,7 @@ class Waits:
         self.made_s = self.lab.clock.now()
         return SlotInput(self.slot, 0, np.zeros(1, np.int64), 1)
 
-    def drafting(self):
+    def drafting(self, streams):
         return None
 
     def outlook(self, now_s):
