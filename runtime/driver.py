@@ -206,7 +206,7 @@ class StreamRun:
     held: Timer | None = None  # it will ask again
     busy: BusyError | None = None  # why
     asked: bool = False  # the verifier knows of it, by its present number
-    whole: bool = False  # what its open left out was not what the verifier had
+    whole: bool = False  # what its open left out was not there: it leaves nothing out now
     deadline: Timer | None = None
     patience: Timer | None = None
 
@@ -515,6 +515,8 @@ class Driver:
 
     def _known_of(self, run: StreamRun, welcome: Welcome) -> int:
         """Return how many ids of a stream's prompt begin a text that the verifier has."""
+        if run.whole:
+            return 0
         prompt = run.spec.prompt
         texts: list[Sequence[int]] = [*self._texts]
         if "brief" in welcome.capabilities:  # it takes those of running streams as well
@@ -618,7 +620,7 @@ class Driver:
         error, machine = _meaning(message), run.machine
         if message.code == "stream" and machine.state is State.RESUMING:
             self._go_on(run, resume=False)
-        elif message.code == "prefix" and (run.machine.counts.unsent or not run.whole):
+        elif message.code == "prefix" and not run.whole:
             if run.machine.counts.unsent:
                 self._texts.clear()  # another verifier, or one that needed the room
             run.whole = True
