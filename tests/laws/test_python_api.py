@@ -289,9 +289,10 @@ def test_computed_wire_bytes_agree_with_a_capture(verifier):
         assert session.report["link"]["wire_bytes"] == "computed"
     assert counted["up_payload"] == computed["up_payload"]
     for way in ("up_wire", "down_wire"):
-        # A bare acknowledgement of 52 bytes may come on top of every message.
+        # A bare acknowledgement of 52 bytes may come on top of every message; on a busy
+        # machine two messages may share a packet.
         frames = session.report["rounds"] + 2
-        assert computed[way] <= counted[way] <= computed[way] + 52 * frames
+        assert abs(counted[way] - computed[way]) <= 52 * frames
 
 
 def test_the_radios_signal_is_in_the_report_for_those_who_ask(
