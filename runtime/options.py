@@ -84,15 +84,15 @@ _DEFAULTS = {option.name: option.default for option in options_of(*STREAM_GROUPS
 _DEFAULTS["explain"] = None
 
 
-def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a stream, those that are not given by default.
+def with_defaults(options: Mapping[str, Any], function: str) -> dict[str, Any]:
+    """Return the options that ``function`` got, those that are not given by default.
 
     Raises:
         TypeError: There is no such option, as of any function's arguments.
     """
     for name in options:
         if name not in _DEFAULTS:
-            raise TypeError(f"chat() got an unexpected keyword argument {name!r}")
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
     return {**_DEFAULTS, **options}
 
 

@@ -381,7 +381,7 @@ class SessionBase(Generic[_S]):
         Raises:
             ConfigError: As of :meth:`generate`, or ``n`` is no such number.
         """
-        given = with_defaults(options)
+        given = with_defaults(options, "samples")
         if type(n) is not int or not 1 <= n <= _SAMPLES:
             raise ConfigError(f"n is {n!r:.40}, not a whole number, 1 to {_SAMPLES}")
         whole: Any = prompt
@@ -432,7 +432,7 @@ class SessionBase(Generic[_S]):
             ConfigError: A value is out of range, the conversation is too long, or the
                 template refuses it or needs jinja2.
         """
-        given, calls = with_defaults(options), None
+        given, calls = with_defaults(options, "chat"), None
         if tools is not None and tool_choice is not None:
             calls = self.calls_of(tools, tool_choice, parallel=parallel_tool_calls)
             if not self._talk().template.shows_tools:

@@ -452,7 +452,7 @@ class Codec:
         for bit, name in layout.flags:
             if getattr(message, name) and (name != "brief" or self.brief):
                 first |= bit
-        brief = isinstance(message, Open) and bool(first & 0x30)
+        brief = self.brief and isinstance(message, Open) and message.brief
         said = ("prompt", "prefix", "prefix_length") if brief else ()
         for name, bit in layout.absent.items():
             if getattr(message, name) is None:
@@ -465,7 +465,8 @@ class Codec:
             if stream >= _NUMBERED:
                 out += varint(stream)
         head = layout.head
-        if brief and isinstance(message, Open):
+        if brief:
+            assert isinstance(message, Open)
             out += check_of(message) + varint(message.prefix_length)
             out += varint(len(message.prompt)) + pack_ids(message.prompt, self.bits)
         elif self.brief and isinstance(message, Block):

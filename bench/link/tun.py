@@ -17,7 +17,7 @@ import os
 import select
 import socket
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Tuple
 
 from draftwire.bench.link.clock import Lateness, fine_loop
 from draftwire.bench.link.model import LinkModel, OutagePlan
@@ -31,7 +31,8 @@ _BATCH = 64
 _CONNECT_S = 60.0  # a connection may be asked for in an outage
 
 SocketMaker = Callable[[], socket.socket]
-Route = tuple[socket.socket, socket.socket, tuple[str, int], tuple[str, int]]
+Address = Tuple[str, int]
+Route = Tuple[socket.socket, socket.socket, Address, Address]
 """Listening here, listening at the far end, that end's address, the target."""
 
 

@@ -217,7 +217,10 @@ def read_log(path: Path | str, file: BinaryIO | None = None) -> Log:
     else:
         _read(file, log)
     if not log.samples:
-        hint = "a sample starts with `RAM n/nMB`; USB-meter files end in .csv"
+        hint = (
+            "a sample starts with `RAM n/nMB`, one of a Pi 5 is what `vcgencmd "
+            "pmic_read_adc` prints; meters' files end in .csv"
+        )
         raise ConfigError(f"{path} holds no tegrastats sample", hint=hint)
     for run in log.runs:
         first, last = run.first_sample, run.first_sample + run.samples - 1

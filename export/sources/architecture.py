@@ -97,7 +97,8 @@ class Architecture:
         if any(self.convs):
             raise UnknownArchitecture(
                 f"{what} has no short convolutions, and layers of a {self.model_type!r} "
-                "model are such"
+                "model are such",
+                hint="as a draft it runs on onnxruntime",
             )
 
     def layer(self, i: int) -> str:
@@ -206,7 +207,7 @@ def read_architecture(
         embedding_scale = float(np.float32(hidden**0.5))
     elif kind == "granite":
         embedding_scale = fields.number("embedding_multiplier", 1.0)
-    tied = raw.get("tie_word_embeddings")
+    tied = raw.get("tie_embedding", raw.get("tie_word_embeddings"))  # the first of LFM2
     return Architecture(
         model_type=kind,
         family=family,
@@ -254,9 +255,11 @@ def _feed_forward(fields: Fields, kind: str) -> int:
     raw = fields.raw
     size = fields.count("block_ff_dim" if "block_ff_dim" in raw else "intermediate_size")
     if raw.get("block_auto_adjust_ff_dim", True):
-        size = int(fields.number("block_ffn_dim_multiplier", 1.0) * int(2 * size / 3))
-        multiple = fields.count("block_multiple_of", 256)
-        size = -(-size // multiple) * multiple
+        size = int(2 * size / 3)
+        if raw.get("block_ffn_dim_multiplier", 1.0) is not None:
+            size = int(fields.number("block_ffn_dim_multiplier", 1.0) * size)
+            multiple = fields.count("block_multiple_of", 256)
+            size = -(-size // multiple) * multiple
     return size
 
 

@@ -129,6 +129,7 @@ class CheckpointWeights(Weights):
         return whole
 
     def kernel(self, i: int) -> Linear:
+        """Return what layer ``i`` convolves with, ``(inputs, channels)``, oldest first."""
         weight = self.checkpoint.weight(f"{self.a.layer(i)}{self.a.names.conv}.weight")
         return Linear(weight[:, 0].T, self._bias(self.a.layer(i) + self.a.names.conv))
 

@@ -10,14 +10,19 @@ for library in ("torch", "transformers", "onnx", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 import onnxruntime as ort  # noqa: E402
-from tiny_models import SHAPES  # noqa: E402
+from tiny_models import ATTENDING, SHAPES  # noqa: E402
 
 from draftwire.export.graphs.draft import build_gqa_graph  # noqa: E402
 from draftwire.export.graphs.reference import reference_logits  # noqa: E402
 from draftwire.export.graphs.target import build_target_graph  # noqa: E402
+from draftwire.export.graphs.tflite import build_tflite  # noqa: E402
 from draftwire.export.precision.runners import DraftRunner  # noqa: E402
-from draftwire.export.sources.architecture import UnknownArchitecture  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.sources.architecture import (  # noqa: E402
+    UnknownArchitecture,
+    read_architecture,
+)
+from draftwire.export.sources.checkpoint import load_checkpoint, read_config  # noqa: E402
+from draftwire.export.sources.weights import CheckpointWeights  # noqa: E402
 
 LENGTH = 90
 
@@ -29,22 +34,21 @@ def options():
     return found
 
 
-@pytest.fixture(params=SHAPES)
-def case(request, models, torch_logits):
-    """A checkpoint, a text, and what transformers says about it."""
-    folder = models(request.param)
+def told(folder, torch_logits):
+    """Return a checkpoint, a text, and what transformers says about it."""
     ids = np.random.default_rng(1).integers(0, 320, LENGTH)
     return load_checkpoint(folder), ids, torch_logits(folder, ids)
 
 
-@pytest.fixture
-def attends(case):
-    """The same, where every layer does."""
-    if any(case[0].architecture.convs):
-        with pytest.raises(UnknownArchitecture, match="target's graph has no short conv"):
-            build_target_graph(case[0])
-        pytest.skip("refused")
-    return case
+@pytest.fixture(params=SHAPES)
+def case(request, models, torch_logits):
+    return told(models(request.param), torch_logits)
+
+
+@pytest.fixture(params=ATTENDING)
+def attends(request, models, torch_logits):
+    """Of what a target's graph is written for."""
+    return told(models(request.param), torch_logits)
 
 
 class Target:
@@ -153,3 +157,26 @@ def test_the_target_graph_holds_no_weights(attends):
     assert len(graph.SerializeToString()) < 100_000
     outside = {t.name for t in graph.graph.initializer if t.external_data}
     assert outside == set(attends[0].parameters)
+
+
+def test_what_convolves_is_refused_where_it_cannot_be_written(models):
+    checkpoint = load_checkpoint(models("lfm2"))
+    with pytest.raises(UnknownArchitecture, match="target's graph has no short convol"):
+        build_target_graph(checkpoint)
+    with pytest.raises(UnknownArchitecture, match="LiteRT graph has no short") as caught:
+        build_tflite(CheckpointWeights(checkpoint), "fp32")
+    assert "onnxruntime" in caught.value.hint
+
+
+def test_lfm2_in_the_spelling_of_its_makers(models):
+    config = read_config(models("lfm2"))
+    plain = read_architecture("x", config)
+    makers = {
+        k: v for k, v in config.items() if k not in ("layer_types", "tie_word_embeddings")
+    }
+    makers["block_ff_dim"] = makers.pop("intermediate_size")
+    makers |= {"full_attn_idxs": [1], "tie_embedding": True}
+    assert repr(read_architecture("x", makers)) == repr(plain)
+    assert plain.convs == (3, 0) and plain.tied
+    assert not read_architecture("x", {**makers, "tie_embedding": False}).tied
+    assert plain.feed_forward == 64  # two thirds of 96, in sixteens
