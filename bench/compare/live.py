@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Dict, Mapping, Sequence
 
 import draftwire
 from draftwire.bench.compare.carried import carrying
@@ -34,7 +34,7 @@ from draftwire.runtime.session import Session
 from draftwire.sampling import SamplingParams
 from draftwire.verifier.backends.base import TargetBackend
 
-Report = dict[str, Any]
+Report = Dict[str, Any]
 
 
 def run_live(
