@@ -6,11 +6,11 @@ The texts are computed by ``plain_sampling``, which shares no line with either s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import re
 import shutil
-import socket
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -125,27 +125,12 @@ def device(url, **options):
     return streams
 
 
-class Cutter(FaultProxy):
+def cutter(url, every, times):
     """A relay that ends all connections after each ``every`` bytes, ``times`` times."""
-
-    def __init__(self, url, every, times):
-        self.every, self.left, self.relayed = every, times, 0
-        super().__init__(int(url.rsplit(":", 1)[1]))
-
-    def _relay(self, source, sink):
-        with contextlib.suppress(OSError):
-            while True:
-                data = source.recv(4096)
-                if not data:
-                    break
-                sink.sendall(data)
-                self.relayed += len(data)
-                if self.relayed > self.every and self.left:
-                    self.left, self.relayed = self.left - 1, 0
-                    self.cut(reset=self.left % 2 == 0)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+    proxy = FaultProxy(int(url.rsplit(":", 1)[1]))
+    resets = itertools.cycle((True, False))
+    proxy.after([every] * times, lambda: proxy.cut(reset=next(resets)))
+    return proxy
 
 
 def _byte(word, token):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from draftwire.errors import TransportError
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 PROMPT = [5, 17, 3, 99, 41]
+IN_A_TEXT = (680,)  # bytes down when some ten blocks have been answered
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,11 @@ class Reader:
 def test_cut_again_and_again(verifier, proxy, mode):
     expected = undisturbed(verifier, max_new_tokens=100, **mode)
     rng = random.Random(1)
+    proxy.after(rng.randrange(590, 640) for _ in range(8))
     with connect(proxy.url) as session:
         found = []
         for chunk in session.generate(PROMPT, max_new_tokens=100, seed=3, **mode):
             found += [t.id for t in chunk.tokens]
-            if rng.random() < 0.4:
-                proxy.cut(torn=rng.random() < 0.5)
         assert found == expected
         assert session.report["token_ids"] == expected
         assert session.link.reconnects >= 3
@@ -82,58 +81,61 @@ def test_cut_again_and_again(verifier, proxy, mode):
 
 def test_a_killed_and_restarted_verifier_goes_on_with_the_same_text(verifier, proxy):
     expected = undisturbed(verifier, max_new_tokens=60)
+    killed = []
+
+    def kill():
+        killed.append(verifier.kill())
+        verifier.start()
+
+    proxy.after(IN_A_TEXT, kill)
     with connect(proxy.url) as session:
-        found, killed = [], 0
+        found = []
         for chunk in session.generate(PROMPT, max_new_tokens=60, seed=3):
             found += [t.id for t in chunk.tokens]
-            if len(found) > 10 and not killed:
-                killed += 1
-                verifier.kill()
-                verifier.start()
         assert found == expected and killed
+        assert session.link.reconnects >= 1
 
 
 def test_a_frozen_verifier_counts_as_lost(verifier, proxy):
     expected = undisturbed(verifier, max_new_tokens=40)
+
+    def freeze():
+        verifier.freeze()
+        threading.Timer(2.0, verifier.thaw).start()
+
+    proxy.after(IN_A_TEXT, freeze)
     with connect(proxy.url, silence_s=0.5, timeout_s=1.0) as session:
         found = []
         for chunk in session.generate(PROMPT, max_new_tokens=40, seed=3):
-            if not found:
-                verifier.freeze()
-                threading.Timer(2.0, verifier.thaw).start()
             found += [t.id for t in chunk.tokens]
         assert found == expected
         assert session.link.reconnects >= 1
 
 
 def test_error_mode_says_so_at_once(verifier, proxy):
+    proxy.after(IN_A_TEXT, proxy.shut)
     with connect(proxy.url) as session:
         with pytest.raises(TransportError, match="gone|closed"):
-            for _ in session.generate(PROMPT, max_new_tokens=80, offline="error"):
-                proxy.open = False
-                proxy.cut()
+            list(session.generate(PROMPT, max_new_tokens=80, offline="error"))
         assert session.report["finish"] == "error"
         assert session.link.state == "reconnecting"
 
 
 def test_patience_ends(verifier, proxy):
+    proxy.after(IN_A_TEXT, proxy.shut)
     with connect(proxy.url) as session:
         with pytest.raises(TransportError):
-            for _ in session.generate(PROMPT, max_new_tokens=80, patience_s=0.3):
-                proxy.open = False
-                proxy.cut()
+            list(session.generate(PROMPT, max_new_tokens=80, patience_s=0.3))
 
 
 def test_guesses_are_shown_as_guesses_and_put_right(verifier, proxy):
     expected = undisturbed(verifier, max_new_tokens=90)
+    proxy.after(IN_A_TEXT, proxy.shut)
     with connect(proxy.url) as session:
         reader = Reader()
         stream = session.generate(PROMPT, max_new_tokens=90, seed=3, offline="draft")
         for chunk in stream:
             reader.take(chunk)
-            if not reader.guessed and len(session.report or ()) == 0 and proxy.open:
-                proxy.open = False
-                proxy.cut()
             if reader.guessed > 20:
                 proxy.open = True
         assert session.report["token_ids"] == expected
@@ -142,15 +144,12 @@ def test_guesses_are_shown_as_guesses_and_put_right(verifier, proxy):
 
 
 def test_a_deadline_is_kept_without_a_link(verifier, proxy):
+    proxy.after(IN_A_TEXT, proxy.shut)
     with connect(proxy.url) as session:
-        chunks = []
-        began = time.monotonic()
-        for chunk in session.generate(PROMPT, max_new_tokens=5000, deadline_s=1.5):
-            chunks.append(chunk)
-            proxy.open = False
-            proxy.cut()
+        chunks = list(session.generate(PROMPT, max_new_tokens=5000, deadline_s=1.5))
         assert chunks[-1].finish == session.report["finish"] == "deadline"
-        assert time.monotonic() - began < 20
+        assert session.report["seconds"]["total"] < 20
+        proxy.after(())
         proxy.open = True
         # The session is still good.
         again = [c for c in session.generate(PROMPT, max_new_tokens=5, seed=3)]
