@@ -32,15 +32,17 @@ from draftwire.export.precision.parity import (
     compare,
     expected_logits,
     limit_of,
+    mask_rows,
     probe_tokens,
 )
 from draftwire.export.precision.quantise import MIN_ENGINE, PRECISIONS, quantise
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
-from draftwire.export.sources.architecture import UnknownArchitecture
-from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
+from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
+from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import check_tokens
 from draftwire.packages import NewFile, write_package
+from draftwire.packages.manifest import read_parallel
 from draftwire.tensors import read_tensors, write_tensors
 from draftwire.tokenizer import load_tokenizer
 
@@ -144,7 +146,16 @@ def export_onnx(
                     if context is None:
                         checkpoint = checkpoint.cut(DRAFT_CONTEXT)
                         fields["context"] = checkpoint.architecture.context
-                    more, files = _draft(checkpoint, wanted, limit, against, scratch)
+                    parallel = parallel_of(
+                        checkpoint.folder.name,
+                        read_config(checkpoint.folder),
+                        checkpoint.architecture.vocab_size,
+                    )
+                    if parallel is not None:
+                        fields["parallel"] = parallel
+                    more, files = _draft(
+                        checkpoint, wanted, limit, against, scratch, parallel
+                    )
                     fields["made"].update(more)
             except UnknownArchitecture as exc:
                 if role == "target":
@@ -177,17 +188,25 @@ def _draft(
     limit: LimitOf,
     against: str,
     scratch: Path,
+    parallel: Mapping[str, Any] | None,
 ) -> Made:
     architecture = checkpoint.architecture
     ids = probe_tokens(checkpoint)
-    expected, said_by = expected_logits(checkpoint, ids, against=against)
+    masks: Sequence[int] = ()
+    said = read_parallel(checkpoint.folder.name, parallel, architecture.vocab_size)
+    if said is not None:
+        masks = said.masks(said.block - 1)
+    expected, said_by = expected_logits(checkpoint, ids, against=against, masks=masks)
     whole = scratch / "whole.onnx"
     save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
 
     def read(path: Path) -> DraftRunner:
         return DraftRunner(path, architecture, threads=threads(path))
 
-    parity = compare(check_steps(read(whole), ids), expected, said_by)
+    runner = read(whole)
+    found = [check_steps(runner, ids)]
+    found += mask_rows(runner, ids, masks, architecture.context)
+    parity = compare(np.concatenate(found), expected, said_by)
     parity.require("the graph", LIMITS["fp32"])
     made, files = precisions_of(
         whole,
@@ -200,6 +219,7 @@ def _draft(
         bos_id=checkpoint.bos_id,
         context=architecture.context,
         graph="gqa",
+        masks=masks,
     )
     return made, {**text_files(checkpoint.folder), **files}
 
@@ -216,6 +236,7 @@ def precisions_of(
     bos_id: int | None,
     context: int,
     graph: str,
+    masks: Sequence[int] = (),
 ) -> Made:
     """Return what is to say of a draft's model files, and those that pass the gate.
 
@@ -245,7 +266,8 @@ def precisions_of(
                 made["gate"] = texts.record()
             moments = moments_of(whole, texts.calibrate) if precision == "int4" else None
             save_model(quantise(onnx.load(str(whole)), precision, moments), path)
-            found = gate(reader, read(path), texts.judge, "its float32 graph")
+            against = "its float32 graph"
+            found = gate(reader, read(path), texts.judge, against, masks, context)
         try:
             found.require(path.name, limit(precision))
         except ModelError as exc:

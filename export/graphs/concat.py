@@ -79,7 +79,7 @@ def export_with_optimum(
     bos_id = check_tokens(folder, bos_id)
     ids = probe_ids(folder, vocab_size, bos_id, limit=min(MAX_PROBE, context))
     whole = _run(main_export, folder, scratch / "optimum")
-    logits, against = torch_logits(folder, ids)
+    (logits,), against = torch_logits(folder, [ids])
     runner = ConcatRunner(whole)
     expected = finite_logits(folder.name, logits)
     parity = compare(check_steps(runner, ids), expected, against)

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from draftwire.export.precision.parity import Parity
+from draftwire.export.precision.parity import Parity, mask_rows
 from draftwire.export.precision.quantise import inputs_of
 from draftwire.export.precision.runners import Logits, Reader, session, threads
 
@@ -90,9 +90,16 @@ def own_texts(
 
 
 def gate(
-    whole: Reader, small: Reader, texts: Iterable[Sequence[int]], against: str
+    whole: Reader,
+    small: Reader,
+    texts: Iterable[Sequence[int]],
+    against: str,
+    masks: Sequence[int] = (),
+    context: int = 0,
 ) -> Parity:
-    """Return how far ``small`` is from ``whole`` over texts, at the worse chunk."""
+    """Return how far ``small`` is from ``whole`` over texts, at the worse chunk, and how
+    often they agree behind ``masks``.
+    """
     results = []
     texts = [list(text) for text in texts]
     expected = []
@@ -114,6 +121,13 @@ def gate(
     agreed = [float(result[0]) / count for result in results]
     kls = [float(result[1]) / count for result in results]
     peaks = [np.abs(right).max() for right in expected]
+    behind = None
+    if masks:
+        wanted, got = (
+            np.concatenate([r for t in texts for r in mask_rows(reader, t, masks, context)])
+            for reader in (whole, small)
+        )
+        behind = _compare(got, wanted)[0] / len(wanted)
     return Parity(
         against=against,
         tokens=count,
@@ -122,6 +136,7 @@ def gate(
         agreement=min(agreed),
         kl=max(kls),
         by_chunk={str(c): round(a, 4) for c, a in zip(CHUNKS, agreed, strict=True)},
+        masks=behind,
     )
 
 

@@ -17,6 +17,7 @@ from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.transformers_model import load_model
 from draftwire.tokenizer import load_tokenizer
 
+_FLATTER = 0.1  # by which rows behind masks may agree less often
 MAX_PROBE = 224  # tokens: enough to see a fault, few enough for a laptop
 
 # Plain prose, code, numbers: what a draft meets.  About 250 tokens at V = 2048.
@@ -60,6 +61,8 @@ class Parity:
     # mean divergence from the checkpoint's distribution, in nats, where measured
     kl: float | None = None
     by_chunk: dict[str, float] | None = None  # agreement by tokens a step, where measured
+    # agreement of what is said behind masks, where the draft has some
+    masks: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says."""
@@ -80,6 +83,13 @@ class Parity:
                 f"{name} picks the checkpoint's most likely token at "
                 f"{self.agreement:.1%} of {self.tokens} positions, "
                 f"the limit is {limit.agreement:.1%}",
+                hint="choose a wider precision, or lower the limit with --min-agreement",
+            )
+        # What stands behind masks is flatter, and only says how much is accepted.
+        if self.masks is not None and self.masks < limit.agreement - _FLATTER:
+            raise ModelError(
+                f"{name} says the same as the checkpoint behind {self.masks:.1%} of its "
+                f"masks, the limit is {limit.agreement - _FLATTER:.1%}",
                 hint="choose a wider precision, or lower the limit with --min-agreement",
             )
         if limit.difference is None:
@@ -129,18 +139,27 @@ def probe_ids(
 
 
 def expected_logits(
-    checkpoint: Checkpoint, ids: Sequence[int], *, against: str = "auto"
+    checkpoint: Checkpoint,
+    ids: Sequence[int],
+    *,
+    against: str = "auto",
+    masks: Sequence[int] = (),
 ) -> tuple[Logits, str]:
     """Return what a checkpoint says about a text, ``(T, V)`` float32, and who computed it.
 
-    ``against`` is "torch", "numpy", or "auto" for torch where it is installed. A ModelError
-    where the result is not finite.
+    ``against`` is "torch", "numpy", or "auto" for torch where it is installed. With
+    ``masks`` the rows of :func:`mask_rows` follow. A ModelError where the result is not
+    finite.
     """
     installed = all(find_spec(name) for name in ("torch", "transformers"))
+    ends = mask_ends(len(ids), len(masks), checkpoint.architecture.context)
+    texts = [ids, *([*ids[:end], *masks] for end in ends)]
     if against == "torch" or (against == "auto" and installed):
-        logits, source = torch_logits(checkpoint.folder, ids)
+        rows, source = torch_logits(checkpoint.folder, texts)
     else:
-        logits, source = reference_logits(checkpoint, ids), "numpy"
+        rows, source = [reference_logits(checkpoint, text) for text in texts], "numpy"
+    behind = [row[-1 - len(masks) :] for row in rows[1:]]
+    logits = np.concatenate([rows[0], *behind])
     return finite_logits(checkpoint.folder.name, logits), source
 
 
@@ -158,8 +177,8 @@ def finite_logits(name: str, logits: Logits) -> Logits:
     return logits
 
 
-def torch_logits(folder: Path, ids: Sequence[int]) -> tuple[Logits, str]:
-    """Return transformers' logits ``(T, V)`` for a text, and its version.
+def torch_logits(folder: Path, texts: Sequence[Sequence[int]]) -> tuple[list[Logits], str]:
+    """Return transformers' logits ``(T, V)`` for each text, and its version.
 
     Raises:
         ModelError: It cannot load the model.
@@ -169,8 +188,8 @@ def torch_logits(folder: Path, ids: Sequence[int]) -> tuple[Logits, str]:
 
     model = load_model(folder)
     with torch.no_grad():
-        logits = model(torch.tensor([list(ids)])).logits[0].float().numpy()
-    return logits, f"transformers {transformers.__version__}"
+        rows = [model(torch.tensor([list(ids)])).logits[0].float().numpy() for ids in texts]
+    return rows, f"transformers {transformers.__version__}"
 
 
 def compare(found: Logits, expected: Logits, against: str) -> Parity:
@@ -183,6 +202,31 @@ def compare(found: Logits, expected: Logits, against: str) -> Parity:
         max_logit=float(np.abs(expected).max()),
         agreement=float((found.argmax(-1) == expected.argmax(-1)).mean()),
     )
+
+
+def mask_ends(length: int, masks: int, context: int) -> list[int]:
+    """Return behind how much of a text masks are tried: up to eleven tokens apart."""
+    if not masks:
+        return []
+    ends = range(2, min(length, context - masks) + 1)
+    return list(ends[:: max(1, min(11, len(ends) // 3))])
+
+
+def mask_rows(
+    runner: Reader, ids: Sequence[int], masks: Sequence[int], context: int
+) -> list[Logits]:
+    """Return what a draft says of several tokens at once, ``(1 + masks, V)`` each time.
+
+    A block of text with masks behind, the masks taken back, and so on: as drafts are made
+    and judged.
+    """
+    found: list[Logits] = []
+    runner.rewind(0)
+    for end in mask_ends(len(ids), len(masks), context):
+        step = [*ids[runner.length : end], *masks]
+        found.append(runner.forward(step, rows=1 + len(masks)))
+        runner.rewind(end)
+    return found
 
 
 def check_steps(runner: Reader, ids: Sequence[int]) -> Logits:

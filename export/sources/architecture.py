@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from draftwire.errors import ConfigError, ModelError
+from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.export.sources.families import FAMILIES, Family, Names
 from draftwire.export.sources.rope import Fields, Rope, UnknownArchitecture, read_rope
+from draftwire.packages.manifest import read_parallel
 
 __all__ = [
     "Architecture",
     "UnknownArchitecture",
+    "parallel_of",
     "read_architecture",
 ]
 
+_PARD_BLOCK = 8  # tokens that PARD's checkpoints are trained to say at once
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -280,17 +283,49 @@ def _convolutions(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
 def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
     """Refuse drafters that read the target's hidden states, with what that would cost."""
     said = " ".join(map(str, raw.get("architectures") or ())) + str(raw.get("spd_type"))
-    name = next((n for n in ("Eagle", "DFlash", "Medusa", "MTP") if n in said), "")
-    if not name and "eagle_config" not in raw and "dflash_config" not in raw:
+    said = said.lower()
+    name = next((n for n in ("EAGLE", "DFlash", "Medusa", "MTP") if n.lower() in said), "")
+    more = raw.get("eagle_config"), raw.get("dflash_config")
+    if not name and more == (None, None):
         return
-    hidden = raw.get("hidden_size") or 0
-    states = 3 if "3" in said else 1
+    hidden, states = raw.get("hidden_size") or 0, 3 if "eagle3" in said else 1
+    for settings in filter(None, more):
+        for key in ("target_layer_ids", "eagle_aux_hidden_state_layer_ids"):
+            states = len(settings.get(key) or ()) or states
     raise ModelError(
         f"{where} is a {name or 'hidden-state'} drafter: it reads the target's hidden "
         f"states, which lie in the cloud: {states * 2 * hidden:,} bytes down for each token"
         " instead of two or three",
         hint="use a model that drafts from tokens alone",
     )
+
+
+def parallel_of(
+    where: str, config: Mapping[str, Any], vocab_size: int
+) -> dict[str, Any] | None:
+    """Return a draft manifest's ``parallel``, where ``config.json`` says what masks are.
+
+    It says so in a ``parallel`` of its own, which is that table, or as a PARD checkpoint:
+    ``pard_token`` or ``ptd_token_id``, one row for all masks. Those say no block; they are
+    trained with eight.
+
+    Raises:
+        ModelError: Its masks are none of its rows.
+
+    Source:
+        PARD, https://arxiv.org/abs/2504.18583, and the config of its checkpoints.
+    """
+    table = config.get("parallel")
+    if table is None:
+        one = config.get("pard_token", config.get("ptd_token_id"))
+        if one is None and str(config.get("spd_type")).lower() != "pard":
+            return None
+        table = {"mask_ids": [one], "block": _PARD_BLOCK}
+    try:
+        read_parallel(where, table, vocab_size)
+    except PackageError as exc:
+        raise ModelError(str(exc), hint="config.json belongs to another model") from exc
+    return dict(table)
 
 
 def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from draftwire.runtime.engines.choice import ENGINES, board_hint, choose_engine
 from draftwire.runtime.engines.engine import Engine, ModelSpec
 
 if TYPE_CHECKING:
-    from draftwire.packages import DraftPackage, PackageFile
+    from draftwire.packages import DraftPackage, PackageFile, Parallel
 
 __all__ = ["DraftModel", "Threads", "spec_of"]
 
@@ -40,6 +40,9 @@ class DraftModel:
         precision: Precision of the weights, e.g. "int8".
         threads: Threads inside one operator.
         warnings: Sentences for the run report, e.g. of a provider that fell back.
+        parallel: How it says several tokens in one forward, or None where it does not, or
+            the engine cannot.
+        mask_ids: Ids that are no words.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class DraftModel:
         context: int,
         precision: str,
         threads: int = 1,
+        parallel: Parallel | None = None,
     ) -> None:
         self.vocab_size = vocab_size
         self.context = context
@@ -60,6 +64,15 @@ class DraftModel:
         self._length = 0
         self._engine = engine
         self._step = engine.step
+        self._tail: Callable[..., np.ndarray] | None = getattr(engine, "tail", None)
+        self.parallel = parallel
+        self.mask_ids = () if parallel is None else parallel.mask_ids
+        if parallel is not None and not (self._tail and engine.multi_token):
+            self.parallel = None
+            self.warnings += (
+                f"{engine.name} drafts a token a forward: this draft says "
+                f"{parallel.block} at once on onnxruntime 1.20 or newer",
+            )
 
     @classmethod
     def load(
@@ -133,6 +146,7 @@ class DraftModel:
             context=context,
             precision=entry.precision,
             threads=count,
+            parallel=package.parallel,
         )
         if ignored:
             model.warnings = (ignored, *model.warnings)
@@ -182,6 +196,35 @@ class DraftModel:
             logits = self._engine.block(tokens, past)
         self._length = past + count
         return logits
+
+    def ahead(self, tokens: Sequence[int], count: int) -> np.ndarray:
+        """Append ``tokens``; return the logits that follow them, and those of masks behind.
+
+        Args:
+            tokens: One or more ids.
+            count: How many tokens to say in this forward, at most ``parallel.block``.
+
+        Returns:
+            ``(n, vocab_size)`` float32, a view that the next call overwrites: row ``j``
+            says the token ``j`` places behind ``tokens``; fewer rows than ``count`` where
+            the context has no room for more masks. The masks are forgotten.
+
+        Raises:
+            ConfigError: See :meth:`forward`.
+            ValueError: See :meth:`forward`.
+        """
+        past, new, parallel = self._length, len(tokens), self.parallel
+        masks: tuple[int, ...] = ()
+        if parallel is not None:
+            room = self.context - past - new
+            masks = parallel.masks(max(0, min(count - 1, room)))
+        if not masks or not new or self._tail is None:
+            return self.forward(tokens)[None]
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError(f"a token outside the vocabulary of {self.vocab_size}")
+        rows = self._tail((*tokens, *masks), past, 1 + len(masks))
+        self._length = past + new
+        return rows
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens.

@@ -34,7 +34,9 @@ class Engine(Protocol):
         name: Engine and version, e.g. "onnxruntime 1.23.2".
         multi_token: False when a forward with a past is right for one token only.
 
-    An engine may have ``warnings`` too: sentences for the run report.
+    An engine may have ``warnings`` too: sentences for the run report; and
+    ``tail(tokens, past, rows)``, which runs ``tokens`` in one forward and returns the
+    logits ``(rows, vocab)`` of the last ``rows`` of them, a reused view.
     """
 
     name: str

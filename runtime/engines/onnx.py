@@ -227,11 +227,10 @@ def _check_caches(session: Any, spec: ModelSpec, path: Path) -> None:
 class _Bound:
     """Everything bound for one block length: the ids, and where the logits land."""
 
-    def __init__(self, length: int, vocab_size: int, *, last_only: bool) -> None:
+    def __init__(self, length: int, logits: np.ndarray) -> None:
         self.ids = np.zeros((1, length), np.int64)
-        self.first_row = np.array([length - 1], np.int64)
-        rows = 1 if last_only else length
-        self.logits = np.zeros((1, rows, vocab_size), np.float32)
+        self.first_row = np.array([length - logits.shape[1]], np.int64)
+        self.logits = logits
         self.last: np.ndarray = self.logits[0, -1]
         self.binding: Any = None
 
@@ -264,12 +263,20 @@ class SharedCacheEngine:
         }
         self._seqlens = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
-        self._blocks: dict[int, _Bound] = {}
+        self._blocks: dict[tuple[int, int], _Bound] = {}
+        self._rows = np.zeros((1, 0, self._vocab_size), np.float32)  # of all tails
 
         self.step = self._make_step()
 
-    def _bind(self, length: int) -> _Bound:
-        bound = _Bound(length, self._vocab_size, last_only=self._last_only)
+    def _bind(self, length: int, rows: int = 1) -> _Bound:
+        rows = rows if self._last_only else length
+        if rows == 1:
+            logits = np.zeros((1, 1, self._vocab_size), np.float32)
+        else:
+            if rows > self._rows.shape[1]:
+                self._rows = np.zeros((1, rows, self._vocab_size), np.float32)
+            logits = self._rows[:, :rows]
+        bound = _Bound(length, logits)
         binding = self.session.io_binding()
 
         def bind_input(key: str, array: np.ndarray) -> None:
@@ -302,7 +309,7 @@ class SharedCacheEngine:
     def _make_step(self) -> Callable[[int, int], np.ndarray]:
         """Return the hot loop's step, over local names: three writes and one call."""
         # Kept: onnxruntime holds bare addresses, so the arrays must outlive this call.
-        bound = self._blocks[1] = self._bind(1)
+        bound = self._blocks[1, 1] = self._bind(1)
         ids, seqlens, total = bound.ids[0], self._seqlens, self._total
         binding, last = bound.binding, bound.last
         run = self.session.run_with_iobinding
@@ -329,23 +336,32 @@ class SharedCacheEngine:
             if size == 1:
                 logits = self.step(tokens[done], past + done)
             else:
-                logits = self._forward(tokens[done : done + size], past + done)
+                logits = self._forward(tokens[done : done + size], past + done).last
             done += size
         return logits
 
-    def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
+    def tail(self, tokens: Sequence[int], past: int, rows: int) -> np.ndarray:
+        """Run tokens; return the logits ``(rows, vocab)`` of the last of them."""
+        first = max(0, len(tokens) - _CHUNK)
+        if first:
+            self.block(tokens[:first], past)
+        bound = self._forward(tokens[first:], past + first, rows)
+        last: np.ndarray = bound.logits[0, -rows:]
+        return last
+
+    def _forward(self, tokens: Sequence[int], past: int, rows: int = 1) -> _Bound:
         length = len(tokens)
-        bound = self._blocks.get(length)
+        bound = self._blocks.get((length, rows))
         if bound is None:
-            bound = self._bind(length)
+            bound = self._bind(length, rows)
             if length <= _KEPT_BINDINGS or length == _CHUNK:
-                self._blocks[length] = bound
+                self._blocks[length, rows] = bound
         bound.ids[0] = tokens
         total = past + length
         self._seqlens[0] = total - 1
         self._total[()] = total
         self.session.run_with_iobinding(bound.binding)
-        return bound.last
+        return bound
 
 
 class ConcatEngine:
@@ -378,16 +394,21 @@ class ConcatEngine:
 
     def step(self, token: int, past: int) -> np.ndarray:
         """Run one token."""
-        return self._forward((token,), past)
+        last: np.ndarray = self._forward((token,), past)[-1]
+        return last
 
     def block(self, tokens: Sequence[int], past: int) -> np.ndarray:
         """Run several tokens, in chunks."""
         logits = _NOTHING
         for start in range(0, len(tokens), _CHUNK):
-            logits = self._forward(tokens[start : start + _CHUNK], past + start)
+            logits = self._forward(tokens[start : start + _CHUNK], past + start)[-1]
         return logits
 
-    def _forward(self, tokens: Sequence[int], past: int) -> np.ndarray:
+    def tail(self, tokens: Sequence[int], past: int, rows: int) -> np.ndarray:
+        """Run tokens; return the logits ``(rows, vocab)`` of the last of them."""
+        return self._forward(tokens, past, rows)
+
+    def _forward(self, tokens: Sequence[int], past: int, rows: int = 1) -> np.ndarray:
         length = len(tokens)
         total = past + length
         feeds: dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
@@ -396,12 +417,12 @@ class ConcatEngine:
         if "position_ids" in self._wants:
             feeds["position_ids"] = self._positions[:, past:total]
         if "logits_from" in self._wants:
-            feeds["logits_from"] = np.array([length - 1], np.int64)
+            feeds["logits_from"] = np.array([length - rows], np.int64)
         for key, cache in zip(self._keys, self._past):
             # A rewind since the last step: only the first ``past`` tokens are valid.
             if cache.shape[2] != past:
                 cache = np.ascontiguousarray(cache[:, :, :past])
             feeds[key] = cache
         logits, *self._past = self._session.run(self._outputs, feeds)
-        last: np.ndarray = logits[0, -1]
+        last: np.ndarray = logits[0, -rows:]
         return last

@@ -22,7 +22,8 @@ from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.sources.fingerprint import anchor_parameters  # noqa: E402
-from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.packages import Parallel, load_draft, load_target  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 from draftwire.tensors import target_weights  # noqa: E402
 
 IDS = list(range(5, 45))
@@ -199,9 +200,86 @@ def test_a_drafter_of_hidden_states_is_refused_with_its_price(model_copy):
     edit(folder, architectures=["LlamaForCausalLMEagle3"])
     with pytest.raises(ModelError, match=r"384 bytes down for each token"):
         load_checkpoint(folder)
-    # A parallel draft is a plain model with one row of its vocabulary set aside.
-    edit(folder, architectures=["LlamaForCausalLM"], spd_type="pard", pard_token=300)
-    assert load_checkpoint(folder).architecture.vocab_size == 320
+    edit(folder, architectures=["LlamaForCausalLM"], spd_type="mtp")
+    with pytest.raises(ModelError, match=r"MTP drafter.* 128 bytes down"):
+        load_checkpoint(folder)
+    edit(folder, spd_type="drop", dflash_config={"target_layer_ids": [1, 5, 9, 13]})
+    with pytest.raises(ModelError, match=r"reads the target's hidden states.* 512 bytes"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2"])
+def test_a_parallel_draft_says_what_torch_says_behind_masks(
+    model_copy, tmp_path, torch_logits, shape
+):
+    folder = model_copy(shape)
+    edit(folder, spd_type="pard", pard_token=310)
+    out = tmp_path / "a.draft"
+    words = ["export", "package", str(folder), "--role", "draft", "--out", str(out)]
+    assert main([*words, "--precision", "fp32,int8", "-q"]) == 0
+    package = load_draft(out)
+    assert package.parallel == Parallel((310,), 8)
+    assert package.raw["parallel"] == {"mask_ids": [310], "block": 8}
+    parity = package.model_file("int8").details["parity"]
+    assert 0.5 < parity["masks"] <= 1.0
+    model = DraftModel.load(package, precision="fp32")
+    text = []
+    # Blocks as they are drafted and judged: text, masks behind it, tokens taken back.
+    for new, masks, kept in ((12, 7, 12), (1, 7, 9), (4, 3, 13), (8, 7, 14), (1, 1, 15)):
+        fresh = [(7 * len(text) + 11 * i) % 300 for i in range(new)]
+        text += fresh
+        rows = model.ahead(fresh, 1 + masks)
+        right = torch_logits(folder, [*text, *[310] * masks])[-1 - masks :]
+        np.testing.assert_allclose(rows, right, atol=2e-4)
+        assert model.length == len(text)
+        right = torch_logits(folder, [*text, 5])[-1]  # what follows reads no mask
+        np.testing.assert_allclose(model.forward([5]), right, atol=2e-4)
+        del text[kept:]
+        model.rewind(len(text))
+
+
+def test_masks_of_its_own_and_what_is_wrong_with_them(model_copy, tmp_path):
+    folder = model_copy("llama")
+    settings = {"precision": "fp32", "against": "numpy"}
+    table = {"mask_ids": [317, 318, 319], "block": 4}
+    table["acceptance_by_position"] = [0.9, 0.8, 0.7, 0.6]
+    edit(folder, parallel=table)
+    package = load_draft(export_onnx(folder, tmp_path / "a.draft", **settings))
+    assert package.raw["parallel"] == table
+    assert package.parallel.masks(2) == (317, 318)
+    target = export_onnx(folder, tmp_path / "a.target", role="target", against="numpy")
+    assert "parallel" not in load_target(target).raw
+    for change, complaint in (
+        ({"mask_ids": [317, 318]}, "one id, or 3 different ones"),
+        ({"mask_ids": [317, 318, 320]}, "rows of its embedding"),
+        ({"block": 1}, "between 2 and 32"),
+        ({"acceptance_by_position": [0.5]}, "4 chances"),
+        ({"acceptance_by_position": [0.5, 0.5, 2, 0.5]}, "from 0 to 1"),
+    ):
+        edit(folder, parallel={**table, **change})
+        with pytest.raises(ModelError, match=complaint):
+            export_onnx(folder, tmp_path / "b.draft", **settings)
+    edit(folder, parallel="drop", spd_type="pard")
+    with pytest.raises(ModelError, match="rows of its embedding"):
+        export_onnx(folder, tmp_path / "b.draft", **settings)
+    edit(folder, spd_type="drop", ptd_token_id=300)
+    package = load_draft(export_onnx(folder, tmp_path / "b.draft", **settings))
+    assert package.parallel == Parallel((300,), 8)
+
+
+def test_masks_that_the_graph_gets_wrong_are_found(model_copy, tmp_path, monkeypatch):
+    folder = model_copy("llama")
+    edit(folder, pard_token=310)
+    forward = DraftRunner.forward
+
+    def wrong(self, ids, *, rows=1):
+        logits = forward(self, ids, rows=rows)
+        logits[1:] *= 1.0 if ids[-1] != 310 else 0.9
+        return logits
+
+    monkeypatch.setattr(DraftRunner, "forward", wrong)
+    with pytest.raises(ModelError, match="differs from the checkpoint"):
+        export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="numpy")
 
 
 @pytest.mark.parametrize("shape", ["llama", "gpt_neox", "gpt2", "olmo2"])

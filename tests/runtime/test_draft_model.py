@@ -14,7 +14,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.io import version_tuple  # noqa: E402
-from draftwire.packages import load_draft  # noqa: E402
+from draftwire.packages import Parallel, load_draft  # noqa: E402
 from draftwire.runtime.engines import draft_model  # noqa: E402
 from draftwire.runtime.engines import onnx as onnx_engine  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
@@ -70,6 +70,47 @@ def test_a_rewind_forgets_what_came_after(model):
         rest = sequence[min(kept, 30) :]
         np.testing.assert_allclose(model.forward(rest), expected[-1], atol=NOISE)
         assert model.length == 60
+
+
+def parallel(path, masks=(260, 261, 262), block=4, **settings):
+    package = dataclasses.replace(load_draft(path), parallel=Parallel(masks, block))
+    return DraftModel.load(package, precision="fp32", **settings)
+
+
+@pytest.mark.parametrize("path", [TINY, CONCAT], ids=["gqa", "concat"])
+def test_rows_behind_masks_are_those_of_single_steps(path):
+    model, plain = parallel(path), DraftModel.load(path, precision="fp32")
+    sequence = tokens(140)
+    for base, new, count in ((0, 9, 4), (9, 1, 4), (10, 4, 2), (10, 1, 9), (0, 135, 4)):
+        model.rewind(min(base, model.length))
+        model.forward(sequence[model.length : base] or [1])
+        model.rewind(base)
+        rows = model.ahead(sequence[base : base + new], count).copy()
+        masks = [260, 261, 262][: count - 1]
+        right = one_by_one(plain, [*sequence[: base + new], *masks])[base + new - 1 :]
+        np.testing.assert_allclose(rows, right, atol=NOISE)
+        assert model.length == base + new
+
+
+def test_masks_keep_to_the_context():
+    model = parallel(TINY, max_context=12)
+    assert [len(model.ahead(tokens(n), 4)) for n in (8, 2, 1, 1)] == [4, 3, 2, 1]
+    with pytest.raises(ConfigError, match="context is full"):
+        model.ahead([1], 4)
+    model.rewind(3)
+    with pytest.raises(ValueError):
+        model.ahead([264], 4)
+    with pytest.raises(ValueError):
+        model.ahead([], 4)
+    assert model.length == 3
+
+
+def test_an_engine_that_is_wrong_behind_a_past_says_one_token(monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_import_onnxruntime", lambda: old_engine("1.19.2"))
+    model = parallel(TINY)
+    assert model.parallel is None and len(model.ahead([1, 2], 4)) == 1
+    assert "says 4 at once on onnxruntime 1.20 or newer" in model.warnings[-1]
+    assert parallel(CONCAT).parallel == Parallel((260, 261, 262), 4)
 
 
 def test_int8_steps_repeat_exactly():

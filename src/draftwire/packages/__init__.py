@@ -27,9 +27,11 @@ from draftwire.packages.manifest import (
     NAME,
     Family,
     PackageFile,
+    Parallel,
     Shape,
     identity,
     read_manifest,
+    read_parallel,
     wrong,
 )
 from draftwire.packages.seals import file_hash
@@ -43,6 +45,7 @@ __all__ = [
     "NewExits",
     "NewFile",
     "PackageFile",
+    "Parallel",
     "Shape",
     "TargetPackage",
     "Tokenizer",
@@ -79,6 +82,9 @@ class _Package:
 @dataclass(frozen=True)
 class DraftPackage(_Package):
     """A frozen draft on disk, checked."""
+
+    # how it says several tokens in one forward, or None
+    parallel: Parallel | None = None
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -163,7 +169,9 @@ def load_draft(path: str | Path) -> DraftPackage:
     incomplete or of an unknown format.
     """
     common = read_manifest(Path(path), "draft")
-    package = DraftPackage(**common)
+    said = common["raw"].get("parallel")
+    parallel = read_parallel(common["path"].name, said, common["vocab_size"])
+    package = DraftPackage(**common, parallel=parallel)
     if TOKENIZER_FILE not in package.files:
         raise PackageError(f"{package.path.name} has no {TOKENIZER_FILE}", hint=DAMAGED)
     if not package.precisions:

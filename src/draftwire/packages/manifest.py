@@ -22,6 +22,7 @@ MAX_FILES = 64
 _SUPPLIED = "weights.safetensors"
 MAX_VOCAB = 1 << 24
 MAX_CONTEXT = 1 << 24
+MAX_PARALLEL = 32  # tokens of one forward
 
 # No separators, no leading dot: such a name cannot leave its folder.
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
@@ -65,6 +66,51 @@ class PackageFile:
     min_engine: str = ""  # oldest version of the engine that runs it right, or ""
     # the file's whole entry in the manifest
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a draft says several tokens in one forward (PARD).
+
+    Masks stand behind the text; that at position ``p`` says the token at ``p + 1``, as any
+    other token does.
+    """
+
+    # rows of its embedding that stand for a mask: one for all, or one for each in order;
+    # they may lie behind the connection's vocabulary, and are never proposed
+    mask_ids: tuple[int, ...]
+    block: int  # tokens of one forward: the text's own last row says one, masks the others
+    # the chance of each of them, given that all before it are right; () where not measured
+    acceptance: tuple[float, ...] = ()
+
+    def masks(self, count: int) -> tuple[int, ...]:
+        """Return ``count`` masks, at most ``block - 1``."""
+        ids = self.mask_ids if len(self.mask_ids) > 1 else self.mask_ids * (self.block - 1)
+        return ids[:count]
+
+
+def read_parallel(where: str, raw: Any, vocab_size: int) -> Parallel | None:
+    """Return what a manifest's ``parallel`` says; None where it has none.
+
+    A PackageError where it contradicts itself.
+    """
+    if raw is None:
+        return None
+    raw = raw if isinstance(raw, dict) else {}
+    ids, block = raw.get("mask_ids"), raw.get("block")
+    if type(block) is not int or not 2 <= block <= MAX_PARALLEL:
+        raise wrong(where, "parallel.block", f"a number between 2 and {MAX_PARALLEL}")
+    known = isinstance(ids, list) and all(type(i) is int for i in ids)
+    if not known or not all(0 <= i < vocab_size for i in ids):
+        raise wrong(where, "parallel.mask_ids", "rows of its embedding")
+    if len(set(ids)) != len(ids) or len(ids) not in (1, block - 1):
+        raise wrong(where, "parallel.mask_ids", f"one id, or {block - 1} different ones")
+    chances = raw.get("acceptance_by_position") or []
+    if not isinstance(chances, list) or len(chances) not in (0, block):
+        raise wrong(where, "parallel.acceptance_by_position", f"{block} chances")
+    if not all(type(c) in (int, float) and 0 <= c <= 1 for c in chances):
+        raise wrong(where, "parallel.acceptance_by_position", "chances from 0 to 1")
+    return Parallel(tuple(ids), block, tuple(map(float, chances)))
 
 
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
