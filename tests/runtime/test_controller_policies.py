@@ -90,7 +90,16 @@ def test_specs():
         controller.begin(WAIT)
         assert 0 <= controller.limit() <= 255
         assert "\n" not in controller.explain()
-    for spec in ("auto:fast", "fixed:0", "fixed:x", "fixed:256", "magic", "", "off:1", "pipesd:0.5"):
+    for spec in (
+        "auto:fast",
+        "fixed:0",
+        "fixed:x",
+        "fixed:256",
+        "magic",
+        "",
+        "off:1",
+        "pipesd:0.5",
+    ):
         with pytest.raises(ConfigError):
             make_controller(spec)
     with pytest.raises(ConfigError, match="budget"):
