@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.controller import Controller, Round
@@ -33,31 +33,58 @@ class _Measuring(Controller):
     def drafted_in(self, seconds: float) -> None:
         self.costs.drafted_in(seconds)
 
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        self.costs.power(watts)
+
 
 class FlexSpec(_Measuring):
-    """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``).
+    """Maximises ``(1 + g*K) / (T_f + K*T_m)`` (``flexspec``) within budgets of power.
 
-    A ratio of two linear functions has its optimum at an end, so the answer is always
-    ``K_min`` or ``K_max``, which are ``ends``.
+    A ratio of two linear functions has its optimum at an end: ``K_min`` or ``K_max``, or
+    what the budgets leave of that range; 0, the target alone, where they leave nothing.
+    The channel is in ``T_f`` (round trip, frame) and ``T_m`` (bytes of a token).
+
+    Args:
+        ends: ``K_min`` and ``K_max``.
+        max_watts: Mean watts of a round, or None.
+        max_joules_per_token: Joules of a round over the tokens expected of it, or None.
 
     Source:
         https://arxiv.org/abs/2601.00644, as methods, section 1, has it. The paper gives
-        no constants: ``g`` forgets with 0.9, and the costs are measured as for ``auto``.
+        no constants: ``g`` forgets with 0.9, and costs and watts are measured as for
+        ``auto``. Budgets hold for the expected round, not for every window as ``auto``'s.
     """
 
     name = "flexspec"
-    ends = (1, 8)
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        ends: tuple[int, int] = (1, 8),
+        max_watts: float | None = None,
+        max_joules_per_token: float | None = None,
+    ) -> None:
         super().__init__()
+        self._lengths = range(ends[0], ends[1] + 1)
+        self._watts = math.inf if max_watts is None else max_watts
+        self._each = math.inf if max_joules_per_token is None else max_joules_per_token
         self._acceptance = 0.7
 
     def limit(self) -> int:
-        def ratio(k: int) -> float:
-            gain = 1.0 + self._acceptance * k
-            return gain / (self.costs.wait_s + k * self.costs.token_s)
+        costs = self.costs
 
-        return max(self.ends, key=ratio)
+        def seconds(k: int) -> float:
+            return costs.wait_s + k * costs.token_s
+
+        def text(k: int) -> float:
+            return 1.0 + self._acceptance * k
+
+        def fits(k: int) -> bool:
+            drafting_s = k * costs.draft_s
+            joules = costs.wait_w * (seconds(k) - drafting_s) + costs.draft_w * drafting_s
+            return joules <= min(self._watts * seconds(k), self._each * text(k))
+
+        fit = [k for k in self._lengths if not costs.powered or fits(k)]
+        return max(fit, key=lambda k: text(k) / seconds(k), default=0)
 
     def judged(self, drafted: int, accepted: int) -> None:
         if drafted:

@@ -141,34 +141,38 @@ def make_controller(
 
     Args:
         spec: ``auto``, ``auto:latency``, ``auto:cost``, ``auto:energy``, ``fixed:K``,
-            ``off``, or one of :data:`PUBLISHED`.
-        max_watts: Mean watts over any ten seconds; only ``auto`` keeps it.
-        max_joules_per_token: Joules for each token of text, over any ten seconds.
+            ``off``, or one of :data:`PUBLISHED`; ``pipesd:R1:R2`` has other thresholds.
+        max_watts: Mean watts over any ten seconds; of ``flexspec``, of a round. Others
+            keep no budget.
+        max_joules_per_token: Joules for each token of text, likewise.
 
     Raises:
         ConfigError: Unknown policy or bad number.
     """
     name, _, value = spec.partition(":")
-    budget = max_watts is not None or max_joules_per_token is not None
     if name == "auto":
         from draftwire.runtime.pacing.auto import Auto
         from draftwire.runtime.pacing.governor import Governor
 
         return Auto(value or "latency", Governor(max_watts, max_joules_per_token))
-    if budget:
+    from draftwire.runtime.pacing.baselines import FlexSpec, PipeSd, Qsv, Ucb
+
+    if spec == "flexspec":
+        return FlexSpec((1, 8), max_watts, max_joules_per_token)
+    if max_watts is not None or max_joules_per_token is not None:
         raise ConfigError(
             f"controller {spec!r} keeps no budget of power",
             hint="use auto, or leave the budget out",
         )
     if name == "fixed" and value.isdigit():
         return FixedLength(int(value))
-    if spec == "off":
-        return Off()
-    if spec in PUBLISHED:
-        from draftwire.runtime.pacing.baselines import FlexSpec, PipeSd, Qsv, Ucb
-
-        kinds: tuple[type[Controller], ...] = (FlexSpec, PipeSd, Qsv, Ucb)
-        return next(kind for kind in kinds if kind.name == spec)()
+    if name == "pipesd":
+        two = value.split(":") if value else []
+        if len(two) in (0, 2) and all(t.replace(".", "", 1).isdigit() for t in two):
+            return PipeSd(*map(float, two))
+    plain: dict[str, type[Controller]] = {"off": Off, "qsv": Qsv, "ucb": Ucb}
+    if spec in plain:
+        return plain[spec]()
     raise ConfigError(
         f"unknown controller {spec!r}",
         hint="auto, auto:energy, auto:cost, fixed:K (e.g. fixed:4), off, or one of "

@@ -134,7 +134,7 @@ MUTANTS = (
         "runtime/edge/machine.py",
         "if hand.start > len(wire.tokens):",
         "if False:",
-        "tests/runtime/test_sessions.py -k unjudged",
+        "tests/laws/test_histories.py::test_histories",
     ),
     Mutant(
         "forwards whose verdict was lost are not counted",

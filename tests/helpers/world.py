@@ -33,6 +33,7 @@ from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamSpec
 from draftwire.runtime.edge.actions import Emit, Revise
+from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import LinkSettings
 from draftwire.runtime.pacing.controller import FixedLength
@@ -80,6 +81,15 @@ MECHANISMS = {
         Mode.of("auto", pipeline=3, preempt="exits,outcomes", cut=True),
         Mode.of("auto", batch=2, max_forwards=0.5),
     ],
+}
+# What ours adds to them: a family, what its streams' mode has more, what the plan has.
+ADDITIONS = {
+    "race, patience": ("race", {}, {"holds": True}),
+    "race, hush": ("race", {"hush": True}, {}),
+    "leaves": (None, {}, {"leaves": 4}),
+    "lookup": (None, {}, {"lookup": 4, "beside": False}),
+    "outcomes": ("preempt", {"preempt": frozenset({"guess", "outcomes"})}, {}),
+    "hybrid": ("race", {}, {"beside": True}),
 }
 
 
@@ -254,7 +264,12 @@ def draw_stream(dice, mechanism, at_s, long):
 
 
 def draw_plan(dice, mechanism=None, long=False):
-    """Return a random plan."""
+    """Return a random plan of a family, or of one of ADDITIONS."""
+    if mechanism in ADDITIONS:
+        family, mode, more = ADDITIONS[mechanism]
+        plan = draw_plan(dice, family, long)
+        streams = (replace(s, mode=replace(s.mode, **mode)) for s in plan.streams)
+        return replace(plan, streams=tuple(streams), **more)
     if mechanism is None:
         mechanism = dice.one_of(sorted(MECHANISMS))
     forward_s = dice.one_of([0.002, 0.02, 0.1])
@@ -466,6 +481,31 @@ class VirtualEngine:
     def _done(self, step, seconds):
         self._world.driver.stepped(step, seconds)
         self._step()
+
+
+class Watched(StreamAccount):
+    """Is told after every event of a stream; looks whether a draft was forgotten."""
+
+    def __init__(self, world):
+        super().__init__(Account(None, why="virtual", clock=world.clock.now_ns))
+        self._streams = world.driver.streams
+
+    def settle(self, *, drafting, waiting):
+        super().settle(drafting=drafting, waiting=waiting)
+        for run in self._streams.values():
+            none_lies_between(run.machine)
+
+
+def none_lies_between(machine):
+    """Assert that every draft is with the verifier, or in the block that leaves next.
+
+    One that lay between them would be judged late, once another one took it along. What
+    an exit has said the verdict brings.
+    """
+    main = machine._lines.main
+    sent = common(main.ids, machine._wire.tokens)
+    said = max(main.assumed + 1, len(machine._preemption._exit_said))
+    assert machine._hand.start <= max(sent, said), "a draft is neither sent nor in hand"
 
 
 class Recorder:
@@ -858,7 +898,7 @@ class World:
             context=self.target.context,
             draft_context=max(plan.draft_context, 2),
             stop_ids=plan.stops,
-            account=StreamAccount(Account(None, why="virtual", clock=self.clock.now_ns)),
+            account=Watched(self),
             deadline_s=plan.deadline_s,
             offline=plan.offline,
             patience_s=plan.patience_s,

@@ -83,13 +83,23 @@ class Board:
 
 
 def test_specs():
-    for spec in ("auto", "auto:energy", "auto:cost", "fixed:3", "off", *PUBLISHED):
+    specs = ("auto", "auto:energy", "auto:cost", "fixed:3", "off", "pipesd:0.9:0.4")
+    for spec in (*specs, *PUBLISHED):
         controller: Controller = make_controller(spec)
-        assert controller.name == spec
+        assert controller.name == spec.replace(":0.9:0.4", "")
         controller.begin(WAIT)
         assert 0 <= controller.limit() <= 255
         assert "\n" not in controller.explain()
-    for spec in ("auto:fast", "fixed:0", "fixed:x", "fixed:256", "magic", "", "off:1"):
+    for spec in (
+        "auto:fast",
+        "fixed:0",
+        "fixed:x",
+        "fixed:256",
+        "magic",
+        "",
+        "off:1",
+        "pipesd:0.5",
+    ):
         with pytest.raises(ConfigError):
             make_controller(spec)
     with pytest.raises(ConfigError, match="budget"):
@@ -200,6 +210,60 @@ def test_joules_per_token_stay_within_a_budget():
     other.rounds(200, draft_w=30.0)
     spent = sum((b - a) * w for a, b, w in other.spend) / other.tokens
     assert spent > 0.35, "the budget binds"
+
+
+@pytest.fixture
+def priced():
+    """Rounds of 100 ms and 0.3 J without drafts, 10 ms and 0.12 J for each of them."""
+
+    def make(wait_s=0.1, up_bytes_s=None, **budgets):
+        controller = make_controller("flexspec", **budgets)
+        controller.drafted_in(0.01)
+        for k in (2, 6, 2, 6):
+            controller.measured(
+                Round(0.0, 1, k, 0, wait_s, wait_s - 0.03, 0.0, 0.03, 80 + 2 * k,
+                      wait_s - 0.03, up_bytes_s)
+            )  # fmt: skip
+        return controller
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "acceptance,up_bytes_s,length",
+    [
+        # Eight pay more than one once g > T_m / T_f, whatever the two are: 10 / 100 ms,
+        (0.095, None, 1),
+        (0.105, None, 8),
+        # and at 1,000 bytes a second 80 ms more of frame, 2 ms of a token: 12 / 180 ms.
+        (0.065, 1000.0, 1),
+        (0.068, 1000.0, 8),
+    ],
+)
+def test_flexspec_is_the_published_ratio(priced, acceptance, up_bytes_s, length):
+    controller = priced(up_bytes_s=up_bytes_s)
+    controller._acceptance = acceptance
+    assert controller.limit() == length
+
+
+@pytest.mark.parametrize(
+    "watts,joules,length",
+    [
+        (7.01, None, 8),  # (0.3 + 0.12 K) J in (0.1 + 0.01 K) s: 7.0 W at 8
+        (6.99, None, 7),
+        (5.60, None, 4),  # 5.57 W
+        (3.81, None, 0),  # one draft takes 3.82 W
+        (None, 0.192, 8),  # (0.3 + 0.12 K) J for 1 + 0.7 K tokens: 0.1909 J at 8
+        (None, 0.190, 0),
+        (6.10, 0.201, 5),  # at least 4.8 for the joules, at most 5.3 for the watts
+        (5.60, 0.201, 0),
+    ],
+)
+def test_flexspec_keeps_its_budgets(priced, watts, joules, length):
+    controller = priced(max_watts=watts, max_joules_per_token=joules)
+    assert controller.limit() == 8, "no watts are known yet"
+    controller.power({"draft": 12.0, "verify-wait": 3.0})
+    assert controller.limit() == length
 
 
 def test_flexspec_only_knows_its_two_ends():
