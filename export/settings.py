@@ -79,6 +79,12 @@ class DraftSettings(TrainingSettings):
         16, _COUNT, "held-out prompts of each file that acceptance is measured on"
     )
     looks: int = setting(8, _LAYERS, "times that acceptance is measured meanwhile")
+    passes: int | None = setting(
+        None,
+        _COUNT,
+        "times that each text is read: above 1 the base runs once over it and its hidden "
+        "states are kept; by default 1, with --budget 4",
+    )
     budget: float | None = setting(
         None,
         Rule("a time such as 2h, 90m or 1h30m", _seconds, shown="TIME"),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from draftwire.errors import ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
@@ -23,20 +24,27 @@ from draftwire.export.training.begin import (
     work_folder,
 )
 from draftwire.export.training.distil import DraftTrainer, make_draft
-from draftwire.export.training.loop import Plan, half_precision, train
+from draftwire.export.training.loop import Plan, Source, half_precision, train
 from draftwire.export.training.measure import (
     acceptance,
     accepted_per_block,
     continuations,
     logits_of,
+    repeated,
     rows_at,
 )
 from draftwire.export.training.plan import measure, tokens_before
 from draftwire.export.training.report import write_report
+from draftwire.export.training.states import States, UpperTrainer, write_states
 
 __all__ = ["DraftSettings", "build_draft"]
 
 Say = Callable[[str], None]
+
+_LOSS = (
+    "the loss is the divergence from the base (nats a token), a tenth of the "
+    "cross-entropy with the text, and a tenth of the distance from the base's last states"
+)
 
 
 def build_draft(
@@ -69,7 +77,8 @@ def build_draft(
         name: The package's name; by default the folder's.
         family_name: For people; by default the target package's, or the base's name.
         context: Positions to serve.
-        min_agreement: As for :func:`draftwire.export.onnx.export_onnx`.
+        min_agreement: As for :func:`draftwire.export.onnx.export_onnx`; 0 packages even a
+            draft that foretells no more than doing nothing.
         replace: Put it in the place of an older package.
         say: Gets lines of progress.
 
@@ -78,7 +87,8 @@ def build_draft(
 
     Raises:
         ConfigError: An argument is wrong, a text is too small, or ``out`` exists.
-        ModelError: The base is damaged or of an unknown shape.
+        ModelError: The base is damaged or of an unknown shape, or the draft is no better
+            than doing nothing.
     """
     base_dir, out = Path(base_dir), Path(out)
     settings = settings or DraftSettings()
@@ -89,16 +99,40 @@ def build_draft(
     draft = make_draft(base.model, anchor_layers=anchor, trained_layers=settings.layers)
     work = work_folder(out, work)
     trainer = DraftTrainer(base.model, draft).to(device)
+    passes = settings.passes or (4 if settings.budget else 1)
+    upper = _upper(base, draft, anchor, say) if passes > 1 else None
+    passes = passes if upper else 1
+    settings = replace_fields(settings, passes=passes)
+    half = half_precision(_plan(settings, base), device)
+    # The draft has its copies in float32 by now: rounding must not change the anchor.
+    base.model.to(torch.bfloat16 if half else torch.float32)
+    if device == "cuda":
+        torch._dynamo.config.suppress_errors = True  # then it runs as it is
+        for part in (base.model, draft, *filter(None, (upper,))):
+            part.compile()
     if settings.budget is not None:
-        tokens = _affordable(base, trainer, settings, work, say)
+        tokens = _affordable(base, trainer, upper, settings, work, half, say)
         settings = replace_fields(settings, tokens=tokens)
     asked, text = begin(base, anchor, settings, work, data, say)
+    say(_LOSS)
     plan = _plan(settings, base)
-    # The draft has its copies in float32 by now: rounding must not change the anchor.
-    half = device == "cuda" and half_precision(plan, device)
-    base.model.to(torch.bfloat16 if half else torch.float32)
     watch = _Watch(base.model, draft, text.held, settings)
-    log = train(trainer, text.stream, plan, _loss, work, say=say, watch=watch)
+    nothing = watch.nothing()
+    model: nn.Module = trainer
+    source: Source = text.stream
+    if upper is not None:
+        micros = range(plan.batch // plan.micro)
+        parts = -(-plan.steps // passes)
+        write_states(
+            work / "states",
+            parts,
+            base.model,
+            anchor,
+            lambda part: [text.stream.micro(plan, part, i)[0] for i in micros],
+            say,
+        )
+        model, source = upper, States(work / "states", base.architecture.vocab_size)
+    log = train(model, source, plan, _loss, work, say=say, watch=watch)
     held_out = {
         file: acceptance(
             base.model,
@@ -114,8 +148,12 @@ def build_draft(
             f"{file}: accepted of 4 {row['greedy_per_block']:.2f} greedy, overlap "
             f"{row['overlap']:.2f} at T = 1 (held-out text)"
         )
+    asked["doing_nothing"] = nothing
     write_report(work, kind="draft", settings=asked, log=log, held_out=held_out, say=say)
     save_model(draft, base, base_dir, work / f"{out.stem}.hf")
+    accepted = watch()["accepted"]
+    if min_agreement != 0:
+        _check_worth(accepted, nothing, work)
     package = base.package
     made = export_onnx(
         work / f"{out.stem}.hf",
@@ -132,6 +170,8 @@ def build_draft(
             "trained_layers": settings.layers,
             "tokens": plan.steps * plan.batch,
             "data": list(text.held),
+            "accepted": accepted,
+            "doing_nothing": nothing,
         },
         replace=replace,
     )
@@ -139,8 +179,35 @@ def build_draft(
     return made
 
 
+def _check_worth(accepted: float, nothing: Mapping[str, float], work: Path) -> None:
+    """Refuse (ModelError) a draft that foretells no more than what costs no training."""
+    name, most = max(nothing.items(), key=lambda item: item[1])
+    if accepted <= most:
+        raise ModelError(
+            f"the draft is not packaged: of 4 drafts {accepted:.2f} are accepted on "
+            f"held-out text, and {most:.2f} of {name}",
+            hint="give it more --tokens or a longer --budget, text that is nearer to its "
+            f"use, or more --layers; {work} keeps what was learnt, and --min-agreement 0 "
+            "packages it as it is",
+        )
+
+
+def _upper(base: Base, draft: Any, anchor: int, say: Say) -> UpperTrainer | None:
+    try:
+        return UpperTrainer(base.model, draft, anchor)
+    except ModelError as exc:
+        say(f"each text is read once, and no states are kept: {exc}")
+        return None
+
+
 def _affordable(
-    base: Base, trainer: DraftTrainer, settings: DraftSettings, work: Path, say: Say
+    base: Base,
+    trainer: DraftTrainer,
+    upper: UpperTrainer | None,
+    settings: DraftSettings,
+    work: Path,
+    half: bool,
+    say: Say,
 ) -> int:
     """Return the tokens that the budget allows, and say the plan."""
     begun = tokens_before(work)
@@ -152,7 +219,15 @@ def _affordable(
     plan = _plan(settings, base)
     length = plan.length_at(0)
     rows = max(1, plan.micro // length)
-    pace = measure(trainer, rows=rows, length=length, workers=settings.workers)
+    pace = measure(
+        trainer,
+        upper,
+        rows=rows,
+        length=length,
+        workers=settings.workers,
+        passes=settings.passes or 1,
+        half=half,
+    )
     tokens = pace.tokens_in(settings.budget) if settings.budget else settings.tokens
     say(pace.say(tokens))
     return tokens
@@ -160,13 +235,16 @@ def _affordable(
 
 def _plan(settings: DraftSettings, base: Base) -> Plan:
     lr, looks, context = settings.lr, settings.looks, base.architecture.context
-    plan = plan_of(settings, context, longer=4, warmup=(25, 8), lr=lr / 3, matrix_lr=lr)
+    longer = 1 if (settings.passes or 1) > 1 else 4  # states are of one length
+    plan = plan_of(
+        settings, context, longer=longer, warmup=(25, 8), lr=lr / 3, matrix_lr=lr
+    )
     return replace_fields(plan, watch_every=max(1, plan.steps // looks) if looks else 0)
 
 
-def _loss(model: nn.Module, ids: Tensor) -> Tensor:
-    assert isinstance(model, DraftTrainer)
-    return model.loss(ids)
+def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
+    assert isinstance(model, (DraftTrainer, UpperTrainer))
+    return model.loss(*batch)
 
 
 def _prompt_tokens(stream: np.ndarray) -> int:
@@ -184,15 +262,26 @@ class _Watch:
         self._prompts, self._seed = settings.prompts, settings.seed
         self._spoken: list[tuple[Tensor, int]] = []
 
-    @torch.no_grad()
     def __call__(self) -> Mapping[str, float]:
         """Return ``accepted``: mean of a block of 4, over all files."""
+        return {"accepted": self._mean(self._agrees)}
+
+    def nothing(self) -> Mapping[str, float]:
+        """Return what is accepted of the draft as it stands and of no model at all."""
+        return {
+            "the same layers untrained": self._mean(self._agrees),
+            "repeating the text": self._mean(repeated),
+        }
+
+    @torch.no_grad()
+    def _agrees(self, text: Tensor, at: int) -> np.ndarray:
+        choice = logits_of(self._draft, text)[:, at - 1 : -1].argmax(-1)
+        return np.asarray((choice == text[:, at:]).cpu())
+
+    def _mean(self, agrees: Callable[[Tensor, int], np.ndarray]) -> float:
         self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
-        found = []
-        for text, at in self._spoken:
-            agrees = logits_of(self._draft, text)[:, at - 1 : -1].argmax(-1) == text[:, at:]
-            found.append(accepted_per_block(agrees.cpu().numpy(), 4))
-        return {"accepted": round(sum(found) / len(found), 4)}
+        found = [accepted_per_block(agrees(*spoken), 4) for spoken in self._spoken]
+        return round(sum(found) / len(found), 4)
 
     def _speak(self, stream: np.ndarray) -> tuple[Tensor, int]:
         at = _prompt_tokens(stream)

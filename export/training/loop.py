@@ -107,10 +107,11 @@ def half_precision(plan: Plan, device: str) -> bool:
         return plan.precision == "bfloat16"
     if device == "cpu":
         try:
-            # Without AMX a CPU runs bfloat16 several times slower than float32.
-            return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+            # Without units for it a CPU runs bfloat16 several times slower than float32.
+            found = Path("/proc/cpuinfo").read_text()
         except OSError:
             return False
+        return "amx_bf16" in found or "avx512_bf16" in found
     return device == "cuda" and torch.cuda.is_bf16_supported()
 
 

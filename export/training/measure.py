@@ -80,6 +80,24 @@ def accepted_per_block(agrees: np.ndarray, block: int) -> float:
     return accepted / max(1, blocks)
 
 
+def repeated(texts: Tensor, at: int) -> np.ndarray:
+    """Return ``(n, length - at)``: which tokens from ``at`` on are those that came after
+    the last two tokens, or else the last one, when they were seen before.
+
+    That is what a device can draft with no model at all.
+    """
+    rows = []
+    for row in texts.tolist():
+        after: dict[tuple[int, ...], int] = {}
+        found = []
+        for place, token in enumerate(row):
+            keys = [tuple(row[max(0, place - n) : place]) for n in (2, 1)]
+            found.append(token == next((after[k] for k in keys if k in after), None))
+            after.update(dict.fromkeys(keys, token))
+        rows.append(found[at:])
+    return np.array(rows)
+
+
 def distinct_4(texts: Tensor) -> float:
     """Return the share of distinct 4-grams; low where a text loops."""
     grams = [tuple(row[i : i + 4]) for row in texts.tolist() for i in range(len(row) - 3)]

@@ -6,12 +6,15 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from draftwire.errors import ConfigError
 from draftwire.export.training.distil import DraftTrainer
+from draftwire.export.training.states import MOST_WORDS, UpperTrainer, reading
 
 _MEASURED_S = 10.0
 _QUICK_S = 1.0  # enough where many passes fit
@@ -27,10 +30,13 @@ class Pace:
         tokens_s: Of one process.
         workers: Processes; they share memory bandwidth, so this is a bound from above.
         trained: Parameters that are trained.
+        kept: Bytes of states that are kept for each token read.
     """
 
-    def __init__(self, tokens_s: float, workers: int, trained: int) -> None:
-        self.tokens_s, self._trained = tokens_s * workers, trained
+    def __init__(
+        self, tokens_s: float, workers: int, trained: int, kept: float = 0.0
+    ) -> None:
+        self.tokens_s, self._trained, self._kept = tokens_s * workers, trained, kept
 
     def say(self, tokens: int) -> str:
         """Return the plan in one sentence."""
@@ -40,9 +46,11 @@ class Pace:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         memory = (peak + 8 * self._trained) / 1e9
+        disk = f", {tokens * self._kept / 1e9:.1f} GB of states on disk"
         return (
             f"plan: {tokens:,} tokens at {self.tokens_s:,.0f} a second take about {took}; "
             f"{self._trained / 1e6:.1f} M parameters are trained; {memory:.1f} GB of memory"
+            + (disk if self._kept else "")
         )
 
     def tokens_in(self, seconds: float) -> int:
@@ -62,26 +70,55 @@ class Pace:
         return tokens
 
 
-def measure(trainer: DraftTrainer, *, rows: int, length: int, workers: int) -> Pace:
-    """Time forward and backward over random tokens for some seconds; learn nothing."""
+def measure(
+    trainer: DraftTrainer,
+    upper: UpperTrainer | None,
+    *,
+    rows: int,
+    length: int,
+    workers: int,
+    passes: int,
+    half: bool,
+) -> Pace:
+    """Time a training over random tokens for some seconds; learn nothing.
+
+    With ``upper``: the base's pass over the text, and that of the trained part over its
+    states, of which each text gets ``passes``.
+    """
     device = trainer.draft.device
+    config = trainer.draft.config.get_text_config()
+    size, hidden = config.vocab_size, config.hidden_size
     generator = torch.Generator().manual_seed(0)
-    size = trainer.draft.config.get_text_config().vocab_size
-    done, start = 0, time.perf_counter()
-    while True:
-        ids = torch.randint(size, (rows, length + 1), generator=generator)
-        trainer.loss(ids.to(device)).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if not done:  # the first pass fills caches
-            start = time.perf_counter()
-        done += 1
-        passed = time.perf_counter() - start
-        if done > 1 and (passed >= _MEASURED_S or (done > 8 and passed >= _QUICK_S)):
-            break
+
+    def text() -> Tensor:
+        return torch.randint(size, (rows, length + 1), generator=generator).to(device)
+
+    def timed(work: Callable[[], object]) -> float:
+        done, start = 0, time.perf_counter()
+        while True:
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if not done:  # the first pass fills caches
+                start = time.perf_counter()
+            done += 1
+            passed = time.perf_counter() - start
+            if done > 1 and (passed >= _MEASURED_S or (done > 8 and passed >= _QUICK_S)):
+                return passed / ((done - 1) * rows * length)
+
+    kept = 0.0
+    if upper is None:
+        seconds = timed(lambda: trainer.loss(text()).backward())
+    else:
+        once = timed(lambda: reading(trainer.base, upper.anchor, text()))
+        states = torch.randn(rows, length, hidden, device=device)
+        words = torch.arange(min(size, MOST_WORDS), device=device)
+        again = timed(lambda: upper.loss(text(), states, states, words).backward())
+        seconds, kept = once / passes + again, (4 * hidden + 8) / passes
     trainer.zero_grad(set_to_none=True)
     trained = sum(p.numel() for p in trainer.parameters() if p.requires_grad)
-    return Pace((done - 1) * rows * length / passed, workers, trained)
+    return Pace(1 / seconds, workers, trained, kept)
 
 
 def tokens_before(work: Path) -> int | None:

@@ -18,16 +18,31 @@ for library in ("torch", "transformers", "peft", "onnx", "onnxruntime"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.workstation
 
+import torch  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
+from tiny_models import SHAPES  # noqa: E402
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.training import draft as build  # noqa: E402
-from draftwire.export.training import evolve, plan  # noqa: E402
+from draftwire.export.training import (  # noqa: E402
+    evolve,
+    loop,  # noqa: E402
+    plan,
+)
+from draftwire.export.training import states as states_module  # noqa: E402
+from draftwire.export.training.base import read_base  # noqa: E402
+from draftwire.export.training.distil import DraftTrainer, make_draft  # noqa: E402
 from draftwire.export.training.draft import DraftSettings, build_draft  # noqa: E402
 from draftwire.export.training.evolve import EvolveSettings, evolve_target  # noqa: E402
+from draftwire.export.training.measure import repeated  # noqa: E402
+from draftwire.export.training.states import (  # noqa: E402
+    States,
+    UpperTrainer,
+    write_states,
+)
 from draftwire.export.training.text import read_documents, split_documents  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
 from draftwire.template import Template  # noqa: E402
@@ -73,7 +88,7 @@ def test_the_command_makes_a_draft_of_the_family(model_copy, tmp_path, text, cap
     )
     out = tmp_path / "d.draft"
     words = ["--anchor-layers", "1", "--layers", "1", "--tokens", "1024", "--batch", "256"]
-    words += ["--precision", "fp32", "--prompts", "2", "--json"]
+    words += ["--precision", "fp32", "--prompts", "2", "--min-agreement", "0", "--json"]
     assert main(command("draft", folder, text, out, *words)) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["path"] == str(out)
@@ -110,6 +125,7 @@ def test_the_draft_learns(models, tmp_path, text):
         [text],
         settings=settings,
         precision="fp32",
+        min_agreement=0,
         say=quiet,
     )
     report = json.loads((tmp_path / "d.work" / "report.json").read_text())
@@ -127,6 +143,7 @@ def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
         tmp_path / "v1.target",
         role="target",
         precision="fp32",
+        min_agreement=0,
         anchor_layers=1,
         family_name="kin",
         against="numpy",
@@ -139,6 +156,7 @@ def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
                 [text],
                 settings=SMALL,
                 precision="fp32",
+                min_agreement=0,
                 family_name="kin",
                 say=quiet,
             )
@@ -185,6 +203,7 @@ def test_a_budget_decides_the_tokens_and_a_plan_comes_first(
             [text],
             settings=DraftSettings(**settings),
             precision="fp32",
+            min_agreement=0,
             replace=True,
             say=said.append,
         )
@@ -194,7 +213,7 @@ def test_a_budget_decides_the_tokens_and_a_plan_comes_first(
     assert said[0].startswith("plan: 512 tokens at ") and "GB of memory" in said[0]
     assert make(99.0) == 512, "a training that was begun keeps its size"
     assert said.count("going on with a training of 512 tokens") == 1
-    with pytest.raises(ConfigError, match=r"other settings \(tokens\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(passes, tokens\)"):
         make(0.0)
 
 
@@ -218,6 +237,7 @@ def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrup
             [text],
             settings=settings,
             precision="fp32",
+            min_agreement=0,
             name="d",
             say=quiet,
         )
@@ -247,6 +267,110 @@ def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrup
     assert load_draft(whole).family == load_draft(again).family
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kept_states_teach_what_the_text_does(models, tmp_path, text, shape):
+    """The same loss and gradients, or a refusal where layers need more than states."""
+    torch.manual_seed(0)
+    base = read_base(models(shape))
+    draft = make_draft(base.model, anchor_layers=1, trained_layers=1)
+    with torch.no_grad():
+        for p in draft.parameters():
+            p.add_(0.05 * torch.randn_like(p) if p.requires_grad else 0)
+    whole = DraftTrainer(base.model, draft)
+    try:
+        upper = UpperTrainer(base.model, draft, 1)
+    except ModelError:
+        assert shape not in ("llama", "qwen2", "mistral", "gemma3", "smollm3")
+        return
+    ids = torch.randint(draft.config.vocab_size, (2, 9))
+    write_states(tmp_path / "s", 1, base.model, 1, lambda part: [ids], quiet)
+    states = States(tmp_path / "s", draft.config.vocab_size)
+    plan = loop.Plan(steps=1, batch=16, micro=16, lengths=((1.0, 8),))
+    batch = states.micro(plan, 0, 0)
+    found = []
+    for loss in (whole.loss(batch[0]), upper.loss(*batch)):
+        draft.zero_grad()
+        loss.backward()
+        found.append([float(loss.detach()), *(p.grad.norm() for p in draft.parameters()
+                                     if p.requires_grad)])  # fmt: skip
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02, atol=1e-3)
+
+
+def test_a_sampled_head_stands_for_the_whole(monkeypatch, tmp_path, models):
+    """Over many samples the loss is that of all words, to some percent."""
+    base = read_base(models("llama"))
+    draft = make_draft(base.model, anchor_layers=0, trained_layers=1)
+    size = draft.config.vocab_size
+    upper = UpperTrainer(base.model, draft, 0)
+    ids = torch.randint(5, 12, (4, 9))
+    write_states(tmp_path / "s", 1, base.model, 0, lambda part: [ids], quiet)
+    plan = loop.Plan(steps=1, batch=32, micro=32, lengths=((1.0, 8),))
+    right = float(upper.loss(*States(tmp_path / "s", size).micro(plan, 0, 0)[:3],
+                             torch.arange(size)))  # fmt: skip
+    monkeypatch.setattr(states_module, "_WORDS", 7)
+    monkeypatch.setattr(states_module, "_OTHERS", size // 3)
+    states, losses = States(tmp_path / "s", size), []
+    for step in range(60):
+        *batch, words = states.micro(plan, step, 0)
+        assert len(words) == 7 + size // 3 and len(set(words.tolist())) == len(words)
+        losses.append(float(upper.loss(*batch, words)))
+    assert np.std(losses) > 0
+    assert abs(np.mean(losses) - right) < 0.1 * right
+
+
+def test_a_text_is_run_through_the_base_once(models, tmp_path, text, interrupted):
+    """Four passes over kept states; killed while they are written and while it learns."""
+    settings = DraftSettings(**{**vars(SMALL), "passes": 4, "save_every": 0.0})
+
+    def make(name):
+        build_draft(
+            models("llama"),
+            tmp_path / f"{name}.draft",
+            [text],
+            settings=DraftSettings(**{**vars(settings), "tokens": 2048}),
+            precision="fp32",
+            min_agreement=0,
+            say=quiet,
+        )
+
+    make("whole")
+    interrupted(states_module, "reading", 2)
+    with pytest.raises(KeyboardInterrupt):
+        make("cut")
+    assert len(list((tmp_path / "cut.work/states").iterdir())) == 1
+    interrupted(build, "_loss", 3)
+    with pytest.raises(KeyboardInterrupt):
+        make("cut")
+    make("cut")
+    assert len(list((tmp_path / "cut.work/states").iterdir())) == 2
+    first, second = (
+        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in ("whole", "cut")
+    )
+    for name, values in first.items():
+        np.testing.assert_allclose(second[name], values, atol=1e-6)
+
+
+def test_a_draft_no_better_than_nothing_is_not_packaged(models, tmp_path, text, capsys):
+    words = ["--anchor-layers", "1", "--layers", "1", "--tokens", "256", "--batch", "256"]
+    words += ["--prompts", "2", "--precision", "fp32"]
+    out = tmp_path / "d.draft"  # all of its base, untrained: nothing can be better
+    assert main(command("draft", models("llama"), text, out, *words)) == 5
+    said = capsys.readouterr().err
+    assert "not packaged: of 4 drafts" in said and "the same layers untrained" in said
+    assert not out.exists() and (tmp_path / "d.work" / "report.json").exists()
+    assert main(command("draft", models("llama"), text, out, *words,
+                        "--min-agreement", "0")) == 0  # fmt: skip
+    made = load_draft(out).raw["made"]
+    assert made["accepted"] <= max(made["doing_nothing"].values())
+
+
+def test_what_repeats_itself_needs_no_model():
+    texts = torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2, 4, 2, 4]])
+    assert repeated(texts, 3).tolist() == [
+        [False, True, True, True, True, False, False, True]
+    ]
+
+
 def test_two_processes_make_the_draft_of_one(models, tmp_path, text):
     made = []
     for workers in (1, 2):
@@ -257,6 +381,7 @@ def test_two_processes_make_the_draft_of_one(models, tmp_path, text):
             [text],
             settings=settings,
             precision="fp32",
+            min_agreement=0,
             say=quiet,
         )
         made.append(load_file(tmp_path / f"{workers}.work/{workers}.hf/model.safetensors"))
@@ -272,7 +397,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
         "import sys\n"
         "from draftwire.export.training.draft import DraftSettings, build_draft\n"
         "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], precision='fp32',\n"
-        "  name='d', settings=DraftSettings(anchor_layers=1, layers=1,\n"
+        "  min_agreement=0, name='d', settings=DraftSettings(anchor_layers=1, layers=1,\n"
         "  tokens=150_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"
         "  arithmetic='float32'))\n"
     )

@@ -204,7 +204,7 @@ def _run(args: argparse.Namespace, name: str) -> int:
     own = {option.name for option in job.options()}
     for flag in _FLAGS.keys() - own - {"engine"}:
         given = getattr(args, flag, None)
-        if given in (None, False, []):
+        if given is None or given is False or given == []:
             if f"{flag}!" in job.flags.split():
                 raise ConfigError(f"--{flag.replace('_', '-')} must be given")
         elif flag not in takes:
