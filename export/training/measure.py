@@ -67,17 +67,19 @@ def continuations(
     return torch.cat(pieces, 1)
 
 
+def block_runs(row: np.ndarray, block: int) -> list[int]:
+    """Return the drafts accepted of each block; ``(count,)`` says which agree."""
+    runs, at = [], 0
+    while at + block < len(row):
+        runs.append(int(np.append(~row[at : at + block], True).argmax()))
+        at += runs[-1] + 1
+    return runs
+
+
 def accepted_per_block(agrees: np.ndarray, block: int) -> float:
     """Return the mean accepted drafts per block; ``(n, count)`` says which agree."""
-    accepted = blocks = 0
-    for row in agrees:
-        at = 0
-        while at + block < len(row):
-            run = 0
-            while run < block and row[at + run]:
-                run += 1
-            accepted, blocks, at = accepted + run, blocks + 1, at + run + 1
-    return accepted / max(1, blocks)
+    runs = [run for row in agrees for run in block_runs(row, block)]
+    return sum(runs) / max(1, len(runs))
 
 
 def repeated(texts: Tensor, at: int) -> np.ndarray:
@@ -119,8 +121,7 @@ def acceptance(
     """Measure ``draft`` against ``target`` on continuations of held-out text.
 
     Returns:
-        ``greedy_per_block``: mean accepted of ``block`` drafts, greedy.
-        ``greedy``: share of drafts that agree, greedy.
+        ``greedy_per_block``: mean accepted of ``block`` drafts, ``greedy``: their share.
         ``overlap``: mean of ``sum min(p, q)`` at temperature 1, the acceptance that
         rejection sampling would have.
         ``distinct_4``: share of distinct 4-grams of the greedy text; low means that it

@@ -18,9 +18,13 @@ FLAGS = """
 --data NAME=FILE...:text  text: half for the drafts, half for evolved targets (repeat)
 --new NAME=FILE...:text  text that base and drafts never see (repeat)
 --corpus DIR             the reference family's corpora, split as for its base
---version SPEC... >versions  an evolved target (repeat): TEXT[+TEXT]:STEPS, TEXT:STEPS:free
-                         (its anchor evolves too), NAME.target:TEXT for a package
+--version SPEC... >versions  an evolved target (repeat): TEXT[+TEXT]:STEPS (LoRA), with
+                         :free (its anchor too), :varied (a preference, by DPO), :new
+                         (another model, from nothing) or :taught=TEACHER (distilled; a
+                         version or a path); VERSION+VERSION:mean or :sum (merged);
+                         NAME.target:TEXT for a package
 --arms A,A               default: all
+--draft DIR              the package that is measured as it is, the arm "given"
 --seeds N,N =1,2,3       of drafts
 --anchor-layers N:int    that the frozen draft shares
 --layers N:int           that it trains
@@ -35,7 +39,8 @@ FLAGS = """
 --retrain X:float        share of it, for re-trained drafts
 --results FILE           train nothing, show the results in FILE (results.json of a work
                          folder)
---markdown FILE          write tables and pictures between the marks of FILE
+--markdown FILE          write tables and a picture between the marks of FILE
+--part NAME =study       which of its marks
 """
 
 
@@ -45,7 +50,7 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
     if args.markdown is not None:
         from studies.evolve.report import write_markdown
 
-        for path in write_markdown(document, args.markdown):
+        for path in write_markdown(document, args.markdown, args.part):
             say(f"wrote {path}")
     return document
 
@@ -91,7 +96,6 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
     from studies.evolve.study import (
         ARMS,
         Study,
-        default_versions,
         parse_version,
         run_study,
     )
@@ -115,17 +119,17 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
     }  # fmt: skip
     probe = {"prompts": args.prompts, "count": args.count}
     for name, value in {**budget, **probe}.items():
-        least = 0 if name == "anchor_layers" else 1 if isinstance(value, int) else 1e-6
+        few = 1 if isinstance(value, int) else 1e-6
+        least = {"anchor_layers": 0, "count": Probe.block + 1}.get(name, few)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, that is too few")
     given = {name: value for name, value in budget.items() if value is not None}
     versions = tuple(parse_version(word) for word in args.versions)
     if not versions:
-        if not domains:
-            raise ConfigError(
-                "say which targets evolve", hint="--version coffee:40 --version home:40"
-            )
-        versions = default_versions([d.name for d in domains])
+        raise ConfigError(
+            "say which targets evolve", hint="--version coffee:40 --version home:40"
+        )
+    every = tuple(arm for arm in ARMS if arm != "given" or args.draft is not None)
     return run_study(
         Study(
             base=target_path("v1") if args.base is None else args.base,
@@ -135,7 +139,8 @@ def _run(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]
             corpus=args.corpus,
             budget=replace(Budget(), seeds=seeds, **given),
             probe=replace(Probe(), **{k: v for k, v in probe.items() if v is not None}),
-            arms=tuple(args.arms.split(",")) if args.arms else ARMS,
+            arms=tuple(args.arms.split(",")) if args.arms else every,
+            draft=args.draft,
         ),
         say=say,
     )

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from draftwire.export.training.measure import (
-    accepted_per_block,
+    block_runs,
     distinct_4,
     extend,
     logits_of,
     rows_at,
-    validation_loss,
 )
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 
@@ -99,9 +98,9 @@ def measure(draft: Any, spoken: Spoken, *, suffix: bool = False) -> dict[str, li
 
     Returns:
         One value for each prompt: ``greedy`` mean accepted of a block, ``coupled`` the
-        same at temperature 1, ``agree`` and ``coupled_agree`` the shares of tokens
-        that agree, ``overlap`` the mean of ``sum min(p, q)`` at temperature 1 (for a
-        token of the cache: the target's probability of it).
+        same at temperature 1, ``greedy_first`` and ``coupled_first`` the shares of
+        blocks whose first draft is accepted, ``overlap`` the mean of ``sum min(p, q)``
+        at temperature 1 (for a token of the cache: the target's probability of it).
     """
     p, block = spoken.probe.prompt_tokens, spoken.probe.block
     at = slice(p - 1, -1)
@@ -123,9 +122,9 @@ def measure(draft: Any, spoken: Spoken, *, suffix: bool = False) -> dict[str, li
                 chance = theirs.gather(-1, cached.clamp_min(0)[..., None])[..., 0]
                 overlap = torch.where(cached >= 0, chance, overlap)
         agrees = (choice == text[:, p:]).numpy()
-        found[name] = [accepted_per_block(row[None], block) for row in agrees]
-        share = "agree" if name == "greedy" else "coupled_agree"
-        found[share] = [float(row.mean()) for row in agrees]
+        runs = [np.array(block_runs(row, block)) for row in agrees]
+        found[name] = [float(row.mean()) for row in runs]
+        found[f"{name}_first"] = [float((row > 0).mean()) for row in runs]
     found["overlap"] = [float(x) for x in overlap.mean(-1)]
     return {k: [round(x, 4) for x in v] for k, v in found.items()}
 
@@ -162,11 +161,14 @@ def distance(
     """Return how far a target has gone: losses on held-out text, and divergence."""
     size = min(length, len(stream) - 1)
     rows = max(1, min(12, (len(stream) - 1) // size))
-    ids = rows_at(stream, range(0, rows * size, size), size)
-    mine, theirs = (F.log_softmax(logits_of(m, ids).float(), -1) for m in (target, base))
-    divergence = (mine.exp() * (mine - theirs)).sum(-1).mean()
+    gap = (len(stream) - size - 1) // max(1, rows - 1)
+    ids = rows_at(stream, [row * gap for row in range(rows)], size + 1)
+    mine, theirs = (
+        F.log_softmax(logits_of(m, ids[:, :-1]).float(), -1) for m in (target, base)
+    )
+    following = ids[:, 1:, None]
     return {
-        "loss": round(validation_loss(target, stream, length=size), 4),
-        "base_loss": round(validation_loss(base, stream, length=size), 4),
-        "kl_to_base": round(float(divergence), 4),
+        "loss": round(-float(mine.gather(-1, following).mean()), 4),
+        "base_loss": round(-float(theirs.gather(-1, following).mean()), 4),
+        "kl_to_base": round(float((mine.exp() * (mine - theirs)).sum(-1).mean()), 4),
     }

@@ -10,9 +10,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from draftwire.errors import ConfigError
 from draftwire.export.onnx import export_onnx
+from draftwire.export.precision.runners import DraftRunner
 from draftwire.export.sources.architecture import Architecture
-from draftwire.export.training.base import Base, cut, model_of, save_model
+from draftwire.export.training.base import Base, cut, read_base, save_model
 from draftwire.export.training.distil import (
     DraftTrainer,
     Weights,
@@ -32,8 +35,9 @@ from draftwire.export.training.distil import (
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import logits_of, text_loss
-from draftwire.packages import load_target
+from draftwire.packages import load_draft, load_target, tokenizer_fingerprint
 from draftwire.packages.exits import torch_stack
+from studies.evolve.preference import make_pairs, preference_loss
 from studies.evolve.rows import TeacherRows, make_rows
 from studies.evolve.text import Texts
 from studies.family.model import fresh_weights_
@@ -47,9 +51,9 @@ class Version:
 
     name: str  # for tables
     domains: tuple[str, ...]  # what it reads (parts that the base has not seen)
-    steps: int = 0  # of its LoRA training; 0 for a package
-    free: bool = False  # the anchor is trained too
-    package: Path | None = None  # an evolved target made elsewhere, or None
+    steps: int = 0  # of its training; 0 where there is none
+    kind: str = "text"  # a key of ``stats.KINDS``
+    of: tuple[str, ...] = ()  # versions that it is merged of; its teacher; its package
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,50 @@ def flops_per_token(
     return 2.0 * (3 * layer * trained_layers + (3 if head else 2) * vocab + vocab)
 
 
+def merged(base: Any, models: Sequence[Any], *, scale: float) -> Any:
+    """Return ``base`` with ``scale`` times every model's change of its weights.
+
+    Source:
+        Ilharco et al. 2023, task arithmetic, https://arxiv.org/abs/2212.04089.
+    """
+    made = cut(base, range(len(torch_stack(base)[0])))
+    others = [model.state_dict() for model in models]
+    tensors = {
+        name: weight + scale * sum(other[name] - weight for other in others)
+        for name, weight in base.state_dict().items()
+    }
+    made.load_state_dict(tensors)
+    return made
+
+
+class Packaged:
+    """A draft package as a model: what the engine of a device says.
+
+    Args:
+        path: ``NAME.draft``, in int8 where it has that.
+        base: Whose tokenizer it must have.
+    """
+
+    def __init__(self, path: Path, base: Base) -> None:
+        package = load_draft(path)
+        if tokenizer_fingerprint(package.tokenizer_path) != tokenizer_fingerprint(
+            base.tokenizer
+        ):
+            raise ConfigError(f"{path.name} has another tokenizer than {base.name}")
+        precision = "int8" if "int8" in package.precisions else None
+        self._file = package.model_path(precision)
+        self._shape, self.config = base.architecture, base.model.config
+
+    def __call__(self, ids: Tensor, use_cache: bool = False) -> Any:
+        """Return an object with ``logits`` ``(rows, length, vocab)`` of ``ids``."""
+        runner = DraftRunner(self._file, replace(self._shape, context=ids.shape[1]))
+        rows = []
+        for row in ids.numpy():
+            runner.rewind(0)
+            rows.append(torch.from_numpy(runner.forward(row, rows=len(row))))
+        return SimpleNamespace(logits=torch.stack(rows))
+
+
 @dataclass
 class Workshop:
     """Makes and finds the models of a study."""
@@ -110,51 +158,92 @@ class Workshop:
     budget: Budget  # what it may cost
     work: Path  # the study's folder
     say: Say  # gets lines of progress
+    versions: dict[str, Version]  # by name
     # what each model took: tokens, arithmetic, seconds
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _targets: dict[str, Any] = field(default_factory=dict)
 
-    def target(self, version: Version | None) -> Any:
-        """Return a target as the verifier serves it; None is the base."""
-        if version is None:
+    def target(self, name: str) -> Any:
+        """Return a target as the verifier serves it: "base", a version, or at a path."""
+        if name == "base":
             return self.base.model
-        if version.package is not None:
-            return model_of(load_target(version.package))
-        b, name = self.budget, f"target.{version.name}"
-        whole = cut(self.base.model, range(self.base.architecture.layers))
-        anchor = 0 if version.free else b.anchor_layers
-        model = add_lora(whole, rank=b.rank, anchor_layers=anchor, seed=1000)
-        adapters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if name not in self._targets:
+            version = self.versions.get(name)
+            found = self._evolved(version) if version else self._elsewhere(Path(name))
+            self._targets[name] = found
+        return self._targets[name]
+
+    def kind(self, version: Version) -> str:
+        """Return a key of ``stats.KINDS``; an adapter in a package is LoRA on text."""
+        lora = version.kind == "package" and load_target(Path(version.of[0])).base
+        return "text" if lora else version.kind
+
+    def _elsewhere(self, path: Path) -> Any:
+        found = read_base(path)
+        mine = tokenizer_fingerprint(self.base.tokenizer)
+        if tokenizer_fingerprint(found.tokenizer) != mine:
+            raise ConfigError(f"{path} has another tokenizer than {self.base.name}")
+        return found.model
+
+    def _evolved(self, version: Version) -> Any:
+        b, base, kind = self.budget, self.base.model, version.kind
+        if kind == "package":
+            return self.target(version.of[0])
+        if kind in ("mean", "sum"):
+            parts = [self.target(name) for name in version.of]
+            return merged(base, parts, scale=1 / len(parts) if kind == "mean" else 1.0)
+        model = cut(base, range(self.base.architecture.layers))
+        if kind == "new":
+            fresh_weights_(model.requires_grad_(True), seed=1000)
+        else:
+            anchor = 0 if kind == "free" else b.anchor_layers
+            model = add_lora(model, rank=b.rank, anchor_layers=anchor, seed=1000)
+        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # What a preference asks for is little, beside a whole kind of text.
+        lr = b.lora_lr / 3 if kind == "varied" else b.lora_lr
+        plan = self._plan(version.steps, 3, lr=lr, matrix_lr=6e-3)
         paths = tuple(self.texts.path(d, "unseen") for d in version.domains)
-        plan = Plan(
-            steps=version.steps,
-            batch=b.batch,
-            micro=b.batch,
-            lengths=((1.0, b.length),),
-            lr=b.lora_lr,
-            warmup=max(1, min(10, version.steps // 4)),
-            seed=3,
-            workers=1,
-        )
-        data = Stream(paths, tuple(float(len(np.load(p, mmap_mode="r"))) for p in paths))
+
+        def run(folder: Path) -> Any:
+            streams = [np.load(path, mmap_mode="r") for path in paths]
+            shares = tuple(float(len(stream)) for stream in streams)
+            data: Any = Stream(paths, shares)
+            loss: Any = text_loss
+            if kind == "varied":
+                wanted = version.steps * max(1, b.batch // 256)
+                data = make_pairs(base, np.concatenate(streams), wanted=wanted, seed=3)
+                loss = preference_loss
+            elif kind == "taught":
+                teacher = self.target(version.of[0])
+
+                def loss(model: nn.Module, ids: Tensor) -> Tensor:
+                    with torch.no_grad():
+                        said = logits_of(teacher, ids[:, :-1])
+                    mine = logits_of(model, ids[:, :-1])
+                    return distil_loss(mine, said, ids[:, 1:], Weights())
+
+            return train(model, data, plan, loss, folder, say=self.say)
+
         tensors = self._once(
-            name,
-            lambda folder: train(model, data, plan, text_loss, folder, say=self.say),
+            f"target.{version.name}",
+            run,
             # Halves, as in the package that a verifier would load.
-            lambda: {n: p.detach().half() for n, p in adapters.items()},
+            lambda: {n: p.detach().half() for n, p in learned.items()},
             {"tokens": version.steps * b.batch},
         )
         model.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
-        return model.merge_and_unload().requires_grad_(False)
+        if kind != "new":
+            model = model.merge_and_unload()
+        return model.requires_grad_(False)
 
     def frozen(self, seed: int) -> Any:
         """Return the shared-backbone draft of the base."""
         return self._distilled(f"frozen.{seed}", self.base.model, None, seed, None)
 
-    def retrained(self, version: Version, target: Any, seed: int) -> Any:
+    def retrained(self, version: Version, seed: int) -> Any:
         """Return that draft, its trained part trained on for one version."""
-        start = self.frozen(seed)
-        name = f"retrained.{version.name}.{seed}"
-        return self._distilled(name, target, version, seed, start)
+        name, target = f"retrained.{version.name}.{seed}", self.target(version.name)
+        return self._distilled(name, target, version, seed, self.frozen(seed))
 
     def independent(self, seed: int, *, times: float) -> Any:
         """Return a draft that shares nothing but the tokenizer.
@@ -185,10 +274,10 @@ class Workshop:
         tensors = self._once(
             name,
             lambda folder: train(model, rows, plan, loss, folder, say=self.say),
-            lambda: dict(model.state_dict()),
+            lambda: {n: p.detach() for n, p in model.named_parameters()},  # tied ones once
             {"tokens": steps * b.batch, "flops": steps * b.batch * cost},
         )
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, strict=False)
         model.requires_grad_(False)
         return model
 

@@ -1,15 +1,39 @@
-"""Means and intervals of a study of evolving targets, from its document alone."""
+"""Means and intervals of a study of evolving targets, from its document alone.
+
+The same prompts are asked of every target, and the same drafts are measured on all, so
+all comparisons share one set of resampled prompts, and are paired over prompts and seeds.
+Seeds are few: their part of an interval is Student's t over the mean of each, not a
+resampling. Both parts are joined as the widths of independent errors (Zou and Donner
+2008, doi:10.1002/sim.3095).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
 _DRAWS = 2000
-Values = np.ndarray  # (seeds, prompts)
+# 97.5 % points of Student's t, by seeds less one; from there on the last is wide enough.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+KINDS = {  # of evolution, in the order of the tables
+    "text": "LoRA on text",
+    "free": "LoRA on text, anchor too",
+    "package": "evolved elsewhere",
+    "varied": "preference (DPO)",
+    "taught": "distilled from another teacher",
+    "mean": "merged: mean of weights",
+    "sum": "merged: sum of changes",
+    "new": "another model",
+}
+
+Place = tuple[str, str, float]  # a target, a kind of text, its weight
+# The mean over all seeds or over one, as it is or for every resampling of the prompts.
+Means = Callable[[str, bool], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -17,7 +41,7 @@ class Cell:
     """A mean with its 95 % interval."""
 
     mean: float  # over seeds and prompts
-    low: float  # end of the bootstrap interval
+    low: float  # end of the interval
     high: float  # its other end
 
     def text(self, digits: int = 2) -> str:
@@ -35,7 +59,8 @@ class Table:
     """Acceptance of every arm against every target."""
 
     document: Mapping[str, Any]  # the study's document
-    metric: str = "greedy"  # "greedy" or "coupled" (accepted of a block), or "overlap"
+    # "greedy" or "coupled" (accepted of a block), with "_first" (first drafts accepted)
+    metric: str = "greedy"
 
     @property
     def evolved(self) -> list[str]:
@@ -43,109 +68,88 @@ class Table:
         names = [name for name in self.document["targets"] if name != "base"]
         return sorted(names, key=self.divergence)
 
-    @property
-    def arms(self) -> list[str]:
-        """The arms that were measured against some evolved target."""
-        return [
-            arm
-            for arm in ("frozen", "suffix", "independent", "long", "stale", "retrained")
-            if any(self.groups(name, arm) for name in self.evolved)
-        ]
-
     def divergence(self, target: str) -> float:
         """Return a target's mean divergence from the base, nats per token."""
         rows = self.document["targets"][target]["domains"].values()
         return float(np.mean([row["kl_to_base"] for row in rows]))
 
-    def groups(self, target: str, arm: str) -> list[Values]:
-        """Return ``(seeds, prompts)`` values for each kind of text."""
-        found = []
-        for row in self.document["targets"][target]["domains"].values():
-            seeds = row["arms"].get(arm, {})
-            if seeds:
-                found.append(np.array([seeds[s][self.metric] for s in sorted(seeds)]))
-        return found
-
     def cell(self, targets: Sequence[str], arm: str) -> Cell | None:
         """Return the mean of an arm over targets, each target with equal weight."""
-        parts = [self.groups(name, arm) for name in targets]
-        if not all(parts):
-            return None
-        return _interval(lambda rng: _mean(parts, rng))
+        return self._interval(self._means(self._places(targets), arm))
 
     def difference(self, targets: Sequence[str], one: str, other: str) -> Cell | None:
-        """Return the mean of ``one - other``; prompts are paired, seeds are not."""
-        ones = [self.groups(name, one) for name in targets]
-        others = [self.groups(name, other) for name in targets]
-        if not (all(ones) and all(others)):
+        """Return the mean of one arm less another."""
+        places = self._places(targets)
+        first, second = self._means(places, one), self._means(places, other)
+        if first is None or second is None:
             return None
-        return _interval(lambda rng: _pair(ones, others, rng))
+        return self._interval(lambda s, drawn: first(s, drawn) - second(s, drawn))
 
     def retention(self, target: str, arm: str) -> Cell | None:
         """Return acceptance against a target over that against the base, same text."""
-        domains = list(self.document["targets"][target]["domains"])
-        base = self.document["targets"]["base"]["domains"]
-        if not all(d in base and arm in base[d]["arms"] for d in domains):
+        places = self._places([target])
+        later = self._means(places, arm)
+        before = self._means([("base", text, w) for _, text, w in places], arm)
+        if later is None or before is None:
             return None
-        later = self.groups(target, arm)
-        before = [
-            np.array([seeds[s][self.metric] for s in sorted(seeds)])
-            for seeds in (base[d]["arms"][arm] for d in domains)
-        ]
-        return _interval(
-            lambda rng: _mean([later], rng) / np.maximum(1e-9, _mean([before], rng))
+        return self._interval(
+            lambda s, drawn: later(s, drawn) / np.maximum(1e-9, before(s, drawn))
         )
 
     def between(self, one: str, other: str, arm: str) -> Cell | None:
         """Return an arm's acceptance against one target less that against another."""
-        first, second = self.groups(one, arm), self.groups(other, arm)
-        if not (first and second):
+        first, second = (self._means(self._places([t]), arm) for t in (one, other))
+        if first is None or second is None:
             return None
-        return _interval(lambda rng: _mean([first], rng) - _mean([second], rng))
+        return self._interval(lambda s, drawn: first(s, drawn) - second(s, drawn))
+
+    def _places(self, targets: Sequence[str]) -> list[Place]:
+        found = []
+        for name in targets:
+            texts = self.document["targets"][name]["domains"]
+            found += [(name, text, 1 / len(texts) / len(targets)) for text in texts]
+        return found
+
+    def _means(self, places: Sequence[Place], arm: str) -> Means | None:
+        rows = []
+        for target, text, weight in places:
+            texts = self.document["targets"][target]["domains"]
+            seeds = texts.get(text, {"arms": {}})["arms"].get(arm)
+            if not seeds or any(self.metric not in row for row in seeds.values()):
+                return None
+            values = {seed: np.array(row[self.metric]) for seed, row in seeds.items()}
+            rows.append((text, weight, values))
+
+        def means(seed: str, drawn: bool) -> np.ndarray:
+            total = np.zeros(1)
+            for text, weight, values in rows:
+                # A draft that was made once is the same beside every seed of another.
+                all_seeds: Any = np.mean(list(values.values()), 0)
+                value = values.get(seed, all_seeds)
+                total = total + weight * (_shares(text, len(value), drawn) @ value)
+            return total
+
+        return means
+
+    def _interval(self, means: Means | None) -> Cell | None:
+        if means is None:
+            return None
+        mean = float(means("", False)[0])
+        low, high = np.percentile(means("", True), [2.5, 97.5])
+        seeds, wide = [str(s) for s in self.document["settings"]["budget"]["seeds"]], 0.0
+        if len(seeds) > 1:
+            spread = float(np.std([means(s, False)[0] for s in seeds], ddof=1))
+            wide = _T[min(len(seeds) - 1, len(_T)) - 1] * spread / len(seeds) ** 0.5
+        below, above = (
+            np.hypot(max(0.0, mean - low), wide),
+            np.hypot(max(0.0, high - mean), wide),
+        )
+        return Cell(mean, float(mean - below), float(mean + above))
 
 
-def read_table(document: Mapping[str, Any], metric: str) -> Table:
-    """Return the table of one metric."""
-    return Table(document, metric)
-
-
-def _interval(draw: Callable[[np.random.Generator | None], np.ndarray]) -> Cell:
-    low, high = np.percentile(draw(np.random.default_rng(0)), [2.5, 97.5])
-    return Cell(float(draw(None)[0]), float(low), float(high))
-
-
-def _shares(count: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Return how much each of ``count`` things weighs, ``(draws, count)``."""
-    if rng is None:
-        return np.full((1, count), 1.0 / count)
-    return rng.multinomial(count, np.full(count, 1.0 / count), _DRAWS) / count
-
-
-def _weighed(seeds: np.ndarray, values: Values, prompts: np.ndarray) -> np.ndarray:
-    """Return the weighed means ``(draws,)``."""
-    found: np.ndarray = ((seeds @ values) * prompts).sum(1)
-    return found
-
-
-def _mean(parts: Sequence[Sequence[Values]], rng: np.random.Generator | None) -> np.ndarray:
-    total = np.zeros(1)
-    for groups in parts:
-        for values in groups:
-            seeds, prompts = (_shares(n, rng) for n in values.shape)
-            total = total + _weighed(seeds, values, prompts) / len(groups)
-    return total / len(parts)
-
-
-def _pair(
-    ones: Sequence[Sequence[Values]],
-    others: Sequence[Sequence[Values]],
-    rng: np.random.Generator | None,
-) -> np.ndarray:
-    total = np.zeros(1)
-    for first, second in zip(ones, others):
-        for a, b in zip(first, second):
-            prompts = _shares(a.shape[1], rng)
-            change = _weighed(_shares(len(a), rng), a, prompts)
-            change = change - _weighed(_shares(len(b), rng), b, prompts)
-            total = total + change / len(first)
-    return total / len(ones)
+@lru_cache(maxsize=None)
+def _shares(text: str, count: int, drawn: bool) -> np.ndarray:
+    """Return how much each prompt of a text weighs, ``(draws, count)``, always the same."""
+    even = np.full((1, count), 1.0 / count)
+    rng = np.random.default_rng((crc32(text.encode()), count))
+    return rng.multinomial(count, even[0], _DRAWS) / count if drawn else even

@@ -1,12 +1,13 @@
 """One frozen draft against targets that evolve: the study behind ``studies.evolve``.
 
-Arms, all of one shape but the third and the last:
+Arms, all of one shape but ``stale`` and ``given``:
 
 ``frozen``        the shared-backbone draft of the base, trained once
 ``independent``   a draft from nothing, same size, same training arithmetic
 ``suffix``        the frozen draft behind a cache of what was said before
 ``long``          the independent draft with several times the arithmetic
 ``stale``         the base itself as the draft: the ceiling of what ages with the base
+``given``         a draft package as it is, through the engine of a device
 ``retrained``     the frozen draft trained on for each version: the upper bound, and a
                   download each time
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from draftwire.cli._common import write_json
 from draftwire.errors import ConfigError
 from draftwire.export.training.base import read_base
 from studies.evolve.measure import Probe, Spoken, distance, measure, speak
-from studies.evolve.models import Budget, Version, Workshop
+from studies.evolve.models import Budget, Packaged, Version, Workshop
+from studies.evolve.stats import KINDS
 from studies.evolve.text import Domain, Texts, make_texts
 
 SCHEMA = "draftwire.evolve/1"
-ARMS = ("frozen", "independent", "suffix", "long", "stale", "retrained")
+ARMS = ("frozen", "suffix", "independent", "long", "stale", "given", "retrained")
+_MERGED = ("mean", "sum")
 Say = Callable[[str], None]
 
 
@@ -48,28 +51,51 @@ class Study:
     budget: Budget = Budget()  # of the trainings
     probe: Probe = Probe()  # of the measurements
     arms: tuple[str, ...] = ARMS  # which of ``ARMS``
+    draft: Path | None = None  # the package that ``given`` is
 
 
 def parse_version(text: str) -> Version:
-    """Read ``DOMAIN[+DOMAIN]:STEPS[:free]`` or ``NAME.target:DOMAIN[+DOMAIN]``.
+    """Read ``TEXT[+TEXT]:STEPS[:KIND]``, ``NAME+NAME:mean`` or ``NAME.target:TEXT``.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is none of them.
     """
-    parts = text.split(":")
-    if len(parts) == 2 and parts[0].rstrip("/").endswith(".target"):
-        path = Path(parts[0])
-        return Version(path.stem, tuple(parts[1].split("+")), package=path)
-    if len(parts) in (2, 3) and parts[1].isdigit() and int(parts[1]) > 0:
-        if len(parts) == 2 or parts[2] == "free":
-            name = parts[0] + f"-{parts[1]}" + ("-free" if len(parts) == 3 else "")
-            domains = tuple(parts[0].split("+"))
-            return Version(name, domains, int(parts[1]), free=len(parts) == 3)
+    head, _, rest = text.partition(":")
+    names, (first, _, last) = tuple(head.split("+")), rest.partition(":")
+    kind, _, of = (last or "text").partition("=")
+    if head.rstrip("/").endswith(".target") and first and not last:
+        return Version(Path(head).stem, tuple(first.split("+")), 0, "package", (head,))
+    if all(names) and first in _MERGED and len(names) > 1 and not last:
+        return Version(f"{head}-{first}", (), 0, first, names)
+    trained = kind in KINDS and kind not in (*_MERGED, "package")
+    if all(names) and first.isdigit() and int(first) > 0 and trained:
+        if bool(of) == (kind == "taught"):
+            name = f"{head}-{first}" + ("" if kind == "text" else f"-{kind}")
+            return Version(name, names, int(first), kind, (of,) if of else ())
     raise ConfigError(
         f"{text!r} is no version of a target",
-        hint="DOMAIN:STEPS, DOMAIN:STEPS:free (the anchor evolves too), or "
-        "NAME.target:DOMAIN for a package",
+        hint="TEXT:STEPS, TEXT:STEPS:free (the anchor evolves too), TEXT:STEPS:varied "
+        "(a preference), TEXT:STEPS:new (another model), TEXT:STEPS:taught=TEACHER, "
+        "VERSION+VERSION:mean, VERSION+VERSION:sum, or NAME.target:TEXT for a package",
     )
+
+
+def _resolved(versions: Sequence[Version]) -> dict[str, Version]:
+    """Return versions by name, merged ones with the texts of their parts."""
+    known: dict[str, Version] = {}
+    for version in versions:
+        for name in version.of:
+            there = version.kind not in _MERGED and Path(name).exists()
+            if name not in known and not there:
+                raise ConfigError(
+                    f"{version.name} is made of {name}, which is no version before it",
+                    hint=f"there are {', '.join(known) or 'none'}",
+                )
+        if version.kind in _MERGED:
+            texts = dict.fromkeys(d for n in version.of for d in known[n].domains)
+            version = replace(version, domains=tuple(texts))
+        known[version.name] = version
+    return known
 
 
 def run_study(study: Study, *, say: Say) -> dict[str, Any]:
@@ -83,6 +109,8 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
         ModelError: The base is damaged or of an unknown shape.
     """
     _check(study)
+    versions = _resolved(study.versions)
+    study = replace(study, versions=tuple(versions.values()))
     began = time.process_time()
     study.work.mkdir(parents=True, exist_ok=True)
     base = read_base(study.base)
@@ -95,11 +123,11 @@ def run_study(study: Study, *, say: Say) -> dict[str, Any]:
                 "no text of this study",
                 hint=f"there are {', '.join(sorted(known))}",
             )
-    shop = Workshop(base, texts, study.budget, study.work, say)
+    shop = Workshop(base, texts, study.budget, study.work, say, versions)
     bench = _Bench(study, shop, texts, say)
     bench.run()
     document = bench.document
-    if "bytes" not in document:
+    if "bytes" not in document and "frozen" in study.arms:
         document["bytes"] = shop.sizes(study.base)
     document["cpu_seconds"] = round(
         document.get("cpu_seconds", 0.0) + time.process_time() - began, 1
@@ -121,6 +149,8 @@ def _check(study: Study) -> None:
             "a study needs versions of the target, each once",
             hint="--version coffee:40 --version coffee:40:free",
         )
+    if ("given" in study.arms) != (study.draft is not None):
+        raise ConfigError("the arm given is a package", hint="--draft NAME.draft")
     if not study.budget.seeds:
         raise ConfigError("a study needs at least one seed")
 
@@ -145,30 +175,20 @@ class _Bench:
         self.document["machine"].setdefault("date", time.strftime("%Y-%m-%d"))
         self.document.setdefault("targets", {})
         self._spoken: dict[tuple[str, str], Spoken] = {}
-        self._targets: dict[str, torch.nn.Module] = {}
-
-    @property
-    def all(self) -> dict[str, tuple[Version | None, tuple[str, ...]]]:
-        """Every target with the kinds of text that it is measured on."""
-        found: dict[str, tuple[Version | None, tuple[str, ...]]] = {
-            "base": (None, tuple(self.texts.shares))
-        }
-        found.update({v.name: (v, v.domains) for v in self.study.versions})
-        return found
 
     def run(self) -> None:
         """Make every model and measure it, what tells most first."""
         arms, seeds = self.study.arms, self.study.budget.seeds
         times = self.study.budget.long
-        for name, (version, domains) in self.all.items():
-            target = self.shop.target(version)
-            self._targets[name] = target
+        read = {text for version in self.study.versions for text in version.domains}
+        base = Version("base", tuple(t for t in self.texts.shares if t in read))
+        for version in (base, *self.study.versions):
+            target = self.shop.target(version.name)
             entry = self.document["targets"].setdefault(
-                name, {"domains": {}, "steps": version.steps if version else 0}
+                version.name,
+                {"domains": {}, "steps": version.steps, "kind": self.shop.kind(version)},
             )
-            entry["free"] = bool(version and version.free)
-            entry["package"] = bool(version and version.package)
-            for domain in domains:
+            for domain in version.domains:
                 if domain not in entry["domains"]:
                     stream = self.texts.stream(domain, "val")
                     entry["domains"][domain] = {
@@ -178,12 +198,14 @@ class _Bench:
                             stream,
                             length=self.study.budget.length,
                         ),
-                        **self.spoken(name, domain).facts(),
+                        **self.spoken(version.name, domain).facts(),
                         "arms": {},
                     }
             self.save()
         if "stale" in arms:
             self.measured("stale", 0, lambda: self.shop.base.model)
+        if self.study.draft is not None:
+            self.measured("given", 0, partial(Packaged, self.study.draft, self.shop.base))
         for seed in seeds:
             for arm in ("frozen", "suffix"):
                 if arm in arms:
@@ -192,22 +214,12 @@ class _Bench:
                 make = partial(self.shop.independent, seed, times=1.0)
                 self.measured("independent", seed, make)
         for seed in seeds:
-            if "long" in arms:
-                make = partial(self.shop.independent, seed, times=times)
-                self.measured("long", seed, make)
-            if "retrained" in arms:
-                self.retrained(seed)
-
-    def retrained(self, seed: int) -> None:
-        """Train the draft on for every version, and measure it there."""
-        for version in self.study.versions:
-            target = self._targets[version.name]
-            self.measured(
-                "retrained",
-                seed,
-                partial(self.shop.retrained, version, target, seed),
-                only=version.name,
-            )
+            for version in self.study.versions if "retrained" in arms else ():
+                make = partial(self.shop.retrained, version, seed)
+                self.measured("retrained", seed, make, only=version.name)
+        for seed in seeds if "long" in arms else ():
+            make = partial(self.shop.independent, seed, times=times)
+            self.measured("long", seed, make)
 
     def measured(
         self, arm: str, seed: int, make: Callable[[], Any], *, only: str = ""
@@ -226,28 +238,14 @@ class _Bench:
                 row = measure(draft, spoken, suffix=arm == "suffix")
                 arms.setdefault(arm, {})[str(seed)] = row
         if draft is not None:
-            self.say(f"measured {arm} {only} {seed}: {self.brief(arm, seed, only)}")
+            self.say(f"measured {arm} {only} {seed}")
             self.save()
-
-    def brief(self, arm: str, seed: int, only: str) -> str:
-        """Return mean accepted of a block, greedy, by target."""
-        words = []
-        for name, entry in self.document["targets"].items():
-            rows = [
-                facts["arms"][arm][str(seed)]["greedy"]
-                for facts in entry["domains"].values()
-                if str(seed) in facts["arms"].get(arm, {})
-            ]
-            if rows and only in ("", name):
-                means = [sum(r) / len(r) for r in rows]
-                words.append(f"{name} {sum(means) / len(means):.2f}")
-        return ", ".join(words)
 
     def spoken(self, name: str, domain: str) -> Spoken:
         """Return what a target says to the prompts of a domain."""
         key = (name, domain)
         if key not in self._spoken:
-            target, stream = self._targets[name], self.texts.stream(domain, "val")
+            target, stream = self.shop.target(name), self.texts.stream(domain, "val")
             self._spoken[key] = speak(target, stream, self.study.probe)
         return self._spoken[key]
 
@@ -264,8 +262,7 @@ def _settings(study: Study, texts: Texts) -> dict[str, Any]:
     found: dict[str, Any] = {
         "base": study.base.name,
         "versions": [
-            {**asdict(v), "package": v.package.name if v.package else None}
-            for v in study.versions
+            {**asdict(v), "of": [Path(name).name for name in v.of]} for v in study.versions
         ],
         "budget": asdict(study.budget),
         "probe": asdict(study.probe),
@@ -274,10 +271,3 @@ def _settings(study: Study, texts: Texts) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
-
-
-def default_versions(texts: Sequence[str], steps: int = 40) -> tuple[Version, ...]:
-    """Return one version for each kind of text, and the last with its anchor free."""
-    found = [Version(f"{t}-{steps}", (t,), steps) for t in texts]
-    last = texts[-1]
-    return (*found, Version(f"{last}-{steps}-free", (last,), steps, free=True))
