@@ -70,6 +70,7 @@ _KEYS: Mapping[str, Any] = {
     "leaves": None,
     "beside": None,
     "evidence": None,
+    "parallel": None,
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
@@ -303,6 +304,7 @@ def stream_report(
         preemption=_preemption(counts, run.draft_s, energy),
         leaves={"sent": counts.leaves, "right": counts.leaves_right},
         beside=beside,
+        parallel=run.decisions.ways(),
         evidence=spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
     )
 
