@@ -70,7 +70,6 @@ _KEYS: Mapping[str, Any] = {
     "leaves": None,
     "beside": None,
     "evidence": None,
-    "parallel": None,
     "warnings": [],
 }
 _COUNTS = ("prompt_tokens", "tokens", "rounds", "drafted", "accepted", "target_forwards")
@@ -256,6 +255,7 @@ def stream_report(
             "cut": mode.cut,
             "batch": mode.batch,
             "controller": spec.controller.name,
+            **run.decisions.ways(),
         },
         prompt_tokens=len(spec.prompt),
         prefix={"unsent": counts.unsent, "reused": counts.reused},
@@ -304,7 +304,6 @@ def stream_report(
         preemption=_preemption(counts, run.draft_s, energy),
         leaves={"sent": counts.leaves, "right": counts.leaves_right},
         beside=beside,
-        parallel=run.decisions.ways(),
         evidence=spec.proposer.told() if isinstance(spec.proposer, QsProposer) else None,
     )
 

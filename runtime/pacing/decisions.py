@@ -197,10 +197,12 @@ class Decisions:
         known = None if cache is None else {**cache.report(), "recalled": self.recalled}
         return {"suffix_cache": known}
 
-    def ways(self) -> dict[str, Any] | None:
+    def ways(self) -> dict[str, Any]:
         """Return what the run report says of the ways of drafting, where there are some."""
         controller = self.controller
-        return controller.report() if isinstance(controller, ParallelPacing) else None
+        if not isinstance(controller, ParallelPacing):
+            return {}
+        return {"drafting": controller.report()}
 
     def warnings(self) -> list[str]:
         """Return what a user should know of the budgets."""

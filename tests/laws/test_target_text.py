@@ -117,7 +117,7 @@ def test_the_targets_own_text(backends, verifier, target, mode):
 
 @pytest.fixture(scope="module")
 def parallel_draft(tmp_path_factory):
-    """The reference draft, with one of its rows for masks: what they say is mostly wrong."""
+    """The reference draft with one of its rows for masks: they mostly say wrong things."""
     folder = tmp_path_factory.mktemp("parallel") / "reference.draft"
     shutil.copytree(MODELS / "reference.draft", folder)
     raw = json.loads((folder / "draft.json").read_text(encoding="utf-8"))
@@ -129,7 +129,11 @@ def parallel_draft(tmp_path_factory):
 PARALLEL = (
     {"controller": "fixed:6:parallel"},
     {"controller": "fixed:9:parallel", "objective": "cost", "pipeline": 3, "cut": True},
-    {"controller": "fixed:5:hybrid", "objective": "cost", "preempt": "guess,exits,outcomes"},
+    {
+        "controller": "fixed:5:hybrid",
+        "objective": "cost",
+        "preempt": "guess,exits,outcomes",
+    },
     {"controller": "fixed:7:parallel", "objective": "latency"},
     {"controller": "auto"},
     {"controller": "auto", "objective": "cost", "preempt": "off"},
@@ -151,7 +155,7 @@ def test_the_targets_own_text_from_a_parallel_draft(
             prompt = tokenizer.encode(text, bos_id=draft.bos_id)
             expected = target_only(backends["v1"], prompt, params_of(mode, seed), COUNT)
             assert streamed(session, text, mode, seed, **way) == expected, (text, way)
-            told = session.report["parallel"]
+            told = session.report["mode"]["drafting"]
             rows = [told[name] for name in ("autoregressive", "parallel", "hybrid")]
             assert sum(row["drafted"] for row in rows) == session.report["drafted"]
             assert sum(row["accepted"] for row in rows) == session.report["accepted"]
@@ -161,15 +165,13 @@ def test_the_targets_own_text_from_a_parallel_draft(
             masked += told["parallel"]["drafted"] + told["hybrid"]["drafted"]
         assert masked > 0
         lines = []
-        session.generate(
-            PROMPTS[0], max_new_tokens=8, controller="fixed:4:hybrid", explain=lines.append
-        ).text()
+        options = {"controller": "fixed:4:hybrid", "explain": lines.append}
+        list(session.generate(PROMPTS[0], max_new_tokens=8, **options))
         assert "hybrid (asked for)" in lines[0]
         for scheme in ("residual", "qs"):  # evidence of rows behind masks is taken
-            session.generate(
-                PROMPTS[0], max_new_tokens=16, scheme=scheme, temperature=0.8,
-                controller="fixed:6:parallel",
-            ).text()  # fmt: skip
+            options = {"scheme": scheme, "temperature": 0.8, "ignore_eos": True}
+            options["controller"] = "fixed:6:parallel"
+            list(session.generate(PROMPTS[0], max_new_tokens=16, **options))
             assert session.report["tokens"] == 16
 
 
