@@ -18,6 +18,7 @@ import numpy as np
 from draftwire.errors import ModelError
 from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.edge.in_flight import common
+from draftwire.runtime.pacing.controller import AUTOREGRESSIVE, HYBRID
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposal, Proposer, Shape
 from draftwire.sampling.grammar import Guide
@@ -28,7 +29,11 @@ _CHUNK = 256  # prompt tokens of one step
 
 
 class Model(Protocol):
-    """What the drafter needs of a draft model (:mod:`~draftwire.runtime.engines`)."""
+    """What the drafter needs of a draft model (:mod:`~draftwire.runtime.engines`).
+
+    One that says several tokens in a forward has ``parallel`` and ``ahead`` too, one with
+    masks ``mask_ids``: see :class:`~draftwire.runtime.engines.draft_model.DraftModel`.
+    """
 
     @property
     def length(self) -> int:
@@ -47,7 +52,9 @@ class Step(NamedTuple):
     stream: int  # whose it was
     branch: int  # of the order
     proposal: Proposal | None  # the token, or None when the step only read text
-    fed: int  # tokens that the model ran; 0 for a token that a cache gave
+    # tokens that the model ran; 0 for a token that a cache or an earlier forward gave
+    fed: int
+    masks: int = 0  # that stood behind them
 
 
 class _Begin(NamedTuple):
@@ -91,6 +98,11 @@ class Drafter:
         self._sequence: list[int] = []
         self._branch = 0
         self._left = 0
+        self._way = AUTOREGRESSIVE
+        self._fresh = True  # nothing of this order is drafted yet
+        # Logits of the last forward ``(n, vocab)``, and the place that the first speaks of.
+        self._rows: np.ndarray | None = None
+        self._base = 0
 
     def begin(
         self,
@@ -124,6 +136,7 @@ class Drafter:
         """Let go of the model and of everything else; no step follows."""
         self._inbox.clear()
         self._model = self._proposer = self._cache = self._shape = self._guide = None
+        self._rows = None
         self._left = 0
 
     def step(self) -> Step | None:
@@ -140,9 +153,9 @@ class Drafter:
         if not self._left or model is None or proposer is None:
             return None
         left, self._left = self._left, 0  # an engine that raises ends the order
-        waiting = len(sequence) - model.length
+        waiting, masks, depth = len(sequence) - model.length, 0, 0
         if waiting > _CHUNK:
-            at = model.length
+            at, self._rows = model.length, None
             model.forward(sequence[at : at + _CHUNK])
             self._left = left
             return Step(self.stream, self._branch, None, _CHUNK)
@@ -154,7 +167,13 @@ class Drafter:
         if recall is not None:  # the model reads it when it is asked the next time
             proposal, waiting = Proposal(recall.token, recall.confidence), 0
         else:
-            logits = model.forward(sequence[model.length :])[: self.vocab_size]
+            depth = len(sequence) - self._base
+            if self._rows is not None and 0 < depth < len(self._rows):
+                waiting = 0  # a mask of an earlier forward speaks of this place
+            else:
+                depth, masks = 0, self._forward(model, left)
+            assert self._rows is not None
+            logits = self._rows[depth, : self.vocab_size]
             if not math.isfinite(np.maximum.reduce(logits)):  # also with a NaN anywhere
                 raise ModelError(
                     f"the draft model gave logits that are not numbers behind "
@@ -163,6 +182,8 @@ class Drafter:
             if self._shape is not None:
                 logits = self._shape.rows(logits[None])[0]
             proposal = proposer.propose(logits, len(sequence))
+            if depth:
+                proposal = proposal._replace(depth=depth)
         if self._guide is not None:
             path = self._guide.path((), (proposal.token,))
             proposal = proposal._replace(then=path.ids[1:], last=path.ended)
@@ -170,7 +191,25 @@ class Drafter:
         sequence += (proposal.token, *proposal.then)
         over = proposal.last or len(sequence) >= self._most
         self._left = 0 if over else left - 1
-        return Step(self.stream, self._branch, proposal, waiting)
+        return Step(self.stream, self._branch, proposal, waiting, masks)
+
+    def _forward(self, model: Model, left: int) -> int:
+        """Run what the model has not read, with masks behind for ``left`` drafts or fewer.
+
+        Returns:
+            How many masks.
+        """
+        parallel = getattr(model, "parallel", None)
+        alone = self._way == AUTOREGRESSIVE or (self._way == HYBRID and self._fresh)
+        fresh, self._fresh = self._sequence[model.length :], False
+        if alone or parallel is None:
+            self._rows = model.forward(fresh)[None]
+        else:
+            self._rows = model.ahead(fresh, min(parallel.block, left))  # type: ignore[attr-defined]
+        self._base = len(self._sequence)
+        for i in getattr(model, "mask_ids", ()):
+            self._rows[:, i] = -np.inf  # a mask is no word
+        return len(self._rows) - 1
 
     def _take_orders(self) -> None:
         # Every order edits the sequence, even one that a later order overtakes.
@@ -184,12 +223,16 @@ class Drafter:
                 if word.model is not None:
                     self._model, self._sequence = word.model, []
                 self._branch = self._left = 0
+                self._rows = None
             elif word.stream == self.stream:
                 order, model = word.draft, self._model
+                self._way = order.way
+                self._fresh |= not self._left
                 if order.branch == self._branch:  # what was drafted since is part of it
                     since = sum([place >= order.valid for place in self._drawn])
                     self._left = max(0, order.count - since)
                     continue
+                self._rows, self._fresh = None, True
                 # A new text may begin as the last one did: what is read stays read.
                 valid, tokens = order.valid, order.tokens
                 same = common(self._sequence[valid:], tokens) if tokens else 0

@@ -394,7 +394,7 @@ class Driver:
         if run is None:
             return
         proposal = step.proposal
-        if proposal is None or step.fed > 1:
+        if proposal is None or step.fed > 1 + step.masks:
             run.prefill_s += seconds
         else:
             run.draft_s += seconds
@@ -403,7 +403,7 @@ class Driver:
 
         def event() -> Sequence[Action]:
             run.spec.account.proposal()
-            run.decisions.drafted(seconds, step.fed)
+            run.decisions.drafted(step, seconds)
             if run.spec.mode.hush:
                 self._hush(run, seconds)
             return run.machine.drafted(step.branch, proposal)

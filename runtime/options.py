@@ -223,7 +223,7 @@ def controller_for(
 
 def insight(controller: Controller, mode: Mode) -> bool:
     """Return whether somebody looks at how sure the draft is of each token."""
-    return not isinstance(controller, FixedLength) or "outcomes" in mode.preempt
+    return not isinstance(controller.rule, FixedLength) or "outcomes" in mode.preempt
 
 
 def encode_prompt(

@@ -255,6 +255,7 @@ def stream_report(
             "cut": mode.cut,
             "batch": mode.batch,
             "controller": spec.controller.name,
+            **run.decisions.ways(),
         },
         prompt_tokens=len(spec.prompt),
         prefix={"unsent": counts.unsent, "reused": counts.reused},

@@ -168,6 +168,7 @@ class SessionBase(Generic[_S]):
                 "precision": model.precision,
             }
             self._warnings = list(model.warnings)
+            self._parallel = model.parallel
             self._draft_context = model.context
             self._drafter = Drafter(model, package.vocab_size)
             self._engine = EngineThread(self._drafter)
@@ -213,6 +214,7 @@ class SessionBase(Generic[_S]):
                 self._welcome.vocab_size,
                 self._power.measures,
                 self._measure.radio,
+                self._parallel,
             )
             self._drafter.vocab_size = self._welcome.vocab_size
         except BaseException:

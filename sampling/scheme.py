@@ -30,6 +30,7 @@ class Proposal(NamedTuple):
     # a grammar forced this id itself: it was not drawn, and is not sent
     forced: bool = False
     last: bool = False  # a grammar has nothing that could follow
+    depth: int = 0  # masks that stood between its row of logits and the text
 
 
 class Decision(NamedTuple):

@@ -88,7 +88,9 @@ class VirtualEngine:
         if step is not None:
             self._busy = True
             cost = self._cost
-            seconds = self._clock.now() - began_s if cost is None else cost(step.fed)
+            seconds = (
+                self._clock.now() - began_s if cost is None else cost(step.fed + step.masks)
+            )
             self._clock.call_at(began_s + seconds, self._end, step, seconds)
 
     def _end(self, step: Step, seconds: float) -> None:

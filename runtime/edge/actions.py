@@ -62,12 +62,14 @@ class Draft:
         valid: How much of the drafter's present sequence stays.
         tokens: What follows.
         count: How many tokens to propose; 0 only corrects the sequence.
+        way: To draft them; see :mod:`draftwire.runtime.pacing.parallel`.
     """
 
     branch: int
     valid: int
     tokens: tuple[int, ...]
     count: int
+    way: str = "autoregressive"
 
 
 @dataclass(frozen=True)

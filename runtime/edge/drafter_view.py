@@ -33,6 +33,7 @@ class DrafterView:
         self._astray = False  # its sequence is not that of the text and the line
         self._ahead = False  # it has drafted what was not wanted any more
         self._branch = 0
+        self._way = ""
         self.line = Line()
         self.wanted = 0
 
@@ -61,17 +62,19 @@ class DrafterView:
         else:
             self._astray = True
 
-    def order(self, line: Line, count: int, text: Sequence[int]) -> list[Action]:
+    def order(self, line: Line, count: int, text: Sequence[int], way: str) -> list[Action]:
         """Have ``count`` tokens drafted behind ``line``; nothing if that is under way.
 
         Args:
             line: Drafts behind the text.
             count: How many more; 0 stops the drafter.
             text: Committed ids.
+            way: To draft them.
         """
         if not count:
             return self.halt()
-        if line is self.line and self.wanted == count and not self._astray:
+        same_way, self._way = way == self._way, way
+        if line is self.line and self.wanted == count and same_way and not self._astray:
             return []
         wish = [*text[self._held :], *line.ids]
         same = common(self._tail, wish)
@@ -89,7 +92,7 @@ class DrafterView:
         self._tail = line.ids
         self._astray = self._ahead = False
         self.line, self.wanted = line, count
-        return [Draft(self._branch, valid, tokens, count)]
+        return [Draft(self._branch, valid, tokens, count, way)]
 
     def halt(self) -> list[Action]:
         """Stop it, if it is at work."""

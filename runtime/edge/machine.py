@@ -826,6 +826,7 @@ class EdgeSession:
         new = drawn(fresh[known:])
         self.counts.drafted += new
         if new:
+            self._controller.leaving([p for p in fresh[known:] if not p.forced])
             self._controller.sent(new)
         correction = None
         if self._correction is not None and not self._correction.sent:
@@ -875,7 +876,7 @@ class EdgeSession:
     def _steer(self) -> list[Action]:
         """Give the drafter what is most useful now."""
         line, count = self._task()
-        return self._drafter.order(line, count, self._committed)
+        return self._drafter.order(line, count, self._committed, self._controller.way)
 
     def _task(self) -> tuple[Line, int]:
         main, hand = self._lines.main, self._hand

@@ -97,6 +97,7 @@ class Auto(Controller):
         self._said = ""
         self._ratio: float | None = None  # of :meth:`_best`, until something is learned
         self._worth: float | None = None  # of :attr:`_haste`
+        self.rival = 0.0  # text for a unit of cost, where blocks are drafted another way
 
     # ---- what the session asks
 
@@ -263,6 +264,26 @@ class Auto(Controller):
     def explain(self) -> str:
         """Return why the last block ended, or why nothing is drafted."""
         return self._said or "nothing is drafted yet"
+
+    # ---- blocks that are drafted another way (:mod:`~draftwire.runtime.pacing.parallel`)
+
+    def worth(self, text: float, drafting_s: float, drafted: int) -> float:
+        """Return the text for a unit of cost of rounds with so many drafts."""
+        costs = self.costs
+        other_s = drafted * (costs.token_s - costs.draft_s)
+        return text / (
+            self._fixed + self._price(other_s, drafting_s, drafted * costs.row_s)
+        )
+
+    def alone(self) -> float:
+        """Return the text for a unit of cost of blocks as this rule drafts them."""
+        return self._best()
+
+    def judged_elsewhere(self, drafted: int, accepted: int) -> None:
+        """Note a verdict on a block that was drafted another way."""
+        self._trial.judged(drafted)
+        if accepted < drafted:
+            self._out = []
 
     # ---- chances
 
@@ -435,10 +456,10 @@ class Auto(Controller):
                 if self._share.count > 120 and self._share.value < 0.004:
                     trial.draw_back("drafts come too late to be of use")
             return
-        if trial.off or self._yield.count < 20:
+        if trial.off or (self._yield.count < 20 and not self.rival):
             return
         stream = self._price(costs.forward_s + 1e-4, 0.0, costs.forward_s)
-        drafting = 1.0 / self._best()
+        drafting = 1.0 / max(self._best(), self.rival)
         if self._mode.preempt:
             if self._tokens.count < 24:
                 return
@@ -456,7 +477,7 @@ class Auto(Controller):
         costs, ways = self.costs, self._ways
         step_s = ways.step_s()
         gain = race_gain(self.survival.acceptance, costs.draft_s, step_s, costs.rtt_s)
-        ways.modelled(gain, 1.0 / self._best(), costs.forward_s)
+        ways.modelled(gain, 1.0 / max(self._best(), self.rival), costs.forward_s)
 
     def _stop(self, why: str, gain: float = 0.0, price: float = 0.0) -> bool:
         costs = self.costs

@@ -14,7 +14,21 @@ from draftwire.errors import ConfigError
 from draftwire.runtime.edge.mode import Mode
 from draftwire.sampling import Proposal
 
-__all__ = ["PUBLISHED", "Controller", "FixedLength", "Off", "Round", "make_controller"]
+__all__ = [
+    "AUTOREGRESSIVE",
+    "DRAFTING",
+    "HYBRID",
+    "PARALLEL",
+    "PUBLISHED",
+    "Controller",
+    "FixedLength",
+    "Off",
+    "Round",
+    "make_controller",
+]
+
+# Ways to draft a block; :mod:`~draftwire.runtime.pacing.parallel` tells them apart.
+DRAFTING = AUTOREGRESSIVE, PARALLEL, HYBRID = "autoregressive", "parallel", "hybrid"
 
 PUBLISHED = ("flexspec", "pipesd", "qsv", "ucb")
 
@@ -48,6 +62,12 @@ class Controller:
     """
 
     name = "policy"
+    way = AUTOREGRESSIVE  # in which the block in hand is drafted
+
+    @property
+    def rule(self) -> Controller:
+        """The length rule itself, where something stands in front of it."""
+        return self
 
     def begin(self, mode: Mode) -> None:
         """A stream begins; what was learned of earlier ones is kept."""
@@ -79,6 +99,9 @@ class Controller:
         """Return True when ``block`` should leave as it is, short of the limit."""
         return False
 
+    def leaving(self, block: Sequence[Proposal]) -> None:
+        """These are the drafts that :meth:`sent` will count."""
+
     def sent(self, drafted: int) -> None:
         """A block of so many tokens has left."""
 
@@ -94,6 +117,10 @@ class Controller:
     def drafted_in(self, seconds: float) -> None:
         """Learn what one drafted token took."""
 
+    def forwarded(self, read: int, masks: int, seconds: float) -> None:
+        """Learn what a forward took that gave a draft: of so many tokens, and masks."""
+        self.drafted_in(seconds)
+
     def power(self, watts: Mapping[str, float | None]) -> None:
         """Learn the mean watts of each phase so far; called where a source is open."""
 
@@ -103,16 +130,22 @@ class Controller:
 
 
 class FixedLength(Controller):
-    """Every block has the same length (``fixed:K``).
+    """Every block has the same length (``fixed:K``), and may be drafted one way alone.
 
     Args:
         length: Tokens per block, at least 1.
+        way: One of :data:`DRAFTING`, for a draft that has a choice; "" leaves it.
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, way: str = "") -> None:
         if not 1 <= length <= 255:
             raise ConfigError(f"a block of {length} tokens is outside 1..255")
-        self.name = f"fixed:{length}"
+        if way and way not in DRAFTING:
+            raise ConfigError(
+                f"there is no way of drafting {way!r}", hint="one of " + ", ".join(DRAFTING)
+            )
+        self.name = f"fixed:{length}" + (f":{way}" if way else "")
+        self.way_asked = way
         self._length = length
 
     def limit(self) -> int:
@@ -141,7 +174,8 @@ def make_controller(
 
     Args:
         spec: ``auto``, ``auto:latency``, ``auto:cost``, ``auto:energy``, ``fixed:K``,
-            ``off``, or one of :data:`PUBLISHED`; ``pipesd:R1:R2`` has other thresholds.
+            ``fixed:K:parallel`` (or another of :data:`DRAFTING`), ``off``, or one of
+            :data:`PUBLISHED`; ``pipesd:R1:R2`` has other thresholds.
         max_watts: Mean watts over any ten seconds; of ``flexspec``, of a round. Others
             keep no budget.
         max_joules_per_token: Joules for each token of text, likewise.
@@ -164,8 +198,9 @@ def make_controller(
             f"controller {spec!r} keeps no budget of power",
             hint="use auto, or leave the budget out",
         )
-    if name == "fixed" and value.isdigit():
-        return FixedLength(int(value))
+    length, _, way = value.partition(":")
+    if name == "fixed" and length.isdigit():
+        return FixedLength(int(length), way)
     if name == "pipesd":
         two = value.split(":") if value else []
         if len(two) in (0, 2) and all(t.replace(".", "", 1).isdigit() for t in two):

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from draftwire.errors import ConfigError
 from draftwire.runtime.edge.actions import Emit
 from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.channel import Channel
 from draftwire.runtime.pacing.controller import Controller, make_controller
+from draftwire.runtime.pacing.parallel import ParallelPacing
 from draftwire.runtime.pacing.radio import read_radio
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
 from draftwire.sampling import Proposer, card_of
 from draftwire.sampling.qs import QsProposer
 from draftwire.transport.messages import Message
+
+if TYPE_CHECKING:
+    from draftwire.packages import Parallel
+    from draftwire.runtime.drafter import Step
 
 __all__ = ["Decisions", "Memory"]
 
@@ -35,6 +40,7 @@ class Memory:
         vocab_size: Of the connection.
         measures: There is a power source.
         radio: Whom to ask for the signal at the end of each stream, or ``"off"``.
+        parallel: How the draft says several tokens in one forward, or None.
 
     Raises:
         ConfigError: The file is damaged, or belongs to another tokenizer; the radio
@@ -48,7 +54,9 @@ class Memory:
         vocab_size: int,
         measures: bool,
         radio: str = "off",
+        parallel: Parallel | None = None,
     ) -> None:
+        self._parallel = parallel
         self._radio = radio
         if radio != "off":
             read_radio(radio)  # what cannot be asked is said now, not after a stream
@@ -83,12 +91,17 @@ class Memory:
                 "model:draft=6,verify-wait=3,... states the watts",
             )
         if not isinstance(spec, str):
-            return spec
+            return self._choosing(spec)
         key = (spec, max_watts, max_joules_per_token)
         free = self._free.setdefault(key, [])
-        found = free.pop() if free else make_controller(spec, **budgets)
+        found = free.pop() if free else self._choosing(make_controller(spec, **budgets))
         self._taken[id(found)] = key
         return found
+
+    def _choosing(self, rule: Controller) -> Controller:
+        """Return a rule that chooses how blocks are drafted, where the draft has ways."""
+        parallel = self._parallel
+        return rule if parallel is None else ParallelPacing(rule, parallel)
 
     def give_back(self, controller: Controller) -> None:
         """The stream of ``controller`` has ended: the next one may learn from it."""
@@ -143,11 +156,11 @@ class Decisions:
         if self.cache is not None:
             self.cache.begin(prompt)
 
-    def drafted(self, seconds: float, fed: int) -> None:
-        """A token was proposed, from ``fed`` tokens; 0 for one of the cache."""
-        if fed:
-            self.controller.drafted_in(seconds)
-        else:
+    def drafted(self, step: Step, seconds: float) -> None:
+        """A token was proposed, by a forward, by the cache, or by an earlier forward."""
+        if step.fed:
+            self.controller.forwarded(step.fed, step.masks, seconds)
+        elif step.proposal is not None and not step.proposal.depth:
             self.recalled += 1
 
     def received(
@@ -159,9 +172,9 @@ class Decisions:
             return False
         controller = self.controller
         controller.measured(found)
-        if self.cache is not None and isinstance(controller, Auto):
+        if self.cache is not None and isinstance(controller.rule, Auto):
             # The cache must be about as good as the model is; its time is saved.
-            known = controller.survival.acceptance
+            known = controller.rule.survival.acceptance
             self.cache.least = min(max(known - 0.05, 0.5), 0.9)
         if self._qs is not None:
             # Replaced as a whole: the drafting thread sees the old ones or the new.
@@ -184,9 +197,16 @@ class Decisions:
         known = None if cache is None else {**cache.report(), "recalled": self.recalled}
         return {"suffix_cache": known}
 
+    def ways(self) -> dict[str, Any]:
+        """Return what the run report says of the ways of drafting, where there are some."""
+        controller = self.controller
+        if not isinstance(controller, ParallelPacing):
+            return {}
+        return {"drafting": controller.report()}
+
     def warnings(self) -> list[str]:
         """Return what a user should know of the budgets."""
-        controller = self.controller
+        controller = self.controller.rule
         found = controller.governor.warning() if isinstance(controller, Auto) else ""
         short = "" if self._qs is None else self._qs.shortfall()
         return [

@@ -9,7 +9,7 @@ as that trial took, and twice as much each time that it turned out slower.
 
 from __future__ import annotations
 
-__all__ = ["ALONE", "RACE", "WAIT", "Ceiling", "Ways", "race_gain"]
+__all__ = ["ALONE", "RACE", "WAIT", "Ceiling", "Clock", "Ways", "race_gain"]
 
 ALONE, RACE, WAIT = "streaming alone", "a race with drafts", "waiting for blocks"
 _LEAD = 0.94  # of what a token takes now: the least lead that is worth a trial
@@ -66,7 +66,7 @@ def race_gain(acceptance: float, draft_s: float, forward_s: float, rtt_s: float)
     return float((1.0 - draft_s / forward_s) * acceptance ** (late + 1.0))
 
 
-class _Clock:
+class Clock:
     """Seconds, tokens and verdicts of one way, of late."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Ways:
     def __init__(self) -> None:
         self.now = RACE
         self.why = ""
-        self._clocks = {way: _Clock() for way in (ALONE, RACE, WAIT)}
+        self._clocks = {way: Clock() for way in (ALONE, RACE, WAIT)}
         self._rests = dict.fromkeys(self._clocks, 0)  # tokens of text until a new trial
         self._fails = dict.fromkeys(self._clocks, 0)
         self._lost: set[str] = set()
@@ -125,7 +125,7 @@ class Ways:
         last_s, self._last_s = self._last_s, t_s
         for way, left in self._rests.items():
             if 0 < left <= tokens:
-                self._clocks[way] = _Clock()  # what was found then may have passed
+                self._clocks[way] = Clock()  # what was found then may have passed
                 self._old.add(way)
                 self._lost.discard(way)
             self._rests[way] = max(0, left - tokens)
@@ -192,7 +192,7 @@ class Ways:
         """Link or text have changed: what the clock says of other ways is old."""
         for way in self._clocks:
             if way not in (self.now, ALONE):
-                self._clocks[way] = _Clock()
+                self._clocks[way] = Clock()
                 self._fails[way] = 0
                 self._rests[way] = min(self._rests[way], _REGRET * _TRIAL)
 
@@ -202,6 +202,6 @@ class Ways:
             self._old.discard(way)
             self._lost.discard(way)
             self.now, self._since = way, 0
-            self._clocks[way] = _Clock()  # of its own time, not of long ago
+            self._clocks[way] = Clock()  # of its own time, not of long ago
             self._settles_s = t_s + delay_s
         return way

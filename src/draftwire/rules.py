@@ -252,15 +252,16 @@ QS = Rule(
 def _controller_fits(value: str) -> bool:
     found = re.fullmatch(
         r"off|flexspec|pipesd(:(0\.\d+|1)){2}|pipesd|qsv|ucb|auto(:latency|:cost|:energy)?|"
-        "fixed:(?P<k>[0-9]{1,3})",
+        "fixed:(?P<k>[0-9]{1,3})(:autoregressive|:parallel|:hybrid)?",
         value,
     )
     return found is not None and (not found["k"] or 1 <= int(found["k"]) <= 255)
 
 
 CONTROLLER = Rule(
-    "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255, flexspec, "
-    "pipesd (or pipesd:0.5:0.3, its thresholds), qsv, ucb or off",
+    "auto, auto:latency, auto:cost, auto:energy, fixed:K with K from 1 to 255 (and "
+    "fixed:K:parallel, :hybrid or :autoregressive), flexspec, pipesd (or pipesd:0.5:0.3, "
+    "its thresholds), qsv, ucb or off",
     str,
     _controller_fits,
     "SPEC",

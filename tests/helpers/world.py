@@ -29,6 +29,7 @@ from draftwire.errors import (
     TransportError,
     VerifierError,
 )
+from draftwire.packages import Parallel
 from draftwire.runtime.accounting import StreamAccount
 from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.driver import Driver, StreamSpec
@@ -37,6 +38,7 @@ from draftwire.runtime.edge.in_flight import common
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.link import LinkSettings
 from draftwire.runtime.pacing.controller import FixedLength
+from draftwire.runtime.pacing.parallel import ParallelPacing
 from draftwire.sampling import SCHEMES, SamplingParams, make_proposer
 from draftwire.transport.codec import Codec
 from draftwire.transport.messages import Hello, Welcome
@@ -157,6 +159,7 @@ class Plan:
     seed: int = 0
     slow: bool = False  # verdicts take time, as on a helper thread
     salt: bytes = b""  # of the target; drawn when there is none
+    parallel: int = 0  # tokens that the draft says in one forward; 0: one
 
 
 # What depends on the text so far: drafts of a dead branch must leave no trace in it.
@@ -298,7 +301,7 @@ def draw_plan(dice, mechanism=None, long=False):
         connects = ("ok", *(dice.one_of(words) for _ in range(dice.whole(1, 4))))
         if connects[1:] and not faults:
             faults.append(Fault(dice.whole(0, 100) / 100 * span, "cut"))
-    return Plan(
+    plan = Plan(
         streams=tuple(streams),
         faults=tuple(sorted(faults, key=lambda f: f.at_s)),
         connects=connects,
@@ -320,6 +323,7 @@ def draw_plan(dice, mechanism=None, long=False):
         beside=dice.one_of([False, True]),
         slow=dice.one_of([False, True]),
     )
+    return replace(plan, parallel=(0, 0, 3, 5)[plan.seed % 4])
 
 
 # ---- the device's side
@@ -357,6 +361,29 @@ class LuckyDraft:
             return row
         noise = world.rng.random() + np.arange(VOCAB) * 2.7
         return (np.sin(noise * 7.1) * 2).astype(np.float32)
+
+
+class LuckyParallel(LuckyDraft):
+    """One that says several tokens in a forward; a mask is no id of the connection."""
+
+    mask_ids = (VOCAB,)
+
+    def __init__(self, world):
+        super().__init__(world)
+        self.parallel = Parallel(self.mask_ids, world.plan.parallel)
+
+    def forward(self, tokens):
+        assert VOCAB not in tokens
+        return np.append(super().forward(tokens), np.float32(99.0))
+
+    def ahead(self, tokens, count):
+        assert 1 <= count <= self.world.plan.parallel
+        rows = [self.forward(tokens)]
+        text = len(self.fed)
+        for _ in range(count - 1):
+            rows.append(self.forward([int(rows[-1][:VOCAB].argmax())]))
+        self.rewind(text)
+        return np.stack(rows)
 
 
 class LuckyLookup(Lookup):
@@ -713,7 +740,8 @@ class World:
         self.callback_fault = False
         self.internal = 0
         self.fresh_verifier()
-        self.drafter = Drafter(LuckyDraft(self), VOCAB)
+        self.draft = LuckyParallel(self) if plan.parallel else LuckyDraft(self)
+        self.drafter = Drafter(self.draft, VOCAB)
         self.engine = VirtualEngine(self, self.drafter)
         hello = Hello("world", "", bytes(32), b"", VOCAB, b"", "", self.capabilities)
         self.driver = Driver(
@@ -885,6 +913,8 @@ class World:
         controller = (
             Moody(plan.k, plan.moody, plan.off) if plan.moody else FixedLength(plan.k)
         )
+        if self.plan.parallel:
+            controller = ParallelPacing(controller, self.draft.parallel)
         spec = StreamSpec(
             prompt=sink.prompt,
             params=params,

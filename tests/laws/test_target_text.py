@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,66 @@ def test_the_targets_own_text(backends, verifier, target, mode):
             expected = target_only(backends[target], prompt, params_of(mode, seed), COUNT)
             found = streamed(session, text, mode, seed, block=block, **way)
             assert found == expected, f"{target} {mode} {text!r} block {block} {way}"
+
+
+@pytest.fixture(scope="module")
+def parallel_draft(tmp_path_factory):
+    """The reference draft with one of its rows for masks: they mostly say wrong things."""
+    folder = tmp_path_factory.mktemp("parallel") / "reference.draft"
+    shutil.copytree(MODELS / "reference.draft", folder)
+    raw = json.loads((folder / "draft.json").read_text(encoding="utf-8"))
+    raw["parallel"] = {"mask_ids": [2047], "block": 6}
+    (folder / "draft.json").write_text(json.dumps(raw), encoding="utf-8")
+    return load_draft(folder)
+
+
+PARALLEL = (
+    {"controller": "fixed:6:parallel"},
+    {"controller": "fixed:9:parallel", "objective": "cost", "pipeline": 3, "cut": True},
+    {
+        "controller": "fixed:5:hybrid",
+        "objective": "cost",
+        "preempt": "guess,exits,outcomes",
+    },
+    {"controller": "fixed:7:parallel", "objective": "latency"},
+    {"controller": "auto"},
+    {"controller": "auto", "objective": "cost", "preempt": "off"},
+    {"controller": "fixed:4"},
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_targets_own_text_from_a_parallel_draft(
+    backends, verifier, parallel_draft, mode
+):
+    url, token = verifier
+    draft = parallel_draft
+    tokenizer = load_tokenizer(draft.tokenizer_path)
+    assert draft.id == load_draft(MODELS / "reference.draft").id  # the same draft, frozen
+    masked = 0
+    with connect(url, draft=draft, target="v1", token=token) as session:
+        for seed, (text, way) in enumerate(zip(PROMPTS, 2 * PARALLEL)):
+            prompt = tokenizer.encode(text, bos_id=draft.bos_id)
+            expected = target_only(backends["v1"], prompt, params_of(mode, seed), COUNT)
+            assert streamed(session, text, mode, seed, **way) == expected, (text, way)
+            told = session.report["mode"]["drafting"]
+            rows = [told[name] for name in ("autoregressive", "parallel", "hybrid")]
+            assert sum(row["drafted"] for row in rows) == session.report["drafted"]
+            assert sum(row["accepted"] for row in rows) == session.report["accepted"]
+            asked = way["controller"].split(":")[-1]
+            if asked in told:
+                assert told[asked]["drafted"] == session.report["drafted"] > 0
+            masked += told["parallel"]["drafted"] + told["hybrid"]["drafted"]
+        assert masked > 0
+        lines = []
+        options = {"controller": "fixed:4:hybrid", "explain": lines.append}
+        list(session.generate(PROMPTS[0], max_new_tokens=8, **options))
+        assert "hybrid (asked for)" in lines[0]
+        for scheme in ("residual", "qs"):  # evidence of rows behind masks is taken
+            options = {"scheme": scheme, "temperature": 0.8, "ignore_eos": True}
+            options["controller"] = "fixed:6:parallel"
+            list(session.generate(PROMPTS[0], max_new_tokens=16, **options))
+            assert session.report["tokens"] == 16
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,378 @@
+"""Which way a block is drafted, where the draft says several tokens in one forward.
+
+``autoregressive`` runs a forward for each token. ``parallel`` puts masks behind the text:
+one forward says a block, and what a mask says knows nothing of the tokens before it in that
+block. ``hybrid`` draws the first token alone, and the rest in parallel.
+
+:class:`ParallelPacing` stands in front of any length rule and chooses for each block. Two
+things decide, both measured here: the chance of a token by its depth (masks between it and
+the text), begun from the package's manifest, and what a forward takes by its rows (the text
+that is not read yet and the masks). Of the way that a rule would draft by itself nothing
+changes, and only its own blocks teach it. The way that is not taken is tried now and then,
+more rarely each time that it turned out slower.
+
+Source:
+    PARD, https://arxiv.org/abs/2504.18583; the trial behind the prices and ceilings:
+    docs/controllers.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Sequence
+
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.pacing.auto import Auto
+from draftwire.runtime.pacing.controller import (
+    AUTOREGRESSIVE,
+    DRAFTING,
+    HYBRID,
+    PARALLEL,
+    Controller,
+    FixedLength,
+    Round,
+)
+from draftwire.runtime.pacing.length_rule import Costs, Line, Mean
+from draftwire.runtime.pacing.ways import Clock
+from draftwire.sampling import Proposal
+
+if TYPE_CHECKING:
+    from draftwire.packages import Parallel
+
+__all__ = ["Depths", "ParallelPacing", "Prices"]
+
+_FIRST, _BEHIND = 0.75, 0.6  # chance of a token before anything is known, without and with
+_WEIGHT, _TOLD = 3.0, 8.0  # tokens that this counts as, and that a manifest does
+_KEPT = 0.98  # of what was learned at each token
+_ROW = 0.1  # of a forward's price that one more row is taken to add, until measured
+_SURE = 20  # blocks with masks after which what they are worth is believed
+_LEAD = 1.03  # of a rate, by which another way must be better
+_TRIAL, _SOON, _MOST = 32, 4, 512  # blocks until the other way is tried; before it was ever
+_PERIOD = 24  # tokens of a race after which its clock is believed
+_REGRET = 30  # times its tokens that a slower trial in a race is not repeated for
+
+
+class Depths:
+    """The chance of a draft by depth, given that all before it are right.
+
+    Args:
+        parallel: The draft's.
+    """
+
+    def __init__(self, parallel: Parallel) -> None:
+        told = parallel.acceptance
+        chances = told or (_FIRST, *[_BEHIND] * (parallel.block - 1))
+        weight = _TOLD if told else _WEIGHT
+        self._good = [weight * min(max(c, 0.02), 0.98) for c in chances]
+        self._all = [weight] * parallel.block
+
+    def learn(self, depths: Sequence[int], accepted: int) -> None:
+        """Take in a verdict on drafts of these depths, the first of which were right."""
+        for i, depth in enumerate(depths[: accepted + 1]):
+            self._good[depth] = self._good[depth] * _KEPT + (i < accepted)
+            self._all[depth] = self._all[depth] * _KEPT + 1.0
+
+    def curve(self, depths: Sequence[int]) -> list[float]:
+        """Return the chances that all drafts are right up to each of ``depths``."""
+        return list(accumulate((self._good[d] / self._all[d] for d in depths), mul))
+
+    @property
+    def chances(self) -> list[float]:
+        """The chance at each depth."""
+        return [good / count for good, count in zip(self._good, self._all)]
+
+
+class Prices:
+    """Seconds of a forward by its rows."""
+
+    def __init__(self) -> None:
+        self._one, self._many = Mean(0.05, 5.0), Line(kept=0.95)
+        self._seen = 0
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take in a forward."""
+        if rows == 1:
+            self._one.learn(seconds)
+            return
+        if self._seen > 3:
+            seconds = min(seconds, 5 * self.of(rows))
+        self._seen += 1
+        self._many.learn(float(rows), seconds)
+
+    def of(self, rows: float) -> float:
+        """Return what a forward of ``rows`` takes."""
+        one = self._one.value if self._one.count else None
+        if rows > 1 and self._seen:
+            many = self._many.at(rows)
+            return many if one is None else max(many, one)
+        if one is None:
+            one = self._many.at(4.0) / (1 + 3 * _ROW) if self._seen else 0.020
+        return one * (1 + _ROW * (rows - 1))
+
+
+class _Choice(NamedTuple):
+    rate: float  # text for a unit of cost
+    way: str
+    length: int  # of the block
+    text: float  # tokens that it should bring
+    drafting_s: float
+
+
+class ParallelPacing(Controller):
+    """A length rule, and the way in which each of its blocks is drafted.
+
+    Args:
+        rule: Decides on lengths; of :class:`~.auto.Auto` the blocks with masks are as long
+            as pays best, of all others as long as it says.
+        parallel: The draft's.
+
+    Attributes:
+        way: How the block in hand is drafted.
+        counts: Of this stream, by way: blocks, drafts sent, accepted.
+    """
+
+    def __init__(self, rule: Controller, parallel: Parallel) -> None:
+        self._rule = rule
+        self.name = rule.name
+        self.way = self._usual = AUTOREGRESSIVE
+        self.counts: dict[str, list[int]] = {}
+        self.depths, self.prices = Depths(parallel), Prices()
+        self._block = parallel.block
+        self._forced = rule.way_asked if isinstance(rule, FixedLength) else ""
+        self._costs = rule.costs if isinstance(rule, Auto) else Costs()
+        self._mode, self._racing = Mode(), False
+        self._out: deque[tuple[str, list[int]]] = deque()
+        self._leaving: list[int] = []
+        self._found: dict[str, _Choice] = {}
+        # Blocks that were judged, of the rule's own way and with masks.
+        self._own = self._masked = 0
+        self._since = dict.fromkeys((True, False), 0)  # blocks; True: with masks
+        self._rest = dict.fromkeys((True, False), _SOON)
+        self._clocks: dict[str, Clock] = {}
+        self._holds: dict[str, int] = {}  # tokens until a way is tried in a race again
+        self._fails: dict[str, int] = {}
+        self._ran, self._last_s = 0, -1.0  # tokens on this way; when the last ones came
+
+    @property
+    def rule(self) -> Controller:
+        return self._rule
+
+    def begin(self, mode: Mode) -> None:
+        self._rule.begin(mode)
+        self._mode, self._racing = mode, mode.racing
+        self._out.clear()
+        self._last_s = -1.0
+        self.counts = {way: [0, 0, 0] for way in DRAFTING}
+
+    def races(self, may: bool) -> bool:
+        racing = self._rule.races(may)
+        if racing is not self._racing:
+            self._racing, self._last_s = racing, -1.0
+        return racing
+
+    # ---- the choice
+
+    def limit(self) -> int:
+        most = self._rule.limit()
+        if most < 1:
+            self._found = {}
+            return most
+        self._found = {way: self._weigh(way, most) for way in DRAFTING}
+        way = self._forced or (self._by_clock if self._racing else self._by_model)()
+        self.way = way
+        if isinstance(self._rule, Auto):
+            sure = self._masked >= _SURE and way != AUTOREGRESSIVE
+            self._rule.rival = self._found[way].rate if sure else 0.0
+        return most if way == AUTOREGRESSIVE else self._found[way].length
+
+    def _by_model(self) -> str:
+        """Return the way that should be fastest, or one whose turn it is to be tried."""
+        found, since = self._found, self._since
+        best = max(found.values())
+        if found[self._usual].rate * _LEAD > best.rate:
+            best = found[self._usual]
+        masked = best.way != AUTOREGRESSIVE
+        if masked is not (self._usual != AUTOREGRESSIVE):
+            self._rest[not masked] = min(self._rest[not masked], _TRIAL)
+        self._usual = best.way
+        if since[not masked] >= self._rest[not masked]:
+            masked = not masked
+            self._rest[masked] = min(max(2 * self._rest[masked], _TRIAL), _MOST)
+            ways = (PARALLEL, HYBRID) if masked else (AUTOREGRESSIVE,)
+            best = max(found[way] for way in ways)
+        since[masked], since[not masked] = 0, since[not masked] + 1
+        return best.way
+
+    def _by_clock(self) -> str:
+        """Return the way to race on: the model proposes, and the clock decides."""
+        here, clock = self.way, self._clocks.get(self.way)
+        if clock is None or self._ran < _PERIOD:
+            return here
+        for choice in sorted(self._found.values(), reverse=True):
+            way, known = choice.way, self._clocks.get(choice.way)
+            if way == here or (known is None and way in self._holds):
+                continue
+            there_s = clock.token_s * self._found[here].rate / choice.rate
+            if known is not None:
+                there_s = known.token_s
+            if there_s * _LEAD > clock.token_s:
+                continue
+            if known is not None:  # it was a trial, or has become slower
+                fails = self._fails[here] = self._fails.get(here, 0) + 1
+                self._holds[here] = _REGRET * _PERIOD * 2 ** min(fails, 5)
+            self._clocks[way], self._ran, self._last_s = Clock(), 0, -1.0
+            return way
+        return here
+
+    def _weigh(self, way: str, most: int) -> _Choice:
+        """Return what a block of the best length brings for what it costs."""
+        rule = self._rule
+        choose = isinstance(rule, Auto) and not self._racing
+        least = {AUTOREGRESSIVE: 1, PARALLEL: 2, HYBRID: 3}[way]  # fewer have no masks
+        lengths = range(least, 2 * self._block + 1) if choose else range(most, most + 1)
+        best = max(self._priced(way, n) for n in lengths)
+        if isinstance(rule, Auto) and way == AUTOREGRESSIVE and self._own >= 8:
+            best = best._replace(rate=max(best.rate, rule.alone()))
+        return best
+
+    def _priced(self, way: str, length: int) -> _Choice:
+        k, costs = self._block, self._costs
+        behind = 1 if way == HYBRID else 0
+        depths = [0] * min(behind, length)
+        depths += [
+            0 if way == AUTOREGRESSIVE else i % k for i in range(length - len(depths))
+        ]
+        curve = self.depths.curve(depths)
+        text = 1.0 + sum(curve)
+        # What was accepted of drafts behind masks is read again, as text.
+        again = [curve[-1]] if way == AUTOREGRESSIVE else curve[behind : k + behind]
+        read = 1.0 + sum(again)
+        drafting_s = 0.0
+        for i, depth in enumerate(depths):
+            if depth:
+                continue
+            alone = way == AUTOREGRESSIVE or (way == HYBRID and i == 0)
+            masks = 0 if alone else min(k, length - i) - 1
+            reached = curve[i - 1] if i and self._racing else 1.0
+            drafting_s += reached * self.prices.of(read + masks)
+            read = 1.0 if alone else float(k)
+        if "guess" in self._mode.preempt and not self._racing:
+            # Done while the verdict is out, and of use where that is as was thought.
+            hidden = curve[-1] * self.depths.chances[0]
+            drafting_s -= hidden * min(drafting_s, costs.wait_s)
+        if isinstance(self._rule, Auto):
+            rate = self._rule.worth(text, drafting_s, length)
+        else:
+            other_s = length * (costs.token_s - costs.draft_s)
+            rate = text / (costs.wait_s + drafting_s + other_s)
+        return _Choice(rate, way, length, text, drafting_s)
+
+    # ---- what passes through
+
+    def enough(self, block: Sequence[Proposal]) -> bool:
+        if self.way == AUTOREGRESSIVE or self._racing:
+            return self._rule.enough(block)
+        return False  # it is said already
+
+    def leaving(self, block: Sequence[Proposal]) -> None:
+        self._leaving = [proposal.depth for proposal in block]
+
+    def sent(self, drafted: int) -> None:
+        self._out.append((self.way, (self._leaving + [0] * drafted)[:drafted]))
+        if self.way == AUTOREGRESSIVE:
+            self._rule.sent(drafted)
+        self._leaving = []
+        self._count(self.way, 1, drafted, 0)
+
+    def _count(self, way: str, blocks: int, drafted: int, accepted: int) -> None:
+        row = self.counts.setdefault(way, [0, 0, 0])
+        row[:] = row[0] + blocks, row[1] + drafted, row[2] + accepted
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        way, depths = self._take(drafted)
+        self.depths.learn(depths, accepted)
+        self._count(way, 0, 0, accepted)
+        self._own += way == AUTOREGRESSIVE and drafted > 0
+        self._masked += way != AUTOREGRESSIVE
+        if way == AUTOREGRESSIVE:
+            self._rule.judged(drafted, accepted)
+        elif isinstance(self._rule, Auto):
+            self._rule.judged_elsewhere(drafted, accepted)
+        if accepted < drafted:
+            self._out.clear()
+
+    def overtaken(self, count: int) -> None:
+        for _ in range(count):
+            way, depths = self._take(1)
+            self.depths.learn(depths, 1)
+            if way == AUTOREGRESSIVE:
+                self._rule.overtaken(1)
+
+    def _take(self, count: int) -> tuple[str, list[int]]:
+        """Take the next ``count`` drafts of the first block that is out."""
+        if not self._out or not count:
+            return AUTOREGRESSIVE, []
+        way, depths = self._out.popleft()
+        if depths[count:]:
+            self._out.appendleft((way, depths[count:]))
+        return way, depths[:count]
+
+    def measured(self, round: Round) -> None:
+        self._rule.measured(round)
+        if not isinstance(self._rule, Auto):
+            self._costs.measured(round)
+        while len(self._out) > round.in_flight:
+            self._out.popleft()
+        if not self._racing:
+            return
+        if self._last_s >= 0 and round.tokens:
+            clock = self._clocks.setdefault(self.way, Clock())
+            clock.learn(round.t_s - self._last_s, round.tokens)
+            self._ran += round.tokens
+            for way in list(self._holds):
+                self._holds[way] -= round.tokens
+                if self._holds[way] <= 0:  # what was found then may have passed
+                    del self._holds[way]
+                    if way != self.way:
+                        self._clocks.pop(way, None)
+        self._last_s = round.t_s
+
+    def forwarded(self, read: int, masks: int, seconds: float) -> None:
+        if read <= 2 * self._block + 1:  # more is a prompt
+            self.prices.learn(read + masks, seconds)
+            if not isinstance(self._rule, Auto):
+                self._costs.drafted_in(self.prices.of(1))
+        if masks and isinstance(self._rule, Auto):
+            self._rule.governor.drafted(seconds, self._costs.draft_w)
+        else:
+            self._rule.drafted_in(self.prices.of(1) if masks else seconds)
+
+    def resolution(self) -> int:
+        return self._rule.resolution()
+
+    def power(self, watts: Mapping[str, float | None]) -> None:
+        self._rule.power(watts)
+
+    def explain(self) -> str:
+        found = self._found
+        if not found:
+            return self._rule.explain()
+        here = found[self.way]
+        said = [self._rule.explain()]
+        if self.way != AUTOREGRESSIVE:
+            said = [f"{here.length} tokens: asked for {here.length} at once"]
+        told = [
+            f"{way} {one.length} bring {one.text:.1f} for {one.drafting_s * 1e3:.1f} ms"
+            for way, one in found.items()
+        ]
+        why = " (asked for)" if self._forced else ""
+        return "; ".join([*said, f"{self.way}{why}: " + ", ".join(told)])
+
+    def report(self) -> dict[str, Any]:
+        """Return what the run report says of this stream."""
+        names = ("blocks", "drafted", "accepted")
+        ways = {way: dict(zip(names, row)) for way, row in self.counts.items()}
+        chances = [round(chance, 3) for chance in self.depths.chances]
+        return {**ways, "acceptance_by_position": chances}
