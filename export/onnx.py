@@ -90,7 +90,8 @@ def export_onnx(
             manifest; for a target how its weights are stored, "fp16" (default) or
             "fp32".
         role: "draft" or "target".
-        graph: How a draft's cache is passed: "concat" for Optimum's graph, "auto" for
+        graph: How a draft's cache is passed: "concat" for Optimum's graph, which is
+            installed into the user's cache folder if it is not there; "auto" for
             the in-place one where the architecture is known here.
         name: The package's name; by default the folder's.
         version: The target's version.
@@ -179,7 +180,13 @@ def export_onnx(
                         "a concat draft shares no anchor layers with a target"
                     )
                 fields, files = export_with_optimum(
-                    folder, scratch, wanted, limit=limit, context=context, why=why
+                    folder,
+                    scratch,
+                    wanted,
+                    limit=limit,
+                    context=context,
+                    why=why,
+                    told=graph == "concat",
                 )
                 fields["name"] = name or out.stem
                 fields["family"]["name"] = family_name or name or out.stem
