@@ -287,9 +287,9 @@ def precisions_of(
             moments = moments_of(whole, texts.calibrate) if precision == "int4" else None
             small = quantise(onnx.load(str(whole)), precision, moments)
         try:
-            if precision == "int8-kv8":
-                shrink_cache(small, cache_ranges(reader, texts.calibrate))
-            if precision != "fp32":
+            if precision != "fp32" and reader is not None:
+                if precision == "int8-kv8":
+                    shrink_cache(small, cache_ranges(reader, texts.calibrate))
                 save_model(small, path)
                 against = "its float32 graph"
                 found = gate(reader, read(path), texts.judge, against, masks, context)

@@ -41,8 +41,9 @@ from draftwire.packages.seals import cache_folder
 
 # Versions that go together, tried on checkpoints of 12 architectures.
 _PINS = ("optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6")
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
-_CONTEXT_NAMES += ("max_seq_len",)
+_CONTEXT_NAMES = tuple(
+    "max_position_embeddings n_positions n_ctx seq_length max_seq_len".split()
+)
 _HIDDEN_NAMES = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Export the checkpoint ``folder`` to ``out``; say by which versions, or what failed."""
+    """Export the checkpoint ``folder`` to ``out``; say by what, or what failed."""
     job = json.loads(sys.stdin.readline())
     answer: dict[str, Any] = {}
     with contextlib.redirect_stdout(sys.stderr):
