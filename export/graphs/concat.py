@@ -36,8 +36,8 @@ from draftwire.export.precision.parity import (
 from draftwire.export.precision.runners import ConcatRunner
 from draftwire.export.sources.checkpoint import open_weights, read_config, special_ids
 from draftwire.export.sources.tokens import check_tokens
+from draftwire.io import cache_folder
 from draftwire.packages import NewFile, tokenizer_fingerprint
-from draftwire.packages.seals import cache_folder
 
 # Versions that go together, tried on checkpoints of 12 architectures.
 _PINS = ("optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6")
