@@ -459,7 +459,7 @@ def test_an_optimum_that_cannot_be_installed_leaves_nothing_that_looks_made(
 
 
 @pytest.mark.slow  # installs 160 MB, once
-@pytest.mark.parametrize("kind", ["Bloom", "OPT", "StableLm"])
+@pytest.mark.parametrize("kind", ["Bloom", "OPT"])
 def test_optimum_writes_what_is_not_known_here(kind, tmp_path, tokenizer_file):
     import shutil
 
