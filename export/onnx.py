@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.graphs import draft as gqa_graph
@@ -23,7 +24,7 @@ from draftwire.export.pieces import (
     save_model,
     text_files,
 )
-from draftwire.export.precision.gate import gate, moments_of, own_texts
+from draftwire.export.precision.gate import cache_ranges, gate, moments_of, own_texts
 from draftwire.export.precision.parity import (
     LIMITS,
     Limit,
@@ -35,12 +36,18 @@ from draftwire.export.precision.parity import (
     mask_rows,
     probe_tokens,
 )
-from draftwire.export.precision.quantise import MIN_ENGINE, PRECISIONS, quantise
+from draftwire.export.precision.quantise import (
+    MIN_ENGINE,
+    PRECISIONS,
+    quantise,
+    shrink_cache,
+)
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
 from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
 from draftwire.export.sources.inputs import checkpoint_folder
 from draftwire.export.sources.tokens import check_tokens
+from draftwire.io import version_tuple
 from draftwire.packages import NewFile, write_package
 from draftwire.packages.manifest import read_parallel
 from draftwire.tensors import read_tensors, write_tensors
@@ -78,12 +85,13 @@ def export_onnx(
         model_dir: A Hugging Face directory with safetensors weights, a GGUF file, or
             ``owner/name`` on the hub.
         out: The package, ``NAME.draft`` or ``NAME.target``.
-        precision: For a draft any of "fp32", "int8", "int8-split", "int4" (default
-            int8), of which those that fail the gate are left out and named in the
+        precision: For a draft any of "fp32", "int8", "int8-split", "int8-kv8", "int4"
+            (default int8), of which those that fail the gate are left out and named in the
             manifest; for a target how its weights are stored, "fp16" (default) or
             "fp32".
         role: "draft" or "target".
-        graph: How a draft's cache is passed: "concat" for Optimum's graph, "auto" for
+        graph: How a draft's cache is passed: "concat" for Optimum's graph, which is
+            installed into the user's cache folder if it is not there; "auto" for
             the in-place one where the architecture is known here.
         name: The package's name; by default the folder's.
         version: The target's version.
@@ -172,7 +180,13 @@ def export_onnx(
                         "a concat draft shares no anchor layers with a target"
                     )
                 fields, files = export_with_optimum(
-                    folder, scratch, wanted, limit=limit, context=context, why=why
+                    folder,
+                    scratch,
+                    wanted,
+                    limit=limit,
+                    context=context,
+                    why=why,
+                    told=graph == "concat",
                 )
                 fields["name"] = name or out.stem
                 fields["family"]["name"] = family_name or name or out.stem
@@ -249,7 +263,13 @@ def precisions_of(
     reader = None
     for precision in precisions:
         path = whole.with_name(f"model.{precision}.onnx")
-        found = parity
+        found, here = parity, onnxruntime.__version__
+        if version_tuple(here) < version_tuple(MIN_ENGINE[precision]):
+            refused[precision] = (
+                f"{path.name} needs onnxruntime {MIN_ENGINE[precision]} or newer, "
+                f"this is {here}"
+            )
+            continue
         if precision == "fp32":
             save_model(onnx.load(str(whole)), path)
         else:
@@ -261,14 +281,18 @@ def precisions_of(
                     partial(tokenizer.encode, bos_id=bos_id),
                     vocab_size=min(vocab_size, tokenizer.vocab_size),
                     context=context,
-                    calibrate="int4" in precisions,
+                    calibrate=bool({"int4", "int8-kv8"} & {*precisions}),
                 )
                 made["gate"] = texts.record()
             moments = moments_of(whole, texts.calibrate) if precision == "int4" else None
-            save_model(quantise(onnx.load(str(whole)), precision, moments), path)
-            against = "its float32 graph"
-            found = gate(reader, read(path), texts.judge, against, masks, context)
+            small = quantise(onnx.load(str(whole)), precision, moments)
         try:
+            if precision != "fp32" and reader is not None:
+                if precision == "int8-kv8":
+                    shrink_cache(small, cache_ranges(reader, texts.calibrate))
+                save_model(small, path)
+                against = "its float32 graph"
+                found = gate(reader, read(path), texts.judge, against, masks, context)
             found.require(path.name, limit(precision))
         except ModelError as exc:
             refused[precision] = str(exc)

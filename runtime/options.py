@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, TypeVar
 
 from draftwire.errors import ConfigError
@@ -80,6 +81,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_LARGE = 32768  # tokens of a vocabulary from which computing all noise is felt
 _DEFAULTS = {option.name: option.default for option in options_of(*STREAM_GROUPS)}
 _DEFAULTS["explain"] = None
 
@@ -114,6 +116,9 @@ def params_of(
     forms = [form for word in options.bad_words for form in (word, " " + word.lstrip(" "))]
     read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
     words = dict.fromkeys(read)
+    if options.noise == "auto":
+        large = welcome.vocab_size >= _LARGE and "sparse" in welcome.noise
+        options = replace(options, noise="sparse" if large else "philox")
     params = _params(options, seed, tuple(word for word in words if word))
     if params.processed and "processors" not in welcome.capabilities:
         raise ConfigError(
@@ -157,7 +162,7 @@ def _params(
         options.top_p,
         seed,
         sample=options.sample,
-        noise=options.noise,
+        noise="philox" if options.noise == "auto" else options.noise,
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         presence_penalty=options.presence_penalty,

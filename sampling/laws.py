@@ -31,6 +31,7 @@ _RANGES = (
     ("frequency_penalty", -2, 2, False, ""),
 )
 _FIRST_SPAN = 7.0  # a logit so many temperatures below the top has weight 0.001
+_WIDTH = 512  # tokens that are summed together
 _ERROR32 = 4e-6  # of a sum of float32 exponentials; 2.4e-7 is the largest one seen
 
 
@@ -209,10 +210,14 @@ def total_of(logits: np.ndarray, temperature: float, top: float) -> tuple[float,
     """
     if logits.dtype == np.float64:
         return float(weights_of(logits, temperature, top).sum()), 1e-12
+    return float(_weights32(logits, temperature, top).sum()), _ERROR32
+
+
+def _weights32(logits: np.ndarray, temperature: float, top: float) -> np.ndarray:
     part = logits.astype(np.float32)
     part -= np.float32(top)
     part *= np.float32(1 / temperature)
-    return float(np.exp(part, out=part).sum()), _ERROR32
+    return np.exp(part, out=part)
 
 
 def log_probs(logits: np.ndarray, token: int, most: int) -> list[tuple[int, float]]:
@@ -266,6 +271,33 @@ def law_of(logits: np.ndarray, params: SamplingParams) -> Law:
     order = np.argsort(ids)
     weights = weights[order]
     return Law(ids[order], weights / weights.sum())
+
+
+def draw_of(logits: np.ndarray, params: SamplingParams, unit: float) -> int:
+    """Return the token of :func:`law_of` that ``unit`` in (0, 1] falls on.
+
+    Of a large vocabulary most is summed in float32; where the edge of a token is nearer
+    than what that may be wrong, all of it in float64. The token is the same.
+
+    Raises:
+        ModelError: The logits are no numbers.
+    """
+    cut = 0 < params.top_k < len(logits) or params.top_p < 1 or params.min_p > 0
+    if not cut and params.temperature > 0 and logits.dtype == np.float32:
+        top, rows = peak(logits), len(logits) // _WIDTH
+        weights = _weights32(logits, params.temperature, top)
+        sums = weights[: rows * _WIDTH].reshape(rows, _WIDTH).sum(1)
+        ends = np.cumsum(np.append(sums, weights[rows * _WIDTH :].sum()), dtype=np.float64)
+        goal, error = unit * ends[-1], 2 * _ERROR32 * ends[-1]
+        row = int(np.searchsorted(ends, goal))
+        start = float(ends[row - 1]) if row else 0.0
+        part = logits[row * _WIDTH : (row + 1) * _WIDTH]
+        edges = start + np.cumsum(weights_of(part, params.temperature, top))
+        at = int(np.searchsorted(edges, goal))
+        before = float(edges[at - 1]) if at else start
+        if at < len(edges) and before + error < goal < edges[at] - error:
+            return row * _WIDTH + at
+    return law_of(logits, params).draw(unit)
 
 
 def _reached(sums: np.ndarray, goal: float) -> int:

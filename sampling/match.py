@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from draftwire.sampling.laws import SamplingParams, law_of, most_likely
+from draftwire.sampling.laws import SamplingParams, draw_of, law_of, most_likely
 from draftwire.sampling.philox import Domain
 from draftwire.sampling.scheme import ByToken, Card, IdsOnly, Proposal, Scheme
 
@@ -33,7 +33,7 @@ class _Proposer(IdsOnly):
 def _decider(params: SamplingParams, vocab_size: int) -> ByToken:
     def choose(logits: np.ndarray, position: int) -> int:
         coin = params.coin(position, Domain.CORRECT)
-        return law_of(logits, params).draw(coin)
+        return draw_of(logits, params, coin)
 
     return ByToken(CARD.name, choose)
 

@@ -23,7 +23,7 @@ from draftwire.boards.install.facts import version_tuple
 from draftwire.boards.profiles import read_toml
 from draftwire.boards.ship.userlands import Userland
 from draftwire.errors import BoardError, ConfigError
-from draftwire.io import write_text
+from draftwire.io import cache_folder, write_text
 
 PINS = Path(__file__).resolve().parents[1] / "install" / "wheels.toml"
 ENGINES = ("onnxruntime", "litert")
@@ -57,8 +57,7 @@ class Resolved:
 
 def default_cache() -> Path:
     """Return the folder where wheels are kept: ``$XDG_CACHE_HOME/draftwire/wheels``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "draftwire" / "wheels"
+    return cache_folder() / "wheels"
 
 
 def wanted_wheels(

@@ -18,9 +18,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from draftwire.errors import ModelError
+from draftwire.export.graphs.draft import rotation
 from draftwire.export.precision.parity import Parity, mask_rows
 from draftwire.export.precision.quantise import inputs_of
-from draftwire.export.precision.runners import Logits, Reader, session, threads
+from draftwire.export.precision.runners import (
+    DraftRunner,
+    Logits,
+    Reader,
+    session,
+    threads,
+)
 
 POSITIONS = 1056  # of the gate, and about as many again to calibrate on
 CHUNKS = (64, 1)
@@ -42,7 +50,7 @@ class Texts:
     """What the gate reads and what calibrates, both written by the model."""
 
     judge: tuple[tuple[int, ...], ...]  # for the gate
-    calibrate: tuple[tuple[int, ...], ...]  # for GPTQ
+    calibrate: tuple[tuple[int, ...], ...]  # for GPTQ, and the ranges of caches
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says of the gate's text."""
@@ -64,7 +72,7 @@ def own_texts(
     calibrate: bool,
 ) -> Texts:
     """Let a float32 graph write what the gate judges, and with ``calibrate`` what int4
-    needs.
+    and an int8 cache need.
 
     Tokens from ``vocab_size`` on are rows without a word.
     """
@@ -183,6 +191,34 @@ def moments_of(
                 flat = rows.reshape(-1, rows.shape[-1])
                 sums[name] = sums.get(name, np.float32(0)) + flat.T @ flat
     return {matrix: sums[source] for matrix, source in inputs.items()}
+
+
+def cache_ranges(
+    reader: Reader, texts: Iterable[Sequence[int]]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the largest magnitude of each channel of each cache ``(1, heads, 1, dim)``.
+
+    Keys turn with their position: both channels of a pair get the length of the pair,
+    which no position exceeds. A ModelError for a graph of another form than ``gqa``.
+    """
+    if not isinstance(reader, DraftRunner):
+        raise ModelError("only a graph that updates its cache in place can keep it as int8")
+    a = reader.a
+    found: dict[str, NDArray[np.float32]] = {}
+    for text in texts:
+        reader.rewind(0)
+        reader.forward(text)
+        for name, cache in reader.caches.items():
+            layer, kind = name.split(".")
+            held = np.abs(cache[:, :, : len(text)])
+            rope = a.rope_of[int(layer)]
+            if kind == "key" and rope >= 0:
+                half = len(rotation(a, a.ropes[rope].rates)[0])
+                pair = np.hypot(held[..., :half], held[..., half : 2 * half])
+                held[..., : 2 * half] = np.concatenate([pair, pair], -1)
+            most = held.max(2, keepdims=True)
+            found[name] = np.maximum(found.get(name, most), most)
+    return found
 
 
 def _feeds(engine: Any, text: Sequence[int]) -> dict[str, NDArray[Any]]:

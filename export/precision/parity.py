@@ -45,6 +45,7 @@ LIMITS = {
     # int8 keeps 96 % on SmolLM2-135M, int4 as it is made here 90 %, plain int4 65 %.
     "int8": Limit(None, 0.90),
     "int8-split": Limit(None, 0.90),
+    "int8-kv8": Limit(None, 0.90),
     "int4": Limit(None, 0.80),
 }
 

@@ -84,13 +84,20 @@ class DraftRunner:
         model: The graph, serialised, or its path.
         architecture: Its shape.
         threads: Of the engine.
+
+    Attributes:
+        caches: By layer and kind ("0.key"), each ``(1, heads, context, dim)``.
     """
 
     def __init__(self, model: Any, architecture: Architecture, *, threads: int = 1) -> None:
         self._session = session(model, threads=threads)
         a, start = architecture, len("past_key_values.")
-        self._buffers = {
-            node.name[start:]: np.zeros((1, node.shape[1], a.context, node.shape[3]), "f4")
+        self.a = a
+        self.caches: dict[str, NDArray[Any]] = {
+            node.name[start:]: np.zeros(
+                (1, node.shape[1], a.context, node.shape[3]),
+                np.int8 if node.type == "tensor(int8)" else np.float32,
+            )
             for node in self._session.get_inputs()
             if node.name.startswith("past_key_values.")
         }
@@ -107,8 +114,8 @@ class DraftRunner:
             "total_seq_len": np.array(self.length, np.int32),
             "logits_from": np.array([-rows], np.int64),
         }
-        pasts = {"past_key_values." + n: array for n, array in self._buffers.items()}
-        presents = {"present." + n: array for n, array in self._buffers.items()}
+        pasts = {"past_key_values." + n: array for n, array in self.caches.items()}
+        presents = {"present." + n: array for n, array in self.caches.items()}
         for bind, arrays in (
             (binding.bind_input, {**given, **pasts}),
             (binding.bind_output, {**presents, "logits": logits}),

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from draftwire.errors import ConfigError
-from draftwire.io import did_you_mean, replacing
-from draftwire.packages.seals import cache_folder, file_hash
+from draftwire.io import cache_folder, did_you_mean, replacing
+from draftwire.packages.seals import file_hash
 
 if sys.version_info >= (3, 11):
     import tomllib

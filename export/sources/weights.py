@@ -23,7 +23,8 @@ from draftwire.export.sources.package_config import config_of
 from draftwire.packages import DraftPackage, PackageFile
 
 Array = NDArray[np.float32]
-_WIDEST = ("fp32", "int8", "int4")  # from the least rounded; a split int8 is never alone
+# From the least rounded; a split int8 is never alone.
+_WIDEST = ("fp32", "int8", "int8-kv8", "int4")
 
 
 @dataclass(frozen=True)

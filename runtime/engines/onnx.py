@@ -48,7 +48,11 @@ _FIRST_CHUNK = 1024
 _KEPT_BINDINGS = 16
 
 _NOTHING = np.empty(0, np.float32)
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
 
 
 def _import_onnxruntime() -> Any:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+from draftwire import io
 from draftwire.boards.providers import CPU, CPU_MEMORY, short_name
 from draftwire.errors import ConfigError
 from draftwire.runtime.engines.engine import Engine, ModelSpec
@@ -79,13 +80,7 @@ def cache_folder(environ: Mapping[str, str], draft: str, version: str) -> Path:
 
     Beside the package is no place for them: it is frozen, and may be read-only.
     """
-    # The service's own, then the user's; systemd may name several.
-    own = environ.get("CACHE_DIRECTORY", "").split(":")[0]
-    home = environ.get("XDG_CACHE_HOME") or os.path.join(
-        environ.get("HOME") or tempfile.gettempdir(), ".cache"
-    )
-    base = Path(own) if own else Path(home) / "draftwire"
-    return base / f"tensorrt-{version}" / draft[:16]
+    return io.cache_folder(environ) / f"tensorrt-{version}" / draft[:16]
 
 
 def provider_options(provider: str, spec: ModelSpec, cache: Path) -> dict[str, str]:

@@ -7,12 +7,21 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from draftwire.errors import ConfigError
 
 _WIDTH = 100  # of sentences in columns
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where draftwire keeps what it can make or fetch again."""
+    own = environ.get("CACHE_DIRECTORY", "").split(":")[0]  # the service's
+    home = environ.get("XDG_CACHE_HOME") or os.path.join(
+        environ.get("HOME") or environ.get("TMPDIR", "/tmp"), ".cache"
+    )
+    return Path(own) if own else Path(home) / "draftwire"
 
 
 @contextlib.contextmanager

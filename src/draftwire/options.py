@@ -279,10 +279,11 @@ class Sampling(Options):
         "which of the texts that share a seed: each number has noise of its own",
     )
     noise: str = _option(
-        "philox",
-        rules.word("philox", "sparse", "murmur3/vllm", "murmur3/sglang"),
-        "how coupled draws its noise: sparse costs a tenth at large vocabularies, and "
-        "gives another text for a seed; murmur3 is a stock server's own",
+        "auto",
+        rules.word("auto", "philox", "sparse", "murmur3/vllm", "murmur3/sglang"),
+        "how coupled draws its noise, each its own text for a seed: auto is sparse from "
+        "32,768 tokens on where the verifier has it (a tenth of the time), else philox; "
+        "murmur3 is a stock server's own",
     )
 
 

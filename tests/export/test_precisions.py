@@ -11,11 +11,14 @@ for library in ("torch", "transformers", "safetensors", "onnxruntime"):
 pytestmark = pytest.mark.workstation
 
 from draftwire.cli import main  # noqa: E402
+from draftwire.errors import ModelError  # noqa: E402
 from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.precision.quantise import PRECISIONS  # noqa: E402
 from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.packages import load_draft  # noqa: E402
+from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 
 IDS = list(range(5, 45))
 
@@ -25,7 +28,7 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
     out = export_onnx(
         folder,
         tmp_path / "tiny.draft",
-        precision=["fp32", "int8", "int8-split", "int4"],
+        precision=["fp32", "int8", "int8-split", "int8-kv8", "int4"],
         family_name="tiny family",
         anchor_layers=1,
         min_agreement=0.3,  # random weights are the worst case for rounding
@@ -36,13 +39,13 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
     assert (package.vocab_size, package.context) == (320, 160)
     assert (package.bos_id, package.eos_ids) == (None, (0,))
     assert package.shape.kv_heads == 2
-    assert set(package.precisions) == {"fp32", "int8", "int8-split", "int4"}
+    assert set(package.precisions) == set(PRECISIONS)
     assert package.model_file().precision == "int8"
     assert package.raw["made"]["gate"]["tokens"] > 1000
     expected = torch_logits(folder, IDS)
     architecture = load_checkpoint(folder).architecture
     scale = np.abs(expected).max()
-    shares = {"fp32": 1e-4, "int8": 0.1, "int8-split": 0.1, "int4": 0.8}
+    shares = {"fp32": 1e-4, "int8": 0.1, "int8-split": 0.1, "int8-kv8": 0.1, "int4": 0.8}
     for precision, share in shares.items():
         file = package.model_file(precision)
         assert (file.engine, file.graph) == ("onnxruntime", "gqa")
@@ -95,7 +98,35 @@ def test_a_tied_head_is_stored_once(precision, models, tmp_path):
         assert len(places) == 2 and len({*places.values()} - {None}) == 1
 
 
-@pytest.mark.parametrize("precision", ["int8", "int8-split", "int4"])
+@pytest.mark.parametrize("shape", ["gemma2", "gpt_neox", "qwen3", "lfm2"])
+def test_a_cache_in_bytes_says_what_a_float_one_says(shape, models, tmp_path, torch_logits):
+    folder = models(shape)
+    package = load_draft(
+        export_onnx(
+            folder,
+            tmp_path / "a.draft",
+            precision=["int8", "int8-kv8"],
+            context=96,
+            min_agreement=0.5,
+        )
+    )
+    expected = torch_logits(folder, IDS)[-1]
+    found, memory = {}, {}
+    for precision in package.precisions:
+        model = DraftModel.load(package, precision=precision)
+        model.forward(IDS[:30])
+        model.forward(list(range(50, 57)))  # rejected
+        model.rewind(30)
+        for token in IDS[30:]:
+            logits = model.forward([token])
+        found[precision] = np.abs(logits - expected).max()
+        memory[precision] = sum(c.nbytes for c in model._engine.caches.values())
+    assert found["int8-kv8"] < found["int8"] + 0.05 * np.abs(expected).max()
+    if shape != "lfm2":  # what it convolves stays as it is
+        assert memory["int8-kv8"] * 4 == memory["int8"]
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-split", "int8-kv8", "int4"])
 def test_what_a_rounded_draft_says_does_not_depend_on_the_step(precision, models, tmp_path):
     folder = models("llama_tied_biased")
     package = load_draft(
@@ -125,6 +156,8 @@ def test_an_old_onnxruntime_gets_the_file_that_it_runs(models, tmp_path, monkeyp
     )
     assert choose_engine(package)[1].precision == "int8"
     monkeypatch.setattr(onnxruntime, "__version__", "1.19.2")
+    with pytest.raises(ModelError, match=r"needs onnxruntime 1\.27 or newer, this is 1.19"):
+        export_onnx(models("llama"), tmp_path / "b.draft", precision="int8-kv8")
     assert choose_engine(package)[1].precision == "int8-split"
     assert choose_engine(package, engine="onnxruntime")[1].precision == "int8-split"
     assert choose_engine(package, "int8")[1].precision == "int8"

@@ -13,6 +13,10 @@ import pytest
 import draftwire
 from draftwire.bench.child import VerifierProcess
 from draftwire.errors import ConfigError, DraftwireError
+from draftwire.options import Sampling
+from draftwire.runtime.edge.mode import Mode
+from draftwire.runtime.options import params_of
+from draftwire.sampling import NOISES
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DRAFT = FIXTURES / "tiny.draft"
@@ -189,3 +193,18 @@ def test_both_noise_profiles_are_the_targets_own_text(verifier, noise):
         assert say(session, prompt, **{**how, "noise": "philox"})[0] != alone or (
             noise == "philox"
         )
+
+
+def test_a_large_vocabulary_is_drawn_with_the_noise_that_costs_less(verifier):
+    with connect(verifier) as session:
+        small = session.welcome
+    for size, offered, noise in (
+        (small.vocab_size, NOISES, "philox"),
+        (32768, NOISES, "sparse"),
+        (32768, ("philox",), "philox"),
+    ):
+        welcome = dataclasses.replace(small, vocab_size=size, noise=offered)
+        params = params_of(Sampling(), welcome, Mode.of(), lambda text: [1])
+        assert params.noise == noise
+    named = params_of(Sampling(noise="philox"), welcome, Mode.of(), lambda text: [1])
+    assert named.noise == "philox"

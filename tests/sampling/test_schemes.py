@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftwire.errors import ConfigError
-from draftwire.sampling import SamplingParams, law_of, make_decider, make_proposer
+from draftwire.sampling import SamplingParams, law_of, laws, make_decider, make_proposer
 from draftwire.sampling.coupled import race
 
 
@@ -38,6 +38,27 @@ def test_output_is_the_targets_own_for_any_draft(seed, vocab, k, scheme, noise_s
     assert drafted[:accepted] + [token] == alone[: accepted + 1]
     assert accepted == k or drafted[accepted] != alone[accepted]
     assert evidence == b""
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_a_draw_from_many_tokens_is_that_of_the_law_in_float64(spread, monkeypatch):
+    params = SamplingParams("match", 0.8, seed=1)
+    logits = logits_from(4, 1, 20000, spread)[0]
+    logits[[7, 999, 19999]] += 6 * spread
+    law = law_of(logits, params)
+    ends = np.cumsum(law.probs)
+    rng = np.random.default_rng(5)
+    at_edges = ends[rng.integers(0, 20000, 200)]
+    near = [at_edges, at_edges * (1 + 1e-9), at_edges * (1 - 1e-9)]
+    units = np.concatenate([rng.random(400), *near, ends[[6, 7, 998, 999]], [1e-300, 1]])
+    wanted = [law.draw(unit) for unit in units]
+    asked = []
+    monkeypatch.setattr(laws, "law_of", lambda *_: asked.append(1) or law)
+    assert [laws.draw_of(logits, params, unit) for unit in units] == wanted
+    assert 0 < len(asked) < len(units)
+    asked.clear()
+    laws.draw_of(logits, SamplingParams("match", 0.8, top_k=3, seed=1), 0.5)
+    assert asked
 
 
 def test_coupled_draws_follow_the_target_law():

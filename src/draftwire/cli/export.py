@@ -23,9 +23,10 @@ _FLAGS = flag_lines("""
                       one of a directory), for ai-edge-litert and tflite-runtime
 --role {draft,target}  what the model will be (default: draft)
 --precision P[,P...]:words  a draft: int8 (the default), int8-split (onnxruntime below
-                      1.23), int4, fp32; a target: fp16 (the default), fp32; LiteRT: int8
-                      (the default), fp32
---graph {auto,concat}  how a draft's cache is passed; concat needs optimum (default: auto)
+                      1.23), int8-kv8 (cache in int8, onnxruntime from 1.27), int4, fp32;
+                      a target: fp16 (the default), fp32; LiteRT: int8 (the default), fp32
+--graph {auto,concat}  how a draft's cache is passed; concat is written by Optimum, which it
+                      installs once, apart (160 MB), if it is not there (default: auto)
 --name NAME           the package's name; by default from --out
 --version NAME        of a target; by default v1, or v2 if it evolves
 --family NAME         the family's name; by default the package's

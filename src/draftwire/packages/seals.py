@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Mapping
 
 from draftwire.errors import PackageError
+from draftwire.io import cache_folder
 
 _CHUNK = 1 << 20
 # A file that was written just now may change again without moving its times.
@@ -91,15 +92,6 @@ class Seals:
             os.replace(scratch, self._path)
         except OSError:
             pass
-
-
-def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where draftwire keeps what it can make or fetch again."""
-    own = environ.get("CACHE_DIRECTORY", "").split(":")[0]  # the service's
-    home = environ.get("XDG_CACHE_HOME") or os.path.join(
-        environ.get("HOME") or tempfile.gettempdir(), ".cache"
-    )
-    return Path(own) if own else Path(home) / "draftwire"
 
 
 def _stamp(file: Path, sha256: str) -> list[object]:
