@@ -117,7 +117,8 @@ def params_of(
     read = guarded(lambda: [tuple(encode(form)) for form in forms], "the tokenizer")
     words = dict.fromkeys(read)
     if options.noise == "auto":
-        large = welcome.vocab_size >= _LARGE and "sparse" in welcome.noise
+        met = bool(welcome.agent)  # what was never met may not have it
+        large = met and welcome.vocab_size >= _LARGE and "sparse" in welcome.noise
         options = replace(options, noise="sparse" if large else "philox")
     params = _params(options, seed, tuple(word for word in words if word))
     if params.processed and "processors" not in welcome.capabilities:

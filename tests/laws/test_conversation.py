@@ -206,5 +206,7 @@ def test_a_large_vocabulary_is_drawn_with_the_noise_that_costs_less(verifier):
         welcome = dataclasses.replace(small, vocab_size=size, noise=offered)
         params = params_of(Sampling(), welcome, Mode.of(), lambda text: [1])
         assert params.noise == noise
+    unmet = dataclasses.replace(small, agent="", vocab_size=32768, noise=NOISES)
+    assert params_of(Sampling(), unmet, Mode.of(), lambda text: [1]).noise == "philox"
     named = params_of(Sampling(noise="philox"), welcome, Mode.of(), lambda text: [1])
     assert named.noise == "philox"
