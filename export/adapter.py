@@ -200,10 +200,8 @@ def _from_peft(folder: Path, name: str) -> str:
 
 
 def read_scale(text: str) -> float:
-    """Return the scale that an adapter's header names.
-
-    Raises:
-        PackageError: It is no finite number.
+    """Return the scale that an adapter's header names; a PackageError where it is no finite
+    number.
     """
     try:
         scale = float(text)

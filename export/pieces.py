@@ -26,10 +26,8 @@ PAGE = 4096
 
 
 def check_place(place: Path, role: str, *, replace: bool) -> None:
-    """Refuse to write where something is, or under another ending.
-
-    Raises:
-        ConfigError: ``place`` is not fit for a package of that role.
+    """Refuse to write where something is, or under another ending; a ConfigError where
+    ``place`` is not fit for a package of that role.
     """
     if place.suffix != f".{role}":
         raise ConfigError(
@@ -40,11 +38,7 @@ def check_place(place: Path, role: str, *, replace: bool) -> None:
 
 
 def check_free(place: Path, *, replace: bool) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        ConfigError: There is.
-    """
+    """Refuse to write where something is; a ConfigError where there is."""
     if place.exists() and not replace:
         raise ConfigError(
             f"there is something at {place} already",
@@ -53,10 +47,8 @@ def check_free(place: Path, *, replace: bool) -> None:
 
 
 def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:
-    """Return precisions, each once.
-
-    Raises:
-        ConfigError: There are none, or one is not known.
+    """Return precisions, each once; a ConfigError where there are none, or one is not
+    known.
     """
     found = [wanted] if isinstance(wanted, str) else list(dict.fromkeys(wanted))
     for precision in found:
@@ -73,10 +65,8 @@ def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list
 def package_fields(
     checkpoint: Checkpoint, *, name: str, family_name: str | None, anchor_layers: int
 ) -> dict[str, Any]:
-    """Return what a package's manifest says of the model, without its files.
-
-    Raises:
-        ConfigError: The anchor does not fit the model.
+    """Return what a package's manifest says of the model, without its files; a ConfigError
+    where the anchor does not fit the model.
     """
     a = checkpoint.architecture
     if not 0 <= anchor_layers <= a.layers:

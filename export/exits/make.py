@@ -161,10 +161,8 @@ def _of_checkpoint(folder: Path, vocab_size: int) -> Studied:
 
 
 def default_layers(layers: int) -> tuple[int, ...]:
-    """Return one third and two thirds of the stack.
-
-    Raises:
-        ModelError: There is no room for an exit.
+    """Return one third and two thirds of the stack; a ModelError where there is no room for
+    an exit.
     """
     if layers < 2:
         raise ModelError(f"a target of {layers} layer has no room for an exit")

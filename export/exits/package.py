@@ -24,11 +24,7 @@ _TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
 
 
 def whole_graph(package: TargetPackage) -> onnx.ModelProto:
-    """Return a target's graph.
-
-    Raises:
-        ModelError: It is not one of this exporter.
-    """
+    """Return a target's graph; a ModelError where it is not one of this exporter."""
     path = (package.base or package).path / "model.onnx"
     if not path.is_file():
         raise ModelError(f"{path.parent.name} has no model.onnx")
@@ -126,10 +122,8 @@ def write_exits_file(
     rank: int,
     made: Mapping[str, Any],
 ) -> None:
-    """Write the exits of a checkpoint beside its weights.
-
-    Raises:
-        ConfigError: The file cannot be written.
+    """Write the exits of a checkpoint beside its weights; a ConfigError where the file
+    cannot be written.
     """
     header = {
         "format": EXITS_FORMAT,

@@ -44,11 +44,8 @@ class HeadNames:
 
 
 def head_of(model: onnx.ModelProto) -> HeadNames:
-    """Return what an exit of ``model`` must look like.
-
-    Raises:
-        ModelError: It is no target graph of this exporter, or its norm's weight is
-            computed, as that of Gemma.
+    """Return what an exit of ``model`` must look like; a ModelError where it is no target
+    graph of this exporter, or its norm's weight is computed, as that of Gemma.
     """
     made_by = {name: node for node in model.graph.node for name in node.output}
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}

@@ -70,10 +70,8 @@ class ModelBuilder:
         self._bytes = 0
 
     def constant(self, name: str, values: Values, scale: float | None) -> _Constant:
-        """Return the constant ``name``, made by ``values`` the first time.
-
-        Raises:
-            ModelError: The file would be larger than its format can be.
+        """Return the constant ``name``, made by ``values`` the first time; a ModelError
+        where the file would be larger than its format can be.
         """
         if name not in self._constants:
             array, buffer = values(), schema.BufferT()

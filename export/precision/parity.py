@@ -74,11 +74,7 @@ class Parity:
         }
 
     def require(self, name: str, limit: Limit) -> None:
-        """Refuse a model that is too far from its checkpoint.
-
-        Raises:
-            ModelError: It is.
-        """
+        """Refuse a model that is too far from its checkpoint; a ModelError where it is."""
         if self.agreement < limit.agreement:
             raise ModelError(
                 f"{name} picks the checkpoint's most likely token at "
@@ -123,10 +119,8 @@ def probe_tokens(checkpoint: Checkpoint) -> list[int]:
 def probe_ids(
     folder: Path, vocab_size: int, bos_id: int | None, *, limit: int
 ) -> list[int]:
-    """Return at most ``limit`` tokens of the probe text.
-
-    Raises:
-        ModelError: The tokenizer gives ids that the model has no row for.
+    """Return at most ``limit`` tokens of the probe text; a ModelError where the tokenizer
+    gives ids that the model has no row for.
     """
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     ids = tokenizer.encode(PROBE_TEXT, bos_id=bos_id)
@@ -165,11 +159,7 @@ def expected_logits(
 
 
 def finite_logits(name: str, logits: Logits) -> Logits:
-    """Return ``logits``.
-
-    Raises:
-        ModelError: They are not finite.
-    """
+    """Return ``logits``; a ModelError where they are not finite."""
     if not np.isfinite(logits).all():
         raise ModelError(
             f"{name} gives logits that are not finite",
@@ -179,10 +169,8 @@ def finite_logits(name: str, logits: Logits) -> Logits:
 
 
 def torch_logits(folder: Path, texts: Sequence[Sequence[int]]) -> tuple[list[Logits], str]:
-    """Return transformers' logits ``(T, V)`` for each text, and its version.
-
-    Raises:
-        ModelError: It cannot load the model.
+    """Return transformers' logits ``(T, V)`` for each text, and its version; a ModelError
+    where it cannot load the model.
     """
     import torch
     import transformers

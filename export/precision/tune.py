@@ -65,11 +65,9 @@ class Choice:
 def choose(candidates: Sequence[Candidate], *, why_no_joules: str = "") -> Choice:
     """Return the candidates with the most accepted tokens a second and a joule.
 
-    Where no acceptance was measured, only float32 is sure to keep the draft's own, and
-    the choice is the quickest candidate, with a warning.
-
-    Raises:
-        ConfigError: There is no candidate, or acceptance is known of some alone.
+    Where no acceptance was measured, only float32 is sure to keep the draft's own, and the
+    choice is the quickest candidate, with a warning. A ConfigError where there is no
+    candidate, or acceptance is known of some alone.
     """
     if not candidates:
         raise ConfigError("there is nothing to choose from: no line was measured")

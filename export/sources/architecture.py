@@ -92,10 +92,8 @@ class Architecture:
         return self.names.head + ".weight" if self.tied else ""
 
     def require_attention(self, what: str) -> None:
-        """Refuse layers that convolve, for ``what`` cannot have them.
-
-        Raises:
-            UnknownArchitecture: Some layer does.
+        """Refuse layers that convolve, for ``what`` cannot have them; an
+        UnknownArchitecture where some layer does.
         """
         if any(self.convs):
             raise UnknownArchitecture(

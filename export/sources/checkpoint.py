@@ -51,10 +51,8 @@ class Checkpoint:
         return name in self.parameters
 
     def weight(self, name: str) -> NDArray[np.float32]:
-        """Return a parameter as float32.
-
-        Raises:
-            ModelError: It holds values that are not finite.
+        """Return a parameter as float32; a ModelError where it holds values that are not
+        finite.
         """
         values = self.parameters[name].read(name)
         if not np.isfinite(values).all():
@@ -103,10 +101,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a model directory.
-
-    Raises:
-        ModelError: It is too long, not JSON or no object.
+    """Return the object in a JSON file of a model directory; a ModelError where it is too
+    long, not JSON or no object.
     """
     where = f"{path.parent.name}/{path.name}"
     try:
@@ -124,10 +120,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def open_weights(folder: Path) -> dict[str, TensorFile]:
-    """Return the file of each tensor, from one file or from shards.
-
-    Raises:
-        ModelError: There are no safetensors weights, or a shard is missing.
+    """Return the file of each tensor, from one file or from shards; a ModelError where
+    there are no safetensors weights, or a shard is missing.
     """
     if (folder / "model.safetensors").is_file():
         file = TensorFile(folder / "model.safetensors")
@@ -201,10 +195,8 @@ def _check(
 def special_ids(
     folder: Path, config: Mapping[str, Any], vocab_size: int
 ) -> tuple[int | None, tuple[int, ...]]:
-    """Return what starts a prompt and what ends a text.
-
-    Raises:
-        ModelError: One of them is outside of the vocabulary.
+    """Return what starts a prompt and what ends a text; a ModelError where one of them is
+    outside of the vocabulary.
     """
     sources = [config]
     if (folder / "generation_config.json").is_file():

@@ -19,10 +19,8 @@ def config_of(package: DraftPackage | TargetPackage) -> dict[str, Any]:
     """Return the config that a package's model was made with.
 
     The manifest carries it. Packages of older exporters do not: for the shapes that they
-    wrote, it is read off the graph.
-
-    Raises:
-        ModelError: It is an older package of another shape.
+    wrote, it is read off the graph. A ModelError where it is an older package of another
+    shape.
     """
     whole = getattr(package, "base", None) or package
     made = whole.raw.get("made")

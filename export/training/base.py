@@ -91,10 +91,8 @@ def read_base(path: str | Path) -> Base:
 
 
 def model_of(package: TargetPackage) -> Any:
-    """Return a target package as a model of transformers in float32, adapter merged.
-
-    Raises:
-        ModelError: The package is too old to say its shape, or its weights do not fit it.
+    """Return a target package as a model of transformers in float32, adapter merged; a
+    ModelError where the package is too old to say its shape, or its weights do not fit it.
     """
     return from_weights(package.path.name, config_of(package), target_weights(package))
 

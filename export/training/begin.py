@@ -28,11 +28,7 @@ def work_folder(out: Path, work: str | Path | None) -> Path:
 
 
 def choose_device(wanted: str | None) -> str:
-    """Return the torch device to train on.
-
-    Raises:
-        ConfigError: It is not there.
-    """
+    """Return the torch device to train on; a ConfigError where it is not there."""
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise ConfigError("there is no device 'cuda' here", hint="--device cpu")

@@ -54,10 +54,8 @@ class Pace:
         )
 
     def tokens_in(self, seconds: float) -> int:
-        """Return how many tokens fit into a budget.
-
-        Raises:
-            ConfigError: Too few to begin with.
+        """Return how many tokens fit into a budget; a ConfigError where too few to begin
+        with.
         """
         tokens = int(self.tokens_s * seconds * _SHARE)
         if tokens < _LEAST:
