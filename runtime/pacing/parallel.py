@@ -89,6 +89,7 @@ class Prices:
 
     def __init__(self) -> None:
         self._one, self._many = Mean(0.05, 5.0), Line(kept=0.95)
+        self._rows = Mean(0.05)
         self._seen = 0
 
     def learn(self, rows: int, seconds: float) -> None:
@@ -99,16 +100,19 @@ class Prices:
         if self._seen > 3:
             seconds = min(seconds, 5 * self.of(rows))
         self._seen += 1
+        self._rows.learn(float(rows))
         self._many.learn(float(rows), seconds)
 
     def of(self, rows: float) -> float:
         """Return what a forward of ``rows`` takes."""
-        one = self._one.value if self._one.count else None
+        usual = self._rows.value
+        one = self._one.value if self._one.count else 0.020
+        if self._seen:  # one row is never dearer than many: a stall looks like that
+            many = self._many.at(usual)
+            told = many if self._one.count else many / (1 + _ROW * (usual - 1))
+            one = min(one, told)
         if rows > 1 and self._seen:
-            many = self._many.at(rows)
-            return many if one is None else max(many, one)
-        if one is None:
-            one = self._many.at(4.0) / (1 + 3 * _ROW) if self._seen else 0.020
+            return max(self._many.at(rows), one)
         return one * (1 + _ROW * (rows - 1))
 
 
