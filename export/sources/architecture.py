@@ -280,8 +280,8 @@ def _convolutions(fields: Fields, kind: str, layers: int) -> tuple[int, ...]:
 
 def _refuse_hidden_readers(where: str, raw: Mapping[str, Any]) -> None:
     """Refuse drafters that read the target's hidden states, with what that would cost."""
-    said = " ".join(map(str, raw.get("architectures") or ())) + str(raw.get("spd_type"))
-    said = said.lower()
+    kinds = raw.get("spd_type"), raw.get("speculators_model_type")
+    said = " ".join(map(str, (*(raw.get("architectures") or ()), *kinds))).lower()
     name = next((n for n in ("EAGLE", "DFlash", "Medusa", "MTP") if n.lower() in said), "")
     more = raw.get("eagle_config"), raw.get("dflash_config")
     if not name and more == (None, None):

@@ -89,6 +89,7 @@ class Prices:
 
     def __init__(self) -> None:
         self._one, self._many = Mean(0.05, 5.0), Line(kept=0.95)
+        self._rows = Mean(0.05)
         self._seen = 0
 
     def learn(self, rows: int, seconds: float) -> None:
@@ -99,16 +100,19 @@ class Prices:
         if self._seen > 3:
             seconds = min(seconds, 5 * self.of(rows))
         self._seen += 1
+        self._rows.learn(float(rows))
         self._many.learn(float(rows), seconds)
 
     def of(self, rows: float) -> float:
         """Return what a forward of ``rows`` takes."""
-        one = self._one.value if self._one.count else None
+        usual = self._rows.value
+        one = self._one.value if self._one.count else 0.020
+        if self._seen:  # one row is never dearer than many: a stall looks like that
+            many = self._many.at(usual)
+            told = many if self._one.count else many / (1 + _ROW * (usual - 1))
+            one = min(one, told)
         if rows > 1 and self._seen:
-            many = self._many.at(rows)
-            return many if one is None else max(many, one)
-        if one is None:
-            one = self._many.at(4.0) / (1 + 3 * _ROW) if self._seen else 0.020
+            return max(self._many.at(rows), one)
         return one * (1 + _ROW * (rows - 1))
 
 
@@ -228,45 +232,55 @@ class ParallelPacing(Controller):
 
     def _weigh(self, way: str, most: int) -> _Choice:
         """Return what a block of the best length brings for what it costs."""
-        rule = self._rule
+        rule, k, price = self._rule, self._block, self.prices.of
         choose = isinstance(rule, Auto) and not self._racing
         least = {AUTOREGRESSIVE: 1, PARALLEL: 2, HYBRID: 3}[way]  # fewer have no masks
-        lengths = range(least, 2 * self._block + 1) if choose else range(most, most + 1)
-        best = max(self._priced(way, n) for n in lengths)
+        least, most = (least, 2 * k) if choose else (most, most)
+        alone = {AUTOREGRESSIVE: most, PARALLEL: 0, HYBRID: 1}[way]
+        depths = [0 if n < alone else (n - alone) % k for n in range(most)]
+        text, again, middle_s, read, reached, before = 1.0, 0.0, 0.0, 1.0, 1.0, 1.0
+        first = masks = forwards = 0
+        found: list[_Choice] = []
+        for n, (depth, chance) in enumerate(zip(depths, self.depths.curve(depths)), 1):
+            if not depth:
+                if forwards == 1:
+                    first = masks
+                elif forwards:
+                    middle_s += reached * price(read + masks)
+                # Overlapped, only what is still believed in is drafted on.
+                reached = before if self._racing and forwards else 1.0
+                read = float(k) if forwards > alone else 1.0
+                forwards += 1
+            text, masks, before = text + chance, depth, chance
+            # What was accepted of drafts behind masks is read again, as text.
+            if way == AUTOREGRESSIVE:
+                again = chance
+            elif alone < n <= alone + k:
+                again += chance
+            if n < least:
+                continue
+            drafting_s = price(1.0 + again + (first if forwards > 1 else depth))
+            if forwards > 1:
+                drafting_s += middle_s + reached * price(read + depth)
+            found.append(self._rate(way, n, text, drafting_s, chance))
+        best = max(found)
         if isinstance(rule, Auto) and way == AUTOREGRESSIVE and self._own >= 8:
             best = best._replace(rate=max(best.rate, rule.alone()))
         return best
 
-    def _priced(self, way: str, length: int) -> _Choice:
-        k, costs = self._block, self._costs
-        behind = 1 if way == HYBRID else 0
-        depths = [0] * min(behind, length)
-        depths += [
-            0 if way == AUTOREGRESSIVE else i % k for i in range(length - len(depths))
-        ]
-        curve = self.depths.curve(depths)
-        text = 1.0 + sum(curve)
-        # What was accepted of drafts behind masks is read again, as text.
-        again = [curve[-1]] if way == AUTOREGRESSIVE else curve[behind : k + behind]
-        read = 1.0 + sum(again)
-        drafting_s = 0.0
-        for i, depth in enumerate(depths):
-            if depth:
-                continue
-            alone = way == AUTOREGRESSIVE or (way == HYBRID and i == 0)
-            masks = 0 if alone else min(k, length - i) - 1
-            reached = curve[i - 1] if i and self._racing else 1.0
-            drafting_s += reached * self.prices.of(read + masks)
-            read = 1.0 if alone else float(k)
+    def _rate(
+        self, way: str, length: int, text: float, drafting_s: float, whole: float
+    ) -> _Choice:
+        costs, spent_s = self._costs, drafting_s
         if "guess" in self._mode.preempt and not self._racing:
             # Done while the verdict is out, and of use where that is as was thought.
-            hidden = curve[-1] * self.depths.chances[0]
-            drafting_s -= hidden * min(drafting_s, costs.wait_s)
+            hidden = whole * self.depths.chances[0]
+            spent_s -= hidden * min(drafting_s, costs.wait_s)
         if isinstance(self._rule, Auto):
-            rate = self._rule.worth(text, drafting_s, length)
+            rate = self._rule.worth(text, spent_s, length)
         else:
             other_s = length * (costs.token_s - costs.draft_s)
-            rate = text / (costs.wait_s + drafting_s + other_s)
+            rate = text / (costs.wait_s + spent_s + other_s)
         return _Choice(rate, way, length, text, drafting_s)
 
     # ---- what passes through

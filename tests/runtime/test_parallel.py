@@ -315,6 +315,11 @@ def test_prices_by_rows():
     assert prices.of(10) == pytest.approx(0.020, rel=0.02)
     prices.learn(8, 10.0)  # a stall of the machine
     assert prices.of(8) < 0.04
+    early = Prices()
+    early.learn(1, 0.5)  # a stall again, at the first forward
+    for _ in range(3):
+        early.learn(8, 0.012)
+    assert early.of(1) <= early.of(8) == pytest.approx(0.012)
 
 
 def test_a_race_is_decided_by_the_clock():
