@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError
 from draftwire.export.sources.checkpoint import Checkpoint, read_json
@@ -74,12 +75,19 @@ def package_fields(
             f"an anchor of {anchor_layers} layers was asked for, "
             f"{checkpoint.folder.name} has {a.layers}"
         )
+    config = read_json(checkpoint.folder / "config.json")
+    masks = (config.get("parallel") or {}).get("mask_ids", [])
+    # Rows of masks behind the vocabulary belong to the draft alone.
+    end = a.vocab_size - len(masks)
+    end = end if masks == [*range(end, a.vocab_size)] else a.vocab_size
+
+    def anchor(name: str) -> NDArray[np.float32]:
+        found = checkpoint.weight(name)
+        return found[:end] if name == a.embedding else found
+
     backbone = None
     if anchor_layers:
-        backbone = backbone_fingerprint(
-            checkpoint.parameters, checkpoint.weight, layers=anchor_layers
-        )
-    config = read_json(checkpoint.folder / "config.json")
+        backbone = backbone_fingerprint(checkpoint.parameters, anchor, layers=anchor_layers)
     return {
         "name": name,
         "family": {

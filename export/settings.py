@@ -85,6 +85,22 @@ class DraftSettings(TrainingSettings):
         "times that each text is read: above 1 the base runs once over it and its hidden "
         "states are kept; by default 1, with --budget 4",
     )
+    parallel: int | None = setting(
+        None,
+        rules.whole(2, 32),
+        "train mask tokens too, with which one forward drafts so many tokens",
+    )
+    shared_mask: bool = setting(
+        False, rules.FLAG, "one mask token for all places of a parallel draft"
+    )
+    masks_only: bool = setting(
+        False, rules.FLAG, "train nothing but the mask tokens; wants --start"
+    )
+    written: float = setting(
+        0.0,
+        rules.number(0, 1, shown="SHARE"),
+        "of the rows, how many the base writes itself, most of them greedily",
+    )
     budget: float | None = setting(
         None,
         Rule("a time such as 2h, 90m or 1h30m", _seconds, shown="TIME"),

@@ -238,6 +238,34 @@ class PackageWeights(Weights):
         return np.ascontiguousarray(whole.reshape(len(whole), -1).T, np.float32)
 
 
+def checkpoint_tensors(package: DraftPackage) -> dict[str, Array]:
+    """Return a draft's embedding, layers and last norm by the names of its checkpoint.
+
+    Raises:
+        ConfigError: Its family stores them in another form than the graph does.
+    """
+    weights = PackageWeights(package)
+    a, n = weights.a, weights.a.names
+    plain = a.family.norm == "rms" and not (a.family.norm_shift or any(a.convs))
+    whole = all(2 * len(rope.rates) == a.head_dim for rope in a.ropes)
+    if not plain or not whole or len(n.qkv) != 3 or n.q_norm or n.gate == n.up:
+        raise ConfigError(
+            f"a {a.model_type} package does not give its checkpoint back",
+            hint="give the Hugging Face directory that it was exported from",
+        )
+    found = {n.final: weights.norm(n.final)}
+    for i in range(a.layers):
+        p, kinds = a.layer(i), {"o": n.out, "gate": n.gate, "up": n.up, "down": n.down}
+        found |= {
+            p + name: weights.norm(p + name) for name in (n.before_attention, n.before_mlp)
+        }
+        found |= {p + x: part for x, part in zip(n.qkv, weights.qkv(i), strict=True)}
+        found |= {p + name: weights.linear(i, kind) for kind, name in kinds.items()}
+    tensors = {f"{name}.weight": part.weight for name, part in found.items()}
+    tensors[a.embedding] = weights.table(a.embedding)
+    return tensors | {f"{x}.bias": p.bias for x, p in found.items() if p.bias is not None}
+
+
 def _halves(packed: NDArray[Any]) -> NDArray[Any]:
     """Return the two numbers of each byte, the low one first."""
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch import Tensor
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
@@ -20,7 +21,8 @@ from draftwire.export.sources.checkpoint import load_checkpoint
 from draftwire.export.sources.package_config import config_of
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.sources.transformers_model import load_model
-from draftwire.packages import TargetPackage, load_target
+from draftwire.export.sources.weights import checkpoint_tensors
+from draftwire.packages import TargetPackage, load_draft, load_target
 from draftwire.packages.exits import torch_stack
 from draftwire.tensors import target_weights
 
@@ -140,6 +142,41 @@ def cut(model: Any, picks: Sequence[int]) -> Any:
         tensors[name] = source[origin]
     made.load_state_dict(tensors)
     return made.eval().requires_grad_(False)
+
+
+def start_from(draft: Any, source: Path, base: Base) -> Tensor:
+    """Give the trained layers of a new draft the weights of an older one; return what that
+    has behind its vocabulary, the embeddings of its mask tokens, ``(0 or more, hidden)``.
+
+    A ConfigError where that is no draft of this shape around this anchor.
+    """
+    if (source / "draft.json").is_file():
+        tensors = {
+            name: torch.from_numpy(np.array(values))
+            for name, values in checkpoint_tensors(load_draft(source)).items()
+        }
+    else:
+        tensors = dict(load_model(source).named_parameters())
+    mine = dict(draft.named_parameters())
+    for name, weight in mine.items():
+        if name == base.architecture.embedding:
+            continue
+        other = tensors.get(name)
+        fits = weight.ndim > 1 and not weight.requires_grad  # may be rounded, and is kept
+        if other is not None and other.shape == weight.shape:
+            # Norms are never rounded: those of the anchor tell whose draft it is.
+            fits = fits or weight.requires_grad or torch.allclose(weight, other, atol=2e-3)
+        if not fits or tensors.keys() - mine.keys():
+            raise ConfigError(
+                f"{source.name} is no draft of {base.name} with these layers",
+                hint="give the --anchor-layers and --layers that it was made with",
+            )
+    with torch.no_grad():
+        for name, weight in mine.items():
+            if weight.requires_grad:
+                weight.copy_(tensors[name])
+    table = tensors[base.architecture.embedding].detach()
+    return table[base.architecture.vocab_size :]
 
 
 def save_model(model: Any, base: Base, source: Path, folder: Path) -> None:

@@ -61,6 +61,7 @@ def begin(
     work: Path,
     data: Sequence[str | Path],
     say: Callable[[str], None],
+    start: str | Path | None = None,
 ) -> tuple[dict[str, Any], TrainingText]:
     """Open a work folder; return what was asked for, for the report, and the text.
 
@@ -72,6 +73,7 @@ def begin(
         "anchor_layers": anchor,
         "base": base.name,
         "shape": [base.architecture.layers, base.architecture.hidden],
+        **({} if start is None else {"start": Path(start).name}),
     }
     check_work(work, asked, data)
     return asked, prepare_text(base, data, work, seed=settings.seed, say=say)
@@ -83,6 +85,7 @@ def plan_of(
     *,
     longer: int,
     warmup: tuple[int, int],
+    micro: int = _MICRO,
     **more: Any,
 ) -> Plan:
     """Return the plan of a training.
@@ -92,7 +95,7 @@ def plan_of(
     """
     length = min(settings.length, context)
     long = min(longer * length, context, max(length, settings.batch))
-    micro = max(min(_MICRO, settings.batch) // long, 1) * long
+    micro = max(min(micro, settings.batch) // long, 1) * long
     batch = max(1, round(settings.batch / micro)) * micro
     steps = max(1, round(settings.tokens / batch))
     return Plan(

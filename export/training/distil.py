@@ -14,12 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
 from draftwire.export.training.base import cut
+from draftwire.export.training.measure import logits_of
 from draftwire.packages.exits import torch_stack
 
 
@@ -92,6 +94,12 @@ class DraftTrainer(nn.Module):
         with torch.no_grad():
             said = self.base(ids[:, :-1], output_hidden_states=True, use_cache=False)
         return self.loss_from(ids, said.hidden_states[-1], said.logits)
+
+    @torch.no_grad()
+    def agrees(self, text: Tensor, at: int) -> np.ndarray:
+        """Return ``(rows, length - at)``: which tokens from ``at`` on it foretells."""
+        choice = logits_of(self.draft, text)[:, at - 1 : -1].argmax(-1)
+        return np.asarray((choice == text[:, at:]).cpu())
 
     def loss_from(self, ids: Tensor, states: Tensor, logits: Tensor) -> Tensor:
         """Return the mean loss of ``ids`` ``(rows, length + 1)``, given the base's final

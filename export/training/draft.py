@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from draftwire.errors import ModelError
+from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
-from draftwire.export.training.base import Base, read_base, save_model
+from draftwire.export.training.base import Base, read_base, save_model, start_from
 from draftwire.export.training.begin import (
     anchor_of,
     begin,
@@ -29,9 +29,16 @@ from draftwire.export.training.measure import (
     acceptance,
     accepted_per_block,
     continuations,
-    logits_of,
     repeated,
     rows_at,
+)
+from draftwire.export.training.parallel import (
+    Masked,
+    ParallelTrainer,
+    chances,
+    check_parallel,
+    foretells,
+    let_base_write,
 )
 from draftwire.export.training.plan import measure, tokens_before
 from draftwire.export.training.report import write_report
@@ -40,10 +47,15 @@ from draftwire.export.training.states import States, UpperTrainer, write_states
 __all__ = ["DraftSettings", "build_draft"]
 
 Say = Callable[[str], None]
+Trainer = DraftTrainer | ParallelTrainer
 
 _LOSS = (
     "the loss is the divergence from the base (nats a token), a tenth of the "
     "cross-entropy with the text, and a tenth of the distance from the base's last states"
+)
+_PARALLEL_LOSS = (
+    "the loss is the divergence from the base (nats a token): of the text's tokens three "
+    "times, and of masks, each 0.85 times the one before, with a tenth of cross-entropy"
 )
 
 
@@ -53,6 +65,7 @@ def build_draft(
     data: Sequence[str | Path],
     *,
     settings: DraftSettings | None = None,
+    start: str | Path | None = None,
     work: str | Path | None = None,
     precision: str | Sequence[str] | None = None,
     name: str | None = None,
@@ -71,6 +84,8 @@ def build_draft(
         out: ``NAME.draft``.
         data: Text files like those that the targets will read and write.
         settings: How; None takes the defaults.
+        start: A draft of the base, package or Hugging Face directory, whose trained layers
+            go on; None starts from the base's last ones.
         work: Folder for streams, checkpoints and the report; by default ``NAME.work``
             beside ``out``.
         precision: Of the package: "int8" (default), "int4", "fp32".
@@ -97,9 +112,10 @@ def build_draft(
     base = read_base(base_dir)
     anchor = anchor_of(base, settings.anchor_layers, otherwise=2)
     draft = make_draft(base.model, anchor_layers=anchor, trained_layers=settings.layers)
+    masks = None if start is None else start_from(draft, Path(start), base)
+    trainer = _trainer(base, draft, settings, masks).to(device)
     work = work_folder(out, work)
-    trainer = DraftTrainer(base.model, draft).to(device)
-    passes = settings.passes or (4 if settings.budget else 1)
+    passes = settings.passes or (4 if settings.budget and not settings.parallel else 1)
     upper = _upper(base, draft, anchor, say) if passes > 1 else None
     passes = passes if upper else 1
     settings = replace_fields(settings, passes=passes)
@@ -113,13 +129,19 @@ def build_draft(
     if settings.budget is not None:
         tokens = _affordable(base, trainer, upper, settings, work, half, say)
         settings = replace_fields(settings, tokens=tokens)
-    asked, text = begin(base, anchor, settings, work, data, say)
-    say(_LOSS)
+    asked, text = begin(base, anchor, settings, work, data, say, start)
+    say(_PARALLEL_LOSS if settings.parallel else _LOSS)
     plan = _plan(settings, base)
-    watch = _Watch(base.model, draft, text.held, settings)
+    watch = _Watch(trainer, text.held, settings, say)
     nothing = watch.nothing()
     model: nn.Module = trainer
-    source: Source = text.stream
+    stream = text.stream
+    if settings.written:
+        share, folder = settings.written, work / "text"
+        stream = let_base_write(base, stream, share, plan, folder, say)
+    source: Source = stream
+    if settings.parallel:
+        source = Masked(stream, settings.parallel - 1)
     if upper is not None:
         micros = range(plan.batch // plan.micro)
         parts = -(-plan.steps // passes)
@@ -128,32 +150,30 @@ def build_draft(
             parts,
             base.model,
             anchor,
-            lambda part: [text.stream.micro(plan, part, i)[0] for i in micros],
+            lambda part: [stream.micro(plan, part, i)[0] for i in micros],
             say,
         )
         model, source = upper, States(work / "states", base.architecture.vocab_size)
     log = train(model, source, plan, _loss, work, say=say, watch=watch)
-    held_out = {
-        file: acceptance(
-            base.model,
-            draft,
-            stream,
-            prompts=settings.prompts,
-            prompt_tokens=_prompt_tokens(stream),
-        )
-        for file, stream in text.held.items()
-    }
-    for file, row in held_out.items():
+    held_out: dict[str, dict[str, Any]] = {}
+    for file, ids in text.held.items():
+        prompt = {"prompts": settings.prompts, "prompt_tokens": _prompt_tokens(ids)}
+        held_out[file] = row = acceptance(base.model, draft, ids, **prompt)
         say(
             f"{file}: accepted of 4 {row['greedy_per_block']:.2f} greedy, overlap "
             f"{row['overlap']:.2f} at T = 1 (held-out text)"
         )
+        if isinstance(trainer, ParallelTrainer):
+            row["parallel"] = foretells(trainer, ids, **prompt)
+            say(f"{file}: accepted of {trainer.block} {_told(row['parallel'])}")
     asked["doing_nothing"] = nothing
     write_report(work, kind="draft", settings=asked, log=log, held_out=held_out, say=say)
-    save_model(draft, base, base_dir, work / f"{out.stem}.hf")
     accepted = watch()["accepted"]
+    if isinstance(trainer, ParallelTrainer):
+        draft = trainer.finished(chances(row["parallel"] for row in held_out.values()))
+    save_model(draft, base, base_dir, work / f"{out.stem}.hf")
     if min_agreement != 0:
-        _check_worth(accepted, nothing, work)
+        _check_worth(accepted, nothing, settings.parallel or 4, work)
     package = base.package
     made = export_onnx(
         work / f"{out.stem}.hf",
@@ -167,7 +187,8 @@ def build_draft(
         made={
             "by": "draftwire export draft",
             "from": base.name,
-            "trained_layers": settings.layers,
+            "trained_layers": 0 if settings.masks_only else settings.layers,
+            **({} if start is None else {"start": Path(start).name}),
             "tokens": plan.steps * plan.batch,
             "data": list(text.held),
             "accepted": accepted,
@@ -179,12 +200,46 @@ def build_draft(
     return made
 
 
-def _check_worth(accepted: float, nothing: Mapping[str, float], work: Path) -> None:
+def _trainer(
+    base: Base, draft: Any, settings: DraftSettings, masks: Tensor | None
+) -> Trainer:
+    if settings.parallel is None:
+        for name in ("masks_only", "shared_mask"):
+            if getattr(settings, name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is of parallel drafts",
+                    hint="add --parallel 8, or leave it out",
+                )
+        return DraftTrainer(base.model, draft)
+    if settings.masks_only and masks is None:
+        raise ConfigError(
+            "masks alone make no draft of layers that were never trained",
+            hint="--start DRAFT, the draft that gets them",
+        )
+    if (settings.passes or 1) > 1:
+        raise ConfigError(
+            "states of the base are kept for one token a forward alone",
+            hint="leave --passes out with --parallel",
+        )
+    check_parallel(base, settings.parallel, _plan(settings, base).length_at(0))
+    return ParallelTrainer(
+        base.model,
+        draft,
+        settings.parallel,
+        shared=settings.shared_mask,
+        masks_only=settings.masks_only,
+        masks=masks,
+    )
+
+
+def _check_worth(
+    accepted: float, nothing: Mapping[str, float], block: int, work: Path
+) -> None:
     """Refuse (ModelError) a draft that foretells no more than what costs no training."""
     name, most = max(nothing.items(), key=lambda item: item[1])
     if accepted <= most:
         raise ModelError(
-            f"the draft is not packaged: of 4 drafts {accepted:.2f} are accepted on "
+            f"the draft is not packaged: of {block} drafts {accepted:.2f} are accepted on "
             f"held-out text, and {most:.2f} of {name}",
             hint="give it more --tokens or a longer --budget, text that is nearer to its "
             f"use, or more --layers; {work} keeps what was learnt, and --min-agreement 0 "
@@ -202,7 +257,7 @@ def _upper(base: Base, draft: Any, anchor: int, say: Say) -> UpperTrainer | None
 
 def _affordable(
     base: Base,
-    trainer: DraftTrainer,
+    trainer: Trainer,
     upper: UpperTrainer | None,
     settings: DraftSettings,
     work: Path,
@@ -235,16 +290,27 @@ def _affordable(
 
 def _plan(settings: DraftSettings, base: Base) -> Plan:
     lr, looks, context = settings.lr, settings.looks, base.architecture.context
-    longer = 1 if (settings.passes or 1) > 1 else 4  # states are of one length
-    plan = plan_of(
-        settings, context, longer=longer, warmup=(25, 8), lr=lr / 3, matrix_lr=lr
-    )
+    long = 1 if (settings.passes or 1) > 1 else 4  # states are of one length
+    rates: dict[str, Any] = {"longer": long, "lr": lr / 3}
+    if settings.parallel:  # masks are learnt from nothing, several to each token
+        rates = {"longer": 1, "lr": lr, "micro": 1024}
+    plan = plan_of(settings, context, warmup=(25, 8), matrix_lr=lr, **rates)
     return replace_fields(plan, watch_every=max(1, plan.steps // looks) if looks else 0)
 
 
 def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
-    assert isinstance(model, (DraftTrainer, UpperTrainer))
+    assert isinstance(model, (DraftTrainer, UpperTrainer, ParallelTrainer))
     return model.loss(*batch)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """Return what was accepted of blocks that were drafted in each way."""
+    kinds = (("greedy", "greedy"), ("sampled", "at T = 1"))
+    return "; ".join(
+        ", ".join(f"{n:.2f} {way}" for way, n in found[kind]["accepted"].items())
+        + f" {words}"
+        for kind, words in kinds
+    )
 
 
 def _prompt_tokens(stream: np.ndarray) -> int:
@@ -256,31 +322,31 @@ class _Watch:
     """Looks at greedy acceptance on what the base says to held-out prompts."""
 
     def __init__(
-        self, base: Any, draft: Any, held: dict[str, Any], settings: DraftSettings
+        self, trainer: Trainer, held: dict[str, Any], settings: DraftSettings, say: Say
     ) -> None:
-        self._base, self._draft, self._held = base, draft, held
+        self._base, self._trainer, self._held = trainer.base, trainer, held
+        self._block, self._say = settings.parallel or 4, say
         self._prompts, self._seed = settings.prompts, settings.seed
         self._spoken: list[tuple[Tensor, int]] = []
 
     def __call__(self) -> Mapping[str, float]:
-        """Return ``accepted``: mean of a block of 4, over all files."""
-        return {"accepted": self._mean(self._agrees)}
+        """Return ``accepted``: mean of a block of 4 (or all at once), over all files."""
+        found = self._mean(self._trainer.agrees)
+        self._say(f"held-out text: {found:.2f} accepted of {self._block}")
+        return {"accepted": found}
 
     def nothing(self) -> Mapping[str, float]:
         """Return what is accepted of the draft as it stands and of no model at all."""
         return {
-            "the same layers untrained": self._mean(self._agrees),
+            "the same layers untrained": self._mean(self._trainer.agrees),
             "repeating the text": self._mean(repeated),
         }
 
-    @torch.no_grad()
-    def _agrees(self, text: Tensor, at: int) -> np.ndarray:
-        choice = logits_of(self._draft, text)[:, at - 1 : -1].argmax(-1)
-        return np.asarray((choice == text[:, at:]).cpu())
-
     def _mean(self, agrees: Callable[[Tensor, int], np.ndarray]) -> float:
         self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
-        found = [accepted_per_block(agrees(*spoken), 4) for spoken in self._spoken]
+        found = [
+            accepted_per_block(agrees(*spoken), self._block) for spoken in self._spoken
+        ]
         return round(sum(found) / len(found), 4)
 
     def _speak(self, stream: np.ndarray) -> tuple[Tensor, int]:
@@ -288,5 +354,5 @@ class _Watch:
         rng = np.random.default_rng(self._seed)
         starts = rng.integers(0, len(stream) - at + 1, self._prompts)
         given = rows_at(stream, starts, at).to(self._base.device)
-        said = continuations(self._base, given, count=32, temperature=0, seed=0)
+        said = continuations(self._base, given, count=32)
         return said, at

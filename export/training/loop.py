@@ -88,7 +88,11 @@ class Stream:
         out = np.zeros((rows, length + 1), np.int64)
         for row, source in enumerate(rng.choice(len(shares), rows, p=shares)):
             stream = self._streams[source]
-            start = int(rng.integers(0, max(1, len(stream) - length - 1)))
+            if stream.ndim == 2:  # texts of one length: each from its beginning
+                start = int(rng.integers(len(stream))) * stream.shape[1]
+                stream = stream.reshape(-1)
+            else:
+                start = int(rng.integers(0, max(1, len(stream) - length - 1)))
             piece = stream[start : start + length + 1]
             out[row, : len(piece)] = piece
         return (torch.from_numpy(out),)

@@ -51,14 +51,26 @@ def validation_loss(model: nn.Module, stream: np.ndarray, *, length: int = 512) 
 
 @torch.no_grad()
 def continuations(
-    model: Any, prompts: Tensor, *, count: int, temperature: float, seed: int
+    model: Any,
+    prompts: Tensor,
+    *,
+    count: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens, ``(n, p + count)``."""
+    """Return ``prompts`` ``(n, p)`` continued by ``count`` tokens, ``(n, p + count)``.
+
+    With Gumbel ``noise`` ``(count, n, vocab)``: sampled at temperature 1 with that.
+    """
     generator = torch.Generator().manual_seed(seed)
     pieces, cache = [prompts], None
-    for _ in range(count):
+    for step in range(count):
         logits, cache = extend(model, pieces[-1], cache)
-        if temperature == 0:
+        if noise is not None:
+            said = F.log_softmax(logits.float(), -1) + noise[step]
+            given = said.argmax(-1, keepdim=True)
+        elif temperature == 0:
             given = logits.argmax(-1, keepdim=True)
         else:
             probs = F.softmax(logits.float() / temperature, -1).cpu()
@@ -68,16 +80,21 @@ def continuations(
 
 
 def block_runs(row: np.ndarray, block: int) -> list[int]:
-    """Return the drafts accepted of each block; ``(count,)`` says which agree."""
-    runs, at = [], 0
-    while at + block < len(row):
-        runs.append(int(np.append(~row[at : at + block], True).argmax()))
+    """Return the drafts accepted of each block; ``(count,)`` says which agree, or
+    ``(starts, block)`` of a block begun at each of the places.
+    """
+    if row.ndim == 1:
+        starts = np.arange(max(0, len(row) - block))
+        row = row[starts[:, None] + np.arange(block)]
+    right, runs, at = np.cumprod(row[:, :block], 1).sum(1), [], 0
+    while at < len(right):
+        runs.append(int(right[at]))
         at += runs[-1] + 1
     return runs
 
 
 def accepted_per_block(agrees: np.ndarray, block: int) -> float:
-    """Return the mean accepted drafts per block; ``(n, count)`` says which agree."""
+    """Return the mean accepted drafts per block, over rows of :func:`block_runs`."""
     runs = [run for row in agrees for run in block_runs(row, block)]
     return sum(runs) / max(1, len(runs))
 

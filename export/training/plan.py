@@ -14,6 +14,7 @@ from torch import Tensor
 
 from draftwire.errors import ConfigError
 from draftwire.export.training.distil import DraftTrainer
+from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import MOST_WORDS, UpperTrainer, reading
 
 _MEASURED_S = 10.0
@@ -69,7 +70,7 @@ class Pace:
 
 
 def measure(
-    trainer: DraftTrainer,
+    trainer: DraftTrainer | ParallelTrainer,
     upper: UpperTrainer | None,
     *,
     rows: int,

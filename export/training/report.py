@@ -46,11 +46,14 @@ def write_report(
     if find_spec("matplotlib") is None:
         say("no report.png: pictures need matplotlib, pip install 'draftwire[plots]'")
     else:
-        write_whole(folder / "report.png", lambda path: _draw(path, kind, log))
+        write_whole(
+            folder / "report.png",
+            lambda path: _draw(path, kind, log, settings.get("parallel") or 4),
+        )
     say(f"report: {folder / 'report.json'}")
 
 
-def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
+def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]], block: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,7 +75,9 @@ def _draw(path: Path, kind: str, log: Sequence[Mapping[str, float]]) -> None:
     for right in more:
         accepted = [row["accepted"] for row in looks]
         right.plot([row["step"] + 1 for row in looks], accepted, "o-", color="#b3541e")
-        right.set(xlabel="step", ylabel="accepted of 4, greedy", ylim=(0, 4.1))
+        right.set(
+            xlabel="step", ylabel=f"accepted of {block}, greedy", ylim=(0, block + 0.1)
+        )
         right.set_title("held-out text", fontsize="medium")
     figure.tight_layout()
     figure.savefig(path, format="png", dpi=130)

@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from studies.command import start
 from studies.family.package import make_family
+from studies.family.parallel import make_parallel
 from studies.family.recipe import FamilySettings
 
 FLAGS = """
@@ -19,11 +21,18 @@ FLAGS = """
 --steps FACTOR:float =1  train so many times longer than published
 --workers N              cores to train on (default: all)
 --replace                put packages in the place of older ones
+--parallel TOKENS:int    train the parallel draft of the packages in models/ instead
 """
 
 
 def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Train what is missing, package it, and return what was made."""
+    if args.parallel:
+        places = Path(args.corpus), Path(args.work), Path(args.out)
+        made = [
+            make_parallel(*places, models=Path("models"), tokens=args.parallel, say=say)
+        ]
+        return {"schema": "draftwire.family/1", "packages": [str(path) for path in made]}
     settings = FamilySettings().longer(args.steps)
     if args.workers:
         settings = replace(settings, workers=args.workers)

@@ -42,6 +42,8 @@ _FLAGS = flag_lines("""
 --held-out FILE+      text to calibrate and measure on, one file for each of --data
 --work DIR            for checkpoint and report; run again with the same flags to go on; by
                       default NAME.work beside --out
+--start DIR           the draft whose trained layers go on: a package, or a Hugging Face
+                      directory
 --reuse DIR           take over the exits of this target: thresholds are calibrated, nothing
                       is trained
 """)
@@ -80,7 +82,7 @@ JOBS = {
     ),
     "draft": Job(
         "draftwire.export.training.draft:build_draft",
-        "data! out! work precision name family context min_agreement replace",
+        "data! out! start work precision name family context min_agreement replace",
         "DraftSettings",
         ("torch", "transformers"),
     ),
