@@ -42,6 +42,9 @@ _STARTS = (
     "In 1998 the company",
     "Dear Anna, thank you for",
 )
+# Text to come goes further: what is cut off costs more than coarser steps (SmolLM2 from 200
+# tokens: divergence 0.0073 without, 0.0063 with a fifth more, 0.026 with a fifth less).
+_HEADROOM = np.float32(1.2)
 _GROUP = 128  # inputs that are watched in one pass
 
 
@@ -196,7 +199,7 @@ def moments_of(
 def cache_ranges(
     reader: Reader, texts: Iterable[Sequence[int]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the largest magnitude of each channel of each cache ``(1, heads, 1, dim)``.
+    """Return how large each channel of each cache may become ``(1, heads, 1, dim)``.
 
     Keys turn with their position: both channels of a pair get the length of the pair,
     which no position exceeds. A ModelError for a graph of another form than ``gqa``.
@@ -216,7 +219,7 @@ def cache_ranges(
                 half = len(rotation(a, a.ropes[rope].rates)[0])
                 pair = np.hypot(held[..., :half], held[..., half : 2 * half])
                 held[..., : 2 * half] = np.concatenate([pair, pair], -1)
-            most = held.max(2, keepdims=True)
+            most = held.max(2, keepdims=True) * _HEADROOM
             found[name] = np.maximum(found.get(name, most), most)
     return found
 
