@@ -268,7 +268,7 @@ def test_what_is_no_version_is_refused(word):
 def test_a_tiny_study(models, texts, tmp_path, capsys):
     work = tmp_path / "work"
     words = [
-        "--base", models("llama"), "--work", work,
+        "--base", models("qwen2"), "--work", work,
         "--data", f"robot={texts}/robot.txt", "--new", f"song={texts}/song.txt",
         "--version", "robot:2", "--version", "song:2:free", "--version", "robot:2:varied",
         "--version", "robot:2:new", "--version", "robot:2:taught=robot-2-new",
