@@ -237,7 +237,7 @@ def test_a_preference_raises_what_is_preferred(base):
     with torch.no_grad():
         gain = log_chances(model, pairs.ids.flatten(0, 1)).view(-1, 2) - pairs.base
     assert float((gain[:, 0] - gain[:, 1]).mean()) > 0
-    assert float(preference_loss(model, pairs.ids, pairs.base)) < float(start)
+    assert preference_loss(model, pairs.ids, pairs.base).item() < start.item()
 
 
 def test_markdown_is_put_between_its_marks(tmp_path):
