@@ -74,7 +74,8 @@ def _body(document: Mapping[str, Any], picture: Path | None) -> list[str]:
         lines += ["", f"**Every policy: accepted of {block}, {way}**", "", *_table(table)]
     if sizes := _bytes(document):
         lines += ["", "**What a device downloads**", "", *sizes]
-    return [*lines, "", "**The claims**", "", *_claims(document)]
+    claims = _claims(document)
+    return [*lines, "", "**The claims**", "", *claims] if claims else lines
 
 
 def _settings(document: Mapping[str, Any]) -> list[str]:
@@ -85,9 +86,9 @@ def _settings(document: Mapping[str, Any]) -> list[str]:
     spent = sum(
         row["cpu_seconds"] for name, row in trainings.items() if name[:5] != "rows."
     )
-    count = len(b["seeds"])
+    seeds = f"{len(b['seeds'])} seeds for every draft trained here; "
     lines = [
-        f"Base {s['base']}; {count} seed{'s' * (count > 1)} for every draft trained here; "
+        f"Base {s['base']}; {seeds if any('frozen.' in n for n in trainings) else ''}"
         f"{p['prompts']} held-out prompts of {p['prompt_tokens']} tokens for each target "
         f"and kind of text, continued by {p['count']} tokens; blocks of {p['block']}. "
         "Brackets are 95 % intervals: one resampling of the prompts shared by all "
@@ -113,7 +114,7 @@ def _settings(document: Mapping[str, Any]) -> list[str]:
             lines.append(f"| {name} | {span} | {work} | {seconds:.0f} |")
     lines += [
         "",
-        f"All trainings together: {spent / 60:.0f} CPU minutes on one core of a shared "
+        f"All trainings together: {spent / 60:.1f} CPU minutes on one core of a shared "
         f"{m['cores']}-core {m['processor']} machine, torch {m['torch']}, {m['date']}.",
     ]
     return lines

@@ -237,7 +237,7 @@ def test_a_preference_raises_what_is_preferred(base):
     with torch.no_grad():
         gain = log_chances(model, pairs.ids.flatten(0, 1)).view(-1, 2) - pairs.base
     assert float((gain[:, 0] - gain[:, 1]).mean()) > 0
-    assert float(preference_loss(model, pairs.ids, pairs.base)) < float(start)
+    assert preference_loss(model, pairs.ids, pairs.base).item() < start.item()
 
 
 def test_markdown_is_put_between_its_marks(tmp_path):
@@ -268,7 +268,7 @@ def test_what_is_no_version_is_refused(word):
 def test_a_tiny_study(models, texts, tmp_path, capsys):
     work = tmp_path / "work"
     words = [
-        "--base", models("llama"), "--work", work,
+        "--base", models("qwen2"), "--work", work,
         "--data", f"robot={texts}/robot.txt", "--new", f"song={texts}/song.txt",
         "--version", "robot:2", "--version", "song:2:free", "--version", "robot:2:varied",
         "--version", "robot:2:new", "--version", "robot:2:taught=robot-2-new",
