@@ -171,7 +171,8 @@ class Confidence:
 
     def acceptance(self, probability: float) -> float:
         """Return the probability of acceptance of a token of that draft probability."""
-        return 1.0 / (1.0 + math.exp(-(self._w0 + self._w1 * self._odds(probability))))
+        odds = self._w0 + self._w1 * self._odds(probability)
+        return 1.0 / (1.0 + math.exp(-min(max(odds, -30.0), 30.0)))  # it may run away
 
     def learn(self, probability: float, accepted: bool) -> None:
         """Take in one judged token."""

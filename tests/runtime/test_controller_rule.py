@@ -93,6 +93,18 @@ def test_extreme_probabilities_stay_finite():
         assert 0.0 < confidence.acceptance(said) < 1.0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_text_that_repeats_itself_for_long_ends_no_stream(seed):
+    """Hundreds of sure drafts that are right: the line ran away until exp overflowed."""
+    rng = random.Random(seed)
+    confidence = Confidence()
+    for i in range(4000):
+        sure = i // 400 % 2 == 0
+        p = rng.uniform(0.99, 1.0) if sure else rng.betavariate(2, 1)
+        assert 0.0 < confidence.acceptance(p) <= 1.0
+        confidence.learn(p, sure or rng.random() < p)
+
+
 def test_a_cost_that_grows_with_a_count():
     line = Line(5.0, 2.0)
     assert line.at(3.0) == 11.0 and math.isinf(line.error)
