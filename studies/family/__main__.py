@@ -21,7 +21,7 @@ FLAGS = """
 --steps FACTOR:float =1  train so many times longer than published
 --workers N              cores to train on (default: all)
 --replace                put packages in the place of older ones
---parallel TOKENS:int    train the parallel draft of the packages in models/ instead
+--parallel               train the parallel draft of the packages in models/ instead
 """
 
 
@@ -29,10 +29,8 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
     """Train what is missing, package it, and return what was made."""
     if args.parallel:
         places = Path(args.corpus), Path(args.work), Path(args.out)
-        made = [
-            make_parallel(*places, models=Path("models"), tokens=args.parallel, say=say)
-        ]
-        return {"schema": "draftwire.family/1", "packages": [str(path) for path in made]}
+        out = make_parallel(*places, Path("models"), args.steps, say)
+        return {"schema": "draftwire.family/1", "packages": [str(out)]}
     settings = FamilySettings().longer(args.steps)
     if args.workers:
         settings = replace(settings, workers=args.workers)

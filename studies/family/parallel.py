@@ -28,6 +28,8 @@ _CHARACTERS = {
     "maths": 150_000,
     "plays": 60_000,
 }
+# Tokens of text, learning rate, share that v1 writes: the second goes on from the first.
+_STAGES = ((500_000, 2e-3, 0.7), (220_000, 1.5e-3, 0.9))
 _PIECE = 20_000  # characters of a document, of a book at most
 _PROMPTS = {"stories": 24, "coffee": 16, "plans": 24}  # measured on, held out from v1 too
 
@@ -51,38 +53,47 @@ def write_texts(corpus: Path, folder: Path) -> list[Path]:
 
 
 def make_parallel(
-    corpus: Path, work: Path, out: Path, models: Path, tokens: int, say: Say
+    corpus: Path, work: Path, out: Path, models: Path, factor: float, say: Say
 ) -> Path:
-    """Train the parallel draft of ``models``, package it as ``out/parallel.draft``, and
-    write what it foretells of held-out text to ``work/parallel.json``.
+    """Train the parallel draft of ``models`` ``factor`` times as long as published, package
+    it as ``out/parallel.draft``, and write what it foretells of held-out text to
+    ``work/parallel.json``.
 
     Errors as of :func:`draftwire.export.training.draft.build_draft`.
     """
-    settings = DraftSettings(
-        parallel=8,
-        written=0.7,
-        length=192,
-        batch=960,
-        lr=2e-3,
-        tokens=tokens,
-        prompts=4,
-        looks=4,
-        arithmetic="float32",
-    )
-    made = build_draft(
-        models / "v1.target",
-        out / "parallel.draft",
-        write_texts(corpus, work / "texts"),
-        settings=settings,
-        start=models / "reference.draft",
-        work=work,
-        replace=True,
-        say=say,
-    )
-    base = read_base(models / "v1.target")
-    found = measure(base, work / "parallel.hf", corpus, say)
+    texts, start = write_texts(corpus, work / "texts"), models / "reference.draft"
+    for number, (tokens, lr, written) in enumerate(_STAGES, 1):
+        last = number == len(_STAGES)
+        place = out / "parallel.draft" if last else work / f"stage{number}.draft"
+        settings = DraftSettings(
+            parallel=8,
+            written=written,
+            length=192,
+            batch=960,
+            lr=lr,
+            tokens=max(1, round(tokens * factor)),
+            prompts=4,
+            looks=4,
+            seed=number,
+        )
+        folder = work / f"stage{number}"
+        if last or not (folder / f"{place.stem}.hf").exists():
+            build_draft(
+                models / "v1.target",
+                place,
+                texts,
+                settings=settings,
+                start=start,
+                work=folder,
+                precision="fp32",
+                min_agreement=0,
+                replace=True,
+                say=say,
+            )
+        start = folder / f"{place.stem}.hf"
+    found = measure(read_base(models / "v1.target"), start, corpus, say)
     write_text(work / "parallel.json", json.dumps(found, indent=1) + "\n")
-    return made
+    return place
 
 
 def measure(base: Base, source: Path, corpus: Path, say: Say) -> dict[str, Any]:
