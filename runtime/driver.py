@@ -600,11 +600,8 @@ class Driver:
         run.machine.hushed &= not isinstance(message, Commit)
         self._do(run, lambda: run.machine.message(message))
         if isinstance(message, Commit) and spec.mode.hush:
-            counts = run.machine.counts
-            judged = sum(counts.judged_by_position) + counts.overtaken
-            right = counts.accepted + counts.overtaken
-            due_s = message.queue_s + message.compute_s
-            run.hush.verdict(now, due_s, judged, right)
+            counts, due_s = run.machine.counts, message.queue_s + message.compute_s
+            run.hush.verdict(now, due_s, counts.judged, counts.right)
         spoke = run.machine.counts.tokens > before
         if spoke:
             run.faulted, run.pause_s = False, _FIRST_PAUSE_S

@@ -44,6 +44,12 @@ class Leaves:
     def __init__(self, most: int) -> None:
         self._most = most
         self._drafts, self._leaves = _Share(_RIGHT), _Share(_LEAF)
+        self._saved = _Share(0.0)
+
+    @property
+    def saved(self) -> float:
+        """Share of wrong drafts where a leaf brings one more token."""
+        return self._saved.value
 
     def choose(
         self, drafts: Sequence[int], seconds: Sequence[int], price: float, room: int
@@ -72,5 +78,7 @@ class Leaves:
         if not self._most:
             return
         self._drafts.add(min(right, sent), min(right + 1, sent))
+        if right < sent:
+            self._saved.add((right, token) in leaves, 1)
         if any(place == right for place, _ in leaves):
             self._leaves.add((right, token) in leaves, 1)

@@ -55,13 +55,21 @@ class Table:
         forward: Of the target.
         back: From a rejection's verdict to the first draft behind it.
         batch: Drafts that come at once.
+        leaf: Share of wrong drafts where a leaf brings one more token.
 
     Attributes:
         rate: Tokens a step, of the stream with this table.
         worth: ``(states, columns, waits)``.
     """
 
-    def __init__(self, acceptance: float, forward: float, back: float, batch: int) -> None:
+    def __init__(
+        self,
+        acceptance: float,
+        forward: float,
+        back: float,
+        batch: int,
+        leaf: float = 0.0,
+    ) -> None:
         a, self.batch = acceptance, batch
         # Far arrivals are told apart more coarsely.
         self.unit = unit = max(1 / _UNIT, back / _COLUMNS)
@@ -84,7 +92,8 @@ class Table:
             chance = np.where(left + batch * late < 0, 0.0, a ** (judged + 1.0))
             column = np.clip(np.rint(next_nu / unit), 0, columns - 1)
             row = np.clip(left, -_BEHIND, _AHEAD) + _BEHIND
-            gain = np.where(wait > forward + 1e-9, -1e9, _expected(a, judged))
+            gain = _expected(a, judged) + leaf * (1 - a**judged)
+            gain = np.where(wait > forward + 1e-9, -1e9, gain)
             tokens.append(gain)
             times.append(time)
             chances.append(chance)
@@ -145,6 +154,7 @@ class Key(NamedTuple):
     forward: float  # in steps
     back: float  # in steps
     batch: int  # drafts that come at once
+    leaf: float  # share of wrong drafts where one more token comes
 
     def make(self) -> Table:
         """Return the table: some milliseconds of work."""
@@ -199,12 +209,13 @@ class Outlook(NamedTuple):
     back_s: float  # from a rejection's verdict to the first draft behind it
     batch: float  # so many at a time
     due_s: float  # the forward must have begun by then
+    leaf: float = 0.0  # share of wrong drafts where one more token comes
 
     def key(self, forward_s: float) -> Key:
         """Return whose table says what to do, where a forward takes ``forward_s``."""
         near = min(max(round(self.acceptance * 40) / 40, 0.3), 0.975)
         pace = _rounded(forward_s / self.step_s), _rounded(self.back_s / self.step_s)
-        return Key(near, *pace, max(1, round(self.batch)))
+        return Key(near, *pace, max(1, round(self.batch)), round(self.leaf * 8) / 8)
 
 
 def hold_until(
@@ -304,7 +315,9 @@ class Arrivals:
         self._judged = fade * self._judged + right + wrong
         self._right = fade * self._right + right
 
-    def outlook(self, now_s: float, length: int, ready: int, due_s: float) -> Outlook:
+    def outlook(
+        self, now_s: float, length: int, ready: int, due_s: float, leaf: float = 0.0
+    ) -> Outlook:
         """Return what the stream can expect.
 
         Args:
@@ -312,12 +325,13 @@ class Arrivals:
             length: Of the text.
             ready: Drafts at hand.
             due_s: See :class:`Outlook`.
+            leaf: Likewise.
         """
         next_s, step_s = self._next_s(length), self._step_s
         if math.isnan(self._back_s + step_s) or now_s > next_s + 0.5 * step_s:
             next_s = math.inf  # the device pauses, or nothing is known
         a = self._right / self._judged
-        return Outlook(a, ready, next_s, step_s, self._back_s, self._batch, due_s)
+        return Outlook(a, ready, next_s, step_s, self._back_s, self._batch, due_s, leaf)
 
     def _next_s(self, length: int) -> float:
         """Return when the first draft beyond ``length`` comes next."""

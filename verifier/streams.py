@@ -412,7 +412,8 @@ class Stream:
         if not (session.racing and session.judges) or self.served.drafts is not None:
             return None
         length, ready = session.counts.emitted, session.ready
-        return self._arrivals.outlook(now_s, length, ready, self._due_s)
+        leaf = session.leaves_save
+        return self._arrivals.outlook(now_s, length, ready, self._due_s, leaf)
 
     def drafting(self, streams: int) -> Drafting | None:
         """Return what is to be drafted beside the target before the next forward."""

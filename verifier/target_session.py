@@ -353,6 +353,11 @@ class TargetSession:
         return len(self._branch.waiting(partial=self._racing))
 
     @property
+    def leaves_save(self) -> float:
+        """Share of wrong drafts where a second choice brings one more token."""
+        return self._leaves.saved
+
+    @property
     def overtaken(self) -> tuple[int, int]:
         """See :class:`Branch`."""
         return self._branch.overtaken

@@ -45,6 +45,7 @@ class Question:
     acceptance: str | None = None  # luck of synthetic texts; None takes the profile's
     confidence: str = "calibrated"  # what the draft's confidence says
     repeats: float = 0.0  # share of synthetic texts that repeats what stands before it
+    second_right: float = 0.5  # of wrong drafts in them, those whose second choice is right
     recording: Path | None = None  # play recorded texts
     real: str | None = None  # run the reference models of this target version
     replay: Path | None = None  # take link, board, target and texts from this wire log
@@ -181,6 +182,7 @@ def plan_of(question: Question, profile: Profile, replay: Replay | None = None) 
             prompt_tokens=int(profile["text.prompt_tokens"]),
             confidence=question.confidence,
             repeats=question.repeats,
+            second_right=question.second_right,
         )
     link = None if replay is None else replay.link
     if question.link is not None:

@@ -32,6 +32,7 @@ _KEYS: Mapping[str, Mapping[str, tuple[float | None, float, float]]] = {
     "draft": {
         "step_ms": (None, 1e-6, 1e5),
         "step_tokens": (16, 1, 1e4),
+        "at_once": (1, 1, 32),
         "read_ms_per_token": (0.0, 0, 1e5),
     },
     "cloud": {
@@ -268,9 +269,29 @@ def profiles() -> dict[str, Profile]:
 def find(name: str) -> Profile:
     """Return a profile by its name, or from a file whose name ends in ``.toml``.
 
+    ``NAME@12`` has another board: a forward of the draft takes 12 ms there. One of
+    ``NAME@43x8`` says eight tokens at once.
+
     Raises:
         ConfigError: There is none, or the file is damaged.
     """
+    name, _, board = name.partition("@")
+    if board:
+        step_ms, _, at_once = board.partition("x")
+        try:
+            ms, count = float(step_ms), int(at_once or 1)
+        except ValueError:
+            ms, count = math.nan, 0
+        (_, low, high), (_, least, most) = (
+            _KEYS["draft"][k] for k in ("step_ms", "at_once")
+        )
+        if not (low <= ms <= high and least <= count <= most):
+            raise ConfigError(
+                f"{board!r} is no board",
+                hint="such as nano-a100@5.4, or nano-a100@43x8 for eight tokens at once",
+            )
+        facts = {"draft.step_ms": ms, "draft.at_once": count}
+        return find(name).replaced("assumed", "asked for", **facts)
     if name.endswith(".toml"):
         try:
             text = Path(name).read_text(encoding="utf-8")

@@ -50,9 +50,14 @@ class Scheme:
         """True when it has a block length to choose."""
         return self.has_blocks and self.block is None
 
-    def policy(self, block: int) -> str:
-        """Return the length policy's spec, with blocks of ``block`` where it has some."""
-        return self.controller.format(k=self.block or block)
+    def policy(self, block: int, at_once: int = 1) -> str:
+        """Return the length policy's spec.
+
+        Args:
+            block: Length of blocks, where it has some and none was asked for by name.
+            at_once: Tokens of one forward of the draft: a race sends them together.
+        """
+        return self.controller.format(k=self.block or block, at_once=at_once)
 
     def evidence_bytes(self, tokens: int, vocabulary: int) -> int:
         """Return the bytes beside the ids of a block of ``tokens``.
@@ -158,7 +163,7 @@ _TABLE = (
     Scheme(
         "race",
         "the target decodes on, drafts leave one by one",
-        "fixed:1",
+        "fixed:{at_once}",
         Mode(objective="latency", preempt=_GUESS),
         source="our race without a controller or exits",
     ),
@@ -177,9 +182,16 @@ _TABLE = (
         helps=_OURS,
     ),
     Scheme(
+        "ours",
+        "race with patience, second choices, lookup and prepared outcomes",
+        "fixed:{at_once}",
+        Mode(objective="latency", preempt=_GUESS | {"outcomes"}),
+        helps=_OURS | {"leaves"},
+    ),
+    Scheme(
         "hybrid",
         "race, and a draft beside the target where the device's drafts are late",
-        "fixed:1",
+        "fixed:{at_once}",
         Mode(objective="latency", preempt=_GUESS),
         source="ours: verifier serve --draft",
         helps=frozenset({"draft"}),

@@ -189,7 +189,8 @@ def synthetic_of(profile: Profile, seed: int, **options: Any) -> Synthetic:
 
 
 def _controller(plan: Plan, block: int) -> Controller:
-    wanted = plan.controller or plan.scheme.policy(block)
+    at_once = int(plan.profile["draft.at_once"]) if plan.scheme.place == "device" else 1
+    wanted = plan.controller or plan.scheme.policy(block, at_once)
     return make_controller(wanted) if isinstance(wanted, str) else wanted
 
 

@@ -180,6 +180,16 @@ class Counts:
         """Drafted tokens that were not sent."""
         return max(0, self.proposed - self.drafted)
 
+    @property
+    def judged(self) -> int:
+        """Drafted tokens that were judged, or overtaken."""
+        return sum(self.judged_by_position) + self.overtaken
+
+    @property
+    def right(self) -> int:
+        """Those of them that were right."""
+        return self.accepted + self.overtaken
+
     def judge(self, offset: int, judged: int, accepted: int) -> None:
         """Count the verdict on a block.
 

@@ -7,6 +7,7 @@ before. A verdict keeps the lines that agree with it, and the best of them leads
 
 from __future__ import annotations
 
+import math
 from typing import Sequence, Tuple
 
 from draftwire.runtime.edge.in_flight import common
@@ -14,7 +15,9 @@ from draftwire.sampling import Proposal
 
 __all__ = ["Line", "Lines", "drawn"]
 
-Outcome = Tuple[int, int]  # accepted drafts, and the id that would follow them
+Outcome = Tuple[int, int, float]  # accepted drafts, the id that would follow, its chance
+
+_SECOND = 0.6  # of second choices are right, where the first is not
 
 
 def drawn(proposals: Sequence[Proposal]) -> int:
@@ -30,11 +33,13 @@ class Line:
         assumed: Index of an id that no draft model proposed but an exit or a guess put
             there, or -1.
         outcome: The line prepares for a verdict other than the expected one.
+        odds: Of what is assumed.
 
     Attributes:
         proposals: ``proposals[0]`` would stand behind the committed text.
         assumed: See above.
         outcome: See above.
+        odds: See above.
     """
 
     def __init__(
@@ -43,8 +48,10 @@ class Line:
         assumed: int = -1,
         *,
         outcome: bool = False,
+        odds: float = 1.0,
     ) -> None:
         self.proposals = list(proposals)
+        self.odds = odds
         self.assumed = assumed
         self.outcome = outcome
 
@@ -63,6 +70,12 @@ class Line:
             i for i, p in enumerate(self.proposals) if p.evidence is None and not p.forced
         ]
         return bare[0] if bare else -1
+
+    @property
+    def chance(self) -> float:
+        """That all of them are right, by the draft's own probabilities."""
+        behind = self.proposals[self.assumed + 1 :]
+        return self.odds * math.prod([p.confidence or 0.0 for p in behind])
 
     def advance(self, kept: Sequence[int]) -> bool:
         """The text grows by ``kept``; return False when this line said otherwise."""
@@ -154,32 +167,34 @@ class Lines:
         ]
         return max(fitting, key=len, default=None)
 
-    def outcome(self, accepted: int, proposal: Proposal) -> Line:
+    def outcome(self, accepted: int, proposal: Proposal, odds: float = 1.0) -> Line:
         """Return a line for "so many drafts accepted, then ``proposal``"."""
-        line = Line(self.main.proposals[:accepted], accepted, outcome=True)
+        head = self.main.proposals[:accepted]
+        line = Line(head, accepted, outcome=True, odds=odds)
         line.add(proposal)
         return line
 
-    def likely(self, in_flight: int) -> Outcome | None:
+    def likely(self, in_flight: int, above: float = 0.0) -> Outcome | None:
         """Return the likeliest outcome that no line stands for yet.
 
         Args:
             in_flight: So many tokens of the main line are being judged.
+            above: Chance that it must have.
 
         Returns:
             Accepted drafts and the id after them; None when nothing is known of it.
         """
-        best, found = 0.0, None
+        best, found = above, None
         reach = 1.0
         for i, proposal in enumerate(self.main.proposals[: in_flight + 1]):
             if proposal.forced:
                 continue
             if proposal.confidence is None or proposal.runner_up is None:
                 return None
-            chance = reach * (1.0 - proposal.confidence)
+            chance = reach * (1.0 - proposal.confidence) * _SECOND
             if chance > best:
                 ids = [p.token for p in self.main.proposals[:i]]
                 if self.find([*ids, proposal.runner_up]) is None:
-                    best, found = chance, (i, proposal.runner_up)
+                    best, found = chance, (i, proposal.runner_up, chance)
             reach *= proposal.confidence
         return found

@@ -68,6 +68,8 @@ __all__ = ["TABLE", "EdgeSession", "State"]
 _FINISH = {Finish.LENGTH: "length", Finish.STOP: "stop", Finish.BUDGET: "budget"}
 _SPAN = 256  # ids of a block with those that are forced in it; the last may bring more
 _LEAF = 0.6  # of second choices are right, where the first is not
+# A race prepares an outcome so much likelier than that its next draft is of use, so deep.
+_LIKELIER, _DEEP = 8.0, 8
 _LEAST = 0.02  # tokens that one should bring: about what its bits cost
 _REASONS = ("cancelled", "deadline", "stop", "budget", "error")  # of a goodbye
 
@@ -852,8 +854,7 @@ class EdgeSession:
         if not self._leaves or not sent:
             return ()
         counts = self.counts
-        # A share of the text, not of the drafts: low where whole blocks are accepted.
-        right = (counts.accepted + 4) / (counts.tokens + 5)
+        right = (counts.right + 4) / (counts.judged + 5)
         chance, found, end = _LEAF * (1 - right) * right**ahead, [], 0
         for p in sent:
             if chance < _LEAST:
@@ -888,15 +889,21 @@ class EdgeSession:
             return main, self._draftable(main) if self._guess_offline else 0
         if self.hushed and self._mode.racing:
             return main, 0
-        if hand.quota is not None and not hand.ready:
-            missing = hand.quota - drawn(main.proposals[hand.start :])
-            return main, min(missing, self._draftable(main))
-        if self._in_flight:
-            limit = self._last_limit
-            line = self._preemption.outcome(limit, self._draftable, self._stop_ids)
+        wanted = hand.quota is not None and not hand.ready
+        races = self._racing and "outcomes" in self._mode.preempt
+        if self._in_flight and (races or not wanted):
+            limit, above = self._last_limit, 0.0
+            if wanted:  # a race goes on, unless its next draft is hardly of use
+                limit, above = _DEEP, _LIKELIER * main.chance
+            line = self._preemption.outcome(
+                limit, self._draftable, self._stop_ids, above=above
+            )
             if line is not None:
                 missing = limit - drawn(line.proposals[line.assumed + 1 :])
                 return line, min(missing, self._draftable(line))
+        if wanted and hand.quota is not None:
+            missing = hand.quota - drawn(main.proposals[hand.start :])
+            return main, min(missing, self._draftable(main))
         return main, 0
 
     def _end(self, reason: str) -> list[Action]:

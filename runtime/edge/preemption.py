@@ -132,7 +132,9 @@ class Preemption:
             head = [Proposal(i) for i in guess[:accepted]]
             if like is not None:
                 head = like.proposals[:accepted]
-            line = Line(head, assumed=accepted, outcome=doubted)
+            share = (self._denials_right + 1) / (self._denials + 2)
+            odds = share if self._denies else 1.0
+            line = Line(head, accepted, outcome=doubted, odds=odds)
             line.add(spoken)
         if doubted:
             lines.keep(line)
@@ -142,7 +144,12 @@ class Preemption:
         return len(guess)
 
     def outcome(
-        self, length: int, room: Callable[[Line], int], stop_ids: Sequence[int]
+        self,
+        length: int,
+        room: Callable[[Line], int],
+        stop_ids: Sequence[int],
+        *,
+        above: float = 0.0,
     ) -> Line | None:
         """Return the line of an unlikely outcome that lacks drafts, or None.
 
@@ -150,20 +157,23 @@ class Preemption:
             length: Drafts behind the assumed token that make a block.
             room: How many drafts still make sense behind a line.
             stop_ids: Ids that end the text.
+            above: Chance that a new one must have.
         """
         lines, wire = self._lines, self._wire
         for line in reversed(lines.others):
             short = drawn(line.proposals[line.assumed + 1 :]) < length
-            if line.outcome and short and room(line) and not line.ends(stop_ids):
+            likely = line.outcome and line.chance > above
+            if likely and short and room(line) and not line.ends(stop_ids):
                 return line
         astray = common(lines.main.ids, wire.tokens) < len(wire.tokens)
         if "outcomes" not in self._sources or lines.full or astray:
             return None
-        likely = lines.likely(len(wire.tokens))
-        if likely is None or likely[1] in stop_ids:
+        found = lines.likely(len(wire.tokens), above)
+        if found is None or found[1] in stop_ids:
             return None
-        accepted, token = likely
-        line = lines.outcome(accepted, self._complete(lines.main.ids[:accepted], token))
+        accepted, token, odds = found
+        spoken = self._complete(lines.main.ids[:accepted], token)
+        line = lines.outcome(accepted, spoken, odds)
         if not room(line):
             return None
         lines.keep(line)

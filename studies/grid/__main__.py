@@ -22,6 +22,9 @@ FLAGS = """
 --k N|best               with --profile: tokens of a block
 --acceptance LUCK        with --profile: of the texts
 --repeats SHARE:float =0  of the grid's texts
+--at-once N:int =1       tokens of a forward of the grid's drafts
+--boards NAME,NAME       profiles of the grid
+--jobs N:int =1          processes for the grid
 --objective WHAT         latency, cost or energy (default: latency)
 --streams N:int          default: 1; 4 with --profile
 --tokens N:int           of each (500; 400 with --profile)
@@ -35,8 +38,9 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
     streams, tokens = (1, 500) if args.profile is None else (4, 400)
     streams = streams if args.streams is None else args.streams
     tokens = tokens if args.tokens is None else args.tokens
-    if min(streams, tokens) < 1:
-        raise ConfigError(f"{streams} streams of {tokens} tokens", hint="1 or more")
+    if min(streams, tokens, args.jobs) < 1 or not 1 <= args.at_once <= 32:
+        what = f"{streams} streams of {tokens} tokens, {args.at_once} at once"
+        raise ConfigError(what, hint="1 or more; at once 1 to 32")
     question = Question(
         schemes=args.scheme,
         link=args.link,
@@ -54,7 +58,9 @@ def study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any
                 "the grid has links, block lengths and acceptances of its own",
                 hint="name a --profile, or leave --link, --k and --acceptance out",
             )
-        document = reference_grid(question, say)
+        document = reference_grid(
+            question, say, at_once=args.at_once, jobs=args.jobs, boards=args.boards
+        )
     else:
         document = one_profile(question, args.profile, say)
     if args.plot is not None:

@@ -40,15 +40,23 @@ Why this is exact (for one stream of drafts):
 4. *Every wrong position is a gate.* It can be committed by the server's own token only,
    so some forward ends exactly there, and the device's drafts begin anew after it: of two
    schedules, the one that passes the gate earlier is better, whatever came before.
-5. Between two gates the state is ``(c, T, D)``: committed, the time, and when the draft
-   of ``c - 1`` was done. Smaller is better in both times, so a dynamic programme over
-   ``c`` that keeps the pairs ``(T, D)`` that no other pair beats is exact.
+5. Between two gates the state is ``(c, T, D)``: committed, the time, and when the drafts
+   of the positions from ``c`` on are done. Smaller is better in all times, so a dynamic
+   programme over ``c`` that keeps what nothing else beats is exact.
+
+With ``B`` tokens at once (one forward of the draft, ``t_d``, says the next ``B``
+positions) only 2 changes: the device may also begin anew behind news that came while a
+forward went on, which costs it that forward and gains where the next ones lie. Both are
+tried; ``D`` repeats itself after ``B`` positions, ``t_d`` later: those are compared.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Callable, Sequence
+from typing import Callable, Sequence, Tuple
+
+_Drafts = Tuple[int, float]  # position of the first of a stream, and when it was begun
+_EPS = 1e-12
 
 
 def clairvoyant_s(
@@ -58,19 +66,21 @@ def clairvoyant_s(
     forward_s: Callable[[int], float],
     up_s: float,
     down_s: float,
-    most: int = 17,
+    most: int = 64,
     server_s: float = math.inf,
+    at_once: int = 1,
 ) -> float:
     """Return the least seconds until the whole text is committed.
 
     Args:
         right: For each position whether the draft is right there, ``(N,)``.
-        draft_s: Of a drafted token.
+        draft_s: Of a forward of the draft.
         forward_s: Of a forward over that many tokens: drafts and one more.
         up_s: From the device to the server.
         down_s: Back.
         most: Tokens that a forward can take.
         server_s: Of a draft that is made beside the target.
+        at_once: Tokens of a forward of the draft.
 
     Returns:
         Seconds from the start, both sides idle and knowing the prompt, to the end of
@@ -89,7 +99,9 @@ def clairvoyant_s(
         gate = begin
         while gate < n - 1 and right[gate]:
             gate += 1
-        at_s = _to_gate(begin, gate, at_s, known_s, draft_s, cost, up_s, down_s, server_s)
+        at_s = _to_gate(
+            begin, gate, at_s, known_s, draft_s, cost, up_s, down_s, server_s, at_once
+        )
         begin, known_s = gate + 1, at_s + down_s
     return at_s
 
@@ -104,37 +116,55 @@ def _to_gate(
     up_s: float,
     down_s: float,
     server_s: float,
+    at_once: int,
 ) -> float:
     """Return when position ``gate`` is committed; ``begin`` is the first that is not.
 
     The positions ``begin .. gate - 1`` are right. ``gate`` is wrong, or the last of the
     text: no draft of it is ever needed, because the forward that ends there brings it.
     """
-    # fronts[c]: pairs (server free, device ready to draft position c), none beaten.
-    fronts: dict[int, list[tuple[float, float]]] = {begin: [(at_s, known_s)]}
+
+    def drafted_s(drafts: _Drafts, place: int) -> float:
+        return drafts[1] + draft_s * -(-(place - drafts[0] + 1) // at_once)
+
+    # fronts[c]: when the server is free, and where and when the device's drafts began;
+    # none beaten.
+    fronts: dict[int, list[tuple[float, _Drafts]]] = {begin: [(at_s, (begin, known_s))]}
     best = math.inf
     for c in range(begin, gate + 1):
-        for free_s, ready_s in fronts.pop(c, ()):
+        for free_s, drafts in fronts.pop(c, ()):
             for m in range(min(len(cost) - 1, gate - c) + 1):
                 end_s = math.inf
                 for ours in range(m + 1 if server_s < math.inf else 1):
                     start_s = free_s + (ours * server_s if ours else 0.0)
                     if m > ours:
-                        start_s = max(start_s, ready_s + (m - ours) * draft_s + up_s)
+                        came_s = drafted_s(drafts, c + m - ours - 1) + up_s
+                        start_s = max(start_s, came_s)
                     end_s = min(end_s, start_s + cost[m])
                 after = c + m + 1
                 if after > gate:
                     best = min(best, end_s)
                     continue
-                # The draft of the server's own token may be at hand before its commit.
-                ready = min(ready_s + (m + 1) * draft_s, end_s + down_s)
-                _keep(fronts.setdefault(after, []), (end_s, ready))
+                # They go on, or begin anew behind the news.
+                front = fronts.setdefault(after, [])
+
+                def when_s(one: _Drafts, after: int = after) -> list[float]:
+                    return [drafted_s(one, after + i) for i in range(at_once)]
+
+                for one in (drafts, (after, end_s + down_s)):
+                    _keep(front, (end_s, one), when_s)
     return best
 
 
-def _keep(front: list[tuple[float, float]], new: tuple[float, float]) -> None:
-    """Add ``new`` unless it is beaten; drop what it beats."""
-    if any(t <= new[0] and d <= new[1] for t, d in front):
+def _keep(
+    front: list[tuple[float, _Drafts]],
+    new: tuple[float, _Drafts],
+    when_s: Callable[[_Drafts], Sequence[float]],
+) -> None:
+    """Add ``new`` unless it is beaten; drop what it beats: later in all that counts."""
+    mine = (new[0], *when_s(new[1]))
+    others = [(old, (old[0], *when_s(old[1]))) for old in front]
+    if any(all(a <= b + _EPS for a, b in zip(theirs, mine)) for _, theirs in others):
         return
-    front[:] = [(t, d) for t, d in front if not (new[0] <= t and new[1] <= d)]
+    front[:] = [o for o, its in others if not all(a <= b for a, b in zip(mine, its))]
     front.append(new)

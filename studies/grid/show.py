@@ -72,7 +72,7 @@ def _claims(rows: Sequence[Mapping[str, Any]]) -> str:
     return format_table(header, lines)
 
 
-def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
+def _grid(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0]["ms_per_token"])
     lines = []
     for row in rows:
@@ -93,20 +93,16 @@ def _grid(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> str:
         "ms a token; in brackets the best block length of 1..16. The bounds: of one stream "
         "of drafts, of two choices for each, of drafts beside the target too",
     ]
-    words = (
-        ("bound_share", "bound / race"),
-        ("race_over_distributed", "best other distributed scheme without exits / race"),
-        ("race_over_cloud", "cloud / race"),
-        ("ours_bound_share", "bound / ours-latency"),
-        ("over_plain", "best other distributed scheme without exits / ours-latency"),
-        ("over_distributed", "best other distributed scheme / ours-latency"),
-        ("over_cloud", "cloud / ours-latency"),
-    )
-    for key, label in words:
-        if judged.get(key) is not None:
-            least = judged[f"{key}_least"]
-            said.append(f"{label}: {judged[key]:.2f} geometric mean, {least:.2f} least")
-    return "\n".join(said)
+    if judged:
+        header = ("time of", "over that of", "mean", "least", "where", "quicker by > 0.5 %")
+        tv_td = "{:g} / {:g}, RTT {:g}, {:g}"
+        judgements = [
+            (one["what"], one["ours"], f"{one['mean']:.3f}", f"{one['least']:.3f}")
+            + (tv_td.format(*one["least_at"]), f"{one['quicker']} of {one['cells']}")
+            for one in judged
+        ]
+        said.append(format_table(header, judgements))
+    return "\n\n".join(said)
 
 
 def _draw_grid(plt: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,18 +9,28 @@ from typing import Any
 from draftwire.bench.sim.command import SCHEMA, Question, aimed, answer, plan_of
 from draftwire.bench.sim.facts import find
 from draftwire.bench.sim.schemes import schemes_named
-from studies.grid.grid import bound_ms, grid, judge
+from studies.grid.grid import PROFILES, SECOND_RIGHT, bound_ms, grid, judge
 from studies.grid.published import beside_published, check_claims
 
-_GRID = "cloud,await,earlyexit,picospec,race,ours-latency"
+_GRID = "cloud,await,earlyexit,picospec,acespec,pipesd,race,auto,ours,colocated,ssd,hybrid"
 
 
-def reference_grid(question: Question, say: Callable[[str], None]) -> dict[str, Any]:
+def reference_grid(
+    question: Question,
+    say: Callable[[str], None],
+    *,
+    at_once: int = 1,
+    jobs: int = 1,
+    boards: str | None = None,
+) -> dict[str, Any]:
     """Run the reference grid.
 
     Args:
         question: Its schemes, objective, streams, tokens and seed count.
         say: Told of each cell that is done.
+        at_once: Tokens that a forward of the draft says.
+        jobs: Processes.
+        boards: Names joined by commas in place of the five.
 
     Returns:
         A document for ``--json``.
@@ -34,14 +44,19 @@ def reference_grid(question: Question, say: Callable[[str], None]) -> dict[str, 
         [aimed(scheme, question.objective) for scheme in schemes],
         objective=question.objective or "latency",
         repeats=question.repeats,
+        at_once=at_once,
+        jobs=jobs,
         say=say,
+        boards=PROFILES if boards is None else boards.split(","),
     )
     return {
         "schema": SCHEMA,
         "command": "studies.grid",
         "simulated": True,
         "seed": question.seed,
-        "title": "the reference grid, simulated; synthetic texts, each position for itself",
+        "title": "the reference grid, simulated; texts of dice, each position for itself; "
+        f"{at_once} tokens a forward of the draft",
+        "at_once": at_once,
         "grid": rows,
         "judged": judge(rows),
     }
@@ -75,7 +90,7 @@ def one_profile(
     Raises:
         ConfigError: Something in the question is unknown or does not fit.
     """
-    question = replace(question, profile=name)
+    question = replace(question, profile=name, second_right=SECOND_RIGHT)
     document = {**with_bound(question, say), "command": "studies.grid"}
     changed = (question.schemes, question.link, question.acceptance)
     if all(value is None for value in changed):

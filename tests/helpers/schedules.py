@@ -13,12 +13,13 @@ def rights(rate, count, seed):
     return [rng.random() < rate for _ in range(count)]
 
 
-def least_time(right, draft, cost, up, down, most, horizon):
+def least_time(right, draft, cost, up, down, most, horizon, at_once=1):
     """Try everything, in whole ticks: the least time in which the text is committed.
 
     Every tick the server, when idle, may start a forward over any number of drafts that
     have arrived, or wait; the device, when idle, may draft behind any context it has, or
-    wait, and may drop at any tick what it is doing. A breadth-first search over all
+    wait, and may drop at any tick what it is doing; a draft says ``at_once`` positions, of
+    which those before the first wrong one are of use. A breadth-first search over all
     states, one tick a level.
     """
     n = len(right)
@@ -33,7 +34,7 @@ def least_time(right, draft, cost, up, down, most, horizon):
         following = set()
         for state in level:
             for move in _choices(state, right, cost, most):
-                after = _tick(move, right, draft, up, down)
+                after = _tick(move, right, draft, up, down, at_once)
                 if after[0] >= n:
                     return tick + 1
                 following.add(after)
@@ -63,15 +64,18 @@ def _choices(state, right, cost, most):
             yield (committed, s, d, known, have, air_up, arrived, air_down)
 
 
-def _tick(state, right, draft, up, down):
+def _tick(state, right, draft, up, down, at_once):
     committed, server, device, known, have, air_up, arrived, air_down = state
     air_up = [(t - 1, p) for t, p in air_up]
     air_down = [(t - 1, c) for t, c in air_down]
     if device[0] >= 0:
         place, done = device[0], device[1] + 1
         if done == draft:
-            have = have | {place}
-            air_up.append((up, place))
+            for said in range(place, min(place + at_once, len(right))):
+                if not right[said]:
+                    break
+                have = have | {said}
+                air_up.append((up, said))
             device = (-1, 0)
         else:
             device = (place, done)
@@ -88,7 +92,7 @@ def _tick(state, right, draft, up, down):
             known = max(known, c)
     arrived = frozenset(p for p in arrived if p >= committed)
     have = frozenset(p for p in have if p >= known - 1)
-    air_up = tuple((t, p) for t, p in air_up if t > 0)
+    air_up = tuple(sorted({(t, p) for t, p in air_up if t > 0}))
     air_down = tuple((t, c) for t, c in air_down if t > 0)
     return committed, server, device, known, have, air_up, arrived, air_down
 

@@ -75,6 +75,7 @@ MECHANISMS = {
     "race": [
         Mode.of("latency"),
         Mode.of("latency", preempt="guess,exits"),
+        Mode.of("latency", preempt="guess,exits,outcomes"),
         Mode.of("latency", batch=1),
         replace(Mode.of("latency"), hush=True),
     ],

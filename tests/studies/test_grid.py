@@ -53,22 +53,37 @@ def test_claims_say_which_acceptance_would_meet_them():
     assert 0.1 < asked["acceptance_that_meets_it"] < streams["acceptance_that_meets_it"]
 
 
-def test_the_grid_compares_and_judges():
-    schemes = schemes_named("cloud,await,race,ours-latency")
-    cells = {"profiles": ["nano-a100"], "rtts_ms": [40.0], "rates": [0.8]}
-    rows = grid(plan(find("nano-a100"), tokens=60), schemes, **cells)
-    (row,) = rows
-    assert set(row["ms_per_token"]) == {scheme.name for scheme in schemes}
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_the_grid_compares_and_judges(at_once):
+    schemes = schemes_named("cloud,await,race,ours,colocated,hybrid")
+    cells = {"boards": ["nano-a100"], "rtts_ms": [40.0, 150.0], "rates": [0.8]}
+    one = plan(find("nano-a100"), tokens=60)
+    rows = grid(one, schemes, **cells, at_once=at_once)
+    assert rows == grid(one, schemes, **cells, at_once=at_once, jobs=2)
+    row, far = rows
+    assert list(row["ms_per_token"]) == [scheme.name for scheme in schemes]
     assert row["block"]["cloud"] is None and 1 <= row["block"]["await"] <= 16
-    judged = judge(rows)
-    assert judged["over_cloud"] == pytest.approx(
-        row["ms_per_token"]["cloud"] / row["ms_per_token"]["ours-latency"]
+    assert row["ms_per_token"]["colocated"] == far["ms_per_token"]["colocated"]
+    judged = {found["what"]: found for found in judge(rows)}
+    ratios = [r["ms_per_token"]["cloud"] / r["ms_per_token"]["ours"] for r in rows]
+    cloud = judged["cloud"]
+    assert cloud["mean"] == pytest.approx(geometric_mean(ratios))
+    assert cloud["least"] == min(ratios) and cloud["least_at"][2] == 150.0
+    assert cloud["quicker"] == 0 and judged["await"]["least"] > 1
+    assert judged["colocated"]["ours"] == "hybrid"
+    shown = render({"title": "a grid", "grid": rows, "judged": list(judged.values())})
+    assert "25 / 10, 40" in shown and "over that of" in shown
+    assert not judge([{**row, "ms_per_token": {"race": 20.0}}])
+
+
+def test_tokens_at_once_make_a_slow_board_quick():
+    """One forward says eight tokens: what it takes a token is an eighth."""
+    slow, quick = (
+        simulate(plan(cell_of(find("agx-a100-qwen"), 10.0, 1.0, n), "race")).ms_per_token
+        for n in (1, 8)
     )
-    assert 0.5 < judged["bound_share"] <= 1 and judged["over_distributed"] > 1
-    shown = render({"title": "a grid", "grid": rows, "judged": judged})
-    assert "25 / 10, 40" in shown and "geometric mean" in shown
-    no_others = judge([{**row, "ms_per_token": {"race": 20.0}}])
-    assert no_others["over_cloud"] is None and no_others["over_distributed"] is None
+    assert slow == pytest.approx(24, rel=0.05)
+    assert quick < 24 / 8 * 1.5
 
 
 def test_geometric_mean():
@@ -97,8 +112,11 @@ def test_the_command_refuses_what_the_grid_decides_itself(capsys):
         (["--scheme", "magic"], "magic"),
         (["--tokens", "0"], "streams of 0 tokens"),
         (["--profile", "nano"], "nano-a100"),
+        (["--profile", "nano-a100@fast"], "nano-a100@43x8"),
+        (["--profile", "nano-a100@10x99"], "no board"),
         (["--objective", "beauty", "--profile", "go2"], "objective"),
         (["--objective", "beauty"], "objective"),
+        (["--at-once", "64"], "at once 1 to 32"),
         (["--loud"], "--help"),
     ):
         assert main(words) == 2, words

@@ -20,20 +20,19 @@ RATES = (0.6, 0.8, 0.9)
 
 def test_it_is_what_trying_everything_finds():
     rng = random.Random(5)
-    for _ in range(60):
+    for _ in range(90):
         right = [rng.random() < 0.75 for _ in range(rng.randint(1, 6))]
         draft, most = rng.randint(1, 3), rng.randint(1, 5)
         base, slope, free = rng.randint(1, 5), rng.choice((0, 0, 1)), rng.randint(1, 3)
-        up, down = rng.randint(0, 3), rng.randint(0, 3)
+        up, down, at_once = rng.randint(0, 3), rng.randint(0, 3), rng.randint(1, 3)
 
         def cost(n, base=base, slope=slope, free=free):
             return base + slope * max(0, n - free)
 
-        bound = clairvoyant_s(
-            right, draft_s=draft, forward_s=cost, up_s=up, down_s=down, most=most
-        )
-        tried = least_time(right, draft, cost, up, down, most, horizon=200)
-        assert bound == tried, (right, draft, base, slope, free, up, down, most)
+        game = {"up_s": up, "down_s": down, "most": most, "at_once": at_once}
+        bound = clairvoyant_s(right, draft_s=draft, forward_s=cost, **game)
+        tried = least_time(right, draft, cost, up, down, most, 200, at_once)
+        assert bound == tried, (right, draft, base, slope, free, game)
 
 
 def test_worked_by_hand():

@@ -54,7 +54,7 @@ def test_no_token_is_later_than_by_streaming(seed):
         profile, scheme_named("cloud"), link=link, source=source, streams=2, tokens=250
     )
     streaming = seen(plan, "cloud")
-    for scheme in ("race+patience", "race+patience+lookup"):
+    for scheme in ("race+patience", "race+patience+lookup", "ours"):
         for ours, cloud in zip(seen(plan, scheme), streaming):
             assert len(ours) == len(cloud)
             late = max(a - b for a, b in zip(ours, cloud))
@@ -73,6 +73,15 @@ def test_it_pays_where_forwards_are_long_and_the_trip_is_short():
 
 
 # ---- the rule
+
+
+def test_leaves_make_a_forward_over_drafts_worth_waiting_for():
+    """A rejection costs less where its leaf may be right: the pace is higher, and so is
+    the worth of waiting for drafts that come soon."""
+    bare, leafy = (Table(0.6, 6.0, 1.4, 1, leaf) for leaf in (0.0, 0.65))
+    assert leafy.rate > 1.1 * bare.rate
+    gains = [table.at(0, 1.4) - table.at(0, 1.4)[0] for table in (bare, leafy)]
+    assert max(gains[1]) > max(gains[0]) + 0.1
 
 
 def test_the_table_knows_the_pace_of_simple_streams():
