@@ -116,7 +116,7 @@ class QsProposer(Drawn):
         self, params: SamplingParams, vocab_size: int, settings: QsSettings | None = None
     ) -> None:
         super().__init__(params, vocab_size)
-        self.settings = settings or QsSettings()
+        self.settings = self._asked = settings or QsSettings()
         # Thresholds after each position. A discarded branch must leave no trace: its
         # thresholds would carry its noise, which the next branch draws from again.
         self._trail: list[tuple[int, float]] = []
@@ -144,12 +144,11 @@ class QsProposer(Drawn):
         )
 
     def told(self) -> dict[str, object]:
-        """Return the settings, and what was sent of each position, for a report."""
+        """Return what was asked for, and what was sent of each position, for a report."""
         rows = [self._sent[position] for position in sorted(self._sent)]
         found = dict(zip(("support", "resolution", "dropped_mass"), map(list, zip(*rows))))
         asked = {
-            field.name: getattr(self.settings, field.name)
-            for field in fields(self.settings)
+            field.name: getattr(self._asked, field.name) for field in fields(QsSettings)
         }
         return {"settings": asked, "by_token": found}
 

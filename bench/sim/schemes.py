@@ -291,6 +291,14 @@ _STEPS = (
         "auto",
         Mode(objective="latency", preempt=_GUESS),
     ),
+    Scheme(
+        "qsv",
+        "qs, its lengths and resolutions chosen by the published throughput model",
+        "qsv",
+        up_bits_per_token=277,
+        sampled="qs",
+        source="arXiv 2507.00605, on the bits that were sent",
+    ),
 )
 ROWS = {
     **{name: scheme for name, scheme in SCHEMES.items() if name != "race"},

@@ -121,7 +121,7 @@ class Qsv(_Measuring):
         self._block: list[float | None] = []
         self._sent: deque[list[float | None]] = deque()
         self._table = [[0.75] * 11 for _ in self.resolutions]
-        self._chosen = 1
+        self._chosen = self._used = 1  # for blocks to come, and of those that are out
 
     @property
     def _state(self) -> int:
@@ -138,15 +138,17 @@ class Qsv(_Measuring):
         return tokens / (length * costs.draft_s + costs.forward_s + uplink)
 
     def limit(self) -> int:
-        best, self._chosen = max(
-            ((k, c) for k in self.lengths for c in range(len(self.resolutions))),
-            key=lambda pair: self._throughput(*pair),
-        )
+        best = [
+            max((self._throughput(k, choice), k) for k in self.lengths)
+            for choice in range(len(self.resolutions))
+        ]
+        self._chosen = best.index(max(best))
         self._block = []
-        return best
+        return best[self._used][1]
 
     def resolution(self) -> int:
-        return self.resolutions[self._chosen]
+        self._used = self._chosen  # it is asked between two blocks
+        return self.resolutions[self._used]
 
     def enough(self, block: Sequence[Proposal]) -> bool:
         self._block = [p.confidence for p in block]
@@ -158,7 +160,7 @@ class Qsv(_Measuring):
 
     def judged(self, drafted: int, accepted: int) -> None:
         known = self._sent.popleft() if self._sent else []
-        row, state = self._table[self._chosen], self._state
+        row, state = self._table[self._used], self._state
         for i in range(min(drafted, accepted + 1)):
             row[state] += 0.05 * ((i < accepted) - row[state])
         self._recent.extend(c for c in known[:accepted] if c is not None)
@@ -167,13 +169,13 @@ class Qsv(_Measuring):
         super().measured(round)
         if round.drafted:
             nbytes = max(0.0, round.up_bytes - self.costs.frame_bytes)
-            known = self._bits[self._chosen]
-            self._bits[self._chosen] += 0.1 * (8 * nbytes / round.drafted - known)
+            known = self._bits[self._used]
+            self._bits[self._used] += 0.1 * (8 * nbytes / round.drafted - known)
         while len(self._sent) > round.in_flight:
             self._sent.popleft()
 
     def explain(self) -> str:
-        resolution = self.resolutions[self._chosen]
+        resolution = self.resolutions[self._used]
         return f"limit {self.limit()}, state {self._state}, resolution {resolution}"
 
 

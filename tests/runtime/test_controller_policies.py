@@ -284,11 +284,22 @@ def test_qsv_follows_certainty_and_ignores_the_round_trip():
 
 
 def test_qsv_reckons_with_the_bits_that_were_sent():
-    qsv = Qsv()
-    Board(qsv, rate=0.9).rounds(120, certain=True)
-    before = list(qsv._bits)
-    assert before[qsv._chosen] == pytest.approx(16.0, rel=0.3), "two bytes a token there"
-    assert set(Qsv.bits) & set(before) == {Qsv.bits[1 - qsv._chosen]} or before != Qsv.bits
+    """Each at the resolution that its block was drafted at, not at the next one's."""
+    qsv, used = Qsv(), []
+    for _ in range(400):
+        used.append(qsv.resolution())
+        drafted = qsv.limit()
+        qsv.sent(drafted)
+        qsv.judged(drafted, drafted - 1)
+        nbytes = 80 + drafted * (2 if used[-1] == 16 else 20)
+        qsv.measured(
+            Round(
+                0.0, drafted, drafted, drafted - 1, 0.1, 0.07, 0.0, 0.03, nbytes, 0.07, 2e3
+            )
+        )
+    assert qsv._bits[0] == pytest.approx(16.0, abs=12.0)
+    assert used[-1] == 16 and {*used} == {16, 100}, "the dear one was tried, and left"
+    assert qsv._bits[1] > 100
 
 
 def test_pipesd_sends_at_either_threshold():

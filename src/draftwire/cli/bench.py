@@ -85,9 +85,9 @@ numerics:
         """
 what:
 --scheme S,S             cloud, colocated, vanilla, await, flexspec, ahead, ahead2,
-                         earlyexit, earlyexit2, qs, picospec, cost, latency, latency-auto,
-                         ours-cost, ours-latency, pipesd, ucb, auto, hybrid, dssd, asymspec,
-                         acespec, ssd, or all; NAME:K has blocks of K tokens
+                         earlyexit, earlyexit2, qs, qsv, picospec, cost, latency,
+                         latency-auto, ours-cost, ours-latency, pipesd, ucb, auto, hybrid,
+                         dssd, asymspec, acespec, ssd, or all; NAME:K has blocks of K tokens
                          (default: the published ones and ours)
 --draft DIR              draft package (default: the reference one)
 --target NAME =v1        v1, v2, v3 or a package
