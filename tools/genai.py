@@ -156,8 +156,7 @@ class _Genai:
     def fill(self, context: int) -> None:
         """Make the KV cache hold ``context`` tokens."""
         self._generator.rewind_to(0)
-        for _ in range(context):  # singly: int8 gives a block other values
-            self._generator.append_tokens([_FIRST])
+        self._generator.append_tokens([_FIRST] * context)
 
     def block(self, context: int) -> float:
         """Rewind, feed the first token, and let genai's own loop take the rest."""
