@@ -270,7 +270,7 @@ class SessionBase(Generic[_S]):
         logprobs: int | None = None,
         seed: int | None = None,
         sample: int = 0,
-        noise: str = "philox",
+        noise: str = "auto",
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         schema: Mapping[str, Any] | bool | str | None = None,
@@ -318,8 +318,9 @@ class SessionBase(Generic[_S]):
                 many of its likeliest ids; None: without.
             seed: Of the sampling noise, 64 bits; None draws one (it is in the report).
             sample: Which of the texts that share a seed, from 0.
-            noise: How ``coupled`` draws its noise: ``"sparse"`` costs a tenth at large
-                vocabularies, and gives another text for a seed.
+            noise: How ``coupled`` draws its noise, each its own text for a seed:
+                ``"sparse"`` costs a tenth at large vocabularies, and ``"auto"`` takes it
+                from 32,768 tokens on, else ``"philox"``.
             stop: Strings that end the text; they are not part of it.
             ignore_eos: Go on where the model ends its text.
             schema: A JSON schema, as an object or as its text: the text is JSON that

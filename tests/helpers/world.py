@@ -11,6 +11,7 @@ import dataclasses
 import random
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 
 import fake_engine
 import grammars
@@ -532,7 +533,10 @@ def none_lies_between(machine):
     """
     main = machine._lines.main
     sent = common(main.ids, machine._wire.tokens)
-    said = max(main.assumed + 1, len(machine._preemption._exit_said))
+    said = main.assumed + 1
+    if said:  # an exit may have spoken since, of another line
+        said += sum(1 for _ in takewhile(lambda p: p.forced, main.proposals[said:]))
+    said = max(said, len(machine._preemption._exit_said))
     assert machine._hand.start <= max(sent, said), "a draft is neither sent nor in hand"
 
 
