@@ -335,7 +335,8 @@ def parts():
         inside = [other for other in _LONG if other.startswith(name + "/")]
         ignored = [word for other in inside for word in ("--ignore", "tests/" + other)]
         found.append(["tests/" + name, *ignored])
-    return found + [["tests/" + name for name in rest]]
+    found.insert(3, ["tests/" + name for name in rest])  # as long as those before it
+    return found
 
 
 def devices():
