@@ -148,15 +148,20 @@ def start_from(draft: Any, source: Path, base: Base) -> Tensor:
     """Give the trained layers of a new draft the weights of an older one; return what that
     has behind its vocabulary, the embeddings of its mask tokens, ``(0 or more, hidden)``.
 
-    A ConfigError where that is no draft of this shape around this anchor.
+    A ConfigError where that is no draft, or none of this shape around this anchor.
     """
     if (source / "draft.json").is_file():
         tensors = {
             name: torch.from_numpy(np.array(values))
             for name, values in checkpoint_tensors(load_draft(source)).items()
         }
-    else:
+    elif (source / "config.json").is_file():
         tensors = dict(load_model(source).named_parameters())
+    else:
+        raise ConfigError(
+            f"{source} is neither a draft package nor a Hugging Face directory",
+            hint="give the draft that goes on with --start",
+        )
     mine = dict(draft.named_parameters())
     for name, weight in mine.items():
         if name == base.architecture.embedding:

@@ -43,6 +43,7 @@ from draftwire.export.training.parallel import (
 from draftwire.export.training.plan import measure, tokens_before
 from draftwire.export.training.report import write_report
 from draftwire.export.training.states import States, UpperTrainer, write_states
+from draftwire.export.training.text import digests
 
 __all__ = ["DraftSettings", "build_draft"]
 
@@ -108,6 +109,7 @@ def build_draft(
     base_dir, out = Path(base_dir), Path(out)
     settings = settings or DraftSettings()
     check_place(out, "draft", replace=replace)
+    digests(data)  # what is missing is said before the plan is measured
     device = choose_device(settings.device)
     base = read_base(base_dir)
     anchor = anchor_of(base, settings.anchor_layers, otherwise=2)

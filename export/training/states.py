@@ -57,6 +57,10 @@ class States:
         found = count.argsort(descending=True, stable=True)[:_WORDS]
         return found[count[found] > 0]
 
+    @cached_property
+    def _rest(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self._vocab_size), self.words.numpy())
+
     def micro(self, plan: Plan, step: int, index: int) -> tuple[Tensor, ...]:
         """Return the tensors of a micro-batch."""
         rows, all_rows = max(1, plan.micro // plan.length_at(step)), len(self._places)
@@ -67,8 +71,7 @@ class States:
             part, row = self._places[order.permutation(all_rows)[number % all_rows]]
             for name, tensors in picked.items():
                 tensors.append(self._parts[part].get_slice(name)[row])
-        rng = np.random.default_rng((plan.seed, step, index))
-        rest = np.setdiff1d(np.arange(self._vocab_size), self.words.numpy())
+        rng, rest = np.random.default_rng((plan.seed, step, index)), self._rest
         others = rng.choice(rest, min(_OTHERS, len(rest)), replace=False)
         words = torch.cat([self.words, torch.from_numpy(others)])
         return (*(torch.stack(tensors) for tensors in picked.values()), words)

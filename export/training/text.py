@@ -180,20 +180,24 @@ def prepare_text(
     return TrainingText(Stream(tuple(streams), tuple(streams.values())), held)
 
 
+def digests(files: Sequence[str | Path]) -> list[str]:
+    """Return the SHA-256 of each file, hexadecimal; a ConfigError where one is missing."""
+    try:
+        return [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
+    except OSError as exc:
+        raise ConfigError(
+            f"{exc.filename} cannot be read: {exc.strerror}",
+            hint="give text files with --data",
+        ) from exc
+
+
 def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -> None:
     """Refuse (ConfigError) a work folder that was begun with other settings or files.
 
     It is made when it is not there; ``asked`` decides the result, beside the files.
     """
     note = work / "asked.json"
-    try:
-        content = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files]
-    except OSError as exc:
-        raise ConfigError(
-            f"{exc.filename} cannot be read: {exc.strerror}",
-            hint="give text files with --data",
-        ) from exc
-    wanted = json.loads(json.dumps({**asked, "data": content}))
+    wanted = json.loads(json.dumps({**asked, "data": digests(files)}))
     if note.is_file():
         try:
             known = dict(json.loads(note.read_text()))

@@ -15,7 +15,12 @@ from draftwire.errors import ConfigError
 from draftwire.runtime.edge.actions import Emit
 from draftwire.runtime.pacing.auto import Auto
 from draftwire.runtime.pacing.channel import Channel
-from draftwire.runtime.pacing.controller import Controller, make_controller
+from draftwire.runtime.pacing.controller import (
+    AUTOREGRESSIVE,
+    Controller,
+    FixedLength,
+    make_controller,
+)
 from draftwire.runtime.pacing.parallel import ParallelPacing
 from draftwire.runtime.pacing.radio import read_radio
 from draftwire.runtime.pacing.suffix_cache import SuffixCache
@@ -81,7 +86,8 @@ class Memory:
         """Return the policy that ``spec`` names; one that has learned, if one is free.
 
         Raises:
-            ConfigError: It is unknown, or there is no power source for a budget.
+            ConfigError: It is unknown, there is no power source for a budget, or the draft
+                cannot draft in the way it asks for.
         """
         budgets = {"max_watts": max_watts, "max_joules_per_token": max_joules_per_token}
         if not self._measures and any(b is not None for b in budgets.values()):
@@ -99,9 +105,21 @@ class Memory:
         return found
 
     def _choosing(self, rule: Controller) -> Controller:
-        """Return a rule that chooses how blocks are drafted, where the draft has ways."""
-        parallel = self._parallel
-        return rule if parallel is None else ParallelPacing(rule, parallel)
+        """Return a rule that chooses how blocks are drafted, where the draft has ways.
+
+        A ConfigError where it asks for a way that the draft has not.
+        """
+        if self._parallel is not None:
+            return ParallelPacing(rule, self._parallel)
+        way = rule.way_asked if isinstance(rule, FixedLength) else ""
+        if way not in ("", AUTOREGRESSIVE):
+            raise ConfigError(
+                f"controller {rule.name!r} needs a draft that says several tokens in one "
+                "forward, and this one, or its engine, says one",
+                hint=f"{rule.name.rpartition(':')[0]}, or a draft that was made with "
+                "`draftwire export draft --parallel 8`, on onnxruntime 1.20 or newer",
+            )
+        return rule
 
     def give_back(self, controller: Controller) -> None:
         """The stream of ``controller`` has ended: the next one may learn from it."""

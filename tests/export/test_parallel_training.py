@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_refused(family, models, tmp_path, text):
     refused("written is 1.5", written=1.5)
     refused("one token a forward alone", passes=2)
     refused("no draft of v1 with these layers", start=models("qwen2"))
+    refused("is neither a draft package nor", start=family[1].parent)
     refused("no draft of llama", anchor_layers=0, source=models("llama"), start=family[1])
     assert not (tmp_path / "x.draft").exists()
 

@@ -161,8 +161,9 @@ def test_the_targets_own_text_from_a_parallel_draft(
             assert sum(row["accepted"] for row in rows) == session.report["accepted"]
             asked = way["controller"].split(":")[-1]
             if asked in told:
-                # In a race on a busy machine all drafts may come too late to be sent.
                 assert told[asked]["drafted"] == session.report["drafted"]
+                if way.get("objective") != "latency":  # a race may overtake all of them
+                    assert told[asked]["drafted"] > 0
             masked += told["parallel"]["drafted"] + told["hybrid"]["drafted"]
         assert masked > 0
         lines = []

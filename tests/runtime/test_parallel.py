@@ -16,7 +16,13 @@ from draftwire.runtime.drafter import Drafter
 from draftwire.runtime.edge.actions import Draft
 from draftwire.runtime.edge.mode import Mode
 from draftwire.runtime.pacing.auto import Auto
-from draftwire.runtime.pacing.controller import DRAFTING, Round, make_controller
+from draftwire.runtime.pacing.controller import (
+    DRAFTING,
+    FixedLength,
+    Round,
+    make_controller,
+)
+from draftwire.runtime.pacing.decisions import Memory
 from draftwire.runtime.pacing.parallel import Depths, ParallelPacing, Prices
 from draftwire.sampling import SamplingParams, make_decider, make_proposer
 from draftwire.sampling.qs import QsProposer, QsSettings
@@ -338,6 +344,15 @@ def test_a_race_is_decided_by_the_clock():
     assert set(ways) == set(DRAFTING), "each was tried"
     late = ways[500:]
     assert late.count("autoregressive") > 0.9 * len(late)
+
+
+def test_a_way_that_the_draft_has_not():
+    memory = Memory("off", b"", 9, measures=False)
+    for spec in ("fixed:4:parallel", FixedLength(4, "hybrid")):
+        with pytest.raises(ConfigError, match="one forward, and this one") as caught:
+            memory.controller(spec)
+        assert caught.value.hint.startswith("fixed:4, or")
+    assert memory.controller("fixed:4:autoregressive").name == "fixed:4:autoregressive"
 
 
 def test_a_way_that_does_not_exist():
