@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +268,20 @@ def test_a_token_is_never_shown(played, monkeypatch, capsys):
     monkeypatch.setenv("DRAFTWIRE_TOKEN", "two words hidden")
     assert main(["config", "show"]) == 2
     assert "hidden" not in capsys.readouterr().err.replace("(not shown)", "")
+
+
+def test_each_flag_says_what_it_takes_and_does():
+    def flags(parser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for child in action.choices.values():
+                    yield from flags(child)
+            elif action.help != argparse.SUPPRESS:
+                yield parser.prog, action
+
+    wrong = [
+        (prog, action.dest, action.metavar, action.help)
+        for prog, action in flags(whole_parser())
+        if not action.help or re.search(r"[() ]", str(action.metavar or ""))
+    ]
+    assert not wrong

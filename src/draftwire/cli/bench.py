@@ -24,7 +24,7 @@ LEAVES = {
         """
 --draft DIR                draft package (default: the reference one)
 --engines E[,E]:words =    onnxruntime, litert (default: installed)
---precisions P[,P]:words = (default: all that the draft has)
+--precisions P[,P]:words =  (default: all that the draft has)
 --threads N,N:counts       default: 1, 2, 4
 --provider NAME            of onnxruntime: auto (default), cpu, cuda, tensorrt
 --rounds N =30             of 16 tokens
