@@ -52,6 +52,7 @@ setuptools.setup(
         "draftwire.energy.live": ["*.json"],
         "draftwire.energy.reports": ["*.css", "*.js", "*.mplstyle"],
         "draftwire.transport": ["*.md", "*.json"],
+        "draftwire.verifier.kit": ["*.json"],
         "draftwire.bench": ["profiles/*.toml"],
         "draftwire.bench.link": ["*.toml"],
     },

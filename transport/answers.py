@@ -23,17 +23,6 @@ from draftwire.errors import (
 )
 from draftwire.transport.messages import Error
 
-__all__ = [
-    "Head",
-    "clean",
-    "may_pass",
-    "passes",
-    "read_head",
-    "refusal",
-    "retry_after",
-    "to_exception",
-]
-
 _MAX_HEAD = 32 * 1024  # bytes of status line and headers
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: .*)?\Z")
 

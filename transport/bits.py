@@ -8,17 +8,6 @@ import numpy as np
 
 from draftwire.errors import ProtocolError
 
-__all__ = [
-    "Reader",
-    "id_bits",
-    "pack_ids",
-    "pack_time",
-    "packed_size",
-    "unpack_ids",
-    "unpack_time",
-    "varint",
-]
-
 MAX_VARINT = 2**64 - 1
 _SMALL = 32  # ids: below this, plain integers beat numpy
 _PIECE = 4096  # ids; a multiple of 8, so that a piece begins with a whole byte

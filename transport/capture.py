@@ -15,8 +15,6 @@ from typing import Callable, Tuple
 
 from draftwire.errors import ConfigError
 
-__all__ = ["WireCapture", "tcp_segment"]
-
 _OUTGOING = 4  # linux/if_packet.h, PACKET_OUTGOING
 _TCP = 6
 _ALL = 0x0003  # ETH_P_ALL; IP alone would miss what this machine sends

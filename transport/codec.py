@@ -42,17 +42,6 @@ from draftwire.transport.messages import (
     Welcome,
 )
 
-__all__ = [
-    "CHECK_BYTES",
-    "MAX_BLOCK",
-    "MAX_FRAME",
-    "MAX_SEQUENCE",
-    "MAX_STREAM",
-    "SUBPROTOCOL",
-    "Codec",
-    "check_of",
-]
-
 SCHEMA = json.loads((Path(__file__).parent / "protocol.json").read_text("utf-8"))
 SUBPROTOCOL: str = SCHEMA["subprotocol"]
 MAX_FRAME = 8 * 2**20  # bytes; 8 tokens' whole distributions at V = 152,064 are 2.4 MB

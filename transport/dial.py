@@ -30,24 +30,6 @@ from draftwire.errors import (
 )
 from draftwire.transport.answers import clean, passes, read_head, retry_after
 
-__all__ = [
-    "KEY_BYTES",
-    "SESSION_HEADER",
-    "Proxy",
-    "Resolve",
-    "check_url",
-    "explain",
-    "find_proxy",
-    "health_url",
-    "is_loopback",
-    "key_of",
-    "reach",
-    "resolve",
-    "tls_context",
-    "tunnel",
-    "web",
-]
-
 SESSION_HEADER = "X-Session-Id"  # the name that Ray Serve's router reads
 KEY_BYTES = 4  # of a session id, with which the ids of its streams begin
 ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5

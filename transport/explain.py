@@ -7,8 +7,6 @@ from typing import NamedTuple
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
 
-__all__ = ["Explained", "Piece", "explain"]
-
 
 class Piece(NamedTuple):
     """Some bytes of a frame and what they mean."""

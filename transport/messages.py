@@ -11,26 +11,6 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple, Union
 
-__all__ = [
-    "Block",
-    "Bye",
-    "Commit",
-    "Error",
-    "Finish",
-    "Frame",
-    "Grammar",
-    "Hello",
-    "Kind",
-    "Message",
-    "Open",
-    "Opened",
-    "Progress",
-    "Provisional",
-    "Resume",
-    "Resumed",
-    "Welcome",
-]
-
 
 class Kind(enum.IntEnum):
     """Message kinds; numbers are part of the wire format, never reuse one."""

@@ -10,8 +10,6 @@ import enum
 import re
 from typing import FrozenSet, Mapping, Tuple, TypeVar, Union
 
-__all__ = ["Table", "after", "diagram", "fill"]
-
 S = TypeVar("S", bound=enum.Enum)
 
 # (state, event) -> the next state, or those that it may be.

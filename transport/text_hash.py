@@ -7,8 +7,6 @@ import sys
 from array import array
 from typing import Iterable
 
-__all__ = ["TextHash"]
-
 _CODE = next(code for code in "ILQ" if array(code).itemsize == 4)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MASK", "Meter", "Traffic", "wire_size"]
-
 # TCP/IPv4 with timestamps in one segment, a TLS 1.3 record, the mask of a client's frame.
 # `WireCapture` counts the real ones; a test holds these to it.
 _TCP_IP = 52

@@ -43,8 +43,6 @@ from draftwire.transport.messages import Error, Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import MASK, Meter, wire_size
 from draftwire.transport.wirelog import ConnectionLog, WireLog
 
-__all__ = ["WebsocketNetwork", "WebsocketWire"]
-
 _OUTBOX = 4 * MAX_FRAME  # bytes that a peer may leave unread before it counts as gone
 
 

@@ -39,8 +39,6 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 from draftwire.errors import ConfigError
 
-__all__ = ["ConnectionLog", "Event", "WireLog", "plain", "read_wire_log", "rotated"]
-
 log = logging.getLogger("draftwire.wirelog")
 
 SCHEMA = "draftwire.wirelog/1"

@@ -12,6 +12,7 @@ from pathlib import Path
 from draftwire.sampling import make_decider, shape_for
 from draftwire.sampling.grammar import Grammar, Rules, Vocabulary
 
+_FOLDER = tempfile.TemporaryDirectory(prefix="draftwire-grammars-")  # goes at the end
 HAVE = find_spec("llguidance") is not None
 _LETTERS = ["a", "b", "c", "z", "d", "{", "}", '"', ":", ",", "[", "]", "0", "1", "2"]
 _MERGES = ['{ "', '" }', '" :', "a b", "ab c", '" ,', "c d", "1 2"]
@@ -68,7 +69,7 @@ def tokenizer_json():
 @functools.lru_cache
 def tokenizer_path():
     """Return where that file lies."""
-    path = Path(tempfile.mkdtemp(prefix="draftwire-grammars-")) / "tokenizer.json"
+    path = Path(_FOLDER.name) / "tokenizer.json"
     path.write_text(tokenizer_json(), encoding="utf-8")
     return path
 

@@ -35,8 +35,8 @@ from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import run_rows
 from draftwire.verifier.kit.target import (
     KIT_HELLO,
+    TOKENIZER,
     KitTarget,
-    kit_tokenizer,
     logits_after,
     text_of,
 )
@@ -303,7 +303,7 @@ def takes_any(self, request):
 
 
 def any_grammar():
-    words = vocabulary(kit_tokenizer(), KIT_HELLO.tokenizer.hex())
+    words = vocabulary(TOKENIZER, KIT_HELLO.tokenizer.hex())
     return words.compile(GRAMMARS["choices"])
 
 
@@ -476,7 +476,7 @@ def test_the_document_has_every_row_and_the_vectors():
     sparse = dataclasses.replace(coupled, noise="sparse", sample=1)
     stock = [dataclasses.replace(coupled, noise=noise) for noise in NOISES[2:]]
     vectors = [text_of(request, 12, 512) for request in (plain, coupled, sparse, *stock)]
-    words = vocabulary(kit_tokenizer(), KIT_HELLO.tokenizer.hex())
+    words = vocabulary(TOKENIZER, KIT_HELLO.tokenizer.hex())
     rules = Rules(words.compile(GRAMMARS["a schema"]), 512)
     plain, coupled = (dataclasses.replace(r, max_new_tokens=99) for r in (plain, coupled))
     vectors += [text_of(request, 99, 512, rules) for request in (plain, coupled)]

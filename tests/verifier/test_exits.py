@@ -158,7 +158,7 @@ def test_an_exit_is_what_its_tensors_say(target, slots):
     target.forward([item], on_exit=lambda k, rows: heard.append(rows[0].copy()))
     weights = target_weights(package)
     own = read_tensors(package.exits.tensors.path)
-    engine = target._in_parts()._parts[0][0]
+    engine = target._in_parts()[0]
     feeds = {
         "input_ids": ids[None],
         "past_lens": np.array([0]),

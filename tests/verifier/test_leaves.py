@@ -11,7 +11,7 @@ from verifier_lab import assert_leaves
 from draftwire.errors import ProtocolError
 from draftwire.transport.messages import Block, Commit, Finish, Open
 from draftwire.verifier.backends.base import SlotInput
-from draftwire.verifier.backends.onnx_leaves import opened
+from draftwire.verifier.backends.onnx_graph import opened
 from draftwire.verifier.leaves import Leaves
 from draftwire.verifier.target_session import TargetSession
 

@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 import urllib.request
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -196,6 +198,25 @@ def test_verifiers_are_checked_with_targets_known_and_unknown(tmp_path, capsys):
             assert ("error busy" in {r["name"] for r in untested}) is not bool(exhaust)
         assert main(["verifier", "check", url, "--target", "kit"]) == 4  # no token
         assert "--token-file" in capsys.readouterr().err
+
+
+def test_the_kit_and_its_target_leave_nothing_behind(tmp_path, monkeypatch):
+    place = tmp_path / "temp"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    with serving("--target", "kit", folder=tmp_path, TMPDIR=str(place)) as (process, url):
+        words = ["verifier", "check", url, "--target", "kit", "--quick", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "draftwire", *words], capture_output=True, timeout=600
+        )
+        found = {row["name"]: row["result"] for row in json.loads(done.stdout)["rows"]}
+        assert done.returncode == 0, found
+        grammars = find_spec("llguidance") is not None
+        kept = found["a grammar: drafts change nothing"]
+        assert kept == ("conforms" if grammars else "not tested")
+        process.kill()
+        process.wait(20)
+    assert [*place.iterdir()] == []
 
 
 def test_a_device_is_tried_by_its_command(capsys):

@@ -112,7 +112,7 @@ def test_what_is_never_tried_is_tried_again():
 def test_an_adapter_that_changes_nothing(tmp_path):
     config = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 32}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    folder = empty_adapter(tmp_path)
+    folder = empty_adapter(tmp_path, tmp_path)
     tensors = read_tensors(folder / "adapter_model.safetensors")
     shapes = sorted(t.shape for t in tensors.values())
     assert shapes == [(1, 64), (128, 1)] and not any(t.any() for t in tensors.values())

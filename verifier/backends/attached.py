@@ -46,10 +46,9 @@ from draftwire.sampling.races import noise_of
 from draftwire.tokenizer import first_token
 from draftwire.transport.answers import clean, retry_after
 from draftwire.transport.dial import is_loopback, web
-from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Step
+from draftwire.verifier.backends.hf_adapter import token_ids
+from draftwire.verifier.backends.streaming import Caller, OnEnd, OnStep, Order, Push, Step
 from draftwire.verifier.backends.vllm.wish import Wish
-
-__all__ = ["AttachedLoader", "AttachedTarget", "Engine"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -278,9 +277,7 @@ class AttachedTarget:
         self.vocab_size = words.vocab_size
         self.bos_id = first_token(folder)
         said = _read(folder / "generation_config.json").get("eos_token_id")
-        ends = config.get("eos_token_id") if said is None else said
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        self.eos_ids = tuple(sorted({int(i) for i in ends}))
+        self.eos_ids = token_ids(config.get("eos_token_id") if said is None else said)
         self.slots = slots
         self._workers = ThreadPoolExecutor(slots, "draftwire-engine")
         self._prompt = [int(i) for i in words.encode("The quick brown fox jumps over")]
@@ -473,7 +470,7 @@ class AttachedLoader:
         )
 
 
-class _Run:
+class _Run(Caller):
     """One stream: its text here, its cache there."""
 
     def __init__(
@@ -484,13 +481,13 @@ class _Run:
         on_step: OnStep,
         on_end: OnEnd,
     ) -> None:
-        self._target, self._order, self._clock = target, order, clock
-        self._on_step, self._on_end = on_step, on_end
+        super().__init__(order, clock, on_step, on_end)
+        self._target = target
         self._salt = secrets.token_hex(16)
         self._text = list(order.tokens)
         self._wish = Wish()
         self._lock = threading.Lock()
-        self._read = self._busy = self._closed = self._over = False
+        self._read = self._busy = self._over = False
         self._known, self._piece = 0, _PIECE  # of the prompt, tokens
 
     def push(self, push: Push) -> None:
@@ -498,10 +495,6 @@ class _Run:
         with self._lock:
             self._wish.take(push, time.monotonic())
         self.go_on()
-
-    def close(self) -> None:
-        """The stream is over."""
-        self._closed = True
 
     def go_on(self) -> None:
         """Ask for what is wanted, if anything is and nothing is asked for yet."""
@@ -512,7 +505,7 @@ class _Run:
         self._target._workers.submit(self._work)
 
     def _wants(self) -> bool:
-        if self._closed or self._over:
+        if self.closed or self._over:
             return False
         self._wish.settle(self._text, len(self._text))
         return not self._read or not self._wish.holds(len(self._text))
@@ -522,14 +515,10 @@ class _Run:
             while self._step():
                 pass
         except DraftwireError as error:
-            self._fail(error)
+            self.end(error)
         except Exception as error:  # noqa: BLE001 - what a worker raises, nobody would see
             log.exception("asking an engine failed")
-            self._fail(ModelError(f"asking the engine failed: {type(error).__name__}"))
-
-    def _fail(self, error: DraftwireError) -> None:
-        self._over = True
-        self._clock.post(self._tell_end, error)
+            self.end(ModelError(f"asking the engine failed: {type(error).__name__}"))
 
     def _step(self) -> bool:
         """Ask once, if anything is wanted; return whether to look again."""
@@ -538,7 +527,7 @@ class _Run:
             if not self._wants():
                 self._busy = False
                 return False
-            room = self._order.end - length
+            room = self.order.end - length
             # The first step reads the prompt, with nothing else in its way.
             drafts = self._wish.drafts(length, room) if self._read else []
             epoch, since = self._wish.epoch, self._wish.since
@@ -546,20 +535,20 @@ class _Run:
             return self._read_on(epoch)
         prompts = [self._text + drafts[:n] for n in range(min(len(drafts) + 1, room))]
         began = time.monotonic()
-        params = self._order.params
-        said = target.winners(prompts, params, self._salt, lambda: self._closed)
+        params = self.order.params
+        said = target.winners(prompts, params, self._salt, lambda: self.closed)
         took = time.monotonic() - began
         new: list[int] = []
         for n, token in enumerate(said):
             new.append(token)
-            if token in self._order.stop_ids or n >= len(drafts) or token != drafts[n]:
+            if token in self.order.stop_ids or n >= len(drafts) or token != drafts[n]:
                 break
         self._text += new
-        self._over = new[-1] in self._order.stop_ids or len(self._text) >= self._order.end
+        self._over = new[-1] in self.order.stop_ids or len(self._text) >= self.order.end
         self._read = True
         waited = max(0.0, began - since) if since and drafts else 0.0
         step = Step(tuple(new), len(drafts), epoch, waited, took)
-        self._clock.post(self._tell, step)
+        self.say(step)
         return True
 
     def _read_on(self, epoch: int) -> bool:
@@ -567,22 +556,13 @@ class _Run:
         began = time.monotonic()
         self._known += self._piece
         self._target.winners(
-            [self._text[: self._known]], SamplingParams(), self._salt, lambda: self._closed
+            [self._text[: self._known]], SamplingParams(), self._salt, lambda: self.closed
         )
         took = time.monotonic() - began
         if took < _PIECE_S:  # a quick engine is asked seldom
             self._piece *= 2
-        self._clock.post(self._tell, Step((), 0, epoch, 0.0, took))
+        self.say(Step((), 0, epoch, 0.0, took))
         return True
-
-    def _tell(self, step: Step) -> None:
-        if not self._closed:
-            self._on_step(step)
-
-    def _tell_end(self, error: DraftwireError) -> None:
-        if not self._closed:
-            self._closed = True
-            self._on_end(error, False)
 
 
 def _card(listed: Any, model: str, url: str) -> dict[str, Any]:

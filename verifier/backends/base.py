@@ -18,29 +18,14 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Protocol, Sequence, Tuple
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, RefusedError
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from draftwire.packages import Exit, Family
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = [
-    "SHARED_BYTES",
-    "ExitListener",
-    "Form",
-    "Frame",
-    "SlotInput",
-    "SlotTable",
-    "SlotTarget",
-    "TargetBackend",
-]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -77,15 +62,7 @@ class SlotInput:
         return len(self.tokens) - len(self.leaves)
 
     def part(self, first: int, last: int) -> SlotInput:
-        """Return tokens ``first..last-1`` as an input of their own.
-
-        Args:
-            first: Index of its first token.
-            last: Index after its last token.
-
-        Returns:
-            The part, asking for those of the wanted rows that fall inside it.
-        """
+        """Return tokens ``first..last-1``, and those of the wanted rows that are theirs."""
         n = len(self.tokens)
         if first == 0 and last == n:
             return self
@@ -93,46 +70,35 @@ class SlotInput:
         return SlotInput(self.slot, self.start + first, self.tokens[first:last], rows)
 
 
-class TargetBackend(Protocol):
-    """A target model on some engine, with KV slots for many sessions.
+class Target(Protocol):
+    """What is known of a target, whichever engine it is on."""
 
-    Attributes:
-        id: Hash of the weights' package; changes with every version.
-        name: Human name, such as ``"reference"``.
-        version: Which evolution of the target, such as ``"v2"``.
-        family: What a draft must share: backbone and tokenizer fingerprints.
-        vocab_size: Number of token ids, padding rows left out.
-        context: Most tokens that a slot can hold.
-        bos_id: Token that starts a text, or None.
-        eos_ids: Tokens that end one.
-        slots: How many sessions fit at the same time.
-        exits: Early exits, from the lowest up; empty for a target that has none.
-        numerics: ``"exact"``: a position's logits have the same bits however they were
-            asked for; ``"close"``: the same up to ``logit_error``.
-        leaves: Whether inputs may have leaves; absent, they may not.
-        logit_error: How far two ways to ask were apart when it was loaded, in logits;
-            0.0 when exact.
-    """
-
-    id: str
-    name: str
-    version: str
-    family: Family
-    vocab_size: int
-    context: int
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    slots: int
-    exits: tuple[Exit, ...]
+    id: str  # hash of the weights' package; changes with every version
+    name: str  # for people, such as "reference"
+    version: str  # which evolution of the target, such as "v2"
+    family: Family  # what a draft must share: backbone and tokenizer fingerprints
+    vocab_size: int  # number of token ids, padding rows left out
+    context: int  # most tokens of a stream
+    bos_id: int | None  # token that starts a text
+    eos_ids: tuple[int, ...]  # tokens that end one
+    slots: int  # how many streams fit at the same time
+    exits: tuple[Exit, ...]  # early exits, from the lowest up
+    # "exact": a position's logits have the same bits however they were asked for; "close":
+    # the same up to ``logit_error``; "unstated": the arithmetic is nobody's promise
     numerics: str
+    # how far two ways to ask were apart when it was loaded, in logits; 0.0 when exact, or
+    # not known
     logit_error: float
 
-    def allocate(self) -> int:
-        """Take a KV slot.
 
-        Raises:
-            RefusedError: Every slot is in use.
-        """
+class TargetBackend(Target, Protocol):
+    """A target model on some engine, with KV slots for many sessions.
+
+    Its inputs may have leaves where it has an attribute ``leaves`` that is true.
+    """
+
+    def allocate(self) -> int:
+        """Take a KV slot; a RefusedError where every one is in use."""
         raise NotImplementedError
 
     def release(self, slot: int) -> None:
@@ -142,10 +108,10 @@ class TargetBackend(Protocol):
     def forward(
         self, batch: Sequence[SlotInput], on_exit: ExitListener | None = None
     ) -> list[np.ndarray[Any, Any]]:
-        """Run one forward; blocking, for one worker thread.
+        """Run one forward over inputs of different slots; blocking, for one worker thread.
 
         Args:
-            batch: Inputs of different slots.
+            batch: The inputs.
             on_exit: Called from the same thread in the middle of the forward, once an
                 exit is reached: its number, and its logits of the wanted rows of each
                 input. A backend that cuts the batch calls it for each cut, with no
@@ -186,9 +152,7 @@ class Form:
     ) -> Iterator[list[Cut]]:
         """Yield forwards of the engine, each with which input its parts belong to.
 
-        Args:
-            batch: Inputs of different slots.
-            tokens: ``(slots, context)`` that are cached.
+        ``tokens`` ``(slots, context)`` are cached.
         """
         rest = list(enumerate(batch))
         while rest:
@@ -211,14 +175,10 @@ Cut = Tuple[int, SlotInput]
 
 
 class Frame:
-    """Inputs side by side, left-aligned and padded as a form says.
-
-    Args:
-        items: Inputs of different slots.
-        form: The form.
+    """Inputs of different slots side by side, left-aligned and padded as a form says.
 
     Attributes:
-        items: The same.
+        items: The inputs.
         width: Columns of ``ids``.
         ids: ``(B, width)`` int64, padded with 0.
         rows: ``(N,)`` where logits are wanted, as indices ``b * width + s``, padded.
@@ -275,13 +235,7 @@ def up(count: int, step: int) -> int:
 
 
 class SlotTable:
-    """Which slots are taken and how many tokens each one holds.
-
-    Args:
-        slots: Number of slots.
-        context: Tokens that each can hold.
-        vocab_size: Token ids must be below it.
-    """
+    """Which slots are taken and how many of ``context`` tokens each one holds."""
 
     def __init__(self, slots: int, context: int, vocab_size: int) -> None:
         if slots < 1:
@@ -297,11 +251,7 @@ class SlotTable:
         self._lock = threading.Lock()
 
     def allocate(self) -> int:
-        """Take the lowest free slot.
-
-        Raises:
-            RefusedError: None is free.
-        """
+        """Take the lowest free slot; a RefusedError where there is none."""
         with self._lock:
             if not self._free:
                 raise RefusedError(
@@ -313,11 +263,7 @@ class SlotTable:
         return slot
 
     def release(self, slot: int) -> None:
-        """Give ``slot`` back.
-
-        Raises:
-            ValueError: It was not taken.
-        """
+        """Give ``slot`` back; a ValueError where it was not taken."""
         with self._lock:
             if not 0 <= slot < len(self.lengths) or slot in self._free:
                 raise ValueError(f"slot {slot} is not in use")
@@ -326,11 +272,9 @@ class SlotTable:
             self._free.sort(reverse=True)
 
     def check(self, batch: Sequence[SlotInput]) -> None:
-        """Refuse a batch that would read or write outside a session's own tokens.
+        """Refuse (ModelError) a batch beyond its sessions' own tokens.
 
-        Raises:
-            ModelError: An input is empty, overlong, leaves a gap, or names a slot
-                twice or an unknown token.
+        An input is empty, overlong, leaves a gap, names a slot twice or an unknown token.
         """
         with self._lock:
             free = frozenset(self._free)
@@ -414,29 +358,17 @@ class SlotTarget:
         self.table.release(slot)
 
     def share(self, source: int, slot: int, length: int) -> bool:
-        """Copy what the first tokens of a slot have left into one that is empty.
+        """Copy what ``length`` tokens of a slot have left into one that was just allocated.
 
-        Callable while the worker runs other tokens of ``source``.
-
-        Args:
-            source: It may be in use.
-            slot: Just allocated.
-            length: So many tokens; ``source`` keeps them.
-
-        Returns:
-            False where that is not to be had; then the tokens have to be read.
+        Callable while the worker runs other tokens of ``source``, which keeps those. False
+        where that is not to be had; then the tokens have to be read.
         """
         return False
 
     def run(self, frame: Frame, tell: Tell | None) -> list[np.ndarray[Any, Any]]:
-        """Run one forward of the engine and keep its keys and values.
+        """Run one forward of the engine, keep its keys and values; return wanted logits.
 
-        Args:
-            frame: Its inputs.
-            tell: Called at each exit; what it raises ends the forward.
-
-        Returns:
-            Each input's wanted logits.
+        ``tell`` is called at each exit; what it raises ends the forward.
         """
         raise NotImplementedError
 
@@ -474,12 +406,8 @@ class SlotTarget:
     def settle(self, wanted: str | None, default: str) -> None:
         """Choose the form of forwards, and measure what it leaves open.
 
-        Args:
-            wanted: ``"exact"``, ``"close"``, or None for the default.
-            default: Likewise; exact is close where that cannot be had.
-
-        Raises:
-            ConfigError: No form is exact on this engine.
+        ``wanted`` is "exact" (a ConfigError where no form is, on this engine), "close", or
+        None for the ``default``, of which exact is close where it cannot be had.
         """
         self.numerics = wanted or default
         for form in self.forms if self.numerics == "exact" else ():

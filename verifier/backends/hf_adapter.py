@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from draftwire.errors import ConfigError, ModelError
-
-__all__ = ["adapter_base", "merge_adapter", "put_beside", "share"]
+from draftwire.tensors import read_header
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -63,6 +62,30 @@ def adapter_base(folder: Path) -> Path | None:
         f"the base {named!r} of adapter {folder} is not a folder on this machine",
         hint=f"set base_model_name_or_path in {_CONFIG} to the base's folder",
     )
+
+
+def base_of(path: Path) -> Path:
+    """Return the folder of a checkpoint, that of its base where it is an adapter.
+
+    Raises:
+        ModelError: There is no checkpoint, or as :func:`adapter_base`.
+        PackageError: The header of a file cannot be a model's.
+    """
+    base = adapter_base(path) or path
+    if not (base / "config.json").is_file():
+        raise ModelError(
+            f"{base} is no checkpoint folder: it has no config.json",
+            hint="give the folder that Hugging Face's save_pretrained wrote",
+        )
+    for file in {*path.glob("*.safetensors"), *base.glob("*.safetensors")}:
+        read_header(file)  # the libraries take half a minute over a hostile one
+    return base
+
+
+def token_ids(*said: Any) -> tuple[int, ...]:
+    """Return the ids that some ``eos_token_id`` name: each is a number, a list or None."""
+    lists = [ids if isinstance(ids, (list, tuple)) else [ids] for ids in said]
+    return tuple(sorted({int(i) for ids in lists for i in ids if i is not None}))
 
 
 def merge_adapter(model: Any, folder: Path) -> None:

@@ -18,8 +18,6 @@ from draftwire.packages import Exit
 from draftwire.packages.exits import exits_of_header, torch_places
 from draftwire.tensors import TensorFile
 
-__all__ = ["HFExits"]
-
 
 class HFExits:
     """The exits of one model, which is on its device with its adapter merged.

@@ -25,7 +25,6 @@ import numpy as np
 from draftwire.errors import ConfigError, IncompatibleError, ModelError
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.packages.exits import EXITS_FILE
-from draftwire.tensors import read_header
 from draftwire.tokenizer import first_token
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
@@ -38,14 +37,13 @@ from draftwire.verifier.backends.base import (
     up,
 )
 from draftwire.verifier.backends.hf_adapter import (
-    adapter_base,
+    base_of,
     merge_adapter,
     put_beside,
     share,
+    token_ids,
 )
 from draftwire.verifier.backends.hf_exits import HFExits
-
-__all__ = ["HFBases", "HFTarget"]
 
 _INSTALL = "pip install 'draftwire[verifier]'"
 # What models raise whose attention wants a mask or a cache of its own form.
@@ -137,14 +135,7 @@ class HFTarget(SlotTarget):
         self._torch, transformers = _imports()
         torch = self._torch
         folder = Path(path)
-        base = adapter_base(folder) or folder
-        if not (base / "config.json").is_file():
-            raise ModelError(
-                f"{base} is no checkpoint folder: it has no config.json",
-                hint="give the folder that Hugging Face's save_pretrained wrote",
-            )
-        for file in {*folder.glob("*.safetensors"), *base.glob("*.safetensors")}:
-            read_header(file)  # the library takes half a minute over a hostile one
+        base = base_of(folder)
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -185,7 +176,8 @@ class HFTarget(SlotTarget):
         # A leaf sees a place that is not the one before it, which a convolution cannot.
         self.masked = "conv" not in self._kinds
         self.bos_id = first_token(tokenizer)
-        self.eos_ids = _eos_ids(self._model, config)
+        sources = (config, getattr(self._model, "generation_config", None))
+        self.eos_ids = token_ids(*(getattr(s, "eos_token_id", None) for s in sources))
         self.slots = slots
         self.table = SlotTable(slots, self.context, self.vocab_size)
         self._used = [0] * slots  # columns of a slot that hold anything
@@ -382,15 +374,6 @@ def _context(config: Any, wanted: int | None) -> int:
     if wanted is not None and not 1 <= wanted <= limit:
         raise ConfigError(f"a context of {wanted} is outside 1..{limit} of this model")
     return wanted or min(limit, 4096)
-
-
-def _eos_ids(model: Any, config: Any) -> tuple[int, ...]:
-    found: set[int] = set()
-    for source in (config, getattr(model, "generation_config", None)):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            found.update(ids if isinstance(ids, (list, tuple)) else [ids])
-    return tuple(sorted(found))
 
 
 def _slot_cache(config: Any, slots: int, columns: int) -> Any:

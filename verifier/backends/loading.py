@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from draftwire.verifier.backends.base import TargetBackend
     from draftwire.verifier.backends.hf_target import HFBases
 
-__all__ = ["ADAPTERS", "BACKENDS", "Loader"]
-
 BACKENDS = ("auto", "onnx", "hf")
 ADAPTERS = ("auto", "beside", "merged")
 # Below this many bytes of a package's weights a model for each version takes less than

@@ -14,17 +14,17 @@ copied. ``python -m tools.forward`` measures that, docs/verifier.md has the figu
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
-from functools import partial
 from pathlib import Path
-from typing import Any, Collection, Mapping, Sequence
+from typing import Any, Collection, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ModelError, PackageError
 from draftwire.io import version_tuple
 from draftwire.packages import TargetPackage, load_target
-from draftwire.tensors import target_weights
+from draftwire.tensors import adapter_halves, read_tensors, target_weights
 from draftwire.verifier.backends.base import (
     SHARED_BYTES,
     Cut,
@@ -35,15 +35,57 @@ from draftwire.verifier.backends.base import (
     SlotTarget,
     Tell,
 )
-from draftwire.verifier.backends.onnx_beside import Engine, SharedBase, beside_of
-from draftwire.verifier.backends.onnx_leaves import MASK, PLACES, mask_of, opened
-from draftwire.verifier.backends.onnx_parts import TargetParts
-
-__all__ = ["OnnxTarget", "WeightStore"]
+from draftwire.verifier.backends.onnx_graph import MASK, PLACES, beside_of, mask_of, opened
 
 log = logging.getLogger("draftwire.verifier")
 
+Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 _GRAPH = "model.onnx"
+
+
+class Engine(NamedTuple):
+    """A session, the heads that share a key (0: no mask wanted), and empty halves."""
+
+    session: Any
+    group: int
+    empty: dict[str, np.ndarray[Any, Any]]  # of adapters, by the names of inputs
+
+
+class SharedBase:
+    """The weights of a base target, and the engine that it shares with its versions.
+
+    Attributes:
+        weights: By parameter name, float32.
+        engine: Replaced when a version changes layers that none before it has changed;
+            None before the first target needs it.
+    """
+
+    def __init__(self, package: TargetPackage) -> None:
+        base = package.base or package
+        self.weights = read_tensors(base.path / "weights.safetensors")
+        self.engine: Engine | None = None
+        self._names: set[str] = set()
+        self._lock = threading.Lock()
+
+    def run_beside(self, package: TargetPackage, threads: int | None) -> Arrays | None:
+        """Make the engine fit a target; return what is fed with each forward of it.
+
+        None where a layer of its adapter is no ``Gemm`` of a known form.
+
+        Raises:
+            PackageError: The adapter is damaged.
+            ModelError: The engine refuses the graph.
+        """
+        pairs = adapter_halves(package, self.weights)
+        with self._lock:  # targets load in threads of their own
+            if self.engine is None or not self._names >= {*pairs}:
+                names = sorted(self._names | {*pairs})
+                engine = _make(package, self.weights, threads, names)
+                if engine is None:
+                    return None
+                self.engine, self._names = engine, {*names}
+        ends = (".a", ".b")
+        return {n + end: half for n, pair in pairs.items() for end, half in zip(ends, pair)}
 
 
 class WeightStore:
@@ -55,11 +97,7 @@ class WeightStore:
         )
 
     def base(self, package: TargetPackage) -> SharedBase:
-        """Return what a whole target, or an evolved one, builds on.
-
-        Raises:
-            PackageError: Its tensors are damaged.
-        """
+        """Return what a target builds on; a PackageError where its tensors are damaged."""
         name = (package.base or package).id
         found = self._bases.get(name)
         if found is None:
@@ -150,9 +188,8 @@ class OnnxTarget(SlotTarget):
         self._package, self._threads = package, threads
         halves = None
         if beside and numerics != "exact":
-            make = partial(_make, package, self._base.weights, threads)
-            halves = self._base.run_beside(package, make)
-        self._weights: Mapping[str, Any] | None = None  # merged
+            halves = self._base.run_beside(package, threads)
+        self._weights: Arrays | None = None  # merged
         self._own: Engine | None = None
         if halves is None:
             self._weights = target_weights(package, self._base.weights)
@@ -160,7 +197,9 @@ class OnnxTarget(SlotTarget):
         self._halves = halves or {}
         self.masked = self._engine.group > 0
         self.exits = package.exits.exits if package.exits is not None else ()
-        self._parts: TargetParts | None = None  # loaded when first asked for
+        # Each packs its matrices for itself, so a target whose exits are in use takes the
+        # memory of its weights twice: loaded when somebody first asks for exits.
+        self._parts: list[Any] | None = None
         self._names = [(f"past.{i}.key", f"past.{i}.value") for i in range(shape.layers)]
         self._outputs = ["logits"] + [
             f"new.{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")
@@ -236,13 +275,15 @@ class OnnxTarget(SlotTarget):
             feeds.update(self._halves)
             logits, *new = engine.session.run(self._outputs, feeds)
         else:
-
-            def heard(k: int, rows: np.ndarray[Any, Any]) -> None:
-                assert tell is not None
-                tell(k, frame.by_row(rows[:, : self.vocab_size]))
-
-            found = parts.run(feeds, heard)
-            logits, *new = (found[name] for name in self._outputs)
+            assert tell is not None
+            for k, part in enumerate(parts):
+                inputs, outputs = part.get_inputs(), [v.name for v in part.get_outputs()]
+                results = part.run(outputs, {v.name: feeds[v.name] for v in inputs})
+                feeds.update(zip(outputs, results))
+                if k < len(parts) - 1:
+                    rows = feeds["exit.logits"]
+                    tell(k, frame.by_row(rows[:, : self.vocab_size]))
+            logits, *new = (feeds[name] for name in self._outputs)
         # Nothing is kept before the last part is through: what a listener breaks off has
         # left no trace.
         for b, item in enumerate(items):
@@ -253,20 +294,38 @@ class OnnxTarget(SlotTarget):
                 cache[i, 1] = new[2 * i + 1][b, :, : item.kept]
         return frame.by_row(logits[:, : self.vocab_size])
 
-    def _in_parts(self) -> TargetParts | None:
-        """Return the target in parts, or None when it has no exits (that work)."""
+    def _in_parts(self) -> list[Any] | None:
+        """Return sessions of the target's parts, or None when it has no exits (that work).
+
+        The parts are those of :mod:`draftwire.export.graphs.parts`: they read the slots'
+        caches as the whole graph does and give the same logits; exits speak between them.
+        """
         if self._parts is None and self.exits:
             try:
-                self._parts = TargetParts(
-                    self._package,
-                    self._weights or target_weights(self._package, self._base.weights),
-                    lambda path, weights: _session(path, weights, self._threads),
-                )
+                self._parts = self._load_parts()
             except (ModelError, PackageError) as error:
                 # Exits are hints: a stream goes on without them.
                 log.warning("%s serves without its exits: %s", self.name, error)
                 self.exits = ()
         return self._parts
+
+    def _load_parts(self) -> list[Any]:
+        package, exits = self._package, self._package.exits
+        assert exits is not None
+        weights = self._weights or target_weights(package, self._base.weights)
+        supply = {**read_tensors(exits.tensors.path), **weights}
+        parts = []
+        for part in exits.parts:
+            missing = [name for name in part.weights if name not in supply]
+            if missing:
+                raise PackageError(
+                    f"{part.file.path.name} of {package.path.name} asks for {missing[0]}, "
+                    "which the target lacks",
+                    hint="make the exits again: draftwire export exits",
+                )
+            own = {name: supply[name] for name in part.weights}
+            parts.append(_session(part.file.path, own, self._threads))
+        return parts
 
     def _past(self, batch: Sequence[SlotInput]) -> np.ndarray[Any, Any]:
         """Return ``(layers, 2, B, kv_heads, P, head_dim)`` of the cached tokens."""
@@ -290,7 +349,7 @@ class OnnxTarget(SlotTarget):
 
 def _make(
     package: TargetPackage,
-    weights: Mapping[str, np.ndarray[Any, Any]],
+    weights: Arrays,
     threads: int | None,
     names: Collection[str] = (),
 ) -> Engine | None:
@@ -323,7 +382,7 @@ def _make(
 
 def _session(
     path: Path,
-    weights: Mapping[str, np.ndarray[Any, Any]],
+    weights: Arrays,
     threads: int | None,
     graph: bytes | None = None,
 ) -> Any:

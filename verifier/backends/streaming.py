@@ -17,33 +17,18 @@ What such an engine may do, and a session bears (:meth:`TargetSession.advance`):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, NamedTuple
+import contextlib
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from draftwire.sampling import SCHEMES, SamplingParams
+from draftwire.verifier.backends.base import Target
 
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from typing_extensions import TypeIs
 
     from draftwire.clock import Clock
     from draftwire.errors import DraftwireError
-    from draftwire.packages import Exit, Family
     from draftwire.verifier.backends.base import TargetBackend
-else:
-    Protocol = object  # `typing.Protocol` costs start-up time and checks nothing here
-
-__all__ = [
-    "OnEnd",
-    "OnStep",
-    "Order",
-    "Push",
-    "Run",
-    "Step",
-    "StreamBackend",
-    "keeps_streams",
-    "schemes_of",
-]
 
 
 class Order(NamedTuple):
@@ -106,42 +91,49 @@ class Run(Protocol):
         """The stream is over, or its link is lost: nothing of it is told after this."""
 
 
-class StreamBackend(Protocol):
+class Caller:
+    """A run as far as it calls back: in its clock's thread, in order, not after its end.
+
+    ``closed`` is set by whoever ends it first: the engine, or the verifier.
+    """
+
+    def __init__(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> None:
+        self.order, self._clock = order, clock
+        self._on_step, self._on_end = on_step, on_end
+        self.closed = self._deaf = False
+
+    def close(self) -> None:
+        """The stream is over; see :class:`Run`."""
+        self.closed = self._deaf = True
+
+    def say(self, step: Step) -> None:
+        """Tell of a step; callable from any thread, as :meth:`end`."""
+        if not self.closed:
+            self._post(self._on_step, step)
+
+    def end(self, error: DraftwireError, again: bool = False) -> None:
+        """Say that the run is over before its text is."""
+        if not self.closed:
+            self.closed = True
+            self._post(self._on_end, error, again)
+
+    def _post(self, what: Callable[..., None], *args: object) -> None:
+        def tell() -> None:
+            if not self._deaf:
+                what(*args)
+
+        with contextlib.suppress(RuntimeError):  # the verifier's loop has ended
+            self._clock.post(tell)
+
+
+class StreamBackend(Target, Protocol):
     """A target model on an engine that keeps streams itself.
 
     A text must be what the same engine gives for the same order without any drafts.
-
-    Attributes:
-        id: Hash of the weights' package, or a name.
-        name: Human name.
-        version: Which evolution of the target.
-        family: What a draft must share.
-        vocab_size: Number of token ids, padding rows left out.
-        context: Most tokens of a stream.
-        bos_id: Token that starts a text, or None.
-        eos_ids: Tokens that end one.
-        slots: How many streams may run at the same time.
-        exits: Always empty.
-        numerics: ``"unstated"`` where the engine's arithmetic is nobody's promise.
-        logit_error: 0.0 where it is not known.
-        schemes: Sampling schemes that it can do, of those whose blocks carry ids alone.
-        noises: Noise profiles that it can do.
     """
 
-    id: str
-    name: str
-    version: str
-    family: Family
-    vocab_size: int
-    context: int
-    bos_id: int | None
-    eos_ids: tuple[int, ...]
-    slots: int
-    exits: tuple[Exit, ...]
-    numerics: str
-    logit_error: float
-    schemes: tuple[str, ...]
-    noises: tuple[str, ...]
+    schemes: tuple[str, ...]  # that it can do, of those whose blocks carry ids alone
+    noises: tuple[str, ...]  # noise profiles that it can do
 
     def open(self, order: Order, clock: Clock, on_step: OnStep, on_end: OnEnd) -> Run:
         """Begin to keep a stream; it goes no further than its first step until a push.

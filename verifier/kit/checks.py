@@ -19,7 +19,7 @@ from draftwire.verifier.kit import (
 )
 from draftwire.verifier.kit.peer import Kit
 from draftwire.verifier.kit.rows import Failed, Row
-from draftwire.verifier.kit.target import KIT_HELLO, kit_tokenizer
+from draftwire.verifier.kit.target import KIT_HELLO, TOKENIZER
 
 CHECKS: list[Row] = [
     *wire_rows.ROWS,
@@ -45,7 +45,7 @@ async def prepare(kit: Kit, *, seconds: float = 60.0) -> None:
         async with kit.greeted() as peer:
             kit.known = peer.welcome.tokenizer == KIT_HELLO.tokenizer
             if kit.known:
-                kit.tokenizer = kit_tokenizer()
+                kit.tokenizer = TOKENIZER
             kit.hello = replace(kit.hello, vocab_size=peer.welcome.vocab_size)
             if peer.welcome.noise and kit.noise not in peer.welcome.noise:
                 kit.noise = peer.welcome.noise[0]  # an engine behind it has its own

@@ -13,8 +13,6 @@ from draftwire.verifier.kit.peer import Kit, Peer, Stream
 from draftwire.verifier.kit.rows import NotTested, Table, about, expect
 from draftwire.verifier.kit.target import text_of
 
-__all__ = ["GRAMMARS", "ROWS"]
-
 ROWS = Table()
 _NO_MORE = 200  # tokens: all of these texts end before
 GRAMMARS = {

@@ -10,10 +10,7 @@ with vectors.
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -30,6 +27,8 @@ from draftwire.verifier.target_session import params_of
 NAME = "kit"
 VOCAB = 512
 CONTEXT = 4096
+# Its ids are bytes, then pairs of sixteen of them (docs/conformance.md); for grammars.
+TOKENIZER = Path(__file__).with_name("tokenizer.json")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _EXIT_S = 0.002  # between the word of the exit and the end of the forward
 
@@ -47,44 +46,6 @@ KIT_HELLO = Hello(
     vocab_size=VOCAB,
     family=NAME,
 )
-
-
-# The bytes as such, then all pairs of sixteen of them.
-_PAIRED = '"{}:,[]0123abcde'
-
-
-@lru_cache(maxsize=1)
-def kit_tokenizer() -> Path:
-    """Return where the kit's ``tokenizer.json`` lies, for grammars; written once."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [i for i in range(256) if i not in shown]
-    chars = {
-        **{i: chr(i) for i in shown},
-        **{b: chr(256 + n) for n, b in enumerate(hidden)},
-    }
-    pairs = [(a, b) for a in _PAIRED for b in _PAIRED]
-    words = [*(chars[i] for i in range(256)), *(a + b for a, b in pairs)]
-    level: dict[str, Any] = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-    }
-    level["use_regex"] = False
-    model: dict[str, Any] = {
-        "type": "BPE",
-        "vocab": {word: i for i, word in enumerate(words)},
-    }
-    model["merges"] = [f"{a} {b}" for a, b in pairs]
-    file: dict[str, Any] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "normalizer": None,
-        "model": model,
-    }
-    file.update(pre_tokenizer=level, post_processor=None, decoder=level)
-    path = Path(tempfile.mkdtemp(prefix="draftwire-kit-")) / "tokenizer.json"
-    path.write_text(json.dumps(file), encoding="utf-8")
-    return path
 
 
 def _mix(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -148,7 +109,7 @@ class KitTarget:
     family, vocab_size = FAMILY, VOCAB
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    tokenizer_path = property(lambda self: kit_tokenizer())
+    tokenizer_path = TOKENIZER
     exits: tuple[Exit, ...] = (Exit(layer=1, threshold=0.0, agreement=1.0),)
 
     def __init__(self, *, slots: int = 16, context: int | None = None) -> None:

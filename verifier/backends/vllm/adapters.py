@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 
 from draftwire.errors import ModelError
 from draftwire.tensors import write_tensors
-
-__all__ = ["empty_adapter", "rank_of"]
 
 
 def rank_of(folder: Path) -> int:
@@ -29,14 +26,13 @@ def rank_of(folder: Path) -> int:
     return max(8, 1 << (rank - 1).bit_length())
 
 
-def empty_adapter(base: Path) -> Path:
-    """Write an adapter of zeros for a checkpoint, and return its folder."""
+def empty_adapter(base: Path, folder: Path) -> Path:
+    """Write an adapter of zeros for a checkpoint into ``folder``, and return that."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     hidden = int(config["hidden_size"])
     heads = int(config["num_attention_heads"])
     wide = heads * int(config.get("head_dim") or hidden // heads)
-    folder = Path(tempfile.mkdtemp(prefix="draftwire-base-"))
     about: dict[str, Any] = {
         "peft_type": "LORA",
         "r": 1,

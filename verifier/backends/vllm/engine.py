@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,12 +24,18 @@ from draftwire.errors import ConfigError, DraftwireError, IncompatibleError, Mod
 from draftwire.packages import Exit, Family, load_tokenizer, tokenizer_fingerprint
 from draftwire.sampling import SamplingParams
 from draftwire.tokenizer import first_token
-from draftwire.verifier.backends.hf_adapter import adapter_base
-from draftwire.verifier.backends.streaming import OnEnd, OnStep, Order, Push, Run, Step
+from draftwire.verifier.backends.hf_adapter import adapter_base, token_ids
+from draftwire.verifier.backends.streaming import (
+    Caller,
+    OnEnd,
+    OnStep,
+    Order,
+    Push,
+    Run,
+    Step,
+)
 from draftwire.verifier.backends.vllm import PINNED
 from draftwire.verifier.backends.vllm.adapters import empty_adapter, rank_of
-
-__all__ = ["VllmEngine", "VllmTarget", "probe"]
 
 log = logging.getLogger("draftwire.verifier")
 
@@ -109,7 +116,8 @@ class VllmEngine:
         self.rank = adapters
         self._settings = self._arguments(slots, context, dtype, adapters, options)
         self._adapters: dict[Path, Any] = {}
-        self._empty = empty_adapter(base) if adapters else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="draftwire-vllm-")
+        self._empty = empty_adapter(base, Path(self._scratch.name)) if adapters else None
         self._llm: Any = None  # AsyncLLM, over there
         self._runs: set[_Run] = set()
         self._outbox: dict[str, tuple[Any, ...]] = {}
@@ -277,6 +285,7 @@ class VllmEngine:
 
     def _end(self) -> None:
         self._stop_llm()
+        self._scratch.cleanup()
         if self._restart is not None:
             self._restart.cancel()
         if self._front is not None:
@@ -399,7 +408,7 @@ class VllmEngine:
             log.info("an abort failed: %s: %s", type(error).__name__, error)
 
 
-class _Run:
+class _Run(Caller):
     """A stream, as a request of vLLM; its methods but ``push`` and ``close`` run there."""
 
     def __init__(
@@ -412,13 +421,12 @@ class _Run:
         on_end: OnEnd,
         probing: bool,
     ) -> None:
-        self.engine, self.adapter, self.order = engine, adapter, order
+        super().__init__(order, clock, on_step, on_end)
+        self.engine, self.adapter = engine, adapter
         self.probing = probing  # all its drafts are judged, whether that pays or not
         self.name = ""  # vLLM's own id of the request
         self.wanted: Push | None = None
-        self.closed = False
         self.reads = True  # its prompt
-        self._clock, self._on_step, self._on_end = clock, on_step, on_end
 
     def push(self, push: Push) -> None:
         self.engine.soon(self._want, push)
@@ -430,8 +438,8 @@ class _Run:
 
     def close(self) -> None:
         if not self.closed:
-            self.closed = True
             self.engine.soon(self.engine.abort, self)
+        super().close()
 
     def take(self, output: Any) -> None:
         """Take in an answer, in the place of vLLM's own collector."""
@@ -452,23 +460,6 @@ class _Run:
             self.end(ModelError(f"the target's engine has ended the stream: {reason}"))
         elif reason is not None:
             self.engine._runs.discard(self)
-
-    def say(self, step: Step) -> None:
-        """Tell of a step."""
-        if not self.closed:
-            self._post(self._on_step, step)
-
-    def end(self, error: DraftwireError, again: bool = False) -> None:
-        """Say that the run is over."""
-        if not self.closed:
-            self.closed = True
-            self._post(self._on_end, error, again)
-
-    def _post(self, what: Callable[..., None], *args: Any) -> None:
-        try:
-            self._clock.post(what, *args)
-        except RuntimeError:  # the verifier's loop has ended
-            pass
 
 
 class VllmTarget:
@@ -521,9 +512,7 @@ class VllmTarget:
         self.context = self.engine.context
         self.slots = int(self.engine._settings["max_num_seqs"])
         self.bos_id = first_token(words)
-        ids = getattr(config, "eos_token_id", None)
-        ids = ids if isinstance(ids, (list, tuple)) else [ids]
-        self.eos_ids = tuple(sorted({int(i) for i in ids if i is not None}))
+        self.eos_ids = token_ids(getattr(config, "eos_token_id", None))
 
     def open(
         self,

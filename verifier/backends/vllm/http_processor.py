@@ -20,8 +20,6 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 from draftwire.errors import ConfigError
 from draftwire.sampling import SamplingParams, make_decider
 
-__all__ = ["CoupledProcessor"]
-
 
 def _params(request: Any) -> SamplingParams | None:
     given = request.extra_args or {}

@@ -6,16 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from draftwire.errors import ModelError
-from draftwire.tensors import read_header
-from draftwire.verifier.backends.hf_adapter import adapter_base
+from draftwire.verifier.backends.hf_adapter import base_of
 from draftwire.verifier.backends.vllm.adapters import rank_of
 
 if TYPE_CHECKING:
     from draftwire.verifier.backends.streaming import StreamBackend
     from draftwire.verifier.backends.vllm.engine import VllmEngine
-
-__all__ = ["VllmLoader"]
 
 
 @dataclass
@@ -43,14 +39,7 @@ class VllmLoader:
         """
         from draftwire.verifier.backends.vllm.engine import VllmEngine, VllmTarget
 
-        base = (adapter_base(path) or path).resolve()
-        if not (base / "config.json").is_file():
-            raise ModelError(
-                f"{base} is no checkpoint folder: it has no config.json",
-                hint="give the folder that Hugging Face's save_pretrained wrote",
-            )
-        for file in {*path.glob("*.safetensors"), *base.glob("*.safetensors")}:
-            read_header(file)
+        base = base_of(path).resolve()
         engine = self._engines.get(base)
         if engine is None or engine.closed:
             ranks = [

@@ -20,8 +20,6 @@ from draftwire.sampling import SamplingParams, make_decider
 from draftwire.sampling.philox import M0, M1, MASK, Domain, round_keys
 from draftwire.sampling.scheme import Decider
 
-__all__ = ["Extension", "Ours", "mark", "ours_of", "winners"]
-
 KEY = "draftwire"
 
 

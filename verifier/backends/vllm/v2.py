@@ -16,8 +16,6 @@ from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
 from draftwire.verifier.backends.vllm.noise import Ours, mark, ours_of
 
-__all__ = ["Processor", "Speculator", "install"]
-
 
 class Processor(LogitsProcessor):
     """Our noise: named in ``logits_processors``."""

@@ -10,8 +10,6 @@ from typing import Sequence
 from draftwire.verifier.backends.streaming import Push
 from draftwire.verifier.prices import ForwardPrice
 
-__all__ = ["Chances", "Load", "Wish"]
-
 
 class Wish:
     """The drafts of a stream, and how far it shall go.
