@@ -51,8 +51,8 @@ from draftwire.runtime.ports import EnginePort, Network
 from draftwire.runtime.traced import StreamTrace
 from draftwire.sampling import Proposer, SamplingParams, shape_for
 from draftwire.sampling.grammar import Compiled, Rules
+from draftwire.transport.answers import to_exception
 from draftwire.transport.bits import id_bits
-from draftwire.transport.client import to_exception
 from draftwire.transport.messages import (
     Block,
     Bye,

@@ -19,7 +19,7 @@ from draftwire.clock import Clock, Timer
 from draftwire.errors import BusyError, DraftwireError, TransportError
 from draftwire.runtime.pacing.channel import Channel
 from draftwire.runtime.ports import Network, Wire
-from draftwire.transport.client import may_pass
+from draftwire.transport.answers import may_pass
 from draftwire.transport.messages import Frame, Hello, Message, Welcome
 from draftwire.transport.traffic import Meter, Traffic
 

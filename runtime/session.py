@@ -71,9 +71,11 @@ from draftwire.runtime.tools import Calls
 from draftwire.runtime.traced import trace_of
 from draftwire.sampling import make_proposer
 from draftwire.sampling.qs import QsProposer, QsSettings
+from draftwire.transport.answers import may_pass
 from draftwire.transport.capture import WireCapture
-from draftwire.transport.client import WebsocketNetwork, may_pass, tls_context
+from draftwire.transport.dial import tls_context
 from draftwire.transport.messages import Welcome
+from draftwire.transport.wire import WebsocketNetwork
 from draftwire.transport.wirelog import WireLog
 
 if TYPE_CHECKING:

@@ -1,9 +1,4 @@
-"""The device's end of the websocket: connect, greet, send, receive, count bytes.
-
-:class:`WebsocketNetwork` makes connections on an asyncio loop and never blocks;
-:class:`Connection` is one of them for callers that wait. Nothing here knows about
-drafting; :mod:`draftwire.runtime` does.
-"""
+"""A greeted connection to a verifier for callers that wait, such as tools."""
 
 from __future__ import annotations
 
@@ -15,35 +10,16 @@ import threading
 from typing import Any, Callable
 
 from draftwire.errors import DraftwireError, TransportError
-from draftwire.transport.answers import may_pass, to_exception
-from draftwire.transport.dial import is_loopback, tls_context
 from draftwire.transport.messages import Frame, Hello, Message, Welcome
-from draftwire.transport.traffic import Traffic
 from draftwire.transport.wire import WebsocketNetwork
-
-__all__ = [
-    "Connection",
-    "Traffic",
-    "WebsocketNetwork",
-    "is_loopback",
-    "may_pass",
-    "tls_context",
-    "to_exception",
-]
 
 
 class Connection:
-    """A greeted connection to a verifier, for callers that wait.
-
-    A thread runs the loop of one :class:`WebsocketNetwork`; it ends with the connection.
+    """A connection whose loop runs in a thread of its own, and ends with it.
 
     Args:
-        url: See :class:`WebsocketNetwork`, as the next four.
+        url: See :class:`WebsocketNetwork`, as the other settings.
         hello: What this device says first.
-        token: Bearer token, or None.
-        insecure: Allow plain ``ws://`` to other machines.
-        tls: TLS settings for ``wss://``.
-        proxy: How proxies are found.
         timeout: Seconds for connecting and greeting.
 
     Attributes:
@@ -117,13 +93,9 @@ class Connection:
             raise TransportError(f"the link to {self.url} is gone")
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """Wait for the next message, of whatever stream; one thread at a time.
+        """Return the next message, of whatever stream, or None after ``timeout`` seconds.
 
-        Args:
-            timeout: Seconds; None waits for ever.
-
-        Returns:
-            The message, or None when nothing came in time.
+        One thread at a time; without a timeout it waits for ever.
 
         Raises:
             TransportError: The connection is lost.

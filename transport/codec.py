@@ -59,7 +59,7 @@ _NUMBERED = 3  # in the two highest bits of byte 0: the number follows as a vari
 _SAME, _NEXT, _STATED, _MANY = 3, 4, 15, 15
 _BEFORE = Open((), "greedy", 0.0, 0, 1.0, 0, 1)  # what a connection's first open follows
 
-Note = Callable[[int, int, str, str], None]  # start, end, field, value for people
+Note = Callable[[int, int, str, object], None]  # start, end, field, value
 _Pack = Callable[["Codec", Any], bytes]
 _Unpack = Callable[["Codec", Reader, str], Any]
 
@@ -112,45 +112,40 @@ def _raw(sizes: tuple[int, ...] | None, most: int) -> tuple[_Pack, _Unpack]:
     return (lambda codec, value: bytes(value)), read
 
 
-def _read_numbers(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
-    found: list[int] = []
-    while reader.left():
-        if len(found) >= _MAX_LIST:
-            raise ProtocolError(f"{name} has more than {_MAX_LIST} entries")
-        found.append(reader.varint(_MAX_VOCAB, name))
-    return tuple(found)
+def _each(one: _Unpack, most: int = _MAX_LIST) -> _Unpack:
+    """Return what reads values up to the end of their field."""
+
+    def read(codec: Codec, reader: Reader, name: str) -> tuple[Any, ...]:
+        found: list[Any] = []
+        while reader.left():
+            if len(found) >= most:
+                raise ProtocolError(f"{name} has more than {most} entries")
+            found.append(one(codec, reader, name))
+        return tuple(found)
+
+    return read
 
 
 def _write_pairs(codec: Codec, pairs: tuple[tuple[int, float], ...]) -> bytes:
     return b"".join(varint(i) + struct.pack("<f", value) for i, value in pairs)
 
 
-def _read_pairs(codec: Codec, reader: Reader, name: str) -> tuple[tuple[int, float], ...]:
-    found: list[tuple[int, float]] = []
-    while reader.left():
-        if len(found) >= _MAX_PAIRS:
-            raise ProtocolError(f"{name} has more than {_MAX_PAIRS} entries")
-        token = reader.varint(codec.vocab_size - 1, name)
-        (value,) = struct.unpack("<f", reader.take(4))
-        if value != value:
-            raise ProtocolError(f"{name} holds what is not a number")
-        found.append((token, value))
-    return tuple(found)
+def _read_pair(codec: Codec, reader: Reader, name: str) -> tuple[int, float]:
+    token = reader.varint(codec.vocab_size - 1, name)
+    (value,) = struct.unpack("<f", reader.take(4))
+    if value != value:
+        raise ProtocolError(f"{name} holds what is not a number")
+    return token, value
 
 
 def _write_lists(codec: Codec, lists: tuple[tuple[int, ...], ...]) -> bytes:
     return b"".join(varint(len(row)) + b"".join(map(varint, row)) for row in lists)
 
 
-def _read_lists(codec: Codec, reader: Reader, name: str) -> tuple[tuple[int, ...], ...]:
-    found: list[tuple[int, ...]] = []
-    while reader.left():
-        if len(found) >= _MAX_LIST:
-            raise ProtocolError(f"{name} has more than {_MAX_LIST} entries")
-        count = reader.varint(_MAX_LIST, f"{name} length")
-        last = codec.vocab_size - 1
-        found.append(tuple([reader.varint(last, name) for _ in range(count)]))
-    return tuple(found)
+def _read_list(codec: Codec, reader: Reader, name: str) -> tuple[int, ...]:
+    count = reader.varint(_MAX_LIST, f"{name} length")
+    last = codec.vocab_size - 1
+    return tuple([reader.varint(last, name) for _ in range(count)])
 
 
 def _ids(limit: int | None) -> tuple[_Pack, _Unpack]:
@@ -230,10 +225,10 @@ _PLAIN: dict[str, tuple[_Pack, _Unpack]] = {
     ),
     "numbers": (
         lambda codec, value: b"".join(varint(v) for v in value),
-        _read_numbers,
+        _each(lambda codec, reader, name: reader.varint(_MAX_VOCAB, name)),
     ),
-    "pairs": (_write_pairs, _read_pairs),
-    "lists": (_write_lists, _read_lists),
+    "pairs": (_write_pairs, _each(_read_pair, _MAX_PAIRS)),
+    "lists": (_write_lists, _each(_read_list)),
     "id": (lambda codec, value: pack_ids((value,), codec.bits), _read_id),
     "real": (lambda codec, value: struct.pack("<d", value), _read_real),
     "u64": (_write_u64, _read_u64),
@@ -318,17 +313,6 @@ def check_of(request: Open) -> bytes:
         if part.required or value != part.default
     )
     return hashlib.sha256(b"".join(said) + request.prefix).digest()[:CHECK_BYTES]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.hex() or "empty"
-    if isinstance(value, Finish):
-        return f"{int(value)} {value.name.lower().replace('_', ' ')}"
-    if isinstance(value, tuple):
-        text = " ".join(map(str, value[:16])) or "none"
-        return text + (f" ... {len(value)} in all" if len(value) > 16 else "")
-    return repr(value) if isinstance(value, str) else str(value)
 
 
 class Codec:
@@ -485,7 +469,8 @@ class Codec:
 
         Args:
             data: One websocket message.
-            note: Told of every piece as it is read: its offset, name and value.
+            note: Told of every piece as it is read: where it begins and ends, its name
+                and value (None for what is skipped).
 
         Raises:
             ProtocolError: The frame is not valid.
@@ -504,6 +489,7 @@ class Codec:
                 said.append(f"stream {code}")
             kind = layout.kind.name.lower()
             note(0, 1, "kind", f"{kind} ({', '.join(said)})" if said else kind)
+        note = note or _unheard
         found: dict[str, Any] = {}
         for bit, name in layout.flags:
             found[name] = bool(flags & bit)
@@ -521,8 +507,7 @@ class Codec:
                 stream = reader.varint(MAX_STREAM, "stream number")
                 if stream < _NUMBERED:
                     raise ProtocolError(f"stream number {stream} longer than it needs")
-                if note is not None:
-                    note(1, reader.at, "stream", str(stream))
+                note(1, reader.at, "stream", stream)
         elif code:
             raise ProtocolError(f"a stream number on {layout.kind.name}")
         head = layout.head
@@ -533,13 +518,11 @@ class Codec:
         elif self.brief and layout.cls is Block:
             at, head = reader.at, []
             epoch, base, count = self._read_place(reader, stream or 0)
-            if note is not None:
-                note(at, reader.at, "place", f"epoch {epoch}, base {base}, {count} ids")
+            note(at, reader.at, "place", (epoch, base, count))
             at, size = reader.at, packed_size(count, self.bits)
             ids = unpack_ids(reader.take(size), count, self.bits, self.vocab_size)
             found.update(epoch=epoch, base=base, tokens=ids)
-            if note is not None:
-                note(at, reader.at, "tokens", _shown(ids))
+            note(at, reader.at, "tokens", ids)
         for part in head:
             if part.name in found:
                 continue
@@ -549,8 +532,7 @@ class Codec:
                 found["queue_s"], found["compute_s"] = value
             else:
                 found[part.name] = value
-            if note is not None:
-                note(at, reader.at, part.name, _shown(value))
+            note(at, reader.at, part.name, value)
         while reader.left():
             self._field(reader, layout, found, note)
         if found.get("brief"):
@@ -565,7 +547,7 @@ class Codec:
         return Frame(stream, message, len(data))
 
     def _field(
-        self, reader: Reader, layout: _Layout, found: dict[str, Any], note: Note | None
+        self, reader: Reader, layout: _Layout, found: dict[str, Any], note: Note
     ) -> None:
         at = reader.at
         kind = layout.kind.name
@@ -577,12 +559,14 @@ class Codec:
                 raise ProtocolError(
                     f"{kind} has a field {tag >> 1} that must be understood"
                 )
-            if note is not None:
-                note(at, reader.at, f"field {tag >> 1}", "unknown here, skipped")
+            note(at, reader.at, f"field {tag >> 1}", None)
             return
         if part.name in found:
             raise ProtocolError(f"{kind} has {part.name} twice")
         found[part.name] = part.unpack(self, inner, f"{kind} {part.name}")
         inner.end()
-        if note is not None:
-            note(at, reader.at, part.name, _shown(found[part.name]))
+        note(at, reader.at, part.name, found[part.name])
+
+
+def _unheard(start: int, end: int, name: str, value: object) -> None:
+    """Note nothing."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from draftwire.errors import ProtocolError
 from draftwire.transport.codec import Codec
+from draftwire.transport.messages import Finish
 
 
 class Piece(NamedTuple):
@@ -35,8 +36,8 @@ def explain(frame: bytes, vocab_size: int | None = None) -> Explained:
     pieces: list[Piece] = []
     kind = error = ""
 
-    def note(start: int, end: int, name: str, meaning: str) -> None:
-        pieces.append(Piece(start, frame[start:end], name, meaning))
+    def note(start: int, end: int, name: str, value: object) -> None:
+        pieces.append(Piece(start, frame[start:end], name, _shown(name, value)))
 
     try:
         Codec(vocab_size).decode(frame, note)
@@ -44,7 +45,22 @@ def explain(frame: bytes, vocab_size: int | None = None) -> Explained:
         error = str(problem)
         read = pieces[-1].offset + len(pieces[-1].data) if pieces else 0
         if read < len(frame):
-            note(read, len(frame), "?", "not read")
+            pieces.append(Piece(read, frame[read:], "?", "not read"))
     if pieces and pieces[0].name == "kind":
         kind = pieces[0].meaning.split(" ")[0]
     return Explained(kind, tuple(pieces), error)
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        return "unknown here, skipped"
+    if isinstance(value, bytes):
+        return value.hex() or "empty"
+    if isinstance(value, Finish):
+        return f"{int(value)} {value.name.lower().replace('_', ' ')}"
+    if name == "place":
+        return "epoch {}, base {}, {} ids".format(*value)  # type: ignore[misc]
+    if isinstance(value, tuple):
+        text = " ".join(map(str, value[:16])) or "none"
+        return text + (f" ... {len(value)} in all" if len(value) > 16 else "")
+    return repr(value) if isinstance(value, str) and name != "kind" else str(value)

@@ -1,13 +1,11 @@
-"""State machines as data: a table of transitions, a step in it, and its picture.
+"""State machines as data: a table of transitions, and a step in it.
 
-``PROTOCOL.md`` shows the pictures between two comments, ``<!-- states: NAME -->`` and
-``<!-- end -->``; whoever changes a table writes them anew with :func:`fill`.
+``PROTOCOL.md`` shows the tables; tests/verifier/test_states.py draws them.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from typing import FrozenSet, Mapping, Tuple, TypeVar, Union
 
 S = TypeVar("S", bound=enum.Enum)
@@ -34,35 +32,3 @@ def after(table: Table[S], state: S, event: str, to: S | None = None) -> S:
     elif to not in found:
         raise ValueError(f"{event!r} does not lead from {state.name} to {to.name}")
     return to
-
-
-def diagram(table: Table[S]) -> str:
-    """Return a picture of ``table``: a line for each transition, grouped by state."""
-    rows = []
-    for (state, event), found in table.items():
-        states = [found] if not isinstance(found, frozenset) else found
-        order = list(type(state))
-        names = [s.name for s in sorted(states, key=order.index)]
-        rows.append((state.name, event, " or ".join(names)))
-    first = max(len(name) for name, _, _ in rows) + 2
-    width = max(len(event) for _, event, _ in rows) + 3
-    lines, shown = [], ""
-    for name, event, following in rows:
-        head = "" if name == shown else name
-        lines.append(f"{head:{first}}{event + ' ':.<{width}} {following}")
-        shown = name
-    return "\n".join(lines)
-
-
-def fill(text: str, name: str, table: Table[S]) -> str:
-    """Return ``text`` with the picture of ``table`` between the comments for ``name``.
-
-    Raises:
-        ValueError: There is no such place in it, or more than one.
-    """
-    place = rf"(<!-- states: {re.escape(name)} -->\n).*?(<!-- end -->)"
-    picture = f"\\1```\n{diagram(table)}\n```\n\\2"
-    filled, count = re.subn(place, picture, text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"{count} places for the states of {name!r}, not one")
-    return filled

@@ -51,11 +51,9 @@ _HIDDEN = frozenset({"secret"})
 
 def plain(value: object) -> Any:
     """Return ``value`` as JSON has it: a dataclass by its fields but those at rest."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
     if isinstance(value, enum.Enum):
         return value.name.lower()
-    if isinstance(value, int):
+    if value is None or isinstance(value, (int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
@@ -84,28 +82,24 @@ def rotated(path: Path) -> Path:
 
 
 class ConnectionLog:
-    """The events of one connection; without a log they go nowhere.
-
-    Args:
-        log: Where they go, or None.
-        number: Of the connection, from 1.
-    """
+    """The events of connection ``number``, from 1; without a log they go nowhere."""
 
     def __init__(self, log: WireLog | None = None, number: int = 0) -> None:
-        self._log = log
-        self._number = number
+        self._log, self._number = log, number
 
     def message(
         self, direction: str, message: object, size: int, stream: int | None
     ) -> None:
         """Note a message, the bytes of its frame and its stream."""
-        if self._log is not None:
-            self._log.put(self._number, direction, stream, None, size, message)
+        self._put(direction, stream, type(message).__name__.lower(), size, message)
 
     def event(self, kind: str, direction: str | None = None, **fields: object) -> None:
         """Note something else."""
+        self._put(direction, None, kind, None, fields)
+
+    def _put(self, *event: object) -> None:
         if self._log is not None:
-            self._log.put(self._number, direction, None, kind, None, fields)
+            self._log.put(self._number, *event)
 
 
 class WireLog:
@@ -164,21 +158,12 @@ class WireLog:
         found.event("connect", where=where)
         return found
 
-    def put(
-        self,
-        connection: int,
-        direction: str | None,
-        stream: int | None,
-        kind: str | None,
-        size: int | None,
-        what: object,
-    ) -> None:
-        """Have an event written; never waits and never raises."""
+    def put(self, *event: object) -> None:
+        """Have an event written, all of it but its time; never waits and never raises."""
         if self._failed:
             return
-        t_s = self._clock() - self._zero_s
         try:
-            self._queue.put_nowait((t_s, connection, direction, stream, kind, size, what))
+            self._queue.put_nowait((self._clock() - self._zero_s, *event))
         except queue.Full:
             with self._counting:
                 self._dropped += 1
@@ -234,38 +219,18 @@ class WireLog:
         if dropped:
             now_s = self._clock() - self._zero_s
             self._line(now_s, 0, None, None, "lost", None, {"events": dropped})
-        if item is None:
-            return False
-        t_s, connection, direction, stream, kind, size, what = item
-        kind = type(what).__name__.lower() if kind is None else kind
-        self._line(t_s, connection, direction, stream, kind, size, what)
-        return True
+        if item is not None:
+            self._line(*item)
+        return item is not None
 
-    def _line(
-        self,
-        t_s: float,
-        connection: int,
-        direction: str | None,
-        stream: int | None,
-        kind: str,
-        size: int | None,
-        what: object,
-    ) -> None:
+    def _line(self, t_s: float, *event: object) -> None:
         if self._size > self._max_bytes:
             self._file.close()
             os.replace(self._path, rotated(self._path))
             self._open()
-        fields = plain(what)
-        event = {
-            "t_s": round(t_s, 6),
-            "connection": connection,
-            "direction": direction,
-            "stream": stream,
-            "kind": kind,
-            "bytes": size,
-            "fields": fields,
-        }
-        self._write(b"", json.dumps(event, allow_nan=False, separators=(",", ":")))
+        *named, what = event
+        line = dict(zip(_KEYS, (round(t_s, 6), *named, plain(what))))
+        self._write(b"", json.dumps(line, allow_nan=False, separators=(",", ":")))
 
 
 class Event(NamedTuple):
@@ -280,6 +245,9 @@ class Event(NamedTuple):
     kind: str  # of the message in lower case, or another event
     bytes: int | None  # payload of the frame, or None
     fields: dict[str, Any]  # what it says
+
+
+_KEYS = Event._fields[2:]  # of a line
 
 
 def read_wire_log(path: Path) -> Iterator[Event]:
@@ -320,16 +288,13 @@ def read_wire_log(path: Path) -> Iterator[Event]:
 
 
 def _event(run: int, role: str, line: dict[str, Any]) -> Event:
-    size, stream, direction = line["bytes"], line["stream"], line["direction"]
-    numbers = [line["connection"], *(n for n in (size, stream) if n is not None)]
-    if not run or not all(type(n) is int and n >= 0 for n in numbers):
+    event = Event(run, role, *(line[key] for key in _KEYS))
+    optional = [n for n in (event.bytes, event.stream) if n is not None]
+    if not run or not all(type(n) is int and n >= 0 for n in (event.connection, *optional)):
         raise ValueError
-    if direction not in ("up", "down", None) or not isinstance(line["fields"], dict):
+    if event.direction not in ("up", "down", None) or not isinstance(event.fields, dict):
         raise ValueError
-    t_s = float(line["t_s"])
+    t_s = float(event.t_s)
     if not math.isfinite(t_s):
         raise ValueError
-    kind = str(line["kind"])
-    return Event(
-        run, role, t_s, line["connection"], direction, stream, kind, size, line["fields"]
-    )
+    return event._replace(t_s=t_s, kind=str(event.kind))

@@ -43,12 +43,13 @@ from draftwire.errors import (
     TransportError,
     VerifierError,
 )
-from draftwire.transport.answers import clean
-from draftwire.transport.client import Connection, WebsocketNetwork, may_pass
+from draftwire.transport.answers import clean, may_pass
+from draftwire.transport.client import Connection
 from draftwire.transport.codec import MAX_FRAME, Codec
 from draftwire.transport.dial import health_url
 from draftwire.transport.messages import Block, Bye, Commit, Error
 from draftwire.transport.traffic import MASK, wire_size
+from draftwire.transport.wire import WebsocketNetwork
 
 GREETING = (upgrade, said(WELCOME))
 BYE = said(Bye("deadline"))

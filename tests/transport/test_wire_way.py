@@ -26,9 +26,11 @@ from odd_servers import (
 )
 
 from draftwire.errors import BusyError, ConfigError, DraftwireError, TransportError
-from draftwire.transport.client import Connection, WebsocketNetwork, may_pass, tls_context
-from draftwire.transport.dial import find_proxy
+from draftwire.transport.answers import may_pass
+from draftwire.transport.client import Connection
+from draftwire.transport.dial import find_proxy, tls_context
 from draftwire.transport.messages import Bye
+from draftwire.transport.wire import WebsocketNetwork
 
 GREETING = (upgrade, said(WELCOME))
 ENVIRONMENT = (

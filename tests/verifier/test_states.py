@@ -6,6 +6,7 @@ Run as a program, this writes the picture into PROTOCOL.md.
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from pathlib import Path
 
@@ -16,12 +17,40 @@ from opens import asked
 from draftwire.errors import ConfigError, ModelError, ProtocolError
 from draftwire.runtime.edge.machine import TABLE as DEVICE
 from draftwire.transport.messages import Block, Commit, Finish
-from draftwire.transport.states import after, diagram, fill
+from draftwire.transport.states import after
 from draftwire.verifier import target_session
 from draftwire.verifier.states import TABLE, State
 from draftwire.verifier.target_session import TargetSession
 
 PROTOCOL = Path(__file__).resolve().parents[2] / "transport" / "PROTOCOL.md"
+
+
+def diagram(table):
+    """Return a picture of ``table``: a line for each transition, grouped by state."""
+    rows = []
+    for (state, event), found in table.items():
+        states = [found] if not isinstance(found, frozenset) else found
+        order = list(type(state))
+        names = [s.name for s in sorted(states, key=order.index)]
+        rows.append((state.name, event, " or ".join(names)))
+    first = max(len(name) for name, _, _ in rows) + 2
+    width = max(len(event) for _, event, _ in rows) + 3
+    lines, shown = [], ""
+    for name, event, following in rows:
+        head = "" if name == shown else name
+        lines.append(f"{head:{first}}{event + ' ':.<{width}} {following}")
+        shown = name
+    return "\n".join(lines)
+
+
+def fill(text, name, table):
+    """Return ``text`` with the picture between the comments for ``name``, in one place."""
+    place = rf"(<!-- states: {re.escape(name)} -->\n).*?(<!-- end -->)"
+    picture = f"\\1```\n{diagram(table)}\n```\n\\2"
+    filled, count = re.subn(place, picture, text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{count} places for the states of {name!r}, not one")
+    return filled
 
 
 def written():

@@ -145,7 +145,7 @@ def check_verifier(
     Raises:
         ConfigError: The address, or a file of the user, is wrong.
     """
-    from draftwire.transport.client import tls_context
+    from draftwire.transport.dial import tls_context
 
     parts = urlsplit(url)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:

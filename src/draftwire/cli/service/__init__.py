@@ -156,7 +156,9 @@ def _session_maker(
 
 def _greet(where: dict[str, Any]) -> None:
     from draftwire.runtime.greeting import hello_of
-    from draftwire.transport.client import Connection, may_pass, tls_context
+    from draftwire.transport.answers import may_pass
+    from draftwire.transport.client import Connection
+    from draftwire.transport.dial import tls_context
 
     files = {name: where[f"tls_{name}"] for name in ("ca", "cert", "key")}
     tls = tls_context(**files) if files["ca"] or files["cert"] else None

@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from urllib.request import Request
 
-    from draftwire.transport.client import tls_context
-    from draftwire.transport.dial import check_url, health_url, is_loopback
+    from draftwire.transport.dial import check_url, health_url, is_loopback, tls_context
 
     # Its health is no secret: only what a token would follow needs TLS.
     uri = check_url(args.url, insecure=args.insecure or args.health)

@@ -49,8 +49,13 @@ def _source(args: argparse.Namespace) -> tuple[Callable[[], Any], str]:
     import urllib.error
     from urllib.request import Request
 
-    from draftwire.transport.client import tls_context
-    from draftwire.transport.dial import check_url, health_url, is_loopback, web
+    from draftwire.transport.dial import (
+        check_url,
+        health_url,
+        is_loopback,
+        tls_context,
+        web,
+    )
     from draftwire.verifier.serving.top import read_page
 
     url = args.url
