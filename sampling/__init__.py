@@ -6,7 +6,7 @@ numpy alone; no I/O, no models. ``SCHEMES`` is the table that ``--scheme`` reads
 from __future__ import annotations
 
 from draftwire.errors import ConfigError
-from draftwire.sampling import argmax, coupled, greedy, match, qs, residual, separate
+from draftwire.sampling import coupled, greedy, match, qs, residual, separate
 from draftwire.sampling.laws import NOISES, Law, SamplingParams, law_of, log_probs
 from draftwire.sampling.scheme import (
     Card,
@@ -46,7 +46,7 @@ SCHEMES: dict[str, Scheme] = {
     scheme.card.name: scheme
     for scheme in (
         *(greedy.SCHEME, coupled.SCHEME, match.SCHEME, residual.SCHEME, qs.SCHEME),
-        *(separate.SCHEME, separate.LOSSY_SCHEME, argmax.SCHEME),
+        *(separate.SCHEME, separate.LOSSY_SCHEME, greedy.ARGMAX_SCHEME),
     )
 }
 

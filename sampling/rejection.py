@@ -12,7 +12,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import Any, Callable, Collection, Sequence
+from typing import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from draftwire.errors import ProtocolError
 from draftwire.sampling.evidence.lattice import Lattice
 from draftwire.sampling.laws import Law, SamplingParams, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.scheme import Decision, Proposal
+from draftwire.sampling.scheme import Decision, Half, Proposal
 
 
 def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
@@ -30,11 +30,6 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
             raise ProtocolError(
                 f"token id {token} is outside the vocabulary of {vocab_size}"
             )
-
-
-def unforced(tokens: Sequence[int], forced: Collection[int]) -> Sequence[int]:
-    """Return the tokens that were drawn: those at no place of ``forced``."""
-    return [t for j, t in enumerate(tokens) if j not in forced] if forced else tokens
 
 
 def residual_of(law: Law, draft: Lattice) -> Law:
@@ -54,7 +49,7 @@ def residual_of(law: Law, draft: Lattice) -> Law:
     return Law(law.ids, rest / total) if total > 0 else law
 
 
-class Drawn:
+class Drawn(Half):
     """What the device halves share that draw from a law in whole numbers, which goes up.
 
     A subclass gives ``_round`` (the law that is drawn from) and ``_packed`` (its bytes).
@@ -62,9 +57,6 @@ class Drawn:
 
     _round: Callable[[Law, int], Lattice]
     _packed: Callable[[Lattice, int], bytes]
-
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params, self._vocab_size = params, vocab_size
 
     def propose(self, logits: np.ndarray, position: int) -> Proposal:
         """See :class:`~draftwire.sampling.scheme.Proposer`, as for the next two."""
@@ -77,23 +69,18 @@ class Drawn:
         """Return the laws of a block, one behind the other."""
         return b"".join([self._packed(p.evidence, p.token) for p in proposals])
 
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Raise a ProtocolError: nothing is to be drawn here."""
-        raise ProtocolError(f"{self._params.scheme}: the cloud draws every correction")
-
 
 class Judge:
-    """The cloud half of schemes whose blocks bring the laws of their drafts.
+    """The cloud half of schemes whose blocks bring something of the laws of their drafts.
 
-    Args:
-        unpack: Returns the law of each token, given tokens, evidence and vocabulary.
-        params: Of the target's law; its seed moves the coins.
-        vocab_size: Of the connection.
+    ``unpack`` returns that of each token, given tokens, evidence and vocabulary: a
+    :class:`Lattice` that holds at least the token. ``params`` are of the target's law; its
+    seed moves the coins.
     """
 
     def __init__(
         self,
-        unpack: Callable[[Sequence[int], bytes, int], list[Any]],
+        unpack: Callable[[Sequence[int], bytes, int], list[Lattice]],
         params: SamplingParams,
         vocab_size: int,
     ) -> None:
@@ -109,15 +96,25 @@ class Judge:
     ) -> Decision:
         """See :class:`~draftwire.sampling.scheme.Decider`."""
         params = self._params
-        drafts = self._unpack(unforced(tokens, forced), evidence, self._vocab_size)
+        drawn = [t for j, t in enumerate(tokens) if j not in forced] if forced else tokens
+        drafts = self._unpack(drawn, evidence, self._vocab_size)
         for j in sorted(forced):
             drafts.insert(j, Lattice(np.array([tokens[j]]), np.ones(1, np.int64), 1))
         for j, token in enumerate(tokens):
-            law, draft, at = law_of(logits[j], params), drafts[j], position + j
+            law, draft, at = self._law(logits[j]), drafts[j], position + j
             coin = params.coin(at, Domain.ACCEPT)
             if coin * draft.weight(token) > law.prob(token) * draft.total:
-                rest = residual_of(law, draft)
-                return Decision(j, rest.draw(params.coin(at, Domain.CORRECT)))
+                return Decision(j, *self._correction(law, draft, token, at))
         k = len(tokens)
-        law = law_of(logits[k], params)
-        return Decision(k, law.draw(params.coin(position + k, Domain.CORRECT)))
+        coin = params.coin(position + k, Domain.CORRECT)
+        return Decision(k, self._law(logits[k]).draw(coin))
+
+    def _law(self, logits: np.ndarray) -> Law:
+        return law_of(logits, self._params)
+
+    def _correction(
+        self, law: Law, draft: Lattice, token: int, position: int
+    ) -> tuple[int, bytes]:
+        """Return the id in place of a rejected ``token``, or evidence to draw it from."""
+        coin = self._params.coin(position, Domain.CORRECT)
+        return residual_of(law, draft).draw(coin), b""

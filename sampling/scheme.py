@@ -87,7 +87,18 @@ class Proposer(Protocol):
         """
 
 
-class IdsOnly:
+class Half:
+    """What the device halves share: the cloud gives corrections, unless one says else."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
+        self._params, self._vocab_size = params, vocab_size
+
+    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
+        """Raise a ProtocolError: nothing is to be drawn here."""
+        raise ProtocolError(f"{self._params.scheme}: the cloud draws every correction")
+
+
+class IdsOnly(Half):
     """What the device halves share whose blocks carry ids alone.
 
     Attributes:
@@ -97,16 +108,9 @@ class IdsOnly:
 
     insight = second = False
 
-    def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-
     def pack(self, proposals: Sequence[Proposal]) -> bytes:
         """Return no evidence."""
         return b""
-
-    def correct(self, proposal: Proposal, evidence: bytes, position: int) -> int:
-        """Raise a ProtocolError: the cloud gives every correction of such a scheme."""
-        raise ProtocolError("a correction to be drawn here: the cloud gives every one")
 
 
 class Decider(Protocol):
@@ -139,16 +143,12 @@ class Decider(Protocol):
 class ByToken:
     """What the cloud halves share that choose a token at each place by themselves.
 
-    Drafts are kept for as long as they are that token.
-
-    Args:
-        name: Of the scheme, for messages.
-        choose: Returns the target's own token, given logits ``(vocab,)`` and the position.
+    Drafts are kept for as long as they are that token: ``choose`` returns the target's own,
+    given logits ``(vocab,)`` and the position.
     """
 
     def __init__(self, name: str, choose: Callable[[np.ndarray, int], int]) -> None:
-        self._name = name
-        self._choose = choose
+        self._name, self._choose = name, choose
 
     def decide(
         self,

@@ -12,7 +12,7 @@ to 2**-24). Without it the correction cannot reach the tail: ``separate`` refuse
 ``separate-lossy``, the scheme as published, says so.
 
 Evidence up: for each token ``q(x) * 2**24 - 1`` in 3 bytes, little-endian. Evidence
-down: 7 bits for the number ``n`` of entries, their ids (``subsets.put_set``, without
+down: 7 bits for the number ``n`` of entries, their ids (``bits.put_set``, without
 the rejected token, ids above it lowered by 1), then for each in rising order
 ``p * 2**24 - 1`` in 24 bits.
 
@@ -22,18 +22,17 @@ Source:
 
 from __future__ import annotations
 
-from typing import Collection, Sequence
+from typing import Sequence
 
 import numpy as np
 
 from draftwire.errors import ConfigError, ProtocolError
-from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
 from draftwire.sampling.evidence.lattice import Lattice, quantise
-from draftwire.sampling.evidence.subsets import get_set, put_set
 from draftwire.sampling.laws import Law, SamplingParams, largest, law_of
 from draftwire.sampling.philox import Domain
-from draftwire.sampling.rejection import Drawn, check_tokens, unforced
-from draftwire.sampling.scheme import Card, Decision, Proposal, Scheme
+from draftwire.sampling.rejection import Drawn, Judge, check_tokens
+from draftwire.sampling.scheme import Card, Proposal, Scheme
 
 SUPPORT = 64  # entries of the target's law that come down on a rejection
 _BITS = 24
@@ -97,16 +96,18 @@ class _Proposer(Drawn):
         return Lattice(ids, rest, total).draw(coin)
 
 
-def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[int]:
-    """Return ``q(x) * 2**24`` of each token, or raise a ProtocolError."""
+def unpack(tokens: Sequence[int], evidence: bytes, vocab_size: int) -> list[Lattice]:
+    """Return each token with ``q(x) * 2**24`` alone, or raise a ProtocolError."""
     if len(evidence) != 3 * len(tokens):
         raise ProtocolError(
             f"{len(evidence)} bytes of evidence for {len(tokens)} tokens, 3 bytes each"
         )
     check_tokens(tokens, vocab_size)
+    parts = [evidence[at : at + 3] for at in range(0, len(evidence), 3)]
+    weights = [int.from_bytes(part, "little") + 1 for part in parts]
     return [
-        int.from_bytes(evidence[at : at + 3], "little") + 1
-        for at in range(0, len(evidence), 3)
+        Lattice(np.array([token]), np.array([weight]), _ONE)
+        for token, weight in zip(tokens, weights)
     ]
 
 
@@ -138,32 +139,10 @@ def unpack_entries(
     return ids + (ids >= token), weights
 
 
-class _Decider:
+class _Decider(Judge):
     def __init__(self, params: SamplingParams, vocab_size: int) -> None:
-        self._params = params
-        self._vocab_size = vocab_size
+        super().__init__(unpack, params, vocab_size)
         self._exact = _covers(params, vocab_size)
-
-    def decide(
-        self,
-        tokens: Sequence[int],
-        evidence: bytes,
-        logits: np.ndarray,
-        position: int,
-        forced: Collection[int] = (),
-    ) -> Decision:
-        weights = unpack(unforced(tokens, forced), evidence, self._vocab_size)
-        for j in sorted(forced):
-            weights.insert(j, _ONE)
-        params = self._params
-        for j, token in enumerate(tokens):
-            law = self._law(logits[j])
-            coin = params.coin(position + j, Domain.ACCEPT)
-            if coin * weights[j] > law.prob(token) * _ONE:
-                return Decision(j, -1, self._entries(law, token))
-        k = len(tokens)
-        coin = params.coin(position + k, Domain.CORRECT)
-        return Decision(k, self._law(logits[k]).draw(coin))
 
     def _law(self, logits: np.ndarray) -> Law:
         law = law_of(logits[: self._vocab_size], self._params)
@@ -171,13 +150,15 @@ class _Decider:
             return law
         return Law(law.ids, quantise(law.probs, _ONE) / _ONE)
 
-    def _entries(self, law: Law, token: int) -> bytes:
+    def _correction(
+        self, law: Law, draft: Lattice, token: int, position: int
+    ) -> tuple[int, bytes]:
         best = largest(law.probs, SUPPORT + 1)
         ids = best if law.ids is None else law.ids[best]
         weights = np.maximum(np.rint(law.probs[best] * _ONE), 1).astype(np.int64)
         kept = np.flatnonzero((ids != token) & (law.probs[best] > 0))[:SUPPORT]
         kept = kept[np.argsort(ids[kept])]
-        return _pack_entries(ids[kept], weights[kept], token, self._vocab_size)
+        return -1, _pack_entries(ids[kept], weights[kept], token, self._vocab_size)
 
 
 def _check(params: SamplingParams, vocab_size: int) -> None:

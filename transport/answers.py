@@ -24,16 +24,25 @@ from draftwire.errors import (
 from draftwire.transport.messages import Error
 
 _MAX_HEAD = 32 * 1024  # bytes of status line and headers
+_ANOTHER = "is there another service on this port?"
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: .*)?\Z")
 
 
-def clean(text: str, limit: int = 300) -> str:
-    """Return a peer's ``text`` fit for our messages: one line that no terminal obeys.
+_KINDS: dict[str, type[DraftwireError]] = {
+    "tokenizer": IncompatibleError,
+    "version": IncompatibleError,
+    "protocol": ProtocolError,
+    "request": ConfigError,
+    "target": ConfigError,
+    "busy": BusyError,
+    "draining": BusyError,
+    "limit": BusyError,
+    "internal": VerifierError,
+}
 
-    Args:
-        text: Anything.
-        limit: Characters that are kept.
-    """
+
+def clean(text: str, limit: int = 300) -> str:
+    """Return a peer's ``text`` fit for our messages: one line that no terminal obeys."""
     words = "".join(c if c.isprintable() else " " for c in text[: 8 * limit]).split()
     line = " ".join(words)
     return line if len(line) <= limit else line[: limit - 1] + "…"
@@ -46,17 +55,8 @@ def to_exception(error: Error) -> DraftwireError:
     end the connection another one may fare better.
     """
     message, hint = f"the verifier says: {clean(error.message)}", clean(error.hint)
-    kind: type[DraftwireError] = TransportError if error.fatal else RefusedError
-    if error.code in ("tokenizer", "version"):
-        kind = IncompatibleError
-    elif error.code == "protocol":
-        kind = ProtocolError
-    elif error.code in ("request", "target"):
-        kind = ConfigError
-    elif error.code in ("busy", "draining", "limit"):
-        kind = BusyError
-    elif error.code == "internal":
-        kind = VerifierError
+    unknown = TransportError if error.fatal else RefusedError
+    kind = _KINDS.get(error.code, unknown)
     if kind is BusyError and error.retry_after_ms is not None:
         return BusyError(message, hint=hint, retry_after_s=error.retry_after_ms / 1e3)
     return kind(message, hint=hint)
@@ -91,9 +91,7 @@ def read_head(data: bytes | bytearray, where: str) -> Head | None:
         tls = data[:1] in (b"\x15", b"\x16")  # records of an alert, of a handshake
         raise ProtocolError(
             f"{where} does not answer as a draftwire verifier: that is no HTTP",
-            hint="it speaks TLS: write wss://"
-            if tls
-            else "is there another service on this port?",
+            hint="it speaks TLS: write wss://" if tls else _ANOTHER,
         )
     end = data.find(b"\r\n\r\n")
     if end < 0 and len(data) <= _MAX_HEAD:
@@ -122,30 +120,29 @@ def retry_after(headers: dict[str, str]) -> float | None:
     said = headers.get("retry-after", "")
     if re.fullmatch(r"\d{1,9}", said):
         return float(said)
+    then, now = _moment(said), _moment(headers.get("date", ""))
+    if then is None:
+        return None
+    # A board's own clock may be years off.
+    return max(0.0, then - (time.time() if now is None else now))
+
+
+def _moment(date: str) -> float | None:
     try:
-        then = email.utils.parsedate_to_datetime(said).timestamp()
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    try:  # a board's own clock may be years off
-        now = email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except (TypeError, ValueError, IndexError, OverflowError):
-        now = time.time()
-    return max(0.0, then - now)
 
 
 def refusal(head: Head, body: bytes, where: str) -> DraftwireError:
-    """Return what an answer other than the upgrade (or a proxy's yes) means.
+    """Return what an answer other than the upgrade (or a proxy's yes) of ``where`` means.
 
-    Args:
-        head: Of the answer.
-        body: What came of it; shown when it is plain text.
-        where: Who answers.
+    What came of its ``body`` is shown when it is plain text.
     """
-    status = head.status
-    said = ""
+    status, said = head.status, ""
     if head.headers.get("content-type", "").startswith("text/plain"):
         said = clean(body.decode("utf-8", "replace"))
-    said = f": {said}" if said else ""
+        said = f": {said}" if said else ""
     if status == 401:
         return RefusedError(
             f"the verifier at {where} refuses the token (401)",
@@ -179,7 +176,7 @@ def refusal(head: Head, body: bytes, where: str) -> DraftwireError:
             f"{where} answers with a page ({status}) instead of a websocket",
             hint="is that the verifier's address? sign-in pages of networks do this",
         )
-    hint = "is there another service on this port?"
+    hint = _ANOTHER
     if status in (400, 414, 431):  # what proxies say of heads they do not pass on
         hint += " or a proxy that passes no websockets, or no heads of this length?"
     return TransportError(

@@ -14,11 +14,7 @@ _PIECE = 4096  # ids; a multiple of 8, so that a piece begins with a whole byte
 
 
 def varint(value: int) -> bytes:
-    """Return ``value`` as LEB128, seven bits a byte, lowest first.
-
-    Raises:
-        ValueError: Negative, or above 2**64 - 1 (our bug).
-    """
+    """Return ``value``, 0 to 2**64 - 1, as LEB128: seven bits a byte, lowest first."""
     if 0 <= value < 0x80:
         return bytes((value,))
     if not 0 <= value <= MAX_VARINT:
@@ -116,12 +112,7 @@ def unpack_time(code: int) -> float:
 
 
 class Reader:
-    """Reads the pieces of one frame from left to right.
-
-    Args:
-        data: The frame.
-        at: Where to start.
-    """
+    """Reads the pieces of one frame from left to right, from byte ``at`` on."""
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
@@ -169,10 +160,6 @@ class Reader:
         return value
 
     def end(self) -> None:
-        """Check that nothing is left.
-
-        Raises:
-            ProtocolError: Something is.
-        """
+        """Raise a ProtocolError where something is left."""
         if self.left():
             raise ProtocolError(f"{self.left()} bytes after the end of the message")

@@ -22,9 +22,7 @@ Pair = Tuple[int, int]  # (local port, remote port)
 
 
 def tcp_segment(packet: bytes) -> tuple[int, int, int] | None:
-    """Return ``(source port, destination port, bytes of the IP packet)``; None for anything
-    but TCP over IPv4 or IPv6.
-    """
+    """Return source port, destination port and bytes of an IP packet; None if no TCP."""
     if len(packet) < 20:
         return None
     version = packet[0] >> 4

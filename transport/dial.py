@@ -1,13 +1,13 @@
 """The way to a verifier: its address, its name, a proxy, and what can break there.
 
-A connected socket comes out, or one of our errors. What the socket carries then is the
-business of :mod:`draftwire.transport.client`.
+A connected socket comes out, or one of our errors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
 import os
 import socket
@@ -83,13 +83,9 @@ def check_url(url: str, *, insecure: bool) -> WebSocketURI:
 
 
 def health_url(url: str, what: str = "healthz") -> str:
-    """Return where the health of the verifier at ``url`` is: ``/healthz`` below its path.
+    """Return where the health (or "metrics") of the verifier at ``url`` is, below its path.
 
     A proxy may route it by path or query: both are kept.
-
-    Args:
-        url: Of the verifier.
-        what: ``"metrics"`` for those.
     """
     parts = urlsplit(url)
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
@@ -98,10 +94,9 @@ def health_url(url: str, what: str = "healthz") -> str:
 
 
 def key_of(headers: Sequence[str]) -> bytes:
-    """Return the key that a session id names, or b"" where it names none.
+    """Return the key that the session ids of a request name, or b"" where they name none.
 
-    Args:
-        headers: All of them: one, of at least eight hexadecimal digits.
+    There is one, of at least eight hexadecimal digits.
     """
     digits = headers[0][: 2 * KEY_BYTES] if len(headers) == 1 else ""
     try:
@@ -114,15 +109,10 @@ def key_of(headers: Sequence[str]) -> bytes:
 def tls_context(
     *, ca: str | Path | None, cert: str | Path | None, key: str | Path | None
 ) -> ssl.SSLContext:
-    """Return a client's TLS settings: the certificate is always checked.
+    """Return a client's TLS settings; a ConfigError where a file cannot be read.
 
-    Args:
-        ca: File of trusted certificates; None takes the system's.
-        cert: Certificate of this device, for mutual TLS.
-        key: Its key, when it is not in the same file.
-
-    Raises:
-        ConfigError: A file cannot be read.
+    The verifier's certificate is always checked, by those of the file ``ca``, or the
+    system's; ``cert`` is this device's own, for mutual TLS, and ``key`` may be in it.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca) if ca else None)
@@ -146,30 +136,26 @@ def resolve(host: str, port: int) -> list[tuple[int, Any]]:
 async def _look_up(ask: Resolve, host: str, port: int) -> list[tuple[int, Any]]:
     """Run ``ask`` in a thread that nobody ever waits for: it cannot be cancelled."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
+    answer: asyncio.Future[list[tuple[int, Any]] | Exception] = loop.create_future()
 
-    def settle(found: list[tuple[int, Any]], error: Exception | None) -> None:
-        if answer.done():  # too late
-            return
-        if error is None:
+    def settle(found: list[tuple[int, Any]] | Exception) -> None:
+        if not answer.done():  # too late
             answer.set_result(found)
-        else:
-            answer.set_exception(error)
 
     def work() -> None:
-        found: list[tuple[int, Any]] = []
-        error: Exception | None = None
+        found: list[tuple[int, Any]] | Exception
         try:
             found = list(ask(host, port))
         except Exception as exc:  # noqa: BLE001 - names that IDNA refuses: UnicodeError
-            error = exc
-        try:
-            loop.call_soon_threadsafe(settle, found, error)
-        except RuntimeError:  # the loop is closed meanwhile
-            pass
+            found = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed meanwhile
+            loop.call_soon_threadsafe(settle, found)
 
     threading.Thread(target=work, name="draftwire-look-up", daemon=True).start()
-    return await answer
+    found = await answer
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _in_turn(addresses: Sequence[tuple[int, Any]]) -> list[tuple[int, Any]]:
@@ -208,12 +194,7 @@ async def reach(
 
     The next address is tried when the last one fails, or has not answered for a quarter
     of a second (RFC 8305): a dead first address costs that, not the whole timeout.
-
-    Args:
-        ask: Looks the name up.
-        host: A name or an address.
-        port: TCP port.
-        tell: Told what is being done.
+    ``tell`` is told what is being done.
 
     Raises:
         OSError: None answers, or there is none; what befell the first, the preferred.
@@ -262,27 +243,26 @@ class Proxy(NamedTuple):
     login: str  # ``user:password``, or ""
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"the proxy http://{host}:{self.port}"
+        return f"the proxy http://{_name(self.host, self.port)}"
+
+
+def _name(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def find_proxy(choice: str, host: str, port: int, *, secure: bool) -> Proxy | None:
-    """Return the proxy on the way to ``host``; never one to this machine itself.
+    """Return the proxy on the way to the verifier ``host``; never one to this machine.
 
-    Args:
-        choice: ``"auto"`` asks the environment (``https_proxy`` for ``wss://``,
-            ``http_proxy`` for ``ws://``, ``all_proxy``, ``no_proxy``), ``"off"`` takes
-            none, anything else is the proxy's address.
-        host: The verifier's.
-        port: Likewise.
-        secure: ``wss://``.
+    Of ``choice`` "auto" asks the environment (``https_proxy`` for ``wss://``,
+    ``http_proxy`` for ``ws://``, ``all_proxy``, ``no_proxy``), "off" takes none, anything
+    else is its address.
 
     Raises:
         ConfigError: It is no HTTP proxy, or its address is none.
     """
     if choice == "off" or is_loopback(host):
         return None
-    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = _name(host, port)
     if choice == "auto":
         known = urllib.request.getproxies()
         kinds = ("wss", "https", "all") if secure else ("ws", "http", "all")
@@ -316,9 +296,8 @@ def find_proxy(choice: str, host: str, port: int, *, secure: bool) -> Proxy | No
 
 def web(host: str, tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
     """Return what asks ``host`` plain HTTP, on the way that a connection to it takes."""
-    proxies: dict[str, str] | None = (
-        {} if is_loopback(host) else None
-    )  # None: the environment's
+    # None: the environment's
+    proxies: dict[str, str] | None = {} if is_loopback(host) else None
     return urllib.request.build_opener(
         urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=tls)
     )
@@ -332,14 +311,13 @@ async def tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int) -> Non
         OSError: The connection broke.
     """
     loop = asyncio.get_running_loop()
-    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = _name(host, port)
     request = f"CONNECT {name} HTTP/1.1\r\nHost: {name}\r\n"
     if proxy.login:
         basic = base64.b64encode(proxy.login.encode()).decode()
         request += f"Proxy-Authorization: Basic {basic}\r\n"
     await loop.sock_sendall(sock, f"{request}\r\n".encode("ascii", "replace"))
-    data = b""
-    head = None
+    data, head = b"", None
     while head is None:
         got = await loop.sock_recv(sock, 4096)
         if not got:
@@ -367,12 +345,7 @@ async def tunnel(sock: socket.socket, proxy: Proxy, host: str, port: int) -> Non
 
 
 def explain(exc: BaseException, where: str) -> DraftwireError:
-    """Return the error of ours that ``exc``, met while connecting, stands for.
-
-    Args:
-        exc: What was raised.
-        where: Whom we were about to reach.
-    """
+    """Return the error of ours that ``exc``, met on the way to ``where``, stands for."""
     if isinstance(exc, DraftwireError):
         return exc
     if isinstance(exc, ssl.SSLCertVerificationError):

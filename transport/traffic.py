@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 # TCP/IPv4 with timestamps in one segment, a TLS 1.3 record, the mask of a client's frame.
 # `WireCapture` counts the real ones; a test holds these to it.
@@ -24,15 +24,11 @@ class Traffic:
 
     def minus(self, before: Traffic) -> Traffic:
         """Return what was added since ``before``."""
-        return Traffic(
-            *(getattr(self, f) - getattr(before, f) for f in self.__dataclass_fields__)
-        )
+        return Traffic(*(a - b for a, b in zip(astuple(self), astuple(before))))
 
     def plus(self, other: Traffic) -> Traffic:
         """Return the sum of both."""
-        return Traffic(
-            *(getattr(self, f) + getattr(other, f) for f in self.__dataclass_fields__)
-        )
+        return Traffic(*(a + b for a, b in zip(astuple(self), astuple(other))))
 
 
 class Meter:
@@ -50,9 +46,7 @@ class Meter:
         self.shares: dict[int, Traffic] = {}
 
     def sent(self, stream: int | None, payload: int, wire: int, acks: int = 0) -> None:
-        """Count a frame that was sent: bytes of the message, with headers, and of a bare
-        answer.
-        """
+        """Count a frame that was sent: bytes of its message, with headers, of bare acks."""
         for traffic in self._of(stream):
             traffic.up_frames += 1
             traffic.up_payload += payload
@@ -70,10 +64,7 @@ class Meter:
     def _of(self, stream: int | None) -> tuple[Traffic, ...]:
         if stream is None:
             return (self.total,)
-        share = self.shares.get(stream)
-        if share is None:
-            share = self.shares[stream] = Traffic()
-        return self.total, self.framed, share
+        return self.total, self.framed, self.shares.setdefault(stream, Traffic())
 
     def take(self, stream: int) -> Traffic:
         """Return the share of a stream, and count it no more."""
@@ -88,11 +79,6 @@ class Meter:
 
 
 def wire_size(payload: int, *, secure: bool) -> int:
-    """Return the bytes on the wire of a frame with so many bytes of payload, computed.
-
-    Args:
-        payload: Bytes of the message.
-        secure: It goes through TLS.
-    """
+    """Return the bytes on the wire of a frame with so many of payload, computed."""
     header = 2 if payload < 126 else 4 if payload < 65536 else 10
     return payload + header + (_TLS if secure else 0) + _TCP_IP

@@ -112,12 +112,9 @@ class WebsocketNetwork:
             self.where += f" through {self.proxy}"
 
     def connect(self, hello: Hello, events: _Events, timeout_s: float) -> WebsocketWire:
-        """Begin to connect and to greet; ``events`` tells what becomes of it.
+        """Begin to connect, and to greet with ``hello`` within so many seconds.
 
-        Args:
-            hello: What this device says first.
-            events: Told of this connection alone, and never inside this call.
-            timeout_s: Until the welcome.
+        ``events`` is told of this connection alone, and never inside this call.
         """
         return WebsocketWire(self, hello, events, timeout_s)
 
@@ -155,8 +152,7 @@ class WebsocketWire(asyncio.Protocol):
     def send(self, message: Message, stream: int = 0) -> int:
         """Put ``message`` of a stream in the outbox; never blocks.
 
-        Returns:
-            Bytes that it takes on the wire, computed; 0 before ``up`` and after the end.
+        Returns its bytes on the wire, computed; 0 before ``up`` and after the end.
         """
         return self._put(message, stream) if self._may_send() else 0
 

@@ -1,11 +1,31 @@
-"""Whole numbers in a row of bits, lowest first: how evidence is packed.
+"""How evidence is packed: whole numbers in a row of bits, and sets of token ids in few.
 
-The row is one large integer, written little-endian and padded with zeros to a byte.
+The row is one large integer, lowest bits first, written little-endian and padded with
+zeros to a byte.
+
+A set of ``k`` out of ``n`` has a rank ``sum_i C(c_i, i + 1)`` over its sorted members,
+which fits ``ceil(log2 C(n, k))`` bits. The binomials of a large vocabulary have a
+thousand bits, so ids are first cut in two: the low ``r`` bits travel as they are, the
+high parts repeat and become a set after adding ``i`` to the i-th. With at least ``4 k``
+high parts this costs at most ``k / 5`` bits and keeps the binomials in a small table.
+
+Source:
+    Cover 1973, "Enumerative source encoding", https://doi.org/10.1109/TIT.1973.1054929;
+    the cut is that of Elias 1974, https://doi.org/10.1145/321812.321820.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Sequence
+
 from draftwire.errors import ProtocolError
+
+MAX_MEMBERS = 127
+MAX_SMALL = 1151  # largest n of a table look-up: 8 * MAX_MEMBERS + MAX_MEMBERS, rounded
+# Column k holds C(n, k) for n = 0..MAX_SMALL; made when a set of that size first comes.
+_columns: list[list[int]] = [[1] * (MAX_SMALL + 1)]
 
 
 class BitWriter:
@@ -56,3 +76,77 @@ class BitReader:
             raise ProtocolError(
                 f"{len(self._data) - self._at // 8} bytes of evidence are left over"
             )
+
+
+def _column(k: int) -> list[int]:
+    while len(_columns) <= k:
+        _columns.append([0, *accumulate(_columns[-1])][: MAX_SMALL + 1])
+    return _columns[k]
+
+
+def _width(n: int, k: int) -> int:
+    return (_column(k)[n] - 1).bit_length()
+
+
+def _cut(universe: int, k: int) -> int:
+    """Return how many low bits travel as they are."""
+    return max(0, (universe // (4 * k)).bit_length() - 1)
+
+
+def put_small(bits: BitWriter, members: Sequence[int], n: int) -> None:
+    """Write a set out of ``0..n-1``, which the reader knows: rising, ``n`` to MAX_SMALL."""
+    rank = sum([_column(i)[c] for i, c in enumerate(members, 1)])
+    bits.put(rank, _width(n, len(members)))
+
+
+def get_small(bits: BitReader, k: int, n: int) -> list[int]:
+    """Undo :func:`put_small`; a ProtocolError where there is no such set."""
+    if k > n:
+        raise ProtocolError(f"a set of {k} cannot be drawn from {n}")
+    rank = bits.take(_width(n, k))
+    if rank >= _column(k)[n]:
+        raise ProtocolError(f"no set of {k} out of {n} has such a rank")
+    members, top = [0] * k, n
+    for i in range(k, 0, -1):
+        column = _column(i)
+        top = bisect_right(column, rank, 0, top) - 1
+        rank -= column[top]
+        members[i - 1] = top
+    return members
+
+
+def put_set(bits: BitWriter, ids: Sequence[int], universe: int) -> None:
+    """Write a set of at most ``MAX_MEMBERS`` rising ids below ``universe``."""
+    k = len(ids)
+    if not k:
+        return
+    r = _cut(universe, k)
+    if not r:
+        put_small(bits, ids, universe)
+        return
+    highs = [(c >> r) + i for i, c in enumerate(ids)]
+    put_small(bits, highs, ((universe - 1) >> r) + k)
+    low, mask = 0, (1 << r) - 1
+    for c in reversed(ids):
+        low = low << r | (c & mask)
+    bits.put(low, r * k)
+
+
+def get_set(bits: BitReader, k: int, universe: int) -> list[int]:
+    """Undo :func:`put_set`; a ProtocolError where there is no such set."""
+    if not k:
+        return []
+    r = _cut(universe, k)
+    if not r:
+        return get_small(bits, k, universe)
+    highs = get_small(bits, k, ((universe - 1) >> r) + k)
+    low, mask = bits.take(r * k), (1 << r) - 1
+    ids, last = [], -1
+    for i, high in enumerate(highs):
+        token = (high - i) << r | (low & mask)
+        low >>= r
+        if not last < token < universe:
+            raise ProtocolError(f"token id {token} is out of order or out of range")
+        ids.append(token)
+        last = token
+    return ids

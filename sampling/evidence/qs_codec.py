@@ -4,7 +4,7 @@ One token's evidence, bits from the lowest up, padded to a byte::
 
     support - 1            7 bits    n, at most 128 tokens, all of weight above 0
     resolution             4 bits    index into RESOLUTIONS; absent when n is 1
-    the n - 1 other ids    a set out of vocab - 1, see subsets.put_set
+    the n - 1 other ids    a set out of vocab - 1, see bits.put_set
     the weights            a set of n - 1 cuts out of resolution - 1, see put_small
 
 The drafted token itself is known from the block, so the set holds the others only, each
@@ -20,9 +20,15 @@ from itertools import accumulate
 import numpy as np
 
 from draftwire.errors import ProtocolError
-from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.bits import (
+    BitReader,
+    BitWriter,
+    get_set,
+    get_small,
+    put_set,
+    put_small,
+)
 from draftwire.sampling.evidence.lattice import Lattice
-from draftwire.sampling.evidence.subsets import get_set, get_small, put_set, put_small
 
 MAX_SUPPORT = 128
 MAX_BYTES = 512  # of one token: 127 ids of 24 bits are far from it

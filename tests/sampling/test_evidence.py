@@ -25,10 +25,16 @@ from draftwire.sampling import (
     separate,
 )
 from draftwire.sampling.evidence import qs_codec
-from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.bits import (
+    BitReader,
+    BitWriter,
+    get_set,
+    get_small,
+    put_set,
+    put_small,
+)
 from draftwire.sampling.evidence.lattice import Lattice, quantise
 from draftwire.sampling.evidence.qs_codec import RESOLUTIONS
-from draftwire.sampling.evidence.subsets import get_set, get_small, put_set, put_small
 
 WITH_EVIDENCE = ["residual", "qs", "separate"]
 VOCABULARIES = (4096, 32000, 151936)

@@ -25,9 +25,8 @@ from draftwire.sampling import (
 )
 from draftwire.sampling.coupled import race
 from draftwire.sampling.evidence import qs_codec
-from draftwire.sampling.evidence.bits import BitReader, BitWriter
+from draftwire.sampling.evidence.bits import BitReader, BitWriter, get_set, put_set
 from draftwire.sampling.evidence.lattice import Lattice
-from draftwire.sampling.evidence.subsets import get_set, put_set
 from draftwire.sampling.laws import largest
 from draftwire.sampling.races import first_arrivals, noise_of
 
