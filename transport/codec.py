@@ -350,11 +350,7 @@ class Codec:
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below this.
-
-        Raises:
-            ProtocolError: The greetings are not over yet.
-        """
+        """Ids are below this; a ProtocolError where the greetings are not over yet."""
         if self._vocab_size is None:
             raise ProtocolError("token ids before the welcome")
         return self._vocab_size
