@@ -34,7 +34,7 @@ from draftwire.export.exits.texts import (
 )
 from draftwire.export.pieces import check_place, kept_files, made_with
 from draftwire.export.settings import ExitSettings
-from draftwire.export.sources.transformers_model import load_model
+from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.training.base import model_of
 from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
 from draftwire.packages.exits import EXITS_FILE

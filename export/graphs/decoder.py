@@ -7,6 +7,7 @@ graph, and the numpy forward that they are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from draftwire.export.sources.architecture import Architecture
@@ -15,58 +16,25 @@ V = TypeVar("V")
 
 
 class Decoder(Generic[V]):
-    """Walks through an architecture.
+    """Walks through the architecture ``a``.
 
-    Attributes:
-        a: The architecture.
+    Subclasses bring the operations; the last argument of most is what the result may be
+    called.
     """
+
+    look_up: Callable[[str, V, str], V]  # (parameter, ids): rows of a table
+    linear: Callable[[V, int, str], V]  # (x, layer, "gate", "up", "down" or "o")
+    attention: Callable[[V, int], V]  # (x, layer): what its output projection reads
+    convolution: Callable[[V, int], V]  # the same, where the layer convolves
+    norm: Callable[[V, str, str], V]  # (x, parameter): over the last dimension
+    bend: Callable[[V, str], V]  # the activation
+    add: Callable[[V, V, str], V]
+    multiply: Callable[[V, V, str], V]  # number by number
+    times: Callable[[V, float, str], V]  # never asked for 1
+    cap: Callable[[V, float, str], V]  # bound * tanh(x / bound); never asked for 0
 
     def __init__(self, architecture: Architecture) -> None:
         self.a = architecture
-
-    # ---- one operation: for subclasses; ``name`` is what the result may be called
-
-    def look_up(self, parameter: str, ids: V, name: str) -> V:
-        """Return rows of a table."""
-        raise NotImplementedError
-
-    def linear(self, x: V, i: int, kind: str) -> V:
-        """Return "gate", "up", "down" or "o" of layer ``i``."""
-        raise NotImplementedError
-
-    def attention(self, x: V, i: int) -> V:
-        """Return what the output projection of layer ``i`` reads."""
-        raise NotImplementedError
-
-    def convolution(self, x: V, i: int) -> V:
-        """Return what the output of layer ``i`` reads, where it convolves."""
-        raise NotImplementedError
-
-    def norm(self, x: V, parameter: str, name: str) -> V:
-        """Return a norm over the last dimension."""
-        raise NotImplementedError
-
-    def bend(self, x: V, name: str) -> V:
-        """Return the activation."""
-        raise NotImplementedError
-
-    def add(self, x: V, y: V, name: str) -> V:
-        """Return the sum."""
-        raise NotImplementedError
-
-    def multiply(self, x: V, y: V, name: str) -> V:
-        """Return the product, number by number."""
-        raise NotImplementedError
-
-    def times(self, x: V, factor: float, name: str) -> V:
-        """Return ``x * factor``; never asked for 1."""
-        raise NotImplementedError
-
-    def cap(self, x: V, bound: float, name: str) -> V:
-        """Return ``bound * tanh(x / bound)``; never asked for 0."""
-        raise NotImplementedError
-
-    # ---- the way
 
     def embedded(self, ids: V, positions: V) -> V:
         """Return the first hidden states of tokens at their positions."""
@@ -85,10 +53,10 @@ class Decoder(Generic[V]):
             x = self._layer(x, i)
         return x
 
-    def final(self, x: V, name: str = "normed") -> V:
+    def final(self, x: V) -> V:
         """Return what the head multiplies."""
-        x = self.norm(x, self.a.names.final, name)
-        return self.scaled(x, self.a.logit_scale, name + ".scaled")
+        x = self.norm(x, self.a.names.final, "normed")
+        return self.scaled(x, self.a.logit_scale, "normed.scaled")
 
     def _layer(self, hidden: V, i: int) -> V:
         a, names, p, n = self.a, self.a.names, self.a.layer(i), f"l{i}."
@@ -96,8 +64,7 @@ class Decoder(Generic[V]):
         if names.before_attention:
             x = self.norm(hidden, p + names.before_attention, n + "normed")
         mixed = self.convolution(x, i) if a.kernel(i) else self.attention(x, i)
-        x = self.linear(mixed, i, "o")
-        x = self._added(x, p, names.after_attention, n + "o")
+        x = self._added(self.linear(mixed, i, "o"), p, names.after_attention, n + "o")
         middle = self.add(hidden, x, n + "mid")
         y = hidden if a.parallel else middle
         if names.before_mlp:

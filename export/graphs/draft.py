@@ -23,8 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from draftwire.export.graphs.builder import MICROSOFT, value
-from draftwire.export.graphs.onnx_decoder import OnnxDecoder
+from draftwire.export.graphs.onnx_decoder import MICROSOFT, OnnxDecoder, value
 from draftwire.export.sources.architecture import Architecture, UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, Linear, joined
@@ -70,7 +69,6 @@ class _Writer(OnnxDecoder):
         super().__init__(checkpoint.architecture)
         self.w = CheckpointWeights(checkpoint)
         self.orders: list[NDArray[np.int64] | None] = []
-        self._placed = False
 
     def build(self) -> onnx.ModelProto:
         a, g = self.a, self.g
@@ -151,11 +149,8 @@ class _Writer(OnnxDecoder):
             names = [n + "q", n + "k", n + "v"]
             sizes = self.g.integers(*(len(part.weight) for part in parts))
             self.g.node("Split", [inputs[0], sizes], names, axis=-1)
-            inputs = [
-                self.head_norm(names[0], i, "q_norm", order),
-                self.head_norm(names[1], i, "k_norm", order),
-                names[2],
-            ]
+            kinds = zip(names, ("q_norm", "k_norm"), strict=False)
+            inputs = [*(self.head_norm(x, i, kind, order) for x, kind in kinds), names[2]]
         end = str(rope) if rope > 0 else ""
         tables = ["cos" + end, "sin" + end] if rope >= 0 else []
         past = [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
@@ -183,8 +178,10 @@ class _Writer(OnnxDecoder):
         g.node("Split", [three, g.integers(*[a.hidden] * 3)], parts, axis=-1)
         fed = g.node("Mul", [parts[0], parts[2]], n + "fed")
         rows = g.node("Reshape", [fed, g.integers(-1, a.hidden)], n + "fed.rows")
+        if i == next(j for j, taps_of in enumerate(a.convs) if taps_of):
+            self.find_places()
         past = f"past_key_values.{i}.conv"
-        g.node("ScatterND", [past, self.places(), rows], f"present.{i}.conv")
+        g.node("ScatterND", [past, "places", rows], f"present.{i}.conv")
         # The cache is written behind what is read of it, in any order.
         before = g.node("Gather", [past, f"before.{taps}"], n + "before", axis=2)
         before = g.node("Mul", [before, f"before.{taps}.there"], n + "before.there")
@@ -202,14 +199,11 @@ class _Writer(OnnxDecoder):
         mixed = g.node("Squeeze", [mixed, g.integers(1)], n + "convolved.rows")
         return g.node("Mul", [parts[1], mixed], n + "convolved.gated")
 
-    def places(self) -> str:
+    def find_places(self) -> None:
         """Write where the new tokens lie in a cache of inputs, and those before them."""
-        g, name = self.g, "places"
-        if self._placed:
-            return name
-        self._placed = True
+        g = self.g
         column = g.node("Reshape", ["positions", g.integers(-1, 1)], "places.column")
-        g.node("Pad", [column, g.integers(0, 2, 0, 0)], name)
+        g.node("Pad", [column, g.integers(0, 2, 0, 0)], "places")
         for taps in sorted(set(self.a.convs) - {0}):
             back, zero = g.constant(f"back.{taps}", np.arange(1 - taps, 0)), g.integers(0)
             wanted = g.node("Add", ["first", back], f"before.{taps}.wanted")
@@ -217,7 +211,6 @@ class _Writer(OnnxDecoder):
             there = g.node("GreaterOrEqual", [wanted, zero], f"before.{taps}.is")
             there = g.node("Cast", [there], f"before.{taps}.as", to=onnx.TensorProto.FLOAT)
             g.node("Reshape", [there, g.integers(-1, 1)], f"before.{taps}.there")
-        return name
 
     def head_norm(self, x: str, i: int, kind: str, order: NDArray[np.int64] | None) -> str:
         """Write the norm of queries or keys, over each head or over all of them."""

@@ -1,12 +1,93 @@
-"""What the onnxruntime graphs of a draft and of a target share."""
+"""ONNX graphs: a few lines around ``onnx.helper``, and what the graphs of a draft and of a
+target share.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
-from draftwire.export.graphs.builder import MICROSOFT, GraphBuilder, Value, value
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
 from draftwire.export.graphs.decoder import Decoder
 from draftwire.export.sources.architecture import Architecture
+
+OPSET = 18
+# The IR version that goes with opset 18; later ones do not load on ORT 1.19.
+IR_VERSION = 8
+MICROSOFT = "com.microsoft"
+
+Value: TypeAlias = onnx.ValueInfoProto
+
+
+def value(name: str, dtype: str, shape: Sequence[int | str]) -> Value:
+    """Describe a graph input or output."""
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return helper.make_tensor_value_info(name, kind, list(shape))
+
+
+class GraphBuilder:
+    """Collects nodes and initialisers; every method returns the name of a tensor."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initialisers: dict[str, TensorProto] = {}
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initialiser that is stored in the graph; a second time it is one."""
+        if name not in self._initialisers:
+            tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._initialisers[name] = tensor
+        return name
+
+    def integers(self, *values: int) -> str:
+        """Add a vector of int64 under a name made of its values."""
+        name = "i64_" + "_".join(str(v).replace("-", "m") for v in values)
+        return self.constant(name, np.array(values, np.int64))
+
+    def supplied(self, name: str, shape: Sequence[int]) -> str:
+        """Add a float32 initialiser whose data the session's owner supplies."""
+        if name not in self._initialisers:
+            tensor = TensorProto()
+            tensor.name = name
+            tensor.data_type = TensorProto.FLOAT
+            tensor.dims.extend(shape)
+            tensor.data_location = TensorProto.EXTERNAL
+            # Never opened: a session without the data fails with this name in it.
+            tensor.external_data.add(key="location", value="weights.safetensors")
+            self._initialisers[name] = tensor
+        return name
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        outputs: str | Sequence[str],
+        *,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Add a node and return its first output."""
+        names = [outputs] if isinstance(outputs, str) else list(outputs)
+        named = {"name": names[0], "domain": domain, **attributes}
+        self._nodes.append(helper.make_node(op, list(inputs), names, **named))
+        return names[0]
+
+    def model(
+        self, name: str, inputs: Iterable[Value], outputs: Iterable[Value]
+    ) -> onnx.ModelProto:
+        """Return the finished model."""
+        constants = list(self._initialisers.values())
+        graph = helper.make_graph(self._nodes, name, list(inputs), list(outputs), constants)
+        return helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid(*o) for o in (("", OPSET), (MICROSOFT, 1))],
+            ir_version=IR_VERSION,
+            producer_name="draftwire",
+        )
 
 
 class OnnxDecoder(Decoder[str]):
@@ -16,20 +97,14 @@ class OnnxDecoder(Decoder[str]):
     """
 
     fuses = False  # sums into the norms that follow
+    table: Callable[[str], str]  # (parameter): as a constant
+    norm_weights: Callable[[str], list[str]]  # as it multiplies; the bias of a LayerNorm
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         self.g = GraphBuilder()
         # Sums that are not written yet: the norm behind one may take it along.
         self._sums: dict[str, list[str]] = {}
-
-    def table(self, parameter: str) -> str:
-        """Return a table as a constant."""
-        raise NotImplementedError
-
-    def norm_weights(self, parameter: str) -> list[str]:
-        """Return the weight as it multiplies, and the bias of a LayerNorm."""
-        raise NotImplementedError
 
     def written(self, x: str) -> str:
         """Return ``x``, written if it is a sum that nothing has read yet."""
@@ -58,40 +133,31 @@ class OnnxDecoder(Decoder[str]):
         return g.node("Mul", [turned, by], name)
 
     def bend(self, x: str, name: str) -> str:
-        g = self.g
         if self.a.activation == "silu":
-            return g.node(
-                "Mul", [x, g.node("Sigmoid", [x], name + "sigmoid")], name + "silu"
-            )
+            gate = self.g.node("Sigmoid", [x], name + "sigmoid")
+            return self.g.node("Mul", [x, gate], name + "silu")
         op = "FastGelu" if self.a.activation == "gelu_tanh" else "Gelu"
-        return g.node(op, [x], name + "gelu", domain=MICROSOFT)
+        return self.g.node(op, [x], name + "gelu", domain=MICROSOFT)
 
     def norm(self, x: str, parameter: str, name: str) -> str:
-        weights, eps = self.norm_weights(parameter), self.a.eps
+        weights = self.norm_weights(parameter)
         if self.a.family.norm != "layer" and self.fuses and x in self._sums:
             return self.g.node(
                 "SkipSimplifiedLayerNormalization",
                 [*self._sums.pop(x), *weights],
                 [name, "", "", x],
                 domain=MICROSOFT,
-                epsilon=eps,
+                epsilon=self.a.eps,
             )
         return self.plain_norm(self.written(x), weights, name)
 
     def plain_norm(self, x: str, weights: list[str], name: str) -> str:
-        eps = self.a.eps
-        if self.a.family.norm == "layer":
-            return self.g.node(
-                "LayerNormalization", [x, *weights], name, axis=-1, epsilon=eps
-            )
-        return self.g.node(
-            "SimplifiedLayerNormalization",
-            [x, *weights],
-            name,
-            epsilon=eps,
-            axis=-1,
-            stash_type=1,
-        )
+        """Write a norm that takes no sum along."""
+        how: dict[str, Any] = {"axis": -1, "epsilon": self.a.eps}
+        op = "LayerNormalization"
+        if self.a.family.norm != "layer":
+            op, how = "SimplifiedLayerNormalization", {**how, "stash_type": 1}
+        return self.g.node(op, [x, *weights], name, **how)
 
     def caches(self, form: str, length: str) -> list[Value]:
         """Describe the caches of all layers, ``form`` with layer and kind in it."""

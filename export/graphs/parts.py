@@ -26,7 +26,7 @@ import onnx
 from onnx import helper
 
 from draftwire.errors import ModelError
-from draftwire.export.graphs.builder import GraphBuilder, Value, value
+from draftwire.export.graphs.onnx_decoder import GraphBuilder, Value, value
 
 _FIRST_CACHE = "past.0.key"  # the whole graph asks it for the number of cached tokens
 
@@ -72,12 +72,9 @@ def head_of(model: onnx.ModelProto) -> HeadNames:
 
 def exit_tensors(head: HeadNames, exit_index: int, rank: int) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of the tensors of one exit, counted from 0."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "norm.weight": (head.hidden,),
-        **({"norm.bias": (head.hidden,)} if head.biased else {}),
-        "down.weight": (rank, head.hidden),
-        "up.weight": (head.hidden, rank),
-    }
+    norm: tuple[int, ...] = (head.hidden,)
+    shapes = {"norm.weight": norm, **({"norm.bias": norm} if head.biased else {})}
+    shapes |= {"down.weight": (rank, head.hidden), "up.weight": (head.hidden, rank)}
     return {f"exit.{exit_index}.{name}": shape for name, shape in shapes.items()}
 
 

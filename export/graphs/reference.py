@@ -33,9 +33,8 @@ class _Forward(Decoder[Any]):
 
     def run(self, ids: NDArray[np.int64]) -> Array:
         x = self.final(self.layers(self.embedded(ids, np.arange(self.length))))
-        return np.asarray(
-            self.capped(x @ self.w.table(self.a.head).T, self.a.logit_cap, "")
-        )
+        logits = x @ self.w.table(self.a.head).T
+        return np.asarray(self.capped(logits, self.a.logit_cap, ""))
 
     def look_up(self, parameter: str, ids: Any, name: str) -> Array:
         return np.asarray(self.w.table(parameter)[ids])

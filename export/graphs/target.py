@@ -54,8 +54,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from draftwire.export.graphs.builder import value
-from draftwire.export.graphs.onnx_decoder import OnnxDecoder
+from draftwire.export.graphs.onnx_decoder import OnnxDecoder, value
 from draftwire.export.sources.checkpoint import Checkpoint
 
 MIN_ENGINE = "1.19"
@@ -106,8 +105,7 @@ class _Writer(OnnxDecoder):
         inputs = [self.written(x), self.table(parameter + ".weight")]
         if parameter + ".bias" in self.checkpoint:
             inputs.append(self.table(parameter + ".bias"))
-        turned = 0 if self.a.family.conv else 1
-        return self.g.node("Gemm", inputs, parameter, transB=turned)
+        return self.g.node("Gemm", inputs, parameter, transB=int(not self.a.family.conv))
 
     def linear(self, x: str, i: int, kind: str) -> str:
         names, p = self.a.names, self.a.layer(i)
@@ -150,10 +148,10 @@ class _Writer(OnnxDecoder):
             for op, name in (("Cos", "cos" + end), ("Sin", "sin" + end)):
                 if rope.factor == 1.0:
                     g.node(op, [angles], name)
-                else:
-                    turn = g.node(op, [angles], name + ".plain")
-                    size = g.constant("size" + end, np.array(rope.factor, np.float32))
-                    g.node("Mul", [turn, size], name)
+                    continue
+                turn = g.node(op, [angles], name + ".plain")
+                size = g.constant("size" + end, np.array(rope.factor, np.float32))
+                g.node("Mul", [turn, size], name)
         allow = g.constant("allow", np.array(0, np.float32))
         forbid = g.constant("forbid", _NEVER)
         valid = g.node("Less", ["slots", lens], "valid")  # [B, P]
@@ -255,10 +253,10 @@ class _Writer(OnnxDecoder):
         shares = g.node("Softmax", [joined], n + "shares", axis=-1)
         parts = [n + "past.shares", n + "new.shares"]
         g.node("Split", [shares, "past_and_new"], parts, axis=-1)
-        mixed = []
-        for kind in ("past", "new"):
-            inputs = [n + kind + ".shares", f"{kind}.{i}.value"]
-            mixed.append(g.node("MatMul", inputs, n + kind))
+        mixed = [
+            g.node("MatMul", [n + kind + ".shares", f"{kind}.{i}.value"], n + kind)
+            for kind in ("past", "new")
+        ]
         # onnxruntime leaves the product over an empty cache uninitialised.
         nothing = g.constant("nothing", np.array(0, np.float32))
         mixed[0] = g.node("Where", ["any_past", mixed[0], nothing], n + "past.safe")

@@ -13,8 +13,7 @@ import numpy as np
 from draftwire.errors import ModelError
 from draftwire.export.graphs.reference import reference_logits
 from draftwire.export.precision.runners import Logits, Reader
-from draftwire.export.sources.checkpoint import Checkpoint
-from draftwire.export.sources.transformers_model import load_model
+from draftwire.export.sources.checkpoint import Checkpoint, load_model
 from draftwire.tokenizer import load_tokenizer
 
 _FLATTER = 0.1  # by which rows behind masks may agree less often

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from draftwire.errors import ModelError
-from draftwire.export.graphs.builder import MICROSOFT
+from draftwire.export.graphs.onnx_decoder import MICROSOFT
 
 # From the least rounded to the most.
 PRECISIONS = ("fp32", "int8", "int8-split", "int8-kv8", "int4")

@@ -20,14 +20,11 @@ from draftwire.export.sources.families import FAMILIES, Family, Names
 from draftwire.export.sources.rope import Fields, Rope, UnknownArchitecture, read_rope
 from draftwire.packages.manifest import read_parallel
 
-__all__ = [
-    "Architecture",
-    "UnknownArchitecture",
-    "parallel_of",
-    "read_architecture",
-]
+__all__ = ["Architecture", "UnknownArchitecture", "parallel_of", "read_architecture"]
 
+Shapes = dict[str, tuple[int, ...]]
 _PARD_BLOCK = 8  # tokens that PARD's checkpoints are trained to say at once
+_EPS = tuple("rms_norm_eps layer_norm_eps norm_epsilon layer_norm_epsilon norm_eps".split())
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -110,17 +107,12 @@ class Architecture:
         """Return how many inputs layer ``i`` convolves, 0 where it attends."""
         return self.convs[i] if self.convs else 0
 
-    def parameters(
-        self,
-    ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+    def parameters(self) -> tuple[Shapes, Shapes]:
         """Return the shapes of the needed and of the optional parameters."""
         n, h, f = self.names, self.hidden, self.feed_forward
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        needed: dict[str, tuple[int, ...]] = {
-            self.embedding: (self.vocab_size, h),
-            self.head: (self.vocab_size, h),
-        }
-        optional: dict[str, tuple[int, ...]] = {}
+        needed: Shapes = dict.fromkeys((self.embedding, self.head), (self.vocab_size, h))
+        optional: Shapes = {}
         if n.positions:
             needed[n.positions + ".weight"] = (self.positions, h)
         whole = self.model_type in ("olmo2", "olmo3")  # norms of all heads at once
@@ -220,7 +212,7 @@ def read_architecture(
         feed_forward=_feed_forward(fields, kind),
         vocab_size=fields.count("vocab_size"),
         context=_context(fields, context, trained),
-        eps=_eps(fields),
+        eps=fields.number(next((n for n in _EPS if raw.get(n) is not None), _EPS[0])),
         activation=_ACTIVATIONS[activation],
         ropes=ropes,
         rope_of=rope_of,
@@ -305,10 +297,7 @@ def parallel_of(
 
     It says so in a ``parallel`` of its own, which is that table, or as a PARD checkpoint:
     ``pard_token`` or ``ptd_token_id``, one row for all masks. Those say no block; they are
-    trained with eight.
-
-    Raises:
-        ModelError: Its masks are none of its rows.
+    trained with eight. A ModelError where its masks are none of its rows.
 
     Source:
         PARD, https://arxiv.org/abs/2504.18583, and the config of its checkpoints.
@@ -337,19 +326,6 @@ def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:
     ):
         if raw.get(name, plain) not in (plain, None):
             raise UnknownArchitecture(f"{where} has {name} = {raw[name]!r}")
-
-
-def _eps(fields: Fields) -> float:
-    for name in (
-        "rms_norm_eps",
-        "layer_norm_eps",
-        "norm_epsilon",
-        "layer_norm_epsilon",
-        "norm_eps",
-    ):
-        if fields.raw.get(name) is not None:
-            return fields.number(name)
-    return fields.number("rms_norm_eps")
 
 
 def _context(fields: Fields, wanted: int | None, bound: int | None) -> int:

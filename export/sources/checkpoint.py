@@ -1,4 +1,6 @@
-"""Hugging Face checkpoints: which shape they have, and their weights, checked."""
+"""Hugging Face checkpoints: which shape they have, and their weights, checked; or a model
+of transformers, which runs them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
+from draftwire.packages import DraftPackage, TargetPackage
 from draftwire.tensors import TensorFile
 from draftwire.tokenizer import first_token
 
@@ -55,12 +58,19 @@ class Checkpoint:
         finite.
         """
         values = self.parameters[name].read(name)
-        if not np.isfinite(values).all():
-            raise ModelError(
-                f"{self.folder.name}: {name} holds values that are not finite",
-                hint="the checkpoint is damaged, or its training diverged",
-            )
+        require_finite(
+            f"{self.folder.name}: {name} holds values", np.isfinite(values).all()
+        )
         return values
+
+
+def require_finite(what: str, finite: Any) -> None:
+    """Refuse (ModelError) weights or logits that are not finite."""
+    if not finite:
+        raise ModelError(
+            f"{what} that are not finite",
+            hint="the checkpoint is damaged, or its training diverged",
+        )
 
 
 def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkpoint:
@@ -72,15 +82,35 @@ def load_checkpoint(folder: str | Path, *, context: int | None = None) -> Checkp
     folder = Path(folder)
     config = read_config(folder)
     architecture = read_architecture(folder.name, config, context=context)
+    require_tokenizer(folder)
+    parameters = _check(folder, architecture, open_weights(folder))
+    bos_id, eos_ids = special_ids(folder, config, architecture.vocab_size)
+    return Checkpoint(folder, architecture, parameters, bos_id, eos_ids)
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Refuse (ModelError) a model directory without ``tokenizer.json``."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{folder.name} has no tokenizer.json",
             hint="save it there: AutoTokenizer.from_pretrained(...)."
             "save_pretrained(DIR), with a fast tokenizer",
         )
-    parameters = _check(folder, architecture, open_weights(folder))
-    bos_id, eos_ids = special_ids(folder, config, architecture.vocab_size)
-    return Checkpoint(folder, architecture, parameters, bos_id, eos_ids)
+
+
+def config_of(package: DraftPackage | TargetPackage) -> dict[str, Any]:
+    """Return the config that a package's model was made with; a ModelError where its
+    manifest does not carry it.
+    """
+    whole = getattr(package, "base", None) or package
+    made = whole.raw.get("made")
+    config = made.get("config") if isinstance(made, dict) else None
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{whole.path.name} says nothing of its shape",
+            hint="give the Hugging Face directory that it was exported from",
+        )
+    return dict(config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -213,3 +243,40 @@ def special_ids(
                 f"{folder.name}: special token {i!r} is outside of the vocabulary"
             )
     return bos, eos
+
+
+def load_model(folder: Path, dtype: Any = None) -> Any:
+    """Return a directory's causal language model as transformers runs it, nothing in it
+    trained; float32 without a dtype.
+
+    Only ``config.json`` and safetensors are read. A ConfigError where transformers or torch
+    is not installed, a ModelError where it cannot be loaded.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as exc:
+        raise ConfigError(
+            f"this needs {exc.name}, which is not installed",
+            hint="pip install 'draftwire[export]', on a workstation",
+        ) from exc
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (KeyError, OSError, RuntimeError, ValueError) as exc:
+        raise ModelError(
+            f"transformers {transformers.__version__} cannot load {folder.name}: "
+            f"{first_line(exc)}"
+        ) from exc
+    return model.eval().requires_grad_(False)
+
+
+def first_line(exc: BaseException) -> str:
+    """Return what a foreign error says, in one line."""
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0][:200]

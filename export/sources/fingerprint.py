@@ -31,25 +31,15 @@ def anchor_parameters(names: Iterable[str], layers: int) -> list[str]:
 
 
 def backbone_fingerprint(
-    names: Iterable[str],
-    weight: Callable[[str], NDArray[np.float32]],
-    *,
-    layers: int,
+    names: Iterable[str], weight: Callable[[str], NDArray[np.float32]], *, layers: int
 ) -> str:
-    """Return the fingerprint of a model's anchor.
+    """Return the fingerprint, 64 hex digits, of a model's anchor: the embedding and so many
+    first layers of the parameters ``names``, each of which ``weight`` gives as float32.
 
-    The anchor is what draft and targets of a family have in common and what no
-    evolution may touch. Names do not matter, nor does the format of a file:
-    ``transport/PROTOCOL.md`` 4.1 says it to the byte. Weights are rounded to float16,
-    so that a checkpoint and its float16 package have the same value.
-
-    Args:
-        names: The model's parameters.
-        weight: Gives one of them, float32.
-        layers: How many of the first layers belong to the anchor.
-
-    Returns:
-        64 hex digits.
+    Draft and targets of a family have it in common, and no evolution may touch it. Names do
+    not matter, nor does a file's format: ``transport/PROTOCOL.md`` 4.1 says it to the byte.
+    Weights are rounded to float16, so that a checkpoint and its float16 package have the
+    same value.
     """
     groups: dict[int, list[str]] = {at: [] for at in range(-1, layers)}
     for name in anchor_parameters(names, layers):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.sources.checkpoint import first_line
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 # Never weights that would have to be unpickled.
@@ -30,16 +31,12 @@ _PLAIN = frozenset({"gpt-2", "gpt2", "phi-2", "mpt"})
 
 
 def checkpoint_folder(source: str | Path, scratch: Path) -> Path:
-    """Return a Hugging Face directory for what a user named.
+    """Return a Hugging Face directory for what a user named: such a directory, a ``.gguf``
+    file (unpacked to ``scratch``), or ``owner/name`` on the hub, which ``hf:owner/name`` is
+    even where there is such a directory.
 
-    Args:
-        source: Such a directory, a ``.gguf`` file, or ``owner/name`` on the hub, which
-            ``hf:owner/name`` is even where there is such a directory.
-        scratch: Where a GGUF file is unpacked to.
-
-    Raises:
-        ConfigError: There is nothing of the kind, or a library is missing.
-        ModelError: The GGUF file cannot be read or is of a kind not known here.
+    A ConfigError where there is nothing of the kind or a library is missing, a ModelError
+    where the GGUF file cannot be read or is of a kind not known here.
     """
     source = str(source)
     named = source.startswith("hf:")
@@ -62,7 +59,7 @@ def checkpoint_folder(source: str | Path, scratch: Path) -> Path:
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"there is no directory {source}, and the hub does not give it: "
-            f"{str(exc).splitlines()[0][:160]}",
+            f"{first_line(exc)}",
             hint="check the name, log in with `hf auth login`, or give a local directory",
         ) from exc
 
@@ -92,7 +89,7 @@ def _unpacked(file: Path, scratch: Path) -> Path:
         )
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as exc:
         raise ModelError(
-            f"{file.name} cannot be read as GGUF: {str(exc).splitlines()[0][:160]}",
+            f"{file.name} cannot be read as GGUF: {first_line(exc)}",
             hint="give the Hugging Face directory that it was made from",
         ) from exc
     _cut_words(tokenizer.backend_tokenizer, pre, file.name)
@@ -112,13 +109,11 @@ def _pre_tokenizer(file: Path) -> str:
     from gguf import GGUFReader
 
     fields = GGUFReader(file).fields
-
-    def word(name: str) -> str:
-        return str(fields[name].contents()) if name in fields else ""
-
-    if word("tokenizer.ggml.model") != "gpt2":
-        return ""
-    return word("tokenizer.ggml.pre") or "gpt-2"
+    model, pre = (
+        str(fields[name].contents()) if name in fields else ""
+        for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre")
+    )
+    return (pre or "gpt-2") if model == "gpt2" else ""
 
 
 def _cut_words(engine: Any, pre: str, name: str) -> None:

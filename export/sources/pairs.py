@@ -46,10 +46,8 @@ PAIRS: Mapping[str, Pair] = {
 
 
 def find(name: str) -> Pair | None:
-    """Return the pair called ``name``; None for a name on the hub.
-
-    Raises:
-        ConfigError: It is neither.
+    """Return the pair called ``name``, None for a name on the hub; a ConfigError where it
+    is neither.
     """
     if name in PAIRS:
         return PAIRS[name]

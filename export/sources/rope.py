@@ -132,17 +132,13 @@ def _yarn(rates: Rates, values: Fields, rotary: int) -> Rope:
     ramp = np.clip((np.arange(rotary // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
     scaled = rates * (1.0 - ramp) + rates / factor * ramp
     both = [values.raw.get(name) for name in ("mscale", "mscale_all_dim")]
+
+    def size(weight: Any) -> float:
+        return 1.0 if factor <= 1 else 0.1 * float(weight) * math.log(factor) + 1.0
+
     if values.raw.get("attention_factor") is not None:
-        size = values.number("attention_factor")
-    elif all(both):
-        size = _mscale(factor, float(both[0] or 0)) / _mscale(factor, float(both[1] or 0))
-    else:
-        size = _mscale(factor, 1.0)
-    return Rope(scaled, size)
-
-
-def _mscale(factor: float, weight: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+        return Rope(scaled, values.number("attention_factor"))
+    return Rope(scaled, size(both[0]) / size(both[1]) if all(both) else size(1.0))
 
 
 def _longrope(rates: Rates, values: Fields) -> Rope:

@@ -10,7 +10,10 @@ from pathlib import Path
 from tokenizers import processors
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.sources.checkpoint import first_line
 from draftwire.tokenizer import PROBES, Tokenizer, first_token, load_tokenizer
+
+_SAVE = "save it again: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)"
 
 
 def check_tokens(folder: Path, bos_id: int | None) -> int | None:
@@ -34,9 +37,8 @@ def check_tokens(folder: Path, bos_id: int | None) -> int | None:
         )
     except (ImportError, KeyError, OSError, TypeError, ValueError) as exc:
         raise ModelError(
-            f"transformers cannot load the tokenizer of {folder.name}: "
-            f"{str(exc).splitlines()[0][:160]}",
-            hint="save it again: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)",
+            f"transformers cannot load the tokenizer of {folder.name}: {first_line(exc)}",
+            hint=_SAVE,
         ) from exc
     ours = load_tokenizer(folder)
     raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -64,8 +66,7 @@ def check_tokens(folder: Path, bos_id: int | None) -> int | None:
             raise ModelError(
                 f"{folder.name}/tokenizer.json and transformers read "
                 f"{text[:24]!r} differently: {found[:8]} and {whole[:8]}",
-                hint="save it again: AutoTokenizer.from_pretrained(...)"
-                ".save_pretrained(DIR)",
+                hint=_SAVE,
             )
     return bos_id
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.sources.architecture import read_architecture
-from draftwire.export.sources.checkpoint import Checkpoint
-from draftwire.export.sources.package_config import config_of
-from draftwire.packages import DraftPackage, PackageFile
+from draftwire.export.sources.architecture import Architecture, read_architecture
+from draftwire.export.sources.checkpoint import Checkpoint, config_of
+from draftwire.packages import DraftPackage
 
 Array = NDArray[np.float32]
 # From the least rounded; a split int8 is never alone.
@@ -43,33 +42,28 @@ class Linear:
         """Return it with the dimensions of each head in another order."""
 
         def one(rows: Array) -> Array:
-            return rows.reshape(-1, len(order), *rows.shape[1:])[:, order].reshape(
-                rows.shape
-            )
+            heads = rows.reshape(-1, len(order), *rows.shape[1:])
+            return heads[:, order].reshape(rows.shape)
 
         return Linear(one(self.weight), None if self.bias is None else one(self.bias))
 
 
 def joined(parts: Sequence[Linear]) -> Linear:
     """Return one layer with the outputs of all."""
-    bias = None
+    weight, bias = np.concatenate([part.weight for part in parts]), None
     if any(part.bias is not None for part in parts):
-        none = [np.zeros(len(p.weight), np.float32) for p in parts]
+        zero = [np.zeros(len(part.weight), np.float32) for part in parts]
         bias = np.concatenate(
-            [z if p.bias is None else p.bias for p, z in zip(parts, none, strict=True)]
+            [z if p.bias is None else p.bias for p, z in zip(parts, zero, strict=True)]
         )
-    return Linear(np.concatenate([part.weight for part in parts]), bias)
+    return Linear(weight, bias)
 
 
 class Weights:
-    """Where weights come from.
+    """Where the weights of an architecture ``a`` come from."""
 
-    Attributes:
-        a: Their architecture.
-    """
-
-    def __init__(self, architecture: Any) -> None:
-        self.a = architecture
+    def __init__(self, a: Architecture) -> None:
+        self.a = a
 
     def table(self, parameter: str) -> Array:
         """Return embedding, head or positions, by the family's name."""
@@ -131,8 +125,8 @@ class CheckpointWeights(Weights):
 
     def kernel(self, i: int) -> Linear:
         """Return what layer ``i`` convolves with, ``(inputs, channels)``, oldest first."""
-        weight = self.checkpoint.weight(f"{self.a.layer(i)}{self.a.names.conv}.weight")
-        return Linear(weight[:, 0].T, self._bias(self.a.layer(i) + self.a.names.conv))
+        name = self.a.layer(i) + self.a.names.conv
+        return Linear(self.checkpoint.weight(name + ".weight")[:, 0].T, self._bias(name))
 
     def packed(self, i: int) -> Linear:
         a = self.a
@@ -150,21 +144,26 @@ class CheckpointWeights(Weights):
 
 
 class PackageWeights(Weights):
-    """The weights in a ``gqa`` graph of a draft package.
+    """The weights in a ``gqa`` graph of a draft package: in ``file``, the one that is
+    rounded least, whose integers are read as what they stand for.
 
-    Those of an int8 or int4 graph are what its integers stand for.
-
-    Attributes:
-        file: The graph that was read: the one that is rounded least.
-
-    Raises:
-        ConfigError: The package has none whose graph is known here.
-        ModelError: It is too old to say its shape.
+    A ConfigError where it has none whose graph is known here, a ModelError where it does
+    not say its shape.
     """
 
     def __init__(self, package: DraftPackage) -> None:
-        self.file = _widest(package)
-        where = package.path.name
+        found = {
+            file.precision: file
+            for file in package.files.values()
+            if file.engine == "onnxruntime" and file.graph == "gqa"
+        }
+        widest = next((found[p] for p in _WIDEST if p in found), None)
+        if widest is None:
+            raise ConfigError(
+                f"{package.path.name} holds no ONNX graph that weights can be read from",
+                hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
+            )
+        self.file, where = widest, package.path.name
         a = read_architecture(where, config_of(package), context=package.context)
         # The graph's queries and keys are sorted for what it rotates.
         from draftwire.export.graphs.draft import rotation
@@ -202,16 +201,13 @@ class PackageWeights(Weights):
 
     def _values(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:
-            self._foreign(name)
+            raise ModelError(
+                f"{self.file.path.name} is not a graph that this exporter wrote: "
+                f"it holds no {name}",
+                hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
+            )
         folder = str(self.file.path.parent)
         return np.asarray(numpy_helper.to_array(self._tensors[name], folder))
-
-    def _foreign(self, name: str) -> NoReturn:
-        raise ModelError(
-            f"{self.file.path.name} is not a graph that this exporter wrote: "
-            f"it holds no {name}",
-            hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
-        )
 
     def _read(self, name: str) -> Array:
         """Return a constant as float32, as it stands in the graph."""
@@ -239,10 +235,8 @@ class PackageWeights(Weights):
 
 
 def checkpoint_tensors(package: DraftPackage) -> dict[str, Array]:
-    """Return a draft's embedding, layers and last norm by the names of its checkpoint.
-
-    Raises:
-        ConfigError: Its family stores them in another form than the graph does.
+    """Return a draft's embedding, layers and last norm by the names of its checkpoint; a
+    ConfigError where its family stores them in another form than the graph does.
     """
     weights = PackageWeights(package)
     a, n = weights.a, weights.a.names
@@ -256,9 +250,8 @@ def checkpoint_tensors(package: DraftPackage) -> dict[str, Array]:
     found = {n.final: weights.norm(n.final)}
     for i in range(a.layers):
         p, kinds = a.layer(i), {"o": n.out, "gate": n.gate, "up": n.up, "down": n.down}
-        found |= {
-            p + name: weights.norm(p + name) for name in (n.before_attention, n.before_mlp)
-        }
+        norms = (n.before_attention, n.before_mlp)
+        found |= {p + name: weights.norm(p + name) for name in norms}
         found |= {p + x: part for x, part in zip(n.qkv, weights.qkv(i), strict=True)}
         found |= {p + name: weights.linear(i, kind) for kind, name in kinds.items()}
     tensors = {f"{name}.weight": part.weight for name, part in found.items()}
@@ -269,18 +262,3 @@ def checkpoint_tensors(package: DraftPackage) -> dict[str, Array]:
 def _halves(packed: NDArray[Any]) -> NDArray[Any]:
     """Return the two numbers of each byte, the low one first."""
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
-
-
-def _widest(package: DraftPackage) -> PackageFile:
-    found = {
-        file.precision: file
-        for file in package.files.values()
-        if file.engine == "onnxruntime" and file.graph == "gqa"
-    }
-    for precision in _WIDEST:
-        if precision in found:
-            return found[precision]
-    raise ConfigError(
-        f"{package.path.name} holds no ONNX graph that weights can be read from",
-        hint="name the checkpoint it was made from: --checkpoint MODEL_DIR",
-    )

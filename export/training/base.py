@@ -17,10 +17,8 @@ from torch import Tensor
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
-from draftwire.export.sources.checkpoint import load_checkpoint
-from draftwire.export.sources.package_config import config_of
+from draftwire.export.sources.checkpoint import config_of, load_checkpoint, load_model
 from draftwire.export.sources.tokens import copy_tokenizer
-from draftwire.export.sources.transformers_model import load_model
 from draftwire.export.sources.weights import checkpoint_tensors
 from draftwire.packages import TargetPackage, load_draft, load_target
 from draftwire.packages.exits import torch_stack

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
-from draftwire.export.sources.transformers_model import load_model
+from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources.transformers_model import load_model  # noqa: E402
+from draftwire.export.sources.checkpoint import load_model  # noqa: E402
 from draftwire.export.training import draft as build  # noqa: E402
 from draftwire.export.training.base import read_base, start_from  # noqa: E402
 from draftwire.export.training.distil import make_draft  # noqa: E402
