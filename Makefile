@@ -32,12 +32,12 @@ test-arm: ## bundles and the device rooms on emulated ARM boards (ARGS="bookworm
 
 test-proxies: ## real nginx, Caddy and HAProxy between device and verifier (fetched if missing)
 	@$(PYTHON) tools/venvs.py make device test
-	@$(VENV)/python tools/fetch_proxies.py
+	@$(VENV)/python tools/fetch.py proxies
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=300 -rs tests/proxies $(ARGS)
 
 test-engines: ## a real llama-server behind --backend openai (built once, 6 min); SGLang's decoder
 	@$(PYTHON) tools/venvs.py make device test workstation
-	@$(VENV)/python tools/fetch_engines.py
+	@$(VENV)/python tools/fetch.py engines
 	@PYTHONPATH=src $(VENV)/python -m pytest -q --timeout=600 -rs -m slow \
 	  tests/verifier/test_llamacpp.py tests/verifier/test_sglang.py $(ARGS)
 

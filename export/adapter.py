@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError, PackageError
-from draftwire.export.pieces import check_place
+from draftwire.export.pieces import check_beside, check_place, writing
 from draftwire.export.sources.checkpoint import read_json
 from draftwire.export.sources.fingerprint import anchor_parameters, backbone_fingerprint
 from draftwire.packages import NewFile, TargetPackage, load_target, write_package
@@ -56,11 +56,11 @@ def package_adapter(
     name: str | None = None,
     replace: bool = False,
 ) -> Path:
-    """Package an adapter directory, PEFT's or ours, as an evolved target ``out``.
+    """Package an adapter directory, PEFT's or ours, as an evolved target ``out`` beside the
+    whole target package ``base`` that it was trained on.
 
-    ``base`` is the whole target that it was trained on, a package beside ``out``. A
-    ConfigError where an argument is wrong, a ModelError where it is more than plain LoRA or
-    does not fit.
+    A ConfigError where an argument is wrong, a ModelError where it is more than plain LoRA
+    or does not fit.
     """
     folder = Path(adapter)
     tensors, scale = read_adapter(folder)
@@ -90,11 +90,7 @@ def write_evolved_target(
     """
     base, out = Path(base).absolute(), Path(out).absolute()
     check_place(out, "target", replace=replace)
-    if base.parent != out.parent:
-        raise ConfigError(
-            f"an evolved target lies beside its base, {out} and {base} do not",
-            hint=f"--out {base.parent / out.name}",
-        )
+    check_beside(out, base)
     package = load_target(base)
     if package.base is not None:
         raise ConfigError(
@@ -112,10 +108,9 @@ def write_evolved_target(
     rounded = read_scale(repr(float(scale)))
     scratch = out.with_name(f".{out.name}.adapter")
     try:
-        write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
-        content = scratch.read_bytes()
-    except OSError as exc:
-        raise ConfigError(f"{out} cannot be written: {exc}") from exc
+        with writing(out):
+            write_tensors(scratch, halves, metadata={"scale": repr(rounded)})
+            content = scratch.read_bytes()
     finally:
         scratch.unlink(missing_ok=True)
     rank = max(len(t) for n, t in halves.items() if n.endswith(LORA_A))
@@ -148,9 +143,8 @@ def _merged_family(
     if family["backbone"] is not None:
         changed = {key.rpartition(".lora_")[0] for key in halves}
         if changed & set(anchor_parameters(weights, layers)):
-            family["backbone"] = backbone_fingerprint(
-                weights, weights.__getitem__, layers=layers
-            )
+            weight_of = weights.__getitem__
+            family["backbone"] = backbone_fingerprint(weights, weight_of, layers=layers)
     return family
 
 

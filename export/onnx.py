@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,34 +15,10 @@ import onnx
 import onnxruntime
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export import pieces
 from draftwire.export.graphs import draft as gqa_graph
 from draftwire.export.graphs import target as target_graph
-from draftwire.export.pieces import (
-    DRAFT_CONTEXT,
-    check_place,
-    chosen,
-    package_fields,
-    save_model,
-    text_files,
-)
-from draftwire.export.precision.gate import cache_ranges, gate, moments_of, own_texts
-from draftwire.export.precision.parity import (
-    LIMITS,
-    Limit,
-    Parity,
-    check_steps,
-    compare,
-    expected_logits,
-    limit_of,
-    mask_rows,
-    probe_tokens,
-)
-from draftwire.export.precision.quantise import (
-    MIN_ENGINE,
-    PRECISIONS,
-    quantise,
-    shrink_cache,
-)
+from draftwire.export.precision import gate, parity, quantise
 from draftwire.export.precision.runners import DraftRunner, Reader, run_target, threads
 from draftwire.export.sources.architecture import UnknownArchitecture, parallel_of
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint, read_config
@@ -55,8 +32,8 @@ from draftwire.tokenizer import load_tokenizer
 
 TARGET_PRECISIONS = {"fp16": np.float16, "fp32": np.float32}
 
-Made = tuple[dict[str, Any], dict[str, NewFile]]
-LimitOf = Callable[[str], Limit]
+Files = dict[str, NewFile]
+LimitOf = Callable[[str], parity.Limit]
 
 
 def export_onnx(
@@ -76,7 +53,7 @@ def export_onnx(
     made: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Path:
-    """Export a checkpoint as a draft or target package.
+    """Export a checkpoint as a draft or target package; return its folder.
 
     The result is compared with the checkpoint first; nothing is written when it
     says something else.
@@ -105,9 +82,6 @@ def export_onnx(
         made: How the checkpoint came about, for the manifest.
         replace: Put it in the place of an older package.
 
-    Returns:
-        The package's folder.
-
     Raises:
         ConfigError: An argument is wrong, or ``out`` exists.
         ModelError: The checkpoint is damaged or of an unknown shape, or nothing made
@@ -118,81 +92,56 @@ def export_onnx(
         raise ConfigError(f"there is no role {role!r}", hint="draft or target")
     if graph not in ("auto", "concat"):
         raise ConfigError(f"there is no graph {graph!r}", hint="auto or concat")
-    check_place(out, role, replace=replace)
-    if role == "draft":
-        wanted = chosen("int8" if precision is None else precision, PRECISIONS, role)
-    else:
-        known = list(TARGET_PRECISIONS)
-        wanted = chosen("fp16" if precision is None else precision, known, role)
-        if len(wanted) > 1:
-            raise ConfigError(f"{len(wanted)} precisions for a target were given")
-    limit = partial(limit_of, min_agreement=min_agreement)
-    try:
+    pieces.check_place(out, role, replace=replace)
+    draft = role == "draft"
+    known = quantise.PRECISIONS if draft else tuple(TARGET_PRECISIONS)
+    usual = "int8" if draft else "fp16"
+    wanted = pieces.chosen(usual if precision is None else precision, known, role)
+    if not draft and len(wanted) > 1:
+        raise ConfigError(f"{len(wanted)} precisions for a target were given")
+    limit = partial(parity.limit_of, min_agreement=min_agreement)
+    named, family = name or out.stem, family_name or name or out.stem
+    with pieces.writing(out), contextlib.ExitStack() as stack:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as place:
-            scratch = Path(place)
-            folder = checkpoint_folder(model_dir, scratch)
-            why = None
-            try:
-                if role == "draft" and graph == "concat":
-                    raise UnknownArchitecture("the concat graph is written by Optimum")
-                checkpoint = load_checkpoint(folder, context=context)
-                if against != "numpy":
-                    first = check_tokens(folder, checkpoint.bos_id)
-                    checkpoint = dataclasses.replace(checkpoint, bos_id=first)
-                fields = package_fields(
-                    checkpoint,
-                    name=name or out.stem,
-                    family_name=family_name,
-                    anchor_layers=anchor_layers,
-                )
-                fields["made"].update(made or {})
-                if role == "target":
-                    fields.update(version=version, base=None, adapter=None)
-                    files = _target(checkpoint, wanted[0], limit, against, scratch)
-                else:
-                    if context is None:
-                        checkpoint = checkpoint.cut(DRAFT_CONTEXT)
-                        fields["context"] = checkpoint.architecture.context
-                    parallel = parallel_of(
-                        checkpoint.folder.name,
-                        read_config(checkpoint.folder),
-                        checkpoint.architecture.vocab_size,
-                    )
-                    if parallel is not None:
-                        fields["parallel"] = parallel
-                    more, files = _draft(
-                        checkpoint, wanted, limit, against, scratch, parallel
-                    )
-                    fields["made"].update(more)
-            except UnknownArchitecture as exc:
-                if role == "target":
-                    raise ModelError(
-                        str(exc),
-                        hint="as a target it can be served by the transformers backend",
-                    ) from exc
-                why = exc
-            if why is not None:
-                from draftwire.export.graphs.concat import export_with_optimum
+        place = tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent)
+        scratch = Path(stack.enter_context(place))
+        folder = checkpoint_folder(model_dir, scratch)
+        try:
+            if draft and graph == "concat":
+                raise UnknownArchitecture("the concat graph is written by Optimum")
+            checkpoint = load_checkpoint(folder, context=context)
+            if against != "numpy":
+                first = check_tokens(folder, checkpoint.bos_id)
+                checkpoint = dataclasses.replace(checkpoint, bos_id=first)
+            if draft and context is None:
+                checkpoint = checkpoint.cut(pieces.DRAFT_CONTEXT)
+            fields = pieces.package_fields(
+                checkpoint, name=named, family_name=family, anchor_layers=anchor_layers
+            )
+            fields["made"].update(made or {})
+            if draft:
+                files = _draft(checkpoint, wanted, limit, against, scratch, fields)
+            else:
+                fields.update(version=version, base=None, adapter=None)
+                files = _target(checkpoint, wanted[0], limit, against, scratch)
+        except UnknownArchitecture as why:
+            if not draft:
+                raise ModelError(
+                    str(why),
+                    hint="as a target it can be served by the transformers backend",
+                ) from why
+            if anchor_layers:
+                raise ConfigError(
+                    "a concat draft shares no anchor layers with a target"
+                ) from why
+            from draftwire.export.graphs.concat import export_with_optimum
 
-                if anchor_layers:
-                    raise ConfigError(
-                        "a concat draft shares no anchor layers with a target"
-                    )
-                fields, files = export_with_optimum(
-                    folder,
-                    scratch,
-                    wanted,
-                    limit=limit,
-                    context=context,
-                    why=why,
-                    told=graph == "concat",
-                )
-                fields["name"] = name or out.stem
-                fields["family"]["name"] = family_name or name or out.stem
-            write_package(out, role, fields, files, replace=replace)
-    except OSError as exc:
-        raise ConfigError(f"{out} cannot be written: {exc}") from exc
+            told = graph == "concat"
+            fields, files = export_with_optimum(
+                folder, scratch, wanted, limit=limit, context=context, why=why, told=told
+            )
+            fields["name"], fields["family"]["name"] = named, family
+        write_package(out, role, fields, files, replace=replace)
     return out
 
 
@@ -202,47 +151,51 @@ def _draft(
     limit: LimitOf,
     against: str,
     scratch: Path,
-    parallel: Mapping[str, Any] | None,
-) -> Made:
-    architecture = checkpoint.architecture
-    ids = probe_tokens(checkpoint)
-    masks: Sequence[int] = ()
-    said = read_parallel(checkpoint.folder.name, parallel, architecture.vocab_size)
+    fields: dict[str, Any],
+) -> Files:
+    """Return a draft's files, and put what there is to say of them into ``fields``."""
+    a, where = checkpoint.architecture, checkpoint.folder.name
+    ids, masks = parity.probe_tokens(checkpoint), list[int]()
+    table = parallel_of(where, read_config(checkpoint.folder), a.vocab_size)
+    said = read_parallel(where, table, a.vocab_size)
     if said is not None:
-        masks = said.masks(said.block - 1)
-    expected, said_by = expected_logits(checkpoint, ids, against=against, masks=masks)
+        fields["parallel"], masks = table, [*said.masks(said.block - 1)]
+    expected, said_by = parity.expected_logits(
+        checkpoint, ids, against=against, masks=masks
+    )
     whole = scratch / "whole.onnx"
-    save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
+    pieces.save_model(gqa_graph.build_gqa_graph(checkpoint), whole)
 
     def read(path: Path) -> DraftRunner:
-        return DraftRunner(path, architecture, threads=threads(path))
+        return DraftRunner(path, a, threads=threads(path))
 
     runner = read(whole)
-    found = [check_steps(runner, ids)]
-    found += mask_rows(runner, ids, masks, architecture.context)
-    parity = compare(np.concatenate(found), expected, said_by)
-    parity.require("the graph", LIMITS["fp32"])
+    found = [parity.check_steps(runner, ids)]
+    found += parity.mask_rows(runner, ids, masks, a.context)
+    near = parity.compare(np.concatenate(found), expected, said_by)
+    near.require("the graph", parity.LIMITS["fp32"])
     made, files = precisions_of(
         whole,
         precisions,
         read,
-        parity,
+        near,
         limit,
         folder=checkpoint.folder,
-        vocab_size=architecture.vocab_size,
+        vocab_size=a.vocab_size,
         bos_id=checkpoint.bos_id,
-        context=architecture.context,
+        context=a.context,
         graph="gqa",
         masks=masks,
     )
-    return made, {**text_files(checkpoint.folder), **files}
+    fields["made"].update(made)
+    return {**pieces.text_files(checkpoint.folder), **files}
 
 
 def precisions_of(
     whole: Path,
     precisions: Sequence[str],
     read: Callable[[Path], Reader],
-    parity: Parity,
+    near: parity.Parity,
     limit: LimitOf,
     *,
     folder: Path,
@@ -251,48 +204,50 @@ def precisions_of(
     context: int,
     graph: str,
     masks: Sequence[int] = (),
-) -> Made:
+) -> tuple[dict[str, Any], Files]:
     """Return what is to say of a draft's model files, and those that pass the gate.
 
-    ``whole`` is the float32 graph, ``parity`` how far that is from the checkpoint, ``read``
+    ``whole`` is the float32 graph, ``near`` how far that is from the checkpoint, ``read``
     opens a graph with a cache. A ModelError where no precision reaches its limit.
     """
-    files: dict[str, NewFile] = {}
+    files: Files = {}
     refused: dict[str, str] = {}
     made: dict[str, Any] = {}
     reader = None
     for precision in precisions:
         path = whole.with_name(f"model.{precision}.onnx")
-        found, here = parity, onnxruntime.__version__
-        if version_tuple(here) < version_tuple(MIN_ENGINE[precision]):
+        needs = quantise.MIN_ENGINE[precision]
+        found, here = near, onnxruntime.__version__
+        if version_tuple(here) < version_tuple(needs):
             refused[precision] = (
-                f"{path.name} needs onnxruntime {MIN_ENGINE[precision]} or newer, "
-                f"this is {here}"
+                f"{path.name} needs onnxruntime {needs} or newer, this is {here}"
             )
             continue
-        if precision == "fp32":
-            save_model(onnx.load(str(whole)), path)
-        else:
-            if reader is None:
-                reader = read(whole)
-                tokenizer = load_tokenizer(folder)
-                texts = own_texts(
-                    reader,
-                    partial(tokenizer.encode, bos_id=bos_id),
-                    vocab_size=min(vocab_size, tokenizer.vocab_size),
-                    context=context,
-                    calibrate=bool({"int4", "int8-kv8"} & {*precisions}),
-                )
-                made["gate"] = texts.record()
-            moments = moments_of(whole, texts.calibrate) if precision == "int4" else None
-            small = quantise(onnx.load(str(whole)), precision, moments)
+        if precision != "fp32" and reader is None:
+            reader = read(whole)
+            tokenizer = load_tokenizer(folder)
+            texts = gate.own_texts(
+                reader,
+                partial(tokenizer.encode, bos_id=bos_id),
+                vocab_size=min(vocab_size, tokenizer.vocab_size),
+                context=context,
+                calibrate=bool({"int4", "int8-kv8"} & {*precisions}),
+            )
+            made["gate"] = texts.record()
+        model = onnx.load(str(whole))
         try:
-            if precision != "fp32" and reader is not None:
+            if precision == "fp32" or reader is None:
+                pieces.save_model(model, path)
+            else:
+                four = precision == "int4"
+                moments = gate.moments_of(whole, texts.calibrate) if four else None
+                model = quantise.quantise(model, precision, moments)
                 if precision == "int8-kv8":
-                    shrink_cache(small, cache_ranges(reader, texts.calibrate))
-                save_model(small, path)
+                    ranges = gate.cache_ranges(reader, texts.calibrate)
+                    quantise.shrink_cache(model, ranges)
+                pieces.save_model(model, path)
                 against = "its float32 graph"
-                found = gate(reader, read(path), texts.judge, against, masks, context)
+                found = gate.gate(reader, read(path), texts.judge, against, masks, context)
             found.require(path.name, limit(precision))
         except ModelError as exc:
             refused[precision] = str(exc)
@@ -301,7 +256,7 @@ def precisions_of(
             "engine": "onnxruntime",
             "precision": precision,
             "graph": graph,
-            "min_engine": MIN_ENGINE[precision],
+            "min_engine": needs,
             "parity": found.record(),
         }
         files[path.name] = NewFile(path, details)
@@ -318,7 +273,7 @@ def precisions_of(
 
 def _target(
     checkpoint: Checkpoint, precision: str, limit: LimitOf, against: str, scratch: Path
-) -> dict[str, NewFile]:
+) -> Files:
     graph = target_graph.build_target_graph(checkpoint)
     weights = scratch / "weights.safetensors"
     kind = TARGET_PRECISIONS[precision]
@@ -331,19 +286,16 @@ def _target(
                 hint="--precision fp32",
             )
     write_tensors(weights, tensors)
-    ids = probe_tokens(checkpoint)
-    expected, said_by = expected_logits(checkpoint, ids, against=against)
+    ids = parity.probe_tokens(checkpoint)
+    expected, said_by = parity.expected_logits(checkpoint, ids, against=against)
     found = run_target(graph, read_tensors(weights), checkpoint.architecture, ids)
-    parity = compare(found, expected, said_by)
-    parity.require("the target", limit(precision))
-    details = {
-        "engine": "onnxruntime",
-        "graph": "target",
-        "min_engine": target_graph.MIN_ENGINE,
-    }
-    stored = {"precision": precision, "parity": parity.record()}
+    near = parity.compare(found, expected, said_by)
+    near.require("the target", limit(precision))
+    details = {"engine": "onnxruntime", "graph": "target"}
+    details["min_engine"] = target_graph.MIN_ENGINE
+    stored = {"precision": precision, "parity": near.record()}
     return {
-        **text_files(checkpoint.folder),
+        **pieces.text_files(checkpoint.folder),
         "model.onnx": NewFile(graph.SerializeToString(), details),
         "weights.safetensors": NewFile(weights, stored),
     }

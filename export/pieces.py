@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def check_free(place: Path, *, replace: bool) -> None:
             f"there is something at {place} already",
             hint="choose another place, or remove it first",
         )
+
+
+def check_beside(out: Path, base: Path) -> None:
+    """Refuse (ConfigError) an evolved target that would not lie beside its base."""
+    if out.absolute().parent != base.absolute().parent:
+        raise ConfigError(
+            f"an evolved target lies beside its base, {out} and {base} do not",
+            hint=f"--out {base.parent / out.name}",
+        )
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Say that ``place`` cannot be written (ConfigError) where the system refuses it."""
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(f"{place} cannot be written: {exc}") from exc
 
 
 def chosen(wanted: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:

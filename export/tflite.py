@@ -11,32 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export import pieces
 from draftwire.export.graphs.tflite import PRECISIONS, build_tflite
-from draftwire.export.pieces import (
-    DRAFT_CONTEXT,
-    check_place,
-    chosen,
-    kept_files,
-    package_fields,
-    text_files,
-)
-from draftwire.export.precision.parity import (
-    LIMITS,
-    MAX_PROBE,
-    Limit,
-    compare,
-    expected_logits,
-    finite_logits,
-    limit_of,
-    probe_ids,
-    probe_tokens,
-)
+from draftwire.export.precision import parity
 from draftwire.export.precision.runners import DraftRunner, Logits
-from draftwire.export.precision.tflite_runner import check_tflite
 from draftwire.export.sources.architecture import UnknownArchitecture
 from draftwire.export.sources.checkpoint import Checkpoint, load_checkpoint
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights, Weights
@@ -81,10 +65,12 @@ def export_tflite(
     against: str = "auto",
     replace: bool = False,
 ) -> Path:
-    """Give a draft a LiteRT engine: ``model.<precision>.tflite``.
+    """Give a draft a LiteRT engine, ``model.<precision>.tflite``; return the package.
 
     Each file is compared with its origin first; nothing is written when one says
-    something else.
+    something else. ``name``, ``family_name``, ``context``, ``anchor_layers`` and
+    ``against`` are as for :func:`draftwire.export.onnx.export_onnx`, of a package from a
+    checkpoint alone.
 
     Args:
         source: A draft package to add to, or a Hugging Face directory.
@@ -92,18 +78,9 @@ def export_tflite(
         precision: Any of "fp32" and "int8".
         checkpoint: The checkpoint that the package ``source`` was made from: its
             weights are better than those of a package that holds only rounded ones.
-        name: Of a package from a checkpoint; by default the folder's.
-        family_name: Of a package from a checkpoint; by default the name.
-        context: Positions to serve, of a package from a checkpoint.
-        anchor_layers: First layers that draft and targets share, of a package from a
-            checkpoint.
         min_agreement: Least share of positions with the origin's most likely token, in
             place of the precision's own limit.
-        against: "torch", "numpy", or "auto" for transformers where installed.
         replace: Put it in the place of an older package.
-
-    Returns:
-        The package's folder.
 
     Raises:
         ConfigError: An argument is wrong, or ``out`` exists.
@@ -112,83 +89,65 @@ def export_tflite(
         PackageError: The package ``source`` is damaged.
     """
     source = Path(source)
-    precisions = chosen(precision, PRECISIONS, "LiteRT draft")
+    precisions = pieces.chosen(precision, PRECISIONS, "LiteRT draft")
     is_package = source.suffix == ".draft" or (source / "draft.json").is_file()
     package = load_draft(source) if is_package else None
-    place = _place(source, out, package, replace=replace)
+    place = Path(out or source)
+    if out is not None:
+        pieces.check_place(place, "draft", replace=replace)
+    elif package is None:
+        raise ConfigError("say where the package shall be written", hint="--out NAME.draft")
+    elif not replace:
+        raise ConfigError(
+            f"a package with another engine has another id than {source.name}",
+            hint="--out OTHER.draft, or --replace to put it in its place",
+        )
+    added = {"ai-edge-litert": metadata.version("ai-edge-litert")}
     if package is None:
         if checkpoint is not None:
             raise ConfigError("--checkpoint goes with a draft package, not with another")
         made = _load(source, context)
-        if context is None:
-            made = made.cut(DRAFT_CONTEXT)
+        made = made.cut(pieces.DRAFT_CONTEXT) if context is None else made
         origin = _from_checkpoint(made, against)
-        fields = package_fields(
+        fields = pieces.package_fields(
             made,
             name=name or place.stem,
             family_name=family_name,
             anchor_layers=anchor_layers,
         )
-        files = text_files(made.folder)
+        files = pieces.text_files(made.folder)
     else:
         if any((name, family_name, context, anchor_layers)):
             raise ConfigError(
                 "a package keeps its name, family, context and anchor",
                 hint="give the checkpoint instead of the package to choose them",
             )
-        if checkpoint is None:
-            origin = _from_package(package)
-        else:
-            origin = _from_named_checkpoint(package, Path(checkpoint), against)
-        fields, files = kept_files(package)
-    added = {"ai-edge-litert": metadata.version("ai-edge-litert")}
-    if package is not None:
+        origin = _from_package(package)
+        if checkpoint is not None:
+            origin = _from_named_checkpoint(package, origin, Path(checkpoint), against)
+        fields, files = pieces.kept_files(package)
         added["engine_added_to"] = package.id
     fields["made"] = {**dict(fields.get("made") or {}), **added}
     for one in precisions:
-        content = build_tflite(origin.weights, one)
-        file = f"model.{one}.tflite"
-        parity = check_tflite(content, origin.ids, origin.expected, origin.against)
-        parity.require(file, _limit(one, origin, min_agreement))
+        content, file = build_tflite(origin.weights, one), f"model.{one}.tflite"
+        near = check_tflite(content, origin.ids, origin.expected, origin.against)
+        limit = parity.limit_of(one, min_agreement)
+        if not origin.exact:
+            limit = parity.Limit(None, parity.limit_of("int8", min_agreement).agreement)
+        near.require(file, limit)
         details = {
             "engine": "litert",
             "precision": one,
             "graph": "static",
             "min_engine": "",
             "weights": origin.name,
-            "parity": parity.record(),
+            "parity": near.record(),
         }
         files[file] = NewFile(content, details)
-    try:
+    with pieces.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"{place} cannot be written: {exc}") from exc
     write_package(place, "draft", fields, files, replace=replace)
     return place
-
-
-def _place(
-    source: Path, out: str | Path | None, package: DraftPackage | None, *, replace: bool
-) -> Path:
-    if out is not None:
-        check_place(Path(out), "draft", replace=replace)
-        return Path(out)
-    if package is None:
-        raise ConfigError("say where the package shall be written", hint="--out NAME.draft")
-    if not replace:
-        raise ConfigError(
-            f"a package with another engine has another id than {source.name}",
-            hint="--out OTHER.draft, or --replace to put it in its place",
-        )
-    return source
-
-
-def _limit(precision: str, origin: _Origin, min_agreement: float | None) -> Limit:
-    limit = limit_of(precision, min_agreement)
-    if origin.exact:
-        return limit
-    rounded = LIMITS["int8"].agreement
-    return Limit(None, rounded if min_agreement is None else min_agreement)
 
 
 def _load(folder: Path, context: int | None) -> Checkpoint:
@@ -201,8 +160,8 @@ def _load(folder: Path, context: int | None) -> Checkpoint:
 
 
 def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
-    ids = probe_tokens(checkpoint)
-    expected, source = expected_logits(checkpoint, ids, against=against)
+    ids = parity.probe_tokens(checkpoint)
+    expected, source = parity.expected_logits(checkpoint, ids, against=against)
     weights = CheckpointWeights(checkpoint)
     return _Origin(weights, ids, expected, source, True, checkpoint.name)
 
@@ -210,16 +169,19 @@ def _from_checkpoint(checkpoint: Checkpoint, against: str) -> _Origin:
 def _from_package(package: DraftPackage) -> _Origin:
     """Take the weights of the package's widest graph, and what it says with them."""
     weights = PackageWeights(package)
-    limit = min(MAX_PROBE, package.context)
-    ids = probe_ids(package.path, package.vocab_size, package.bos_id, limit=limit)
+    limit = min(parity.MAX_PROBE, package.context)
+    ids = parity.probe_ids(package.path, package.vocab_size, package.bos_id, limit=limit)
     runner = DraftRunner(weights.file.path, weights.a)
     rows = [runner.forward([token])[0] for token in ids]
-    expected = finite_logits(package.path.name, np.stack(rows))
+    expected = parity.finite_logits(package.path.name, np.stack(rows))
     exact, name = weights.file.precision == "fp32", weights.file.path.name
     return _Origin(weights, ids, expected, name, exact, name)
 
 
-def _from_named_checkpoint(package: DraftPackage, folder: Path, against: str) -> _Origin:
+def _from_named_checkpoint(
+    package: DraftPackage, own: _Origin, folder: Path, against: str
+) -> _Origin:
+    """Take the weights of the checkpoint that the package was made from, if it was."""
     checkpoint = _load(folder, None).cut(package.context)
     a, s = checkpoint.architecture, package.shape
     theirs = (a.layers, a.kv_heads, a.head_dim, a.hidden, a.vocab_size, a.context)
@@ -227,11 +189,92 @@ def _from_named_checkpoint(package: DraftPackage, folder: Path, against: str) ->
     tokenizer = tokenizer_fingerprint(checkpoint.tokenizer)
     origin = _from_checkpoint(checkpoint, against)
     if theirs == ours and tokenizer == package.family.tokenizer:
-        found = _from_package(package)
-        same = compare(found.expected[: len(origin.ids)], origin.expected, "")
-        if found.ids == origin.ids and same.agreement >= _SAME_MODEL:
+        same = parity.compare(own.expected[: len(origin.ids)], origin.expected, "")
+        if own.ids == origin.ids and same.agreement >= _SAME_MODEL:
             return origin
     raise ModelError(
         f"{folder.name} is not the checkpoint that {package.path.name} was made from",
         hint="leave --checkpoint out to take the weights from the package itself",
     )
+
+
+class TfliteRunner:
+    """A ``.tflite`` draft through LiteRT's public interface, its caches outside and copied
+    in at every run. ``steps`` are the signatures that take one token, the shortest cache
+    first; ``block`` is how many tokens the other one takes.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        interpreter = Interpreter(model_content=model, num_threads=1)
+        names = sorted(interpreter.get_signature_list(), key=_room)
+        self._runners = {name: interpreter.get_signature_runner(name) for name in names}
+        self.steps = [name for name in names if name.startswith("step")]
+        self._prefill = next(name for name in names if name.startswith("prefill"))
+        details = self._runners[self._prefill].get_input_details()
+        shapes = {name: detail["shape"] for name, detail in details.items()}
+        self.block = int(shapes["ids"][1])
+        kept = [name for name in shapes if name.startswith(("key.", "value."))]
+        self._caches = {name: np.zeros(shapes[name], np.float32) for name in kept}
+        self.length = 0
+
+    def step(self, token: int, signature: str) -> Logits:
+        """Take one token with a signature of :attr:`steps`; return ``(V,)`` logits."""
+        return self._run(signature, [token], {}, 1)
+
+    def read(self, ids: Sequence[int], row: int) -> Logits:
+        """Take a block of tokens; return ``(V,)`` logits of one of them."""
+        filled = [*ids, *[0] * (self.block - len(ids))]
+        at = {"row": np.array([row], np.int32)}
+        return self._run(self._prefill, filled, at, len(ids))
+
+    def _run(
+        self, name: str, ids: Sequence[int], feeds: dict[str, Any], count: int
+    ) -> Logits:
+        past, here = slice(0, _room(name)), slice(self.length, self.length + count)
+        for cache, values in self._caches.items():
+            feeds[cache] = np.ascontiguousarray(_places(cache, values, past))
+        feeds["ids"] = np.array([ids], np.int32)
+        feeds["past"] = np.array([self.length], np.int32)
+        results = self._runners[name](**feeds)
+        for cache, values in self._caches.items():
+            new = _places(cache, results["new_" + cache], slice(0, count))
+            _places(cache, values, here)[...] = new
+        self.length += count
+        return np.array(results["logits"][0])
+
+
+def _room(signature: str) -> int:
+    return int(signature.split(".")[1])
+
+
+def _places(cache: str, values: Any, which: slice) -> Any:
+    """Return some positions of a cache; values lie transposed."""
+    return values[:, :, which] if cache[0] == "k" else values[..., which]
+
+
+def check_tflite(
+    model: bytes, ids: Sequence[int], expected: Logits, against: str
+) -> parity.Parity:
+    """Run a draft over a text in blocks and steps of every signature, with a rewind; return
+    how far its logits are from ``expected`` ``(T, V)``, at the positions it gave.
+    """
+    runner = TfliteRunner(model)
+    rows: list[int] = []
+    found: list[Logits] = []
+    # A rejected block, taken back: its entries must not be seen again.
+    runner.read(ids[-min(len(ids), runner.block) :], 0)
+    runner.length = 0
+    third = max(1, len(ids) // 3)
+    while runner.length < third:
+        at = runner.length
+        block = ids[at : min(third, at + runner.block)]
+        for row in sorted({len(block) // 2, len(block) - 1}):
+            runner.length = at
+            found.append(runner.read(block, row))
+            rows.append(at + row)
+    while runner.length < len(ids):
+        at = runner.length
+        usable = [name for name in runner.steps if _room(name) > at]
+        found.append(runner.step(ids[at], usable[at % len(usable)]))
+        rows.append(at)
+    return parity.compare(np.stack(found), expected[rows], against)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 from tools.faults import FaultProxy
+from tools.fleet import options_of, texts_of
 
 import draftwire
 from draftwire.bench.child import VerifierProcess
@@ -53,10 +54,7 @@ class ChaosResult:
             "recovery_p50_s": _quantile(every, 0.5),
             "recovery_p99_s": _quantile(every, 0.99),
             "recovery_by_kind": {
-                kind: {
-                    "p50_s": _quantile(times, 0.5),
-                    "worst_s": _quantile(times, 1.0),
-                }
+                kind: {"p50_s": _quantile(times, 0.5), "worst_s": _quantile(times, 1.0)}
                 for kind, times in by_kind.items()
             },
         }
@@ -84,15 +82,8 @@ def run_chaos(
     seed: int = 1,
     say: Callable[[str], None] = print,
 ) -> ChaosResult:
-    """Generate texts under ``faults`` faults and compare them with undisturbed ones.
-
-    Args:
-        draft: Draft package.
-        target: Target package.
-        faults: How many faults.
-        tokens: Tokens of each text.
-        seed: Of the kinds and moments of the faults.
-        say: Gets lines of progress.
+    """Generate texts of so many tokens under so many faults, whose kinds and moments are of
+    ``seed``, and compare them with undisturbed ones.
     """
     rng = random.Random(seed)
     verifier = VerifierProcess([Path(target)])
@@ -103,7 +94,7 @@ def run_chaos(
     began = time.monotonic()
     try:
         prompts = [[rng.randrange(1, 200) for _ in range(6)] for _ in range(4)]
-        expected = _undisturbed(draft, verifier.port, prompts, tokens)
+        expected, _ = texts_of(verifier.url, str(draft), prompts, tokens)
         with draftwire.connect(proxy.url, draft=str(draft)) as session:
             while sum(result.faults.values()) < faults:
                 number = result.texts % len(prompts)
@@ -125,23 +116,6 @@ def run_chaos(
     return result
 
 
-def _undisturbed(
-    draft: str | Path, port: int, prompts: list[list[int]], tokens: int
-) -> list[list[int]]:
-    texts: list[list[int]] = []
-    with draftwire.connect(f"ws://127.0.0.1:{port}", draft=str(draft)) as session:
-        for number, prompt in enumerate(prompts):
-            texts.append([])
-            for chunk in session.generate(prompt, **_options(number, tokens)):
-                texts[-1] += [t.id for t in chunk.tokens]
-    return texts
-
-
-def _options(number: int, tokens: int) -> dict[str, Any]:
-    temperature = 0.8 if number % 2 else 0.0
-    return {"max_new_tokens": tokens, "temperature": temperature, "seed": number}
-
-
 def _one_text(
     session: draftwire.Session,
     prompt: list[int],
@@ -154,7 +128,7 @@ def _one_text(
     found: list[int] = []
     struck: float | None = None
     kind = ""
-    options = _options(result.texts % 4, tokens)
+    options = options_of(result.texts % 4, tokens)
     try:
         for chunk in session.generate(prompt, **options):
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""``python -m tools.drafting``: our loop beside the bare engine, genai and llama.cpp.
+"""``python -m tools.drafting``: our loop beside the bare engine and onnxruntime-genai.
 
 The contestants step the same weights from the same context, in short blocks that take
 turns in a shuffled order, so that a busy machine slows all of them alike.
@@ -50,7 +50,6 @@ class Settings:
     blocks: int = 60  # undisturbed rounds of ``STEPS`` tokens for each context
     spawn: int = 5  # fresh processes for the import time (0 leaves import and memory out)
     genai: bool = True  # try onnxruntime-genai
-    gguf: Path | None = None  # the same model for llama.cpp, or None
 
 
 class Contestant(Protocol):
@@ -190,15 +189,6 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         genai, why_no_genai = open_genai(package, settings.precision, settings.threads)
         if genai is not None:
             contestants.append(genai)
-    why_no_llamacpp = None
-    if settings.gguf is not None:
-        from tools.llamacpp import open_llamacpp
-
-        other, why_no_llamacpp = open_llamacpp(
-            settings.gguf, package.context, package.vocab_size, settings.threads
-        )
-        if other is not None:
-            contestants.append(other)
     rates = [_measure(contestants, c, settings.blocks) for c in settings.contexts]
     return {
         "schema": SCHEMA,
@@ -215,7 +205,6 @@ def bench_draft(settings: Settings) -> dict[str, Any]:
         "blocks": settings.blocks,
         "rates": rates,
         "why_no_genai": why_no_genai,
-        "why_no_llamacpp": why_no_llamacpp,
         "import": import_time(settings.spawn) if settings.spawn else None,
         "memory": (
             memory_over_bare(package, settings.precision, settings.threads)
@@ -255,9 +244,7 @@ def _measure(
         },
         "rounds": len(rounds),
         "rounds_undisturbed": len(clean),
-        # Of those that step the very same weights.
-        "same_tokens": len({c.last_token for c in contestants if "llama" not in c.name})
-        == 1,
+        "same_tokens": len({one.last_token for one in contestants}) == 1,
     }
 
 
@@ -287,8 +274,6 @@ def render(document: dict[str, Any]) -> str:
         lines.append("WARNING: the contestants did not draft the same tokens")
     if document["why_no_genai"]:
         lines.append(f"onnxruntime-genai: {document['why_no_genai']}")
-    if document["why_no_llamacpp"]:
-        lines.append(f"llama.cpp: {document['why_no_llamacpp']}")
     if document["import"]:
         found = document["import"]
         lines.append(
@@ -312,7 +297,6 @@ FLAGS = """
 --threads N =1
 --blocks N =60           undisturbed rounds of 16 tokens for each context
 --no-genai               leave onnxruntime-genai out
---gguf FILE              the same model for llama.cpp, a contestant too
 --no-spawn               leave import time and memory out
 """
 
@@ -327,7 +311,6 @@ def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, An
             args.blocks,
             spawn=0 if args.no_spawn else 5,
             genai=not args.no_genai,
-            gguf=args.gguf,
         )
     )
 

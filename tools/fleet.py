@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -78,10 +78,9 @@ class _Fleet:
         self.write()
 
     def write(self, *words: str) -> None:
+        """Write the list, ``words`` behind the first ones."""
         lines = [one.url for one in self.serving]
-        lines[: len(words)] = [
-            f"{line} {word}" for line, word in zip(lines, words)
-        ]  # of the first ones
+        lines[: len(words)] = [f"{line} {word}" for line, word in zip(lines, words)]
         self.list.write_text("\n".join(lines) + "\n")
 
     def happen(self, event: str) -> None:
@@ -108,15 +107,8 @@ class _Fleet:
 
 
 def bench_fleet(settings: Settings, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Run devices through all events.
-
-    Args:
-        settings: What runs.
-        say: Gets lines of progress.
-
-    Returns:
-        A document: texts and tokens, how many texts were wrong (0), and for each event how
-        long the devices had to wait for a token around it, in seconds.
+    """Run devices through all events; return texts and tokens, how many texts were wrong
+    (0), and for each event how many seconds the devices had to wait for a token around it.
     """
     draft = str(settings.draft or reference.draft_path())
     prompts = [[11 + 7 * number, 23, 5 + number] for number in range(_TEXTS)]
@@ -127,7 +119,7 @@ def bench_fleet(settings: Settings, say: Callable[[str], None] = print) -> dict[
         try:
             say("the texts without a gateway")
             alone, beside = (
-                _texts(url, draft, prompts, settings.tokens)
+                texts_of(url, draft, prompts, settings.tokens)
                 for url in (fleet.serving[0].url, fleet.gateway.url)
             )
             expected = alone[0]
@@ -191,12 +183,13 @@ def render(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _options(number: int, tokens: int) -> dict[str, Any]:
+def options_of(number: int, tokens: int) -> dict[str, Any]:
+    """Return how text ``number`` is generated: half of them greedily."""
     temperature = 0.8 if number % 2 else 0.0
     return {"max_new_tokens": tokens, "temperature": temperature, "seed": number}
 
 
-def _texts(
+def texts_of(
     url: str, draft: str, prompts: Sequence[list[int]], tokens: int
 ) -> tuple[list[list[int]], float]:
     """Return the texts of ``prompts``, and the milliseconds of a token."""
@@ -204,7 +197,7 @@ def _texts(
     with draftwire.connect(url, draft=draft) as session:
         began = time.perf_counter()
         for number, prompt in enumerate(prompts):
-            chunks = session.generate(prompt, **_options(number, tokens))
+            chunks = session.generate(prompt, **options_of(number, tokens))
             texts.append([token.id for chunk in chunks for token in chunk.tokens])
         seconds = time.perf_counter() - began
     return texts, round(1e3 * seconds / sum(map(len, texts)), 3)
@@ -227,9 +220,8 @@ def _run(
             number = (first + seen.texts) % len(prompts)
             found: list[int] = []
             try:
-                for chunk in session.generate(
-                    prompts[number], patience_s=120.0, **_options(number, settings.tokens)
-                ):
+                how = options_of(number, settings.tokens)
+                for chunk in session.generate(prompts[number], patience_s=120.0, **how):
                     found += [token.id for token in chunk.tokens]
                     seen.came.append((time.monotonic(), len(chunk.tokens)))
             except DraftwireError as error:
@@ -280,16 +272,8 @@ FLAGS = """
 def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     if args.verifiers < 2:
         raise ConfigError("--verifiers must be at least 2")
-    settings = Settings(
-        args.draft,
-        args.target,
-        args.verifiers,
-        args.devices,
-        args.rounds,
-        args.seconds,
-        args.tokens,
-    )
-    return bench_fleet(settings, say)
+    names = [one.name for one in fields(Settings)]
+    return bench_fleet(Settings(**{name: getattr(args, name) for name in names}), say)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -48,17 +48,10 @@ def bench_peace(
     devices: int = 128,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure a neighbour's rounds while others do their worst.
-
-    Args:
-        load: What the neighbour does; ``seconds`` is the length of each attack, and of
-            each quiet.
-        attack: All of :data:`ATTACKS`, and many devices; otherwise the floods alone.
-        devices: How many that is.
-        say: Told what comes next.
-
-    Raises:
-        TransportError: A process does not start, or does not answer.
+    """Measure a neighbour's rounds of ``load`` while others do their worst, for its
+    ``seconds`` each attack and each quiet: with ``attack`` all of :data:`ATTACKS`, and so
+    many devices, otherwise the floods alone. A TransportError where a process does not
+    start or answer.
     """
     rows: list[dict[str, Any]] = []
     special = {_WAITING: 1, "no file descriptors": 64}
@@ -152,12 +145,10 @@ def _measure(
                 rows.append(
                     {
                         "attack": name,
-                        "share": round(during.rounds.rate / quiet.rounds.rate, 3),
+                        "share": round(during.rate / quiet.rate, 3),
                         "quiet": quiet.figures(),
                         "during": during.figures(),
-                        "times_worst": round(
-                            during.rounds.worst_s / quiet.rounds.worst_s, 2
-                        ),
+                        "times_worst": round(during.worst_s / quiet.worst_s, 2),
                         "mib": _mib(process.pid),
                         "newcomer": came,
                         "enemy": told,
@@ -178,39 +169,39 @@ def _measure(
         enemy.close()
 
 
-@dataclasses.dataclass(frozen=True)
-class Rounds:
-    """What a device did in some time."""
+@dataclasses.dataclass
+class Phase:
+    """What the neighbour and the verifier did in one kind of time."""
 
-    seconds: float  # how long that was
-    rounds: int  # rounds
-    worst_s: float  # the longest of them
+    seconds: float = 0.0  # how long that was
+    rounds: int = 0  # of the neighbour
+    worst_s: float = 0.0  # the longest of them
+    cpu_s: float = 0.0  # the verifier's
+
+    def add(self, other: Phase) -> None:
+        """Add a slice of it."""
+        self.seconds += other.seconds
+        self.rounds += other.rounds
+        self.worst_s = max(self.worst_s, other.worst_s)
+        self.cpu_s += other.cpu_s
 
     @property
     def rate(self) -> float:
         """Rounds a second."""
         return self.rounds / self.seconds
 
-    def __add__(self, other: Rounds) -> Rounds:
-        return Rounds(
-            self.seconds + other.seconds,
-            self.rounds + other.rounds,
-            max(self.worst_s, other.worst_s),
-        )
-
     def figures(self) -> dict[str, float]:
-        """Return it for a report."""
+        """Return it for a report; ``cores`` are the verifier's."""
         return {
             "rounds_per_s": round(self.rate, 1),
             "worst_ms": round(1e3 * self.worst_s, 1),
+            "cores": round(self.cpu_s / self.seconds, 3),
         }
 
 
 class Neighbour:
-    """One device that drafts all the time, on a verifier that others use too.
-
-    Raises:
-        TransportError: The verifier does not take it.
+    """One device that drafts all the time, on a verifier that others use too; a
+    TransportError where that does not take it.
     """
 
     def __init__(self, load: Load, package: TargetPackage, port: int, token: str) -> None:
@@ -226,21 +217,15 @@ class Neighbour:
             self._text = await self._device.text(self._prompt, self._load.tokens)
         except (OSError, WebSocketException, DraftwireError, Fault) as error:
             await self._stack.aclose()
-            raise TransportError(
-                f"the verifier does not take the device: {error}"
-            ) from error
+            raise TransportError(f"the verifier takes no device: {error}") from error
         return self
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    async def work(
-        self, seconds: float, until: asyncio.Future[Any] | None = None
-    ) -> Rounds:
-        """Draft for some time, or until something is done, and count the rounds.
-
-        Raises:
-            TransportError: The verifier ends it, or the text is not the target's.
+    async def work(self, seconds: float, until: asyncio.Future[Any] | None = None) -> Phase:
+        """Draft for some time, or until something is done, and count the rounds; a
+        TransportError where the verifier ends it, or the text is not the target's.
         """
         rounds: list[float] = []
         load, start = self._load, time.perf_counter()
@@ -257,30 +242,12 @@ class Neighbour:
                 await self._device.stream(self._prompt, self._text, load, rng)
         except (OSError, WebSocketException, DraftwireError, Fault) as error:
             raise TransportError(f"the neighbour is hurt: {error}") from error
-        return Rounds(time.perf_counter() - start, len(rounds), max(rounds))
+        return Phase(time.perf_counter() - start, len(rounds), max(rounds))
 
 
-class Phase:
-    """What the neighbour and the verifier did in one kind of time."""
-
-    def __init__(self) -> None:
-        self.rounds = Rounds(0.0, 0, 0.0)
-        self.cpu_s = 0.0
-
-    def add(self, found: tuple[Rounds, float]) -> None:
-        """Add a slice of it."""
-        self.rounds += found[0]
-        self.cpu_s += found[1]
-
-    def figures(self) -> dict[str, float]:
-        """Return it for a report; ``cores`` are the verifier's."""
-        cores = self.cpu_s / self.rounds.seconds
-        return {**self.rounds.figures(), "cores": round(cores, 3)}
-
-
-async def _phase(pid: int, work: Awaitable[Rounds]) -> tuple[Rounds, float]:
-    cpu_s = _cpu_s(pid)
-    return await work, _cpu_s(pid) - cpu_s
+async def _phase(pid: int, work: Awaitable[Phase]) -> Phase:
+    cpu_s, found = _cpu_s(pid), await work
+    return dataclasses.replace(found, cpu_s=_cpu_s(pid) - cpu_s)
 
 
 async def _newcomer(load: Load, package: Any, port: int) -> str:
@@ -373,14 +340,9 @@ FLAGS = """
 
 
 def _study(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
-    load = Load(
-        args.target or target_path("v1"),
-        seconds=args.seconds,
-        block=args.block,
-        acceptance=args.acceptance,
-        tokens=args.tokens,
-        threads=args.threads,
-    )
+    names = ("seconds", "block", "acceptance", "tokens", "threads")
+    how = {name: getattr(args, name) for name in names}
+    load = Load(args.target or target_path("v1"), **how)
     return bench_peace(load, attack=args.attack, devices=args.devices, say=say)
 
 

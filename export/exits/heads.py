@@ -9,9 +9,8 @@ Source:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,20 +32,9 @@ _MOST_LOGITS = 1 << 25  # numbers of one matrix of logits in memory
 
 
 class Studied:
-    """A target as its exits see it.
-
-    Args:
-        model: Of transformers.
-        vocab_size: Token ids that count.
-        context: Longest sequence.
-        bos_id: What a text starts with, or None.
-
-    Attributes:
-        layers: How many it has.
-        hidden: Width of its hidden state.
-
-    Raises:
-        ModelError: No exits can be put into it.
+    """A target, a ``model`` of transformers, as its exits see it: its ``layers``, the width
+    ``hidden`` of its state, the token ids that count, its longest sequence and what a text
+    starts with. A ModelError where no exits can be put into it.
     """
 
     def __init__(
@@ -60,10 +48,8 @@ class Studied:
 
     @torch.no_grad()
     def states(self, ids: Ids, at: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Run texts ``(B, S)`` of equal length.
-
-        Returns for each layer count in ``at`` its hidden states ``(B * S, hidden)``, and
-        the logits ``(B * S, vocab)``.
+        """Run texts ``(B, S)``; return for each layer count in ``at`` its hidden states
+        ``(B * S, hidden)``, and the logits ``(B * S, vocab)``.
         """
         text = torch.from_numpy(ids).to(self._device)
         found = self._model(text, output_hidden_states=True, use_cache=False)
@@ -97,12 +83,7 @@ class Studied:
 
 
 class ExitHead(nn.Module):
-    """One exit: a norm, a low-rank residual, and the target's frozen head.
-
-    Args:
-        model: The target.
-        rank: Of the residual.
-    """
+    """One exit: a norm, a residual of some rank, and the target's frozen head."""
 
     def __init__(self, model: Studied, rank: int) -> None:
         super().__init__()
@@ -119,6 +100,13 @@ class ExitHead(nn.Module):
         logits: Tensor = self._head(x + self.up(F.silu(self.down(x))))
         return logits
 
+    def parts(self, hidden: Tensor, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what it says and what the target says, so many rows at a time."""
+        self.to(logits.device)
+        rows = max(1, _MOST_LOGITS // logits.shape[1])
+        for part, said in zip(hidden.split(rows), logits.split(rows), strict=True):
+            yield self(part), said
+
 
 def train_exits(
     model: Studied,
@@ -131,10 +119,8 @@ def train_exits(
     say: Callable[[str], None],
 ) -> list[ExitHead]:
     """Train the exits behind ``layers`` of a target that stays as it is, all on the same
-    text.
-
-    ``batches`` are ``(B, S)`` ids, ``steps`` times. The weights come rounded to float16, as
-    they are stored.
+    ``batches`` ``(B, S)`` of ids, as many as ``steps``. The weights come rounded to
+    float16, as they are stored.
     """
     torch.manual_seed(seed)
     exits = [ExitHead(model, rank) for _ in layers]
@@ -144,7 +130,6 @@ def train_exits(
         hidden, logits = model.states(ids, layers)
         rate = _RATE * min(1.0, (step + 1) / _WARMUP) * (1 - 0.95 * step / steps)
         for k, (exit_head, optimiser) in enumerate(zip(exits, optimisers, strict=True)):
-            exit_head.to(logits.device)
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad()
             loss = _step(exit_head, hidden[k], logits)
@@ -162,10 +147,9 @@ def train_exits(
 
 def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
     """Add up the gradients of one batch; return its mean divergence in nats."""
-    rows, total = max(1, _MOST_LOGITS // logits.shape[1]), 0.0
-    for part, said in zip(hidden.split(rows), logits.split(rows), strict=True):
-        wanted = F.log_softmax(said.float(), -1)
-        found = F.log_softmax(exit_head(part), -1)
+    total = 0.0
+    for mine, said in exit_head.parts(hidden, logits):
+        wanted, found = F.log_softmax(said.float(), -1), F.log_softmax(mine, -1)
         divergence = (wanted.exp() * (wanted - found)).sum()
         choice = F.nll_loss(found, wanted.argmax(-1), reduction="sum")
         ((divergence + _FIRST_CHOICE * choice) / len(hidden)).backward()
@@ -173,39 +157,29 @@ def _step(exit_head: ExitHead, hidden: Tensor, logits: Tensor) -> float:
     return total / len(hidden)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """What an exit says about a text."""
+class Observed(NamedTuple):
+    """What an exit says about a text, at each of ``n`` positions."""
 
-    # ``(n,)`` probability of its most likely token at each position
-    sure: NDArray[np.float32]
+    sure: NDArray[np.float32]  # ``(n,)`` probability of its most likely token
     right: NDArray[np.bool_]  # ``(n,)`` whether that is the target's own
 
 
 @torch.no_grad()
 def observe(
-    model: Studied,
-    layers: Sequence[int],
-    exits: Sequence[ExitHead],
-    ids: Ids,
-    *,
-    rows: int = 8,
+    model: Studied, layers: Sequence[int], exits: Sequence[ExitHead], ids: Ids
 ) -> list[Observed]:
     """Run texts ``(n, S)`` and return what each exit says."""
-    sure: list[list[Tensor]] = [[] for _ in exits]
-    right: list[list[Tensor]] = [[] for _ in exits]
-    for first in range(0, len(ids), rows):
-        hidden, logits = model.states(ids[first : first + rows], layers)
-        step = max(1, _MOST_LOGITS // logits.shape[1])
+    said: list[list[tuple[Tensor, Tensor]]] = [[] for _ in exits]
+    for first in range(0, len(ids), 8):
+        hidden, logits = model.states(ids[first : first + 8], layers)
         for k, exit_head in enumerate(exits):
-            exit_head.to(logits.device)
-            for part, said in zip(hidden[k].split(step), logits.split(step), strict=True):
-                best = F.softmax(exit_head(part), -1).max(-1)
-                sure[k].append(best.values.cpu())
-                right[k].append((best.indices == said.argmax(-1)).cpu())
+            for mine, theirs in exit_head.parts(hidden[k], logits):
+                best = F.softmax(mine, -1).max(-1)
+                same = best.indices == theirs.argmax(-1)
+                said[k].append((best.values.cpu(), same.cpu()))
     return [
-        Observed(torch.cat(s).numpy(), torch.cat(r).numpy())
-        for s, r in zip(sure, right, strict=True)
+        Observed(*(torch.cat(column).numpy() for column in zip(*rows, strict=True)))
+        for rows in said
     ]
 
 
@@ -215,8 +189,7 @@ def calibrate(observed: Sequence[Observed], agreement: float) -> float | None:
     Of the positions where it speaks; each kind of text in ``observed`` counts the same.
     None where it would speak at fewer than one in a hundred.
     """
-    sure = np.concatenate([h.sure for h in observed])
-    right = np.concatenate([h.right for h in observed])
+    sure, right = (np.concatenate(column) for column in zip(*observed, strict=True))
     weight = np.concatenate([np.full(len(h.sure), 1 / len(h.sure)) for h in observed])
     order = np.argsort(-sure, kind="stable")
     spoken = np.cumsum(weight[order])

@@ -5,51 +5,67 @@ What a target says does not change, and neither does its id: exits are hints.
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from draftwire.errors import ConfigError, ModelError
-from draftwire.export.exits.heads import (
-    ExitHead,
-    Studied,
-    calibrate,
-    judge,
-    observe,
-    train_exits,
+from draftwire.export.exits import heads
+from draftwire.export.exits.heads import ExitHead, Ids, Studied
+from draftwire.export.graphs.parts import exit_tensors, head_of, split_target_graph
+from draftwire.export.pieces import (
+    check_beside,
+    check_place,
+    kept_files,
+    made_with,
+    writing,
 )
-from draftwire.export.exits.package import exit_files, whole_graph, write_exits_file
-from draftwire.export.exits.texts import (
-    WINDOW,
-    Text,
-    read_texts,
-    training_batches,
-    windows,
-)
-from draftwire.export.pieces import check_place, kept_files, made_with
+from draftwire.export.precision.runners import session, supplied
 from draftwire.export.settings import ExitSettings
 from draftwire.export.sources.checkpoint import load_model
 from draftwire.export.training.base import model_of
-from draftwire.packages import TargetPackage, load_target, load_tokenizer, write_package
-from draftwire.packages.exits import EXITS_FILE
-from draftwire.tensors import read_tensors
-
-__all__ = ["ExitSettings", "default_layers", "export_exits", "study"]
+from draftwire.export.training.text import deal_file, encode, read_documents
+from draftwire.packages import (
+    NewExits,
+    NewFile,
+    TargetPackage,
+    load_target,
+    load_tokenizer,
+    write_package,
+)
+from draftwire.packages.exits import EXITS_FILE, EXITS_FORMAT
+from draftwire.tensors import read_tensors, target_weights, write_tensors
+from draftwire.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
-
-_BATCH = 1024  # tokens of a training step
-_OWN_ROWS = 32  # texts that the target writes side by side
-
-
+Floats = NDArray[np.float32]
 # Entries as the manifest has them, and weights by the names of the split graph.
 Exits = tuple[list[dict[str, Any]], dict[str, NDArray[np.float16]]]
+
+WINDOW = 256  # tokens that the target reads at a time
+_BATCH = 1024  # tokens of a training step
+_OWN_ROWS = 32  # texts that the target writes side by side
+_HELD_OUT = 0.1  # of a file
+_DOCUMENTS = 64  # that are encoded at a time
+_TOLERANCE = 1e-4  # of the largest logit: the parts against the whole
+
+
+@dataclass(frozen=True)
+class Text:
+    """One kind of text; every kind counts the same in calibration."""
+
+    name: str  # for tables
+    train: Ids  # ``(n,)`` ids that the exits learn from
+    held_out: Ids  # ``(n,)`` ids that they have not seen
 
 
 def export_exits(
@@ -64,7 +80,7 @@ def export_exits(
     replace: bool = False,
     say: Say = print,
 ) -> Path:
-    """Give a target early exits.
+    """Give a target early exits; return the folder of the package, or of the checkpoint.
 
     Args:
         target: A package, whole or evolved, or a checkpoint for the transformers
@@ -79,9 +95,6 @@ def export_exits(
         texts: Token streams in place of ``data``.
         replace: Also when ``target`` has exits already, or ``out`` exists.
         say: Gets lines of progress.
-
-    Returns:
-        The package's folder, or the checkpoint's.
 
     Raises:
         ConfigError: An argument is wrong, or something is in the way.
@@ -104,25 +117,24 @@ def export_exits(
     else:
         package = load_target(target)
         has = package.exits is not None and out is None
-        place = _place(package, out, replace=replace)
+        place = package.path if out is None else Path(out).absolute()
+        if out is not None:
+            check_place(place, "target", replace=replace)
+            if package.base is not None:
+                check_beside(place, package.base.path)
         whole_graph(package)
         tokenizer = load_tokenizer(package.tokenizer_path)
         torch.set_num_threads(1)  # small products: more threads cost more than they gain
-        model = Studied(
-            model_of(package),
-            vocab_size=package.vocab_size,
-            context=package.context,
-            bos_id=package.bos_id,
-        )
+        known = {n: getattr(package, n) for n in ("vocab_size", "context", "bos_id")}
+        model = Studied(model_of(package), **known)
     if has and not replace:
         raise ConfigError(f"{place.name} has exits already", hint="add --replace")
     settings = _checked(settings, model, other)
+    assert settings.rank is not None
     if data:
-        texts = read_texts(
-            data, held_out, tokenizer, tokens=settings.tokens, seed=settings.seed
-        )
-    known = None if other is None else _taken_over(other, model, settings)
-    entries, tensors = study(model, settings, texts=texts, known=known, say=say)
+        texts = read_texts(data, held_out, tokenizer, settings)
+    taken = None if other is None else _taken_over(other, model, settings.rank)
+    entries, tensors = study(model, settings, texts=texts, known=taken, say=say)
     made = {
         "texts": [text.name for text in texts] or ["written by the target"],
         "tokens": settings.tokens if other is None else 0,
@@ -131,10 +143,16 @@ def export_exits(
         **made_with(),
         "torch": torch.__version__,
     }
-    assert settings.rank is not None
     if package is None:
         file = place / EXITS_FILE
-        write_exits_file(file, entries, tensors, settings.rank, made)
+        header = {
+            "format": EXITS_FORMAT,
+            "exits": json.dumps(entries),
+            "rank": str(settings.rank),
+            "made": json.dumps(made),
+        }
+        with writing(file):
+            write_tensors(file, tensors, metadata=header)
         say(f"the exits lie in {file}: serve the folder with `draftwire verifier serve`")
         return place
     with tempfile.TemporaryDirectory(prefix=".exits-", dir=place.parent) as scratch:
@@ -166,24 +184,8 @@ def default_layers(layers: int) -> tuple[int, ...]:
     """
     if layers < 2:
         raise ModelError(f"a target of {layers} layer has no room for an exit")
-    return tuple(
-        sorted({max(1, round(layers / 3)), min(layers - 1, round(2 * layers / 3))})
-    )
-
-
-def _place(package: TargetPackage, out: str | Path | None, *, replace: bool) -> Path:
-    """Return where the package shall be."""
-    if out is None:
-        return package.path
-    place = Path(out).absolute()
-    check_place(place, "target", replace=replace)
-    if package.base is not None and package.base.path.parent != place.parent:
-        raise ConfigError(
-            f"an evolved target lies beside its base, {place} and "
-            f"{package.base.path} do not",
-            hint=f"--out {package.base.path.parent / place.name}",
-        )
-    return place
+    third, rest = max(1, round(layers / 3)), min(layers - 1, round(2 * layers / 3))
+    return tuple(sorted({third, rest}))
 
 
 def _checked(
@@ -230,7 +232,7 @@ def study(
     ModelError where no exit reaches the agreement often enough to be of use.
     """
     assert settings.rank is not None
-    length = min(WINDOW, model.context)
+    length, layers, seed = min(WINDOW, model.context), settings.layers, settings.seed
     if not texts:
         texts = [_own_text(model, settings, length, train=known is None, say=say)]
     for text in texts:
@@ -243,35 +245,27 @@ def study(
     if exits is None:
         rows = max(1, _BATCH // length)
         steps = max(1, settings.tokens // (rows * length))
-        exits = train_exits(
-            model,
-            settings.layers,
-            training_batches(
-                texts, length=length, rows=rows, steps=steps, seed=settings.seed
-            ),
-            rank=settings.rank,
-            steps=steps,
-            seed=settings.seed,
-            say=say,
+        batches = training_batches(texts, length=length, rows=rows, steps=steps, seed=seed)
+        exits = heads.train_exits(
+            model, layers, batches, rank=settings.rank, steps=steps, seed=seed, say=say
         )
-    halves = [
-        [
-            observe(model, settings.layers, exits, ids)
-            for ids in windows(texts, length, half)
-        ]
+    calibration, measured = (
+        [heads.observe(model, layers, exits, ids) for ids in windows(texts, length, half)]
         for half in (0, 1)
-    ]
+    )
     entries: list[dict[str, Any]] = []
     tensors: dict[str, NDArray[np.float16]] = {}
-    for k, layer in enumerate(settings.layers):
-        threshold = calibrate([observed[k] for observed in halves[0]], settings.agreement)
+    for k, layer in enumerate(layers):
+        threshold = heads.calibrate(
+            [of_text[k] for of_text in calibration], settings.agreement
+        )
         if threshold is None:
             say(
                 f"the exit after layer {layer} is never so sure that it agrees in "
                 f"{settings.agreement:.0%} of the positions: left out"
             )
             continue
-        observed = [of_text[k] for of_text in halves[1]]
+        observed = [of_text[k] for of_text in measured]
         row = _row(observed, threshold)
         say(
             f"the exit after layer {layer} speaks from {threshold:.3f} on: at "
@@ -281,6 +275,7 @@ def study(
         for name, weight in exits[k].named_parameters():
             half = weight.detach().cpu().numpy().astype(np.float16)
             tensors[f"exit.{len(entries)}.{name}"] = half
+        by_text = zip(texts, observed, strict=True)
         entries.append(
             {
                 "layer": layer,
@@ -288,10 +283,7 @@ def study(
                 "agreement": settings.agreement,
                 **row,
                 "positions": sum(len(h.sure) for h in observed),
-                "by_text": {
-                    text.name: _row([h], threshold)
-                    for text, h in zip(texts, observed, strict=True)
-                },
+                "by_text": {text.name: _row([h], threshold) for text, h in by_text},
             }
         )
     if not entries:
@@ -302,12 +294,29 @@ def study(
     return entries, tensors
 
 
-def _row(observed: Any, threshold: float) -> dict[str, Any]:
-    measured, speaks = judge(observed, threshold)
-    return {
-        "measured": None if measured is None else round(measured, 4),
-        "speaks": round(speaks, 4),
-    }
+def _row(observed: Sequence[heads.Observed], threshold: float) -> dict[str, Any]:
+    measured, speaks = heads.judge(observed, threshold)
+    right = None if measured is None else round(measured, 4)
+    return {"measured": right, "speaks": round(speaks, 4)}
+
+
+def _taken_over(other: TargetPackage, model: Studied, rank: int) -> list[ExitHead]:
+    """Return another target's exits."""
+    assert other.exits is not None
+    tensors = read_tensors(other.exits.tensors.path)
+    exits = []
+    for k in range(len(other.exits.exits)):
+        exit_head = ExitHead(model, rank)
+        for name, weight in exit_head.named_parameters():
+            found = tensors.get(f"exit.{k}.{name}")
+            if found is None or found.shape != tuple(weight.shape):
+                raise ConfigError(f"the exits of {other.path.name} have another shape")
+            weight.data = torch.from_numpy(found)
+        exits.append(exit_head.requires_grad_(False))
+    return exits
+
+
+# ---- what they are trained, calibrated and measured on
 
 
 def _own_text(
@@ -327,19 +336,163 @@ def _own_text(
     return Text("own", train_ids, np.concatenate(found[:held]))
 
 
-def _taken_over(
-    other: TargetPackage, model: Studied, settings: ExitSettings
-) -> list[ExitHead]:
-    """Return another target's exits."""
-    assert other.exits is not None and settings.rank is not None
-    tensors = read_tensors(other.exits.tensors.path)
-    exits = []
-    for k in range(len(other.exits.exits)):
-        exit_head = ExitHead(model, settings.rank)
-        for name, weight in exit_head.named_parameters():
-            found = tensors.get(f"exit.{k}.{name}")
-            if found is None or found.shape != tuple(weight.shape):
-                raise ConfigError(f"the exits of {other.path.name} have another shape")
-            weight.data = torch.from_numpy(found)
-        exits.append(exit_head.requires_grad_(False))
-    return exits
+def read_texts(
+    data: Sequence[Path],
+    held_out: Sequence[Path],
+    tokenizer: Tokenizer,
+    settings: ExitSettings,
+) -> list[Text]:
+    """Read text files, plain or ``.jsonl``: as many ids of all together as the settings
+    say, and what is held out, without ``held_out`` a tenth of each.
+
+    A ConfigError where a file cannot be read or is too short, or the numbers differ.
+    """
+    if held_out and len(held_out) != len(data):
+        raise ConfigError(
+            f"{len(data)} files of --data need as many of --held-out, not {len(held_out)}",
+            hint="give one held-out file for each, in the same order",
+        )
+
+    def ids(documents: Sequence[str], wanted: int) -> Ids:
+        found: list[int] = []
+        size = tokenizer.vocab_size
+        for at in range(0, len(documents), _DOCUMENTS):
+            part = documents[at : at + _DOCUMENTS]
+            found += encode(tokenizer.engine, part, vocab_size=size, end=None).tolist()
+            if len(found) >= wanted:
+                break
+        return np.array(found[:wanted], np.int64)
+
+    share = -(-settings.tokens // len(data))
+    texts = []
+    for i, path in enumerate(map(Path, data)):
+        learnt, rest = deal_file(path, held_out=_HELD_OUT, seed=settings.seed + i)
+        if held_out:
+            learnt, rest = learnt + rest, read_documents(held_out[i])
+        train, seen = ids(learnt, share), ids(rest, max(4 * WINDOW, share // 4))
+        if min(len(train), len(seen)) < 2 * WINDOW:
+            raise ConfigError(
+                f"{path} is too short: {len(train)} tokens to learn from and {len(seen)} "
+                f"held out, each must be {2 * WINDOW} or more",
+                hint="give more text, or no --data: then the target writes its own",
+            )
+        texts.append(Text(path.stem, train, seen))
+    return texts
+
+
+def windows(texts: Sequence[Text], length: int, half: int) -> list[Ids]:
+    """Return each text's held-out windows ``(n, length)`` of one half, 0 or 1.
+
+    The first half calibrates, the second measures: no passage is in both.
+    """
+    found = []
+    for text in texts:
+        count = len(text.held_out) // length
+        whole = text.held_out[: count * length].reshape(count, length)
+        found.append(whole[count // 2 :] if half else whole[: count // 2])
+    return found
+
+
+def training_batches(
+    texts: Sequence[Text], *, length: int, rows: int, steps: int, seed: int
+) -> Iterator[Ids]:
+    """Yield ``(rows, length)`` windows, each text as often as every other."""
+    rng = np.random.default_rng((seed, 2))
+    for _ in range(steps):
+        batch = []
+        for _ in range(rows):
+            ids = texts[int(rng.integers(len(texts)))].train
+            start = int(rng.integers(0, len(ids) - length + 1))
+            batch.append(ids[start : start + length])
+        yield np.stack(batch)
+
+
+# ---- the files, past the gate: a target in parts equals the whole
+
+
+def whole_graph(package: TargetPackage) -> onnx.ModelProto:
+    """Return a target's graph; a ModelError where it is not one of this exporter."""
+    path = (package.base or package).path / "model.onnx"
+    if not path.is_file():
+        raise ModelError(f"{path.parent.name} has no model.onnx")
+    graph = onnx.load(str(path), load_external_data=False)
+    head_of(graph)
+    return graph
+
+
+def exit_files(
+    package: TargetPackage,
+    entries: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, NDArray[np.float16]],
+    rank: int,
+    made: Mapping[str, Any],
+    scratch: Path,
+) -> NewExits:
+    """Return the manifest's section and the files of a target's exits, large ones in
+    ``scratch``; ``tensors`` go by the names of the split graph. A ModelError where the
+    target in parts differs from the whole one.
+    """
+    layers = [entry["layer"] for entry in entries]
+    whole, weights = whole_graph(package), dict(target_weights(package))
+    graphs = split_target_graph(whole, layers, rank=rank)
+    for k in range(len(layers)):
+        for name, shape in exit_tensors(head_of(whole), k, rank).items():
+            weight = tensors[name].astype(np.float32)
+            if weight.shape != shape or not np.isfinite(weight).all():
+                raise ModelError(f"training of the exits diverged: {name} is not finite")
+            weights[name] = weight
+    _gate(package, whole, graphs, weights)
+    write_tensors(scratch / EXITS_FILE, tensors)
+    files = {EXITS_FILE: NewFile(scratch / EXITS_FILE, {"precision": "fp16"})}
+    parts = []
+    for k, graph in enumerate(graphs):
+        name, details = f"part{k}.onnx", {"engine": "onnxruntime", "graph": "target-part"}
+        files[name] = NewFile(graph.SerializeToString(deterministic=True), details)
+        parts.append({"file": name, "weights": supplied(graph)})
+    fields = {"rank": rank, "exits": list(entries), "parts": parts, "made": dict(made)}
+    return NewExits(fields, files)
+
+
+def made_up(package: TargetPackage, whole: Any) -> dict[str, Any]:
+    """Return the inputs of a forward of 5 tokens on 128, or as many as there can be."""
+    rng, context = np.random.default_rng(0), package.context
+    past, block = max(1, min(128, context // 2)), max(1, min(5, context // 4))
+    feeds: dict[str, Any] = {
+        "input_ids": rng.integers(0, package.vocab_size, (1, block)),
+        "past_lens": np.array([past]),
+        "rows": np.arange(block),
+    }
+    for info in whole.get_inputs():
+        if info.name.startswith("past."):
+            shape = (1, info.shape[1], past, info.shape[3])
+            feeds[info.name] = rng.normal(size=shape).astype(np.float32)
+    return feeds
+
+
+def in_parts(parts: Sequence[Any], feeds: Mapping[str, Any]) -> dict[str, Floats]:
+    """Run a target's parts one after another; return all that they give."""
+    found = dict(feeds)
+    for part in parts:
+        names = [output.name for output in part.get_outputs()]
+        wanted = {i.name: found[i.name] for i in part.get_inputs()}
+        found.update(zip(names, part.run(names, wanted), strict=True))
+    return found
+
+
+def _gate(
+    package: TargetPackage,
+    graph: onnx.ModelProto,
+    graphs: Sequence[onnx.ModelProto],
+    weights: Mapping[str, Floats],
+) -> None:
+    """Compare whole and parts on a made-up block."""
+    whole = session(graph, weights=weights)
+    feeds = made_up(package, whole)
+    found = in_parts([session(part, weights=weights) for part in graphs], feeds)
+    for info, result in zip(whole.get_outputs(), whole.run(None, feeds), strict=True):
+        limit = _TOLERANCE * max(1.0, float(np.abs(result).max()))
+        if not float(np.abs(result - found[info.name]).max()) <= limit:
+            raise ModelError(
+                f"the target in parts differs from the whole one in {info.name}",
+                hint="this is a fault of the exporter: please report the model",
+            )

@@ -23,18 +23,14 @@ from typing import Any
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.pieces import DRAFT_CONTEXT, made_with, text_files
-from draftwire.export.precision.parity import (
-    LIMITS,
-    MAX_PROBE,
-    Limit,
-    check_steps,
-    compare,
-    finite_logits,
-    probe_ids,
-    torch_logits,
-)
+from draftwire.export.precision import parity
 from draftwire.export.precision.runners import ConcatRunner
-from draftwire.export.sources.checkpoint import open_weights, read_config, special_ids
+from draftwire.export.sources.checkpoint import (
+    open_weights,
+    read_config,
+    require_tokenizer,
+    special_ids,
+)
 from draftwire.export.sources.tokens import check_tokens
 from draftwire.io import cache_folder
 from draftwire.packages import NewFile, tokenizer_fingerprint
@@ -52,7 +48,7 @@ def export_with_optimum(
     scratch: Path,
     precisions: Sequence[str],
     *,
-    limit: Callable[[str], Limit],
+    limit: Callable[[str], parity.Limit],
     context: int | None,
     why: Exception,
     told: bool,
@@ -67,8 +63,7 @@ def export_with_optimum(
 
     config = read_config(folder)
     open_weights(folder)
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder.name} has no tokenizer.json")
+    require_tokenizer(folder)
     trained = _first(folder, config, _CONTEXT_NAMES, context)
     if context is not None and not 0 < context <= trained:
         raise ConfigError(
@@ -78,18 +73,19 @@ def export_with_optimum(
     vocab_size = _first(folder, config, ("vocab_size",))
     bos_id, eos_ids = special_ids(folder, config, vocab_size)
     bos_id = check_tokens(folder, bos_id)
-    ids = probe_ids(folder, vocab_size, bos_id, limit=min(MAX_PROBE, context))
+    most = min(parity.MAX_PROBE, context)
+    ids = parity.probe_ids(folder, vocab_size, bos_id, limit=most)
     whole, versions = _run(_python(why, told=told), folder, scratch / "optimum")
-    (logits,), against = torch_logits(folder, [ids])
+    (logits,), against = parity.torch_logits(folder, [ids])
     runner = ConcatRunner(whole)
-    expected = finite_logits(folder.name, logits)
-    parity = compare(check_steps(runner, ids), expected, against)
-    parity.require("the graph", LIMITS["fp32"])
+    expected = parity.finite_logits(folder.name, logits)
+    near = parity.compare(parity.check_steps(runner, ids), expected, against)
+    near.require("the graph", parity.LIMITS["fp32"])
     made, files = precisions_of(
         whole,
         precisions,
         ConcatRunner,
-        parity,
+        near,
         limit,
         folder=folder,
         vocab_size=vocab_size,
@@ -97,12 +93,9 @@ def export_with_optimum(
         context=context,
         graph="concat",
     )
+    tokenizer = tokenizer_fingerprint(folder / "tokenizer.json")
     fields = {
-        "family": {
-            "name": "",
-            "backbone": None,
-            "tokenizer": tokenizer_fingerprint(folder / "tokenizer.json"),
-        },
+        "family": {"name": "", "backbone": None, "tokenizer": tokenizer},
         "vocab_size": vocab_size,
         "context": context,
         "bos_id": bos_id,

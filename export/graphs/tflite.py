@@ -21,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from draftwire.export.graphs.decoder import Decoder
-from draftwire.export.graphs.tflite_builder import BOOL, INT, ModelBuilder, Subgraph
+from draftwire.export.graphs.tflite_builder import (
+    BOOL,
+    FLOAT,
+    INT,
+    ModelBuilder,
+    Subgraph,
+)
 from draftwire.export.sources.rope import Rope
 from draftwire.export.sources.weights import Linear, Weights
 
@@ -102,16 +108,14 @@ class _Writer(Decoder[int]):
             inputs["row"] = g.tensor([1], INT, "row")
         self.inputs = inputs
         for i in range(a.layers):
-            for name, shape in (
-                (f"key.{i}", [1, a.kv_heads, self.length, a.head_dim]),
-                (f"value.{i}", [1, a.kv_heads, a.head_dim, self.length]),
-            ):
-                inputs[name] = g.tensor(shape, name=name)
+            sizes = self.length, a.head_dim
+            for name, size in ((f"key.{i}", sizes), (f"value.{i}", sizes[::-1])):
+                inputs[name] = g.tensor([1, a.kv_heads, *size], name=name)
         past = inputs["past"]
-        self.at = past if t == 1 else g.add(past, g.ints(*range(t)), INT)
+        self.at = past if t == 1 else g.add(past, g.ints(*range(t)))
         self.turns = [self.turn(number) for number in range(len(a.ropes))]
         self.masks = {window: self.mask(window) for window in {*a.windows}}
-        x = self.layers(self.embedded(g.reshape(inputs["ids"], [t], INT), self.at))
+        x = self.layers(self.embedded(g.reshape(inputs["ids"], [t]), self.at))
         if t > 1:
             x = g.gather(x, inputs["row"])
         head = Linear(self.w.table(a.head), None)
@@ -137,13 +141,12 @@ class _Writer(Decoder[int]):
     def mask(self, window: int) -> tuple[int, int]:
         """Return what is added to scores over cached and over new tokens, or -1."""
         g, t = self.g, self.tokens
-        places = g.constant(
-            f"places.{self.length}", lambda: np.arange(self.length, dtype=np.int32)
-        )
+        name = f"places.{self.length}"
+        places = g.constant(name, lambda: np.arange(self.length, dtype=np.int32))
         held = self.open_where(places, self.inputs["past"])
         new = -1
         if window:  # the oldest that a token sees lies window - 1 before it
-            first = g.reshape(g.add(self.at, g.ints(-window), INT), [t, 1], INT)
+            first = g.reshape(g.add(self.at, g.ints(-window)), [t, 1])
             held = g.add(self.open_where(first, places), held)
             held = g.concat([held] * self.groups, 0)
         if t > 1:
@@ -157,10 +160,9 @@ class _Writer(Decoder[int]):
     def open_where(self, low: int, high: int) -> int:
         """Return 0 where ``low < high``, else what closes a score."""
         g = self.g
-        shape = np.broadcast_shapes(g.shape(low), g.shape(high))
-        less = g.operator("LESS", [low, high], shape, BOOL, options="LessOptions")
+        less = g.binary("LESS", low, high, dtype=BOOL)
         inputs = [less, g.number(0.0), g.number(_MASKED)]
-        return g.operator("SELECT_V2", inputs, shape, options="SelectV2Options")
+        return g.operator("SELECT_V2", inputs, g.shape(less), FLOAT)
 
     # ---- operations
 
@@ -172,8 +174,8 @@ class _Writer(Decoder[int]):
         shape = [self.tokens, self.a.hidden]
         inputs = [ids, self.matrix("embedding", weight)]
         if not self.int8:
-            return g.operator("EMBEDDING_LOOKUP", inputs, shape)
-        steps = g.operator("EMBEDDING_LOOKUP", inputs, shape, version=3)
+            return g.operator("EMBEDDING_LOOKUP", inputs, shape, FLOAT)
+        steps = g.operator("EMBEDDING_LOOKUP", inputs, shape, FLOAT, version=3)
         scales = g.constant("embedding.column", lambda: by_rows(weight)[1][:, None])
         return g.mul(steps, g.gather(scales, ids))
 
@@ -192,7 +194,6 @@ class _Writer(Decoder[int]):
             [x, self.matrix(name, layer.weight), -1 if self.int8 else bias],
             [g.shape(x)[0], len(layer.weight)],
             version=3 if self.int8 else 1,
-            options="FullyConnectedOptions",
         )
         if not self.int8:
             return y
@@ -211,16 +212,15 @@ class _Writer(Decoder[int]):
         size = g.add(g.mean(g.mul(x, x)), g.number(self.a.eps))
         x = g.mul(x, g.unary("RSQRT", size))
         x = g.mul(x, g.constant(parameter, lambda: w.weight * np.float32(scale)))
-        return (
-            x if bias is None else g.add(x, g.constant(parameter + ".bias", lambda: bias))
-        )
+        if bias is None:
+            return x
+        return g.add(x, g.constant(parameter + ".bias", lambda: bias))
 
     def bend(self, x: int, name: str) -> int:
         g = self.g
         if self.a.activation == "silu":
             return g.mul(x, g.unary("LOGISTIC", x))
-        tanh = self.a.activation == "gelu_tanh"
-        return g.unary("GELU", x, options="GeluOptions", approximate=tanh)
+        return g.unary("GELU", x, approximate=self.a.activation == "gelu_tanh")
 
     def add(self, x: int, y: int, name: str) -> int:
         return self.g.add(x, y)

@@ -9,7 +9,6 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
@@ -30,6 +29,8 @@ _DTYPES = {
     np.dtype(np.int8): schema.TensorType.INT8,
     BOOL: schema.TensorType.BOOL,
 }
+# Tables of options that are not called as their operator is.
+_OPTIONS = {"MEAN": "ReducerOptions", "BATCH_MATMUL": "BatchMatMulOptions"}
 Values = Callable[[], NDArray[Any]]
 
 
@@ -46,16 +47,6 @@ class _AlignedBuilder(flatbuffers.Builder):
         return self.EndVector()
 
 
-@dataclass(frozen=True)
-class _Constant:
-    """Values that lie in the file once; int8 ones have a scale."""
-
-    buffer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    scale: float | None
-
-
 class ModelBuilder:
     """Collects the subgraphs of one file."""
 
@@ -66,12 +57,14 @@ class ModelBuilder:
         self._model.signatureDefs = []
         self._model.buffers = [schema.BufferT()]  # buffer 0 means "no values"
         self._codes: dict[tuple[int, int], int] = {}
-        self._constants: dict[str, _Constant] = {}
+        self._constants: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self._bytes = 0
 
-    def constant(self, name: str, values: Values, scale: float | None) -> _Constant:
-        """Return the constant ``name``, made by ``values`` the first time; a ModelError
-        where the file would be larger than its format can be.
+    def constant(
+        self, name: str, values: Values
+    ) -> tuple[int, tuple[int, ...], np.dtype[Any]]:
+        """Return buffer, shape and kind of the constant ``name``, made by ``values`` the
+        first time; a ModelError where the file would be larger than its format can be.
         """
         if name not in self._constants:
             array, buffer = values(), schema.BufferT()
@@ -84,7 +77,7 @@ class ModelBuilder:
                 )
             place = len(self._model.buffers)
             self._model.buffers.append(buffer)
-            self._constants[name] = _Constant(place, array.shape, array.dtype, scale)
+            self._constants[name] = place, array.shape, array.dtype
         return self._constants[name]
 
     def subgraph(self, name: str) -> Subgraph:
@@ -110,7 +103,8 @@ class ModelBuilder:
         self, graph: Subgraph, inputs: Mapping[str, int], outputs: Mapping[str, int]
     ) -> None:
         """Name the inputs and outputs of the subgraph that was started last."""
-        graph.close(list(inputs.values()), list(outputs.values()))
+        for names, ends in ((inputs, "inputs"), (outputs, "outputs")):
+            setattr(graph.graph, ends, np.array(list(names.values()), np.int32))
         signature = schema.SignatureDefT()
         signature.signatureKey = graph.name.encode()
         signature.subgraphIndex = len(self._model.subgraphs) - 1
@@ -135,18 +129,14 @@ class Subgraph:
     """One computation. Tensors go by their index, an ``int``."""
 
     def __init__(self, model: ModelBuilder, graph: Any, name: str) -> None:
-        self.name, self._model, self._graph = name, model, graph
+        self.name, self._model, self.graph = name, model, graph
         self._shapes: list[tuple[int, ...]] = []
+        self._dtypes: list[np.dtype[Any]] = []
         self._local: dict[str, int] = {}
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         """Return a tensor's shape."""
         return self._shapes[tensor]
-
-    def close(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Say which tensors come in and go out."""
-        self._graph.inputs = np.array(inputs, np.int32)
-        self._graph.outputs = np.array(outputs, np.int32)
 
     def tensor(
         self,
@@ -166,17 +156,17 @@ class Subgraph:
         if scale is not None:
             tensor.quantization.scale = np.array([scale], np.float32)
             tensor.quantization.zeroPoint = np.zeros(1, np.int64)
-        self._graph.tensors.append(tensor)
+        self.graph.tensors.append(tensor)
         self._shapes.append(tuple(int(size) for size in shape))
+        self._dtypes.append(dtype)
         return len(self._shapes) - 1
 
     def constant(self, name: str, values: Values, *, scale: float | None = None) -> int:
-        """Return the tensor of a constant that all subgraphs share."""
+        """Return the tensor of a constant that all subgraphs share; int8 has a scale."""
         if name not in self._local:
-            made = self._model.constant(name, values, scale)
-            self._local[name] = self.tensor(
-                made.shape, made.dtype, name, buffer=made.buffer, scale=made.scale
-            )
+            buffer, shape, dtype = self._model.constant(name, values)
+            made = self.tensor(shape, dtype, name, buffer=buffer, scale=scale)
+            self._local[name] = made
         return self._local[name]
 
     def values(self, array: NDArray[Any]) -> int:
@@ -197,43 +187,40 @@ class Subgraph:
         name: str,
         inputs: Sequence[int],
         shape: Sequence[int],
-        dtype: np.dtype[Any] = FLOAT,
+        dtype: np.dtype[Any] | None = None,
         *,
         version: int = 1,
-        options: str = "",
-        **fields: Any,
+        **options: Any,
     ) -> int:
-        """Add an operator of the schema ("ADD") with one output; return that.
-
-        An input of -1 is left out; ``fields`` are those of the table ``options``
-        ("AddOptions").
+        """Add an operator of the schema ("ADD") with one output, of its first input's kind;
+        return that. An input of -1 is left out; ``options`` are fields of its table.
         """
-        output, operator = self.tensor(shape, dtype), schema.OperatorT()
+        output = self.tensor(shape, dtype or self._dtypes[inputs[0]])
+        operator = schema.OperatorT()
         code = getattr(schema.BuiltinOperator, name)
         operator.opcodeIndex = self._model.code(code, version)
         operator.inputs = np.array(inputs, np.int32)
         operator.outputs = np.array([output], np.int32)
-        if options:
-            table = getattr(schema, options + "T")()
-            for field, value in fields.items():
+        kind = _OPTIONS.get(name, name.title().replace("_", "") + "Options")
+        if hasattr(schema, kind + "T"):
+            table = getattr(schema, kind + "T")()
+            for field, value in options.items():
                 setattr(table, field, value)
-            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
             operator.builtinOptions = table
-        self._graph.operators.append(operator)
+        self.graph.operators.append(operator)
         return output
 
     # ---- the operators that a decoder is made of
 
-    def binary(self, name: str, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
-        """Return "ADD", "SUB" or "MUL" of two tensors, broadcast."""
+    def binary(self, name: str, a: int, b: int, **how: Any) -> int:
+        """Return "ADD", "SUB", "MUL" or "LESS" of two tensors, broadcast."""
         shape = np.broadcast_shapes(self.shape(a), self.shape(b))
-        return self.operator(
-            name, [a, b], shape, dtype, options=name.capitalize() + "Options"
-        )
+        return self.operator(name, [a, b], shape, **how)
 
-    def add(self, a: int, b: int, dtype: np.dtype[Any] = FLOAT) -> int:
+    def add(self, a: int, b: int) -> int:
         """Return ``a + b``."""
-        return self.binary("ADD", a, b, dtype)
+        return self.binary("ADD", a, b)
 
     def mul(self, a: int, b: int) -> int:
         """Return ``a * b``."""
@@ -243,20 +230,17 @@ class Subgraph:
         """Return an elementwise function: "RSQRT", "LOGISTIC", "TANH", "GELU"."""
         return self.operator(name, [a], self.shape(a), **options)
 
-    def reshape(self, a: int, shape: Sequence[int], dtype: np.dtype[Any] = FLOAT) -> int:
+    def reshape(self, a: int, shape: Sequence[int]) -> int:
         """Return ``a`` in another shape; ``a`` itself when it has it."""
         if self.shape(a) == tuple(shape):
             return a
-        inputs, sizes = [a, self.ints(*shape)], np.array(shape, np.int32)
-        return self.operator(
-            "RESHAPE", inputs, shape, dtype, options="ReshapeOptions", newShape=sizes
-        )
+        sizes = np.array(shape, np.int32)
+        return self.operator("RESHAPE", [a, self.ints(*shape)], shape, newShape=sizes)
 
     def transpose(self, a: int, order: Sequence[int]) -> int:
         """Return ``a`` with its dimensions in another order."""
         shape = [self.shape(a)[i] for i in order]
-        inputs = [a, self.ints(*order)]
-        return self.operator("TRANSPOSE", inputs, shape, options="TransposeOptions")
+        return self.operator("TRANSPOSE", [a, self.ints(*order)], shape)
 
     def slice(self, a: int, axis: int, begin: int, end: int) -> int:
         """Return ``a`` from ``begin`` to ``end`` of one dimension."""
@@ -265,8 +249,7 @@ class Subgraph:
             return a
         first = [begin if i == axis else 0 for i in range(len(shape))]
         shape[axis] = end - begin
-        inputs = [a, self.ints(*first), self.ints(*shape)]
-        return self.operator("SLICE", inputs, shape, options="SliceOptions")
+        return self.operator("SLICE", [a, self.ints(*first), self.ints(*shape)], shape)
 
     def concat(self, parts: Sequence[int], axis: int) -> int:
         """Return tensors one after the other."""
@@ -274,30 +257,23 @@ class Subgraph:
             return parts[0]
         shape = list(self.shape(parts[0]))
         shape[axis] = sum(self.shape(part)[axis] for part in parts)
-        return self.operator(
-            "CONCATENATION", parts, shape, options="ConcatenationOptions", axis=axis
-        )
+        return self.operator("CONCATENATION", parts, shape, axis=axis)
 
     def mean(self, a: int) -> int:
         """Return the mean over the last dimension, which stays with size 1."""
         shape = (*self.shape(a)[:-1], 1)
-        inputs = [a, self.ints(len(shape) - 1)]
-        return self.operator("MEAN", inputs, shape, options="ReducerOptions", keepDims=True)
+        return self.operator("MEAN", [a, self.ints(len(shape) - 1)], shape, keepDims=True)
 
     def gather(self, table: int, rows: int) -> int:
         """Return rows of a table."""
         shape = (*self.shape(rows), *self.shape(table)[1:])
-        return self.operator(
-            "GATHER", [table, rows], shape, options="GatherOptions", axis=0
-        )
+        return self.operator("GATHER", [table, rows], shape, axis=0)
 
     def product(self, a: int, b: int) -> int:
         """Return ``a @ b.T`` over the last two dimensions."""
         shape = (*self.shape(a)[:-1], self.shape(b)[-2])
-        return self.operator(
-            "BATCH_MATMUL", [a, b], shape, options="BatchMatMulOptions", adjY=True
-        )
+        return self.operator("BATCH_MATMUL", [a, b], shape, adjY=True)
 
     def softmax(self, a: int) -> int:
         """Return the softmax over the last dimension."""
-        return self.unary("SOFTMAX", a, options="SoftmaxOptions", beta=1.0)
+        return self.unary("SOFTMAX", a, beta=1.0)

@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,9 @@ from draftwire.export.training.base import cut
 from draftwire.export.training.measure import logits_of
 from draftwire.packages.exits import torch_stack
 
-
-@dataclass(frozen=True)
-class Weights:
-    """Of the parts of the loss beside the divergence from the teacher."""
-
-    hard: float = 0.1  # cross-entropy with the text itself
-    feature: float = 0.1  # regression on the teacher's last states
+# Of the parts of the loss beside the divergence from the teacher: cross-entropy with the
+# text itself, regression on the teacher's last states.
+_HARD, _FEATURE = 0.1, 0.1
 
 
 def make_draft(base: Any, *, anchor_layers: int, trained_layers: int) -> Any:
@@ -54,40 +49,32 @@ def make_draft(base: Any, *, anchor_layers: int, trained_layers: int) -> Any:
 def distil_loss(
     student: Tensor,
     teacher: Tensor,
-    following: Tensor,
-    weights: Weights,
+    following: Tensor | None = None,
     states: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return the mean loss per token of a student's logits ``(..., vocab)`` beside its
     teacher's.
 
-    ``following`` are ``(...)`` ids of the text itself; ``states`` ``(..., hidden)`` the
-    last ones of both, or None for no regression.
+    ``following`` are ``(...)`` ids of the text itself, ``states`` ``(..., hidden)`` the
+    last ones of both; None leaves that part out.
     """
     mine = F.log_softmax(student.float(), -1).flatten(0, -2)
     theirs = F.log_softmax(teacher.float(), -1).flatten(0, -2)
     loss = F.kl_div(mine, theirs, log_target=True, reduction="batchmean")
-    if weights.hard:
-        loss = loss + weights.hard * F.nll_loss(mine, following.reshape(-1))
-    if states is not None and weights.feature:
+    if following is not None:
+        loss = loss + _HARD * F.nll_loss(mine, following.reshape(-1))
+    if states is not None:
         near, far = (s.float() for s in states)
-        loss = loss + weights.feature * F.smooth_l1_loss(near, far)
+        loss = loss + _FEATURE * F.smooth_l1_loss(near, far)
     return loss
 
 
 class DraftTrainer(nn.Module):
-    """Base and draft together, with the distillation loss.
+    """A base, the teacher, and a draft of :func:`make_draft`, with the loss."""
 
-    Args:
-        base: The teacher, frozen.
-        draft: From :func:`make_draft`.
-        weights: Of the parts of the loss.
-    """
-
-    def __init__(self, base: Any, draft: Any, *, weights: Weights | None = None) -> None:
+    def __init__(self, base: Any, draft: Any) -> None:
         super().__init__()
         self.base, self.draft = base, draft
-        self._weights = weights or Weights()
 
     def loss(self, ids: Tensor) -> Tensor:
         """Return the mean loss on ``ids`` ``(rows, length + 1)``."""
@@ -107,4 +94,4 @@ class DraftTrainer(nn.Module):
         """
         mine = self.draft(ids[:, :-1], output_hidden_states=True, use_cache=False)
         both = mine.hidden_states[-1], states
-        return distil_loss(mine.logits, logits, ids[:, 1:], self._weights, both)
+        return distil_loss(mine.logits, logits, ids[:, 1:], both)

@@ -15,37 +15,13 @@ from draftwire.errors import ConfigError, ModelError
 from draftwire.export.onnx import export_onnx
 from draftwire.export.pieces import check_place
 from draftwire.export.settings import DraftSettings
+from draftwire.export.training import begin, measure, parallel
 from draftwire.export.training.base import Base, read_base, save_model, start_from
-from draftwire.export.training.begin import (
-    anchor_of,
-    begin,
-    choose_device,
-    plan_of,
-    work_folder,
-)
 from draftwire.export.training.distil import DraftTrainer, make_draft
 from draftwire.export.training.loop import Plan, Source, half_precision, train
-from draftwire.export.training.measure import (
-    acceptance,
-    accepted_per_block,
-    continuations,
-    repeated,
-    rows_at,
-)
-from draftwire.export.training.parallel import (
-    Masked,
-    ParallelTrainer,
-    chances,
-    check_parallel,
-    foretells,
-    let_base_write,
-)
-from draftwire.export.training.plan import measure, tokens_before
-from draftwire.export.training.report import write_report
+from draftwire.export.training.parallel import ParallelTrainer
 from draftwire.export.training.states import States, UpperTrainer, write_states
 from draftwire.export.training.text import digests
-
-__all__ = ["DraftSettings", "build_draft"]
 
 Say = Callable[[str], None]
 Trainer = DraftTrainer | ParallelTrainer
@@ -76,9 +52,12 @@ def build_draft(
     replace: bool = False,
     say: Say = print,
 ) -> Path:
-    """Train a shared-backbone draft of a base once, and freeze it as a package.
+    """Train a shared-backbone draft of a base once, and freeze it as a package; return its
+    folder.
 
     A second call with the same arguments goes on where the first was interrupted.
+    ``precision``, ``name`` and ``context`` are as for
+    :func:`draftwire.export.onnx.export_onnx`.
 
     Args:
         base_dir: A Hugging Face directory, or a target package.
@@ -89,17 +68,11 @@ def build_draft(
             go on; None starts from the base's last ones.
         work: Folder for streams, checkpoints and the report; by default ``NAME.work``
             beside ``out``.
-        precision: Of the package: "int8" (default), "int4", "fp32".
-        name: The package's name; by default the folder's.
         family_name: For people; by default the target package's, or the base's name.
-        context: Positions to serve.
-        min_agreement: As for :func:`draftwire.export.onnx.export_onnx`; 0 packages even a
-            draft that foretells no more than doing nothing.
+        min_agreement: As there; 0 packages even a draft that foretells no more than doing
+            nothing.
         replace: Put it in the place of an older package.
         say: Gets lines of progress.
-
-    Returns:
-        The package's folder.
 
     Raises:
         ConfigError: An argument is wrong, a text is too small, or ``out`` exists.
@@ -110,13 +83,13 @@ def build_draft(
     settings = settings or DraftSettings()
     check_place(out, "draft", replace=replace)
     digests(data)  # what is missing is said before the plan is measured
-    device = choose_device(settings.device)
+    device = begin.choose_device(settings.device)
     base = read_base(base_dir)
-    anchor = anchor_of(base, settings.anchor_layers, otherwise=2)
+    anchor = begin.anchor_of(base, settings.anchor_layers, otherwise=2)
     draft = make_draft(base.model, anchor_layers=anchor, trained_layers=settings.layers)
     masks = None if start is None else start_from(draft, Path(start), base)
     trainer = _trainer(base, draft, settings, masks).to(device)
-    work = work_folder(out, work)
+    work = begin.work_folder(out, work)
     passes = settings.passes or (4 if settings.budget and not settings.parallel else 1)
     upper = _upper(base, draft, anchor, say) if passes > 1 else None
     passes = passes if upper else 1
@@ -129,9 +102,17 @@ def build_draft(
         for part in (base.model, draft, *filter(None, (upper,))):
             part.compile()
     if settings.budget is not None:
-        tokens = _affordable(base, trainer, upper, settings, work, half, say)
+        tokens, begun = settings.tokens, begin.tokens_before(work)
+        if begun is None:
+            plan = _plan(settings, base)
+            pace = begin.measure(trainer, upper, plan, passes=passes, half=half)
+            tokens = pace.tokens_in(settings.budget) if settings.budget else tokens
+            say(pace.say(tokens))
+        elif settings.budget:
+            say(f"going on with a training of {begun:,} tokens")
+            tokens = begun
         settings = replace_fields(settings, tokens=tokens)
-    asked, text = begin(base, anchor, settings, work, data, say, start)
+    asked, text = begin.begin(base, anchor, settings, work, data, say, start)
     say(_PARALLEL_LOSS if settings.parallel else _LOSS)
     plan = _plan(settings, base)
     watch = _Watch(trainer, text.held, settings, say)
@@ -140,16 +121,15 @@ def build_draft(
     stream = text.stream
     if settings.written:
         share, folder = settings.written, work / "text"
-        stream = let_base_write(base, stream, share, plan, folder, say)
+        stream = parallel.let_base_write(base, stream, share, plan, folder, say)
     source: Source = stream
     if settings.parallel:
-        source = Masked(stream, settings.parallel - 1)
+        source = parallel.Masked(stream, settings.parallel - 1)
     if upper is not None:
         micros = range(plan.batch // plan.micro)
-        parts = -(-plan.steps // passes)
         write_states(
             work / "states",
-            parts,
+            -(-plan.steps // passes),
             base.model,
             anchor,
             lambda part: [stream.micro(plan, part, i)[0] for i in micros],
@@ -160,25 +140,36 @@ def build_draft(
     held_out: dict[str, dict[str, Any]] = {}
     for file, ids in text.held.items():
         prompt = {"prompts": settings.prompts, "prompt_tokens": _prompt_tokens(ids)}
-        held_out[file] = row = acceptance(base.model, draft, ids, **prompt)
+        held_out[file] = row = measure.acceptance(base.model, draft, ids, **prompt)
         say(
             f"{file}: accepted of 4 {row['greedy_per_block']:.2f} greedy, overlap "
             f"{row['overlap']:.2f} at T = 1 (held-out text)"
         )
         if isinstance(trainer, ParallelTrainer):
-            row["parallel"] = foretells(trainer, ids, **prompt)
+            row["parallel"] = parallel.foretells(trainer, ids, **prompt)
             say(f"{file}: accepted of {trainer.block} {_told(row['parallel'])}")
     asked["doing_nothing"] = nothing
-    write_report(work, kind="draft", settings=asked, log=log, held_out=held_out, say=say)
+    begin.write_report(
+        work, kind="draft", settings=asked, log=log, held_out=held_out, say=say
+    )
     accepted = watch()["accepted"]
     if isinstance(trainer, ParallelTrainer):
-        draft = trainer.finished(chances(row["parallel"] for row in held_out.values()))
-    save_model(draft, base, base_dir, work / f"{out.stem}.hf")
-    if min_agreement != 0:
-        _check_worth(accepted, nothing, settings.parallel or 4, work)
+        found = [row["parallel"] for row in held_out.values()]
+        draft = trainer.finished(parallel.chances(found))
+    made_in = work / f"{out.stem}.hf"
+    save_model(draft, base, base_dir, made_in)
+    kind, most = max(nothing.items(), key=lambda item: item[1])
+    if min_agreement != 0 and accepted <= most:
+        raise ModelError(
+            f"the draft is not packaged: of {settings.parallel or 4} drafts {accepted:.2f} "
+            f"are accepted on held-out text, and {most:.2f} of {kind}",
+            hint="give it more --tokens or a longer --budget, text that is nearer to its "
+            f"use, or more --layers; {work} keeps what was learnt, and --min-agreement 0 "
+            "packages it as it is",
+        )
     package = base.package
     made = export_onnx(
-        work / f"{out.stem}.hf",
+        made_in,
         out,
         precision=precision,
         name=name,
@@ -223,7 +214,7 @@ def _trainer(
             "states of the base are kept for one token a forward alone",
             hint="leave --passes out with --parallel",
         )
-    check_parallel(base, settings.parallel, _plan(settings, base).length_at(0))
+    parallel.check_parallel(base, settings.parallel, _plan(settings, base).length_at(0))
     return ParallelTrainer(
         base.model,
         draft,
@@ -234,21 +225,6 @@ def _trainer(
     )
 
 
-def _check_worth(
-    accepted: float, nothing: Mapping[str, float], block: int, work: Path
-) -> None:
-    """Refuse (ModelError) a draft that foretells no more than what costs no training."""
-    name, most = max(nothing.items(), key=lambda item: item[1])
-    if accepted <= most:
-        raise ModelError(
-            f"the draft is not packaged: of {block} drafts {accepted:.2f} are accepted on "
-            f"held-out text, and {most:.2f} of {name}",
-            hint="give it more --tokens or a longer --budget, text that is nearer to its "
-            f"use, or more --layers; {work} keeps what was learnt, and --min-agreement 0 "
-            "packages it as it is",
-        )
-
-
 def _upper(base: Base, draft: Any, anchor: int, say: Say) -> UpperTrainer | None:
     try:
         return UpperTrainer(base.model, draft, anchor)
@@ -257,46 +233,13 @@ def _upper(base: Base, draft: Any, anchor: int, say: Say) -> UpperTrainer | None
         return None
 
 
-def _affordable(
-    base: Base,
-    trainer: Trainer,
-    upper: UpperTrainer | None,
-    settings: DraftSettings,
-    work: Path,
-    half: bool,
-    say: Say,
-) -> int:
-    """Return the tokens that the budget allows, and say the plan."""
-    begun = tokens_before(work)
-    if begun is not None:
-        if not settings.budget:
-            return settings.tokens
-        say(f"going on with a training of {begun:,} tokens")
-        return begun
-    plan = _plan(settings, base)
-    length = plan.length_at(0)
-    rows = max(1, plan.micro // length)
-    pace = measure(
-        trainer,
-        upper,
-        rows=rows,
-        length=length,
-        workers=settings.workers,
-        passes=settings.passes or 1,
-        half=half,
-    )
-    tokens = pace.tokens_in(settings.budget) if settings.budget else settings.tokens
-    say(pace.say(tokens))
-    return tokens
-
-
 def _plan(settings: DraftSettings, base: Base) -> Plan:
     lr, looks, context = settings.lr, settings.looks, base.architecture.context
     long = 1 if (settings.passes or 1) > 1 else 4  # states are of one length
     rates: dict[str, Any] = {"longer": long, "lr": lr / 3}
     if settings.parallel:  # masks are learnt from nothing, several to each token
         rates = {"longer": 1, "lr": lr, "micro": 1024}
-    plan = plan_of(settings, context, warmup=(25, 8), matrix_lr=lr, **rates)
+    plan = begin.plan_of(settings, context, warmup=(25, 8), matrix_lr=lr, **rates)
     return replace_fields(plan, watch_every=max(1, plan.steps // looks) if looks else 0)
 
 
@@ -326,8 +269,8 @@ class _Watch:
     def __init__(
         self, trainer: Trainer, held: dict[str, Any], settings: DraftSettings, say: Say
     ) -> None:
-        self._base, self._trainer, self._held = trainer.base, trainer, held
-        self._block, self._say = settings.parallel or 4, say
+        self._trainer, self._held, self._say = trainer, held, say
+        self._block = settings.parallel or 4
         self._prompts, self._seed = settings.prompts, settings.seed
         self._spoken: list[tuple[Tensor, int]] = []
 
@@ -341,20 +284,20 @@ class _Watch:
         """Return what is accepted of the draft as it stands and of no model at all."""
         return {
             "the same layers untrained": self._mean(self._trainer.agrees),
-            "repeating the text": self._mean(repeated),
+            "repeating the text": self._mean(measure.repeated),
         }
 
     def _mean(self, agrees: Callable[[Tensor, int], np.ndarray]) -> float:
         self._spoken = self._spoken or [self._speak(s) for s in self._held.values()]
         found = [
-            accepted_per_block(agrees(*spoken), self._block) for spoken in self._spoken
+            measure.accepted_per_block(agrees(*spoken), self._block)
+            for spoken in self._spoken
         ]
         return round(sum(found) / len(found), 4)
 
     def _speak(self, stream: np.ndarray) -> tuple[Tensor, int]:
-        at = _prompt_tokens(stream)
+        at, base = _prompt_tokens(stream), self._trainer.base
         rng = np.random.default_rng(self._seed)
         starts = rng.integers(0, len(stream) - at + 1, self._prompts)
-        given = rows_at(stream, starts, at).to(self._base.device)
-        said = continuations(self._base, given, count=32)
-        return said, at
+        given = measure.rows_at(stream, starts, at).to(base.device)
+        return measure.continuations(base, given, count=32), at

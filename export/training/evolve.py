@@ -15,22 +15,13 @@ from torch import nn
 
 from draftwire.errors import ConfigError
 from draftwire.export.adapter import PEFT_CONFIG, read_adapter, write_evolved_target
-from draftwire.export.pieces import check_free, check_place
+from draftwire.export.pieces import check_beside, check_free, check_place
 from draftwire.export.settings import EvolveSettings
+from draftwire.export.training import begin
 from draftwire.export.training.base import Base, is_package, read_base
-from draftwire.export.training.begin import (
-    anchor_of,
-    begin,
-    choose_device,
-    plan_of,
-    work_folder,
-)
 from draftwire.export.training.loop import train
 from draftwire.export.training.measure import text_loss, validation_loss
-from draftwire.export.training.report import write_report
 from draftwire.packages.exits import torch_stack
-
-__all__ = ["EvolveSettings", "add_lora", "evolve_target"]
 
 Say = Callable[[str], None]
 
@@ -80,18 +71,14 @@ def evolve_target(
 
     Args:
         target: A whole target package, or a Hugging Face directory.
-        out: ``NAME.target`` beside the package, or a new directory.
+        out: ``NAME.target`` beside the package, or a new directory; it is returned.
         data: Text files.
         version: What the verifier calls the evolved target.
         settings: How; None takes the defaults.
-        work: Folder for the checkpoint and the report; by default ``NAME.work`` beside
-            ``out``.
+        work: Folder for checkpoint and report; by default ``NAME.work`` beside ``out``.
         name: The package's name; by default the folder's.
         replace: Put it in the place of an older package.
         say: Gets lines of progress.
-
-    Returns:
-        The package's or the adapter's folder.
 
     Raises:
         ConfigError: An argument is wrong, a text is too small, or ``out`` exists.
@@ -100,18 +87,18 @@ def evolve_target(
     target, out = Path(target), Path(out)
     settings = settings or EvolveSettings()
     _check(target, out, replace=replace)
-    device = choose_device(settings.device)
+    device = begin.choose_device(settings.device)
     base = read_base(target)
     anchor = _anchor(base, settings)
-    work = work_folder(out, work)
-    asked, text = begin(base, anchor, settings, work, data, say)
+    work = begin.work_folder(out, work)
+    asked, text = begin.begin(base, anchor, settings, work, data, say)
     before = {f: _loss_on(base.model, s, settings) for f, s in text.held.items()}
     frozen = 0 if settings.free_anchor else anchor
     model = add_lora(
         base.model, rank=settings.rank, anchor_layers=frozen, seed=settings.seed * 1000
     )
     context = base.architecture.context
-    plan = plan_of(settings, context, longer=1, warmup=(10, 4), lr=settings.lr)
+    plan = begin.plan_of(settings, context, longer=1, warmup=(10, 4), lr=settings.lr)
     log = train(model.to(device), text.stream, plan, text_loss, work, say=say)
     model.cpu()
     held_out = {
@@ -123,8 +110,15 @@ def evolve_target(
             f"{file}: {row['base_loss']:.3f} -> {row['loss']:.3f} nats per token "
             "(held-out text)"
         )
-    write_report(work, kind="evolve", settings=asked, log=log, held_out=held_out, say=say)
-    adapter = _save_adapter(model, target, work / "adapter")
+    begin.write_report(
+        work, kind="evolve", settings=asked, log=log, held_out=held_out, say=say
+    )
+    # The adapter names its base.
+    adapter = work / "adapter"
+    model.save_pretrained(adapter, save_embedding_layers=False)
+    config = json.loads((adapter / PEFT_CONFIG).read_text())
+    config["base_model_name_or_path"] = str(target.absolute())
+    (adapter / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if base.package is None:
         shutil.copytree(adapter, out)
         return out
@@ -158,11 +152,7 @@ def _check(target: Path, out: Path, *, replace: bool) -> None:
         check_free(out, replace=False)
         return
     check_place(out, "target", replace=replace)
-    if out.absolute().parent != target.absolute().parent:
-        raise ConfigError(
-            f"an evolved target lies beside its base, {out} and {target} do not",
-            hint=f"--out {target.parent / out.name}",
-        )
+    check_beside(out, target)
 
 
 def _anchor(base: Base, settings: EvolveSettings) -> int:
@@ -172,7 +162,7 @@ def _anchor(base: Base, settings: EvolveSettings) -> int:
             hint=f"evolve its base {base.package.base.path.name}",
         )
     layers = base.architecture.layers
-    anchor = anchor_of(base, settings.anchor_layers, otherwise=0)
+    anchor = begin.anchor_of(base, settings.anchor_layers, otherwise=0)
     if anchor >= layers:
         raise ConfigError(
             f"an anchor of {anchor} layers leaves nothing to train of {layers}",
@@ -184,12 +174,3 @@ def _anchor(base: Base, settings: EvolveSettings) -> int:
 def _loss_on(model: nn.Module, stream: np.ndarray, settings: EvolveSettings) -> float:
     length = min(settings.length, len(stream) - 1)
     return float(round(validation_loss(model, stream, length=length), 4))
-
-
-def _save_adapter(model: Any, base: Path, folder: Path) -> Path:
-    """Write an adapter directory that names its base."""
-    model.save_pretrained(folder, save_embedding_layers=False)
-    config = json.loads((folder / PEFT_CONFIG).read_text())
-    config["base_model_name_or_path"] = str(base.absolute())
-    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    return folder

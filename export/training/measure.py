@@ -137,12 +137,10 @@ def acceptance(
 ) -> dict[str, float]:
     """Measure ``draft`` against ``target`` on continuations of held-out text.
 
-    Returns:
-        ``greedy_per_block``: mean accepted of ``block`` drafts, ``greedy``: their share.
-        ``overlap``: mean of ``sum min(p, q)`` at temperature 1, the acceptance that
-        rejection sampling would have.
-        ``distinct_4``: share of distinct 4-grams of the greedy text; low means that it
-        loops, which flatters greedy acceptance.
+    Returns ``greedy_per_block``: mean accepted of ``block`` drafts; ``greedy``: their
+    share; ``overlap``: mean of ``sum min(p, q)`` at temperature 1, the acceptance that
+    rejection sampling would have; ``distinct_4``: share of distinct 4-grams of the greedy
+    text; low means that it loops, which flatters greedy acceptance.
     """
     rng = np.random.default_rng(seed)
     starts = rng.integers(0, max(1, len(stream) - prompt_tokens), prompts)

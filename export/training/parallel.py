@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from draftwire.errors import ConfigError
 from draftwire.export.training.base import Base
-from draftwire.export.training.distil import Weights, distil_loss
+from draftwire.export.training.distil import distil_loss
 from draftwire.export.training.loop import Plan, Stream
 from draftwire.export.training.measure import accepted_per_block, continuations, rows_at
 from draftwire.io import replacing
@@ -31,9 +31,8 @@ from draftwire.io import replacing
 # where a third ... halved each time, and no less than the second number.
 _KEPT, _LEAST = 0.5, 0.15
 _FADE = 0.85  # weight of a mask's loss, of that of the mask before it
-_HARD = (
-    0.1  # cross-entropy of masks with the text; of greedy text it would sharpen the rest
-)
+# Weight of masks' cross-entropy with the text; of greedy text it would sharpen the rest.
+_HARD = 0.1
 _REAL = 3.0  # weight of the loss of the text's own tokens, beside 1 for the first mask
 _WRITTEN_ROWS = 64  # rows that the base writes at once
 _AGAIN = 4  # times that a row it wrote is read, with other masks
@@ -70,15 +69,11 @@ class Masked:
 
 
 class ParallelTrainer(nn.Module):
-    """Base and draft with mask tokens, and the loss of both kinds of tokens.
+    """A base, the teacher, and a draft with mask tokens, with the loss of both kinds.
 
-    Args:
-        base: The teacher, frozen.
-        draft: From :func:`draftwire.export.training.distil.make_draft`.
-        block: Tokens that one forward drafts: ``block - 1`` masks.
-        shared: One mask token for all places.
-        masks_only: Train nothing but the masks.
-        masks: What they start as, ``(block - 1 or 1, hidden)``; None for noise.
+    One forward drafts ``block`` tokens with ``block - 1`` masks, which start as ``masks``
+    ``(block - 1 or 1, hidden)`` or as noise; ``shared``: one mask for all places;
+    ``masks_only``: train nothing else.
     """
 
     def __init__(
@@ -159,8 +154,8 @@ class ParallelTrainer(nn.Module):
         share = _FADE**number / torch.bincount(number)[number]
         total, weight = (share * each).sum(), share.sum()
         if self._real:
-            real = distil_loss(mine, teacher, following, Weights(hard=0.0))
-            total, weight = total + self._real * real, weight + self._real
+            total = total + self._real * distil_loss(mine, teacher)
+            weight = weight + self._real
         return total / weight
 
     @torch.no_grad()
@@ -194,12 +189,9 @@ class ParallelTrainer(nn.Module):
         size = len(table.weight)
         trained = {n: p.requires_grad for n, p in self.draft.named_parameters()}
         self.draft.resize_token_embeddings(size + len(marks), mean_resizing=False)
-        for place in (
-            self.draft.get_output_embeddings(),
-            self.draft.get_input_embeddings(),
-        ):
-            place.weight.data[size:] = 0.0  # a head of its own never says a mask
-        place.weight.data[size:] = marks
+        # A head of its own never says a mask; a tied one is the embedding.
+        self.draft.get_output_embeddings().weight.data[size:] = 0.0
+        self.draft.get_input_embeddings().weight.data[size:] = marks
         for name, weight in self.draft.named_parameters():
             weight.requires_grad_(trained.get(name, False))
         self.draft.config.parallel = {
@@ -235,20 +227,18 @@ def foretells(
 ) -> dict[str, dict[str, Any]]:
     """Measure a parallel draft on what its base says to held-out prompts.
 
-    Returns:
-        For ``greedy`` and ``sampled`` (T = 1, both with the same Gumbel noise), by position
-        in a block drafted at once: ``right``, the share of right drafts, and ``reached``,
-        that of blocks right so far; ``accepted``, of a block by each of :func:`ways`;
-        ``accepted_of_4``, the same of blocks of at most four.
+    Returns for ``greedy`` and ``sampled`` (T = 1, both with the same Gumbel noise), by
+    position in a block drafted at once: ``right``, the share of right drafts, and
+    ``reached``, that of blocks right so far; ``accepted``, of a block by each of
+    :func:`ways`; ``accepted_of_4``, the same of blocks of at most four.
     """
     rng = np.random.default_rng(seed)
     last = max(1, len(stream) - prompt_tokens)
     given = rows_at(stream, rng.integers(0, last, prompts), prompt_tokens)
     given = given.to(trainer.base.device)
     size = trainer.base.config.get_text_config().vocab_size
-    uniform = torch.rand(
-        (count, prompts, size), generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand((count, prompts, size), generator=generator)
     gumbel = -torch.log(-torch.log(uniform.clamp_min(1e-9))).to(given.device)
     found: dict[str, dict[str, Any]] = {}
     for name, noise in (("greedy", None), ("sampled", gumbel)):
@@ -290,19 +280,13 @@ def let_base_write(
     parts = max(1, round(tokens / length / _WRITTEN_ROWS / _AGAIN))
     paths = [folder / f"written.{part}.npy" for part in range(parts)]
     say(f"the base writes {parts * _WRITTEN_ROWS:,} rows of {length} tokens itself")
-    prompt = Plan(
-        1, micro=_WRITTEN_ROWS * _PROMPT, lengths=((1.0, _PROMPT),), seed=plan.seed
-    )
+    micro, lengths = _WRITTEN_ROWS * _PROMPT, ((1.0, _PROMPT),)
+    prompt = Plan(1, micro=micro, lengths=lengths, seed=plan.seed)
     for part, path in enumerate(paths):
         if not path.exists():
             given = text.micro(prompt, 0, part)[0][:, :-1].to(base.model.device)
-            said = continuations(
-                base.model,
-                given,
-                count=length + 1 - _PROMPT,
-                temperature=0 if part % 4 else 1,
-                seed=part,
-            )
+            how = {"temperature": 0 if part % 4 else 1, "seed": part}
+            said = continuations(base.model, given, count=length + 1 - _PROMPT, **how)
             with replacing(path) as file:
                 np.save(file, said.cpu().numpy().astype("u4"))
     whole = sum(text.shares)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from draftwire.errors import ModelError
 from draftwire.export.training.base import cut
-from draftwire.export.training.distil import Weights, distil_loss
+from draftwire.export.training.distil import distil_loss
 from draftwire.export.training.loop import Plan
 from draftwire.io import replacing
 from draftwire.packages.exits import torch_stack
@@ -51,9 +51,8 @@ class States:
         """The ids of the text, at most so many: the most frequent."""
         count = torch.zeros(self._vocab_size, dtype=torch.int64)
         for part in self._parts:
-            count += torch.bincount(
-                part.get_tensor("ids").flatten(), minlength=self._vocab_size
-            )
+            ids = part.get_tensor("ids").flatten()
+            count += torch.bincount(ids, minlength=self._vocab_size)
         found = count.argsort(descending=True, stable=True)[:_WORDS]
         return found[count[found] > 0]
 
@@ -78,21 +77,12 @@ class States:
 
 
 class UpperTrainer(nn.Module):
-    """The trained part of a draft alone, fed with states of the base.
-
-    Args:
-        base: The teacher.
-        draft: From :func:`make_draft`; its trained layers are these.
-        anchor: Layers before them.
-        weights: Of the parts of the loss.
-
-    Raises:
-        ModelError: This family's layers cannot be run from states alone.
+    """The trained part of a draft of :func:`make_draft` alone, the layers behind so many of
+    the ``anchor``, fed with states of the base, the teacher. A ModelError where this
+    family's layers cannot be run from states alone.
     """
 
-    def __init__(
-        self, base: Any, draft: Any, anchor: int, *, weights: Weights | None = None
-    ) -> None:
+    def __init__(self, base: Any, draft: Any, anchor: int) -> None:
         super().__init__()
         layers, norm, head = torch_stack(draft)
         depth = len(torch_stack(base)[0])
@@ -105,8 +95,7 @@ class UpperTrainer(nn.Module):
                 if child is torch_stack(upper)[1]:
                     setattr(holder, name, norm)
         upper.set_input_embeddings(nn.Identity())
-        self.body, self._weights = upper.base_model, weights or Weights()
-        self.anchor = anchor
+        self.body, self.anchor = upper.base_model, anchor
         self._head = [head]  # no part of what is trained
         ids = torch.arange(9, device=draft.device)[None] % head.weight.shape[0]
         with torch.no_grad():
@@ -143,7 +132,7 @@ class UpperTrainer(nn.Module):
         place[words[:known]] = torch.arange(known, device=ids.device)
         said = [self._logits(states, words).float() + raised for states in (mine, theirs)]
         following = place[ids[:, 1:]]
-        return distil_loss(said[0], said[1], following, self._weights, (mine, theirs))
+        return distil_loss(said[0], said[1], following, (mine, theirs))
 
 
 @torch.no_grad()

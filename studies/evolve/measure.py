@@ -17,8 +17,8 @@ from torch import Tensor
 
 from draftwire.export.training.measure import (
     block_runs,
+    continuations,
     distinct_4,
-    extend,
     logits_of,
     rows_at,
 )
@@ -66,25 +66,14 @@ def speak(target: Any, stream: np.ndarray, probe: Probe) -> Spoken:
     shape = (probe.count, probe.prompts, target.config.vocab_size)
     uniform = torch.rand(shape, generator=generator).clamp_min(1e-9)
     noise = -torch.log(-torch.log(uniform))
-    sampled = _continue(target, given, probe.count, noise)
+    sampled = continuations(target, given, count=probe.count, noise=noise)
     return Spoken(
-        _continue(target, given, probe.count, None),
+        continuations(target, given, count=probe.count),
         sampled,
         noise,
         F.softmax(logits_of(target, sampled)[:, probe.prompt_tokens - 1 : -1].float(), -1),
         probe,
     )
-
-
-def _continue(target: Any, given: Tensor, count: int, noise: Tensor | None) -> Tensor:
-    pieces = [given]
-    cache = None
-    for step in range(count):
-        logits, cache = extend(target, pieces[-1], cache)
-        if noise is not None:
-            logits = F.log_softmax(logits.float(), -1) + noise[step]
-        pieces.append(logits.argmax(-1, keepdim=True))
-    return torch.cat(pieces, 1)
 
 
 @torch.no_grad()

@@ -26,12 +26,7 @@ from draftwire.export.onnx import export_onnx
 from draftwire.export.precision.runners import DraftRunner
 from draftwire.export.sources.architecture import Architecture
 from draftwire.export.training.base import Base, cut, read_base, save_model
-from draftwire.export.training.distil import (
-    DraftTrainer,
-    Weights,
-    distil_loss,
-    make_draft,
-)
+from draftwire.export.training.distil import DraftTrainer, distil_loss, make_draft
 from draftwire.export.training.evolve import add_lora
 from draftwire.export.training.loop import Plan, Stream, train
 from draftwire.export.training.measure import logits_of, text_loss
@@ -220,7 +215,7 @@ class Workshop:
                     with torch.no_grad():
                         said = logits_of(teacher, ids[:, :-1])
                     mine = logits_of(model, ids[:, :-1])
-                    return distil_loss(mine, said, ids[:, 1:], Weights())
+                    return distil_loss(mine, said, ids[:, 1:])
 
             return train(model, data, plan, loss, folder, say=self.say)
 
@@ -265,9 +260,7 @@ class Workshop:
         def loss(model: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
             with torch.no_grad():
                 teacher = head(last)
-            return distil_loss(
-                logits_of(model, ids[:, :-1]), teacher, ids[:, 1:], Weights()
-            )
+            return distil_loss(logits_of(model, ids[:, :-1]), teacher, ids[:, 1:])
 
         name = f"independent.{times:g}x.{seed}"
         rows = self._rows(None, self.base.model)

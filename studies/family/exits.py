@@ -17,15 +17,10 @@ from typing import Any
 import numpy as np
 
 from draftwire.errors import ModelError
-from draftwire.export.exits.make import ExitSettings, export_exits
-from draftwire.export.exits.package import (
-    in_parts,
-    made_up,
-    whole_graph,
-)
-from draftwire.export.exits.texts import Text
+from draftwire.export.exits.make import Text, export_exits, in_parts, made_up, whole_graph
 from draftwire.export.graphs.parts import split_target_graph
 from draftwire.export.precision.runners import session
+from draftwire.export.settings import ExitSettings
 from draftwire.packages import TargetPackage, load_target
 from draftwire.tensors import read_tensors, target_weights
 from studies.family.corpus import DOMAINS

@@ -27,12 +27,12 @@ from draftwire.export.exits.heads import (  # noqa: E402
     observe,
 )
 from draftwire.export.exits.make import (  # noqa: E402
-    ExitSettings,
+    Text,
     default_layers,
     export_exits,
+    whole_graph,
+    windows,
 )
-from draftwire.export.exits.package import whole_graph  # noqa: E402
-from draftwire.export.exits.texts import Text, windows  # noqa: E402
 from draftwire.export.graphs.parts import (  # noqa: E402
     exit_tensors,
     head_of,
@@ -40,6 +40,7 @@ from draftwire.export.graphs.parts import (  # noqa: E402
 )
 from draftwire.export.onnx import export_onnx  # noqa: E402
 from draftwire.export.precision.runners import session  # noqa: E402
+from draftwire.export.settings import ExitSettings  # noqa: E402
 from draftwire.export.training.base import model_of  # noqa: E402
 from draftwire.packages import load_target  # noqa: E402
 from draftwire.tensors import read_tensors, target_weights  # noqa: E402

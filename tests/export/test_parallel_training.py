@@ -19,11 +19,12 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from draftwire.errors import ConfigError  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.settings import DraftSettings  # noqa: E402
 from draftwire.export.sources.checkpoint import load_model  # noqa: E402
 from draftwire.export.training import draft as build  # noqa: E402
 from draftwire.export.training.base import read_base, start_from  # noqa: E402
 from draftwire.export.training.distil import make_draft  # noqa: E402
-from draftwire.export.training.draft import DraftSettings, build_draft  # noqa: E402
+from draftwire.export.training.draft import build_draft  # noqa: E402
 from draftwire.export.training.loop import Plan, Stream  # noqa: E402
 from draftwire.export.training.measure import accepted_per_block  # noqa: E402
 from draftwire.export.training.parallel import (  # noqa: E402

@@ -20,10 +20,13 @@ from draftwire.export import tflite as exporter  # noqa: E402
 from draftwire.export.graphs import tflite as tflite_graph  # noqa: E402
 from draftwire.export.graphs.tflite import build_tflite, cache_lengths  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.precision.tflite_runner import TfliteRunner, check_tflite  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
 from draftwire.export.sources.weights import CheckpointWeights, PackageWeights  # noqa: E402
-from draftwire.export.tflite import export_tflite  # noqa: E402
+from draftwire.export.tflite import (  # noqa: E402
+    TfliteRunner,
+    check_tflite,
+    export_tflite,  # noqa: E402
+)
 from draftwire.packages import load_draft  # noqa: E402
 from draftwire.runtime.engines.draft_model import DraftModel  # noqa: E402
 

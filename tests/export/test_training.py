@@ -26,17 +26,14 @@ from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ConfigError, DraftwireError, ModelError  # noqa: E402
 from draftwire.export.adapter import package_adapter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.settings import DraftSettings, EvolveSettings  # noqa: E402
+from draftwire.export.training import begin, evolve, loop  # noqa: E402
 from draftwire.export.training import draft as build  # noqa: E402
-from draftwire.export.training import (  # noqa: E402
-    evolve,
-    loop,  # noqa: E402
-    plan,
-)
 from draftwire.export.training import states as states_module  # noqa: E402
 from draftwire.export.training.base import read_base  # noqa: E402
 from draftwire.export.training.distil import DraftTrainer, make_draft  # noqa: E402
-from draftwire.export.training.draft import DraftSettings, build_draft  # noqa: E402
-from draftwire.export.training.evolve import EvolveSettings, evolve_target  # noqa: E402
+from draftwire.export.training.draft import build_draft  # noqa: E402
+from draftwire.export.training.evolve import evolve_target  # noqa: E402
 from draftwire.export.training.measure import repeated  # noqa: E402
 from draftwire.export.training.states import (  # noqa: E402
     States,
@@ -190,9 +187,9 @@ def interrupted(monkeypatch):
 def test_a_budget_decides_the_tokens_and_a_plan_comes_first(
     models, tmp_path, text, monkeypatch
 ):
-    monkeypatch.setattr(plan, "_LEAST", 300)
-    monkeypatch.setattr(plan, "_QUICK_S", 0.05)
-    monkeypatch.setattr(plan.Pace, "tokens_in", lambda self, s: int(s * 100))
+    monkeypatch.setattr(begin, "_LEAST", 300)
+    monkeypatch.setattr(begin, "_QUICK_S", 0.05)
+    monkeypatch.setattr(begin.Pace, "tokens_in", lambda self, s: int(s * 100))
     said = []
 
     def make(budget, tokens=1024):
@@ -224,7 +221,7 @@ def test_a_budget_that_is_none_says_so():
         with pytest.raises(ConfigError, match="budget is"):
             DraftSettings(budget=odd)
     with pytest.raises(ConfigError, match="too few to learn from"):
-        plan.Pace(10.0, 1, 1000).tokens_in(60)
+        begin.Pace(10.0, 1000).tokens_in(60)
 
 
 def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):
@@ -395,7 +392,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
     home = Path(build.__file__).resolve().parents[2] / "src"
     script = (
         "import sys\n"
-        "from draftwire.export.training.draft import DraftSettings, build_draft\n"
+        "from draftwire.export.training.draft import build_draft\n"
         "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], precision='fp32',\n"
         "  min_agreement=0, name='d', settings=DraftSettings(anchor_layers=1, layers=1,\n"
         "  tokens=150_000, batch=1024, length=64, prompts=2, looks=1, save_every=0.0,\n"

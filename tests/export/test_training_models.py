@@ -15,14 +15,12 @@ from tiny_models import ATTENDING, SHAPES  # noqa: E402
 from draftwire.errors import ConfigError, ModelError  # noqa: E402
 from draftwire.export.adapter import read_adapter, write_evolved_target  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
-from draftwire.export.sources import package_config  # noqa: E402
-from draftwire.export.sources.architecture import read_architecture  # noqa: E402
-from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
+from draftwire.export.sources.checkpoint import config_of, load_checkpoint  # noqa: E402
 from draftwire.export.training.base import cut, read_base, save_model  # noqa: E402
 from draftwire.export.training.distil import make_draft  # noqa: E402
 from draftwire.export.training.evolve import add_lora  # noqa: E402
 from draftwire.export.training.measure import extend, logits_of  # noqa: E402
-from draftwire.packages import load_draft, load_target  # noqa: E402
+from draftwire.packages import load_target  # noqa: E402
 from draftwire.packages.exits import torch_stack  # noqa: E402
 
 IDS = list(range(3, 43))
@@ -57,43 +55,14 @@ def test_a_base_says_what_transformers_says(models, torch_logits, tmp_path, shap
     assert np.abs(said(packaged.model) - expected).max() < 1e-4 * scale
 
 
-@pytest.mark.parametrize(
-    "shape", ["llama", "llama_tied_biased", "mistral", "qwen2", "gpt_neox"]
-)
-def test_an_older_package_says_its_shape_by_its_graph(
-    models, torch_logits, tmp_path, monkeypatch, shape
-):
-    folder = models(shape)
-    expected = torch_logits(folder, IDS)
-    target = load_target(
-        export_onnx(folder, tmp_path / "v1.target", role="target", against="numpy")
-    )
+def test_a_package_that_does_not_say_its_shape_is_refused(models, tmp_path):
+    out = tmp_path / "v1.target"
+    export_onnx(models("llama"), out, role="target", against="numpy")
+    target = load_target(out)
     target.raw["made"].pop("config")
-    monkeypatch.setattr("draftwire.export.training.base.load_target", lambda _: target)
-    found = said(read_base(target.path).model)
-    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()  # in float16
-    draft = load_draft(
-        export_onnx(
-            folder, tmp_path / "a.draft", precision="fp32", against="numpy", context=160
-        )
-    )
-    draft.raw["made"].pop("config")
-    right, config = load_checkpoint(folder).architecture, package_config.config_of(draft)
-    shown = read_architecture("a", config)
-    assert (shown.heads, shown.feed_forward) == (right.heads, right.feed_forward)
-    assert (shown.tied, shown.parallel) == (right.tied, right.parallel)
-    np.testing.assert_allclose(shown.ropes[0].rates, right.ropes[0].rates, rtol=1e-5)
-
-
-def test_an_older_package_with_scaled_positions_is_refused(models, tmp_path):
-    target = load_target(
-        export_onnx(
-            models("llama_scaled"), tmp_path / "v1.target", role="target", against="numpy"
-        )
-    )
-    target.raw["made"].pop("config")
-    with pytest.raises(ModelError, match="scales its rotary positions"):
-        package_config.config_of(target)
+    with pytest.raises(ModelError, match="says nothing of its shape") as caught:
+        config_of(target)
+    assert "Hugging Face directory" in caught.value.hint
 
 
 def test_an_evolved_package_is_merged(models, tmp_path):

@@ -61,7 +61,7 @@ def find(name):
     """Return the path of a proxy that runs; Debian keeps two where no user looks."""
     sys.path.insert(0, str(ROOT / "tools"))
     try:
-        from fetch_proxies import PATH, runs
+        from fetch import PATH, runs
     finally:
         del sys.path[0]
     if not runs(name):

@@ -14,8 +14,8 @@ pytest.importorskip("onnx")
 pytestmark = pytest.mark.workstation
 
 from draftwire.errors import ConfigError, ModelError, PackageError  # noqa: E402
-from draftwire.export.exits.make import ExitSettings, export_exits  # noqa: E402
-from draftwire.export.exits.texts import Text  # noqa: E402
+from draftwire.export.exits.make import Text, export_exits  # noqa: E402
+from draftwire.export.settings import ExitSettings  # noqa: E402
 from draftwire.verifier.backends.base import SlotInput  # noqa: E402
 from draftwire.verifier.backends.hf_target import HFTarget  # noqa: E402
 
