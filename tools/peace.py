@@ -217,7 +217,8 @@ class Neighbour:
             self._text = await self._device.text(self._prompt, self._load.tokens)
         except (OSError, WebSocketException, DraftwireError, Fault) as error:
             await self._stack.aclose()
-            raise TransportError(f"the verifier takes no device: {error}") from error
+            said = f"the verifier does not take the device: {error}"
+            raise TransportError(said) from error
         return self
 
     async def __aexit__(self, *error: object) -> None:

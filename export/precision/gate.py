@@ -111,27 +111,24 @@ def gate(
     """Return how far ``small`` is from ``whole`` over texts, at the worse chunk, and how
     often they agree behind ``masks``.
     """
-    results = []
     texts = [list(text) for text in texts]
-    expected = []
+    same, kl = dict.fromkeys(CHUNKS, 0.0), dict.fromkeys(CHUNKS, 0.0)
+    apart = peak = 0.0
     for text in texts:
         whole.rewind(0)
-        expected.append(whole.forward(text, rows=len(text)))
-    for chunk in CHUNKS:
-        parts = []
-        for text, right in zip(texts, expected, strict=True):
+        right = whole.forward(text, rows=len(text))
+        peak = max(peak, float(np.abs(right).max()))
+        for chunk in CHUNKS:
             small.rewind(0)
             small.forward(text[:3])  # rejected: its entries must not be seen again
             small.rewind(0)
             steps = [text[i : i + chunk] for i in range(0, len(text), chunk)]
             found = [small.forward(step, rows=len(step)) for step in steps]
-            parts.append(_compare(np.concatenate(found), right))
-        same, kl, apart = zip(*parts, strict=True)
-        results.append((sum(same), sum(kl), max(apart)))
+            agreed, lost, far = _compare(np.concatenate(found), right)
+            same[chunk], kl[chunk] = same[chunk] + agreed, kl[chunk] + lost
+            apart = max(apart, far)
     count = sum(map(len, texts))
-    agreed = [float(result[0]) / count for result in results]
-    kls = [float(result[1]) / count for result in results]
-    peaks = [np.abs(right).max() for right in expected]
+    shares = {chunk: agreed / count for chunk, agreed in same.items()}
     behind = None
     if masks:
         wanted, got = (
@@ -142,11 +139,11 @@ def gate(
     return Parity(
         against=against,
         tokens=count,
-        max_difference=float(max(result[2] for result in results)),
-        max_logit=float(max(peaks)),
-        agreement=min(agreed),
-        kl=max(kls),
-        by_chunk={str(c): round(a, 4) for c, a in zip(CHUNKS, agreed, strict=True)},
+        max_difference=apart,
+        max_logit=peak,
+        agreement=min(shares.values()),
+        kl=max(kl.values()) / count,
+        by_chunk={str(chunk): round(share, 4) for chunk, share in shares.items()},
         masks=behind,
     )
 
@@ -176,9 +173,8 @@ def moments_of(
     inputs = inputs_of(model)
     watched = sorted(set(inputs.values()))
     for name in watched:
-        model.graph.output.append(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        )
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        model.graph.output.append(output)
     probe = path.with_name(path.name + ".probe")  # beside its data
     onnx.save_model(model, str(probe))
     engine = session(probe, threads=threads(path))

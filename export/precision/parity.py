@@ -13,7 +13,7 @@ import numpy as np
 from draftwire.errors import ModelError
 from draftwire.export.graphs.reference import reference_logits
 from draftwire.export.precision.runners import Logits, Reader
-from draftwire.export.sources.checkpoint import Checkpoint, load_model
+from draftwire.export.sources.checkpoint import Checkpoint, load_model, require_finite
 from draftwire.tokenizer import load_tokenizer
 
 _FLATTER = 0.1  # by which rows behind masks may agree less often
@@ -74,23 +74,24 @@ class Parity:
 
     def require(self, name: str, limit: Limit) -> None:
         """Refuse a model that is too far from its checkpoint; a ModelError where it is."""
+        wider = "choose a wider precision, or lower the limit with --min-agreement"
         if self.agreement < limit.agreement:
             raise ModelError(
                 f"{name} picks the checkpoint's most likely token at "
                 f"{self.agreement:.1%} of {self.tokens} positions, "
                 f"the limit is {limit.agreement:.1%}",
-                hint="choose a wider precision, or lower the limit with --min-agreement",
+                hint=wider,
             )
         # What stands behind masks is flatter, and only says how much is accepted.
-        if self.masks is not None and self.masks < limit.agreement - _FLATTER:
+        least = limit.agreement - _FLATTER
+        if self.masks is not None and self.masks < least:
             raise ModelError(
                 f"{name} says the same as the checkpoint behind {self.masks:.1%} of its "
-                f"masks, the limit is {limit.agreement - _FLATTER:.1%}",
-                hint="choose a wider precision, or lower the limit with --min-agreement",
+                f"masks, the limit is {least:.1%}",
+                hint=wider,
             )
-        if limit.difference is None:
-            return
-        if not self.max_difference <= limit.difference * self.max_logit:
+        most = np.inf if limit.difference is None else limit.difference * self.max_logit
+        if limit.difference is not None and not self.max_difference <= most:
             raise ModelError(
                 f"{name} differs from the checkpoint by {self.max_difference:.3g} "
                 f"at logits up to {self.max_logit:.3g}",
@@ -107,12 +108,8 @@ def limit_of(precision: str, min_agreement: float | None) -> Limit:
 def probe_tokens(checkpoint: Checkpoint) -> list[int]:
     """Return the tokens that graph and checkpoint are compared on."""
     a = checkpoint.architecture
-    return probe_ids(
-        checkpoint.folder,
-        a.vocab_size,
-        checkpoint.bos_id,
-        limit=min(MAX_PROBE, a.context),
-    )
+    most = min(MAX_PROBE, a.context)
+    return probe_ids(checkpoint.folder, a.vocab_size, checkpoint.bos_id, limit=most)
 
 
 def probe_ids(
@@ -159,11 +156,7 @@ def expected_logits(
 
 def finite_logits(name: str, logits: Logits) -> Logits:
     """Return ``logits``; a ModelError where they are not finite."""
-    if not np.isfinite(logits).all():
-        raise ModelError(
-            f"{name} gives logits that are not finite",
-            hint="the checkpoint is damaged, or its training diverged",
-        )
+    require_finite(f"{name} gives logits", np.isfinite(logits).all())
     return logits
 
 

@@ -197,13 +197,10 @@ class _Graph:
         turned = {name: tied for _, name, tied in self.products}
         every = self.inputs()
         layers = 1 + max((int(m[1]) for m in map(_OURS.match, every) if m), default=0)
-        done = {
-            name: rounded_to_four_bits(
-                self.weight(name, turned=turned[name]), moments.get(name)
-            )
-            for name in every
-            if _bears_four_bits(name, layers)
-        }
+        done = {}
+        for name in (name for name in every if _bears_four_bits(name, layers)):
+            weight = self.weight(name, turned=turned[name])
+            done[name] = rounded_to_four_bits(weight, moments.get(name))
         names = {*turned, *(name for _, name in self.lookups)}
         sizes = {name: int(np.prod(self.tensors[name].dims)) for name in names}
         # In bytes at 8 bits; 4 bits save half of a matrix.
@@ -254,19 +251,18 @@ class _Graph:
     def lookup(self, node: onnx.NodeProto, name: str, m: Rounded) -> list[onnx.NodeProto]:
         """Return a lookup in a table of blocks."""
         self.table(name, m)
-        return [
-            helper.make_node(
-                "GatherBlockQuantized",
-                [name + ".rows", node.input[1], name + ".scales"],
-                list(node.output),
-                name=node.output[0],
-                domain=MICROSOFT,
-                bits=8,
-                block_size=BLOCK,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-        ]
+        made = helper.make_node(
+            "GatherBlockQuantized",
+            [name + ".rows", node.input[1], name + ".scales"],
+            list(node.output),
+            name=node.output[0],
+            domain=MICROSOFT,
+            bits=8,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        return [made]
 
     def plain_lookup(
         self, node: onnx.NodeProto, name: str, m: Rounded
@@ -357,11 +353,8 @@ def shrink_cache(model: onnx.ModelProto, ranges: Mapping[str, Array]) -> None:
             tensor = numpy_helper.from_array(steps, cache + ".steps")
             model.graph.initializer.append(tensor)
             node.input.append(tensor.name)
-        for key, kind in {
-            "k_quant_type": "PER_CHANNEL",
-            "v_quant_type": "PER_CHANNEL",
-            "kv_cache_bit_width": 8,
-        }.items():
+        kinds = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL"}
+        for key, kind in {**kinds, "kv_cache_bit_width": 8}.items():
             node.attribute.append(helper.make_attribute(key, kind))
     for value in (*model.graph.input, *model.graph.output):
         if value.name.endswith((".key", ".value")):

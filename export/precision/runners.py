@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,20 +22,18 @@ Logits = NDArray[np.float32]
 _SMALL = 64 << 20
 
 
-class Reader(Protocol):
-    """A model with a cache.
+class Reader:
+    """A model with a cache that holds ``length`` tokens."""
 
-    Attributes:
-        length: Tokens that it holds.
-    """
-
-    length: int
+    length = 0
 
     def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
         """Take further tokens; return ``(rows, V)`` logits of the last ones."""
+        raise NotImplementedError
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens."""
+        self.length = length
 
 
 def threads(graph: Path) -> int:
@@ -77,16 +75,9 @@ def session(
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class DraftRunner:
-    """A draft graph with a cache that is updated in place.
-
-    Args:
-        model: The graph, serialised, or its path.
-        architecture: Its shape.
-        threads: Of the engine.
-
-    Attributes:
-        caches: By layer and kind ("0.key"), each ``(1, heads, context, dim)``.
+class DraftRunner(Reader):
+    """A draft graph, serialised or a path, with ``caches`` that are updated in place: by
+    layer and kind ("0.key"), each ``(1, heads, context, dim)``.
     """
 
     def __init__(self, model: Any, architecture: Architecture, *, threads: int = 1) -> None:
@@ -101,13 +92,11 @@ class DraftRunner:
             for node in self._session.get_inputs()
             if node.name.startswith("past_key_values.")
         }
-        self._vocab_size, self.length = a.vocab_size, 0
 
     def forward(self, ids: Sequence[int] | NDArray[Any], *, rows: int = 1) -> Logits:
-        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
         self.length += len(ids)
         binding = self._session.io_binding()
-        logits: Logits = np.empty((1, rows, self._vocab_size), np.float32)
+        logits: Logits = np.empty((1, rows, self.a.vocab_size), np.float32)
         given: dict[str, NDArray[Any]] = {
             "input_ids": np.ascontiguousarray(ids, np.int64)[None],
             "seqlens_k": np.array([self.length - 1], np.int32),
@@ -125,22 +114,10 @@ class DraftRunner:
         self._session.run_with_iobinding(binding)
         return np.asarray(logits[0])
 
-    def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        self.length = length
 
-
-class ConcatRunner:
-    """A ``concat`` graph with its cache.
-
-    Args:
-        path: The graph.
-
-    Attributes:
-        shape: Layers, key/value heads and head dimension, as its inputs say.
-
-    Raises:
-        ModelError: Its inputs are not those of a decoder with a cache.
+class ConcatRunner(Reader):
+    """A ``concat`` graph with its cache; ``shape`` is layers, key/value heads and head
+    dimension, as its inputs say. A ModelError where those are none of a decoder's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,10 +138,8 @@ class ConcatRunner:
         heads, dim = next(iter(dims))
         self.shape = {"layers": len(self._pasts) // 2, "kv_heads": heads, "head_dim": dim}
         self._cache = dict.fromkeys(self._pasts, np.zeros((1, heads, 0, dim), np.float32))
-        self.length = 0
 
     def forward(self, ids: Sequence[int], *, rows: int = 1) -> Logits:
-        """Take further tokens; return ``(rows, V)`` logits of the last ones."""
         total = self.length + len(ids)
         feeds: dict[str, NDArray[Any]] = {
             "input_ids": np.array([ids], np.int64),
@@ -180,7 +155,6 @@ class ConcatRunner:
         return np.asarray(logits[0, -rows:], np.float32)
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
         self._cache = {k: c[:, :, :length].copy() for k, c in self._cache.items()}
         self.length = length
 

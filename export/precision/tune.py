@@ -6,8 +6,9 @@ product: accepted tokens for each second, or each joule, of drafting.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,7 @@ class Candidate:
     @property
     def accepted_per_s(self) -> float | None:
         """Accepted tokens for each second of drafting, or None."""
-        if self.acceptance is None:
-            return None
-        return self.tokens_per_s * self.acceptance
+        return None if self.acceptance is None else self.tokens_per_s * self.acceptance
 
     @property
     def accepted_per_joule(self) -> float | None:
@@ -77,31 +76,24 @@ def choose(candidates: Sequence[Candidate], *, why_no_joules: str = "") -> Choic
         raise ConfigError(
             f"the acceptance of {lacks.engine} {lacks.precision} was not measured"
         )
-    warnings: tuple[str, ...] = ()
-    if not known:
-        warnings = (
-            "acceptance was not measured (give --target and --prompts): the choice is "
-            "the quickest, as if every precision were accepted alike",
-        )
+    unmeasured = (
+        "acceptance was not measured (give --target and --prompts): the choice is "
+        "the quickest, as if every precision were accepted alike"
+    )
 
     def speed(c: Candidate) -> float:
         return c.tokens_per_s if c.accepted_per_s is None else c.accepted_per_s
 
-    best = None
-    for one in sorted(candidates, key=lambda c: (c.threads, -speed(c))):
-        if best is None:
-            best = one
-            continue
+    best, *rest = sorted(candidates, key=lambda c: (c.threads, -speed(c)))
+    for one in rest:
         gain = _GAIN if one.threads > best.threads else 1.0
         if speed(one) > gain * speed(best):
             best = one
-    assert best is not None
     thrifty = [c for c in candidates if c.accepted_per_joule is not None]
     per_joule = max(thrifty, key=lambda c: c.accepted_per_joule or 0.0, default=None)
-    why = ""
-    if per_joule is None:
-        why = why_no_joules or "acceptance was not measured"
-    return Choice(best, per_joule, why, warnings)
+    why = why_no_joules or "acceptance was not measured"
+    why = "" if per_joule is not None else why
+    return Choice(best, per_joule, why, () if known else (unmeasured,))
 
 
 def write_acceptance(
@@ -112,34 +104,26 @@ def write_acceptance(
     The package's id, a hash over the files' content, does not change. A ConfigError where
     the manifest cannot be written, a PackageError where the package is damaged.
     """
-
-    def change(raw: dict[str, Any]) -> None:
+    with _manifest(package) as raw:
         for entry in raw["files"].values():
             key = (entry.get("engine", ""), entry.get("precision", ""))
             if key in found:
                 entry["acceptance"] = dict(found[key])
 
-    _rewrite(package, change)
-
 
 def write_hint(package: Path, board: str, hint: Mapping[str, Any]) -> None:
     """Write how ``board`` shall run a draft, and what that rests on, into its
-    ``draft.json``.
-
-    The package's id does not change. A ConfigError where the manifest cannot be written, a
-    PackageError where the package is damaged.
+    ``draft.json``; id and errors as for :func:`write_acceptance`.
     """
-
-    def change(raw: dict[str, Any]) -> None:
-        hints = raw.setdefault("hints", {})
-        hints.setdefault("boards", {})[board] = dict(hint)
-
-    _rewrite(package, change)
+    with _manifest(package) as raw:
+        raw.setdefault("hints", {}).setdefault("boards", {})[board] = dict(hint)
 
 
-def _rewrite(package: Path, change: Callable[[dict[str, Any]], None]) -> None:
+@contextlib.contextmanager
+def _manifest(package: Path) -> Iterator[dict[str, Any]]:
+    """Yield a copy of a draft's manifest, and write what became of it."""
     before = load_draft(package)
     raw = json.loads(json.dumps(dict(before.raw)))
-    change(raw)
+    yield raw
     text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
     write_text(before.path / "draft.json", text)

@@ -25,6 +25,13 @@ __all__ = ["Architecture", "UnknownArchitecture", "parallel_of", "read_architect
 Shapes = dict[str, tuple[int, ...]]
 _PARD_BLOCK = 8  # tokens that PARD's checkpoints are trained to say at once
 _EPS = tuple("rms_norm_eps layer_norm_eps norm_epsilon layer_norm_epsilon norm_eps".split())
+_NOT_WRITTEN = (
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "add_cross_attention",
+    "use_bidirectional_attention",
+    "clip_qkv",
+)
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -189,7 +196,9 @@ def read_architecture(
     slides = _sliding(fields, family, kind, layers)
     window = fields.count("sliding_window") if any(slides) else 0
     ropes, rope_of, trained = _rotations(fields, family, kind, head_dim, slides)
-    _refuse_unknown(where, raw)
+    for name in _NOT_WRITTEN:  # what would be left out in silence
+        if raw.get(name) not in (False, None):
+            raise UnknownArchitecture(f"{where} has {name} = {raw[name]!r}")
     scale = head_dim**-0.5
     if raw.get("query_pre_attn_scalar"):
         scale = fields.number("query_pre_attn_scalar") ** -0.5
@@ -313,19 +322,6 @@ def parallel_of(
     except PackageError as exc:
         raise ModelError(str(exc), hint="config.json belongs to another model") from exc
     return dict(table)
-
-
-def _refuse_unknown(where: str, raw: Mapping[str, Any]) -> None:
-    """Refuse what would be left out in silence."""
-    for name, plain in (
-        ("scale_attn_by_inverse_layer_idx", False),
-        ("reorder_and_upcast_attn", False),
-        ("add_cross_attention", False),
-        ("use_bidirectional_attention", False),
-        ("clip_qkv", None),
-    ):
-        if raw.get(name, plain) not in (plain, None):
-            raise UnknownArchitecture(f"{where} has {name} = {raw[name]!r}")
 
 
 def _context(fields: Fields, wanted: int | None, bound: int | None) -> int:

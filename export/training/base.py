@@ -17,7 +17,12 @@ from torch import Tensor
 
 from draftwire.errors import ConfigError, ModelError
 from draftwire.export.sources.architecture import Architecture, read_architecture
-from draftwire.export.sources.checkpoint import config_of, load_checkpoint, load_model
+from draftwire.export.sources.checkpoint import (
+    config_of,
+    load_checkpoint,
+    load_model,
+    require_finite,
+)
 from draftwire.export.sources.tokens import copy_tokenizer
 from draftwire.export.sources.weights import checkpoint_tensors
 from draftwire.packages import TargetPackage, load_draft, load_target
@@ -63,15 +68,9 @@ def read_base(path: str | Path) -> Base:
         package = load_target(path)
         whole = package.base or package
         shape = read_architecture(path.name, config_of(package), context=package.context)
-        return Base(
-            model_of(package),
-            shape,
-            whole.path / "tokenizer.json",
-            package.name,
-            package.bos_id,
-            tuple(package.eos_ids),
-            package,
-        )
+        model, tokenizer = model_of(package), whole.path / "tokenizer.json"
+        known = package.name, package.bos_id, tuple(package.eos_ids)
+        return Base(model, shape, tokenizer, *known, package)
     if path.suffix in (".target", ".draft") and not (path / "config.json").is_file():
         raise ConfigError(
             f"{path} is no target package",
@@ -80,14 +79,9 @@ def read_base(path: str | Path) -> Base:
     found = load_checkpoint(path)
     model = load_model(path)
     for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise ModelError(
-                f"{path.name}: {name} holds values that are not finite",
-                hint="the checkpoint is damaged, or its training diverged",
-            )
-    return Base(
-        model, found.architecture, found.tokenizer, found.name, found.bos_id, found.eos_ids
-    )
+        require_finite(f"{path.name}: {name} holds values", torch.isfinite(weight).all())
+    known = found.name, found.bos_id, found.eos_ids
+    return Base(model, found.architecture, found.tokenizer, *known)
 
 
 def model_of(package: TargetPackage) -> Any:
@@ -149,10 +143,8 @@ def start_from(draft: Any, source: Path, base: Base) -> Tensor:
     A ConfigError where that is no draft, or none of this shape around this anchor.
     """
     if (source / "draft.json").is_file():
-        tensors = {
-            name: torch.from_numpy(np.array(values))
-            for name, values in checkpoint_tensors(load_draft(source)).items()
-        }
+        found = checkpoint_tensors(load_draft(source))
+        tensors = {name: torch.from_numpy(np.array(w)) for name, w in found.items()}
     elif (source / "config.json").is_file():
         tensors = dict(load_model(source).named_parameters())
     else:

@@ -175,9 +175,8 @@ def _optimisers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     if matrices:
         found.append(Muon(matrices, lr=plan.matrix_lr, weight_decay=plan.weight_decay))
     if others:
-        found.append(
-            torch.optim.AdamW(others, lr=plan.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        )
+        how = {"lr": plan.lr, "weight_decay": 0.0}
+        found.append(torch.optim.AdamW(others, betas=(0.9, 0.95), **how))
     for optimiser in found:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]

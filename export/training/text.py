@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from draftwire.errors import ConfigError, ModelError
+from draftwire.export.pieces import writing
 from draftwire.export.training.base import Base
 from draftwire.export.training.loop import Stream
 from draftwire.io import write_text
@@ -37,13 +38,11 @@ def read_documents(path: str | Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
-        raise ConfigError(
-            f"{path} cannot be read: {exc.strerror}", hint="give a text file with --data"
-        ) from exc
+        hint = "give a text file with --data"
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}", hint=hint) from exc
     except UnicodeDecodeError as exc:
-        raise ConfigError(
-            f"{path} is not UTF-8 text", hint="convert it, or give another file"
-        ) from exc
+        hint = "convert it, or give another file"
+        raise ConfigError(f"{path} is not UTF-8 text", hint=hint) from exc
     if path.suffix == ".jsonl":
         lines = enumerate(text.splitlines(), 1)
         documents = [_document(path, n, line) for n, line in lines if line.strip()]
@@ -210,8 +209,6 @@ def check_work(work: Path, asked: dict[str, Any], files: Sequence[str | Path]) -
                 hint="give the same settings to go on with it, or another --work folder",
             )
         return
-    try:
+    with writing(work):
         work.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"{work} cannot be written: {exc.strerror}") from exc
     write_text(note, json.dumps(wanted, indent=1) + "\n")

@@ -40,19 +40,16 @@ def edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def drafted(folder, out, **how):
+    """Export a draft, compared with the numpy forward, and load it."""
+    return load_draft(export_onnx(folder, out, **{"against": "numpy", **how}))
+
+
 def test_the_id_is_the_same_the_second_time(models, tmp_path):
-    ids = [
-        load_draft(
-            export_onnx(
-                models("qwen2"),
-                tmp_path / f"{n}.draft",
-                min_agreement=0.3,
-                against="numpy",
-            )
-        ).id
-        for n in "ab"
-    ]
-    assert ids[0] == ids[1]
+    first, second = (
+        drafted(models("qwen2"), tmp_path / f"{n}.draft", min_agreement=0.3) for n in "ab"
+    )
+    assert first.id == second.id
 
 
 def test_a_target_keeps_its_weights_beside_the_graph(models, tmp_path):
@@ -77,19 +74,12 @@ def test_a_target_keeps_its_weights_beside_the_graph(models, tmp_path):
 
 def test_large_weights_lie_beside_the_graph(models, tmp_path, monkeypatch):
     monkeypatch.setattr("draftwire.export.pieces.EXTERNAL_BYTES", 1000)
-    out = export_onnx(
-        models("llama"),
-        tmp_path / "a.draft",
-        precision=["fp32", "int8"],
-        min_agreement=0.3,
-        against="numpy",
-    )
-    package = load_draft(out)
+    how = {"precision": ["fp32", "int8"], "min_agreement": 0.3}
+    package = drafted(models("llama"), tmp_path / "a.draft", **how)
     assert package.files["model.fp32.onnx.data"].bytes > 100_000
     assert package.model_file("fp32").bytes < 50_000
-    runner = DraftRunner(
-        str(package.model_path("fp32")), load_checkpoint(models("llama")).architecture
-    )
+    shape = load_checkpoint(models("llama")).architecture
+    runner = DraftRunner(str(package.model_path("fp32")), shape)
     assert np.isfinite(runner.forward(IDS)).all()
 
 
@@ -104,14 +94,10 @@ def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
     (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     assert (folder / "model.safetensors.index.json").is_file()
     checkpoint = load_checkpoint(folder)
-    assert (
-        checkpoint.parameters[checkpoint.architecture.head].dtype(
-            checkpoint.architecture.head
-        )
-        == "BF16"
-    )
-    out = export_onnx(folder, tmp_path / "a.draft", precision="fp32", against="torch")
-    parity = load_draft(out).model_file("fp32").details["parity"]
+    head = checkpoint.architecture.head
+    assert checkpoint.parameters[head].dtype(head) == "BF16"
+    package = drafted(folder, tmp_path / "a.draft", precision="fp32", against="torch")
+    parity = package.model_file("fp32").details["parity"]
     assert parity["against"].startswith("transformers")
     assert parity["agreement"] == 1.0
     (shard, *_) = sorted(folder.glob("model-*.safetensors"))
@@ -121,14 +107,8 @@ def test_shards_and_bfloat16(model_copy, tmp_path, torch_logits):
 
 
 NO_ROPE = dict.fromkeys(
-    (
-        "rope_parameters",
-        "rope_theta",
-        "rope_scaling",
-        "rotary_pct",
-        "rotary_emb_base",
-        "partial_rotary_factor",
-    ),
+    "rope_parameters rope_theta rope_scaling rotary_pct rotary_emb_base "
+    "partial_rotary_factor".split(),
     "drop",
 )
 LLAMA3 = {
@@ -140,39 +120,22 @@ LLAMA3 = {
 }
 
 
-@pytest.mark.parametrize(
-    ("shape", "old", "new", "dims"),
-    [
-        (
-            "llama",
-            {"rope_theta": 500.0, "rope_scaling": LLAMA3},
-            {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}},
-            16,
-        ),
-        (
-            "llama",
-            {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
-            {
-                "rope_parameters": {
-                    "rope_theta": 500.0,
-                    "rope_type": "linear",
-                    "factor": 2.0,
-                }
-            },
-            16,
-        ),
-        (
-            "gpt_neox",
-            {"rotary_pct": 0.5, "rotary_emb_base": 500},
-            {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},
-            8,
-        ),
-    ],
-)
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+SPELLINGS = (
+    ("llama", {"rope_theta": 500.0, "rope_scaling": LLAMA3},
+     {"rope_theta": 500.0, **LLAMA3}, 16),
+    ("llama", {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+     {"rope_theta": 500.0, **LINEAR}, 16),
+    ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500},
+     {"rope_theta": 500.0, "partial_rotary_factor": 0.5}, 8),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "old", "new", "dims"), SPELLINGS)
 def test_both_spellings_of_rope_are_read(shape, old, new, dims, model_copy):
     folder = model_copy(shape)
     found = []
-    for spelling in (old, new):
+    for spelling in (old, {"rope_parameters": new}):
         edit(folder, **{**NO_ROPE, **spelling})
         found.append(load_checkpoint(folder).architecture.ropes[0].rates)
     assert len(found[0]) == dims / 2
@@ -245,7 +208,7 @@ def test_masks_of_its_own_and_what_is_wrong_with_them(model_copy, tmp_path):
     table = {"mask_ids": [317, 318, 319], "block": 4}
     table["acceptance_by_position"] = [0.9, 0.8, 0.7, 0.6]
     edit(folder, parallel=table)
-    package = load_draft(export_onnx(folder, tmp_path / "a.draft", **settings))
+    package = drafted(folder, tmp_path / "a.draft", **settings)
     assert package.raw["parallel"] == table
     assert package.parallel.masks(2) == (317, 318)
     target = export_onnx(folder, tmp_path / "a.target", role="target", against="numpy")
@@ -264,7 +227,7 @@ def test_masks_of_its_own_and_what_is_wrong_with_them(model_copy, tmp_path):
     with pytest.raises(ModelError, match="rows of its embedding"):
         export_onnx(folder, tmp_path / "b.draft", **settings)
     edit(folder, spd_type="drop", ptd_token_id=300)
-    package = load_draft(export_onnx(folder, tmp_path / "b.draft", **settings))
+    package = drafted(folder, tmp_path / "b.draft", **settings)
     assert package.parallel == Parallel((300,), 8)
 
 
@@ -316,14 +279,8 @@ def test_a_place_that_cannot_be_written(models, tmp_path):
 
 
 def test_a_draft_serves_a_shorter_context(models, tmp_path):
-    out = export_onnx(
-        models("llama"),
-        tmp_path / "a.draft",
-        precision="fp32",
-        context=64,
-        against="numpy",
-    )
-    assert load_draft(out).context == 64
+    how = {"precision": "fp32", "context": 64}
+    assert drafted(models("llama"), tmp_path / "a.draft", **how).context == 64
     with pytest.raises(ConfigError, match="161 was asked for"):
         export_onnx(models("llama"), tmp_path / "b.draft", context=161)
 
@@ -352,43 +309,32 @@ def as_pickle(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def full(value, shape=(96, 64)):
+    return np.full(shape, value, np.float32)
+
+
 BIG = "model.layers.0.mlp.up_proj.weight"
 FAULTS = {
     "no config": (lambda f: drop(f, "config.json"), "no config.json"),
     "config cut": (lambda f: (f / "config.json").write_text('{"a": '), "not JSON"),
     "config list": (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
     "no tokenizer": (lambda f: drop(f, "tokenizer.json"), "has no tokenizer.json"),
-    "bad tokenizer": (
-        lambda f: (f / "tokenizer.json").write_text("{}"),
-        "not a tokenizer",
-    ),
+    "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a tokenizer"),
     "no weights": (lambda f: drop(f, "model.safetensors"), "has no model.safetensors"),
     "a pickle": (as_pickle, "never opened"),
     "weights cut": (cut, "is cut short"),
     "header length": (long_header, "claims a header"),
     "a weight lost": (lambda f: weights_with(f, **{BIG: None}), f"lacks the weight {BIG}"),
-    "a weight's shape": (
-        lambda f: weights_with(f, **{BIG: np.zeros((2, 2), np.float32)}),
-        "has shape",
-    ),
+    "a weight's shape": (lambda f: weights_with(f, **{BIG: full(1, (2, 2))}), "has shape"),
     "whole numbers": (
-        lambda f: weights_with(f, **{BIG: np.zeros((96, 64), np.int32)}),
-        "stored as I32",
-    ),
-    "not finite": (
-        lambda f: weights_with(f, **{BIG: np.full((96, 64), np.nan, np.float32)}),
-        "not finite",
-    ),
+        lambda f: weights_with(f, **{BIG: full(0).astype(np.int32)}), "stored as I32"),
+    "not finite": (lambda f: weights_with(f, **{BIG: full(np.nan)}), "not finite"),
     "a strange weight": (
-        lambda f: weights_with(f, **{"model.layers.0.q_norm": np.ones(4, np.float32)}),
-        "does not have",
-    ),
+        lambda f: weights_with(f, **{"model.layers.0.q_norm": full(1, 4)}),
+        "does not have"),
     "a bias in one layer": (
-        lambda f: weights_with(
-            f, **{"model.layers.0.mlp.up_proj.bias": np.ones(96, np.float32)}
-        ),
-        "in some layers only",
-    ),
+        lambda f: weights_with(f, **{BIG[:-6] + "bias": full(1, 96)}),
+        "in some layers only"),
     "heads": (lambda f: edit(f, num_attention_heads=3), "do not fit|has shape"),
     "vocabulary": (lambda f: edit(f, vocab_size=400), "has shape"),
     "no layers": (lambda f: edit(f, num_hidden_layers="drop"), "num_hidden_layers"),
@@ -396,7 +342,7 @@ FAULTS = {
     "eps": (lambda f: edit(f, rms_norm_eps=-1), "rms_norm_eps"),
     "eos": (lambda f: edit(f, eos_token_id=99999), "outside of the vocabulary"),
     "quantised": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -467,25 +413,18 @@ def test_optimum_writes_what_is_not_known_here(kind, tmp_path, tokenizer_file):
     import transformers
 
     torch.manual_seed(0)
+    own = {"max_position_embeddings": 256, "word_embed_proj_dim": 64, "ffn_dim": 96}
     config = getattr(transformers, kind + "Config")(
         vocab_size=320, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        bos_token_id=0, eos_token_id=0, **({} if kind == "Bloom" else {
-            "max_position_embeddings": 256}), **({
-            "word_embed_proj_dim": 64, "ffn_dim": 96, "pad_token_id": 0,
-            } if kind == "OPT" else {}),
+        bos_token_id=0, eos_token_id=0,
+        **({**own, "pad_token_id": 0} if kind == "OPT" else {}),
     )  # fmt: skip
     folder = tmp_path / "tiny.hf"
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     shutil.copy(tokenizer_file, folder)
+    how = {"graph": "concat", "context": 128, "min_agreement": 0.5}
     try:
-        out = export_onnx(
-            folder,
-            tmp_path / "a.draft",
-            precision=["fp32", "int8"],
-            graph="concat",
-            context=128,
-            min_agreement=0.5,
-        )
+        out = export_onnx(folder, tmp_path / "a.draft", precision=["fp32", "int8"], **how)
     except ConfigError as exc:
         if "cannot be installed" in str(exc):
             pytest.skip(str(exc))

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.workstation
 
 from draftwire.cli import main  # noqa: E402
 from draftwire.errors import ModelError  # noqa: E402
-from draftwire.export import onnx as exporter  # noqa: E402
 from draftwire.export.onnx import export_onnx  # noqa: E402
+from draftwire.export.precision import parity  # noqa: E402
 from draftwire.export.precision.quantise import PRECISIONS  # noqa: E402
 from draftwire.export.precision.runners import DraftRunner  # noqa: E402
 from draftwire.export.sources.checkpoint import load_checkpoint  # noqa: E402
@@ -49,11 +49,11 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
     for precision, share in shares.items():
         file = package.model_file(precision)
         assert (file.engine, file.graph) == ("onnxruntime", "gqa")
-        parity = file.details["parity"]
+        near = file.details["parity"]
         if precision == "fp32":
-            assert parity["tokens"] > 100
+            assert near["tokens"] > 100
         else:
-            assert parity["tokens"] > 1000 and set(parity["by_chunk"]) == {"1", "64"}
+            assert near["tokens"] > 1000 and set(near["by_chunk"]) == {"1", "64"}
         runner = DraftRunner(str(file.path), architecture)
         found = runner.forward(IDS, rows=len(IDS))
         assert np.abs(found - expected).max() < share * scale
@@ -65,8 +65,8 @@ def test_a_draft_in_three_precisions(models, tmp_path, torch_logits):
 def test_a_precision_that_fails_does_not_take_the_others_along(
     models, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setitem(exporter.LIMITS, "int8", exporter.Limit(None, 0.3))
-    monkeypatch.setitem(exporter.LIMITS, "int4", exporter.Limit(None, 1.0))
+    for precision, least in (("int8", 0.3), ("int4", 1.0)):
+        monkeypatch.setitem(parity.LIMITS, precision, parity.Limit(None, least))
     out = tmp_path / "a.draft"
     words = ["export", "onnx", str(models("llama")), "--out", str(out)]
     assert main([*words, "--precision", "int8,int4"]) == 0

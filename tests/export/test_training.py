@@ -35,26 +35,16 @@ from draftwire.export.training.distil import DraftTrainer, make_draft  # noqa: E
 from draftwire.export.training.draft import build_draft  # noqa: E402
 from draftwire.export.training.evolve import evolve_target  # noqa: E402
 from draftwire.export.training.measure import repeated  # noqa: E402
-from draftwire.export.training.states import (  # noqa: E402
-    States,
-    UpperTrainer,
-    write_states,
-)
+from draftwire.export.training.states import States, UpperTrainer, write_states  # noqa: E402
 from draftwire.export.training.text import read_documents, split_documents  # noqa: E402
 from draftwire.packages import load_draft, load_target  # noqa: E402
 from draftwire.template import Template  # noqa: E402
 from draftwire.tensors import target_weights  # noqa: E402
 
 SMALL = DraftSettings(
-    anchor_layers=1,
-    layers=1,
-    tokens=1024,
-    batch=256,
-    length=32,
-    prompts=2,
-    looks=2,
+    anchor_layers=1, layers=1, tokens=1024, batch=256, length=32, prompts=2, looks=2,
     arithmetic="float32",
-)
+)  # fmt: skip
 EVOLVED = EvolveSettings(rank=2, tokens=512, batch=256, length=32, lr=0.05)
 
 
@@ -75,6 +65,21 @@ def text(tmp_path_factory):
 
 def command(what, source, text, out, *more):
     return ["export", what, str(source), "--data", str(text), "--out", str(out), *more]
+
+
+def make(source, out, text, *, say=quiet, named=None, **changes):
+    """Build a float32 draft with these settings in place of the small ones."""
+    settings = DraftSettings(**{**vars(SMALL), **changes})
+    how = {"precision": "fp32", "min_agreement": 0, "say": say, **(named or {})}
+    return build_draft(source, out, [text], settings=settings, **how)
+
+
+def require_same(folder, names, atol):
+    """Hold the weights of two works to each other."""
+    works = [folder / f"{name}.work/{name}.hf/model.safetensors" for name in names]
+    first, second = map(load_file, works)
+    for name, values in first.items():
+        np.testing.assert_allclose(second[name], values, atol=atol)
 
 
 def test_the_command_makes_a_draft_of_the_family(model_copy, tmp_path, text, capsys):
@@ -113,18 +118,8 @@ def test_the_command_makes_a_draft_of_the_family(model_copy, tmp_path, text, cap
 
 def test_the_draft_learns(models, tmp_path, text):
     """Without its second layer the base is another model; the draft makes up for it."""
-    settings = DraftSettings(
-        **{**vars(SMALL), "anchor_layers": 0, "tokens": 6 * 1024, "lr": 0.01}
-    )
-    build_draft(
-        models("llama"),
-        tmp_path / "d.draft",
-        [text],
-        settings=settings,
-        precision="fp32",
-        min_agreement=0,
-        say=quiet,
-    )
+    changes = {"anchor_layers": 0, "tokens": 6 * 1024, "lr": 0.01}
+    make(models("llama"), tmp_path / "d.draft", text, **changes)
     report = json.loads((tmp_path / "d.work" / "report.json").read_text())
     losses = [row["loss"] for row in report["log"]]
     assert np.mean(losses[-4:]) < 0.8 * losses[0]
@@ -145,25 +140,13 @@ def test_other_shapes_and_packages_as_base(models, tmp_path, text, shape):
         family_name="kin",
         against="numpy",
     )
+    named = {"family_name": "kin"}
     made = [
-        load_draft(
-            build_draft(
-                source,
-                tmp_path / f"{name}.draft",
-                [text],
-                settings=SMALL,
-                precision="fp32",
-                min_agreement=0,
-                family_name="kin",
-                say=quiet,
-            )
-        )
+        load_draft(make(source, tmp_path / f"{name}.draft", text, named=named))
         for name, source in (("a", models(shape)), ("b", target))
     ]
     assert made[0].family == made[1].family == load_target(target).family
-    weights = [load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in "ab"]
-    for name, values in weights[0].items():
-        np.testing.assert_allclose(values, weights[1][name], atol=5e-3)
+    require_same(tmp_path, "ab", 5e-3)
 
 
 @pytest.fixture
@@ -190,28 +173,19 @@ def test_a_budget_decides_the_tokens_and_a_plan_comes_first(
     monkeypatch.setattr(begin, "_LEAST", 300)
     monkeypatch.setattr(begin, "_QUICK_S", 0.05)
     monkeypatch.setattr(begin.Pace, "tokens_in", lambda self, s: int(s * 100))
-    said = []
+    said, out = [], tmp_path / "d.draft"
 
-    def make(budget, tokens=1024):
-        settings = {**vars(SMALL), "budget": budget, "tokens": tokens}
-        build_draft(
-            models("llama"),
-            tmp_path / "d.draft",
-            [text],
-            settings=DraftSettings(**settings),
-            precision="fp32",
-            min_agreement=0,
-            replace=True,
-            say=said.append,
-        )
-        return load_draft(tmp_path / "d.draft").raw["made"]["tokens"]
+    def tokens(budget):
+        named = {"replace": True}
+        make(models("llama"), out, text, say=said.append, named=named, budget=budget)
+        return load_draft(out).raw["made"]["tokens"]
 
-    assert make(5.12) == 512
+    assert tokens(5.12) == 512
     assert said[0].startswith("plan: 512 tokens at ") and "GB of memory" in said[0]
-    assert make(99.0) == 512, "a training that was begun keeps its size"
+    assert tokens(99.0) == 512, "a training that was begun keeps its size"
     assert said.count("going on with a training of 512 tokens") == 1
     with pytest.raises(ConfigError, match=r"other settings \(passes, tokens\)"):
-        make(0.0)
+        tokens(0.0)
 
 
 def test_a_budget_that_is_none_says_so():
@@ -225,42 +199,21 @@ def test_a_budget_that_is_none_says_so():
 
 
 def test_an_interrupted_draft_is_the_same_draft(models, tmp_path, text, interrupted):
-    settings = DraftSettings(**{**vars(SMALL), "save_every": 0.0})
+    def run(name, **changes):
+        out, named = tmp_path / f"{name}.draft", {"name": "d"}
+        return make(models("llama"), out, text, named=named, save_every=0.0, **changes)
 
-    def make(name):
-        return build_draft(
-            models("llama"),
-            tmp_path / f"{name}.draft",
-            [text],
-            settings=settings,
-            precision="fp32",
-            min_agreement=0,
-            name="d",
-            say=quiet,
-        )
-
-    whole = make("whole")
+    whole = run("whole")
     interrupted(build, "_loss", 3)
     with pytest.raises(KeyboardInterrupt):
-        make("broken")
+        run("broken")
     assert not (tmp_path / "broken.draft").exists()
-    log = [x for x in tmp_path.glob("broken.work/log.jsonl")]
-    assert len(log[0].read_text().splitlines()) == 2, "two steps were kept"
+    log = tmp_path / "broken.work/log.jsonl"
+    assert len(log.read_text().splitlines()) == 2, "two steps were kept"
     with pytest.raises(ConfigError, match=r"other settings \(tokens\)"):
-        build_draft(
-            models("llama"),
-            tmp_path / "broken.draft",
-            [text],
-            settings=DraftSettings(**{**vars(settings), "tokens": 2048}),
-            say=quiet,
-        )
-    again = make("broken")
-    first, second = (
-        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors")
-        for n in ("whole", "broken")
-    )
-    for name, values in first.items():
-        np.testing.assert_allclose(second[name], values, atol=1e-6)
+        run("broken", tokens=2048)
+    again = run("broken")
+    require_same(tmp_path, ("whole", "broken"), 1e-6)
     assert load_draft(whole).family == load_draft(again).family
 
 
@@ -317,34 +270,16 @@ def test_a_sampled_head_stands_for_the_whole(monkeypatch, tmp_path, models):
 
 def test_a_text_is_run_through_the_base_once(models, tmp_path, text, interrupted):
     """Four passes over kept states; killed while they are written and while it learns."""
-    settings = DraftSettings(**{**vars(SMALL), "passes": 4, "save_every": 0.0})
-
-    def make(name):
-        build_draft(
-            models("llama"),
-            tmp_path / f"{name}.draft",
-            [text],
-            settings=DraftSettings(**{**vars(settings), "tokens": 2048}),
-            precision="fp32",
-            min_agreement=0,
-            say=quiet,
-        )
-
-    make("whole")
-    interrupted(states_module, "reading", 2)
-    with pytest.raises(KeyboardInterrupt):
-        make("cut")
-    assert len(list((tmp_path / "cut.work/states").iterdir())) == 1
-    interrupted(build, "_loss", 3)
-    with pytest.raises(KeyboardInterrupt):
-        make("cut")
-    make("cut")
-    assert len(list((tmp_path / "cut.work/states").iterdir())) == 2
-    first, second = (
-        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in ("whole", "cut")
-    )
-    for name, values in first.items():
-        np.testing.assert_allclose(second[name], values, atol=1e-6)
+    how = {"passes": 4, "save_every": 0.0, "tokens": 2048}
+    make(models("llama"), tmp_path / "whole.draft", text, **how)
+    for module, name, number in ((states_module, "reading", 2), (build, "_loss", 3)):
+        interrupted(module, name, number)
+        with pytest.raises(KeyboardInterrupt):
+            make(models("llama"), tmp_path / "cut.draft", text, **how)
+        kept = len(list((tmp_path / "cut.work/states").iterdir()))
+        assert kept == (1 if name == "reading" else 2)
+    make(models("llama"), tmp_path / "cut.draft", text, **how)
+    require_same(tmp_path, ("whole", "cut"), 1e-6)
 
 
 def test_a_draft_no_better_than_nothing_is_not_packaged(models, tmp_path, text, capsys):
@@ -369,21 +304,9 @@ def test_what_repeats_itself_needs_no_model():
 
 
 def test_two_processes_make_the_draft_of_one(models, tmp_path, text):
-    made = []
     for workers in (1, 2):
-        settings = DraftSettings(**{**vars(SMALL), "workers": workers})
-        build_draft(
-            models("llama"),
-            tmp_path / f"{workers}.draft",
-            [text],
-            settings=settings,
-            precision="fp32",
-            min_agreement=0,
-            say=quiet,
-        )
-        made.append(load_file(tmp_path / f"{workers}.work/{workers}.hf/model.safetensors"))
-    for name, values in made[0].items():
-        np.testing.assert_allclose(made[1][name], values, atol=1e-5)
+        make(models("llama"), tmp_path / f"{workers}.draft", text, workers=workers)
+    require_same(tmp_path, (1, 2), 1e-5)
 
 
 @pytest.mark.slow
@@ -392,6 +315,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
     home = Path(build.__file__).resolve().parents[2] / "src"
     script = (
         "import sys\n"
+        "from draftwire.export.settings import DraftSettings\n"
         "from draftwire.export.training.draft import build_draft\n"
         "build_draft(sys.argv[1], sys.argv[2], [sys.argv[3]], precision='fp32',\n"
         "  min_agreement=0, name='d', settings=DraftSettings(anchor_layers=1, layers=1,\n"
@@ -421,11 +345,7 @@ def test_a_killed_training_goes_on(models, tmp_path, text):
     last = start(tmp_path / "cut.draft")
     said = last.communicate()[0].decode()
     assert last.returncode == 0 and "resumed at step" in said
-    first, second = (
-        load_file(tmp_path / f"{n}.work/{n}.hf/model.safetensors") for n in ("whole", "cut")
-    )
-    for name, values in first.items():
-        np.testing.assert_allclose(second[name], values, atol=1e-4)
+    require_same(tmp_path, ("whole", "cut"), 1e-4)
 
 
 def test_wrong_input_is_refused(models, model_copy, tmp_path, text, tokenizer_file):
@@ -515,18 +435,14 @@ def test_the_command_evolves_a_target(v1, text, capsys):
 
 
 def test_a_directory_evolves_into_a_peft_adapter(models, v1, tmp_path, text):
-    out = evolve_target(
-        models("llama"), tmp_path / "coffee", [text], version="v9", settings=EVOLVED,
-        say=quiet,
-    )  # fmt: skip
+    how = {"version": "v9", "settings": EVOLVED, "say": quiet}
+    out = evolve_target(models("llama"), tmp_path / "coffee", [text], **how)
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 2
     package = package_adapter(out, v1, v1.parent / "v9.target", version="v9")
     assert load_target(package).version == "v9"
     with pytest.raises(ConfigError, match="already"):
-        evolve_target(
-            models("llama"), out, [text], version="v9", settings=EVOLVED, say=quiet
-        )
+        evolve_target(models("llama"), out, [text], **how)
 
 
 def test_an_interrupted_evolution_goes_on(v1, text, interrupted):
