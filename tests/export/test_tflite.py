@@ -262,7 +262,7 @@ def test_the_weights_of_a_package_are_as_good(shape, models, tmp_path, torch_log
 
 
 def test_the_reference_draft_gets_an_engine(tmp_path):
-    """A package of an older exporter, which does not carry its config."""
+    """A package whose weights are rounded in the form of older exporters."""
     models = Path(__file__).resolve().parents[2] / "models"
     out = export_tflite(models / "reference.draft", tmp_path / "r.draft")
     found = load_draft(out)
