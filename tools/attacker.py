@@ -35,13 +35,8 @@ def frame(opcode: int, payload: bytes = b"", *, last: bool = True) -> bytes:
 
 
 class Enemy:
-    """Hostile clients of one verifier.
-
-    Args:
-        port: Where it listens, on loopback.
-        token: That they may show.
-        package: Of a target there.
-        seconds: That an attack lasts.
+    """Hostile clients, for some seconds, of a verifier on loopback that serves a target,
+    with a token that they may show.
     """
 
     def __init__(self, port: int, token: str, package: TargetPackage, seconds: float):
@@ -151,14 +146,13 @@ async def _flood(enemy: Enemy, make: Callable[[Codec], bytes]) -> dict[str, Any]
     return {"mb": round(sent / 1e6, 2), "frames": sent // len(one), "cut": cut}
 
 
+_REFUSED = Open((), "greedy", 0.0, 0, 1.0, 0, 5)
 FLOODS: dict[str, Callable[[Codec], bytes]] = {
     "ping": lambda codec: frame(9),
     "pong": lambda codec: frame(10),
     "bye of no stream": lambda codec: frame(2, codec.encode(Bye(), 7)),
     "block of a dead epoch": lambda codec: frame(2, codec.encode(Block(200, 0, ()))),
-    "open that is refused": lambda codec: frame(
-        2, codec.encode(Open((), "greedy", 0.0, 0, 1.0, 0, 5), 9)
-    ),
+    "open that is refused": lambda codec: frame(2, codec.encode(_REFUSED, 9)),
 }
 
 

@@ -10,16 +10,10 @@ from typing import Callable, Iterable
 
 
 class FaultProxy:
-    """A TCP relay on loopback in front of a port.
+    """A TCP relay on loopback in front of a verifier's port.
 
-    Args:
-        port: Where the verifier listens.
-
-    Attributes:
-        url: What devices connect to.
-        open: False refuses new connections.
-        swallow: When set, everything that comes is lost without a sign.
-        acts: How often it acted (`after`).
+    Devices connect to its ``url``. Without ``open`` it refuses new connections; while
+    ``swallow`` is set, all that comes is lost without a sign; ``acts`` counts (`after`).
     """
 
     def __init__(self, port: int) -> None:

@@ -38,19 +38,10 @@ def measure(
     repeats: int = 15,
     threads: int = 1,
 ) -> list[dict[str, Any]]:
-    """Time rounds of verification.
+    """Time rounds of verification; return for each combination the medians in milliseconds.
 
-    Args:
-        target: A target package.
-        sessions: Sessions in a round.
-        contexts: Tokens in the sessions' caches, in turns: ``(64, 1024)`` gives half
-            of the sessions a short context and half a long one.
-        block: Tokens that each session sends.
-        repeats: Rounds of each kind.
-        threads: Of the engine.
-
-    Returns:
-        For each combination the medians in milliseconds.
+    ``contexts`` are tokens in the sessions' caches, in turns: ``(64, 1024)`` gives half of
+    the sessions a short context and half a long one; each sends ``block`` tokens.
     """
     model = OnnxTarget(target, slots=max(sessions), threads=threads)
     rng = np.random.default_rng(0)

@@ -21,31 +21,33 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from pathlib import Path
+
+from fetch import unpacked
+
+from draftwire.bench.child import VerifierProcess
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HOME = os.path.join(ROOT, "out", "arm")
 TOOLS = os.path.join(HOME, "tools")
+OURS = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "src")}
 PROMPTS = ["Once upon a time", "The prince said", "Take the cup and", "In the forest"]
 
+ARM64 = {"arch": "arm64", "machine": "aarch64", "qemu": "qemu-aarch64-static"}
 # System -> how it is made and what its bundle is for.
 SYSTEMS = {
     "bookworm": {
+        **ARM64,
         "suite": "bookworm",
-        "arch": "arm64",
-        "machine": "aarch64",
-        "qemu": "qemu-aarch64-static",
         "cpu": "cortex-a72",
         "python": "3.11",
         "board": "raspberry-pi-4",
         "packages": "python3-minimal,python3,libssl3,libstdc++6",
     },
     "bullseye": {
+        **ARM64,
         "suite": "bullseye",
-        "arch": "arm64",
-        "machine": "aarch64",
-        "qemu": "qemu-aarch64-static",
         "cpu": "cortex-a53",
         "python": "3.9",
         "board": "raspberry-pi-4",
@@ -74,8 +76,6 @@ CPUINFO = {
     "CPU implementer\t: 0x41\nCPU architecture: 7\nCPU variant\t: 0x0\n"
     "CPU part\t: 0xc0f\nCPU revision\t: 3\n\n",
 }
-
-
 CORES = 6  # as the recorded board has: onnxruntime 1.19 aborts when the two differ
 
 
@@ -83,44 +83,31 @@ class NotHere(Exception):
     """Something from outside that this test needs cannot be had."""
 
 
-class Clock:
-    """How much time is left."""
-
-    def __init__(self, seconds):
-        self.set(seconds)
-
-    def set(self, seconds):
-        """Begin to count: so many seconds for everything."""
-        self.end = time.monotonic() + seconds
-        self.seconds = seconds
-
-    def left(self):
-        """Return the seconds that are left, at least a moment."""
-        return max(0.1, self.end - time.monotonic())
+CLOCK = {"end": time.monotonic() + 3600.0}  # of everything; --within sets it
 
 
-CLOCK = Clock(3600.0)
+def left():
+    """Return the seconds that are left, at least a moment."""
+    return max(0.1, CLOCK["end"] - time.monotonic())
 
 
 def say(text):
     """Print one line of progress."""
-    print(text)
-    sys.stdout.flush()
+    print("test-arm: " + text, flush=True)
+
+
+def run(words, **options):
+    """Run a command; return its exit code and what it said."""
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(words, timeout=left(), check=False, **both, **options)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def call(words, what, **options):
     """Run a command; return its output, or stop with what it said."""
-    done = subprocess.run(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=CLOCK.left(),
-        check=False,
-        **options,
-    )
-    said = done.stdout.decode("utf-8", "replace")
-    if done.returncode:
-        raise SystemExit(f"test-arm: {what} failed ({done.returncode})\n{said[-3000:]}")
+    code, said = run(words, **options)
+    if code:
+        raise SystemExit(f"test-arm: {what} failed ({code})\n{said[-3000:]}")
     return said
 
 
@@ -137,19 +124,9 @@ def need_tools(names):
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
             raise NotHere(f"{', '.join(missing)}: not found, and no apt-get to fetch them")
         os.makedirs(TOOLS, exist_ok=True)
-        say("test-arm: fetching qemu-user-static and mmdebstrap")
-        with tempfile.TemporaryDirectory(dir=HOME) as scratch:
-            done = subprocess.run(
-                ["apt-get", "download", "-q", "qemu-user-static", "mmdebstrap"],
-                cwd=scratch,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=min(180.0, CLOCK.left()),
-                check=False,
-            )
-            for name in os.listdir(scratch):
-                if name.endswith(".deb") and done.returncode == 0:
-                    call(["dpkg-deb", "-x", os.path.join(scratch, name), TOOLS], name)
+        say("fetching qemu-user-static and mmdebstrap")
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # said below
+            unpacked(["qemu-user-static", "mmdebstrap"], TOOLS)
     found = {name: find_tool(name) for name in names}
     missing = [name for name in names if not found[name]]
     if missing:
@@ -169,28 +146,15 @@ def make_root(name, tools):
         return folder
     shutil.rmtree(os.path.join(HOME, name), ignore_errors=True)
     os.makedirs(os.path.join(HOME, name))
-    say(f"test-arm: {name}: unpacking Debian's packages for {system['arch']}")
+    say(f"{name}: unpacking Debian's packages for {system['arch']}")
     mode = "root" if os.geteuid() == 0 else "unshare"
-    done = subprocess.run(
-        [
-            tools["mmdebstrap"],
-            "--quiet",
-            f"--mode={mode}",
-            "--variant=extract",
-            f"--architectures={system['arch']}",
-            f"--include={system['packages']}",
-            *([f"--setup-hook={system['hook']}"] if "hook" in system else []),
-            system["suite"],
-            folder,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"},
-        timeout=CLOCK.left(),
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+    words = [tools["mmdebstrap"], "--quiet", f"--mode={mode}", "--variant=extract"]
+    words += [f"--architectures={system['arch']}", f"--include={system['packages']}"]
+    words += [f"--setup-hook={system['hook']}"] if "hook" in system else []
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    code, said = run([*words, system["suite"], folder], env={**os.environ, "PATH": path})
+    if code:
+        lines = said.strip().splitlines()
         first = [line for line in lines if line.startswith("E: ")] or lines or [""]
         raise NotHere(f"the packages of {name} cannot be had: {first[0]}")
     os.makedirs(os.path.join(folder, "proc"), exist_ok=True)
@@ -221,12 +185,8 @@ def emulator(name, root, tools):
 
 def draftwire(python, *words):
     """Run the host's draftwire; return its output."""
-    environment = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "src")}
-    return call(
-        [python, "-m", "draftwire", *words],
-        f"draftwire {' '.join(words[:2])}",
-        env=environment,
-    )
+    command = [python, "-m", "draftwire", *words]
+    return call(command, f"draftwire {' '.join(words[:2])}", env=OURS)
 
 
 def bundle(name, python, drafts):
@@ -251,41 +211,17 @@ def bundle(name, python, drafts):
     return out, open(key + ".pub").read().strip()
 
 
-def install(name, root, path, key, run, python):
+def install(name, root, path, key, board_python, python):
     """Check the bundle with the emulated Python, then install it into the root."""
     script = os.path.join(HOME, name, "install.sh")
     draftwire(python, "boards", "installer", "--out", script)
-    call([run, "-I", script, "check", path, "--key", key], "install.sh check, emulated")
+    words = [board_python, "-I", script, "check", path, "--key", key]
+    call(words, "install.sh check, emulated")
     shutil.rmtree(os.path.join(root, "opt", "draftwire"), ignore_errors=True)
     words = ["sh", script, path, "--key", key, "--rootfs", root]
     path = os.path.dirname(python) + os.pathsep + os.environ["PATH"]
     call(words, "install.sh", env={**os.environ, "PATH": path})
     return os.path.join(root, "opt", "draftwire", "current")
-
-
-@contextlib.contextmanager
-def verifier(python):
-    """Serve the reference target on this machine; yield its URL."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.path.join(ROOT, "src"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    target = os.path.join(ROOT, "models", "v1.target")
-    process = subprocess.Popen(
-        [python, "-m", "draftwire", "verifier", "serve", "--port", "0", "--target", target],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        line = process.stdout.readline().decode()
-        if not line.startswith("listening on "):
-            raise SystemExit(f"test-arm: the verifier did not start: {line}")
-        yield line.split()[-1]
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def run_job(command, name, job, site):
@@ -313,10 +249,8 @@ def fake_orin(python, system_root):
         "from fake_tree import build\n"
         "build(pathlib.Path(sys.argv[1]), BOARDS['orin-nano-super'])\n"
     )
-    helpers = os.path.join(ROOT, "tests", "helpers")
-    call(
-        [python, "-c", code, root, helpers, os.path.join(ROOT, "src")], "the recorded board"
-    )
+    places = [os.path.join(ROOT, "tests", "helpers"), os.path.join(ROOT, "src")]
+    call([python, "-c", code, root, *places], "the recorded board")
     # The emulator shows these below / to the process; libraries stay the system's own.
     for name in ("proc/device-tree", "sys", "etc/nv_tegra_release", "etc/nvpmodel.conf"):
         source, place = os.path.join(root, name), os.path.join(system_root, name)
@@ -337,18 +271,20 @@ def drafts_of(python, machine):
     check = "import ai_edge_litert.interpreter, flatbuffers"
     if subprocess.call([python, "-c", check], stderr=subprocess.DEVNULL) == 0:
         if not os.path.isdir(lite):
-            draftwire(python, "export", "tflite", reference, "--out", lite)
+            words = ["export", "package", reference, "--engine", "litert", "--out", lite]
+            draftwire(python, *words)
             # A package with one engine, so that there is no doubt which one ran.
             drop_engine(lite)
         found["litert"] = lite
     else:
-        say("test-arm: ai-edge-litert is not here: LiteRT is not tested")
+        say("ai-edge-litert is not here: LiteRT is not tested")
     return found
 
 
 def drop_engine(folder):
     """Take the ONNX file out of a package that is ours, and name it anew."""
-    sys.path.insert(0, os.path.join(ROOT, "src"))
+    from draftwire.packages.manifest import identity
+
     manifest = os.path.join(folder, "draft.json")
     with open(manifest, encoding="utf-8") as file:
         raw = json.load(file)
@@ -356,8 +292,6 @@ def drop_engine(folder):
         if entry.get("engine") == "onnxruntime":
             del raw["files"][name]
             os.unlink(os.path.join(folder, name))
-    from draftwire.packages.manifest import identity
-
     raw["id"] = identity("draft", raw)
     with open(manifest, "w", encoding="utf-8") as file:
         json.dump(raw, file, indent=2)
@@ -374,9 +308,8 @@ def compare(name, board, host):
                     f"board {there['token_ids']}\nhost  {here['token_ids']}"
                 )
         count = sum(len(text["token_ids"]) for text in texts)
-        accepted = [
-            sum(t["accepted"] for t in side) for side in (texts, host["texts"][engine])
-        ]
+        sides = texts, host["texts"][engine]
+        accepted = [sum(text["accepted"] for text in side) for side in sides]
         words.append(
             f"{texts[0]['engine']}: {count} tokens equal, "
             f"accepted {accepted[0]} there and {accepted[1]} here"
@@ -402,22 +335,27 @@ def one(name, python):
     system = SYSTEMS[name]
     tools = need_tools(["mmdebstrap", system["qemu"]])
     root = make_root(name, tools)
-    run = emulator(name, root, tools)
+    board_python = emulator(name, root, tools)
     drafts = drafts_of(python, system["machine"])
     if not drafts:
         raise NotHere("no engine to test")
     path, key = bundle(name, python, drafts)
-    current = install(name, root, path, key, run, python)
+    current = install(name, root, path, key, board_python, python)
     with open(os.path.join(current, "manifest.json")) as file:
         manifest = json.load(file)
     modules = manifest["modules"] + manifest["system_modules"]
-    with verifier(python) as url:
-        job = {"url": url, "drafts": drafts, "prompts": PROMPTS, "modules": modules}
+    verifier = VerifierProcess([Path(ROOT, "models", "v1.target")])
+    verifier.start()
+    try:
+        job = {"url": verifier.url, "drafts": drafts, "prompts": PROMPTS}
         ours = {**job, "modules": [], "python": None, "fake": None}
         host = run_job(python, "host", ours, os.path.join(ROOT, "src"))
-        theirs = {**job, "python": run, "fake": fake_orin(python, root)}
+        theirs = {**job, "modules": modules, "python": board_python}
+        theirs["fake"] = fake_orin(python, root)
         site = os.path.join(os.path.realpath(current), "site")
-        board = run_job(run, name, theirs, site)
+        board = run_job(board_python, name, theirs, site)
+    finally:
+        verifier.kill()
     check_board(name, board)
     line = compare(name, board, host)
     libc = " ".join(board["libc"])
@@ -430,7 +368,7 @@ def main(words):
     required = "--require" in words
     if "--within" in words:
         at = words.index("--within")
-        CLOCK.set(float(words[at + 1]))
+        CLOCK["end"] = time.monotonic() + float(words[at + 1])
         del words[at : at + 2]
     names = [word for word in words if word != "--require"] or ["bookworm", "bullseye"]
     unknown = [name for name in names if name not in SYSTEMS]
@@ -446,9 +384,9 @@ def main(words):
             said = f"NOT TESTED: {exc}"
             code = 1 if required else code
         except subprocess.TimeoutExpired:
-            said = f"NOT TESTED: it takes longer than {CLOCK.seconds:.0f} s here"
+            said = "NOT TESTED: it takes longer than the time that there is"
             code = 1 if required else code
-        say(f"test-arm: {name}: {said} ({time.monotonic() - began:.0f} s)")
+        say(f"{name}: {said} ({time.monotonic() - began:.0f} s)")
     return code
 
 

@@ -23,15 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# Group -> (requirements file, install it without the dependencies it declares).
+# Group -> (requirements file, install it without the dependencies it declares), in the
+# order in which they are installed.
 GROUPS = {
     "device": (("requirements/device.txt", True),),
     "litert": (("requirements/litert.txt", True),),
     "test": (("requirements/test.txt", True),),
     "ship": (("requirements/ship.txt", True),),
-    "workstation": (
-        ("requirements/torch.txt", False),
-        ("requirements/workstation.txt", False),
+    "workstation": tuple(
+        (f"requirements/{n}.txt", False) for n in ("torch", "workstation")
     ),
     "lint": (("requirements/lint.txt", False),),
     "fuzz": (("requirements/fuzz.txt", True),),
@@ -40,19 +40,6 @@ GROUPS = {
     "docs": (("requirements/docs.txt", False),),
     "vllm": (("requirements/torch.txt", False), ("requirements/vllm.txt", True)),
 }
-ORDER = (
-    "device",
-    "litert",
-    "test",
-    "ship",
-    "workstation",
-    "lint",
-    "fuzz",
-    "clients",
-    "ray",
-    "docs",
-    "vllm",
-)
 
 OLDEST, PREFERRED = (3, 9), ((3, 11), (3, 12), (3, 10), (3, 13), (3, 9))
 # The Pythons of the boards (JetPack 5, 6 and 7) and the tests that must pass there.
@@ -88,22 +75,13 @@ def probe(command):
     of a version that is not selected exists and fails; a Debian Python may lack
     ensurepip.  Both are as good as not there.
     """
+    how = {"timeout": 60, "cwd": ROOT, "stderr": subprocess.DEVNULL}
     try:
-        out = subprocess.run(
-            [command, "-c", _PROBE],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-            check=True,
-            cwd=ROOT,
-        ).stdout.decode()
-    except (OSError, subprocess.SubprocessError):
+        out = subprocess.check_output([command, "-c", _PROBE], **how).decode()
+        version, path = out.split(None, 1)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    words = out.split(None, 1)
-    if len(words) != 2:
-        return None
-    major, minor = words[0].split(".")
-    return (int(major), int(minor)), words[1].strip()
+    return tuple(int(part) for part in version.split(".")), path.strip()
 
 
 def find_python(version):
@@ -113,14 +91,14 @@ def find_python(version):
     candidates = [os.path.join(d, name) for d in os.get_exec_path()]
     pyenv = os.environ.get("PYENV_ROOT", os.path.join(home, ".pyenv"))
     for pattern in (
-        os.path.join(pyenv, "versions", dotted(version) + ".*", "bin", name),
-        os.path.join(home, ".local/share/uv/python/*", "bin", name),
-        os.path.join(home, "*conda*", "envs", "*", "bin", name),
-        os.path.join("/opt", "*", "bin", name),
-        os.path.join("/opt", "*", "*", "bin", name),
-        os.path.join("/usr/local/bin", name),
+        os.path.join(pyenv, "versions", dotted(version) + ".*", "bin"),
+        os.path.join(home, ".local/share/uv/python/*", "bin"),
+        os.path.join(home, "*conda*", "envs", "*", "bin"),
+        "/opt/*/bin",
+        "/opt/*/*/bin",
+        "/usr/local/bin",
     ):
-        candidates += sorted(glob.glob(pattern), reverse=True)
+        candidates += sorted(glob.glob(os.path.join(pattern, name)), reverse=True)
     if sys.version_info[:2] == version:
         candidates.append(sys.executable)
     for candidate in dict.fromkeys(candidates):
@@ -142,12 +120,11 @@ def main_python():
                 "with venv and ensurepip"
             )
         return found
-    found = probe(os.path.join(ROOT, ".venv", "bin", "python"))  # keep what is there
-    if found and found[0] >= OLDEST:
-        return found
-    found = probe(sys.executable)
-    if found and found[0] >= OLDEST:
-        return found
+    # What is there is kept.
+    for command in (os.path.join(ROOT, ".venv", "bin", "python"), sys.executable):
+        found = probe(command)
+        if found and found[0] >= OLDEST:
+            return found
     for version in PREFERRED:
         path = find_python(version)
         if path:
@@ -188,7 +165,7 @@ def ensure(folder, python, groups):
         shutil.rmtree(folder, ignore_errors=True)
         run([path, "-m", "venv", folder])
         _write(made, repr(python))
-    for group in (name for name in ORDER if name in groups):
+    for group in (name for name in GROUPS if name in groups):
         stamp = os.path.join(folder, ".installed-" + group)
         wanted = stamp_of(group, python)
         if _same(stamp, wanted):
@@ -228,7 +205,7 @@ def make(groups):
     """Make ``.venv`` with ``groups``."""
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown or not groups:
-        raise SystemExit(f"groups are {', '.join(ORDER)}, not {unknown}")
+        raise SystemExit(f"groups are {', '.join(GROUPS)}, not {unknown}")
     return ensure(os.path.join(ROOT, ".venv"), main_python(), groups)
 
 
@@ -400,21 +377,17 @@ def test(arguments):
 
 def main(arguments):
     """Run ``make GROUP...``, ``test`` or ``ray [PYTEST ARGUMENT...]``, or make the rest."""
-    if arguments[:1] == ["make"]:
-        make(arguments[1:])
+    verb, rest = (arguments or [""])[0], arguments[1:]
+    if verb == "make":
+        make(rest)
         return 0
-    if arguments[:1] == ["test"]:
-        return test(arguments[1:])
-    if arguments[:1] == ["ray"]:
-        return ray(arguments[1:])
     if arguments in (["clients"], ["docs"]):
-        apart(arguments[0])
+        apart(verb)
         return 0
-    if arguments[:1] == ["jtop"]:
-        return jtop(arguments[1:])
-    if arguments[:1] == ["vllm"]:
-        return vllm(arguments[1:])
-    raise SystemExit(__doc__)
+    verbs = {"test": test, "ray": ray, "jtop": jtop, "vllm": vllm}
+    if verb not in verbs:
+        raise SystemExit(__doc__)
+    return verbs[verb](rest)
 
 
 if __name__ == "__main__":
